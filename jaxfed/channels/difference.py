@@ -1,0 +1,45 @@
+"""Sending what changed since the last aggregate."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.channel import Channel, link
+from jaxfed.rows import Table, is_table, lift
+from jaxfed.tree import zeros
+from jaxfed.types import Tree
+
+
+def shares(tree: Tree, held: Table, one: jax.Array) -> Tree:
+    """A tree like `tree`: `held` where it has a table, `one` elsewhere."""
+    return jax.tree.map(lambda x: held.rows if is_table(x) else one, tree, is_leaf=is_table)
+
+
+def difference() -> Channel:
+    """The reference form of federated gradient aggregation: clients send u_k - g, the server adds the mean back.
+
+    g, the last aggregate, is server state and downloaded with the model. The message carries a one for the client and
+    for each row it holds, which the later links weigh as they weigh u_k - g: the server then knows which share s of g
+    to add, mean(u_k - g) + s g = mean(u_k), also for rows that only some clients hold. Equal to no link at all while
+    the links to its right are linear; under compression the difference is smaller than u_k and loses less.
+
+    (A well-known article subtracts the mean difference from g; the sign is a slip, see `algorithms`.)
+    """
+
+    def init(example):
+        return zeros(example), ()
+
+    def encode(update, last, client):
+        held, one = Table(jnp.ones(client.rows.shape)), jnp.ones(())
+        return (jax.tree.map(jnp.subtract, update, last), held, one), client.memory
+
+    def decode(total, last, round):
+        change, held, one = total
+
+        def back(x, g):
+            share = held.rows.reshape((-1,) + (1,) * (x.ndim - 1))
+            return x + share * g
+
+        update = lift(back, lambda x, g: x + one * g, change, last)
+        return update, update, {}
+
+    return link(encode, decode, init, send=lambda last: last)

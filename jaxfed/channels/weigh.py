@@ -1,0 +1,76 @@
+"""Links that turn the sum over a cohort into a mean."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.channel import Channel, link
+from jaxfed.rows import Table, lift
+from jaxfed.tree import scale
+from jaxfed.types import Client
+
+By = Literal["examples", "activity", "uniform"]
+
+
+def weight_of(by: By, power: float) -> Callable[[Client], jax.Array]:
+    """What a client's update weighs: (training examples | train interactions | 1) ** power."""
+    measures = {
+        "examples": lambda client: client.weight,
+        "activity": lambda client: client.activity,
+        "uniform": lambda client: jnp.ones_like(client.weight),
+    }
+    if by not in measures:
+        raise ValueError(f"weights by {by!r}: choose one of {', '.join(measures)}")
+    return lambda client: measures[by](client) ** power
+
+
+def share(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x divided by its weight along the first axis; zero where nothing was weighed."""
+    weight = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
+    return jnp.where(weight > 0, x / jnp.where(weight > 0, weight, 1), 0)
+
+
+def mean(count: int | None = None) -> Channel:
+    """The plain mean 1/M over the clients that reported, or 1/count (McMahan et al. 2017, with equal weights)."""
+
+    def decode(total, state, round):
+        return scale(1 / (count or jnp.maximum(round.present.sum(), 1)), total), state, {}
+
+    return link(decode=decode)
+
+
+def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
+    """Mean with weights n_k / n (McMahan et al. 2017, algorithm 1), n_k = measure ** power."""
+    weigh = weight_of(by, power)
+
+    def encode(update, sent, client):
+        weight = weigh(client)
+        return (scale(weight, update), weight), client.memory
+
+    def decode(total, state, round):
+        update, weight = total
+        return jax.tree.map(lambda x: share(x, weight), update), state, {}
+
+    return link(encode, decode)
+
+
+def per_row_mean(by: By = "uniform", power: float = 1.0) -> Channel:
+    """Divides each row of a table by the summed weight of the clients that hold it, other leaves by that of all.
+
+    Without it a row that few clients touch moves by (its clients / cohort) of their mean step (FedSubAvg: Ding et al.
+    2022, "Federated submodel optimization for hot and cold data features").
+    """
+    weigh = weight_of(by, power)
+
+    def encode(update, sent, client):
+        weight = weigh(client)
+        held = Table(jnp.full(client.rows.shape, weight))
+        return (scale(weight, update), held, weight), client.memory
+
+    def decode(total, state, round):
+        update, held, weight = total
+        return lift(lambda x: share(x, held.rows), lambda x: share(x, weight), update), state, {}
+
+    return link(encode, decode)

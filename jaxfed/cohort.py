@@ -1,0 +1,95 @@
+"""Who is asked in a round: functions of (seed, round), in NumPy, so that the next cohort can be packed ahead."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Sampler(NamedTuple):
+    """draw(seed, round) -> (ids int [slots], present bool [slots]).
+
+    A fixed number of slots; `num_clients` (one past the end) is an empty one. present: asked and will report.
+    """
+
+    slots: int
+    draw: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+
+
+def generator(seed: int, round: int, purpose: int) -> np.random.Generator:
+    """The stream of one purpose in one round."""
+    return np.random.Generator(np.random.Philox(key=[seed, 3], counter=[0, purpose, round, 0]))
+
+
+def sampler(choose: Callable[[int, int], np.ndarray], slots: int, num_clients: int, dropout: float) -> Sampler:
+    """From choose(seed, round) -> ids; each client then drops out by itself with probability `dropout`.
+
+    Whether a client drops out depends on (seed, round, client) alone. Raises ValueError for a cohort that cannot be.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout {dropout}: a probability in [0, 1)")
+    if not 1 <= slots:
+        raise ValueError("cohort.size must be at least 1")
+
+    def draw(seed, round):
+        ids = np.full(slots, num_clients, np.int64)
+        chosen = choose(seed, round)
+        ids[: len(chosen)] = chosen
+        stays = np.append(generator(seed, round, 1).random(num_clients) >= dropout, False)
+        return ids, stays[ids]
+
+    return Sampler(slots, draw)
+
+
+def fits(size: int, num_clients: int) -> int:
+    """`size`, if there are so many clients."""
+    if size > num_clients:
+        raise ValueError(
+            f"cohort.size {size:,} is larger than the population of {num_clients:,} clients: "
+            f'set it to at most {num_clients:,}, or cohort.name = "everyone"'
+        )
+    return size
+
+
+def uniform(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
+    """`size` clients without replacement."""
+    fits(size, num_clients)
+
+    def choose(seed, round):
+        return np.sort(generator(seed, round, 0).choice(num_clients, size, replace=False))
+
+    return sampler(choose, size, num_clients, dropout)
+
+
+def poisson(num_clients: int, size: int = 128, cap: int = 0, dropout: float = 0.0) -> Sampler:
+    """Every client by itself with probability size / num_clients; at most `cap` slots.
+
+    cap 0: mean plus six standard deviations. Beyond the cap, clients are left out at random.
+    """
+    rate = fits(size, num_clients) / num_clients
+    most = math.ceil(size + 6 * math.sqrt(size * (1 - rate)))
+    slots = min(cap or most, num_clients)
+
+    def choose(seed, round):
+        random = generator(seed, round, 0)
+        drawn = np.flatnonzero(random.random(num_clients) < rate)
+        return drawn if len(drawn) <= slots else np.sort(random.choice(drawn, slots, replace=False))
+
+    return sampler(choose, slots, num_clients, dropout)
+
+
+def cyclic(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
+    """One shuffled circle of clients, `size` of them after the other each round."""
+    fits(size, num_clients)
+
+    def choose(seed, round):
+        circle = generator(seed, 0, 2).permutation(num_clients)
+        return np.sort(circle[(round * size + np.arange(size)) % num_clients])
+
+    return sampler(choose, size, num_clients, dropout)
+
+
+def everyone(num_clients: int, dropout: float = 0.0) -> Sampler:
+    """All clients in every round."""
+    return sampler(lambda seed, round: np.arange(num_clients), num_clients, num_clients, dropout)

@@ -1,0 +1,225 @@
+"""Configurations: a TOML file whose sections are the pipeline's places, read strictly into frozen dataclasses.
+
+`name` picks a function from the registry, the other keys are its arguments; the command line overrides any of them.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from jaxfed.registry import REGISTRY, arguments
+
+
+@dataclass(frozen=True)
+class Group:
+    """An optimiser's own pace for a group of parameters; left out: as for the rest."""
+
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives and what it runs on. None of this changes what is computed, but for the order of sums."""
+
+    out: str = "runs/run"
+    checkpoint_every: int = 25  # rounds between checkpoints
+    keep: int = 2  # checkpoints kept
+    placement: Literal["jit", "pmap"] = "jit"
+    devices: int = 1  # 0: all there are
+    area: int = 0  # steps in a block of clients; 0: chosen
+
+
+NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform"}
+
+
+def near(word: str, words: typing.Iterable[str]) -> str:
+    """`; did you mean "x"?` for the nearest of some words, or what there is."""
+    words = list(words)
+    found = difflib.get_close_matches(word, words, 1)
+    return f'; did you mean "{found[0]}"?' if found else f"; there are {', '.join(words)}"
+
+
+def type_of(default: Any) -> Any:
+    """The type of a field from its default."""
+    return tuple[type(default[0]), ...] if isinstance(default, tuple) and default else (
+        tuple[str, ...] if isinstance(default, tuple) else type(default)
+    )
+
+
+def frozen(name: str, fields: list) -> type:
+    """A frozen dataclass made of fields (name, type, default)."""
+    made = [(key, kind, default if isinstance(default, dataclasses.Field) else field(default=default)) for key, kind, default in fields]
+    return make_dataclass(name, made, frozen=True)
+
+
+def section_type(section: str, name: str, where: str = "") -> type:
+    """The dataclass of a section for a name of its registry. Raises ValueError for a name that is not there."""
+    if name not in REGISTRY[section]:
+        raise ValueError(f'{where or section}.name: no {section} "{name}"{near(name, REGISTRY[section])}')
+    fields: list = [("name", Literal[name], name)]  # type: ignore[valid-type]
+    fields += [(key, type_of(default), default) for key, default in arguments(section, name).items()]
+    if section == "optimizer":
+        fields += [(key, Group, field(default=Group())) for key in ("item", "user")]
+    return frozen(section.title(), fields)
+
+
+def build(section: str, table: Any, where: str) -> Any:
+    """A section from its TOML table."""
+    table = expect_table(table, where)
+    name = table.get("name", NAMED.get(section, "sgd"))
+    if not isinstance(name, str):
+        raise ValueError(f"{where}.name: a name in quotes, not {name!r}")
+    kind = section_type(section, name, where)
+    if section != "work":
+        return fill(kind, table, where)
+    optimizer = build("optimizer", table.get("optimizer", {}), f"{where}.optimizer")
+    rest = fill(kind, {key: value for key, value in table.items() if key != "optimizer"}, where, ["optimizer"])
+    kinds = [(f.name, f.type, getattr(rest, f.name)) for f in dataclasses.fields(rest)]
+    return frozen("Work", [*kinds, ("optimizer", type(optimizer), field(default=optimizer))])()
+
+
+def expect_table(value: Any, where: str) -> dict[str, Any]:
+    """`value`, if it is a table."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: a section [{where}] with keys, not {value!r}")
+    return value
+
+
+def fill(kind: type, table: Any, where: str, more: list[str] | None = None) -> Any:
+    """A dataclass from a table: unknown keys and values of another type raise ValueError."""
+    table = expect_table(table, where)
+    kinds = typing.get_type_hints(kind)
+    for key in table:
+        if key not in kinds:
+            raise ValueError(f'unknown key "{f"{where}.{key}".lstrip(".")}"{near(key, [*kinds, *(more or [])])}')
+    return kind(**{key: fit(kinds[key], value, f"{where}.{key}".lstrip(".")) for key, value in table.items()})
+
+
+def fit(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`; whole numbers serve as floats, lists as tuples."""
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in options:
+            raise ValueError(f"{where}: {value!r} is none of {', '.join(map(repr, options))}")
+        return value
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(fit(options[0], each, where) for each in value)
+    if dataclasses.is_dataclass(kind):
+        return fill(typing.cast(type, kind), value, where)
+    kinds = tuple(option for option in options or (kind,) if isinstance(option, type) and option is not type(None))
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"{where}: {value!r} is not {' or '.join(each.__name__ for each in kinds)}")
+    return value
+
+
+def config_of(table: dict[str, Any]) -> Any:
+    """A whole configuration from a TOML document's table. Raises ValueError with one line that says what is wrong."""
+    known = ["seed", "rounds", *NAMED, "channel", "evaluation", "run"]
+    for key in table:
+        if key not in known:
+            raise ValueError(f'unknown key "{key}"{near(key, known)}')
+
+    def links(value, where):
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: a list of links, each [[{where}]] with a name")
+        made = []
+        for number, link in enumerate(value):
+            if "name" not in expect_table(link, where):
+                raise ValueError(f"{where}.{number}: a link needs a name{near('', REGISTRY['channel'])}")
+            made.append(build("channel", link, f"{where}.{number}"))
+        return tuple(made)
+
+    channel = links(table.get("channel", [{"name": "weighted_mean"}]), "channel")
+    asked = dict(expect_table(table.get("evaluation", {}), "evaluation"))
+    through = links(asked.pop("channel", []), "evaluation.channel")
+    evaluation_type = frozen(
+        "Evaluation",
+        [
+            ("every", int, 10),
+            ("select", str, "val/full/ndcg@10"),
+            ("patience", int, 0),
+            ("where", Literal["server", "clients"], "server"),
+            ("seed", int, 0),
+            ("channel", tuple[tuple(map(type, through))] if through else tuple[()], field(default=through)),
+        ],
+    )
+    sections = {key: build(key, table.get(key, {}), key) for key in NAMED}
+    config_type = frozen(
+        "Config",
+        [
+            ("seed", int, 0),
+            ("rounds", int, 100),
+            *((key, type(value), field(default=value)) for key, value in sections.items()),
+            ("channel", tuple[tuple(map(type, channel))] if channel else tuple[()], field(default=channel)),
+            ("evaluation", evaluation_type, field(default=fill(evaluation_type, asked, "evaluation", ["channel"]))),
+            ("run", Run, field(default=fill(Run, table.get("run", {}), "run"))),
+        ],
+    )
+    plain = {key: fit(int, table[key], key) for key in ("seed", "rounds") if key in table}
+    return check(config_type(**plain))
+
+
+def check(config: Any) -> Any:
+    """The configuration, if its numbers can be. Raises ValueError."""
+    least = {"rounds": config.rounds, "evaluation.every": config.evaluation.every, "run.keep": config.run.keep,
+             "run.checkpoint_every": config.run.checkpoint_every}
+    for name, value in least.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1")
+    if config.seed < 0:
+        raise ValueError(f"seed is {config.seed}: it must be at least 0")
+    return config
+
+
+def table_of(config: Any) -> dict[str, Any]:
+    """A configuration as a TOML table, every default spelled out."""
+
+    def plain(value):
+        if dataclasses.is_dataclass(value):
+            inner = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return {key: each for key, each in inner.items() if each is not None and each != {}}
+        return [plain(each) for each in value] if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A TOML file's table. Raises ValueError where there is none."""
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such configuration") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"{path}: not TOML: {error}") from None
+
+
+def dumps(config: Any) -> str:
+    """A configuration as TOML; `read` and `config_of` give it back."""
+    return tomli_w.dumps(table_of(config))
+
+
+def leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a table."""
+    items = table.items() if isinstance(table, dict) else enumerate(table)
+    for key, value in items:
+        if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """`key: old -> new` of all that differs between two configurations outside [run]."""
+    a, b = (dict(leaves(table_of(config))) for config in (old, new))
+    keys = [key for key in sorted(a.keys() | b.keys()) if not key.startswith("run.")]
+    return [f"{key}: {a.get(key, 'unset')} -> {b.get(key, 'unset')}" for key in keys if a.get(key) != b.get(key)]

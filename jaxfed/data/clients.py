@@ -1,0 +1,147 @@
+"""Who owns what: the rows of a data set laid out client by client."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxfed.data.interactions import Dataset, first_only, k_core
+from jaxfed.data.splits import TEST, TRAIN, VALID, Protocol, Split, drop_short, split
+
+
+class Ragged(NamedTuple):
+    """Lists of different lengths, end to end."""
+
+    values: np.ndarray  # [total]
+    start: np.ndarray  # int64 [n + 1]: list i is values[start[i]:start[i + 1]]
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.values[self.start[i] : self.start[i + 1]]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [n]: the length of each list."""
+        return np.diff(self.start)
+
+    def padded(self, lists: np.ndarray, fill: int) -> np.ndarray:
+        """[len(lists), longest of all lists]: some of the lists, filled up."""
+        counts = self.counts
+        at = np.arange(counts.max(initial=0))
+        inside = at < counts[lists][:, None]
+        where = np.where(inside, self.start[lists][:, None] + at, 0)
+        return np.where(inside, self.values[where] if len(self.values) else fill, fill)
+
+
+class Population(NamedTuple):
+    """The clients and their data. Users are numbered client by client; a client's users are a range."""
+
+    num_items: int
+    names: np.ndarray  # str [C]: what the clients are called
+    first: np.ndarray  # int64 [C + 1]: client c holds users first[c] to first[c + 1]
+    train: Ragged  # items of each user, earliest first
+    avoid: Ragged  # items that are no negatives of each user, sorted and distinct
+    gaps: np.ndarray  # int64 [total]: user * (N + 1) + (item that much further than its rank), sorted; for `outside`
+    valid: Ragged  # held-out items of each user
+    test: Ragged
+    user_names: np.ndarray  # str [U]: the source's ids, in this numbering
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are."""
+        return len(self.first) - 1
+
+    @property
+    def users_per_client(self) -> int:
+        """The most users that one client holds; 1 when every user is a client."""
+        return int(np.diff(self.first).max())
+
+    @property
+    def client_of(self) -> np.ndarray:
+        """int64 [U]: the client of each user."""
+        return np.repeat(np.arange(self.num_clients), np.diff(self.first))
+
+    @property
+    def activity(self) -> np.ndarray:
+        """int64 [C]: train interactions of each client."""
+        return np.diff(self.train.start[self.first])
+
+
+def ragged(values: np.ndarray, group: np.ndarray, groups: int) -> Ragged:
+    """Lists of `values` by `group` (sorted)."""
+    return Ragged(values, np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))]))
+
+
+def group_by(data: Dataset, clients: str, silos: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the client of each row [n], the clients' names) for `user`, `silo`, or a column of the data.
+
+    Raises ValueError for a column the data do not have.
+    """
+    user = data.interactions.user
+    if clients == "user":
+        return user.astype(np.int64), data.users
+    if clients == "silo":
+        if not 1 <= silos <= len(data.users):
+            raise ValueError(f"{silos} silos for {len(data.users)} users: choose from 1 to {len(data.users)}")
+        deal = np.random.default_rng([seed, silos]).permutation(len(data.users)) % silos
+        return deal[user], np.array([f"silo {i}" for i in range(silos)])
+    if clients not in data.columns:
+        known = ", ".join(["user", "silo", *data.columns])
+        raise ValueError(f"clients by {clients!r}: the data have no such column; choose one of {known}")
+    names, group = np.unique(data.columns[clients].astype(str), return_inverse=True)
+    return group, names
+
+
+def one_user_each(data: Dataset, group: np.ndarray) -> Dataset:
+    """Makes users of (client, user) pairs: who appears at two clients is two users, as neither knows of the other.
+
+    Numbers them client by client and adds the column `client`, the client of each row.
+    """
+    user = data.interactions.user
+    pairs, number = np.unique(group * len(data.users) + user, return_inverse=True)
+    more = len(pairs) - len(np.unique(user))
+    note = (f"{more:,} more users than ids: who appears at several clients is one user at each",) if more else ()
+    rows = data.interactions._replace(user=number.astype(np.int32))
+    columns = {**data.columns, "client": group}
+    return Dataset(rows, data.users[pairs % len(data.users)], data.items, data.titles, columns, data.notes + note)
+
+
+def populate(data: Dataset, parts: Split, names: np.ndarray) -> Population:
+    """Lays a split data set out by client. Users are numbered client by client (`one_user_each`)."""
+    user, item = data.interactions.user, data.interactions.item
+    users, items = len(data.users), len(data.items)
+
+    def lists(part):
+        index = parts.order[parts.part[parts.order] == part]
+        return ragged(item[index], user[index], users)
+
+    avoided = user.astype(np.int64) * items + item
+    pairs = np.unique(avoided if parts.leaky else avoided[parts.part == TRAIN])
+    avoid = ragged((pairs % items).astype(np.int32), pairs // items, users)
+    client_of = np.zeros(users, np.int64)
+    client_of[user] = data.columns["client"]
+    held, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
+    first = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
+    rank = np.arange(len(pairs)) - avoid.start[pairs // items]
+    gaps = pairs // items * (items + 1) + pairs % items - rank
+    return Population(items, names[held], first, lists(TRAIN), avoid, gaps, lists(VALID), lists(TEST), data.users)
+
+
+def prepare(
+    data: Dataset,
+    clients: str = "user",
+    silos: int = 10,
+    protocol: Protocol = "loo-clean",
+    ratio: tuple[float, float] = (0.1, 0.1),
+    user_core: int = 0,
+    item_core: int = 0,
+    seed: int = 0,
+) -> tuple[Dataset, Population]:
+    """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
+
+    The data set returned is numbered like the population, and its notes say all that was left out.
+    """
+    data = first_only(data)
+    if user_core or item_core:
+        data = k_core(data, user_core, item_core)
+    group, names = group_by(data, clients, silos, seed)
+    data = drop_short(one_user_each(data, group))
+    return data, populate(data, split(data, protocol, ratio), names)

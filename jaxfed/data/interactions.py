@@ -1,0 +1,97 @@
+"""Who did what, when: columns of NumPy arrays, and what is done to them before they are split."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Interactions(NamedTuple):
+    """n rows in the order of their source. The order is data: it decides between equal times."""
+
+    user: np.ndarray  # int32 [n]: 0 <= user < number of users
+    item: np.ndarray  # int32 [n]: 0 <= item < number of items
+    rating: np.ndarray  # float32 [n]; 1 where the source has none
+    time: np.ndarray  # int64 [n]: seconds, or the row's number where the source has none
+
+    def at(self, index: np.ndarray) -> "Interactions":
+        """The rows `index` (positions or a mask)."""
+        return Interactions(*(column[index] for column in self))
+
+
+class Dataset(NamedTuple):
+    """Interactions, and what the numbers in them are called."""
+
+    interactions: Interactions
+    users: np.ndarray  # [users]: the source's own ids, as strings
+    items: np.ndarray  # [items]
+    titles: np.ndarray | None = None  # [items]: what a person calls them
+    columns: dict[str, np.ndarray] = {}  # further columns, one value a row [n]
+    notes: tuple[str, ...] = ()  # what was done to the source, for the reader
+
+
+def numbered(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(number of each row's id, the ids): numbers follow the sorted ids; whole numbers sort as numbers."""
+    if raw.dtype.kind not in "iu":
+        try:
+            raw = raw.astype(np.int64) if np.char.isdecimal(raw.astype(str)).all() else raw
+        except (ValueError, OverflowError):
+            pass
+    ids, number = np.unique(raw, return_inverse=True)
+    return number.astype(np.int32), ids.astype(str)
+
+
+def digest(data: Dataset) -> str:
+    """SHA-256 of the rows in their order, by the source's own ids."""
+    user, item, rating, time = data.interactions
+    sha = hashlib.sha256()
+    for column in (data.users[user], data.items[item]):
+        sha.update("\n".join(column.tolist()).encode() + b";")
+    for column, dtype in ((rating, "<f4"), (time, "<i8")):
+        sha.update(np.ascontiguousarray(column, dtype).tobytes() + b";")
+    return sha.hexdigest()
+
+
+def select(data: Dataset, keep: np.ndarray, note: str = "") -> Dataset:
+    """The rows where `keep` (bool [n]), users and items renumbered to those that are left."""
+    rows = data.interactions.at(keep)
+    users, user = np.unique(rows.user, return_inverse=True)
+    items, item = np.unique(rows.item, return_inverse=True)
+    return Dataset(
+        rows._replace(user=user.astype(np.int32), item=item.astype(np.int32)),
+        data.users[users],
+        data.items[items],
+        None if data.titles is None else data.titles[items],
+        {name: column[keep] for name, column in data.columns.items()},
+        (*data.notes, note) if note else data.notes,
+    )
+
+
+def first_only(data: Dataset) -> Dataset:
+    """Keeps the earliest row of each (user, item): a later one would be a test item seen in training."""
+    user, item, _, time = data.interactions
+    order = np.lexsort((np.arange(len(time)), time, item, user))
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(user[order]) != 0) | (np.diff(item[order]) != 0)
+    keep = np.zeros(len(order), bool)
+    keep[order[new]] = True
+    repeats = int((~keep).sum())
+    return select(data, keep, f"{repeats:,} repeated (user, item) rows left out, the earliest kept") if repeats else data
+
+
+def k_core(data: Dataset, users: int, items: int) -> Dataset:
+    """Drops users with fewer than `users` and items with fewer than `items` rows until none is left to drop."""
+    user, item = data.interactions.user, data.interactions.item
+    keep = np.ones(len(user), bool)
+    while True:
+        by_user = np.bincount(user[keep], minlength=len(data.users))
+        by_item = np.bincount(item[keep], minlength=len(data.items))
+        fewer = keep & (by_user[user] >= users) & (by_item[item] >= items)
+        if fewer.sum() == keep.sum():
+            break
+        keep = fewer
+    if not keep.any():
+        raise ValueError(f"no rows are left with {users} rows a user and {items} an item: lower user_core or item_core")
+    dropped = int((~keep).sum())
+    note = f"{dropped:,} rows left out by the k-core ({users} rows a user, {items} an item)"
+    return select(data, keep, note) if dropped else data

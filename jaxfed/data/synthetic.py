@@ -1,0 +1,66 @@
+"""Interactions of people that do not exist: low-rank taste, skewed popularity, and an order worth learning."""
+
+import numpy as np
+
+from jaxfed.data.interactions import Dataset, Interactions
+
+
+def synthetic(
+    users: int = 1000,
+    items: int = 500,
+    mean_length: float = 20.0,
+    rank: int = 8,
+    taste: float = 2.0,
+    skew: float = 0.8,
+    order: float = 1.0,
+    seed: int = 0,
+) -> Dataset:
+    """Any number of users and items, a function of the seed.
+
+    A user has 3 + log-normal many distinct items, `mean_length` on average. Candidates come by popularity, the n-th
+    item's share falling as n ** -skew; of four candidates an item those with the largest taste * <user, item> + Gumbel
+    noise stay. Each item has a phase in [0, 1); a history runs through phases, blurred by a noise of 1 / order - 1
+    (order 1: sharp, near 0: none). Raises ValueError for sizes that cannot be.
+    """
+    if users < 1 or items < 4 or not 3 <= mean_length <= items / 2 or not 0 < order <= 1:
+        raise ValueError("synthetic data need users >= 1, items >= 4, 3 <= mean_length <= items / 2, 0 < order <= 1")
+    random = np.random.default_rng([seed, 7])
+    length = 3 + np.floor(random.lognormal(0, 1, users) * (mean_length - 2.5) / np.exp(0.5)).astype(np.int64)
+    length = np.minimum(length, items // 2)
+    share = np.cumsum(np.arange(1.0, items + 1) ** -skew)
+    name = random.permutation(items)  # popularity is not written on the id
+    item_vectors = random.normal(size=(items, rank)).astype(np.float32) / np.sqrt(rank)
+    phase = random.random(items, np.float32)
+    pieces = [_some(random, length[low : low + 4096], share, item_vectors, taste) for low in range(0, users, 4096)]
+    user = np.repeat(np.arange(users), np.concatenate([counts for counts, _ in pieces]))
+    item = np.concatenate([chosen for _, chosen in pieces])
+    when = phase[item] + random.normal(size=len(item)) * (1 / order - 1)
+    sort = np.lexsort((when, user))
+    user, item = user[sort], name[item[sort]]
+    first = np.searchsorted(user, user)
+    time = np.arange(len(user)) - first
+    mixed = np.argsort(time + random.random(len(time)), kind="stable")  # rows come by time, as in a log
+    rows = Interactions(
+        user[mixed].astype(np.int32),
+        item[mixed].astype(np.int32),
+        np.ones(len(user), np.float32),
+        time[mixed].astype(np.int64),
+    )
+    present, item_number = np.unique(rows.item, return_inverse=True)
+    return Dataset(
+        rows._replace(item=item_number.astype(np.int32)), np.arange(users).astype(str), present.astype(str)
+    )
+
+
+def _some(random, length, share, item_vectors, taste) -> tuple[np.ndarray, np.ndarray]:
+    """(how many items each of some users got, their items): four candidates an item, the best of them, distinct."""
+    owner = np.repeat(np.arange(len(length)), 4 * length)
+    drawn = np.searchsorted(share, random.random(len(owner)) * share[-1], "right")
+    pairs = np.unique(owner * len(share) + np.minimum(drawn, len(share) - 1))
+    owner, candidate = pairs // len(share), pairs % len(share)
+    user_vectors = random.normal(size=(len(length), item_vectors.shape[1])).astype(np.float32)
+    score = taste * np.einsum("nd,nd->n", user_vectors[owner], item_vectors[candidate]) + random.gumbel(size=len(owner))
+    order = np.lexsort((-score, owner))
+    rank = np.arange(len(order)) - np.searchsorted(owner, owner)
+    kept = order[rank < length[owner]]
+    return np.bincount(owner[kept], minlength=len(length)), candidate[kept]

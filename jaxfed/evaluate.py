@@ -1,0 +1,180 @@
+"""Evaluation: rank the whole catalogue and 99 sampled items for every user, in chunks of clients.
+
+Each client sums the metrics of its users; the sums go through a channel of their own, so the same code is the server's
+evaluation (a plain sum) and the clients' (whatever links a deployment puts there).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.channel import Channel
+from jaxfed.data.clients import Population, Ragged
+from jaxfed.metrics import classification, ranking
+from jaxfed.models.model import Model
+from jaxfed.types import Client, Key, Mean, Round, Tree
+
+SAMPLED = 99  # negatives of a draw
+DRAWS = 5
+DECILES = 10
+
+
+class Questions(NamedTuple):
+    """What is asked of m clients with at most U users each."""
+
+    client: np.ndarray  # int [m]: past the end: nobody
+    activity: np.ndarray  # float [m]: train interactions of each
+    decile: np.ndarray  # int [m]: of the client's activity, 0 the least active
+    targets: np.ndarray  # int [m, U, T]: held-out items; N where unused
+    seen: np.ndarray  # int [m, U, L]: items left out of the ranking; N where unused
+    sampled: np.ndarray  # int [m, U, DRAWS, SAMPLED]: candidates beside the targets; N where a user has fewer
+
+
+class Exam(NamedTuple):
+    """A split to be evaluated on: who is asked what."""
+
+    population: Population
+    targets: Ragged
+    seen: Ragged
+    sampled: np.ndarray  # int32 [users, DRAWS, SAMPLED]
+    chunk: int  # clients at a time
+
+
+def concatenated(*lists: Ragged) -> Ragged:
+    """Joins lists of the same users, user by user."""
+    users = [np.repeat(np.arange(len(each.counts)), each.counts) for each in lists]
+    order = np.argsort(np.concatenate(users), kind="stable")
+    counts = np.sum([each.counts for each in lists], 0)
+    values = np.concatenate([each.values for each in lists])[order]
+    return Ragged(values, np.concatenate([[0], np.cumsum(counts)]))
+
+
+def never_touched(population: Population, seed: int) -> np.ndarray:
+    """int32 [users, DRAWS, SAMPLED]: distinct items that each user never interacted with, by (seed, user, draw)."""
+    touched = concatenated(population.train, population.valid, population.test)
+    items = population.num_items
+    out = np.full((len(population.user_names), DRAWS, SAMPLED), items, np.int32)
+    for user in range(len(out)):
+        mine = np.unique(touched[user])
+        gaps, free = mine - np.arange(len(mine)), items - len(mine)
+        for number in range(DRAWS):
+            random = np.random.Generator(np.random.Philox(key=[seed, 2], counter=[0, user, number, 0]))
+            r = random.choice(free, min(free, SAMPLED), replace=False, shuffle=False)
+            out[user, number, : len(r)] = r + np.searchsorted(gaps, r, "right")
+    return out
+
+
+def exam(population: Population, part: str, sampled: np.ndarray, budget: int = 1 << 22) -> Exam:
+    """part: `val` (train items are left out of the ranking) or `test` (train and validation items are).
+
+    budget: scores [clients, users, N] held at a time, which bounds memory whatever the population.
+    """
+    if part not in ("val", "test"):
+        raise ValueError(f"no part {part!r}: choose val or test")
+    targets = population.valid if part == "val" else population.test
+    seen = population.train if part == "val" else concatenated(population.train, population.valid)
+    side_by_side = min(population.users_per_client, 64) * population.num_items
+    chunk = int(np.clip(budget // side_by_side, 1, min(population.num_clients, 256)))
+    return Exam(population, targets, seen, sampled, chunk)
+
+
+def questions(of: Exam) -> Iterator[Questions]:
+    """The population in chunks of one shape."""
+    population, items = of.population, of.population.num_items
+    edges = np.quantile(population.activity, np.arange(1, DECILES) / DECILES)
+    decile = np.searchsorted(edges, population.activity, "right")
+    none = len(population.user_names)
+    lists = [Ragged(each.values, np.append(each.start, each.start[-1])) for each in (of.targets, of.seen)]
+    sampled = np.concatenate([of.sampled, np.full_like(of.sampled[:1], items)])
+    for low in range(0, population.num_clients, of.chunk):
+        client = np.arange(low, low + of.chunk)
+        real = client < population.num_clients
+        at = np.minimum(client, population.num_clients - 1)
+        user = population.first[at][:, None] + np.arange(population.users_per_client)
+        user = np.where((user < population.first[at + 1][:, None]) & real[:, None], user, none)
+        targets, seen = (each.padded(user.ravel(), items).reshape(*user.shape, -1) for each in lists)
+        ids = np.where(real, client, population.num_clients).astype(np.int32)
+        yield Questions(ids, population.activity[at].astype(np.float32), decile[at], targets, seen, sampled[user])
+
+
+def answer(model: Model, shared: Tree, private: Tree, user: jax.Array, targets, seen, sampled) -> dict[str, Mean]:
+    """Metrics of one user: `full/...` scalars, `sampled/...` [DRAWS]."""
+    scores = model.score(shared, private, user)
+    items, real = scores.shape[0], targets < scores.shape[0]
+    score = scores.at[targets].get(mode="fill", fill_value=jnp.nan)
+    others = jnp.ones(items, bool).at[seen].set(False, mode="drop").at[targets].set(False, mode="drop")
+    full = ranking(score, real, scores, others)
+
+    def drawn(ids):
+        args = score, real, scores.at[ids].get(mode="fill", fill_value=0), ids < items
+        return ranking(*args) | classification(*args)
+
+    by_draw = jax.vmap(drawn)(sampled)
+    return {f"full/{k}": v for k, v in full.items()} | {f"sampled/{k}": v for k, v in by_draw.items()}
+
+
+def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key], dict[str, Mean]]:
+    """Builds run(shared, private, exam, key) -> {metric: Mean [DECILES] or [DRAWS, DECILES]}.
+
+    `private` is the client store of the model's private part [clients, ...]; results come through `channel`.
+    """
+
+    def client(shared, mine, asked, cohort, key):
+        """One client's message: the sums over its users, in the place of its decile."""
+        users = asked.targets.shape[0]
+        each = jax.lax.map(
+            lambda one: answer(model, shared, mine, *one),
+            (jnp.arange(users), asked.targets, asked.seen, asked.sampled),
+            batch_size=min(users, 64),
+        )
+        spread = jax.nn.one_hot(asked.decile, DECILES)
+        message = jax.tree.map(lambda x: x.sum(0)[..., None] * spread, each)
+        state, memory = channel.init(message)
+        secret = jax.random.fold_in(jax.random.fold_in(key, 1), asked.client)
+        none = jnp.zeros(0, jnp.int32)
+        me = Client(memory, secret, key, asked.client, jnp.float32(1), asked.activity, none, 0, cohort)
+        return channel.encode(message, channel.send(state), me)[0]
+
+    @jax.jit
+    def hear(shared, private, asked, cohort, key):
+        """The sum of a chunk's messages."""
+        mine = jax.tree.map(lambda x: x.at[asked.client].get(mode="fill", fill_value=0), private)
+        messages = jax.vmap(client, (None, 0, 0, None, None))(shared, mine, asked, cohort, key)
+        here = asked.client < cohort.size
+        kept = jax.tree.map(lambda x: jnp.where(here.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), messages)
+        return jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), kept)
+
+    @jax.jit
+    def close(total, cohort, key):
+        """What the server reads out of the sum."""
+        example = jax.eval_shape(lambda: dict.fromkeys(total, 0.0))
+        state, _ = channel.init(example)
+        return channel.decode(total, state, Round(key, cohort, jnp.ones(cohort.shape, bool)))[0]
+
+    def run(shared, private, exam, key):
+        cohort, total = np.arange(exam.population.num_clients), None
+        for asked in questions(exam):
+            part = hear(shared, private, asked, cohort, key)
+            total = part if total is None else jax.tree.map(jnp.add, total, part)
+        return close(total, cohort, key)
+
+    return run
+
+
+def readable(part: str, sums: dict[str, Mean]) -> dict[str, float]:
+    """Flat metrics by their run-file names: `test/full/hr@10`, `test/sampled/hr@10` (mean of the draws) and
+    `test/sampled/hr@10_sd`; hr@10 and ndcg@10 also per activity decile, `.../decile_1` the least active clients."""
+    out = {}
+    for name, mean in sums.items():
+        total, weight = np.asarray(mean.total, np.float64), np.asarray(mean.weight, np.float64)
+        value = total.sum(-1) / np.maximum(weight.sum(-1), 1e-9)
+        out[f"{part}/{name}"] = float(value.mean())
+        if value.ndim:
+            out[f"{part}/{name}_sd"] = float(value.std(ddof=1))
+        if name.endswith(("hr@10", "ndcg@10")):
+            each = (total / np.maximum(weight, 1e-9)).reshape(-1, DECILES).mean(0)
+            out |= {f"{part}/{name}/decile_{i + 1}": float(v) for i, v in enumerate(each)}
+    return out

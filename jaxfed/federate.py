@@ -1,0 +1,179 @@
+"""The federated round. Every method is `federate(work, channel, server)`; this file is all that ever happens in it.
+
+    gather rows -> work.run -> channel.encode  |  sum  ->  channel.decode -> server.update
+    one client, vmapped over a block           |  the server
+
+Three programs run a round: `clients` (one compilation for each shape of block), `absorb` and `finish` (one each).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxfed import rows, tree
+from jaxfed.channel import Channel, accumulate, empty, total
+from jaxfed.placement import Placement, place
+from jaxfed.types import Client, Cohort, Key, Mean, Part, Round, Shared, Tree
+from jaxfed.work import Work
+
+
+class State(NamedTuple):
+    """All that a run is, beside its seed. Tables are marked (`rows.Table`); `model` takes the marks off."""
+
+    shared: Shared
+    opt: Tree  # of the server optimiser
+    channel: Tree  # of the links, at the server
+    memory: Tree  # (of the work, of the links) at the clients [n, ...]; tables [n, N, ...]
+    round: jax.Array  # int []: rounds done
+
+
+class Algorithm(NamedTuple):
+    """init(params, key) -> State; step(state, cohort, key) -> (State, info). A step consumes (donates) its state."""
+
+    init: Callable[[Tree, Key], State]
+    step: Callable[[State, Cohort, Key], tuple[State, dict[str, jax.Array]]]
+
+
+class Tally(NamedTuple):
+    """What the server has heard so far in a round."""
+
+    total: Tree  # the running sum of messages, tables whole
+    memory: Tree  # the client store, new memories written
+    present: jax.Array  # bool [M]
+    metrics: dict[str, Mean]
+
+
+def model(state: State) -> Tree:
+    """The server's parameters, without marks."""
+    return rows.plain(state.shared.params)
+
+
+def flat(block, counts, ids, messages, memory, metrics, ends, lay) -> Part:
+    """Lays what a block of m clients gave flat, nothing of those who do not count, all of it padded to `lay`."""
+    size, num_clients = ends
+    owner = jnp.where(counts, ids, num_clients)
+    held = jnp.where(counts[:, None], block.rows, size).ravel()
+    wide, long = lay or (owner.size, held.size)
+
+    def clear(x):
+        return jnp.where(counts.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+    def fill(x, to, value):
+        return jnp.pad(x, (0, to - x.size), constant_values=value)
+
+    return Part(
+        *rows.pad(rows.flatten(jax.tree.map(clear, (messages, memory))), wide, long),
+        present=fill(counts, wide, False),
+        slots=fill(block.slots, wide, jnp.iinfo(jnp.int32).max),
+        ids=fill(owner, wide, num_clients),
+        rows=fill(held, long, size),
+        owner=fill(jnp.repeat(owner, block.rows.shape[1]), long, num_clients),
+        metrics=jax.tree.map(lambda x: clear(x).sum(0), metrics),
+    )
+
+
+def federate(
+    work: Work,
+    channel: Channel,
+    server: optax.GradientTransformation,
+    num_clients: int,
+    placement: Placement | None = None,
+    lay: tuple[int, int] | None = None,
+    budget: float = 8e9,
+) -> Algorithm:
+    """Builds an algorithm from what a client computes, what happens to its update, and how the model moves.
+
+    num_clients: rows of the client store.
+    lay: (clients, table rows) to which the part of every block is padded, so that one program absorbs all shapes.
+    budget: bytes of client memory above which `init` raises ValueError.
+    """
+    place_on, streams = placement or place(), channel.reduce in (None, total)
+
+    def init(params, key):
+        shared, _ = jax.eval_shape(work.init, params, key)
+
+        def memories(key):
+            mine = jax.vmap(lambda i: work.init(params, jax.random.fold_in(key, i))[1])(jnp.arange(num_clients))
+            theirs = channel.init(shared)[1]
+            return mine, jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), theirs)
+
+        held = tree.nbytes(jax.eval_shape(memories, key))
+        if held > budget:
+            raise ValueError(
+                f"client memory takes {held / 1e9:.1f} GB, the budget is {budget / 1e9:.1f}: "
+                "keep less on a client (memory of tables costs clients x catalogue) or raise the budget"
+            )
+
+        def fresh(params, key):
+            params = jax.tree.map(jnp.copy, params)  # a step donates its state: never the caller's arrays
+            shared, _ = work.init(params, key)
+            return State(shared, server.init(shared.params), channel.init(shared)[0], memories(key), jnp.int32(0))
+
+        return place_on.common(jax.jit(fresh)(params, key))
+
+    def client(common, one):
+        """One client's round, from the model it is sent to the message it sends. A pure function."""
+        (shared, sent, cohort, round_key), (id, mine, theirs, block) = common, one
+        size = rows.catalogue(shared)
+        secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(round_key, 1), id))
+        report = work.run(rows.take(shared, block.rows), mine, block.data, secret)
+        fine = tree.finite((report.update, report.memory))
+        me = Client(theirs, noise, round_key, id, report.weight, block.activity, block.rows, size, cohort)
+        message, theirs = channel.encode(report.update, rows.take(sent, block.rows), me)
+        return message, (report.memory, theirs), fine, report.metrics
+
+    @jax.jit
+    def clients(state, ids, present, key, block) -> Part:
+        """All that happens on devices, one block of clients. Only the messages leave."""
+        key = jax.random.fold_in(key, state.round)
+        who = ids.at[block.slots].get(mode="fill", fill_value=num_clients)
+        memory = jax.vmap(rows.gather, (None, 0, 0))(state.memory, who, block.rows)
+        common = state.shared, channel.send(state.channel), ids, key
+        messages, memory, fine, metrics = place_on.clients(client)(common, (who, *memory, block))
+        # a client whose update is not finite withdraws: it counts as one that never reported
+        counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)
+        ends = rows.catalogue(state.shared), num_clients
+        return place_on.together(flat(block, counts, who, messages, memory, metrics, ends, lay))
+
+    @partial(jax.jit, donate_argnums=0)
+    def absorb(tally, part) -> Tally:
+        """Adds one block's part to what the server has heard."""
+        return Tally(
+            accumulate(tally.total, part) if streams else (),
+            rows.scatter(tally.memory, part.ids, part.owner, part.rows, part.memory),
+            tally.present.at[part.slots].set(part.present, mode="drop"),
+            jax.tree.map(jnp.add, tally.metrics, part.metrics),
+        )
+
+    @partial(jax.jit, donate_argnums=0)
+    def finish(state, heard, ids, asked, key):
+        """The server's side of the round: undo the links, move the model."""
+        shared, opt, links, memory, number = state
+        round = Round(jax.random.fold_in(key, number), ids, heard.present)
+        update, links, info = channel.decode(heard.total, links, round)
+        delta, opt = server.update(update.params, opt, shared.params)
+        shared = Shared(optax.apply_updates(shared.params, delta), tree.sub(shared.extra, update.extra))
+        counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
+        seen = {name: mean.value for name, mean in heard.metrics.items()}
+        return State(shared, opt, links, memory, number + 1), seen | info | counts
+
+    def step(state, cohort, key):
+        """One round. Every block is a program of its own, so several run side by side."""
+        size, (ids, asked, blocks) = rows.catalogue(state.shared), cohort
+        parts = [clients(state, ids, asked, key, block) for block in blocks]
+        shapes = empty(parts[0].messages, size) if streams else (), parts[0].metrics
+        zero, metrics = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        tally = Tally(zero, state.memory, np.zeros(ids.shape, bool), metrics)
+        for part in parts:
+            tally = absorb(tally, part._replace(messages=()) if not streams else part)
+        if not streams:
+            every = jax.tree.map(lambda *x: jnp.concatenate(x), *(part._replace(metrics=()) for part in parts))
+            tally = tally._replace(total=channel.reduce(every, size))
+        return finish(state._replace(memory=tally.memory), tally._replace(memory=()), ids, asked, key)
+
+    return Algorithm(init, step)

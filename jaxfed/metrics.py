@@ -1,0 +1,59 @@
+"""Ranking metrics as monoids: every one is a `Mean`, so they add up over users, devices and chunks alike."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.types import Mean
+
+CUTOFFS = (10, 20)
+
+
+def ahead(score: jax.Array, others: jax.Array, counts: jax.Array) -> jax.Array:
+    """int [T]: for each score [T], how many of `others` [n] where `counts` [n] it does not beat.
+
+    Ties count against it, and so does a score that is not a number.
+    """
+    return jax.lax.map(lambda s: jnp.sum(~(others < s) & counts), score)
+
+
+def ranking(score: jax.Array, real: jax.Array, others: jax.Array, counts: jax.Array) -> dict[str, Mean]:
+    """Metrics of one user: targets' scores [T] where `real` [T], against `others` [n] where `counts` [n].
+
+    The j-th best target ranks j + (others not beaten). hr@k: any target in the first k; recall@k, precision@k, f1@k:
+    of all targets; ndcg@k: gains 1 / log2(1 + rank) over their best possible sum; mrr: of the best target; auc: share
+    of others beaten. All weigh 1 for a user with targets and 0 for one without.
+    """
+    score = jnp.where(real, score, jnp.nan)
+    score = -jnp.sort(-score)  # best first; those that are not numbers last
+    place = jnp.arange(1, score.size + 1)
+    targets, behind = real.sum(), ahead(score, others, counts)
+    rank = jnp.where(place <= targets, place + behind, jnp.iinfo(jnp.int32).max)
+    gain = jnp.where(place <= targets, 1 / jnp.log2(1.0 + rank), 0)
+    best, has = 1 / jnp.log2(1.0 + place), jnp.minimum(targets, 1)
+    values = {
+        "mrr": 1 / rank[0],
+        "auc": jnp.sum(jnp.where(place <= targets, 1 - behind / jnp.maximum(counts.sum(), 1), 0))
+        / jnp.maximum(targets, 1),
+    }
+    for k in CUTOFFS:
+        hits = jnp.sum(rank <= k)
+        ideal = jnp.sum(jnp.where(place <= jnp.minimum(targets, k), best, 0))
+        values[f"hr@{k}"] = jnp.minimum(hits, 1)
+        values[f"ndcg@{k}"] = jnp.sum(jnp.where(rank <= k, gain, 0)) / jnp.maximum(ideal, 1e-9)
+        values[f"recall@{k}"] = hits / jnp.maximum(targets, 1)
+        values[f"precision@{k}"] = hits / k
+        values[f"f1@{k}"] = 2 * hits / (targets + k)
+    return {name: Mean(jnp.where(has, value, 0.0), has * 1.0) for name, value in values.items()}
+
+
+def classification(score: jax.Array, real: jax.Array, others: jax.Array, counts: jax.Array) -> dict[str, Mean]:
+    """Accuracy, precision, recall and F1 over all candidates, a candidate being positive when sigmoid(score) > 0.5."""
+    hit, wrong = jnp.sum((score > 0) & real), jnp.sum((others > 0) & counts)
+    targets, size = real.sum(), real.sum() + counts.sum()
+    has = jnp.minimum(targets, 1) * 1.0
+    return {
+        "accuracy": Mean(has * (hit + counts.sum() - wrong), has * size),
+        "precision": Mean(has * hit, has * (hit + wrong)),
+        "recall": Mean(has * hit, has * targets),
+        "f1": Mean(has * 2 * hit, has * (hit + wrong + targets)),
+    }

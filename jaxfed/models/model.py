@@ -1,0 +1,99 @@
+"""What a recommender is to jaxfed: a Flax module whose variable collections say where each variable lives.
+
+| collection       | lives                  | leading axis         |
+|------------------|------------------------|----------------------|
+| `params`         | shared, sent whole     |                      |
+| `tables`         | shared, sent by row    | the catalogue [N]    |
+| `private`        | never leaves a client  |                      |
+| `private_tables` | never leaves a client  | the catalogue [N]    |
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.rows import mark, plain
+from jaxfed.types import Key, Mean, Tree
+
+
+class Model(NamedTuple):
+    """A model as pure functions.
+
+    init(key) -> shared parameters, tables marked. private(key) -> one client's own part.
+    loss(shared, private, batch) -> Mean over examples. score(shared, private, user) -> [rows]: a logit for every row
+    of the tables given, for one of the client's users. pairwise: batches are pairs of a positive and a negative.
+    """
+
+    init: Callable[[Key], Tree]
+    private: Callable[[Key], Tree]
+    loss: Callable[[Tree, Tree, Tree], Mean]
+    score: Callable[[Tree, Tree, jax.Array], jax.Array]
+    pairwise: bool = False
+
+
+class Loss(NamedTuple):
+    """Per example: pointwise value(logit, label), linear in the label; pairwise value(logit of positive - negative)."""
+
+    value: Callable[..., jax.Array]
+    pairwise: bool = False
+
+
+LOSSES = {
+    # binary cross-entropy on clicks
+    "bce": Loss(optax.sigmoid_binary_cross_entropy),
+    # Bayesian personalised ranking (Rendle et al. 2009)
+    "bpr": Loss(lambda gap: -jax.nn.log_sigmoid(gap), pairwise=True),
+    # squared error on clicks
+    "squared": Loss(lambda logit, label: jnp.square(logit - label)),
+}
+
+
+def loss_named(name: str) -> Loss:
+    """One of `LOSSES`. Raises ValueError with the names there are."""
+    if name not in LOSSES:
+        raise ValueError(f"no loss {name!r}: choose one of {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def vectors(table: jax.Array, index: jax.Array | None) -> jax.Array:
+    """Rows `index` of a table; None: every row once."""
+    return table if index is None else table[index]
+
+
+def dot(rows: jax.Array, user: jax.Array) -> jax.Array:
+    """Inner products of rows [n, d] with one user's vector [d], as a matrix product, or with one for each [n, d]."""
+    return rows @ user if user.ndim == 1 else jnp.sum(rows * user, -1)
+
+
+def from_module(module: nn.Module, loss: Loss) -> Model:
+    """Makes a model of a Flax module with __call__(user, item=None) -> logits.
+
+    item: positions in the tables given; None: every row once. user: positions among the client's users, or one of
+    them. Variables are made by `self.variable(collection, name, init)`, so tables may come cut to a client's rows.
+    """
+
+    def init(key):
+        made = module.init(key, jnp.int32(0), jnp.zeros(1, jnp.int32))
+        return {"params": made.get("params", {}), "tables": mark(made.get("tables", {}))}
+
+    def private(key):
+        made = module.init(key, jnp.int32(0), jnp.zeros(1, jnp.int32))
+        return {"private": made.get("private", {}), "private_tables": mark(made.get("private_tables", {}))}
+
+    def logits(shared, private, user, item=None):
+        return module.apply({**plain(shared), **plain(private)}, user, item)
+
+    def value(shared, private, batch):
+        if "user" in batch:
+            at = [logits(shared, private, batch["user"], batch[name]) for name in ("item", "other") if name in batch]
+        else:  # one user: a row's logit is computed once, then picked
+            every = logits(shared, private, jnp.int32(0))
+            at = [every[batch[name]] for name in ("item", "other") if name in batch] or [every]
+        each = loss.value(at[0] - at[1]) if loss.pairwise else loss.value(at[0], batch["label"])
+        return Mean(jnp.sum(each * batch["weight"]), jnp.sum(batch["weight"]))
+
+    return Model(init, private, value, logits, loss.pairwise)

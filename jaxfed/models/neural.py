@@ -1,0 +1,49 @@
+"""Neural matrix factorisation (He et al. 2017, "Neural collaborative filtering")."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxfed.models.model import Model, from_module, loss_named, vectors
+
+
+class NeuralFactorisation(nn.Module):
+    """A generalised inner product beside a small network; user vectors are private, the network is shared."""
+
+    num_items: int
+    num_users: int
+    dim: int
+    hidden: tuple[int, ...]
+    init_scale: float
+
+    @nn.compact
+    def __call__(self, user: jax.Array, item: jax.Array | None = None) -> jax.Array:
+        def table(collection, name, rows):
+            normal = nn.initializers.normal(self.init_scale)
+            return self.variable(collection, name, lambda: normal(self.make_rng("params"), (rows, self.dim))).value
+
+        def both(part):
+            users = table("private", f"user_{part}", self.num_users)
+            items = vectors(table("tables", f"item_{part}", self.num_items), item)
+            return jnp.broadcast_to(users[user], items.shape), items
+
+        (user_product, item_product), (user_network, item_network) = both("product"), both("network")
+        # the first layer on [user, item] in two halves: a user's half is computed once, not once an item
+        width, *deeper = self.hidden
+        x = nn.Dense(width, name="item_half")(item_network) + nn.Dense(width, False, name="user_half")(user_network)
+        for i, size in enumerate(deeper):
+            x = nn.Dense(size, name=f"hidden_{i}")(nn.relu(x))
+        joined = jnp.concatenate([user_product * item_product, nn.relu(x)], -1)
+        return nn.Dense(1, name="output")(joined)[..., 0]
+
+
+def neumf(
+    num_items: int,
+    num_users: int,
+    dim: int = 16,
+    hidden: tuple[int, ...] = (32, 16),
+    init_scale: float = 0.1,
+    loss: str = "bce",
+) -> Model:
+    """NeuMF with `dim` factors on either side and a network of widths `hidden`."""
+    return from_module(NeuralFactorisation(num_items, num_users, dim, tuple(hidden), init_scale), loss_named(loss))

@@ -1,0 +1,66 @@
+"""Where clients run: one function of one client, spread over the clients of a block and the devices at hand.
+
+Not `shard_map`: with its default `check_vma=True`, `jax.grad` with respect to replicated parameters inserts a hidden
+`psum` on every local step, and clients silently train together.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Kind = Literal["jit", "pmap"]
+
+
+class Placement(NamedTuple):
+    """clients(f) maps f(common, one) over the leading axis of its second argument; block(x) puts a block there.
+
+    common(x) copies arrays to every device; together(x), inside a program, gathers what lies split. `devices` divides
+    the width of every block.
+    """
+
+    clients: Callable[[Callable], Callable]
+    block: Callable[[Any], Any]
+    common: Callable[[Any], Any]
+    together: Callable[[Any], Any]
+    devices: int
+
+
+def place(kind: Kind = "jit", devices: int = 1) -> Placement:
+    """`jit`: a vmap whose client axis lies over the mesh axis `clients`; `pmap`: the same through `jax.pmap`.
+
+    devices: how many (0: all). Raises ValueError when there are fewer.
+    """
+    here = jax.devices()
+    if not 0 <= devices <= len(here):
+        raise ValueError(f"{devices} devices asked for, {len(here)} are there: lower run.devices (0 takes all)")
+    here = here[: devices or len(here)]
+    mesh = Mesh(here, ("clients",))
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("clients"))
+
+    def common(tree):
+        return jax.device_put(tree, everywhere)
+
+    def together(tree):
+        return jax.lax.with_sharding_constraint(tree, everywhere)
+
+    if kind == "jit":
+
+        def spread(f):
+            return jax.vmap(f, (None, 0))
+
+        return Placement(spread, lambda tree: jax.device_put(tree, split), common, together, len(here))
+    if kind == "pmap":
+
+        def spread(f):
+            each = jax.pmap(jax.vmap(f, (None, 0)), axis_name="clients", in_axes=(None, 0), devices=here)
+
+            def over(common, many):
+                lead = jax.tree.map(lambda x: x.reshape((len(here), -1) + x.shape[1:]), many)
+                return jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), each(common, lead))
+
+            return over
+
+        return Placement(spread, lambda tree: tree, common, together, len(here))
+    raise ValueError(f"no placement {kind!r}: choose jit or pmap")

@@ -1,0 +1,117 @@
+"""What a configuration can name: functions by section and name. Adding one is adding a line here.
+
+A section of a configuration holds `name` and that function's keyword arguments with a default. Arguments without one
+(`num_items`, `num_clients`, ...) are given by the program.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+
+from jaxfed import cohort
+from jaxfed.channels.difference import difference
+from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
+from jaxfed.data.batches import Batching
+from jaxfed.data.clients import prepare
+from jaxfed.data.files import read_interactions
+from jaxfed.data.movielens import ml_100k
+from jaxfed.data.synthetic import synthetic
+from jaxfed.models.controls import counter, popularity
+from jaxfed.models.factorisation import mf
+from jaxfed.models.neural import neumf
+from jaxfed.rows import is_table
+from jaxfed.works.local import gradient, local_steps
+
+
+
+def sgd(learning_rate: float, momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
+    """optax.sgd, whose momentum may be 0."""
+    return optax.sgd(learning_rate, momentum or None, nesterov)
+
+
+# optimisers of optax whose step is proportional to their learning rate
+OPTIMIZERS = {"sgd": sgd} | {
+    name: getattr(optax, name)
+    for name in ("adam", "yogi", "adagrad", "rmsprop", "adabelief", "adamax", "nadam", "radam", "lion", "amsgrad")
+}
+
+
+def grouped(
+    core: Callable[..., optax.GradientTransformation],
+    learning_rate: float,
+    weight_decay: float,
+    item: dict[str, float | None],
+    user: dict[str, float | None],
+    **rest: Any,
+) -> optax.GradientTransformation:
+    """A client's optimiser on the pair (shared, private): `item` (the tables of the shared part) and `user` (the
+    private part) may have a learning rate and weight decay of their own. A step is rate * (core(g) - decay * p)."""
+
+    def of(group):
+        rate, decay = group["learning_rate"], group["weight_decay"]
+        return learning_rate if rate is None else rate, weight_decay if decay is None else decay
+
+    def leaf(rate_decay):
+        rate, decay = rate_decay
+        return lambda step, value: rate * (step - decay * value)
+
+    def paced(steps, params):
+        def shared(step, value):
+            group = of(item) if is_table(step) else (learning_rate, weight_decay)
+            return jax.tree.map(leaf(group), step, value)
+
+        return (
+            jax.tree.map(shared, steps[0], params[0], is_leaf=is_table),
+            jax.tree.map(leaf(of(user)), steps[1], params[1]),
+        )
+
+    return optax.chain(core(learning_rate=1.0, **rest), optax.stateless(paced))
+
+
+REGISTRY: dict[str, dict[str, Callable]] = {
+    "data": {
+        "ml-100k": ml_100k,
+        "synthetic": synthetic,
+        **{kind: partial(read_interactions, kind=kind) for kind in ("csv", "tsv", "parquet", "inter")},
+    },
+    "model": {"mf": mf, "neumf": neumf, "popularity": popularity, "counter": counter},
+    "work": {"local_steps": local_steps, "gradient": gradient},
+    "optimizer": OPTIMIZERS,
+    "channel": {
+        "mean": mean,
+        "weighted_mean": weighted_mean,
+        "per_row_mean": per_row_mean,
+        "difference": difference,
+    },
+    "server": OPTIMIZERS,
+    "cohort": {
+        "uniform": cohort.uniform,
+        "poisson": cohort.poisson,
+        "cyclic": cohort.cyclic,
+        "everyone": cohort.everyone,
+    },
+}
+
+# what a section takes beside its function's arguments
+BESIDE: dict[str, dict[str, Any]] = {
+    "data": {name: p.default for name, p in inspect.signature(prepare).parameters.items() if name not in ("data", "seed")},
+    "work": {name: value for name, value in Batching._field_defaults.items() if name != "pairwise"},
+    "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
+    "server": {"learning_rate": 1.0},
+}
+
+
+def arguments(section: str, name: str) -> dict[str, Any]:
+    """{argument: default} of what a section may hold for this name: numbers, words and tuples of them."""
+    function = REGISTRY[section][name]
+    fixed = function.keywords if isinstance(function, partial) else {}
+    found = {
+        each.name: each.default
+        for each in inspect.signature(function).parameters.values()
+        if isinstance(each.default, bool | int | float | str | tuple) and each.name not in (*fixed, "keep")
+    }
+    return found | BESIDE.get(section, {})

@@ -1,0 +1,91 @@
+"""Names of things: what travels between the places of a round."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+Tree = Any
+Key = jax.Array
+
+
+class Shared(NamedTuple):
+    """Everything the server broadcasts: the model, and what rides along."""
+
+    params: Tree
+    extra: Tree = ()
+
+
+class Mean(NamedTuple):
+    """A weighted mean as a monoid: add the parts, divide once at the end."""
+
+    total: jax.Array | float
+    weight: jax.Array | float
+
+    @property
+    def value(self) -> Any:
+        """total / weight; 0 where nothing was weighed."""
+        return self.total / (self.weight + (self.weight == 0))
+
+
+class Round(NamedTuple):
+    """What the server may know about a round once it is over."""
+
+    key: Key  # public randomness of the round
+    clients: jax.Array  # int [M]: who was asked; the number of clients marks an empty slot
+    present: jax.Array  # bool [M]: who reported
+
+
+class Client(NamedTuple):
+    """What one client may know while it encodes. Drop-outs are not known yet, so `present` is not here."""
+
+    memory: Tree  # what this link keeps on the client between rounds; tables [K, ...]
+    key: Key  # randomness nobody else has, one key a (seed, round, client, link)
+    public: Key  # randomness everyone has, one key a (seed, round, link)
+    id: jax.Array  # int []
+    weight: jax.Array  # float []: training examples it used
+    activity: jax.Array  # float []: its number of train interactions
+    rows: jax.Array  # int [K]: its rows of every table, past the end where unused
+    size: int  # rows of the whole catalogue
+    cohort: jax.Array  # int [M]: who was asked
+
+
+class Report(NamedTuple):
+    """What a client's computation gives back. `update` points uphill, like a gradient."""
+
+    update: Shared  # tables [K, ...]
+    memory: Tree  # its private state after training
+    weight: jax.Array  # float []: training examples used
+    metrics: dict[str, Mean]
+
+
+class Block(NamedTuple):
+    """m clients of similar length in one static shape."""
+
+    slots: jax.Array  # int [m]: positions in the cohort; M (one past the end) is an empty place
+    rows: jax.Array  # int [m, K]: rows a client holds, distinct; N (one past the end) is unused
+    activity: jax.Array  # float [m]
+    data: Tree  # [m, ...]: what `Work.run` reads
+
+
+class Cohort(NamedTuple):
+    """The clients of one round: a fixed number of slots, and their data in blocks."""
+
+    ids: jax.Array  # int [M]: the number of clients marks an empty slot
+    present: jax.Array  # bool [M]: who will report
+    blocks: tuple[Block, ...]
+
+
+class Part(NamedTuple):
+    """What one block gives back, laid flat so that every block's part may have one shape.
+
+    W clients and R table rows; clients without a part in the sum lie past the end everywhere.
+    """
+
+    messages: Tree  # tables [R, ...], other leaves [W, ...]; zero for the absent
+    memory: Tree  # new client memory: tables [R, ...], other leaves [W, ...]
+    present: jax.Array  # bool [W]
+    slots: jax.Array  # int [W]: positions in the cohort
+    ids: jax.Array  # int [W]: client ids, past the end for the absent
+    rows: jax.Array  # int [R]: rows of the catalogue, past the end for the absent
+    owner: jax.Array  # int [R]: the client id of each row
+    metrics: dict[str, Mean]

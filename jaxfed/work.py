@@ -1,0 +1,72 @@
+"""What one client computes: `Work`, its mini-batches `Steps`, and `descend`, the local loop they share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.rows import add, plain, put, take
+from jaxfed.types import Key, Mean, Report, Shared, Tree
+
+# loss(params, private, batch) -> Mean over the examples of the batch; plain leaves, positions in the rows it is given
+Loss = Callable[[Tree, Tree, Tree], Mean]
+
+
+class Work(NamedTuple):
+    """init(params, key) -> (shared, memory): what is broadcast, and one client's private state.
+
+    run(shared, memory, steps, key) -> Report: a pure function of one client; tables are the client's rows [K, ...].
+    """
+
+    init: Callable[[Tree, Key], tuple[Shared, Tree]]
+    run: Callable[[Shared, Tree, Any, Key], Report]
+
+
+class Steps(NamedTuple):
+    """One client's mini-batches, S of them with at most k rows each."""
+
+    rows: jax.Array  # int [S, k]: positions in the client's slice, distinct in a step; past the end: unused
+    live: jax.Array  # bool [S]: False pads; such a step moves nothing
+    batch: Tree  # [S, ...]: what the loss reads, beside the rows
+    count: jax.Array  # float []: examples, the client's weight
+
+
+def descend(
+    loss: Callable[[Tree, Tree], Mean],
+    optimizer: optax.GradientTransformation,
+    params: Tree,
+    steps: Steps,
+    by_row: bool = True,
+    **extra: Tree,
+) -> tuple[Tree, Mean]:
+    """One optimiser step per batch, and the mean of the losses met on the way.
+
+    loss(params, batch) sees plain leaves. by_row touches only the rows of the batch: exact for SGD, the lazy version
+    of anything with a state, a decay or a pull. Otherwise every step moves the client's whole slice, K / k times
+    dearer. `extra` trees go to the optimiser, cut like the parameters.
+    """
+    opt = optax.with_extra_args_support(optimizer)
+
+    def step(carry, now):
+        rows, live, batch = now
+        (part, state), more = take((carry, extra), rows) if by_row else (carry, extra)
+
+        def objective(part):
+            seen = loss(plain(part if by_row else take(part, rows)), batch)
+            return seen.value, seen
+
+        gradient, seen = jax.grad(objective, has_aux=True)(part)
+        update, after = opt.update(gradient, state, part, **more)
+        update = jax.tree.map(lambda x: jnp.where(live, x, 0), update)
+        after = jax.tree.map(lambda new, old: jnp.where(live, new, old), after, state)
+        if by_row:
+            carry = add(carry[0], rows, update), put(carry[1], rows, after)
+        else:
+            carry = optax.apply_updates(part, update), after
+        return carry, jax.tree.map(lambda x: jnp.where(live, x, 0), seen)
+
+    start = params, opt.init(params)
+    (params, _), seen = jax.lax.scan(step, start, (steps.rows, steps.live, steps.batch))
+    return params, jax.tree.map(jnp.sum, seen)
