@@ -45,7 +45,7 @@ def accumulate(running: Tree, part: Part) -> Tree:
 def empty(messages: Tree, size: int) -> Tree:
     """Shapes of the total of `messages` (tables [R, ...], others [W, ...]) over a catalogue of `size` rows."""
     shape = jax.ShapeDtypeStruct
-    return lift(lambda x: shape((size,) + x.shape[1:], x.dtype), lambda x: shape(x.shape[1:], x.dtype), messages)
+    return lift(lambda x: shape((size, *x.shape[1:]), x.dtype), lambda x: shape(x.shape[1:], x.dtype), messages)
 
 
 def total(part: Part, size: int) -> Tree:
@@ -92,7 +92,8 @@ def chain(*links: Channel) -> Channel:
         return update, tuple(memories)
 
     def decode(total, states, round):
-        new, info = [], {}
+        new: list[Tree] = []
+        info: dict[str, jax.Array] = {}
         for i, each in reversed(list(enumerate(links))):
             mine = round._replace(key=jax.random.fold_in(round.key, i))
             total, state, seen = each.decode(total, states[i], mine)

@@ -29,7 +29,7 @@ def sampler(choose: Callable[[int, int], np.ndarray], slots: int, num_clients: i
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout {dropout}: a probability in [0, 1)")
-    if not 1 <= slots:
+    if not slots >= 1:
         raise ValueError("cohort.size must be at least 1")
 
     def draw(seed, round):

@@ -44,19 +44,27 @@ def near(word: str, words: typing.Iterable[str]) -> str:
     """`; did you mean "x"?` for the nearest of some words, or what there is."""
     words = list(words)
     found = difflib.get_close_matches(word, words, 1)
-    return f'; did you mean "{found[0]}"?' if found else f"; there are {', '.join(words)}"
+    several = ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
+    return f'; did you mean "{found[0]}"?' if found else f"; there are {several}"
+
+
+def several(kinds: typing.Iterable[Any]) -> Any:
+    """The type of a tuple of these."""
+    kinds = tuple(kinds)
+    return tuple[kinds] if kinds else tuple[()]  # type: ignore[valid-type]
 
 
 def type_of(default: Any) -> Any:
-    """The type of a field from its default."""
-    return tuple[type(default[0]), ...] if isinstance(default, tuple) and default else (
-        tuple[str, ...] if isinstance(default, tuple) else type(default)
-    )
+    """The type of a field from its default; a tuple is of one type throughout."""
+    return several((type(default[0]) if default else str, ...)) if isinstance(default, tuple) else type(default)
 
 
 def frozen(name: str, fields: list) -> type:
     """A frozen dataclass made of fields (name, type, default)."""
-    made = [(key, kind, default if isinstance(default, dataclasses.Field) else field(default=default)) for key, kind, default in fields]
+    made = [
+        (key, kind, default if isinstance(default, dataclasses.Field) else field(default=default))
+        for key, kind, default in fields
+    ]
     return make_dataclass(name, made, frozen=True)
 
 
@@ -64,7 +72,8 @@ def section_type(section: str, name: str, where: str = "") -> type:
     """The dataclass of a section for a name of its registry. Raises ValueError for a name that is not there."""
     if name not in REGISTRY[section]:
         raise ValueError(f'{where or section}.name: no {section} "{name}"{near(name, REGISTRY[section])}')
-    fields: list = [("name", Literal[name], name)]  # type: ignore[valid-type]
+    named: Any = Literal
+    fields: list = [("name", named[name], name)]
     fields += [(key, type_of(default), default) for key, default in arguments(section, name).items()]
     if section == "optimizer":
         fields += [(key, Group, field(default=Group())) for key in ("item", "user")]
@@ -150,7 +159,7 @@ def config_of(table: dict[str, Any]) -> Any:
             ("patience", int, 0),
             ("where", Literal["server", "clients"], "server"),
             ("seed", int, 0),
-            ("channel", tuple[tuple(map(type, through))] if through else tuple[()], field(default=through)),
+            ("channel", several(map(type, through)), field(default=through)),
         ],
     )
     sections = {key: build(key, table.get(key, {}), key) for key in NAMED}
@@ -160,7 +169,7 @@ def config_of(table: dict[str, Any]) -> Any:
             ("seed", int, 0),
             ("rounds", int, 100),
             *((key, type(value), field(default=value)) for key, value in sections.items()),
-            ("channel", tuple[tuple(map(type, channel))] if channel else tuple[()], field(default=channel)),
+            ("channel", several(map(type, channel)), field(default=channel)),
             ("evaluation", evaluation_type, field(default=fill(evaluation_type, asked, "evaluation", ["channel"]))),
             ("run", Run, field(default=fill(Run, table.get("run", {}), "run"))),
         ],
@@ -171,8 +180,12 @@ def config_of(table: dict[str, Any]) -> Any:
 
 def check(config: Any) -> Any:
     """The configuration, if its numbers can be. Raises ValueError."""
-    least = {"rounds": config.rounds, "evaluation.every": config.evaluation.every, "run.keep": config.run.keep,
-             "run.checkpoint_every": config.run.checkpoint_every}
+    least = {
+        "rounds": config.rounds,
+        "evaluation.every": config.evaluation.every,
+        "run.keep": config.run.keep,
+        "run.checkpoint_every": config.run.checkpoint_every,
+    }
     for name, value in least.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1")

@@ -58,7 +58,7 @@ def never_touched(population: Population, seed: int) -> np.ndarray:
     items = population.num_items
     out = np.full((len(population.user_names), DRAWS, SAMPLED), items, np.int32)
     for user in range(len(out)):
-        mine = np.unique(touched[user])
+        mine = np.unique(touched.of(user))
         gaps, free = mine - np.arange(len(mine)), items - len(mine)
         for number in range(DRAWS):
             random = np.random.Generator(np.random.Philox(key=[seed, 2], counter=[0, user, number, 0]))

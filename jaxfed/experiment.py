@@ -83,7 +83,9 @@ def assemble(config: Any, data: Data) -> Experiment:
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)
     shapes = lengths(population, batching, sampler.slots, placement.devices, config.run.area)
     channel = links(config.channel)
-    work = call("work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private)
+    work = call(
+        "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private
+    )
     server = call("server", config.server, learning_rate=config.server.learning_rate)
     algorithm = federate(work, channel, server, population.num_clients, placement, shapes.lay)
     sampled = never_touched(population, config.evaluation.seed)

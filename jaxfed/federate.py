@@ -18,7 +18,7 @@ import optax
 from jaxfed import rows, tree
 from jaxfed.channel import Channel, accumulate, empty, total
 from jaxfed.placement import Placement, place
-from jaxfed.types import Client, Cohort, Key, Mean, Part, Round, Shared, Tree
+from jaxfed.types import Array, Client, Cohort, Key, Mean, Part, Round, Shared, Tree
 from jaxfed.work import Work
 
 
@@ -44,7 +44,7 @@ class Tally(NamedTuple):
 
     total: Tree  # the running sum of messages, tables whole
     memory: Tree  # the client store, new memories written
-    present: jax.Array  # bool [M]
+    present: Array  # bool [M]
     metrics: dict[str, Mean]
 
 
@@ -66,8 +66,10 @@ def flat(block, counts, ids, messages, memory, metrics, ends, lay) -> Part:
     def fill(x, to, value):
         return jnp.pad(x, (0, to - x.size), constant_values=value)
 
+    messages, memory = rows.pad(rows.flatten(jax.tree.map(clear, (messages, memory))), wide, long)
     return Part(
-        *rows.pad(rows.flatten(jax.tree.map(clear, (messages, memory))), wide, long),
+        messages,
+        memory,
         present=fill(counts, wide, False),
         slots=fill(block.slots, wide, jnp.iinfo(jnp.int32).max),
         ids=fill(owner, wide, num_clients),
@@ -171,7 +173,7 @@ def federate(
         tally = Tally(zero, state.memory, np.zeros(ids.shape, bool), metrics)
         for part in parts:
             tally = absorb(tally, part._replace(messages=()) if not streams else part)
-        if not streams:
+        if channel.reduce and not streams:
             every = jax.tree.map(lambda *x: jnp.concatenate(x), *(part._replace(metrics=()) for part in parts))
             tally = tally._replace(total=channel.reduce(every, size))
         return finish(state._replace(memory=tally.memory), tally._replace(memory=()), ids, asked, key)

@@ -57,8 +57,8 @@ def place(kind: Kind = "jit", devices: int = 1) -> Placement:
             each = jax.pmap(jax.vmap(f, (None, 0)), axis_name="clients", in_axes=(None, 0), devices=here)
 
             def over(common, many):
-                lead = jax.tree.map(lambda x: x.reshape((len(here), -1) + x.shape[1:]), many)
-                return jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), each(common, lead))
+                lead = jax.tree.map(lambda x: x.reshape((len(here), -1, *x.shape[1:])), many)
+                return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), each(common, lead))
 
             return over
 

@@ -27,7 +27,6 @@ from jaxfed.rows import is_table
 from jaxfed.works.local import gradient, local_steps
 
 
-
 def sgd(learning_rate: float, momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
     """optax.sgd, whose momentum may be 0."""
     return optax.sgd(learning_rate, momentum or None, nesterov)
@@ -98,7 +97,9 @@ REGISTRY: dict[str, dict[str, Callable]] = {
 
 # what a section takes beside its function's arguments
 BESIDE: dict[str, dict[str, Any]] = {
-    "data": {name: p.default for name, p in inspect.signature(prepare).parameters.items() if name not in ("data", "seed")},
+    "data": {
+        name: p.default for name, p in inspect.signature(prepare).parameters.items() if name not in ("data", "seed")
+    },
     "work": {name: value for name, value in Batching._field_defaults.items() if name != "pairwise"},
     "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
     "server": {"learning_rate": 1.0},

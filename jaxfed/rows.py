@@ -85,14 +85,12 @@ def gather(store: Tree, i: jax.Array, ids: jax.Array) -> Tree:
 
 def scatter(store: Tree, i: jax.Array, owner: jax.Array, ids: jax.Array, new: Tree) -> Tree:
     """Writes back many trees: leaves at `i` [W], table rows at (owner, ids) [R]; past the end is dropped."""
-    return lift(
-        lambda x, y: x.at[owner, ids].set(y, mode="drop"), lambda x, y: x.at[i].set(y, mode="drop"), store, new
-    )
+    return lift(lambda x, y: x.at[owner, ids].set(y, mode="drop"), lambda x, y: x.at[i].set(y, mode="drop"), store, new)
 
 
 def flatten(tree: Tree) -> Tree:
     """Tables [m, K, ...] as rows [m * K, ...], other leaves as they are."""
-    return lift(lambda x: x.reshape((x.shape[0] * x.shape[1],) + x.shape[2:]), lambda x: x, tree)
+    return lift(lambda x: x.reshape((x.shape[0] * x.shape[1], *x.shape[2:])), lambda x: x, tree)
 
 
 def pad(tree: Tree, clients: int, rows: int, value: Any = 0) -> Tree:

@@ -113,11 +113,8 @@ def compile_all(experiment: Experiment, state: State, key: Key) -> float:
     return time.perf_counter() - begin
 
 
-def open_folder(folder: Path, config: Any, resume: bool) -> Any:
-    """Makes the run's folder, or checks the one that is there. Returns the configuration to run.
-
-    Raises ValueError when there is a run and `resume` is not asked for, or when its configuration differs.
-    """
+def check_folder(folder: Path, config: Any, resume: bool) -> None:
+    """Raises ValueError when the folder holds a run that is not to be resumed, or one of another configuration."""
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} already holds a run: pass --resume to go on with it, or another --out")
     known = folder / "config.toml"
@@ -125,9 +122,14 @@ def open_folder(folder: Path, config: Any, resume: bool) -> Any:
         changed = differences(config_of(read(known)), config)
         if changed:
             raise ValueError(f"{folder} was run with another configuration ({'; '.join(changed)}): pass another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(known, dumps(config))
-    return config
+
+
+def check_select(experiment: Experiment, untrained: Tree, select: str) -> None:
+    """Raises ValueError when validation has no such metric. Compiles the evaluation as it goes."""
+    values = evaluate(experiment, untrained, "val", keys_of(0).evaluation)
+    if select not in values:
+        names = [name for name in values if "decile" not in name and "_sd" not in name]
+        raise ValueError(f'evaluation.select: no metric "{select}"{near(select, names)}')
 
 
 def write_file(path: Path, text: str) -> None:
@@ -162,7 +164,7 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
     Raises ValueError for what a user can mend, SystemExit(128 + signal) when stopped; --resume then goes on.
     """
     folder = Path(config.run.out)
-    config = open_folder(folder, config, resume)
+    check_folder(folder, config, resume)
     if (folder / "summary.json").exists():
         say(f"{folder} is finished")
         return json.loads((folder / "summary.json").read_text())
@@ -171,12 +173,17 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
         say(f"data: {note}")
     experiment = assemble(config, data)
     arrays, standing = fresh(experiment, config.seed), Standing()
+    check_select(experiment, arrays["best"], config.evaluation.select)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "config.toml", dumps(config))
     with checkpoint.manager(folder / "checkpoints", config.run.keep) as checkpoints:
         found = checkpoint.restore(checkpoints, arrays, say)
         if found:
             arrays, meta = found
             if meta["data"] != data.digest:
-                raise ValueError(f"{folder} was run on other data, or on the same rows in another order: pass another --out")
+                raise ValueError(
+                    f"{folder} was run on other data, or on the same rows in another order: pass another --out"
+                )
             standing = Standing(**meta["standing"])
             say(f"resuming {folder} after round {standing.round}")
         journal = Journal(folder, standing.position, standing.round)
@@ -195,7 +202,9 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
     standing.compile_seconds += compile_all(experiment, state, keys.rounds)
     names = evaluate(experiment, private_copy(state), "val", keys.evaluation)  # compiles, and tells the names
     if config.evaluation.select not in names:
-        raise ValueError(f'evaluation.select: no metric "{config.evaluation.select}"{near(config.evaluation.select, names)}')
+        raise ValueError(
+            f'evaluation.select: no metric "{config.evaluation.select}"{near(config.evaluation.select, names)}'
+        )
 
     def save():
         standing.position = journal.position()
@@ -237,7 +246,8 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
                 begin = time.perf_counter()
             if stopped and not standing.finished:
                 checkpoints.wait_until_finished()
-                say(f"stopped after round {standing.round}; go on with: jaxfed train {config.run.out}/config.toml --resume")
+                again = f"jaxfed train {config.run.out}/config.toml --resume"
+                say(f"stopped after round {standing.round}; go on with: {again}")
                 raise SystemExit(128 + stopped[0])
         checkpoints.wait_until_finished()
     return {"state": state, "best": best}, standing

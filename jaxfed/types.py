@@ -3,7 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+Array = jax.Array | np.ndarray  # on a device, or still on the host
 Tree = Any
 Key = jax.Array
 
@@ -61,17 +63,17 @@ class Report(NamedTuple):
 class Block(NamedTuple):
     """m clients of similar length in one static shape."""
 
-    slots: jax.Array  # int [m]: positions in the cohort; M (one past the end) is an empty place
-    rows: jax.Array  # int [m, K]: rows a client holds, distinct; N (one past the end) is unused
-    activity: jax.Array  # float [m]
+    slots: Array  # int [m]: positions in the cohort; M (one past the end) is an empty place
+    rows: Array  # int [m, K]: rows a client holds, distinct; N (one past the end) is unused
+    activity: Array  # float [m]
     data: Tree  # [m, ...]: what `Work.run` reads
 
 
 class Cohort(NamedTuple):
     """The clients of one round: a fixed number of slots, and their data in blocks."""
 
-    ids: jax.Array  # int [M]: the number of clients marks an empty slot
-    present: jax.Array  # bool [M]: who will report
+    ids: Array  # int [M]: the number of clients marks an empty slot
+    present: Array  # bool [M]: who will report
     blocks: tuple[Block, ...]
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.rows import add, plain, put, take
-from jaxfed.types import Key, Mean, Report, Shared, Tree
+from jaxfed.types import Array, Key, Mean, Report, Shared, Tree
 
 # loss(params, private, batch) -> Mean over the examples of the batch; plain leaves, positions in the rows it is given
 Loss = Callable[[Tree, Tree, Tree], Mean]
@@ -27,10 +27,10 @@ class Work(NamedTuple):
 class Steps(NamedTuple):
     """One client's mini-batches, S of them with at most k rows each."""
 
-    rows: jax.Array  # int [S, k]: positions in the client's slice, distinct in a step; past the end: unused
-    live: jax.Array  # bool [S]: False pads; such a step moves nothing
+    rows: Array  # int [S, k]: positions in the client's slice, distinct in a step; past the end: unused
+    live: Array  # bool [S]: False pads; such a step moves nothing
     batch: Tree  # [S, ...]: what the loss reads, beside the rows
-    count: jax.Array  # float []: examples, the client's weight
+    examples: Array  # float []: how many, the client's weight
 
 
 def descend(

@@ -1,0 +1,1 @@
+"""Links: the update path, one mechanism a file."""

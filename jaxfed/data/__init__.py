@@ -1,0 +1,1 @@
+"""Sources, splits, clients and batches, all in NumPy."""

@@ -4,7 +4,8 @@ All of it is a function of (seed, round, client): the random numbers of a client
 whatever cohort it is in. Everything else is done for the whole cohort at once, without a loop over clients.
 """
 
-from typing import NamedTuple
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Batching(NamedTuple):
         """Rows that a step may touch."""
         return self.batch_size * (2 if self.pairwise else 1)
 
-    def examples(self, positives: np.ndarray) -> np.ndarray:
+    def examples(self, positives: Any) -> Any:
         """Examples of one epoch over so many positives."""
         return positives * (self.negatives if self.pairwise else 1 + self.negatives)
 
@@ -101,7 +102,7 @@ def first_occurrence(group: np.ndarray, value: np.ndarray, values: int) -> np.nd
     run = max(1, (1 << 21) // values)
     scratch = np.empty(min(run, int(group[-1]) + 1) * values, np.int64)
     edges = np.searchsorted(group, np.arange(0, int(group[-1]) + run + 1, run))
-    for number, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for number, (low, high) in enumerate(itertools.pairwise(edges)):
         place = (group[low:high] - number * run) * values + value[low:high]
         scratch[place[::-1]] = np.arange(high - 1, low - 1, -1)
         first[low:high] = scratch[place]
@@ -140,7 +141,7 @@ def draw(population: Population, batching: Batching, clients: np.ndarray, seed: 
     else:
         item = np.concatenate([positive[:, None], negative], 1)
         pair = item.ravel(), np.broadcast_to(np.arange(item.shape[1]) == 0, item.shape).ravel()
-    each = int(batching.examples(np.int64(1)))
+    each = batching.examples(1)
     examples, steps = count * each, batching.steps(count) // batching.epochs
     inside = ranges(np.zeros_like(examples), examples)
     step = np.repeat(np.cumsum(steps) - steps, examples) + inside // batching.batch_size
@@ -165,7 +166,7 @@ class Flat(NamedTuple):
     batch: dict[str, np.ndarray]  # [T + 1, ...]
     start: np.ndarray  # int64 [M + 2]: the steps of each client
     held: Ragged  # the distinct items of each client, by first use
-    count: np.ndarray  # int64 [M + 1]: examples of each client
+    examples: np.ndarray  # int64 [M + 1]: examples of each client
     activity: np.ndarray  # int64 [M + 1]
 
 
@@ -201,15 +202,15 @@ def lay_steps(population: Population, batching: Batching, clients: np.ndarray, d
     client = (np.searchsorted(start, step[new], "right") - 1).astype(np.int64)
     position, fresh = slots_of(client, entry[new], items)
     rows = table((step * width + slot)[new], position, width, items)
-    held = np.bincount(client[fresh], minlength=len(activity))
-    held = Ragged(np.append(entry[new][fresh], items), np.concatenate([[0], np.cumsum(held)]))
+    distinct = np.bincount(client[fresh], minlength=len(activity))
+    held = Ragged(np.append(entry[new][fresh], items), np.concatenate([[0], np.cumsum(distinct)]))
 
     if population.users_per_client == 1 and not batching.pairwise:
         place = step * width + slot
         weight = np.bincount(place, minlength=total * width)
         label = np.bincount(place, drawn.other, total * width) / np.maximum(weight, 1)
-        batch = {"label": label, "weight": weight}
-        batch = {name: x.astype(np.float32).reshape(total, width) for name, x in batch.items()}
+        merged = {"label": label, "weight": weight}
+        batch = {name: x.astype(np.float32).reshape(total, width) for name, x in merged.items()}
     else:
         begin = np.searchsorted(drawn.step, np.arange(total))
         place = drawn.step * size + np.arange(len(drawn.step)) - begin[drawn.step]
@@ -234,7 +235,7 @@ def block(flat: Flat, shapes: Lengths, slots: np.ndarray, steps: int) -> Block:
     holds = at < flat.held.counts[slots][:, None]
     rows = np.where(holds, flat.held.values[np.where(holds, flat.held.start[slots][:, None] + at, 0)], shapes.num_items)
     batch = {name: values[which] for name, values in flat.batch.items()}
-    data = Steps(flat.rows[which], live, batch, flat.count[slots].astype(np.float32))
+    data = Steps(flat.rows[which], live, batch, flat.examples[slots].astype(np.float32))
     return Block(slots.astype(np.int32), rows.astype(np.int32), flat.activity[slots].astype(np.float32), data)
 
 
@@ -257,7 +258,8 @@ def pack(
     flat = lay_steps(population, batching, clients, draw(population, batching, clients, seed, round))
     slot_of = np.append(place, len(ids)).astype(np.int32)
     steps = np.diff(flat.start)[:-1]
-    left, blocks = np.argsort(-steps, kind="stable"), []
+    left = np.argsort(-steps, kind="stable")
+    blocks: list[Block] = []
     while len(left) or not blocks:
         longest = steps[left[0]] if len(left) else 1
         shape = next(s for s in shapes.steps if s >= longest)
@@ -271,7 +273,7 @@ def nobody(population: Population, batching: Batching, shapes: Lengths) -> Cohor
     """An empty cohort with one block of every shape: what compiles all the programs of a run."""
     none = np.zeros(0, np.int64)
     flat = lay_steps(population, batching, none, draw(population, batching, none, 0, 0))
-    blocks = (block(flat, shapes, np.zeros(shapes.clients(steps), int), steps) for steps in shapes.steps)
-    blocks = tuple(each._replace(slots=np.full_like(each.slots, shapes.slots)) for each in blocks)
+    made = (block(flat, shapes, np.zeros(shapes.clients(steps), int), steps) for steps in shapes.steps)
+    blocks = tuple(each._replace(slots=np.full(each.slots.shape, shapes.slots, np.int32)) for each in made)
     absent = np.zeros(shapes.slots, bool)
     return Cohort(np.full(shapes.slots, population.num_clients, np.int32), absent, blocks)

@@ -14,7 +14,8 @@ class Ragged(NamedTuple):
     values: np.ndarray  # [total]
     start: np.ndarray  # int64 [n + 1]: list i is values[start[i]:start[i + 1]]
 
-    def __getitem__(self, i: int) -> np.ndarray:
+    def of(self, i: int) -> np.ndarray:
+        """List i."""
         return self.values[self.start[i] : self.start[i + 1]]
 
     @property

@@ -152,7 +152,8 @@ def read_interactions(
     found = {role: column_called(table, role, name, place, role in ("user", "item")) for role, name in wanted.items()}
     user_number, users = numbered(ids(table, found["user"], place))
     item_number, items = numbered(ids(table, found["item"], place))
-    rows, notes = table.num_rows, ()
+    rows = table.num_rows
+    notes: tuple[str, ...] = ()
     ratings = floats(table, found["rating"], place) if found["rating"] else np.ones(rows)
     if found["time"]:
         clock = times(table, found["time"], place)

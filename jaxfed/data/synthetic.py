@@ -47,9 +47,7 @@ def synthetic(
         time[mixed].astype(np.int64),
     )
     present, item_number = np.unique(rows.item, return_inverse=True)
-    return Dataset(
-        rows._replace(item=item_number.astype(np.int32)), np.arange(users).astype(str), present.astype(str)
-    )
+    return Dataset(rows._replace(item=item_number.astype(np.int32)), np.arange(users).astype(str), present.astype(str))
 
 
 def _some(random, length, share, item_vectors, taste) -> tuple[np.ndarray, np.ndarray]:

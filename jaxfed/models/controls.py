@@ -15,6 +15,7 @@ class Count(nn.Module):
 
     @nn.compact
     def __call__(self, user: jax.Array, item: jax.Array | None = None) -> jax.Array:
+        """Logits, see `from_module`."""
         count = self.variable(self.collection, "count", jnp.zeros, self.num_items).value
         return vectors(count, item)
 

@@ -18,6 +18,8 @@ class Factorisation(nn.Module):
 
     @nn.compact
     def __call__(self, user: jax.Array, item: jax.Array | None = None) -> jax.Array:
+        """Logits, see `from_module`."""
+
         def table(collection, name, rows):
             normal = nn.initializers.normal(self.init_scale)
             return self.variable(collection, name, lambda: normal(self.make_rng("params"), (rows, self.dim))).value

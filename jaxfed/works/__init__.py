@@ -1,0 +1,1 @@
+"""Works: what one client computes, one idea a file."""

@@ -33,8 +33,10 @@ def local_steps(
 
     def run(shared, mine, steps, key):
         start = shared.params
-        (end, mine), seen = descend(lambda both, batch: loss(*both, batch), optimizer, (start, mine), steps, by_row)
-        return Report(Shared(sub(start, end)), mine, steps.count, {"train/loss": seen})
+        (end, mine), seen = descend(
+            lambda both, batch: loss(both[0], both[1], batch), optimizer, (start, mine), steps, by_row
+        )
+        return Report(Shared(sub(start, end)), mine, steps.examples, {"train/loss": seen})
 
     return Work(init, run)
 
@@ -50,7 +52,8 @@ def gradient(loss: Loss, optimizer: optax.GradientTransformation, private: Calla
 
         def objective(both):
             def one(rows, live, batch):
-                seen = loss(*plain(take(both, rows)), batch)
+                params, mine = plain(take(both, rows))
+                seen = loss(params, mine, batch)
                 return jax.tree.map(lambda x: jnp.where(live, x, 0), seen)
 
             seen = jax.tree.map(jnp.sum, jax.vmap(one)(steps.rows, steps.live, steps.batch))
@@ -58,6 +61,6 @@ def gradient(loss: Loss, optimizer: optax.GradientTransformation, private: Calla
 
         slope, seen = jax.grad(objective, has_aux=True)(both)
         step, _ = optimizer.update(slope, optimizer.init(both), both)
-        return Report(Shared(slope[0]), optax.apply_updates(mine, step[1]), steps.count, {"train/loss": Mean(*seen)})
+        return Report(Shared(slope[0]), optax.apply_updates(mine, step[1]), steps.examples, {"train/loss": Mean(*seen)})
 
     return Work(local_steps(loss, optimizer, private).init, run)

@@ -1,0 +1,46 @@
+# `make train` and `make test` work from a fresh clone with python3 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: setup train test test-all lint format types lock clean seeds
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+train: setup
+	$(BIN)/jaxfed data ml-100k
+	$(BIN)/jaxfed train configs/ml100k_fedavg.toml --resume
+
+seeds: setup
+	$(BIN)/python scripts/seeds.py configs/ml100k_fedavg.toml --seeds 0 1 2
+
+test: setup lint types
+	$(BIN)/python -m pytest -m "not full"
+
+test-all: setup lint types
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup
+	$(BIN)/mypy
+
+# resolves anew what requirements.lock pins; needs uv
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --output-file requirements.lock
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

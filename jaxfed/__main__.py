@@ -1,0 +1,5 @@
+"""python -m jaxfed"""
+
+from jaxfed.cli import main
+
+main()

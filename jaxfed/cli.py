@@ -1,0 +1,273 @@
+"""`jaxfed train | evaluate | recommend | data`. An error a user can cause is one line and exit code 2."""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --server.learning-rate 0.1"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and what is not in a configuration."""
+    main = argparse.ArgumentParser("jaxfed", description="Federated learning of recommender models in JAX.")
+    commands = main.add_subparsers(dest="command", required=True)
+
+    def command(name, text, epilog=""):
+        # allow_abbrev off: `--server` must not be taken for `--server.learning-rate`
+        return commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
+
+    train = command("train", "Run a configuration.", EPILOG)
+    train.add_argument("config", metavar="CONFIG.toml")
+    train.add_argument("--out", metavar="RUN", help="where the run lives (run.out)")
+    train.add_argument("--resume", action="store_true", help="go on with the run that is there; print a finished one")
+    evaluate = command("evaluate", "Evaluate the best model of a run.")
+    evaluate.add_argument("run", metavar="RUN")
+    evaluate.add_argument("--part", choices=("val", "test"), default="test")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    recommend = command("recommend", "What the best model of a run recommends to a user.")
+    recommend.add_argument("run", metavar="RUN")
+    recommend.add_argument("--user", required=True, help="the user's id in the data")
+    recommend.add_argument("-k", type=int, default=10, help="how many items")
+    data = command(
+        "data", "Fetch a data set and describe it.", "Options of the loader: --path FILE, --user COLUMN, ..."
+    )
+    data.add_argument("name", metavar="NAME|FILE|CONFIG.toml")
+    return main
+
+
+def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
+    """Takes `--section.name NAME` out of the arguments and into the table, whose other keys stay where they still fit.
+
+    A name decides which keys there are, so it must be known before the rest is parsed.
+    """
+    from jaxfed.config import NAMED, near
+    from jaxfed.registry import REGISTRY, arguments
+
+    rest, i = [], 0
+    while i < len(args):
+        key, equals, value = args[i].partition("=")
+        place = re.fullmatch(r"--((?:evaluation\.)?channel\.\d+|work\.optimizer|[a-z]+)\.name", key)
+        if not place or (not equals and i + 1 == len(args)):
+            rest.append(args[i])
+            i += 1
+            continue
+        value, i = (value, i + 1) if equals else (args[i + 1], i + 2)
+        *outer, last = place[1].split(".")
+        section = "channel" if "channel" in outer else last
+        parent: Any = table
+        for step in outer:
+            parent = parent.setdefault(step, {}) if isinstance(parent, dict) else parent[int(step)]
+        if section not in REGISTRY or value not in REGISTRY[section]:
+            raise ValueError(f'{place[1]}.name: no {section} "{value}"{near(value, REGISTRY.get(section, NAMED))}')
+        if isinstance(parent, list) and int(last) >= len(parent):
+            raise ValueError(f"{place[1]}: the configuration has {len(parent)} links")
+        old = parent[int(last)] if isinstance(parent, list) else parent.get(last, {})
+        fits = {*arguments(section, value), *(("optimizer",) if section == "work" else ("item", "user"))}
+        new = {k: v for k, v in old.items() if k in fits} | {"name": value}
+        parent[int(last) if isinstance(parent, list) else last] = new
+    return rest
+
+
+def overridden(table: dict[str, Any], args: list[str]) -> Any:
+    """A configuration from a TOML table and command-line overrides. Raises ValueError with one line."""
+    import tyro
+
+    from jaxfed.config import check, config_of, leaves, near, table_of
+
+    config = config_of(table if not args else (args := renamed(table, args), table)[1])
+    if not args:
+        return config
+    if {"-h", "--help"} & set(args):
+        return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml")
+    known = [f"--{key.replace('_', '-')}" for key, _ in leaves(table_of(config))]
+    groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in ("learning-rate", "weight-decay")]
+    positive = {re.sub(r"\.no-([^.]*)$", r".\1", word.split("=")[0].replace("_", "-")): word for word in args}
+    for flag, word in positive.items():
+        if flag.startswith("--") and flag not in known + groups:
+            raise ValueError(f"unknown option {word.split('=')[0]}{near(flag, known + groups)}")
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+            return check(tyro.cli(type(config), default=config, args=args))
+    except SystemExit:
+        lines = [line.strip("│ ") for line in told.getvalue().splitlines()]
+        inside = itertools.takewhile(lambda line: line[:1] not in "─-╰", lines[1:])  # of a box, up to its first rule
+        raise ValueError(" ".join(inside)) from None
+
+
+def train(args: argparse.Namespace, overrides: list[str]) -> None:
+    """jaxfed train"""
+    from jaxfed.config import read
+    from jaxfed.train import train as run
+
+    table = read(args.config)
+    if args.out:
+        table.setdefault("run", {})["out"] = args.out
+    config = overridden(table, overrides)
+    summary = run(config, args.resume)
+    show(summary, f"{config.run.out}: best of {summary['rounds']} rounds by validation: round {summary['best_round']}")
+
+
+def show(values: dict[str, Any], title: str) -> None:
+    """A table of the headline metrics, then the other facts of a summary."""
+    from rich.console import Console
+    from rich.table import Table
+
+    leaky = " (LEAKY: train negatives exclude the held-out items)" if values.get("leaky") else ""
+    out = Console(highlight=False, soft_wrap=True)
+    table = Table(title=title + leaky, title_justify="left")
+    columns = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc")
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left")
+    for part in ("val/full", "val/sampled", "test/full", "test/sampled"):
+        if f"{part}/hr@10" in values:
+            table.add_row(part, *(f"{values[f'{part}/{column}']:.4f}" for column in columns))
+    out.print(table)
+    facts = (
+        "seconds",
+        "compile_seconds",
+        "client_updates_per_second",
+        "peak_memory_mb",
+        "bytes_up_per_client",
+        "bytes_down_per_client",
+        "server_sees",
+        "params_sha256",
+    )
+    for fact in facts:
+        if fact in values:
+            value = values[fact]
+            out.print(
+                f"{fact:>26}  {value:,}" if isinstance(value, int | float) else f"{fact:>26}  {value}", markup=False
+            )
+
+
+def reopened(folder: str) -> tuple[Any, Any, Any]:
+    """(experiment, seed's keys, (shared, private) of the best round) of a run."""
+    from jaxfed import checkpoint
+    from jaxfed.config import config_of, read
+    from jaxfed.experiment import assemble, load
+    from jaxfed.log import say
+    from jaxfed.train import fresh, keys_of
+
+    path = Path(folder)
+    if not (path / "config.toml").is_file():
+        raise ValueError(f"{folder}: no run here (no config.toml)")
+    config = config_of(read(path / "config.toml"))
+    experiment = assemble(config, load(config.data))
+    if not (path / "checkpoints").is_dir():
+        raise ValueError(f"{folder} has no checkpoint yet: train it first")
+    with checkpoint.manager(path / "checkpoints", config.run.keep) as checkpoints:
+        found = checkpoint.restore(checkpoints, fresh(experiment, config.seed), say)
+    if not found:
+        raise ValueError(f"{folder} has no checkpoint yet: train it first")
+    if found[1]["data"] != experiment.data.digest:
+        say("the rows of the data, or their order, are not those of the run")
+    return experiment, keys_of(config.seed), found[0]["best"]
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """jaxfed evaluate"""
+    from jaxfed.train import evaluate as examine
+    from jaxfed.train import marked
+
+    experiment, keys, best = reopened(args.run)
+    values = marked(experiment, examine(experiment, best, args.part, keys.evaluation))
+    if args.json:
+        print(json.dumps(values, indent=1))
+    else:
+        show(values, f"{args.run}: {args.part} of the best round")
+
+
+def recommend(args: argparse.Namespace) -> None:
+    """jaxfed recommend"""
+    import jax
+
+    from jaxfed.config import near
+
+    if args.k < 1:
+        raise ValueError(f"-k is {args.k}: it must be at least 1")
+    experiment, _, (shared, private) = reopened(args.run)
+    population, source = experiment.data.population, experiment.data.source
+    users = np.flatnonzero(population.user_names == args.user)
+    if not len(users):
+        raise ValueError(f'no user "{args.user}" in the data{near(args.user, population.user_names.tolist()[:10000])}')
+    user = int(users[0])
+    client = int(population.client_of[user])
+    mine = jax.tree.map(lambda x: x[client], private)
+    scores = np.array(experiment.model.score(shared, mine, np.int32(user - population.first[client])))
+    had = np.concatenate([population.train.of(user), population.valid.of(user), population.test.of(user)])
+    scores[had] = -np.inf
+    for place, item in enumerate(np.argsort(-scores, kind="stable")[: args.k], 1):
+        if np.isfinite(scores[item]):
+            title = source.items[item] if source.titles is None else source.titles[item]
+            print(f"{place:>3}  {scores[item]:8.3f}  {source.items[item]:>8}  {title}")
+
+
+def describe(args: argparse.Namespace, overrides: list[str]) -> None:
+    """jaxfed data"""
+    from jaxfed.config import read
+    from jaxfed.data.describe import describe as text
+    from jaxfed.experiment import load
+    from jaxfed.registry import REGISTRY
+
+    name = args.name
+    kind = Path(name).suffix.lstrip(".")
+    if kind == "toml":
+        table = {"data": read(name).get("data", {})}
+    elif name in REGISTRY["data"]:
+        table = {"data": {"name": name}}
+    elif kind in REGISTRY["data"]:
+        table = {"data": {"name": kind, "path": name}}
+    else:
+        from jaxfed.config import near
+
+        raise ValueError(f'no data set "{name}"{near(name, REGISTRY["data"])}, or a file that ends so')
+    own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
+    print(text(load(overridden(table, own).data)))
+
+
+def main() -> None:
+    """The program."""
+    args, rest = parser().parse_known_args()
+    try:
+        if args.command in ("evaluate", "recommend") and rest:
+            raise ValueError(f"unknown option {rest[0]}")
+        start()
+        if args.command in ("train", "data"):
+            {"train": train, "data": describe}[args.command](args, rest)
+        else:
+            {"evaluate": evaluate, "recommend": recommend}[args.command](args)
+    except ValueError as error:
+        if os.environ.get("JAXFED_TRACEBACK"):
+            raise
+        print(f"jaxfed: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def start() -> None:
+    """What a run wants of its process: compiled programs kept on disk, and no chatter of libraries."""
+    import logging
+
+    import jax
+
+    from jaxfed.data.movielens import cache
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()
