@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import io
-import itertools
 import json
 import os
 import re
@@ -99,9 +98,8 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
             return check(tyro.cli(type(config), default=config, args=args))
     except SystemExit:
-        lines = [line.strip("│ ") for line in told.getvalue().splitlines()]
-        inside = itertools.takewhile(lambda line: line[:1] not in "─-╰", lines[1:])  # of a box, up to its first rule
-        raise ValueError(" ".join(inside)) from None
+        title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", told.getvalue()), ""  # a box: sections between rules
+        raise ValueError(message or title) from None
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:

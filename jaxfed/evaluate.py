@@ -131,35 +131,34 @@ def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key]
             batch_size=min(users, 64),
         )
         spread = jax.nn.one_hot(asked.decile, DECILES)
-        message = jax.tree.map(lambda x: x.sum(0)[..., None] * spread, each)
+        message = jax.tree.map(lambda x: jnp.multiply.outer(x.sum(0), spread), each)
         state, memory = channel.init(message)
         secret = jax.random.fold_in(jax.random.fold_in(key, 1), asked.client)
         none = jnp.zeros(0, jnp.int32)
         me = Client(memory, secret, key, asked.client, jnp.float32(1), asked.activity, none, 0, cohort)
-        return channel.encode(message, channel.send(state), me)[0]
+        return channel.encode(message, channel.send(state), me)[0], state
 
     @jax.jit
     def hear(shared, private, asked, cohort, key):
-        """The sum of a chunk's messages."""
+        """(the sum of a chunk's messages, the state of the links before the round)."""
         mine = jax.tree.map(lambda x: x.at[asked.client].get(mode="fill", fill_value=0), private)
-        messages = jax.vmap(client, (None, 0, 0, None, None))(shared, mine, asked, cohort, key)
+        messages, states = jax.vmap(client, (None, 0, 0, None, None))(shared, mine, asked, cohort, key)
         here = asked.client < cohort.size
         kept = jax.tree.map(lambda x: jnp.where(here.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), messages)
-        return jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), kept)
+        total = jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), kept)
+        return total, jax.tree.map(lambda x: x[0], states)
 
     @jax.jit
-    def close(total, cohort, key):
+    def close(total, state, cohort, key):
         """What the server reads out of the sum."""
-        example = jax.eval_shape(lambda: dict.fromkeys(total, 0.0))
-        state, _ = channel.init(example)
         return channel.decode(total, state, Round(key, cohort, jnp.ones(cohort.shape, bool)))[0]
 
     def run(shared, private, exam, key):
         cohort, total = np.arange(exam.population.num_clients), None
         for asked in questions(exam):
-            part = hear(shared, private, asked, cohort, key)
+            part, state = hear(shared, private, asked, cohort, key)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
-        return close(total, cohort, key)
+        return close(total, state, cohort, key)
 
     return run
 

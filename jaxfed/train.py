@@ -200,11 +200,6 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
     """The rounds that are left, with their evaluations and checkpoints."""
     keys, state, best = keys_of(config.seed), arrays["state"], arrays["best"]
     standing.compile_seconds += compile_all(experiment, state, keys.rounds)
-    names = evaluate(experiment, private_copy(state), "val", keys.evaluation)  # compiles, and tells the names
-    if config.evaluation.select not in names:
-        raise ValueError(
-            f'evaluation.select: no metric "{config.evaluation.select}"{near(config.evaluation.select, names)}'
-        )
 
     def save():
         standing.position = journal.position()

@@ -1,5 +1,7 @@
 """The tensorflow-datasets builder of MovieLens-100K. Importing this registers it and imports tfds (about a second)."""
 
+from pathlib import Path
+
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -22,7 +24,7 @@ class JaxfedMl100k(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(raw_files(dl_manager.manual_dir))}
+        return {"train": self._generate_examples(raw_files(Path(dl_manager.manual_dir)))}
 
     def _generate_examples(self, files):
         rows, titles, users = read_raw(files)

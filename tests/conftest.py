@@ -1,0 +1,38 @@
+"""Strict JAX, eight devices made of the CPU, and compiled programs kept between runs of the suite."""
+
+import os
+from pathlib import Path
+
+CACHE = Path(__file__).parent.parent / ".cache"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import jax
+import pytest
+
+from jaxfed.config import config_of
+from jaxfed.experiment import load
+
+jax.config.update("jax_numpy_rank_promotion", "warn")
+jax.config.update("jax_debug_nans", False)
+
+
+@pytest.fixture(scope="session")
+def ml100k():
+    """MovieLens-100K as 943 clients under the clean protocol. Fetched, as a user would fetch it."""
+    return load(config_of({}).data)
+
+
+@pytest.fixture
+def compiled():
+    """A list that grows by one for each program that is lowered."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)

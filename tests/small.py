@@ -1,0 +1,137 @@
+"""Small problems, and comparisons with a reason for their tolerance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxfed.federate import federate
+from jaxfed.rows import Table
+from jaxfed.types import Block, Cohort, Mean
+from jaxfed.work import Steps
+from jaxfed.works.local import local_steps
+
+KEY = jax.random.key(0)
+EPS = 2e-6  # float32 sums of a few dozen terms of size one, in another order
+
+
+def close(a, b, atol=EPS, rtol=1e-5):
+    """Equal but for the order of sums."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=rtol), a, b)
+
+
+def same(a, b):
+    """Equal bit by bit."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# --- dense: a linear model, every client with the same amount of data ------------------------------------------------
+
+N, M, S, B, D = 12, 6, 4, 3, 5
+X = jax.random.normal(jax.random.key(1), (N, S, B, D))
+Y = jax.random.normal(jax.random.key(2), (N, S, B))
+DENSE = {"w": jax.random.normal(jax.random.key(3), (D,)), "b": jnp.zeros(())}
+IDS = np.array([3, 1, 4, 7, 9, 2])
+
+
+def mse(params, private, batch):
+    """Mean squared error of a linear model."""
+    x, y = batch
+    return Mean(jnp.sum((x @ params["w"] + params["b"] - y) ** 2), jnp.float32(y.size))
+
+
+def dense_cohort(ids=IDS, present=None, xy=None):
+    """One block of clients without tables."""
+    x, y = xy or (X, Y)
+    ids = np.asarray(ids)
+    m, s = len(ids), x.shape[1]
+    examples = np.full(m, float(s * x.shape[2]), np.float32)
+    steps = Steps(np.zeros((m, s, 0), np.int32), np.ones((m, s), bool), (x[ids], y[ids]), examples)
+    block = Block(np.arange(m, dtype=np.int32), np.zeros((m, 0), np.int32), examples, steps)
+    return Cohort(np.asarray(ids, np.int32), np.ones(m, bool) if present is None else np.array(present, bool), (block,))
+
+
+# --- rows: matrix factorisation with private user vectors --------------------------------------------------------------
+
+USERS, ITEMS, DIM, BATCH = 14, 60, 4, 4
+_random = np.random.default_rng(0)
+DATA = {
+    c: (_random.permutation(ITEMS)[:k], _random.integers(0, 2, k).astype(np.float32))
+    for c, k in enumerate(_random.integers(3, 33, USERS))
+}
+WHO = [3, 1, 4, 7, 9, 2, 11, 13]
+PLAIN = {"item": jax.random.normal(KEY, (ITEMS, DIM)), "bias": jnp.zeros(ITEMS), "scale": jnp.ones(())}
+MARKED = {"item": Table(PLAIN["item"]), "bias": Table(PLAIN["bias"]), "scale": PLAIN["scale"]}
+
+
+def bce(params, private, batch):
+    """Cross-entropy of every row of the tables given, weighed."""
+    y, w = batch
+    logit = params["scale"] * (params["item"] @ private["user"]) + params["bias"]
+    return Mean(jnp.sum(optax.sigmoid_binary_cross_entropy(logit, y) * w), jnp.sum(w))
+
+
+def user(key):
+    """A user vector."""
+    return {"user": 0.3 * jax.random.normal(key, (DIM,))}
+
+
+def row_block(slots, whole=False, steps=8):
+    """Clients of WHO with their rows, or with the whole catalogue as their slice."""
+    m, k = len(slots), ITEMS if whole else steps * BATCH
+    rows, at = np.full((m, k), ITEMS, np.int32), np.full((m, steps, BATCH), ITEMS, np.int32)
+    y, w = np.zeros((2, m, steps, BATCH), np.float32)
+    live, examples = np.zeros((m, steps), bool), np.zeros(m, np.float32)
+    for j, slot in enumerate(slots):
+        if slot >= len(WHO):
+            continue
+        items, labels = DATA[WHO[slot]]
+        n = len(items)
+        rows[j, : ITEMS if whole else n] = np.arange(ITEMS) if whole else items
+        at[j].ravel()[:n] = items if whole else np.arange(n)
+        y[j].ravel()[:n], w[j].ravel()[:n], live[j, : -(-n // BATCH)], examples[j] = labels, 1, True, n
+    return Block(np.array(slots, np.int32), rows, examples, Steps(at, live, (y, w), examples))
+
+
+def row_cohort(whole=False, present=None, blocks=((0, 1, 2, 3), (4, 5, 6, 7))):
+    """The clients of WHO in blocks."""
+    there = np.ones(len(WHO), bool) if present is None else np.array(present, bool)
+    return Cohort(np.array(WHO, np.int32), there, tuple(row_block(slots, whole) for slots in blocks))
+
+
+def factorisation(channel, optimizer=None, server=None, by_row=True, **more):
+    """FedAvg of the matrix factorisation above."""
+    work = local_steps(bce, optimizer or optax.sgd(0.1), user, by_row)
+    return federate(work, channel, server or optax.sgd(1.0), USERS, **more)
+
+
+def run(algorithm, cohort, params=MARKED, rounds=3):
+    """(state, info) after some rounds of the same cohort."""
+    state, info = algorithm.init(params, KEY), {}
+    for _ in range(rounds):
+        state, info = algorithm.step(state, cohort, KEY)
+    return state, info
+
+
+def by_hand(weighted=False, rounds=3, data=DATA):
+    """The same without a line of jaxfed: every client trains a copy of the whole table, in turn."""
+    users = {c: user(jax.random.fold_in(KEY, c)) for c in WHO}
+    params = PLAIN
+    for _ in range(rounds):
+        total, weight = jax.tree.map(jnp.zeros_like, params), 0.0
+        for c in WHO:
+            (items, labels), mine, own = data[c], params, users[c]
+            for s in range(0, len(items), BATCH):
+                i, y = items[s : s + BATCH], labels[s : s + BATCH]
+
+                def loss(p, u, i=i, y=y):
+                    logit = p["scale"] * (p["item"][i] @ u["user"]) + p["bias"][i]
+                    return jnp.mean(jnp.logaddexp(0, logit) - y * logit)
+
+                g, h = jax.grad(loss, (0, 1))(mine, own)
+                mine, own = (jax.tree.map(lambda a, b: a - 0.1 * b, *pair) for pair in ((mine, g), (own, h)))
+            w = len(items) if weighted else 1.0
+            total = jax.tree.map(lambda t, a, b: t + w * (b - a), total, params, mine)
+            weight, users[c] = weight + w, own
+        params = jax.tree.map(lambda p, t: p + t / weight, params, total)
+    return params, users

@@ -1,0 +1,133 @@
+"""Channels: chains, conflicts, what crosses the wire, and the links' known values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxfed.channel import Wire, at_client, at_server, chain, link, total, wire
+from jaxfed.channels.difference import difference
+from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
+from jaxfed.federate import model
+from jaxfed.types import Shared
+from tests.small import DENSE, DIM, ITEMS, MARKED, PLAIN, D, close, factorisation, row_cohort, run, same
+
+
+def middle(part, size):
+    """Another reduction than the sum: the coordinate-wise median of leaves that are no tables."""
+    return jax.tree.map(lambda x: jnp.median(x[part.present[: len(x)]], 0), part.messages)
+
+
+def test_chain_encodes_left_to_right_and_decodes_right_to_left():
+    def tagged(name, factor):
+        return link(
+            lambda u, sent, c: (jax.tree.map(lambda x: x * factor + 1, u), c.memory),
+            lambda t, s, r: (jax.tree.map(lambda x: x / factor, t), s, {name: jnp.float32(0)}),
+        )
+
+    path = chain(tagged("a", 2.0), tagged("b", 3.0))
+    state, memory = path.init({"w": jnp.ones(())})
+    from jaxfed.channel import probe
+
+    message, _ = path.encode({"w": jnp.float32(1)}, path.send(state), probe(memory, 0, 0))
+    assert float(message["w"]) == (1 * 2 + 1) * 3 + 1
+    from jaxfed.types import Round
+
+    back, _, info = path.decode({"w": jnp.float32(12)}, state, Round(jax.random.key(0), jnp.arange(1), jnp.ones(1, bool)))
+    assert float(back["w"]) == 12 / 3 / 2
+    assert list(info) == ["b", "a"]
+
+
+def test_two_reductions_are_refused_when_the_chain_is_made():
+    ring = link(reduce=total)
+    robust = link(reduce=middle)
+    with pytest.raises(ValueError, match=r"different reductions \(middle, total\)"):
+        chain(ring, mean(), robust)
+    assert chain(ring, chain(mean(), ring)).reduce is total
+
+
+def test_a_reduction_of_ones_own_replaces_the_sum():
+    from tests.test_federate import linear
+    from tests.small import IDS, X, Y, dense_cohort
+
+    x = X.at[3].set(1e4)  # one client far off
+    cohort = dense_cohort(xy=(x, Y))
+    honest = run(linear(link(reduce=middle)), dense_cohort(IDS[1:]), DENSE, 1)[0]
+    robust = run(linear(link(reduce=middle)), cohort, DENSE, 1)[0]
+    averaged = run(linear(mean()), cohort, DENSE, 1)[0]
+    far = lambda state: float(jnp.abs(model(state)["w"] - model(honest)["w"]).max())
+    assert far(robust) < 1 < far(averaged) or not np.isfinite(far(averaged))
+
+
+NEUTRAL = {
+    "chain of one": lambda: chain(mean()),
+    "chains nest": lambda: chain(chain(link()), chain(mean(), link())),
+    "activity is examples here": lambda: weighted_mean("activity"),
+    "at_client identity": lambda: chain(at_client(optax.identity()), mean()),
+    "at_server identity": lambda: chain(at_server(optax.identity()), mean()),
+    "clip far away": lambda: chain(at_client(optax.clip_by_global_norm(1e9)), mean()),
+    "trace of nothing": lambda: chain(at_server(optax.trace(0.0)), mean()),
+    "weights to the power 0": lambda: weighted_mean("examples", 0.0),
+    "uniform weights": lambda: weighted_mean("uniform"),
+    "difference": lambda: chain(difference(), mean()),
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_neutral_channels_are_the_mean(name):
+    want = run(factorisation(weighted_mean() if "activity" in name else mean()), row_cohort())[0]
+    close(model(run(factorisation(NEUTRAL[name]()), row_cohort())[0]), model(want), atol=1e-5)
+
+
+def test_at_client_clips_the_norm_of_the_dense_update():
+    """A slice's norm is the norm of the whole table's update: the rest of it is zero."""
+    channel = lambda: chain(at_client(optax.clip_by_global_norm(0.05)), mean())
+    close(*(model(run(factorisation(channel()), row_cohort(whole))[0]) for whole in (False, True)))
+    one = np.arange(8) == 0
+    moved = model(run(factorisation(channel()), row_cohort(present=one), rounds=1)[0])
+    norm = optax.tree.norm(jax.tree.map(jnp.subtract, moved, PLAIN))
+    np.testing.assert_allclose(norm, 0.05, rtol=1e-5)
+
+
+def test_at_server_momentum_is_a_server_with_momentum():
+    close(
+        model(run(factorisation(chain(at_server(optax.trace(0.9)), mean())), row_cohort())[0]),
+        model(run(factorisation(mean(), server=optax.sgd(1.0, momentum=0.9)), row_cohort())[0]),
+    )
+
+
+def test_weights_that_are_not_there():
+    with pytest.raises(ValueError, match="choose one of examples, activity, uniform"):
+        weighted_mean("size")
+
+
+def test_rows_that_nobody_holds_stay_put_under_per_row_mean():
+    from tests.small import DATA, WHO
+
+    held = np.unique(np.concatenate([DATA[c][0] for c in WHO]))
+    free = np.setdiff1d(np.arange(ITEMS), held)
+    got = model(run(factorisation(per_row_mean()), row_cohort())[0])["item"]
+    same(got[free], PLAIN["item"][free])
+    assert np.abs(got[held] - PLAIN["item"][held]).max(1).min() > 0
+
+
+def test_wire():
+    rows, shared = 10, Shared(MARKED)
+    mine = 4 * (rows * DIM + rows + 1)
+    ids = 4 * rows
+    assert wire(mean(), shared, rows) == Wire(mine + ids, mine + ids, "update+rows")
+    assert wire(weighted_mean(), shared, rows) == Wire(mine + 4 + ids, mine + ids, "update+rows")
+    assert wire(per_row_mean(), shared, rows) == Wire(mine + 4 * rows + 4 + ids, mine + ids, "update+rows")
+    # the last aggregate comes down, a one for each row and for the client goes up
+    assert wire(chain(difference(), mean()), shared, rows) == Wire(mine + 4 * rows + 4 + ids, 2 * mine + ids, "update+rows")
+    assert wire(mean(), Shared(DENSE), 0) == Wire(4 * (D + 1), 4 * (D + 1), "update")
+
+
+def test_what_the_server_sees_follows_from_the_chain():
+    hidden = chain(link(lambda u, sent, c: (jax.tree.map(jnp.sum, u), c.memory), hides=True), mean())
+    assert wire(hidden, Shared(DENSE), 0).sees == "sum"
+    flat = link(lambda u, sent, c: (jnp.zeros((c.size, DIM)), c.memory), hides=True)
+    dense = 4 * (ITEMS * DIM + ITEMS + 1)
+    # an upload that hides its rows is worth nothing after a request for them: the whole table comes down
+    assert wire(flat, Shared(MARKED), 10) == Wire(4 * ITEMS * DIM, dense, "sum")

@@ -1,0 +1,84 @@
+"""Cohorts: who is asked is a function of seed and round."""
+
+import numpy as np
+import pytest
+
+from jaxfed.cohort import cyclic, everyone, poisson, uniform
+from jaxfed.registry import REGISTRY
+
+N = 50
+MAKERS = {name: (lambda make=make, **kw: make(N, **({} if make is everyone else {"size": 8}), **kw))
+          for name, make in REGISTRY["cohort"].items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_laws_of_a_sampler(name):
+    sampler = MAKERS[name]()
+    seen = []
+    for round in range(20):
+        ids, present = sampler.draw(3, round)
+        again = sampler.draw(3, round)
+        assert (ids == again[0]).all()
+        assert (present == again[1]).all()
+        assert len(ids) == len(present) == sampler.slots
+        real = ids[ids < N]
+        assert len(set(real.tolist())) == len(real)
+        assert ids.min() >= 0
+        assert ids.max() <= N
+        assert (present == (ids < N)).all()  # without drop-outs all who are asked report
+        seen.append(tuple(ids))
+    if name != "everyone":
+        assert len(set(seen)) > 10
+        assert any((sampler.draw(4, t)[0] != sampler.draw(3, t)[0]).any() for t in range(3))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_drop_outs(name):
+    sampler = MAKERS[name](dropout=0.3)
+    draws = [sampler.draw(0, t) for t in range(400)]
+    asked = sum((ids < N).sum() for ids, _ in draws)
+    gone = sum(((ids < N) & ~present).sum() for ids, present in draws)
+    assert abs(gone / asked - 0.3) < 5 * np.sqrt(0.21 / asked)
+    assert not any(present[ids == N].any() for ids, present in draws)
+    with pytest.raises(ValueError, match="a probability"):
+        MAKERS[name](dropout=1.0)
+
+
+def test_a_drop_out_is_the_clients_not_the_cohorts():
+    few, many = uniform(N, 8, 0.5), uniform(N, 40, 0.5)
+    for round in range(5):
+        a, b = (dict(zip(*map(np.ndarray.tolist, s.draw(0, round)), strict=True)) for s in (few, many))
+        assert all(a[i] == b[i] for i in a.keys() & b.keys())
+
+
+def test_uniform_takes_all_clients_alike():
+    counts = np.bincount(np.concatenate([uniform(N, 8).draw(0, t)[0] for t in range(2000)]), minlength=N)
+    assert abs(counts - 320).max() < 5 * np.sqrt(320 * 0.84)
+
+
+def test_poisson_has_the_size_it_says_on_average_and_never_more_than_its_cap():
+    sampler = poisson(N, 8)
+    sizes = np.array([(sampler.draw(0, t)[0] < N).sum() for t in range(2000)])
+    assert abs(sizes.mean() - 8) < 5 * np.sqrt(8 * 0.84 / 2000)
+    assert abs(sizes.var() - 8 * 0.84) < 1.5  # it is not a fixed size
+    tight = poisson(N, 8, cap=6)
+    assert tight.slots == 6
+    assert max((tight.draw(0, t)[0] < N).sum() for t in range(200)) == 6
+
+
+def test_cyclic_asks_everyone_before_anyone_twice():
+    sampler = cyclic(N, 10)
+    assert sorted(np.concatenate([sampler.draw(0, t)[0] for t in range(5)]).tolist()) == list(range(N))
+    assert (sampler.draw(0, 0)[0] == sampler.draw(0, 5)[0]).all()
+
+
+def test_everyone():
+    assert everyone(N).draw(0, 0)[0].tolist() == list(range(N))
+
+
+@pytest.mark.parametrize("make", [uniform, poisson, cyclic])
+def test_cohorts_that_cannot_be(make):
+    with pytest.raises(ValueError, match=r"cohort.size 51 is larger than the population of 50"):
+        make(N, 51)
+    with pytest.raises(ValueError, match="at least 1"):
+        make(N, 0)

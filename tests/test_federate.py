@@ -1,0 +1,276 @@
+"""The round: equal to one written by hand, sparse in rows, deaf to the absent, exact to resume."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxfed.channel import chain, link
+from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
+from jaxfed.federate import federate, model
+from jaxfed.placement import place
+from jaxfed.rows import Table, plain
+from jaxfed.works.local import local_steps
+from tests.small import (
+    DATA, DENSE, DIM, ITEMS, KEY, MARKED, PLAIN, USERS, WHO, M, N, S, X, Y,
+    by_hand, close, dense_cohort, factorisation, mse, row_block, row_cohort, run, same, user,
+)  # fmt: skip
+
+
+def linear(channel, lr=0.05, **more):
+    return federate(local_steps(mse, optax.sgd(lr)), channel, optax.sgd(1.0), N, **more)
+
+
+def test_fedavg_by_hand():
+    def one(i):
+        p = DENSE
+        for s in range(S):
+            g = jax.grad(lambda p: jnp.mean((X[i, s] @ p["w"] + p["b"] - Y[i, s]) ** 2))(p)
+            p = jax.tree.map(lambda p, g: p - 0.05 * g, p, g)
+        return p
+
+    want = jax.tree.map(lambda *x: sum(x) / len(x), *(one(i) for i in dense_cohort().ids))
+    close(model(run(linear(mean()), dense_cohort(), DENSE, 1)[0]), want)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("whole", [False, True], ids=["rows", "whole"])
+def test_row_sparse_is_dense_fedavg_of_a_factorisation(weighted, whole):
+    state, _ = run(factorisation(weighted_mean() if weighted else mean()), row_cohort(whole))
+    params, users = by_hand(weighted)
+    close(model(state), params)
+    for client, own in users.items():
+        close({"user": state.memory[0]["user"][client]}, own)
+
+
+def test_per_row_mean_by_hand():
+    got = model(run(factorisation(per_row_mean("examples")), row_cohort(), rounds=1)[0])["item"]
+    weights, total = np.zeros(ITEMS), np.zeros((ITEMS, DIM))
+    for slot, client in enumerate(WHO):
+        alone = model(run(factorisation(mean()), row_cohort(present=np.arange(len(WHO)) == slot), rounds=1)[0])
+        items, n = DATA[client][0], len(DATA[client][0])
+        weights[items] += n
+        total += n * np.asarray(alone["item"] - PLAIN["item"])
+    close(got, PLAIN["item"] + total / np.maximum(weights, 1e-9)[:, None], atol=5e-6)
+
+
+def test_no_array_of_clients_by_catalogue():
+    big, shapes = 9973, set()
+    params = {"item": Table(jnp.zeros((big, DIM))), "bias": Table(jnp.zeros(big)), "scale": jnp.ones(())}
+
+    def look(update, sent, client):
+        shapes.add(update.params["item"].rows.shape)
+        return update, client.memory
+
+    cohort = row_cohort()
+    wide = tuple(b._replace(rows=np.where(b.rows == ITEMS, big, b.rows)) for b in cohort.blocks)
+    text = []
+    original = jax.jit
+
+    def spying(f, **kw):
+        jitted = original(f, **kw)
+
+        def call(*args):
+            text.append(jitted.lower(*args).as_text())
+            text.append(jitted.lower(*args).compile().as_text())
+            return jitted(*args)
+
+        return call
+
+    jax.jit = spying
+    try:
+        algorithm = factorisation(chain(link(look), per_row_mean()))
+        algorithm.step(algorithm.init(params, KEY), cohort._replace(blocks=wide), KEY)
+    finally:
+        jax.jit = original
+    assert shapes == {(32, DIM), (big, DIM)}  # a client's slice, and the shape evaluation of `chain`
+    assert any(str(big) in program for program in text)
+    for program in text:
+        for width in (4, len(WHO), USERS):
+            assert not any(f in program for f in (f"{width}x{big}x{DIM}", f"[{width},{big},{DIM}"))
+
+
+def test_private_leaf_never_in_a_message():
+    """Values, not names: a private vector made of sevens must not occur in what is sent."""
+    sevens, messages = 7.0, []
+
+    def spy(update, sent, client):
+        jax.debug.callback(lambda *leaves: messages.extend(leaves), *jax.tree.leaves(update))
+        return update, client.memory
+
+    def still(params, private, batch):  # a loss that leaves the private part as it is
+        return mse({"w": params["item"][0], "b": 0.0}, (), (params["item"], jnp.zeros(len(params["item"]))))
+
+    work = local_steps(still, optax.sgd(0.1), lambda key: {"user": jnp.full(DIM, sevens)})
+    algorithm = federate(work, chain(link(spy), mean()), optax.sgd(1.0), USERS)
+    run(algorithm, row_cohort(), rounds=1)
+    jax.effects_barrier()
+    assert messages
+    assert not any((np.asarray(leaf) == sevens).any() for leaf in messages)
+
+
+def test_messages_have_the_structure_of_the_shared_part_alone():
+    seen = []
+
+    def spy(update, sent, client):
+        seen.append(jax.tree.structure(plain(update.params)))
+        return update, client.memory
+
+    run(factorisation(chain(link(spy), mean())), row_cohort(), rounds=1)
+    assert set(seen) == {jax.tree.structure(PLAIN)}
+
+
+@pytest.mark.parametrize("channel", [mean, weighted_mean, per_row_mean])
+def test_the_absent_count_for_nothing_and_keep_their_memory(channel):
+    present = [1, 0, 1, 1, 0, 1, 0, 1]
+    gone = [slot for slot, here in enumerate(present) if not here]
+    some, info = run(factorisation(channel()), row_cohort(present=present))
+    slots = [slot if slot not in gone else len(WHO) for slot in range(8)]
+    cohort = row_cohort(present=present)._replace(blocks=(row_block(slots[:4]), row_block(slots[4:])))
+    never, _ = run(factorisation(channel()), cohort)
+    same(model(some), model(never))
+    same(some.memory, never.memory)
+    fresh = factorisation(channel()).init(MARKED, KEY).memory[0]["user"]
+    away = np.array([WHO[slot] for slot in gone])
+    same(some.memory[0]["user"][away], fresh[away])
+    assert int(info["clients/reported"]) == sum(present)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_a_client_whose_update_is_not_finite_withdraws_and_is_counted(poison):
+    def bad(block, slot):
+        y, w = block.data.batch
+        return block._replace(data=block.data._replace(batch=(np.where(block.slots[:, None, None] == slot, poison, y), w)))
+
+    cohort = row_cohort()
+    poisoned = cohort._replace(blocks=tuple(bad(b, 2) for b in cohort.blocks))
+    state, info = run(factorisation(mean()), poisoned, rounds=1)
+    without, _ = run(factorisation(mean()), row_cohort(present=np.arange(8) != 2), rounds=1)
+    same(model(state), model(without))
+    same(state.memory, without.memory)
+    assert int(info["clients/refused"]) == 1
+    assert int(info["clients/reported"]) == 7
+    assert np.isfinite(float(info["train/loss"]))
+
+
+def test_nobody_reports():
+    algorithm = factorisation(mean())
+    before = model(algorithm.init(MARKED, KEY))
+    state, info = run(algorithm, row_cohort(present=np.zeros(8)), rounds=1)
+    same(model(state), before)
+    assert int(info["clients/reported"]) == 0
+
+
+def test_the_order_of_slots_and_blocks_is_nothing():
+    want = model(run(factorisation(per_row_mean()), row_cohort())[0])
+    close(model(run(factorisation(per_row_mean()), row_cohort(blocks=((7, 3, 0, 5), (2, 1, 6, 4))))[0]), want)
+    close(model(run(factorisation(per_row_mean()), row_cohort(blocks=tuple((i,) for i in range(8))))[0]), want)
+
+
+def test_integer_sums_do_not_depend_on_blocks_at_all():
+    to_int = link(
+        lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**12).astype(jnp.int32), u), c.memory),
+        lambda t, s, r: (jax.tree.map(lambda x: x * jnp.float32(2**-12), t), s, {}),
+    )
+    ways = ((0, 1, 2, 3), (4, 5, 6, 7)), ((7, 3, 0, 5), (2, 1, 6, 4))
+    same(*(model(run(factorisation(chain(mean(), to_int)), row_cohort(blocks=way), rounds=1)[0]) for way in ways))
+
+
+def test_padding_the_parts_changes_nothing():
+    want = run(factorisation(per_row_mean()), row_cohort())[0]
+    same(run(factorisation(per_row_mean(), lay=(9, 500)), row_cohort())[0], want)
+
+
+def test_a_step_consumes_its_state_but_never_the_callers_parameters():
+    algorithm = factorisation(mean())
+    params = jax.tree.map(jnp.copy, MARKED)
+    state = algorithm.init(params, KEY)
+    old = state.shared.params["item"].rows, state.memory[0]["user"]
+    at = [x.unsafe_buffer_pointer() for x in old]
+    state, _ = algorithm.step(state, row_cohort(), KEY)
+    assert all(x.is_deleted() for x in old)
+    assert [x.unsafe_buffer_pointer() for x in (state.shared.params["item"].rows, state.memory[0]["user"])] == at
+    same(params, MARKED)
+
+
+def test_resume_is_exact():
+    algorithm = factorisation(per_row_mean(), server=optax.adam(0.01))
+    want = run(algorithm, row_cohort(), rounds=4)[0]
+    half = jax.tree.map(np.asarray, run(algorithm, row_cohort(), rounds=2)[0])
+    for _ in range(2):
+        half, _ = algorithm.step(jax.tree.map(jnp.asarray, half), row_cohort(), KEY)
+    same(half, want)
+
+
+def test_client_memory_beyond_the_budget_is_refused_in_words():
+    with pytest.raises(ValueError, match="client memory takes"):
+        factorisation(mean(), budget=10.0).init(MARKED, KEY)
+
+
+def test_randomness_is_a_function_of_seed_round_client_and_link():
+    keys = []
+
+    def spy(update, sent, client):
+        jax.debug.callback(lambda i, k: keys.append((int(i), tuple(np.asarray(k)))), client.id, jax.random.key_data(client.key))
+        return update, client.memory
+
+    def seen(blocks, rounds=2):
+        keys.clear()
+        run(factorisation(chain(link(spy), link(spy), mean())), row_cohort(blocks=blocks), rounds=rounds)
+        jax.effects_barrier()
+        return set(keys)
+
+    first = seen(((0, 1, 2, 3), (4, 5, 6, 7)))
+    assert len(first) == 2 * 2 * len(WHO)  # two rounds, two links: all keys differ
+    assert first == seen(tuple((i,) for i in reversed(range(8))))
+
+
+def test_private_parts_start_as_a_function_of_the_client():
+    store = factorisation(mean()).init(MARKED, KEY).memory[0]["user"]
+    for client in (0, 5):
+        close(store[client], user(jax.random.fold_in(KEY, client))["user"])
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("channel", [mean, per_row_mean])
+def test_every_placement_is_one_device(kind, devices, channel):
+    def wide(cohort):  # a block's width is a multiple of the devices: one block of all eight
+        return cohort._replace(blocks=(row_block(range(8)),))
+
+    want = model(run(factorisation(channel()), wide(row_cohort()), rounds=1)[0])
+    on = place(kind, devices)
+    cohort = wide(row_cohort())
+    cohort = cohort._replace(blocks=tuple(map(on.block, cohort.blocks)))
+    got = model(run(factorisation(channel(), placement=on), cohort, rounds=1)[0])
+    close(got, want, atol=1e-6 * max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want)), rtol=0)
+
+
+def test_more_devices_than_there_are():
+    with pytest.raises(ValueError, match=r"9 devices asked for, 8 are there"):
+        place("jit", 9)
+
+
+def test_momentum_on_the_client_is_lazy_by_row_and_exact_on_the_whole_slice():
+    opt = optax.sgd(0.1, momentum=0.9)
+    rows, whole = (model(run(factorisation(mean(), opt, by_row=False), row_cohort(w))[0]) for w in (False, True))
+    close(rows, whole, atol=5e-6)
+    lazy = model(run(factorisation(mean(), opt), row_cohort())[0])
+    assert float(jnp.abs(lazy["item"] - rows["item"]).max()) < 1  # another algorithm on repeated rows, not another scale
+
+
+def test_shapes_of_cohorts_do_not_recompile(compiled):
+    algorithm = factorisation(per_row_mean(), lay=(4, 128))
+    state = algorithm.init(MARKED, KEY)
+    cohort = row_cohort()
+    state, _ = algorithm.step(state, cohort, KEY)
+    compiled.clear()
+    for slots in (((0, 1, 2, 3),), ((0, 8, 8, 8), (1, 2, 3, 4), (5, 6, 7, 8))):
+        state, _ = algorithm.step(state, row_cohort(blocks=slots), KEY)
+    assert not compiled
+
+
+@pytest.mark.parametrize("count", [None, M])
+def test_a_fixed_count_is_the_mean_when_all_report(count):
+    close(model(run(linear(mean(count)), dense_cohort(), DENSE)[0]), model(run(linear(mean()), dense_cohort(), DENSE)[0]))

@@ -1,0 +1,113 @@
+"""Files of one's own, fit and unfit."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from jaxfed.data.files import read_interactions
+
+ROWS = [("u1", 10, 5.0, 3), ("u2", 7, 1.0, 1), ("u1", 7, 2.5, 2)]
+HEADER = ("user_id", "item_id", "rating", "timestamp")
+
+
+def write(path, rows=ROWS, header=HEADER, delimiter=","):
+    lines = [delimiter.join(header)] if header else []
+    path.write_text("\n".join([*lines, *(delimiter.join(map(str, row)) for row in rows)]) + "\n")
+    return str(path)
+
+
+def check(data):
+    assert data.users[data.interactions.user].tolist() == ["u1", "u2", "u1"]
+    assert data.items[data.interactions.item].tolist() == ["10", "7", "7"]
+    assert data.items.tolist() == ["7", "10"]
+    assert data.interactions.rating.tolist() == [5.0, 1.0, 2.5]
+    assert data.interactions.time.tolist() == [3, 1, 2]
+
+
+def test_csv_tsv_inter_and_parquet_give_the_same(tmp_path):
+    check(read_interactions(write(tmp_path / "a.csv"), "csv"))
+    check(read_interactions(write(tmp_path / "a.tsv", delimiter="\t"), "tsv"))
+    typed = [f"{name}:{kind}" for name, kind in zip(HEADER, ("token", "token", "float", "float"), strict=True)]
+    check(read_interactions(write(tmp_path / "a.inter", header=typed, delimiter="\t"), "inter"))
+    table = pa.table(dict(zip(HEADER, map(list, zip(*ROWS, strict=True)), strict=True)))
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    check(read_interactions(str(tmp_path / "a.parquet"), "parquet"))
+
+
+def test_columns_can_be_mapped_named_or_guessed(tmp_path):
+    path = write(tmp_path / "a.csv", header=("who", "what", "stars", "when"))
+    check(read_interactions(path, "csv", user="who", item="what", rating="stars", time="when"))
+    check(read_interactions(write(tmp_path / "b.csv", header=None), "csv", columns=HEADER))
+    check(read_interactions(write(tmp_path / "c.csv", header=("userId", "movieId", "rating", "Timestamp")), "csv"))
+    check(read_interactions(write(tmp_path / "ratings.dat", header=None, delimiter="::"), "csv", delimiter="::", columns=HEADER))
+
+
+def test_without_time_the_order_is_time_and_without_rating_a_row_counts_one(tmp_path):
+    data = read_interactions(write(tmp_path / "a.csv", [row[:2] for row in ROWS], HEADER[:2]), "csv")
+    assert data.interactions.time.tolist() == [0, 1, 2]
+    assert data.interactions.rating.tolist() == [1, 1, 1]
+    assert "the order of its rows is taken for time" in data.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("times", "order"),
+    [
+        (["2020-01-02", "2020-01-01", "2021-05-05"], [1, 0, 2]),
+        (["2020-01-01 10:00:00", "2020-01-01 09:59:59", "2020-01-01 10:00:01"], [1, 0, 2]),
+        ([1.5, 1.25, 1.75], [1, 0, 2]),
+        ([1e9, 9e8, 2e9], [1, 0, 2]),
+    ],
+)
+def test_times_keep_their_order(tmp_path, times, order):
+    rows = [(u, i, r, t) for (u, i, r, _), t in zip(ROWS, times, strict=True)]
+    data = read_interactions(write(tmp_path / "a.csv", rows), "csv")
+    assert np.argsort(data.interactions.time).tolist() == order
+
+
+def test_titles_beside_an_inter_file(tmp_path):
+    path = write(tmp_path / "a.inter", delimiter="\t")
+    (tmp_path / "a.item").write_text("item_id:token\tmovie_title:token_seq\trelease_year:token\n7\tSeven\t1995\n")
+    assert read_interactions(path, "inter").titles.tolist() == ["Seven (1995)", "10"]
+
+
+def test_a_column_for_clients_is_kept(tmp_path):
+    path = write(tmp_path / "a.csv", [(*row, "x") for row in ROWS], (*HEADER, "shop"))
+    assert read_interactions(path, "csv", keep="shop").columns["shop"].tolist() == ["x"] * 3
+    assert read_interactions(path, "csv").columns == {}
+
+
+BAD = {
+    "a missing column": (ROWS, ("a", "item_id", "rating", "timestamp"), {}, "which column is the user"),
+    "a named column that is not there": (ROWS, HEADER, {"user": "user_i"}, "did you mean 'user_id'"),
+    "a NaN rating": ([*ROWS, ("u3", 1, "nan", 1)], HEADER, {}, "'rating' has NaN, an infinity or no value in row 4"),
+    "an infinite rating": ([*ROWS, ("u3", 1, "inf", 1)], HEADER, {}, "'rating' has NaN, an infinity"),
+    "a rating in words": ([*ROWS, ("u3", 1, "good", 1)], HEADER, {}, "'rating' holds string, not numbers"),
+    "a negative id": ([*ROWS, ("u3", -1, 1, 1)], HEADER, {}, "'item_id' has a negative id in row 4"),
+    "a missing id": ([*ROWS, ("u3", "", 1, 1)], HEADER, {}, "'item_id' has no value"),
+    "a fractional id": ([*ROWS, ("u3", 1.5, 1, 1)], HEADER, {}, "'item_id' has an id that is no whole number in row 4"),
+    "a missing time": ([*ROWS, ("u3", 1, 1, "")], HEADER, {}, "'timestamp' has no value in row 4"),
+    "an empty file": ([], HEADER, {}, "the file is empty"),
+    "ragged rows": ([*ROWS, ("u3", 1)], HEADER, {}, "cannot be read as csv"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_unfit_files_are_refused_in_words(tmp_path, name):
+    rows, header, more, words = BAD[name]
+    with pytest.raises(ValueError, match="^(?s:.*)" + words.replace("(", r"\(")) as error:
+        read_interactions(write(tmp_path / "a.csv", rows, header), "csv", **more)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_not_there_or_not_what_they_say(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        read_interactions(str(tmp_path / "none.csv"), "csv")
+    with pytest.raises(ValueError, match="data.path is empty"):
+        read_interactions("", "csv")
+    (tmp_path / "a.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match="cannot be read as parquet"):
+        read_interactions(str(tmp_path / "a.parquet"), "parquet")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match="cannot be read as csv|is empty"):
+        read_interactions(str(tmp_path / "empty.csv"), "csv")
