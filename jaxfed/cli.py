@@ -20,11 +20,11 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser("jaxfed", description="Federated learning of recommender models in JAX.")
     commands = main.add_subparsers(dest="command", required=True)
 
-    def command(name, text, epilog=""):
+    def command(name, text, epilog="", **more):
         # allow_abbrev off: `--server` must not be taken for `--server.learning-rate`
-        return commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
+        return commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False, **more)
 
-    train = command("train", "Run a configuration.", EPILOG)
+    train = command("train", "Run a configuration. CONFIG.toml --help lists its keys.", EPILOG)
     train.add_argument("config", metavar="CONFIG.toml")
     train.add_argument("--out", metavar="RUN", help="where the run lives (run.out)")
     train.add_argument("--resume", action="store_true", help="go on with the run that is there; print a finished one")
@@ -99,7 +99,7 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
             return check(tyro.cli(type(config), default=config, args=args))
     except SystemExit:
         title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", told.getvalue()), ""  # a box: sections between rules
-        raise ValueError(message or title) from None
+        raise ValueError(" ".join((message or title).split())) from None
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -235,7 +235,10 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def main() -> None:
     """The program."""
-    args, rest = parser().parse_known_args()
+    words = sys.argv[1:]
+    keys = words[:1] == ["train"] and len(words) > 2 and {"-h", "--help"} & set(words[2:])  # of a configuration
+    args, rest = parser().parse_known_args([word for word in words if not keys or word not in ("-h", "--help")])
+    rest += ["--help"] if keys else []
     try:
         if args.command in ("evaluate", "recommend") and rest:
             raise ValueError(f"unknown option {rest[0]}")

@@ -169,8 +169,9 @@ def federate(
         size, (ids, asked, blocks) = rows.catalogue(state.shared), cohort
         parts = [clients(state, ids, asked, key, block) for block in blocks]
         shapes = empty(parts[0].messages, size) if streams else (), parts[0].metrics
-        zero, metrics = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        tally = Tally(zero, state.memory, np.zeros(ids.shape, bool), metrics)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (*shapes, asked))
+        heard, metrics, present = place_on.common(zeros)  # placed as `absorb` gives it back, or it compiles twice
+        tally = Tally(heard, state.memory, present, metrics)
         for part in parts:
             tally = absorb(tally, part._replace(messages=()) if not streams else part)
         if channel.reduce and not streams:

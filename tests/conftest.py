@@ -14,9 +14,6 @@ import pytest
 from jaxfed.config import config_of
 from jaxfed.experiment import load
 
-jax.config.update("jax_numpy_rank_promotion", "warn")
-jax.config.update("jax_debug_nans", False)
-
 
 @pytest.fixture(scope="session")
 def ml100k():

@@ -25,7 +25,7 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-# --- dense: a linear model, every client with the same amount of data ------------------------------------------------
+# --- dense: a linear model, every client with the same amount of data ----------------------------------------
 
 N, M, S, B, D = 12, 6, 4, 3, 5
 X = jax.random.normal(jax.random.key(1), (N, S, B, D))
@@ -51,7 +51,7 @@ def dense_cohort(ids=IDS, present=None, xy=None):
     return Cohort(np.asarray(ids, np.int32), np.ones(m, bool) if present is None else np.array(present, bool), (block,))
 
 
-# --- rows: matrix factorisation with private user vectors --------------------------------------------------------------
+# --- rows: matrix factorisation with private user vectors ----------------------------------------
 
 USERS, ITEMS, DIM, BATCH = 14, 60, 4, 4
 _random = np.random.default_rng(0)

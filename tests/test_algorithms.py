@@ -16,7 +16,22 @@ from jaxfed.types import Block, Cohort, Mean
 from jaxfed.work import Steps
 from jaxfed.works.local import gradient
 from tests.small import (
-    DENSE, KEY, MARKED, N, USERS, WHO, X, Y, bce, close, dense_cohort, mse, row_cohort, run, same, user,
+    DENSE,
+    KEY,
+    MARKED,
+    USERS,
+    WHO,
+    N,
+    X,
+    Y,
+    bce,
+    close,
+    dense_cohort,
+    mse,
+    row_cohort,
+    run,
+    same,
+    user,
 )  # fmt: skip
 
 GRADIENTS = np.array([[-3.0, -2.0, -1.0], [-2.0, -1.0, 0.0]], np.float32)
@@ -106,7 +121,9 @@ def test_the_reference_form_sends_what_changed():
 
 def test_server_optimisers_by_hand():
     """FedAvgM, FedAdagrad, FedAdam and FedYogi of Reddi et al. 2021 on a pseudo-gradient of ones."""
-    steps = Steps(np.zeros((1, 1, 0), int), np.ones((1, 1), bool), np.ones((1, 1, 3), np.float32), np.ones(1, np.float32))
+    steps = Steps(
+        np.zeros((1, 1, 0), int), np.ones((1, 1), bool), np.ones((1, 1, 3), np.float32), np.ones(1, np.float32)
+    )
     cohort = Cohort(np.arange(1), np.ones(1, bool), (Block(np.arange(1), np.zeros((1, 0), int), np.ones(1), steps),))
 
     def go(server, rounds=2):

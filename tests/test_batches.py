@@ -42,7 +42,9 @@ def unpacked(population, cohort, batching):
                 item = items[np.minimum(batch["item"], len(items) - 1)] if "item" in batch else items
                 other = items[np.minimum(batch["other"], len(items) - 1)] if "other" in batch else batch["label"]
                 some = batch["weight"] > 0
-                steps.append(list(zip(first + local[some], item[some], other[some], batch["weight"][some], strict=True)))
+                steps.append(
+                    list(zip(first + local[some], item[some], other[some], batch["weight"][some], strict=True))
+                )
             out[int(cohort.ids[slot])] = steps
             assert block.data.examples[j] == sum(x[3] for step in steps for x in step)
     return out
@@ -62,7 +64,7 @@ def test_first_occurrence_against_a_dictionary(pairs, values):
 @pytest.mark.parametrize("batching", [Batching(8, 3), Batching(8, 3, 2), Batching(6, 0), Batching(1, 1)])
 def test_pointwise_blocks_hold_every_positive_once_an_epoch_and_its_negatives(population, batching):
     ids = [5, 2, 0, 6]
-    cohort, shapes = packed(population, batching, ids)
+    cohort, _ = packed(population, batching, ids)
     for client, steps in unpacked(population, cohort, batching).items():
         flat = [x for step in steps for x in step]
         positives, negatives = {}, 0.0

@@ -34,7 +34,9 @@ def test_chain_encodes_left_to_right_and_decodes_right_to_left():
     assert float(message["w"]) == (1 * 2 + 1) * 3 + 1
     from jaxfed.types import Round
 
-    back, _, info = path.decode({"w": jnp.float32(12)}, state, Round(jax.random.key(0), jnp.arange(1), jnp.ones(1, bool)))
+    back, _, info = path.decode(
+        {"w": jnp.float32(12)}, state, Round(jax.random.key(0), jnp.arange(1), jnp.ones(1, bool))
+    )
     assert float(back["w"]) == 12 / 3 / 2
     assert list(info) == ["b", "a"]
 
@@ -48,8 +50,8 @@ def test_two_reductions_are_refused_when_the_chain_is_made():
 
 
 def test_a_reduction_of_ones_own_replaces_the_sum():
-    from tests.test_federate import linear
     from tests.small import IDS, X, Y, dense_cohort
+    from tests.test_federate import linear
 
     x = X.at[3].set(1e4)  # one client far off
     cohort = dense_cohort(xy=(x, Y))
@@ -120,7 +122,9 @@ def test_wire():
     assert wire(weighted_mean(), shared, rows) == Wire(mine + 4 + ids, mine + ids, "update+rows")
     assert wire(per_row_mean(), shared, rows) == Wire(mine + 4 * rows + 4 + ids, mine + ids, "update+rows")
     # the last aggregate comes down, a one for each row and for the client goes up
-    assert wire(chain(difference(), mean()), shared, rows) == Wire(mine + 4 * rows + 4 + ids, 2 * mine + ids, "update+rows")
+    assert wire(chain(difference(), mean()), shared, rows) == Wire(
+        mine + 4 * rows + 4 + ids, 2 * mine + ids, "update+rows"
+    )
     assert wire(mean(), Shared(DENSE), 0) == Wire(4 * (D + 1), 4 * (D + 1), "update")
 
 

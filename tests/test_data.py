@@ -120,7 +120,9 @@ def test_silos_share_out_all_users_and_change_nobodys_history():
 
 def test_by_a_column_and_a_user_at_two_clients_is_two_users():
     shop = np.array(["a", "a", "a", "b", "b", "b", "b"])
-    data, population = prepare(made([0, 0, 0, 0, 0, 0, 1], [0, 1, 2, 0, 1, 2, 0], columns={"shop": shop}), clients="shop")
+    data, population = prepare(
+        made([0, 0, 0, 0, 0, 0, 1], [0, 1, 2, 0, 1, 2, 0], columns={"shop": shop}), clients="shop"
+    )
     # the repeats of user 0 at shop b are repeats of the person, found before anybody is a client
     assert owned(population) == {("a", "0"): ((0,), (1,), (2,))}
     assert "3 repeated" in data.notes[0]
@@ -181,7 +183,7 @@ def test_synthetic_sizes_that_cannot_be(wrong):
         synthetic(**wrong)
 
 
-# --- MovieLens-100K ------------------------------------------------------------------------------------------------------
+# --- MovieLens-100K ----------------------------------------
 
 
 def test_ml100k_is_what_we_know_in_the_order_we_know(ml100k):

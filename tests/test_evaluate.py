@@ -45,7 +45,9 @@ def reference(scores, targets, masked, others):
 
 def setting(protocol="loo-clean", **kw):
     _, population = prepare(synthetic(50, 120, mean_length=12), protocol=protocol, ratio=(0.2, 0.3), **kw)
-    scores = np.random.default_rng(1).integers(-4, 5, (len(population.user_names), population.num_items)).astype(np.float32)
+    scores = (
+        np.random.default_rng(1).integers(-4, 5, (len(population.user_names), population.num_items)).astype(np.float32)
+    )
     private = np.zeros((population.num_clients, population.users_per_client, population.num_items), np.float32)
     for u in range(len(scores)):
         c = population.client_of[u]
@@ -69,7 +71,9 @@ def test_against_numpy(case, part):
     counts = np.zeros((DRAWS, 4))
     for u in range(len(scores)):
         held = (population.valid if part == "val" else population.test).of(u).tolist()
-        masked = set(population.train.of(u).tolist()) | (set(population.valid.of(u).tolist()) if part == "test" else set())
+        masked = set(population.train.of(u).tolist()) | (
+            set(population.valid.of(u).tolist()) if part == "test" else set()
+        )
         full.append(reference(scores[u], held, masked, range(population.num_items)))
         for d in range(DRAWS):
             others = [i for i in sampled[u, d] if i < population.num_items]
@@ -82,9 +86,8 @@ def test_against_numpy(case, part):
         assert got[f"{part}/sampled/{name}"] == pytest.approx(np.mean(by_draw), rel=1e-5), name
         assert got[f"{part}/sampled/{name}_sd"] == pytest.approx(np.std(by_draw, ddof=1), rel=1e-3, abs=1e-7), name
     tp, fp, p, n = counts.T
-    for name, want in {
-        "accuracy": (tp + n - fp) / (p + n), "precision": tp / (tp + fp), "recall": tp / p, "f1": 2 * tp / (tp + fp + p),
-    }.items():  # fmt: skip
+    wanted = {"accuracy": (tp + n - fp) / (p + n), "precision": tp / (tp + fp), "recall": tp / p}
+    for name, want in (wanted | {"f1": 2 * tp / (tp + fp + p)}).items():
         assert got[f"{part}/sampled/{name}"] == pytest.approx(want.mean(), rel=1e-5), name
 
 
@@ -98,7 +101,12 @@ def test_deciles_of_activity_add_up():
     least = order[: int(deciles[0])]
     assert population.activity[least].max() <= population.activity[order[int(deciles[0]) :]].min()
     alone = [
-        reference(scores[u], population.test.of(u).tolist(), {*population.train.of(u), *population.valid.of(u)}, range(population.num_items))
+        reference(
+            scores[u],
+            population.test.of(u).tolist(),
+            {*population.train.of(u), *population.valid.of(u)},
+            range(population.num_items),
+        )
         for u in least
     ]
     assert got["test/full/ndcg@10/decile_1"] == pytest.approx(np.mean([a["ndcg@10"] for a in alone]), rel=1e-5)

@@ -13,8 +13,30 @@ from jaxfed.placement import place
 from jaxfed.rows import Table, plain
 from jaxfed.works.local import local_steps
 from tests.small import (
-    DATA, DENSE, DIM, ITEMS, KEY, MARKED, PLAIN, USERS, WHO, M, N, S, X, Y,
-    by_hand, close, dense_cohort, factorisation, mse, row_block, row_cohort, run, same, user,
+    DATA,
+    DENSE,
+    DIM,
+    ITEMS,
+    KEY,
+    MARKED,
+    PLAIN,
+    USERS,
+    WHO,
+    M,
+    N,
+    S,
+    X,
+    Y,
+    by_hand,
+    close,
+    dense_cohort,
+    factorisation,
+    mse,
+    row_block,
+    row_cohort,
+    run,
+    same,
+    user,
 )  # fmt: skip
 
 
@@ -141,7 +163,9 @@ def test_the_absent_count_for_nothing_and_keep_their_memory(channel):
 def test_a_client_whose_update_is_not_finite_withdraws_and_is_counted(poison):
     def bad(block, slot):
         y, w = block.data.batch
-        return block._replace(data=block.data._replace(batch=(np.where(block.slots[:, None, None] == slot, poison, y), w)))
+        return block._replace(
+            data=block.data._replace(batch=(np.where(block.slots[:, None, None] == slot, poison, y), w))
+        )
 
     cohort = row_cohort()
     poisoned = cohort._replace(blocks=tuple(bad(b, 2) for b in cohort.blocks))
@@ -212,7 +236,9 @@ def test_randomness_is_a_function_of_seed_round_client_and_link():
     keys = []
 
     def spy(update, sent, client):
-        jax.debug.callback(lambda i, k: keys.append((int(i), tuple(np.asarray(k)))), client.id, jax.random.key_data(client.key))
+        jax.debug.callback(
+            lambda i, k: keys.append((int(i), tuple(np.asarray(k)))), client.id, jax.random.key_data(client.key)
+        )
         return update, client.memory
 
     def seen(blocks, rounds=2):
@@ -257,7 +283,9 @@ def test_momentum_on_the_client_is_lazy_by_row_and_exact_on_the_whole_slice():
     rows, whole = (model(run(factorisation(mean(), opt, by_row=False), row_cohort(w))[0]) for w in (False, True))
     close(rows, whole, atol=5e-6)
     lazy = model(run(factorisation(mean(), opt), row_cohort())[0])
-    assert float(jnp.abs(lazy["item"] - rows["item"]).max()) < 1  # another algorithm on repeated rows, not another scale
+    assert (
+        float(jnp.abs(lazy["item"] - rows["item"]).max()) < 1
+    )  # another algorithm on repeated rows, not another scale
 
 
 def test_shapes_of_cohorts_do_not_recompile(compiled):
@@ -273,4 +301,6 @@ def test_shapes_of_cohorts_do_not_recompile(compiled):
 
 @pytest.mark.parametrize("count", [None, M])
 def test_a_fixed_count_is_the_mean_when_all_report(count):
-    close(model(run(linear(mean(count)), dense_cohort(), DENSE)[0]), model(run(linear(mean()), dense_cohort(), DENSE)[0]))
+    close(
+        model(run(linear(mean(count)), dense_cohort(), DENSE)[0]), model(run(linear(mean()), dense_cohort(), DENSE)[0])
+    )

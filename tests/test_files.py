@@ -40,7 +40,11 @@ def test_columns_can_be_mapped_named_or_guessed(tmp_path):
     check(read_interactions(path, "csv", user="who", item="what", rating="stars", time="when"))
     check(read_interactions(write(tmp_path / "b.csv", header=None), "csv", columns=HEADER))
     check(read_interactions(write(tmp_path / "c.csv", header=("userId", "movieId", "rating", "Timestamp")), "csv"))
-    check(read_interactions(write(tmp_path / "ratings.dat", header=None, delimiter="::"), "csv", delimiter="::", columns=HEADER))
+    check(
+        read_interactions(
+            write(tmp_path / "ratings.dat", header=None, delimiter="::"), "csv", delimiter="::", columns=HEADER
+        )
+    )
 
 
 def test_without_time_the_order_is_time_and_without_rating_a_row_counts_one(tmp_path):

@@ -127,8 +127,8 @@ def titles_of(path: str, items: np.ndarray) -> np.ndarray | None:
 
 
 def read_interactions(
-    path: str,
-    kind: str,
+    path: str = "",
+    kind: str = "csv",
     user: str = "",
     item: str = "",
     rating: str = "",

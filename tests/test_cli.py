@@ -1,0 +1,321 @@
+"""The program as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+
+from jaxfed import cli
+
+SMALL = """
+seed = 0
+rounds = 12
+[data]
+name = "synthetic"
+users = 60
+items = 50
+mean_length = 8.0
+[model]
+dim = 4
+[work]
+batch_size = 16
+[work.optimizer]
+learning_rate = 0.5
+[[channel]]
+name = "per_row_mean"
+[server]
+name = "adam"
+learning_rate = 0.05
+[cohort]
+size = 20
+[evaluation]
+every = 4
+[run]
+checkpoint_every = 3
+"""
+SUMMARY = {
+    "rounds", "seconds", "compile_seconds", "client_updates_per_second", "peak_memory_mb", "bytes_up_per_client",
+    "bytes_down_per_client", "bytes_up_total", "bytes_down_total", "server_sees", "params_sha256",
+    "test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10", "test/full/mrr",
+    "test/full/auc", "test/sampled/accuracy", "test/sampled/precision", "test/sampled/recall", "test/sampled/f1", "val/full/ndcg@10",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def jaxfed(*args, **kw):
+    """Runs the program in a process of its own, on one device."""
+    env = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "jaxfed", *map(str, args)], capture_output=True, text=True, env=env, **kw
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "a"
+    done = jaxfed("train", config, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_a_run_leaves_its_files(finished):
+    out, done = finished
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary.keys() >= SUMMARY
+    assert summary["rounds"] == 12
+    assert summary["server_sees"] == "update+rows"
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [4, 8, 12, summary["best_round"]]
+    assert all("val/full/ndcg@10" in row for row in rows[:3])
+    assert "test/full/hr@10" in rows[3]
+    assert max(row["val/full/ndcg@10"] for row in rows[:3]) == summary["val/full/ndcg@10"]
+    whole = tomllib.loads((out / "config.toml").read_text())
+    assert whole["evaluation"]["select"] == "val/full/ndcg@10"
+    assert list((out / "tensorboard").iterdir())
+    assert (out / "checkpoints" / "12").is_dir()
+    assert "hr@10" in done.stdout
+    assert "round    12" in done.stderr
+    assert "leaky" not in summary
+
+
+def test_its_config_reproduces_it(finished, tmp_path):
+    out, _ = finished
+    assert jaxfed("train", out / "config.toml", "--out", tmp_path / "b").returncode == 0
+    a, b = (json.loads((run / "summary.json").read_text()) for run in (out, tmp_path / "b"))
+    assert a["params_sha256"] == b["params_sha256"]
+    timed = {"seconds", "compile_seconds", "client_updates_per_second", "peak_memory_mb"}
+    assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
+
+
+def test_a_finished_run_resumes_to_its_summary(finished, config):
+    out, first = finished
+    before = {f: f.stat().st_mtime_ns for f in out.rglob("*") if f.is_file()}
+    again = jaxfed("train", config, "--out", out, "--resume")
+    assert again.returncode == 0
+    assert again.stdout == first.stdout
+    assert before == {f: f.stat().st_mtime_ns for f in out.rglob("*") if f.is_file()}
+
+
+def start(*args):
+    env = {**os.environ, "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "jaxfed", *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+
+
+def checks(out, finished):
+    """The summary and the metrics are those of the undisturbed run."""
+    a, b = (json.loads((run / "summary.json").read_text()) for run in (finished[0], out))
+    assert a["params_sha256"] == b["params_sha256"]
+    rows = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (finished[0], out)
+    ]
+    clean = [[{k: v for k, v in row.items() if k != "seconds"} for row in some] for some in rows]
+    assert clean[0] == clean[1]
+
+
+def test_killed_in_the_middle_of_a_save_it_resumes_to_the_same_parameters(config, finished, tmp_path):
+    out = tmp_path / "k"
+    saving = lambda: (
+        any("tmp" in f.name for f in (out / "checkpoints").glob("*"))
+        and any(f.name.isdigit() for f in (out / "checkpoints").glob("*"))
+    )
+    process = start("train", config, "--out", out)
+    wait_for(saving, process)  # a second checkpoint is being written
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "summary.json").exists()
+    again = jaxfed("train", config, "--out", out, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stderr
+    checks(out, finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_checkpoints_and_says_how_to_go_on(config, finished, tmp_path, number):
+    out = tmp_path / "s"
+    process = start("train", config, "--out", out)
+    wait_for(lambda: (out / "metrics.jsonl").exists(), process)
+    wait_for(lambda: any(f.name.isdigit() for f in (out / "checkpoints").glob("*")), process)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.fail("the run ended before the signal came: make it longer")
+    assert process.returncode == 128 + number
+    assert f"go on with: jaxfed train {out}/config.toml --resume" in told
+    again = jaxfed("train", out / "config.toml", "--resume")
+    assert again.returncode == 0, again.stderr
+    checks(out, finished)
+
+
+def test_damaged_it_goes_back_to_the_newest_good_checkpoint(config, finished, tmp_path):
+    out = tmp_path / "d"
+    process = start("train", config, "--out", out)
+    wait_for(lambda: any(f.name == "6" for f in (out / "checkpoints").glob("*")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    newest = max((f for f in (out / "checkpoints").iterdir() if f.name.isdigit()), key=lambda f: int(f.name))
+    big = max((f for f in newest.rglob("*") if f.is_file() and "state" in str(f)), key=lambda f: f.stat().st_size)
+    big.write_bytes(big.read_bytes()[:50])
+    again = jaxfed("train", config, "--out", out, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert f"checkpoint {newest.name} is damaged" in again.stderr
+    checks(out, finished)
+
+
+def test_on_another_number_of_devices_it_resumes_too(config, tmp_path):
+    out = tmp_path / "n"
+    process = start("train", config, "--out", out)
+    wait_for(lambda: any(f.name.isdigit() for f in (out / "checkpoints").glob("*")), process)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    args = ["train", str(config), "--out", str(out), "--resume", "--run.devices", "2"]
+    done = subprocess.run([sys.executable, "-m", "jaxfed", *args], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "summary.json").read_text())["rounds"] == 12
+
+
+def test_evaluate_says_what_the_summary_says(finished):
+    out, _ = finished
+    got = json.loads(jaxfed("evaluate", out, "--json").stdout)
+    summary = json.loads((out / "summary.json").read_text())
+    assert got == {name: summary[name] for name in got}
+    assert "test/full/hr@10" in got
+    assert "test/full" in jaxfed("evaluate", out).stdout
+
+
+def test_recommend(finished):
+    out, _ = finished
+    lines = jaxfed("recommend", out, "--user", 7, "-k", 3).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    scores = [float(line.split()[1]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_data_describes(tmp_path):
+    told = jaxfed("data", "synthetic", "--users", 100, "--items", 80).stdout
+    assert told.startswith("100 users x ")
+    assert "popularity" in told
+    path = tmp_path / "mine.csv"
+    path.write_text("user,item,time\n" + "".join(f"{u},{i},{i}\n" for u in range(5) for i in range(4)) + "9,1,1\n")
+    told = jaxfed("data", path).stdout
+    assert told.startswith("5 users x 4 items, 20 interactions")
+    assert "1 users with fewer than 3 interactions left out" in told
+
+
+def test_a_file_of_ones_own_from_end_to_end(config, tmp_path):
+    path = tmp_path / "mine.csv"
+    rows = (f"{u},{(u * 7 + i * i) % 40},{i},{'xy'[u % 2]}\n" for u in range(30) for i in range(8))
+    path.write_text("member,thing,when,shop\n" + "".join(rows))
+    columns = ["--data.user", "member", "--data.item", "thing", "--data.time", "when", "--data.clients", "shop"]
+    args = ["--data.name", "csv", "--data.path", path, *columns, "--cohort.size", "2", "--rounds", "4"]
+    done = jaxfed("train", config, "--out", tmp_path / "f", *args)
+    assert done.returncode == 0, done.stderr
+    assert jaxfed("recommend", tmp_path / "f", "--user", "3").returncode == 0
+
+
+# --- what goes wrong: one line, exit code 2, nothing overwritten ----------------------------------------
+
+
+@pytest.fixture
+def wrong(config, tmp_path, monkeypatch, capsys):
+    """Runs the program in this process and returns its one line."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, args)])
+        monkeypatch.setattr(cli, "start", lambda: None)
+        before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        assert before == {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+        error = capsys.readouterr().err
+        lines = [line for line in error.splitlines() if not line.startswith("data: ")]
+        assert len(lines) == 1, error
+        return lines[0]
+
+    return call
+
+
+TRAIN_ERRORS = [
+    (["--model.dmi", "3"], 'unknown option --model.dmi; did you mean "--model.dim"?'),
+    (["--model.name", "mff"], 'did you mean "mf"?'),
+    (["--cohort.size", "61"], "cohort.size 61 is larger than the population of 60 clients"),
+    (["--work.batch-size", "0"], "batch_size and epochs must be at least 1"),
+    (["--work.negatives", "-1"], "negatives at least 0"),
+    (["--model.loss", "bpr", "--work.negatives", "0"], "set work.negatives to 1 or more"),
+    (["--model.loss", "x"], "choose one of bce, bpr, squared"),
+    (["--channel.0.by", "x"], "choose one of examples, activity, uniform"),
+    (["--data.protocol", "loo"], "choose loo-clean, ratio-clean or compat-pfedrec"),
+    (["--data.clients", "town"], "the data have no such column"),
+    (["--data.name", "csv", "--data.path", "none.csv"], "none.csv: no such file"),
+    (["--evaluation.select", "val/full/ndcg"], 'no metric "val/full/ndcg"; did you mean "val/full/ndcg@'),
+    (["--run.devices", "99"], "99 devices asked for"),
+    (["--cohort.dropout", "1"], "a probability"),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), TRAIN_ERRORS, ids=[" ".join(args) for args, _ in TRAIN_ERRORS])
+def test_train_refuses_in_one_line_and_leaves_no_folder(wrong, config, tmp_path, args, words):
+    assert words in wrong("train", config, "--out", tmp_path / "w", *args)
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_run_that_is_there(wrong, config, finished):
+    assert "already holds a run: pass --resume" in wrong("train", config, "--out", finished[0])
+
+
+def test_a_config_that_differs_from_the_one_resumed(wrong, config, finished):
+    line = wrong("train", config, "--out", finished[0], "--resume", "--model.dim", "5", "--rounds", "13")
+    assert "model.dim: 4 -> 5; rounds: 12 -> 13" in line
+
+
+def test_other_data_than_the_run_was_on(wrong, tmp_path, config):
+    path = tmp_path / "mine.csv"
+    rows = [f"{u},{(u * 7 + i * i) % 40},0\n" for u in range(30) for i in range(8)]
+    path.write_text("user,item,time\n" + "".join(rows))
+    args = ["train", config, "--out", tmp_path / "o", "--data.name", "csv", "--data.path", path, "--rounds", "400"]
+    process = start(*args)
+    wait_for(lambda: any(f.name.isdigit() for f in (tmp_path / "o" / "checkpoints").glob("*")), process)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    path.write_text("user,item,time\n" + "".join(rows[::-1]))
+    assert "on the same rows in another order" in wrong(*args, "--resume")
+
+
+def test_the_other_commands(wrong, finished, tmp_path):
+    assert "no run here" in wrong("evaluate", tmp_path)
+    assert "unknown option --modle" in wrong("evaluate", finished[0], "--modle")
+    assert 'no user "nobody"' in wrong("recommend", finished[0], "--user", "nobody")
+    assert "must be at least 1" in wrong("recommend", finished[0], "--user", "1", "-k", "0")
+    assert 'no data set "ml-10k"; did you mean "ml-100k"?' in wrong("data", "ml-10k")
+    assert "no such configuration" in wrong("train", tmp_path / "x.toml")
+    (tmp_path / "empty.csv").write_text("user,item\n")
+    assert "the file is empty" in wrong("data", tmp_path / "empty.csv")
+
+
+def test_help(config):
+    told = jaxfed("--help").stdout
+    assert all(command in told for command in ("train", "evaluate", "recommend", "data"))
+    assert "--resume" in jaxfed("train", "--help").stdout
+    assert "--work.optimizer.item.learning-rate" in jaxfed("train", config, "--rounds", "3", "--help").stdout

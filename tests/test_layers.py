@@ -1,0 +1,115 @@
+"""The arrows of the architecture, read off the imports.
+
+types < tree < rows < channel < channels/*          rows < work < works/*
+{channel, work} < placement-using federate < algorithms < experiment < train < cli
+types < tree < {models, data, cohort, metrics < evaluate};  channels, works, models and data do not know each other
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "jaxfed"
+
+# what a module (or every module of a package) may import of jaxfed
+MAY = {
+    "types": set(),
+    "tree": {"types"},
+    "rows": {"types", "tree"},
+    "channel": {"types", "tree", "rows"},
+    "channels": {"types", "tree", "rows", "channel"},
+    "work": {"types", "tree", "rows"},
+    "works": {"types", "tree", "rows", "work"},
+    "placement": {"types", "tree", "rows"},
+    "federate": {"types", "tree", "rows", "channel", "work", "placement"},
+    "algorithms": {"types", "channel", "channels", "work", "works", "federate"},
+    "models": {"types", "tree", "rows", "models"},
+    "data": {"types", "tree", "work", "data"},  # `work` for the shape of its batches
+    "cohort": {"types"},
+    "metrics": {"types"},
+    "evaluate": {"types", "tree", "rows", "channel", "data", "metrics", "models"},
+    "checkpoint": {"types", "tree"},
+    "registry": {"types", "rows", "channels", "works", "models", "data", "cohort"},
+    "config": {"registry"},
+    "log": set(),
+}
+CORE = (
+    "types",
+    "tree",
+    "rows",
+    "channel",
+    "channels",
+    "work",
+    "works",
+    "placement",
+    "federate",
+    "algorithms",
+    "models",
+)
+SHELL = {"open", "print", "input"}
+CLOCKS = {"time", "datetime", "random", "os", "sys", "logging", "pathlib", "subprocess"}
+
+
+def modules():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def part(path):
+    """The module of the top level, or the package, a file belongs to."""
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path):
+    """{top-level module or package of jaxfed} and {other modules} that a file imports, wherever it does."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"jaxfed.{a.name}" for a in node.names] if node.module == "jaxfed" else [node.module]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "jaxfed":
+                ours.add(parts[1])
+            else:
+                others.add(parts[0])
+    return ours, others
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows(path):
+    name = part(path)
+    if name in MAY:
+        extra = imports(path)[0] - MAY[name]
+        assert not extra, f"{name} must not import {sorted(extra)}"
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if part(p) in CORE], ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_core_is_pure(path):
+    """No clock, no file, no print, no global randomness below the shell."""
+    assert not imports(path)[1] & CLOCKS
+    calls = [
+        n.func.id
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    ]
+    assert not SHELL & set(calls)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_guides(path):
+    """Shallow inheritance; nothing called utils."""
+    assert path.stem not in ("utils", "helpers", "common", "misc")
+    known = {"NamedTuple", "nn.Module", "tfds.core.GeneratorBasedBuilder"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef):
+            assert {ast.unparse(base) for base in node.bases} <= known, f"{path}: {node.name}"
+
+
+def test_every_module_has_a_place():
+    tops = {part(path) for path in modules()} - {"__init__", "__main__"}
+    assert tops == MAY.keys() | {"experiment", "train", "cli"}

@@ -1,0 +1,116 @@
+"""Models: scores by hand, and the split between what is shared, private, and a table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxfed.models.controls import counter, popularity
+from jaxfed.models.factorisation import mf
+from jaxfed.models.neural import neumf
+from jaxfed.registry import REGISTRY
+from jaxfed.rows import is_table, plain, take
+
+N, KEY = 30, jax.random.key(1)
+ROWS = np.array([4, 9, 17, N])  # the last is padding
+
+
+def parts(model):
+    return model.init(KEY), model.private(KEY)
+
+
+@pytest.mark.parametrize("name", REGISTRY["model"])
+@pytest.mark.parametrize("users", [1, 3])
+def test_scores_of_rows_are_rows_of_scores(name, users):
+    """A model must not care whether it is given the catalogue or a client's slice."""
+    model = REGISTRY["model"][name](N, users)
+    shared, private = parts(model)
+    fresh = jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), (shared, private))
+    for user in range(users):
+        every = model.score(*fresh, jnp.int32(user))
+        some = model.score(*take(fresh, ROWS), jnp.int32(user))
+        assert every.shape == (N,)
+        np.testing.assert_allclose(some[:3], every[ROWS[:3]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", REGISTRY["model"])
+def test_tables_lead_with_the_catalogue_and_nothing_else_is_marked(name):
+    for tree in parts(REGISTRY["model"][name](N, 1)):
+        for leaf in jax.tree.leaves(tree, is_leaf=is_table):
+            if is_table(leaf):
+                assert leaf.rows.shape[0] == N
+            else:
+                assert N not in leaf.shape
+
+
+@pytest.mark.parametrize("make", [mf, neumf])
+@pytest.mark.parametrize("loss", ["bce", "squared"])
+def test_a_loss_of_one_user_equals_the_loss_that_names_its_examples(make, loss):
+    """Merged rows (weight, mean label) against one entry an example: the same value and the same gradient."""
+    model = make(N, 1, loss=loss)
+    params = take(parts(model), ROWS)
+    merged = {"label": jnp.array([0.5, 1.0, 0.0, 0.0]), "weight": jnp.array([2.0, 1.0, 3.0, 0.0])}
+    item = jnp.array([0, 0, 1, 2, 2, 2])
+    label = jnp.array([1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    named = {"item": item, "label": label, "weight": jnp.ones(6), "user": jnp.zeros(6, int)}
+    value = lambda batch: lambda p: model.loss(*plain(p), batch).value
+    gradients = [jax.grad(value(batch))(params) for batch in (merged, named)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *gradients)
+    if loss == "bce":
+        np.testing.assert_allclose(value(merged)(params), value(named)(params), rtol=1e-6)
+
+
+@pytest.mark.parametrize("users", [1, 2])
+def test_bpr_by_hand(users):
+    model = mf(N, users, dim=3, loss="bpr")
+    shared, private = parts(model)
+    batch = {"item": jnp.array([0, 1]), "other": jnp.array([2, 0]), "weight": jnp.array([1.0, 2.0])}
+    who = jnp.array([0, users - 1])
+    if users > 1:
+        batch["user"] = who
+    item, bias = shared["tables"]["item"].rows, shared["tables"]["bias"].rows
+    own = private["private"]["user"]
+    score = lambda i, u: item[i] @ own[u] + bias[i]
+    gaps = [score(p, u) - score(n, u) for p, n, u in zip([0, 1], [2, 0], who, strict=True)]
+    want = -jax.nn.log_sigmoid(gaps[0]) - 2 * jax.nn.log_sigmoid(gaps[1])
+    got = model.loss(*plain((shared, private)), batch)
+    np.testing.assert_allclose(got.total, want, rtol=1e-5)
+    assert float(got.weight) == 3
+
+
+def test_mf_by_hand():
+    model = mf(N, 1, dim=4)
+    shared, private = parts(model)
+    want = shared["tables"]["item"].rows @ private["private"]["user"][0] + shared["tables"]["bias"].rows
+    np.testing.assert_allclose(model.score(shared, private, jnp.int32(0)), want, rtol=1e-6)
+    assert "bias" not in mf(N, 1, bias=False).init(KEY)["tables"]
+    assert float(jnp.std(mf(5000, 1, init_scale=0.3).init(KEY)["tables"]["item"].rows)) == pytest.approx(0.3, rel=0.02)
+
+
+def test_neumf_is_the_network_of_the_paper():
+    """The first layer in two halves is the layer on [user, item] joined."""
+    model = neumf(N, 1, dim=3, hidden=(5, 4))
+    shared, private = jax.tree.map(lambda x: x + 0.3, parts(model))
+    table, net, own = plain(shared)["tables"], shared["params"], private["private"]
+    weights = jnp.concatenate([net["user_half"]["kernel"], net["item_half"]["kernel"]])
+    joined = jnp.concatenate([jnp.broadcast_to(own["user_network"][0], (N, 3)), table["item_network"]], 1)
+    x = jax.nn.relu(joined @ weights + net["item_half"]["bias"])
+    x = jax.nn.relu(x @ net["hidden_0"]["kernel"] + net["hidden_0"]["bias"])
+    both = jnp.concatenate([own["user_product"][0] * table["item_product"], x], 1)
+    want = (both @ net["output"]["kernel"] + net["output"]["bias"])[:, 0]
+    np.testing.assert_allclose(model.score(shared, private, jnp.int32(0)), want, rtol=1e-5)
+
+
+def test_popularity_counts_clicks_and_the_counter_counts_draws():
+    batch = {"label": jnp.array([1.0, 0.25, 0.0]), "weight": jnp.array([1.0, 4.0, 2.0])}
+    for model, want in ((popularity(3, 1), [1, 1, 0]), (counter(3, 1), [0, -3, -2])):
+        params = parts(model)
+        step = jax.grad(lambda p, model=model: model.loss(*plain(p), batch).total)(params)
+        moved = optax.apply_updates(params, jax.tree.map(jnp.negative, step))
+        np.testing.assert_allclose(model.score(*moved, jnp.int32(0)), want)
+
+
+def test_a_loss_that_is_not_there():
+    with pytest.raises(ValueError, match="no loss 'huber': choose one of bce, bpr, squared"):
+        mf(N, 1, loss="huber")
