@@ -42,7 +42,8 @@ SUMMARY = {
     "rounds", "seconds", "compile_seconds", "client_updates_per_second", "peak_memory_mb", "bytes_up_per_client",
     "bytes_down_per_client", "bytes_up_total", "bytes_down_total", "server_sees", "params_sha256",
     "test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10", "test/full/mrr",
-    "test/full/auc", "test/sampled/accuracy", "test/sampled/precision", "test/sampled/recall", "test/sampled/f1", "val/full/ndcg@10",
+    "test/full/auc", "test/sampled/accuracy", "test/sampled/precision", "test/sampled/recall",
+    "test/sampled/f1", "val/full/ndcg@10",
 }  # fmt: skip
 
 

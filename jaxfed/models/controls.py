@@ -21,13 +21,17 @@ class Count(nn.Module):
 
 
 def popularity(num_items: int, num_users: int) -> Model:
-    """Scores an item by its clicks: each positive pulls its count up by the learning rate (use the link `mean`)."""
+    """Scores an item by its clicks.
+
+    Use the work `gradient` and the link `weighted_mean`: a client's mean gradient times its examples is its clicks.
+    """
     return from_module(Count("tables", num_items), Loss(lambda logit, label: -logit * label))
 
 
 def counter(num_items: int, num_users: int) -> Model:
     """The zero-learning leak detector: minus the number of times this client drew the item as a negative.
 
+    Use the work `gradient`, which weighs all draws of a client alike.
     At chance (HR@10 about .1 of 100) when training negatives are drawn from all but the train items; near 1 when the
     sampler knows the held-out items and never draws them.
     """
