@@ -262,7 +262,7 @@ def start() -> None:
 
     import jax
 
-    from jaxfed.data.movielens import cache
+    from jaxfed.data.movielens_files import cache
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache() / "xla"))

@@ -1,5 +1,6 @@
 """Small problems, and comparisons with a reason for their tolerance."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,12 +18,12 @@ EPS = 2e-6  # float32 sums of a few dozen terms of size one, in another order
 
 def close(a, b, atol=EPS, rtol=1e-5):
     """Equal but for the order of sums."""
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=rtol), a, b)
+    chex.assert_trees_all_close(a, b, atol=atol, rtol=rtol)
 
 
 def same(a, b):
     """Equal bit by bit."""
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 # --- dense: a linear model, every client with the same amount of data ----------------------------------------

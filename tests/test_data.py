@@ -204,7 +204,8 @@ def test_in_ml100k_the_order_of_rows_decides_for_599_users(ml100k):
 
 
 def test_another_order_is_announced(ml100k, tmp_path):
-    from jaxfed.data.movielens import fetch, ml_100k, raw_files
+    from jaxfed.data.movielens import ml_100k
+    from jaxfed.data.movielens_files import fetch, raw_files
 
     files = fetch()
     for role, path in files.items():
@@ -218,7 +219,8 @@ def test_another_order_is_announced(ml100k, tmp_path):
 
 def test_official_files_give_the_same_rows(ml100k, tmp_path):
     """u.data, u.item and u.user as GroupLens writes them."""
-    from jaxfed.data.movielens import fetch, ml_100k
+    from jaxfed.data.movielens import ml_100k
+    from jaxfed.data.movielens_files import fetch
 
     files = fetch()
     if files["inter"].name == "u.data":
@@ -243,7 +245,7 @@ def test_a_folder_without_the_files(tmp_path):
 
 
 def test_fetching_falls_through_its_sources_and_checks_their_digest(tmp_path, monkeypatch):
-    from jaxfed.data import movielens
+    from jaxfed.data import movielens_files as movielens
 
     monkeypatch.setenv("JAXFED_DATA", str(tmp_path))
     tried = []

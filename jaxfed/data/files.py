@@ -63,7 +63,8 @@ def column_called(table: pa.Table, role: str, name: str, path: Path, needed: boo
     found = [known[usual] for usual in NAMES[role] if usual in known]
     if not found and needed:
         columns = ", ".join(table.column_names)
-        raise ValueError(f"{path}: which column is the {role}? Set data.{role} to one of {columns}")
+        alone = " (one column only: is data.delimiter right?)" if len(table.column_names) == 1 else ""
+        raise ValueError(f"{path}: which column is the {role}? Set data.{role} to one of {columns}{alone}")
     return found[0] if found else ""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxfed.data.movielens import raw_files, read_raw
+from jaxfed.data.movielens_files import raw_files, read_raw
 
 
 class JaxfedMl100k(tfds.core.GeneratorBasedBuilder):

