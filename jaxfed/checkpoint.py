@@ -17,10 +17,13 @@ from jaxfed.types import Tree
 FORMAT = 1
 
 
-def manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-    """The checkpoints of a run; what a kill left half-written is cleared when it opens."""
+def manager(folder: Path, keep: int = 0) -> ocp.CheckpointManager:
+    """The checkpoints of a run, of which `keep` stay; what a kill left half-written is cleared.
+
+    keep 0: to read only, beside a run that may be writing.
+    """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True, create=True
+        max_to_keep=keep or None, cleanup_tmp_directories=keep > 0, create=keep > 0, read_only=keep == 0
     )
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -32,30 +35,38 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Tree, meta: dict[
     checkpoints.save(step, args=arguments, force=True)
 
 
-def restore(
-    checkpoints: ocp.CheckpointManager, template: Tree, say: Callable[[str], None]
-) -> tuple[Tree, dict[str, Any]] | None:
-    """(state, meta) of the newest checkpoint that is whole, None when there are none at all.
+def item(checkpoints: ocp.CheckpointManager, step: int, **wanted: Any) -> tuple[Any, str]:
+    """(one item of a checkpoint, "") or (None, why it cannot be read)."""
+    try:
+        return checkpoints.restore(step, args=ocp.args.Composite(**wanted))[next(iter(wanted))], ""
+    except Exception as error:  # Orbax raises a bare Exception for truncated data, and a dozen other kinds
+        return None, f"it cannot be read: {type(error).__name__}"
 
-    `template` gives structure, shapes, dtypes and shardings. Newer, damaged ones are told to `say` and deleted, as the
-    run will come to their rounds again. Raises ValueError when none is whole, or for another format.
+
+def restore(
+    checkpoints: ocp.CheckpointManager,
+    template: Tree,
+    say: Callable[[str], None],
+    check: Callable[[dict[str, Any]], None] = lambda meta: None,
+) -> tuple[Tree, dict[str, Any], list[int]] | None:
+    """(state, meta, damaged) of the newest checkpoint that is whole, None when there are none at all.
+
+    `template` gives structure, shapes, dtypes and shardings. check(meta) may raise before arrays are read. Newer,
+    damaged ones are told to `say`. Raises ValueError when none is whole, or for another format.
     """
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     damaged: list[int] = []
     for step in sorted(checkpoints.all_steps(), reverse=True):
-        both = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore())
-        try:
-            found = checkpoints.restore(step, args=both)
-            state, meta = found["state"], dict(found["meta"])
-            wrong = "" if digest(state) == meta["sha256"] else "its arrays do not match their SHA-256"
-        except Exception as error:  # Orbax raises a bare Exception for truncated data, and a dozen other kinds
-            wrong, meta = f"it cannot be read: {type(error).__name__}", {}
-        if meta.get("format", FORMAT) != FORMAT:
-            raise ValueError(f"checkpoint {step} has format {meta['format']}, this version of jaxfed reads {FORMAT}")
+        meta, wrong = item(checkpoints, step, meta=ocp.args.JsonRestore())
         if not wrong:
-            for step in damaged:
-                checkpoints.delete(step)
-            return state, meta
+            if meta["format"] != FORMAT:
+                raise ValueError(f"checkpoint {step} has format {meta['format']}, this version reads {FORMAT}")
+            check(meta)
+            state, wrong = item(checkpoints, step, state=ocp.args.StandardRestore(shapes))
+            if not wrong and digest(state) != meta["sha256"]:
+                wrong = "its arrays do not match their SHA-256"
+        if not wrong:
+            return state, meta, damaged
         say(f"checkpoint {step} is damaged ({wrong}); going back to the one before")
         damaged.append(step)
     if damaged:

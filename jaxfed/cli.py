@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     recommend = command("recommend", "What the best model of a run recommends to a user.")
     recommend.add_argument("run", metavar="RUN")
     recommend.add_argument("--user", required=True, help="the user's id in the data")
+    recommend.add_argument("--client", help="at which client, for a user who is at several")
     recommend.add_argument("-k", type=int, default=10, help="how many items")
     data = command(
         "data", "Fetch a data set and describe it.", "Options of the loader: --path FILE, --user COLUMN, ..."
@@ -48,7 +49,7 @@ def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
 
     A name decides which keys there are, so it must be known before the rest is parsed.
     """
-    from jaxfed.config import NAMED, near
+    from jaxfed.config import LINKS, NAMED, expect_table, near
     from jaxfed.registry import REGISTRY, arguments
 
     rest, i = [], 0
@@ -64,12 +65,14 @@ def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
         section = "channel" if "channel" in outer else last
         parent: Any = table
         for step in outer:
-            parent = parent.setdefault(step, {}) if isinstance(parent, dict) else parent[int(step)]
+            parent = expect_table(parent, place[1]).setdefault(step, list(LINKS) if step == "channel" else {})
         if section not in REGISTRY or value not in REGISTRY[section]:
             raise ValueError(f'{place[1]}.name: no {section} "{value}"{near(value, REGISTRY.get(section, NAMED))}')
         if isinstance(parent, list) and int(last) >= len(parent):
             raise ValueError(f"{place[1]}: the configuration has {len(parent)} links")
-        old = parent[int(last)] if isinstance(parent, list) else parent.get(last, {})
+        if not isinstance(parent, list):
+            expect_table(parent, place[1])
+        old = expect_table(parent[int(last)] if isinstance(parent, list) else parent.get(last, {}), place[1])
         fits = {*arguments(section, value), *(("optimizer",) if section == "work" else ("item", "user"))}
         new = {k: v for k, v in old.items() if k in fits} | {"name": value}
         parent[int(last) if isinstance(parent, list) else last] = new
@@ -104,12 +107,12 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed train"""
-    from jaxfed.config import read
+    from jaxfed.config import expect_table, read
     from jaxfed.train import train as run
 
     table = read(args.config)
     if args.out:
-        table.setdefault("run", {})["out"] = args.out
+        table["run"] = {**expect_table(table.get("run", {}), "run"), "out": args.out}
     config = overridden(table, overrides)
     summary = run(config, args.resume)
     show(summary, f"{config.run.out}: best of {summary['rounds']} rounds by validation: round {summary['best_round']}")
@@ -163,7 +166,7 @@ def reopened(folder: str) -> tuple[Any, Any, Any]:
     experiment = assemble(config, load(config.data))
     if not (path / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    with checkpoint.manager(path / "checkpoints", config.run.keep) as checkpoints:
+    with checkpoint.manager(path / "checkpoints") as checkpoints:
         found = checkpoint.restore(checkpoints, fresh(experiment, config.seed), say)
     if not found:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
@@ -198,11 +201,15 @@ def recommend(args: argparse.Namespace) -> None:
     users = np.flatnonzero(population.user_names == args.user)
     if not len(users):
         raise ValueError(f'no user "{args.user}" in the data{near(args.user, population.user_names.tolist()[:10000])}')
-    user = int(users[0])
+    clients = population.names[population.client_of[users]].tolist()
+    if len(users) > 1 and args.client not in clients:
+        raise ValueError(f"user {args.user} is at several clients: pass --client with one of {', '.join(clients)}")
+    user = int(users[clients.index(args.client) if len(users) > 1 else 0])
     client = int(population.client_of[user])
     mine = jax.tree.map(lambda x: x[client], private)
     scores = np.array(experiment.model.score(shared, mine, np.int32(user - population.first[client])))
-    had = np.concatenate([population.train.of(user), population.valid.of(user), population.test.of(user)])
+    parts = population.train, population.valid, population.test
+    had = np.concatenate([part.of(each) for part in parts for each in users])
     scores[had] = -np.inf
     for place, item in enumerate(np.argsort(-scores, kind="stable")[: args.k], 1):
         if np.isfinite(scores[item]):
@@ -250,10 +257,19 @@ def main() -> None:
     except ValueError as error:
         if os.environ.get("JAXFED_TRACEBACK"):
             raise
-        print(f"jaxfed: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error), 2)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        fail(f"{error.filename or 'system'}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        fail("interrupted; what was checkpointed is kept, go on with --resume", 130)
+
+
+def fail(text: str, code: int) -> None:
+    """One line, and out."""
+    print(f"jaxfed: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 def start() -> None:

@@ -43,7 +43,9 @@ def sampler(choose: Callable[[int, int], np.ndarray], slots: int, num_clients: i
 
 
 def fits(size: int, num_clients: int) -> int:
-    """`size`, if there are so many clients."""
+    """`size`, if it is one and there are so many clients."""
+    if size < 1:
+        raise ValueError("cohort.size must be at least 1")
     if size > num_clients:
         raise ValueError(
             f"cohort.size {size:,} is larger than the population of {num_clients:,} clients: "

@@ -5,6 +5,7 @@
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import typing
 from collections.abc import Iterator
@@ -35,8 +36,10 @@ class Run:
     placement: Literal["jit", "pmap"] = "jit"
     devices: int = 1  # 0: all there are
     area: int = 0  # steps in a block of clients; 0: chosen
+    client_memory_gb: float = 8.0  # what private parts and memories of all clients may take
 
 
+LINKS = ({"name": "weighted_mean"},)  # where a configuration has no [[channel]]
 NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform"}
 
 
@@ -131,6 +134,16 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+def bounded(table: Any) -> None:
+    """Raises ValueError for a number that no key can be: not finite, a negative whole number, one beyond 63 bits."""
+    for name, value in leaves(table):
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, float) and not math.isfinite(each):
+                raise ValueError(f"{name} is {each}: it must be a finite number")
+            if isinstance(each, int) and not 0 <= each < 1 << 63 and name.rpartition(".")[2] != "learning_rate":
+                raise ValueError(f"{name} is {each}: it must be a whole number from 0 to 2^63 - 1")
+
+
 def config_of(table: dict[str, Any]) -> Any:
     """A whole configuration from a TOML document's table. Raises ValueError with one line that says what is wrong."""
     known = ["seed", "rounds", *NAMED, "channel", "evaluation", "run"]
@@ -148,7 +161,7 @@ def config_of(table: dict[str, Any]) -> Any:
             made.append(build("channel", link, f"{where}.{number}"))
         return tuple(made)
 
-    channel = links(table.get("channel", [{"name": "weighted_mean"}]), "channel")
+    channel = links(table.get("channel", list(LINKS)), "channel")
     asked = dict(expect_table(table.get("evaluation", {}), "evaluation"))
     through = links(asked.pop("channel", []), "evaluation.channel")
     evaluation_type = frozen(
@@ -189,8 +202,7 @@ def check(config: Any) -> Any:
     for name, value in least.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1")
-    if config.seed < 0:
-        raise ValueError(f"seed is {config.seed}: it must be at least 0")
+    bounded(table_of(config))
     return config
 
 

@@ -4,6 +4,7 @@ Each client sums the metrics of its users; the sums go through a channel of thei
 evaluation (a plain sum) and the clients' (whatever links a deployment puts there).
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.channel import Channel
+from jaxfed.channel import Channel, total
 from jaxfed.data.clients import Population, Ragged
 from jaxfed.metrics import classification, ranking
 from jaxfed.models.model import Model
@@ -23,11 +24,12 @@ DECILES = 10
 
 
 class Questions(NamedTuple):
-    """What is asked of m clients with at most U users each."""
+    """What is asked of U users each of m clients."""
 
     client: np.ndarray  # int [m]: past the end: nobody
     activity: np.ndarray  # float [m]: train interactions of each
     decile: np.ndarray  # int [m]: of the client's activity, 0 the least active
+    user: np.ndarray  # int [m, U]: positions among the client's users
     targets: np.ndarray  # int [m, U, T]: held-out items; N where unused
     seen: np.ndarray  # int [m, U, L]: items left out of the ranking; N where unused
     sampled: np.ndarray  # int [m, U, DRAWS, SAMPLED]: candidates beside the targets; N where a user has fewer
@@ -40,7 +42,8 @@ class Exam(NamedTuple):
     targets: Ragged
     seen: Ragged
     sampled: np.ndarray  # int32 [users, DRAWS, SAMPLED]
-    chunk: int  # clients at a time
+    clients: int  # at a time
+    users: int  # of each client at a time
 
 
 def concatenated(*lists: Ragged) -> Ragged:
@@ -70,34 +73,41 @@ def never_touched(population: Population, seed: int) -> np.ndarray:
 def exam(population: Population, part: str, sampled: np.ndarray, budget: int = 1 << 22) -> Exam:
     """part: `val` (train items are left out of the ranking) or `test` (train and validation items are).
 
-    budget: scores [clients, users, N] held at a time, which bounds memory whatever the population.
+    budget: scores and histories [clients, users, N + longest] held at a time: memory does not grow with the population.
     """
     if part not in ("val", "test"):
         raise ValueError(f"no part {part!r}: choose val or test")
     targets = population.valid if part == "val" else population.test
     seen = population.train if part == "val" else concatenated(population.train, population.valid)
-    side_by_side = min(population.users_per_client, 64) * population.num_items
-    chunk = int(np.clip(budget // side_by_side, 1, min(population.num_clients, 256)))
-    return Exam(population, targets, seen, sampled, chunk)
+    users = min(population.users_per_client, 64)
+    each = users * (population.num_items + int(seen.counts.max()) + int(targets.counts.max()))
+    clients = int(np.clip(budget // each, 1, min(population.num_clients, 256)))
+    return Exam(population, targets, seen, sampled, clients, users)
 
 
-def questions(of: Exam) -> Iterator[Questions]:
-    """The population in chunks of one shape."""
+def questions(of: Exam) -> Iterator[list[Questions]]:
+    """The population in chunks of one shape: for each group of clients the blocks of their users."""
     population, items = of.population, of.population.num_items
     edges = np.quantile(population.activity, np.arange(1, DECILES) / DECILES)
     decile = np.searchsorted(edges, population.activity, "right")
     none = len(population.user_names)
     lists = [Ragged(each.values, np.append(each.start, each.start[-1])) for each in (of.targets, of.seen)]
-    sampled = np.concatenate([of.sampled, np.full_like(of.sampled[:1], items)])
-    for low in range(0, population.num_clients, of.chunk):
-        client = np.arange(low, low + of.chunk)
+    for low in range(0, population.num_clients, of.clients):
+        client = np.arange(low, low + of.clients)
         real = client < population.num_clients
         at = np.minimum(client, population.num_clients - 1)
-        user = population.first[at][:, None] + np.arange(population.users_per_client)
-        user = np.where((user < population.first[at + 1][:, None]) & real[:, None], user, none)
-        targets, seen = (each.padded(user.ravel(), items).reshape(*user.shape, -1) for each in lists)
         ids = np.where(real, client, population.num_clients).astype(np.int32)
-        yield Questions(ids, population.activity[at].astype(np.float32), decile[at], targets, seen, sampled[user])
+        group = []
+        for start in range(0, population.users_per_client, of.users):
+            local = np.broadcast_to(start + np.arange(of.users), (of.clients, of.users))
+            user = population.first[at][:, None] + local
+            user = np.where((user < population.first[at + 1][:, None]) & real[:, None], user, none)
+            targets, seen = (each.padded(user.ravel(), items).reshape(*user.shape, -1) for each in lists)
+            sampled = np.where((user < none)[..., None, None], of.sampled[np.minimum(user, none - 1)], items)
+            local = np.minimum(local, population.users_per_client - 1).astype(np.int32)
+            activity = population.activity[at].astype(np.float32)
+            group.append(Questions(ids, activity, decile[at], local, targets, seen, sampled))
+        yield group
 
 
 def answer(model: Model, shared: Tree, private: Tree, user: jax.Array, targets, seen, sampled) -> dict[str, Mean]:
@@ -119,46 +129,58 @@ def answer(model: Model, shared: Tree, private: Tree, user: jax.Array, targets, 
 def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key], dict[str, Mean]]:
     """Builds run(shared, private, exam, key) -> {metric: Mean [DECILES] or [DRAWS, DECILES]}.
 
-    `private` is the client store of the model's private part [clients, ...]; results come through `channel`.
+    `private` is the client store of the model's private part [clients, ...]; results come through `channel`. Raises
+    ValueError for a channel with a reduction of its own.
     """
-
-    def client(shared, mine, asked, cohort, key):
-        """One client's message: the sums over its users, in the place of its decile."""
-        users = asked.targets.shape[0]
-        each = jax.lax.map(
-            lambda one: answer(model, shared, mine, *one),
-            (jnp.arange(users), asked.targets, asked.seen, asked.sampled),
-            batch_size=min(users, 64),
-        )
-        spread = jax.nn.one_hot(asked.decile, DECILES)
-        message = jax.tree.map(lambda x: jnp.multiply.outer(x.sum(0), spread), each)
-        state, memory = channel.init(message)
-        secret = jax.random.fold_in(jax.random.fold_in(key, 1), asked.client)
-        none = jnp.zeros(0, jnp.int32)
-        me = Client(memory, secret, key, asked.client, jnp.float32(1), asked.activity, none, 0, cohort)
-        return channel.encode(message, channel.send(state), me)[0], state
+    if channel.reduce not in (None, total):
+        raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
 
     @jax.jit
-    def hear(shared, private, asked, cohort, key):
-        """(the sum of a chunk's messages, the state of the links before the round)."""
-        mine = jax.tree.map(lambda x: x.at[asked.client].get(mode="fill", fill_value=0), private)
-        messages, states = jax.vmap(client, (None, 0, 0, None, None))(shared, mine, asked, cohort, key)
-        here = asked.client < cohort.size
+    def look(shared, private, asked):
+        """Each client's sums over some of its users."""
+
+        def client(client, asked):
+            mine = jax.tree.map(lambda x: x.at[client].get(mode="fill", fill_value=0), private)
+            users = asked.user, asked.targets, asked.seen, asked.sampled
+            each = jax.vmap(lambda *one: answer(model, shared, mine, *one))(*users)
+            return jax.tree.map(lambda x: x.sum(0), each)
+
+        return jax.vmap(client)(asked.client, asked)
+
+    @jax.jit
+    def hear(sums, client, activity, decile, cohort, key):
+        """(the sum of some clients' messages, the state of the links before the round)."""
+
+        def encode(sums, client, activity, decile):
+            spread = jax.nn.one_hot(decile, DECILES)  # the place of the client's decile
+            message = jax.tree.map(lambda x: jnp.multiply.outer(x, spread), sums)
+            state, memory = channel.init(message)
+            secret = jax.random.fold_in(jax.random.fold_in(key, 1), client)
+            none = jnp.zeros(0, jnp.int32)
+            me = Client(memory, secret, key, client, jnp.float32(1), activity, none, 0, cohort)
+            return channel.encode(message, channel.send(state), me)[0], state
+
+        messages, states = jax.vmap(encode)(sums, client, activity, decile)
+        here = client < cohort.size
         kept = jax.tree.map(lambda x: jnp.where(here.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), messages)
-        total = jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), kept)
-        return total, jax.tree.map(lambda x: x[0], states)
+        heard = jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), kept)
+        return heard, jax.tree.map(lambda x: x[0], states)
 
     @jax.jit
-    def close(total, state, cohort, key):
+    def close(heard, state, cohort, key):
         """What the server reads out of the sum."""
-        return channel.decode(total, state, Round(key, cohort, jnp.ones(cohort.shape, bool)))[0]
+        return channel.decode(heard, state, Round(key, cohort, jnp.ones(cohort.shape, bool)))[0]
+
+    def add(a, b):
+        return jax.tree.map(jnp.add, a, b)
 
     def run(shared, private, exam, key):
-        cohort, total = np.arange(exam.population.num_clients), None
-        for asked in questions(exam):
-            part, state = hear(shared, private, asked, cohort, key)
-            total = part if total is None else jax.tree.map(jnp.add, total, part)
-        return close(total, state, cohort, key)
+        cohort, heard = np.arange(exam.population.num_clients), None
+        for group in questions(exam):
+            sums = functools.reduce(add, (look(shared, private, asked) for asked in group))
+            part, state = hear(sums, group[0].client, group[0].activity, group[0].decile, cohort, key)
+            heard = part if heard is None else add(heard, part)
+        return close(heard, state, cohort, key)
 
     return run
 
@@ -175,5 +197,6 @@ def readable(part: str, sums: dict[str, Mean]) -> dict[str, float]:
             out[f"{part}/{name}_sd"] = float(value.std(ddof=1))
         if name.endswith(("hr@10", "ndcg@10")):
             each = (total / np.maximum(weight, 1e-9)).reshape(-1, DECILES).mean(0)
-            out |= {f"{part}/{name}/decile_{i + 1}": float(v) for i, v in enumerate(each)}
+            some = weight.reshape(-1, DECILES).sum(0) > 0
+            out |= {f"{part}/{name}/decile_{i + 1}": float(each[i]) for i in np.flatnonzero(some)}
     return out

@@ -87,7 +87,9 @@ def assemble(config: Any, data: Data) -> Experiment:
         "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private
     )
     server = call("server", config.server, learning_rate=config.server.learning_rate)
-    algorithm = federate(work, channel, server, population.num_clients, placement, shapes.lay)
+    algorithm = federate(
+        work, channel, server, population.num_clients, placement, shapes.lay, 1e9 * config.run.client_memory_gb
+    )
     sampled = never_touched(population, config.evaluation.seed)
     exams = {part: exam(population, part, sampled) for part in ("val", "test")}
     shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))

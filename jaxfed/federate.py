@@ -46,11 +46,17 @@ class Tally(NamedTuple):
     memory: Tree  # the client store, new memories written
     present: Array  # bool [M]
     metrics: dict[str, Mean]
+    rows: Array  # int []: table rows that were sent
 
 
 def model(state: State) -> Tree:
     """The server's parameters, without marks."""
     return rows.plain(state.shared.params)
+
+
+def catalogue(state: State) -> int:
+    """Rows of the tables that are shared or kept by clients (0: there are none)."""
+    return max(rows.catalogue(state.shared), rows.catalogue(state.memory, axis=1))
 
 
 def flat(block, counts, ids, messages, memory, metrics, ends, lay) -> Part:
@@ -74,7 +80,7 @@ def flat(block, counts, ids, messages, memory, metrics, ends, lay) -> Part:
         slots=fill(block.slots, wide, jnp.iinfo(jnp.int32).max),
         ids=fill(owner, wide, num_clients),
         rows=fill(held, long, size),
-        owner=fill(jnp.repeat(owner, block.rows.shape[1]), long, num_clients),
+        owner=fill(jnp.where(held < size, jnp.repeat(owner, block.rows.shape[1]), num_clients), long, num_clients),
         metrics=jax.tree.map(lambda x: clear(x).sum(0), metrics),
     )
 
@@ -108,7 +114,8 @@ def federate(
         if held > budget:
             raise ValueError(
                 f"client memory takes {held / 1e9:.1f} GB, the budget is {budget / 1e9:.1f}: "
-                "keep less on a client (memory of tables costs clients x catalogue) or raise the budget"
+                "keep less on a client (memory of tables costs clients x catalogue) "
+                "or raise the budget (run.client_memory_gb)"
             )
 
         def fresh(params, key):
@@ -124,9 +131,9 @@ def federate(
         size = rows.catalogue(shared)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(round_key, 1), id))
         report = work.run(rows.take(shared, block.rows), mine, block.data, secret)
-        fine = tree.finite((report.update, report.memory))
         me = Client(theirs, noise, round_key, id, report.weight, block.activity, block.rows, size, cohort)
         message, theirs = channel.encode(report.update, rows.take(sent, block.rows), me)
+        fine = tree.finite((report.update, report.weight, report.memory, message, theirs))
         return message, (report.memory, theirs), fine, report.metrics
 
     @jax.jit
@@ -137,9 +144,9 @@ def federate(
         memory = jax.vmap(rows.gather, (None, 0, 0))(state.memory, who, block.rows)
         common = state.shared, channel.send(state.channel), ids, key
         messages, memory, fine, metrics = place_on.clients(client)(common, (who, *memory, block))
-        # a client whose update is not finite withdraws: it counts as one that never reported
+        # a client whose update, or what would be sent of it, is not finite withdraws: as if it had never reported
         counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)
-        ends = rows.catalogue(state.shared), num_clients
+        ends = catalogue(state), num_clients
         return place_on.together(flat(block, counts, who, messages, memory, metrics, ends, lay))
 
     @partial(jax.jit, donate_argnums=0)
@@ -150,6 +157,7 @@ def federate(
             rows.scatter(tally.memory, part.ids, part.owner, part.rows, part.memory),
             tally.present.at[part.slots].set(part.present, mode="drop"),
             jax.tree.map(jnp.add, tally.metrics, part.metrics),
+            tally.rows + (part.owner < num_clients).sum(),
         )
 
     @partial(jax.jit, donate_argnums=0)
@@ -161,17 +169,20 @@ def federate(
         delta, opt = server.update(update.params, opt, shared.params)
         shared = Shared(optax.apply_updates(shared.params, delta), tree.sub(shared.extra, update.extra))
         counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
+        counts["rows/sent"] = heard.rows
         seen = {name: mean.value for name, mean in heard.metrics.items()}
         return State(shared, opt, links, memory, number + 1), seen | info | counts
 
     def step(state, cohort, key):
         """One round. Every block is a program of its own, so several run side by side."""
-        size, (ids, asked, blocks) = rows.catalogue(state.shared), cohort
+        size, (ids, asked, blocks) = catalogue(state), cohort
         parts = [clients(state, ids, asked, key, block) for block in blocks]
         shapes = empty(parts[0].messages, size) if streams else (), parts[0].metrics
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (*shapes, asked))
-        heard, metrics, present = place_on.common(zeros)  # placed as `absorb` gives it back, or it compiles twice
-        tally = Tally(heard, state.memory, present, metrics)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (*shapes, asked, np.int32(0)))
+        heard, metrics, present, count = place_on.common(
+            zeros
+        )  # placed as `absorb` gives it back, or it compiles twice
+        tally = Tally(heard, state.memory, present, metrics, count)
         for part in parts:
             tally = absorb(tally, part._replace(messages=()) if not streams else part)
         if channel.reduce and not streams:

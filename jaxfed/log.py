@@ -28,9 +28,10 @@ class Journal:
     def write(self, row: dict[str, Any]) -> None:
         """One flat line; numbers also go to TensorBoard at `round`."""
         self.file.write(json.dumps(row).encode() + b"\n")
+        mark = "LEAKY/" if row.get("leaky") else ""
         for name, value in row.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and name != "round":
-                self.board.add_scalar(name, value, row["round"])
+                self.board.add_scalar(mark + name, value, row["round"])
 
     def position(self) -> int:
         """Bytes written so far, all of them on disk."""

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import optax
 
-from jaxfed import cohort
+from jaxfed import channel, cohort
+from jaxfed.channel import Channel
 from jaxfed.channels.difference import difference
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.data.batches import Batching
@@ -71,6 +72,27 @@ def grouped(
     return optax.chain(core(learning_rate=1.0, **rest), optax.stateless(paced))
 
 
+TRANSFORMS = {"clip_by_global_norm": optax.clip_by_global_norm, "clip": optax.clip, "scale": optax.scale}
+TRANSFORMS_WITH_STATE = TRANSFORMS | {"trace": optax.trace, "ema": optax.ema}
+
+
+def transformed(place: Callable, known: dict[str, Callable], transform: str, value: float) -> Channel:
+    """at_client or at_server with a transform of optax that takes one number."""
+    if transform not in known:
+        raise ValueError(f"no transform {transform!r}: choose one of {', '.join(known)}")
+    return place(known[transform](value))
+
+
+def at_client(transform: str = "clip_by_global_norm", value: float = 1.0) -> Channel:
+    """`channel.at_client` by the name of a stateless transform."""
+    return transformed(channel.at_client, TRANSFORMS, transform, value)
+
+
+def at_server(transform: str = "trace", value: float = 0.9) -> Channel:
+    """`channel.at_server` by the name of a transform."""
+    return transformed(channel.at_server, TRANSFORMS_WITH_STATE, transform, value)
+
+
 REGISTRY: dict[str, dict[str, Callable]] = {
     "data": {
         "ml-100k": ml_100k,
@@ -85,6 +107,8 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "weighted_mean": weighted_mean,
         "per_row_mean": per_row_mean,
         "difference": difference,
+        "at_client": at_client,
+        "at_server": at_server,
     },
     "server": OPTIMIZERS,
     "cohort": {

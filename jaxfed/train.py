@@ -1,6 +1,7 @@
 """A run: rounds, evaluations, checkpoints, and the files that scripts rely on. The only stateful place."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import resource
@@ -24,7 +25,7 @@ from jaxfed.evaluate import readable
 from jaxfed.experiment import Experiment, assemble, load
 from jaxfed.federate import State
 from jaxfed.log import Journal, progress, say
-from jaxfed.tree import digest
+from jaxfed.tree import digest, nbytes
 from jaxfed.types import Cohort, Key, Tree
 
 
@@ -38,11 +39,10 @@ class Keys(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """One round's cohort on its devices, and its traffic."""
+    """One round's cohort on its devices, and what it downloads."""
 
     cohort: Cohort
-    reported: int
-    bytes_up: int
+    asked: int
     bytes_down: int
 
 
@@ -57,6 +57,7 @@ class Standing:
     seconds: float = 0.0  # of rounds, compilation and evaluation apart
     compile_seconds: float = 0.0
     updates: int = 0  # client updates that were sent
+    refused: int = 0  # clients that withdrew because their update was not finite
     asked: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -86,15 +87,15 @@ def prepare_round(experiment: Experiment, seed: int, round: int) -> Ready:
     population, (one, two) = experiment.data.population, experiment.wire
     ids, present = experiment.sampler.draw(seed, round)
     cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round)
-    up = down = 0
-    for block in cohort.blocks:
-        held = (block.rows < population.num_items).sum(1)
-        here = block.slots < len(ids)
-        sends = np.append(present, False)[block.slots]
-        up += int((one.up + (two.up - one.up) * (held - 1))[sends].sum())
-        down += int((one.down + (two.down - one.down) * (held - 1))[here].sum())
+    held = sum(int((block.rows < population.num_items).sum()) for block in cohort.blocks)
+    asked = int((ids < population.num_clients).sum())
     placed = cohort._replace(blocks=tuple(map(experiment.placement.block, cohort.blocks)))
-    return Ready(placed, int(present.sum()), up, down)
+    return Ready(placed, asked, traffic(asked, held, one.down, two.down))
+
+
+def traffic(clients: int, rows: int, one: int, two: int) -> int:
+    """Bytes of so many clients that hold so many rows in all, from those of a client with one row and with two."""
+    return clients * one + (rows - clients) * (two - one)
 
 
 def compile_all(experiment: Experiment, state: State, key: Key) -> float:
@@ -108,7 +109,8 @@ def compile_all(experiment: Experiment, state: State, key: Key) -> float:
         jax.block_until_ready(experiment.algorithm.step(copy, alone, key))
 
     run(empty.blocks[0])  # the two programs that all shapes share, once
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    side_by_side = os.cpu_count() if nbytes(state) < 1e9 else 1  # each has a copy of the state
+    with ThreadPoolExecutor(side_by_side) as pool:
         list(pool.map(run, empty.blocks[1:]))
     return time.perf_counter() - begin
 
@@ -118,17 +120,25 @@ def check_folder(folder: Path, config: Any, resume: bool) -> None:
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} already holds a run: pass --resume to go on with it, or another --out")
     known = folder / "config.toml"
+    if resume and folder.exists() and not known.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something else than a run (no config.toml): pass another --out")
     if known.exists():
         changed = differences(config_of(read(known)), config)
         if changed:
             raise ValueError(f"{folder} was run with another configuration ({'; '.join(changed)}): pass another --out")
 
 
+def same_data(folder: Path, meta: dict[str, Any], digest: str) -> None:
+    """Raises ValueError when a checkpoint is of a run on other data."""
+    if meta["data"] != digest:
+        raise ValueError(f"{folder} was run on other data, or on the same rows in another order: pass another --out")
+
+
 def check_select(experiment: Experiment, untrained: Tree, select: str) -> None:
     """Raises ValueError when validation has no such metric. Compiles the evaluation as it goes."""
     values = evaluate(experiment, untrained, "val", keys_of(0).evaluation)
-    if select not in values:
-        names = [name for name in values if "decile" not in name and "_sd" not in name]
+    names = [name for name in values if "decile" not in name and not name.endswith("_sd")]
+    if select not in names:
         raise ValueError(f'evaluation.select: no metric "{select}"{near(select, names)}')
 
 
@@ -137,6 +147,17 @@ def write_file(path: Path, text: str) -> None:
     partial = path.with_suffix(path.suffix + ".partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+@contextmanager
+def alone(folder: Path):
+    """Raises ValueError while another process runs in this folder."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is running here; stop it or pass another --out") from None
+        yield
 
 
 @contextmanager
@@ -176,14 +197,12 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
     check_select(experiment, arrays["best"], config.evaluation.select)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "config.toml", dumps(config))
-    with checkpoint.manager(folder / "checkpoints", config.run.keep) as checkpoints:
-        found = checkpoint.restore(checkpoints, arrays, say)
+    with alone(folder), checkpoint.manager(folder / "checkpoints", config.run.keep) as checkpoints:
+        found = checkpoint.restore(checkpoints, arrays, say, lambda meta: same_data(folder, meta, data.digest))
         if found:
-            arrays, meta = found
-            if meta["data"] != data.digest:
-                raise ValueError(
-                    f"{folder} was run on other data, or on the same rows in another order: pass another --out"
-                )
+            arrays, meta, damaged = found
+            for step in damaged:  # the run will come to their rounds again
+                checkpoints.delete(step)
             standing = Standing(**meta["standing"])
             say(f"resuming {folder} after round {standing.round}")
         journal = Journal(folder, standing.position, standing.round)
@@ -218,16 +237,19 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
             if standing.round + 1 < config.rounds:
                 coming = ahead.submit(prepare_round, experiment, config.seed, standing.round + 1)
             state, info = experiment.algorithm.step(state, ready.cohort, keys.rounds)
-            jax.block_until_ready(last)  # one round ahead of the devices, no more
+            settle(experiment, standing, last)  # one round ahead of the devices, no more
             last = info
             standing.round += 1
-            standing.updates += ready.reported
-            standing.asked += int((np.asarray(ready.cohort.ids) < experiment.data.population.num_clients).sum())
-            standing.bytes_up += ready.bytes_up
+            standing.asked += ready.asked
             standing.bytes_down += ready.bytes_down
             tick(standing.round, standing.updates / (standing.seconds + time.perf_counter() - begin), text)
             final = standing.round == config.rounds
-            if final or standing.round % config.evaluation.every == 0:
+            due = final or standing.round % config.evaluation.every == 0
+            keep = bool(stopped) or standing.round % config.run.checkpoint_every == 0
+            if due or keep:
+                settle(experiment, standing, last)
+                last = None
+            if due:
                 jax.block_until_ready(state)
                 standing.seconds += time.perf_counter() - begin
                 better, text = judge(config, experiment, state, info, standing, journal, keys.evaluation)
@@ -235,7 +257,7 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
                 patience = config.evaluation.patience
                 standing.finished = final or 0 < patience <= standing.stale
                 begin = time.perf_counter()
-            if stopped or standing.finished or standing.round % config.run.checkpoint_every == 0:
+            if keep or standing.finished:
                 standing.seconds += time.perf_counter() - begin
                 save()
                 begin = time.perf_counter()
@@ -246,6 +268,19 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
                 raise SystemExit(128 + stopped[0])
         checkpoints.wait_until_finished()
     return {"state": state, "best": best}, standing
+
+
+def settle(experiment: Experiment, standing: Standing, info: dict[str, Any] | None) -> None:
+    """Waits for a round and books what was sent in it."""
+    if info is None:
+        return
+    one, two = experiment.wire
+    sent, refused = int(info["clients/reported"]), int(info["clients/refused"])
+    if refused and not standing.refused:
+        say(f"round {standing.round}: {refused} clients withdrew, as their update is not finite; counted from here on")
+    standing.updates += sent
+    standing.refused += refused
+    standing.bytes_up += traffic(sent, int(info["rows/sent"]), one.up, two.up)
 
 
 def evaluate(experiment: Experiment, model: Tree, part: str, key: Key) -> dict[str, float]:
@@ -262,9 +297,9 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     """Evaluates on validation, writes the row; returns (is it the best so far, a word for the progress bar)."""
     values = evaluate(experiment, (state.shared.params, state.memory[0]), "val", key)
     train = {name: float(value) for name, value in info.items()}
-    traffic = {"bytes_up_total": standing.bytes_up, "bytes_down_total": standing.bytes_down}
-    seconds = {"seconds": round(standing.seconds, 3)}
-    journal.write(marked(experiment, {"round": standing.round, **train, **values, **traffic, **seconds}))
+    totals = {"clients/refused_total": standing.refused, "bytes_up_total": standing.bytes_up}
+    totals |= {"bytes_down_total": standing.bytes_down, "seconds": round(standing.seconds, 3)}
+    journal.write(marked(experiment, {"round": standing.round, **train, **values, **totals}))
     value = values[config.evaluation.select]
     better = value > standing.best_value
     standing.stale = 0 if better else standing.stale + 1
@@ -292,6 +327,7 @@ def close(config, experiment, arrays, standing, journal) -> dict[str, Any]:
         "best_round": standing.best_round,
         "seconds": round(standing.seconds, 3),
         "compile_seconds": round(standing.compile_seconds, 3),
+        "clients/refused_total": standing.refused,
         "client_updates_per_second": round(standing.updates / max(standing.seconds, 1e-9), 1),
         "peak_memory_mb": round(memory, 1),
         "bytes_up_per_client": round(standing.bytes_up / max(standing.updates, 1)),

@@ -26,7 +26,8 @@ def zeros(tree: Tree) -> Tree:
 
 def finite(tree: Tree) -> jax.Array:
     """bool []: no leaf holds a NaN or an infinity."""
-    fine = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    leaves = map(jnp.asarray, jax.tree.leaves(tree))
+    fine = [jnp.isfinite(x).all() for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.stack(fine).all() if fine else jnp.bool_(True)
 
 

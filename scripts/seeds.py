@@ -29,6 +29,8 @@ def main() -> None:
         if done.returncode:
             sys.exit(done.returncode)
         rows.append(json.loads((run / "summary.json").read_text()))
+    if any(row.get("leaky") for row in rows):
+        print("LEAKY: train negatives exclude the held-out items")
     print(f"{'seed':>8} {'best':>6} {'seconds':>8} " + " ".join(f"{name:>21}" for name in METRICS))
     for seed, row in zip(args.seeds, rows, strict=True):
         values = " ".join(f"{row[name]:>21.4f}" for name in METRICS)

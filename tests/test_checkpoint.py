@@ -33,7 +33,7 @@ def restored(folder):
     said = []
     with checkpoint.manager(folder, keep=5) as checkpoints:
         found = checkpoint.restore(checkpoints, template(), said.append)
-        return found, said, sorted(checkpoints.all_steps())
+        return found, said
 
 
 def largest(folder, step):
@@ -58,8 +58,8 @@ DAMAGE = {
 
 def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
     states = saved(tmp_path / "c")
-    (found, meta), said, _ = restored(tmp_path / "c")
-    assert (meta["round"], said) == (3, [])
+    (found, meta, damaged), said = restored(tmp_path / "c")
+    assert (meta["round"], said, damaged) == (3, [], [])
     same(found["state"], states[3])
     assert isinstance(found["state"], type(template()["state"]))
 
@@ -68,13 +68,13 @@ def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
 def test_a_damaged_one_is_passed_over_said_and_cleared(tmp_path, how):
     states = saved(tmp_path / "c")
     DAMAGE[how](tmp_path / "c")
-    (found, meta), said, left = restored(tmp_path / "c")
+    (found, meta, damaged), said = restored(tmp_path / "c")
     good = 3 if how == "an empty folder" else 2
     assert meta["round"] == good
     same(found["state"], states[good])
     assert len(said) == 1
     assert "is damaged" in said[0]
-    assert max(left) == good  # the run comes to those rounds again
+    assert damaged == [max(3, good + 1) if good == 2 else 9]  # for the run to clear, which comes to those rounds again
 
 
 def test_none_whole_is_an_error_that_loses_nothing(tmp_path):
@@ -87,6 +87,28 @@ def test_none_whole_is_an_error_that_loses_nothing(tmp_path):
 
 def test_no_checkpoint_yet(tmp_path):
     assert restored(tmp_path / "c")[0] is None
+
+
+def test_the_reader_of_a_run_that_is_writing_changes_nothing(tmp_path):
+    saved(tmp_path / "c", (1, 2))
+    (tmp_path / "c" / "3.orbax-checkpoint-tmp").mkdir()
+    flip(largest(tmp_path / "c", 2))
+    before = sorted(tmp_path.rglob("*"))
+    with checkpoint.manager(tmp_path / "c") as checkpoints:
+        _, meta, damaged = checkpoint.restore(checkpoints, template(), lambda text: None)
+    assert (meta["round"], damaged) == (1, [2])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_other_data_are_told_before_arrays_are_read(tmp_path):
+    saved(tmp_path / "c", (1,))
+    flip(largest(tmp_path / "c", 1))
+
+    def refuse(meta):
+        raise ValueError("other data")
+
+    with checkpoint.manager(tmp_path / "c") as checkpoints, pytest.raises(ValueError, match="other data"):
+        checkpoint.restore(checkpoints, template(), lambda text: None, refuse)
 
 
 def test_another_format_is_refused(tmp_path, monkeypatch):

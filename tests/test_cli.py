@@ -189,10 +189,12 @@ def test_on_another_number_of_devices_it_resumes_too(config, tmp_path):
     wait_for(lambda: any(f.name.isdigit() for f in (out / "checkpoints").glob("*")), process)
     process.send_signal(signal.SIGTERM)
     process.wait()
+    assert process.returncode == 128 + signal.SIGTERM  # it did not end by itself
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     args = ["train", str(config), "--out", str(out), "--resume", "--run.devices", "2"]
     done = subprocess.run([sys.executable, "-m", "jaxfed", *args], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stderr
     assert json.loads((out / "summary.json").read_text())["rounds"] == 12
 
 
@@ -263,7 +265,7 @@ TRAIN_ERRORS = [
     (["--model.name", "mff"], 'did you mean "mf"?'),
     (["--cohort.size", "61"], "cohort.size 61 is larger than the population of 60 clients"),
     (["--work.batch-size", "0"], "batch_size and epochs must be at least 1"),
-    (["--work.negatives", "-1"], "negatives at least 0"),
+    (["--work.negatives", "-1"], "work.negatives is -1: it must be a whole number from 0"),
     (["--model.loss", "bpr", "--work.negatives", "0"], "set work.negatives to 1 or more"),
     (["--model.loss", "x"], "choose one of bce, bpr, squared"),
     (["--channel.0.by", "x"], "choose one of examples, activity, uniform"),
@@ -273,6 +275,13 @@ TRAIN_ERRORS = [
     (["--evaluation.select", "val/full/ndcg"], 'no metric "val/full/ndcg"; did you mean "val/full/ndcg@'),
     (["--run.devices", "99"], "99 devices asked for"),
     (["--cohort.dropout", "1"], "a probability"),
+    (["--cohort.size", "0"], "cohort.size must be at least 1"),
+    (["--model.dim", "0"], "model.dim is 0: sizes must be at least 1"),
+    (["--model.dim", "-1"], "model.dim is -1: it must be a whole number from 0"),
+    (["--model.name", "neumf", "--model.hidden", "0"], "model.hidden is 0"),
+    (["--seed", str(1 << 63)], "it must be a whole number from 0 to 2^63 - 1"),
+    (["--work.optimizer.learning-rate", "nan"], "it must be a finite number"),
+    (["--channel.0.name", "at_client", "--channel.0.transform", "x"], "no transform 'x'"),
 ]
 
 
@@ -302,6 +311,23 @@ def test_other_data_than_the_run_was_on(wrong, tmp_path, config):
     process.wait()
     path.write_text("user,item,time\n" + "".join(rows[::-1]))
     assert "on the same rows in another order" in wrong(*args, "--resume")
+
+
+def test_places_where_no_run_can_be(wrong, config, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "already holds a run" in wrong("train", config, "--out", tmp_path / "file")
+    assert "Not a directory" in wrong("train", config, "--out", tmp_path / "file" / "below")
+    assert "File name too long" in wrong("train", config, "--out", tmp_path / ("x" * 300))
+
+
+def test_interrupted_before_the_first_round(config, tmp_path):
+    process = start("train", config, "--out", tmp_path / "i")
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.splitlines()[-1].startswith(("jaxfed: interrupted", "stopped after round"))
+    assert "Traceback" not in told
 
 
 def test_the_other_commands(wrong, finished, tmp_path):

@@ -24,6 +24,8 @@ def test_ids_that_are_numbers_sort_as_numbers():
     assert numbered(np.array(["10", "9", "10"]))[1].tolist() == ["9", "10"]
     assert numbered(np.array(["b", "a", "9"]))[1].tolist() == ["9", "a", "b"]
     assert numbered(np.array([10, 9, 10]))[0].tolist() == [1, 0, 1]
+    assert numbered(np.array(["1", "01", "001"]))[1].tolist() == ["001", "01", "1"]
+    assert numbered(np.array(["99999999999999999999", "1"]))[1].tolist() == ["1", "99999999999999999999"]
 
 
 histories = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=60)
@@ -55,6 +57,8 @@ def test_ratio_split_keeps_time_and_gives_everyone_all_three_parts():
         assert parts.count(TEST) == max(int(0.1 * n), 1)
         assert parts.count(VALID) == min(max(int(0.2 * n), 1), n - parts.count(TEST) - 1)
         assert parts.count(TRAIN) >= 1
+    short = split(made([0, 0, 0], [0, 1, 2]), "ratio-clean", (0.1, 0.8))
+    assert sorted(short.part.tolist()) == [TRAIN, VALID, TEST]
     with pytest.raises(ValueError, match="less than 1"):
         split(data, "ratio-clean", (0.5, 0.5))
 

@@ -141,8 +141,9 @@ def test_memory_is_bounded_by_the_chunk_and_the_chunk_changes_nothing():
     run = examiner(table_model(scores), link())
     want = readable("val", run((), private, exam(population, "val", sampled), KEY))
     for chunk in (1, 7):
-        small = exam(population, "val", sampled, chunk * population.num_items)
-        assert small.chunk == chunk
+        each = population.num_items + population.train.counts.max() + 1
+        small = exam(population, "val", sampled, chunk * each)
+        assert (small.clients, small.users) == (chunk, 1)
         got = readable("val", run((), private, small, KEY))
         assert got == pytest.approx(want, rel=1e-5, nan_ok=True)
 

@@ -30,7 +30,7 @@ MAY = {
     "metrics": {"types"},
     "evaluate": {"types", "tree", "rows", "channel", "data", "metrics", "models"},
     "checkpoint": {"types", "tree"},
-    "registry": {"types", "rows", "channels", "works", "models", "data", "cohort"},
+    "registry": {"types", "rows", "channel", "channels", "works", "models", "data", "cohort"},
     "config": {"registry"},
     "log": set(),
 }

@@ -57,8 +57,7 @@ def test_a_loss_of_one_user_equals_the_loss_that_names_its_examples(make, loss):
     value = lambda batch: lambda p: model.loss(*plain(p), batch).value
     gradients = [jax.grad(value(batch))(params) for batch in (merged, named)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *gradients)
-    if loss == "bce":
-        np.testing.assert_allclose(value(merged)(params), value(named)(params), rtol=1e-6)
+    np.testing.assert_allclose(value(merged)(params), value(named)(params), rtol=1e-6)
 
 
 @pytest.mark.parametrize("users", [1, 2])

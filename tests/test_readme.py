@@ -40,6 +40,7 @@ def test_the_three_examples_run_together():
 
 
 def test_what_the_readme_names_is_there():
+    assert "@@" not in README
     for path in set(re.findall(r"(?:configs|tests|scripts|jaxfed)/[\w/]+\.(?:toml|py)", README)):
         assert (ROOT / path).exists(), path
     makefile = (ROOT / "Makefile").read_text()

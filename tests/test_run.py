@@ -66,12 +66,52 @@ def test_early_stopping(tmp_path):
 def test_bytes_are_those_of_the_arrays_a_client_sends(plain, tmp_path):
     """By hand: rows x (4 factors + 1 bias + 1 id) x 4 bytes, and the weight."""
     from jaxfed.experiment import assemble, load
-    from jaxfed.train import prepare_round
+    from jaxfed.train import Standing, fresh, keys_of, prepare_round, settle
 
     config = config_of(TABLE)
     experiment = assemble(config, load(config.data))
     ready = prepare_round(experiment, 0, 0)
     items = experiment.data.population.num_items
-    rows = sum(int((block.rows[j] < items).sum()) for block in ready.cohort.blocks
-               for j, slot in enumerate(block.slots) if slot < 40 and ready.cohort.present[slot])  # fmt: skip
-    assert ready.bytes_up == rows * (4 + 1 + 1) * 4 + 4 * ready.reported
+    held = [(int((block.rows[j] < items).sum()), bool(ready.cohort.present[slot]))
+            for block in ready.cohort.blocks for j, slot in enumerate(block.slots) if slot < 40]  # fmt: skip
+    assert ready.bytes_down == sum(rows for rows, _ in held) * (4 + 1 + 1) * 4
+    keys, standing = keys_of(0), Standing()
+    _, info = experiment.algorithm.step(fresh(experiment, 0)["state"], ready.cohort, keys.rounds)
+    settle(experiment, standing, info)
+    assert standing.updates == sum(here for _, here in held)
+    assert standing.bytes_up == sum(rows * (4 + 1 + 1) * 4 + 4 for rows, here in held if here)
+
+
+def test_clients_that_withdraw_are_counted_whenever_it_was(tmp_path, capsys):
+    """The rate is so large that updates overflow within two rounds; rows are written every other round."""
+    wild = {"optimizer": {"learning_rate": 1e30}, "batch_size": 16}
+    summary, rows = run(tmp_path / "w", work=wild)
+    assert summary["clients/refused_total"] > 0
+    assert rows[1]["clients/refused_total"] == summary["clients/refused_total"]
+    assert "clients withdrew" in capsys.readouterr().err
+
+
+def test_a_sd_or_a_decile_is_nothing_to_choose_by(tmp_path):
+    for name in ("val/sampled/hr@10_sd", "val/full/hr@10/decile_3"):
+        with pytest.raises(ValueError, match="no metric"):
+            run(tmp_path / "s", evaluation={"every": 2, "select": name})
+
+
+def test_another_process_in_the_same_folder(tmp_path):
+    from jaxfed.train import alone
+
+    (tmp_path / "a").mkdir()
+    with (
+        alone(tmp_path / "a"),
+        pytest.raises(ValueError, match="another process is running here"),
+        alone(tmp_path / "a"),
+    ):
+        pass
+
+
+def test_resuming_where_no_run_is_loses_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.jsonl").write_text("precious")
+    with pytest.raises(ValueError, match="holds something else than a run"):
+        train(config_of({**TABLE, "run": {"out": str(tmp_path / "a")}}), resume=True)
+    assert (tmp_path / "a" / "metrics.jsonl").read_text() == "precious"

@@ -75,8 +75,7 @@ def lengths(population: Population, batching: Batching, slots: int, devices: int
     longest = int(batching.steps(population.activity).max())
     points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
     shapes = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
-    area = max(area or 64, shapes[-1])
-    return Lengths(tuple(shapes), area, slots, devices, batching.width, population.num_items)
+    return Lengths(tuple(shapes), area or max(64, shapes[-1]), slots, devices, batching.width, population.num_items)
 
 
 def ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -183,7 +182,7 @@ def lay_steps(population: Population, batching: Batching, clients: np.ndarray, d
     """Turns examples into steps over distinct rows.
 
     Where one user is a client, an example is its item alone: repeats in a step become one row whose weight is their
-    number and whose label is their mean, which leaves every loss that is linear in the label as it was.
+    number and whose label is their mean; see `models.model.Loss`.
     """
     items, width, size = population.num_items, batching.width, batching.batch_size
     activity = np.append(population.activity[clients], 0)

@@ -1,5 +1,6 @@
 """Loaders for files of one's own: csv, tsv, parquet and RecBole's .inter, in the order of their rows."""
 
+import contextlib
 import difflib
 import io
 from pathlib import Path
@@ -26,29 +27,51 @@ DELIMITERS = {"csv": ",", "tsv": "\t", "inter": "\t", "item": "\t"}
 def read_table(path: Path, kind: str, delimiter: str = "", columns: tuple[str, ...] = ()) -> pa.Table:
     """A file as columns. `columns` names those of a file without a header; .inter headers lose their `:type`.
 
-    Raises ValueError when the file is not there, is empty or cannot be read.
+    Columns of text files come as words. Raises ValueError when the file is not there, is empty or cannot be read.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        if kind == "parquet":
-            table = pyarrow.parquet.read_table(path)
-        else:
-            delimiter = delimiter or DELIMITERS[kind]
-            source: Path | io.BytesIO = path
-            if len(delimiter) > 1:  # MovieLens' `::`
-                source, delimiter = io.BytesIO(path.read_bytes().replace(delimiter.encode(), b"\x1f")), "\x1f"
-            table = pyarrow.csv.read_csv(
-                source,
-                pyarrow.csv.ReadOptions(column_names=list(columns) or None),
-                pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=False if kind == "inter" else '"'),
-                pyarrow.csv.ConvertOptions(strings_can_be_null=True, null_values=["", "NaN", "nan", "NULL", "null"]),
-            )
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, UnicodeDecodeError) as error:
+        table = pyarrow.parquet.read_table(path) if kind == "parquet" else read_text(path, kind, delimiter, columns)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as {kind}: {str(error).splitlines()[0]}") from error
     if table.num_rows == 0:
         raise ValueError(f"{path}: the file is empty, it has no rows")
-    return table.rename_columns([name.split(":")[0].strip() for name in table.column_names])
+    names = [name.split(":")[0].strip() for name in table.column_names]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{path}: the columns {', '.join(sorted(twice))} occur more than once")
+    return table.rename_columns(names)
+
+
+def read_text(path: Path, kind: str, delimiter: str, columns: tuple[str, ...]) -> pa.Table:
+    """A csv, tsv, inter or item file, every column as words."""
+    delimiter = delimiter or DELIMITERS[kind]
+    data = path.read_bytes() if len(delimiter.encode()) > 1 else b""
+    if data:  # MovieLens' `::`
+        data, delimiter = data.replace(delimiter.encode(), b"\x1f"), "\x1f"
+
+    def source():
+        return io.BytesIO(data) if data else path
+
+    named = pyarrow.csv.ReadOptions(column_names=list(columns) or None)
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=False if kind in ("inter", "item") else '"')
+    names = pyarrow.csv.open_csv(source(), named, parse).schema.names
+    words = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()),
+        strings_can_be_null=True,
+        null_values=["", "NaN", "nan", "NULL", "null"],
+    )
+    return pyarrow.csv.read_csv(source(), named, parse, words)
+
+
+def number(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Words as numbers where all of them are; anything else as it is."""
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return values
+    for kind in (pa.int64(), pa.float64()):
+        with contextlib.suppress(pa.ArrowException):
+            return pc.cast(values, kind)
+    return values
 
 
 def column_called(table: pa.Table, role: str, name: str, path: Path, needed: bool = True) -> str:
@@ -75,47 +98,59 @@ def refuse(bad: np.ndarray, path: Path, column: str, what: str) -> None:
 
 
 def ids(table: pa.Table, column: str, path: Path) -> np.ndarray:
-    """A column of ids as integers or strings; no id may be missing, NaN or negative."""
+    """A column of ids as integers or words; no id may be missing, NaN or negative."""
     values = table[column]
     refuse(np.asarray(values.is_null()), path, column, "no value (NaN or empty)")
+    try:
+        words = np.asarray(pc.cast(values, pa.string())).astype(str)
+    except pa.ArrowException:
+        raise ValueError(f"{path}: column {column!r} holds {values.type}, which cannot be ids") from None
+    values = number(values)
     if pa.types.is_floating(values.type):
         array = np.asarray(values)
         refuse(np.isnan(array), path, column, "NaN")
         refuse(array != np.floor(array), path, column, "an id that is no whole number")
-        values = pc.cast(values, pa.int64())
-    if pa.types.is_integer(values.type):
-        array = np.asarray(values)
         refuse(array < 0, path, column, "a negative id")
-        return array
-    return np.asarray(pc.cast(values, pa.string())).astype(str)
+        plain = pc.match_substring_regex(pc.cast(table[column], pa.string()), r"^\d+(\.0+)?$")
+        return array.astype(np.int64) if pc.all(plain).as_py() else words
+    if pa.types.is_integer(values.type):
+        refuse(np.asarray(pc.less(values, 0)), path, column, "a negative id")
+    return words
 
 
 def floats(table: pa.Table, column: str, path: Path) -> np.ndarray:
     """A column of finite numbers."""
-    values = table[column]
+    values = number(table[column])
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise ValueError(f"{path}: column {column!r} holds {values.type}, not numbers")
-    array = np.asarray(pc.cast(values, pa.float64()).fill_null(float("nan")))
+    array = np.asarray(pc.cast(values, pa.float64(), safe=False).fill_null(float("nan")))
     refuse(~np.isfinite(array), path, column, "NaN, an infinity or no value")
     return array
 
 
 def times(table: pa.Table, column: str, path: Path) -> np.ndarray:
-    """A column of times as whole numbers that keep its order: numbers as they are, dates in microseconds."""
-    values = table[column]
-    if pa.types.is_temporal(values.type):
-        refuse(np.asarray(values.is_null()), path, column, "no value")
-        return np.asarray(pc.cast(pc.cast(values, pa.timestamp("us"), safe=False), pa.int64()))
-    if pa.types.is_integer(values.type):
-        refuse(np.asarray(values.is_null()), path, column, "no value")
-        return np.asarray(pc.cast(values, pa.int64()))
+    """A column of times as whole numbers in their order: whole numbers and dates as they are, fractions as ranks."""
+    values = number(table[column])
+    refuse(np.asarray(values.is_null()), path, column, "no value")
+    try:
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            values = pc.cast(values, pa.timestamp("us"))
+        if pa.types.is_date(values.type):
+            values = pc.cast(values, pa.timestamp("s"))
+        if pa.types.is_temporal(values.type) or pa.types.is_integer(values.type):
+            narrow = values.type in (pa.date32(), pa.time32("s"), pa.time32("ms"))
+            values = pc.cast(values, pa.int32()) if narrow else values
+            return np.asarray(pc.cast(values, pa.int64()))
+    except pa.ArrowException:
+        raise ValueError(f"{path}: column {column!r} holds {values.type}, which cannot be times") from None
     array = floats(table, column, path)
-    return (array if (array == np.floor(array)).all() else array * 1e6).astype(np.int64)
+    whole = (array == np.floor(array)).all() and np.abs(array).max() < 2**62
+    return array.astype(np.int64) if whole else np.unique(array, return_inverse=True)[1].astype(np.int64)
 
 
 def titles_of(path: str, items: np.ndarray) -> np.ndarray | None:
     """Titles [items] from a file with an item and a title column; an item without one keeps its id."""
-    place = Path(path)
+    place = Path(path).expanduser()
     kind = place.suffix.lstrip(".")
     table = read_table(place, kind if kind in (*DELIMITERS, "parquet") else "csv")
     item = column_called(table, "item", "", place)
@@ -160,7 +195,7 @@ def read_interactions(
         clock = times(table, found["time"], place)
     else:
         clock, notes = np.arange(rows), (f"{place.name} has no time column: the order of its rows is taken for time",)
-    extra = {keep: np.asarray(pc.cast(table[keep], pa.string()).fill_null(""))} if keep in table.column_names else {}
+    extra = {keep: ids(table, keep, place).astype(str)} if keep in table.column_names else {}
     beside = place.with_suffix(".item")
     titles = titles or (str(beside) if kind == "inter" and beside.is_file() else "")
     return Dataset(

@@ -1,6 +1,5 @@
 """Who did what, when: columns of NumPy arrays, and what is done to them before they are split."""
 
-import contextlib
 import hashlib
 from typing import NamedTuple
 
@@ -32,10 +31,16 @@ class Dataset(NamedTuple):
 
 
 def numbered(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(number of each row's id, the ids): numbers follow the sorted ids; whole numbers sort as numbers."""
+    """(number of each row's id, the ids): numbers follow the sorted ids; whole numbers sort as numbers.
+
+    Words that look like numbers stay words unless all of them are written as numbers are: 007 is not 7.
+    """
     if raw.dtype.kind not in "iu":
-        with contextlib.suppress(ValueError, OverflowError):
-            raw = raw.astype(np.int64) if np.char.isdecimal(raw.astype(str)).all() else raw
+        try:
+            whole = raw.astype(np.int64)
+            raw = whole if (whole.astype(str) == raw).all() else raw
+        except (ValueError, OverflowError):
+            pass
     ids, number = np.unique(raw, return_inverse=True)
     return number.astype(np.int32), ids.astype(str)
 

@@ -101,4 +101,6 @@ def read_raw(files: dict[str, Path]) -> tuple[np.ndarray, dict[str, str], dict[s
 
     titles = {row[0]: f"{row[1]} ({row[2]})" if header and row[2] else row[1] for row in table("item")}
     names = ("age", "gender", "occupation", "zip_code")
-    return rows, titles, {row[0]: dict(zip(names, row[1:5], strict=True)) for row in table("user")}
+    users = {row[0]: dict(zip(names, row[1:5], strict=True)) for row in table("user")}
+    unknown = dict.fromkeys(names, "")
+    return rows, titles, {str(user): users.get(str(user), unknown) for user in np.unique(rows[:, 0])}

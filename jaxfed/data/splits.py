@@ -54,6 +54,7 @@ def split(data: Dataset, protocol: Protocol = "loo-clean", ratio: tuple[float, f
         if not (min(ratio) > 0 and sum(ratio) < 1):
             raise ValueError(f"ratio {ratio}: validation and test shares must be positive and add up to less than 1")
         valid, test = (np.maximum((share * count).astype(np.int64), 1) for share in ratio)
+        test = np.minimum(test, count - 2)
         valid = np.minimum(valid, count - test - 1)
     part = np.where(from_end < test[user], TEST, np.where(from_end < (test + valid)[user], VALID, TRAIN))
     return Split(part.astype(np.int8), order, protocol == "compat-pfedrec")

@@ -12,7 +12,7 @@ def synthetic(
     rank: int = 8,
     taste: float = 2.0,
     skew: float = 0.8,
-    order: float = 1.0,
+    order: float = 0.3,
     seed: int = 0,
 ) -> Dataset:
     """Any number of users and items, a function of the seed.

@@ -36,7 +36,10 @@ class Model(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """Per example: pointwise value(logit, label), linear in the label; pairwise value(logit of positive - negative)."""
+    """Per example: pointwise value(logit, label), pairwise value(logit of positive - logit of negative).
+
+    A label between 0 and 1 stands for examples of one item merged: value(z, y) = y value(z, 1) + (1 - y) value(z, 0).
+    """
 
     value: Callable[..., jax.Array]
     pairwise: bool = False
@@ -47,8 +50,8 @@ LOSSES = {
     "bce": Loss(optax.sigmoid_binary_cross_entropy),
     # Bayesian personalised ranking (Rendle et al. 2009)
     "bpr": Loss(lambda gap: -jax.nn.log_sigmoid(gap), pairwise=True),
-    # squared error on clicks
-    "squared": Loss(lambda logit, label: jnp.square(logit - label)),
+    # squared error on clicks: the mean over examples of which a share `label` are clicks
+    "squared": Loss(lambda logit, label: jnp.square(logit - label) + label * (1 - label)),
 }
 
 
@@ -57,6 +60,12 @@ def loss_named(name: str) -> Loss:
     if name not in LOSSES:
         raise ValueError(f"no loss {name!r}: choose one of {', '.join(LOSSES)}")
     return LOSSES[name]
+
+
+def positive(name: str, *sizes: int) -> None:
+    """Raises ValueError when a size is below 1."""
+    if min(sizes) < 1:
+        raise ValueError(f"{name} is {', '.join(map(str, sizes))}: sizes must be at least 1")
 
 
 def vectors(table: jax.Array, index: jax.Array | None) -> jax.Array:

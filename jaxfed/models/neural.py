@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import Model, from_module, loss_named, vectors
+from jaxfed.models.model import Model, from_module, loss_named, positive, vectors
 
 
 class NeuralFactorisation(nn.Module):
@@ -48,4 +48,6 @@ def neumf(
     loss: str = "bce",
 ) -> Model:
     """NeuMF with `dim` factors on either side and a network of widths `hidden`."""
+    positive("model.dim", dim)
+    positive("model.hidden", *(hidden or (0,)))
     return from_module(NeuralFactorisation(num_items, num_users, dim, tuple(hidden), init_scale), loss_named(loss))
