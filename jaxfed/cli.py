@@ -157,7 +157,7 @@ def reopened(folder: str) -> tuple[Any, Any, Any]:
     from jaxfed.config import config_of, read
     from jaxfed.experiment import assemble, load
     from jaxfed.log import say
-    from jaxfed.train import fresh, keys_of
+    from jaxfed.rounds import fresh, keys_of
 
     path = Path(folder)
     if not (path / "config.toml").is_file():
@@ -177,8 +177,8 @@ def reopened(folder: str) -> tuple[Any, Any, Any]:
 
 def evaluate(args: argparse.Namespace) -> None:
     """jaxfed evaluate"""
-    from jaxfed.train import evaluate as examine
-    from jaxfed.train import marked
+    from jaxfed.rounds import evaluate as examine
+    from jaxfed.rounds import marked
 
     experiment, keys, best = reopened(args.run)
     values = marked(experiment, examine(experiment, best, args.part, keys.evaluation))

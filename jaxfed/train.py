@@ -1,137 +1,27 @@
 """A run: rounds, evaluations, checkpoints, and the files that scripts rely on. The only stateful place."""
 
 import dataclasses
-import fcntl
 import json
-import os
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import checkpoint
-from jaxfed.config import config_of, differences, dumps, near, read
-from jaxfed.data.batches import nobody, pack
-from jaxfed.evaluate import readable
+from jaxfed.config import dumps, near
 from jaxfed.experiment import Experiment, assemble, load
-from jaxfed.federate import State
+from jaxfed.folder import alone, check_folder, same_data, write_file
 from jaxfed.log import Journal, progress, say
-from jaxfed.tree import digest, nbytes
-from jaxfed.types import Cohort, Key, Tree
-
-
-class Keys(NamedTuple):
-    """Independent streams of a seed."""
-
-    model: Key
-    memory: Key
-    rounds: Key
-    evaluation: Key
-
-
-class Ready(NamedTuple):
-    """One round's cohort on its devices, and what it downloads."""
-
-    cohort: Cohort
-    asked: int
-    bytes_down: int
-
-
-@dataclasses.dataclass
-class Standing:
-    """Where a run stands, beside its arrays. Goes into every checkpoint."""
-
-    round: int = 0
-    best_round: int = 0
-    best_value: float = -1.0
-    stale: int = 0  # evaluations since the best
-    seconds: float = 0.0  # of rounds, compilation and evaluation apart
-    compile_seconds: float = 0.0
-    updates: int = 0  # client updates that were sent
-    refused: int = 0  # clients that withdrew because their update was not finite
-    asked: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    position: int = 0  # bytes of metrics.jsonl
-    finished: bool = False
-
-
-def keys_of(seed: int) -> Keys:
-    """The streams of a seed."""
-    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
-
-
-def fresh(experiment: Experiment, seed: int) -> dict[str, Tree]:
-    """A run's arrays before its first round: the state, and the best model so far."""
-    keys = keys_of(seed)
-    state = experiment.algorithm.init(experiment.model.init(keys.model), keys.memory)
-    return {"state": state, "best": private_copy(state)}
-
-
-def private_copy(state: State) -> Tree:
-    """(shared parameters, private parts) that the next step cannot consume."""
-    return jax.tree.map(jnp.copy, (state.shared.params, state.memory[0]))
-
-
-def prepare_round(experiment: Experiment, seed: int, round: int) -> Ready:
-    """Draws and packs a cohort: a function of (seed, round), so it runs ahead in a thread of its own."""
-    population, (one, two) = experiment.data.population, experiment.wire
-    ids, present = experiment.sampler.draw(seed, round)
-    cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round)
-    held = sum(int((block.rows < population.num_items).sum()) for block in cohort.blocks)
-    asked = int((ids < population.num_clients).sum())
-    placed = cohort._replace(blocks=tuple(map(experiment.placement.block, cohort.blocks)))
-    return Ready(placed, asked, traffic(asked, held, one.down, two.down))
-
-
-def traffic(clients: int, rows: int, one: int, two: int) -> int:
-    """Bytes of so many clients that hold so many rows in all, from those of a client with one row and with two."""
-    return clients * one + (rows - clients) * (two - one)
-
-
-def compile_all(experiment: Experiment, state: State, key: Key) -> float:
-    """Compiles every program of a round by running nobody through every shape of block; returns seconds."""
-    begin = time.perf_counter()
-    empty = nobody(experiment.data.population, experiment.batching, experiment.shapes)
-
-    def run(block):
-        copy = jax.tree.map(jnp.copy, state)
-        alone = empty._replace(blocks=(experiment.placement.block(block),))
-        jax.block_until_ready(experiment.algorithm.step(copy, alone, key))
-
-    run(empty.blocks[0])  # the two programs that all shapes share, once
-    side_by_side = os.cpu_count() if nbytes(state) < 1e9 else 1  # each has a copy of the state
-    with ThreadPoolExecutor(side_by_side) as pool:
-        list(pool.map(run, empty.blocks[1:]))
-    return time.perf_counter() - begin
-
-
-def check_folder(folder: Path, config: Any, resume: bool) -> None:
-    """Raises ValueError when the folder holds a run that is not to be resumed, or one of another configuration."""
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} already holds a run: pass --resume to go on with it, or another --out")
-    known = folder / "config.toml"
-    if resume and folder.exists() and not known.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something else than a run (no config.toml): pass another --out")
-    if known.exists():
-        changed = differences(config_of(read(known)), config)
-        if changed:
-            raise ValueError(f"{folder} was run with another configuration ({'; '.join(changed)}): pass another --out")
-
-
-def same_data(folder: Path, meta: dict[str, Any], digest: str) -> None:
-    """Raises ValueError when a checkpoint is of a run on other data."""
-    if meta["data"] != digest:
-        raise ValueError(f"{folder} was run on other data, or on the same rows in another order: pass another --out")
+from jaxfed.rounds import Standing, compile_all, evaluate, fresh, keys_of, marked, private_copy, rounds
+from jaxfed.tree import digest
+from jaxfed.types import Tree
 
 
 def check_select(experiment: Experiment, untrained: Tree, select: str) -> None:
@@ -140,24 +30,6 @@ def check_select(experiment: Experiment, untrained: Tree, select: str) -> None:
     names = [name for name in values if "decile" not in name and not name.endswith("_sd")]
     if select not in names:
         raise ValueError(f'evaluation.select: no metric "{select}"{near(select, names)}')
-
-
-def write_file(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-@contextmanager
-def alone(folder: Path):
-    """Raises ValueError while another process runs in this folder."""
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process is running here; stop it or pass another --out") from None
-        yield
 
 
 @contextmanager
@@ -225,72 +97,48 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
         meta = {"standing": dataclasses.asdict(standing), "data": experiment.data.digest}
         checkpoint.save(checkpoints, standing.round, {"state": state, "best": best}, meta)
 
-    with (
-        interrupts(say) as stopped,
-        ThreadPoolExecutor(1) as ahead,
-        progress(config.rounds, standing.round) as tick,
-    ):
-        coming = ahead.submit(prepare_round, experiment, config.seed, standing.round)
-        last, text, begin = None, "", time.perf_counter()
-        while standing.round < config.rounds and not standing.finished:
-            ready = coming.result()
-            if standing.round + 1 < config.rounds:
-                coming = ahead.submit(prepare_round, experiment, config.seed, standing.round + 1)
-            state, info = experiment.algorithm.step(state, ready.cohort, keys.rounds)
-            settle(experiment, standing, last)  # one round ahead of the devices, no more
-            last = info
+    last, text, begin = None, "", time.perf_counter()
+
+    def settle(info):
+        nonlocal last
+        gone = standing.book(experiment.wire, last) if last else 0
+        if gone and gone == standing.refused:
+            say(f"round {standing.round}: {gone} clients withdrew, as their update is not finite; counted from here on")
+        last = info
+
+    todo = range(0) if standing.finished else range(standing.round, config.rounds)
+    with interrupts(say) as stopped, progress(config.rounds, standing.round) as tick:
+        for now in rounds(experiment, state, config.seed, todo.start, todo.stop):
+            state, info, ready = now
+            settle(info)  # waits for the round before: one round ahead of the devices, no more
             standing.round += 1
             standing.asked += ready.asked
             standing.bytes_down += ready.bytes_down
             tick(standing.round, standing.updates / (standing.seconds + time.perf_counter() - begin), text)
-            final = standing.round == config.rounds
+            halt, final = bool(stopped), standing.round == config.rounds
             due = final or standing.round % config.evaluation.every == 0
-            keep = bool(stopped) or standing.round % config.run.checkpoint_every == 0
+            keep = halt or final or standing.round % config.run.checkpoint_every == 0
             if due or keep:
-                settle(experiment, standing, last)
-                last = None
-            if due:
+                settle(None)
                 jax.block_until_ready(state)
                 standing.seconds += time.perf_counter() - begin
+            if due:
                 better, text = judge(config, experiment, state, info, standing, journal, keys.evaluation)
                 best = private_copy(state) if better else best
-                patience = config.evaluation.patience
-                standing.finished = final or 0 < patience <= standing.stale
-                begin = time.perf_counter()
+                standing.finished = final or 0 < config.evaluation.patience <= standing.stale
             if keep or standing.finished:
-                standing.seconds += time.perf_counter() - begin
                 save()
+            if due or keep:
                 begin = time.perf_counter()
-            if stopped and not standing.finished:
+            if standing.finished:
+                break
+            if halt:
                 checkpoints.wait_until_finished()
                 again = f"jaxfed train {config.run.out}/config.toml --resume"
                 say(f"stopped after round {standing.round}; go on with: {again}")
                 raise SystemExit(128 + stopped[0])
         checkpoints.wait_until_finished()
     return {"state": state, "best": best}, standing
-
-
-def settle(experiment: Experiment, standing: Standing, info: dict[str, Any] | None) -> None:
-    """Waits for a round and books what was sent in it."""
-    if info is None:
-        return
-    one, two = experiment.wire
-    sent, refused = int(info["clients/reported"]), int(info["clients/refused"])
-    if refused and not standing.refused:
-        say(f"round {standing.round}: {refused} clients withdrew, as their update is not finite; counted from here on")
-    standing.updates += sent
-    standing.refused += refused
-    standing.bytes_up += traffic(sent, int(info["rows/sent"]), one.up, two.up)
-
-
-def evaluate(experiment: Experiment, model: Tree, part: str, key: Key) -> dict[str, float]:
-    """Flat metrics of (shared, private) on `val` or `test`."""
-    return readable(part, experiment.examine(*model, experiment.exams[part], key))
-
-
-def marked(experiment: Experiment, row: dict[str, Any]) -> dict[str, Any]:
-    """A row that says so when its numbers come from a protocol that leaks."""
-    return {**row, "leaky": True, "protocol": "compat-pfedrec (LEAKY)"} if experiment.data.leaky else row
 
 
 def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool, str]:

@@ -6,8 +6,8 @@ import pytest
 from jaxfed.config import config_of
 from jaxfed.evaluate import readable
 from jaxfed.experiment import assemble, load
+from jaxfed.rounds import compile_all, fresh, keys_of, prepare_round
 from jaxfed.rows import Table
-from jaxfed.train import compile_all, fresh, keys_of, prepare_round
 
 ITEM = {"learning_rate": 40.0, "weight_decay": 3e-4}
 USER = {"learning_rate": 2.0, "weight_decay": 1e-2}

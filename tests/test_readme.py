@@ -9,7 +9,7 @@ import numpy as np
 from jaxfed.config import config_of
 from jaxfed.experiment import assemble, load
 from jaxfed.federate import federate
-from jaxfed.train import fresh, keys_of, prepare_round
+from jaxfed.rounds import fresh, keys_of, prepare_round
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -66,7 +66,7 @@ def test_early_stopping(tmp_path):
 def test_bytes_are_those_of_the_arrays_a_client_sends(plain, tmp_path):
     """By hand: rows x (4 factors + 1 bias + 1 id) x 4 bytes, and the weight."""
     from jaxfed.experiment import assemble, load
-    from jaxfed.train import Standing, fresh, keys_of, prepare_round, settle
+    from jaxfed.rounds import Standing, fresh, keys_of, prepare_round
 
     config = config_of(TABLE)
     experiment = assemble(config, load(config.data))
@@ -77,7 +77,7 @@ def test_bytes_are_those_of_the_arrays_a_client_sends(plain, tmp_path):
     assert ready.bytes_down == sum(rows for rows, _ in held) * (4 + 1 + 1) * 4
     keys, standing = keys_of(0), Standing()
     _, info = experiment.algorithm.step(fresh(experiment, 0)["state"], ready.cohort, keys.rounds)
-    settle(experiment, standing, info)
+    standing.book(experiment.wire, info)
     assert standing.updates == sum(here for _, here in held)
     assert standing.bytes_up == sum(rows * (4 + 1 + 1) * 4 + 4 for rows, here in held if here)
 
@@ -98,7 +98,7 @@ def test_a_sd_or_a_decile_is_nothing_to_choose_by(tmp_path):
 
 
 def test_another_process_in_the_same_folder(tmp_path):
-    from jaxfed.train import alone
+    from jaxfed.folder import alone
 
     (tmp_path / "a").mkdir()
     with (

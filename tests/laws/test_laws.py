@@ -16,7 +16,7 @@ from jaxfed.data.batches import pack
 from jaxfed.experiment import assemble, load
 from jaxfed.federate import model
 from jaxfed.registry import REGISTRY
-from jaxfed.train import keys_of
+from jaxfed.rounds import keys_of
 from tests.laws.cover import pairs, pairwise, product
 from tests.small import close, same
 

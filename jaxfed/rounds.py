@@ -1,0 +1,148 @@
+"""The rounds of a run, one after the other: what is drawn and packed ahead, compiled once, and counted."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.channel import Wire
+from jaxfed.data.batches import nobody, pack
+from jaxfed.evaluate import readable
+from jaxfed.experiment import Experiment
+from jaxfed.federate import State
+from jaxfed.tree import nbytes
+from jaxfed.types import Cohort, Key, Tree
+
+
+class Keys(NamedTuple):
+    """Independent streams of a seed."""
+
+    model: Key
+    memory: Key
+    rounds: Key
+    evaluation: Key
+
+
+class Ready(NamedTuple):
+    """One round's cohort on its devices, and what it downloads."""
+
+    cohort: Cohort
+    asked: int
+    bytes_down: int
+
+
+@dataclasses.dataclass
+class Standing:
+    """Where a run stands, beside its arrays. Goes into every checkpoint."""
+
+    round: int = 0
+    best_round: int = 0
+    best_value: float = -1.0
+    stale: int = 0  # evaluations since the best
+    seconds: float = 0.0  # of rounds, compilation and evaluation apart
+    compile_seconds: float = 0.0
+    updates: int = 0  # client updates that were sent
+    refused: int = 0  # clients that withdrew because their update was not finite
+    asked: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    position: int = 0  # bytes of metrics.jsonl
+    finished: bool = False
+
+    def book(self, wire: tuple[Wire, Wire], info: dict[str, Any]) -> int:
+        """Waits for a round and books what was sent in it; returns how many clients withdrew."""
+        one, two = wire
+        sent, refused = int(info["clients/reported"]), int(info["clients/refused"])
+        self.updates += sent
+        self.refused += refused
+        self.bytes_up += traffic(sent, int(info["rows/sent"]), one.up, two.up)
+        return refused
+
+
+def keys_of(seed: int) -> Keys:
+    """The streams of a seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def fresh(experiment: Experiment, seed: int) -> dict[str, Tree]:
+    """A run's arrays before its first round: the state, and the best model so far."""
+    keys = keys_of(seed)
+    state = experiment.algorithm.init(experiment.model.init(keys.model), keys.memory)
+    return {"state": state, "best": private_copy(state)}
+
+
+def private_copy(state: State) -> Tree:
+    """(shared parameters, private parts) that the next step cannot consume."""
+    return jax.tree.map(jnp.copy, (state.shared.params, state.memory[0]))
+
+
+def prepare_round(experiment: Experiment, seed: int, round: int) -> Ready:
+    """Draws and packs a cohort: a function of (seed, round), so it runs ahead in a thread of its own."""
+    population, (one, two) = experiment.data.population, experiment.wire
+    ids, present = experiment.sampler.draw(seed, round)
+    cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round)
+    held = sum(int((block.rows < population.num_items).sum()) for block in cohort.blocks)
+    asked = int((ids < population.num_clients).sum())
+    placed = cohort._replace(blocks=tuple(map(experiment.placement.block, cohort.blocks)))
+    return Ready(placed, asked, traffic(asked, held, one.down, two.down))
+
+
+def traffic(clients: int, rows: int, one: int, two: int) -> int:
+    """Bytes of so many clients that hold so many rows in all, from those of a client with one row and with two."""
+    return clients * one + (rows - clients) * (two - one)
+
+
+def compile_all(experiment: Experiment, state: State, key: Key) -> float:
+    """Compiles every program of a round by running nobody through every shape of block; returns seconds."""
+    begin = time.perf_counter()
+    empty = nobody(experiment.data.population, experiment.batching, experiment.shapes)
+
+    def run(block):
+        copy = jax.tree.map(jnp.copy, state)
+        alone = empty._replace(blocks=(experiment.placement.block(block),))
+        jax.block_until_ready(experiment.algorithm.step(copy, alone, key))
+
+    run(empty.blocks[0])  # the two programs that all shapes share, once
+    side_by_side = os.cpu_count() if nbytes(state) < 1e9 else 1  # each has a copy of the state
+    with ThreadPoolExecutor(side_by_side) as pool:
+        list(pool.map(run, empty.blocks[1:]))
+    return time.perf_counter() - begin
+
+
+class Done(NamedTuple):
+    """What a round leaves."""
+
+    state: State
+    info: dict[str, jax.Array]
+    ready: Ready  # who was asked
+
+
+def rounds(experiment: Experiment, state: State, seed: int, start: int, stop: int) -> Iterator[Done]:
+    """Runs from round `start` to before `stop`; consumes the state it is given, and each it gave.
+
+    The next cohort is packed in a thread while devices are at work.
+    """
+    key = keys_of(seed).rounds
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(prepare_round, experiment, seed, start)
+        for number in range(start, stop):
+            ready = coming.result()
+            if number + 1 < stop:
+                coming = ahead.submit(prepare_round, experiment, seed, number + 1)
+            state, info = experiment.algorithm.step(state, ready.cohort, key)
+            yield Done(state, info, ready)
+
+
+def evaluate(experiment: Experiment, model: Tree, part: str, key: Key) -> dict[str, float]:
+    """Flat metrics of (shared, private) on `val` or `test`."""
+    return readable(part, experiment.examine(*model, experiment.exams[part], key))
+
+
+def marked(experiment: Experiment, row: dict[str, Any]) -> dict[str, Any]:
+    """A row that says so when its numbers come from a protocol that leaks."""
+    return {**row, "leaky": True, "protocol": "compat-pfedrec (LEAKY)"} if experiment.data.leaky else row
