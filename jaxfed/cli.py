@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
     from jaxfed.config import LINKS, NAMED, expect_table, near
     from jaxfed.registry import REGISTRY, arguments
 
+    if path := next((word.partition("=")[2] or after for word, after in pairwise([*args, ""])
+                     if word.partition("=")[0] == "--data.path"), ""):  # fmt: skip
+        kind, data = Path(path).suffix.lstrip("."), expect_table(table.get("data", {}), "data")
+        if kind in REGISTRY["data"] and "path" not in arguments("data", data.get("name", "ml-100k")):
+            args = [f"--data.name={kind}", *args]
     rest, i = [], 0
     while i < len(args):
         key, equals, value = args[i].partition("=")
@@ -89,7 +95,8 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
     if not args:
         return config
     if {"-h", "--help"} & set(args):
-        return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml")
+        more = "Beside these: --out RUN, --resume. Another name brings the keys of that name."
+        return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
     known = [f"--{key.replace('_', '-')}" for key, _ in leaves(table_of(config))]
     groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in ("learning-rate", "weight-decay")]
     positive = {re.sub(r"\.no-([^.]*)$", r".\1", word.split("=")[0].replace("_", "-")): word for word in args}
@@ -137,6 +144,7 @@ def show(values: dict[str, Any], title: str) -> None:
         "seconds",
         "compile_seconds",
         "client_updates_per_second",
+        "clients/refused_total",
         "peak_memory_mb",
         "bytes_up_per_client",
         "bytes_down_per_client",
@@ -144,7 +152,7 @@ def show(values: dict[str, Any], title: str) -> None:
         "params_sha256",
     )
     for fact in facts:
-        if fact in values:
+        if values.get(fact):
             value = values[fact]
             out.print(
                 f"{fact:>26}  {value:,}" if isinstance(value, int | float) else f"{fact:>26}  {value}", markup=False
@@ -213,8 +221,8 @@ def recommend(args: argparse.Namespace) -> None:
     scores[had] = -np.inf
     for place, item in enumerate(np.argsort(-scores, kind="stable")[: args.k], 1):
         if np.isfinite(scores[item]):
-            title = source.items[item] if source.titles is None else source.titles[item]
-            print(f"{place:>3}  {scores[item]:8.3f}  {source.items[item]:>8}  {title}")
+            title = "" if source.titles is None else f"  {source.titles[item]}"
+            print(f"{place:>3}  {scores[item]:8.3f}  {source.items[item]:>8}{title}")
 
 
 def describe(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -233,9 +241,8 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
     elif kind in REGISTRY["data"]:
         table = {"data": {"name": kind, "path": name}}
     else:
-        from jaxfed.config import near
-
-        raise ValueError(f'no data set "{name}"{near(name, REGISTRY["data"])}, or a file that ends so')
+        names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter"
+        raise ValueError(f'no data set "{name}": give one of {names}, or a file that ends in {ends}')
     own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
     print(text(load(overridden(table, own).data)))
 
@@ -263,7 +270,7 @@ def main() -> None:
     except OSError as error:
         fail(f"{error.filename or 'system'}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
-        fail("interrupted; what was checkpointed is kept, go on with --resume", 130)
+        fail("interrupted", 130)
 
 
 def fail(text: str, code: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import tomli_w
 
-from jaxfed.registry import REGISTRY, arguments
+from jaxfed.registry import REGISTRY, arguments, choices
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,10 @@ def section_type(section: str, name: str, where: str = "") -> type:
     if name not in REGISTRY[section]:
         raise ValueError(f'{where or section}.name: no {section} "{name}"{near(name, REGISTRY[section])}')
     named: Any = Literal
-    fields: list = [("name", named[name], name)]
-    fields += [(key, type_of(default), default) for key, default in arguments(section, name).items()]
+    fields: list = [("name", named[tuple(REGISTRY[section])], name)]
+    for key, default in arguments(section, name).items():
+        words = choices(section, name, key)
+        fields.append((key, named[words] if words else type_of(default), default))
     if section == "optimizer":
         fields += [(key, Group, field(default=Group())) for key in ("item", "user")]
     return frozen(section.title(), fields)

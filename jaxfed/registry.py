@@ -5,9 +5,10 @@ A section of a configuration holds `name` and that function's keyword arguments 
 """
 
 import inspect
+import typing
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -72,25 +73,18 @@ def grouped(
     return optax.chain(core(learning_rate=1.0, **rest), optax.stateless(paced))
 
 
-TRANSFORMS = {"clip_by_global_norm": optax.clip_by_global_norm, "clip": optax.clip, "scale": optax.scale}
-TRANSFORMS_WITH_STATE = TRANSFORMS | {"trace": optax.trace, "ema": optax.ema}
-
-
-def transformed(place: Callable, known: dict[str, Callable], transform: str, value: float) -> Channel:
-    """at_client or at_server with a transform of optax that takes one number."""
-    if transform not in known:
-        raise ValueError(f"no transform {transform!r}: choose one of {', '.join(known)}")
-    return place(known[transform](value))
-
-
-def at_client(transform: str = "clip_by_global_norm", value: float = 1.0) -> Channel:
+def at_client(
+    transform: Literal["clip_by_global_norm", "clip", "scale"] = "clip_by_global_norm", value: float = 1.0
+) -> Channel:
     """`channel.at_client` by the name of a stateless transform."""
-    return transformed(channel.at_client, TRANSFORMS, transform, value)
+    return channel.at_client(getattr(optax, transform)(value))
 
 
-def at_server(transform: str = "trace", value: float = 0.9) -> Channel:
+def at_server(
+    transform: Literal["clip_by_global_norm", "clip", "scale", "trace", "ema"] = "trace", value: float = 0.9
+) -> Channel:
     """`channel.at_server` by the name of a transform."""
-    return transformed(channel.at_server, TRANSFORMS_WITH_STATE, transform, value)
+    return channel.at_server(getattr(optax, transform)(value))
 
 
 REGISTRY: dict[str, dict[str, Callable]] = {
@@ -140,3 +134,11 @@ def arguments(section: str, name: str) -> dict[str, Any]:
         if isinstance(each.default, bool | int | float | str | tuple) and each.name not in (*fixed, "keep")
     }
     return found | BESIDE.get(section, {})
+
+
+def choices(section: str, name: str, key: str) -> tuple[str, ...]:
+    """The words that an argument may be, where its function names them (a Literal); none otherwise."""
+    for function in (REGISTRY[section][name], prepare):
+        if key in (parameters := inspect.signature(function, eval_str=True).parameters):
+            return typing.get_args(parameters[key].annotation) if isinstance(parameters[key].default, str) else ()
+    return ()

@@ -88,7 +88,7 @@ def prepare_round(experiment: Experiment, seed: int, round: int) -> Ready:
     cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round)
     held = sum(int((block.rows < population.num_items).sum()) for block in cohort.blocks)
     asked = int((ids < population.num_clients).sum())
-    placed = cohort._replace(blocks=tuple(map(experiment.placement.block, cohort.blocks)))
+    placed = cohort._replace(blocks=experiment.placement.block(cohort.blocks))
     return Ready(placed, asked, traffic(asked, held, one.down, two.down))
 
 

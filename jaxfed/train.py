@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import resource
 import signal
 import sys
@@ -66,6 +67,7 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
         say(f"data: {note}")
     experiment = assemble(config, data)
     arrays, standing = fresh(experiment, config.seed), Standing()
+    say("compiling, which takes longest the first time: programs are kept for the next run")
     check_select(experiment, arrays["best"], config.evaluation.select)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "config.toml", dumps(config))
@@ -133,11 +135,12 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
             if standing.finished:
                 break
             if halt:
-                checkpoints.wait_until_finished()
-                again = f"jaxfed train {config.run.out}/config.toml --resume"
-                say(f"stopped after round {standing.round}; go on with: {again}")
-                raise SystemExit(128 + stopped[0])
+                break
         checkpoints.wait_until_finished()
+    if not standing.finished:
+        again = f"jaxfed train {config.run.out}/config.toml --resume"
+        say(f"stopped after round {standing.round}; go on with: {again}")
+        raise SystemExit(128 + stopped[0])
     return {"state": state, "best": best}, standing
 
 
@@ -155,7 +158,7 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
         standing.best_round, standing.best_value = standing.round, value
     speed = standing.updates / max(standing.seconds, 1e-9)
     text = f"{'LEAKY ' if experiment.data.leaky else ''}{config.evaluation.select} {value:.4f}"
-    loss = f"train/loss {train['train/loss']:.4f}  " if "train/loss" in train else ""
+    loss = f"train/loss {train['train/loss'] if train['clients/reported'] else math.nan:.4f}  "
     star = " *" if better else ""
     hit = values["val/sampled/hr@10"]
     say(f"round {standing.round:>5}  {loss}{text}  val/sampled/hr@10 {hit:.4f}  {speed:,.0f} clients/s{star}")

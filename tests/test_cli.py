@@ -231,7 +231,7 @@ def test_a_file_of_ones_own_from_end_to_end(config, tmp_path):
     rows = (f"{u},{(u * 7 + i * i) % 40},{i},{'xy'[u % 2]}\n" for u in range(30) for i in range(8))
     path.write_text("member,thing,when,shop\n" + "".join(rows))
     columns = ["--data.user", "member", "--data.item", "thing", "--data.time", "when", "--data.clients", "shop"]
-    args = ["--data.name", "csv", "--data.path", path, *columns, "--cohort.size", "2", "--rounds", "4"]
+    args = ["--data.path", path, *columns, "--cohort.size", "2", "--rounds", "4"]
     done = jaxfed("train", config, "--out", tmp_path / "f", *args)
     assert done.returncode == 0, done.stderr
     assert jaxfed("recommend", tmp_path / "f", "--user", "3").returncode == 0
@@ -267,9 +267,9 @@ TRAIN_ERRORS = [
     (["--work.batch-size", "0"], "batch_size and epochs must be at least 1"),
     (["--work.negatives", "-1"], "work.negatives is -1: it must be a whole number from 0"),
     (["--model.loss", "bpr", "--work.negatives", "0"], "set work.negatives to 1 or more"),
-    (["--model.loss", "x"], "choose one of bce, bpr, squared"),
-    (["--channel.0.by", "x"], "choose one of examples, activity, uniform"),
-    (["--data.protocol", "loo"], "choose loo-clean, ratio-clean or compat-pfedrec"),
+    (["--model.loss", "x"], "Expected one of ('bce', 'bpr', 'squared')"),
+    (["--channel.0.by", "x"], "Expected one of ('examples', 'activity', 'uniform')"),
+    (["--data.protocol", "loo"], "Expected one of ('loo-clean', 'ratio-clean', 'compat-pfedrec')"),
     (["--data.clients", "town"], "the data have no such column"),
     (["--data.name", "csv", "--data.path", "none.csv"], "none.csv: no such file"),
     (["--evaluation.select", "val/full/ndcg"], 'no metric "val/full/ndcg"; did you mean "val/full/ndcg@'),
@@ -281,7 +281,7 @@ TRAIN_ERRORS = [
     (["--model.name", "neumf", "--model.hidden", "0"], "model.hidden is 0"),
     (["--seed", str(1 << 63)], "it must be a whole number from 0 to 2^63 - 1"),
     (["--work.optimizer.learning-rate", "nan"], "it must be a finite number"),
-    (["--channel.0.name", "at_client", "--channel.0.transform", "x"], "no transform 'x'"),
+    (["--channel.0.name", "at_client", "--channel.0.transform", "x"], "invalid choice 'x'"),
 ]
 
 
@@ -335,7 +335,7 @@ def test_the_other_commands(wrong, finished, tmp_path):
     assert "unknown option --modle" in wrong("evaluate", finished[0], "--modle")
     assert 'no user "nobody"' in wrong("recommend", finished[0], "--user", "nobody")
     assert "must be at least 1" in wrong("recommend", finished[0], "--user", "1", "-k", "0")
-    assert 'no data set "ml-10k"; did you mean "ml-100k"?' in wrong("data", "ml-10k")
+    assert 'no data set "ml-10k": give one of ml-100k, synthetic, csv' in wrong("data", "ml-10k")
     assert "no such configuration" in wrong("train", tmp_path / "x.toml")
     (tmp_path / "empty.csv").write_text("user,item\n")
     assert "the file is empty" in wrong("data", tmp_path / "empty.csv")

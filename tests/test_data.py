@@ -132,7 +132,7 @@ def test_by_a_column_and_a_user_at_two_clients_is_two_users():
     assert "3 repeated" in data.notes[0]
     data, population = prepare(made([0] * 6, range(6), columns={"shop": np.array(list("aaabbb"))}), clients="shop")
     assert set(owned(population)) == {("a", "0"), ("b", "0")}
-    assert "who appears at several clients is one user at each" in data.notes[0]
+    assert data.notes[0] == "1 ids are 2 users: who appears at several clients is one user at each"
     with pytest.raises(ValueError, match="choose one of user, silo, shop"):
         prepare(made([0] * 6, range(6), columns={"shop": np.array(list("aaabbb"))}), clients="town")
 

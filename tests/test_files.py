@@ -41,7 +41,7 @@ def test_columns_can_be_mapped_named_or_guessed(tmp_path):
     path = write(tmp_path / "a.csv", header=("who", "what", "stars", "when"))
     check(read_interactions(path, "csv", user="who", item="what", rating="stars", time="when"))
     check(read_interactions(write(tmp_path / "b.csv", header=None), "csv", columns=HEADER))
-    check(read_interactions(write(tmp_path / "c.csv", header=("userId", "movieId", "rating", "Timestamp")), "csv"))
+    check(read_interactions(write(tmp_path / "c.csv", header=("User ID", "movieId", "rating", "Timestamp")), "csv"))
     check(
         read_interactions(
             write(tmp_path / "ratings.dat", header=None, delimiter="::"), "csv", delimiter="::", columns=HEADER
@@ -61,6 +61,8 @@ def test_without_time_the_order_is_time_and_without_rating_a_row_counts_one(tmp_
     [
         (["2020-01-02", "2020-01-01", "2021-05-05"], [1, 0, 2]),
         (["2020-01-01 10:00:00", "2020-01-01 09:59:59", "2020-01-01 10:00:01"], [1, 0, 2]),
+        (["2020-01-01T10:00:00Z", "2020-01-01T09:59:59Z", "2020-01-01T10:00:01Z"], [1, 0, 2]),
+        (["2020-01-01T10:00:00+02:00", "2020-01-01T08:59:59+01:00", "2020-01-01T10:00:01Z"], [1, 0, 2]),
         ([1.5, 1.25, 1.75], [1, 0, 2]),
         ([1e9, 9e8, 2e9], [1, 0, 2]),
     ],
@@ -84,13 +86,20 @@ def test_a_column_for_clients_is_kept(tmp_path):
 
 
 BAD = {
-    "a missing column": (ROWS, ("a", "item_id", "rating", "timestamp"), {}, "which column is the user"),
+    "a missing column": (
+        ROWS,
+        ("a", "item_id", "rating", "timestamp"),
+        {},
+        "the user? Pass --data.user, of a, item_id",
+    ),
     "a named column that is not there": (ROWS, HEADER, {"user": "user_i"}, "did you mean 'user_id'"),
     "a NaN rating": ([*ROWS, ("u3", 1, "nan", 1)], HEADER, {}, "'rating' has NaN, an infinity or no value in row 4"),
     "an infinite rating": ([*ROWS, ("u3", 1, "inf", 1)], HEADER, {}, "'rating' has NaN, an infinity"),
     "a rating in words": ([*ROWS, ("u3", 1, "good", 1)], HEADER, {}, "'rating' holds string, not numbers"),
     "a negative id": ([*ROWS, ("u3", -1, 1, 1)], HEADER, {}, "'item_id' has a negative id in row 4"),
     "a missing id": ([*ROWS, ("u3", "", 1, 1)], HEADER, {}, "'item_id' has no value"),
+    "a time in words": ([(*row[:3], "06/18/2021") for row in ROWS], HEADER, {}, "like '06/18/2021' that are no times"),
+    "user and item not named": (ROWS, ("a", "b", "rating", "time"), {}, "the user and the item? Pass --data.user and"),
     "a fractional id": ([*ROWS, ("u3", 1.5, 1, 1)], HEADER, {}, "'item_id' has an id that is no whole number in row 4"),
     "a missing time": ([*ROWS, ("u3", 1, 1, "")], HEADER, {}, "'timestamp' has no value in row 4"),
     "an empty file": ([], HEADER, {}, "the file is empty"),

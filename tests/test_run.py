@@ -115,3 +115,27 @@ def test_resuming_where_no_run_is_loses_nothing(tmp_path):
     with pytest.raises(ValueError, match="holds something else than a run"):
         train(config_of({**TABLE, "run": {"out": str(tmp_path / "a")}}), resume=True)
     assert (tmp_path / "a" / "metrics.jsonl").read_text() == "precious"
+
+
+def test_a_signal_during_an_evaluation_still_saves(tmp_path, monkeypatch):
+    """The likeliest moment for Ctrl-C is when a line was just printed."""
+    import os
+    import signal
+
+    from jaxfed import train as module
+
+    judge = module.judge
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return judge(*args)
+
+    monkeypatch.setattr(module, "judge", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "i", rounds=40)
+    assert stop.value.code == 128 + signal.SIGINT
+    saved = [int(f.name) for f in (tmp_path / "i" / "checkpoints").iterdir() if f.name.isdigit()]
+    assert max(saved) == 3  # the round after the one that was judged
+    monkeypatch.setattr(module, "judge", judge)
+    table = {**TABLE, "rounds": 40, "run": {"out": str(tmp_path / "i")}}
+    assert train(config_of(table), resume=True)["params_sha256"] == run(tmp_path / "j", rounds=40)[0]["params_sha256"]

@@ -75,7 +75,9 @@ def lengths(population: Population, batching: Batching, slots: int, devices: int
     longest = int(batching.steps(population.activity).max())
     points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
     shapes = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
-    return Lengths(tuple(shapes), area or max(64, shapes[-1]), slots, devices, batching.width, population.num_items)
+    expected = int(batching.steps(population.activity).mean() * slots)
+    area = area or max(64, shapes[-1], 1 << (expected // 16).bit_length())  # some sixteen blocks a round
+    return Lengths(tuple(shapes), area, slots, devices, batching.width, population.num_items)
 
 
 def ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -84,9 +86,19 @@ def ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.arange(end[-1] if len(end) else 0) + np.repeat(start - (end - count), count)
 
 
-def bits(seed: int, round: int, client: int, epoch: int, n: int) -> np.ndarray:
-    """uint64 [n]: the stream of one client in one epoch of one round."""
-    return np.random.Philox(key=[seed, 1], counter=[0, client, round, epoch]).random_raw(n)
+def streams(seed: int, round: int, clients: np.ndarray, epochs: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """uint64 [sum of counts]: so many random numbers of each (client, epoch), end to end.
+
+    Each has a range of a counter-based stream of the (seed, round) to itself. One generator walks them all: making one
+    for each costs four times as much as the numbers.
+    """
+    philox, at, drawn = np.random.Philox(key=[seed, (1 << 32) + round]), 0, [np.zeros(0, np.uint64)]
+    for client, epoch, count in zip(clients.tolist(), epochs.tolist(), counts.tolist(), strict=True):
+        begin = (client << 64) + (epoch << 32)
+        philox.advance((begin - at) % (1 << 256))  # in steps of the counter, four numbers each
+        drawn.append(philox.random_raw(count))
+        at = begin - (-count // 4)
+    return np.concatenate(drawn)
 
 
 def first_occurrence(group: np.ndarray, value: np.ndarray, values: int) -> np.ndarray:
@@ -98,13 +110,14 @@ def first_occurrence(group: np.ndarray, value: np.ndarray, values: int) -> np.nd
     first = np.empty(len(group), np.int64)
     if not len(group):
         return first
-    run = max(1, (1 << 21) // values)
-    scratch = np.empty(min(run, int(group[-1]) + 1) * values, np.int64)
+    run = max(1, (1 << 19) // values)
+    scratch = np.empty(min(run, int(group[-1]) + 1) * values, np.int32)
     edges = np.searchsorted(group, np.arange(0, int(group[-1]) + run + 1, run))
     for number, (low, high) in enumerate(itertools.pairwise(edges)):
         place = (group[low:high] - number * run) * values + value[low:high]
-        scratch[place[::-1]] = np.arange(high - 1, low - 1, -1)
+        scratch[place[::-1]] = np.arange(high - low - 1, -1, -1, dtype=np.int32)
         first[low:high] = scratch[place]
+        first[low:high] += low
     return first
 
 
@@ -123,14 +136,14 @@ def draw(population: Population, batching: Batching, clients: np.ndarray, seed: 
     low, count = population.train.start[population.first[passes]], population.activity[passes]
     epoch = np.arange(len(passes)) % batching.epochs
     needed = count * (1 + batching.negatives)
-    streams = zip(passes.tolist(), epoch.tolist(), needed.tolist(), strict=True)
-    raw = np.concatenate([np.zeros(0, np.uint64), *(bits(seed, round, *stream) for stream in streams)])
+    raw = streams(seed, round, passes, epoch, needed)
     begin = np.cumsum(needed) - needed
     owner = np.repeat(np.arange(len(passes)), count)
 
     shuffle = (owner.astype(np.uint64) << np.uint64(32)) | (raw[ranges(begin, count)] >> np.uint64(32))
     row = ranges(low, count)[np.argsort(shuffle)]
-    user = np.searchsorted(population.train.start, row, "right") - 1
+    alone = population.users_per_client == 1
+    user = population.first[passes][owner] if alone else np.searchsorted(population.train.start, row, "right") - 1
     positive = population.train.values[row]
 
     spare = raw[ranges(begin + count, needed - count)] >> np.uint64(32)
@@ -153,6 +166,10 @@ def outside(population: Population, user: np.ndarray, random32: np.ndarray) -> n
     The r-th item outside a sorted list a is r + #{j: a[j] - j <= r}.
     """
     avoid, items = population.avoid, population.num_items
+    if population.free is not None:
+        start = (np.arange(len(avoid.start)) * items - avoid.start)[user]
+        free = (items - avoid.counts)[user].astype(np.uint64)
+        return population.free[start + (random32 * free >> np.uint64(32)).astype(np.int64)]
     r = (random32 * (items - avoid.counts)[user].astype(np.uint64) >> np.uint64(32)).astype(np.int64)
     before = np.searchsorted(population.gaps, user * (items + 1) + r, "right") - avoid.start[user]
     return (r + before).astype(np.int32)
@@ -198,7 +215,8 @@ def lay_steps(population: Population, batching: Batching, clients: np.ndarray, d
     entry = np.stack(columns, 1).ravel()
     step = np.repeat(drawn.step, len(columns))
     slot, new = slots_of(step, entry, items)
-    client = (np.searchsorted(start, step[new], "right") - 1).astype(np.int64)
+    owner = np.repeat(np.arange(len(activity)), np.diff(start))  # of each step
+    client = owner[step[new]]
     position, fresh = slots_of(client, entry[new], items)
     rows = table((step * width + slot)[new], position, width, items)
     distinct = np.bincount(client[fresh], minlength=len(activity))
@@ -220,7 +238,7 @@ def lay_steps(population: Population, batching: Batching, clients: np.ndarray, d
         else:
             batch["label"] = table(place, drawn.other, size, 0, np.float32)
         if population.users_per_client > 1:
-            local = drawn.user - population.first[clients][np.searchsorted(start, drawn.step, "right") - 1]
+            local = drawn.user - population.first[clients][owner[drawn.step]]
             batch["user"] = table(place, local, size)
     return Flat(rows, batch, start, held, batching.epochs * batching.examples(activity), activity)
 

@@ -7,6 +7,8 @@ import numpy as np
 from jaxfed.data.interactions import Dataset, first_only, k_core
 from jaxfed.data.splits import TEST, TRAIN, VALID, Protocol, Split, drop_short, split
 
+SMALL = 1 << 24  # users x items up to which every user's negatives are listed
+
 
 class Ragged(NamedTuple):
     """Lists of different lengths, end to end."""
@@ -41,6 +43,7 @@ class Population(NamedTuple):
     train: Ragged  # items of each user, earliest first
     avoid: Ragged  # items that are no negatives of each user, sorted and distinct
     gaps: np.ndarray  # int64 [total]: user * (N + 1) + (item that much further than its rank), sorted; for `outside`
+    free: np.ndarray | None  # int32: the items that are negatives of each user, end to end, where that is small enough
     valid: Ragged  # held-out items of each user
     test: Ragged
     user_names: np.ndarray  # str [U]: the source's ids, in this numbering
@@ -98,8 +101,12 @@ def one_user_each(data: Dataset, group: np.ndarray) -> Dataset:
     """
     user = data.interactions.user
     pairs, number = np.unique(group * len(data.users) + user, return_inverse=True)
-    more = len(pairs) - len(np.unique(user))
-    note = (f"{more:,} more users than ids: who appears at several clients is one user at each",) if more else ()
+    ids = len(np.unique(user))
+    note = (
+        ()
+        if len(pairs) == ids
+        else (f"{ids:,} ids are {len(pairs):,} users: who appears at several clients is one user at each",)
+    )
     rows = data.interactions._replace(user=number.astype(np.int32))
     columns = {**data.columns, "client": group}
     return Dataset(rows, data.users[pairs % len(data.users)], data.items, data.titles, columns, data.notes + note)
@@ -123,7 +130,10 @@ def populate(data: Dataset, parts: Split, names: np.ndarray) -> Population:
     first = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
     rank = np.arange(len(pairs)) - avoid.start[pairs // items]
     gaps = pairs // items * (items + 1) + pairs % items - rank
-    return Population(items, names[held], first, lists(TRAIN), avoid, gaps, lists(VALID), lists(TEST), data.users)
+    free = None
+    if users * items <= SMALL:  # a look-up instead of a search for every negative
+        free = (np.delete(np.arange(users * items), pairs) % items).astype(np.int32)
+    return Population(items, names[held], first, lists(TRAIN), avoid, gaps, free, lists(VALID), lists(TEST), data.users)
 
 
 def prepare(

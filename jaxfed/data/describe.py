@@ -15,9 +15,11 @@ def describe(data: Any) -> str:
     lengths = np.quantile(population.activity, QUANTILES)
     by_item = np.sort(np.bincount(rows.item, minlength=items))[::-1]
     curve = np.cumsum(by_item) / count
+    most = population.users_per_client
+    each = "one user each" if most == 1 else f"at most {most:,} users each"
     lines = [
         f"{users:,} users x {items:,} items, {count:,} interactions, density {count / users / items:.4%}",
-        f"{population.num_clients:,} clients, at most {population.users_per_client:,} users each",
+        f"{population.num_clients:,} clients, {each}",
         f"ratings {rows.rating.min():g} to {rows.rating.max():g}, mean {rows.rating.mean():.3f}; "
         f"times {rows.time.min()} to {rows.time.max()}",
         "",

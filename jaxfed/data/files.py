@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,25 @@ import pyarrow.parquet
 
 from jaxfed.data.interactions import Dataset, Interactions, numbered
 
-# what a column may be called where the user does not say
+# what a column may be called where the user does not say, in small letters and without blanks, - and _
 NAMES = {
-    "user": ("user_id", "user", "userid", "uid", "visitorid", "customer_id"),
-    "item": ("item_id", "item", "itemid", "iid", "movie_id", "movieid", "product_id", "track_id", "book_id"),
-    "rating": ("rating", "ratings", "score", "stars", "label"),
+    "user": ("userid", "user", "uid", "visitorid", "customerid", "customer", "reviewerid", "memberid"),
+    "item": (
+        "itemid",
+        "item",
+        "iid",
+        "movieid",
+        "productid",
+        "product",
+        "trackid",
+        "artistid",
+        "bookid",
+        "asin",
+        "isbn",
+    ),
+    "rating": ("rating", "ratings", "score", "stars", "overall", "label"),
     "time": ("timestamp", "time", "datetime", "date", "ts", "unixreviewtime"),
-    "title": ("title", "movie_title", "name", "item_name"),
+    "title": ("title", "movietitle", "name", "itemname"),
 }
 DELIMITERS = {"csv": ",", "tsv": "\t", "inter": "\t", "item": "\t"}
 
@@ -74,21 +87,26 @@ def number(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values
 
 
-def column_called(table: pa.Table, role: str, name: str, path: Path, needed: bool = True) -> str:
-    """The column that plays a role: `name`, or where that is empty the first of the usual names."""
-    known = {column.lower(): column for column in reversed(table.column_names)}
+def column_called(table: pa.Table, role: str, name: str, path: Path) -> str:
+    """The column that plays a role: `name`, or where that is empty the first of the usual names, or none."""
     if name:
         if name in table.column_names:
             return name
         near = difflib.get_close_matches(name, table.column_names, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{path}: no column {name!r} for {role} among {', '.join(table.column_names)}{hint}")
-    found = [known[usual] for usual in NAMES[role] if usual in known]
-    if not found and needed:
+    known = {re.sub(r"[\s_-]", "", column.lower()): column for column in reversed(table.column_names)}
+    return next((known[usual] for usual in NAMES[role] if usual in known), "")
+
+
+def found_all(table: pa.Table, found: dict[str, str], roles: tuple[str, ...], path: Path) -> None:
+    """Raises ValueError when a role has no column, naming all that have none."""
+    missing = [role for role in roles if not found[role]]
+    if missing:
+        ask = " and ".join(f"--data.{role}" for role in missing)
+        alone = "; one column only: is --data.delimiter right?" if len(table.column_names) == 1 else ""
         columns = ", ".join(table.column_names)
-        alone = " (one column only: is data.delimiter right?)" if len(table.column_names) == 1 else ""
-        raise ValueError(f"{path}: which column is the {role}? Set data.{role} to one of {columns}{alone}")
-    return found[0] if found else ""
+        raise ValueError(f"{path}: which column is the {' and the '.join(missing)}? Pass {ask}, of {columns}{alone}")
 
 
 def refuse(bad: np.ndarray, path: Path, column: str, what: str) -> None:
@@ -132,9 +150,9 @@ def times(table: pa.Table, column: str, path: Path) -> np.ndarray:
     """A column of times as whole numbers in their order: whole numbers and dates as they are, fractions as ranks."""
     values = number(table[column])
     refuse(np.asarray(values.is_null()), path, column, "no value")
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = dates(values, path, column)
     try:
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            values = pc.cast(values, pa.timestamp("us"))
         if pa.types.is_date(values.type):
             values = pc.cast(values, pa.timestamp("s"))
         if pa.types.is_temporal(values.type) or pa.types.is_integer(values.type):
@@ -148,17 +166,29 @@ def times(table: pa.Table, column: str, path: Path) -> np.ndarray:
     return array.astype(np.int64) if whole else np.unique(array, return_inverse=True)[1].astype(np.int64)
 
 
+def dates(values: pa.ChunkedArray, path: Path, column: str) -> pa.ChunkedArray:
+    """Words as dates, with or without a zone."""
+    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        with contextlib.suppress(pa.ArrowException):
+            return pc.cast(values, kind)
+    raise ValueError(
+        f"{path}: column {column!r} holds words like {values[0].as_py()!r} that are no times: "
+        "give numbers, or ISO dates (YYYY-MM-DD[ HH:MM:SS[Z]], with a zone in all rows or in none)"
+    )
+
+
 def titles_of(path: str, items: np.ndarray) -> np.ndarray | None:
     """Titles [items] from a file with an item and a title column; an item without one keeps its id."""
     place = Path(path).expanduser()
     kind = place.suffix.lstrip(".")
     table = read_table(place, kind if kind in (*DELIMITERS, "parquet") else "csv")
-    item = column_called(table, "item", "", place)
-    title = np.asarray(pc.cast(table[column_called(table, "title", "", place)], pa.string()).fill_null(""))
+    found = {role: column_called(table, role, "", place) for role in ("item", "title")}
+    found_all(table, found, ("item", "title"), place)
+    title = np.asarray(pc.cast(table[found["title"]], pa.string()).fill_null(""))
     if "release_year" in table.column_names:
         year = np.asarray(pc.cast(table["release_year"], pa.string()).fill_null(""))
         title = np.array([f"{t} ({y})" if y else t for t, y in zip(title, year, strict=True)])
-    by_id = dict(zip(ids(table, item, place).astype(str).tolist(), title.tolist(), strict=True))
+    by_id = dict(zip(ids(table, found["item"], place).astype(str).tolist(), title.tolist(), strict=True))
     return np.array([by_id.get(each) or each for each in items.tolist()])
 
 
@@ -185,7 +215,8 @@ def read_interactions(
     place = Path(path).expanduser()
     table = read_table(place, kind, delimiter, columns)
     wanted = {"user": user, "item": item, "rating": rating, "time": time}
-    found = {role: column_called(table, role, name, place, role in ("user", "item")) for role, name in wanted.items()}
+    found = {role: column_called(table, role, name, place) for role, name in wanted.items()}
+    found_all(table, found, ("user", "item"), place)
     user_number, users = numbered(ids(table, found["user"], place))
     item_number, items = numbered(ids(table, found["item"], place))
     rows = table.num_rows

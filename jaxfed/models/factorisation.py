@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import Model, dot, from_module, loss_named, positive, vectors
+from jaxfed.models.model import LossName, Model, dot, from_module, loss_named, positive, vectors
 
 
 class Factorisation(nn.Module):
@@ -33,7 +33,7 @@ class Factorisation(nn.Module):
 
 
 def mf(
-    num_items: int, num_users: int, dim: int = 64, init_scale: float = 0.1, bias: bool = True, loss: str = "bce"
+    num_items: int, num_users: int, dim: int = 64, init_scale: float = 0.1, bias: bool = True, loss: LossName = "bce"
 ) -> Model:
     """Matrix factorisation with `dim` factors; `bias` adds one number an item."""
     positive("model.dim", dim)

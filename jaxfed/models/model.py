@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,9 @@ class Model(NamedTuple):
     loss: Callable[[Tree, Tree, Tree], Mean]
     score: Callable[[Tree, Tree, jax.Array], jax.Array]
     pairwise: bool = False
+
+
+LossName = Literal["bce", "bpr", "squared"]
 
 
 class Loss(NamedTuple):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import Model, from_module, loss_named, positive, vectors
+from jaxfed.models.model import LossName, Model, from_module, loss_named, positive, vectors
 
 
 class NeuralFactorisation(nn.Module):
@@ -45,7 +45,7 @@ def neumf(
     dim: int = 16,
     hidden: tuple[int, ...] = (32, 16),
     init_scale: float = 0.1,
-    loss: str = "bce",
+    loss: LossName = "bce",
 ) -> Model:
     """NeuMF with `dim` factors on either side and a network of widths `hidden`."""
     positive("model.dim", dim)
