@@ -179,9 +179,8 @@ def federate(
         parts = [clients(state, ids, asked, key, block) for block in blocks]
         shapes = empty(parts[0].messages, size) if streams else (), parts[0].metrics
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (*shapes, asked, np.int32(0)))
-        heard, metrics, present, count = place_on.common(
-            zeros
-        )  # placed as `absorb` gives it back, or it compiles twice
+        # placed as `absorb` gives it back, or it compiles twice
+        heard, metrics, present, count = place_on.common(zeros)
         tally = Tally(heard, state.memory, present, metrics, count)
         for part in parts:
             tally = absorb(tally, part._replace(messages=()) if not streams else part)

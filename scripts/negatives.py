@@ -1,0 +1,66 @@
+"""Times the negatives of a round drawn on the host, as jaxfed does, against the same draw inside a compiled program.
+
+python scripts/negatives.py [--clients 128] [--rounds 20]
+"""
+
+import argparse
+import statistics
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.config import config_of
+from jaxfed.data.batches import Batching, draw, outside
+from jaxfed.experiment import load
+
+
+def on_device(population, batching, clients):
+    """A compiled draw(ids, round) of [clients, most positives x negatives]: uniform over what a user may not avoid."""
+    most = int(population.train.counts.max())
+    avoid = population.avoid.padded(np.arange(population.num_clients), 1 << 30)
+    gaps = jnp.asarray(np.where(avoid < 1 << 30, avoid - np.arange(avoid.shape[1]), avoid))
+    free = jnp.asarray(population.num_items - population.avoid.counts)
+
+    @jax.jit
+    def draw(ids, round):
+        def one(id):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), round), id)
+            r = jax.random.randint(key, (most * batching.negatives,), 0, free[id])
+            return r + jnp.searchsorted(gaps[id], r, side="right")
+
+        return jax.vmap(one)(ids)
+
+    return draw
+
+
+def main() -> None:
+    """Medians over rounds, the two in turn."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args()
+    population, batching = load(config_of({}).data).population, Batching()
+    device = on_device(population, batching, args.clients)
+    times: dict[str, list[float]] = {"host, negatives": [], "host, shuffle and negatives": [], "device, negatives": []}
+    random = np.random.default_rng(0)
+    for round in range(args.rounds + 1):
+        ids = random.choice(population.num_clients, args.clients, replace=False)
+        user = np.repeat(ids, population.activity[ids] * batching.negatives)
+        bits = random.integers(0, 1 << 32, len(user), np.uint64)
+        for name, run in (
+            ("host, negatives", partial(outside, population, user, bits)),
+            ("host, shuffle and negatives", partial(draw, population, batching, ids, 0, round)),
+            ("device, negatives", partial(device, ids, round)),
+        ):
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(time.perf_counter() - begin)
+    for name, seconds in times.items():
+        print(f"{name:>28}  {1e3 * statistics.median(seconds[1:]):7.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
