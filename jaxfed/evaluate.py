@@ -42,6 +42,7 @@ class Exam(NamedTuple):
     targets: Ragged
     seen: Ragged
     sampled: np.ndarray  # int32 [users, DRAWS, SAMPLED]
+    who: np.ndarray  # int32 [asked]: clients
     clients: int  # at a time
     users: int  # of each client at a time
 
@@ -82,21 +83,21 @@ def exam(population: Population, part: str, sampled: np.ndarray, budget: int = 1
     users = min(population.users_per_client, 64)
     each = users * (population.num_items + int(seen.counts.max()) + int(targets.counts.max()))
     clients = int(np.clip(budget // each, 1, min(population.num_clients, 256)))
-    return Exam(population, targets, seen, sampled, clients, users)
+    return Exam(population, targets, seen, sampled, np.arange(population.num_clients, dtype=np.int32), clients, users)
 
 
 def questions(of: Exam) -> Iterator[list[Questions]]:
-    """The population in chunks of one shape: for each group of clients the blocks of their users."""
+    """Those asked, in chunks of one shape: for each group of clients the blocks of their users."""
     population, items = of.population, of.population.num_items
     edges = np.quantile(population.activity, np.arange(1, DECILES) / DECILES)
     decile = np.searchsorted(edges, population.activity, "right")
     none = len(population.user_names)
     lists = [Ragged(each.values, np.append(each.start, each.start[-1])) for each in (of.targets, of.seen)]
-    for low in range(0, population.num_clients, of.clients):
-        client = np.arange(low, low + of.clients)
-        real = client < population.num_clients
-        at = np.minimum(client, population.num_clients - 1)
-        ids = np.where(real, client, population.num_clients).astype(np.int32)
+    for low in range(0, len(of.who), of.clients):
+        ids = np.full(of.clients, population.num_clients, np.int32)
+        ids[: len(of.who) - low] = of.who[low : low + of.clients]
+        real = ids < population.num_clients
+        at = np.minimum(ids, population.num_clients - 1)
         group = []
         for start in range(0, population.users_per_client, of.users):
             local = np.broadcast_to(start + np.arange(of.users), (of.clients, of.users))
@@ -148,7 +149,7 @@ def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key]
         return jax.vmap(client)(asked.client, asked)
 
     @jax.jit
-    def hear(sums, client, activity, decile, cohort, key):
+    def hear(sums, client, activity, decile, here, cohort, key):
         """(the sum of some clients' messages, the state of the links before the round)."""
 
         def encode(sums, client, activity, decile):
@@ -161,7 +162,6 @@ def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key]
             return channel.encode(message, channel.send(state), me)[0], state
 
         messages, states = jax.vmap(encode)(sums, client, activity, decile)
-        here = client < cohort.size
         kept = jax.tree.map(lambda x: jnp.where(here.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), messages)
         heard = jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), kept)
         return heard, jax.tree.map(lambda x: x[0], states)
@@ -175,12 +175,14 @@ def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key]
         return jax.tree.map(jnp.add, a, b)
 
     def run(shared, private, exam, key):
-        cohort, heard = np.arange(exam.population.num_clients), None
+        heard = None
         for group in questions(exam):
             sums = functools.reduce(add, (look(shared, private, asked) for asked in group))
-            part, state = hear(sums, group[0].client, group[0].activity, group[0].decile, cohort, key)
+            one = group[0]
+            here = one.client < exam.population.num_clients
+            part, state = hear(sums, one.client, one.activity, one.decile, here, exam.who, key)
             heard = part if heard is None else add(heard, part)
-        return close(heard, state, cohort, key)
+        return close(heard, state, exam.who, key)
 
     return run
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxfed import checkpoint
 from jaxfed.config import dumps, near
+from jaxfed.evaluate import readable
 from jaxfed.experiment import Experiment, assemble, load
 from jaxfed.folder import alone, check_folder, same_data, write_file
 from jaxfed.log import Journal, progress, say
@@ -25,9 +26,12 @@ from jaxfed.tree import digest
 from jaxfed.types import Tree
 
 
-def check_select(experiment: Experiment, untrained: Tree, select: str) -> None:
-    """Raises ValueError when validation has no such metric. Compiles the evaluation as it goes."""
-    values = evaluate(experiment, untrained, "val", keys_of(0).evaluation)
+def check_select(experiment: Experiment, model: Tree, select: str) -> None:
+    """Raises ValueError when validation has no such metric."""
+    exam = experiment.exams["val"]
+    one = exam._replace(who=exam.who[:1])
+    sums = jax.eval_shape(lambda *args: experiment.examine(*args[:2], one, args[2]), *model, keys_of(0).evaluation)
+    values = readable("val", jax.tree.map(lambda x: np.zeros(x.shape), sums))
     names = [name for name in values if "decile" not in name and not name.endswith("_sd")]
     if select not in names:
         raise ValueError(f'evaluation.select: no metric "{select}"{near(select, names)}')
@@ -67,7 +71,6 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
         say(f"data: {note}")
     experiment = assemble(config, data)
     arrays, standing = fresh(experiment, config.seed), Standing()
-    say("compiling, which takes longest the first time: programs are kept for the next run")
     check_select(experiment, arrays["best"], config.evaluation.select)
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "config.toml", dumps(config))
@@ -92,6 +95,7 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
 def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[dict[str, Tree], Standing]:
     """The rounds that are left, with their evaluations and checkpoints."""
     keys, state, best = keys_of(config.seed), arrays["state"], arrays["best"]
+    say("compiling, which takes longest the first time: programs are kept for the next run")
     standing.compile_seconds += compile_all(experiment, state, keys.rounds)
 
     def save():
