@@ -8,7 +8,8 @@ import jax
 
 from jaxfed.channel import Channel, Wire, chain, link, wire
 from jaxfed.cohort import Sampler
-from jaxfed.data.batches import Batching, Lengths, lengths
+from jaxfed.data.batches import Batching
+from jaxfed.data.blocks import Lengths, lengths
 from jaxfed.data.clients import Population, prepare
 from jaxfed.data.interactions import Dataset, digest
 from jaxfed.evaluate import Exam, exam, examiner, never_touched
@@ -81,7 +82,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     model = call("model", config.model, num_items=population.num_items, num_users=population.users_per_client)
     batching = Batching(**{name: getattr(config.work, name) for name in BESIDE["work"]}, pairwise=model.pairwise)
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)
-    shapes = lengths(population, batching, sampler.slots, placement.devices, config.run.area)
+    shapes = lengths(population, batching, sampler.slots, placement.devices, config.run.area, config.server.lazy)
     channel = links(config.channel)
     work = call(
         "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private

@@ -59,11 +59,11 @@ def catalogue(state: State) -> int:
     return max(rows.catalogue(state.shared), rows.catalogue(state.memory, axis=1))
 
 
-def flat(block, counts, ids, messages, memory, metrics, ends, lay) -> Part:
+def flat(block, counts, ids, held, messages, memory, metrics, ends, lay) -> Part:
     """Lays what a block of m clients gave flat, nothing of those who do not count, all of it padded to `lay`."""
-    size, num_clients = ends
+    room, size, num_clients = ends  # past the end of the total, of the catalogue, of the clients
     owner = jnp.where(counts, ids, num_clients)
-    held = jnp.where(counts[:, None], block.rows, size).ravel()
+    places, held = (jnp.where(counts[:, None], x, end).ravel() for x, end in ((block.rows, room), (held, size)))
     wide, long = lay or (owner.size, held.size)
 
     def clear(x):
@@ -79,7 +79,8 @@ def flat(block, counts, ids, messages, memory, metrics, ends, lay) -> Part:
         present=fill(counts, wide, False),
         slots=fill(block.slots, wide, jnp.iinfo(jnp.int32).max),
         ids=fill(owner, wide, num_clients),
-        rows=fill(held, long, size),
+        rows=fill(places, long, room),
+        held=fill(held, long, size),
         owner=fill(jnp.where(held < size, jnp.repeat(owner, block.rows.shape[1]), num_clients), long, num_clients),
         metrics=jax.tree.map(lambda x: clear(x).sum(0), metrics),
     )
@@ -127,56 +128,66 @@ def federate(
 
     def client(common, one):
         """One client's round, from the model it is sent to the message it sends. A pure function."""
-        (shared, sent, cohort, round_key), (id, mine, theirs, block) = common, one
+        (shared, sent, cohort, round_key), (id, mine, theirs, held, block) = common, one
         size = rows.catalogue(shared)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(round_key, 1), id))
-        report = work.run(rows.take(shared, block.rows), mine, block.data, secret)
-        me = Client(theirs, noise, round_key, id, report.weight, block.activity, block.rows, size, cohort)
-        message, theirs = channel.encode(report.update, rows.take(sent, block.rows), me)
+        report = work.run(rows.take(shared, held), mine, block.data, secret)
+        me = Client(theirs, noise, round_key, id, report.weight, block.activity, held, size, cohort)
+        message, theirs = channel.encode(report.update, rows.take(sent, held), me)
         fine = tree.finite((report.update, report.weight, report.memory, message, theirs))
         return message, (report.memory, theirs), fine, report.metrics
 
     @jax.jit
-    def clients(state, ids, present, key, block) -> Part:
+    def clients(state, ids, present, touched, key, block) -> Part:
         """All that happens on devices, one block of clients. Only the messages leave."""
-        key = jax.random.fold_in(key, state.round)
+        key, size = jax.random.fold_in(key, state.round), catalogue(state)
         who = ids.at[block.slots].get(mode="fill", fill_value=num_clients)
-        memory = jax.vmap(rows.gather, (None, 0, 0))(state.memory, who, block.rows)
+        held = block.rows if touched is None else touched.at[block.rows].get(mode="fill", fill_value=size)
+        memory = jax.vmap(rows.gather, (None, 0, 0))(state.memory, who, held)
         common = state.shared, channel.send(state.channel), ids, key
-        messages, memory, fine, metrics = place_on.clients(client)(common, (who, *memory, block))
+        messages, memory, fine, metrics = place_on.clients(client)(common, (who, *memory, held, block))
         # a client whose update, or what would be sent of it, is not finite withdraws: as if it had never reported
         counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)
-        ends = catalogue(state), num_clients
-        return place_on.together(flat(block, counts, who, messages, memory, metrics, ends, lay))
+        ends = size if touched is None else touched.size, size, num_clients
+        return place_on.together(flat(block, counts, who, held, messages, memory, metrics, ends, lay))
 
     @partial(jax.jit, donate_argnums=0)
     def absorb(tally, part) -> Tally:
         """Adds one block's part to what the server has heard."""
         return Tally(
             accumulate(tally.total, part) if streams else (),
-            rows.scatter(tally.memory, part.ids, part.owner, part.rows, part.memory),
+            rows.scatter(tally.memory, part.ids, part.owner, part.held, part.memory),
             tally.present.at[part.slots].set(part.present, mode="drop"),
             jax.tree.map(jnp.add, tally.metrics, part.metrics),
             tally.rows + (part.owner < num_clients).sum(),
         )
 
     @partial(jax.jit, donate_argnums=0)
-    def finish(state, heard, ids, asked, key):
-        """The server's side of the round: undo the links, move the model."""
+    def finish(state, heard, ids, asked, touched, key):
+        """The server's side of the round: undo the links, move the model, of its tables only the rows touched."""
         shared, opt, links, memory, number = state
+        seen = (shared, opt, links) if touched is None else rows.take((shared, opt, links), touched)
         round = Round(jax.random.fold_in(key, number), ids, heard.present)
-        update, links, info = channel.decode(heard.total, links, round)
-        delta, opt = server.update(update.params, opt, shared.params)
-        shared = Shared(optax.apply_updates(shared.params, delta), tree.sub(shared.extra, update.extra))
+        update, links_now, info = channel.decode(heard.total, seen[2], round)
+        delta, opt_now = server.update(update.params, seen[1], seen[0].params)
+        moved = Shared(delta, tree.scale(-1, update.extra))
+        if touched is None:
+            shared, opt, links = optax.apply_updates(shared, moved), opt_now, links_now
+        else:
+            shared, (opt, links) = (
+                rows.add(shared, touched, moved),
+                rows.put((opt, links), touched, (opt_now, links_now)),
+            )
         counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
         counts["rows/sent"] = heard.rows
-        seen = {name: mean.value for name, mean in heard.metrics.items()}
-        return State(shared, opt, links, memory, number + 1), seen | info | counts
+        figures = {name: mean.value for name, mean in heard.metrics.items()}
+        return State(shared, opt, links, memory, number + 1), figures | info | counts
 
     def step(state, cohort, key):
         """One round. Every block is a program of its own, so several run side by side."""
-        size, (ids, asked, blocks) = catalogue(state), cohort
-        parts = [clients(state, ids, asked, key, block) for block in blocks]
+        ids, asked, blocks, touched = cohort
+        size = catalogue(state) if touched is None else len(touched)
+        parts = [clients(state, ids, asked, touched, key, block) for block in blocks]
         shapes = empty(parts[0].messages, size) if streams else (), parts[0].metrics
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (*shapes, asked, np.int32(0)))
         # placed as `absorb` gives it back, or it compiles twice
@@ -187,6 +198,6 @@ def federate(
         if channel.reduce and not streams:
             every = jax.tree.map(lambda *x: jnp.concatenate(x), *(part._replace(metrics=()) for part in parts))
             tally = tally._replace(total=channel.reduce(every, size))
-        return finish(state._replace(memory=tally.memory), tally._replace(memory=()), ids, asked, key)
+        return finish(state._replace(memory=tally.memory), tally._replace(memory=()), ids, asked, touched, key)
 
     return Algorithm(init, step)

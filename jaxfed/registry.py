@@ -120,7 +120,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     },
     "work": {name: value for name, value in Batching._field_defaults.items() if name != "pairwise"},
     "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
-    "server": {"learning_rate": 1.0},
+    "server": {"learning_rate": 1.0, "lazy": True},  # lazy: an optimiser with state moves the rows of the cohort alone
 }
 
 

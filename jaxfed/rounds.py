@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.channel import Wire
-from jaxfed.data.batches import nobody, pack
+from jaxfed.data.blocks import nobody, pack
 from jaxfed.evaluate import readable
 from jaxfed.experiment import Experiment
 from jaxfed.federate import State
@@ -86,7 +86,8 @@ def prepare_round(experiment: Experiment, seed: int, round: int) -> Ready:
     population, (one, two) = experiment.data.population, experiment.wire
     ids, present = experiment.sampler.draw(seed, round)
     cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round)
-    held = sum(int((block.rows < population.num_items).sum()) for block in cohort.blocks)
+    end = population.num_items if cohort.rows is None else len(cohort.rows)
+    held = sum(int((block.rows < end).sum()) for block in cohort.blocks)
     asked = int((ids < population.num_clients).sum())
     placed = cohort._replace(blocks=experiment.placement.block(cohort.blocks))
     return Ready(placed, asked, traffic(asked, held, one.down, two.down))

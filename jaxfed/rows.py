@@ -64,8 +64,12 @@ def take(tree: Tree, ids: jax.Array) -> Tree:
 
 
 def add(tree: Tree, ids: jax.Array, delta: Tree) -> Tree:
-    """Adds to rows `ids` (repeats accumulate, past the end is dropped) and to other leaves whole."""
-    return lift(lambda x, d: x.at[ids].add(d, mode="drop"), lambda x, d: x + d, tree, delta)
+    """Adds to rows `ids` (repeats accumulate, past the end is dropped) and to other leaves whole; keeps dtypes."""
+
+    def to_rows(x, d):
+        return x.at[ids].add(d.astype(x.dtype), mode="drop")
+
+    return lift(to_rows, lambda x, d: (x + d).astype(x.dtype), tree, delta)
 
 
 def put(tree: Tree, ids: jax.Array, new: Tree) -> Tree:

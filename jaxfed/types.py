@@ -64,7 +64,7 @@ class Block(NamedTuple):
     """m clients of similar length in one static shape."""
 
     slots: Array  # int [m]: positions in the cohort; M (one past the end) is an empty place
-    rows: Array  # int [m, K]: rows a client holds, distinct; N (one past the end) is unused
+    rows: Array  # int [m, K]: rows a client holds, distinct: positions in the cohort's; past the end is unused
     activity: Array  # float [m]
     data: Tree  # [m, ...]: what `Work.run` reads
 
@@ -75,6 +75,7 @@ class Cohort(NamedTuple):
     ids: Array  # int [M]: the number of clients marks an empty slot
     present: Array  # bool [M]: who will report
     blocks: tuple[Block, ...]
+    rows: Array | None = None  # int [U]: rows of the catalogue it holds, ascending, past the end: unused; None: all N
 
 
 class Part(NamedTuple):
@@ -88,6 +89,7 @@ class Part(NamedTuple):
     present: jax.Array  # bool [W]
     slots: jax.Array  # int [W]: positions in the cohort
     ids: jax.Array  # int [W]: client ids, past the end for the absent
-    rows: jax.Array  # int [R]: rows of the catalogue, past the end for the absent
+    rows: jax.Array  # int [R]: rows of the total: positions in the cohort's rows, past the end for the absent
+    held: jax.Array  # int [R]: the same as rows of the catalogue
     owner: jax.Array  # int [R]: the client id of each row
     metrics: dict[str, Mean]

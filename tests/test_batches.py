@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxfed.data.batches import Batching, draw, first_occurrence, lengths, nobody, pack
+from jaxfed.data.batches import Batching, draw, sorted_pairs
+from jaxfed.data.blocks import lengths, nobody, pack
 from jaxfed.data.clients import prepare
 from jaxfed.data.synthetic import synthetic
 
@@ -22,6 +23,8 @@ def unpacked(population, cohort, batching):
     """{client: list of steps, each a sorted list of (user, item, label, weight)} back from the blocks."""
     out = {}
     for block in cohort.blocks:
+        if cohort.rows is not None:
+            block = block._replace(rows=np.append(cohort.rows, population.num_items)[block.rows])
         for j, slot in enumerate(block.slots):
             if slot == len(cohort.ids):
                 assert not block.data.live[j].any()
@@ -51,13 +54,12 @@ def unpacked(population, cohort, batching):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), max_size=50), st.integers(8, 4_000_000))
-def test_first_occurrence_against_a_dictionary(pairs, values):
-    pairs.sort(key=lambda pair: pair[0])
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), max_size=50), st.sampled_from([8, 1 << 40, 1 << 59]))
+def test_sorted_pairs_is_a_stable_sort_of_pairs(pairs, values):
     group, value = (np.array([pair[i] for pair in pairs], np.int64) for i in (0, 1))
-    seen = {}
-    want = [seen.setdefault(pair, i) for i, pair in enumerate(pairs)]
-    assert first_occurrence(group, value, values).tolist() == want
+    keys, order = sorted_pairs(group, value, 6, values)
+    assert order.tolist() == sorted(range(len(pairs)), key=lambda i: pairs[i])
+    assert keys.tolist() == [pairs[i][0] * values + pairs[i][1] for i in order]
 
 
 @pytest.mark.parametrize("population", [POPULATION, SILOS], ids=["users", "silos"])
@@ -116,7 +118,7 @@ def test_negatives_are_uniform_over_what_is_not_avoided():
     counts = np.zeros(POPULATION.num_items)
     for round in range(40):
         drawn = draw(POPULATION, batching, np.array([client]), 0, round)
-        np.add.at(counts, drawn.positive[drawn.other == 0], 1)
+        np.add.at(counts, drawn.item[~drawn.label, 0], 1)
     free = np.setdiff1d(np.arange(POPULATION.num_items), POPULATION.avoid.of(client))
     assert counts.sum() == counts[free].sum()
     expected = counts.sum() / len(free)
@@ -126,7 +128,7 @@ def test_negatives_are_uniform_over_what_is_not_avoided():
 
 def test_order_is_shuffled_anew_each_round():
     client = int(np.argmax(POPULATION.activity))
-    orders = {tuple(draw(POPULATION, Batching(8, 0), np.array([client]), 0, t).positive.tolist()) for t in range(5)}
+    orders = {tuple(draw(POPULATION, Batching(8, 0), np.array([client]), 0, t).item.ravel().tolist()) for t in range(5)}
     assert len(orders) == 5
     assert len({tuple(sorted(order)) for order in orders}) == 1
 

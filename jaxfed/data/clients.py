@@ -47,6 +47,8 @@ class Population(NamedTuple):
     valid: Ragged  # held-out items of each user
     test: Ragged
     user_names: np.ndarray  # str [U]: the source's ids, in this numbering
+    activity: np.ndarray  # int64 [C]: train interactions of each client
+    users_per_client: int  # the most users that one client holds; 1 when every user is a client
 
     @property
     def num_clients(self) -> int:
@@ -54,19 +56,9 @@ class Population(NamedTuple):
         return len(self.first) - 1
 
     @property
-    def users_per_client(self) -> int:
-        """The most users that one client holds; 1 when every user is a client."""
-        return int(np.diff(self.first).max())
-
-    @property
     def client_of(self) -> np.ndarray:
         """int64 [U]: the client of each user."""
         return np.repeat(np.arange(self.num_clients), np.diff(self.first))
-
-    @property
-    def activity(self) -> np.ndarray:
-        """int64 [C]: train interactions of each client."""
-        return np.diff(self.train.start[self.first])
 
 
 def ragged(values: np.ndarray, group: np.ndarray, groups: int) -> Ragged:
@@ -133,7 +125,11 @@ def populate(data: Dataset, parts: Split, names: np.ndarray) -> Population:
     free = None
     if users * items <= SMALL:  # a look-up instead of a search for every negative
         free = (np.delete(np.arange(users * items), pairs) % items).astype(np.int32)
-    return Population(items, names[held], first, lists(TRAIN), avoid, gaps, free, lists(VALID), lists(TEST), data.users)
+    train = lists(TRAIN)
+    activity, most = np.diff(train.start[first]), int(np.diff(first).max())
+    return Population(
+        items, names[held], first, train, avoid, gaps, free, lists(VALID), lists(TEST), data.users, activity, most
+    )
 
 
 def prepare(

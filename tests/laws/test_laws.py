@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxfed.config import config_of
-from jaxfed.data.batches import pack
+from jaxfed.data.blocks import pack
 from jaxfed.experiment import assemble, load
 from jaxfed.federate import model
 from jaxfed.registry import REGISTRY

@@ -1,0 +1,233 @@
+"""Blocks: a cohort's examples in few static shapes, longest clients first; and the rows of the tables it holds."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxfed.data.batches import Batching, Drawn, draw, sorted_pairs
+from jaxfed.data.clients import Population
+from jaxfed.types import Block, Cohort
+from jaxfed.work import Steps
+
+
+class Lengths(NamedTuple):
+    """The shapes of blocks: clients of S steps run `area` / S at a time, so that blocks cost alike."""
+
+    steps: tuple[int, ...]  # powers of two and their 3/4 points
+    area: int  # steps in a block
+    slots: int  # clients in a cohort
+    devices: int
+    width: int  # rows a step may touch
+    num_items: int
+    room: int  # rows of the tables that a cohort may touch; a cohort that touches more gets twice the room
+
+    def clients(self, steps: int) -> int:
+        """Clients side by side in a block of this length, a multiple of the devices."""
+        return min(max(self.area // steps, 1), -(-self.slots // self.devices)) * self.devices
+
+    def rows(self, steps: int) -> int:
+        """Rows a client of this length may hold."""
+        return min(steps * self.width, self.num_items)
+
+    @property
+    def lay(self) -> tuple[int, int]:
+        """(clients, table rows) that the part of any block fits in."""
+        return max(map(self.clients, self.steps)), max(self.clients(s) * self.rows(s) for s in self.steps)
+
+
+def lengths(
+    population: Population, batching: Batching, slots: int, devices: int = 1, area: int = 0, lazy: bool = True
+) -> Lengths:
+    """The shapes that serve this population; lazy: a round runs on the rows its cohort holds, else on all.
+
+    Raises ValueError where batches or negatives cannot be drawn.
+    """
+    if batching.batch_size < 1 or batching.epochs < 1 or batching.negatives < 0:
+        raise ValueError("batch_size and epochs must be at least 1, negatives at least 0")
+    if batching.pairwise and batching.negatives < 1:
+        raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
+    full = population.avoid.counts >= population.num_items
+    if batching.negatives and full.any():
+        raise ValueError(
+            f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
+            "set work.negatives = 0 or leave such users out"
+        )
+    longest = int(batching.steps(population.activity).max())
+    points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
+    shapes = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
+    expected = int(batching.steps(population.activity).mean() * slots)
+    area = area or max(64, shapes[-1], 1 << (expected // 16).bit_length())  # some sixteen blocks a round
+    room = rows_expected(population, batching, slots) if lazy else 0
+    return Lengths(tuple(shapes), area, slots, devices, batching.width, population.num_items, room)
+
+
+def rows_expected(population: Population, batching: Batching, slots: int) -> int:
+    """Rows that hardly any cohort of so many clients exceeds: six standard deviations above the mean of its examples,
+    the negatives among them uniform over the catalogue."""
+    items, activity = population.num_items, population.activity
+    positives = slots * activity.mean() + 6 * np.sqrt(slots) * activity.std()
+    positives = min(positives, activity.sum())
+    negatives = batching.epochs * batching.negatives * positives
+    distinct = min(positives, len(population.train.values)) + items * -np.expm1(-negatives / items)
+    return int(min(items, -(-distinct // 1024) * 1024))
+
+
+class Plan(NamedTuple):
+    """Where the M clients of a cohort lie: longest first, side by side in blocks, all of them end to end."""
+
+    order: np.ndarray  # int64 [M]: the clients in the order they lie
+    shapes: list[tuple[int, int, int]]  # of each block: clients, steps, rows that a client may hold
+    lane: np.ndarray  # int64 [M]: its place among the clients of all blocks
+    step: np.ndarray  # int64 [M]: its first step among those of all blocks
+    row: np.ndarray  # int64 [M]: its first row
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [3]: places for clients, steps and rows in all blocks."""
+        return np.sum([(m, m * s, m * k) for m, s, k in self.shapes], 0)
+
+
+def plan(shapes: Lengths, steps: np.ndarray) -> Plan:
+    """Clients with so many steps fill blocks from the longest down: a block's clients differ little in length, and only
+    the last block has empty places."""
+    order, low = np.argsort(-steps, kind="stable"), 0
+    made: list[tuple[int, int, int]] = []
+    places, at = [], np.zeros((3, 1), np.int64)
+    while low < len(order) or not made:
+        longest = steps[order[low]] if len(order) else 1
+        length = next(s for s in shapes.steps if s >= longest)
+        made.append((shapes.clients(length), length, shapes.rows(length)))
+        each = np.array([[1], [length], [made[-1][2]]])
+        places.append(at + each * np.arange(min(made[-1][0], len(order) - low)))
+        low, at = low + made[-1][0], at + each * made[-1][0]
+    return Plan(order, made, *np.concatenate(places, 1))
+
+
+class Laid(NamedTuple):
+    """Arrays of all blocks, end to end: R rows that clients may hold, T steps."""
+
+    held: np.ndarray  # int32 [R]: items, sorted and distinct in a client; N where unused
+    rows: np.ndarray  # int32 [T, width]: positions in the client's rows; N where unused
+    live: np.ndarray  # bool [T]
+    batch: dict[str, np.ndarray]  # [T, ...]
+
+
+def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -> Laid:
+    """Puts examples, their clients in the order they lie, at their places.
+
+    A step's rows are distinct: an item lies where the step has it first. Where one user is a client, an example is its
+    item alone, and repeats in a step become one row whose weight is their number and whose label is their mean; see
+    `models.model.Loss`.
+    """
+    items, width, size = population.num_items, batching.width, batching.batch_size
+    _, steps, rows = where.sizes
+    example = (where.step[drawn.client] + drawn.step) * size + drawn.place
+
+    def table(at, values, fill=0, dtype=np.int32, wide=size):
+        out = np.full(steps * wide, fill, dtype)
+        out[at] = values
+        return out.reshape(steps, wide)
+
+    columns = drawn.item.shape[1]
+    entry = example if columns == 1 else (example[:, None] * columns + np.arange(columns)).ravel()
+    owner, item = np.repeat(drawn.client, columns), drawn.item.ravel()
+    pair, order = sorted_pairs(owner, item, len(where.order), items)
+    entry, owner = entry[order], owner[order]
+    fresh = np.diff(pair, prepend=-1) != 0  # the client has the item here for the first time
+    lead = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
+    position = np.cumsum(fresh) - 1
+    position -= np.searchsorted(owner[fresh], np.arange(len(where.order)))[owner]
+    held = np.full(rows, items, np.int32)
+    held[(where.row[owner] + position)[fresh]] = item[order][fresh]
+    positions = table(entry[lead], position[lead], items, wide=width)
+    live = np.zeros(steps, bool)
+    live[where.step[drawn.client] + drawn.step] = True
+
+    if population.users_per_client == 1 and not batching.pairwise:
+        weight = np.diff(lead, append=len(pair))
+        clicks = np.diff(np.append(0, np.cumsum(drawn.label[order]))[np.append(lead, len(pair))])
+        batch = {"label": table(entry[lead], clicks / weight, 0, np.float32)}
+        return Laid(held, positions, live, batch | {"weight": table(entry[lead], weight, 0, np.float32)})
+    slot = np.empty(len(pair), np.int64)
+    slot[order] = np.repeat(entry[lead] % width, np.diff(lead, append=len(pair)))
+    slots = slot.reshape(-1, columns)
+    batch = {"weight": table(example, 1, 0, np.float32), "item": table(example, slots[:, 0])}
+    if population.users_per_client > 1:
+        batch["user"] = table(example, drawn.user)
+    if batching.pairwise:
+        return Laid(held, positions, live, batch | {"other": table(example, slots[:, 1])})
+    return Laid(held, positions, live, batch | {"label": table(example, drawn.label, 0, np.float32)})
+
+
+def listed(held: np.ndarray, items: int, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [room]: the distinct items, sorted; past the end where unused, int32 [R]: `held` as positions in them)."""
+    there = np.zeros(items + 1, bool)
+    there[held] = True
+    distinct = np.flatnonzero(there[:items])
+    while room < len(distinct):
+        room *= 2
+    rows = np.arange(items, items + room, dtype=np.int32)
+    rows[: len(distinct)] = distinct
+    position = np.empty(items + 1, np.int32)
+    position[distinct], position[items] = np.arange(len(distinct)), room
+    return rows, position[held]
+
+
+def cut(where: Plan, laid: Laid, slots: np.ndarray, examples: np.ndarray, activity: np.ndarray) -> tuple[Block, ...]:
+    """The blocks of what is laid end to end; slots, examples and activity are [places for clients]."""
+    blocks, at = [], (0, 0, 0)
+    for m, length, k in where.shapes:
+        to = at[0] + m, at[1] + m * length, at[2] + m * k
+        lanes, steps, rows = map(slice, at, to)
+        positions, live = laid.rows[steps].reshape(m, length, -1), laid.live[steps].reshape(m, length)
+        batch = {name: x[steps].reshape(m, length, -1) for name, x in laid.batch.items()}
+        data = Steps(positions, live, batch, examples[lanes])
+        blocks.append(Block(slots[lanes], laid.held[rows].reshape(m, k), activity[lanes], data))
+        at = to
+    return tuple(blocks)
+
+
+def pack(
+    population: Population,
+    batching: Batching,
+    shapes: Lengths,
+    ids: np.ndarray,
+    present: np.ndarray,
+    seed: int,
+    round: int,
+) -> Cohort:
+    """A cohort with its data for one round. ids int [M]: past the end is an empty slot; present bool [M].
+
+    Blocks depend on the cohort and the shapes alone.
+    """
+    slots = np.flatnonzero(ids < population.num_clients)
+    activity = population.activity[ids[slots]]
+    return laid_out(population, batching, shapes, ids, present, plan(shapes, batching.steps(activity)), seed, round)
+
+
+def nobody(population: Population, batching: Batching, shapes: Lengths) -> Cohort:
+    """An empty cohort with one block of every shape: what compiles all the programs of a run."""
+    ids, none = np.full(shapes.slots, population.num_clients), np.zeros(0, np.int64)
+    every = Plan(none, [(shapes.clients(s), s, shapes.rows(s)) for s in shapes.steps], none, none, none)
+    return laid_out(population, batching, shapes, ids, np.zeros(shapes.slots, bool), every, 0, 0)
+
+
+def laid_out(population, batching, shapes, ids, present, where, seed, round) -> Cohort:
+    """The cohort whose clients lie as planned."""
+    slots = np.flatnonzero(ids < population.num_clients)[where.order]
+    clients = ids[slots].astype(np.int64)
+    laid = lay(population, batching, draw(population, batching, clients, seed, round), where)
+    rows = None
+    if shapes.room:
+        rows, held = listed(laid.held, population.num_items, shapes.room)
+        laid = laid._replace(held=held)
+
+    def lanes(values, fill, dtype):
+        out = np.full(where.sizes[0], fill, dtype)
+        out[where.lane] = values
+        return out
+
+    activity = population.activity[clients]
+    examples = lanes(batching.epochs * batching.examples(activity), 0, np.float32)
+    blocks = cut(where, laid, lanes(slots, len(ids), np.int32), examples, lanes(activity, 0, np.float32))
+    return Cohort(ids.astype(np.int32), present, blocks, rows)
