@@ -174,6 +174,7 @@ def config_of(table: dict[str, Any]) -> Any:
             ("patience", int, 0),
             ("where", Literal["server", "clients"], "server"),
             ("seed", int, 0),
+            ("clients", int, 10_000),  # at most so many are asked, drawn once; 0: all
             ("channel", several(map(type, through)), field(default=through)),
         ],
     )

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.channel import Channel, total
-from jaxfed.data.clients import Population, Ragged
+from jaxfed.data.batches import never_touched
+from jaxfed.data.clients import Population, Ragged, ranges
 from jaxfed.metrics import classification, ranking
 from jaxfed.models.model import Model
 from jaxfed.types import Client, Key, Mean, Round, Tree
@@ -36,13 +37,17 @@ class Questions(NamedTuple):
 
 
 class Exam(NamedTuple):
-    """A split to be evaluated on: who is asked what."""
+    """A split to be evaluated on: A clients, their U users numbered client by client, and what each is asked."""
 
-    population: Population
-    targets: Ragged
-    seen: Ragged
-    sampled: np.ndarray  # int32 [users, DRAWS, SAMPLED]
-    who: np.ndarray  # int32 [asked]: clients
+    num_items: int
+    num_clients: int
+    who: np.ndarray  # int32 [A]: clients
+    first: np.ndarray  # int64 [A + 1]: the users of each
+    activity: np.ndarray  # float32 [A]
+    decile: np.ndarray  # int64 [A]: among all clients
+    targets: Ragged  # held-out items of each user
+    seen: Ragged  # items left out of the ranking
+    sampled: np.ndarray  # int32 [U, DRAWS, SAMPLED]
     clients: int  # at a time
     users: int  # of each client at a time
 
@@ -56,58 +61,58 @@ def concatenated(*lists: Ragged) -> Ragged:
     return Ragged(values, np.concatenate([[0], np.cumsum(counts)]))
 
 
-def never_touched(population: Population, seed: int) -> np.ndarray:
-    """int32 [users, DRAWS, SAMPLED]: distinct items that each user never interacted with, by (seed, user, draw)."""
-    touched = concatenated(population.train, population.valid, population.test)
-    items = population.num_items
-    out = np.full((len(population.user_names), DRAWS, SAMPLED), items, np.int32)
-    for user in range(len(out)):
-        mine = np.unique(touched.of(user))
-        gaps, free = mine - np.arange(len(mine)), items - len(mine)
-        for number in range(DRAWS):
-            random = np.random.Generator(np.random.Philox(key=[seed, 2], counter=[0, user, number, 0]))
-            r = random.choice(free, min(free, SAMPLED), replace=False, shuffle=False)
-            out[user, number, : len(r)] = r + np.searchsorted(gaps, r, "right")
-    return out
-
-
-def exam(population: Population, part: str, sampled: np.ndarray, budget: int = 1 << 22) -> Exam:
+def exam(population: Population, part: str, seed: int = 0, most: int = 0, budget: int = 1 << 22) -> Exam:
     """part: `val` (train items are left out of the ranking) or `test` (train and validation items are).
 
-    budget: scores and histories [clients, users, N + longest] held at a time: memory does not grow with the population.
+    most: so many clients are asked, drawn by the seed; 0: all. budget: scores and histories [clients, users, N +
+    longest] held at a time: memory does not grow with the population.
     """
     if part not in ("val", "test"):
         raise ValueError(f"no part {part!r}: choose val or test")
-    targets = population.valid if part == "val" else population.test
-    seen = population.train if part == "val" else concatenated(population.train, population.valid)
-    users = min(population.users_per_client, 64)
+    who = np.arange(population.num_clients, dtype=np.int32)
+    if 0 < most < len(who):
+        who = np.sort(np.random.default_rng([seed, 3]).choice(who, most, replace=False))
+    count = population.first[who + 1] - population.first[who]
+    asked = ranges(population.first[who], count)
+    train, valid, test = (each.some(asked) for each in (population.train, population.valid, population.test))
+    targets, seen = (valid, train) if part == "val" else (test, concatenated(train, valid))
+    users = min(int(count.max()), 64)
     each = users * (population.num_items + int(seen.counts.max()) + int(targets.counts.max()))
-    clients = int(np.clip(budget // each, 1, min(population.num_clients, 256)))
-    return Exam(population, targets, seen, sampled, np.arange(population.num_clients, dtype=np.int32), clients, users)
+    clients = int(np.clip(budget // each, 1, min(len(who), 256)))
+    edges = np.quantile(population.activity, np.arange(1, DECILES) / DECILES)
+    activity = population.activity[who]
+    return Exam(
+        population.num_items,
+        population.num_clients,
+        who,
+        np.concatenate([[0], np.cumsum(count)]),
+        activity.astype(np.float32),
+        np.searchsorted(edges, activity, "right"),
+        targets,
+        seen,
+        never_touched(population, asked, DRAWS, SAMPLED, seed),
+        clients,
+        users,
+    )
 
 
 def questions(of: Exam) -> Iterator[list[Questions]]:
     """Those asked, in chunks of one shape: for each group of clients the blocks of their users."""
-    population, items = of.population, of.population.num_items
-    edges = np.quantile(population.activity, np.arange(1, DECILES) / DECILES)
-    decile = np.searchsorted(edges, population.activity, "right")
-    none = len(population.user_names)
+    items, none, longest = of.num_items, int(of.first[-1]), int(np.diff(of.first).max())
     lists = [Ragged(each.values, np.append(each.start, each.start[-1])) for each in (of.targets, of.seen)]
     for low in range(0, len(of.who), of.clients):
-        ids = np.full(of.clients, population.num_clients, np.int32)
-        ids[: len(of.who) - low] = of.who[low : low + of.clients]
-        real = ids < population.num_clients
-        at = np.minimum(ids, population.num_clients - 1)
+        at = np.arange(low, low + of.clients)
+        real, at = at < len(of.who), np.minimum(at, len(of.who) - 1)
+        ids = np.where(real, of.who[at], of.num_clients).astype(np.int32)
         group = []
-        for start in range(0, population.users_per_client, of.users):
+        for start in range(0, longest, of.users):
             local = np.broadcast_to(start + np.arange(of.users), (of.clients, of.users))
-            user = population.first[at][:, None] + local
-            user = np.where((user < population.first[at + 1][:, None]) & real[:, None], user, none)
+            user = of.first[at][:, None] + local
+            user = np.where((user < of.first[at + 1][:, None]) & real[:, None], user, none)
             targets, seen = (each.padded(user.ravel(), items).reshape(*user.shape, -1) for each in lists)
             sampled = np.where((user < none)[..., None, None], of.sampled[np.minimum(user, none - 1)], items)
-            local = np.minimum(local, population.users_per_client - 1).astype(np.int32)
-            activity = population.activity[at].astype(np.float32)
-            group.append(Questions(ids, activity, decile[at], local, targets, seen, sampled))
+            local = np.minimum(local, longest - 1).astype(np.int32)
+            group.append(Questions(ids, of.activity[at], of.decile[at], local, targets, seen, sampled))
         yield group
 
 
@@ -179,7 +184,7 @@ def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key]
         for group in questions(exam):
             sums = functools.reduce(add, (look(shared, private, asked) for asked in group))
             one = group[0]
-            here = one.client < exam.population.num_clients
+            here = one.client < exam.num_clients
             part, state = hear(sums, one.client, one.activity, one.decile, here, exam.who, key)
             heard = part if heard is None else add(heard, part)
         return close(heard, state, exam.who, key)

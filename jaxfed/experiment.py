@@ -12,7 +12,7 @@ from jaxfed.data.batches import Batching
 from jaxfed.data.blocks import Lengths, lengths
 from jaxfed.data.clients import Population, prepare
 from jaxfed.data.interactions import Dataset, digest
-from jaxfed.evaluate import Exam, exam, examiner, never_touched
+from jaxfed.evaluate import Exam, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place
@@ -91,8 +91,8 @@ def assemble(config: Any, data: Data) -> Experiment:
     algorithm = federate(
         work, channel, server, population.num_clients, placement, shapes.lay, 1e9 * config.run.client_memory_gb
     )
-    sampled = never_touched(population, config.evaluation.seed)
-    exams = {part: exam(population, part, sampled) for part in ("val", "test")}
+    asked = config.evaluation.seed, config.evaluation.clients
+    exams = {part: exam(population, part, *asked) for part in ("val", "test")}
     shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
     through = links(config.evaluation.channel) if config.evaluation.where == "clients" else link()
     examine = examiner(model, through)

@@ -7,9 +7,10 @@ import pytest
 
 from jaxfed.channel import chain, link
 from jaxfed.channels.weigh import mean
+from jaxfed.data.batches import never_touched
 from jaxfed.data.clients import prepare
 from jaxfed.data.synthetic import synthetic
-from jaxfed.evaluate import DRAWS, SAMPLED, exam, examiner, never_touched, readable
+from jaxfed.evaluate import DRAWS, SAMPLED, exam, examiner, readable
 from jaxfed.metrics import ranking
 from jaxfed.models.model import Model
 
@@ -43,6 +44,11 @@ def reference(scores, targets, masked, others):
     return out
 
 
+def drawn(population, seed, users=None):
+    users = np.arange(len(population.user_names)) if users is None else users
+    return never_touched(population, users, DRAWS, SAMPLED, seed)
+
+
 def setting(protocol="loo-clean", **kw):
     _, population = prepare(synthetic(50, 120, mean_length=12), protocol=protocol, ratio=(0.2, 0.3), **kw)
     scores = (
@@ -52,7 +58,7 @@ def setting(protocol="loo-clean", **kw):
     for u in range(len(scores)):
         c = population.client_of[u]
         private[c, u - population.first[c]] = scores[u]
-    return population, scores, private, never_touched(population, 0)
+    return population, scores, private, drawn(population, 0)
 
 
 CASES = {
@@ -66,7 +72,7 @@ CASES = {
 @pytest.mark.parametrize("part", ["val", "test"])
 def test_against_numpy(case, part):
     population, scores, private, sampled = setting(**CASES[case])
-    got = readable(part, examiner(table_model(scores), link())((), private, exam(population, part, sampled), KEY))
+    got = readable(part, examiner(table_model(scores), link())((), private, exam(population, part), KEY))
     full, drawn = [], [[] for _ in range(DRAWS)]
     counts = np.zeros((DRAWS, 4))
     for u in range(len(scores)):
@@ -92,8 +98,8 @@ def test_against_numpy(case, part):
 
 
 def test_deciles_of_activity_add_up():
-    population, scores, private, sampled = setting()
-    sums = examiner(table_model(scores), link())((), private, exam(population, "test", sampled), KEY)
+    population, scores, private, _ = setting()
+    sums = examiner(table_model(scores), link())((), private, exam(population, "test"), KEY)
     got = readable("test", sums)
     order = np.argsort(population.activity, kind="stable")
     deciles = np.asarray(sums["full/ndcg@10"].weight)
@@ -132,17 +138,54 @@ def test_negatives_are_distinct_untouched_and_a_function_of_the_seed():
             real = sampled[u, d][sampled[u, d] < population.num_items]
             assert len(set(real.tolist())) == len(real) == min(SAMPLED, population.num_items - len(touched))
             assert not touched & set(real.tolist())
-    assert (never_touched(population, 0) == sampled).all()
-    assert (never_touched(population, 1) != sampled).any()
+    assert (drawn(population, 0) == sampled).all()
+    assert (drawn(population, 1) != sampled).any()
+    some = np.array([3, 17, 44])
+    assert (drawn(population, 0, some) == sampled[some]).all()
+
+
+def test_sampled_candidates_are_uniform():
+    """Chi-square of a user's candidates over many seeds; 5 sd above the mean is 1 in a million. Those of one draw are
+    distinct, which makes the statistic smaller, by (free - SAMPLED) / (free - 1)."""
+    population = prepare(synthetic(20, 300, mean_length=12))[1]
+    counts = sum(np.bincount(drawn(population, seed, np.array([7])).ravel(), minlength=300) for seed in range(60))
+    touched = np.concatenate([part.of(7) for part in (population.train, population.valid, population.test)])
+    free = np.setdiff1d(np.arange(population.num_items), touched)
+    assert counts[touched].sum() == 0
+    expected = counts.sum() / len(free)
+    chi = ((counts[free] - expected) ** 2 / expected).sum() * (len(free) - 1) / (len(free) - SAMPLED)
+    assert abs(chi - len(free) + 1) < 5 * np.sqrt(2 * len(free))
+
+
+def test_some_clients_asked_are_those_of_all():
+    population, scores, private, _ = setting()
+    one = examiner(table_model(scores), link())
+    some = exam(population, "test", most=11)
+    assert len(set(some.who.tolist())) == 11
+    got = readable("test", one((), private, some, KEY))
+    each = [exam(population, "test")._replace(who=np.array([c]), first=np.array([0, 1])) for c in some.who]
+    whole = exam(population, "test")
+    alone = [
+        e._replace(
+            activity=whole.activity[c : c + 1],
+            decile=whole.decile[c : c + 1],
+            targets=whole.targets.some(np.array([c])),
+            seen=whole.seen.some(np.array([c])),
+            sampled=whole.sampled[c : c + 1],
+        )
+        for c, e in zip(some.who, each, strict=True)
+    ]
+    hits = [readable("test", one((), private, e, KEY))["test/full/ndcg@10"] for e in alone]
+    assert got["test/full/ndcg@10"] == pytest.approx(np.mean(hits), rel=1e-5)
 
 
 def test_memory_is_bounded_by_the_chunk_and_the_chunk_changes_nothing():
-    population, scores, private, sampled = setting()
+    population, scores, private, _ = setting()
     run = examiner(table_model(scores), link())
-    want = readable("val", run((), private, exam(population, "val", sampled), KEY))
+    want = readable("val", run((), private, exam(population, "val"), KEY))
     for chunk in (1, 7):
         each = population.num_items + population.train.counts.max() + 1
-        small = exam(population, "val", sampled, chunk * each)
+        small = exam(population, "val", budget=chunk * each)
         assert (small.clients, small.users) == (chunk, 1)
         got = readable("val", run((), private, small, KEY))
         assert got == pytest.approx(want, rel=1e-5, nan_ok=True)
@@ -159,26 +202,26 @@ def ring():
 @pytest.mark.parametrize("channel", [link, mean, ring], ids=["sum", "mean", "ring"])
 @pytest.mark.parametrize("case", CASES)
 def test_on_the_clients_it_is_what_the_server_finds(channel, case):
-    population, scores, private, sampled = setting(**CASES[case])
-    asked = exam(population, "test", sampled)
+    population, scores, private, _ = setting(**CASES[case])
+    asked = exam(population, "test")
     server = readable("test", examiner(table_model(scores), link())((), private, asked, KEY))
     clients = readable("test", examiner(table_model(scores), chain(channel()))((), private, asked, KEY))
     assert clients == pytest.approx(server, abs=1e-4 if channel is ring else 1e-6)
 
 
 def test_the_server_hears_only_sums_over_clients():
-    population, scores, private, sampled = setting()
+    population, scores, private, _ = setting()
     heard = []
 
     def spy(update, sent, client):
         heard.append([leaf.shape for leaf in jax.tree.leaves(update)])
         return update, client.memory
 
-    examiner(table_model(scores), chain(link(spy)))((), private, exam(population, "test", sampled), KEY)
+    examiner(table_model(scores), chain(link(spy)))((), private, exam(population, "test"), KEY)
     assert all(set(shapes) == {(10,), (DRAWS, 10)} for shapes in heard)  # by decile: nothing as long as the catalogue
 
 
 def test_parts_that_are_not_there():
-    population, *_, sampled = setting()
+    population, *_ = setting()
     with pytest.raises(ValueError, match="choose val or test"):
-        exam(population, "train", sampled)
+        exam(population, "train")

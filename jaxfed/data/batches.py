@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfed.data.clients import Population
+from jaxfed.data.clients import Population, ragged, ranges, sorted_pairs
 
 
 class Batching(NamedTuple):
@@ -33,38 +33,19 @@ class Batching(NamedTuple):
         return self.epochs * -(-self.examples(positives) // self.batch_size)
 
 
-def ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """start[0], start[0] + 1, ... (count[0] of them), start[1], ...: many ranges end to end."""
-    end = np.cumsum(count)
-    return np.arange(end[-1] if len(end) else 0) + np.repeat(start - (end - count), count)
-
-
-def streams(seed: int, round: int, clients: np.ndarray, epochs: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def streams(seed: int, stream: int, clients: np.ndarray, epochs: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """uint64 [sum of counts]: so many random numbers of each (client, epoch), end to end.
 
-    Each has a range of a counter-based stream of the (seed, round) to itself. One generator walks them all: making one
+    Each has a range of a counter-based stream of the (seed, stream) to itself. One generator walks them all: making one
     for each costs four times as much as the numbers.
     """
-    philox, at, drawn = np.random.Philox(key=[seed, (1 << 32) + round]), 0, [np.zeros(0, np.uint64)]
+    philox, at, drawn = np.random.Philox(key=[seed, stream]), 0, [np.zeros(0, np.uint64)]
     for client, epoch, count in zip(clients.tolist(), epochs.tolist(), counts.tolist(), strict=True):
         begin = (client << 64) + (epoch << 32)
         philox.advance((begin - at) % (1 << 256))  # in steps of the counter, four numbers each
         drawn.append(philox.random_raw(count))
         at = begin - (-count // 4)
     return np.concatenate(drawn)
-
-
-def sorted_pairs(group: np.ndarray, value: np.ndarray, groups: int, values: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 [n]: group * values + value in ascending order, int64 [n]: which entries they are, equal ones in order).
-
-    One sort of numbers that hold pair and entry, where 63 bits suffice: several times as fast as `argsort`.
-    """
-    pair, entry = group * values + value, max(len(group) - 1, 1).bit_length()
-    if (groups * values).bit_length() + entry > 63:
-        order = np.argsort(pair, kind="stable")
-        return pair[order], order
-    both = np.sort((pair << entry) | np.arange(len(pair)))
-    return both >> entry, both & ((1 << entry) - 1)
 
 
 class Drawn(NamedTuple):
@@ -84,7 +65,7 @@ def draw(population: Population, batching: Batching, clients: np.ndarray, seed: 
     low, count = population.train.start[population.first[passes]], population.activity[passes]
     epoch = np.arange(len(passes)) % batching.epochs
     needed = count * (1 + batching.negatives)
-    raw = streams(seed, round, passes, epoch, needed)
+    raw = streams(seed, (1 << 32) + round, passes, epoch, needed)
     begin = np.cumsum(needed) - needed
     owner = np.repeat(np.arange(len(passes)), count)
 
@@ -120,3 +101,32 @@ def outside(population: Population, user: np.ndarray, random32: np.ndarray) -> n
         return population.free[start + r]
     before = np.searchsorted(population.gaps, user * (items + 1) + r, "right") - avoid.start[user]
     return (r + before).astype(np.int32)
+
+
+def never_touched(population: Population, users: np.ndarray, draws: int, size: int, seed: int) -> np.ndarray:
+    """int32 [len(users), draws, size]: distinct items that each user never interacted with, uniform, by (seed, user,
+    draw); N where there are fewer."""
+    items = population.num_items
+    lists = [part.some(users) for part in (population.train, population.valid, population.test)]
+    owner = np.concatenate([np.repeat(np.arange(len(users)), part.counts) for part in lists])
+    pairs = np.unique(owner * items + np.concatenate([part.values for part in lists]))
+    touched = ragged(pairs % items, pairs // items, len(users))
+    gaps = pairs + pairs // items - (np.arange(len(pairs)) - touched.start[pairs // items])  # as Population.gaps
+    row = np.repeat(np.arange(len(users)), draws)
+    free = (items - touched.counts)[row]
+    wanted, out = np.minimum(free, size), np.full((len(row), size), items, np.int32)
+    left, length = np.arange(len(row)), 2 * size
+    while len(left):  # the first distinct numbers of a stream, of a longer one where they are too few
+        raw = streams(seed, 2, users[row[left]], left % draws, np.full(len(left), length)) >> np.uint64(32)
+        r = (raw * np.repeat(free[left], length).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+        pair, order = sorted_pairs(np.repeat(np.arange(len(left)), length), r, len(left), items)
+        new = np.zeros(len(order), bool)
+        new[order[np.diff(pair, prepend=-1) != 0]] = True
+        rank = np.cumsum(new.reshape(len(left), length), 1)
+        full = rank[:, -1] >= wanted[left]
+        kept = (new.reshape(rank.shape) & (rank <= wanted[left][:, None]) & full[:, None]).ravel()
+        at, r = np.repeat(left, length)[kept], r[kept]
+        before = np.searchsorted(gaps, row[at] * (items + 1) + r, "right") - touched.start[row[at]]
+        out[at, rank.ravel()[kept] - 1] = r + before
+        left, length = left[~full], 2 * length
+    return out.reshape(len(users), draws, size)

@@ -10,6 +10,25 @@ from jaxfed.data.splits import TEST, TRAIN, VALID, Protocol, Split, drop_short, 
 SMALL = 1 << 24  # users x items up to which every user's negatives are listed
 
 
+def ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """start[0], start[0] + 1, ... (count[0] of them), start[1], ...: many ranges end to end."""
+    end = np.cumsum(count)
+    return np.arange(end[-1] if len(end) else 0) + np.repeat(start - (end - count), count)
+
+
+def sorted_pairs(group: np.ndarray, value: np.ndarray, groups: int, values: int) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 [n]: group * values + value in ascending order, int64 [n]: which entries they are, equal ones in order).
+
+    One sort of numbers that hold pair and entry, where 63 bits suffice: several times as fast as `argsort`.
+    """
+    pair, entry = group * values + value, max(len(group) - 1, 1).bit_length()
+    if (groups * values).bit_length() + entry > 63:
+        order = np.argsort(pair, kind="stable")
+        return pair[order], order
+    both = np.sort((pair << entry) | np.arange(len(pair)))
+    return both >> entry, both & ((1 << entry) - 1)
+
+
 class Ragged(NamedTuple):
     """Lists of different lengths, end to end."""
 
@@ -24,6 +43,11 @@ class Ragged(NamedTuple):
     def counts(self) -> np.ndarray:
         """int64 [n]: the length of each list."""
         return np.diff(self.start)
+
+    def some(self, lists: np.ndarray) -> "Ragged":
+        """The lists named."""
+        count = self.start[lists + 1] - self.start[lists]
+        return Ragged(self.values[ranges(self.start[lists], count)], np.concatenate([[0], np.cumsum(count)]))
 
     def padded(self, lists: np.ndarray, fill: int) -> np.ndarray:
         """[len(lists), longest of all lists]: some of the lists, filled up."""
