@@ -1,4 +1,4 @@
-"""`jaxfed train | evaluate | recommend | data`. An error a user can cause is one line and exit code 2."""
+"""`jaxfed train | evaluate | recommend | data | bench`. An error a user can cause is one line and exit code 2."""
 
 import argparse
 import contextlib
@@ -42,6 +42,14 @@ def parser() -> argparse.ArgumentParser:
         "data", "Fetch a data set and describe it.", "Options of the loader: --path FILE, --user COLUMN, ..."
     )
     data.add_argument("name", metavar="NAME|FILE|CONFIG.toml")
+    bench = command("bench", "Time rounds end to end, beside what one would write by hand.")
+    bench.add_argument("workloads", nargs="*", metavar="W1 W2 W3 W4", help="which (all)")
+    bench.add_argument("--rounds", type=int, default=20, help="of each, at least")
+    bench.add_argument(
+        "--budget", type=float, default=100.0, help="seconds for a baseline that is slow: fewer rounds then"
+    )
+    bench.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    bench.add_argument("--alone", help=argparse.SUPPRESS)  # one method in this process, for its peak memory
     return main
 
 
@@ -247,6 +255,41 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
     print(text(load(overridden(table, own).data)))
 
 
+def bench(args: argparse.Namespace) -> None:
+    """jaxfed bench"""
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxfed import bench as measuring
+    from jaxfed.config import near
+    from jaxfed.folder import write_file
+    from jaxfed.log import say
+
+    for name in args.workloads:
+        if name not in measuring.WORKLOADS:
+            raise ValueError(f'no workload "{name}"{near(name, measuring.WORKLOADS)}')
+    if args.rounds < 1:
+        raise ValueError(f"--rounds is {args.rounds}: it must be at least 1")
+    if args.alone:
+        print(json.dumps(measuring.alone(args.workloads[0], args.alone)))
+        return
+    figures = {}
+    for name in args.workloads or measuring.WORKLOADS:
+        figures[name] = measuring.bench(name, args.rounds, args.budget, say)
+        if args.json:
+            write_file(Path(args.json), json.dumps(figures, indent=1) + "\n")
+    out, table = Console(highlight=False, soft_wrap=True), Table(title="ms a round, medians", title_justify="left")
+    columns = "ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms", "clients_per_second", "compile_seconds"
+    for column in ("", *columns, "peak_memory_mb"):
+        table.add_column(column.replace("_ms", "").replace("_", " "), justify="right" if column else "left")
+    for name, row in figures.items():
+        values = (row[column] for column in (*columns, "peak_memory_mb"))
+        table.add_row(name, *("-" if value is None else f"{value:,.1f}" for value in values))
+    out.print(table)
+    for what, value, bound, holds in measuring.promised(figures):
+        out.print(f"{what:>36}  {value:10.2f}  {bound:>8}  {'' if holds else 'MISSED'}")
+
+
 def main() -> None:
     """The program."""
     words = sys.argv[1:]
@@ -254,13 +297,13 @@ def main() -> None:
     args, rest = parser().parse_known_args([word for word in words if not keys or word not in ("-h", "--help")])
     rest += ["--help"] if keys else []
     try:
-        if args.command in ("evaluate", "recommend") and rest:
+        if args.command in ("evaluate", "recommend", "bench") and rest:
             raise ValueError(f"unknown option {rest[0]}")
         start()
         if args.command in ("train", "data"):
             {"train": train, "data": describe}[args.command](args, rest)
         else:
-            {"evaluate": evaluate, "recommend": recommend}[args.command](args)
+            {"evaluate": evaluate, "recommend": recommend, "bench": bench}[args.command](args)
     except ValueError as error:
         if os.environ.get("JAXFED_TRACEBACK"):
             raise

@@ -130,15 +130,19 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -
 
     columns = drawn.item.shape[1]
     entry = example if columns == 1 else (example[:, None] * columns + np.arange(columns)).ravel()
-    owner, item = np.repeat(drawn.client, columns), drawn.item.ravel()
-    pair, order = sorted_pairs(owner, item, len(where.order), items)
-    entry, owner = entry[order], owner[order]
+    client, item = np.repeat(drawn.client, columns), drawn.item.ravel()
+    pair, order = sorted_pairs(client, item, len(where.order), items)
+    entry = entry[order]
     fresh = np.diff(pair, prepend=-1) != 0  # the client has the item here for the first time
     lead = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
-    position = np.cumsum(fresh) - 1
-    position -= np.searchsorted(owner[fresh], np.arange(len(where.order)))[owner]
+    first = np.zeros(len(pair), bool)
+    first[order[fresh]] = True
+    place = np.cumsum(first) - 1  # by first use: a step finds most of its rows side by side
+    place -= (place[np.searchsorted(client, np.arange(len(where.order)))] if len(pair) else place)[client]
     held = np.full(rows, items, np.int32)
-    held[(where.row[owner] + position)[fresh]] = item[order][fresh]
+    held[where.row[client[first]] + place[first]] = item[first]
+    begin = np.flatnonzero(fresh)
+    position = np.repeat(place[order[begin]], np.diff(begin, append=len(pair)))
     positions = table(entry[lead], position[lead], items, wide=width)
     live = np.zeros(steps, bool)
     live[where.step[drawn.client] + drawn.step] = True
