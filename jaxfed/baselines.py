@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +124,7 @@ def dense_vmap(experiment: Experiment, rate: float, seed: int) -> Baseline:
         ids, drawn, first = asked(experiment, seed, number)
         count = np.diff(first)
         steps = int(lengths[np.searchsorted(lengths, -(-count.max() // size))])
-        each = [padded(drawn, low, high, steps, size) for low, high in zip(first[:-1], first[1:], strict=True)]
+        each = [padded(drawn, low, high, steps, size) for low, high in pairwise(first)]
         data = tuple(np.stack(x) for x in zip(*each, strict=True))
         return Mine(*all_of_them(mine.items, mine.users, ids, count.astype(np.float32), data))
 
@@ -143,7 +144,7 @@ def compiled() -> ctypes.CDLL | None:
 
 
 def limit(experiment: Experiment, rate: float, seed: int) -> Baseline | None:
-    """The same arithmetic in C on one core. Its state is a cohort laid out beforehand: `round` runs arithmetic alone."""
+    """The arithmetic in C on one core. Its state holds a cohort laid out beforehand: a round is arithmetic alone."""
     if (library := compiled()) is None:
         return None
     floats, ints = (np.ctypeslib.ndpointer(kind, flags="C") for kind in (np.float32, np.int32))

@@ -1,8 +1,8 @@
 """`jaxfed bench`: rounds of a matrix factorisation, end to end, beside what one would write by hand.
 
-Cohort sampling, negatives, batching, transfers and compute all count, for jaxfed and for the two baselines; `limit` is the
-arithmetic of client and server alone, in C on one core. All are timed in turn in one process; the peak memory of each
-is that of a process of its own.
+Cohort sampling, negatives, batching, transfers and compute all count, for jaxfed and for the two baselines; `limit` is
+the arithmetic of client and server alone, in C on one core. All are timed in turn in one process; the peak memory of
+each is that of a process of its own.
 """
 
 import json

@@ -8,6 +8,7 @@ import jax
 
 from jaxfed.channel import Channel, Wire, chain, link, wire
 from jaxfed.cohort import Sampler
+from jaxfed.data import store
 from jaxfed.data.batches import Batching
 from jaxfed.data.blocks import Lengths, lengths
 from jaxfed.data.clients import Population, prepare
@@ -18,6 +19,8 @@ from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place
 from jaxfed.registry import BESIDE, REGISTRY, arguments, grouped
 from jaxfed.types import Shared
+
+LARGE = 1_000_000  # rows from which prepared data are kept on disk
 
 
 class Data(NamedTuple):
@@ -53,7 +56,22 @@ def call(section: str, config: Any, **given: Any) -> Any:
 
 
 def load(config: Any) -> Data:
-    """Reads the data of a configuration's [data] section. Raises ValueError with one line where they are not fit."""
+    """Reads the data of a configuration's [data] section. Raises ValueError with one line where they are not fit.
+
+    Large data are prepared once, kept on disk and mapped from there.
+    """
+    folder = store.place(dataclasses.asdict(config))
+    if (found := store.kept(folder)) is not None:
+        return found
+    data = read(config)
+    if len(data.source.interactions.user) >= LARGE:
+        store.keep(folder, data)
+        return store.kept(folder) or data
+    return data
+
+
+def read(config: Any) -> Data:
+    """The same from its source."""
     beside = {name: getattr(config, name) for name in BESIDE["data"]}
     named = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
     source = call("data", config, **({"keep": config.clients} if named else {}))

@@ -100,6 +100,17 @@ def row_cohort(whole=False, present=None, blocks=((0, 1, 2, 3), (4, 5, 6, 7))):
     return Cohort(np.array(WHO, np.int32), there, tuple(row_block(slots, whole) for slots in blocks))
 
 
+def on_rows(cohort, room=ITEMS + 3):
+    """The same cohort with the list of the rows it holds, and room for more."""
+    held = np.unique(np.concatenate([block.rows.ravel() for block in cohort.blocks]))
+    held = held[held < ITEMS]
+    position = np.full(ITEMS + 1, room, np.int32)
+    position[held] = np.arange(len(held))
+    blocks = tuple(block._replace(rows=position[block.rows]) for block in cohort.blocks)
+    rows = np.concatenate([held, np.arange(ITEMS, ITEMS + room - len(held))]).astype(np.int32)
+    return cohort._replace(blocks=blocks, rows=rows)
+
+
 def factorisation(channel, optimizer=None, server=None, by_row=True, **more):
     """FedAvg of the matrix factorisation above."""
     work = local_steps(bce, optimizer or optax.sgd(0.1), user, by_row)

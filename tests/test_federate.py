@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxfed.channel import chain, link
+from jaxfed.channels.difference import difference
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.federate import federate, model
 from jaxfed.placement import place
@@ -27,11 +28,13 @@ from tests.small import (
     S,
     X,
     Y,
+    bce,
     by_hand,
     close,
     dense_cohort,
     factorisation,
     mse,
+    on_rows,
     row_block,
     row_cohort,
     run,
@@ -64,6 +67,58 @@ def test_row_sparse_is_dense_fedavg_of_a_factorisation(weighted, whole):
     close(model(state), params)
     for client, own in users.items():
         close({"user": state.memory[0]["user"][client]}, own)
+
+
+@pytest.mark.parametrize("channel", [mean, weighted_mean, per_row_mean, lambda: chain(difference(), per_row_mean())])
+@pytest.mark.parametrize("server", [optax.sgd(0.5), optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))])
+def test_a_round_on_the_cohorts_rows_is_the_round_on_all(channel, server):
+    """For a server without a state: a row that nobody holds has no update."""
+    cohort = row_cohort(present=[1, 0, 1, 1, 1, 1, 0, 1])
+    want, told = run(factorisation(channel(), server=server), cohort)
+    got, info = run(factorisation(channel(), server=server), on_rows(cohort))
+    close(model(got), model(want))
+    close(got.memory, want.memory)
+    close(info, told)
+
+
+def test_a_server_with_a_state_is_lazy_on_the_rows_of_the_cohort():
+    """Adam by hand, every row with moments of its own, which rest while nobody holds the row."""
+    cohort = row_cohort()
+    held = np.unique(np.concatenate([block.rows.ravel() for block in cohort.blocks]))[:-1]
+    others = np.setdiff1d(np.arange(ITEMS), held)
+    assert len(others)
+    adam = optax.adam(0.1, eps=0.01)  # not a mere sign of the difference of two models below
+    algorithm, plainly = factorisation(mean(), server=adam), factorisation(mean())
+    state, _ = run(algorithm, on_rows(cohort), rounds=2)
+    same(model(state)["item"][others], PLAIN["item"][others])
+
+    item, moments, now = PLAIN["item"][held], adam.init(PLAIN["item"][held]), algorithm.init(MARKED, KEY)
+    for _ in range(2):
+        twin = jax.tree.map(jnp.copy, now)._replace(opt=plainly.init(MARKED, KEY).opt)
+        moved, _ = plainly.step(twin, cohort, KEY)
+        mean_update = model(now)["item"][held] - model(moved)["item"][held]
+        step, moments = adam.update(mean_update, moments, item)
+        item = item + step
+        now, _ = algorithm.step(now, on_rows(cohort), KEY)
+        close(model(now)["item"][held], item)
+
+
+def test_memory_of_tables_is_found_by_the_catalogue():
+    """Private tables [clients, catalogue] are read and written at the catalogue's rows, whatever list a round has."""
+    work = local_steps(bce, optax.sgd(0.1), lambda key: {**user(key), "seen": Table(jnp.zeros(ITEMS))})
+
+    def counting(shared, mine, steps, key):
+        report = work.run(shared, mine, steps, key)
+        seen = {**report.memory, "seen": Table(mine["seen"].rows + 1)}
+        return report._replace(memory=seen)
+
+    cohort = row_cohort()
+    algorithm = federate(work._replace(run=counting), mean(), optax.sgd(1.0), USERS)
+    state, _ = run(algorithm, on_rows(cohort), rounds=3)
+    want = np.zeros((USERS, ITEMS))
+    for client in WHO:
+        want[client, DATA[client][0]] = 3
+    same(state.memory[0]["seen"].rows, want)
 
 
 def test_per_row_mean_by_hand():
