@@ -94,7 +94,7 @@ def sequential(experiment: Experiment, rate: float, seed: int) -> Baseline:
         update, user = client(rate, items, users[id], data)
         return jax.tree.map(lambda t, u: t + weight * u, total, update), users.at[id].set(user)
 
-    @partial(jax.jit, donate_argnums=(0, 1))
+    @partial(jax.jit, donate_argnums=0)
     def finish(items, total, weight):
         return jax.tree.map(lambda x, t: x + t / weight, items, total)
 

@@ -35,7 +35,9 @@ class Run:
     keep: int = 2  # checkpoints kept
     placement: Literal["jit", "pmap"] = "jit"
     devices: int = 1  # 0: all there are
+    shard_tables: bool = False  # each device keeps a share of the rows of the server's tables
     area: int = 0  # steps in a block of clients; 0: chosen
+    chunk: int = 0  # blocks whose messages are held at a time; 0: all of a cohort's
     client_memory_gb: float = 8.0  # what private parts and memories of all clients may take
 
 

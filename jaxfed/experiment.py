@@ -96,7 +96,7 @@ def links(configs: tuple[Any, ...]) -> Channel:
 def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
     population = data.population
-    placement = place(config.run.placement, config.run.devices)
+    placement = place(config.run.placement, config.run.devices, config.run.shard_tables)
     model = call("model", config.model, num_items=population.num_items, num_users=population.users_per_client)
     batching = Batching(**{name: getattr(config.work, name) for name in BESIDE["work"]}, pairwise=model.pairwise)
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)
@@ -107,7 +107,14 @@ def assemble(config: Any, data: Data) -> Experiment:
     )
     server = call("server", config.server, learning_rate=config.server.learning_rate)
     algorithm = federate(
-        work, channel, server, population.num_clients, placement, shapes.lay, 1e9 * config.run.client_memory_gb
+        work,
+        channel,
+        server,
+        population.num_clients,
+        placement,
+        shapes.lay,
+        1e9 * config.run.client_memory_gb,
+        config.run.chunk,
     )
     asked = config.evaluation.seed, config.evaluation.clients
     exams = {part: exam(population, part, *asked) for part in ("val", "test")}

@@ -94,14 +94,18 @@ def federate(
     placement: Placement | None = None,
     lay: tuple[int, int] | None = None,
     budget: float = 8e9,
+    chunk: int = 0,
 ) -> Algorithm:
     """Builds an algorithm from what a client computes, what happens to its update, and how the model moves.
 
     num_clients: rows of the client store.
     lay: (clients, table rows) to which the part of every block is padded, so that one program absorbs all shapes.
     budget: bytes of client memory above which `init` raises ValueError.
+    chunk: blocks whose messages are held at a time, for memory; 0: all of a cohort's. Only for sums.
     """
     place_on, streams = placement or place(), channel.reduce in (None, total)
+    if chunk and not streams:
+        raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
 
     def init(params, key):
         shared, _ = jax.eval_shape(work.init, params, key)
@@ -122,9 +126,12 @@ def federate(
         def fresh(params, key):
             params = jax.tree.map(jnp.copy, params)  # a step donates its state: never the caller's arrays
             shared, _ = work.init(params, key)
-            return State(shared, server.init(shared.params), channel.init(shared)[0], memories(key), jnp.int32(0))
+            kept = shared, server.init(shared.params), channel.init(shared)[0]
+            shared, opt, links = place_on.server(kept)
+            return State(shared, opt, links, memories(key), jnp.int32(0))
 
-        return place_on.common(jax.jit(fresh)(params, key))
+        state = jax.jit(fresh)(params, key)
+        return state._replace(memory=place_on.common(state.memory), round=place_on.common(state.round))
 
     def client(common, one):
         """One client's round, from the model it is sent to the message it sends. A pure function."""
@@ -181,20 +188,28 @@ def federate(
         counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
         counts["rows/sent"] = heard.rows
         figures = {name: mean.value for name, mean in heard.metrics.items()}
+        shared, opt, links = place_on.server((shared, opt, links))
         return State(shared, opt, links, memory, number + 1), figures | info | counts
+
+    def silence(part, memory, asked, size):
+        """The tally before anybody is heard, placed as `absorb` gives it back, or that compiles twice."""
+        shapes = empty(part.messages, size) if streams else (), part.metrics
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (*shapes, asked, np.int32(0)))
+        heard, metrics, present, count = place_on.common(zeros)
+        return Tally(heard, memory, present, metrics, count)
 
     def step(state, cohort, key):
         """One round. Every block is a program of its own, so several run side by side."""
         ids, asked, blocks, touched = cohort
         size = catalogue(state) if touched is None else len(touched)
-        parts = [clients(state, ids, asked, touched, key, block) for block in blocks]
-        shapes = empty(parts[0].messages, size) if streams else (), parts[0].metrics
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (*shapes, asked, np.int32(0)))
-        # placed as `absorb` gives it back, or it compiles twice
-        heard, metrics, present, count = place_on.common(zeros)
-        tally = Tally(heard, state.memory, present, metrics, count)
-        for part in parts:
-            tally = absorb(tally, part._replace(messages=()) if not streams else part)
+        tally: Tally | None = None
+        for low in range(0, len(blocks), chunk or len(blocks)):
+            now = state if tally is None else state._replace(memory=tally.memory)
+            parts = [clients(now, ids, asked, touched, key, block) for block in blocks[low:][: chunk or None]]
+            tally = tally or silence(parts[0], state.memory, asked, size)
+            for part in parts:
+                tally = absorb(tally, part._replace(messages=()) if not streams else part)
+        assert tally  # a cohort has a block at least
         if channel.reduce and not streams:
             every = jax.tree.map(lambda *x: jnp.concatenate(x), *(part._replace(metrics=()) for part in parts))
             tally = tally._replace(total=channel.reduce(every, size))

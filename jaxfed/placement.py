@@ -5,10 +5,14 @@ Not `shard_map`: with its default `check_vma=True`, `jax.grad` with respect to r
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxfed.rows import lift
+from jaxfed.types import Tree
 
 Kind = Literal["jit", "pmap"]
 
@@ -16,21 +20,24 @@ Kind = Literal["jit", "pmap"]
 class Placement(NamedTuple):
     """clients(f) maps f(common, one) over the leading axis of its second argument; block(x) puts a block there.
 
-    common(x) copies arrays to every device; together(x), inside a program, gathers what lies split. `devices` divides
-    the width of every block.
+    common(x) copies arrays to every device; together(x), inside a program, gathers what lies split. server(x) lays what
+    the server keeps, inside a program too: on every device, or its tables split by rows. `devices` divides the width of
+    every block.
     """
 
     clients: Callable[[Callable], Callable]
     block: Callable[[Any], Any]
     common: Callable[[Any], Any]
     together: Callable[[Any], Any]
+    server: Callable[[Tree], Tree]
     devices: int
 
 
-def place(kind: Kind = "jit", devices: int = 1) -> Placement:
+def place(kind: Kind = "jit", devices: int = 1, shard_tables: bool = False) -> Placement:
     """`jit`: a vmap whose client axis lies over the mesh axis `clients`; `pmap`: the same through `jax.pmap`.
 
-    devices: how many (0: all). Raises ValueError when there are fewer.
+    devices: how many (0: all). shard_tables: each device keeps its share of the rows of the server's tables, which then
+    must divide evenly. Raises ValueError for what cannot be.
     """
     here = jax.devices()
     if not 0 <= devices <= len(here):
@@ -45,6 +52,20 @@ def place(kind: Kind = "jit", devices: int = 1) -> Placement:
     def together(tree):
         return jax.lax.with_sharding_constraint(tree, everywhere)
 
+    def server(tree):
+        def rows(x):
+            if x.shape[0] % len(here):
+                raise ValueError(
+                    f"run.shard_tables: {x.shape[0]:,} rows do not divide among {len(here)} devices: "
+                    "set run.devices to a divisor, or leave the tables whole"
+                )
+            return at(x, split)
+
+        def at(x, where):
+            return jax.lax.with_sharding_constraint(x, where)
+
+        return lift(rows if shard_tables else partial(at, where=everywhere), partial(at, where=everywhere), tree)
+
     if kind == "jit":
 
         def spread(f):
@@ -54,8 +75,10 @@ def place(kind: Kind = "jit", devices: int = 1) -> Placement:
             # one CPU: the call takes arrays of the host as they are, faster than a transfer of its own
             return tree if len(here) == 1 and here[0].platform == "cpu" else jax.device_put(tree, split)
 
-        return Placement(spread, block, common, together, len(here))
+        return Placement(spread, block, common, together, server, len(here))
     if kind == "pmap":
+        if shard_tables:
+            raise ValueError('run.shard_tables needs run.placement = "jit": pmap copies its model to every device')
 
         def spread(f):
             each = jax.pmap(jax.vmap(f, (None, 0)), axis_name="clients", in_axes=(None, 0), devices=here)
@@ -66,5 +89,5 @@ def place(kind: Kind = "jit", devices: int = 1) -> Placement:
 
             return over
 
-        return Placement(spread, lambda tree: tree, common, together, len(here))
+        return Placement(spread, lambda tree: tree, common, together, server, len(here))
     raise ValueError(f"no placement {kind!r}: choose jit or pmap")

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxfed.channel import chain, link
+from jaxfed.channel import chain, link, total
 from jaxfed.channels.difference import difference
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.federate import federate, model
@@ -336,6 +336,45 @@ def test_every_placement_is_one_device(kind, devices, channel):
     cohort = cohort._replace(blocks=tuple(map(on.block, cohort.blocks)))
     got = model(run(factorisation(channel(), placement=on), cohort, rounds=1)[0])
     close(got, want, atol=1e-6 * max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want)), rtol=0)
+
+
+@pytest.mark.parametrize("shard_tables", [False, True])
+@pytest.mark.parametrize("devices", [2, 4])
+def test_integer_sums_are_the_same_on_any_devices(devices, shard_tables):
+    """What clients send as integers adds up to the same bits, and so does the model the server makes of them."""
+    fixed = link(
+        lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**16).astype(jnp.int32), u), c.memory),
+        lambda t, s, r: (jax.tree.map(lambda x: x / jnp.float32(2**16), t), s, {}),
+        reduce=total,
+    )
+    cohort = on_rows(row_cohort(blocks=(range(8),)))
+    want = model(run(factorisation(fixed), cohort, rounds=1)[0])
+    on = place("jit", devices, shard_tables)
+    laid = cohort._replace(blocks=tuple(map(on.block, cohort.blocks)))
+    state, _ = run(factorisation(fixed, placement=on), laid, rounds=1)
+    same(model(state), want)
+    table = state.shared.params["item"].rows
+    assert {x.data.shape[0] for x in table.addressable_shards} == {ITEMS // devices if shard_tables else ITEMS}
+
+
+def test_tables_that_do_not_divide_among_the_devices():
+    with pytest.raises(ValueError, match=r"60 rows do not divide among 8 devices: set run.devices"):
+        factorisation(mean(), placement=place("jit", 8, True)).init(MARKED, KEY)
+    with pytest.raises(ValueError, match=r"needs run.placement"):
+        place("pmap", 2, True)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_a_cohort_in_chunks_is_the_cohort(chunk):
+    cohort = row_cohort(blocks=((0, 1, 2, 3), (4, 5, 8, 8), (6, 7, 8, 8)), present=[1, 1, 0, 1, 1, 1, 1, 0])
+    want, told = run(factorisation(per_row_mean()), cohort)
+    got, info = run(factorisation(per_row_mean(), chunk=chunk), cohort)
+    same((model(got), got.memory, info), (model(want), want.memory, told))
+
+
+def test_chunks_are_for_sums():
+    with pytest.raises(ValueError, match=r"run.chunk: only sums"):
+        factorisation(link(reduce=lambda part, size: None), chunk=1)
 
 
 def test_more_devices_than_there_are():

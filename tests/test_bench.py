@@ -1,0 +1,73 @@
+"""The benchmark measures what it says: the same round, by every method; what it tells is complete."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxfed import bench, cli
+from jaxfed.bench import METHODS, WORKLOADS, Workload, experiment_of, measure, promised
+
+SMALL = Workload(items=90, users=60, cohort=9)
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return experiment_of(SMALL)
+
+
+@pytest.mark.parametrize("method", ["sequential", "dense_vmap", "limit"])
+def test_every_method_runs_the_same_round(experiment, method, monkeypatch):
+    """Float32 sums in another order: 2e-6 of parameters of size one, which move by 0.007."""
+    if method == "limit" and not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    monkeypatch.setattr(bench, "TOGETHER", 1)
+    one, other = METHODS["ours"](experiment), METHODS[method](experiment)
+    before = jax.tree.map(np.array, one.params())
+    one.go(0), other.go(0)
+    moved = max(float(np.abs(before[name] - one.params()[name]).max()) for name in before)
+    assert moved > 0.005
+    for name, value in one.params().items():
+        np.testing.assert_allclose(np.asarray(other.params()[name]), np.asarray(value), atol=2e-6, err_msg=name)
+
+
+def test_rounds_are_measured_in_turn_and_as_often_as_asked():
+    calls = []
+
+    def runner(name, rounds, seconds=0.0):
+        return bench.Runner(lambda number: calls.append(name), rounds, 0.0, dict)
+
+    times = measure({"a": runner("a", 5), "b": runner("b", 1)}, 10, 100.0)
+    assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 10}
+    assert calls[-12:] == ["a", "b", "a", "b", *["b"] * 8]
+
+
+def test_the_program_writes_its_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["jaxfed", "bench", "W1", "--rounds", "1", "--json", str(tmp_path / "b.json")])
+    monkeypatch.setitem(WORKLOADS, "W1", SMALL._replace(baselines=True))
+    monkeypatch.setattr(bench, "peak_memory", lambda name, method: {"peak_memory_mb": 1.0, "compile_seconds": 2.0})
+    monkeypatch.setattr(cli, "start", lambda: None)
+    cli.main()
+    row = json.loads((tmp_path / "b.json").read_text())["W1"]
+    wanted = {"ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms", "clients_per_second", "compile_seconds"}
+    assert wanted | {"peak_memory_mb"} <= row.keys()
+    assert row["clients_per_second"] == pytest.approx(1e3 * 9 / row["ours_ms"], rel=1e-3)
+    assert "W1: sequential / ours" in capsys.readouterr().out
+
+
+def test_a_promise_that_is_missed_says_so():
+    figures = {"W1": {"ours_ms": 10.0, "sequential_ms": 20.0, "dense_vmap_ms": None, "limit_ms": 4.0}}
+    assert [(what, value, holds) for what, value, _, holds in promised(figures)] == [
+        ("W1: sequential / ours", 2.0, False),
+        ("W1: ours / limit", 2.5, True),
+    ]
+
+
+def test_memory_is_that_of_a_process_of_its_own(monkeypatch):
+    """And an error in it is one line."""
+    told = bench.peak_memory("W1", "ours")
+    assert 100 < told["peak_memory_mb"] < 5000
+    with pytest.raises(ValueError, match="W9 ours: jaxfed: no workload"):
+        bench.peak_memory("W9", "ours")
