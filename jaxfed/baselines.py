@@ -56,7 +56,7 @@ def asked(experiment: Experiment, seed: int, number: int) -> tuple[np.ndarray, D
     """(ids [M], their examples, the first example of each [M + 1]) of a round."""
     ids, _ = experiment.sampler.draw(seed, number)
     drawn = draw(experiment.data.population, experiment.batching, ids, seed, number)
-    return ids, drawn, np.searchsorted(drawn.client, np.arange(len(ids) + 1))
+    return ids, drawn, np.concatenate([[0], np.cumsum(drawn.examples)])
 
 
 def padded(drawn: Drawn, low: int, high: int, steps: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -154,12 +154,13 @@ def limit(experiment: Experiment, rate: float, seed: int) -> Baseline | None:
 
     def lay_out(mine, number):
         ids, drawn, first = asked(experiment, seed, number)
-        pair, order = sorted_pairs(drawn.client, drawn.item[:, 0], len(ids), mine.items["item"].shape[0])
+        client = np.repeat(drawn.client, drawn.examples)
+        pair, order = sorted_pairs(client, drawn.item[:, 0], len(ids), mine.items["item"].shape[0])
         fresh = np.diff(pair, prepend=-1) != 0
-        held, owner = drawn.item[order, 0][fresh], drawn.client[order][fresh]
+        held, owner = drawn.item[order, 0][fresh], client[order][fresh]
         start = np.searchsorted(owner, np.arange(len(ids) + 1))
         position = np.empty(len(order), np.int32)
-        position[order] = np.cumsum(fresh) - 1 - start[drawn.client[order]]
+        position[order] = np.cumsum(fresh) - 1 - start[client[order]]
         examples = first.astype(np.int32), position, drawn.label.astype(np.float32)
         return ids, (*examples, start.astype(np.int32), held)
 

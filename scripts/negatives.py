@@ -48,8 +48,8 @@ def main() -> None:
     random = np.random.default_rng(0)
     for round in range(args.rounds + 1):
         ids = random.choice(population.num_clients, args.clients, replace=False)
-        user = np.repeat(ids, population.activity[ids] * batching.negatives)
-        bits = random.integers(0, 1 << 32, len(user), np.uint64)
+        user = np.repeat(ids, population.activity[ids])
+        bits = random.integers(0, 1 << 32, (len(user), batching.negatives), np.uint64)
         for name, run in (
             ("host, negatives", partial(outside, population, user, bits)),
             ("host, shuffle and negatives", partial(draw, population, batching, ids, 0, round)),

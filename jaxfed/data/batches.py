@@ -49,11 +49,11 @@ def streams(seed: int, stream: int, clients: np.ndarray, epochs: np.ndarray, cou
 
 
 class Drawn(NamedTuple):
-    """Examples of some clients, client by client and epoch by epoch, in the order of training."""
+    """Examples of some clients, pass by pass (an epoch of a client), in the order of training: P passes, E examples."""
 
-    client: np.ndarray  # int64 [E]: which of the clients asked for
-    step: np.ndarray  # int64 [E]: number of the step of its client
-    place: np.ndarray  # int64 [E]: in the step
+    client: np.ndarray  # int64 [P]: which of the clients asked for
+    step: np.ndarray  # int64 [P]: the first step of the pass among those of its client
+    examples: np.ndarray  # int64 [P]
     user: np.ndarray  # int64 [E]: which of the client's users
     item: np.ndarray  # int32 [E, 1]; [E, 2] where pairwise: a positive and a negative
     label: np.ndarray  # bool [E]: whether the (first) item is a positive
@@ -62,44 +62,39 @@ class Drawn(NamedTuple):
 def draw(population: Population, batching: Batching, clients: np.ndarray, seed: int, round: int) -> Drawn:
     """Shuffled positives of the clients, each with its negatives: uniform over the items its user may not avoid."""
     passes = np.repeat(clients, batching.epochs)
-    low, count = population.train.start[population.first[passes]], population.activity[passes]
-    epoch = np.arange(len(passes)) % batching.epochs
-    needed = count * (1 + batching.negatives)
-    raw = streams(seed, (1 << 32) + round, passes, epoch, needed)
-    begin = np.cumsum(needed) - needed
+    epoch = np.tile(np.arange(batching.epochs), len(clients))
+    first, count = population.first[passes], population.activity[passes]
+    raw = streams(seed, (1 << 32) + round, passes, epoch, count * (1 + batching.negatives))
+    raw = raw.reshape(-1, 1 + batching.negatives)  # a positive's place, and its negatives
     owner = np.repeat(np.arange(len(passes)), count)
 
-    chance = (raw[ranges(begin, count)] >> np.uint64(40)).astype(np.int64)
-    row = ranges(low, count)[sorted_pairs(owner, chance, len(passes), 1 << 24)[1]]
-    first = population.first[passes][owner]
-    user = first if population.users_per_client == 1 else np.searchsorted(population.train.start, row, "right") - 1
-    positive = population.train.values[row][:, None]
-
-    spare = raw[ranges(begin + count, needed - count)] >> np.uint64(32)
-    negative = outside(population, np.repeat(user, batching.negatives), spare).reshape(len(row), batching.negatives)
+    chance = (raw[:, 0] >> np.uint64(40)).astype(np.int64)
+    row = ranges(population.train.start[first], count)[sorted_pairs(owner, chance, len(passes), 1 << 24)[1]]
+    alone = population.users_per_client == 1
+    user = first[owner] if alone else np.searchsorted(population.train.start, row, "right") - 1
+    positive, negative = population.train.values[row][:, None], outside(population, user, raw[:, 1:] >> np.uint64(32))
     pairs = np.stack([np.broadcast_to(positive, negative.shape), negative], -1)
     item = pairs.reshape(-1, 2) if batching.pairwise else np.concatenate([positive, negative], 1).reshape(-1, 1)
     each = batching.examples(1)
-    step, place = np.divmod(ranges(np.zeros_like(count), count * each), batching.batch_size)
-    step += np.repeat(epoch * (batching.steps(count) // batching.epochs), count * each)
     label = np.full((len(row), each), batching.pairwise)
     label[:, :1] = True
-    client, local = (np.repeat(x, each) for x in (owner // batching.epochs, user - first))
-    return Drawn(client, step, place, local, item, label.ravel())
+    local = np.broadcast_to(0, len(item)) if alone else np.repeat(user - first[owner], each)
+    step = epoch * (batching.steps(count) // batching.epochs)
+    return Drawn(np.repeat(np.arange(len(clients)), batching.epochs), step, count * each, local, item, label.ravel())
 
 
 def outside(population: Population, user: np.ndarray, random32: np.ndarray) -> np.ndarray:
-    """int32 [n]: an item that each user does not avoid, exactly uniform up to 2^-32, without rejection.
+    """int32 [n, k]: items that each user [n] does not avoid, exactly uniform up to 2^-32, without rejection.
 
-    The r-th item outside a sorted list a is r + #{j: a[j] - j <= r}.
+    random32 [n, k]: 32 random bits each. The r-th item outside a sorted list a is r + #{j: a[j] - j <= r}.
     """
     avoid, items = population.avoid, population.num_items
-    free = items - (avoid.start[user + 1] - avoid.start[user])
-    r = (random32 * free.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+    start = avoid.start[user]
+    free = items - (avoid.start[user + 1] - start)
+    r = (random32 * free.astype(np.uint64)[:, None] >> np.uint64(32)).astype(np.int64)
     if population.free is not None:
-        start = user * items - avoid.start[user]
-        return population.free[start + r]
-    before = np.searchsorted(population.gaps, user * (items + 1) + r, "right") - avoid.start[user]
+        return population.free[(user * items - start)[:, None] + r]
+    before = np.searchsorted(population.gaps, (user * (items + 1))[:, None] + r, "right") - start[:, None]
     return (r + before).astype(np.int32)
 
 

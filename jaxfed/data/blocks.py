@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxfed.data.batches import Batching, Drawn, draw, sorted_pairs
-from jaxfed.data.clients import Population
+from jaxfed.data.batches import Batching, Drawn, draw
+from jaxfed.data.clients import Population, ranges, sorted_pairs
 from jaxfed.types import Block, Cohort
 from jaxfed.work import Steps
 
@@ -121,7 +121,6 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -
     """
     items, width, size = population.num_items, batching.width, batching.batch_size
     _, steps, rows = where.sizes
-    example = (where.step[drawn.client] + drawn.step) * size + drawn.place
 
     def table(at, values, fill=0, dtype=np.int32, wide=size):
         out = np.full(steps * wide, fill, dtype)
@@ -129,23 +128,23 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -
         return out.reshape(steps, wide)
 
     columns = drawn.item.shape[1]
-    entry = example if columns == 1 else (example[:, None] * columns + np.arange(columns)).ravel()
-    client, item = np.repeat(drawn.client, columns), drawn.item.ravel()
+    begin, count = (where.step[drawn.client] + drawn.step) * width, drawn.examples * columns
+    entry, client, item = ranges(begin, count), np.repeat(drawn.client, count), drawn.item.ravel()
     pair, order = sorted_pairs(client, item, len(where.order), items)
     entry = entry[order]
     fresh = np.diff(pair, prepend=-1) != 0  # the client has the item here for the first time
     lead = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
-    first = np.zeros(len(pair), bool)
-    first[order[fresh]] = True
-    place = np.cumsum(first) - 1  # by first use: a step finds most of its rows side by side
-    place -= (place[np.searchsorted(client, np.arange(len(where.order)))] if len(pair) else place)[client]
+    starts = np.flatnonzero(fresh)
+    new = order[starts]
+    rank = np.zeros(len(pair) + 1, np.int64)  # by first use: a step finds most of its rows side by side
+    rank[new + 1] = 1
+    rank = np.cumsum(rank)
+    place = rank[new] - rank[np.searchsorted(client, np.arange(len(where.order)))][client[new]]
     held = np.full(rows, items, np.int32)
-    held[where.row[client[first]] + place[first]] = item[first]
-    begin = np.flatnonzero(fresh)
-    position = np.repeat(place[order[begin]], np.diff(begin, append=len(pair)))
-    positions = table(entry[lead], position[lead], items, wide=width)
+    held[where.row[client[new]] + place] = item[new]
+    positions = table(entry[lead], np.repeat(place, np.diff(starts, append=len(pair)))[lead], items, wide=width)
     live = np.zeros(steps, bool)
-    live[where.step[drawn.client] + drawn.step] = True
+    live[ranges(begin // width, -(-count // width))] = True
 
     if population.users_per_client == 1 and not batching.pairwise:
         weight = np.diff(lead, append=len(pair))
@@ -155,6 +154,7 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -
     slot = np.empty(len(pair), np.int64)
     slot[order] = np.repeat(entry[lead] % width, np.diff(lead, append=len(pair)))
     slots = slot.reshape(-1, columns)
+    example = ranges(begin // columns, drawn.examples)
     batch = {"weight": table(example, 1, 0, np.float32), "item": table(example, slots[:, 0])}
     if population.users_per_client > 1:
         batch["user"] = table(example, drawn.user)
