@@ -314,6 +314,10 @@ def main() -> None:
         fail(f"{error.filename or 'system'}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        fail(f"out of memory: set run.chunk to 1, run.area lower, or cohort.size ({str(error).splitlines()[0]})", 2)
 
 
 def fail(text: str, code: int) -> None:

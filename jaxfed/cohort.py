@@ -36,6 +36,8 @@ def sampler(choose: Callable[[int, int], np.ndarray], slots: int, num_clients: i
         ids = np.full(slots, num_clients, np.int64)
         chosen = choose(seed, round)
         ids[: len(chosen)] = chosen
+        if not dropout:  # a million clients need no number each
+            return ids, ids < num_clients
         stays = np.append(generator(seed, round, 1).random(num_clients) >= dropout, False)
         return ids, stays[ids]
 

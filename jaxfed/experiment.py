@@ -1,16 +1,18 @@
 """From a configuration to the pieces of a run."""
 
 import dataclasses
+import os
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxfed.channel import Channel, Wire, chain, link, wire
 from jaxfed.cohort import Sampler
 from jaxfed.data import store
 from jaxfed.data.batches import Batching
-from jaxfed.data.blocks import Lengths, lengths
+from jaxfed.data.blocks import Lengths, lengths, plan
 from jaxfed.data.clients import Population, prepare
 from jaxfed.data.interactions import Dataset, digest
 from jaxfed.evaluate import Exam, exam, examiner
@@ -93,6 +95,26 @@ def links(configs: tuple[Any, ...]) -> Channel:
     return chain(*(call("channel", each) for each in configs)) if configs else link()
 
 
+def device_memory() -> int:
+    """Bytes of one device, of the whole machine where the device does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_memory(population: Population, batching: Batching, shapes: Lengths, prices: tuple[Wire, Wire], chunk: int):
+    """Raises ValueError when the messages of a cohort of the largest clients do not fit into a device beside each other
+    and the working copies of one block."""
+    clients, rows = shapes.lay
+    block = clients * prices[0].up + (rows - clients) * (prices[1].up - prices[0].up)
+    largest = np.sort(population.activity)[-shapes.slots :]
+    blocks, room = len(plan(shapes, batching.steps(largest)).shapes), device_memory()
+    if (min(chunk or blocks, blocks) + 3) * block > room:
+        raise ValueError(
+            f"the {blocks} blocks of a cohort may hold {blocks * block / 1e9:.1f} GB of messages, a device has "
+            f"{room / 1e9:.1f} GB: set run.chunk to {max(1, room // block - 3)} (blocks held at a time), or run.area lower"
+        )
+
+
 def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
     population = data.population
@@ -122,4 +144,5 @@ def assemble(config: Any, data: Data) -> Experiment:
     through = links(config.evaluation.channel) if config.evaluation.where == "clients" else link()
     examine = examiner(model, through)
     prices = wire(channel, shared, 1), wire(channel, shared, 2)
+    check_memory(population, batching, shapes, prices, config.run.chunk)
     return Experiment(data, model, batching, shapes, sampler, channel, algorithm, placement, examine, exams, prices)

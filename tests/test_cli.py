@@ -313,6 +313,28 @@ def test_other_data_than_the_run_was_on(wrong, tmp_path, config):
     assert "on the same rows in another order" in wrong(*args, "--resume")
 
 
+def test_a_cohort_that_the_device_cannot_hold(wrong, config, tmp_path, monkeypatch):
+    from jaxfed import experiment
+
+    monkeypatch.setattr(experiment, "device_memory", lambda: 3_000)
+    line = wrong("train", config, "--out", tmp_path / "w", "--run.area", "4")
+    assert "set run.chunk to 1" in line
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_device_that_runs_out_of_memory(config, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    monkeypatch.setattr("jaxfed.train.compile_all", fail)
+    monkeypatch.setattr(sys, "argv", ["jaxfed", "train", str(config), "--out", str(tmp_path / "new")])
+    monkeypatch.setattr(cli, "start", lambda: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "jaxfed: out of memory: set run.chunk to 1" in capsys.readouterr().err
+
+
 def test_places_where_no_run_can_be(wrong, config, tmp_path):
     (tmp_path / "file").write_text("")
     assert "already holds a run" in wrong("train", config, "--out", tmp_path / "file")
