@@ -109,9 +109,10 @@ def check_memory(population: Population, batching: Batching, shapes: Lengths, pr
     largest = np.sort(population.activity)[-shapes.slots :]
     blocks, room = len(plan(shapes, batching.steps(largest)).shapes), device_memory()
     if (min(chunk or blocks, blocks) + 3) * block > room:
+        fit = max(1, room // block - 3)
         raise ValueError(
             f"the {blocks} blocks of a cohort may hold {blocks * block / 1e9:.1f} GB of messages, a device has "
-            f"{room / 1e9:.1f} GB: set run.chunk to {max(1, room // block - 3)} (blocks held at a time), or run.area lower"
+            f"{room / 1e9:.1f} GB: set run.chunk to {fit} (blocks held at a time), or run.area lower"
         )
 
 
