@@ -112,4 +112,4 @@ def test_guides(path):
 
 def test_every_module_has_a_place():
     tops = {part(path) for path in modules()} - {"__init__", "__main__"}
-    assert tops == MAY.keys() | {"experiment", "rounds", "folder", "train", "cli"}
+    assert tops == MAY.keys() | {"experiment", "rounds", "stages", "folder", "train", "cli"}
