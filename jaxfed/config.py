@@ -36,7 +36,7 @@ class Run:
     placement: Literal["jit", "pmap"] = "jit"
     devices: int = 1  # 0: all there are
     area: int = 0  # steps in a block of clients; 0: chosen
-    profile: int = 0  # rounds to trace with the JAX profiler, after the first two; 0: none
+    profile: int = 0  # rounds to trace with the JAX profiler into RUN/profile, after the first two; 0: none
     client_memory_gb: float = 8.0  # what private parts and memories of all clients may take
 
 

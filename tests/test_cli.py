@@ -342,6 +342,20 @@ def test_the_other_commands(wrong, finished, tmp_path):
     assert "the file is empty" in wrong("data", tmp_path / "empty.csv")
 
 
+def test_profile_is_a_run_option(config, monkeypatch):
+    from jaxfed import train
+
+    for args, rounds in (([], 0), (["--profile"], 5), (["--run.profile", "7"], 7), (["--profile", "--seed", "1"], 5)):
+        seen = []
+        monkeypatch.setattr(
+            train, "train", lambda config, resume: seen.append(config) or {"rounds": 1, "best_round": 1}
+        )
+        monkeypatch.setattr(sys, "argv", ["jaxfed", "train", str(config), *args])
+        cli.main()
+        assert seen[0].run.profile == rounds
+        assert seen[0].run.checkpoint_every == 3
+
+
 def test_help(config):
     told = jaxfed("--help").stdout
     assert all(command in told for command in ("train", "evaluate", "recommend", "data"))
