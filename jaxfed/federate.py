@@ -109,7 +109,8 @@ def federate(
         shared, _ = jax.eval_shape(work.init, params, key)
 
         def memories(key):
-            mine = jax.vmap(lambda i: work.init(params, jax.random.fold_in(key, i))[1])(jnp.arange(num_clients))
+            full = tree.wide(params)
+            mine = jax.vmap(lambda i: work.init(full, jax.random.fold_in(key, i))[1])(jnp.arange(num_clients))
             theirs = channel.init(jax.eval_shape(tree.wide, shared))[1]
             return mine, jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), theirs)
 
