@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.rows import add, catalogue, lift, take
-from jaxfed.tree import nbytes, zeros
+from jaxfed.tree import nbytes, wide, zeros
 from jaxfed.types import Client, Part, Round, Tree
 
 
@@ -140,11 +140,12 @@ def wire(channel: Channel, shared: Tree, rows: int) -> Wire:
     tables.
     """
     size = catalogue(shared)
-    state, _ = jax.eval_shape(channel.init, shared)
+    state, _ = jax.eval_shape(channel.init, jax.eval_shape(wide, shared))
     down = shared, channel.send(state)
     mine = jax.eval_shape(partial(take, ids=jnp.zeros(rows, jnp.int32)), down)
-    memory = jax.eval_shape(channel.init, mine[0])[1]
-    sent = message(channel, mine[0], state, memory, size)
+    update = jax.eval_shape(wide, mine[0])  # updates are float32, whatever the model is stored in
+    memory = jax.eval_shape(channel.init, update)[1]
+    sent = message(channel, update, state, memory, size)
     shows_rows = catalogue(sent) > 0
     ids = jnp.dtype(jnp.int32).itemsize * rows if shows_rows else 0
     received = nbytes(mine) + ids if shows_rows else nbytes(down)

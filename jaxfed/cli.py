@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --server.learning-rate 0.1"
+TRACED = 5  # rounds that --profile traces
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG.toml")
     train.add_argument("--out", metavar="RUN", help="where the run lives (run.out)")
     train.add_argument("--resume", action="store_true", help="go on with the run that is there; print a finished one")
+    train.add_argument(
+        "--profile", action="store_true", help=f"trace {TRACED} rounds into RUN/profile; --run.profile N: so many"
+    )
     evaluate = command("evaluate", "Evaluate the best model of a run.")
     evaluate.add_argument("run", metavar="RUN")
     evaluate.add_argument("--part", choices=("val", "test"), default="test")
@@ -103,7 +107,7 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
     if not args:
         return config
     if {"-h", "--help"} & set(args):
-        more = "Beside these: --out RUN, --resume. Another name brings the keys of that name."
+        more = "Beside these: --out RUN, --resume, --profile. Another name brings the keys of that name."
         return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
     known = [f"--{key.replace('_', '-')}" for key, _ in leaves(table_of(config))]
     groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in ("learning-rate", "weight-decay")]
@@ -126,8 +130,9 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.train import train as run
 
     table = read(args.config)
-    if args.out:
-        table["run"] = {**expect_table(table.get("run", {}), "run"), "out": args.out}
+    given = {"out": args.out} if args.out else {}
+    given |= {"profile": TRACED} if args.profile else {}
+    table["run"] = expect_table(table.get("run", {}), "run") | given
     config = overridden(table, overrides)
     summary = run(config, args.resume)
     show(summary, f"{config.run.out}: best of {summary['rounds']} rounds by validation: round {summary['best_round']}")
@@ -148,6 +153,11 @@ def show(values: dict[str, Any], title: str) -> None:
         if f"{part}/hr@10" in values:
             table.add_row(part, *(f"{values[f'{part}/{column}']:.4f}" for column in columns))
     out.print(table)
+    stages = [
+        f"{name.removeprefix('seconds/')} {value:,.1f}" for name, value in values.items() if name.startswith("seconds/")
+    ]
+    if stages:  # of a run; the first three pass while devices compute
+        out.print(f"{'seconds by stage':>26}  {', '.join(stages)}", markup=False)
     facts = (
         "seconds",
         "compile_seconds",

@@ -38,6 +38,7 @@ class Run:
     shard_tables: bool = False  # each device keeps a share of the rows of the server's tables
     area: int = 0  # steps in a block of clients; 0: chosen
     chunk: int = 0  # blocks whose messages are held at a time; 0: all of a cohort's
+    profile: int = 0  # rounds to trace with the JAX profiler into RUN/profile, after the first two; 0: none
     client_memory_gb: float = 8.0  # what private parts and memories of all clients may take
 
 

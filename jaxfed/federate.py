@@ -21,6 +21,8 @@ from jaxfed.placement import Placement, place
 from jaxfed.types import Array, Client, Cohort, Key, Mean, Part, Round, Shared, Tree
 from jaxfed.work import Work
 
+STORE = (1 << 31) - 1  # of a round's streams, the one that rounds what is stored: links have the first ones
+
 
 class State(NamedTuple):
     """All that a run is, beside its seed. Tables are marked (`rows.Table`); `model` takes the marks off."""
@@ -111,8 +113,9 @@ def federate(
         shared, _ = jax.eval_shape(work.init, params, key)
 
         def memories(key):
-            mine = jax.vmap(lambda i: work.init(params, jax.random.fold_in(key, i))[1])(jnp.arange(num_clients))
-            theirs = channel.init(shared)[1]
+            full = tree.wide(params)
+            mine = jax.vmap(lambda i: work.init(full, jax.random.fold_in(key, i))[1])(jnp.arange(num_clients))
+            theirs = channel.init(jax.eval_shape(tree.wide, shared))[1]
             return mine, jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), theirs)
 
         held = tree.nbytes(jax.eval_shape(memories, key))
@@ -126,7 +129,8 @@ def federate(
         def fresh(params, key):
             params = jax.tree.map(jnp.copy, params)  # a step donates its state: never the caller's arrays
             shared, _ = work.init(params, key)
-            kept = shared, server.init(shared.params), channel.init(shared)[0]
+            full = tree.wide(shared)
+            kept = shared, server.init(full.params), channel.init(full)[0]
             shared, opt, links = place_on.server(kept)
             return State(shared, opt, links, memories(key), jnp.int32(0))
 
@@ -138,7 +142,7 @@ def federate(
         (shared, sent, cohort, round_key), (id, mine, theirs, held, block) = common, one
         size = rows.catalogue(shared)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(round_key, 1), id))
-        report = work.run(rows.take(shared, held), mine, block.data, secret)
+        report = work.run(tree.wide(rows.take(shared, held)), mine, block.data, secret)
         me = Client(theirs, noise, round_key, id, report.weight, block.activity, held, size, cohort)
         message, theirs = channel.encode(report.update, rows.take(sent, held), me)
         fine = tree.finite((report.update, report.weight, report.memory, message, theirs))
@@ -174,17 +178,14 @@ def federate(
         """The server's side of the round: undo the links, move the model, of its tables only the rows touched."""
         shared, opt, links, memory, number = state
         seen = (shared, opt, links) if touched is None else rows.take((shared, opt, links), touched)
+        seen = tree.wide(seen[0]), *seen[1:]
         round = Round(jax.random.fold_in(key, number), ids, heard.present)
         update, links_now, info = channel.decode(heard.total, seen[2], round)
         delta, opt_now = server.update(update.params, seen[1], seen[0].params)
         moved = Shared(delta, tree.scale(-1, update.extra))
-        if touched is None:
-            shared, opt, links = optax.apply_updates(shared, moved), opt_now, links_now
-        else:
-            shared, (opt, links) = (
-                rows.add(shared, touched, moved),
-                rows.put((opt, links), touched, (opt_now, links_now)),
-            )
+        after = tree.stored(optax.apply_updates(seen[0], moved), shared, jax.random.fold_in(round.key, STORE))
+        new = after, opt_now, links_now
+        shared, opt, links = new if touched is None else rows.put((shared, opt, links), touched, new)
         counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
         counts["rows/sent"] = heard.rows
         figures = {name: mean.value for name, mean in heard.metrics.items()}

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from jaxfed.data.blocks import nobody, pack
 from jaxfed.evaluate import readable
 from jaxfed.experiment import Experiment
 from jaxfed.federate import State
+from jaxfed.stages import STAGES, timed
 from jaxfed.tree import nbytes
 from jaxfed.types import Cohort, Key, Tree
 
@@ -34,6 +35,7 @@ class Ready(NamedTuple):
     cohort: Cohort
     asked: int
     bytes_down: int
+    stages: dict[str, float]  # seconds
 
 
 @dataclasses.dataclass
@@ -51,6 +53,7 @@ class Standing:
     asked: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of each; see `stages`
     position: int = 0  # bytes of metrics.jsonl
     finished: bool = False
 
@@ -62,6 +65,15 @@ class Standing:
         self.refused += refused
         self.bytes_up += traffic(sent, int(info["rows/sent"]), one.up, two.up)
         return refused
+
+    def spend(self, stages: dict[str, float]) -> None:
+        """Adds seconds to those of the run's stages."""
+        for name, seconds in stages.items():
+            self.stages[name] = self.stages.get(name, 0.0) + seconds
+
+    def spent(self) -> dict[str, float]:
+        """{seconds/STAGE} so far."""
+        return {f"seconds/{name}": round(self.stages.get(name, 0.0), 3) for name in STAGES}
 
 
 def keys_of(seed: int) -> Keys:
@@ -84,13 +96,17 @@ def private_copy(state: State) -> Tree:
 def prepare_round(experiment: Experiment, seed: int, round: int) -> Ready:
     """Draws and packs a cohort: a function of (seed, round), so it runs ahead in a thread of its own."""
     population, (one, two) = experiment.data.population, experiment.wire
-    ids, present = experiment.sampler.draw(seed, round)
-    cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round)
+    stages: dict[str, float] = {}
+    with timed(stages, "sample"):
+        ids, present = experiment.sampler.draw(seed, round)
+    with timed(stages, "pack"):
+        cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round)
     end = population.num_items if cohort.rows is None else len(cohort.rows)
     held = sum(int((block.rows < end).sum()) for block in cohort.blocks)
     asked = int((ids < population.num_clients).sum())
-    placed = cohort._replace(blocks=experiment.placement.block(cohort.blocks))
-    return Ready(placed, asked, traffic(asked, held, one.down, two.down))
+    with timed(stages, "transfer"):
+        placed = cohort._replace(blocks=jax.block_until_ready(experiment.placement.block(cohort.blocks)))
+    return Ready(placed, asked, traffic(asked, held, one.down, two.down), stages)
 
 
 def traffic(clients: int, rows: int, one: int, two: int) -> int:
@@ -123,7 +139,7 @@ class Done(NamedTuple):
     ready: Ready  # who was asked
 
 
-def rounds(experiment: Experiment, state: State, seed: int, start: int, stop: int) -> Iterator[Done]:
+def rounds(experiment: Experiment, state: State, seed: int, start: int, stop: int) -> Generator[Done, None, None]:
     """Runs from round `start` to before `stop`; consumes the state it is given, and each it gave.
 
     The next cohort is packed in a thread while devices are at work.
@@ -132,11 +148,14 @@ def rounds(experiment: Experiment, state: State, seed: int, start: int, stop: in
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(prepare_round, experiment, seed, start)
         for number in range(start, stop):
-            ready = coming.result()
+            waited: dict[str, float] = {}
+            with timed(waited, "wait"):
+                ready = coming.result()
             if number + 1 < stop:
                 coming = ahead.submit(prepare_round, experiment, seed, number + 1)
-            state, info = experiment.algorithm.step(state, ready.cohort, key)
-            yield Done(state, info, ready)
+            with timed(waited, "compute"):
+                state, info = experiment.algorithm.step(state, ready.cohort, key)
+            yield Done(state, info, ready._replace(stages=ready.stages | waited))
 
 
 def evaluate(experiment: Experiment, model: Tree, part: str, key: Key) -> dict[str, float]:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jaxfed.experiment import Experiment, assemble, load
 from jaxfed.folder import alone, check_folder, same_data, write_file
 from jaxfed.log import Journal, progress, say
 from jaxfed.rounds import Standing, compile_all, evaluate, fresh, keys_of, marked, private_copy, rounds
+from jaxfed.stages import profiled, timed
 from jaxfed.tree import digest
 from jaxfed.types import Tree
 
@@ -99,25 +100,32 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
     standing.compile_seconds += compile_all(experiment, state, keys.rounds)
 
     def save():
-        standing.position = journal.position()
-        meta = {"standing": dataclasses.asdict(standing), "data": experiment.data.digest}
-        checkpoint.save(checkpoints, standing.round, {"state": state, "best": best}, meta)
+        with timed(standing.stages, "checkpoint"):
+            standing.position = journal.position()
+            meta = {"standing": dataclasses.asdict(standing), "data": experiment.data.digest}
+            write(standing.round, {"state": state, "best": best}, meta)
 
     last, text, begin = None, "", time.perf_counter()
 
     def settle(info):
         nonlocal last
-        gone = standing.book(experiment.wire, last) if last else 0
+        with timed(standing.stages, "compute"):  # waits for the round
+            gone = standing.book(experiment.wire, last) if last else 0
         if gone and gone == standing.refused:
             say(f"round {standing.round}: {gone} clients withdrew, as their update is not finite; counted from here on")
         last = info
 
     todo = range(0) if standing.finished else range(standing.round, config.rounds)
-    with interrupts(say) as stopped, progress(config.rounds, standing.round) as tick:
-        for now in rounds(experiment, state, config.seed, todo.start, todo.stop):
+    each = rounds(experiment, state, config.seed, todo.start, todo.stop)
+    if config.run.profile and todo:
+        each = profiled(each, Path(config.run.out) / "profile", config.run.profile, min(2, len(todo) - 1))
+    background, bar = checkpoint.background(checkpoints), progress(config.rounds, standing.round)
+    with interrupts(say) as stopped, background as write, bar as tick, closing(each):
+        for now in each:
             state, info, ready = now
             settle(info)  # waits for the round before: one round ahead of the devices, no more
             standing.round += 1
+            standing.spend(ready.stages)
             standing.asked += ready.asked
             standing.bytes_down += ready.bytes_down
             tick(standing.round, standing.updates / (standing.seconds + time.perf_counter() - begin), text)
@@ -126,7 +134,8 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
             keep = halt or final or standing.round % config.run.checkpoint_every == 0
             if due or keep:
                 settle(None)
-                jax.block_until_ready(state)
+                with timed(standing.stages, "compute"):
+                    jax.block_until_ready(state)
                 standing.seconds += time.perf_counter() - begin
             if due:
                 better, text = judge(config, experiment, state, info, standing, journal, keys.evaluation)
@@ -140,7 +149,6 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
                 break
             if halt:
                 break
-        checkpoints.wait_until_finished()
     if not standing.finished:
         again = f"jaxfed train {config.run.out}/config.toml --resume"
         say(f"stopped after round {standing.round}; go on with: {again}")
@@ -150,10 +158,12 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
 
 def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool, str]:
     """Evaluates on validation, writes the row; returns (is it the best so far, a word for the progress bar)."""
-    values = evaluate(experiment, (state.shared.params, state.memory[0]), "val", key)
+    with timed(standing.stages, "evaluate"):
+        values = evaluate(experiment, (state.shared.params, state.memory[0]), "val", key)
     train = {name: float(value) for name, value in info.items()}
     totals = {"clients/refused_total": standing.refused, "bytes_up_total": standing.bytes_up}
     totals |= {"bytes_down_total": standing.bytes_down, "seconds": round(standing.seconds, 3)}
+    totals |= standing.spent()
     journal.write(marked(experiment, {"round": standing.round, **train, **values, **totals}))
     value = values[config.evaluation.select]
     better = value > standing.best_value
@@ -172,8 +182,9 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
 def close(config, experiment, arrays, standing, journal) -> dict[str, Any]:
     """Tests the best model once and sums the run up."""
     key = keys_of(config.seed).evaluation
-    test = evaluate(experiment, arrays["best"], "test", key)
-    val = evaluate(experiment, arrays["best"], "val", key)
+    with timed(standing.stages, "evaluate"):
+        test = evaluate(experiment, arrays["best"], "test", key)
+        val = evaluate(experiment, arrays["best"], "val", key)
     journal.write(marked(experiment, {"round": standing.best_round, **test}))
     state = arrays["state"]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
@@ -182,6 +193,7 @@ def close(config, experiment, arrays, standing, journal) -> dict[str, Any]:
         "best_round": standing.best_round,
         "seconds": round(standing.seconds, 3),
         "compile_seconds": round(standing.compile_seconds, 3),
+        **standing.spent(),
         "clients/refused_total": standing.refused,
         "client_updates_per_second": round(standing.updates / max(standing.seconds, 1e-9), 1),
         "peak_memory_mb": round(memory, 1),

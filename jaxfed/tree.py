@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.types import Tree
+from jaxfed.types import Key, Tree
 
 
 def sub(a: Tree, b: Tree) -> Tree:
@@ -22,6 +22,33 @@ def scale(factor: jax.typing.ArrayLike, tree: Tree) -> Tree:
 def zeros(tree: Tree) -> Tree:
     """A tree of zeros with the shapes and dtypes of `tree` (arrays or shape structs)."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+
+def wide(tree: Tree) -> Tree:
+    """Floats of fewer than 32 bits as float32: what is computed with, whatever is stored."""
+
+    def leaf(x):
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(leaf, tree)
+
+
+def stored(tree: Tree, like: Tree, key: Key) -> Tree:
+    """`tree` in the dtypes of `like`; from float32 to bfloat16 rounded at random, with the exact value as the mean.
+
+    Rounded to the nearest, a change of less than 1/512 of a number would be lost, round after round.
+    """
+
+    def leaf(number, x, old):
+        if (x.dtype, old.dtype) != (jnp.float32, jnp.bfloat16):
+            return x.astype(old.dtype)
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)  # the upper half is the bfloat16 next to it toward zero
+        up = jax.random.bits(jax.random.fold_in(key, number), x.shape, jnp.uint16).astype(jnp.uint32)
+        rounded = jax.lax.bitcast_convert_type((bits + up) & jnp.uint32(0xFFFF0000), jnp.float32)
+        return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, map(leaf, range(len(leaves)), leaves, jax.tree.leaves(like)))
 
 
 def finite(tree: Tree) -> jax.Array:

@@ -127,3 +127,34 @@ def test_another_shape_is_not_taken_for_this_run(tmp_path):
         pytest.raises(ValueError, match="none of the checkpoints"),
     ):
         checkpoint.restore(checkpoints, {"state": ALGORITHM.init(params, KEY)}, lambda text: None)
+
+
+def test_a_save_in_the_background_keeps_what_the_next_step_consumes(tmp_path):
+    """The state is donated, and overwritten, while it is being written."""
+    state, states = ALGORITHM.init(MARKED, KEY), {}
+    with (
+        checkpoint.manager(tmp_path / "c", keep=9) as checkpoints,
+        checkpoint.background(checkpoints) as save,
+    ):
+        for step in (1, 2, 3):
+            state, _ = ALGORITHM.step(state, row_cohort(), KEY)
+            states[step] = jax.tree.map(np.array, state)
+            save(step, {"state": state}, {"round": step})
+    (found, meta, _), said = restored(tmp_path / "c")
+    assert (meta["round"], said) == (3, [])
+    same(found["state"], states[3])
+    with checkpoint.manager(tmp_path / "c") as checkpoints:
+        assert checkpoints.all_steps() == [1, 2, 3]
+
+
+def test_a_save_that_fails_in_the_background_is_told(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with (
+        checkpoint.manager(tmp_path / "c", keep=9) as checkpoints,
+        pytest.raises(OSError, match="no space"),
+        checkpoint.background(checkpoints) as save,
+    ):
+        save(1, {"state": template()}, {})

@@ -1,17 +1,21 @@
 """The round: equal to one written by hand, sparse in rows, deaf to the absent, exact to resume."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxfed.channel import chain, link, total
+from jaxfed import tree
+from jaxfed.channel import chain, link, total, wire
 from jaxfed.channels.difference import difference
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.federate import federate, model
 from jaxfed.placement import place
 from jaxfed.rows import Table, plain
+from jaxfed.types import Shared
 from jaxfed.works.local import local_steps
 from tests.small import (
     DATA,
@@ -428,3 +432,51 @@ def test_a_fixed_count_is_the_mean_when_all_report(count):
     close(
         model(run(linear(mean(count)), dense_cohort(), DENSE)[0]), model(run(linear(mean()), dense_cohort(), DENSE)[0])
     )
+
+
+# --- tables in bfloat16 ----------------------------------------
+
+HALF = jax.tree.map(lambda x: x.astype(jnp.bfloat16), {name: MARKED[name] for name in ("item", "bias")})
+HALF |= {"scale": MARKED["scale"]}
+
+
+def test_tables_in_bfloat16_are_stored_so_and_computed_with_in_float32():
+    algorithm = factorisation(per_row_mean(), server=optax.adam(0.1))
+    state, _ = run(algorithm, row_cohort(), HALF)
+    dtypes = lambda tree: {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
+    assert dtypes((state.shared.params["item"], state.shared.params["bias"])) == {"bfloat16"}
+    assert dtypes((state.opt, state.memory, state.shared.params["scale"])) == {"float32"}
+    text = str(jax.make_jaxpr(algorithm.step)(algorithm.init(HALF, KEY), row_cohort(), KEY))
+    assert "bf16" in text
+    sums = [line for line in text.splitlines() if re.search(r"= (scatter-add|dot_general|reduce_sum)\[", line)]
+    assert sums
+    assert not [line for line in sums if "bf16" in line]
+
+
+def test_tables_in_bfloat16_end_where_float32_does():
+    """To a few parts in 256 of what a number is: three rounds, each rounding once."""
+    exact, half = (run(factorisation(per_row_mean()), row_cohort(), params)[0] for params in (MARKED, HALF))
+    close(model(exact)["item"], model(half)["item"].astype(jnp.float32), atol=0.02, rtol=0.03)
+    assert not np.array_equal(model(exact)["item"], model(half)["item"].astype(jnp.float32))
+
+
+def test_steps_too_small_for_bfloat16_are_not_lost():
+    """A thousand steps of 1/1000 of a unit in the last place: rounded to the nearest they would all vanish."""
+    start = jnp.full((400,), 1.0, jnp.bfloat16)
+    step = lambda i, x: tree.stored(x.astype(jnp.float32) + 2.0**-7 / 1000, x, jax.random.fold_in(KEY, i))
+    end = jax.lax.fori_loop(0, 1000, step, start)
+    assert float(end.astype(jnp.float32).mean()) == pytest.approx(1 + 2.0**-7, abs=4 * 2.0**-7 / 20)
+
+
+def test_what_is_stored_is_one_of_the_two_neighbours():
+    x = jax.random.normal(KEY, (1000,)) * 10.0 ** jax.random.randint(KEY, (1000,), -30, 30)
+    x = jnp.concatenate([x, jnp.array([0.0, -0.0, 1.0, -2.5, jnp.inf, -jnp.inf, jnp.nan])])
+    y = tree.stored(x, x.astype(jnp.bfloat16), KEY).astype(jnp.float32)
+    np.testing.assert_array_equal(y[-7:], x[-7:])  # what bfloat16 can say stays
+    assert (jnp.abs(y - x)[:-3] <= 2.0**-7 * jnp.abs(x[:-3])).all()
+
+
+def test_only_the_download_of_bfloat16_tables_is_half():
+    one, half = (wire(mean(), Shared(params), 10) for params in (MARKED, HALF))
+    assert (one.up, one.sees) == (half.up, half.sees)
+    assert one.down - half.down == 10 * (DIM + 1) * 2

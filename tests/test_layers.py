@@ -112,4 +112,5 @@ def test_guides(path):
 
 def test_every_module_has_a_place():
     tops = {part(path) for path in modules()} - {"__init__", "__main__"}
-    assert tops == MAY.keys() | {"experiment", "rounds", "folder", "train", "bench", "baselines", "cli"}
+    shell = {"experiment", "rounds", "stages", "folder", "train", "bench", "baselines", "cli"}
+    assert tops == MAY.keys() | shell

@@ -139,3 +139,34 @@ def test_a_signal_during_an_evaluation_still_saves(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "judge", judge)
     table = {**TABLE, "rounds": 40, "run": {"out": str(tmp_path / "i")}}
     assert train(config_of(table), resume=True)["params_sha256"] == run(tmp_path / "j", rounds=40)[0]["params_sha256"]
+
+
+def test_where_the_time_went_is_in_every_row_and_goes_on_counting_after_a_resume(plain):
+    from jaxfed.stages import STAGES
+
+    summary, rows = plain
+    names = [f"seconds/{name}" for name in STAGES]
+    for row in [summary, *rows[:2]]:
+        assert set(names) <= row.keys()
+        assert row["seconds/wait"] + row["seconds/compute"] <= row["seconds"] + 0.01
+    assert all(rows[0][name] <= rows[1][name] <= summary[name] for name in names)
+    assert all(summary[f"seconds/{name}"] > 0 for name in ("pack", "compute", "evaluate"))
+
+
+def test_a_profile_is_a_trace_of_some_rounds_by_stage(tmp_path, plain):
+    """TensorBoard reads the one file, Perfetto the other."""
+    import gzip
+
+    summary = train(config_of({**TABLE, "run": {"out": str(tmp_path / "p"), "profile": 2}}))
+    assert summary["params_sha256"] == plain[0]["params_sha256"]
+    (board,) = (tmp_path / "p" / "profile").rglob("*.xplane.pb")
+    assert board.stat().st_size
+    (file,) = (tmp_path / "p" / "profile").rglob("*.trace.json.gz")
+    names = [event.get("name") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]]
+    assert names.count("wait") == 2  # rounds 3 and 4 of 4
+    assert {"pack", "compute", "PjitFunction(clients)"} <= set(names)
+
+
+def test_a_profile_of_more_rounds_than_there_are_ends_with_them(tmp_path):
+    train(config_of({**TABLE, "rounds": 1, "run": {"out": str(tmp_path / "p"), "profile": 9}}))
+    assert len(list((tmp_path / "p" / "profile").rglob("*.xplane.pb"))) == 1

@@ -35,6 +35,7 @@ class Model(NamedTuple):
     pairwise: bool = False
 
 
+TableDtype = Literal["float32", "bfloat16"]  # what tables are stored in and downloaded as; see `tree.stored`
 LossName = Literal["bce", "bpr", "squared"]
 
 

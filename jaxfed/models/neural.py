@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import LossName, Model, from_module, loss_named, positive, vectors
+from jaxfed.models.model import LossName, Model, TableDtype, from_module, loss_named, positive, vectors
 
 
 class NeuralFactorisation(nn.Module):
@@ -15,18 +15,20 @@ class NeuralFactorisation(nn.Module):
     dim: int
     hidden: tuple[int, ...]
     init_scale: float
+    table_dtype: TableDtype
 
     @nn.compact
     def __call__(self, user: jax.Array, item: jax.Array | None = None) -> jax.Array:
         """Logits, see `from_module`."""
 
-        def table(collection, name, rows):
+        def table(collection, name, rows, dtype="float32"):
             normal = nn.initializers.normal(self.init_scale)
-            return self.variable(collection, name, lambda: normal(self.make_rng("params"), (rows, self.dim))).value
+            make = lambda: normal(self.make_rng("params"), (rows, self.dim)).astype(dtype)  # noqa: E731
+            return self.variable(collection, name, make).value
 
         def both(part):
             users = table("private", f"user_{part}", self.num_users)
-            items = vectors(table("tables", f"item_{part}", self.num_items), item)
+            items = vectors(table("tables", f"item_{part}", self.num_items, self.table_dtype), item)
             return jnp.broadcast_to(users[user], items.shape), items
 
         (user_product, item_product), (user_network, item_network) = both("product"), both("network")
@@ -45,9 +47,11 @@ def neumf(
     dim: int = 16,
     hidden: tuple[int, ...] = (32, 16),
     init_scale: float = 0.1,
+    table_dtype: TableDtype = "float32",
     loss: LossName = "bce",
 ) -> Model:
     """NeuMF with `dim` factors on either side and a network of widths `hidden`."""
     positive("model.dim", dim)
     positive("model.hidden", *(hidden or (0,)))
-    return from_module(NeuralFactorisation(num_items, num_users, dim, tuple(hidden), init_scale), loss_named(loss))
+    module = NeuralFactorisation(num_items, num_users, dim, tuple(hidden), init_scale, table_dtype)
+    return from_module(module, loss_named(loss))

@@ -58,15 +58,15 @@ def data(clients):
     return load(config_of({"data": table}).data), table
 
 
-def experiment(case, area=8):
-    """A case as a user would configure it."""
+def experiment(case, area=8, devices=1, **model):
+    """A case as a user would configure it, with more for its model."""
     content, table = data(case["clients"])
     own = {} if case["model"] in CONTROLS else {"dim": 4, "loss": case["loss"]}
     clients = content.population.num_clients
     config = config_of(
         {
             "data": table,
-            "model": {"name": case["model"], **own},
+            "model": {"name": case["model"], **own, **model},
             "work": {
                 "name": case["work"],
                 "batch_size": 8,
@@ -76,7 +76,7 @@ def experiment(case, area=8):
             "channel": [{"name": name} for name in CHANNELS[case["channel"]]],
             "server": {"name": case["server"], "learning_rate": 0.5},
             "cohort": {"name": "uniform", "size": clients - 1},
-            "run": {"area": area},
+            "run": {"area": area, "devices": devices},
         }
     )
     made = assemble(config, content)

@@ -1,0 +1,129 @@
+"""Rounds and evaluations lower for TPU and CUDA, on a machine that has neither: nothing in them asks for a CPU."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from jaxfed.channel import chain, link
+from jaxfed.channels.weigh import mean
+from jaxfed.data.blocks import nobody
+from jaxfed.rounds import fresh, keys_of
+from tests.laws.test_laws import AXES, experiment, name_of
+from tests.small import KEY, MARKED, factorisation, row_cohort
+
+PLATFORMS = ("tpu", "cuda")
+MODELS, WORKS = AXES["model"], AXES["work"]
+# every link, every pair of a model and a work
+COVER = [
+    {"model": MODELS[i % len(MODELS)], "work": WORKS[i // len(MODELS) % len(WORKS)], "channel": channel}
+    | {"clients": AXES["clients"][i % 3 % 2], "loss": "bce", "server": "adam", "optimizer": "sgd"}
+    for i, channel in enumerate(AXES["channel"])
+]
+# What StableHLO says in words of its own, for every platform; whatever else is called is a platform's own code, or a
+# callback to Python on the host. None is in use today: a new one is added here with its reason.
+CUSTOM_CALLS: set[str] = set()
+
+
+def lowered(program, platform, *args):
+    """The module of a jitted function for a platform. Raises ValueError where it would run on that of the host."""
+    try:
+        module = export.export(program, platforms=(platform,))(*args)
+    except NotImplementedError as error:  # an operation that the platform has no rule for
+        raise ValueError(f"not on {platform}: {error}") from None
+    text = module.mlir_module()
+    if foreign := set(re.findall(r"custom_call @([\w.$]+)", text)) - CUSTOM_CALLS:
+        raise ValueError(f"not on {platform}: calls of {', '.join(sorted(foreign))}")
+    return module, text
+
+
+def check_round(made):
+    """The three programs of a round, with nobody in blocks of the shortest and the longest shape."""
+    every, state = nobody(made.data.population, made.batching, made.shapes), jax.eval_shape(lambda: fresh(made, 0))
+    cohort = every._replace(blocks=tuple(made.placement.block(every.blocks[i]) for i in (0, -1)))
+    step = jax.jit(made.algorithm.step)
+    for platform in PLATFORMS:
+        module, text = lowered(step, platform, state["state"], cohort, keys_of(0).rounds)
+        assert all(f"@{program}" in text for program in ("clients", "absorb", "finish"))
+        assert module.nr_devices == made.placement.devices
+    return text
+
+
+def check_ends(made):
+    """A run's first state, and an evaluation of a few clients."""
+    exam = made.exams["test"]._replace(who=made.exams["test"].who[:3])
+    examine = jax.jit(lambda shared, private, key: made.examine(shared, private, exam, key))
+    start, best = jax.jit(lambda: fresh(made, 0)), jax.eval_shape(lambda: fresh(made, 0))["best"]
+    for platform in PLATFORMS:
+        lowered(start, platform)
+        lowered(examine, platform, *best, keys_of(0).evaluation)
+
+
+def test_the_cover_covers():
+    pairs = {(case["model"], case["work"]) for case in COVER}
+    assert pairs == {(model, work) for model in MODELS for work in WORKS}
+
+
+@pytest.mark.parametrize("case", COVER, ids=name_of)
+def test_a_round_lowers(case):
+    check_round(experiment(case).made)
+
+
+@pytest.mark.parametrize("case", COVER[: len(MODELS)], ids=name_of)
+def test_the_start_and_an_evaluation_lower(case):
+    check_ends(experiment(case).made)
+
+
+@pytest.mark.parametrize("model", ["mf", "neumf"])
+def test_with_bfloat16_tables_on_four_devices(model):
+    made = experiment(COVER[0] | {"model": model}, devices=4, table_dtype="bfloat16").made
+    check_ends(made)
+    text = check_round(made)
+    assert '{"clients"}' in text  # blocks lie split over the devices
+    assert "bf16" in text
+
+
+# --- the check itself: none of these may pass ----------------------------------------
+
+
+def on_the_host(x):
+    return jax.pure_callback(lambda y: y, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential")
+
+
+def printed(x):
+    jax.debug.print("{}", x.sum())
+    return x
+
+
+def foreign(x):
+    return jax.ffi.ffi_call("my_cpu_kernel", jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential")(x)
+
+
+def eigenvalues(x):
+    return x + jnp.linalg.eigvals(jnp.ones((2, 2)) + x.sum()).real.sum()
+
+
+def factors(x):
+    return x + jnp.linalg.qr(jnp.ones((3, 3)) + x.sum())[0].sum()
+
+
+REFUSED = {
+    "a callback": (on_the_host, "backend cpu is different|callback"),
+    "a print": (printed, "backend cpu is different|callback"),
+    "a kernel of one's own": (foreign, "custom_call @my_cpu_kernel"),
+    "a call that is not on the list": (factors, "calls of"),
+    "a routine of LAPACK": (eigenvalues, "not on tpu|custom_call @"),
+}
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_link_that_asks_for_its_host_is_refused(name, platform):
+    function, reason = REFUSED[name]
+    encode = lambda update, sent, client: (jax.tree.map(function, update), client.memory)
+    algorithm = factorisation(chain(link(encode), mean()))
+    args = jax.eval_shape(algorithm.init, MARKED, KEY), row_cohort(), KEY
+    with pytest.raises(ValueError, match=reason):
+        lowered(jax.jit(algorithm.step), platform, *args)
