@@ -49,6 +49,7 @@ class Tally(NamedTuple):
     present: Array  # bool [M]
     metrics: dict[str, Mean]
     rows: Array  # int []: table rows that were sent
+    sent: Array  # bool [rows of the total]: whether anybody did
 
 
 def model(state: State) -> Tree:
@@ -171,6 +172,7 @@ def federate(
             tally.present.at[part.slots].set(part.present, mode="drop"),
             jax.tree.map(jnp.add, tally.metrics, part.metrics),
             tally.rows + (part.owner < num_clients).sum(),
+            tally.sent.at[part.rows].set(True, mode="drop"),
         )
 
     @partial(jax.jit, donate_argnums=0)
@@ -185,7 +187,10 @@ def federate(
         moved = Shared(delta, tree.scale(-1, update.extra))
         after = tree.stored(optax.apply_updates(seen[0], moved), shared, jax.random.fold_in(round.key, STORE))
         new = after, opt_now, links_now
-        shared, opt, links = new if touched is None else rows.put((shared, opt, links), touched, new)
+        if touched is not None:  # what only absent clients hold rests, as if they had not been asked
+            end = rows.catalogue(shared)
+            new = rows.put((shared, opt, links), jnp.where(heard.sent, touched, end), new)
+        shared, opt, links = new
         counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
         counts["rows/sent"] = heard.rows
         figures = {name: mean.value for name, mean in heard.metrics.items()}
@@ -196,8 +201,8 @@ def federate(
         """The tally before anybody is heard, placed as `absorb` gives it back, or that compiles twice."""
         shapes = empty(part.messages, size) if streams else (), part.metrics
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (*shapes, asked, np.int32(0)))
-        heard, metrics, present, count = place_on.common(zeros)
-        return Tally(heard, memory, present, metrics, count)
+        (heard, metrics, present, count), sent = place_on.common((zeros, np.zeros(size, bool)))
+        return Tally(heard, memory, present, metrics, count, sent)
 
     def step(state, cohort, key):
         """One round. Every block is a program of its own, so several run side by side."""

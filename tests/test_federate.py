@@ -203,13 +203,15 @@ def test_messages_have_the_structure_of_the_shared_part_alone():
 
 
 @pytest.mark.parametrize("channel", [mean, weighted_mean, per_row_mean])
-def test_the_absent_count_for_nothing_and_keep_their_memory(channel):
+@pytest.mark.parametrize("server", [optax.sgd(1.0), optax.sgd(1.0, momentum=0.9)], ids=["sgd", "momentum"])
+@pytest.mark.parametrize("lay", [lambda cohort: cohort, on_rows], ids=["all", "rows"])
+def test_the_absent_count_for_nothing_and_keep_their_memory(channel, server, lay):
     present = [1, 0, 1, 1, 0, 1, 0, 1]
     gone = [slot for slot, here in enumerate(present) if not here]
-    some, info = run(factorisation(channel()), row_cohort(present=present))
+    some, info = run(factorisation(channel(), server=server), lay(row_cohort(present=present)))
     slots = [slot if slot not in gone else len(WHO) for slot in range(8)]
     cohort = row_cohort(present=present)._replace(blocks=(row_block(slots[:4]), row_block(slots[4:])))
-    never, _ = run(factorisation(channel()), cohort)
+    never, _ = run(factorisation(channel(), server=server), lay(cohort))
     same(model(some), model(never))
     same(some.memory, never.memory)
     fresh = factorisation(channel()).init(MARKED, KEY).memory[0]["user"]
