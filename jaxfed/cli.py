@@ -114,15 +114,24 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed train"""
-    from jaxfed.config import expect_table, read
+    from jaxfed.processes import agree, join
+
+    every = join()  # before any other use of JAX
+
+    from jaxfed.config import dumps, expect_table, read
     from jaxfed.train import train as run
 
-    table = read(args.config)
-    if args.out:
-        table["run"] = {**expect_table(table.get("run", {}), "run"), "out": args.out}
-    config = overridden(table, overrides)
+    def configured():
+        table = read(args.config)
+        if args.out:
+            table["run"] = {**expect_table(table.get("run", {}), "run"), "out": args.out}
+        return overridden(table, overrides)
+
+    config = agree(every, "configuration", configured, dumps)
     summary = run(config, args.resume)
-    show(summary, f"{config.run.out}: best of {summary['rounds']} rounds by validation: round {summary['best_round']}")
+    if not every.index:
+        best = f"best of {summary['rounds']} rounds by validation: round {summary['best_round']}"
+        show(summary, f"{config.run.out}: {best}")
 
 
 def show(values: dict[str, Any], title: str) -> None:

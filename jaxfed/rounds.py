@@ -3,12 +3,13 @@
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfed.channel import Wire
 from jaxfed.data.blocks import nobody, pack
@@ -34,6 +35,7 @@ class Ready(NamedTuple):
     cohort: Cohort
     asked: int
     bytes_down: int
+    halt: int  # the signal that came to a process while this was drawn, after which all stop together; 0: none
 
 
 @dataclasses.dataclass
@@ -81,16 +83,39 @@ def private_copy(state: State) -> Tree:
     return jax.tree.map(jnp.copy, (state.shared.params, state.memory[0]))
 
 
-def prepare_round(experiment: Experiment, seed: int, round: int) -> Ready:
-    """Draws and packs a cohort: a function of (seed, round), so it runs ahead in a thread of its own."""
-    population, (one, two) = experiment.data.population, experiment.wire
+def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequence[int] = ()) -> Ready:
+    """Draws and packs a cohort: a function of (seed, round), so it runs ahead in a thread of its own.
+
+    Several processes pack each its own clients, and tell each other which rows those hold. stopped: signals that came.
+    """
+    population, (one, two), meet = experiment.data.population, experiment.wire, experiment.processes.meet
+
+    def union(there):
+        if experiment.processes.count == 1:
+            return there
+        told = meet("rows", np.packbits(there).tobytes(), either)
+        return np.unpackbits(np.frombuffer(told, np.uint8), count=len(there)).astype(bool)
+
     ids, present = experiment.sampler.draw(seed, round)
-    cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round)
+    cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round, union)
     end = population.num_items if cohort.rows is None else len(cohort.rows)
     held = sum(int((block.rows < end).sum()) for block in cohort.blocks)
     asked = int((ids < population.num_clients).sum())
+    told = meet("facts", np.array([held, *stopped[:1], 0], np.int64)[:2].tobytes(), together)
+    held, halt = np.frombuffer(told, np.int64).tolist()
     placed = cohort._replace(blocks=experiment.placement.block(cohort.blocks))
-    return Ready(placed, asked, traffic(asked, held, one.down, two.down))
+    return Ready(placed, asked, traffic(asked, held, one.down, two.down), halt)
+
+
+def either(sets: list[bytes]) -> bytes:
+    """The union of sets as bits."""
+    return np.bitwise_or.reduce([np.frombuffer(each, np.uint8) for each in sets]).tobytes()
+
+
+def together(facts: list[bytes]) -> bytes:
+    """(sum of rows held, largest signal) of (rows held, signal) of each process."""
+    held, signals = np.array([np.frombuffer(each, np.int64) for each in facts]).T
+    return np.array([held.sum(), signals.max()]).tobytes()
 
 
 def traffic(clients: int, rows: int, one: int, two: int) -> int:
@@ -109,7 +134,8 @@ def compile_all(experiment: Experiment, state: State, key: Key) -> float:
         jax.block_until_ready(experiment.algorithm.step(copy, alone, key))
 
     run(empty.blocks[0])  # the two programs that all shapes share, once
-    side_by_side = os.cpu_count() if nbytes(state) < 1e9 else 1  # each has a copy of the state
+    # each has a copy of the state; and what spans processes must be launched in one order everywhere
+    side_by_side = os.cpu_count() if nbytes(state) < 1e9 and experiment.processes.count == 1 else 1
     with ThreadPoolExecutor(side_by_side) as pool:
         list(pool.map(run, empty.blocks[1:]))
     return time.perf_counter() - begin
@@ -123,18 +149,20 @@ class Done(NamedTuple):
     ready: Ready  # who was asked
 
 
-def rounds(experiment: Experiment, state: State, seed: int, start: int, stop: int) -> Iterator[Done]:
+def rounds(
+    experiment: Experiment, state: State, seed: int, start: int, stop: int, stopped: Sequence[int] = ()
+) -> Iterator[Done]:
     """Runs from round `start` to before `stop`; consumes the state it is given, and each it gave.
 
-    The next cohort is packed in a thread while devices are at work.
+    stopped: signals that came, see `Ready.halt`. The next cohort is packed in a thread while devices are at work.
     """
     key = keys_of(seed).rounds
     with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(prepare_round, experiment, seed, start)
+        coming = ahead.submit(prepare_round, experiment, seed, start, stopped)
         for number in range(start, stop):
             ready = coming.result()
             if number + 1 < stop:
-                coming = ahead.submit(prepare_round, experiment, seed, number + 1)
+                coming = ahead.submit(prepare_round, experiment, seed, number + 1, stopped)
             state, info = experiment.algorithm.step(state, ready.cohort, key)
             yield Done(state, info, ready)
 

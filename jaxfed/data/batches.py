@@ -99,7 +99,8 @@ def outside(population: Population, user: np.ndarray, random32: np.ndarray) -> n
     if population.free is not None:
         start = user * items - avoid.start[user]
         return population.free[start + r]
-    before = np.searchsorted(population.gaps, user * (items + 1) + r, "right") - avoid.start[user]
+    low, high = (avoid.start[user.min()], avoid.start[user.max() + 1]) if len(user) else (0, 0)  # theirs alone
+    before = np.searchsorted(population.gaps[low:high], user * (items + 1) + r, "right") + low - avoid.start[user]
     return (r + before).astype(np.int32)
 
 
