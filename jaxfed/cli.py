@@ -129,7 +129,7 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
 
     config = agree(every, "configuration", configured, dumps)
     summary = run(config, args.resume)
-    if not every.index:
+    if not every.rank:
         best = f"best of {summary['rounds']} rounds by validation: round {summary['best_round']}"
         show(summary, f"{config.run.out}: {best}")
 

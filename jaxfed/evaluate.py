@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxfed.channel import Channel, total
 from jaxfed.data.batches import never_touched
-from jaxfed.data.clients import Population, Ragged, Share, ranges
+from jaxfed.data.clients import ALONE, Population, Ragged, Share, ranges
 from jaxfed.metrics import classification, ranking
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place
@@ -74,7 +74,7 @@ def exam(
     seed: int = 0,
     most: int = 0,
     devices: int = 1,
-    share: Share = Share(),
+    share: Share = ALONE,
     budget: int = 1 << 22,
 ) -> Exam:
     """part: `val` (train items are left out of the ranking) or `test` (train and validation items are).
@@ -91,11 +91,11 @@ def exam(
     users = min(longest[0], 64)
     each = users * (population.num_items + longest[1] + longest[2])
     clients = int(np.clip(budget // each, 1, min(len(cohort), 256)))
-    clients = max(clients // devices, 1) * devices // share.count
+    clients = max(clients // devices, 1) * devices // share.size
     owner = share.owner(cohort, population.num_clients)
     chunks = -(-int(np.bincount(owner).max()) // clients)
 
-    who = cohort[owner == share.index]
+    who = cohort[owner == share.rank]
     count = population.first[who + 1] - population.first[who]
     asked = ranges(population.first[who], count)
     train, valid, test = (each.some(asked) for each in (population.train, population.valid, population.test))
@@ -121,7 +121,7 @@ def exam(
 
 
 def longest_of(population: Population, part: str, clients: np.ndarray) -> tuple[int, int, int]:
-    """The most users of a client, held-out items of a user and items left out: of lengths, which every process knows."""
+    """The most users of a client, held-out items of a user and items left out: lengths, which all processes know."""
     count = population.first[clients + 1] - population.first[clients]
     users = ranges(population.first[clients], count)
     train, valid, test = (each.counts[users] for each in (population.train, population.valid, population.test))

@@ -81,7 +81,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
     population = data.population
     processes, placement = here(), place(config.run.placement, config.run.devices)
-    share = Share(processes.index, processes.count)
+    share = Share(processes.rank, processes.size)
     model = call("model", config.model, num_items=population.num_items, num_users=population.users_per_client)
     batching = Batching(**{name: getattr(config.work, name) for name in BESIDE["work"]}, pairwise=model.pairwise)
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)

@@ -1,9 +1,10 @@
-"""Several processes that are one run: they come together, agree on what they are about to do, and tell each other facts.
+"""Several processes that are one run: they come together, agree on what they are to do, and tell each other facts.
 
 What is told here goes through the key-value store of JAX's coordination service, not through devices: programs that
 span processes must be launched in one order everywhere, so only the main thread may; this is free to be used beside.
 """
 
+import contextlib
 import itertools
 import os
 import socket
@@ -11,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax._src.distributed import global_state  # its store has no public name yet; Orbax uses it too
@@ -31,8 +32,8 @@ class Processes(NamedTuple):
     must come, and to a topic always from the same thread.
     """
 
-    index: int = 0
-    count: int = 1
+    rank: int = 0
+    size: int = 1
     meet: Callable[[str, bytes, Callable[[list[bytes]], bytes]], bytes] = lambda topic, mine, combine: combine([mine])
 
 
@@ -51,7 +52,7 @@ def join() -> Processes:
         return here()
     start, heartbeat = number("JAXFED_START_TIMEOUT", START), number("JAXFED_HEARTBEAT", HEARTBEAT)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    times = {"heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": heartbeat}
+    times: dict[str, Any] = {"heartbeat_timeout_seconds": heartbeat, "shutdown_timeout_seconds": heartbeat}
     if several:
         jax.distributed.initialize(initialization_timeout=start, **times)
         return here()
@@ -75,50 +76,60 @@ def number(name: str, default: int) -> int:
     return int(text)
 
 
-def gather(address: str, index: int, count: int, seconds: float) -> None:
+def gather(address: str, rank: int, size: int, seconds: float) -> None:
     """Returns once all processes are there; ValueError after so many seconds.
 
     JAX would wait as well, but ends a process that waited in vain by an abort, with a stack trace for a message.
     """
     host, _, port = address.rpartition(":")
-    end, word = time.monotonic() + seconds, f"jaxfed of {count}\n".encode()
-    guests: list[socket.socket] = []
-    if index:
-        while (left := end - time.monotonic()) > 0:
-            try:
-                with socket.create_connection((host.strip("[]"), int(port)), left) as line:
-                    line.sendall(word)
-                    line.settimeout(max(left, 0.1))
-                    if line.recv(len(word)) == word:
-                        return
-            except OSError:
-                pass
-            time.sleep(0.1)
+    end = time.monotonic() + seconds
+    if rank:
+        call(host.strip("[]"), int(port), f"jaxfed {rank} of {size}\n".encode(), end)
+        if time.monotonic() < end:
+            return
         raise ValueError(
-            f"the coordinator at {address} did not answer within {seconds} s: start process 0 there with "
-            f"JAX_NUM_PROCESSES={count}, or wait longer (JAXFED_START_TIMEOUT)"
+            f"the coordinator at {address} did not answer within {seconds} s: start process 0 of {size} there, "
+            "or wait longer (JAXFED_START_TIMEOUT)"
         )
-    kind = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    guests: dict[bytes, socket.socket] = {}
     try:
-        with socket.create_server(("", int(port)), **kind) as door:  # type: ignore[arg-type]
-            while len(guests) < count - 1:
-                door.settimeout(max(end - time.monotonic(), 0.01))
-                guest, _ = door.accept()
-                guest.settimeout(1)
-                if guest.recv(len(word)) == word:
-                    guests.append(guest)
-            for guest in guests:
-                guest.sendall(word)
-    except TimeoutError:
-        raise ValueError(
-            f"{len(guests) + 1} of {count} processes came to {address} within {seconds} s: "
-            "start the others, or wait longer (JAXFED_START_TIMEOUT)"
-        ) from None
+        receive(int(port), guests, {f"jaxfed {i} of {size}\n".encode() for i in range(1, size)}, end)
     except OSError as error:
         raise ValueError(f"no coordinator can be at {address}: {error.strerror or error}") from None
     finally:
-        for guest in guests:
+        for guest in guests.values():
             guest.close()
+    if len(guests) < size - 1:
+        raise ValueError(
+            f"{len(guests) + 1} of {size} processes came to {address} within {seconds} s: start the others, "
+            "or wait longer (JAXFED_START_TIMEOUT)"
+        )
+
+
+def call(host: str, port: int, word: bytes, end: float) -> None:
+    """Says who this is to process 0 until it says the same back, or it is `end`."""
+    while (left := end - time.monotonic()) > 0:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), left) as line:
+            line.settimeout(max(end - time.monotonic(), 0.01))
+            line.sendall(word)
+            if line.recv(len(word)) == word:
+                return
+        time.sleep(0.1)
+
+
+def receive(port: int, guests: dict[bytes, socket.socket], names: set[bytes], end: float) -> None:
+    """Waits for guests of these names until all are there, and tells each; or until it is `end`."""
+    kind = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    with socket.create_server(("", port), **kind) as door:  # type: ignore[arg-type]
+        while guests.keys() != names and (left := end - time.monotonic()) > 0:
+            door.settimeout(left)
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                guest, _ = door.accept()
+                guest.settimeout(1)
+                if (name := guest.recv(100)) in names:
+                    guests[name] = guest
+        for name, guest in guests.items() if guests.keys() == names else ():
+            guest.sendall(name)
 
 
 def here() -> Processes:
@@ -129,7 +140,8 @@ def here() -> Processes:
 @cache
 def joined() -> Processes:
     """This process among others. Cached, as meetings are counted."""
-    client, index, count = global_state.client, jax.process_index(), jax.process_count()
+    client: Any = global_state.client
+    index, count = jax.process_index(), jax.process_count()
     numbers: dict[str, itertools.count] = defaultdict(itertools.count)
 
     def meet(topic, mine, combine):
@@ -155,7 +167,7 @@ def agree(here: Processes, what: str, work: Callable[[], T], mark: Callable[[T],
     Else process 0 raises its own error, or ValueError with one line that says who differs, and the others leave
     without a word: SystemExit(2).
     """
-    if here.count == 1:
+    if here.size == 1:
         return work()
     made, error = None, None
     try:
@@ -166,7 +178,7 @@ def agree(here: Processes, what: str, work: Callable[[], T], mark: Callable[[T],
     verdict = here.meet(what, said.encode(), lambda words: compare(what, [word.decode() for word in words]).encode())
     if not verdict:
         return made  # type: ignore[return-value]
-    if here.index:
+    if here.rank:
         raise SystemExit(2)
     raise error or ValueError(verdict.decode())
 
@@ -194,7 +206,7 @@ def by_first(here: Processes, what: str, work: Callable[[], str]) -> str:
 
     def mine():
         nonlocal told
-        told = work() if here.index == 0 else ""
+        told = work() if here.rank == 0 else ""
 
     agree(here, what, mine, lambda made: "")
     return here.meet(what, told.encode(), lambda words: words[0]).decode()

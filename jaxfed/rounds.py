@@ -91,7 +91,7 @@ def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequen
     population, (one, two), meet = experiment.data.population, experiment.wire, experiment.processes.meet
 
     def union(there):
-        if experiment.processes.count == 1:
+        if experiment.processes.size == 1:
             return there
         told = meet("rows", np.packbits(there).tobytes(), either)
         return np.unpackbits(np.frombuffer(told, np.uint8), count=len(there)).astype(bool)
@@ -135,7 +135,7 @@ def compile_all(experiment: Experiment, state: State, key: Key) -> float:
 
     run(empty.blocks[0])  # the two programs that all shapes share, once
     # each has a copy of the state; and what spans processes must be launched in one order everywhere
-    side_by_side = os.cpu_count() if nbytes(state) < 1e9 and experiment.processes.count == 1 else 1
+    side_by_side = os.cpu_count() if nbytes(state) < 1e9 and experiment.processes.size == 1 else 1
     with ThreadPoolExecutor(side_by_side) as pool:
         list(pool.map(run, empty.blocks[1:]))
     return time.perf_counter() - begin

@@ -63,7 +63,7 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
     Raises ValueError for what a user can mend, SystemExit(128 + signal) when stopped; --resume then goes on.
     """
     folder, every = Path(config.run.out), here()
-    if every.index:
+    if every.rank:
         hush()
 
     def finished():
@@ -102,25 +102,25 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
                 checkpoints.delete(step)
             standing = Standing(**meta["standing"])
             say(f"resuming {folder} after round {standing.round}")
-        journal = Silence() if every.index else Journal(folder, standing.position, standing.round)
+        journal = Silence() if every.rank else Journal(folder, standing.position, standing.round)
         try:
             arrays, standing = loop(config, experiment, arrays, standing, checkpoints, journal)
             summary = close(config, experiment, arrays, standing, journal)
         finally:
             journal.close()
-    if not every.index:
+    if not every.rank:
         write_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 
 def first_alone(every: Processes, section: Any) -> Data:
     """The data, which process 0 reads first: what it has to fetch, the others find."""
-    if every.index:
+    if every.rank:
         every.meet("fetched", b"", lambda _: b"")
     try:
         return load(section)
     finally:
-        if not every.index:
+        if not every.rank:
             every.meet("fetched", b"", lambda _: b"")
 
 
@@ -144,7 +144,7 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
             say(f"round {standing.round}: {gone} clients withdrew, as their update is not finite; counted from here on")
         last = info
 
-    halt, several = 0, experiment.processes.count > 1  # who all stop after the same round
+    halt, several = 0, experiment.processes.size > 1  # who all stop after the same round
     todo = range(0) if standing.finished else range(standing.round, config.rounds)
     with interrupts(say) as stopped, progress(config.rounds, standing.round) as tick:
         for now in rounds(experiment, state, config.seed, todo.start, todo.stop, stopped):

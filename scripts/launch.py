@@ -16,8 +16,7 @@ import tempfile
 import threading
 import time
 
-from jaxfed.processes import HEARTBEAT, START
-
+HEARTBEAT, START = 30, 120  # seconds, as in jaxfed/processes.py, which takes long to import
 GRACE = 10  # seconds beyond the heartbeat before what is left is ended here
 
 
@@ -93,14 +92,15 @@ def watch(args: argparse.Namespace, processes: list[subprocess.Popen], told: lis
     code = processes[first].returncode
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         return code
-    if first:
+    if first and code > 0:
         told[first].seek(0)
-        lines = [line for line in told[first].read().splitlines() if line.strip()]
+        lines = [line for line in told[first].read().splitlines() if line.strip() and not line.startswith("[Gloo]")]
         for line in lines[-1:] if code == 2 else lines[-20:]:
             print(f"process {first}: {line}", file=sys.stderr)
     if code != 2:
         words = [word for word in args.words if word != "--resume"]
-        again = f"python {sys.argv[0]} --processes {args.processes} -- {shlex.join(words)} --resume"
+        layout = f"--processes {args.processes} --local-devices {args.local_devices}"
+        again = f"python {sys.argv[0]} {layout} -- {shlex.join(words)} --resume"
         say(f"process {first} of {args.processes} {ended(code)}, and with it the run; go on with: {again}")
     return code if code > 0 else 128 - code
 

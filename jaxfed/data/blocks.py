@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.data.batches import Batching, Drawn, draw, sorted_pairs
-from jaxfed.data.clients import Population, Share
+from jaxfed.data.clients import ALONE, Population, Share
 from jaxfed.types import Block, Cohort
 from jaxfed.work import Steps
 
@@ -21,7 +21,7 @@ class Lengths(NamedTuple):
     width: int  # rows a step may touch
     num_items: int
     room: int  # rows of the tables that a cohort may touch; a cohort that touches more gets twice the room
-    share: Share = Share()  # of the clients, and of the places in every block
+    share: Share = ALONE  # of the clients, and of the places in every block
 
     def clients(self, steps: int) -> int:
         """Clients side by side in a block of this length, a multiple of the devices."""
@@ -44,7 +44,7 @@ def lengths(
     devices: int = 1,
     area: int = 0,
     lazy: bool = True,
-    share: Share = Share(),
+    share: Share = ALONE,
 ) -> Lengths:
     """The shapes that serve this population; lazy: a round runs on the rows its cohort holds, else on all.
 
@@ -103,14 +103,14 @@ def plan(shapes: Lengths, steps: np.ndarray, owner: np.ndarray) -> Plan:
     owner: the process of each client. All plan the same blocks, of which each has an equal part of the places.
     """
     order, low = np.argsort(-steps, kind="stable"), 0
-    owned = [order[owner[order] == process] for process in range(shapes.share.count)]
-    mine = owned[shapes.share.index]
+    owned = [order[owner[order] == process] for process in range(shapes.share.size)]
+    mine = owned[shapes.share.rank]
     made: list[tuple[int, int, int]] = []
     places, at = [], np.zeros((3, 1), np.int64)
     while not made or any(low < len(some) for some in owned):
         longest = max((steps[some[low]] for some in owned if low < len(some)), default=1)
         length = next(s for s in shapes.steps if s >= longest)
-        made.append((shapes.clients(length) // shapes.share.count, length, shapes.rows(length)))
+        made.append((shapes.clients(length) // shapes.share.size, length, shapes.rows(length)))
         each = np.array([[1], [length], [made[-1][2]]])
         places.append(at + each * np.arange(np.clip(len(mine) - low, 0, made[-1][0])))
         low, at = low + made[-1][0], at + each * made[-1][0]
@@ -230,7 +230,7 @@ def pack(
 def nobody(population: Population, batching: Batching, shapes: Lengths) -> Cohort:
     """An empty cohort with one block of every shape: what compiles all the programs of a run."""
     ids, none = np.full(shapes.slots, population.num_clients), np.zeros(0, np.int64)
-    blocks = [(shapes.clients(s) // shapes.share.count, s, shapes.rows(s)) for s in shapes.steps]
+    blocks = [(shapes.clients(s) // shapes.share.size, s, shapes.rows(s)) for s in shapes.steps]
     every = Plan(none, blocks, none, none, none)
     return laid_out(population, batching, shapes, ids, np.zeros(shapes.slots, bool), every, 0, 0, lambda there: there)
 

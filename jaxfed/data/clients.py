@@ -61,12 +61,15 @@ class Ragged(NamedTuple):
 class Share(NamedTuple):
     """Which process this is, of how many. A client belongs to one of them throughout, its data are read by no other."""
 
-    index: int = 0
-    count: int = 1
+    rank: int = 0
+    size: int = 1
 
     def owner(self, clients: np.ndarray, of: int) -> np.ndarray:
         """The process of each client: equal ranges, as data lie on disk client by client."""
-        return clients.astype(np.int64) * self.count // of
+        return clients.astype(np.int64) * self.size // of
+
+
+ALONE = Share()
 
 
 class Population(NamedTuple):
