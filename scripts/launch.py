@@ -70,8 +70,8 @@ def say(text: str) -> None:
     print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
-def watch(args: argparse.Namespace, processes: list[subprocess.Popen], told: list) -> int:
-    """Waits for all; returns the exit code and says, where one died, which and how to go on."""
+def watch(args: argparse.Namespace, processes: list[subprocess.Popen], told: list, passed: list[int]) -> int:
+    """Waits for all; returns the exit code; where one died, says which and how to go on. passed: signals sent on."""
     first, deadline, forced = None, 0.0, False
     while any(each.poll() is None for each in processes):
         time.sleep(0.05)
@@ -79,7 +79,7 @@ def watch(args: argparse.Namespace, processes: list[subprocess.Popen], told: lis
         if bad and first is None:
             first, deadline = bad[0], time.monotonic() + args.heartbeat + GRACE
             code = processes[first].returncode
-            if code not in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+            if code != 2 and not passed:
                 say(f"process {first} {ended(code)}; the others end within the heartbeat, {args.heartbeat} s")
         if first is not None and time.monotonic() > deadline and not forced:
             forced = True
@@ -90,17 +90,18 @@ def watch(args: argparse.Namespace, processes: list[subprocess.Popen], told: lis
         return 0
     first = bad[0] if first is None else first
     code = processes[first].returncode
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        return code
+    words = [word for word in args.words if word != "--resume"]
+    layout = f"--processes {args.processes} --local-devices {args.local_devices}"
+    again = f"python {sys.argv[0]} {layout} -- {shlex.join(words)} --resume"
+    if passed:
+        say(f"stopped; to go on in as many processes: {again}")
+        return 128 + passed[0]
     if first and code > 0:
         told[first].seek(0)
         lines = [line for line in told[first].read().splitlines() if line.strip() and not line.startswith("[Gloo]")]
         for line in lines[-1:] if code == 2 else lines[-20:]:
             print(f"process {first}: {line}", file=sys.stderr)
     if code != 2:
-        words = [word for word in args.words if word != "--resume"]
-        layout = f"--processes {args.processes} --local-devices {args.local_devices}"
-        again = f"python {sys.argv[0]} {layout} -- {shlex.join(words)} --resume"
         say(f"process {first} of {args.processes} {ended(code)}, and with it the run; go on with: {again}")
     return code if code > 0 else 128 - code
 
@@ -127,14 +128,17 @@ def main() -> int:
     reader = threading.Thread(target=passed_on, args=(processes[0].stdout,), daemon=True)
     reader.start()
 
+    passed: list[int] = []
+
     def pass_on(number, frame):
+        passed.append(number)
         for each in processes:
             if each.poll() is None:
-                each.send_signal(number)
+                each.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
-    code = watch(args, processes, told)
+    code = watch(args, processes, told, passed)
     reader.join(5)
     return code
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -115,7 +116,7 @@ def test_what_processes_say_of_each_other():
 
 SMALL = """
 seed = 0
-rounds = 30
+rounds = 12
 [data]
 name = "synthetic"
 users = 60
@@ -136,7 +137,7 @@ learning_rate = 0.05
 size = 20
 dropout = 0.1
 [evaluation]
-every = 10
+every = 6
 [run]
 checkpoint_every = 3
 """
@@ -251,10 +252,10 @@ def test_one_killed_ends_all_and_the_run_resumes(config, undisturbed, tmp_path):
     assert summary(out)["params_sha256"] == undisturbed["params_sha256"]
     _, told = run(command(1, "train", config, "--out", tmp_path / "one", "--resume"))
     assert "resuming" in told
-    assert summary(tmp_path / "one")["rounds"] == 30
+    assert summary(tmp_path / "one")["rounds"] == 12
 
 
-def test_stopped_all_leave_with_a_checkpoint_and_more_can_go_on(config, tmp_path):
+def test_stopped_all_leave_with_a_checkpoint(config, tmp_path):
     out = tmp_path / "s"
     words = "train", config, "--out", out, "--rounds", 300
     launcher = start(command(2, *words))
@@ -266,13 +267,7 @@ def test_stopped_all_leave_with_a_checkpoint_and_more_can_go_on(config, tmp_path
     assert (out / "checkpoints" / str(stopped)).is_dir()
     assert told.count("go on with: jaxfed train") == 1
     assert "Traceback" not in told
-    launcher = start(command(4, *words, "--resume"))
-    told = iter(launcher.stderr.readline, "")
-    assert any(f"resuming {out} after round {stopped}" in line for line in told)
-    assert any(line.startswith("round   ") for line in told)
-    launcher.send_signal(signal.SIGTERM)
-    launcher.communicate(timeout=120)
-    assert launcher.returncode in (0, 128 + signal.SIGTERM)
+    assert told.splitlines()[-1].endswith(f"--processes 2 --local-devices 1 -- {shlex.join(map(str, words))} --resume")
 
 
 # --- what goes wrong ----------------------------------------
