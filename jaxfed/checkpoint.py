@@ -7,6 +7,7 @@ of what was read is the digest of what was written, and restoring walks back to 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,21 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Tree, meta: dict[
 
 
 @contextmanager
-def background(checkpoints: ocp.CheckpointManager) -> Iterator[Callable[[int, Tree, dict[str, Any]], None]]:
+def background(
+    checkpoints: ocp.CheckpointManager, several: bool = False
+) -> Iterator[Callable[[int, Tree, dict[str, Any]], None]]:
     """Yields save(step, state, meta), which returns as soon as the state is copied; on leaving, all are written.
+
+    several: processes that save together, for which Orbax must be called by the main thread.
 
     Orbax writes in the background too, but holds its caller for 20 to 60 ms before it does. An error of one save is
     raised by the next, or on leaving. A process that is killed leaves a save whole, or none.
     """
     pending: list[Future] = []
+    if several:
+        yield partial(save, checkpoints)
+        checkpoints.wait_until_finished()
+        return
 
     def write(step, state, meta):
         save(checkpoints, step, state, meta)

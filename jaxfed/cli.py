@@ -126,16 +126,25 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed train"""
-    from jaxfed.config import expect_table, read
+    from jaxfed.processes import agree, join
+
+    every = join()  # before any other use of JAX
+
+    from jaxfed.config import dumps, expect_table, read
     from jaxfed.train import train as run
 
-    table = read(args.config)
-    given = {"out": args.out} if args.out else {}
-    given |= {"profile": TRACED} if args.profile else {}
-    table["run"] = expect_table(table.get("run", {}), "run") | given
-    config = overridden(table, overrides)
+    def configured():
+        table = read(args.config)
+        given = {"out": args.out} if args.out else {}
+        given |= {"profile": TRACED} if args.profile else {}
+        table["run"] = expect_table(table.get("run", {}), "run") | given
+        return overridden(table, overrides)
+
+    config = agree(every, "configuration", configured, dumps)
     summary = run(config, args.resume)
-    show(summary, f"{config.run.out}: best of {summary['rounds']} rounds by validation: round {summary['best_round']}")
+    if not every.rank:
+        best = f"best of {summary['rounds']} rounds by validation: round {summary['best_round']}"
+        show(summary, f"{config.run.out}: {best}")
 
 
 def show(values: dict[str, Any], title: str) -> None:

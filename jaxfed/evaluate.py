@@ -14,9 +14,10 @@ import numpy as np
 
 from jaxfed.channel import Channel, total
 from jaxfed.data.batches import never_touched
-from jaxfed.data.clients import Population, Ragged, ranges
+from jaxfed.data.clients import ALONE, Population, Ragged, Share, ranges
 from jaxfed.metrics import classification, ranking
 from jaxfed.models.model import Model
+from jaxfed.placement import Placement, place
 from jaxfed.types import Client, Key, Mean, Round, Tree
 
 SAMPLED = 99  # negatives of a draw
@@ -37,7 +38,10 @@ class Questions(NamedTuple):
 
 
 class Exam(NamedTuple):
-    """A split to be evaluated on: A clients, their U users numbered client by client, and what each is asked."""
+    """A split to be evaluated on: A clients, their U users numbered client by client, and what each is asked.
+
+    Of several processes each has its own clients here, and all have the same shapes and number of chunks.
+    """
 
     num_items: int
     num_clients: int
@@ -50,6 +54,9 @@ class Exam(NamedTuple):
     sampled: np.ndarray  # int32 [U, DRAWS, SAMPLED]
     clients: int  # at a time
     users: int  # of each client at a time
+    cohort: np.ndarray  # int32: the clients of all processes
+    chunks: int  # of clients
+    most: tuple[int, int, int]  # users of a client, held-out items and items left out of a user
 
 
 def concatenated(*lists: Ragged) -> Ragged:
@@ -61,24 +68,38 @@ def concatenated(*lists: Ragged) -> Ragged:
     return Ragged(values, np.concatenate([[0], np.cumsum(counts)]))
 
 
-def exam(population: Population, part: str, seed: int = 0, most: int = 0, budget: int = 1 << 22) -> Exam:
+def exam(
+    population: Population,
+    part: str,
+    seed: int = 0,
+    most: int = 0,
+    devices: int = 1,
+    share: Share = ALONE,
+    budget: int = 1 << 22,
+) -> Exam:
     """part: `val` (train items are left out of the ranking) or `test` (train and validation items are).
 
-    most: so many clients are asked, drawn by the seed; 0: all. budget: scores and histories [clients, users, N +
-    longest] held at a time: memory does not grow with the population.
+    most: so many clients are asked, drawn by the seed; 0: all. devices: over which a chunk of clients is spread.
+    budget: scores and histories [clients, users, N + longest] held at a time: memory does not grow with the population.
     """
     if part not in ("val", "test"):
         raise ValueError(f"no part {part!r}: choose val or test")
-    who = np.arange(population.num_clients, dtype=np.int32)
-    if 0 < most < len(who):
-        who = np.sort(np.random.default_rng([seed, 3]).choice(who, most, replace=False))
+    cohort = np.arange(population.num_clients, dtype=np.int32)
+    if 0 < most < len(cohort):
+        cohort = np.sort(np.random.default_rng([seed, 3]).choice(cohort, most, replace=False))
+    longest = longest_of(population, part, cohort)
+    users = min(longest[0], 64)
+    each = users * (population.num_items + longest[1] + longest[2])
+    clients = int(np.clip(budget // each, 1, min(len(cohort), 256)))
+    clients = max(clients // devices, 1) * devices // share.size
+    owner = share.owner(cohort, population.num_clients)
+    chunks = -(-int(np.bincount(owner).max()) // clients)
+
+    who = cohort[owner == share.rank]
     count = population.first[who + 1] - population.first[who]
     asked = ranges(population.first[who], count)
     train, valid, test = (each.some(asked) for each in (population.train, population.valid, population.test))
     targets, seen = (valid, train) if part == "val" else (test, concatenated(train, valid))
-    users = min(int(count.max()), 64)
-    each = users * (population.num_items + int(seen.counts.max()) + int(targets.counts.max()))
-    clients = int(np.clip(budget // each, 1, min(len(who), 256)))
     edges = np.quantile(population.activity, np.arange(1, DECILES) / DECILES)
     activity = population.activity[who]
     return Exam(
@@ -93,26 +114,42 @@ def exam(population: Population, part: str, seed: int = 0, most: int = 0, budget
         never_touched(population, asked, DRAWS, SAMPLED, seed),
         clients,
         users,
+        cohort,
+        chunks,
+        longest,
     )
+
+
+def longest_of(population: Population, part: str, clients: np.ndarray) -> tuple[int, int, int]:
+    """The most users of a client, held-out items of a user and items left out: lengths, which all processes know."""
+    count = population.first[clients + 1] - population.first[clients]
+    users = ranges(population.first[clients], count)
+    train, valid, test = (each.counts[users] for each in (population.train, population.valid, population.test))
+    targets, seen = (valid, train) if part == "val" else (test, train + valid)
+    return int(count.max()), int(targets.max()), int(seen.max())
 
 
 def questions(of: Exam) -> Iterator[list[Questions]]:
     """Those asked, in chunks of one shape: for each group of clients the blocks of their users."""
-    items, none, longest = of.num_items, int(of.first[-1]), int(np.diff(of.first).max())
+    items, none, longest = of.num_items, int(of.first[-1]), of.most[0]
     lists = [Ragged(each.values, np.append(each.start, each.start[-1])) for each in (of.targets, of.seen)]
-    for low in range(0, len(of.who), of.clients):
-        at = np.arange(low, low + of.clients)
-        real, at = at < len(of.who), np.minimum(at, len(of.who) - 1)
-        ids = np.where(real, of.who[at], of.num_clients).astype(np.int32)
+    # after the last client comes nobody, without users, and after the last user one without lists
+    who, first = np.append(of.who, np.int32(of.num_clients)), np.append(of.first, none)
+    activity, decile = np.append(of.activity, np.float32(0)), np.append(of.decile, 0)
+    drawn = np.concatenate([of.sampled, np.full((1, *of.sampled.shape[1:]), items, np.int32)])
+    for low in range(0, of.chunks * of.clients, of.clients):
+        at = np.minimum(np.arange(low, low + of.clients), len(of.who))
         group = []
         for start in range(0, longest, of.users):
             local = np.broadcast_to(start + np.arange(of.users), (of.clients, of.users))
-            user = of.first[at][:, None] + local
-            user = np.where((user < of.first[at + 1][:, None]) & real[:, None], user, none)
-            targets, seen = (each.padded(user.ravel(), items).reshape(*user.shape, -1) for each in lists)
-            sampled = np.where((user < none)[..., None, None], of.sampled[np.minimum(user, none - 1)], items)
+            user = first[at][:, None] + local
+            user = np.where(user < first[at + 1][:, None], user, none)
+            targets, seen = (
+                each.padded(user.ravel(), items, wide).reshape(*user.shape, -1)
+                for each, wide in zip(lists, of.most[1:], strict=True)
+            )
             local = np.minimum(local, longest - 1).astype(np.int32)
-            group.append(Questions(ids, of.activity[at], of.decile[at], local, targets, seen, sampled))
+            group.append(Questions(who[at], activity[at], decile[at], local, targets, seen, drawn[user]))
         yield group
 
 
@@ -132,18 +169,21 @@ def answer(model: Model, shared: Tree, private: Tree, user: jax.Array, targets, 
     return {f"full/{k}": v for k, v in full.items()} | {f"sampled/{k}": v for k, v in by_draw.items()}
 
 
-def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key], dict[str, Mean]]:
+def examiner(
+    model: Model, channel: Channel, placement: Placement | None = None
+) -> Callable[[Tree, Tree, Exam, Key], dict[str, Mean]]:
     """Builds run(shared, private, exam, key) -> {metric: Mean [DECILES] or [DRAWS, DECILES]}.
 
     `private` is the client store of the model's private part [clients, ...]; results come through `channel`. Raises
     ValueError for a channel with a reduction of its own.
     """
+    place_on = placement or place()
     if channel.reduce not in (None, total):
         raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
 
     @jax.jit
     def look(shared, private, asked):
-        """Each client's sums over some of its users."""
+        """(each client's sums over some of its users, who they are, their activity, their decile), on all devices."""
 
         def client(client, asked):
             mine = jax.tree.map(lambda x: x.at[client].get(mode="fill", fill_value=0), private)
@@ -151,10 +191,10 @@ def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key]
             each = jax.vmap(lambda *one: answer(model, shared, mine, *one))(*users)
             return jax.tree.map(lambda x: x.sum(0), each)
 
-        return jax.vmap(client)(asked.client, asked)
+        return place_on.together((jax.vmap(client)(asked.client, asked), asked.client, asked.activity, asked.decile))
 
     @jax.jit
-    def hear(sums, client, activity, decile, here, cohort, key):
+    def hear(sums, client, activity, decile, end, cohort, key):
         """(the sum of some clients' messages, the state of the links before the round)."""
 
         def encode(sums, client, activity, decile):
@@ -167,6 +207,7 @@ def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key]
             return channel.encode(message, channel.send(state), me)[0], state
 
         messages, states = jax.vmap(encode)(sums, client, activity, decile)
+        here = client < end
         kept = jax.tree.map(lambda x: jnp.where(here.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), messages)
         heard = jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), kept)
         return heard, jax.tree.map(lambda x: x[0], states)
@@ -182,12 +223,11 @@ def examiner(model: Model, channel: Channel) -> Callable[[Tree, Tree, Exam, Key]
     def run(shared, private, exam, key):
         heard = None
         for group in questions(exam):
-            sums = functools.reduce(add, (look(shared, private, asked) for asked in group))
-            one = group[0]
-            here = one.client < exam.num_clients
-            part, state = hear(sums, one.client, one.activity, one.decile, here, exam.who, key)
+            each = [look(shared, private, place_on.block(asked)) for asked in group]
+            sums = functools.reduce(add, (sums for sums, *_ in each))
+            part, state = hear(sums, *each[0][1:], exam.num_clients, exam.cohort, key)
             heard = part if heard is None else add(heard, part)
-        return close(heard, state, exam.who, key)
+        return close(heard, state, exam.cohort, key)
 
     return run
 

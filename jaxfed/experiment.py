@@ -13,12 +13,13 @@ from jaxfed.cohort import Sampler
 from jaxfed.data import store
 from jaxfed.data.batches import Batching
 from jaxfed.data.blocks import Lengths, lengths, plan
-from jaxfed.data.clients import Population, prepare
+from jaxfed.data.clients import Population, Share, prepare
 from jaxfed.data.interactions import Dataset, digest
 from jaxfed.evaluate import Exam, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place
+from jaxfed.processes import Processes, here
 from jaxfed.registry import BESIDE, REGISTRY, arguments, grouped
 from jaxfed.types import Shared
 
@@ -48,6 +49,7 @@ class Experiment(NamedTuple):
     examine: Any  # see `evaluate.examiner`
     exams: dict[str, Exam]
     wire: tuple[Wire, Wire]  # for a client with one row, and with two
+    processes: Processes = Processes()
 
 
 def call(section: str, config: Any, **given: Any) -> Any:
@@ -107,7 +109,8 @@ def check_memory(population: Population, batching: Batching, shapes: Lengths, pr
     clients, rows = shapes.lay
     block = clients * prices[0].up + (rows - clients) * (prices[1].up - prices[0].up)
     largest = np.sort(population.activity)[-shapes.slots :]
-    blocks, room = len(plan(shapes, batching.steps(largest)).shapes), device_memory()
+    owner = np.arange(len(largest)) % shapes.share.size
+    blocks, room = len(plan(shapes, batching.steps(largest), owner).shapes), device_memory()
     if (min(chunk or blocks, blocks) + 3) * block > room:
         fit = max(1, room // block - 3)
         raise ValueError(
@@ -119,11 +122,14 @@ def check_memory(population: Population, batching: Batching, shapes: Lengths, pr
 def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
     population = data.population
+    processes = here()
     placement = place(config.run.placement, config.run.devices, config.run.shard_tables)
+    share = Share(processes.rank, processes.size)
     model = call("model", config.model, num_items=population.num_items, num_users=population.users_per_client)
     batching = Batching(**{name: getattr(config.work, name) for name in BESIDE["work"]}, pairwise=model.pairwise)
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)
-    shapes = lengths(population, batching, sampler.slots, placement.devices, config.run.area, config.server.lazy)
+    run, lazy = config.run, config.server.lazy
+    shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share)
     channel = links(config.channel)
     work = call(
         "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private
@@ -140,10 +146,12 @@ def assemble(config: Any, data: Data) -> Experiment:
         config.run.chunk,
     )
     asked = config.evaluation.seed, config.evaluation.clients
-    exams = {part: exam(population, part, *asked) for part in ("val", "test")}
+    exams = {part: exam(population, part, *asked, placement.devices, share) for part in ("val", "test")}
     shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
     through = links(config.evaluation.channel) if config.evaluation.where == "clients" else link()
-    examine = examiner(model, through)
+    examine = examiner(model, through, placement)
     prices = wire(channel, shared, 1), wire(channel, shared, 2)
     check_memory(population, batching, shapes, prices, config.run.chunk)
-    return Experiment(data, model, batching, shapes, sampler, channel, algorithm, placement, examine, exams, prices)
+    return Experiment(
+        data, model, batching, shapes, sampler, channel, algorithm, placement, examine, exams, prices, processes
+    )

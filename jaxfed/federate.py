@@ -131,12 +131,10 @@ def federate(
             params = jax.tree.map(jnp.copy, params)  # a step donates its state: never the caller's arrays
             shared, _ = work.init(params, key)
             full = tree.wide(shared)
-            kept = shared, server.init(full.params), channel.init(full)[0]
-            shared, opt, links = place_on.server(kept)
-            return State(shared, opt, links, memories(key), jnp.int32(0))
+            return State(shared, server.init(full.params), channel.init(full)[0], memories(key), jnp.int32(0))
 
-        state = jax.jit(fresh)(params, key)
-        return state._replace(memory=place_on.common(state.memory), round=place_on.common(state.round))
+        shared, opt, links, *rest = jax.jit(fresh)(params, key)
+        return State(*place_on.server((shared, opt, links)), *place_on.common(rest))
 
     def client(common, one):
         """One client's round, from the model it is sent to the message it sends. A pure function."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -46,10 +46,29 @@ class Journal:
         self.board.close()
 
 
+class Silence(NamedTuple):
+    """The journal of a process that writes none, as another does."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def position(self) -> int:
+        """Nothing is written."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def hush() -> None:
+    """No word from this process: another one speaks for all."""
+    console.quiet = True
+
+
 @contextmanager
 def progress(rounds: int, done: int) -> Iterator[Any]:
     """tick(round, clients_per_second, text): a bar in a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
+    if console.quiet or not sys.stderr.isatty():
         yield lambda round, speed, text: None
         return
     columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[speed]:,.0f} clients/s")

@@ -22,7 +22,7 @@ class Placement(NamedTuple):
 
     common(x) copies arrays to every device; together(x), inside a program, gathers what lies split. server(x) lays what
     the server keeps, inside a program too: on every device, or its tables split by rows. `devices` divides the width of
-    every block.
+    every block, of which block(x) is given this process's equal part.
     """
 
     clients: Callable[[Callable], Callable]
@@ -36,10 +36,13 @@ class Placement(NamedTuple):
 def place(kind: Kind = "jit", devices: int = 1, shard_tables: bool = False) -> Placement:
     """`jit`: a vmap whose client axis lies over the mesh axis `clients`; `pmap`: the same through `jax.pmap`.
 
-    devices: how many (0: all). shard_tables: each device keeps its share of the rows of the server's tables, which then
-    must divide evenly. Raises ValueError for what cannot be.
+    devices: how many (0: all); several processes always use all of theirs. shard_tables: each device keeps its share of
+    the rows of the server's tables, which then must divide evenly. Raises ValueError for what cannot be.
     """
-    here = jax.devices()
+    here, processes = sorted(jax.devices(), key=lambda device: (device.process_index, device.id)), jax.process_count()
+    if processes > 1:
+        check_several(kind, devices, here, shard_tables)
+        devices = 0
     if not 0 <= devices <= len(here):
         raise ValueError(f"{devices} devices asked for, {len(here)} are there: lower run.devices (0 takes all)")
     here = here[: devices or len(here)]
@@ -47,7 +50,13 @@ def place(kind: Kind = "jit", devices: int = 1, shard_tables: bool = False) -> P
     everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("clients"))
 
     def common(tree):
+        if processes > 1:  # all have the same: `device_put` would ask them whether they do
+            return jax.tree.map(copied, tree)
         return jax.device_put(tree, everywhere)
+
+    def copied(x):
+        mine = [jax.device_put(x, device) for device in here if device.process_index == jax.process_index()]
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, mine)
 
     def together(tree):
         return jax.lax.with_sharding_constraint(tree, everywhere)
@@ -62,7 +71,9 @@ def place(kind: Kind = "jit", devices: int = 1, shard_tables: bool = False) -> P
             return at(x, split)
 
         def at(x, where):
-            return jax.lax.with_sharding_constraint(x, where)
+            if isinstance(x, jax.core.Tracer):
+                return jax.lax.with_sharding_constraint(x, where)
+            return copied(x) if processes > 1 else jax.device_put(x, where)
 
         return lift(rows if shard_tables else partial(at, where=everywhere), partial(at, where=everywhere), tree)
 
@@ -72,6 +83,8 @@ def place(kind: Kind = "jit", devices: int = 1, shard_tables: bool = False) -> P
             return jax.vmap(f, (None, 0))
 
         def block(tree):
+            if processes > 1:
+                return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), tree)
             # one CPU: the call takes arrays of the host as they are, faster than a transfer of its own
             return tree if len(here) == 1 and here[0].platform == "cpu" else jax.device_put(tree, split)
 
@@ -91,3 +104,16 @@ def place(kind: Kind = "jit", devices: int = 1, shard_tables: bool = False) -> P
 
         return Placement(spread, lambda tree: tree, common, together, server, len(here))
     raise ValueError(f"no placement {kind!r}: choose jit or pmap")
+
+
+def check_several(kind: Kind, devices: int, there: list[jax.Device], shard_tables: bool) -> None:
+    """Raises ValueError for what several processes cannot do."""
+    if shard_tables:
+        raise ValueError("run.shard_tables works in one process: leave it out for several")
+    if kind == "pmap":
+        raise ValueError("run.placement pmap works in one process: choose jit for several")
+    if devices not in (0, 1, len(there)):  # 1 is what a configuration says that does not care
+        raise ValueError(f"{devices} devices asked for: several processes use all {len(there)}, leave run.devices out")
+    counts = {sum(other.process_index == device.process_index for other in there) for device in there}
+    if len(counts) > 1:
+        raise ValueError(f"processes with {sorted(counts)} devices: each must have as many")

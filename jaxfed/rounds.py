@@ -3,12 +3,13 @@
 import dataclasses
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfed.channel import Wire
 from jaxfed.data.blocks import nobody, pack
@@ -35,6 +36,7 @@ class Ready(NamedTuple):
     cohort: Cohort
     asked: int
     bytes_down: int
+    halt: int  # the signal that came to a process while this was drawn, after which all stop together; 0: none
     stages: dict[str, float]  # seconds
 
 
@@ -93,20 +95,43 @@ def private_copy(state: State) -> Tree:
     return jax.tree.map(jnp.copy, (state.shared.params, state.memory[0]))
 
 
-def prepare_round(experiment: Experiment, seed: int, round: int) -> Ready:
-    """Draws and packs a cohort: a function of (seed, round), so it runs ahead in a thread of its own."""
-    population, (one, two) = experiment.data.population, experiment.wire
+def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequence[int] = ()) -> Ready:
+    """Draws and packs a cohort: a function of (seed, round), so it runs ahead in a thread of its own.
+
+    Several processes pack each its own clients, and tell each other which rows those hold. stopped: signals that came.
+    """
+    population, (one, two), meet = experiment.data.population, experiment.wire, experiment.processes.meet
     stages: dict[str, float] = {}
+
+    def union(there):
+        if experiment.processes.size == 1:
+            return there
+        told = meet("rows", np.packbits(there).tobytes(), either)
+        return np.unpackbits(np.frombuffer(told, np.uint8), count=len(there)).astype(bool)
+
     with timed(stages, "sample"):
         ids, present = experiment.sampler.draw(seed, round)
     with timed(stages, "pack"):
-        cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round)
+        cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round, union)
     end = population.num_items if cohort.rows is None else len(cohort.rows)
     held = sum(int((block.rows < end).sum()) for block in cohort.blocks)
     asked = int((ids < population.num_clients).sum())
+    told = meet("facts", np.array([held, *stopped[:1], 0], np.int64)[:2].tobytes(), together)
+    held, halt = np.frombuffer(told, np.int64).tolist()
     with timed(stages, "transfer"):
         placed = cohort._replace(blocks=jax.block_until_ready(experiment.placement.block(cohort.blocks)))
-    return Ready(placed, asked, traffic(asked, held, one.down, two.down), stages)
+    return Ready(placed, asked, traffic(asked, held, one.down, two.down), halt, stages)
+
+
+def either(sets: list[bytes]) -> bytes:
+    """The union of sets as bits."""
+    return np.bitwise_or.reduce([np.frombuffer(each, np.uint8) for each in sets]).tobytes()
+
+
+def together(facts: list[bytes]) -> bytes:
+    """(sum of rows held, largest signal) of (rows held, signal) of each process."""
+    held, signals = np.array([np.frombuffer(each, np.int64) for each in facts]).T
+    return np.array([held.sum(), signals.max()]).tobytes()
 
 
 def traffic(clients: int, rows: int, one: int, two: int) -> int:
@@ -125,7 +150,8 @@ def compile_all(experiment: Experiment, state: State, key: Key) -> float:
         jax.block_until_ready(experiment.algorithm.step(copy, alone, key))
 
     run(empty.blocks[0])  # the two programs that all shapes share, once
-    side_by_side = os.cpu_count() if nbytes(state) < 1e9 else 1  # each has a copy of the state
+    # each has a copy of the state; and what spans processes must be launched in one order everywhere
+    side_by_side = os.cpu_count() if nbytes(state) < 1e9 and experiment.processes.size == 1 else 1
     with ThreadPoolExecutor(side_by_side) as pool:
         list(pool.map(run, empty.blocks[1:]))
     return time.perf_counter() - begin
@@ -139,20 +165,22 @@ class Done(NamedTuple):
     ready: Ready  # who was asked
 
 
-def rounds(experiment: Experiment, state: State, seed: int, start: int, stop: int) -> Generator[Done, None, None]:
+def rounds(
+    experiment: Experiment, state: State, seed: int, start: int, stop: int, stopped: Sequence[int] = ()
+) -> Generator[Done, None, None]:
     """Runs from round `start` to before `stop`; consumes the state it is given, and each it gave.
 
-    The next cohort is packed in a thread while devices are at work.
+    stopped: signals that came, see `Ready.halt`. The next cohort is packed in a thread while devices are at work.
     """
     key = keys_of(seed).rounds
     with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(prepare_round, experiment, seed, start)
+        coming = ahead.submit(prepare_round, experiment, seed, start, stopped)
         for number in range(start, stop):
             waited: dict[str, float] = {}
             with timed(waited, "wait"):
                 ready = coming.result()
             if number + 1 < stop:
-                coming = ahead.submit(prepare_round, experiment, seed, number + 1)
+                coming = ahead.submit(prepare_round, experiment, seed, number + 1, stopped)
             with timed(waited, "compute"):
                 state, info = experiment.algorithm.step(state, ready.cohort, key)
             yield Done(state, info, ready._replace(stages=ready.stages | waited))

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy as np
 from jaxfed import checkpoint
 from jaxfed.config import dumps, near
 from jaxfed.evaluate import readable
-from jaxfed.experiment import Experiment, assemble, load
+from jaxfed.experiment import Data, Experiment, assemble, load
 from jaxfed.folder import alone, check_folder, same_data, write_file
-from jaxfed.log import Journal, progress, say
+from jaxfed.log import Journal, Silence, hush, progress, say
+from jaxfed.processes import Processes, agree, by_first, here
 from jaxfed.rounds import Standing, compile_all, evaluate, fresh, keys_of, marked, private_copy, rounds
 from jaxfed.stages import profiled, timed
 from jaxfed.tree import digest
@@ -30,7 +31,7 @@ from jaxfed.types import Tree
 def check_select(experiment: Experiment, model: Tree, select: str) -> None:
     """Raises ValueError when validation has no such metric."""
     exam = experiment.exams["val"]
-    one = exam._replace(who=exam.who[:1])
+    one = exam._replace(who=exam.who[:1], chunks=1)
     sums = jax.eval_shape(lambda *args: experiment.examine(*args[:2], one, args[2]), *model, keys_of(0).evaluation)
     values = readable("val", jax.tree.map(lambda x: np.zeros(x.shape), sums))
     names = [name for name in values if "decile" not in name and not name.endswith("_sd")]
@@ -39,9 +40,8 @@ def check_select(experiment: Experiment, model: Tree, select: str) -> None:
 
 
 @contextmanager
-def interrupts(say: Callable[[str], None]):
-    """Yields a list that holds the signal once Ctrl-C or SIGTERM came; a second one ends the program at once."""
-    got: list[int] = []
+def interrupts(say: Callable[[str], None], got: list[int]):
+    """Adds the signal to `got` once Ctrl-C or SIGTERM came; a second one ends the program at once."""
 
     def note(number, frame):
         got.append(number)
@@ -51,7 +51,7 @@ def interrupts(say: Callable[[str], None]):
 
     old = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield got
+        yield
     finally:
         for each, handler in old.items():
             signal.signal(each, handler)
@@ -62,20 +62,39 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
 
     Raises ValueError for what a user can mend, SystemExit(128 + signal) when stopped; --resume then goes on.
     """
-    folder = Path(config.run.out)
-    check_folder(folder, config, resume)
-    if (folder / "summary.json").exists():
+    folder, every = Path(config.run.out), here()
+    if every.rank:
+        hush()
+
+    def finished():
+        check_folder(folder, config, resume)
+        return (folder / "summary.json").read_text() if (folder / "summary.json").exists() else ""
+
+    agree(every, "configuration", lambda: None, lambda _: dumps(config))
+    if done := by_first(every, "folder", finished):
         say(f"{folder} is finished")
-        return json.loads((folder / "summary.json").read_text())
-    data = load(config.data)
+        return json.loads(done)
+    data = agree(every, "data set", lambda: first_alone(every, config.data), lambda data: data.digest)
     for note in data.source.notes:
         say(f"data: {note}")
-    experiment = assemble(config, data)
-    arrays, standing = fresh(experiment, config.seed), Standing()
-    check_select(experiment, arrays["best"], config.evaluation.select)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "config.toml", dumps(config))
-    with alone(folder), checkpoint.manager(folder / "checkpoints", config.run.keep) as checkpoints:
+
+    def prepared():
+        experiment = assemble(config, data)
+        arrays = fresh(experiment, config.seed)
+        check_select(experiment, arrays["best"], config.evaluation.select)
+        return experiment, arrays
+
+    (experiment, arrays), standing = agree(every, "experiment", prepared, lambda _: ""), Standing()
+    with ExitStack() as held:
+
+        def opened():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file(folder / "config.toml", dumps(config))
+            held.enter_context(alone(folder))
+            return ""
+
+        by_first(every, "folder", opened)
+        checkpoints = held.enter_context(checkpoint.manager(folder / "checkpoints", config.run.keep))
         found = checkpoint.restore(checkpoints, arrays, say, lambda meta: same_data(folder, meta, data.digest))
         if found:
             arrays, meta, damaged = found
@@ -83,14 +102,26 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
                 checkpoints.delete(step)
             standing = Standing(**meta["standing"])
             say(f"resuming {folder} after round {standing.round}")
-        journal = Journal(folder, standing.position, standing.round)
+        journal = Silence() if every.rank else Journal(folder, standing.position, standing.round)
         try:
             arrays, standing = loop(config, experiment, arrays, standing, checkpoints, journal)
             summary = close(config, experiment, arrays, standing, journal)
         finally:
             journal.close()
-    write_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    if not every.rank:
+        write_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def first_alone(every: Processes, section: Any) -> Data:
+    """The data, which process 0 reads first: what it has to fetch, the others find."""
+    if every.rank:
+        every.meet("fetched", b"", lambda _: b"")
+    try:
+        return load(section)
+    finally:
+        if not every.rank:
+            every.meet("fetched", b"", lambda _: b"")
 
 
 def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[dict[str, Tree], Standing]:
@@ -115,12 +146,14 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
             say(f"round {standing.round}: {gone} clients withdrew, as their update is not finite; counted from here on")
         last = info
 
+    halt, several = 0, experiment.processes.size > 1  # who all stop after the same round
     todo = range(0) if standing.finished else range(standing.round, config.rounds)
-    each = rounds(experiment, state, config.seed, todo.start, todo.stop)
+    stopped: list[int] = []
+    each = rounds(experiment, state, config.seed, todo.start, todo.stop, stopped)
     if config.run.profile and todo:
         each = profiled(each, Path(config.run.out) / "profile", config.run.profile, min(2, len(todo) - 1))
-    background, bar = checkpoint.background(checkpoints), progress(config.rounds, standing.round)
-    with interrupts(say) as stopped, background as write, bar as tick, closing(each):
+    background, bar = checkpoint.background(checkpoints, several), progress(config.rounds, standing.round)
+    with interrupts(say, stopped), background as write, bar as tick, closing(each):
         for now in each:
             state, info, ready = now
             settle(info)  # waits for the round before: one round ahead of the devices, no more
@@ -129,7 +162,7 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
             standing.asked += ready.asked
             standing.bytes_down += ready.bytes_down
             tick(standing.round, standing.updates / (standing.seconds + time.perf_counter() - begin), text)
-            halt, final = bool(stopped), standing.round == config.rounds
+            halt, final = ready.halt if several else sum(stopped[:1]), standing.round == config.rounds
             due = final or standing.round % config.evaluation.every == 0
             keep = halt or final or standing.round % config.run.checkpoint_every == 0
             if due or keep:
@@ -152,7 +185,7 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
     if not standing.finished:
         again = f"jaxfed train {config.run.out}/config.toml --resume"
         say(f"stopped after round {standing.round}; go on with: {again}")
-        raise SystemExit(128 + stopped[0])
+        raise SystemExit(128 + halt)
     return {"state": state, "best": best}, standing
 
 

@@ -28,7 +28,8 @@ MAY = {
     "data": {"types", "tree", "work", "data"},  # `work` for the shape of its batches
     "cohort": {"types"},
     "metrics": {"types"},
-    "evaluate": {"types", "tree", "rows", "channel", "data", "metrics", "models"},
+    "evaluate": {"types", "tree", "rows", "channel", "data", "metrics", "models", "placement"},
+    "processes": set(),
     "checkpoint": {"types", "tree"},
     "registry": {"types", "rows", "channel", "channels", "works", "models", "data", "cohort"},
     "config": {"registry"},

@@ -94,7 +94,9 @@ def outside(population: Population, user: np.ndarray, random32: np.ndarray) -> n
     r = (random32 * free.astype(np.uint64)[:, None] >> np.uint64(32)).astype(np.int64)
     if population.free is not None:
         return population.free[(user * items - start)[:, None] + r]
-    before = np.searchsorted(population.gaps, (user * (items + 1))[:, None] + r, "right") - start[:, None]
+    low, high = (avoid.start[user.min()], avoid.start[user.max() + 1]) if len(user) else (0, 0)  # theirs alone
+    before = np.searchsorted(population.gaps[low:high], (user * (items + 1))[:, None] + r, "right")
+    before += low - start[:, None]
     return (r + before).astype(np.int32)
 
 

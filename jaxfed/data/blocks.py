@@ -1,11 +1,12 @@
 """Blocks: a cohort's examples in few static shapes, longest clients first; and the rows of the tables it holds."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxfed.data.batches import Batching, Drawn, draw
-from jaxfed.data.clients import Population, ranges, sorted_pairs
+from jaxfed.data.clients import ALONE, Population, Share, ranges, sorted_pairs
 from jaxfed.types import Block, Cohort
 from jaxfed.work import Steps
 
@@ -20,6 +21,7 @@ class Lengths(NamedTuple):
     width: int  # rows a step may touch
     num_items: int
     room: int  # rows of the tables that a cohort may touch; a cohort that touches more gets twice the room
+    share: Share = ALONE  # of the clients, and of the places in every block
 
     def clients(self, steps: int) -> int:
         """Clients side by side in a block of this length, a multiple of the devices."""
@@ -36,7 +38,13 @@ class Lengths(NamedTuple):
 
 
 def lengths(
-    population: Population, batching: Batching, slots: int, devices: int = 1, area: int = 0, lazy: bool = True
+    population: Population,
+    batching: Batching,
+    slots: int,
+    devices: int = 1,
+    area: int = 0,
+    lazy: bool = True,
+    share: Share = ALONE,
 ) -> Lengths:
     """The shapes that serve this population; lazy: a round runs on the rows its cohort holds, else on all.
 
@@ -58,7 +66,7 @@ def lengths(
     expected = int(batching.steps(population.activity).mean() * slots)
     area = area or max(64, shapes[-1], 1 << (expected // 16).bit_length())  # some sixteen blocks a round
     room = rows_expected(population, batching, slots) if lazy else 0
-    return Lengths(tuple(shapes), area, slots, devices, batching.width, population.num_items, room)
+    return Lengths(tuple(shapes), area, slots, devices, batching.width, population.num_items, room, share)
 
 
 def rows_expected(population: Population, batching: Batching, slots: int) -> int:
@@ -73,7 +81,8 @@ def rows_expected(population: Population, batching: Batching, slots: int) -> int
 
 
 class Plan(NamedTuple):
-    """Where the M clients of a cohort lie: longest first, side by side in blocks, all of them end to end."""
+    """Where the M clients of a cohort, or this process's among them, lie: longest first, side by side in blocks, all of
+    them end to end."""
 
     order: np.ndarray  # int64 [M]: the clients in the order they lie
     shapes: list[tuple[int, int, int]]  # of each block: clients, steps, rows that a client may hold
@@ -87,20 +96,25 @@ class Plan(NamedTuple):
         return np.sum([(m, m * s, m * k) for m, s, k in self.shapes], 0)
 
 
-def plan(shapes: Lengths, steps: np.ndarray) -> Plan:
+def plan(shapes: Lengths, steps: np.ndarray, owner: np.ndarray) -> Plan:
     """Clients with so many steps fill blocks from the longest down: a block's clients differ little in length, and only
-    the last block has empty places."""
+    the last blocks have empty places.
+
+    owner: the process of each client. All plan the same blocks, of which each has an equal part of the places.
+    """
     order, low = np.argsort(-steps, kind="stable"), 0
+    owned = [order[owner[order] == process] for process in range(shapes.share.size)]
+    mine = owned[shapes.share.rank]
     made: list[tuple[int, int, int]] = []
     places, at = [], np.zeros((3, 1), np.int64)
-    while low < len(order) or not made:
-        longest = steps[order[low]] if len(order) else 1
+    while not made or any(low < len(some) for some in owned):
+        longest = max((steps[some[low]] for some in owned if low < len(some)), default=1)
         length = next(s for s in shapes.steps if s >= longest)
-        made.append((shapes.clients(length), length, shapes.rows(length)))
+        made.append((shapes.clients(length) // shapes.share.size, length, shapes.rows(length)))
         each = np.array([[1], [length], [made[-1][2]]])
-        places.append(at + each * np.arange(min(made[-1][0], len(order) - low)))
+        places.append(at + each * np.arange(np.clip(len(mine) - low, 0, made[-1][0])))
         low, at = low + made[-1][0], at + each * made[-1][0]
-    return Plan(order, made, *np.concatenate(places, 1))
+    return Plan(mine, made, *np.concatenate(places, 1))
 
 
 class Laid(NamedTuple):
@@ -163,11 +177,16 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -
     return Laid(held, positions, live, batch | {"label": table(example, drawn.label, 0, np.float32)})
 
 
-def listed(held: np.ndarray, items: int, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int32 [room]: the distinct items, sorted; past the end where unused, int32 [R]: `held` as positions in them)."""
+def listed(
+    held: np.ndarray, items: int, room: int, union: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [room]: the distinct items, sorted; past the end where unused, int32 [R]: `held` as positions in them).
+
+    union: what the other processes hold too, as bool [N + 1].
+    """
     there = np.zeros(items + 1, bool)
     there[held] = True
-    distinct = np.flatnonzero(there[:items])
+    distinct = np.flatnonzero(union(there)[:items])
     while room < len(distinct):
         room *= 2
     rows = np.arange(items, items + room, dtype=np.int32)
@@ -199,31 +218,35 @@ def pack(
     present: np.ndarray,
     seed: int,
     round: int,
+    union: Callable[[np.ndarray], np.ndarray] = lambda there: there,
 ) -> Cohort:
     """A cohort with its data for one round. ids int [M]: past the end is an empty slot; present bool [M].
 
-    Blocks depend on the cohort and the shapes alone.
+    Blocks depend on the cohort and the shapes alone. Of several processes each has its own part of every block, and
+    reads the data of its own clients alone; `union` adds the rows the others hold to bool [N + 1].
     """
-    slots = np.flatnonzero(ids < population.num_clients)
-    activity = population.activity[ids[slots]]
-    return laid_out(population, batching, shapes, ids, present, plan(shapes, batching.steps(activity)), seed, round)
+    clients = ids[ids < population.num_clients]
+    owner = shapes.share.owner(clients, population.num_clients)
+    where = plan(shapes, batching.steps(population.activity[clients]), owner)
+    return laid_out(population, batching, shapes, ids, present, where, seed, round, union)
 
 
 def nobody(population: Population, batching: Batching, shapes: Lengths) -> Cohort:
     """An empty cohort with one block of every shape: what compiles all the programs of a run."""
     ids, none = np.full(shapes.slots, population.num_clients), np.zeros(0, np.int64)
-    every = Plan(none, [(shapes.clients(s), s, shapes.rows(s)) for s in shapes.steps], none, none, none)
-    return laid_out(population, batching, shapes, ids, np.zeros(shapes.slots, bool), every, 0, 0)
+    blocks = [(shapes.clients(s) // shapes.share.size, s, shapes.rows(s)) for s in shapes.steps]
+    every = Plan(none, blocks, none, none, none)
+    return laid_out(population, batching, shapes, ids, np.zeros(shapes.slots, bool), every, 0, 0, lambda there: there)
 
 
-def laid_out(population, batching, shapes, ids, present, where, seed, round) -> Cohort:
+def laid_out(population, batching, shapes, ids, present, where, seed, round, union) -> Cohort:
     """The cohort whose clients lie as planned."""
     slots = np.flatnonzero(ids < population.num_clients)[where.order]
     clients = ids[slots].astype(np.int64)
     laid = lay(population, batching, draw(population, batching, clients, seed, round), where)
     rows = None
     if shapes.room:
-        rows, held = listed(laid.held, population.num_items, shapes.room)
+        rows, held = listed(laid.held, population.num_items, shapes.room, union)
         laid = laid._replace(held=held)
 
     def lanes(values, fill, dtype):

@@ -49,13 +49,27 @@ class Ragged(NamedTuple):
         count = self.start[lists + 1] - self.start[lists]
         return Ragged(self.values[ranges(self.start[lists], count)], np.concatenate([[0], np.cumsum(count)]))
 
-    def padded(self, lists: np.ndarray, fill: int) -> np.ndarray:
-        """[len(lists), longest of all lists]: some of the lists, filled up."""
+    def padded(self, lists: np.ndarray, fill: int, wide: int = 0) -> np.ndarray:
+        """[len(lists), longest of all lists, at least `wide`]: some of the lists, filled up."""
         counts = self.counts
-        at = np.arange(counts.max(initial=0))
+        at = np.arange(counts.max(initial=wide))
         inside = at < counts[lists][:, None]
         where = np.where(inside, self.start[lists][:, None] + at, 0)
         return np.where(inside, self.values[where] if len(self.values) else fill, fill)
+
+
+class Share(NamedTuple):
+    """Which process this is, of how many. A client belongs to one of them throughout, its data are read by no other."""
+
+    rank: int = 0
+    size: int = 1
+
+    def owner(self, clients: np.ndarray, of: int) -> np.ndarray:
+        """The process of each client: equal ranges, as data lie on disk client by client."""
+        return clients.astype(np.int64) * self.size // of
+
+
+ALONE = Share()
 
 
 class Population(NamedTuple):

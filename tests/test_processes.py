@@ -1,0 +1,340 @@
+"""Several processes that are one run: who reads what, and real processes on gloo."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxfed.cli import reopened
+from jaxfed.data.batches import Batching
+from jaxfed.data.blocks import lengths, nobody, pack
+from jaxfed.data.clients import Ragged, Share, prepare
+from jaxfed.data.synthetic import synthetic
+from jaxfed.evaluate import exam, questions
+from jaxfed.processes import compare
+
+POPULATION = prepare(synthetic(60, 50, mean_length=10))[1]
+SILOS = prepare(synthetic(60, 50, mean_length=10), clients="silo", silos=11)[1]
+LAUNCH = str(Path(__file__).parent.parent / "scripts" / "launch.py")
+
+
+# --- each reads its own clients' data ----------------------------------------
+
+
+def only(population, share):
+    """The population as a process may know it: all lengths, but garbage for the data of other processes' clients."""
+    mine = share.owner(population.client_of, population.num_clients) == share.rank
+    random = np.random.default_rng(0)
+
+    def spoiled(part):
+        own = np.repeat(mine, part.counts)
+        return Ragged(
+            np.where(own, part.values, random.integers(0, 50, len(own))).astype(part.values.dtype), part.start
+        )
+
+    parts = {name: spoiled(getattr(population, name)) for name in ("train", "avoid", "valid", "test")}
+    own = np.repeat(mine, population.avoid.counts)
+    gaps = np.where(own, population.gaps, random.integers(-9, 9999, len(own)))
+    return population._replace(**parts, gaps=gaps, free=None)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("population", [POPULATION, SILOS], ids=["users", "silos"])
+def test_a_process_packs_from_its_own_clients_data_alone(population, size):
+    batching, devices = Batching(8, 3), 2 * size
+    ids = np.random.default_rng(1).permutation(population.num_clients)[:9]
+    args = batching, ids, np.ones(9, bool)
+    there = np.zeros((size, population.num_items + 1), bool)
+
+    def packed(source, rank, union):
+        shapes = lengths(population, batching, 9, devices, 16, share=Share(rank, size))
+        return pack(source, args[0], shapes, *args[1:], 0, 3, union)
+
+    def note(rank):
+        def keep(mine):
+            there[rank] = mine
+            return mine
+
+        return keep
+
+    for rank in range(size):
+        packed(only(population, Share(rank, size)), rank, note(rank))
+    parts = [packed(only(population, Share(r, size)), r, lambda _: there.any(0)) for r in range(size)]
+    honest = [packed(population, r, lambda _: there.any(0)) for r in range(size)]
+    jax.tree.map(np.testing.assert_array_equal, parts, honest)
+    shapes = [[block.data.rows.shape for block in part.blocks] for part in parts]
+    assert all(each == shapes[0] for each in shapes)  # or programs would not match
+    assert all((part.rows == parts[0].rows).all() for part in parts)
+    slots = np.concatenate([block.slots for part in parts for block in part.blocks])
+    assert sorted(slots[slots < 9].tolist()) == list(range(9))
+    empty = nobody(population, batching, lengths(population, batching, 9, devices, 16, share=Share(1, size)))
+    assert {block.data.rows.shape for block in empty.blocks} >= set(shapes[0])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("population", [POPULATION, SILOS], ids=["users", "silos"])
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_process_examines_its_own_clients_and_all_are_asked_once(population, size, part):
+    shares = [Share(rank, size) for rank in range(size)]
+    budget = 400 * size
+    asked = [list(questions(exam(only(population, s), part, 0, 0, size, s, budget))) for s in shares]
+    honest = [list(questions(exam(population, part, 0, 0, size, s, budget))) for s in shares]
+    jax.tree.map(np.testing.assert_array_equal, asked, honest)
+    assert len(asked[0]) > 1
+    for mine in asked[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), mine, asked[0])
+    who = np.concatenate([group[0].client for mine in asked for group in mine])
+    assert sorted(who[who < population.num_clients].tolist()) == list(range(population.num_clients))
+
+
+def test_more_processes_than_clients_asked():
+    asked = exam(POPULATION, "val", most=2, devices=4, share=Share(3, 4))
+    assert len(asked.who) in (0, 1)
+    assert all(exam(POPULATION, "val", most=2, devices=4, share=Share(r, 4)).chunks == asked.chunks for r in range(4))
+    assert (
+        sum(len(list(questions(exam(POPULATION, "val", most=2, devices=4, share=Share(r, 4))))) for r in range(4)) == 4
+    )
+
+
+def test_what_processes_say_of_each_other():
+    assert compare("thing", ["=a", "=a"]) == ""
+    assert compare("thing", ["=a", "!no such file"]) == "process 1: no such file"
+    line = compare("configuration", ["=seed = 0\ndim = 4", "=seed = 0\ndim = 4", "=seed = 0\ndim = 5"])
+    assert line.startswith("process 2 has another configuration than process 0 (dim = 5 instead of dim = 4)")
+
+
+# --- real processes ----------------------------------------
+
+SMALL = """
+seed = 0
+rounds = 12
+[data]
+name = "synthetic"
+users = 60
+items = 50
+mean_length = 8.0
+[model]
+dim = 4
+[work]
+batch_size = 64
+[work.optimizer]
+learning_rate = 0.5
+[[channel]]
+name = "per_row_mean"
+[server]
+name = "adam"
+learning_rate = 0.05
+[cohort]
+size = 20
+dropout = 0.1
+[evaluation]
+every = 6
+[run]
+checkpoint_every = 3
+"""
+HEARTBEAT = 3
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def command(processes, *words, devices=1):
+    if processes == 1:
+        return [sys.executable, "-m", "jaxfed", *map(str, words)]
+    layout = ["--processes", processes, "--local-devices", devices, "--heartbeat", HEARTBEAT]
+    return list(map(str, [sys.executable, LAUNCH, *layout, "--", *words]))
+
+
+def start(words, **more):
+    env = {**os.environ, "XLA_FLAGS": "", **more}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def run(words, code=0, seconds=240, **more):
+    """(standard output, standard error) of a command that is to end with this code."""
+    process = start(words, **more)
+    try:
+        out, told = process.communicate(timeout=seconds)
+    finally:
+        process.terminate()
+    assert process.returncode == code, told
+    return out, told
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def after_one_round(config, folder, processes, devices=1):
+    """(parameters, first row of the metrics)."""
+    out, told = run(command(processes, "train", config, "--out", folder, "--rounds", 1, devices=devices))
+    assert "hr@10" in out
+    assert told.count("round     1") == 1  # one process speaks
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2  # and one writes
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    return jax.tree.map(np.asarray, reopened(str(folder))[2]), row
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    return after_one_round(config, tmp_path_factory.mktemp("one") / "a", 1)
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+def test_after_one_round_they_have_what_one_process_has(config, alone, tmp_path, processes, devices):
+    params, row = after_one_round(config, tmp_path / "r", processes, devices)
+    want, wanted = alone
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(want), strict=True):
+        assert np.abs(a - b).max() <= 1e-6 * largest
+    whole = [name for name, value in wanted.items() if isinstance(value, int) or name.startswith(("clients/", "rows/"))]
+    assert {"rows/sent", "clients/reported", "bytes_up_total", "bytes_down_total"} <= set(whole)
+    assert {name: row[name] for name in whole} == {name: wanted[name] for name in whole}
+    figures = [name for name in wanted if name.startswith(("val/", "train/"))]
+    assert {n: row[n] for n in figures} == pytest.approx({n: wanted[n] for n in figures}, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "a"
+    run(command(2, "train", config, "--out", out))
+    return summary(out)
+
+
+def checkpoint_of(folder, process, seconds=120):
+    """Waits until the run has a checkpoint."""
+    end = time.time() + seconds
+    while not any(f.name.isdigit() for f in (folder / "checkpoints").glob("*")):
+        assert time.time() < end
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def pid_of(launcher, rank):
+    """The process of this rank that a launcher started."""
+    for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        if f"JAX_PROCESS_ID={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            return int(pid)
+    raise AssertionError("no such process")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_one_killed_ends_all_and_the_run_resumes(config, undisturbed, tmp_path):
+    out = tmp_path / "k"
+    launcher = start(command(2, "train", config, "--out", out))
+    checkpoint_of(out, launcher)
+    os.kill(pid_of(launcher, 1), signal.SIGKILL)
+    begin = time.time()
+    _, told = launcher.communicate(timeout=120)
+    assert time.time() - begin < HEARTBEAT + 10
+    assert launcher.returncode == 128 + signal.SIGKILL
+    last = told.splitlines()[-1]
+    assert last.startswith("launch: process 1 of 2 was ended by SIGKILL, and with it the run; go on with: python ")
+    assert last.endswith(f"--processes 2 --local-devices 1 -- train {config} --out {out} --resume")
+    assert not (out / "summary.json").exists()
+
+    shutil.copytree(out, tmp_path / "one")  # and on another number of processes
+    _, told = run(command(2, "train", config, "--out", out, "--resume"))
+    assert "resuming" in told
+    assert summary(out)["params_sha256"] == undisturbed["params_sha256"]
+    _, told = run(command(1, "train", config, "--out", tmp_path / "one", "--resume"))
+    assert "resuming" in told
+    assert summary(tmp_path / "one")["rounds"] == 12
+
+
+def test_stopped_all_leave_with_a_checkpoint(config, tmp_path):
+    out = tmp_path / "s"
+    words = "train", config, "--out", out, "--rounds", 300
+    launcher = start(command(2, *words))
+    checkpoint_of(out, launcher)
+    launcher.send_signal(signal.SIGINT)
+    _, told = launcher.communicate(timeout=120)
+    assert launcher.returncode == 128 + signal.SIGINT, told
+    stopped = int(told.split("stopped after round ")[1].split(";")[0])
+    assert (out / "checkpoints" / str(stopped)).is_dir()
+    assert told.count("go on with: jaxfed train") == 1
+    assert "Traceback" not in told
+    assert told.splitlines()[-1].endswith(f"--processes 2 --local-devices 1 -- {shlex.join(map(str, words))} --resume")
+
+
+# --- what goes wrong ----------------------------------------
+
+
+def one_of(rank, size, *words, port, **more):
+    """One process of several, without a launcher."""
+    who = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(size), "JAX_PROCESS_ID": str(rank)}
+    return start([sys.executable, "-m", "jaxfed", *map(str, words)], JAXFED_HEARTBEAT=str(HEARTBEAT), **who, **more)
+
+
+def port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+WAITED = ["1 of 2 processes came to 127.0.0.1:", "the coordinator at 127.0.0.1:"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_waits_in_vain_says_so(config, tmp_path, rank):
+    words = "train", config, "--out", tmp_path / "w"
+    process = one_of(rank, 2, *words, port=port(), JAXFED_START_TIMEOUT="1")
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert len(told.splitlines()) == 1
+    assert told.startswith("jaxfed: " + WAITED[rank])
+    assert "within 1 s" in told
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        ([], ["--model.dim", "5"], "process 1 has another configuration than process 0 (dim = 5 instead of dim = 4)"),
+        (["--run.devices", "3"], ["--run.devices", "3"], "3 devices asked for: several processes use all 2"),
+        ([], ["--model.dmi", "5"], "process 1: unknown option --model.dmi"),
+    ],
+)
+def test_processes_refuse_together(config, tmp_path, one, other, words):
+    at = port()
+    both = [
+        one_of(i, 2, "train", config, "--out", tmp_path / "w", *more, port=at) for i, more in enumerate((one, other))
+    ]
+    told = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2]
+    assert told[0].startswith("jaxfed: ")
+    assert words in told[0]
+    assert [len(each.splitlines()) for each in told] == [1, 0]
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS is set: it must be host:port"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two': it must be a whole number"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "a JAX_PROCESS_ID below that"),
+    ],
+)
+def test_an_environment_that_says_half(monkeypatch, more, words):
+    from jaxfed.processes import join
+
+    for name, value in {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", **more}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=words):
+        join()
