@@ -70,6 +70,17 @@ def say(text: str) -> None:
     print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
+def complain(told: list) -> None:
+    """Shows what processes beside 0 said of an error of their own."""
+    for index, file in enumerate(told[1:], 1):
+        file.seek(0)
+        lines = file.read().splitlines()
+        begin = next((i for i, line in enumerate(lines) if line.startswith(("jaxfed: ", "Traceback"))), len(lines))
+        length = 1 if "".join(lines[begin : begin + 1]).startswith("jaxfed") else 30
+        for line in lines[begin : begin + length]:
+            print(f"process {index}: {line}", file=sys.stderr)
+
+
 def watch(args: argparse.Namespace, processes: list[subprocess.Popen], told: list, passed: list[int]) -> int:
     """Waits for all; returns the exit code; where one died, says which and how to go on. passed: signals sent on."""
     first, deadline, forced = None, 0.0, False
@@ -96,11 +107,8 @@ def watch(args: argparse.Namespace, processes: list[subprocess.Popen], told: lis
     if passed:
         say(f"stopped; to go on in as many processes: {again}")
         return 128 + passed[0]
-    if first and code > 0:
-        told[first].seek(0)
-        lines = [line for line in told[first].read().splitlines() if line.strip() and not line.startswith("[Gloo]")]
-        for line in lines[-1:] if code == 2 else lines[-20:]:
-            print(f"process {first}: {line}", file=sys.stderr)
+    if code > 0 or code == -signal.SIGABRT:  # of its own making, or of another's that JAX then ended
+        complain(told)
     if code != 2:
         say(f"process {first} of {args.processes} {ended(code)}, and with it the run; go on with: {again}")
     return code if code > 0 else 128 - code

@@ -158,9 +158,9 @@ def command(processes, *words, devices=1):
     return list(map(str, [sys.executable, LAUNCH, *layout, "--", *words]))
 
 
-def start(words, **more):
+def start(words, at=None, **more):
     env = {**os.environ, "XLA_FLAGS": "", **more}
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=at)
 
 
 def run(words, code=0, seconds=240, **more):
@@ -320,6 +320,22 @@ def test_processes_refuse_together(config, tmp_path, one, other, words):
     assert told[0].startswith("jaxfed: ")
     assert words in told[0]
     assert [len(each.splitlines()) for each in told] == [1, 0]
+    assert not (tmp_path / "w").exists()
+
+
+def test_processes_with_other_data_refuse_together(config, tmp_path):
+    """One path, and on each machine something else behind it."""
+    at, both = port(), []
+    rows = [f"{u},{(u * 7 + i * i) % 40},0\n" for u in range(30) for i in range(8)]
+    for rank, order in enumerate((1, -1)):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "mine.csv").write_text("user,item,time\n" + "".join(rows[::order]))
+        words = "train", config, "--out", tmp_path / "w", "--data.path", "mine.csv"
+        both.append(one_of(rank, 2, *words, port=at, at=tmp_path / str(rank)))
+    told = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2]
+    assert "process 1 has another data set than process 0" in told[0]
+    assert not told[1]
     assert not (tmp_path / "w").exists()
 
 
