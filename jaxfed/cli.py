@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --server.learning-rate 0.1"
 TRACED = 5  # rounds that --profile traces
 
@@ -357,6 +359,10 @@ def start() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    with contextlib.suppress(OSError, AttributeError):  # glibc: keep freed memory, or every round faults its pages anew
+        allocator = ctypes.CDLL("libc.so.6")
+        allocator.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        allocator.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 if __name__ == "__main__":

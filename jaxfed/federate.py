@@ -75,7 +75,9 @@ def flat(block, counts, ids, held, messages, memory, metrics, ends, lay) -> Part
     def fill(x, to, value):
         return jnp.pad(x, (0, to - x.size), constant_values=value)
 
-    messages, memory = rows.pad(rows.flatten(jax.tree.map(clear, (messages, memory))), wide, long)
+    # rows of those who do not count lie past the end already: no pass over tables to clear them
+    messages, memory = rows.lift(lambda x: x, clear, (messages, memory))
+    messages, memory = rows.pad(rows.flatten((messages, memory)), wide, long)
     return Part(
         messages,
         memory,

@@ -84,7 +84,7 @@ class Part(NamedTuple):
     W clients and R table rows; clients without a part in the sum lie past the end everywhere.
     """
 
-    messages: Tree  # tables [R, ...], other leaves [W, ...]; zero for the absent
+    messages: Tree  # tables [R, ...], other leaves [W, ...], these zero for the absent
     memory: Tree  # new client memory: tables [R, ...], other leaves [W, ...]
     present: jax.Array  # bool [W]
     slots: jax.Array  # int [W]: positions in the cohort

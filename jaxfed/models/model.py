@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxfed.rows import mark, plain
 from jaxfed.types import Key, Mean, Tree
@@ -50,8 +49,8 @@ class Loss(NamedTuple):
 
 
 LOSSES = {
-    # binary cross-entropy on clicks
-    "bce": Loss(optax.sigmoid_binary_cross_entropy),
+    # binary cross-entropy on clicks; with one exponential and one logarithm, where optax has two of each
+    "bce": Loss(lambda logit, label: jax.nn.softplus(logit) - label * logit),
     # Bayesian personalised ranking (Rendle et al. 2009)
     "bpr": Loss(lambda gap: -jax.nn.log_sigmoid(gap), pairwise=True),
     # squared error on clicks: the mean over examples of which a share `label` are clicks
