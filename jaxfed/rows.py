@@ -63,6 +63,11 @@ def take(tree: Tree, ids: jax.Array) -> Tree:
     return lift(lambda x: x.at[ids].get(mode="fill", fill_value=0), lambda x: x, tree)
 
 
+def take_any(tree: Tree, ids: jax.Array) -> Tree:
+    """As `take`, but an id past the end reads some row: for where that does not matter, and no mask need be made."""
+    return lift(lambda x: x.at[ids].get(mode="clip"), lambda x: x, tree)
+
+
 def add(tree: Tree, ids: jax.Array, delta: Tree) -> Tree:
     """Adds to rows `ids` (repeats accumulate, past the end is dropped) and to other leaves whole; keeps dtypes."""
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.rows import add, plain, put, take
+from jaxfed.rows import add, plain, put, take, take_any
 from jaxfed.types import Array, Key, Mean, Report, Shared, Tree
 
 # loss(params, private, batch) -> Mean over the examples of the batch; plain leaves, positions in the rows it is given
@@ -45,13 +45,14 @@ def descend(
 
     loss(params, batch) sees plain leaves. by_row touches only the rows of the batch: exact for SGD, the lazy version
     of anything with a state, a decay or a pull. Otherwise every step moves the client's whole slice, K / k times
-    dearer. `extra` trees go to the optimiser, cut like the parameters.
+    dearer. `extra` trees go to the optimiser, cut like the parameters. By row, unused places of a step read some row: a
+    loss gives them no weight, and what the optimiser makes of them is dropped.
     """
     opt = optax.with_extra_args_support(optimizer)
 
     def step(carry, now):
         rows, live, batch = now
-        (part, state), more = take((carry, extra), rows) if by_row else (carry, extra)
+        (part, state), more = take_any((carry, extra), rows) if by_row else (carry, extra)
 
         def objective(part):
             seen = loss(plain(part if by_row else take(part, rows)), batch)
