@@ -34,6 +34,8 @@ def keep(folder: Path, value: Any) -> None:
         with open(partial / str(number), "wb") as file:
             file.write(buffer.raw())
     (partial / "head").write_bytes(head)
+    if kept(folder) is None:  # damaged
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         partial.rename(folder)
     except OSError:  # another process was first
