@@ -65,6 +65,21 @@ def test_a_promise_that_is_missed_says_so():
     ]
 
 
+def test_a_baseline_that_does_not_fit_is_left_out(monkeypatch):
+    def memory(name, method):
+        if method == "dense_vmap":
+            raise ValueError("killed")
+        return {"peak_memory_mb": 1.0, "compile_seconds": 2.0}
+
+    monkeypatch.setattr(bench, "peak_memory", memory)
+    monkeypatch.setitem(WORKLOADS, "W1", SMALL._replace(baselines=True))
+    told = []
+    row = bench.bench("W1", 1, say=told.append)
+    assert row["dense_vmap_ms"] is None
+    assert row["sequential_ms"] > 0
+    assert "killed: left out" in told
+
+
 def test_memory_is_that_of_a_process_of_its_own(monkeypatch):
     """And an error in it is one line."""
     told = bench.peak_memory("W1", "ours")
