@@ -7,7 +7,6 @@ each is that of a process of its own.
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from jaxfed.config import config_of
 from jaxfed.data.clients import prepare
 from jaxfed.experiment import Data, Experiment, assemble, load
 from jaxfed.rounds import compile_all, fresh, keys_of, rounds
+from jaxfed.stages import peak_megabytes
 
 RATE, SEED = 0.1, 0
 TOGETHER = 5  # rounds of ours timed at a time, so that each may be packed while another runs; the first one is not
@@ -190,8 +190,7 @@ def alone(name: str, method: str) -> dict[str, float]:
     assert runner
     for turn in range(2):
         runner.go(turn * runner.rounds)
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
-    return {"peak_memory_mb": round(megabytes, 1), "compile_seconds": round(runner.compile_seconds, 2)}
+    return {"peak_memory_mb": round(peak_megabytes(), 1), "compile_seconds": round(runner.compile_seconds, 2)}
 
 
 def bench(name: str, least: int = 20, budget: float = 100.0, say: Callable[[str], None] = print) -> dict[str, Any]:

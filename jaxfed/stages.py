@@ -8,6 +8,8 @@ it is copied, it is written beside the next rounds.
 """
 
 import itertools
+import resource
+import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,14 @@ def timed(stages: dict[str, float], name: str) -> Iterator[None]:
             yield
     finally:
         stages[name] = stages.get(name, 0.0) + time.perf_counter() - begin
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process held at a time, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what `getrusage` says is inherited from the process that started this one
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
 
 
 def profiled(rounds: Iterator[Done], folder: Path, count: int, skip: int = 2) -> Generator[Done, None, None]:

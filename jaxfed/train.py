@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import math
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, contextmanager
@@ -23,7 +21,7 @@ from jaxfed.folder import alone, check_folder, same_data, write_file
 from jaxfed.log import Journal, Silence, hush, progress, say
 from jaxfed.processes import Processes, agree, by_first, here
 from jaxfed.rounds import Standing, compile_all, evaluate, fresh, keys_of, marked, private_copy, rounds
-from jaxfed.stages import profiled, timed
+from jaxfed.stages import peak_megabytes, profiled, timed
 from jaxfed.tree import digest
 from jaxfed.types import Tree
 
@@ -220,7 +218,6 @@ def close(config, experiment, arrays, standing, journal) -> dict[str, Any]:
         val = evaluate(experiment, arrays["best"], "val", key)
     journal.write(marked(experiment, {"round": standing.best_round, **test}))
     state = arrays["state"]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
     summary = {
         "rounds": standing.round,
         "best_round": standing.best_round,
@@ -229,7 +226,7 @@ def close(config, experiment, arrays, standing, journal) -> dict[str, Any]:
         **standing.spent(),
         "clients/refused_total": standing.refused,
         "client_updates_per_second": round(standing.updates / max(standing.seconds, 1e-9), 1),
-        "peak_memory_mb": round(memory, 1),
+        "peak_memory_mb": round(peak_megabytes(), 1),
         "bytes_up_per_client": round(standing.bytes_up / max(standing.updates, 1)),
         "bytes_down_per_client": round(standing.bytes_down / max(standing.asked, 1)),
         "bytes_up_total": standing.bytes_up,

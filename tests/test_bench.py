@@ -9,6 +9,7 @@ import pytest
 
 from jaxfed import bench, cli
 from jaxfed.bench import METHODS, WORKLOADS, Workload, experiment_of, measure, promised
+from jaxfed.stages import peak_megabytes
 
 SMALL = Workload(items=90, users=60, cohort=9)
 
@@ -82,7 +83,10 @@ def test_a_baseline_that_does_not_fit_is_left_out(monkeypatch):
 
 def test_memory_is_that_of_a_process_of_its_own(monkeypatch):
     """And an error in it is one line."""
+    ballast = np.ones(1 << 30, np.uint8)  # a gigabyte here is none of the other's
     told = bench.peak_memory("W1", "ours")
+    assert told["peak_memory_mb"] < peak_megabytes() - 500
+    assert ballast.all()
     assert 100 < told["peak_memory_mb"] < 5000
     with pytest.raises(ValueError, match="W9 ours: jaxfed: no workload"):
         bench.peak_memory("W9", "ours")

@@ -76,7 +76,9 @@ def rows_expected(population: Population, batching: Batching, slots: int) -> int
     positives = slots * activity.mean() + 6 * np.sqrt(slots) * activity.std()
     positives = min(positives, activity.sum())
     negatives = batching.epochs * batching.negatives * positives
-    distinct = min(positives, len(population.train.values)) + items * -np.expm1(-negatives / items)
+    distinct = min(positives, np.count_nonzero(np.bincount(population.train.values))) + items * -np.expm1(
+        -negatives / items
+    )
     return int(min(items, -(-distinct // 1024) * 1024))
 
 
@@ -120,10 +122,21 @@ def plan(shapes: Lengths, steps: np.ndarray, owner: np.ndarray) -> Plan:
 class Laid(NamedTuple):
     """Arrays of all blocks, end to end: R rows that clients may hold, T steps."""
 
-    held: np.ndarray  # int32 [R]: items, sorted and distinct in a client; N where unused
+    held: np.ndarray  # int32 [R]: items, distinct in a client and by first use; N where unused
     rows: np.ndarray  # int32 [T, width]: positions in the client's rows; N where unused
     live: np.ndarray  # bool [T]
     batch: dict[str, np.ndarray]  # [T, ...]
+
+
+def by_first_use(new: np.ndarray, client: np.ndarray, clients: int) -> np.ndarray:
+    """int64 [n]: the place of each among its client's rows, by first use: a step finds most of its rows side by side.
+
+    new [n]: the entries that are the first of their client and item; client [E]: of each entry, ascending.
+    """
+    rank = np.zeros(len(client) + 1, np.int64)
+    rank[new + 1] = 1
+    rank = np.cumsum(rank)
+    return rank[new] - rank[np.searchsorted(client, np.arange(clients))][client[new]]
 
 
 def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -> Laid:
@@ -149,11 +162,7 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -
     fresh = np.diff(pair, prepend=-1) != 0  # the client has the item here for the first time
     lead = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
     starts = np.flatnonzero(fresh)
-    new = order[starts]
-    rank = np.zeros(len(pair) + 1, np.int64)  # by first use: a step finds most of its rows side by side
-    rank[new + 1] = 1
-    rank = np.cumsum(rank)
-    place = rank[new] - rank[np.searchsorted(client, np.arange(len(where.order)))][client[new]]
+    new, place = order[starts], by_first_use(order[starts], client, len(where.order))
     held = np.full(rows, items, np.int32)
     held[where.row[client[new]] + place] = item[new]
     positions = table(entry[lead], np.repeat(place, np.diff(starts, append=len(pair)))[lead], items, wide=width)
