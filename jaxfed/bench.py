@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from jaxfed.baselines import dense_vmap, limit, sequential
 from jaxfed.config import config_of
@@ -228,3 +230,17 @@ def promised(figures: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, 
             continue
         told.append((what, number, bound, holds(number)))
     return told
+
+
+def report(figures: dict[str, dict[str, Any]]) -> None:
+    """Prints a table of the workloads, then what was promised and what was missed."""
+    out, table = Console(highlight=False, soft_wrap=True), Table(title="ms a round, medians", title_justify="left")
+    columns = "ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms", "clients_per_second", "compile_seconds"
+    for column in ("", *columns, "peak_memory_mb"):
+        table.add_column(column.replace("_ms", "").replace("_", " "), justify="right" if column else "left")
+    for name, row in figures.items():
+        values = (row[column] for column in (*columns, "peak_memory_mb"))
+        table.add_row(name, *("-" if value is None else f"{value:,.1f}" for value in values))
+    out.print(table)
+    for what, value, bound, holds in promised(figures):
+        out.print(f"{what:>36}  {value:10.2f}  {bound:>8}  {'' if holds else 'MISSED'}")

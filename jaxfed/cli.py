@@ -278,9 +278,6 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def bench(args: argparse.Namespace) -> None:
     """jaxfed bench"""
-    from rich.console import Console
-    from rich.table import Table
-
     from jaxfed import bench as measuring
     from jaxfed.config import near
     from jaxfed.folder import write_file
@@ -299,16 +296,7 @@ def bench(args: argparse.Namespace) -> None:
         figures[name] = measuring.bench(name, args.rounds, args.budget, say)
         if args.json:
             write_file(Path(args.json), json.dumps(figures, indent=1) + "\n")
-    out, table = Console(highlight=False, soft_wrap=True), Table(title="ms a round, medians", title_justify="left")
-    columns = "ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms", "clients_per_second", "compile_seconds"
-    for column in ("", *columns, "peak_memory_mb"):
-        table.add_column(column.replace("_ms", "").replace("_", " "), justify="right" if column else "left")
-    for name, row in figures.items():
-        values = (row[column] for column in (*columns, "peak_memory_mb"))
-        table.add_row(name, *("-" if value is None else f"{value:,.1f}" for value in values))
-    out.print(table)
-    for what, value, bound, holds in measuring.promised(figures):
-        out.print(f"{what:>36}  {value:10.2f}  {bound:>8}  {'' if holds else 'MISSED'}")
+    measuring.report(figures)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import LossName, Model, TableDtype, dot, from_module, loss_named, positive, vectors
+from jaxfed.models.model import LossName, Model, TableDtype, dot, from_module, loss_named, normal, positive, vectors
 
 
 class Factorisation(nn.Module):
@@ -21,13 +21,8 @@ class Factorisation(nn.Module):
     def __call__(self, user: jax.Array, item: jax.Array | None = None) -> jax.Array:
         """Logits, see `from_module`."""
 
-        def table(collection, name, rows, dtype="float32"):
-            normal = nn.initializers.normal(self.init_scale)
-            make = lambda: normal(self.make_rng("params"), (rows, self.dim)).astype(dtype)  # noqa: E731
-            return self.variable(collection, name, make).value
-
-        users = table("private", "user", self.num_users)
-        items = table("tables", "item", self.num_items, self.table_dtype)
+        users = normal(self, "private", "user", (self.num_users, self.dim), self.init_scale)
+        items = normal(self, "tables", "item", (self.num_items, self.dim), self.init_scale, self.table_dtype)
         logit = dot(vectors(items, item), users[user])
         if self.bias:
             bias = self.variable("tables", "bias", jnp.zeros, self.num_items, self.table_dtype).value

@@ -76,6 +76,15 @@ def vectors(table: jax.Array, index: jax.Array | None) -> jax.Array:
     return table if index is None else table[index]
 
 
+def normal(module: nn.Module, collection: str, name: str, shape: tuple[int, ...], scale: float, dtype: str = "float32"):
+    """A module's variable that starts with normal numbers of standard deviation `scale`."""
+
+    def make():
+        return nn.initializers.normal(scale)(module.make_rng("params"), shape).astype(dtype)
+
+    return module.variable(collection, name, make).value
+
+
 def dot(rows: jax.Array, user: jax.Array) -> jax.Array:
     """Inner products of rows [n, d] with one user's vector [d], as a matrix product, or with one for each [n, d]."""
     return rows @ user if user.ndim == 1 else jnp.sum(rows * user, -1)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import LossName, Model, TableDtype, from_module, loss_named, positive, vectors
+from jaxfed.models.model import LossName, Model, TableDtype, from_module, loss_named, normal, positive, vectors
 
 
 class NeuralFactorisation(nn.Module):
@@ -21,14 +21,10 @@ class NeuralFactorisation(nn.Module):
     def __call__(self, user: jax.Array, item: jax.Array | None = None) -> jax.Array:
         """Logits, see `from_module`."""
 
-        def table(collection, name, rows, dtype="float32"):
-            normal = nn.initializers.normal(self.init_scale)
-            make = lambda: normal(self.make_rng("params"), (rows, self.dim)).astype(dtype)  # noqa: E731
-            return self.variable(collection, name, make).value
-
         def both(part):
-            users = table("private", f"user_{part}", self.num_users)
-            items = vectors(table("tables", f"item_{part}", self.num_items, self.table_dtype), item)
+            users = normal(self, "private", f"user_{part}", (self.num_users, self.dim), self.init_scale)
+            shape = self.num_items, self.dim
+            items = vectors(normal(self, "tables", f"item_{part}", shape, self.init_scale, self.table_dtype), item)
             return jnp.broadcast_to(users[user], items.shape), items
 
         (user_product, item_product), (user_network, item_network) = both("product"), both("network")
