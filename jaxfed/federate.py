@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxfed import rows, tree
@@ -143,10 +142,12 @@ def federate(
         (shared, sent, cohort, round_key), (id, mine, theirs, held, block) = common, one
         size = rows.catalogue(shared)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(round_key, 1), id))
-        report = work.run(tree.wide(rows.take(shared, held)), mine, block.data, secret)
+        slices = jax.lax.optimization_barrier(tree.wide(rows.take(shared, held)))
+        report = work.run(slices, mine, block.data, secret)
         me = Client(theirs, noise, round_key, id, report.weight, block.activity, held, size, cohort)
         message, theirs = channel.encode(report.update, rows.take(sent, held), me)
-        fine = tree.finite((report.update, report.weight, report.memory, message, theirs))
+        message = jax.lax.optimization_barrier(message)
+        fine = tree.finite((report.weight, report.memory, message, theirs))
         return message, (report.memory, theirs), fine, report.metrics
 
     @jax.jit
@@ -185,24 +186,27 @@ def federate(
         update, links_now, info = channel.decode(heard.total, seen[2], round)
         delta, opt_now = server.update(update.params, seen[1], seen[0].params)
         moved = Shared(delta, tree.scale(-1, update.extra))
-        after = tree.stored(optax.apply_updates(seen[0], moved), shared, jax.random.fold_in(round.key, STORE))
-        new = after, opt_now, links_now
-        if touched is not None:  # what only absent clients hold rests, as if they had not been asked
-            end = rows.catalogue(shared)
-            new = rows.put((shared, opt, links), jnp.where(heard.sent, touched, end), new)
-        shared, opt, links = new
+        # what only absent clients hold rests, as if they had not been asked
+        at = None if touched is None else jnp.where(heard.sent, touched, rows.catalogue(shared))
+        if tree.narrow(shared):
+            after = optax.apply_updates(seen[0], moved)
+            shared = rows.put(shared, at, tree.stored(after, shared, jax.random.fold_in(round.key, STORE)))
+        else:  # an optimiser that does not ask for the model never has its rows read
+            shared = rows.add(shared, at, moved)
+        opt, links = rows.put((opt, links), at, (opt_now, links_now))
         counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
         counts["rows/sent"] = heard.rows
         figures = {name: mean.value for name, mean in heard.metrics.items()}
         shared, opt, links = place_on.server((shared, opt, links))
         return State(shared, opt, links, memory, number + 1), figures | info | counts
 
-    def silence(part, memory, asked, size):
-        """The tally before anybody is heard, placed as `absorb` gives it back, or that compiles twice."""
-        shapes = empty(part.messages, size) if streams else (), part.metrics
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (*shapes, asked, np.int32(0)))
-        (heard, metrics, present, count), sent = place_on.common((zeros, np.zeros(size, bool)))
-        return Tally(heard, memory, present, metrics, count, sent)
+    @partial(jax.jit, static_argnums=2)
+    def silence(part, asked, size):
+        """The tally before anybody is heard, but for the memory; placed as `absorb` gives it back, or that compiles
+        twice."""
+        shapes = empty(part.messages, size) if streams else (), part.metrics, asked, jnp.int32(0)
+        heard, metrics, present, count = place_on.together(tree.zeros(shapes))
+        return Tally(heard, (), present, metrics, count, place_on.together(jnp.zeros(size, bool)))
 
     def step(state, cohort, key):
         """One round. Every block is a program of its own, so several run side by side."""
@@ -212,7 +216,7 @@ def federate(
         for low in range(0, len(blocks), chunk or len(blocks)):
             now = state if tally is None else state._replace(memory=tally.memory)
             parts = [clients(now, ids, asked, touched, key, block) for block in blocks[low:][: chunk or None]]
-            tally = tally or silence(parts[0], state.memory, asked, size)
+            tally = tally or silence(parts[0], asked, size)._replace(memory=state.memory)
             for part in parts:
                 tally = absorb(tally, part._replace(messages=()) if not streams else part)
         assert tally  # a cohort has a block at least

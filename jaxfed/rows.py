@@ -68,17 +68,23 @@ def take_any(tree: Tree, ids: jax.Array) -> Tree:
     return lift(lambda x: x.at[ids].get(mode="clip"), lambda x: x, tree)
 
 
-def add(tree: Tree, ids: jax.Array, delta: Tree) -> Tree:
-    """Adds to rows `ids` (repeats accumulate, past the end is dropped) and to other leaves whole; keeps dtypes."""
+def add(tree: Tree, ids: jax.Array | None, delta: Tree) -> Tree:
+    """Adds to rows `ids` (repeats accumulate, past the end is dropped; None: all) and to other leaves whole; keeps
+    dtypes."""
+
+    def whole(x, d):
+        return (x + d).astype(x.dtype)
 
     def to_rows(x, d):
         return x.at[ids].add(d.astype(x.dtype), mode="drop")
 
-    return lift(to_rows, lambda x, d: (x + d).astype(x.dtype), tree, delta)
+    return lift(whole if ids is None else to_rows, whole, tree, delta)
 
 
-def put(tree: Tree, ids: jax.Array, new: Tree) -> Tree:
-    """Replaces rows `ids` (distinct) and other leaves whole."""
+def put(tree: Tree, ids: jax.Array | None, new: Tree) -> Tree:
+    """Replaces rows `ids` (distinct; None: all) and other leaves whole."""
+    if ids is None:
+        return new
     return lift(lambda x, n: x.at[ids].set(n, mode="drop"), lambda x, n: n, tree, new)
 
 

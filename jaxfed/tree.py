@@ -33,6 +33,13 @@ def wide(tree: Tree) -> Tree:
     return jax.tree.map(leaf, tree)
 
 
+def narrow(tree: Tree) -> bool:
+    """Whether some leaf is stored in less than it is computed in; see `wide`."""
+    return any(
+        x.dtype != like.dtype for x, like in zip(*map(jax.tree.leaves, (tree, jax.eval_shape(wide, tree))), strict=True)
+    )
+
+
 def stored(tree: Tree, like: Tree, key: Key) -> Tree:
     """`tree` in the dtypes of `like`; from float32 to bfloat16 rounded at random, with the exact value as the mean.
 

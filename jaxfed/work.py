@@ -10,7 +10,8 @@ import optax
 from jaxfed.rows import add, plain, put, take, take_any
 from jaxfed.types import Array, Key, Mean, Report, Shared, Tree
 
-# loss(params, private, batch) -> Mean over the examples of the batch; plain leaves, positions in the rows it is given
+# loss(params, private, batch) -> Mean over the examples of the batch; plain leaves, positions in the rows it is given.
+# Its weight is a matter of the batch alone, never of the model.
 Loss = Callable[[Tree, Tree, Tree], Mean]
 
 
@@ -50,13 +51,21 @@ def descend(
     """
     opt = optax.with_extra_args_support(optimizer)
 
+    def met(part, rows, batch):
+        return loss(plain(part if by_row else take(part, rows)), batch)
+
+    # what a batch weighs does not depend on the model: all of them at once, outside of the loop
+    weights = jax.vmap(lambda rows, batch: met(take_any(params, rows) if by_row else params, rows, batch).weight)(
+        steps.rows, steps.batch
+    )
+
     def step(carry, now):
-        rows, live, batch = now
+        rows, live, batch, weight = now
         (part, state), more = take_any((carry, extra), rows) if by_row else (carry, extra)
 
         def objective(part):
-            seen = loss(plain(part if by_row else take(part, rows)), batch)
-            return seen.value, seen
+            seen = Mean(met(part, rows, batch).total, weight)
+            return seen.value, seen.total
 
         gradient, seen = jax.grad(objective, has_aux=True)(part)
         update, after = opt.update(gradient, state, part, **more)
@@ -66,8 +75,9 @@ def descend(
             carry = add(carry[0], rows, update), put(carry[1], rows, after)
         else:
             carry = optax.apply_updates(part, update), after
-        return carry, jax.tree.map(lambda x: jnp.where(live, x, 0), seen)
+        return carry, seen
 
     start = params, opt.init(params)
-    (params, _), seen = jax.lax.scan(step, start, (steps.rows, steps.live, steps.batch))
-    return params, jax.tree.map(jnp.sum, seen)
+    (params, _), totals = jax.lax.scan(step, start, (steps.rows, steps.live, steps.batch, weights))
+    seen = Mean(totals, weights)
+    return params, jax.tree.map(lambda x: jnp.sum(jnp.where(steps.live, x, 0)), seen)
