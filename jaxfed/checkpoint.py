@@ -102,8 +102,9 @@ def restore(
             state, wrong = item(checkpoints, step, state=ocp.args.StandardRestore(shapes))
             if not wrong and digest(state) != meta["sha256"]:
                 wrong = "its arrays do not match their SHA-256"
-        if not wrong:
-            return state, meta, damaged
+        if not wrong:  # what was on the host comes back to the host, to be written in place
+            kept = jax.tree.map(lambda x, new: np.array(new) if isinstance(x, np.ndarray) else new, template, state)
+            return kept, meta, damaged
         say(f"checkpoint {step} is damaged ({wrong}); going back to the one before")
         damaged.append(step)
     if damaged:

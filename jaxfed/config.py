@@ -36,6 +36,7 @@ class Run:
     placement: Literal["jit", "pmap"] = "jit"
     devices: int = 1  # 0: all there are
     shard_tables: bool = False  # each device keeps a share of the rows of the server's tables
+    client_store: Literal["device", "host"] = "device"  # where private parts and memories of clients lie
     area: int = 0  # steps in a block of clients; 0: chosen
     chunk: int = 0  # blocks whose messages are held at a time; 0: all of a cohort's
     profile: int = 0  # rounds to trace with the JAX profiler into RUN/profile, after the first two; 0: none

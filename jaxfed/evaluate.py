@@ -15,6 +15,7 @@ import numpy as np
 from jaxfed.channel import Channel, total
 from jaxfed.data.batches import never_touched
 from jaxfed.data.clients import ALONE, Population, Ragged, Share, ranges
+from jaxfed.memory import on_host, read
 from jaxfed.metrics import classification, ranking
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place
@@ -182,16 +183,18 @@ def examiner(
         raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
 
     @jax.jit
-    def look(shared, private, asked):
-        """(each client's sums over some of its users, who they are, their activity, their decile), on all devices."""
+    def look(shared, private, asked, mine):
+        """(each client's sums over some of its users, who they are, their activity, their decile), on all devices.
+        mine: the clients' private parts [m, ...]; None: they are read here."""
+        if mine is None:
+            mine = jax.tree.map(lambda x: x.at[asked.client].get(mode="fill", fill_value=0), private)
 
-        def client(client, asked):
-            mine = jax.tree.map(lambda x: x.at[client].get(mode="fill", fill_value=0), private)
+        def client(mine, asked):
             users = asked.user, asked.targets, asked.seen, asked.sampled
             each = jax.vmap(lambda *one: answer(model, shared, mine, *one))(*users)
             return jax.tree.map(lambda x: x.sum(0), each)
 
-        return place_on.together((jax.vmap(client)(asked.client, asked), asked.client, asked.activity, asked.decile))
+        return place_on.together((jax.vmap(client)(mine, asked), asked.client, asked.activity, asked.decile))
 
     @jax.jit
     def hear(sums, client, activity, decile, end, cohort, key):
@@ -221,9 +224,10 @@ def examiner(
         return jax.tree.map(jnp.add, a, b)
 
     def run(shared, private, exam, key):
-        heard = None
+        heard, store, private = (None, private, ()) if on_host(private) else (None, None, private)
         for group in questions(exam):
-            each = [look(shared, private, place_on.block(asked)) for asked in group]
+            mine = None if store is None else place_on.block(read(store, group[0].client))
+            each = [look(shared, private, place_on.block(asked), mine) for asked in group]
             sums = functools.reduce(add, (sums for sums, *_ in each))
             part, state = hear(sums, *each[0][1:], exam.num_clients, exam.cohort, key)
             heard = part if heard is None else add(heard, part)

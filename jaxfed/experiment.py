@@ -18,7 +18,7 @@ from jaxfed.data.interactions import Dataset, digest
 from jaxfed.evaluate import Exam, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.models.model import Model
-from jaxfed.placement import Placement, place
+from jaxfed.placement import Placement, place, table_rows
 from jaxfed.processes import Processes, here
 from jaxfed.registry import BESIDE, REGISTRY, arguments, grouped
 from jaxfed.types import Shared
@@ -124,12 +124,18 @@ def assemble(config: Any, data: Data) -> Experiment:
     population = data.population
     processes = here()
     placement = place(config.run.placement, config.run.devices, config.run.shard_tables)
+    if processes.size > 1 and config.run.client_store == "host":
+        raise ValueError("run.client_store: a store on the host is for one process: leave it out for several")
     share = Share(processes.rank, processes.size)
-    model = call("model", config.model, num_items=population.num_items, num_users=population.users_per_client)
+    items = population.num_items
+    end = table_rows(items, placement.devices, config.run.shard_tables)
+    model = call("model", config.model, num_items=end, num_users=population.users_per_client)
+    every = model.score  # rows past the items, if any, are nothing to recommend
+    model = model._replace(score=lambda *args: every(*args)[:items])
     batching = Batching(**{name: getattr(config.work, name) for name in BESIDE["work"]}, pairwise=model.pairwise)
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)
     run, lazy = config.run, config.server.lazy
-    shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share)
+    shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     channel = links(config.channel)
     work = call(
         "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private
@@ -144,6 +150,7 @@ def assemble(config: Any, data: Data) -> Experiment:
         shapes.lay,
         1e9 * config.run.client_memory_gb,
         config.run.chunk,
+        config.run.client_store == "host",
     )
     asked = config.evaluation.seed, config.evaluation.clients
     exams = {part: exam(population, part, *asked, placement.devices, share) for part in ("val", "test")}

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxfed import memory as stores
 from jaxfed import rows, tree
 from jaxfed.channel import Channel, accumulate, empty, total
 from jaxfed.placement import Placement, place
@@ -99,6 +100,7 @@ def federate(
     lay: tuple[int, int] | None = None,
     budget: float = 8e9,
     chunk: int = 0,
+    host: bool = False,
 ) -> Algorithm:
     """Builds an algorithm from what a client computes, what happens to its update, and how the model moves.
 
@@ -106,6 +108,7 @@ def federate(
     lay: (clients, table rows) to which the part of every block is padded, so that one program absorbs all shapes.
     budget: bytes of client memory above which `init` raises ValueError.
     chunk: blocks whose messages are held at a time, for memory; 0: all of a cohort's. Only for sums.
+    host: the client store stays in the host's memory (`memory`); a round then waits for its clients.
     """
     place_on, streams = placement or place(), channel.reduce in (None, total)
     if chunk and not streams:
@@ -114,13 +117,14 @@ def federate(
     def init(params, key):
         shared, _ = jax.eval_shape(work.init, params, key)
 
-        def memories(key):
+        def memories(ids, key):
             full = tree.wide(params)
-            mine = jax.vmap(lambda i: work.init(full, jax.random.fold_in(key, i))[1])(jnp.arange(num_clients))
+            mine = jax.vmap(lambda i: work.init(full, jax.random.fold_in(key, i))[1])(ids)
             theirs = channel.init(jax.eval_shape(tree.wide, shared))[1]
-            return mine, jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), theirs)
+            return mine, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), theirs)
 
-        held = tree.nbytes(jax.eval_shape(memories, key))
+        everyone = jnp.arange(num_clients)
+        held = tree.nbytes(jax.eval_shape(memories, everyone, key))
         if held > budget:
             raise ValueError(
                 f"client memory takes {held / 1e9:.1f} GB, the budget is {budget / 1e9:.1f}: "
@@ -132,10 +136,14 @@ def federate(
             params = jax.tree.map(jnp.copy, params)  # a step donates its state: never the caller's arrays
             shared, _ = work.init(params, key)
             full = tree.wide(shared)
-            return State(shared, server.init(full.params), channel.init(full)[0], memories(key), jnp.int32(0))
+            store = () if host else memories(everyone, key)
+            return State(shared, server.init(full.params), channel.init(full)[0], store, jnp.int32(0))
 
         shared, opt, links, *rest = jax.jit(fresh)(params, key)
-        return State(*place_on.server((shared, opt, links)), *place_on.common(rest))
+        state = State(*place_on.server((shared, opt, links)), *place_on.common(rest))
+        if host:
+            state = state._replace(memory=stores.make(jax.jit(lambda ids: memories(ids, key)), num_clients))
+        return state
 
     def client(common, one):
         """One client's round, from the model it is sent to the message it sends. A pure function."""
@@ -151,12 +159,13 @@ def federate(
         return message, (report.memory, theirs), fine, report.metrics
 
     @jax.jit
-    def clients(state, ids, present, touched, key, block) -> Part:
-        """All that happens on devices, one block of clients. Only the messages leave."""
+    def clients(state, ids, present, touched, key, block, memory) -> Part:
+        """All that happens on devices, one block of clients. Only the messages leave. memory: None to read it here."""
         key, size = jax.random.fold_in(key, state.round), catalogue(state)
         who = ids.at[block.slots].get(mode="fill", fill_value=num_clients)
         held = block.rows if touched is None else touched.at[block.rows].get(mode="fill", fill_value=size)
-        memory = jax.vmap(rows.gather, (None, 0, 0))(state.memory, who, held)
+        if memory is None:
+            memory = jax.vmap(rows.gather, (None, 0, 0))(state.memory, who, held)
         common = state.shared, channel.send(state.channel), ids, key
         messages, memory, fine, metrics = place_on.clients(client)(common, (who, *memory, held, block))
         # a client whose update, or what would be sent of it, is not finite withdraws: as if it had never reported
@@ -211,18 +220,29 @@ def federate(
     def step(state, cohort, key):
         """One round. Every block is a program of its own, so several run side by side."""
         ids, asked, blocks, touched = cohort
-        size = catalogue(state) if touched is None else len(touched)
+        end, store = catalogue(state), state.memory if stores.on_host(state.memory) else None
+        if store is not None:
+            state = state._replace(memory=())
+        size = end if touched is None else len(touched)
         tally: Tally | None = None
         for low in range(0, len(blocks), chunk or len(blocks)):
             now = state if tally is None else state._replace(memory=tally.memory)
-            parts = [clients(now, ids, asked, touched, key, block) for block in blocks[low:][: chunk or None]]
+            parts = []
+            for block in blocks[low:][: chunk or None]:
+                kept = None if store is None else place_on.block(stores.read_block(store, cohort, block, end))
+                parts.append(clients(now, ids, asked, touched, key, block, kept))
             tally = tally or silence(parts[0], asked, size)._replace(memory=state.memory)
             for part in parts:
+                part = part if store is None else part._replace(memory=())
                 tally = absorb(tally, part._replace(messages=()) if not streams else part)
+            if store is not None:
+                store = stores.write(store, parts)
         assert tally  # a cohort has a block at least
         if channel.reduce and not streams:
             every = jax.tree.map(lambda *x: jnp.concatenate(x), *(part._replace(metrics=()) for part in parts))
             tally = tally._replace(total=channel.reduce(every, size))
-        return finish(state._replace(memory=tally.memory), tally._replace(memory=()), ids, asked, touched, key)
+        tally, memory = tally._replace(memory=()), tally.memory
+        state, info = finish(state._replace(memory=memory), tally, ids, asked, touched, key)
+        return state if store is None else state._replace(memory=store), info
 
     return Algorithm(init, step)

@@ -4,6 +4,7 @@ Not `shard_map`: with its default `check_vma=True`, `jax.grad` with respect to r
 `psum` on every local step, and clients silently train together.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -65,8 +66,7 @@ def place(kind: Kind = "jit", devices: int = 1, shard_tables: bool = False) -> P
         def rows(x):
             if x.shape[0] % len(here):
                 raise ValueError(
-                    f"run.shard_tables: {x.shape[0]:,} rows do not divide among {len(here)} devices: "
-                    "set run.devices to a divisor, or leave the tables whole"
+                    f"{x.shape[0]:,} rows do not divide among {len(here)} devices: make tables of `table_rows`"
                 )
             return at(x, split)
 
@@ -104,6 +104,13 @@ def place(kind: Kind = "jit", devices: int = 1, shard_tables: bool = False) -> P
 
         return Placement(spread, lambda tree: tree, common, together, server, len(here))
     raise ValueError(f"no placement {kind!r}: choose jit or pmap")
+
+
+def table_rows(items: int, devices: int, shard_tables: bool) -> int:
+    """Rows of the tables of so many items: where each device keeps a share of them, they must divide evenly. The same
+    for all powers of two up to 128, so that a run can go on with another number of devices."""
+    whole = math.lcm(128, devices)
+    return -(-items // whole) * whole if shard_tables else items
 
 
 def check_several(kind: Kind, devices: int, there: list[jax.Device], shard_tables: bool) -> None:

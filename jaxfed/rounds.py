@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.channel import Wire
@@ -92,7 +91,7 @@ def fresh(experiment: Experiment, seed: int) -> dict[str, Tree]:
 
 def private_copy(state: State) -> Tree:
     """(shared parameters, private parts) that the next step cannot consume."""
-    return jax.tree.map(jnp.copy, (state.shared.params, state.memory[0]))
+    return jax.tree.map(lambda x: x.copy(), (state.shared.params, state.memory[0]))
 
 
 def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequence[int] = ()) -> Ready:
@@ -113,7 +112,7 @@ def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequen
         ids, present = experiment.sampler.draw(seed, round)
     with timed(stages, "pack"):
         cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round, union)
-    end = population.num_items if cohort.rows is None else len(cohort.rows)
+    end = experiment.shapes.end if cohort.rows is None else len(cohort.rows)
     held = sum(int((block.rows < end).sum()) for block in cohort.blocks)
     asked = int((ids < population.num_clients).sum())
     told = meet("facts", np.array([held, *stopped[:1], 0], np.int64)[:2].tobytes(), together)
@@ -145,7 +144,7 @@ def compile_all(experiment: Experiment, state: State, key: Key) -> float:
     empty = nobody(experiment.data.population, experiment.batching, experiment.shapes)
 
     def run(block):
-        copy = jax.tree.map(jnp.copy, state)
+        copy = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, state)
         alone = empty._replace(blocks=(experiment.placement.block(block),))
         jax.block_until_ready(experiment.algorithm.step(copy, alone, key))
 

@@ -364,7 +364,7 @@ def test_integer_sums_are_the_same_on_any_devices(devices, shard_tables):
 
 
 def test_tables_that_do_not_divide_among_the_devices():
-    with pytest.raises(ValueError, match=r"60 rows do not divide among 8 devices: set run.devices"):
+    with pytest.raises(ValueError, match=r"60 rows do not divide among 8 devices: make tables of `table_rows`"):
         factorisation(mean(), placement=place("jit", 8, True)).init(MARKED, KEY)
     with pytest.raises(ValueError, match=r"needs run.placement"):
         place("pmap", 2, True)
@@ -375,6 +375,25 @@ def test_a_cohort_in_chunks_is_the_cohort(chunk):
     cohort = row_cohort(blocks=((0, 1, 2, 3), (4, 5, 8, 8), (6, 7, 8, 8)), present=[1, 1, 0, 1, 1, 1, 1, 0])
     want, told = run(factorisation(per_row_mean()), cohort)
     got, info = run(factorisation(per_row_mean(), chunk=chunk), cohort)
+    same((model(got), got.memory, info), (model(want), want.memory, told))
+
+
+@pytest.mark.parametrize("laid", [lambda cohort: cohort, on_rows])
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_a_client_store_on_the_host_is_the_same_store(chunk, laid):
+    """Private parts, and what a link keeps of the tables on each client, are read and written where they lie."""
+
+    def feedback(update, sent, client):
+        kept = jax.tree.map(jnp.add, update, client.memory)
+        return jax.tree.map(jnp.round, kept), jax.tree.map(lambda x: x - jnp.round(x), kept)
+
+    channel = chain(link(feedback, init=lambda example: ((), tree.zeros(example))), mean())
+    absent = [1, 1, 0, 1, 1, 1, 1, 0]
+    cohort = laid(row_cohort(blocks=((0, 1, 2, 3), (4, 5, 8, 8), (6, 7, 8, 8)), present=absent))
+    want, told = run(factorisation(channel, chunk=chunk), cohort)
+    got, info = run(factorisation(channel, chunk=chunk, host=True), cohort)
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(got.memory))
+    assert got.memory[1][0].params["item"].rows.any() and not got.memory[1][0].params["item"].rows[WHO[2]].any()
     same((model(got), got.memory, info), (model(want), want.memory, told))
 
 
@@ -416,6 +435,22 @@ def test_momentum_by_row_is_lazy():
     close(lazy["item"], PLAIN["item"] + total / len(WHO))
     dense = model(run(factorisation(mean(), opt, by_row=False), row_cohort(), rounds=1)[0])
     assert float(jnp.abs(lazy["item"] - dense["item"]).max()) > 1e-4
+
+
+def test_rounds_of_one_shape_scan():
+    """`step` is a function like any other: several rounds are one program, where their blocks have one shape."""
+    whos = [[1] * 8, [1, 1, 0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 0, 1, 1]]
+    cohorts = [on_rows(row_cohort(present=present)) for present in whos]
+    algorithm = factorisation(per_row_mean(), server=optax.adam(0.1))
+    want = algorithm.init(MARKED, KEY)
+    for cohort in cohorts:
+        want, info = algorithm.step(want, cohort, KEY)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *cohorts)
+    got, seen = jax.lax.scan(
+        lambda state, cohort: algorithm.step(state, cohort, KEY), algorithm.init(MARKED, KEY), stacked
+    )
+    close((model(got), got.memory, got.opt), (model(want), want.memory, want.opt), atol=1e-6)
+    close(jax.tree.map(lambda x: x[-1], seen), info, atol=1e-6)
 
 
 def test_shapes_of_cohorts_do_not_recompile(compiled):

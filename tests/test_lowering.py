@@ -85,6 +85,10 @@ def test_with_bfloat16_tables_on_four_devices(model):
     assert "bf16" in text
 
 
+def test_with_pmap_on_four_devices():
+    check_round(experiment(COVER[0], devices=4, placement="pmap").made)
+
+
 # --- the check itself: none of these may pass ----------------------------------------
 
 

@@ -1,10 +1,14 @@
 """Runs in this process: where evaluation happens, what is counted, and what is marked."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
 from jaxfed.config import config_of
+from jaxfed.experiment import assemble, load
+from jaxfed.rounds import Standing, fresh, keys_of, prepare_round
 from jaxfed.train import train
 
 TABLE = {
@@ -56,6 +60,43 @@ def test_traffic_counts_those_who_were_asked_and_those_who_reported(plain):
     assert rows[1]["bytes_up_total"] == summary["bytes_up_total"]
 
 
+def test_a_client_store_on_the_host_changes_nothing(plain, tmp_path):
+    """Nor does going back to a checkpoint: what is restored is written in place again."""
+
+    def figures(summary):
+        return {name: value for name, value in summary.items() if "/" in name and "seconds" not in name}
+
+    config = config_of({**TABLE, "run": {"out": str(tmp_path / "h"), "client_store": "host", "checkpoint_every": 2}})
+    for again in (False, True):
+        summary = train(config, resume=again)
+        assert summary["params_sha256"] == plain[0]["params_sha256"]
+        assert figures(summary) == figures(plain[0])
+        (tmp_path / "h" / "summary.json").unlink()
+        if not again:
+            shutil.rmtree(tmp_path / "h" / "checkpoints" / "4")
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_tables_over_devices_have_rows_that_nobody_is_asked_about(plain, tmp_path, lazy):
+    """48 items do not divide among 5 devices: the tables get more rows, which no client holds and no ranking shows."""
+    on = {"out": str(tmp_path / "t"), "devices": 5, "shard_tables": True}
+    config = config_of({**TABLE, "server": {"lazy": lazy}, "run": on})
+    experiment = assemble(config, load(config.data))
+    assert experiment.shapes.end == 640 > experiment.data.population.num_items
+    before, key = fresh(experiment, 0)["state"], keys_of(0).rounds
+    start = np.array(before.shared.params["tables"]["item"].rows)
+    assert {x.data.shape[0] for x in before.shared.params["tables"]["item"].rows.addressable_shards} == {128}
+    state, info = experiment.algorithm.step(before, prepare_round(experiment, 0, 0).cohort, key)
+    end, moved = experiment.data.population.num_items, np.array(state.shared.params["tables"]["item"].rows) != start
+    assert moved[:end].any()
+    assert not moved[end:].any()
+    summary = train(config)
+    figures = {name for name in summary if name.startswith(("val/", "test/"))}
+    assert {m: summary[m] for m in figures} == pytest.approx({m: plain[0][m] for m in figures}, abs=1e-6)
+    assert summary["bytes_up_total"] == plain[0]["bytes_up_total"]
+    assert summary["bytes_down_total"] == plain[0]["bytes_down_total"]
+
+
 def test_early_stopping(tmp_path):
     frozen = {"optimizer": {"learning_rate": 0.0}, "batch_size": 16}
     summary, rows = run(tmp_path / "e", work=frozen, rounds=40, evaluation={"every": 2, "patience": 3})
@@ -65,9 +106,6 @@ def test_early_stopping(tmp_path):
 
 def test_bytes_are_those_of_the_arrays_a_client_sends(plain, tmp_path):
     """By hand: rows x (4 factors + 1 bias + 1 id) x 4 bytes, and the weight."""
-    from jaxfed.experiment import assemble, load
-    from jaxfed.rounds import Standing, fresh, keys_of, prepare_round
-
     config = config_of(TABLE)
     experiment = assemble(config, load(config.data))
     ready = prepare_round(experiment, 0, 0)

@@ -21,6 +21,7 @@ class Lengths(NamedTuple):
     width: int  # rows a step may touch
     num_items: int
     room: int  # rows of the tables that a cohort may touch; a cohort that touches more gets twice the room
+    end: int  # past the end of the tables, which may have more rows than there are items
     share: Share = ALONE  # of the clients, and of the places in every block
 
     def clients(self, steps: int) -> int:
@@ -45,8 +46,10 @@ def lengths(
     area: int = 0,
     lazy: bool = True,
     share: Share = ALONE,
+    end: int = 0,
 ) -> Lengths:
-    """The shapes that serve this population; lazy: a round runs on the rows its cohort holds, else on all.
+    """The shapes that serve this population; lazy: a round runs on the rows its cohort holds, else on all; end: rows of
+    the tables, at least the items (0: as many).
 
     Raises ValueError where batches or negatives cannot be drawn.
     """
@@ -66,7 +69,8 @@ def lengths(
     expected = int(batching.steps(population.activity).mean() * slots)
     area = area or max(64, shapes[-1], 1 << (expected // 16).bit_length())  # some sixteen blocks a round
     room = rows_expected(population, batching, slots) if lazy else 0
-    return Lengths(tuple(shapes), area, slots, devices, batching.width, population.num_items, room, share)
+    items = population.num_items
+    return Lengths(tuple(shapes), area, slots, devices, batching.width, items, room, end or items, share)
 
 
 def rows_expected(population: Population, batching: Batching, slots: int) -> int:
@@ -122,7 +126,7 @@ def plan(shapes: Lengths, steps: np.ndarray, owner: np.ndarray) -> Plan:
 class Laid(NamedTuple):
     """Arrays of all blocks, end to end: R rows that clients may hold, T steps."""
 
-    held: np.ndarray  # int32 [R]: items, distinct in a client and by first use; N where unused
+    held: np.ndarray  # int32 [R]: items, distinct in a client and by first use; `end` where unused
     rows: np.ndarray  # int32 [T, width]: positions in the client's rows; N where unused
     live: np.ndarray  # bool [T]
     batch: dict[str, np.ndarray]  # [T, ...]
@@ -139,7 +143,7 @@ def by_first_use(new: np.ndarray, client: np.ndarray, clients: int) -> np.ndarra
     return rank[new] - rank[np.searchsorted(client, np.arange(clients))][client[new]]
 
 
-def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -> Laid:
+def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan, end: int) -> Laid:
     """Puts examples, their clients in the order they lie, at their places.
 
     A step's rows are distinct: an item lies where the step has it first. Where one user is a client, an example is its
@@ -163,7 +167,7 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -
     lead = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
     starts = np.flatnonzero(fresh)
     new, place = order[starts], by_first_use(order[starts], client, len(where.order))
-    held = np.full(rows, items, np.int32)
+    held = np.full(rows, end, np.int32)
     held[where.row[client[new]] + place] = item[new]
     positions = table(entry[lead], np.repeat(place, np.diff(starts, append=len(pair)))[lead], items, wide=width)
     live = np.zeros(steps, bool)
@@ -187,21 +191,21 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan) -
 
 
 def listed(
-    held: np.ndarray, items: int, room: int, union: Callable[[np.ndarray], np.ndarray]
+    held: np.ndarray, end: int, room: int, union: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(int32 [room]: the distinct items, sorted; past the end where unused, int32 [R]: `held` as positions in them).
 
-    union: what the other processes hold too, as bool [N + 1].
+    union: what the other processes hold too, as bool [end + 1].
     """
-    there = np.zeros(items + 1, bool)
+    there = np.zeros(end + 1, bool)
     there[held] = True
-    distinct = np.flatnonzero(union(there)[:items])
+    distinct = np.flatnonzero(union(there)[:end])
     while room < len(distinct):
         room *= 2
-    rows = np.arange(items, items + room, dtype=np.int32)
+    rows = np.arange(end, end + room, dtype=np.int32)
     rows[: len(distinct)] = distinct
-    position = np.empty(items + 1, np.int32)
-    position[distinct], position[items] = np.arange(len(distinct)), room
+    position = np.empty(end + 1, np.int32)
+    position[distinct], position[end] = np.arange(len(distinct)), room
     return rows, position[held]
 
 
@@ -232,7 +236,7 @@ def pack(
     """A cohort with its data for one round. ids int [M]: past the end is an empty slot; present bool [M].
 
     Blocks depend on the cohort and the shapes alone. Of several processes each has its own part of every block, and
-    reads the data of its own clients alone; `union` adds the rows the others hold to bool [N + 1].
+    reads the data of its own clients alone; `union` adds the rows the others hold to bool [end + 1].
     """
     clients = ids[ids < population.num_clients]
     owner = shapes.share.owner(clients, population.num_clients)
@@ -252,10 +256,10 @@ def laid_out(population, batching, shapes, ids, present, where, seed, round, uni
     """The cohort whose clients lie as planned."""
     slots = np.flatnonzero(ids < population.num_clients)[where.order]
     clients = ids[slots].astype(np.int64)
-    laid = lay(population, batching, draw(population, batching, clients, seed, round), where)
+    laid = lay(population, batching, draw(population, batching, clients, seed, round), where, shapes.end)
     rows = None
     if shapes.room:
-        rows, held = listed(laid.held, population.num_items, shapes.room, union)
+        rows, held = listed(laid.held, shapes.end, shapes.room, union)
         laid = laid._replace(held=held)
 
     def lanes(values, fill, dtype):

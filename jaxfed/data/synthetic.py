@@ -54,7 +54,8 @@ def _some(random, length, share, item_vectors, taste) -> tuple[np.ndarray, np.nd
     """(how many items each of some users got, their items): four candidates an item, the best of them, distinct."""
     owner = np.repeat(np.arange(len(length)), 4 * length)
     drawn = np.searchsorted(share, random.random(len(owner)) * share[-1], "right")
-    pairs = np.unique(owner * len(share) + np.minimum(drawn, len(share) - 1))
+    pairs = np.sort(owner * len(share) + np.minimum(drawn, len(share) - 1))
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     owner, candidate = pairs // len(share), pairs % len(share)
     user_vectors = random.normal(size=(len(length), item_vectors.shape[1])).astype(np.float32)
     score = taste * np.einsum("nd,nd->n", user_vectors[owner], item_vectors[candidate]) + random.gumbel(size=len(owner))

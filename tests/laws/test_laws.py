@@ -58,7 +58,7 @@ def data(clients):
     return load(config_of({"data": table}).data), table
 
 
-def experiment(case, area=8, devices=1, **model):
+def experiment(case, area=8, devices=1, placement="jit", **model):
     """A case as a user would configure it, with more for its model."""
     content, table = data(case["clients"])
     own = {} if case["model"] in CONTROLS else {"dim": 4, "loss": case["loss"]}
@@ -76,7 +76,7 @@ def experiment(case, area=8, devices=1, **model):
             "channel": [{"name": name} for name in CHANNELS[case["channel"]]],
             "server": {"name": case["server"], "learning_rate": 0.5},
             "cohort": {"name": "uniform", "size": clients - 1},
-            "run": {"area": area, "devices": devices},
+            "run": {"area": area, "devices": devices, "placement": placement},
         }
     )
     made = assemble(config, content)

@@ -1,0 +1,78 @@
+"""The client store kept on the host: what clients hold between rounds, where a device cannot hold it for all of them.
+
+On a device it is a tree of arrays [n, ...] that programs read and write (`rows.gather`, `rows.scatter`). Here it is the
+same tree of NumPy arrays: a round sends its cohort's part to the device and waits to write it back in place.
+"""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+
+from jaxfed.rows import lift
+from jaxfed.types import Block, Cohort, Part, Tree
+
+TOGETHER = 1 << 16  # clients whose memory is made at a time
+
+
+def on_host(store: Tree) -> bool:
+    """Whether a client store is one of this module."""
+    return any(isinstance(x, np.ndarray) for x in jax.tree.leaves(store))
+
+
+def make(memories: Callable[[jax.Array], Tree], num_clients: int) -> Tree:
+    """The store of all clients, from a function that makes that of some [m]."""
+    shapes = jax.eval_shape(memories, jax.ShapeDtypeStruct((1,), np.int32))
+    store = jax.tree.map(lambda x: np.empty((num_clients, *x.shape[1:]), x.dtype), shapes)
+    for low in range(0, num_clients, TOGETHER):
+        ids = np.arange(low, min(low + TOGETHER, num_clients), dtype=np.int32)
+        jax.tree.map(lambda x, new: np.copyto(x[ids[0] : ids[-1] + 1], new), store, memories(ids))
+    return store
+
+
+def read(store: Tree, who: np.ndarray, held: np.ndarray | None = None) -> Tree:
+    """What clients `who` [m] hold: leaves [m, ...], of tables rows `held` [m, K] (None: all); past the end is zeros."""
+
+    def filled(x, index, inside):
+        got = x[tuple(np.where(inside, i, 0) for i in index)]
+        got[~np.broadcast_to(inside, got.shape[: inside.ndim])] = 0
+        return got
+
+    def leaf(x):
+        return filled(x, (who,), who < len(x))
+
+    def table(x):
+        there = (who < len(x))[:, None] & (held < x.shape[1])
+        return filled(x, (np.broadcast_to(who[:, None], held.shape), held), there)
+
+    return lift(leaf if held is None else table, leaf, store)
+
+
+def read_block(store: Tree, cohort: Cohort, block: Block, size: int) -> Tree:
+    """What the clients of a block hold, of tables [n, size] the rows that the block does."""
+    who = past(np.asarray(cohort.ids), np.asarray(block.slots), np.iinfo(np.int32).max)
+    rows = np.asarray(block.rows)
+    return read(store, who, rows if cohort.rows is None else past(np.asarray(cohort.rows), rows, size))
+
+
+def past(x: np.ndarray, index: np.ndarray, end: int) -> np.ndarray:
+    """x[index], `end` where the index is past the end."""
+    return np.where(index < len(x), x[np.minimum(index, len(x) - 1)], end)
+
+
+def write(store: Tree, parts: Iterable[Part]) -> Tree:
+    """Waits for the parts of a round and writes their memory into the store, in place."""
+    for part in parts:
+        new, ids, owner, held = jax.device_get((part.memory, part.ids, part.owner, part.held))
+
+        def leaf(x, y, ids=ids):
+            x[ids[ids < len(x)]] = y[ids < len(x)]
+            return x
+
+        def table(x, y, owner=owner, held=held):
+            there = (owner < len(x)) & (held < x.shape[1])
+            x[owner[there], held[there]] = y[there]
+            return x
+
+        store = lift(table, leaf, store, new)
+    return store
