@@ -7,6 +7,7 @@ same tree of NumPy arrays: a round sends its cohort's part to the device and wai
 from collections.abc import Callable, Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.rows import lift
@@ -25,27 +26,28 @@ def make(memories: Callable[[jax.Array], Tree], num_clients: int) -> Tree:
     shapes = jax.eval_shape(memories, jax.ShapeDtypeStruct((1,), np.int32))
     store = jax.tree.map(lambda x: np.empty((num_clients, *x.shape[1:]), x.dtype), shapes)
     for low in range(0, num_clients, TOGETHER):
-        ids = np.arange(low, min(low + TOGETHER, num_clients), dtype=np.int32)
-        jax.tree.map(lambda x, new: np.copyto(x[ids[0] : ids[-1] + 1], new), store, memories(ids))
+        some = memories(jnp.arange(low, min(low + TOGETHER, num_clients)))
+        jax.tree.map(lambda x, new, low=low: np.copyto(x[low : low + len(new)], new), store, some)
     return store
 
 
 def read(store: Tree, who: np.ndarray, held: np.ndarray | None = None) -> Tree:
     """What clients `who` [m] hold: leaves [m, ...], of tables rows `held` [m, K] (None: all); past the end is zeros."""
 
-    def filled(x, index, inside):
-        got = x[tuple(np.where(inside, i, 0) for i in index)]
-        got[~np.broadcast_to(inside, got.shape[: inside.ndim])] = 0
-        return got
-
     def leaf(x):
         return filled(x, (who,), who < len(x))
 
-    def table(x):
-        there = (who < len(x))[:, None] & (held < x.shape[1])
-        return filled(x, (np.broadcast_to(who[:, None], held.shape), held), there)
+    if held is None:
+        return jax.tree.map(leaf, store)
+    rows, owner = held, np.broadcast_to(who[:, None], held.shape)
+    return lift(lambda x: filled(x, (owner, rows), (owner < len(x)) & (rows < x.shape[1])), leaf, store)
 
-    return lift(leaf if held is None else table, leaf, store)
+
+def filled(x: np.ndarray, index: tuple[np.ndarray, ...], inside: np.ndarray) -> np.ndarray:
+    """x[index], zeros where that is not inside."""
+    got = x[tuple(np.where(inside, i, 0) for i in index)]
+    got[~inside] = 0
+    return got
 
 
 def read_block(store: Tree, cohort: Cohort, block: Block, size: int) -> Tree:

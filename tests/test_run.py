@@ -86,7 +86,7 @@ def test_tables_over_devices_have_rows_that_nobody_is_asked_about(plain, tmp_pat
     before, key = fresh(experiment, 0)["state"], keys_of(0).rounds
     start = np.array(before.shared.params["tables"]["item"].rows)
     assert {x.data.shape[0] for x in before.shared.params["tables"]["item"].rows.addressable_shards} == {128}
-    state, info = experiment.algorithm.step(before, prepare_round(experiment, 0, 0).cohort, key)
+    state, _ = experiment.algorithm.step(before, prepare_round(experiment, 0, 0).cohort, key)
     end, moved = experiment.data.population.num_items, np.array(state.shared.params["tables"]["item"].rows) != start
     assert moved[:end].any()
     assert not moved[end:].any()
