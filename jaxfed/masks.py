@@ -131,7 +131,8 @@ def check_graph(kept: Mapping[int, Collection[int]], least: int) -> None:
     """Raises ValueError where one kept fewer than `least` of its neighbours, or masks do not tie all {id} together.
 
     The server knows the graph and picks who drops out, so in a sparse one a vector shows if all that its party kept
-    are on the server's side, and a sum over some if these cut it in two: take so many that this is unlikely.
+    are on the server's side, and a sum over some if these cut it in two: `least` should be more than there may be bad
+    parties, or so many that this is unlikely.
     """
     if few := [id for id in kept if len(kept[id]) < least]:
         count = len(kept[few[0]])

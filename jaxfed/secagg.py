@@ -6,8 +6,10 @@ sum, and one of its own; all peers hold Shamir shares of what the masks are made
 Each of the five `ROUNDS` is a method of `Party` and, by the same name, of `Server`; what passes between them is bytes.
 
 With at most 2 threshold - parties - 1 parties on the server's side, nothing shows of an honest party's vector but the
-sum over one list of survivors, at least `threshold`. Not promised: that the sum is right (parties may send anything),
-or that there is one (the server, or any party, can make a session fail; it fails with an error).
+sum over one list of survivors, `threshold` at least with the bad ones. Beyond the paper, adverts and the list of those
+who shared keys go into all later signatures: parties that are told different ones do not agree. Seeds are committed to.
+Not promised: that the sum is right (parties may send anything, the server may say anything), or that there is one (any
+of them can make a session fail). Peers that deal or reveal false shares are found out, though not always which.
 """
 
 import struct
@@ -39,7 +41,7 @@ class Terms(NamedTuple):
         against a third). For two lists of survivors, 2 (threshold - bad) honest parties would have to sign one each.
     length: of the vectors.
     neighbours: with how many peers each party shares masks (even; after Bell et al., 2020), for less work. None: all,
-        and only then does the promise hold whoever drops out: see `check_survivors`.
+        and only then does the promise hold whoever drops out, and may all but the threshold: see `check_survivors`.
     """
 
     session: bytes
