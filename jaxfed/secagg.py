@@ -1,0 +1,291 @@
+"""Secure aggregation: parties sum vectors modulo 2^32 through a server, which learns the sum and nothing else.
+
+The protocol of Bonawitz et al. (2017), "Practical secure aggregation for privacy-preserving machine learning", against
+a server that lies and parties that help it. Each party adds to its vector a mask for every peer, which cancel in the
+sum, and one of its own; all peers hold Shamir shares of what the masks are made from, for when it goes missing.
+Each of the five `ROUNDS` is a method of `Party` and, by the same name, of `Server`; what passes between them is bytes.
+
+With at most 2 threshold - parties - 1 parties on the server's side, nothing shows of an honest party's vector but the
+sum over one list of survivors, `threshold` at least with the bad ones. Beyond the paper, adverts and the list of those
+who shared keys go into all later signatures: parties that are told different ones do not agree. Seeds are committed to.
+Not promised: that the sum is right (parties may send anything, the server may say anything), or that there is one (any
+of them can make a session fail). Peers that deal or reveal false shares are found out, though not always which.
+"""
+
+import struct
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache, wraps
+from secrets import token_bytes
+from typing import Any, NamedTuple
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from jaxfed import masks
+from jaxfed.masks import agree, derive, element, join, little, public, sha256, split, verify
+from jaxfed.messages import listed, pack, unpack
+
+ROUNDS = ("advertise", "share", "mask", "consent", "reveal")
+SIGNATURE = 64  # bytes
+NONCE = bytes(12)  # every key of AES-GCM is for one message
+
+
+class Terms(NamedTuple):
+    """What all know before a session, and put into every key and signature.
+
+    session: 32 bytes, never used before, that nobody chose alone: they make the graph of neighbours.
+    roster: Ed25519 public keys (raw, 32 bytes) of the parties, which are named by their place in it.
+    threshold: so many must stay to the end; 2 threshold > parties + bad ones (the paper: over 2/3 of the parties
+        against a third). For two lists of survivors, 2 (threshold - bad) honest parties would have to sign one each.
+    length: of the vectors.
+    neighbours: with how many peers each party shares masks (even; after Bell et al., 2020), for less work. None: all,
+        and only then does the promise hold whoever drops out, and may all but the threshold: see `check_survivors`.
+    """
+
+    session: bytes
+    roster: tuple[bytes, ...]
+    threshold: int
+    length: int
+    neighbours: int | None = None
+
+
+@lru_cache(maxsize=4)
+def context(terms: Terms) -> bytes:
+    """A digest of the terms. Raises ValueError where they are not sound."""
+    session, roster, threshold, length, neighbours = terms
+    n = len(roster)
+    if len(session) != 32 or any(len(key) != 32 for key in roster) or len(set(roster)) < n:
+        raise ValueError("the session must be 32 bytes, and the roster different Ed25519 public keys of 32 bytes each")
+    if not 1 < threshold <= n < 2 * threshold:
+        raise ValueError(f"the threshold is {threshold} of {n} parties: it must be 2 at least and more than half")
+    if length < 1 or (neighbours is not None and (neighbours % 2 or not 2 <= neighbours < n)):
+        raise ValueError(f"{length} entries, {neighbours} neighbours: at least 1, and an even number below {n} or None")
+    numbers = struct.pack("<IIQI", n, threshold, length, neighbours or 0)
+    return sha256(b"jaxfed secagg 1" + session + numbers + b"".join(roster))
+
+
+def peers(terms: Terms, id: int) -> frozenset[int]:
+    """With whom a party shares masks."""
+    return masks.graph(context(terms), len(terms.roster), terms.neighbours)[id]
+
+
+def check_survivors(terms: Terms, survivors: Collection[int]) -> None:
+    """Raises ValueError where a sum over these parties would hide too little; of its neighbours, each must have kept
+    as large a part as the threshold is of the parties.
+    """
+    enough(len(survivors), terms.threshold, "are on the list of survivors")
+    least = (terms.neighbours or 0) * terms.threshold // len(terms.roster)
+    masks.check_graph({id: peers(terms, id).intersection(survivors) for id in survivors}, least)
+
+
+def refuse(ids: Collection[int], what: str) -> None:
+    """Raises ValueError where there are any."""
+    if ids:
+        raise ValueError(f"party {min(ids)} {what}: start a new session")
+
+
+def enough(count: int, threshold: int, what: str) -> None:
+    """Raises ValueError for fewer than the threshold."""
+    if count < threshold:
+        raise ValueError(f"{count} parties {what}, {threshold} are needed: start a new session")
+
+
+def opened(terms: Terms, context: bytes, step: str, messages: Mapping[int, bytes]) -> dict[int, bytes]:
+    """The bodies of signed messages, in the order of the parties. Raises ValueError for too few, or a false one."""
+    enough(len(messages), terms.threshold, f"answered {step!r}")
+    refuse([id for id in messages if not 0 <= id < len(terms.roster)], "is not in the roster")
+    bodies = {id: messages[id][:-SIGNATURE] for id in sorted(messages)}
+    for id, body in bodies.items():
+        verify(terms.roster[id], context, step, id, sha256(body), messages[id][-SIGNATURE:])
+    return bodies
+
+
+class Advert(NamedTuple):
+    """32 bytes each: public keys for boxes and for masks, and what shows later that a seed is the party's own."""
+
+    box: bytes
+    mask: bytes
+    seed: bytes
+
+
+def read(terms: Terms, messages: Mapping[int, bytes]) -> tuple[dict[int, Advert], bytes]:
+    """Adverts by party, and the context of all that follows: nothing that is said of other keys is of use then."""
+    bodies = opened(terms, context(terms), "advertise", messages)
+    refuse([id for id, body in bodies.items() if len(body) != 96], "advertised what is no keys")
+    adverts = {id: Advert(body[:32], body[32:64], body[64:]) for id, body in bodies.items()}
+    return adverts, sha256(context(terms) + pack(bodies))
+
+
+def turn(method: Callable[["Party", bytes], bytes]) -> Callable[..., bytes]:
+    """A party's step: once, in order, never after one that failed. Its message is the body with a signature after."""
+
+    @wraps(method)
+    def signed(self: "Party", message: bytes = b"") -> bytes:
+        step = method.__name__
+        if self.turn != step:
+            raise ValueError(f"party {self.id} refuses {step!r}: each step is for once, in order, until one fails")
+        self.turn = ""
+        body = method(self, message)
+        self.turn = (*ROUNDS, "")[ROUNDS.index(step) + 1]
+        return body + self.identity.sign(masks.words(self.context, step, self.id, sha256(body)))
+
+    return signed
+
+
+class Party:
+    """A party in one session. A step takes the server's message and returns the party's, or raises ValueError.
+
+    vector: uint32 [length]. identity: the private key of the roster's entry `id`. random(size): bytes nobody can guess.
+    """
+
+    def __init__(self, terms: Terms, id: int, identity: Ed25519PrivateKey, vector: np.ndarray, random=token_bytes):
+        self.terms, self.context, self.id, self.identity, self.random = terms, context(terms), id, identity, random
+        if identity.public_key().public_bytes_raw() not in terms.roster[id : id + 1]:
+            raise ValueError(f"party {id} does not have the identity key that the roster names")
+        if vector.dtype != np.uint32 or vector.shape != (terms.length,):
+            raise ValueError(f"party {id} has {vector.dtype} {vector.shape} and must have uint32 ({terms.length},)")
+        self.vector, self.turn = vector, ROUNDS[0]
+        self.box, self.key, self.seed = (element(random) for _ in range(3))
+        self.advert = Advert(public(self.box), public(self.key), masks.commitment(self.seed, id, self.context))
+
+    @turn
+    def advertise(self, message: bytes) -> bytes:
+        """Its public keys."""
+        return b"".join(self.advert)
+
+    @turn
+    def share(self, message: bytes) -> bytes:
+        """From all adverts: to each peer, shares of the mask key and of the seed, encrypted."""
+        self.adverts, self.context = read(self.terms, unpack(message))
+        if self.adverts.get(self.id) != self.advert:
+            raise ValueError(f"party {self.id} is not among those that advertised keys, or not with its own")
+        points = [id + 1 for id in self.adverts]
+        keys, seeds = (split(secret, self.terms.threshold, points, self.random) for secret in (self.key, self.seed))
+        shares = {id: little(keys[id + 1]) + little(seeds[id + 1]) for id in self.adverts}
+        self.held, self.opens, boxes = {self.id: shares.pop(self.id)}, {}, {}
+        for id, part in shares.items():
+            common = agree(self.box, self.adverts[id].box, id)
+            self.opens[id] = AESGCM(derive(common, self.context, b"box", id, self.id))
+            boxes[id] = AESGCM(derive(common, self.context, b"box", self.id, id)).encrypt(NONCE, part, None)
+        return pack(boxes)
+
+    @turn
+    def mask(self, message: bytes) -> bytes:
+        """From the shares of its peers: its vector and all masks on it."""
+        for id, box in unpack(message).items():
+            try:
+                self.held[id] = self.opens[id].decrypt(NONCE, box, None)
+            except (InvalidTag, KeyError):
+                raise ValueError(f"what party {self.id} got as the shares of party {id} is not: refuse it") from None
+        enough(len(self.held), self.terms.threshold, "shared their keys")
+        # one that was told of other sharers has other masks, and others see that from its signature
+        self.context = sha256(self.context + listed(self.held))
+        keys = {id: self.adverts[id].mask for id in peers(self.terms, self.id) & self.held.keys()}
+        total = masks.pairwise(self.key, self.id, keys, self.context, self.terms.length)
+        own = masks.own(self.seed, self.id, self.context, self.terms.length)
+        return (total + own + self.vector).astype("<u4").tobytes()
+
+    @turn
+    def consent(self, message: bytes) -> bytes:
+        """From the list of survivors, each with its signed digest: its word to help unmask their sum and no other."""
+        signed = unpack(message)
+        self.survivors = frozenset(signed)
+        if not {self.id} <= self.survivors <= self.held.keys():
+            raise ValueError(f"party {self.id} refuses the list of survivors: it is not on it, or strangers are")
+        check_survivors(self.terms, self.survivors)
+        for id, proof in signed.items():
+            verify(self.terms.roster[id], self.context, "mask", id, proof[:32], proof[32:])
+        return listed(self.survivors)
+
+    @turn
+    def reveal(self, message: bytes) -> bytes:
+        """From the others' signatures under that list: of each survivor the seed's share, of others the mask key's."""
+        signatures = {id: word for id, word in unpack(message).items() if id in self.survivors}
+        enough(len(signatures), self.terms.threshold, "signed the list of survivors")
+        for id, word in signatures.items():
+            verify(self.terms.roster[id], self.context, "consent", id, sha256(listed(self.survivors)), word)
+        return pack({id: part[32:] if id in self.survivors else part[:32] for id, part in self.held.items()})
+
+
+class Server:
+    """The server in one session. A step takes {sender: message} and returns {receiver: message}; the last, the sum.
+
+    Raises ValueError where fewer than the threshold answered, or one answered falsely.
+    """
+
+    def __init__(self, terms: Terms):
+        self.terms, self.context = terms, context(terms)
+        self.survivors: list[int] = []  # whose vectors are in the sum
+
+    def hear(self, step: str, messages: Mapping[int, bytes], among: Collection[int]) -> dict[int, bytes]:
+        """The bodies of messages from some of these parties."""
+        refuse(messages.keys() - set(among), f"answered {step!r} and had dropped out")
+        return opened(self.terms, self.context, step, messages)
+
+    def advertise(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
+        """All adverts to all."""
+        self.adverts, self.context = read(self.terms, messages)
+        return dict.fromkeys(self.adverts, pack(messages))
+
+    def share(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
+        """To each party what its peers encrypted for it."""
+        boxes = {id: unpack(body) for id, body in self.hear("share", messages, self.adverts).items()}
+        refuse([id for id in boxes if boxes[id].keys() != self.adverts.keys() - {id}], "left out a peer's shares")
+        self.sharers, self.context = list(boxes), sha256(self.context + listed(boxes))
+        return {to: pack({id: box[to] for id, box in boxes.items() if id != to}) for to in boxes}
+
+    def mask(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
+        """To those whose vectors arrived, the list of them, with their signatures."""
+        bodies = self.hear("mask", messages, self.sharers)
+        refuse([id for id, body in bodies.items() if len(body) != 4 * self.terms.length], "sent another length")
+        self.survivors = list(bodies)
+        check_survivors(self.terms, self.survivors)
+        self.total = np.zeros(self.terms.length, np.uint32)
+        for body in bodies.values():
+            self.total += np.frombuffer(body, "<u4")
+        return dict.fromkeys(bodies, pack({id: sha256(bodies[id]) + messages[id][-SIGNATURE:] for id in bodies}))
+
+    def consent(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
+        """To those that signed the list, the signatures."""
+        bodies = self.hear("consent", messages, self.survivors)
+        refuse([id for id, body in bodies.items() if body != listed(self.survivors)], "signed another list")
+        self.signers = list(bodies)
+        return dict.fromkeys(bodies, pack({id: messages[id][-SIGNATURE:] for id in bodies}))
+
+    def reveal(self, messages: Mapping[int, bytes]) -> np.ndarray:
+        """The sum over survivors, uint32 [length], from what the parties reveal."""
+        told = {id: unpack(body) for id, body in self.hear("reveal", messages, self.signers).items()}
+        refuse([id for id, parts in told.items() if list(parts) != self.sharers], "did not reveal a share of each peer")
+        chosen, total = list(told)[: self.terms.threshold], self.total.copy()
+        for id in self.sharers:
+            secret = join({peer + 1: int.from_bytes(told[peer][id], "little") for peer in chosen})
+            kept = id in self.survivors
+            shown = masks.commitment(secret, id, context(self.terms)) if kept else public(secret)
+            if shown != (self.adverts[id].seed if kept else self.adverts[id].mask):
+                raise ValueError(f"the shares of party {id} are not those of its keys: it, or one of {chosen}, lied")
+            if kept:
+                total -= masks.own(secret, id, self.context, self.terms.length)
+            else:  # survivors have added the opposite of what this party would have added for them
+                keys = {peer: self.adverts[peer].mask for peer in peers(self.terms, id).intersection(self.survivors)}
+                total += masks.pairwise(secret, id, keys, self.context, self.terms.length)
+        return total
+
+
+def run(
+    parties: Mapping[int, Party],
+    server: Server,
+    silent: Mapping[int, str] | None = None,
+    call: Callable[[Any, str, Any], Any] = lambda who, step, message: getattr(who, step)(message),
+) -> np.ndarray:
+    """A session in memory: the sum over `server.survivors`, uint32 [length]. Raises what the first of them raises.
+
+    silent: {party: the step from which on it does not answer}. call(who, step, message): the network.
+    """
+    last = {id: ROUNDS.index(step) for id, step in (silent or {}).items()}
+    inbox: Any = dict.fromkeys(parties, b"")
+    for number, step in enumerate(ROUNDS):
+        said = {id: call(parties[id], step, word) for id, word in inbox.items() if number < last.get(id, len(ROUNDS))}
+        inbox = call(server, step, said)
+    return inbox
