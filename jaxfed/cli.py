@@ -1,4 +1,4 @@
-"""`jaxfed train | evaluate | recommend | data | bench`. An error a user can cause is one line and exit code 2."""
+"""`jaxfed train | evaluate | recommend | data | bench | privacy`. A user's error is one line and exit code 2."""
 
 import argparse
 import contextlib
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxfed import cli_privacy
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --server.learning-rate 0.1"
@@ -56,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--json", metavar="FILE", help="write the figures there, too")
     bench.add_argument("--alone", help=argparse.SUPPRESS)  # one method in this process, for its peak memory
+    cli_privacy.options(command)
     return main
 
 
@@ -306,13 +309,14 @@ def main() -> None:
     args, rest = parser().parse_known_args([word for word in words if not keys or word not in ("-h", "--help")])
     rest += ["--help"] if keys else []
     try:
-        if args.command in ("evaluate", "recommend", "bench") and rest:
+        if args.command not in ("train", "data") and rest:
             raise ValueError(f"unknown option {rest[0]}")
         start()
         if args.command in ("train", "data"):
             {"train": train, "data": describe}[args.command](args, rest)
         else:
-            {"evaluate": evaluate, "recommend": recommend, "bench": bench}[args.command](args)
+            own = {"evaluate": evaluate, "recommend": recommend, "bench": bench, "privacy": cli_privacy.privacy}
+            own[args.command](args)
     except ValueError as error:
         if os.environ.get("JAXFED_TRACEBACK"):
             raise

@@ -19,6 +19,7 @@ MAY = {
     "rows": {"types", "tree"},
     "channel": {"types", "tree", "rows"},
     "channels": {"types", "tree", "rows", "channel"},
+    "wire": {"types", "tree", "rows", "channel"},
     "work": {"types", "tree", "rows"},
     "works": {"types", "tree", "rows", "work"},
     "placement": {"types", "tree", "rows"},
@@ -29,6 +30,8 @@ MAY = {
     "data": {"types", "tree", "work", "data"},  # `work` for the shape of its batches
     "cohort": {"types"},
     "metrics": {"types"},
+    "renyi": set(),
+    "privacy": {"renyi"},
     "evaluate": {"types", "tree", "rows", "channel", "data", "memory", "metrics", "models", "placement"},
     "processes": set(),
     "masks": set(),
@@ -53,6 +56,7 @@ CORE = (
     "federate",
     "algorithms",
     "models",
+    "privacy",
 )
 SHELL = {"open", "print", "input"}
 CLOCKS = {"time", "datetime", "random", "os", "sys", "logging", "pathlib", "subprocess"}
@@ -119,5 +123,5 @@ def test_guides(path):
 
 def test_every_module_has_a_place():
     tops = {part(path) for path in modules()} - {"__init__", "__main__"}
-    shell = {"experiment", "rounds", "stages", "folder", "train", "bench", "baselines", "cli"}
+    shell = {"experiment", "rounds", "stages", "folder", "train", "bench", "baselines", "cli", "cli_privacy"}
     assert tops == MAY.keys() | shell

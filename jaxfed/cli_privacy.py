@@ -1,0 +1,149 @@
+"""`jaxfed privacy calibrate | spent`: the noise that a guarantee needs, and the guarantee that a run has."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jaxfed.privacy import RELATIONS, SAMPLERS
+
+UNIT = "One client: all that it sends in all rounds, whatever the number of its examples and users."
+RELATION = {
+    "add-or-remove": "with the client against without what it sends",
+    "replace-one": "any other client in its place (every sensitivity doubles)",
+}
+NOT_COVERED = (
+    "the private part of the model, which stays on its client and is not noised: the guarantee is joint, "
+    "against everybody but the client itself",
+    "validation and test metrics, and the choice of the best round by them: they are computed without noise",
+    "who is asked and who answers, and the rows that a client asks for, where the server sees them (server_sees)",
+    "hyper-parameters tuned on the same data: every run spends its own epsilon",
+)
+
+
+def options(command: Any) -> None:
+    """Adds the command; `command(name, help, ...)` makes a parser."""
+    commands = command("privacy", "The noise that a guarantee needs; the guarantee that a run has.").add_subparsers(
+        dest="about", required=True
+    )
+
+    def add(name, text):
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    calibrate = add("calibrate", "The least noise with which a run spends at most epsilon at delta.")
+    for name, kind, text in (
+        ("epsilon", float, "of the whole run"),
+        ("delta", float, "below 1 / population"),
+        ("population", int, "clients"),
+        ("rounds", int, "of the run"),
+    ):
+        calibrate.add_argument(f"--{name}", type=kind, required=True, help=text)
+    calibrate.add_argument("--cohort", type=int, default=0, help="clients of a round; poisson: expected")
+    # words are checked by the accountant, whose message is one line
+    calibrate.add_argument("--sampler", metavar="NAME", default="poisson", help=f"{', '.join(SAMPLERS)} (poisson)")
+    calibrate.add_argument("--cap", type=int, default=0, metavar="N", help="poisson: most clients in a round")
+    calibrate.add_argument("--relation", metavar="NAME", help=f"{' or '.join(RELATIONS)}: what is compared")
+    calibrate.add_argument(
+        "--accountant", metavar="NAME", default="rdp", help="rdp, or pld: some per cent less noise, takes a minute"
+    )
+    spent = add("spent", "What a run spent, and how that figure comes about.")
+    spent.add_argument("run", metavar="RUN")
+
+
+def privacy(args: argparse.Namespace) -> None:
+    """jaxfed privacy"""
+    lines = calibrated(args) if args.about == "calibrate" else told(args.run)
+    print("\n".join(lines))
+
+
+def calibrated(args: argparse.Namespace) -> list[str]:
+    """What `jaxfed privacy calibrate` prints. Raises ValueError for what cannot be."""
+    from jaxfed.cohort import poisson
+    from jaxfed.privacy import Mechanism, Sampling, calibrate, check, spent
+
+    size = args.population if args.sampler == "everyone" else args.cohort
+    sampling = Sampling(args.sampler, args.population, size, args.cap)
+    check((), sampling, args.delta, args.relation)
+    if args.sampler == "poisson":  # the slots of the cohort that a run with these numbers has
+        sampling = sampling._replace(cap=poisson(args.population, size, args.cap).slots)
+    least = calibrate(
+        args.epsilon, args.delta, sampling, args.rounds, accountant=args.accountant, relation=args.relation
+    )
+    digits = 3 - math.floor(math.log10(least))
+    noise = math.ceil(least * 10**digits) / 10**digits  # rounded up: less would spend more
+    found = spent([Mechanism("gaussian", noise)], sampling, args.rounds, args.delta, args.accountant, args.relation)
+    return [
+        f"noise multiplier {noise:.4g}: Gaussian noise on the sum, over the largest L2 norm that one client can add",
+        f"epsilon {found.epsilon:.4g} at delta {found.delta:g} after {args.rounds} rounds ({found.accountant})",
+        f"assumed: {UNIT} {found.relation}: {RELATION[found.relation]}.",
+        f"cohorts: {cohorts(sampling)}; {found.note}",
+    ]
+
+
+def told(folder: str) -> list[str]:
+    """What `jaxfed privacy spent` prints. Raises ValueError for a run without a figure."""
+    path = Path(folder)
+    if not (path / "config.toml").is_file():
+        raise ValueError(f"{folder}: no run here (no config.toml)")
+    if not (path / "summary.json").is_file():
+        raise ValueError(f"{folder} is not finished (no summary.json): go on with it by train --resume")
+    try:
+        summary = json.loads((path / "summary.json").read_text())
+    except json.JSONDecodeError:
+        raise ValueError(f"{folder}/summary.json is damaged: it is not JSON") from None
+    if not isinstance(summary, dict) or not summary.get("privacy"):
+        raise ValueError(f"{folder} has no differential privacy: no link of its channel adds noise (epsilon inf)")
+    return explain(summary["privacy"])
+
+
+def cohorts(sampling: Any) -> str:
+    """Who takes part, in words."""
+    size, population = f"{sampling.size:,}", f"{sampling.population:,}"
+    return {
+        "poisson": f"each of {population} clients by itself with probability {sampling.size / sampling.population:.4g}"
+        + (f", at most {sampling.cap:,} at a time" if sampling.cap else ""),
+        "fixed": f"{size} of {population} clients, drawn without replacement",
+        "everyone": f"all {population} clients",
+        "cyclic": f"{size} after {size} of {population} clients, in a circle",
+    }[sampling.kind]
+
+
+def noised(mechanism: Any) -> str:
+    """What one mechanism releases and under which noise, in words."""
+    name = f"{mechanism.name}: " if mechanism.name else ""
+    factor = f"{mechanism.multiplier:.4g} times"
+    return (
+        name
+        + {
+            "gaussian": f"a sum over the cohort; Gaussian noise, {factor} the most that one client can add (L2)",
+            "skellam": f"a sum over the cohort in whole numbers; Skellam noise, {factor} the most that one client can "
+            f"add (L2 {mechanism.l2:.4g}, L1 {mechanism.l1:.4g} grid units), if no client's share of it is missing",
+            "correlated": f"a sum over the cohort; noise correlated over rounds, {factor} what one client can change "
+            "of the whole run (L2)",
+            "local": f"each client's own message, pure epsilon {mechanism.epsilon:.4g}"
+            if mechanism.epsilon
+            else f"each client's own message; Gaussian noise, {factor} its largest norm (L2)",
+        }[mechanism.kind]
+    )
+
+
+def explain(privacy: dict[str, Any]) -> list[str]:
+    """The story of a run's figure, from what its summary holds (privacy.as_dict). Raises ValueError if damaged."""
+    from jaxfed.privacy import from_dict, ledger
+
+    mechanisms, sampling, rounds, found = from_dict(privacy)
+    by = {"rdp": "Renyi differential privacy", "pld": "privacy loss distributions"}.get(found.accountant, "")
+    lines = [
+        f"epsilon {found.epsilon:.4g} at delta {found.delta:g}, by {by}",
+        f"private     {UNIT}",
+        f"compared    {found.relation}: {RELATION[found.relation]}",
+        f"cohorts     {cohorts(sampling)}",
+        *(f"each round  {noised(each)}" for each in mechanisms),
+        f"composed    {rounds} rounds; what one round releases beside is bounded together, as it sees one cohort",
+    ]
+    if found.accountant == "pld" and not (sampling.kind == "poisson" and found.relation == "replace-one"):
+        figure = ledger(mechanisms, sampling, found.delta, found.relation)(rounds)
+        lines.append(f"            by Renyi divergences alone, as the log of the run counts: {figure:.4g}")
+    lines += [f"note        {each}" for each in found.note.split("; ") if each]
+    return lines + [f"not covered {each}" for each in NOT_COVERED]
