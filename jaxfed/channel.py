@@ -4,8 +4,8 @@ A link owns what it does on the client (`encode`) and what undoes it on the serv
 encodes left to right, reduces once, decodes right to left. Read it as model -> wire.
 """
 
+import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,8 +13,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.rows import add, catalogue, lift, take
-from jaxfed.tree import nbytes, wide, zeros
-from jaxfed.types import Client, Part, Round, Tree
+from jaxfed.tree import zeros
+from jaxfed.types import Client, Mean, Part, Round, Tree
+
+
+class Mechanism(NamedTuple):
+    """What a link of a private chain releases each round, as the accountant needs it: a noised sum over clients."""
+
+    kind: str  # gaussian | skellam | correlated | local
+    multiplier: float  # standard deviation of the noise / the largest norm one client can add
+    facts: tuple[float, ...] = ()  # what its kind needs beside; see `privacy`
 
 
 class Channel(NamedTuple):
@@ -24,16 +32,37 @@ class Channel(NamedTuple):
     encode(message, sent, client) -> (message, memory): on the client; `sent` is what it downloaded of the state.
     decode(total, state, round) -> (total, state, info): on the server. State changes only here.
     send(state) -> the part of the state that every client downloads (its tables: the client's rows).
+    open(message, sent, client) -> message: on the server, one message at a time before the sum, for codes that mean
+        something alone only; the client has neither memory nor a key of its own there. None: nothing to open.
+    watch(message, sent, client) -> {name: Mean}: the simulator's view of what the link does to one client's message.
     reduce(parts, size) -> total: None where any will do; see `total`.
     hides: the server learns nothing but the reduction.
+    norm(x) -> the largest L2 norm of what leaves the client, where what came in has norm x at most, and a decode that
+        enlarges nothing; None: nobody says.
+    private: what it releases under noise. A chain gives noise links the norm at their place: see `at`.
+    at(norm) -> the link, for what comes in; None: the link itself.
+    whole: it must see every row, also those that no client holds.
+    counts: its result depends on how many reported.
+    encodes, decodes: whether it does anything there.
     """
 
     init: Callable[[Tree], tuple[Tree, Tree]]
     encode: Callable[[Tree, Tree, Client], tuple[Tree, Tree]]
     decode: Callable[[Tree, Tree, Round], tuple[Tree, Tree, dict]]
     send: Callable[[Tree], Tree] = lambda state: ()
+    open: Callable[[Tree, Tree, Client], Tree] | None = None
+    watch: Callable[[Tree, Tree, Client], dict[str, Mean]] | None = None
     reduce: Callable[[Part, int], Tree] | None = None
     hides: bool = False
+    norm: Callable[[float], float] | None = None
+    private: tuple[Mechanism, ...] = ()
+    at: Callable[[float], "Channel"] | None = None
+    whole: bool = False
+    counts: bool = False
+    encodes: bool = True
+    decodes: bool = True
+    name: str = "link"
+    links: tuple["Channel", ...] = ()  # of a chain, as they were given
 
 
 def accumulate(running: Tree, part: Part) -> Tree:
@@ -55,23 +84,58 @@ def total(part: Part, size: int) -> Tree:
 
 def link(encode=None, decode=None, init=None, **needs) -> Channel:
     """Lifts plain functions to a Channel; whatever is left out is identity."""
+    plain = encode is None and decode is None
     return Channel(
         init or (lambda example: ((), ())),
         encode or (lambda update, sent, client: (update, client.memory)),
         decode or (lambda total, state, round: (total, state, {})),
-        **needs,
+        **{"norm": (lambda x: x) if plain else None, "encodes": bool(encode), "decodes": bool(decode)} | needs,
     )
+
+
+def placed(links: tuple[Channel, ...]) -> tuple[Channel, ...]:
+    """Links that know the norm of what comes to them. Raises ValueError for orders that are not sound."""
+    norm, bound, noised = math.inf, math.inf, ""
+    made: list[Channel] = []
+    for each in links:
+        each = each.at(norm) if each.at else each
+        norm = each.norm(norm) if each.norm else math.inf
+        if noised and not norm <= bound * (1 + 1e-6):
+            raise ValueError(
+                f"{each.name} after {noised} lets one client add more than the noise of {noised} covers: "
+                f"put {each.name} before the clipping, or bound what it does"
+            )
+        if each.private:
+            noised, bound = each.name, norm
+        made.append(each)
+    for i, each in enumerate(made):
+        after = made[i + 1 :]
+        if each.open and (hiding := [x.name for x in after if x.hides]):
+            raise ValueError(
+                f"{each.name} must be opened one message at a time, and {hiding[0]} hides all but the sum: "
+                "use codes that add up, or give up one of them"
+            )
+        if each.open and (others := [x.name for x in after if x.encodes and not x.open]):
+            raise ValueError(f"{others[0]} cannot work on the codes of {each.name}: put {each.name} last")
+        if each.counts and any(x.private for x in made):
+            raise ValueError(
+                f"{each.name} divides by how many reported, which is private: set its count to the expected cohort"
+            )
+    return tuple(made)
 
 
 def chain(*links: Channel) -> Channel:
     """Joins links into one. State, memory and download are tuples in the order of the links.
 
-    Raises ValueError when two links need different reductions (secure sums and robust rules exclude each other).
+    Raises ValueError when two links need different reductions (secure sums and robust rules exclude each other), when
+    codes cannot be opened where they are, and when a client could add more than the noise of a link covers.
     """
     wanted = {each.reduce for each in links} - {None}
     if len(wanted) > 1:
         names = ", ".join(sorted(getattr(f, "__qualname__", repr(f)) for f in wanted))
         raise ValueError(f"links need different reductions ({names}): keep one of them")
+    unplaced = sum((each.links or (each,) for each in links), ())
+    links = placed(unplaced)
 
     def init(example):
         states, memories, size = [], [], catalogue(example)
@@ -82,14 +146,30 @@ def chain(*links: Channel) -> Channel:
             memories.append(memory)
         return tuple(states), tuple(memories)
 
+    def own(client, i):
+        """The client as link i knows it."""
+        key = client.key if client.key is None else jax.random.fold_in(client.key, i)
+        memory = client.memory if client.memory is None else client.memory[i]
+        return client._replace(memory=memory, key=key, public=jax.random.fold_in(client.public, i))
+
     def encode(update, sent, client):
         memories = []
         for i, each in enumerate(links):
-            key, public = jax.random.fold_in(client.key, i), jax.random.fold_in(client.public, i)
-            mine = client._replace(memory=client.memory[i], key=key, public=public)
-            update, memory = each.encode(update, sent[i], mine)
+            update, memory = each.encode(update, sent[i], own(client, i))
             memories.append(memory)
         return update, tuple(memories)
+
+    def watch(update, sent, client):
+        seen: dict[str, Mean] = {}
+        for i, each in enumerate(links):
+            seen |= each.watch(update, sent[i], own(client, i)) if each.watch else {}
+            update, _ = each.encode(update, sent[i], own(client, i))
+        return seen
+
+    def open(update, sent, client):
+        for i, each in reversed(list(enumerate(links))):
+            update = each.open(update, sent[i], own(client, i)) if each.open else update
+        return update
 
     def decode(total, states, round):
         new: list[Tree] = []
@@ -104,7 +184,35 @@ def chain(*links: Channel) -> Channel:
     def send(states):
         return tuple(each.send(state) for each, state in zip(links, states, strict=True))
 
-    return Channel(init, encode, decode, send, wanted.pop() if wanted else None, any(each.hides for each in links))
+    def some(name):
+        return any(getattr(each, name) for each in links)
+
+    return Channel(
+        init,
+        encode,
+        decode,
+        send,
+        open=open if some("open") else None,
+        watch=watch if some("watch") else None,
+        reduce=wanted.pop() if wanted else None,
+        hides=some("hides"),
+        norm=(lambda x: through(links, x)) if all(each.norm for each in links) else None,
+        private=sum((each.private for each in links), ()),
+        whole=some("whole"),
+        counts=some("counts"),
+        encodes=some("encodes"),
+        decodes=some("decodes"),
+        name=", ".join(each.name for each in links),
+        links=unplaced,
+    )
+
+
+def through(links: tuple[Channel, ...], norm: float) -> float:
+    """The norm of what leaves the last of some links that all say."""
+    for each in links:
+        assert each.norm
+        norm = each.norm(norm)
+    return norm
 
 
 def probe(memory: Tree, rows: int, size: int, slots: int = 2) -> Client:
@@ -123,34 +231,6 @@ def message(channel: Channel, example: Tree, state: Tree, memory: Tree, size: in
         return channel.encode(update, sent, probe(memory, rows, size))[0]
 
     return jax.eval_shape(encode, example, state, memory)
-
-
-class Wire(NamedTuple):
-    """What crosses the wire for one client and one round."""
-
-    up: int  # bytes it sends, row ids included
-    down: int  # bytes it receives, its request for rows included
-    sees: str  # what the server learns of it: update+rows | update | sum
-
-
-def wire(channel: Channel, shared: Tree, rows: int) -> Wire:
-    """Derived from the chain and from shapes, for a client that holds `rows` rows.
-
-    A client that asks for its rows has shown them, whatever hides its upload: one that sends no rows, downloads whole
-    tables.
-    """
-    size = catalogue(shared)
-    state, _ = jax.eval_shape(channel.init, jax.eval_shape(wide, shared))
-    down = shared, channel.send(state)
-    mine = jax.eval_shape(partial(take, ids=jnp.zeros(rows, jnp.int32)), down)
-    update = jax.eval_shape(wide, mine[0])  # updates are float32, whatever the model is stored in
-    memory = jax.eval_shape(channel.init, update)[1]
-    sent = message(channel, update, state, memory, size)
-    shows_rows = catalogue(sent) > 0
-    ids = jnp.dtype(jnp.int32).itemsize * rows if shows_rows else 0
-    received = nbytes(mine) + ids if shows_rows else nbytes(down)
-    sees = "sum" if channel.hides else "update+rows" if shows_rows else "update"
-    return Wire(nbytes(sent) + ids, received, sees)
 
 
 def at_client(transform: optax.GradientTransformation) -> Channel:

@@ -1,6 +1,7 @@
 """From a configuration to the pieces of a run."""
 
 import dataclasses
+import inspect
 import os
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxfed.channel import Channel, Wire, chain, link, wire
+from jaxfed.channel import Channel, chain, link
 from jaxfed.cohort import Sampler
 from jaxfed.data import store
 from jaxfed.data.batches import Batching
@@ -21,7 +22,10 @@ from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place, table_rows
 from jaxfed.processes import Processes, here
 from jaxfed.registry import BESIDE, REGISTRY, arguments, grouped
-from jaxfed.types import Shared
+from jaxfed.rows import take
+from jaxfed.tree import nbytes, wide
+from jaxfed.types import Shared, Tree
+from jaxfed.wire import Wire, wire
 
 LARGE = 1_000_000  # rows from which prepared data are kept on disk
 
@@ -48,7 +52,7 @@ class Experiment(NamedTuple):
     placement: Placement
     examine: Any  # see `evaluate.examiner`
     exams: dict[str, Exam]
-    wire: tuple[Wire, Wire]  # for a client with one row, and with two
+    wire: Wire
     processes: Processes = Processes()
 
 
@@ -92,9 +96,14 @@ def optimizer_of(config: Any) -> Any:
     return grouped(REGISTRY["optimizer"][config.name], config.learning_rate, config.weight_decay, **groups, **own)
 
 
-def links(configs: tuple[Any, ...]) -> Channel:
-    """The chain of some links' sections."""
-    return chain(*(call("channel", each) for each in configs)) if configs else link()
+def links(configs: tuple[Any, ...], **given: Any) -> Channel:
+    """The chain of some links' sections; each is given what it asks for."""
+
+    def made(config):
+        asked = inspect.signature(REGISTRY["channel"][config.name]).parameters
+        return call("channel", config, **{name: value for name, value in given.items() if name in asked})
+
+    return chain(*map(made, configs)) if configs else link()
 
 
 def device_memory() -> int:
@@ -103,11 +112,14 @@ def device_memory() -> int:
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_memory(population: Population, batching: Batching, shapes: Lengths, prices: tuple[Wire, Wire], chunk: int):
+def check_memory(population: Population, batching: Batching, shapes: Lengths, shared: Tree, chunk: int):
     """Raises ValueError when the messages of a cohort of the largest clients do not fit into a device beside each other
     and the working copies of one block."""
     clients, rows = shapes.lay
-    block = clients * prices[0].up + (rows - clients) * (prices[1].up - prices[0].up)
+    one, two = (
+        nbytes(jax.eval_shape(wide, jax.eval_shape(partial(take, ids=np.zeros(k, np.int32)), shared))) for k in (1, 2)
+    )
+    block = clients * one + (rows - clients) * (two - one)
     largest = np.sort(population.activity)[-shapes.slots :]
     owner = np.arange(len(largest)) % shapes.share.size
     blocks, room = len(plan(shapes, batching.steps(largest), owner).shapes), device_memory()
@@ -134,9 +146,9 @@ def assemble(config: Any, data: Data) -> Experiment:
     model = model._replace(score=lambda *args: every(*args)[:items])
     batching = Batching(**{name: getattr(config.work, name) for name in BESIDE["work"]}, pairwise=model.pairwise)
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)
-    run, lazy = config.run, config.server.lazy
+    channel = links(config.channel, slots=sampler.slots)
+    run, lazy = config.run, config.server.lazy and not channel.whole
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
-    channel = links(config.channel)
     work = call(
         "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private
     )
@@ -155,10 +167,10 @@ def assemble(config: Any, data: Data) -> Experiment:
     asked = config.evaluation.seed, config.evaluation.clients
     exams = {part: exam(population, part, *asked, placement.devices, share) for part in ("val", "test")}
     shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
-    through = links(config.evaluation.channel) if config.evaluation.where == "clients" else link()
+    through = links(config.evaluation.channel, slots=sampler.slots) if config.evaluation.where == "clients" else link()
     examine = examiner(model, through, placement)
-    prices = wire(channel, shared, 1), wire(channel, shared, 2)
-    check_memory(population, batching, shapes, prices, config.run.chunk)
+    check_memory(population, batching, shapes, shared, config.run.chunk)
+    price = wire(channel, shared)
     return Experiment(
-        data, model, batching, shapes, sampler, channel, algorithm, placement, examine, exams, prices, processes
+        data, model, batching, shapes, sampler, channel, algorithm, placement, examine, exams, price, processes
     )

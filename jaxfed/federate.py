@@ -3,7 +3,8 @@
     gather rows -> work.run -> channel.encode  |  sum  ->  channel.decode -> server.update
     one client, vmapped over a block           |  the server
 
-Three programs run a round: `clients` (one compilation for each shape of block), `absorb` and `finish` (one each).
+Four programs run a round: `clients` (one compilation for each shape of block), `silence`, `absorb` and `finish` (one
+each).
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import optax
 
 from jaxfed import memory as stores
 from jaxfed import rows, tree
-from jaxfed.channel import Channel, accumulate, empty, total
+from jaxfed.channel import Channel, accumulate, chain, empty, total
 from jaxfed.placement import Placement, place
 from jaxfed.types import Array, Client, Cohort, Key, Mean, Part, Round, Shared, Tree
 from jaxfed.work import Work
@@ -48,7 +49,7 @@ class Tally(NamedTuple):
     memory: Tree  # the client store, new memories written
     present: Array  # bool [M]
     metrics: dict[str, Mean]
-    rows: Array  # int []: table rows that were sent
+    rows: Array  # int [M]: table rows that each has sent
     sent: Array  # bool [rows of the total]: whether anybody did
 
 
@@ -82,6 +83,7 @@ def flat(block, counts, ids, held, messages, memory, metrics, ends, lay) -> Part
         messages,
         memory,
         present=fill(counts, wide, False),
+        sizes=fill(jnp.where(counts, (held.reshape(block.rows.shape) < size).sum(1), 0), wide, 0),
         slots=fill(block.slots, wide, jnp.iinfo(jnp.int32).max),
         ids=fill(owner, wide, num_clients),
         rows=fill(places, long, room),
@@ -110,6 +112,7 @@ def federate(
     chunk: blocks whose messages are held at a time, for memory; 0: all of a cohort's. Only for sums.
     host: the client store stays in the host's memory (`memory`); a round then waits for its clients.
     """
+    channel = channel if channel.links else chain(channel)
     place_on, streams = placement or place(), channel.reduce in (None, total)
     if chunk and not streams:
         raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
@@ -153,10 +156,16 @@ def federate(
         slices = jax.lax.optimization_barrier(tree.wide(rows.take(shared, held)))
         report = work.run(slices, mine, block.data, secret)
         me = Client(theirs, noise, round_key, id, report.weight, block.activity, held, size, cohort)
-        message, theirs = channel.encode(report.update, rows.take(sent, held), me)
+        got = rows.take(sent, held)
+        message, theirs = channel.encode(report.update, got, me)
+        metrics = report.metrics | (channel.watch(report.update, got, me) if channel.watch else {})
+        if channel.open:  # the server's side of codes that mean something alone only
+            message = channel.open(message, got, me._replace(memory=None, key=None))
         message = jax.lax.optimization_barrier(message)
-        fine = tree.finite((report.weight, report.memory, message, theirs))
-        return message, (report.memory, theirs), fine, report.metrics
+        # a link that makes integers of what is not a number could hide it
+        hidden = () if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(message)) else report.update
+        fine = tree.finite((report.weight, report.memory, message, theirs, hidden))
+        return message, (report.memory, theirs), fine, metrics
 
     @jax.jit
     def clients(state, ids, present, touched, key, block, memory) -> Part:
@@ -181,7 +190,7 @@ def federate(
             rows.scatter(tally.memory, part.ids, part.owner, part.held, part.memory),
             tally.present.at[part.slots].set(part.present, mode="drop"),
             jax.tree.map(jnp.add, tally.metrics, part.metrics),
-            tally.rows + (part.owner < num_clients).sum(),
+            tally.rows.at[part.slots].set(part.sizes, mode="drop"),
             tally.sent.at[part.rows].set(True, mode="drop"),
         )
 
@@ -204,7 +213,7 @@ def federate(
             shared = rows.add(shared, at, moved)
         opt, links = rows.put((opt, links), at, (opt_now, links_now))
         counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
-        counts["rows/sent"] = heard.rows
+        counts |= {"clients/present": heard.present, "rows/sent": heard.rows}  # [M], as are no other figures
         figures = {name: mean.value for name, mean in heard.metrics.items()}
         shared, opt, links = place_on.server((shared, opt, links))
         return State(shared, opt, links, memory, number + 1), figures | info | counts
@@ -213,13 +222,15 @@ def federate(
     def silence(part, asked, size):
         """The tally before anybody is heard, but for the memory; placed as `absorb` gives it back, or that compiles
         twice."""
-        shapes = empty(part.messages, size) if streams else (), part.metrics, asked, jnp.int32(0)
+        shapes = empty(part.messages, size) if streams else (), part.metrics, asked, jnp.zeros(len(asked), jnp.int32)
         heard, metrics, present, count = place_on.together(tree.zeros(shapes))
         return Tally(heard, (), present, metrics, count, place_on.together(jnp.zeros(size, bool)))
 
     def step(state, cohort, key):
         """One round. Every block is a program of its own, so several run side by side."""
         ids, asked, blocks, touched = cohort
+        if channel.whole and touched is not None:
+            raise ValueError(f"{channel.name}: it needs every row, and the cohort lists some: set server.lazy = false")
         end, store = catalogue(state), state.memory if stores.on_host(state.memory) else None
         if store is not None:
             state = state._replace(memory=())

@@ -15,7 +15,11 @@ import optax
 
 from jaxfed import channel, cohort
 from jaxfed.channel import Channel
+from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
+from jaxfed.channels.compress import drive, low_rank, quantise, random_k, rotate, sign, top_k
 from jaxfed.channels.difference import difference
+from jaxfed.channels.noise import densify, gaussian, local_gaussian
+from jaxfed.channels.secure import pads, ring
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.data.batches import Batching
 from jaxfed.data.clients import prepare
@@ -103,6 +107,22 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "difference": difference,
         "at_client": at_client,
         "at_server": at_server,
+        "clip": clip,
+        "clip_per_row": clip_per_row,
+        "adaptive_clip": adaptive_clip,
+        "zero_out": zero_out,
+        "gaussian": gaussian,
+        "local_gaussian": local_gaussian,
+        "densify": densify,
+        "quantise": quantise,
+        "sign": sign,
+        "drive": drive,
+        "rotate": rotate,
+        "top_k": top_k,
+        "random_k": random_k,
+        "low_rank": low_rank,
+        "ring": ring,
+        "pads": pads,
     },
     "server": OPTIMIZERS,
     "cohort": {

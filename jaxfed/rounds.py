@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxfed.channel import Wire
 from jaxfed.data.blocks import nobody, pack
 from jaxfed.evaluate import readable
 from jaxfed.experiment import Experiment
@@ -18,6 +17,7 @@ from jaxfed.federate import State
 from jaxfed.stages import STAGES, timed
 from jaxfed.tree import nbytes
 from jaxfed.types import Cohort, Key, Tree
+from jaxfed.wire import Wire
 
 
 class Keys(NamedTuple):
@@ -58,13 +58,13 @@ class Standing:
     position: int = 0  # bytes of metrics.jsonl
     finished: bool = False
 
-    def book(self, wire: tuple[Wire, Wire], info: dict[str, Any]) -> int:
+    def book(self, wire: Wire, info: dict[str, Any]) -> int:
         """Waits for a round and books what was sent in it; returns how many clients withdrew."""
-        one, two = wire
-        sent, refused = int(info["clients/reported"]), int(info["clients/refused"])
-        self.updates += sent
+        rows, reported = np.asarray(info["rows/sent"]), np.asarray(info["clients/present"])
+        refused = int(info["clients/refused"])
+        self.updates += int(reported.sum())
         self.refused += refused
-        self.bytes_up += traffic(sent, int(info["rows/sent"]), one.up, two.up)
+        self.bytes_up += int(wire.up(rows[reported]).sum())
         return refused
 
     def spend(self, stages: dict[str, float]) -> None:
@@ -99,7 +99,7 @@ def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequen
 
     Several processes pack each its own clients, and tell each other which rows those hold. stopped: signals that came.
     """
-    population, (one, two), meet = experiment.data.population, experiment.wire, experiment.processes.meet
+    population, meet = experiment.data.population, experiment.processes.meet
     stages: dict[str, float] = {}
 
     def union(there):
@@ -113,13 +113,13 @@ def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequen
     with timed(stages, "pack"):
         cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round, union)
     end = experiment.shapes.end if cohort.rows is None else len(cohort.rows)
-    held = sum(int((block.rows < end).sum()) for block in cohort.blocks)
-    asked = int((ids < population.num_clients).sum())
-    told = meet("facts", np.array([held, *stopped[:1], 0], np.int64)[:2].tobytes(), together)
-    held, halt = np.frombuffer(told, np.int64).tolist()
+    held = np.concatenate([(block.rows < end).sum(1)[block.slots < len(ids)] for block in cohort.blocks])
+    asked, down = int((ids < population.num_clients).sum()), int(experiment.wire.down(held).sum())
+    told = meet("facts", np.array([down, *stopped[:1], 0], np.int64)[:2].tobytes(), together)
+    down, halt = np.frombuffer(told, np.int64).tolist()
     with timed(stages, "transfer"):
         placed = cohort._replace(blocks=jax.block_until_ready(experiment.placement.block(cohort.blocks)))
-    return Ready(placed, asked, traffic(asked, held, one.down, two.down), halt, stages)
+    return Ready(placed, asked, down, halt, stages)
 
 
 def either(sets: list[bytes]) -> bytes:
@@ -128,14 +128,9 @@ def either(sets: list[bytes]) -> bytes:
 
 
 def together(facts: list[bytes]) -> bytes:
-    """(sum of rows held, largest signal) of (rows held, signal) of each process."""
-    held, signals = np.array([np.frombuffer(each, np.int64) for each in facts]).T
-    return np.array([held.sum(), signals.max()]).tobytes()
-
-
-def traffic(clients: int, rows: int, one: int, two: int) -> int:
-    """Bytes of so many clients that hold so many rows in all, from those of a client with one row and with two."""
-    return clients * one + (rows - clients) * (two - one)
+    """(sum of bytes down, largest signal) of (bytes down, signal) of each process."""
+    down, signals = np.array([np.frombuffer(each, np.int64) for each in facts]).T
+    return np.array([down.sum(), signals.max()]).tobytes()
 
 
 def compile_all(experiment: Experiment, state: State, key: Key) -> float:
@@ -148,7 +143,7 @@ def compile_all(experiment: Experiment, state: State, key: Key) -> float:
         alone = empty._replace(blocks=(experiment.placement.block(block),))
         jax.block_until_ready(experiment.algorithm.step(copy, alone, key))
 
-    run(empty.blocks[0])  # the two programs that all shapes share, once
+    run(empty.blocks[0])  # the programs that all shapes share, once
     # each has a copy of the state; and what spans processes must be launched in one order everywhere
     side_by_side = os.cpu_count() if nbytes(state) < 1e9 and experiment.processes.size == 1 else 1
     with ThreadPoolExecutor(side_by_side) as pool:

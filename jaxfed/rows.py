@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.types import Tree
+from jaxfed.types import Array, Tree
 
 
 class Table(NamedTuple):
@@ -58,7 +58,7 @@ def catalogue(tree: Tree, axis: int = 0) -> int:
     return max(sizes, default=0)
 
 
-def take(tree: Tree, ids: jax.Array) -> Tree:
+def take(tree: Tree, ids: Array) -> Tree:
     """Rows `ids` of every table, other leaves as they are; an id past the end reads zeros."""
     return lift(lambda x: x.at[ids].get(mode="fill", fill_value=0), lambda x: x, tree)
 

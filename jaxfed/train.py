@@ -191,7 +191,7 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     """Evaluates on validation, writes the row; returns (is it the best so far, a word for the progress bar)."""
     with timed(standing.stages, "evaluate"):
         values = evaluate(experiment, (state.shared.params, state.memory[0]), "val", key)
-    train = {name: float(value) for name, value in info.items()}
+    train = {name: float(np.sum(value)) for name, value in info.items() if name != "clients/present"}
     totals = {"clients/refused_total": standing.refused, "bytes_up_total": standing.bytes_up}
     totals |= {"bytes_down_total": standing.bytes_down, "seconds": round(standing.seconds, 3)}
     totals |= standing.spent()
@@ -231,7 +231,7 @@ def close(config, experiment, arrays, standing, journal) -> dict[str, Any]:
         "bytes_down_per_client": round(standing.bytes_down / max(standing.asked, 1)),
         "bytes_up_total": standing.bytes_up,
         "bytes_down_total": standing.bytes_down,
-        "server_sees": experiment.wire[0].sees,
+        "server_sees": experiment.wire.sees,
         "params_sha256": digest(jax.tree.map(np.asarray, (state.shared.params, state.memory[0]))),
         "data_sha256": experiment.data.digest,
         **val,

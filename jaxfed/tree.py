@@ -58,6 +58,12 @@ def stored(tree: Tree, like: Tree, key: Key) -> Tree:
     return jax.tree.unflatten(structure, map(leaf, range(len(leaves)), leaves, jax.tree.leaves(like)))
 
 
+def rounded(x: jax.Array, key: Key) -> jax.Array:
+    """float -> float: to the next integer below or above at random, x on average."""
+    low = jnp.floor(x)
+    return low + (jax.random.uniform(key, x.shape) < x - low)
+
+
 def finite(tree: Tree) -> jax.Array:
     """bool []: no leaf holds a NaN or an infinity, nor adds up to one.
 

@@ -1,5 +1,7 @@
 """Names of things: what travels between the places of a round."""
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +43,7 @@ class Client(NamedTuple):
     """What one client may know while it encodes. Drop-outs are not known yet, so `present` is not here."""
 
     memory: Tree  # what this link keeps on the client between rounds; tables [K, ...]
-    key: Key  # randomness nobody else has, one key a (seed, round, client, link)
+    key: Any  # randomness nobody else has, a (seed, round, client, link); None where the server opens a message
     public: Key  # randomness everyone has, one key a (seed, round, link)
     id: jax.Array  # int []
     weight: jax.Array  # float []: training examples it used
@@ -87,9 +89,33 @@ class Part(NamedTuple):
     messages: Tree  # tables [R, ...], other leaves [W, ...], these zero for the absent
     memory: Tree  # new client memory: tables [R, ...], other leaves [W, ...]
     present: jax.Array  # bool [W]
+    sizes: jax.Array  # int [W]: table rows that each has sent
     slots: jax.Array  # int [W]: positions in the cohort
     ids: jax.Array  # int [W]: client ids, past the end for the absent
     rows: jax.Array  # int [R]: rows of the total: positions in the cohort's rows, past the end for the absent
     held: jax.Array  # int [R]: the same as rows of the catalogue
     owner: jax.Array  # int [R]: the client id of each row
     metrics: dict[str, Mean]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["bits"])
+@dataclass(frozen=True)
+class Coded:
+    """A leaf of a message: integers from 0 to 2 ** bits - 1, which take so many bits each on the wire."""
+
+    values: Any
+    bits: int
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["values", "chosen"], meta_fields=["share", "known"])
+@dataclass(frozen=True)
+class Kept:
+    """A leaf of a message of which a share of the entries is sent, rounded up; the others are zeros.
+
+    known: both ends draw the places from public randomness, so that they need not be sent.
+    """
+
+    values: Any
+    chosen: Any  # bool, like the values
+    share: float
+    known: bool

@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxfed.channel import Wire, at_client, at_server, chain, link, total, wire
+from jaxfed.channel import at_client, at_server, chain, link, total
 from jaxfed.channels.difference import difference
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.federate import model
 from jaxfed.types import Shared
+from jaxfed.wire import wire
 from tests.small import DENSE, DIM, ITEMS, MARKED, PLAIN, D, close, factorisation, row_cohort, run, same
 
 
@@ -114,24 +115,34 @@ def test_rows_that_nobody_holds_stay_put_under_per_row_mean():
     assert np.abs(got[held] - PLAIN["item"][held]).max(1).min() > 0
 
 
+def price(channel, shared, rows):
+    """(bytes up, bytes down, what the server sees) of a client with so many rows."""
+    of = wire(channel, shared)
+    return int(of.up(rows)), int(of.down(rows)), of.sees
+
+
 def test_wire():
     rows, shared = 10, Shared(MARKED)
     mine = 4 * (rows * DIM + rows + 1)
     ids = 4 * rows
-    assert wire(mean(), shared, rows) == Wire(mine + ids, mine + ids, "update+rows")
-    assert wire(weighted_mean(), shared, rows) == Wire(mine + 4 + ids, mine + ids, "update+rows")
-    assert wire(per_row_mean(), shared, rows) == Wire(mine + 4 * rows + 4 + ids, mine + ids, "update+rows")
+    assert price(mean(), shared, rows) == (mine + ids, mine + ids, "update+rows")
+    assert price(weighted_mean(), shared, rows) == (mine + 4 + ids, mine + ids, "update+rows")
+    assert price(per_row_mean(), shared, rows) == (mine + 4 * rows + 4 + ids, mine + ids, "update+rows")
     # the last aggregate comes down, a one for each row and for the client goes up
-    assert wire(chain(difference(), mean()), shared, rows) == Wire(
-        mine + 4 * rows + 4 + ids, 2 * mine + ids, "update+rows"
+    assert price(chain(difference(), mean()), shared, rows) == (
+        mine + 4 * rows + 4 + ids,
+        2 * mine + ids,
+        "update+rows",
     )
-    assert wire(mean(), Shared(DENSE), 0) == Wire(4 * (D + 1), 4 * (D + 1), "update")
+    assert price(mean(), Shared(DENSE), 0) == (4 * (D + 1), 4 * (D + 1), "update")
 
 
 def test_what_the_server_sees_follows_from_the_chain():
     hidden = chain(link(lambda u, sent, c: (jax.tree.map(jnp.sum, u), c.memory), hides=True), mean())
-    assert wire(hidden, Shared(DENSE), 0).sees == "sum"
+    assert wire(hidden, Shared(DENSE)).sees == "sum"
     flat = link(lambda u, sent, c: (jnp.zeros((c.size, DIM)), c.memory), hides=True)
     dense = 4 * (ITEMS * DIM + ITEMS + 1)
     # an upload that hides its rows is worth nothing after a request for them: the whole table comes down
-    assert wire(flat, Shared(MARKED), 10) == Wire(4 * ITEMS * DIM, dense, "sum")
+    assert price(flat, Shared(MARKED), 10) == (4 * ITEMS * DIM, dense, "sum")
+    # and a sum that hides who holds what is one of whole tables, without ids
+    assert price(link(hides=True), Shared(MARKED), 10) == (dense, dense, "sum")

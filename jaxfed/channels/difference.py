@@ -42,4 +42,4 @@ def difference() -> Channel:
         update = lift(back, lambda x, g: x + one * g, change, last)
         return update, update, {}
 
-    return link(encode, decode, init, send=lambda last: last)
+    return link(encode, decode, init, send=lambda last: last, name="difference")

@@ -32,13 +32,14 @@ def share(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, x / jnp.where(weight > 0, weight, 1), 0)
 
 
-def mean(count: int | None = None) -> Channel:
-    """The plain mean 1/M over the clients that reported, or 1/count (McMahan et al. 2017, with equal weights)."""
+def mean(count: int = 0) -> Channel:
+    """The plain mean 1/M over the clients that reported (McMahan et al. 2017, with equal weights), or 1/count: under
+    differential privacy the expected cohort, as who reported is private."""
 
     def decode(total, state, round):
         return scale(1 / (count or jnp.maximum(round.present.sum(), 1)), total), state, {}
 
-    return link(decode=decode)
+    return link(decode=decode, norm=lambda x: x, counts=not count, name="mean")
 
 
 def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
@@ -53,7 +54,7 @@ def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
         update, weight = total
         return jax.tree.map(lambda x: share(x, weight), update), state, {}
 
-    return link(encode, decode)
+    return link(encode, decode, name="weighted_mean")
 
 
 def per_row_mean(by: By = "uniform", power: float = 1.0) -> Channel:
@@ -73,4 +74,4 @@ def per_row_mean(by: By = "uniform", power: float = 1.0) -> Channel:
         update, held, weight = total
         return lift(lambda x: share(x, held.rows), lambda x: share(x, weight), update), state, {}
 
-    return link(encode, decode)
+    return link(encode, decode, name="per_row_mean")

@@ -21,7 +21,20 @@ from tests.laws.cover import pairs, pairwise, product
 from tests.small import close, same
 
 MEANS = ("mean", "weighted_mean", "per_row_mean")
-CHANNELS = {name: [name] if name in MEANS else [name, "mean"] for name in REGISTRY["channel"]}
+PRIVATE = {"name": "mean", "count": 20}
+NEEDS = {  # what must stand before a link
+    "gaussian": [PRIVATE, "clip"],
+    "local_gaussian": [PRIVATE, "clip", "densify"],
+    "ring": ["mean", "clip"],
+    "pads": ["mean", "clip", "densify", "ring"],
+}
+CHANNELS = {name: [name] if name in MEANS else [*NEEDS.get(name, ["mean"]), name] for name in REGISTRY["channel"]}
+CHANNELS |= {
+    "per_row_mean, rotate, quantise": ["per_row_mean", "rotate", "quantise"],
+    "difference, mean, low_rank, top_k": ["difference", "mean", "low_rank", "top_k"],
+    "weighted_mean, clip, ring": ["weighted_mean", "clip", "ring"],
+    "adaptive_clip, gaussian": [PRIVATE, {"name": "adaptive_clip", "count": 20}, "gaussian"],
+}
 CHANNELS |= {f"difference, {name}": ["difference", name] for name in MEANS[1:]}
 AXES = {
     "model": list(REGISTRY["model"]),
@@ -73,7 +86,7 @@ def experiment(case, area=8, devices=1, placement="jit", **model):
                 "negatives": 2,
                 "optimizer": {"name": case["optimizer"], "learning_rate": 0.05, "user": {"weight_decay": 0.01}},
             },
-            "channel": [{"name": name} for name in CHANNELS[case["channel"]]],
+            "channel": [each if isinstance(each, dict) else {"name": each} for each in CHANNELS[case["channel"]]],
             "server": {"name": case["server"], "learning_rate": 0.5},
             "cohort": {"name": "uniform", "size": clients - 1},
             "run": {"area": area, "devices": devices, "placement": placement},
@@ -109,13 +122,13 @@ def keeps_structure(case, compiled):
 
 
 def compiles_once(case, compiled):
-    """One program a shape of block and two more, and none in later rounds, whatever cohort comes."""
+    """One program a shape of block and three more (a tally to start with, absorb, finish), whatever cohorts come."""
     it = experiment(case)
     state = it.start()
     compiled.clear()
     for t in range(3):
         state, _ = it.step(state, it.cohort(t))
-    assert len(compiled) <= len(it.made.shapes.steps) + 2
+    assert len(compiled) <= len(it.made.shapes.steps) + 3
 
 
 def ignores_the_absent(case, compiled):

@@ -1,0 +1,108 @@
+"""Links that bound what one client can do to the sum."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.channel import Channel, link
+from jaxfed.rows import lift
+from jaxfed.tree import scale
+from jaxfed.types import Mean, Tree
+
+
+def positive(name: str, bound: float) -> None:
+    """Raises ValueError for a bound that is none."""
+    if not 0 < bound < math.inf:
+        raise ValueError(f"{name} is {bound}: it must be a positive number")
+
+
+def shrunk(update: Tree, bound: jax.typing.ArrayLike) -> tuple[Tree, jax.Array]:
+    """(the update scaled down to an L2 norm of `bound`, its norm before). A norm that is not finite stays so."""
+    norm = optax.tree.norm(update)
+    return scale(jnp.minimum(1, bound / jnp.where(norm > 0, norm, 1)), update), norm
+
+
+def clip(bound: float = 1.0) -> Channel:
+    """Scales an update whose L2 norm is above `bound` down to it (McMahan et al. 2018, "flat clipping").
+
+    The norm is that of the whole message at this place, all tables and leaves together; rows not held are zero in it.
+    """
+    positive("clip.bound", bound)
+
+    def watch(update, sent, client):
+        return {"clip/clients": Mean(1.0 * (optax.tree.norm(update) > bound), 1.0)}
+
+    return link(
+        lambda update, sent, client: (shrunk(update, bound)[0], client.memory),
+        norm=lambda x: min(x, bound),
+        watch=watch,
+        name="clip",
+    )
+
+
+def clip_per_row(bound: float = 0.1) -> Channel:
+    """Scales each row of a table, and each other leaf as a whole, down to an L2 norm of `bound`."""
+    positive("clip_per_row.bound", bound)
+
+    def rows(x):
+        norm = jnp.sqrt(jnp.sum(jnp.square(x), range(1, x.ndim), keepdims=True))
+        return x * jnp.minimum(1, bound / jnp.where(norm > 0, norm, 1))
+
+    def encode(update, sent, client):
+        return lift(rows, lambda x: shrunk(x, bound)[0], update), client.memory
+
+    return link(encode, norm=lambda x: x, name="clip_per_row")
+
+
+def zero_out(bound: float = 10.0) -> Channel:
+    """An update whose L2 norm is above `bound` counts as zero: an outlier has no say at all."""
+    positive("zero_out.bound", bound)
+
+    def encode(update, sent, client):
+        kept = optax.tree.norm(update) <= bound
+        return jax.tree.map(lambda x: jnp.where(kept, x, jnp.zeros_like(x)), update), client.memory
+
+    def watch(update, sent, client):
+        return {"zero_out/clients": Mean(1.0 * (optax.tree.norm(update) > bound), 1.0)}
+
+    return link(encode, norm=lambda x: min(x, bound), watch=watch, name="zero_out")
+
+
+def adaptive_clip(
+    bound: float = 1.0, quantile: float = 0.5, rate: float = 0.2, share: float = 0.1, count: int = 0
+) -> Channel:
+    """Clips at a bound that follows a quantile of the norms, from the start value `bound` (Andrew et al. 2021).
+
+    A client sends its update divided by the bound, and whether its norm was within it, as +1/2 or -1/2 times `share`:
+    one message of norm sqrt(1 + share^2 / 4) at most, so that noise to the right of this link covers both. count: the
+    expected cohort, for a private chain; 0: those who reported.
+    """
+    positive("adaptive_clip.bound", bound)
+    if not 0 < quantile < 1 or rate <= 0 or share <= 0:
+        raise ValueError("adaptive_clip: the quantile lies between 0 and 1, rate and share are positive")
+
+    def encode(update, now, client):
+        kept, norm = shrunk(update, now)
+        return (scale(1 / now, kept), share * (jnp.where(norm <= now, 0.5, -0.5) + 0 * norm)), client.memory
+
+    def watch(update, now, client):
+        return {"clip/clients": Mean(1.0 * (optax.tree.norm(update) > now), 1.0)}
+
+    def decode(total, now, round):
+        update, within = total
+        asked = count or jnp.maximum(round.present.sum(), 1)
+        fraction = jnp.clip(within / share / asked + 0.5, 0, 1)
+        return scale(now, update), now * jnp.exp(-rate * (fraction - quantile)), {"clip/bound": now}
+
+    return link(
+        encode,
+        decode,
+        lambda example: (jnp.float32(bound), ()),
+        send=lambda now: now,
+        norm=lambda x: math.hypot(1, share / 2),
+        watch=watch,
+        counts=not count,
+        name="adaptive_clip",
+    )

@@ -1,0 +1,292 @@
+"""Links that make messages smaller.
+
+`rotate` and `low_rank` are linear: the server undoes them on the sum. The others make codes that mean something one
+message at a time only: the server reads each before the sum (`Channel.open`), so they come last in a chain.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.channel import Channel, chain, link
+from jaxfed.rows import Table, is_table
+from jaxfed.tree import rounded, sub, zeros
+from jaxfed.types import Coded, Kept, Key, Tree
+
+
+def each(function: Callable, tree: Tree, key: Key | None = None) -> Tree:
+    """Maps function(array, is it a table?, a key of its own) over a tree; what comes of a table is marked again."""
+    nodes, structure = jax.tree.flatten(tree, is_leaf=is_table)
+
+    def node(i, x):
+        own = None if key is None else jax.random.fold_in(key, i)
+        return Table(function(x.rows, True, own)) if is_table(x) else function(x, False, own)
+
+    return jax.tree.unflatten(structure, [node(i, x) for i, x in enumerate(nodes)])
+
+
+def feedback(code: Channel) -> Channel:
+    """Error feedback: what a message lost is added to the client's next one (Seide et al. 2014; Karimireddy et al.
+    2019). A client keeps a whole table for it, which costs clients x catalogue."""
+
+    def encode(update, sent, client):
+        wanted = jax.tree.map(jnp.add, update, client.memory)
+        message, _ = code.encode(wanted, sent, client._replace(memory=()))
+        assert code.open
+        return message, sub(wanted, code.open(message, sent, client._replace(memory=None, key=None)))
+
+    # what was held back may come all at once: nothing bounds the norm
+    return code._replace(init=lambda example: ((), zeros(example)), encode=encode, norm=None)
+
+
+def scaled(code: Callable, value: Callable, name: str, bits: int) -> Channel:
+    """A code of integers and a scale, for each row of a table with several columns and for each other leaf.
+
+    code(x, key) -> (integers like x, scale [rows, 1, ...]) for x [rows, ...]; value(codes) -> what a code means, in
+    scales.
+    """
+
+    def shape(x, in_table):
+        return x if in_table and x.ndim > 1 else x[None]  # a number a row: one scale for all rows
+
+    def encode(update, sent, client):
+        def one(x, in_table, key):
+            whole = shape(x, in_table)
+            codes, scale = code(whole, key)
+            return Coded(codes.reshape(x.shape), bits), scale.reshape(scale.shape[:1])
+
+        pairs = [one_node(one, node, i, client.key) for i, node in enumerate(jax.tree.leaves(update, is_leaf=is_table))]
+        structure = jax.tree.structure(update, is_leaf=is_table)
+        codes, scales = (jax.tree.unflatten(structure, [pair[i] for pair in pairs]) for i in (0, 1))
+        return (codes, scales), client.memory
+
+    def one_node(one, node, i, key):
+        x = node.rows if is_table(node) else node
+        codes, scale = one(x, is_table(node), jax.random.fold_in(key, i))
+        by_row = is_table(node) and x.ndim > 1
+        return (Table(codes) if is_table(node) else codes), (Table(scale) if by_row else scale)
+
+    def open(message, sent, client):
+        codes, scales = message
+
+        def meant(node, scale):
+            coded, in_table = (node.rows, True) if is_table(node) else (node, False)
+            scale = scale.rows if is_table(scale) else scale
+            whole = shape(value(coded.values), in_table)
+            x = (whole * scale.reshape(scale.shape + (1,) * (whole.ndim - 1))).reshape(coded.values.shape)
+            return Table(x) if in_table else x
+
+        def stop(node):
+            return is_table(node) or isinstance(node, Coded)
+
+        structure = jax.tree.structure(codes, is_leaf=stop)
+        each = zip(jax.tree.leaves(codes, is_leaf=stop), jax.tree.leaves(scales, is_leaf=is_table), strict=True)
+        return jax.tree.unflatten(structure, [meant(*pair) for pair in each])
+
+    return link(encode, open=open, name=name)
+
+
+def quantise(bits: int = 8, keep_error: bool = False) -> Channel:
+    """Stochastic uniform quantisation (QSGD, Alistarh et al. 2017): integers of `bits` bits in units of the largest
+    number, right on average; 2 bits are TernGrad (Wen et al. 2017). keep_error: with error feedback."""
+    if not 2 <= bits <= 16:
+        raise ValueError(f"quantise.bits is {bits}: it must be 2 to 16")
+    top, dtype = 2 ** (bits - 1) - 1, jnp.uint8 if bits <= 8 else jnp.uint16
+
+    def code(x, key):
+        largest = jnp.max(jnp.abs(x), range(1, x.ndim), keepdims=True)
+        steps = rounded(x / jnp.where(largest > 0, largest, 1) * top, key)
+        return (jnp.clip(steps, -top, top) + top).astype(dtype), largest / top
+
+    made = scaled(code, lambda codes: codes.astype(jnp.float32) - top, "quantise", bits)
+    return feedback(made) if keep_error else made
+
+
+def sign(keep_error: bool = True) -> Channel:
+    """One bit a number, and the mean of their sizes (scaled sign, Karimireddy et al. 2019)."""
+
+    def code(x, key):
+        return (x >= 0).astype(jnp.uint8), jnp.mean(jnp.abs(x), range(1, x.ndim), keepdims=True)
+
+    made = scaled(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "sign", 1)
+    return feedback(made) if keep_error else made
+
+
+def drive() -> Channel:
+    """One bit a number after a random rotation, with the scale that makes it right on average (DRIVE, Vargaftik et al.
+    2021)."""
+
+    def code(x, key):
+        axes = range(1, x.ndim)
+        size = jnp.sum(jnp.abs(x), axes, keepdims=True)
+        return (x >= 0).astype(jnp.uint8), jnp.sum(x * x, axes, keepdims=True) / jnp.where(size > 0, size, 1)
+
+    return chain(rotate(), scaled(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "drive", 1))
+
+
+def hadamard(x: jax.Array) -> jax.Array:
+    """The orthonormal Walsh-Hadamard transform of the last axis, whose length is a power of two; its own inverse."""
+    size, lead = x.shape[-1], x.shape[:-1]
+    half = 1
+    while half < size:
+        pairs = x.reshape(*lead, size // (2 * half), 2, half)
+        x = jnp.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], -2).reshape(
+            *lead, size
+        )
+        half *= 2
+    return x / jnp.sqrt(jnp.float32(size))
+
+
+def rotate() -> Channel:
+    """Random signs, then a Hadamard transform, along the last axis where its length is a power of two (Suresh et al.
+    2017): numbers become of one size, and a coarse code loses less. The server turns the sum back."""
+
+    def signs(x, key):
+        return jax.random.rademacher(key, x.shape[-1:], x.dtype)
+
+    def turns(x):
+        return x.ndim and x.shape[-1] > 1 and x.shape[-1] & (x.shape[-1] - 1) == 0
+
+    def columns(x, in_table):
+        return turns(x) and not (in_table and x.ndim == 1)  # rows are not columns
+
+    def encode(update, sent, client):
+        def turn(x, in_table, key):
+            return hadamard(x * signs(x, key)) if columns(x, in_table) else x
+
+        return each(turn, update, client.public), client.memory
+
+    def decode(total, state, round):
+        def back(x, in_table, key):
+            return hadamard(x) * signs(x, key) if columns(x, in_table) else x
+
+        return each(back, total, round.key), state, {}
+
+    return link(encode, decode, norm=lambda x: x, name="rotate")
+
+
+def count_of(share: float, entries: jax.Array) -> jax.Array:
+    """ceil(share * entries), the share in ten thousandths, without an overflow of int32; see `wire.kept`."""
+    parts = round(share * 10_000)
+    return entries // 10_000 * parts + -(-(entries % 10_000 * parts) // 10_000)
+
+
+def search(enough: Callable) -> jax.Array:
+    """The largest int32 t >= 0 for which enough(t) holds; it holds for 0, and for none beyond the first it fails."""
+
+    def narrow(i, least):
+        higher = least | (1 << (30 - i))
+        return jnp.where(enough(higher), higher, least)
+
+    return jax.lax.fori_loop(0, 31, narrow, jnp.int32(0))
+
+
+def largest(x: jax.Array, count: jax.Array) -> jax.Array:
+    """bool like x: the `count` >= 1 largest of numbers that are not negative, the first of equal ones.
+
+    By bisection on the bits of floats, which are ordered as the numbers are: no sort.
+    """
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+    least = search(lambda t: (bits >= t).sum() >= count)
+    above, equal = bits > least, bits == least
+    place = jnp.arange(x.size)[::-1].reshape(x.shape)
+    left = count - above.sum()
+    return above | (equal & (place >= search(lambda t: (equal & (place >= t)).sum() >= left)))
+
+
+def some(share: float, pick: Callable, known: bool, gain: Callable, name: str) -> Channel:
+    """Sends a share of the numbers of each leaf; pick(x, key) -> a size for each, of which the largest are sent."""
+    if not 0.0001 <= share <= 1:
+        raise ValueError(f"{name}.share is {share}: it must lie between 0.0001 and 1")
+
+    def encode(update, sent, client):
+        held = (client.rows < client.size).sum()
+
+        def one(x, in_table, key):
+            here = jnp.ones(x.shape, bool)
+            if in_table:  # rows that are only there to fill a block are nobody's
+                here &= (client.rows < client.size).reshape((-1,) + (1,) * (x.ndim - 1))
+            entries = held * (x.size // x.shape[0]) if in_table else jnp.int32(x.size)
+            count = count_of(share, entries)
+            chosen = largest(jnp.where(here, pick(x, key), 0), count) & here
+            return Kept(jnp.where(chosen, x, 0) * gain(entries, count), chosen, share, known)
+
+        return each(one, update, jax.random.fold_in(client.public, client.id)), client.memory
+
+    def open(message, sent, client):
+        return jax.tree.map(lambda node: node.values, message, is_leaf=lambda node: isinstance(node, Kept))
+
+    return link(encode, open=open, name=name)
+
+
+def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
+    """The largest share of the numbers of each leaf, and where they are (Aji and Heafield 2017)."""
+    made = some(share, lambda x, key: jnp.abs(x), False, lambda entries, count: 1.0, "top_k")
+    made = made._replace(norm=lambda x: x)  # a part of a vector is no longer than it
+    return feedback(made) if keep_error else made
+
+
+def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
+    """A share of the numbers of each leaf, at places that client and server draw alike: only the numbers are sent.
+
+    Divided by that share, which makes them right on average, unless errors are fed back.
+    """
+
+    def pick(x, key):
+        return 1 + jax.random.uniform(key, x.shape)
+
+    def gain(entries, count):
+        return 1.0 if keep_error else entries / jnp.maximum(count, 1)
+
+    made = some(share, pick, True, gain, "random_k")
+    return feedback(made) if keep_error else made
+
+
+def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
+    """Sends the coordinates of each row in `rank` random orthonormal directions, drawn anew each round (in the manner
+    of CoLR, Nguyen et al. 2024: one factor is random and known to all, the other is learned).
+
+    Linear: the server multiplies the sum by the directions, and by `gain` (columns / rank would make it right on
+    average). The directions are columns of a Hadamard matrix with random signs; leaves whose last axis is no power of
+    two above `rank` are sent whole.
+    """
+    if rank < 1:
+        raise ValueError(f"low_rank.rank is {rank}: it must be at least 1")
+
+    def cut(columns):
+        return columns > rank and columns & (columns - 1) == 0
+
+    def directions(columns, key):
+        signs, order = jax.random.split(key)
+        flips = jax.random.rademacher(signs, (columns, 1), jnp.float32)
+        return (flips * hadamard(jnp.eye(columns)))[:, jax.random.permutation(order, columns)[:rank]]
+
+    def wide(x, in_table):
+        return x.ndim > 1 or (x.ndim == 1 and not in_table)
+
+    def encode(update, sent, client):
+        def one(x, in_table, key):
+            if not (wide(x, in_table) and cut(x.shape[-1])):
+                return x
+            return x @ directions(x.shape[-1], key)
+
+        return each(one, update, client.public), client.memory
+
+    def init(example):
+        # the state is empty: its shapes say how many columns there were
+        nodes = [(x.rows, True) if is_table(x) else (x, False) for x in jax.tree.leaves(example, is_leaf=is_table)]
+        return [jnp.zeros((0, x.shape[-1] if wide(x, in_table) else 0)) for x, in_table in nodes], ()
+
+    def decode(total, state, round):
+        nodes, structure = jax.tree.flatten(total, is_leaf=is_table)
+        whole = []
+        for i, (node, was) in enumerate(zip(nodes, jax.tree.leaves(state), strict=True)):
+            x, in_table = (node.rows, True) if is_table(node) else (node, False)
+            if was.shape[1] and cut(was.shape[1]):
+                x = gain * x @ directions(was.shape[1], jax.random.fold_in(round.key, i)).T
+            whole.append(Table(x) if in_table else x)
+        return jax.tree.unflatten(structure, whole), state, {}
+
+    norm = (lambda x: x) if gain <= 1 else None
+    return link(encode, decode, init, norm=norm, name="low_rank")

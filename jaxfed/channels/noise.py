@@ -1,0 +1,128 @@
+"""Differential privacy: links that add noise. The unit is the user: a client's whole message counts as one record.
+
+What a client could add to the sum is the norm that the links to the left of a noise link let through; `chain` tells it,
+and refuses links to the right that could enlarge it. Private parts of a model never leave a client: the guarantee is
+joint differential privacy (Kearns et al. 2014), of all that the server ever shows to others.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.channel import Channel, Mechanism, link
+from jaxfed.rows import Table, catalogue, is_table
+from jaxfed.types import Key, Tree
+
+
+def noised(tree: Tree, stddev: jax.typing.ArrayLike, key: Key) -> Tree:
+    """The tree with independent normal noise on every number."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        structure, [x + stddev * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def sensitivity(name: str, multiplier: float, norm: float) -> float:
+    """The norm at a noise link. Raises ValueError where nothing bounds it."""
+    if not multiplier > 0:
+        raise ValueError(f"{name}.multiplier is {multiplier}: it must be positive; leave the link out for no noise")
+    if norm == math.inf:
+        raise ValueError(
+            f"{name}: nothing to its left bounds what one client can add to the sum: put clip before it, and weights "
+            "that depend on private data (weighted_mean, per_row_mean) before the clip"
+        )
+    return norm
+
+
+def gaussian(multiplier: float = 1.0) -> Channel:
+    """Central differential privacy: normal noise on the decoded sum, `multiplier` times what one client can add
+    (McMahan et al. 2018, "Learning differentially private recurrent language models").
+
+    Every row of every table is noised, also those nobody held: a row without noise would say that nobody held it.
+    """
+
+    def at(norm):
+        stddev = multiplier * sensitivity("gaussian", multiplier, norm)
+
+        def decode(total, state, round):
+            return noised(total, stddev, round.key), state, {"noise/stddev": jnp.float32(stddev)}
+
+        return made._replace(decode=decode, at=None)
+
+    def unplaced(total, state, round):
+        raise ValueError("gaussian: it learns from a chain how much noise is needed: chain(clip(...), gaussian(...))")
+
+    made = link(
+        decode=unplaced,
+        norm=lambda x: x,
+        private=(Mechanism("gaussian", multiplier),),
+        at=at,
+        whole=True,
+        name="gaussian",
+    )
+    return made
+
+
+class Whole(NamedTuple):
+    """A table of which a client sends every row: a leaf like any other to the links that come after."""
+
+    rows: Any
+
+
+def densify() -> Channel:
+    """A client sends every row of every table, zeros where it holds none: neither its rows nor how many they are show.
+
+    The price is that of whole tables, up and (as asking for rows would show them) down.
+    """
+
+    def encode(update, sent, client):
+        def spread(x):
+            return jnp.zeros((client.size, *x.shape[1:]), x.dtype).at[client.rows].add(x, mode="drop")
+
+        def whole(node):
+            return Whole(jax.tree.map(spread, node.rows)) if is_table(node) else node
+
+        return jax.tree.map(whole, update, is_leaf=is_table), client.memory
+
+    def decode(total, state, round):
+        def table(node):
+            return Table(node.rows) if isinstance(node, Whole) else node
+
+        return jax.tree.map(table, total, is_leaf=lambda node: isinstance(node, Whole)), state, {}
+
+    return link(encode, decode, norm=lambda x: x, whole=True, name="densify")
+
+
+def local_gaussian(multiplier: float = 1.0) -> Channel:
+    """Local differential privacy: each client adds the noise itself, to a message that shows no rows (`densify`)."""
+
+    def at(norm):
+        stddev = multiplier * sensitivity("local_gaussian", multiplier, norm)
+
+        def encode(update, sent, client):
+            return noised(update, stddev, client.key), client.memory
+
+        return made._replace(encode=encode, at=None)
+
+    def init(example):
+        if catalogue(example):
+            raise ValueError("local_gaussian: noise does not hide which rows a client sends: put densify before it")
+        return (), ()
+
+    def unplaced(update, sent, client):
+        raise ValueError("local_gaussian: it learns from a chain how much noise is needed: put it in one")
+
+    made = link(
+        unplaced,
+        None,
+        init,
+        norm=lambda x: x,
+        private=(Mechanism("local", multiplier),),
+        at=at,
+        whole=True,
+        name="local_gaussian",
+    )
+    return made

@@ -1,0 +1,203 @@
+"""What crosses the wire: the forms a message may take, their size, and the packer that writes the very bytes.
+
+A leaf of a message is an array as it is, or one of two forms: `Coded`, integers of a few bits, or `Kept`, some of the
+entries. Tables are priced by the rows that a client really holds, whatever its block pads them to.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.channel import Channel, message
+from jaxfed.rows import catalogue, is_table, take
+from jaxfed.tree import nbytes, wide
+from jaxfed.types import Coded, Kept, Tree
+
+ID = 4  # bytes of a row's id
+
+
+class Wire(NamedTuple):
+    """What crosses the wire for one client and one round, by the rows it holds."""
+
+    up: Callable[[np.ndarray], np.ndarray]  # int [...] rows -> bytes it sends, row ids included
+    down: Callable[[np.ndarray], np.ndarray]  # bytes it receives, its request for rows included
+    sees: str  # what the server learns of it: update+rows | update | sum
+
+
+def is_form(node: Any) -> bool:
+    """Whether a node of a message is a `Coded` or a `Kept`."""
+    return isinstance(node, Coded | Kept)
+
+
+def leaves(tree: Tree) -> list[tuple[Any, bool]]:
+    """(leaf or form, is it in a table?) in order."""
+    out = []
+    for node in jax.tree.leaves(tree, is_leaf=lambda x: is_table(x) or is_form(x)):
+        if is_table(node):
+            out += [(leaf, True) for leaf in jax.tree.leaves(node.rows, is_leaf=is_form)]
+        else:
+            out.append((node, False))
+    return out
+
+
+def values(leaf: Any) -> Any:
+    """The array of a leaf or form."""
+    return leaf.values if is_form(leaf) else leaf
+
+
+def bits(leaf: Any, entries: Any) -> Any:
+    """Bits of so many entries of a leaf; int or an array of them."""
+    if isinstance(leaf, Coded):
+        return entries * leaf.bits
+    if isinstance(leaf, Kept):
+        return kept(leaf.share, entries) * (32 + (0 if leaf.known else position_bits(entries)))
+    return entries * leaf.dtype.itemsize * 8
+
+
+def kept(share: float, entries: Any) -> Any:
+    """How many entries are kept of so many: a share of them in ten thousandths, rounded up."""
+    return -(-np.asarray(entries, np.int64) * round(share * 10_000) // 10_000)
+
+
+def position_bits(entries: Any) -> Any:
+    """Bits that tell one of so many entries from the others."""
+    return np.ceil(np.log2(np.maximum(entries, 1))).astype(np.int64)
+
+
+def size(tree: Tree, rows: Any) -> Any:
+    """Bytes of a message (arrays or shapes) of a client that holds so many rows: each leaf begins a byte, and the ids
+    of its rows come with them. rows: int or an array of them."""
+    rows, out, ids = np.asarray(rows, np.int64), 0, 0
+    for leaf, in_table in leaves(tree):
+        shape = values(leaf).shape
+        entries = rows * math.prod(shape[1:]) if in_table else np.int64(math.prod(shape))
+        out, ids = out + -(-bits(leaf, entries) // 8), ids or in_table
+    return out + ID * rows * ids
+
+
+def pack(tree: Tree, held: np.ndarray) -> bytes:
+    """The bytes of one client's message; held int [r]: the ids of its rows, the first r of its tables."""
+    out = [np.asarray(held, np.int32).tobytes()] if catalogue(shapes_of(tree)) else []
+    for leaf, in_table in leaves(tree):
+        x = np.asarray(values(leaf))
+        x = (x[: len(held)] if in_table else x).ravel()
+        if isinstance(leaf, Coded):
+            out.append(to_bits(x, leaf.bits))
+        elif isinstance(leaf, Kept):
+            count = int(kept(leaf.share, x.size))
+            chosen = np.asarray(leaf.chosen)
+            chosen = (chosen[: len(held)] if in_table else chosen).ravel()
+            at = np.sort(np.argsort(~chosen, kind="stable")[:count])  # too few chosen: others fill up, which are zeros
+            places = at
+            number = x[at].astype(np.float32).view(np.uint32).astype(np.int64)
+            out.append(joined(number, places, 0 if leaf.known else int(position_bits(x.size))))
+        else:
+            out.append(x.tobytes())
+    return b"".join(out)
+
+
+def to_bits(x: np.ndarray, width: int) -> bytes:
+    """Integers of `width` bits each, one after the other."""
+    return np.packbits(x.astype(np.int64)[:, None] >> np.arange(width) & 1, axis=None).tobytes()
+
+
+def joined(number: np.ndarray, places: np.ndarray, width: int) -> bytes:
+    """32-bit numbers, each followed by its place of `width` bits."""
+    columns = [number[:, None] >> np.arange(32) & 1]
+    if width:
+        columns.append(places[:, None] >> np.arange(width) & 1)
+    return np.packbits(np.concatenate(columns, 1).astype(np.uint8), axis=None).tobytes()
+
+
+def shapes_of(tree: Tree) -> Tree:
+    """The same tree of plain arrays: forms opened."""
+    return jax.tree.map(values, tree, is_leaf=is_form)
+
+
+def unpack(data: bytes, like: Tree, rows: int) -> tuple[Tree, np.ndarray]:
+    """(message, ids of its rows) from its bytes; `like` gives the forms and shapes, for so many rows."""
+    like_leaves, at = leaves(like), 0
+    ids = np.zeros(0, np.int32)
+    if any(in_table for _, in_table in like_leaves):
+        ids, at = np.frombuffer(data, np.int32, rows), ID * rows
+    out = []
+    for leaf, in_table in like_leaves:
+        shape = values(leaf).shape
+        shape = (rows, *shape[1:]) if in_table else shape
+        entries = math.prod(shape)
+        count = int(-(-bits(leaf, np.int64(entries)) // 8))
+        out.append(read(leaf, data[at : at + count], shape, entries))
+        at += count
+    if at != len(data):
+        raise ValueError(f"{len(data)} bytes where {at} were expected")
+    structure = jax.tree.structure(like, is_leaf=is_form)
+    return jax.tree.unflatten(structure, out), ids
+
+
+def read(leaf: Any, data: bytes, shape: tuple[int, ...], entries: int) -> Any:
+    """One leaf from its bytes."""
+    if not isinstance(leaf, Coded | Kept):
+        return np.frombuffer(data, leaf.dtype).reshape(shape)
+    stream = np.unpackbits(np.frombuffer(data, np.uint8)).astype(np.int64)
+    if isinstance(leaf, Coded):
+        x = stream[: entries * leaf.bits].reshape(-1, leaf.bits) << np.arange(leaf.bits)
+        return Coded(x.sum(1).astype(leaf.values.dtype).reshape(shape), leaf.bits)
+    count, width = int(kept(leaf.share, entries)), 0 if leaf.known else int(position_bits(entries))
+    each = stream[: count * (32 + width)].reshape(count, 32 + width)
+    number = (each[:, :32] << np.arange(32)).sum(1).astype(np.uint32).view(np.float32)
+    x, chosen = np.zeros(entries, np.float32), np.zeros(entries, bool)
+    if leaf.known:  # the server draws the places itself
+        at = np.flatnonzero(np.asarray(leaf.chosen).ravel()[:entries])[:count]
+    else:
+        at = (each[:, 32:] << np.arange(width)).sum(1)
+    x[at], chosen[at] = number[: len(at)], True
+    return Kept(x.reshape(shape), chosen.reshape(shape), leaf.share, leaf.known)
+
+
+def entropy(tree: Tree, rows: int) -> float:
+    """Bytes if the integers of a message were coded by their frequencies in it (order 0), the rest as it is."""
+    out = ID * rows * any(in_table for _, in_table in leaves(tree)) * 1.0
+    for leaf, in_table in leaves(tree):
+        x = np.asarray(values(leaf))
+        x = (x[:rows] if in_table else x).ravel()
+        if isinstance(leaf, Coded) and x.size:
+            share = np.unique(x, return_counts=True)[1] / x.size
+            out += x.size * -(share * np.log2(share)).sum() / 8
+        else:
+            out += int(-(-bits(leaf, np.int64(x.size)) // 8))
+    return float(out)
+
+
+def wire(channel: Channel, shared: Tree) -> Wire:
+    """Derived from the chain and from shapes.
+
+    A client that asks for its rows has shown them, whatever hides its upload: one that sends no rows, or hides all but
+    the sum, downloads whole tables.
+    """
+    everything = catalogue(shared)
+    state, _ = jax.eval_shape(channel.init, jax.eval_shape(wide, shared))
+    down = shared, channel.send(state)
+    mine = jax.eval_shape(partial(take, ids=jnp.zeros(1, jnp.int32)), down)
+    update = jax.eval_shape(wide, mine[0])  # updates are float32, whatever the model is stored in
+    memory = jax.eval_shape(channel.init, update)[1]
+    sent = message(channel, update, state, memory, everything)
+    shows_rows = catalogue(shapes_of(sent)) > 0 and not channel.hides
+    sees = "sum" if channel.hides else "update+rows" if shows_rows else "update"
+    whole = nbytes(down)
+
+    def received(rows):
+        return size(mine, rows) if shows_rows else np.full(np.shape(rows), whole, np.int64)
+
+    def told(rows):
+        if not channel.hides:
+            return size(sent, rows)
+        # a sum that hides who holds what is one of whole tables: nobody's ids come with them
+        every = np.full(np.shape(rows), everything, np.int64)
+        return size(sent, every) - (ID * every if catalogue(shapes_of(sent)) else 0)
+
+    return Wire(told, received, sees)

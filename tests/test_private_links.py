@@ -1,0 +1,170 @@
+"""Clipping, noise and secure sums as links: what they bound, which orders are refused, and what cancels."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxfed.channel import at_server, chain, link
+from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
+from jaxfed.channels.compress import quantise, rotate, top_k
+from jaxfed.channels.noise import densify, gaussian, local_gaussian
+from jaxfed.channels.secure import pads, ring
+from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
+from jaxfed.federate import model
+from tests.small import MARKED, PLAIN, WHO, close, factorisation, on_rows, row_cohort, run, same
+
+COHORT = len(WHO)
+ONE = np.arange(COHORT) == 0
+
+
+def moved(channel, cohort=None):
+    """The norm of what one round moves the model by."""
+    state, info = run(factorisation(channel), row_cohort(present=ONE) if cohort is None else cohort, rounds=1)
+    return float(optax.tree.norm(jax.tree.map(jnp.subtract, model(state), PLAIN))), info
+
+
+def test_clip_bounds_the_norm_and_counts_whom():
+    free, _ = moved(mean())
+    assert moved(chain(mean(), clip(0.05)))[0] == pytest.approx(0.05, rel=1e-5)
+    assert moved(chain(mean(), clip(10 * free)))[0] == pytest.approx(free, rel=1e-6)
+    assert float(moved(chain(mean(), clip(0.05)))[1]["clip/clients"]) == 1
+    assert float(moved(chain(mean(), clip(10 * free)))[1]["clip/clients"]) == 0
+
+
+def test_an_outlier_has_no_say():
+    free, _ = moved(mean())
+    assert moved(chain(mean(), zero_out(free / 2)))[0] == 0
+    assert moved(chain(mean(), zero_out(free * 2)))[0] == pytest.approx(free, rel=1e-6)
+
+
+def test_rows_are_clipped_one_by_one():
+    state, _ = run(factorisation(chain(mean(), clip_per_row(0.01))), row_cohort(present=ONE), rounds=1)
+    step = np.linalg.norm(np.asarray(model(state)["item"] - PLAIN["item"]), axis=1)
+    assert 0 < step.max() <= 0.01 * (1 + 1e-5)
+
+
+def test_the_bound_follows_the_quantile():
+    """From far above and far below it comes to where half the norms lie within; nothing else is then different."""
+    for start in (100.0, 1e-3):
+        _, info = run(factorisation(chain(mean(), adaptive_clip(start, rate=0.5))), row_cohort(), rounds=60)
+        assert 0.2 <= float(info["clip/clients"]) <= 0.8
+    wide = adaptive_clip(100.0, quantile=0.5)
+    close(model(run(factorisation(chain(mean(), wide)), row_cohort(), rounds=1)[0]),
+          model(run(factorisation(mean()), row_cohort(), rounds=1)[0]), atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.3])
+@pytest.mark.parametrize("multiplier", [0.5, 2.0])
+def test_the_noise_has_the_standard_deviation_it_says(bound, multiplier):
+    """Every number of the model is noised, rows that nobody holds too; the mean divides the noise by the cohort."""
+    channel = chain(mean(COHORT), clip(bound), gaussian(multiplier))
+    plain = chain(mean(COHORT), clip(bound))
+    noisy, info = run(factorisation(channel), row_cohort(), rounds=1)
+    still, _ = run(factorisation(plain), row_cohort(), rounds=1)
+    noise = np.concatenate(
+        [np.ravel(a - b) for a, b in zip(*(jax.tree.leaves(model(s)) for s in (noisy, still)), strict=True)]
+    )
+    want = multiplier * bound
+    assert float(info["noise/stddev"]) == pytest.approx(want)
+    # a chi-square of so many numbers stays within five standard deviations
+    assert noise.std() * COHORT == pytest.approx(want, rel=5 / math.sqrt(2 * noise.size))
+    assert (np.abs(noise) > 0).all()
+
+
+REFUSED = {
+    "nothing bounds": (lambda: chain(mean(8), gaussian()), "nothing to its left bounds"),
+    "weighted mean before noise": (lambda: chain(weighted_mean(), gaussian()), "nothing to its left bounds"),
+    "weights after noise": (lambda: chain(clip(), gaussian(), weighted_mean()), "weighted_mean after gaussian"),
+    "noise before top-k": (lambda: chain(clip(), gaussian(), top_k()), "top_k after gaussian"),
+    "noise before quantise": (lambda: chain(clip(), gaussian(), quantise()), "quantise after gaussian"),
+    "a server that enlarges": (lambda: chain(clip(), gaussian(), at_server(optax.scale(9.0))), "after gaussian"),
+    "who reported": (lambda: chain(mean(), clip(), gaussian()), "mean divides by how many reported"),
+    "no noise": (lambda: chain(clip(), gaussian(0.0)), "gaussian.multiplier is 0.0"),
+    "integers before codes": (lambda: chain(clip(), top_k(0.1, False), ring(8)), "top_k must be opened"),
+    "an open ring": (lambda: chain(mean(), ring(8)), "nothing bounds the numbers"),
+    "a small ring": (lambda: chain(mean(), clip(100.0), ring(1000, 20)), "needs 38 bits, .* lower .* to 14"),
+    "two reductions": (lambda: chain(clip(), ring(8), link(reduce=lambda part, size: None)), "different reductions"),
+    "no clip": (lambda: clip(0.0), "clip.bound is 0.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_chains_that_are_refused(name):
+    make, why = REFUSED[name]
+    with pytest.raises(ValueError, match=why):
+        chain(make())
+
+
+def test_refused_when_the_shapes_are_known():
+    with pytest.raises(ValueError, match="put densify before it"):
+        run(factorisation(chain(clip(), local_gaussian())), row_cohort())
+    with pytest.raises(ValueError, match="put densify before ring"):
+        run(factorisation(chain(clip(), ring(8), pads())), row_cohort())
+    with pytest.raises(ValueError, match="put ring before pads"):
+        run(factorisation(chain(clip(), densify(), pads())), row_cohort())
+    with pytest.raises(ValueError, match="was given integers"):
+        run(factorisation(chain(clip(), densify(), ring(8), ring(8, bound=9.0))), row_cohort())
+
+
+def test_what_does_not_enlarge_may_follow():
+    assert chain(clip(), gaussian(), rotate(), mean(8)).private
+    assert chain(per_row_mean(), clip(), gaussian()).private  # its counts are inside of what is clipped and noised
+
+
+def test_dense_messages_are_the_same_sum():
+    want = model(run(factorisation(per_row_mean()), row_cohort())[0])
+    close(model(run(factorisation(chain(per_row_mean(), densify())), row_cohort())[0]), want, atol=1e-6)
+
+
+def test_what_needs_every_row_is_not_given_some():
+    with pytest.raises(ValueError, match="it needs every row"):
+        run(factorisation(chain(mean(8), clip(), gaussian())), on_rows(row_cohort()))
+
+
+def test_the_ring_is_the_mean_to_its_last_bit():
+    got, _ = run(factorisation(chain(mean(), clip(10.0), ring(COHORT, 20))), row_cohort(), rounds=1)
+    want, _ = run(factorisation(mean()), row_cohort(), rounds=1)
+    close(model(got), model(want), atol=2**-20)
+    assert chain(mean(), clip(), ring(8)).hides
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "present"), [(0, [1, 1, 0, 1, 1, 1, 1, 0]), (4, [1] * 8), (2, [0, 0, 0, 0, 0, 0, 0, 1])]
+)
+def test_pads_cancel_bit_for_bit(neighbours, present):
+    """With drop-outs too: the model is the same to the bit as without pads, though no message is."""
+    there = np.array(present, bool)
+    secret = chain(mean(), clip(10.0), densify(), ring(COHORT, 20), pads(neighbours))
+    open_ = chain(mean(), clip(10.0), densify(), ring(COHORT, 20))
+    got, _ = run(factorisation(secret), row_cohort(present=there), rounds=2)
+    want, _ = run(factorisation(open_), row_cohort(present=there), rounds=2)
+    same(model(got), model(want))
+
+
+def test_a_padded_message_looks_like_noise():
+    """Its bits are fair: what a server sees of one client is uniform, within five standard deviations."""
+    seen = []
+
+    def spy(part, size):
+        seen.append(jax.tree.map(np.asarray, part.messages))
+        from jaxfed.channel import total
+
+        return total(part, size)
+
+    padded = pads()
+    channel = chain(clip(10.0), densify(), ring(COHORT, 20)._replace(reduce=None), padded._replace(reduce=spy))
+    run(factorisation(channel), row_cohort(), rounds=1)
+    words = np.concatenate([np.ravel(x[:COHORT]) for x in jax.tree.leaves(seen[0])]).view(np.uint32)
+    share = np.unpackbits(words.view(np.uint8)).mean()
+    assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(words.size * 32)
+    assert len(np.unique(words)) > 0.99 * words.size
+
+
+def test_a_link_alone_is_put_in_a_chain():
+    state, _ = run(factorisation(clip(0.05)), row_cohort(), rounds=1)
+    assert np.isfinite(np.asarray(model(state)["item"])).all()
+    assert MARKED

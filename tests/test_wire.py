@@ -1,0 +1,189 @@
+"""Bytes are real: what the packer writes is as long as what is charged, and reads back as what was sent."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxfed.channel import chain, message, probe
+from jaxfed.channels.compress import drive, low_rank, quantise, random_k, rotate, sign, top_k
+from jaxfed.channels.weigh import mean, weighted_mean
+from jaxfed.rows import Table
+from jaxfed.tree import zeros
+from jaxfed.types import Coded, Kept, Shared
+from jaxfed.wire import entropy, is_form, pack, size, unpack, wire
+
+N, K, D = 50, 12, 8
+WHOLE = Shared(
+    {"item": Table(jnp.zeros((N, D))), "bias": Table(jnp.zeros(N)), "w": jnp.zeros((3, 4)), "one": jnp.zeros(())}
+)
+CODES = {
+    "quantise": quantise,
+    "quantise 4": lambda: quantise(4),
+    "quantise 11": lambda: quantise(11),
+    "terngrad": lambda: quantise(2),
+    "kept error": lambda: quantise(3, True),
+    "sign": sign,
+    "drive": drive,
+    "top_k": top_k,
+    "top_k all": lambda: top_k(1.0, False),
+    "random_k": random_k,
+    "low_rank": lambda: low_rank(2),
+    "rotate, quantise": lambda: chain(rotate(), quantise(4)),
+    "low_rank, top_k": lambda: chain(low_rank(4), top_k(0.25)),
+    "weighted, sign": lambda: chain(weighted_mean(), sign(False)),
+    "nothing": mean,
+}
+
+
+def client_of(channel, held, seed=0):
+    """A client that holds the rows `held` in a slice of K, with fresh memory for them."""
+    rows = np.full(K, N, np.int32)
+    rows[: len(held)] = held
+    state, memory = channel.init(WHOLE)
+    cut = jax.tree.map(lambda x: Table(x.rows[jnp.minimum(rows, N - 1)]) if isinstance(x, Table) else x, memory,
+                       is_leaf=lambda x: isinstance(x, Table))  # fmt: skip
+    who = probe(cut, K, N)._replace(rows=jnp.array(rows), key=jax.random.key(seed), public=jax.random.key(seed + 1))
+    return state, who
+
+
+def update_of(held, seed=0):
+    """A random update, zero where no row is held."""
+    key = jax.random.key(seed)
+    here = (np.arange(K) < len(held)).astype(np.float32)
+    return Shared(
+        {
+            "item": Table(jax.random.normal(key, (K, D)) * here[:, None]),
+            "bias": Table(jax.random.normal(jax.random.fold_in(key, 1), (K,)) * here),
+            "w": jax.random.normal(jax.random.fold_in(key, 2), (3, 4)),
+            "one": jnp.float32(-2.5),
+        }
+    )
+
+
+def sent_by(channel, held, seed=0):
+    state, who = client_of(channel, held, seed)
+    return channel.encode(update_of(held, seed), channel.send(state), who), who
+
+
+def opened(channel, sent, who):
+    if not channel.open:
+        return sent
+    state, _ = channel.init(WHOLE)
+    return channel.open(sent, channel.send(state), who._replace(memory=None, key=None))
+
+
+@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("rows", [1, 5, K])
+def test_the_packer_writes_what_is_charged(name, rows):
+    channel = chain(CODES[name]())
+    held = np.random.default_rng(rows).permutation(N)[:rows]
+    (sent, _), _ = sent_by(channel, held)
+    data = pack(sent, held)
+    assert len(data) == size(sent, rows) == wire(channel, WHOLE).up(np.int64(rows))
+    back, ids = unpack(data, sent, rows)
+    np.testing.assert_array_equal(ids, held)
+    stop = lambda x: is_form(x)
+    for got, want in zip(*(jax.tree.leaves(x, is_leaf=stop) for x in (back, sent)), strict=True):
+        a, b = (np.asarray(x.values if is_form(x) else x) for x in (got, want))
+        np.testing.assert_array_equal(a, b[: len(a)] if a.ndim and len(a) != len(b) else b)
+
+
+@pytest.mark.parametrize("name", ["quantise 4", "terngrad", "random_k"])
+def test_right_on_average(name):
+    """Unbiased: the mean of many codes of one update is the update, within five standard errors."""
+    channel, held = chain(CODES[name]()), np.arange(K)
+    update = update_of(held)
+    state, who = client_of(channel, held)
+
+    @jax.jit
+    def once(key):
+        me = who._replace(key=key, public=jax.random.fold_in(key, 1))
+        message, _ = channel.encode(update, channel.send(state), me)
+        message = channel.open(message, channel.send(state), me._replace(memory=None, key=None))
+        from jaxfed.types import Round
+
+        return channel.decode(message, state, Round(me.public, who.cohort, jnp.ones(2, bool)))[0]
+
+    many = jax.vmap(once)(jax.random.split(jax.random.key(7), 2000))
+    for got, want in zip(jax.tree.leaves(many), jax.tree.leaves(update), strict=True):
+        error = np.abs(got.mean(0) - want)
+        assert (error <= 5 * np.asarray(got.std(0)) / np.sqrt(2000) + 1e-5).all()
+
+
+def test_quantised_numbers_are_next_to_what_they_were():
+    """Within one step: of the largest number of a row of the table, of the largest of any other leaf."""
+    held = np.arange(K)
+    channel = chain(quantise(8))
+    (sent, _), who = sent_by(channel, held)
+    got, want = opened(channel, sent, who), update_of(held)
+    for name in ("item", "bias", "w", "one"):
+        x, y = (np.asarray(jax.tree.leaves(tree.params[name])[0]) for tree in (got, want))
+        largest = np.abs(y).max(-1, keepdims=True) if name == "item" else np.abs(y).max()
+        assert (np.abs(x - y) <= largest / 127 * 1.001).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, K), st.sampled_from([0.01, 0.1, 0.25, 0.5, 1.0]), st.integers(0, 1000))
+def test_top_k_is_the_largest(rows, share, seed):
+    """Against NumPy: in each leaf the largest share of the client's own numbers, rounded up."""
+    held = np.random.default_rng(seed).permutation(N)[:rows]
+    channel = chain(top_k(share, False))
+    (sent, _), _ = sent_by(channel, held, seed)
+    for node, whole in zip(jax.tree.leaves(sent, is_leaf=is_form), jax.tree.leaves(update_of(held, seed)), strict=True):
+        x = np.asarray(whole)
+        entries = x.size // K * rows if x.ndim and x.shape[0] == K else x.size
+        count = -(-entries * round(share * 10000) // 10000)
+        order = np.sort(np.abs(x).ravel())[::-1]
+        chosen = np.asarray(node.chosen)
+        assert chosen.sum() == count
+        assert np.abs(x[chosen]).min() >= order[count - 1]
+        np.testing.assert_array_equal(np.asarray(node.values), np.where(chosen, x, 0))
+
+
+@pytest.mark.parametrize("name", ["sign", "top_k", "kept error"])
+def test_error_feedback_forgets_nothing(name):
+    """What was read at the server and what the client keeps add up to what there was to send."""
+    channel, held = chain(CODES[name]()), np.arange(K)
+    (sent, memory), who = sent_by(channel, held)
+    total = jax.tree.map(jnp.add, opened(channel, sent, who), memory[0])
+    for x, y in zip(jax.tree.leaves(total), jax.tree.leaves(update_of(held)), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def test_codes_come_last():
+    with pytest.raises(ValueError, match=r"weighted_mean cannot work on the codes of quantise: put quantise last"):
+        chain(quantise(), weighted_mean())
+    assert chain(top_k(), mean()).open  # a link that does nothing on the client may follow
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: quantise(1), "quantise.bits is 1"),
+        (lambda: top_k(0.0), "top_k.share is 0.0"),
+        (lambda: random_k(1.5), "random_k.share is 1.5"),
+        (lambda: low_rank(0), "low_rank.rank is 0"),
+    ],
+)
+def test_numbers_that_cannot_be(make, what):
+    with pytest.raises(ValueError, match=what):
+        make()
+
+
+def test_entropy_is_below_the_packed_size_and_nothing_for_a_constant():
+    (sent, _), _ = sent_by(chain(quantise(8)), np.arange(K))
+    assert 0 < entropy(sent, K) <= size(sent, K)
+    still = Shared({"item": Table(Coded(jnp.zeros((K, D), jnp.uint8), 8))})
+    assert entropy(still, K) == 4 * K  # the ids of the rows
+
+
+def test_forms_know_their_size():
+    few = Kept(jnp.zeros((10, 10)), jnp.zeros((10, 10), bool), 0.1, False)
+    assert size(few, 0) == -(-10 * (32 + 7) // 8)
+    assert size(Kept(few.values, few.chosen, 0.1, True), 0) == 40
+    assert size(Coded(jnp.zeros(9, jnp.uint8), 3), 0) == 4
+    assert size({"t": Table(Coded(jnp.zeros((5, 4), jnp.uint8), 2))}, 3) == 3 + 12
+    assert jax.tree.leaves(zeros(message(mean(), WHOLE, (), (), N)))
