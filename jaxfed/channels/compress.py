@@ -4,6 +4,7 @@
 message at a time only: the server reads each before the sum (`Channel.open`), so they come last in a chain.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -207,7 +208,7 @@ def some(share: float, pick: Callable, known: bool, gain: Callable, name: str) -
             here = jnp.ones(x.shape, bool)
             if in_table:  # rows that are only there to fill a block are nobody's
                 here &= (client.rows < client.size).reshape((-1,) + (1,) * (x.ndim - 1))
-            entries = held * (x.size // x.shape[0]) if in_table else jnp.int32(x.size)
+            entries = held * math.prod(x.shape[1:]) if in_table else jnp.int32(x.size)
             count = count_of(share, entries)
             chosen = largest(jnp.where(here, pick(x, key), 0), count) & here
             return Kept(jnp.where(chosen, x, 0) * gain(entries, count), chosen, share, known)
