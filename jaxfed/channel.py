@@ -14,15 +14,7 @@ import optax
 
 from jaxfed.rows import add, catalogue, lift, take
 from jaxfed.tree import zeros
-from jaxfed.types import Client, Mean, Part, Round, Tree
-
-
-class Mechanism(NamedTuple):
-    """What a link of a private chain releases each round, as the accountant needs it: a noised sum over clients."""
-
-    kind: str  # gaussian | skellam | correlated | local
-    multiplier: float  # standard deviation of the noise / the largest norm one client can add
-    facts: tuple[float, ...] = ()  # what its kind needs beside; see `privacy`
+from jaxfed.types import Client, Mean, Mechanism, Part, Round, Tree
 
 
 class Channel(NamedTuple):

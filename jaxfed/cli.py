@@ -177,6 +177,10 @@ def show(values: dict[str, Any], title: str) -> None:
         "compile_seconds",
         "client_updates_per_second",
         "clients/refused_total",
+        "clients/dropped_total",
+        "clients/clipped_total",
+        "epsilon",
+        "delta",
         "peak_memory_mb",
         "bytes_up_per_client",
         "bytes_down_per_client",
@@ -185,7 +189,7 @@ def show(values: dict[str, Any], title: str) -> None:
     )
     for fact in facts:
         if values.get(fact):
-            value = values[fact]
+            value = round(values[fact], 6) if fact == "epsilon" else values[fact]
             out.print(
                 f"{fact:>26}  {value:,}" if isinstance(value, int | float) else f"{fact:>26}  {value}", markup=False
             )

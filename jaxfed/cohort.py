@@ -15,6 +15,8 @@ class Sampler(NamedTuple):
 
     slots: int
     draw: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+    kind: str  # poisson | fixed (without replacement) | everyone | cyclic: what the accountant needs to know
+    size: int  # of a cohort; poisson: expected
 
 
 def generator(seed: int, round: int, purpose: int) -> np.random.Generator:
@@ -22,7 +24,9 @@ def generator(seed: int, round: int, purpose: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, 3], counter=[0, purpose, round, 0]))
 
 
-def sampler(choose: Callable[[int, int], np.ndarray], slots: int, num_clients: int, dropout: float) -> Sampler:
+def sampler(
+    choose: Callable[[int, int], np.ndarray], slots: int, num_clients: int, dropout: float, kind: str, size: int = 0
+) -> Sampler:
     """From choose(seed, round) -> ids; each client then drops out by itself with probability `dropout`.
 
     Whether a client drops out depends on (seed, round, client) alone. Raises ValueError for a cohort that cannot be.
@@ -41,7 +45,7 @@ def sampler(choose: Callable[[int, int], np.ndarray], slots: int, num_clients: i
         stays = np.append(generator(seed, round, 1).random(num_clients) >= dropout, False)
         return ids, stays[ids]
 
-    return Sampler(slots, draw)
+    return Sampler(slots, draw, kind, size or slots)
 
 
 def fits(size: int, num_clients: int) -> int:
@@ -63,7 +67,7 @@ def uniform(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
     def choose(seed, round):
         return np.sort(generator(seed, round, 0).choice(num_clients, size, replace=False))
 
-    return sampler(choose, size, num_clients, dropout)
+    return sampler(choose, size, num_clients, dropout, "fixed")
 
 
 def poisson(num_clients: int, size: int = 128, cap: int = 0, dropout: float = 0.0) -> Sampler:
@@ -80,7 +84,7 @@ def poisson(num_clients: int, size: int = 128, cap: int = 0, dropout: float = 0.
         drawn = np.flatnonzero(random.random(num_clients) < rate)
         return drawn if len(drawn) <= slots else np.sort(random.choice(drawn, slots, replace=False))
 
-    return sampler(choose, slots, num_clients, dropout)
+    return sampler(choose, slots, num_clients, dropout, "poisson", size)
 
 
 def cyclic(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
@@ -91,9 +95,9 @@ def cyclic(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
         circle = generator(seed, 0, 2).permutation(num_clients)
         return np.sort(circle[(round * size + np.arange(size)) % num_clients])
 
-    return sampler(choose, size, num_clients, dropout)
+    return sampler(choose, size, num_clients, dropout, "cyclic")
 
 
 def everyone(num_clients: int, dropout: float = 0.0) -> Sampler:
     """All clients in every round."""
-    return sampler(lambda seed, round: np.arange(num_clients), num_clients, num_clients, dropout)
+    return sampler(lambda seed, round: np.arange(num_clients), num_clients, num_clients, dropout, "everyone")

@@ -43,6 +43,15 @@ class Run:
     client_memory_gb: float = 8.0  # what private parts and memories of all clients may take
 
 
+@dataclass(frozen=True)
+class Privacy:
+    """How the differential privacy of a run is told; how much noise there is, is said by the links of its channel."""
+
+    delta: float = 1e-5
+    accountant: Literal["pld", "rdp"] = "pld"  # of the final figure; the log of a run counts by rdp
+    relation: Literal["", "add-or-remove", "replace-one"] = ""  # left out: what the sampler is accounted for
+
+
 LINKS = ({"name": "weighted_mean"},)  # where a configuration has no [[channel]]
 NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform"}
 
@@ -152,7 +161,7 @@ def bounded(table: Any) -> None:
 
 def config_of(table: dict[str, Any]) -> Any:
     """A whole configuration from a TOML document's table. Raises ValueError with one line that says what is wrong."""
-    known = ["seed", "rounds", *NAMED, "channel", "evaluation", "run"]
+    known = ["seed", "rounds", *NAMED, "channel", "privacy", "evaluation", "run"]
     for key in table:
         if key not in known:
             raise ValueError(f'unknown key "{key}"{near(key, known)}')
@@ -190,6 +199,7 @@ def config_of(table: dict[str, Any]) -> Any:
             ("rounds", int, 100),
             *((key, type(value), field(default=value)) for key, value in sections.items()),
             ("channel", several(map(type, channel)), field(default=channel)),
+            ("privacy", Privacy, field(default=fill(Privacy, table.get("privacy", {}), "privacy"))),
             ("evaluation", evaluation_type, field(default=fill(evaluation_type, asked, "evaluation", ["channel"]))),
             ("run", Run, field(default=fill(Run, table.get("run", {}), "run"))),
         ],

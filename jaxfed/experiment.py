@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from jaxfed.evaluate import Exam, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place, table_rows
+from jaxfed.privacy import Account, Sampling, ledger
 from jaxfed.processes import Processes, here
 from jaxfed.registry import BESIDE, REGISTRY, arguments, grouped
 from jaxfed.rows import take
@@ -53,6 +55,8 @@ class Experiment(NamedTuple):
     examine: Any  # see `evaluate.examiner`
     exams: dict[str, Exam]
     wire: Wire
+    account: Account
+    epsilon: Callable[[int], float]  # rounds -> what was spent; see `privacy.ledger`
     processes: Processes = Processes()
 
 
@@ -131,6 +135,13 @@ def check_memory(population: Population, batching: Batching, shapes: Lengths, sh
         )
 
 
+def account_of(channel: Channel, sampler: Sampler, num_clients: int, config: Any) -> Account:
+    """What the accountant needs of a run, from its channel, its sampler and its [privacy] section."""
+    cap = sampler.slots if sampler.kind == "poisson" else 0
+    sampling = Sampling(sampler.kind, num_clients, sampler.size, cap)
+    return Account(channel.private, sampling, config.delta, config.accountant, config.relation or None)
+
+
 def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
     population = data.population
@@ -171,6 +182,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     examine = examiner(model, through, placement)
     check_memory(population, batching, shapes, shared, config.run.chunk)
     price = wire(channel, shared)
-    return Experiment(
-        data, model, batching, shapes, sampler, channel, algorithm, placement, examine, exams, price, processes
-    )
+    account = account_of(channel, sampler, population.num_clients, config.privacy)
+    epsilon = ledger(account.mechanisms, account.sampling, account.delta, account.relation)
+    made = (data, model, batching, shapes, sampler, channel, algorithm, placement, examine, exams, price)
+    return Experiment(*made, account, epsilon, processes)

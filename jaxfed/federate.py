@@ -213,6 +213,7 @@ def federate(
             shared = rows.add(shared, at, moved)
         opt, links = rows.put((opt, links), at, (opt_now, links_now))
         counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
+        counts |= {"clients/dropped": ((ids < num_clients) & ~asked).sum()}
         counts |= {"clients/present": heard.present, "rows/sent": heard.rows}  # [M], as are no other figures
         figures = {name: mean.value for name, mean in heard.metrics.items()}
         shared, opt, links = place_on.server((shared, opt, links))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfed import renyi
+from jaxfed.types import Mechanism
 
 KINDS = ("gaussian", "skellam", "correlated", "local")
 SAMPLERS = ("poisson", "fixed", "everyone", "cyclic")
@@ -26,25 +27,6 @@ TINY = 1e-9  # of multipliers and epsilons: 1 / TINY is as good as infinite
 SLACK = 0.1  # share of delta for a client that takes part more often than it should (local mechanisms)
 
 
-class Mechanism(NamedTuple):
-    """What one link releases in every round: a noised sum over the cohort, or (local) every client's noised message.
-
-    gaussian: `multiplier`.
-    skellam: integer noise of total variance (multiplier * l2)^2, in grid units. It must not depend on who takes part:
-      an absent client's share is somebody else's to add.
-    correlated: `multiplier` is the noise over the sensitivity of the whole run, for the participations that the
-      sampler allows: all rounds are one release.
-    local: a message that is private by itself, by Gaussian noise (`multiplier`) or a pure guarantee (`epsilon`).
-    """
-
-    kind: str
-    multiplier: float = 0.0  # standard deviation of the noise / the largest L2 norm that one client can add
-    l1: float = 0.0  # skellam: largest L1 norm that one client can add, in grid units, after rounding
-    l2: float = 0.0  # skellam: the same in L2
-    epsilon: float = 0.0  # local: of one message, for any two inputs
-    name: str = ""  # what is released, for the reader
-
-
 class Sampling(NamedTuple):
     """Who takes part in a round. Drop-outs that do not look at data only help, and are not counted."""
 
@@ -52,6 +34,16 @@ class Sampling(NamedTuple):
     population: int  # clients
     size: int  # of a cohort; poisson: expected
     cap: int = 0  # poisson: most clients in a round (`Sampler.slots`), the others left out at random; 0: no limit
+
+
+class Account(NamedTuple):
+    """The differential privacy of a run whose links release these, and how it is to be told. No mechanism: none."""
+
+    mechanisms: tuple[Mechanism, ...]
+    sampling: Sampling
+    delta: float = 1e-5
+    accountant: str = "rdp"
+    relation: str | None = None
 
 
 class Spent(NamedTuple):

@@ -51,6 +51,8 @@ class Standing:
     compile_seconds: float = 0.0
     updates: int = 0  # client updates that were sent
     refused: int = 0  # clients that withdrew because their update was not finite
+    dropped: int = 0  # clients that were asked and did not answer
+    clipped: int = 0  # client updates that a link scaled down
     asked: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -64,8 +66,15 @@ class Standing:
         refused = int(info["clients/refused"])
         self.updates += int(reported.sum())
         self.refused += refused
+        self.dropped += int(info["clients/dropped"])
+        self.clipped += round(float(info.get("clip/clients", 0)) * int(reported.sum()))
         self.bytes_up += int(wire.up(rows[reported]).sum())
         return refused
+
+    def totals(self) -> dict[str, int]:
+        """What was counted so far, by the names of the run's files."""
+        counts = {f"clients/{name}_total": getattr(self, name) for name in ("refused", "dropped", "clipped")}
+        return counts | {"bytes_up_total": self.bytes_up, "bytes_down_total": self.bytes_down}
 
     def spend(self, stages: dict[str, float]) -> None:
         """Adds seconds to those of the run's stages."""

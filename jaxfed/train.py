@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxfed import checkpoint
+from jaxfed import checkpoint, privacy
 from jaxfed.config import dumps, near
 from jaxfed.evaluate import readable
 from jaxfed.experiment import Data, Experiment, assemble, load
@@ -78,6 +78,8 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
 
     def prepared():
         experiment = assemble(config, data)
+        for caution in cautions(config, experiment.account):
+            say(f"privacy: {caution}")
         arrays = fresh(experiment, config.seed)
         check_select(experiment, arrays["best"], config.evaluation.select)
         return experiment, arrays
@@ -132,6 +134,7 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
         with timed(standing.stages, "checkpoint"):
             standing.position = journal.position()
             meta = {"standing": dataclasses.asdict(standing), "data": experiment.data.digest}
+            meta["privacy"] = spent(experiment, standing.round)
             write(standing.round, {"state": state, "best": best}, meta)
 
     last, text, begin = None, "", time.perf_counter()
@@ -192,9 +195,8 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     with timed(standing.stages, "evaluate"):
         values = evaluate(experiment, (state.shared.params, state.memory[0]), "val", key)
     train = {name: float(np.sum(value)) for name, value in info.items() if name != "clients/present"}
-    totals = {"clients/refused_total": standing.refused, "bytes_up_total": standing.bytes_up}
-    totals |= {"bytes_down_total": standing.bytes_down, "seconds": round(standing.seconds, 3)}
-    totals |= standing.spent()
+    totals = standing.totals() | spent(experiment, standing.round) | {"server_sees": experiment.wire.sees}
+    totals |= {"seconds": round(standing.seconds, 3), **standing.spent()}
     journal.write(marked(experiment, {"round": standing.round, **train, **values, **totals}))
     value = values[config.evaluation.select]
     better = value > standing.best_value
@@ -208,6 +210,35 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     hit = values["val/sampled/hr@10"]
     say(f"round {standing.round:>5}  {loss}{text}  val/sampled/hr@10 {hit:.4f}  {speed:,.0f} clients/s{star}")
     return better, text
+
+
+def cautions(config: Any, account: privacy.Account) -> list[str]:
+    """What a reader of a private run's figure must know."""
+    if not account.mechanisms:
+        return []
+    found = privacy.remarks(account.mechanisms, account.sampling, config.rounds, account.delta)
+    if config.evaluation.patience:
+        select = config.evaluation.select
+        found.append(f"evaluation.patience stops the run by {select}, without noise: when it stops is not covered")
+    return found
+
+
+def spent(experiment: Experiment, rounds: int) -> dict[str, float | None]:
+    """epsilon and delta after so many rounds; nothing (null) where no link is private."""
+    account, noised = experiment.account, bool(experiment.account.mechanisms)
+    return {"epsilon": experiment.epsilon(rounds) if noised else None, "delta": account.delta if noised else None}
+
+
+def told(config: Any, account: privacy.Account, rounds: int) -> dict[str, Any]:
+    """The final figure of a run and all that it rests on; see `jaxfed privacy spent`."""
+    mechanisms, sampling, delta, accountant, relation = account
+    if not mechanisms:
+        return {"epsilon": None, "delta": None, "privacy": None}
+    found = privacy.spent(mechanisms, sampling, rounds, delta, accountant, relation)
+    more = [each for each in cautions(config, account) if each not in found.note]
+    found = found._replace(note="; ".join([found.note, *more]))
+    record = privacy.as_dict(mechanisms, sampling, rounds, found)
+    return {"epsilon": found.epsilon, "delta": delta, "privacy": record}
 
 
 def close(config, experiment, arrays, standing, journal) -> dict[str, Any]:
@@ -224,14 +255,13 @@ def close(config, experiment, arrays, standing, journal) -> dict[str, Any]:
         "seconds": round(standing.seconds, 3),
         "compile_seconds": round(standing.compile_seconds, 3),
         **standing.spent(),
-        "clients/refused_total": standing.refused,
         "client_updates_per_second": round(standing.updates / max(standing.seconds, 1e-9), 1),
         "peak_memory_mb": round(peak_megabytes(), 1),
         "bytes_up_per_client": round(standing.bytes_up / max(standing.updates, 1)),
         "bytes_down_per_client": round(standing.bytes_down / max(standing.asked, 1)),
-        "bytes_up_total": standing.bytes_up,
-        "bytes_down_total": standing.bytes_down,
+        **standing.totals(),
         "server_sees": experiment.wire.sees,
+        **told(config, experiment.account, standing.round),
         "params_sha256": digest(jax.tree.map(np.asarray, (state.shared.params, state.memory[0]))),
         "data_sha256": experiment.data.digest,
         **val,

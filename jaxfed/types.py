@@ -53,6 +53,25 @@ class Client(NamedTuple):
     cohort: jax.Array  # int [M]: who was asked
 
 
+class Mechanism(NamedTuple):
+    """What one link releases in every round: a noised sum over the cohort, or (local) every client's noised message.
+
+    gaussian: `multiplier`.
+    skellam: integer noise of total variance (multiplier * l2)^2, in grid units. It must not depend on who takes part:
+      an absent client's share is somebody else's to add.
+    correlated: `multiplier` is the noise over the sensitivity of the whole run, for the participations that the
+      sampler allows: all rounds are one release.
+    local: a message that is private by itself, by Gaussian noise (`multiplier`) or a pure guarantee (`epsilon`).
+    """
+
+    kind: str
+    multiplier: float = 0.0  # standard deviation of the noise / the largest L2 norm that one client can add
+    l1: float = 0.0  # skellam: largest L1 norm that one client can add, in grid units, after rounding
+    l2: float = 0.0  # skellam: the same in L2
+    epsilon: float = 0.0  # local: of one message, for any two inputs
+    name: str = ""  # what is released, for the reader
+
+
 class Report(NamedTuple):
     """What a client's computation gives back. `update` points uphill, like a gradient."""
 

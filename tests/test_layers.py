@@ -31,7 +31,7 @@ MAY = {
     "cohort": {"types"},
     "metrics": {"types"},
     "renyi": set(),
-    "privacy": {"renyi"},
+    "privacy": {"types", "renyi"},
     "evaluate": {"types", "tree", "rows", "channel", "data", "memory", "metrics", "models", "placement"},
     "processes": set(),
     "masks": set(),

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.channel import Channel, Mechanism, link
+from jaxfed.channel import Channel, link
 from jaxfed.rows import Table, catalogue, is_table
-from jaxfed.types import Key, Tree
+from jaxfed.types import Key, Mechanism, Tree
 
 
 def noised(tree: Tree, stddev: jax.typing.ArrayLike, key: Key) -> Tree:

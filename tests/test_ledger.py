@@ -1,0 +1,118 @@
+"""What a run says of its differential privacy: every round in the log, whole in the summary and in the checkpoint."""
+
+import json
+import math
+
+import pytest
+
+from jaxfed import checkpoint, privacy
+from jaxfed.cli_privacy import told
+from jaxfed.config import config_of
+from jaxfed.experiment import assemble, load
+from jaxfed.rounds import fresh, prepare_round
+from jaxfed.train import train
+from jaxfed.types import Mechanism
+from tests.test_run import TABLE
+
+NOISED = [{"name": "mean", "count": 10}, {"name": "clip", "bound": 0.01}, {"name": "gaussian", "multiplier": 1.5}]
+ASKED = {"name": "poisson", "size": 10, "dropout": 0.2}
+DELTA = {"delta": 1e-3}
+
+
+def table(out, **changes):
+    return {**TABLE, "channel": NOISED, "cohort": ASKED, "privacy": DELTA, **changes, "run": {"out": str(out)}}
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ledger") / "a"
+    return train(config_of(table(out))), out
+
+
+def accounted(kind, accountant, rounds=4):
+    """By hand: 40 clients, 10 expected, at most 10 + 6 sqrt(7.5) = 27 slots."""
+    sampling = privacy.Sampling(kind, 40, 10, 27 if kind == "poisson" else 0)
+    return privacy.spent([Mechanism("gaussian", 1.5)], sampling, rounds, 1e-3, accountant).epsilon
+
+
+def test_every_row_says_what_was_spent_until_then(private):
+    summary, out = private
+    rows = rows_of(out)
+    assert [(row["round"], row["delta"]) for row in rows[:2]] == [(2, 1e-3), (4, 1e-3)]
+    assert [row["epsilon"] for row in rows[:2]] == [
+        pytest.approx(accounted("poisson", "rdp", rounds)) for rounds in (2, 4)
+    ]
+    assert all(row["server_sees"] == "update+rows" for row in rows[:2])
+    assert summary["epsilon"] == pytest.approx(accounted("poisson", "pld"))
+    assert summary["epsilon"] < rows[1]["epsilon"]
+    assert summary["privacy"]["accountant"] == "pld"
+
+
+def test_a_checkpoint_holds_the_ledger(private):
+    config = config_of(table(private[1]))
+    arrays = fresh(assemble(config, load(config.data)), 0)
+    with checkpoint.manager(private[1] / "checkpoints", 2) as kept:
+        _, meta, _ = checkpoint.restore(kept, arrays, print, lambda meta: None)
+    assert meta["privacy"] == {"epsilon": pytest.approx(accounted("poisson", "rdp")), "delta": 1e-3}
+
+
+def test_the_run_can_be_explained(private):
+    text = "\n".join(told(str(private[1])))
+    assert "each of 40 clients by itself with probability 0.25, at most 27 at a time" in text
+    assert f"epsilon {private[0]['epsilon']:.4g} at delta 0.001" in text
+
+
+def test_who_was_clipped_and_who_did_not_answer_is_counted(private):
+    """So small a bound clips everybody who reports; who was asked and did not report was dropped."""
+    summary, out = private
+    experiment = assemble(config := config_of(table(out)), load(config.data))
+    drawn = [prepare_round(experiment, 0, t) for t in range(4)]
+    reported = sum(int(ready.cohort.present.sum()) for ready in drawn)
+    asked = sum(ready.asked for ready in drawn)
+    assert summary["clients/clipped_total"] == reported > 0
+    assert summary["clients/dropped_total"] == asked - reported > 0
+    assert summary["clients/refused_total"] == 0
+    assert rows_of(out)[1]["clients/clipped_total"] == reported
+
+
+def test_a_run_without_noise_claims_nothing(tmp_path):
+    summary = train(config_of({**TABLE, "run": {"out": str(tmp_path / "n")}}))
+    assert summary["epsilon"] is summary["delta"] is summary["privacy"] is None
+    assert rows_of(tmp_path / "n")[0]["epsilon"] is None
+    json.loads((tmp_path / "n" / "summary.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_stopping_early_by_a_figure_without_noise_is_said_and_stored(tmp_path, capsys):
+    summary = train(config_of(table(tmp_path / "p", evaluation={"every": 2, "patience": 1})))
+    assert "evaluation.patience stops the run by val/full/ndcg@10, without noise" in summary["privacy"]["note"]
+    assert "privacy: evaluation.patience" in capsys.readouterr().err
+
+
+def test_a_delta_that_would_allow_to_publish_a_client_is_said(tmp_path, capsys):
+    summary = train(config_of(table(tmp_path / "d", privacy={"delta": 0.03})))
+    assert "delta 0.03 is not below 1/40" in summary["privacy"]["note"]
+    assert "delta 0.03 is not below 1/40" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0])
+def test_a_delta_that_is_none(tmp_path, delta):
+    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+        train(config_of(table(tmp_path / "x", privacy={"delta": delta})))
+
+
+@pytest.mark.parametrize("kind", ["poisson", "uniform", "cyclic", "everyone"])
+def test_only_what_a_sampler_earns_is_claimed(kind):
+    """Poisson cohorts are amplified and nothing is doubled; the others of that size spend more."""
+    size = {} if kind == "everyone" else {"size": 10}
+    config = config_of({
+        "data": TABLE["data"], "channel": NOISED, "privacy": DELTA, "cohort": {"name": kind, **size},
+    })  # fmt: skip
+    made = assemble(config, load(config.data))
+    known = {"uniform": "fixed"}.get(kind, kind)
+    assert made.account.sampling == (known, 40, size.get("size", 40), 27 if kind == "poisson" else 0)
+    best = accounted("poisson", "rdp")
+    assert made.epsilon(4) == pytest.approx(best) if kind == "poisson" else math.inf > made.epsilon(4) > 1.05 * best
