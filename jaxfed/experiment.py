@@ -157,7 +157,8 @@ def assemble(config: Any, data: Data) -> Experiment:
     model = model._replace(score=lambda *args: every(*args)[:items])
     batching = Batching(**{name: getattr(config.work, name) for name in BESIDE["work"]}, pairwise=model.pairwise)
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)
-    channel = links(config.channel, slots=sampler.slots)
+    known = {"slots": sampler.slots, "sampler": sampler, "population": population.num_clients, "rounds": config.rounds}
+    channel = links(config.channel, **known)
     run, lazy = config.run, config.server.lazy and not channel.whole
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     work = call(
@@ -178,7 +179,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     asked = config.evaluation.seed, config.evaluation.clients
     exams = {part: exam(population, part, *asked, placement.devices, share) for part in ("val", "test")}
     shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
-    through = links(config.evaluation.channel, slots=sampler.slots) if config.evaluation.where == "clients" else link()
+    through = links(config.evaluation.channel, **known) if config.evaluation.where == "clients" else link()
     examine = examiner(model, through, placement)
     check_memory(population, batching, shapes, shared, config.run.chunk)
     price = wire(channel, shared)

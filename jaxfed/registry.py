@@ -17,6 +17,7 @@ from jaxfed import channel, cohort
 from jaxfed.channel import Channel
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
 from jaxfed.channels.compress import drive, low_rank, quantise, random_k, rotate, sign, top_k
+from jaxfed.channels.correlated import correlated
 from jaxfed.channels.difference import difference
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure import pads, ring
@@ -113,6 +114,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "zero_out": zero_out,
         "gaussian": gaussian,
         "local_gaussian": local_gaussian,
+        "correlated": correlated,
         "densify": densify,
         "quantise": quantise,
         "sign": sign,

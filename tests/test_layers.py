@@ -18,7 +18,7 @@ MAY = {
     "tree": {"types"},
     "rows": {"types", "tree"},
     "channel": {"types", "tree", "rows"},
-    "channels": {"types", "tree", "rows", "channel"},
+    "channels": {"types", "tree", "rows", "channel", "channels", "cohort"},
     "wire": {"types", "tree", "rows", "channel"},
     "work": {"types", "tree", "rows"},
     "works": {"types", "tree", "rows", "work"},

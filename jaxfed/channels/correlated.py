@@ -1,0 +1,142 @@
+"""DP-FTRL: noise that later rounds take back in part, so that the sum of many rounds has little of it.
+
+The noise of round t is row t of C^-1 Z, Z independent normals: the whole run releases C X + Z, a Gaussian mechanism
+whose sensitivity is that of C for the rounds that one client takes part in. No sampling has to be secret.
+"""
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.channel import Channel, link
+from jaxfed.channels.noise import noised, sensitivity
+from jaxfed.cohort import Sampler
+from jaxfed.types import Mechanism
+
+LONGEST = 4096  # rounds: the sensitivity is computed from the whole matrix
+BUFFERS = 3  # of a BLT; more take minutes to optimise and gain a few per cent
+Kind = Literal["tree", "banded", "blt"]
+
+
+def schedule(kind: str, population: int, size: int, rounds: int) -> np.ndarray:
+    """bool [patterns, rounds]: the rounds that clients of a `cyclic` or `everyone` sampler take part in, each once.
+
+    Raises ValueError for samplers that leave it to chance.
+    """
+    if kind == "everyone":
+        return np.ones((1, rounds), bool)
+    if kind != "cyclic":
+        raise ValueError(
+            f"correlated: {kind} cohorts do not say which rounds a client takes part in: "
+            'set cohort.name = "cyclic" or "everyone"'
+        )
+    start = np.arange(rounds) * size % population
+    places = np.unique(np.concatenate([start, (start + size) % population]))  # between them nothing changes
+    return np.unique((places[:, None] - start) % population < size, axis=0)
+
+
+def norm_of(strategy: np.ndarray, patterns: np.ndarray) -> float:
+    """The largest L2 norm of C X for a client whose updates have norm 1, in the rounds of one of some patterns.
+
+    strategy: C [T, T]; patterns: bool [P, T]. sqrt of the sum of |C'C| over the pattern: no direction of the updates
+    does more (Choquette-Choo et al. 2023, "Multi-epoch matrix factorization mechanisms", theorem 2).
+    """
+    gram, chosen = np.abs(strategy.T @ strategy), patterns.astype(np.float64)
+    return float(np.sqrt(np.einsum("pt,pt->p", chosen @ gram, chosen).max()))
+
+
+def tree_matrix(rounds: int) -> np.ndarray:
+    """C of binary tree aggregation: row t sums the rounds of the dyadic interval that ends with t (as in a Fenwick
+    tree; Dwork et al. 2010; Kairouz et al. 2021)."""
+    end = np.arange(1, rounds + 1)[:, None]
+    column = np.arange(rounds)
+    return ((column < end) & (column >= end - (end & -end))).astype(np.float64)
+
+
+def tree_noise(rounds: int) -> Any:
+    """Its inverse as a stream: each round draws a node, and takes back those that its interval contains."""
+    from jax_privacy.matrix_factorization.streaming_matrix import StreamingMatrix
+
+    levels = rounds.bit_length()
+
+    def init(like):
+        return jnp.zeros((levels, *like.shape), like.dtype), jnp.int32(1)
+
+    def following(drawn, state):
+        nodes, end = state
+        level = jax.lax.population_count((end & -end) - 1)  # of the interval that ends here
+        at = jnp.arange(levels).reshape(-1, *(1,) * drawn.ndim)
+        below = jnp.where(at < level, nodes, 0)
+        return drawn - below.sum(0), (jnp.where(at == level, drawn, nodes - below), end + 1)
+
+    return StreamingMatrix.from_array_implementation(init, following)
+
+
+@functools.cache
+def strategy_of(kind: str, rounds: int, apart: int, times: int) -> tuple[np.ndarray, Any]:
+    """(C [T, T], C^-1 as a stream) for clients that take part `times` times at most, `apart` rounds apart at least.
+
+    Both are jax-privacy's, optimised for the mean (banded) or largest (BLT) error of the sums of the first rounds.
+    """
+    if kind == "tree":
+        return tree_matrix(rounds), tree_noise(rounds)
+    from jax_privacy.matrix_factorization import buffered_toeplitz, toeplitz  # seconds to import
+
+    if kind == "banded":
+        coefficients = toeplitz.optimize_banded_toeplitz(rounds, min(apart, rounds))
+        matrix = toeplitz.materialize_lower_triangular(toeplitz.pad_coefs_to_n(coefficients, rounds))
+        return np.asarray(matrix, np.float64), toeplitz.inverse_as_streaming_matrix(coefficients)
+    with jax.enable_x64():
+        asked = {"n": rounds, "min_sep": apart, "max_participations": times}
+        found = buffered_toeplitz.optimize(**asked, min_buffers=BUFFERS, max_buffers=BUFFERS)
+        matrix = np.asarray(found.materialize(rounds))
+    single = jax.tree.map(lambda x: np.asarray(x, np.float32), found)
+    return matrix, single.inverse_as_streaming_matrix()
+
+
+def correlated(
+    rounds: int, population: int, sampler: Sampler, multiplier: float = 1.0, kind: Kind = "banded"
+) -> Channel:
+    """Differential privacy by noise that is correlated over the rounds (DP-FTRL, Kairouz et al. 2021).
+
+    `multiplier`: noise over what one client can change of the whole run, whose rounds the sampler must fix. kind: tree;
+    banded (BandMF, Choquette-Choo et al. 2023), as many bands as there are rounds between two of a client; blt
+    (Dvijotham et al. 2024; McMahan et al. 2024). State: the model times log2(rounds), the bands, or 3.
+    """
+    if rounds > LONGEST:
+        raise ValueError(f"correlated: its matrix is for {LONGEST:,} rounds at most, and the run has {rounds:,}")
+    patterns = schedule(sampler.kind, population, sampler.size, rounds)
+    apart = min((int(np.diff(np.flatnonzero(each)).min(initial=rounds)) for each in patterns), default=rounds)
+    matrix, stream = strategy_of(kind, rounds, apart, int(patterns.sum(1).max()))
+
+    def init(example):
+        return stream.init_multiply(jax.tree.leaves(example)), ()
+
+    def at(norm):
+        stddev = multiplier * norm_of(matrix, patterns) * sensitivity("correlated", multiplier, norm)
+
+        def decode(total, state, round):
+            leaves, structure = jax.tree.flatten(total)
+            drawn = noised([jnp.zeros_like(x) for x in leaves], stddev, round.key)
+            noise, state = stream.multiply_next(drawn, state)
+            summed = [x + n for x, n in zip(leaves, noise, strict=True)]
+            return jax.tree.unflatten(structure, summed), state, {"noise/stddev": jnp.float32(stddev)}
+
+        return made._replace(decode=decode, at=None)
+
+    def unplaced(total, state, round):
+        raise ValueError("correlated: it learns from a chain how much noise is needed: put it in one, after a clip")
+
+    made = link(
+        decode=unplaced,
+        init=init,
+        norm=lambda x: x,
+        private=(Mechanism("correlated", multiplier),),
+        at=at,
+        whole=True,
+        name="correlated",
+    )
+    return made
