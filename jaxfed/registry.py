@@ -19,6 +19,7 @@ from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
 from jaxfed.channels.compress import drive, low_rank, quantise, random_k, rotate, sign, top_k
 from jaxfed.channels.correlated import correlated
 from jaxfed.channels.difference import difference
+from jaxfed.channels.distributed import skellam
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure import pads, ring
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
@@ -115,6 +116,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "gaussian": gaussian,
         "local_gaussian": local_gaussian,
         "correlated": correlated,
+        "skellam": skellam,
         "densify": densify,
         "quantise": quantise,
         "sign": sign,

@@ -1,0 +1,122 @@
+"""Distributed differential privacy: integer noise inside of a secure sum, so that not even the server sees more."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.channel import Channel, link, total
+from jaxfed.channels.noise import sensitivity
+from jaxfed.tree import rounded
+from jaxfed.types import Key, Mechanism
+
+BITS = 32  # of the ring
+ROOM = 1 + 2**-4  # how much longer rounding may make an update
+FLOAT = 1 + 1e-4  # what a norm in float32 may be off
+TAIL = 12  # standard deviations of noise for which the ring has room
+
+
+def centred_poisson(key: Key, mean: float, shape: tuple[int, ...]) -> jax.Array:
+    """int32: Poisson numbers minus floor(mean), 10 <= mean <= 1e10, by transformed rejection (Hormann 1993, PTRS).
+
+    Numbers near zero and a density that is computed relative to the mode, as `jax.random.poisson` loses a tenth of its
+    variance at a mean of 3e6 to the rounding of float32.
+    """
+    b = 0.931 + 2.53 * math.sqrt(mean)
+    a = -0.059 + 0.02483 * b
+    squeeze, height = 0.9277 - 3.6224 / (b - 2), 1.1239 + 1.1328 / (b - 3.4)
+    fraction = mean - math.floor(mean)
+
+    def log_density(d):
+        """log of the Poisson density at floor(mean) + d: Stirling's series about the mean."""
+        u = (d - fraction) / mean
+        series = u * u * (1 / 2 - u * (1 / 6 - u * (1 / 12 - u * (1 / 20 - u / 30))))
+        distance = jnp.where(jnp.abs(u) < 0.03, series, (1 + u) * jnp.log1p(u) - u)
+        k = mean * (1 + u)
+        return -mean * distance - (math.log(2 * math.pi * mean) + jnp.log1p(u)) / 2 - 1 / (12 * k) + 1 / (360 * k**3)
+
+    def draw(state):
+        key, found, done = state
+        key, left, right = jax.random.split(key, 3)
+        u = jax.random.uniform(left, shape) - 0.5
+        v = 1 - jax.random.uniform(right, shape)  # not 0
+        us = jnp.maximum(0.5 - jnp.abs(u), 1e-7)
+        d = jnp.floor((2 * a / us + b) * u + fraction + 0.43)
+        possible = (d >= -float(math.floor(mean))) & ((us >= 0.013) | (v <= us)) & (us > 1e-7)
+        inside = (us >= 0.07) & (v <= squeeze)
+        below = jnp.log(v * height / (a / (us * us) + b)) <= log_density(jnp.where(possible, d, 0))
+        taken = inside | (possible & below)
+        return key, jnp.where(done, found, d), done | taken
+
+    start = key, jnp.zeros(shape), jnp.zeros(shape, bool)
+    return jax.lax.while_loop(lambda state: ~state[2].all(), draw, start)[1].astype(jnp.int32)
+
+
+def skellam_noise(key: Key, variance: float, shape: tuple[int, ...]) -> jax.Array:
+    """int32: the difference of two Poisson numbers, of this variance."""
+    one, other = jax.random.split(key)
+    return centred_poisson(one, variance / 2, shape) - centred_poisson(other, variance / 2, shape)
+
+
+def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Channel:
+    """Sends integers, x * 2^fraction_bits rounded at random, into a sum modulo 2^32 that has Skellam noise (Agarwal,
+    Kairouz and Liu 2021), `multiplier` times the largest norm of an update.
+
+    An update that rounding makes longer than that is rounded towards zero instead (in place of the retries of Kairouz
+    et al. 2021), so the norm holds for every draw. slots: most clients of a round. The noise is drawn at the sum, whole
+    whoever reports: of a deployment's clients each adds its share, and somebody that of the absent.
+    """
+    unit = 2.0**fraction_bits
+
+    def at(norm):
+        longest = unit * sensitivity("skellam", multiplier, norm) * ROOM
+        l2 = longest * FLOAT
+        variance = (multiplier * l2) ** 2
+        if not 100 <= variance <= 1e10:
+            more = math.log2(100 / variance) / 2 if variance < 100 else math.log2(1e10 / variance) / 2
+            raise ValueError(
+                f"skellam: noise of variance {variance:.3g} in grid units, 100 to 1e10 can be drawn: set "
+                f"skellam.fraction_bits to {fraction_bits + (math.ceil(more) if more > 0 else math.floor(more))}"
+            )
+        need = 1 + math.ceil(math.log2(slots * l2 + TAIL * math.sqrt(variance)))
+        if need > BITS:
+            raise ValueError(
+                f"skellam: the sum of {slots} clients with {fraction_bits} fractional bits needs {need} bits, the ring "
+                f"has {BITS}: lower skellam.fraction_bits to {fraction_bits - need + BITS}, or clip more"
+            )
+
+        def encode(update, sent, client):
+            leaves, structure = jax.tree.flatten(update)
+            grid = [unit * x for x in leaves]
+            keys = jax.random.split(client.key, len(leaves))
+            near = [rounded(x, k) for x, k in zip(grid, keys, strict=True)]
+            fits = optax.tree.norm(near) <= longest
+            sent = [jnp.where(fits, x, jnp.trunc(y)) for x, y in zip(near, grid, strict=True)]
+            return jax.tree.unflatten(structure, [x.astype(jnp.int32) for x in sent]), client.memory
+
+        def decode(summed, state, round):
+            leaves, structure = jax.tree.flatten(summed)
+            keys = jax.random.split(round.key, len(leaves))
+            noisy = [x + skellam_noise(k, variance, x.shape) for x, k in zip(leaves, keys, strict=True)]
+            out = [x.astype(jnp.float32) / unit for x in noisy]
+            return jax.tree.unflatten(structure, out), state, {"noise/stddev": jnp.float32(variance**0.5 / unit)}
+
+        # whole numbers: the L1 norm is no larger than the square of the L2 norm
+        released = Mechanism("skellam", multiplier, l1=l2 * l2, l2=l2)
+        return made._replace(encode=encode, decode=decode, private=(released,), norm=lambda x: l2, at=None)
+
+    def unplaced(*_):
+        raise ValueError("skellam: it learns from a chain how much noise is needed: put it in one, after a clip")
+
+    made: Channel = link(
+        unplaced,
+        unplaced,
+        reduce=total,
+        hides=True,
+        private=(Mechanism("skellam", multiplier, 1.0, 1.0),),
+        at=at,
+        whole=True,
+        name="skellam",
+    )
+    return made
