@@ -102,7 +102,7 @@ REFUSED = {
     "too fine": (lambda: chain(clip(1.0), skellam(8, 1.0, 20)), "set skellam.fraction_bits to 16"),
     "too many": (lambda: chain(clip(1.0), skellam(10**6, 1.0, 14)), "lower skellam.fraction_bits to 10"),
     "codes": (lambda: chain(clip(), quantise(), skellam(8)), "nothing to its left bounds"),
-    "noise twice": (lambda: chain(clip(), skellam(8), gaussian(), quantise()), "quantise after gaussian lets one client add more"),
+    "noise twice": (lambda: chain(clip(), skellam(8), gaussian(), quantise()), "quantise after gaussian lets"),
 }
 
 

@@ -75,6 +75,20 @@ def test_the_noise_has_the_standard_deviation_it_says(bound, multiplier):
     assert (np.abs(noise) > 0).all()
 
 
+def test_a_mean_by_row_whose_weights_are_noised_too():
+    """Weights are in the clipped message: without noise it is the plain one, whatever they are multiplied by; and no
+    denominator is below the floor, so noise of rows that nobody holds stays small."""
+    plain = model(run(factorisation(per_row_mean()), row_cohort(), rounds=1)[0])
+    for counted in (0.5, 0.01):
+        inside = chain(per_row_mean(counted=counted), clip(100.0))
+        close(model(run(factorisation(inside), row_cohort(), rounds=1)[0]), plain)
+    floored = model(run(factorisation(per_row_mean(floor=COHORT)), row_cohort(), rounds=1)[0])
+    close(floored, model(run(factorisation(mean(COHORT)), row_cohort(), rounds=1)[0]))
+    noisy = chain(per_row_mean(floor=2.0, counted=0.1), clip(1.0), gaussian(0.5))
+    moved = model(run(factorisation(noisy), row_cohort(), rounds=1)[0])["item"] - PLAIN["item"]
+    assert np.abs(moved).max() <= (1.0 + 6 * 0.5) / 2.0  # six standard deviations of noise, over the floor
+
+
 REFUSED = {
     "nothing bounds": (lambda: chain(mean(8), gaussian()), "nothing to its left bounds"),
     "weighted mean before noise": (lambda: chain(weighted_mean(), gaussian()), "nothing to its left bounds"),

@@ -57,21 +57,28 @@ def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
     return link(encode, decode, name="weighted_mean")
 
 
-def per_row_mean(by: By = "uniform", power: float = 1.0) -> Channel:
+def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, counted: float = 1.0) -> Channel:
     """Divides each row of a table by the summed weight of the clients that hold it, other leaves by that of all.
 
     Without it a row that few clients touch moves by (its clients / cohort) of their mean step (FedSubAvg: Ding et al.
     2022, "Federated submodel optimization for hot and cold data features").
+
+    The weights are part of the message: links to the right clip and noise them with the rest. Then let `counted` times
+    a weight be sent, to balance both in the norm, and `floor` be the least to divide by, or noise of small weights is
+    all there is.
     """
     weigh = weight_of(by, power)
+    if floor < 0 or counted <= 0:
+        raise ValueError("per_row_mean: floor must not be negative, counted must be positive")
 
     def encode(update, sent, client):
         weight = weigh(client)
-        held = Table(jnp.full(client.rows.shape, weight))
-        return (scale(weight, update), held, weight), client.memory
+        held = Table(jnp.full(client.rows.shape, counted * weight))
+        return (scale(weight, update), held, counted * weight), client.memory
 
     def decode(total, state, round):
         update, held, weight = total
-        return lift(lambda x: share(x, held.rows), lambda x: share(x, weight), update), state, {}
+        held, weight = (jnp.maximum(x / counted, floor) for x in (held.rows, weight))
+        return lift(lambda x: share(x, held), lambda x: share(x, weight), update), state, {}
 
     return link(encode, decode, name="per_row_mean")
