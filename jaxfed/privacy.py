@@ -360,6 +360,20 @@ def lower_bound(members: Any, strangers: Any, delta: float, confidence: float = 
     return float(auditor.epsilon_clopper_pearson(1 - confidence, delta, one_sided=False))
 
 
+def probe(channel: Any, example: Any, draws: int = 64, rounds: int = 4, seed: int = 0) -> float:
+    """The most that one client was found to move what a private chain noises, over what its noise is made for.
+
+    Above 1 the chain is not private as it says; at most 1 proves nothing, as it searches at random (see `sensitivity`).
+    example: an update, its tables marked. Raises ValueError for a chain without noise.
+    """
+    from jaxfed.channel import placed
+    from jaxfed.sensitivity import largest
+
+    if not channel.private:
+        raise ValueError(f"{channel.name}: no link of it is private: there is nothing to probe")
+    return largest(placed(channel.links or (channel,)), example, draws, rounds, seed)
+
+
 def as_dict(mechanisms: Sequence[Mechanism], sampling: Sampling, rounds: int, spent: Spent) -> dict[str, Any]:
     """What a run's summary holds under `privacy`, in JSON's types."""
     entries = [{key: value for key, value in each._asdict().items() if value} for each in mechanisms]

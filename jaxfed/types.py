@@ -67,7 +67,7 @@ class Mechanism(NamedTuple):
     kind: str
     multiplier: float = 0.0  # standard deviation of the noise / the largest L2 norm that one client can add
     l1: float = 0.0  # skellam: largest L1 norm that one client can add, in grid units, after rounding
-    l2: float = 0.0  # skellam: the same in L2
+    l2: float = 0.0  # largest L2 norm that one client can add where the noise is (skellam: in the same units)
     epsilon: float = 0.0  # local: of one message, for any two inputs
     name: str = ""  # what is released, for the reader
 

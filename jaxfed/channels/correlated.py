@@ -125,7 +125,7 @@ def correlated(
             summed = [x + n for x, n in zip(leaves, noise, strict=True)]
             return jax.tree.unflatten(structure, summed), state, {"noise/stddev": jnp.float32(stddev)}
 
-        return made._replace(decode=decode, at=None)
+        return made._replace(decode=decode, private=(Mechanism("correlated", multiplier, l2=norm),), at=None)
 
     def unplaced(total, state, round):
         raise ValueError("correlated: it learns from a chain how much noise is needed: put it in one, after a clip")

@@ -50,7 +50,7 @@ def gaussian(multiplier: float = 1.0) -> Channel:
         def decode(total, state, round):
             return noised(total, stddev, round.key), state, {"noise/stddev": jnp.float32(stddev)}
 
-        return made._replace(decode=decode, at=None)
+        return made._replace(decode=decode, private=(Mechanism("gaussian", multiplier, l2=norm),), at=None)
 
     def unplaced(total, state, round):
         raise ValueError("gaussian: it learns from a chain how much noise is needed: chain(clip(...), gaussian(...))")
@@ -73,7 +73,8 @@ class Whole(NamedTuple):
 
 
 def densify() -> Channel:
-    """A client sends every row of every table, zeros where it holds none: neither its rows nor how many they are show.
+    """A client sends every row of every table, zeros where it holds none. Zeros still tell which: only with noise on
+    each message (`local_gaussian`) or a sum of hidden ones (`ring`, `pads`) do neither its rows nor their number show.
 
     The price is that of whole tables, up and (as asking for rows would show them) down.
     """
@@ -97,7 +98,10 @@ def densify() -> Channel:
 
 
 def local_gaussian(multiplier: float = 1.0) -> Channel:
-    """Local differential privacy: each client adds the noise itself, to a message that shows no rows (`densify`)."""
+    """Local differential privacy: each client adds the noise itself, to a message that shows no rows (`densify`).
+
+    What comes after sees noise alone and may do anything; but nothing bounds the norm of a noised message.
+    """
 
     def at(norm):
         stddev = multiplier * sensitivity("local_gaussian", multiplier, norm)
@@ -105,7 +109,7 @@ def local_gaussian(multiplier: float = 1.0) -> Channel:
         def encode(update, sent, client):
             return noised(update, stddev, client.key), client.memory
 
-        return made._replace(encode=encode, at=None)
+        return made._replace(encode=encode, private=(Mechanism("local", multiplier, l2=norm),), at=None)
 
     def init(example):
         if catalogue(example):
@@ -119,7 +123,6 @@ def local_gaussian(multiplier: float = 1.0) -> Channel:
         unplaced,
         None,
         init,
-        norm=lambda x: x,
         private=(Mechanism("local", multiplier),),
         at=at,
         whole=True,

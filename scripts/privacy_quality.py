@@ -1,0 +1,106 @@
+"""What user-level differential privacy costs: trains at several epsilons by several mechanisms and prints a table.
+
+python scripts/privacy_quality.py CONFIG [--epsilons 8 ...] [--mechanisms central ...] [--clip 1] [--key value ...]
+
+CONFIG has a cohort.size; its links are replaced by a clip and noise. Each row is a `jaxfed train` in a folder of its
+own, resumed where it was. central: Poisson cohorts, Gaussian noise on the sum; distributed: the same cohorts, Skellam
+noise in a ring; dp-ftrl: the clients in a circle, noise correlated over the rounds (banded); local: every client's own
+noise, Poisson cohorts.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from jaxfed.channels.distributed import FLOAT, ROOM
+from jaxfed.cli import overridden
+from jaxfed.cohort import poisson
+from jaxfed.config import config_of, read, table_of
+from jaxfed.experiment import load
+from jaxfed.privacy import Sampling, calibrate
+
+METRICS = {"HR@10": "test/full/hr@10", "NDCG@10": "test/full/ndcg@10", "HR@10, 99": "test/sampled/hr@10"}
+BITS = 14  # fractional bits of the ring
+KINDS = {
+    "central": ("gaussian", "poisson"),
+    "distributed": ("skellam", "poisson"),
+    "dp-ftrl": ("correlated", "cyclic"),
+    "local": ("local", "poisson"),
+}
+
+
+def noise(kind: str, epsilon: float, config: Any, population: int, clip: float) -> float:
+    """The multiplier with which the run spends epsilon, in its chain's units."""
+    mechanism, sampler = KINDS[kind]
+    size = config.cohort.size
+    cap = poisson(population, size).slots if sampler == "poisson" else 0
+    longest = clip * 2.0**BITS * ROOM * FLOAT if mechanism == "skellam" else 0.0
+    return calibrate(
+        epsilon,
+        config.privacy.delta,
+        Sampling(sampler, population, size, cap),
+        config.rounds,
+        mechanism,
+        "rdp" if mechanism in ("skellam", "local") else "pld",
+        l1=longest**2,
+        l2=longest,
+    )
+
+
+def links(kind: str, multiplier: float, size: int, clip: float) -> list[dict[str, Any]]:
+    """The chain of a mechanism; without one, the same without noise."""
+    noised: dict[str, list[dict[str, Any]]] = {
+        "none": [],
+        "central": [{"name": "gaussian", "multiplier": multiplier}],
+        "distributed": [{"name": "skellam", "multiplier": multiplier, "fraction_bits": BITS}],
+        "dp-ftrl": [{"name": "correlated", "multiplier": multiplier}],
+        "local": [{"name": "densify"}, {"name": "local_gaussian", "multiplier": multiplier}],
+    }
+    return [{"name": "mean", "count": size}, {"name": "clip", "bound": clip}, *noised[kind]]
+
+
+def trained(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The summary of a run, which goes on where it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "asked.toml").write_text(tomli_w.dumps(table))
+    words = ["train", str(folder / "asked.toml"), "--out", str(folder / "run"), "--resume"]
+    done = subprocess.run([sys.executable, "-m", "jaxfed", *words], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads((folder / "run" / "summary.json").read_text())
+
+
+def main() -> None:
+    """Trains row by row."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("config")
+    parser.add_argument("--mechanisms", nargs="+", default=["central", "distributed", "dp-ftrl"], choices=KINDS)
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--clip", type=float, default=1.0, help="largest norm of an update")
+    parser.add_argument("--out", help="folder of the runs; default runs/privacy/CONFIG")
+    args, overrides = parser.parse_known_args()
+    table = table_of(overridden(read(args.config), overrides))
+    config = config_of(table)
+    population = load(config.data).population.num_clients
+    out = Path(args.out or f"runs/privacy/{Path(args.config).stem}")
+    head = ["mechanism", f"ε at δ = {config.privacy.delta:g}", "accountant", "noise / bound", *METRICS]
+    print(f"| {' | '.join(head)} |")
+    print("|---" * len(head) + "|")
+    for kind, epsilon in [("none", 0.0), *((kind, each) for kind in args.mechanisms for each in args.epsilons)]:
+        multiplier = noise(kind, epsilon, config, population, args.clip) if epsilon else 0.0
+        cohort = table["cohort"] | {"name": KINDS[kind][1] if epsilon else "poisson"}
+        row = table | {"channel": links(kind, multiplier, config.cohort.size, args.clip), "cohort": cohort}
+        told = trained(row, out / f"{kind}_{epsilon:g}_clip_{args.clip:g}")
+        spent = ["∞", "", "0"]
+        if epsilon:
+            spent = [f"{told['epsilon']:.2f}", told["privacy"]["accountant"], f"{multiplier:.3g}"]
+        print(f"| {' | '.join([kind, *spent, *(f'{told[name]:.4f}' for name in METRICS.values())])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

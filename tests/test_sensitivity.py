@@ -1,0 +1,93 @@
+"""The probe: silent on every private chain that a configuration can name, and loud on those that `chain` refuses."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxfed import cohort
+from jaxfed.channel import chain, link
+from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row
+from jaxfed.channels.compress import quantise, rotate, top_k
+from jaxfed.channels.correlated import correlated
+from jaxfed.channels.distributed import skellam
+from jaxfed.channels.noise import densify, gaussian, local_gaussian
+from jaxfed.channels.secure import pads, ring
+from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
+from jaxfed.privacy import probe
+from jaxfed.registry import REGISTRY
+from jaxfed.rows import Table
+from jaxfed.sensitivity import largest
+
+EXAMPLE = {"item": Table(jnp.zeros((6, 4))), "bias": Table(jnp.zeros(6)), "scale": jnp.zeros(())}
+NEAR = 2e-3  # float32: a difference of sums of four clients
+
+
+def dp_ftrl():
+    return correlated(12, 11, cohort.cyclic(11, 4), 1.0, "tree")
+
+
+SOUND = {
+    "gaussian": lambda: chain(mean(4), clip(0.5), gaussian()),
+    "weights before the clip": lambda: chain(weighted_mean(), clip(0.5), gaussian()),
+    "noised denominators": lambda: chain(per_row_mean(floor=2.0), clip(0.5), gaussian()),
+    "adaptive clip": lambda: chain(mean(4), adaptive_clip(1.0, count=4), gaussian()),
+    "rotated": lambda: chain(mean(4), rotate(), clip(0.5), gaussian()),
+    "rotated after the clip": lambda: chain(mean(4), clip(0.5), rotate(), gaussian()),
+    "rows, then all": lambda: chain(mean(4), clip_per_row(0.1), clip(0.3), gaussian()),
+    "local": lambda: chain(mean(4), clip(0.5), densify(), local_gaussian()),
+    "local and central": lambda: chain(mean(4), clip(0.5), densify(), local_gaussian(0.1), clip(2.0), gaussian()),
+    "skellam": lambda: chain(mean(4), clip(0.5), skellam(8)),
+    "skellam, coarse": lambda: chain(mean(4), clip(0.5), skellam(8, 2.0, 4)),
+    "skellam under pads": lambda: chain(mean(4), clip(0.5), densify(), skellam(8), pads()),
+    "dp-ftrl": lambda: chain(mean(4), clip(0.5), dp_ftrl()),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_nobody_is_found_who_does_more_than_is_claimed(name):
+    """And somebody who does nearly as much, or the search would be blind."""
+    assert 0.9 <= probe(SOUND[name](), EXAMPLE) <= 1 + NEAR
+
+
+def test_every_private_link_of_the_registry_is_probed():
+    private = {name for name, make in REGISTRY["channel"].items() if "Mechanism(" in inspect.getsource(make)}
+    assert private >= {"gaussian", "local_gaussian", "skellam", "correlated"}
+    assert private <= {each for make in SOUND.values() for each in make().name.split(", ")}
+
+
+def unsound(*links, bound):
+    """The links as somebody would join them who does not ask `chain`: noise for the bound that the clip promises."""
+    return tuple(each.at(bound) if each.at else each for each in links)
+
+
+def doubled(update, sent, client):
+    return jax.tree.map(lambda x: 2 * x, update), client.memory
+
+
+UNSOUND = {
+    "noise before top-k": (clip(0.5), gaussian(), top_k(0.1)),
+    "noise before quantise": (clip(0.5), gaussian(), quantise(4)),
+    "weighted mean before noise": (clip(0.5), weighted_mean(), gaussian()),
+    "mean by row before noise": (clip(0.5), per_row_mean(), gaussian()),
+    "what doubles, before local noise": (clip(0.5), link(doubled, name="doubled"), densify(), local_gaussian()),
+    "noise under noise of clients": (clip(0.5), gaussian(), densify(), local_gaussian(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", UNSOUND)
+def test_what_chain_refuses_is_caught(name):
+    with pytest.raises(ValueError, match="put|bound"):
+        chain(*UNSOUND[name])
+    assert largest(unsound(*UNSOUND[name], bound=0.5), EXAMPLE) > 1 + 10 * NEAR
+
+
+def test_a_rounding_that_lengthens_is_caught():
+    """A ring rounds at random: what it adds to the norm is not in the bound of a clip."""
+    assert largest(unsound(clip(0.5), gaussian(), ring(8, fraction_bits=3, bound=1.0), bound=0.5), EXAMPLE) > 1.1
+
+
+def test_a_chain_without_noise_has_nothing_to_probe():
+    with pytest.raises(ValueError, match="no link of it is private"):
+        probe(chain(mean(), clip(1.0)), EXAMPLE)
