@@ -21,7 +21,7 @@ class Heard(NamedTuple):
     """One client's message, opened, as the server has it."""
 
     id: int
-    held: np.ndarray  # int [K]: the items of its rows, past the end where unused; they count where it has tables
+    held: np.ndarray  # int [K]: the items of the rows of its tables; none where it has no tables and so names none
     message: Tree
 
 
@@ -42,20 +42,22 @@ class Scores(NamedTuple):
 
 def heard(part: Part, size: int) -> Iterator[Heard]:
     """The messages of a `Part`, client by client; size: rows of the catalogue."""
-    part = jax.tree.map(np.asarray, part._replace(memory=(), metrics={}))
+    owner, held, ids = (np.asarray(x) for x in (part.owner, part.held, part.ids))
+    messages = jax.tree.map(np.asarray, part.messages)
+    named = any(map(is_table, jax.tree.leaves(messages, is_leaf=is_table)))
     for place in np.flatnonzero(part.present):
-        mine = (part.owner == part.ids[place]) & (part.held < size)
+        mine = (owner == ids[place]) & (held < size)
 
         def cut(node, mine=mine, place=place):
             return Table(jax.tree.map(lambda x: x[mine], node.rows)) if is_table(node) else node[place]
 
-        message = jax.tree.map(cut, part.messages, is_leaf=is_table)
-        yield Heard(int(part.ids[place]), part.held[mine], message)
+        message = jax.tree.map(cut, messages, is_leaf=is_table)
+        yield Heard(int(ids[place]), held[mine & named], message)
 
 
 def by_item(tree: Tree, held: Array, size: int) -> np.ndarray:
     """float64 [size, D]: the numbers of every item, those of tables of one number an item first; zeros where the tree
-    has no row of an item. held int [K]: the items of the rows of tables; one past the end is nobody's."""
+    has no row of an item. held int [K]: the items of the rows of tables, past the end: nobody's."""
     columns = []
     for node in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Table | Whole)):
         if isinstance(node, Table | Whole):
@@ -71,20 +73,18 @@ def by_item(tree: Tree, held: Array, size: int) -> np.ndarray:
 
 
 def see(message: Tree, held: Array, size: int) -> Seen:
-    """What a message, opened, says about items; a sum is one of whole tables, see `whole`.
+    """What a message, opened, says about items; held int [K]: the items it names, see `Heard`.
 
     What links send beside the update (weights, indicators of a norm) is left aside.
     """
     parts = jax.tree.leaves(message, is_leaf=lambda x: isinstance(x, Shared))
     steps = -by_item(next((x for x in parts if isinstance(x, Shared)), message), held, size)
-    sent = (steps != 0).any(1)
-    if any(map(is_table, jax.tree.leaves(message, is_leaf=is_table))):
-        sent[np.asarray(held)[np.asarray(held) < size]] = True
-    return Seen(sent, steps)
+    named = np.isin(np.arange(size), held)
+    return Seen(named | (steps != 0).any(1), steps)
 
 
 def whole(total: Tree) -> Tree:
-    """A sum over a cohort, whose tables have all rows and name none."""
+    """A sum over a cohort, or what is made of it: its tables have all rows and name none."""
     return jax.tree.map(lambda node: Whole(node.rows) if is_table(node) else node, total, is_leaf=is_table)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxfed import inference
 from jaxfed.channel import Channel, link, total
+from jaxfed.cli import start
 from jaxfed.config import config_of, read
 from jaxfed.data.clients import Population
 from jaxfed.experiment import Experiment, assemble, load
@@ -43,7 +44,7 @@ def named(name: str, **values: Any) -> dict[str, Any]:
 
 def defences(clients: int, small: int = 16) -> list[Defence]:
     """The rows of the table."""
-    clip, mean, count = named("clip", bound=BOUND), named("mean"), named("mean", count=clients)
+    clip, mean = named("clip", bound=BOUND), named("mean", count=clients)
     dense = [mean, clip, named("densify")]
     return [
         Defence("none", [mean]),
@@ -57,8 +58,8 @@ def defences(clients: int, small: int = 16) -> list[Defence]:
             Defence(f"clip, densify, local_gaussian {x:g}", [*dense, named("local_gaussian", multiplier=x)])
             for x in (0.01, 0.03, 0.1)
         ),
-        Defence("clip, gaussian 1: its own server", [count, clip, named("gaussian")]),
-        Defence("clip, gaussian 1: who sees the model", [count, clip, named("gaussian")], "released"),
+        Defence("clip, gaussian 1: its own server", [mean, clip, named("gaussian")]),
+        Defence("clip, gaussian 1: who sees the model", [mean, clip, named("gaussian")], "released"),
         Defence("clip, ring", [mean, clip, named("ring")], "sum"),
         Defence(f"clip, ring, {small} a round", [mean, clip, named("ring")], "sum", size=small),
     ]
@@ -156,6 +157,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    start()
     REGISTRY["channel"] |= {"listen": listen, "look": look}
     table = read("configs/ml100k_fedavg.toml")
     config = config_of(table)
