@@ -3,7 +3,9 @@
 python scripts/membership.py [--rounds 50] [--clients 128] [--seed 0]
 
 Trains a factorisation by configs/ml100k_fedavg.toml, then asks a cohort for one round more under each defence, from the
-same model, by the compiled round itself: what is attacked is what its server receives. See `jaxfed.inference`.
+same model, by the compiled round itself: what is attacked is what its server receives. See `jaxfed.inference` for the
+attacks; the last column weighs them and the popularity of items as suits the other half of the clients, whose truth that
+attacker knows. Means over clients with their standard errors; items held out for evaluation are not asked for.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from jaxfed.registry import REGISTRY
 from jaxfed.rounds import fresh, rounds
 from jaxfed.types import Part, Tree
 
-BOUND = 10.0  # of clips: a third of the clients of the model of round 50 send less
+BOUND = 10.0  # of clips; most updates are longer
 PARTS: list[Part] = []  # what a server that reads messages received
 
 
@@ -58,8 +60,8 @@ def defences(clients: int, small: int = 16) -> list[Defence]:
             Defence(f"clip, densify, local_gaussian {x:g}", [*dense, named("local_gaussian", multiplier=x)])
             for x in (0.01, 0.03, 0.1)
         ),
-        Defence("clip, gaussian 1: its own server", [mean, clip, named("gaussian")]),
-        Defence("clip, gaussian 1: who sees the model", [mean, clip, named("gaussian")], "released"),
+        Defence("clip, gaussian 1: the trusted server", [mean, clip, named("gaussian")]),
+        Defence("clip, gaussian 1: who sees the noised sum", [mean, clip, named("gaussian")], "released"),
         Defence("clip, ring", [mean, clip, named("ring")], "sum"),
         Defence(f"clip, ring, {small} a round", [mean, clip, named("ring")], "sum", size=small),
     ]
@@ -86,7 +88,7 @@ def configuration(table: dict[str, Any], defence: Defence, clients: int) -> Any:
     changed = {
         **{name: table[name] | values for name, values in defence.beside.items()},
         "channel": spy.get(defence.at, [named("look"), *defence.links]),
-        "cohort": {"name": "uniform", "size": defence.size or clients},
+        "cohort": {"name": "cyclic", "size": defence.size or clients},
         "server": table["server"] | {"lazy": False},  # sums of whole tables
     }
     return config_of(table | changed)
@@ -95,9 +97,10 @@ def configuration(table: dict[str, Any], defence: Defence, clients: int) -> Any:
 def seen(
     experiment: Experiment, arrays: Tree, defence: Defence, seed: int, first: int, clients: int
 ) -> Iterator[tuple[int, inference.Seen]]:
-    """(client, what is seen of it) of one round, or of as many as it takes to ask so many clients."""
-    size = experiment.data.population.num_items
-    for number in range(first, first + -(-clients // experiment.sampler.slots)):
+    """(client, what is seen of it) of one round, or of as many as it takes to ask so many clients: always the same, who
+    stand side by side in the circle of all."""
+    size, times = experiment.data.population.num_items, -(-clients // experiment.sampler.slots)
+    for number in range(times * first, times * first + times):
         state = fresh(experiment, seed)["state"]
         shared, private = jax.tree.map(jax.numpy.asarray, arrays)
         PARTS.clear()
@@ -173,7 +176,7 @@ def main() -> None:
         experiment = assemble(configuration(table, defence, args.clients), data)
         found = seen(experiment, arrays, defence, args.seed, args.rounds, args.clients)
         by = aucs(data.population, arrays, found)
-        if not floor:  # of the same clients throughout, but for small cohorts
+        if not floor:  # the same for all
             floor = by["popularity"]
             print(f"| no message: popularity alone | | | | | {text(floor)} |")
         cells = [text(by[name]) for name in ("rows", "update", "taste", "all")]

@@ -21,7 +21,7 @@ from jaxfed.registry import REGISTRY
 from jaxfed.rows import Table
 from jaxfed.types import Shared
 from jaxfed.wire import wire
-from tests.small import DATA, ITEMS, MARKED, WHO, factorisation, row_cohort, run
+from tests.small import DATA, EPS, ITEMS, MARKED, WHO, factorisation, row_cohort, run
 
 ROOT = Path(__file__).parent.parent
 N, D = 400, 6
@@ -167,6 +167,16 @@ def test_real_messages_tell(channel):
 def test_the_absent_are_not_heard():
     there = np.arange(len(WHO)) != 2
     assert seen_of(overheard((mean(),), row_cohort(present=there))).keys() == set(WHO) - {WHO[2]}
+
+
+def test_a_sum_is_the_sum_of_what_clients_say():
+    """As the server has it before any link decodes it; it names no rows."""
+    spy = link(decode=lambda total, state, round: (total, state, {"seen": total}))
+    _, info = run(factorisation(chain(mean(), spy)), row_cohort(), rounds=1)
+    sum = inference.see(inference.whole(info["seen"]), np.zeros(0, int), ITEMS)
+    each = seen_of(overheard((mean(),))).values()
+    np.testing.assert_allclose(sum.steps, np.sum([seen.steps for seen in each], 0), atol=EPS)
+    np.testing.assert_array_equal(sum.sent, np.any([seen.sent for seen in each], 0))
 
 
 def test_an_attacker_is_given_messages_alone():
