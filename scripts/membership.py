@@ -4,8 +4,8 @@ python scripts/membership.py [--rounds 50] [--clients 128] [--seed 0]
 
 Trains a factorisation by configs/ml100k_fedavg.toml, then asks a cohort for one round more under each defence, from the
 same model, by the compiled round itself: what is attacked is what its server receives. See `jaxfed.inference` for the
-attacks; the last column weighs them and the popularity of items as suits the other half of the clients, whose truth that
-attacker knows. Means over clients with their standard errors; items held out for evaluation are not asked for.
+attacks; the last column weighs them and the popularity of items as suits the other half of the clients, whose truth
+that attacker knows. Means over clients with their standard errors; items held out for evaluation are not asked for.
 """
 
 import argparse
