@@ -20,6 +20,7 @@ MAY = {
     "channel": {"types", "tree", "rows"},
     "channels": {"types", "tree", "rows", "channel", "channels", "cohort"},
     "wire": {"types", "tree", "rows", "channel"},
+    "inference": {"types", "rows", "channels"},
     "work": {"types", "tree", "rows"},
     "works": {"types", "tree", "rows", "work"},
     "placement": {"types", "tree", "rows"},
@@ -58,6 +59,7 @@ CORE = (
     "algorithms",
     "models",
     "privacy",
+    "inference",
 )
 SHELL = {"open", "print", "input"}
 CLOCKS = {"time", "datetime", "random", "os", "sys", "logging", "pathlib", "subprocess"}
