@@ -4,6 +4,7 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxfed import cohort
@@ -15,10 +16,13 @@ from jaxfed.channels.distributed import skellam
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure import pads, ring
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
-from jaxfed.privacy import probe
+from jaxfed.federate import model
+from jaxfed.privacy import Sampling, lower_bound, probe, spent
 from jaxfed.registry import REGISTRY
 from jaxfed.rows import Table
 from jaxfed.sensitivity import largest
+from jaxfed.types import Mechanism
+from tests.small import KEY, MARKED, WHO, factorisation, row_cohort
 
 EXAMPLE = {"item": Table(jnp.zeros((6, 4))), "bias": Table(jnp.zeros(6)), "scale": jnp.zeros(())}
 NEAR = 2e-3  # float32: a difference of sums of four clients
@@ -91,3 +95,29 @@ def test_a_rounding_that_lengthens_is_caught():
 def test_a_chain_without_noise_has_nothing_to_probe():
     with pytest.raises(ValueError, match="no link of it is private"):
         probe(chain(mean(), clip(1.0)), EXAMPLE)
+
+
+def audited(multiplier, runs=400):
+    """A lower bound on epsilon from real rounds: the first client, whose update is the canary, reports or does not."""
+    algorithm = factorisation(chain(mean(len(WHO)), clip(0.05), gaussian(multiplier)))
+    there = np.arange(len(WHO)) > 0
+    changes = {}
+    for present in (True, False):
+        cohort = row_cohort(present=there | present)
+        start = algorithm.init(MARKED, KEY)
+        fresh = lambda start=start: jax.tree.map(lambda x: x.copy(), start)
+        changes[present] = np.array([
+            np.concatenate([np.ravel(x) for x in jax.tree.leaves(model(algorithm.step(fresh(), cohort, key)[0]))])
+            for key in jax.random.split(jax.random.key(1 + present), runs)
+        ])  # fmt: skip
+    still = factorisation(chain(mean(len(WHO)), clip(0.05)))
+    ends = [model(still.step(still.init(MARKED, KEY), row_cohort(present=there | here), KEY)[0]) for here in (1, 0)]
+    canary = np.concatenate([np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, ends), strict=True)])
+    return lower_bound(changes[True] @ canary, changes[False] @ canary, 1e-3)
+
+
+def test_an_audit_of_real_rounds_stays_below_what_is_claimed_and_catches_too_little_noise():
+    """The attacker knows the canary's direction and all but who reports: the worst case of the accountant."""
+    claimed = spent([Mechanism("gaussian", 2.0)], Sampling("everyone", 8, 8), 1, 1e-3, "pld").epsilon
+    assert 0.1 * claimed < audited(2.0) < claimed
+    assert audited(0.2) > claimed
