@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from jaxfed.channel import chain, message, probe
 from jaxfed.channels.compress import drive, low_rank, quantise, random_k, rotate, sign, top_k
-from jaxfed.channels.weigh import mean, weighted_mean
-from jaxfed.rows import Table
+from jaxfed.channels.difference import difference
+from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
+from jaxfed.rows import Table, take
 from jaxfed.tree import zeros
 from jaxfed.types import Coded, Kept, Shared
 from jaxfed.wire import entropy, is_form, pack, size, unpack, wire
@@ -34,6 +35,8 @@ CODES = {
     "rotate, quantise": lambda: chain(rotate(), quantise(4)),
     "low_rank, top_k": lambda: chain(low_rank(4), top_k(0.25)),
     "weighted, sign": lambda: chain(weighted_mean(), sign(False)),
+    "per row, top_k": lambda: chain(per_row_mean(), top_k()),
+    "difference, random_k": lambda: chain(difference(), per_row_mean(), random_k(0.3)),
     "nothing": mean,
 }
 
@@ -65,7 +68,7 @@ def update_of(held, seed=0):
 
 def sent_by(channel, held, seed=0):
     state, who = client_of(channel, held, seed)
-    return channel.encode(update_of(held, seed), channel.send(state), who), who
+    return channel.encode(update_of(held, seed), take(channel.send(state), who.rows), who), who
 
 
 def opened(channel, sent, who):

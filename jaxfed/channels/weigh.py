@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxfed.channel import Channel, link
 from jaxfed.rows import Table, lift
 from jaxfed.tree import scale
-from jaxfed.types import Client
+from jaxfed.types import Client, Weights
 
 By = Literal["examples", "activity", "uniform"]
 
@@ -67,11 +67,11 @@ def per_row_mean(by: By = "uniform", power: float = 1.0) -> Channel:
 
     def encode(update, sent, client):
         weight = weigh(client)
-        held = Table(jnp.full(client.rows.shape, weight))
+        held = Weights(Table(jnp.full(client.rows.shape, weight)))
         return (scale(weight, update), held, weight), client.memory
 
     def decode(total, state, round):
         update, held, weight = total
-        return lift(lambda x: share(x, held.rows), lambda x: share(x, weight), update), state, {}
+        return lift(lambda x: share(x, held.values.rows), lambda x: share(x, weight), update), state, {}
 
     return link(encode, decode, name="per_row_mean")
