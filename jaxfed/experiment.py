@@ -16,6 +16,7 @@ from jaxfed.data.batches import Batching
 from jaxfed.data.blocks import Lengths, lengths, plan
 from jaxfed.data.clients import Population, Share, prepare
 from jaxfed.data.interactions import Dataset, digest
+from jaxfed.download import check_download, download
 from jaxfed.evaluate import Exam, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.models.model import Model
@@ -152,6 +153,11 @@ def assemble(config: Any, data: Data) -> Experiment:
     work = call(
         "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private
     )
+    shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
+    down = links(config.download, slots=sampler.slots) if config.download else None
+    price = wire(channel, shared, down)
+    if down:
+        check_download(down, shared)
     server = call("server", config.server, learning_rate=config.server.learning_rate)
     algorithm = federate(
         work,
@@ -163,14 +169,13 @@ def assemble(config: Any, data: Data) -> Experiment:
         1e9 * config.run.client_memory_gb,
         config.run.chunk,
         config.run.client_store == "host",
+        download(down, price.sees != "update+rows") if down else None,
     )
     asked = config.evaluation.seed, config.evaluation.clients
     exams = {part: exam(population, part, *asked, placement.devices, share) for part in ("val", "test")}
-    shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
     through = links(config.evaluation.channel, slots=sampler.slots) if config.evaluation.where == "clients" else link()
     examine = examiner(model, through, placement)
     check_memory(population, batching, shapes, shared, config.run.chunk)
-    price = wire(channel, shared)
     return Experiment(
         data, model, batching, shapes, sampler, channel, algorithm, placement, examine, exams, price, processes
     )
