@@ -27,6 +27,7 @@ from jaxfed.rows import take
 from jaxfed.tree import nbytes, wide
 from jaxfed.types import Shared, Tree
 from jaxfed.wire import Wire, wire
+from jaxfed.work import Work
 
 LARGE = 1_000_000  # rows from which prepared data are kept on disk
 
@@ -48,6 +49,7 @@ class Experiment(NamedTuple):
     batching: Batching
     shapes: Lengths
     sampler: Sampler
+    work: Work
     channel: Channel
     algorithm: Algorithm
     placement: Placement
@@ -177,5 +179,5 @@ def assemble(config: Any, data: Data) -> Experiment:
     examine = examiner(model, through, placement)
     check_memory(population, batching, shapes, shared, config.run.chunk)
     return Experiment(
-        data, model, batching, shapes, sampler, channel, algorithm, placement, examine, exams, price, processes
+        data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price, processes
     )

@@ -213,14 +213,15 @@ def count_of(share: float, entries: jax.Array) -> jax.Array:
     return entries // 10_000 * parts + -(-(entries % 10_000 * parts) // 10_000)
 
 
-def search(enough: Callable) -> jax.Array:
-    """The largest int32 t >= 0 for which enough(t) holds; it holds for 0, and for none beyond the first it fails."""
+def search(enough: Callable, wanted: bool | jax.Array = True) -> jax.Array:
+    """The largest int32 t >= 0 for which enough(t) holds; it holds for 0, and for none beyond the first it fails. Not
+    wanted: 0, at no cost if that is so for all clients of a block."""
 
     def narrow(i, least):
         higher = least | (1 << (30 - i))
         return jnp.where(enough(higher), higher, least)
 
-    return jax.lax.fori_loop(0, 31, narrow, jnp.int32(0))
+    return jax.lax.fori_loop(0, jnp.where(wanted, 31, 0), narrow, jnp.int32(0))
 
 
 def largest(x: jax.Array, count: jax.Array) -> jax.Array:
@@ -233,7 +234,8 @@ def largest(x: jax.Array, count: jax.Array) -> jax.Array:
     above, equal = bits > least, bits == least
     place = jnp.arange(x.size)[::-1].reshape(x.shape)
     left = count - above.sum()
-    return above | (equal & (place >= search(lambda t: (equal & (place >= t)).sum() >= left)))
+    tied = equal.sum() > left
+    return above | (equal & (place >= search(lambda t: (equal & (place >= t)).sum() >= left, tied)))
 
 
 def some(share: float, pick: Callable, known: bool, gain: Callable, name: str) -> Channel:
