@@ -1,10 +1,11 @@
 """What each compressor costs in quality and saves in bytes: trains a configuration with every one of them in turn.
 
-python scripts/rate_quality.py [--rounds 400] [--seeds 0 1 2] [--only "quantise 8" "top_k 10 %"] [--section.key value ...]
+python scripts/rate_quality.py [--rounds 400] [--seeds 0 1 2] [--only "quantise 8" "top_k 10 %"] [--section.key value]
 
-Each row is a `jaxfed train` in a folder of its own under runs/rate_quality, resumed where it was. Writes table.md, rows.json (a flat object for each method and
-seed) and figure.png (HR@10 on the full catalogue against bytes; needs `pip install jaxfed[plots]`). Test metrics of the
-best round by validation; mean and standard deviation over seeds, relative figures are those of the same seed.
+Each row is a `jaxfed train` in a folder of its own under runs/rate_quality, resumed where it was. Writes table.md,
+rows.json (a flat object for each method and seed) and figure.png (HR@10 on the full catalogue against bytes; needs
+`pip install jaxfed[plots]`). Test metrics of the best round by validation; mean and standard deviation over seeds,
+relative figures are those of the same seed.
 """
 
 import argparse
@@ -21,14 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import tomli_w
 
-from jaxfed import checkpoint, rows
+from jaxfed import checkpoint, rows, wire
 from jaxfed.config import LINKS, config_of, read
 from jaxfed.experiment import assemble, load
 from jaxfed.folder import write_file
 from jaxfed.rounds import fresh, keys_of, prepare_round
 from jaxfed.tree import wide
 from jaxfed.types import Client
-from jaxfed.wire import entropy
 
 METRICS = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
 PLAIN = "none"
@@ -69,9 +69,9 @@ def trained(table: dict[str, Any], folder: Path, overrides: list[str]) -> dict[s
     return json.loads((folder / "run" / "summary.json").read_text())
 
 
-def coded_bytes(run: Path, sample: int) -> float | None:
-    """Mean of `wire.entropy` over the messages that a sample of clients would send after the last round of a run; None
-    where they hide all but their sum."""
+def coded_share(run: Path, sample: int) -> float | None:
+    """`wire.entropy` as a share of the packed size, of the messages that a sample of clients would send after the last
+    round of a run; None where they hide all but their sum."""
     config = config_of(read(run / "config.toml"))
     made = assemble(config, load(config.data))
     if made.channel.hides:
@@ -93,21 +93,23 @@ def coded_bytes(run: Path, sample: int) -> float | None:
 
     asked = np.flatnonzero(np.asarray(cohort.ids) < made.data.population.num_clients)
     chosen = np.random.default_rng(0).choice(asked, min(sample, len(asked)), replace=False)
-    found_bytes = []
+    coded, packed = 0.0, 0
     for block in cohort.blocks:
         slots, held = np.asarray(block.slots), np.asarray(block.rows)
         held = held if cohort.rows is None else np.append(cohort.rows, size)[np.minimum(held, len(cohort.rows))]
         for j in np.flatnonzero(np.isin(slots, chosen)):
             data = jax.tree.map(lambda x, j=j: jnp.asarray(x[j]), block.data)
             sent = message(jnp.int32(cohort.ids[slots[j]]), jnp.asarray(held[j]), jnp.asarray(block.activity[j]), data)
-            found_bytes.append(entropy(jax.device_get(sent), int((held[j] < size).sum())))
-    return statistics.mean(found_bytes)
+            count = int((held[j] < size).sum())
+            coded, packed = coded + wire.entropy(jax.device_get(sent), count), packed + int(wire.size(sent, count))
+    return coded / packed
 
 
-def row(name: str, seed: int, summary: dict[str, Any], coded: float | None) -> dict[str, Any]:
+def row(name: str, seed: int, summary: dict[str, Any], share: float | None) -> dict[str, Any]:
     """A method's figures with one seed, flat."""
     facts = ("rounds", "best_round", "seconds", "bytes_up_per_client", "bytes_down_per_client", "server_sees")
     values = {key: summary[key] for key in (*METRICS, *facts)}
+    coded = None if share is None else share * summary["bytes_up_per_client"]
     return {"method": name, "seed": seed, **values, "entropy_bytes_up_per_client": coded}
 
 
@@ -135,7 +137,7 @@ def summarised(every: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def spread(value: float, sd: float, digits: int) -> str:
     """`mean`, or `mean ± sd`."""
-    text = "–" if math.isnan(value) else f"{value:+.{digits}f}" if digits == 1 else f"{value:.{digits}f}"
+    text = "n/a" if math.isnan(value) else f"{value:+.{digits}f}" if digits == 1 else f"{value:.{digits}f}"
     return text if math.isnan(sd) else f"{text} ± {sd:.{digits}f}"
 
 
@@ -148,7 +150,7 @@ def markdown(every: list[dict[str, Any]]) -> str:
         cells = [spread(each[metric], each[f"{metric}_sd"], 4) for metric in METRICS]
         cells += [spread(each[f"relative/{part}"], each[f"relative/{part}_sd"], 1) for part in ("full", "sampled")]
         sizes = ("bytes_up_per_client", "bytes_down_per_client", "entropy_bytes_up_per_client")
-        cells += ["–" if math.isnan(each[key]) else f"{each[key]:,.0f}" for key in sizes]
+        cells += ["n/a" if math.isnan(each[key]) else f"{each[key]:,.0f}" for key in sizes]
         lines.append(f"| {each['method']} | {' | '.join(cells)} | {each['seeds']} |")
     return "\n".join(lines) + "\n"
 
@@ -210,7 +212,7 @@ def main() -> None:
             folder = out / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
             summary = trained(table | known[name] | {"seed": seed}, folder, overrides)
             if not (folder / "row.json").exists():
-                made = row(name, seed, summary, coded_bytes(folder / "run", args.sample))
+                made = row(name, seed, summary, coded_share(folder / "run", args.sample))
                 write_file(folder / "row.json", json.dumps(made))
             every.append(json.loads((folder / "row.json").read_text()))
         write_file(out / "rows.json", json.dumps(every, indent=1) + "\n")
