@@ -41,7 +41,7 @@ def link(name: str, **values: Any) -> dict[str, Any]:
 
 def methods(base: list[dict[str, Any]], dim: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """{name: sections of a configuration}: codes to the right of the base's links."""
-    codes = {PLAIN: []}
+    codes: dict[str, list[dict[str, Any]]] = {PLAIN: []}
     codes |= {f"quantise {bits}": [link("quantise", bits=bits)] for bits in (8, 4, 2)}
     codes |= {f"rotate, quantise {bits}": [link("rotate"), link("quantise", bits=bits)] for bits in (4, 2)}
     codes |= {"drive": [link("drive")], "sign": [link("sign")], "sign, no feedback": [link("sign", keep_error=False)]}
@@ -155,6 +155,11 @@ def markdown(every: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def ticks(low: float, high: float) -> list[int]:
+    """1, 2 and 5 times the powers of ten between two numbers."""
+    return [k * 10**n for n in range(12) for k in (1, 2, 5) if low <= k * 10**n <= high]
+
+
 def draw(every: list[dict[str, Any]], path: Path) -> None:
     """HR@10 on the full catalogue against the bytes that the method is about; names in a column, joined to points."""
     try:
@@ -179,10 +184,12 @@ def draw(every: list[dict[str, Any]], path: Path) -> None:
         axes.annotate(
             each["method"], (x, each[metric]), (1.06, (place + 0.5) / len(every)), textcoords="axes fraction",
             fontsize=8, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.6, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.6, "shrinkB": 3, "relpos": (0, 0.5)},
         )  # fmt: skip
     axes.set(xscale="log", xlabel="bytes per client and round: up (circles), down (squares)")
     axes.set_ylabel("test HR@10, full catalogue")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xticks(*zip(*((x, f"{x:,}") for x in ticks(*axes.get_xlim())), strict=True))
     axes.grid(True, which="both", alpha=0.2)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

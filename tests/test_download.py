@@ -212,6 +212,14 @@ def test_a_run_that_is_resumed_ends_the_same(tmp_path, compressed):
     assert trained(tmp_path / "r", True, **asked)["params_sha256"] == compressed["params_sha256"]
 
 
+def test_a_low_rank_has_a_checkpoint(tmp_path):
+    """Its state remembers shapes; an empty array could not be saved."""
+    channel = [{"name": "weighted_mean"}, {"name": "low_rank", "rank": 2, "gain": 0.0}]
+    summary = trained(tmp_path / "l", channel=channel)
+    (tmp_path / "l" / "summary.json").unlink()
+    assert trained(tmp_path / "l", True, channel=channel)["params_sha256"] == summary["params_sha256"]
+
+
 @pytest.mark.parametrize("links", [["densify"], ["clip", "ring"]], ids=["densify", "ring"])
 def test_who_does_not_show_its_rows_pays_for_whole_tables(links):
     """By hand: 48 or 50 rows of 4 numbers of a byte and a scale, and of a bias of a byte; a scale for all biases."""

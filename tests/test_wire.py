@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxfed.channel import chain, message, probe
-from jaxfed.channels.compress import drive, low_rank, quantise, random_k, rotate, sign, top_k
+from jaxfed.channels.compress import apart, drive, low_rank, quantise, random_k, rotate, sign, top_k
 from jaxfed.channels.difference import difference
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.rows import Table, take
 from jaxfed.tree import zeros
-from jaxfed.types import Coded, Kept, Shared
+from jaxfed.types import Coded, Kept, Shared, Weights
 from jaxfed.wire import entropy, is_form, pack, size, unpack, wire
 
 N, K, D = 50, 12, 8
@@ -154,6 +154,41 @@ def test_error_feedback_forgets_nothing(name):
     total = jax.tree.map(jnp.add, opened(channel, sent, who), memory[0])
     for x, y in zip(jax.tree.leaves(total), jax.tree.leaves(update_of(held)), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["quantise 4", "terngrad", "kept error", "sign", "drive", "top_k", "random_k"])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_codes_lose_nothing_of_weights(name, rows):
+    """What the server divides by is what the client weighs, on each row it holds, and no less."""
+    channel, held = chain(per_row_mean(), CODES[name]()), np.arange(rows)
+    sent, who = sent_by(channel, held)
+    _, weights, weight = opened(channel, sent[0], who)
+    np.testing.assert_allclose(np.asarray(weights.values.rows)[:rows], 1, rtol=1e-6)
+    np.testing.assert_allclose(weight, 1, rtol=1e-6)
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=K, max_size=K))
+@settings(max_examples=20, deadline=None)
+def test_weights_that_differ_are_never_enlarged(numbers):
+    """They are rounded toward zero, to a 127th of the largest: a norm that a clip bounds stays bounded."""
+    made = apart(top_k(0.5, False))
+    weights = Weights(Table(jnp.array(numbers, jnp.float32)))
+    me = probe(made.init(weights)[1], K, N)
+    sent, _ = made.encode(weights, (), me)
+    got = np.asarray(made.open(sent, (), me).values.rows)
+    want = np.array(numbers, np.float32)
+    assert (np.abs(got) <= np.abs(want) * (1 + 1e-6)).all()
+    assert (np.abs(got - want) <= np.abs(want).max() / 127 * 1.001).all()
+
+
+def test_the_size_of_signs_is_that_of_the_rows_held():
+    """The mean of what is there: places that only fill a block make no number smaller."""
+    channel = chain(sign(False))
+    (codes, _), who = sent_by(channel, np.arange(3))
+    bias = np.asarray(opened(channel, (codes, _), who).params["bias"].rows)[:3]
+    np.testing.assert_allclose(
+        np.abs(bias), np.abs(np.asarray(update_of(np.arange(3)).params["bias"].rows)[:3]).mean(), rtol=1e-6
+    )
 
 
 def test_codes_come_last():

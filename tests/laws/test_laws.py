@@ -31,6 +31,7 @@ NEEDS = {  # what must stand before a link
 CHANNELS = {name: [name] if name in MEANS else [*NEEDS.get(name, ["mean"]), name] for name in REGISTRY["channel"]}
 CHANNELS |= {
     "per_row_mean, rotate, quantise": ["per_row_mean", "rotate", "quantise"],
+    "per_row_mean, top_k": ["per_row_mean", "top_k"],
     "weighted_mean, clip, ring": ["weighted_mean", "clip", "ring"],
     "adaptive_clip, gaussian": [PRIVATE, {"name": "adaptive_clip", "count": 20}, "gaussian"],
 }
