@@ -184,11 +184,9 @@ def test_weights_that_differ_are_never_enlarged(numbers):
 def test_the_size_of_signs_is_that_of_the_rows_held():
     """The mean of what is there: places that only fill a block make no number smaller."""
     channel = chain(sign(False))
-    (codes, _), who = sent_by(channel, np.arange(3))
-    bias = np.asarray(opened(channel, (codes, _), who).params["bias"].rows)[:3]
-    np.testing.assert_allclose(
-        np.abs(bias), np.abs(np.asarray(update_of(np.arange(3)).params["bias"].rows)[:3]).mean(), rtol=1e-6
-    )
+    (sent, _), who = sent_by(channel, np.arange(3))
+    got, want = (np.asarray(x.params["bias"].rows)[:3] for x in (opened(channel, sent, who), update_of(np.arange(3))))
+    np.testing.assert_allclose(got, np.sign(want) * np.abs(want).mean(), rtol=1e-6)
 
 
 def test_codes_come_last():
