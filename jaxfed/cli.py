@@ -75,20 +75,21 @@ def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
         kind, data = Path(path).suffix.lstrip("."), expect_table(table.get("data", {}), "data")
         if kind in REGISTRY["data"] and "path" not in arguments("data", data.get("name", "ml-100k")):
             args = [f"--data.name={kind}", *args]
-    rest, i = [], 0
+    rest, i, none = [], 0, {"channel": list(LINKS), "download": []}
     while i < len(args):
         key, equals, value = args[i].partition("=")
-        place = re.fullmatch(r"--((?:evaluation\.)?channel\.\d+|work\.optimizer|[a-z]+)\.name", key)
+        place = re.fullmatch(r"--((?:evaluation\.)?channel\.\d+|download\.\d+|work\.optimizer|[a-z]+)\.name", key)
         if not place or (not equals and i + 1 == len(args)):
             rest.append(args[i])
             i += 1
             continue
         value, i = (value, i + 1) if equals else (args[i + 1], i + 2)
         *outer, last = place[1].split(".")
-        section = "channel" if "channel" in outer else last
+        listed = {"channel", "download"} & {*outer}
+        section = "channel" if listed else last
         parent: Any = table
         for step in outer:
-            parent = expect_table(parent, place[1]).setdefault(step, list(LINKS) if step == "channel" else {})
+            parent = expect_table(parent, place[1]).setdefault(step, none.get(step, {}))
         if section not in REGISTRY or value not in REGISTRY[section]:
             raise ValueError(f'{place[1]}.name: no {section} "{value}"{near(value, REGISTRY.get(section, NAMED))}')
         if isinstance(parent, list) and int(last) >= len(parent):

@@ -161,7 +161,7 @@ def bounded(table: Any) -> None:
 
 def config_of(table: dict[str, Any]) -> Any:
     """A whole configuration from a TOML document's table. Raises ValueError with one line that says what is wrong."""
-    known = ["seed", "rounds", *NAMED, "channel", "privacy", "evaluation", "run"]
+    known = ["seed", "rounds", *NAMED, "channel", "download", "privacy", "evaluation", "run"]
     for key in table:
         if key not in known:
             raise ValueError(f'unknown key "{key}"{near(key, known)}')
@@ -177,6 +177,7 @@ def config_of(table: dict[str, Any]) -> Any:
         return tuple(made)
 
     channel = links(table.get("channel", list(LINKS)), "channel")
+    down = links(table.get("download", []), "download")
     asked = dict(expect_table(table.get("evaluation", {}), "evaluation"))
     through = links(asked.pop("channel", []), "evaluation.channel")
     evaluation_type = frozen(
@@ -199,6 +200,7 @@ def config_of(table: dict[str, Any]) -> Any:
             ("rounds", int, 100),
             *((key, type(value), field(default=value)) for key, value in sections.items()),
             ("channel", several(map(type, channel)), field(default=channel)),
+            ("download", several(map(type, down)), field(default=down)),
             ("privacy", Privacy, field(default=fill(Privacy, table.get("privacy", {}), "privacy"))),
             ("evaluation", evaluation_type, field(default=fill(evaluation_type, asked, "evaluation", ["channel"]))),
             ("run", Run, field(default=fill(Run, table.get("run", {}), "run"))),

@@ -17,6 +17,7 @@ from jaxfed.data.batches import Batching
 from jaxfed.data.blocks import Lengths, lengths, plan
 from jaxfed.data.clients import Population, Share, prepare
 from jaxfed.data.interactions import Dataset, digest
+from jaxfed.download import check_download, download
 from jaxfed.evaluate import Exam, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.models.model import Model
@@ -28,6 +29,7 @@ from jaxfed.rows import take
 from jaxfed.tree import nbytes, wide
 from jaxfed.types import Shared, Tree
 from jaxfed.wire import Wire, wire
+from jaxfed.work import Work
 
 LARGE = 1_000_000  # rows from which prepared data are kept on disk
 
@@ -49,6 +51,7 @@ class Experiment(NamedTuple):
     batching: Batching
     shapes: Lengths
     sampler: Sampler
+    work: Work
     channel: Channel
     algorithm: Algorithm
     placement: Placement
@@ -164,6 +167,11 @@ def assemble(config: Any, data: Data) -> Experiment:
     work = call(
         "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private
     )
+    shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
+    down = links(config.download, **known) if config.download else None
+    price = wire(channel, shared, down)
+    if down:
+        check_download(down, shared)
     server = call("server", config.server, learning_rate=config.server.learning_rate)
     algorithm = federate(
         work,
@@ -175,15 +183,14 @@ def assemble(config: Any, data: Data) -> Experiment:
         1e9 * config.run.client_memory_gb,
         config.run.chunk,
         config.run.client_store == "host",
+        download(down, price.sees != "update+rows") if down else None,
     )
     asked = config.evaluation.seed, config.evaluation.clients
     exams = {part: exam(population, part, *asked, placement.devices, share) for part in ("val", "test")}
-    shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
     through = links(config.evaluation.channel, **known) if config.evaluation.where == "clients" else link()
     examine = examiner(model, through, placement)
     check_memory(population, batching, shapes, shared, config.run.chunk)
-    price = wire(channel, shared)
     account = account_of(channel, sampler, population.num_clients, config.privacy)
     epsilon = ledger(account.mechanisms, account.sampling, account.delta, account.relation)
-    made = (data, model, batching, shapes, sampler, channel, algorithm, placement, examine, exams, price)
+    made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)
     return Experiment(*made, account, epsilon, processes)

@@ -103,6 +103,7 @@ def federate(
     budget: float = 8e9,
     chunk: int = 0,
     host: bool = False,
+    download: Callable[[Shared, Client], Shared] | None = None,
 ) -> Algorithm:
     """Builds an algorithm from what a client computes, what happens to its update, and how the model moves.
 
@@ -111,6 +112,7 @@ def federate(
     budget: bytes of client memory above which `init` raises ValueError.
     chunk: blocks whose messages are held at a time, for memory; 0: all of a cohort's. Only for sums.
     host: the client store stays in the host's memory (`memory`); a round then waits for its clients.
+    download: what a client reads of the model that it is sent (`download`); None: the model's rows as they are.
     """
     channel = channel if channel.links else chain(channel)
     place_on, streams = placement or place(), channel.reduce in (None, total)
@@ -153,7 +155,9 @@ def federate(
         (shared, sent, cohort, round_key), (id, mine, theirs, held, block) = common, one
         size = rows.catalogue(shared)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(round_key, 1), id))
-        slices = jax.lax.optimization_barrier(tree.wide(rows.take(shared, held)))
+        at = Client((), None, round_key, id, jnp.float32(1), block.activity, held, size, cohort)
+        slices = download(shared, at) if download else tree.wide(rows.take(shared, held))
+        slices = jax.lax.optimization_barrier(slices)
         report = work.run(slices, mine, block.data, secret)
         me = Client(theirs, noise, round_key, id, report.weight, block.activity, held, size, cohort)
         got = rows.take(sent, held)

@@ -38,7 +38,8 @@ def largest(links: Sequence[Channel], example: Tree, draws: int = 64, rounds: in
     of what comes to its noise. Every client holds every row of `example`, which is an update with marked tables.
     """
     size = max(catalogue(example), 1)
-    states, memories = [], []
+    states: list[Tree] = []
+    memories: list[Tree] = []
     for i, each in enumerate(links):
         seen = jax.eval_shape(lambda i=i: passed(links[:i], states, memories, example, size))
         state, memory = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen))

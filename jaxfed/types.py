@@ -117,6 +117,13 @@ class Part(NamedTuple):
     metrics: dict[str, Mean]
 
 
+class Weights(NamedTuple):
+    """A part of a message that says what the rest of it weighs, row by row: codes lose nothing of it where it is one
+    number throughout."""
+
+    values: Any
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["bits"])
 @dataclass(frozen=True)
 class Coded:

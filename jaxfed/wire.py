@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxfed.channel import Channel, message
 from jaxfed.rows import catalogue, is_table, take
-from jaxfed.tree import nbytes, wide
+from jaxfed.tree import wide
 from jaxfed.types import Coded, Kept, Tree
 
 ID = 4  # bytes of a row's id
@@ -173,8 +173,17 @@ def entropy(tree: Tree, rows: int) -> float:
     return float(out)
 
 
-def wire(channel: Channel, shared: Tree) -> Wire:
-    """Derived from the chain and from shapes.
+def coded(channel: Channel | None, tree: Tree, size: int) -> Tree:
+    """Shapes of what a channel that keeps nothing makes of a tree; None: the tree."""
+    if channel is None:
+        return tree
+    example = jax.eval_shape(wide, tree)
+    state, memory = jax.eval_shape(channel.init, example)
+    return message(channel, example, state, memory, size)
+
+
+def wire(channel: Channel, shared: Tree, download: Channel | None = None) -> Wire:
+    """Derived from the chain, from the links of the download, if any, and from shapes.
 
     A client that asks for its rows has shown them, whatever hides its upload: one that sends no rows, or hides all but
     the sum, downloads whole tables.
@@ -186,18 +195,19 @@ def wire(channel: Channel, shared: Tree) -> Wire:
     update = jax.eval_shape(wide, mine[0])  # updates are float32, whatever the model is stored in
     memory = jax.eval_shape(channel.init, update)[1]
     sent = message(channel, update, state, memory, everything)
+    received = coded(download, mine[0], everything), mine[1]
     shows_rows = catalogue(shapes_of(sent)) > 0 and not channel.hides
     sees = "sum" if channel.hides else "update+rows" if shows_rows else "update"
-    whole = nbytes(down)
 
-    def received(rows):
-        return size(mine, rows) if shows_rows else np.full(np.shape(rows), whole, np.int64)
-
-    def told(rows):
-        if not channel.hides:
-            return size(sent, rows)
-        # a sum that hides who holds what is one of whole tables: nobody's ids come with them
+    def priced(tree, rows, by_row):
+        if by_row:
+            return size(tree, rows)
+        # of whole tables: nobody's ids come with them
         every = np.full(np.shape(rows), everything, np.int64)
-        return size(sent, every) - (ID * every if catalogue(shapes_of(sent)) else 0)
+        return size(tree, every) - (ID * every if catalogue(shapes_of(tree)) else 0)
 
-    return Wire(told, received, sees)
+    return Wire(
+        lambda rows: priced(sent, rows, not channel.hides),  # a sum that hides who holds what is one of whole tables
+        lambda rows: priced(received, rows, shows_rows),
+        sees,
+    )

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxfed.channel import chain, message, probe
-from jaxfed.channels.compress import drive, low_rank, quantise, random_k, rotate, sign, top_k
-from jaxfed.channels.weigh import mean, weighted_mean
-from jaxfed.rows import Table
+from jaxfed.channels.compress import apart, drive, low_rank, quantise, random_k, rotate, sign, top_k
+from jaxfed.channels.difference import difference
+from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
+from jaxfed.rows import Table, take
 from jaxfed.tree import zeros
-from jaxfed.types import Coded, Kept, Shared
+from jaxfed.types import Coded, Kept, Shared, Weights
 from jaxfed.wire import entropy, is_form, pack, size, unpack, wire
 
 N, K, D = 50, 12, 8
@@ -34,6 +35,8 @@ CODES = {
     "rotate, quantise": lambda: chain(rotate(), quantise(4)),
     "low_rank, top_k": lambda: chain(low_rank(4), top_k(0.25)),
     "weighted, sign": lambda: chain(weighted_mean(), sign(False)),
+    "per row, top_k": lambda: chain(per_row_mean(), top_k()),
+    "difference, random_k": lambda: chain(difference(), per_row_mean(), random_k(0.3)),
     "nothing": mean,
 }
 
@@ -65,7 +68,7 @@ def update_of(held, seed=0):
 
 def sent_by(channel, held, seed=0):
     state, who = client_of(channel, held, seed)
-    return channel.encode(update_of(held, seed), channel.send(state), who), who
+    return channel.encode(update_of(held, seed), take(channel.send(state), who.rows), who), who
 
 
 def opened(channel, sent, who):
@@ -151,6 +154,39 @@ def test_error_feedback_forgets_nothing(name):
     total = jax.tree.map(jnp.add, opened(channel, sent, who), memory[0])
     for x, y in zip(jax.tree.leaves(total), jax.tree.leaves(update_of(held)), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["quantise 4", "terngrad", "kept error", "sign", "drive", "top_k", "random_k"])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_codes_lose_nothing_of_weights(name, rows):
+    """What the server divides by is what the client weighs, on each row it holds, and no less."""
+    channel, held = chain(per_row_mean(), CODES[name]()), np.arange(rows)
+    sent, who = sent_by(channel, held)
+    _, weights, weight = opened(channel, sent[0], who)
+    np.testing.assert_allclose(np.asarray(weights.values.rows)[:rows], 1, rtol=1e-6)
+    np.testing.assert_allclose(weight, 1, rtol=1e-6)
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=K, max_size=K))
+@settings(max_examples=20, deadline=None)
+def test_weights_that_differ_are_never_enlarged(numbers):
+    """They are rounded toward zero, to a 127th of the largest: a norm that a clip bounds stays bounded."""
+    made = apart(top_k(0.5, False))
+    weights = Weights(Table(jnp.array(numbers, jnp.float32)))
+    me = probe(made.init(weights)[1], K, N)
+    sent, _ = made.encode(weights, (), me)
+    got = np.asarray(made.open(sent, (), me).values.rows)
+    want = np.array(numbers, np.float32)
+    assert (np.abs(got) <= np.abs(want) * (1 + 1e-6)).all()
+    assert (np.abs(got - want) <= np.abs(want).max() / 127 * 1.001).all()
+
+
+def test_the_size_of_signs_is_that_of_the_rows_held():
+    """The mean of what is there: places that only fill a block make no number smaller."""
+    channel = chain(sign(False))
+    (sent, _), who = sent_by(channel, np.arange(3))
+    got, want = (np.asarray(x.params["bias"].rows)[:3] for x in (opened(channel, sent, who), update_of(np.arange(3))))
+    np.testing.assert_allclose(got, np.sign(want) * np.abs(want).mean(), rtol=1e-6)
 
 
 def test_codes_come_last():

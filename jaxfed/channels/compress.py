@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jaxfed.channel import Channel, chain, link
 from jaxfed.rows import Table, is_table
 from jaxfed.tree import rounded, sub, zeros
-from jaxfed.types import Coded, Kept, Key, Tree
+from jaxfed.types import Coded, Kept, Key, Tree, Weights
+
+WEIGHTS = (1 << 31) - 1  # of a link's streams, the one of its weights: leaves have the first ones
 
 
 def each(function: Callable, tree: Tree, key: Key | None = None) -> Tree:
@@ -44,8 +46,8 @@ def feedback(code: Channel) -> Channel:
 def scaled(code: Callable, value: Callable, name: str, bits: int) -> Channel:
     """A code of integers and a scale, for each row of a table with several columns and for each other leaf.
 
-    code(x, key) -> (integers like x, scale [rows, 1, ...]) for x [rows, ...]; value(codes) -> what a code means, in
-    scales.
+    code(x, key, entries) -> (integers like x, scale [rows, 1, ...]) for x [rows, ...], of each of which so many numbers
+    are not there to fill a block; value(codes) -> what a code means, in scales.
     """
 
     def shape(x, in_table):
@@ -54,7 +56,9 @@ def scaled(code: Callable, value: Callable, name: str, bits: int) -> Channel:
     def encode(update, sent, client):
         def one(x, in_table, key):
             whole = shape(x, in_table)
-            codes, scale = code(whole, key)
+            filled = in_table and x.ndim == 1
+            entries = (client.rows < client.size).sum() if filled else math.prod(whole.shape[1:])
+            codes, scale = code(whole, key, entries)
             return Coded(codes.reshape(x.shape), bits), scale.reshape(scale.shape[:1])
 
         pairs = [one_node(one, node, i, client.key) for i, node in enumerate(jax.tree.leaves(update, is_leaf=is_table))]
@@ -88,42 +92,78 @@ def scaled(code: Callable, value: Callable, name: str, bits: int) -> Channel:
     return link(encode, open=open, name=name)
 
 
+def uniform(bits: int, whole: Callable, name: str) -> Channel:
+    """Integers of `bits` bits in units of the largest number; whole(x, key) makes x integers."""
+    top, dtype = 2 ** (bits - 1) - 1, jnp.uint8 if bits <= 8 else jnp.uint16
+
+    def code(x, key, entries):
+        largest = jnp.max(jnp.abs(x), range(1, x.ndim), keepdims=True, initial=0)
+        steps = whole(x / jnp.where(largest > 0, largest, 1) * top, key)
+        return (jnp.clip(steps, -top, top) + top).astype(dtype), largest / top
+
+    return scaled(code, lambda codes: codes.astype(jnp.float32) - top, name, bits)
+
+
+def apart(code: Channel) -> Channel:
+    """The code, but for weights: a byte a row, which loses nothing of a weight that all rows share. Codes that drop or
+    blur numbers would have the server divide by weights that nobody sent."""
+    plain = uniform(8, lambda x, key: jnp.trunc(x), "weights")  # toward zero: no norm is enlarged
+
+    def split(tree):
+        nodes, structure = jax.tree.flatten(tree, is_leaf=is_weights)
+        rest = [Weights(()) if is_weights(node) else node for node in nodes]
+        return jax.tree.unflatten(structure, rest), [node.values for node in nodes if is_weights(node)]
+
+    def encode(update, sent, client):
+        rest, weights = split(update)
+        message, memory = code.encode(rest, sent, client)
+        own = client._replace(memory=(), key=jax.random.fold_in(client.key, WEIGHTS))
+        return (message, plain.encode(weights, sent, own)[0]), memory
+
+    def open(message, sent, client):
+        assert code.open
+        assert plain.open
+        rest, weights = code.open(message[0], sent, client), iter(plain.open(message[1], sent, client))
+        return jax.tree.map(lambda x: Weights(next(weights)) if is_weights(x) else x, rest, is_leaf=is_weights)
+
+    return code._replace(init=lambda example: code.init(split(example)[0]), encode=encode, open=open)
+
+
+def is_weights(node: object) -> bool:
+    """Whether a node of a message is `Weights`."""
+    return isinstance(node, Weights)
+
+
 def quantise(bits: int = 8, keep_error: bool = False) -> Channel:
     """Stochastic uniform quantisation (QSGD, Alistarh et al. 2017): integers of `bits` bits in units of the largest
     number, right on average; 2 bits are TernGrad (Wen et al. 2017). keep_error: with error feedback."""
     if not 2 <= bits <= 16:
         raise ValueError(f"quantise.bits is {bits}: it must be 2 to 16")
-    top, dtype = 2 ** (bits - 1) - 1, jnp.uint8 if bits <= 8 else jnp.uint16
-
-    def code(x, key):
-        largest = jnp.max(jnp.abs(x), range(1, x.ndim), keepdims=True)
-        steps = rounded(x / jnp.where(largest > 0, largest, 1) * top, key)
-        return (jnp.clip(steps, -top, top) + top).astype(dtype), largest / top
-
-    made = scaled(code, lambda codes: codes.astype(jnp.float32) - top, "quantise", bits)
-    return feedback(made) if keep_error else made
+    made = uniform(bits, rounded, "quantise")
+    return apart(feedback(made) if keep_error else made)
 
 
 def sign(keep_error: bool = True) -> Channel:
     """One bit a number, and the mean of their sizes (scaled sign, Karimireddy et al. 2019)."""
 
-    def code(x, key):
-        return (x >= 0).astype(jnp.uint8), jnp.mean(jnp.abs(x), range(1, x.ndim), keepdims=True)
+    def code(x, key, entries):
+        size = jnp.sum(jnp.abs(x), range(1, x.ndim), keepdims=True)
+        return (x >= 0).astype(jnp.uint8), size / jnp.maximum(entries, 1)
 
     made = scaled(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "sign", 1)
-    return feedback(made) if keep_error else made
+    return apart(feedback(made) if keep_error else made)
 
 
 def drive() -> Channel:
     """One bit a number after a random rotation, with the scale that makes it right on average (DRIVE, Vargaftik et al.
     2021)."""
 
-    def code(x, key):
+    def code(x, key, entries):
         axes = range(1, x.ndim)
         size = jnp.sum(jnp.abs(x), axes, keepdims=True)
         return (x >= 0).astype(jnp.uint8), jnp.sum(x * x, axes, keepdims=True) / jnp.where(size > 0, size, 1)
 
-    return chain(rotate(), scaled(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "drive", 1))
+    return chain(rotate(), apart(scaled(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "drive", 1)))
 
 
 def hadamard(x: jax.Array) -> jax.Array:
@@ -173,14 +213,15 @@ def count_of(share: float, entries: jax.Array) -> jax.Array:
     return entries // 10_000 * parts + -(-(entries % 10_000 * parts) // 10_000)
 
 
-def search(enough: Callable) -> jax.Array:
-    """The largest int32 t >= 0 for which enough(t) holds; it holds for 0, and for none beyond the first it fails."""
+def search(enough: Callable, wanted: bool | jax.Array = True) -> jax.Array:
+    """The largest int32 t >= 0 for which enough(t) holds; it holds for 0, and for none beyond the first it fails. Not
+    wanted: 0, at no cost if that is so for all clients of a block."""
 
     def narrow(i, least):
         higher = least | (1 << (30 - i))
         return jnp.where(enough(higher), higher, least)
 
-    return jax.lax.fori_loop(0, 31, narrow, jnp.int32(0))
+    return jax.lax.fori_loop(0, jnp.where(wanted, 31, 0), narrow, jnp.int32(0))
 
 
 def largest(x: jax.Array, count: jax.Array) -> jax.Array:
@@ -193,7 +234,8 @@ def largest(x: jax.Array, count: jax.Array) -> jax.Array:
     above, equal = bits > least, bits == least
     place = jnp.arange(x.size)[::-1].reshape(x.shape)
     left = count - above.sum()
-    return above | (equal & (place >= search(lambda t: (equal & (place >= t)).sum() >= left)))
+    tied = equal.sum() > left
+    return above | (equal & (place >= search(lambda t: (equal & (place >= t)).sum() >= left, tied)))
 
 
 def some(share: float, pick: Callable, known: bool, gain: Callable, name: str) -> Channel:
@@ -225,7 +267,7 @@ def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
     """The largest share of the numbers of each leaf, and where they are (Aji and Heafield 2017)."""
     made = some(share, lambda x, key: jnp.abs(x), False, lambda entries, count: 1.0, "top_k")
     made = made._replace(norm=lambda x: x)  # a part of a vector is no longer than it
-    return feedback(made) if keep_error else made
+    return apart(feedback(made) if keep_error else made)
 
 
 def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
@@ -241,14 +283,14 @@ def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
         return 1.0 if keep_error else entries / jnp.maximum(count, 1)
 
     made = some(share, pick, True, gain, "random_k")
-    return feedback(made) if keep_error else made
+    return apart(feedback(made) if keep_error else made)
 
 
 def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
     """Sends the coordinates of each row in `rank` random orthonormal directions, drawn anew each round (in the manner
     of CoLR, Nguyen et al. 2024: one factor is random and known to all, the other is learned).
 
-    Linear: the server multiplies the sum by the directions, and by `gain` (columns / rank would make it right on
+    Linear: the server multiplies the sum by the directions, and by `gain` (0: columns / rank, which makes it right on
     average). The directions are columns of a Hadamard matrix with random signs; leaves whose last axis is no power of
     two above `rank` are sent whole.
     """
@@ -275,19 +317,19 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
         return each(one, update, client.public), client.memory
 
     def init(example):
-        # the state is empty: its shapes say how many columns there were
+        # shapes of the state, which stays zero, say how many columns there were (a checkpoint holds no empty arrays)
         nodes = [(x.rows, True) if is_table(x) else (x, False) for x in jax.tree.leaves(example, is_leaf=is_table)]
-        return [jnp.zeros((0, x.shape[-1] if wide(x, in_table) else 0)) for x, in_table in nodes], ()
+        return [jnp.zeros(x.shape[-1] if wide(x, in_table) else ()) for x, in_table in nodes], ()
 
     def decode(total, state, round):
         nodes, structure = jax.tree.flatten(total, is_leaf=is_table)
         whole = []
         for i, (node, was) in enumerate(zip(nodes, jax.tree.leaves(state), strict=True)):
             x, in_table = (node.rows, True) if is_table(node) else (node, False)
-            if was.shape[1] and cut(was.shape[1]):
-                x = gain * x @ directions(was.shape[1], jax.random.fold_in(round.key, i)).T
+            if was.ndim and cut(was.size):
+                x = (gain or was.size / rank) * x @ directions(was.size, jax.random.fold_in(round.key, i)).T
             whole.append(Table(x) if in_table else x)
         return jax.tree.unflatten(structure, whole), state, {}
 
-    norm = (lambda x: x) if gain <= 1 else None
+    norm = (lambda x: x) if 0 < gain <= 1 else None
     return link(encode, decode, init, norm=norm, name="low_rank")

@@ -4,14 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.channel import Channel, link
-from jaxfed.rows import Table, is_table, lift
+from jaxfed.rows import Table, lift
 from jaxfed.tree import zeros
-from jaxfed.types import Tree
-
-
-def shares(tree: Tree, held: Table, one: jax.Array) -> Tree:
-    """A tree like `tree`: `held` where it has a table, `one` elsewhere."""
-    return jax.tree.map(lambda x: held.rows if is_table(x) else one, tree, is_leaf=is_table)
+from jaxfed.types import Weights
 
 
 def difference() -> Channel:
@@ -29,14 +24,14 @@ def difference() -> Channel:
         return zeros(example), ()
 
     def encode(update, last, client):
-        held, one = Table(jnp.ones(client.rows.shape)), jnp.ones(())
+        held, one = Weights(Table(jnp.ones(client.rows.shape))), jnp.ones(())
         return (jax.tree.map(jnp.subtract, update, last), held, one), client.memory
 
     def decode(total, last, round):
         change, held, one = total
 
         def back(x, g):
-            share = held.rows.reshape((-1,) + (1,) * (x.ndim - 1))
+            share = held.values.rows.reshape((-1,) + (1,) * (x.ndim - 1))
             return x + share * g
 
         update = lift(back, lambda x, g: x + one * g, change, last)

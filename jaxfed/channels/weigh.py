@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxfed.channel import Channel, link
 from jaxfed.rows import Table, lift
 from jaxfed.tree import scale
-from jaxfed.types import Client
+from jaxfed.types import Client, Weights
 
 By = Literal["examples", "activity", "uniform"]
 
@@ -73,12 +73,12 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
 
     def encode(update, sent, client):
         weight = weigh(client)
-        held = Table(jnp.full(client.rows.shape, counted * weight))
+        held = Weights(Table(jnp.full(client.rows.shape, counted * weight)))
         return (scale(weight, update), held, counted * weight), client.memory
 
     def decode(total, state, round):
         update, held, weight = total
-        held, weight = (jnp.maximum(x / counted, floor) for x in (held.rows, weight))
+        held, weight = (jnp.maximum(x / counted, floor) for x in (held.values.rows, weight))
         return lift(lambda x: share(x, held), lambda x: share(x, weight), update), state, {}
 
     return link(encode, decode, name="per_row_mean")

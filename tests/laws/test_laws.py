@@ -27,10 +27,13 @@ NEEDS = {  # what must stand before a link
     "local_gaussian": [PRIVATE, "clip", "densify"],
     "ring": ["mean", "clip"],
     "pads": ["mean", "clip", "densify", "ring"],
+    "skellam": [PRIVATE, "clip"],
+    "correlated": [PRIVATE, "clip"],
 }
 CHANNELS = {name: [name] if name in MEANS else [*NEEDS.get(name, ["mean"]), name] for name in REGISTRY["channel"]}
 CHANNELS |= {
     "per_row_mean, rotate, quantise": ["per_row_mean", "rotate", "quantise"],
+    "per_row_mean, top_k": ["per_row_mean", "top_k"],
     "weighted_mean, clip, ring": ["weighted_mean", "clip", "ring"],
     "adaptive_clip, gaussian": [PRIVATE, {"name": "adaptive_clip", "count": 20}, "gaussian"],
 }
@@ -89,7 +92,7 @@ def experiment(case, area=8, devices=1, placement="jit", **model):
             },
             "channel": [each if isinstance(each, dict) else {"name": each} for each in CHANNELS[case["channel"]]],
             "server": {"name": case["server"], "learning_rate": 0.5},
-            "cohort": {"name": "uniform", "size": clients - 1},
+            "cohort": {"name": "cyclic" if "correlated" in case["channel"] else "uniform", "size": clients - 1},
             "run": {"area": area, "devices": devices, "placement": placement},
         }
     )

@@ -1,0 +1,47 @@
+"""The way of the model from the server to a client: codes, which the client opens."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.channel import Channel
+from jaxfed.rows import take
+from jaxfed.tree import wide
+from jaxfed.types import Client, Round, Shared, Tree
+
+DOWN = (1 << 31) - 2  # of a round's streams, the one of downloads: links have the first ones
+
+
+def check_download(channel: Channel, shared: Tree) -> None:
+    """Raises ValueError for links that nobody could undo at a client, from one message and public randomness alone."""
+    for each in channel.links:
+        kept = jax.eval_shape(each.init, shared) if not (each.hides or each.whole) else ()
+        undone = each.open or (each.decodes and each.norm)  # the latter: a rotation of one message as of a sum
+        if each.hides or each.whole or not each.encodes or not undone or jax.tree.leaves(kept):
+            raise ValueError(
+                f"download: {each.name} cannot be read at a client, or keeps something between rounds: use codes "
+                "without error feedback (quantise, drive, rotate before quantise)"
+            )
+
+
+def download(channel: Channel, whole: bool) -> Callable[[Shared, Client], Shared]:
+    """receive(shared, client) -> what the client reads of its rows of the model. Its update is the change from there.
+
+    A message is a function of the model and of (seed, round, client, link); public: of (seed, round). whole: clients do
+    not show their rows, so that there is one message for all, of every row.
+    """
+
+    def receive(shared, client):
+        public, secret = jax.random.split(jax.random.fold_in(client.public, DOWN))
+        ids, held = (jnp.int32(0), jnp.arange(client.size)) if whole else (client.id, client.rows)
+        sent = wide(shared if whole else take(shared, held))
+        state, memory = channel.init(sent)
+        me = client._replace(memory=memory, key=jax.random.fold_in(secret, ids), public=public, id=ids, rows=held)
+        message, _ = channel.encode(sent, channel.send(state), me)
+        if channel.open:
+            message = channel.open(message, channel.send(state), me._replace(memory=None, key=None))
+        read, _, _ = channel.decode(message, state, Round(public, ids[None], jnp.ones(1, bool)))
+        return take(read, client.rows) if whole else read
+
+    return receive
