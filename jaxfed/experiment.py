@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxfed.channel import Channel, chain, link
+from jaxfed.channel import Channel, chain, link, total
 from jaxfed.cohort import Sampler
 from jaxfed.data import store
 from jaxfed.data.batches import Batching
@@ -116,9 +116,20 @@ def device_memory() -> int:
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_memory(population: Population, batching: Batching, shapes: Lengths, shared: Tree, chunk: int):
+def room_of(population: Population, batching: Batching, shapes: Lengths, sampler: Sampler) -> int:
+    """Blocks that hardly any cohort exceeds: the most in some rounds, and twice as many more as those rounds differ."""
+    counts = []
+    for round in range(8):
+        ids, _ = sampler.draw(0, round)
+        clients = ids[ids < population.num_clients]
+        owner = shapes.share.owner(clients, population.num_clients)
+        counts.append(len(plan(shapes, batching.steps(population.activity[clients]), owner).shapes))
+    return 3 * max(counts) - 2 * min(counts)
+
+
+def check_memory(population: Population, batching: Batching, shapes: Lengths, shared: Tree, chunk: int, sums: bool):
     """Raises ValueError when the messages of a cohort of the largest clients do not fit into a device beside each other
-    and the working copies of one block."""
+    and the working copies of one block; three times where a reduction of a link's own collects and compares them."""
     clients, rows = shapes.lay
     one, two = (
         nbytes(jax.eval_shape(wide, jax.eval_shape(partial(take, ids=np.zeros(k, np.int32)), shared))) for k in (1, 2)
@@ -127,6 +138,11 @@ def check_memory(population: Population, batching: Batching, shapes: Lengths, sh
     largest = np.sort(population.activity)[-shapes.slots :]
     owner = np.arange(len(largest)) % shapes.share.size
     blocks, room = len(plan(shapes, batching.steps(largest), owner).shapes), device_memory()
+    if not sums and (3 * blocks + 3) * block > room:
+        raise ValueError(
+            f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
+            f"{3 * blocks * block / 1e9:.1f} GB, a device has {room / 1e9:.1f} GB: set cohort.size lower"
+        )
     if (min(chunk or blocks, blocks) + 3) * block > room:
         fit = max(1, room // block - 3)
         raise ValueError(
@@ -165,6 +181,7 @@ def assemble(config: Any, data: Data) -> Experiment:
         "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private
     )
     server = call("server", config.server, learning_rate=config.server.learning_rate)
+    sums = channel.reduce in (None, total)
     algorithm = federate(
         work,
         channel,
@@ -175,13 +192,14 @@ def assemble(config: Any, data: Data) -> Experiment:
         1e9 * config.run.client_memory_gb,
         config.run.chunk,
         config.run.client_store == "host",
+        0 if sums else room_of(population, batching, shapes, sampler),
     )
     asked = config.evaluation.seed, config.evaluation.clients
     exams = {part: exam(population, part, *asked, placement.devices, share) for part in ("val", "test")}
     shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
     through = links(config.evaluation.channel, **known) if config.evaluation.where == "clients" else link()
     examine = examiner(model, through, placement)
-    check_memory(population, batching, shapes, shared, config.run.chunk)
+    check_memory(population, batching, shapes, shared, config.run.chunk, sums)
     price = wire(channel, shared)
     account = account_of(channel, sampler, population.num_clients, config.privacy)
     epsilon = ledger(account.mechanisms, account.sampling, account.delta, account.relation)
