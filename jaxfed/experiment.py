@@ -16,7 +16,7 @@ from jaxfed.data import store
 from jaxfed.data.batches import Batching
 from jaxfed.data.blocks import Lengths, lengths, plan
 from jaxfed.data.clients import Population, Share, prepare
-from jaxfed.data.interactions import Dataset, digest
+from jaxfed.data.interactions import Dataset, digest, numbers_of
 from jaxfed.evaluate import Exam, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.models.model import Model
@@ -100,14 +100,18 @@ def optimizer_of(config: Any) -> Any:
     return grouped(REGISTRY["optimizer"][config.name], config.learning_rate, config.weight_decay, **groups, **own)
 
 
-def links(configs: tuple[Any, ...], **given: Any) -> Channel:
-    """The chain of some links' sections; each is given what it asks for."""
+def links(configs: tuple[Any, ...], items: np.ndarray, where: str, **given: Any) -> Channel:
+    """The chain of some links' sections; each is given what it asks for. A section names items, a link knows their
+    rows. Raises ValueError for an item that is not in the data."""
 
-    def made(config):
+    def made(config, number):
+        if hasattr(config, "targets"):
+            rows = numbers_of(items, config.targets, f"{where}.{number}.targets").tolist()
+            config = dataclasses.replace(config, targets=tuple(rows))
         asked = inspect.signature(REGISTRY["channel"][config.name]).parameters
         return call("channel", config, **{name: value for name, value in given.items() if name in asked})
 
-    return chain(*map(made, configs)) if configs else link()
+    return chain(*(made(each, number) for number, each in enumerate(configs))) if configs else link()
 
 
 def device_memory() -> int:
@@ -174,7 +178,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     batching = Batching(**{name: getattr(config.work, name) for name in BESIDE["work"]}, pairwise=model.pairwise)
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)
     known = {"slots": sampler.slots, "sampler": sampler, "population": population.num_clients, "rounds": config.rounds}
-    channel = links(config.channel, **known)
+    channel = links(config.channel, data.source.items, "channel", **known)
     run, lazy = config.run, config.server.lazy and not channel.whole
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     work = call(
@@ -197,8 +201,10 @@ def assemble(config: Any, data: Data) -> Experiment:
     asked = config.evaluation.seed, config.evaluation.clients
     exams = {part: exam(population, part, *asked, placement.devices, share) for part in ("val", "test")}
     shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
-    through = links(config.evaluation.channel, **known) if config.evaluation.where == "clients" else link()
-    examine = examiner(model, through, placement)
+    asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
+    through = links(asked_through, data.source.items, "evaluation.channel", **known)
+    promoted = numbers_of(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
+    examine = examiner(model, through, placement, promoted)
     check_memory(population, batching, shapes, shared, config.run.chunk, sums)
     price = wire(channel, shared)
     account = account_of(channel, sampler, population.num_clients, config.privacy)
