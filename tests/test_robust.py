@@ -16,10 +16,12 @@ from jaxfed.channel import at_client, chain, link, total
 from jaxfed.channels.attack import noise, promote, scaled, sign_flip
 from jaxfed.channels.clip import clip
 from jaxfed.channels.compress import quantise
+from jaxfed.channels.correlated import correlated
 from jaxfed.channels.noise import densify, gaussian
 from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
 from jaxfed.channels.secure import pads, ring
 from jaxfed.channels.weigh import mean, per_row_mean
+from jaxfed.cohort import cyclic
 from jaxfed.config import config_of
 from jaxfed.data.batches import Batching, draw
 from jaxfed.data.clients import prepare
@@ -545,6 +547,10 @@ REFUSED = {
     "a rule and pads": (lambda: chain(mean(), krum(8), clip(), densify(), ring(8), pads()), r"\(krum, ring\)"),
     # the noise covers what one client can add to a sum
     "a rule and central noise": (lambda: chain(mean(20), clip(), median(), gaussian()), r"\(median, gaussian\)"),
+    "a rule and correlated noise": (
+        lambda: chain(mean(20), clip(), correlated(8, 30, cyclic(30, 10)), krum(8)),
+        r"\(correlated, krum\)",
+    ),
     "chunks": (lambda: factorisation(chain(mean(), median()), chunk=1), "only sums can be added chunk by chunk"),
     "integers": (lambda: median().init({"w": jnp.zeros(3, jnp.int32)}), "was given integers: put it before"),
     "codes": (
