@@ -27,7 +27,8 @@ class Channel(NamedTuple):
     open(message, sent, client) -> message: on the server, one message at a time before the sum, for codes that mean
         something alone only; the client has neither memory nor a key of its own there. None: nothing to open.
     watch(message, sent, client) -> {name: Mean}: the simulator's view of what the link does to one client's message.
-    reduce(parts, size) -> total: None where any will do; see `total`.
+    reduce(part, size) -> total: None where any will do; see `total`. Compiled into the round: see `collect` for what
+    another one than the sum is given.
     hides: the server learns nothing but the reduction.
     norm(x) -> the largest L2 norm of what leaves the client, where what came in has norm x at most, and a decode that
         enlarges nothing; None: nobody says.
@@ -72,6 +73,48 @@ def empty(messages: Tree, size: int) -> Tree:
 def total(part: Part, size: int) -> Tree:
     """Sum over the cohort, the reduction of nearly every link."""
     return accumulate(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty(part.messages, size)), part)
+
+
+def vacant(part: Part, slots: int, long: int) -> Part:
+    """Room for what a cohort of `slots` clients and `long` rows sends, messages like those of `part`: nobody is there
+    yet, and every id lies past all ends."""
+    past = jnp.iinfo(jnp.int32).max
+
+    def full(size, x, value=0):
+        return jnp.full((size, *x.shape[1:]), value, x.dtype)
+
+    return Part(
+        messages=lift(lambda x: full(long, x), lambda x: full(slots, x), part.messages),
+        memory=(),
+        present=full(slots, part.present, False),
+        slots=full(slots, part.slots, past),
+        ids=full(slots, part.ids, past),
+        rows=full(long, part.rows, past),
+        held=full(long, part.held, past),
+        owner=full(long, part.owner, past),
+        metrics={},
+        sizes=full(slots, part.sizes),
+    )
+
+
+def collect(room: Part, part: Part, at: jax.Array) -> Part:
+    """Puts a part beside those that are in the room: clients at their slots, rows end to end, these from `at` on."""
+
+    def by_slot(x, new):
+        return x.at[part.slots].set(new, mode="drop")
+
+    def by_row(x, new):
+        return jax.lax.dynamic_update_slice_in_dim(x, new, at, 0)
+
+    return room._replace(
+        messages=lift(by_row, by_slot, room.messages, part.messages),
+        present=by_slot(room.present, part.present),
+        slots=by_slot(room.slots, part.slots),
+        ids=by_slot(room.ids, part.ids),
+        rows=by_row(room.rows, part.rows),
+        held=by_row(room.held, part.held),
+        owner=by_row(room.owner, part.owner),
+    )
 
 
 def link(encode=None, decode=None, init=None, **needs) -> Channel:
@@ -122,11 +165,11 @@ def chain(*links: Channel) -> Channel:
     Raises ValueError when two links need different reductions (secure sums and robust rules exclude each other), when
     codes cannot be opened where they are, and when a client could add more than the noise of a link covers.
     """
-    wanted = {each.reduce for each in links} - {None}
-    if len(wanted) > 1:
-        names = ", ".join(sorted(getattr(f, "__qualname__", repr(f)) for f in wanted))
-        raise ValueError(f"links need different reductions ({names}): keep one of them")
     unplaced = sum((each.links or (each,) for each in links), ())
+    wanted = {each.reduce: each.name for each in reversed(unplaced) if each.reduce}
+    if len(wanted) > 1:
+        names = ", ".join(reversed(wanted.values()))
+        raise ValueError(f"links need different reductions ({names}): keep one of them")
     links = placed(unplaced)
 
     def init(example):
@@ -186,7 +229,7 @@ def chain(*links: Channel) -> Channel:
         send,
         open=open if some("open") else None,
         watch=watch if some("watch") else None,
-        reduce=wanted.pop() if wanted else None,
+        reduce=next(iter(wanted), None),
         hides=some("hides"),
         norm=(lambda x: through(links, x)) if all(each.norm for each in links) else None,
         private=sum((each.private for each in links), ()),

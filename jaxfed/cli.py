@@ -161,12 +161,14 @@ def show(values: dict[str, Any], title: str) -> None:
     leaky = " (LEAKY: train negatives exclude the held-out items)" if values.get("leaky") else ""
     out = Console(highlight=False, soft_wrap=True)
     table = Table(title=title + leaky, title_justify="left")
-    columns = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc")
+    exposed = ("er@10",) if any(name.endswith("/er@10") for name in values) else ()
+    columns = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc", *exposed)
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
     for part in ("val/full", "val/sampled", "test/full", "test/sampled"):
         if f"{part}/hr@10" in values:
-            table.add_row(part, *(f"{values[f'{part}/{column}']:.4f}" for column in columns))
+            found = (values.get(f"{part}/{column}") for column in columns)
+            table.add_row(part, *("" if value is None else f"{value:.4f}" for value in found))
     out.print(table)
     stages = [
         f"{name.removeprefix('seconds/')} {value:,.1f}" for name, value in values.items() if name.startswith("seconds/")

@@ -189,6 +189,7 @@ def config_of(table: dict[str, Any]) -> Any:
             ("where", Literal["server", "clients"], "server"),
             ("seed", int, 0),
             ("clients", int, 10_000),  # at most so many are asked, drawn once; 0: all
+            ("targets", several((str, ...)), ()),  # items, by the source's ids, whose exposure is measured (er@k)
             ("channel", several(map(type, through)), field(default=through)),
         ],
     )

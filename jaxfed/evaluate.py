@@ -5,7 +5,7 @@ evaluation (a plain sum) and the clients' (whatever links a deployment puts ther
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jaxfed.channel import Channel, total
 from jaxfed.data.batches import never_touched
 from jaxfed.data.clients import ALONE, Population, Ragged, Share, ranges
 from jaxfed.memory import on_host, read
-from jaxfed.metrics import classification, ranking
+from jaxfed.metrics import classification, exposure, ranking
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place
 from jaxfed.types import Client, Key, Mean, Round, Tree
@@ -154,13 +154,25 @@ def questions(of: Exam) -> Iterator[list[Questions]]:
         yield group
 
 
-def answer(model: Model, shared: Tree, private: Tree, user: jax.Array, targets, seen, sampled) -> dict[str, Mean]:
-    """Metrics of one user: `full/...` scalars, `sampled/...` [DRAWS]."""
+def answer(
+    model: Model,
+    shared: Tree,
+    private: Tree,
+    promoted: np.ndarray,
+    user: jax.Array,
+    targets,
+    seen,
+    sampled,
+) -> dict[str, Mean]:
+    """Metrics of one user: `full/...` scalars, `full/er@k` [promoted] if any are, `sampled/...` [DRAWS]."""
     scores = model.score(shared, private, user)
     items, real = scores.shape[0], targets < scores.shape[0]
     score = scores.at[targets].get(mode="fill", fill_value=jnp.nan)
-    others = jnp.ones(items, bool).at[seen].set(False, mode="drop").at[targets].set(False, mode="drop")
+    unseen = jnp.ones(items, bool).at[seen].set(False, mode="drop")
+    others = unseen.at[targets].set(False, mode="drop")
     full = ranking(score, real, scores, others)
+    if len(promoted):
+        full |= exposure(scores, unseen, jnp.array(promoted), others[promoted] & real.any())
 
     def drawn(ids):
         args = score, real, scores.at[ids].get(mode="fill", fill_value=0), ids < items
@@ -171,14 +183,14 @@ def answer(model: Model, shared: Tree, private: Tree, user: jax.Array, targets, 
 
 
 def examiner(
-    model: Model, channel: Channel, placement: Placement | None = None
+    model: Model, channel: Channel, placement: Placement | None = None, promoted: Sequence[int] = ()
 ) -> Callable[[Tree, Tree, Exam, Key], dict[str, Mean]]:
-    """Builds run(shared, private, exam, key) -> {metric: Mean [DECILES] or [DRAWS, DECILES]}.
+    """Builds run(shared, private, exam, key) -> {metric: Mean [DECILES], [DRAWS, DECILES] or [promoted, DECILES]}.
 
-    `private` is the client store of the model's private part [clients, ...]; results come through `channel`. Raises
-    ValueError for a channel with a reduction of its own.
+    `private` is the client store of the model's private part [clients, ...]; results come through `channel`. promoted:
+    items whose exposure is asked for. Raises ValueError for a channel with a reduction of its own.
     """
-    place_on = placement or place()
+    place_on, attacked = placement or place(), np.array(promoted, np.int32)
     if channel.reduce not in (None, total):
         raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
 
@@ -191,7 +203,7 @@ def examiner(
 
         def client(mine, asked):
             users = asked.user, asked.targets, asked.seen, asked.sampled
-            each = jax.vmap(lambda *one: answer(model, shared, mine, *one))(*users)
+            each = jax.vmap(lambda *one: answer(model, shared, mine, attacked, *one))(*users)
             return jax.tree.map(lambda x: x.sum(0), each)
 
         return place_on.together((jax.vmap(client)(mine, asked), asked.client, asked.activity, asked.decile))
@@ -238,13 +250,14 @@ def examiner(
 
 def readable(part: str, sums: dict[str, Mean]) -> dict[str, float]:
     """Flat metrics by their run-file names: `test/full/hr@10`, `test/sampled/hr@10` (mean of the draws) and
-    `test/sampled/hr@10_sd`; hr@10 and ndcg@10 also per activity decile, `.../decile_1` the least active clients."""
+    `test/sampled/hr@10_sd`, `test/full/er@10` (mean of the promoted items); hr@10 and ndcg@10 also per activity decile,
+    `.../decile_1` the least active clients."""
     out = {}
     for name, mean in sums.items():
         total, weight = np.asarray(mean.total, np.float64), np.asarray(mean.weight, np.float64)
         value = total.sum(-1) / np.maximum(weight.sum(-1), 1e-9)
         out[f"{part}/{name}"] = float(value.mean())
-        if value.ndim:
+        if value.size > 1:
             out[f"{part}/{name}_sd"] = float(value.std(ddof=1))
         if name.endswith(("hr@10", "ndcg@10")):
             each = (total / np.maximum(weight, 1e-9)).reshape(-1, DECILES).mean(0)

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxfed.channel import Channel, chain, link
+from jaxfed.channel import Channel, chain, link, total
 from jaxfed.cohort import Sampler
 from jaxfed.data import store
 from jaxfed.data.batches import Batching
 from jaxfed.data.blocks import Lengths, lengths, plan
 from jaxfed.data.clients import Population, Share, prepare
-from jaxfed.data.interactions import Dataset, digest
+from jaxfed.data.interactions import Dataset, digest, numbers_of
 from jaxfed.download import check_download, download
 from jaxfed.evaluate import Exam, exam, examiner
 from jaxfed.federate import Algorithm, federate
@@ -103,14 +103,18 @@ def optimizer_of(config: Any) -> Any:
     return grouped(REGISTRY["optimizer"][config.name], config.learning_rate, config.weight_decay, **groups, **own)
 
 
-def links(configs: tuple[Any, ...], **given: Any) -> Channel:
-    """The chain of some links' sections; each is given what it asks for."""
+def links(configs: tuple[Any, ...], items: np.ndarray, where: str, **given: Any) -> Channel:
+    """The chain of some links' sections; each is given what it asks for. A section names items, a link knows their
+    rows. Raises ValueError for an item that is not in the data."""
 
-    def made(config):
+    def made(config, number):
+        if hasattr(config, "targets"):
+            rows = numbers_of(items, config.targets, f"{where}.{number}.targets").tolist()
+            config = dataclasses.replace(config, targets=tuple(rows))
         asked = inspect.signature(REGISTRY["channel"][config.name]).parameters
         return call("channel", config, **{name: value for name, value in given.items() if name in asked})
 
-    return chain(*map(made, configs)) if configs else link()
+    return chain(*(made(each, number) for number, each in enumerate(configs))) if configs else link()
 
 
 def device_memory() -> int:
@@ -119,9 +123,20 @@ def device_memory() -> int:
     return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_memory(population: Population, batching: Batching, shapes: Lengths, shared: Tree, chunk: int):
+def room_of(population: Population, batching: Batching, shapes: Lengths, sampler: Sampler) -> int:
+    """Blocks that hardly any cohort exceeds: the most in some rounds, and twice as many more as those rounds differ."""
+    counts = []
+    for round in range(8):
+        ids, _ = sampler.draw(0, round)
+        clients = ids[ids < population.num_clients]
+        owner = shapes.share.owner(clients, population.num_clients)
+        counts.append(len(plan(shapes, batching.steps(population.activity[clients]), owner).shapes))
+    return 3 * max(counts) - 2 * min(counts)
+
+
+def check_memory(population: Population, batching: Batching, shapes: Lengths, shared: Tree, chunk: int, sums: bool):
     """Raises ValueError when the messages of a cohort of the largest clients do not fit into a device beside each other
-    and the working copies of one block."""
+    and the working copies of one block; three times where a reduction of a link's own collects and compares them."""
     clients, rows = shapes.lay
     one, two = (
         nbytes(jax.eval_shape(wide, jax.eval_shape(partial(take, ids=np.zeros(k, np.int32)), shared))) for k in (1, 2)
@@ -130,6 +145,11 @@ def check_memory(population: Population, batching: Batching, shapes: Lengths, sh
     largest = np.sort(population.activity)[-shapes.slots :]
     owner = np.arange(len(largest)) % shapes.share.size
     blocks, room = len(plan(shapes, batching.steps(largest), owner).shapes), device_memory()
+    if not sums and (3 * blocks + 3) * block > room:
+        raise ValueError(
+            f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
+            f"{3 * blocks * block / 1e9:.1f} GB, a device has {room / 1e9:.1f} GB: set cohort.size lower"
+        )
     if (min(chunk or blocks, blocks) + 3) * block > room:
         fit = max(1, room // block - 3)
         raise ValueError(
@@ -161,18 +181,19 @@ def assemble(config: Any, data: Data) -> Experiment:
     batching = Batching(**{name: getattr(config.work, name) for name in BESIDE["work"]}, pairwise=model.pairwise)
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)
     known = {"slots": sampler.slots, "sampler": sampler, "population": population.num_clients, "rounds": config.rounds}
-    channel = links(config.channel, **known)
+    channel = links(config.channel, data.source.items, "channel", **known)
     run, lazy = config.run, config.server.lazy and not channel.whole
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     work = call(
         "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private
     )
     shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
-    down = links(config.download, **known) if config.download else None
+    down = links(config.download, data.source.items, "download", **known) if config.download else None
     price = wire(channel, shared, down)
     if down:
         check_download(down, shared)
     server = call("server", config.server, learning_rate=config.server.learning_rate)
+    sums = channel.reduce in (None, total)
     algorithm = federate(
         work,
         channel,
@@ -184,12 +205,15 @@ def assemble(config: Any, data: Data) -> Experiment:
         config.run.chunk,
         config.run.client_store == "host",
         download(down, price.sees != "update+rows") if down else None,
+        0 if sums else room_of(population, batching, shapes, sampler),
     )
     asked = config.evaluation.seed, config.evaluation.clients
     exams = {part: exam(population, part, *asked, placement.devices, share) for part in ("val", "test")}
-    through = links(config.evaluation.channel, **known) if config.evaluation.where == "clients" else link()
-    examine = examiner(model, through, placement)
-    check_memory(population, batching, shapes, shared, config.run.chunk)
+    asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
+    through = links(asked_through, data.source.items, "evaluation.channel", **known)
+    promoted = numbers_of(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
+    examine = examiner(model, through, placement, promoted)
+    check_memory(population, batching, shapes, shared, config.run.chunk, sums)
     account = account_of(channel, sampler, population.num_clients, config.privacy)
     epsilon = ledger(account.mechanisms, account.sampling, account.delta, account.relation)
     made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxfed import memory as stores
 from jaxfed import rows, tree
-from jaxfed.channel import Channel, accumulate, chain, empty, total
+from jaxfed.channel import Channel, accumulate, chain, collect, empty, total, vacant
 from jaxfed.placement import Placement, place
 from jaxfed.types import Array, Client, Cohort, Key, Mean, Part, Round, Shared, Tree
 from jaxfed.work import Work
@@ -45,7 +46,7 @@ class Algorithm(NamedTuple):
 class Tally(NamedTuple):
     """What the server has heard so far in a round."""
 
-    total: Tree  # the running sum of messages, tables whole
+    total: Tree  # the running sum of messages, tables whole; a `Part` of them all for a link's own reduction
     memory: Tree  # the client store, new memories written
     present: Array  # bool [M]
     metrics: dict[str, Mean]
@@ -104,6 +105,7 @@ def federate(
     chunk: int = 0,
     host: bool = False,
     download: Callable[[Shared, Client], Shared] | None = None,
+    room: int = 0,
 ) -> Algorithm:
     """Builds an algorithm from what a client computes, what happens to its update, and how the model moves.
 
@@ -113,9 +115,12 @@ def federate(
     chunk: blocks whose messages are held at a time, for memory; 0: all of a cohort's. Only for sums.
     host: the client store stays in the host's memory (`memory`); a round then waits for its clients.
     download: what a client reads of the model that it is sent (`download`); None: the model's rows as they are.
+    room: for a reduction of a link's own, blocks laid by `lay` whose messages find room side by side, so that one
+    program reduces cohorts of fewer blocks, too; for more the room is doubled. 0: as many as there are.
     """
     channel = channel if channel.links else chain(channel)
-    place_on, streams = placement or place(), channel.reduce in (None, total)
+    place_on, reduce = placement or place(), channel.reduce or total
+    streams = reduce is total
     if chunk and not streams:
         raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
 
@@ -187,10 +192,10 @@ def federate(
         return place_on.together(flat(block, counts, who, held, messages, memory, metrics, ends, lay))
 
     @partial(jax.jit, donate_argnums=0)
-    def absorb(tally, part) -> Tally:
-        """Adds one block's part to what the server has heard."""
+    def absorb(tally, part, at) -> Tally:
+        """Adds one block's part to what the server has heard; at: how many rows lie before it (`collect`)."""
         return Tally(
-            accumulate(tally.total, part) if streams else (),
+            accumulate(tally.total, part) if streams else collect(tally.total, part, at),
             rows.scatter(tally.memory, part.ids, part.owner, part.held, part.memory),
             tally.present.at[part.slots].set(part.present, mode="drop"),
             jax.tree.map(jnp.add, tally.metrics, part.metrics),
@@ -205,7 +210,8 @@ def federate(
         seen = (shared, opt, links) if touched is None else rows.take((shared, opt, links), touched)
         seen = tree.wide(seen[0]), *seen[1:]
         round = Round(jax.random.fold_in(key, number), ids, heard.present)
-        update, links_now, info = channel.decode(heard.total, seen[2], round)
+        summed = heard.total if streams else reduce(heard.total, heard.sent.size)
+        update, links_now, info = channel.decode(summed, seen[2], round)
         delta, opt_now = server.update(update.params, seen[1], seen[0].params)
         moved = Shared(delta, tree.scale(-1, update.extra))
         # what only absent clients hold rests, as if they had not been asked
@@ -223,12 +229,13 @@ def federate(
         shared, opt, links = place_on.server((shared, opt, links))
         return State(shared, opt, links, memory, number + 1), figures | info | counts
 
-    @partial(jax.jit, static_argnums=2)
-    def silence(part, asked, size):
+    @partial(jax.jit, static_argnums=(2, 3))
+    def silence(part, asked, size, long):
         """The tally before anybody is heard, but for the memory; placed as `absorb` gives it back, or that compiles
         twice."""
-        shapes = empty(part.messages, size) if streams else (), part.metrics, asked, jnp.zeros(len(asked), jnp.int32)
-        heard, metrics, present, count = place_on.together(tree.zeros(shapes))
+        heard = tree.zeros(empty(part.messages, size)) if streams else vacant(part, asked.size, long)
+        shapes = part.metrics, asked, jnp.zeros(len(asked), jnp.int32)
+        heard, (metrics, present, count) = place_on.together((heard, tree.zeros(shapes)))
         return Tally(heard, (), present, metrics, count, place_on.together(jnp.zeros(size, bool)))
 
     def step(state, cohort, key):
@@ -247,16 +254,16 @@ def federate(
             for block in blocks[low:][: chunk or None]:
                 kept = None if store is None else place_on.block(stores.read_block(store, cohort, block, end))
                 parts.append(clients(now, ids, asked, touched, key, block, kept))
-            tally = tally or silence(parts[0], asked, size)._replace(memory=state.memory)
-            for part in parts:
-                part = part if store is None else part._replace(memory=())
-                tally = absorb(tally, part._replace(messages=()) if not streams else part)
+            before = np.cumsum([0] + [part.rows.size for part in parts]).astype(np.int32)
+            long = 0 if streams else room * parts[0].rows.size
+            while not streams and long < before[-1]:
+                long = 2 * long or int(before[-1])
+            tally = tally or silence(parts[0], asked, size, long)._replace(memory=state.memory)
+            for part, at in zip(parts, before[:-1], strict=True):
+                tally = absorb(tally, part if store is None else part._replace(memory=()), at)
             if store is not None:
                 store = stores.write(store, parts)
         assert tally  # a cohort has a block at least
-        if channel.reduce and not streams:
-            every = jax.tree.map(lambda *x: jnp.concatenate(x), *(part._replace(metrics=()) for part in parts))
-            tally = tally._replace(total=channel.reduce(every, size))
         tally, memory = tally._replace(memory=()), tally.memory
         state, info = finish(state._replace(memory=memory), tally, ids, asked, touched, key)
         return state if store is None else state._replace(memory=store), info

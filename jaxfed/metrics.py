@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxfed.types import Mean
 
 CUTOFFS = (10, 20)
+EXPOSED = (5, *CUTOFFS)
 
 
 def ahead(score: jax.Array, others: jax.Array, counts: jax.Array) -> jax.Array:
@@ -57,3 +58,14 @@ def classification(score: jax.Array, real: jax.Array, others: jax.Array, counts:
         "recall": Mean(has * hit, has * targets),
         "f1": Mean(has * 2 * hit, has * (hit + wrong + targets)),
     }
+
+
+def exposure(scores: jax.Array, unseen: jax.Array, targets: jax.Array, asks: jax.Array) -> dict[str, Mean]:
+    """er@k [T] of one user: whether each target [T] is among the first k of all items [N] where `unseen` [N], by their
+    `scores` [N]; it weighs 1 where `asks` [T] and else 0. Ties count against a target, as in `ahead`.
+
+    The exposure ratio of a promoted item (FedRecAttack: Rong et al. 2022): the share of the users who have not
+    interacted with it to whom it is recommended.
+    """
+    rank, weight = ahead(scores[targets], scores, unseen), asks * 1.0  # does not beat itself: the first has rank 1
+    return {f"er@{k}": Mean(jnp.where(rank <= k, weight, 0.0), weight) for k in EXPOSED}

@@ -15,12 +15,14 @@ import optax
 
 from jaxfed import channel, cohort
 from jaxfed.channel import Channel
+from jaxfed.channels.attack import noise, promote, scaled, sign_flip
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
 from jaxfed.channels.compress import drive, low_rank, quantise, random_k, rotate, sign, top_k
 from jaxfed.channels.correlated import correlated
 from jaxfed.channels.difference import difference
 from jaxfed.channels.distributed import skellam
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
+from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
 from jaxfed.channels.secure import pads, ring
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.data.batches import Batching
@@ -127,6 +129,14 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "low_rank": low_rank,
         "ring": ring,
         "pads": pads,
+        "median": median,
+        "trimmed_mean": trimmed_mean,
+        "geometric_median": geometric_median,
+        "krum": krum,
+        "sign_flip": sign_flip,
+        "scaled": scaled,
+        "noise": noise,
+        "promote": promote,
     },
     "server": OPTIMIZERS,
     "cohort": {

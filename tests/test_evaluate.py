@@ -97,6 +97,36 @@ def test_against_numpy(case, part):
         assert got[f"{part}/sampled/{name}"] == pytest.approx(want.mean(), rel=1e-5), name
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize("promoted", [[5], [40, 5, 77]])
+def test_exposure_against_numpy(case, part, promoted):
+    """Of each target the share of users without it whose first k hold it; held-out items are candidates like others."""
+    population, scores, private, _ = setting(**CASES[case])
+    run = examiner(table_model(scores), link(), promoted=promoted)
+    got = readable(part, run((), private, exam(population, part), KEY))
+    shares = {k: [] for k in (5, 10, 20)}
+    for target in promoted:
+        places = []
+        for u in range(len(scores)):
+            train, valid, test = (
+                set(each.of(u).tolist()) for each in (population.train, population.valid, population.test)
+            )
+            masked = train if part == "val" else train | valid
+            if target not in masked | (valid if part == "val" else test):
+                rivals = [i for i in range(population.num_items) if i not in masked and i != target]
+                places.append(1 + sum(scores[u][i] >= scores[u][target] for i in rivals))
+        assert len(places) > 0
+        for k in shares:
+            shares[k].append(np.mean(np.array(places) <= k))
+    for k, each in shares.items():
+        assert got[f"{part}/full/er@{k}"] == pytest.approx(np.mean(each), rel=1e-5)
+        assert (f"{part}/full/er@{k}_sd" in got) == (len(promoted) > 1)
+    assert 0 < got[f"{part}/full/er@20"] < 1
+    plain = readable(part, examiner(table_model(scores), link())((), private, exam(population, part), KEY))
+    assert {name: value for name, value in got.items() if "/er@" not in name} == pytest.approx(plain)
+
+
 def test_deciles_of_activity_add_up():
     population, scores, private, _ = setting()
     sums = examiner(table_model(scores), link())((), private, exam(population, "test"), KEY)

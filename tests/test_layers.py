@@ -15,10 +15,11 @@ ROOT = Path(__file__).parent.parent / "jaxfed"
 # what a module (or every module of a package) may import of jaxfed
 MAY = {
     "types": set(),
+    "malice": set(),
     "tree": {"types"},
     "rows": {"types", "tree"},
     "channel": {"types", "tree", "rows"},
-    "channels": {"types", "tree", "rows", "channel", "channels", "cohort"},
+    "channels": {"types", "tree", "rows", "channel", "channels", "cohort", "malice"},
     "wire": {"types", "tree", "rows", "channel"},
     "inference": {"types", "rows", "channels"},
     "work": {"types", "tree", "rows"},
@@ -29,7 +30,7 @@ MAY = {
     "federate": {"types", "tree", "rows", "channel", "work", "placement", "memory"},
     "algorithms": {"types", "channel", "channels", "work", "works", "federate"},
     "models": {"types", "tree", "rows", "models"},
-    "data": {"types", "tree", "work", "data"},  # `work` for the shape of its batches
+    "data": {"types", "tree", "work", "malice", "data"},  # `work` for the shape of its batches
     "cohort": {"types"},
     "metrics": {"types"},
     "renyi": set(),
@@ -48,6 +49,7 @@ MAY = {
 }
 CORE = (
     "types",
+    "malice",
     "tree",
     "rows",
     "channel",

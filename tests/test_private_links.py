@@ -164,7 +164,7 @@ def test_a_padded_message_looks_like_noise():
     seen = []
 
     def spy(part, size):
-        seen.append(jax.tree.map(np.asarray, part.messages))
+        jax.debug.callback(lambda messages: seen.append(jax.tree.map(np.asarray, messages)), part.messages)
         from jaxfed.channel import total
 
         return total(part, size)
@@ -172,6 +172,7 @@ def test_a_padded_message_looks_like_noise():
     padded = pads()
     channel = chain(clip(10.0), densify(), ring(COHORT, 20)._replace(reduce=None), padded._replace(reduce=spy))
     run(factorisation(channel), row_cohort(), rounds=1)
+    jax.effects_barrier()
     words = np.concatenate([np.ravel(x[:COHORT]) for x in jax.tree.leaves(seen[0])]).view(np.uint32)
     share = np.unpackbits(words.view(np.uint8)).mean()
     assert abs(share - 0.5) < 5 * 0.5 / math.sqrt(words.size * 32)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.channel import Channel, link
+from jaxfed.channel import Channel, link, total
 from jaxfed.channels.noise import noised, sensitivity
 from jaxfed.cohort import Sampler
 from jaxfed.types import Mechanism
@@ -133,6 +133,7 @@ def correlated(
     made = link(
         decode=unplaced,
         init=init,
+        reduce=total,
         norm=lambda x: x,
         private=(Mechanism("correlated", multiplier),),
         at=at,

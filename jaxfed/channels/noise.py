@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.channel import Channel, link
+from jaxfed.channel import Channel, link, total
 from jaxfed.rows import Table, catalogue, is_table
 from jaxfed.types import Key, Mechanism, Tree
 
@@ -57,6 +57,7 @@ def gaussian(multiplier: float = 1.0) -> Channel:
 
     made = link(
         decode=unplaced,
+        reduce=total,  # what one client can add is what it can add to a sum, to no other reduction
         norm=lambda x: x,
         private=(Mechanism("gaussian", multiplier),),
         at=at,

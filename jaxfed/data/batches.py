@@ -67,6 +67,7 @@ def draw(population: Population, batching: Batching, clients: np.ndarray, seed: 
     raw = streams(seed, (1 << 32) + round, passes, epoch, count * (1 + batching.negatives))
     raw = raw.reshape(-1, 1 + batching.negatives)  # a positive's place, and its negatives
     owner = np.repeat(np.arange(len(passes)), count)
+    flipped = None if population.flipped is None else population.flipped[passes][owner]
 
     chance = (raw[:, 0] >> np.uint64(40)).astype(np.int64)
     row = ranges(population.train.start[first], count)[sorted_pairs(owner, chance, len(passes), 1 << 24)[1]]
@@ -74,10 +75,14 @@ def draw(population: Population, batching: Batching, clients: np.ndarray, seed: 
     user = first[owner] if alone else np.searchsorted(population.train.start, row, "right") - 1
     positive, negative = population.train.values[row][:, None], outside(population, user, raw[:, 1:] >> np.uint64(32))
     pairs = np.stack([np.broadcast_to(positive, negative.shape), negative], -1)
+    if flipped is not None:
+        pairs[flipped] = pairs[flipped][..., ::-1]
     item = pairs.reshape(-1, 2) if batching.pairwise else np.concatenate([positive, negative], 1).reshape(-1, 1)
     each = batching.examples(1)
     label = np.full((len(row), each), batching.pairwise)
     label[:, :1] = True
+    if flipped is not None and not batching.pairwise:
+        label ^= flipped[:, None]
     local = np.broadcast_to(0, len(item)) if alone else np.repeat(user - first[owner], each)
     step = epoch * (batching.steps(count) // batching.epochs)
     return Drawn(np.repeat(np.arange(len(clients)), batching.epochs), step, count * each, local, item, label.ravel())

@@ -5,7 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.data.interactions import Dataset, first_only, k_core
+from jaxfed.data.poison import poison
 from jaxfed.data.splits import TEST, TRAIN, VALID, Protocol, Split, drop_short, split
+from jaxfed.malice import check_fraction
+from jaxfed.malice import malicious as chosen
 
 SMALL = 1 << 24  # users x items up to which every user's negatives are listed
 
@@ -87,6 +90,9 @@ class Population(NamedTuple):
     user_names: np.ndarray  # str [U]: the source's ids, in this numbering
     activity: np.ndarray  # int64 [C]: train interactions of each client
     users_per_client: int  # the most users that one client holds; 1 when every user is a client
+    flipped: np.ndarray | None = (
+        None  # bool [C]: clients that train with positives and negatives exchanged; None: nobody
+    )
 
     @property
     def num_clients(self) -> int:
@@ -178,15 +184,27 @@ def prepare(
     ratio: tuple[float, float] = (0.1, 0.1),
     user_core: int = 0,
     item_core: int = 0,
+    malicious: float = 0.0,
+    promoted: tuple[str, ...] = (),
+    label_flip: bool = False,
+    malice: int = 0,
     seed: int = 0,
 ) -> tuple[Dataset, Population]:
     """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
 
-    The data set returned is numbered like the population, and its notes say all that was left out.
+    malicious: share of the clients that are, by the seed `malice` (see `jaxfed.malice`). They have the `promoted` items
+    in their histories, and with `label_flip` train with positives and negatives exchanged. The data set returned is
+    numbered like the population, and its notes say all that was left out or put in.
     """
     data = first_only(data)
     if user_core or item_core:
         data = k_core(data, user_core, item_core)
     group, names = group_by(data, clients, silos, seed)
     data = drop_short(one_user_each(data, group))
-    return data, populate(data, split(data, protocol, ratio), names)
+    check_fraction(malicious, "data.malicious")
+    if promoted:
+        data = poison(data, promoted, malicious, malice)
+    population = populate(data, split(data, protocol, ratio), names)
+    if label_flip:
+        population = population._replace(flipped=chosen(np.arange(population.num_clients), malicious, malice))
+    return data, population

@@ -1,6 +1,7 @@
 """Who did what, when: columns of NumPy arrays, and what is done to them before they are split."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,15 @@ def numbered(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             pass
     ids, number = np.unique(raw, return_inverse=True)
     return number.astype(np.int32), ids.astype(str)
+
+
+def numbers_of(items: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
+    """int64 [len(names)]: the numbers of items [N] by their names. Raises ValueError, which begins with `where`, for
+    one that is not there."""
+    known = {name: number for number, name in enumerate(items.tolist())} if len(names) else {}
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(f'{where}: no item "{missing[0]}" in the data; ids are those of the source, in quotes')
+    return np.array([known[name] for name in names], np.int64)
 
 
 def digest(data: Dataset) -> str:

@@ -1,0 +1,290 @@
+"""Links that bear clients who lie: reductions in place of the sum. A bound on the norm is `clip`.
+
+A row of a table is reduced over the clients that hold it. Everyone else says nothing of it, which is not zero: with
+zeros the median of a row that fewer than half of the clients hold would be zero. `rule(x [n, D], group [n], size,
+owner [n]) -> [size, D]` gives what stands for the contributions x of each group, which come in ascending order: of the
+holders of each row, of all clients for the other leaves. A reduction is the rule times the number of contributions, an
+estimate of the sum: a mean to the left divides it as it divides a sum, and the counts of holders that `per_row_mean`
+sends come out as counts.
+
+Weights (`weighted_mean`, `per_row_mean` by anything but `uniform`) multiply updates before the rule sees them, and a
+client says its own: where clients may lie, let them weigh the same. No rule helps where most of a row's holders lie,
+which are few clients for a row that few hold.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.channel import Channel, link
+from jaxfed.rows import is_table, lift
+from jaxfed.types import Part, Tree
+
+Rule = Callable[[jax.Array, jax.Array, int, jax.Array], jax.Array]
+PIECE = 1 << 13  # contributions that are compared at a time: they stay in the cache
+CHUNK = 1 << 23  # numbers of a dense piece of the cohort's messages: 32 MB
+
+
+def over_holders(rule: Rule) -> Callable[[Part, int], Tree]:
+    """The reduction that times a rule by the number of contributions, row by row, and for other leaves once."""
+
+    def reduce(part: Part, size: int) -> Tree:
+        tables, leaves = (columns(arrays) for arrays in halves(part.messages))
+        rows = estimate(rule, tables, part.rows, size, part.owner)
+        rest = estimate(rule, leaves, jnp.where(part.present, 0, 1), 1, part.ids)
+        done = [0, 0]  # columns of each that have been laid back
+
+        def back(matrix, which):
+            def leaf(x):
+                width = int(np.prod(x.shape[1:]))
+                done[which] += width
+                piece = matrix[:, done[which] - width : done[which]].reshape(len(matrix), *x.shape[1:])
+                return (piece[0] if which else piece).astype(x.dtype)
+
+            return leaf
+
+        return lift(back(rows, 0), back(rest, 1), part.messages)
+
+    return reduce
+
+
+def estimate(rule: Rule, x: jax.Array, group: jax.Array, size: int, owner: jax.Array) -> jax.Array:
+    """[size, D]: the rule over the contributions to each group, times their number; 0 where there are none."""
+    n, order = count(group, size)[:, None], jnp.argsort(group)
+    x, group, owner = x[order], group[order], owner[order]
+    return jnp.where(n > 0, n * rule(x, group, size, owner), 0) if x.size else jnp.zeros((size, x.shape[1]))
+
+
+def halves(messages: Tree) -> tuple[list[jax.Array], list[jax.Array]]:
+    """(arrays of tables, other leaves)."""
+    nodes = jax.tree.leaves(messages, is_leaf=is_table)
+    return jax.tree.leaves([x for x in nodes if is_table(x)]), [x for x in nodes if not is_table(x)]
+
+
+def columns(arrays: list[jax.Array]) -> jax.Array:
+    """float32 [n, D]: arrays [n, ...] side by side; [0, 0] of none."""
+    flat = [x.reshape(x.shape[0], -1).astype(jnp.float32) for x in arrays]
+    return jnp.concatenate(flat, 1) if flat else jnp.zeros((0, 0))
+
+
+def count(group: jax.Array, size: int) -> jax.Array:
+    """int [size]: contributions to each group; those past the end are nobody's."""
+    return jnp.zeros(size, jnp.int32).at[group].add(1, mode="drop")
+
+
+def at(x: jax.Array, group: jax.Array) -> jax.Array:
+    """Rows of x [size, D] for each contribution; some row where it is nobody's, which a sum then drops."""
+    return x.at[group].get(mode="clip")
+
+
+def summed(x: jax.Array, group: jax.Array, size: int) -> jax.Array:
+    """[size, D]: sums over each group."""
+    return jnp.zeros((size, *x.shape[1:]), x.dtype).at[group].add(x, mode="drop")
+
+
+# --- coordinate by coordinate ----------------------------------------
+
+
+def ordered(x: jax.Array) -> jax.Array:
+    """int32 in the order of the floats: their bits, those of negative numbers turned round; of bits, the inverse."""
+    bits = x if x.dtype == jnp.int32 else jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+def nth(keys: jax.Array, group: jax.Array, size: int, rank: jax.Array) -> jax.Array:
+    """int32 [size, D]: of the keys [n, D] of each group the one of that rank [size, D], 0 the least, exactly.
+
+    Bisection of the 32 bits of a key, each a pass over the contributions but for those that are nobody's: they come
+    last, as groups ascend. Cheaper than to sort by (group, key).
+    """
+    width, each = keys.shape[1], min(PIECE, len(keys))
+    past = -len(keys) % each
+    keys = jnp.pad(keys, ((0, past), (0, 0))).reshape(-1, each, width)
+    group = jnp.pad(group, (0, past), constant_values=size).reshape(-1, each)
+    pieces = (group[:, 0] < size).sum()
+
+    def upto(limit):
+        def add(i, total):
+            return total.at[group[i]].add((keys[i] <= at(limit, group[i])).astype(jnp.int32), mode="drop")
+
+        return jax.lax.fori_loop(0, pieces, add, jnp.zeros((size, width), jnp.int32))
+
+    def halve(_, between):
+        low, high = between
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)  # rounded down, without overflow
+        enough = upto(middle) > rank
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    low = jnp.full((size, width), jnp.iinfo(jnp.int32).min)
+    return jax.lax.fori_loop(0, 32, halve, (low, ~low))[0]
+
+
+def without_tails(cut: Callable[[jax.Array], jax.Array]) -> Rule:
+    """The mean of what is left when the cut(n) least and the cut(n) largest of n contributions are gone, for each
+    coordinate; cut(n) < n / 2."""
+
+    def rule(x, group, size, owner):
+        n = count(group, size)
+        tail, keys = cut(n), ordered(x)
+        ranks = jnp.stack([tail, jnp.maximum(n - 1 - tail, 0)], 1).repeat(keys.shape[1], 1)
+        low, high = jnp.split(nth(jnp.tile(keys, 2), group, size, ranks), 2, 1)  # side by side: passes cost by the row
+        between = (keys > at(low, group)) & (keys < at(high, group))
+        inner = summed(jnp.where(between, x, 0), group, size)
+        # of those equal to a limit some may be gone, which ones is all the same
+        upto_low = summed((keys <= at(low, group)).astype(jnp.int32), group, size)
+        below_high = summed((keys < at(high, group)).astype(jnp.int32), group, size)
+        first, last = (jax.lax.bitcast_convert_type(ordered(key), jnp.float32) for key in (low, high))
+        kept = jnp.maximum(n - 2 * tail, 1)[:, None]
+        ends = (upto_low - tail[:, None]) * first + ((n - tail)[:, None] - below_high) * last
+        return jnp.where(low == high, first, (inner + ends) / kept)
+
+    return rule
+
+
+def check_floats(example: Tree) -> tuple[Tree, Tree]:
+    """What a link without state starts with. Raises ValueError for messages that are no numbers but codes."""
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(example)):
+        raise ValueError("a robust rule compares numbers, and was given integers: put it before their link")
+    return (), ()
+
+
+MEDIAN = over_holders(without_tails(lambda n: jnp.maximum(n - 1, 0) // 2))
+
+
+def median() -> Channel:
+    """The coordinate-wise median (Yin et al. 2018), the mean of the middle two of an even number.
+
+    Takes 32 passes over the table rows that the cohort sent. Bears lies of less than half of a row's holders.
+    """
+    return link(reduce=MEDIAN, init=check_floats, name="median")
+
+
+def trimmed_mean(fraction: float = 0.2) -> Channel:
+    """The coordinate-wise mean without the share `fraction` of contributions at either end (Yin et al. 2018).
+
+    Of n contributions ceil(fraction * n) go at either end, but one or two are always left: rounded down, rows of few
+    holders would not be trimmed at all. Costs what `median` costs. Raises ValueError unless 0 <= fraction < 1/2.
+    """
+    if not 0 <= fraction < 0.5:
+        raise ValueError(f"trimmed_mean: fraction is {fraction}: it must be at least 0 and below 0.5")
+
+    def cut(n):
+        share = fraction * (1 - 1e-6) * n  # 0.2 of 5 is 1, not the 1.00000003 of float32, which would round up to 2
+        return jnp.minimum(jnp.ceil(share).astype(jnp.int32), jnp.maximum(n - 1, 0) // 2)
+
+    return link(reduce=over_holders(without_tails(cut)), init=check_floats, name="trimmed_mean")
+
+
+# --- by distance ----------------------------------------
+
+
+def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Channel:
+    """The point of least summed distance to the contributions (RFA: Pillutla et al. 2022), by the smoothed Weiszfeld
+    algorithm: a mean with weights 1 / max(smoothing, distance to the last one), so many times, from the plain mean.
+
+    Each row, with all tables side by side, is a point of its own, and so are all other leaves together: a client that
+    lies about one row alone is far off there and nowhere else. Each iteration takes three passes over the rows
+    that the cohort sent. smoothing is in the units of an update. Raises ValueError for numbers that cannot be.
+    """
+    if iterations < 1 or smoothing <= 0:
+        raise ValueError("geometric_median: iterations must be at least 1 and smoothing above 0")
+
+    def rule(x, group, size, owner):
+        def weighted(weight):
+            return summed(weight * x, group, size) / jnp.maximum(summed(weight, group, size), 1e-30)
+
+        def closer(_, point):
+            distance = jnp.linalg.norm(x - at(point, group), axis=1, keepdims=True)
+            return weighted(1 / jnp.maximum(distance, smoothing))
+
+        return jax.lax.fori_loop(0, iterations, closer, weighted(jnp.ones((len(x), 1))))
+
+    return link(reduce=over_holders(rule), init=check_floats, name="geometric_median")
+
+
+def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
+    """Krum: the update with the least summed distance to its n - byzantine - 2 nearest of n; multi-Krum: the mean of
+    the `selected` best (Blanchard et al. 2017). For a row: the mean of those of them that hold it, 0 where none does.
+
+    The distance of two clients is the mean squared difference of the coordinates that both have: of the rows that both
+    hold, and of all other leaves. Two that share none are as far apart as the farthest pair. Equal scores: the smaller
+    id. Takes M^2 x (rows of the cohort) x D operations for M clients, in matrix products, and memory for M^2 numbers.
+
+    slots: clients of a round. byzantine: the most of them that lie. Raises ValueError where 2 * byzantine + 3 are more
+    than slots: beyond, no choice is safe. The same holds of those who report, which nobody checks.
+    """
+    if byzantine < 0 or selected < 1:
+        raise ValueError("krum: byzantine must be at least 0 and selected at least 1")
+    if slots < 2 * byzantine + 3:
+        most = max(slots - 3, 0) // 2
+        raise ValueError(f"krum: a cohort of {slots} clients bears at most {most} malicious: lower byzantine")
+
+    def reduce(part, size):
+        ids, chosen = best(part, size, byzantine, selected)
+
+        def rule(x, group, size, owner):
+            one = chosen.at[jnp.searchsorted(ids, owner)].get(mode="fill", fill_value=False).astype(x.dtype)[:, None]
+            return summed(one * x, group, size) / jnp.maximum(summed(one, group, size), 1)
+
+        return over_holders(rule)(part, size)
+
+    return link(reduce=reduce, init=check_floats, name="krum")
+
+
+def best(part: Part, size: int, byzantine: int, selected: int) -> tuple[jax.Array, jax.Array]:
+    """(int [M]: ids of the cohort, ascending, bool [M]: who of them has one of the least scores)."""
+    ids, here, square, shared = distances(part, size)
+    other = here[:, None] & here & ~jnp.eye(len(ids), dtype=bool)
+    apart = jnp.where(shared > 0, jnp.maximum(square, 0) / jnp.maximum(shared, 1), 0)
+    apart = jnp.where(shared > 0, apart, jnp.max(apart, where=other, initial=0))
+    nearest = jnp.sort(jnp.where(other, apart, jnp.inf), axis=1)
+    place, n = jnp.arange(len(ids)), here.sum()
+    near = (place < jnp.maximum(n - byzantine - 2, 1)) & jnp.isfinite(nearest)
+    score = jnp.sum(jnp.where(near, nearest, 0), 1)
+    order = jnp.lexsort((score, ~here))  # stable
+    return ids, jnp.zeros(len(ids), bool).at[order].set(place < selected) & here
+
+
+def distances(part: Part, size: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(ids [M] ascending, present [M], squared distances [M, M] of the coordinates two share, their number [M, M]).
+
+    Clients in the order of their ids, so that no sum depends on the blocks they came in. Rows are taken in pieces of
+    the catalogue, dense: products of matrices instead of a pass over all rows for each client.
+    """
+    order = jnp.argsort(part.ids)
+    ids, here = part.ids[order], part.present[order]
+    tables, leaves = (columns(arrays) for arrays in halves(part.messages))
+    square, shared = jnp.zeros((2, len(ids), len(ids)))
+    if leaves.size:
+        square, shared = products(leaves[order][:, None], here[:, None])
+    if tables.size:
+        clients, width = len(ids), tables.shape[1]
+        each = max(1, min(CHUNK // (clients * width), size))
+        by_row, end = jnp.argsort(part.rows), jnp.cumsum(count(part.rows, size))
+        who = jnp.searchsorted(ids, part.owner)
+
+        def piece(total, first):
+            begin = jnp.where(first > 0, end.at[first - 1].get(mode="clip"), 0)
+            entry = by_row.at[begin + jnp.arange(each * clients)].get(mode="fill", fill_value=len(by_row))
+            row = part.rows.at[entry].get(mode="fill", fill_value=size)
+            row = jnp.where((row < size) & (row - first < each), row - first, each)  # the next pieces' lie past the end
+            place = who.at[entry].get(mode="clip"), row
+            dense = jnp.zeros((clients, each, width)).at[place].set(tables.at[entry].get(mode="clip"), mode="drop")
+            held = jnp.zeros((clients, each)).at[place].set(1, mode="drop")
+            return jax.tree.map(jnp.add, total, products(dense, held)), None
+
+        (square, shared), _ = jax.lax.scan(piece, (square, shared), jnp.arange(0, size, each))
+    return ids, here, (square + square.T) / 2, shared  # the same both ways to the last bit, or ties are none
+
+
+def products(x: jax.Array, held: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(squared distances [M, M], their coordinates [M, M]) of x [M, k, D] over the rows that two clients hold;
+    held [M, k], x is zero elsewhere."""
+    held, flat, norm = held.astype(x.dtype), x.reshape(len(x), -1), jnp.sum(x * x, -1)
+
+    def by(a, b):
+        return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+
+    return by(norm, held) + by(held, norm) - 2 * by(flat, flat), x.shape[2] * by(held, held)

@@ -1,0 +1,118 @@
+"""Promotes unpopular items of MovieLens-100K by a share of malicious clients, and prints what each defence is worth.
+
+python scripts/attacks.py [--rounds 100] [--json FILE] [--only mean median] [--section.key value ...]
+
+Each row is a `jaxfed train` of the configuration in a folder of its own, resumed where it was: once without and
+once with the attack. ER@10: share of the users who have not seen a target that find it among their first ten, the mean
+of the targets; HR@10 on the full catalogue and against 99 negatives; all on the test part, of the best round. The best
+round may be one at which an attack is weak by chance: `last` is ER@10 on the validation part after the last one.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from jaxfed.config import config_of, read
+from jaxfed.data.interactions import Dataset
+from jaxfed.experiment import load
+from jaxfed.folder import write_file
+
+EXPOSED = "val/full/er@10"
+METRICS = {"ER@10": "test/full/er@10", "last": "last", "HR@10": "test/full/hr@10", "HR@10, 99": "test/sampled/hr@10"}
+RARE = 20  # targets have fewer interactions than this
+
+
+def defences(clients: int, fraction: float, bound: float, row_bound: float) -> dict[str, list[dict[str, Any]]]:
+    """{name: links}; to the right of an attack. The rules are told of a few more malicious clients than there are."""
+    average, few = {"name": "per_row_mean"}, int(1.25 * fraction * clients)
+    return {
+        "mean": [average],
+        "clip": [{"name": "clip", "bound": bound}, average],
+        "clip_per_row": [{"name": "clip_per_row", "bound": row_bound}, average],
+        "median": [average, {"name": "median"}],
+        "trimmed_mean": [average, {"name": "trimmed_mean", "fraction": min(1.25 * fraction, 0.49)}],
+        "geometric_median": [average, {"name": "geometric_median"}],
+        "krum": [average, {"name": "krum", "byzantine": few}],
+        "multi-krum": [average, {"name": "krum", "byzantine": few, "selected": clients // 2}],
+    }
+
+
+def rare_items(source: Dataset, count: int, seed: int) -> list[str]:
+    """So many of the items with fewer than RARE interactions, drawn by the seed."""
+    interactions = np.bincount(source.interactions.item, minlength=len(source.items))
+    few = np.flatnonzero(interactions < RARE)
+    return source.items[np.sort(np.random.default_rng(seed).choice(few, count, replace=False))].tolist()
+
+
+def configured(table: dict[str, Any], links: list, targets: list[str], attack: bool, args) -> dict[str, Any]:
+    """The configuration of a row. Without attack nobody is malicious; what is measured is the same."""
+    promote = {"name": "promote", "fraction": args.fraction, "targets": targets, "factor": args.factor}
+    lies = {"malicious": args.fraction, "promoted": targets} if attack else {}
+    return table | {
+        "rounds": args.rounds,
+        "data": table["data"] | lies,
+        "channel": [promote, *links] if attack else links,
+        "evaluation": table["evaluation"] | {"targets": targets},
+    }
+
+
+def trained(table: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """The summary of a run, which goes on where it was, and `last`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "asked.toml").write_text(tomli_w.dumps(table))
+    words = ["train", str(folder / "asked.toml"), "--out", str(folder / "run"), "--resume", *overrides]
+    done = subprocess.run([sys.executable, "-m", "jaxfed", *words], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(done.returncode)
+    lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
+    last = [values[EXPOSED] for values in lines if EXPOSED in values][-1]
+    return json.loads((folder / "run" / "summary.json").read_text()) | {"last": last}
+
+
+def main() -> None:
+    """Trains row by row; the figures are written after each."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", default="configs/ml100k_fedavg.toml")
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--fraction", type=float, default=0.2, help="of the clients, malicious")
+    parser.add_argument("--factor", type=float, default=10.0, help="length of their target rows, in mean rows")
+    parser.add_argument("--targets", type=int, default=5, help="how many items are promoted")
+    parser.add_argument("--bound", type=float, default=10.0, help="of clip: about the median norm of an honest update")
+    parser.add_argument("--row-bound", type=float, default=0.3, help="of clip_per_row: the median of honest rows")
+    parser.add_argument("--clients", type=int, default=943, help="in a round, where that is not everyone")
+    parser.add_argument("--only", nargs="+", help="defences")
+    parser.add_argument("--out", default="runs/attacks", help="folder of the runs")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    args, overrides = parser.parse_known_args()
+    table = read(args.config)
+    targets = rare_items(load(config_of(table).data).source, args.targets, 0)
+    every = defences(args.clients, args.fraction, args.bound, args.row_bound)
+    if args.clients != 943:
+        overrides += ["--cohort.name", "uniform", "--cohort.size", str(args.clients)]
+    kind = f"{args.rounds}_rounds_of_{args.clients}_{args.targets}_targets_{args.fraction}_by_{args.factor}"
+    kind += f"_within_{args.bound}_{args.row_bound}"
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    print(f"items promoted: {', '.join(targets)}")
+    print(f"{'':>18} {'without attack':>43} {'attacked':>43}")
+    print(f"{'':>18} " + " ".join(f"{name:>10}" for name in [*METRICS, *METRICS]))
+    for name in args.only or every:
+        figures[name] = {}
+        for case, attack in (("clean", False), ("attacked", True)):
+            folder = Path(args.out) / kind / f"{name}_{case}"
+            summary = trained(configured(table, every[name], targets, attack, args), folder, overrides)
+            figures[name][case] = {label: summary[metric] for label, metric in METRICS.items()}
+            figures[name][case] |= {key: summary[key] for key in ("best_round", "seconds")}
+            if args.json:
+                write_file(Path(args.json), json.dumps(figures, indent=1) + "\n")
+        values = [figures[name][case][label] for case in ("clean", "attacked") for label in METRICS]
+        print(f"{name:>18} " + " ".join(f"{value:>10.4f}" for value in values), flush=True)
+
+
+if __name__ == "__main__":
+    main()
