@@ -36,6 +36,7 @@ class Channel(NamedTuple):
     at(norm) -> the link, for what comes in; None: the link itself.
     whole: it must see every row, also those that no client holds.
     counts: its result depends on how many reported.
+    weighs: it makes a mean of the sum, and so comes before (in a decode: after) those that read the sum itself.
     encodes, decodes: whether it does anything there.
     """
 
@@ -52,6 +53,7 @@ class Channel(NamedTuple):
     at: Callable[[float], "Channel"] | None = None
     whole: bool = False
     counts: bool = False
+    weighs: bool = False
     encodes: bool = True
     decodes: bool = True
     name: str = "link"
@@ -152,6 +154,8 @@ def placed(links: tuple[Channel, ...]) -> tuple[Channel, ...]:
             )
         if each.open and (others := [x.name for x in after if x.encodes and not x.open]):
             raise ValueError(f"{others[0]} cannot work on the codes of {each.name}: put {each.name} last")
+        if each.reduce is total and (means := [x.name for x in after if x.weighs]):
+            raise ValueError(f"{each.name} reads the sum, and {means[0]} makes a mean of it: put {means[0]} before")
         if each.counts and any(x.private for x in made):
             raise ValueError(
                 f"{each.name} divides by how many reported, which is private: set its count to the expected cohort"
@@ -235,6 +239,7 @@ def chain(*links: Channel) -> Channel:
         private=sum((each.private for each in links), ()),
         whole=some("whole"),
         counts=some("counts"),
+        weighs=some("weighs"),
         encodes=some("encodes"),
         decodes=some("decodes"),
         name=", ".join(each.name for each in links),

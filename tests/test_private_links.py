@@ -90,6 +90,8 @@ def test_a_mean_by_row_whose_weights_are_noised_too():
 
 
 REFUSED = {
+    "a count divided twice": (lambda: chain(adaptive_clip(), mean()), "put mean before"),
+    "noise for a sum, on a mean": (lambda: chain(clip(), gaussian(), mean(8)), "put mean before"),
     "nothing bounds": (lambda: chain(mean(8), gaussian()), "nothing to its left bounds"),
     "weighted mean before noise": (lambda: chain(weighted_mean(), gaussian()), "nothing to its left bounds"),
     "weights after noise": (lambda: chain(clip(), gaussian(), weighted_mean()), "weighted_mean after gaussian"),
@@ -125,7 +127,7 @@ def test_refused_when_the_shapes_are_known():
 
 
 def test_what_does_not_enlarge_may_follow():
-    assert chain(clip(), gaussian(), rotate(), mean(8)).private
+    assert chain(mean(8), clip(), gaussian(), rotate()).private
     assert chain(per_row_mean(), clip(), gaussian()).private  # its counts are inside of what is clipped and noised
 
 

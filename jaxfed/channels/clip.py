@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.channel import Channel, link
+from jaxfed.channel import Channel, link, total
 from jaxfed.rows import lift
 from jaxfed.tree import scale
 from jaxfed.types import Mean, Tree
@@ -103,6 +103,7 @@ def adaptive_clip(
         send=lambda now: now,
         norm=lambda x: math.hypot(1, share / 2),
         watch=watch,
+        reduce=total,
         counts=not count,
         name="adaptive_clip",
     )

@@ -39,7 +39,7 @@ def mean(count: int = 0) -> Channel:
     def decode(total, state, round):
         return scale(1 / (count or jnp.maximum(round.present.sum(), 1)), total), state, {}
 
-    return link(decode=decode, norm=lambda x: x, counts=not count, name="mean")
+    return link(decode=decode, norm=lambda x: x, counts=not count, weighs=True, name="mean")
 
 
 def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
@@ -54,7 +54,7 @@ def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
         update, weight = total
         return jax.tree.map(lambda x: share(x, weight), update), state, {}
 
-    return link(encode, decode, name="weighted_mean")
+    return link(encode, decode, weighs=True, name="weighted_mean")
 
 
 def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, counted: float = 1.0) -> Channel:
@@ -81,4 +81,4 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
         held, weight = (jnp.maximum(x / counted, floor) for x in (held.values.rows, weight))
         return lift(lambda x: share(x, held), lambda x: share(x, weight), update), state, {}
 
-    return link(encode, decode, name="per_row_mean")
+    return link(encode, decode, weighs=True, name="per_row_mean")
