@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from jaxfed.rounds import compile_all, fresh, keys_of, rounds
 from jaxfed.stages import peak_megabytes
 
 RATE, SEED = 0.1, 0
+PLAIN = ({"name": "weighted_mean"},)
 TOGETHER = 5  # rounds of ours timed at a time, so that each may be packed while another runs; the first one is not
 
 
@@ -77,16 +78,16 @@ def spread(data: Data, items: int) -> Data:
     return data._replace(source=source, population=population)
 
 
-def experiment_of(workload: Workload) -> Experiment:
+def experiment_of(workload: Workload, channel: Sequence[dict[str, Any]] = PLAIN) -> Experiment:
     """Matrix factorisation, d 64, item biases and private user vectors; BCE, 4 negatives per positive; SGD 0.1, batches
-    of 64 examples, 1 epoch; a uniform cohort, weighted mean, server sgd(1.)."""
+    of 64 examples, 1 epoch; a uniform cohort, weighted mean (or other links), server sgd(1.)."""
     synthetic = {"name": "synthetic", "users": workload.users, "items": workload.items, "mean_length": 20.0}
     config = config_of(
         {
             "data": synthetic if workload.users else {"name": "ml-100k"},
             "model": {"name": "mf", "dim": 64},
             "work": {"batch_size": 64, "negatives": 4, "optimizer": {"name": "sgd", "learning_rate": RATE}},
-            "channel": [{"name": "weighted_mean"}],
+            "channel": list(channel),
             "server": {"name": "sgd", "learning_rate": 1.0},
             "cohort": {"name": "uniform", "size": workload.cohort},
             "evaluation": {"clients": 100},

@@ -30,6 +30,7 @@ class Channel(NamedTuple):
     reduce(part, size) -> total: None where any will do; see `total`. Compiled into the round: see `collect` for what
     another one than the sum is given.
     hides: the server learns nothing but the reduction.
+    union: beside what `hides` says, it is public which rows the cohort holds together, and only they are sent.
     norm(x) -> the largest L2 norm of what leaves the client, where what came in has norm x at most, and a decode that
         enlarges nothing; None: nobody says.
     private: what it releases under noise. A chain gives noise links the norm at their place: see `at`.
@@ -48,6 +49,7 @@ class Channel(NamedTuple):
     watch: Callable[[Tree, Tree, Client], dict[str, Mean]] | None = None
     reduce: Callable[[Part, int], Tree] | None = None
     hides: bool = False
+    union: bool = False
     norm: Callable[[float], float] | None = None
     private: tuple[Mechanism, ...] = ()
     at: Callable[[float], "Channel"] | None = None
@@ -235,6 +237,7 @@ def chain(*links: Channel) -> Channel:
         watch=watch if some("watch") else None,
         reduce=next(iter(wanted), None),
         hides=some("hides"),
+        union=some("union"),
         norm=(lambda x: through(links, x)) if all(each.norm for each in links) else None,
         private=sum((each.private for each in links), ()),
         whole=some("whole"),

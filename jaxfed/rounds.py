@@ -34,6 +34,7 @@ class Ready(NamedTuple):
 
     cohort: Cohort
     asked: int
+    rows: int  # of the catalogue that the cohort holds
     bytes_down: int
     halt: int  # the signal that came to a process while this was drawn, after which all stop together; 0: none
     stages: dict[str, float]  # seconds
@@ -68,7 +69,7 @@ class Standing:
         self.refused += refused
         self.dropped += int(info["clients/dropped"])
         self.clipped += round(float(info.get("clip/clients", 0)) * int(reported.sum()))
-        self.bytes_up += int(wire.up(rows[reported]).sum())
+        self.bytes_up += int(wire.up(rows[reported], info.get("rows/union", 0)).sum())
         return refused
 
     def totals(self) -> dict[str, int]:
@@ -123,12 +124,14 @@ def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequen
         cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round, union)
     end = experiment.shapes.end if cohort.rows is None else len(cohort.rows)
     held = np.concatenate([(block.rows < end).sum(1)[block.slots < len(ids)] for block in cohort.blocks])
-    asked, down = int((ids < population.num_clients).sum()), int(experiment.wire.down(held).sum())
+    items = population.num_items
+    rows = items if cohort.rows is None else int((np.asarray(cohort.rows) < items).sum())
+    asked, down = int((ids < population.num_clients).sum()), int(experiment.wire.down(held, rows).sum())
     told = meet("facts", np.array([down, *stopped[:1], 0], np.int64)[:2].tobytes(), together)
     down, halt = np.frombuffer(told, np.int64).tolist()
     with timed(stages, "transfer"):
         placed = cohort._replace(blocks=jax.block_until_ready(experiment.placement.block(cohort.blocks)))
-    return Ready(placed, asked, down, halt, stages)
+    return Ready(placed, asked, rows, down, halt, stages)
 
 
 def either(sets: list[bytes]) -> bytes:
@@ -164,7 +167,7 @@ class Done(NamedTuple):
     """What a round leaves."""
 
     state: State
-    info: dict[str, jax.Array]
+    info: dict[str, Any]
     ready: Ready  # who was asked
 
 
@@ -186,7 +189,7 @@ def rounds(
                 coming = ahead.submit(prepare_round, experiment, seed, number + 1, stopped)
             with timed(waited, "compute"):
                 state, info = experiment.algorithm.step(state, ready.cohort, key)
-            yield Done(state, info, ready._replace(stages=ready.stages | waited))
+            yield Done(state, info | {"rows/union": ready.rows}, ready._replace(stages=ready.stages | waited))
 
 
 def evaluate(experiment: Experiment, model: Tree, part: str, key: Key) -> dict[str, float]:

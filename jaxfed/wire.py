@@ -24,9 +24,9 @@ ID = 4  # bytes of a row's id
 class Wire(NamedTuple):
     """What crosses the wire for one client and one round, by the rows it holds."""
 
-    up: Callable[[np.ndarray], np.ndarray]  # int [...] rows -> bytes it sends, row ids included
-    down: Callable[[np.ndarray], np.ndarray]  # bytes it receives, its request for rows included
-    sees: str  # what the server learns of it: update+rows | update | sum
+    up: Callable[..., np.ndarray]  # int [...] rows (, rows of its whole cohort) -> bytes it sends, row ids included
+    down: Callable[..., np.ndarray]  # bytes it receives, its request for rows included
+    sees: str  # what the server learns of it: update+rows | update | sum+union | sum
 
 
 def is_form(node: Any) -> bool:
@@ -186,28 +186,30 @@ def wire(channel: Channel, shared: Tree, download: Channel | None = None) -> Wir
     """Derived from the chain, from the links of the download, if any, and from shapes.
 
     A client that asks for its rows has shown them, whatever hides its upload: one that sends no rows, or hides all but
-    the sum, downloads whole tables.
+    the sum, downloads whole tables, or the rows of its cohort where those are public.
     """
     everything = catalogue(shared)
     state, _ = jax.eval_shape(channel.init, jax.eval_shape(wide, shared))
-    down = shared, channel.send(state)
-    mine = jax.eval_shape(partial(take, ids=jnp.zeros(1, jnp.int32)), down)
+    mine = jax.eval_shape(partial(take, ids=jnp.zeros(1, jnp.int32)), (shared, channel.send(state)))
     update = jax.eval_shape(wide, mine[0])  # updates are float32, whatever the model is stored in
     memory = jax.eval_shape(channel.init, update)[1]
     sent = message(channel, update, state, memory, everything)
     received = coded(download, mine[0], everything), mine[1]
     shows_rows = catalogue(shapes_of(sent)) > 0 and not channel.hides
-    sees = "sum" if channel.hides else "update+rows" if shows_rows else "update"
+    sees = "update+rows" if shows_rows else "update"
+    if channel.hides:
+        sees = "sum+union" if channel.union and catalogue(shapes_of(sent)) else "sum"
 
-    def priced(tree, rows, by_row):
-        if by_row:
-            return size(tree, rows)
-        # of whole tables: nobody's ids come with them
-        every = np.full(np.shape(rows), everything, np.int64)
+    def together(tree, rows, union):
+        """Bytes of the rows that all send alike, whose ids need not be told: the cohort's, or all there are."""
+        every = np.full(np.shape(rows), union if sees == "sum+union" else everything, np.int64)
         return size(tree, every) - (ID * every if catalogue(shapes_of(tree)) else 0)
 
-    return Wire(
-        lambda rows: priced(sent, rows, not channel.hides),  # a sum that hides who holds what is one of whole tables
-        lambda rows: priced(received, rows, shows_rows),
-        sees,
-    )
+    def up(rows, union=0):
+        return together(sent, rows, union) if channel.hides else size(sent, rows)
+
+    def down(rows, union=0):
+        listed = ID * union if sees == "sum+union" else 0  # which rows the cohort holds, each must be told
+        return size(received, rows) if shows_rows else together(received, rows, union) + listed
+
+    return Wire(up, down, sees)

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxfed.channel import chain, message, probe
+from jaxfed.channels.clip import clip
 from jaxfed.channels.compress import apart, drive, low_rank, quantise, random_k, rotate, sign, top_k
 from jaxfed.channels.difference import difference
+from jaxfed.channels.secure import ring
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.rows import Table, take
 from jaxfed.tree import zeros
@@ -223,3 +225,16 @@ def test_forms_know_their_size():
     assert size(Coded(jnp.zeros(9, jnp.uint8), 3), 0) == 4
     assert size({"t": Table(Coded(jnp.zeros((5, 4), jnp.uint8), 2))}, 3) == 3 + 12
     assert jax.tree.leaves(zeros(message(mean(), WHOLE, (), (), N)))
+
+
+def test_a_secure_sum_over_the_rows_of_the_cohort():
+    """All rows of the cohort, four bytes a number, whose ids are downloaded with the model; or whole tables."""
+    few, all_rows = (wire(chain(mean(), clip(1.0), ring(8, 10, union=union)), WHOLE) for union in (True, False))
+    numbers = sum(x.size // N for x in jax.tree.leaves(WHOLE) if x.shape[:1] == (N,))
+    rest = sum(x.size for x in jax.tree.leaves(WHOLE) if x.shape[:1] != (N,))
+    held, union = np.array([2, 3]), 5
+    np.testing.assert_array_equal(few.up(held, union), [4 * (union * numbers + rest)] * 2)
+    np.testing.assert_array_equal(few.down(held, union), [4 * (union * numbers + rest + union)] * 2)
+    np.testing.assert_array_equal(all_rows.up(held, union), [4 * (N * numbers + rest)] * 2)
+    np.testing.assert_array_equal(all_rows.down(held, union), [4 * (N * numbers + rest)] * 2)
+    assert (few.sees, all_rows.sees) == ("sum+union", "sum")

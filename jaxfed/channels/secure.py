@@ -15,12 +15,13 @@ from jaxfed.tree import rounded
 BITS = 32
 
 
-def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0) -> Channel:
+def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = False) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, whose sum wraps modulo 2^32 and is exact below that.
 
     slots: most clients of a round. bound: the largest number of any message; 0: what the links to the left let through,
     which must then be bounded by a clip. The server sees the sum alone, if pads (`pads`, `jaxfed.secagg`) hide the
-    rest; a sum that hides who holds what is one of whole tables, and priced so.
+    rest; a sum that hides who holds what is one of whole tables, and priced so. union: it is public which rows the
+    cohort holds together (found by a union of sets that hides who holds which, not simulated), and priced by them.
 
     Raises ValueError where a sum of so many clients could wrap.
     """
@@ -50,7 +51,7 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0) -> Channel:
     def decode(summed, state, round):
         return jax.tree.map(lambda x: x.astype(jnp.float32) / 2.0**fraction_bits, summed), state, {}
 
-    made = link(encode, decode, reduce=total, hides=True, at=at, name="ring")
+    made = link(encode, decode, reduce=total, hides=True, union=union, at=at, name="ring")
     return made
 
 

@@ -190,6 +190,12 @@ def test_law(case, compiled):
         law(case, compiled)
 
 
+@pytest.mark.parametrize("channel", [name for name in CHANNELS if name not in FIRST])
+def test_later_links_run_side_by_side_as_alone(channel, compiled):
+    """The law that finds most of what links do wrong: rows that only fill a block, and randomness by place."""
+    vmaps({axis: values[0] for axis, values in AXES.items()} | {"channel": channel}, compiled)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("case", COVER + REST, ids=name_of)
