@@ -25,7 +25,7 @@ from jaxfed.experiment import load
 from jaxfed.privacy import Sampling, calibrate
 
 METRICS = {"HR@10": "test/full/hr@10", "NDCG@10": "test/full/ndcg@10", "HR@10, 99": "test/sampled/hr@10"}
-BITS = 14  # fractional bits of the ring
+BITS = 10  # fractional bits of the ring
 KINDS = {
     "central": ("gaussian", "poisson"),
     "distributed": ("skellam", "poisson"),
