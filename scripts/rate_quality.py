@@ -55,7 +55,9 @@ def methods(base: list[dict[str, Any]], dim: int) -> dict[str, dict[str, list[di
         made[f"difference, {name}"] = {"channel": [link("difference"), *base, *codes[name]], "download": []}
     for bits in (8, 4):
         made[f"download quantise {bits}"] = {"channel": base, "download": [link("quantise", bits=bits)]}
-    return made | {"ring 20": {"channel": [*base, link("ring", fraction_bits=20, bound=2.0)], "download": []}}
+    for bits, bound in ((20, 2.0), (16, 32.0)):  # 32 bits hold the sum of a thousand clients up to that; beyond is cut
+        made[f"ring {bits}"] = {"channel": [*base, link("ring", fraction_bits=bits, bound=bound)], "download": []}
+    return made
 
 
 def trained(table: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
