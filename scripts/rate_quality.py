@@ -180,9 +180,8 @@ def draw(every: list[dict[str, Any]], path: Path) -> None:
         each, colour = every[i], "tab:orange" if down[i] else "tab:blue"
         x = each["bytes_down_per_client" if down[i] else "bytes_up_per_client"]
         sd = each[f"{metric}_sd"]
-        axes.errorbar(
-            x, each[metric], None if math.isnan(sd) else sd, fmt="s" if down[i] else "o", color=colour, markersize=4
-        )
+        shape = {"fmt": "s" if down[i] else "o", "color": colour, "markersize": 4, "elinewidth": 0.7}
+        axes.errorbar(x, each[metric], None if math.isnan(sd) else sd, **shape)
         axes.annotate(
             each["method"], (x, each[metric]), (1.06, (place + 0.5) / len(every)), textcoords="axes fraction",
             fontsize=8, va="center", annotation_clip=False,
