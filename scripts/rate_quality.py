@@ -55,7 +55,9 @@ def methods(base: list[dict[str, Any]], dim: int) -> dict[str, dict[str, list[di
         made[f"difference, {name}"] = {"channel": [link("difference"), *base, *codes[name]], "download": []}
     for bits in (8, 4):
         made[f"download quantise {bits}"] = {"channel": base, "download": [link("quantise", bits=bits)]}
-    return made | {"ring 20": {"channel": [*base, link("ring", fraction_bits=20, bound=2.0)], "download": []}}
+    for bits, bound in ((20, 2.0), (16, 32.0)):  # 32 bits hold the sum of a thousand clients up to that; beyond is cut
+        made[f"ring {bits}"] = {"channel": [*base, link("ring", fraction_bits=bits, bound=bound)], "download": []}
+    return made
 
 
 def trained(table: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -178,9 +180,8 @@ def draw(every: list[dict[str, Any]], path: Path) -> None:
         each, colour = every[i], "tab:orange" if down[i] else "tab:blue"
         x = each["bytes_down_per_client" if down[i] else "bytes_up_per_client"]
         sd = each[f"{metric}_sd"]
-        axes.errorbar(
-            x, each[metric], None if math.isnan(sd) else sd, fmt="s" if down[i] else "o", color=colour, markersize=4
-        )
+        shape = {"fmt": "s" if down[i] else "o", "color": colour, "markersize": 4, "elinewidth": 0.7}
+        axes.errorbar(x, each[metric], None if math.isnan(sd) else sd, **shape)
         axes.annotate(
             each["method"], (x, each[metric]), (1.06, (place + 0.5) / len(every)), textcoords="axes fraction",
             fontsize=8, va="center", annotation_clip=False,
