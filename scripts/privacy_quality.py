@@ -35,7 +35,7 @@ KINDS = {
 
 
 def noise(kind: str, epsilon: float, config: Any, population: int, clip: float) -> float:
-    """The multiplier with which the run spends epsilon, in its chain's units."""
+    """The multiplier with which the run spends epsilon by Renyi divergences; its final figure may be lower."""
     mechanism, sampler = KINDS[kind]
     size = config.cohort.size
     cap = poisson(population, size).slots if sampler == "poisson" else 0
@@ -46,7 +46,6 @@ def noise(kind: str, epsilon: float, config: Any, population: int, clip: float) 
         Sampling(sampler, population, size, cap),
         config.rounds,
         mechanism,
-        "rdp" if mechanism in ("skellam", "local") else "pld",
         l1=longest**2,
         l2=longest,
     )
@@ -88,7 +87,7 @@ def main() -> None:
     config = config_of(table)
     population = load(config.data).population.num_clients
     out = Path(args.out or f"runs/privacy/{Path(args.config).stem}")
-    head = ["mechanism", f"ε at δ = {config.privacy.delta:g}", "accountant", "noise / bound", *METRICS]
+    head = ["mechanism", f"ε at δ = {config.privacy.delta:g}", "by", "noise / bound", *METRICS]
     print(f"| {' | '.join(head)} |")
     print("|---" * len(head) + "|")
     for kind, epsilon in [("none", 0.0), *((kind, each) for kind in args.mechanisms for each in args.epsilons)]:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +118,15 @@ def test_only_what_a_sampler_earns_is_claimed(kind):
     assert made.account.sampling == (known, 40, size.get("size", 40), 27 if kind == "poisson" else 0)
     best = accounted("poisson", "rdp")
     assert made.epsilon(4) == pytest.approx(best) if kind == "poisson" else math.inf > made.epsilon(4) > 1.05 * best
+
+
+@pytest.mark.parametrize("kind", ["central", "distributed", "dp-ftrl", "local"])
+def test_the_table_of_epsilons_trains_with_the_noise_of_its_epsilon(kind):
+    """scripts/privacy_quality.py: the chain it makes for an epsilon spends that, by the run's own account."""
+    script = runpy.run_path(str(Path(__file__).parent.parent / "scripts/privacy_quality.py"))
+    cohort = {"name": script["KINDS"][kind][1], "size": 10}
+    table = {"rounds": 8, "data": TABLE["data"], "privacy": DELTA | {"accountant": "rdp"}, "cohort": cohort}
+    multiplier = script["noise"](kind, 8.0, config_of(table), 40, 0.5)
+    config = config_of(table | {"channel": script["links"](kind, multiplier, 10, 0.5)})
+    made = assemble(config, load(config.data))
+    assert 7.9 < privacy.spent(*made.account[:2], 8, *made.account[2:]).epsilon < 8.01
