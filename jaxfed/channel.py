@@ -16,6 +16,9 @@ from jaxfed.rows import add, catalogue, lift, take
 from jaxfed.tree import zeros
 from jaxfed.types import Client, Mean, Mechanism, Part, Round, Tree
 
+# streams of a round's key that are no link's: links have the first ones, and what a link makes of its own is public
+STORE, DOWN, CLIENTS = ((1 << 31) - n for n in (1, 2, 3))
+
 
 class Channel(NamedTuple):
     """Left of `reduce` tables are slices [K, ...], right of it they are whole [N, ...].

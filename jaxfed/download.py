@@ -5,12 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfed.channel import Channel
+from jaxfed.channel import DOWN, Channel
 from jaxfed.rows import take
 from jaxfed.tree import wide
 from jaxfed.types import Client, Round, Shared, Tree
-
-DOWN = (1 << 31) - 2  # of a round's streams, the one of downloads: links have the first ones
 
 
 def check_download(channel: Channel, shared: Tree) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.channel import Channel, total
+from jaxfed.channel import CLIENTS, Channel, total
 from jaxfed.data.batches import never_touched
 from jaxfed.data.clients import ALONE, Population, Ragged, Share, ranges
 from jaxfed.memory import on_host, read
@@ -216,7 +216,7 @@ def examiner(
             spread = jax.nn.one_hot(decile, DECILES)  # the place of the client's decile
             message = jax.tree.map(lambda x: jnp.multiply.outer(x, spread), sums)
             state, memory = channel.init(message)
-            secret = jax.random.fold_in(jax.random.fold_in(key, 1), client)
+            secret = jax.random.fold_in(jax.random.fold_in(key, CLIENTS), client)
             none = jnp.zeros(0, jnp.int32)
             me = Client(memory, secret, key, client, jnp.float32(1), activity, none, 0, cohort)
             return channel.encode(message, channel.send(state), me)[0], state

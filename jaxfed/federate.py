@@ -18,12 +18,10 @@ import optax
 
 from jaxfed import memory as stores
 from jaxfed import rows, tree
-from jaxfed.channel import Channel, accumulate, chain, collect, empty, total, vacant
+from jaxfed.channel import CLIENTS, STORE, Channel, accumulate, chain, collect, empty, total, vacant
 from jaxfed.placement import Placement, place
 from jaxfed.types import Array, Client, Cohort, Key, Mean, Part, Round, Shared, Tree
 from jaxfed.work import Work
-
-STORE = (1 << 31) - 1  # of a round's streams, the one that rounds what is stored: links have the first ones
 
 
 class State(NamedTuple):
@@ -159,7 +157,7 @@ def federate(
         """One client's round, from the model it is sent to the message it sends. A pure function."""
         (shared, sent, cohort, round_key), (id, mine, theirs, held, block) = common, one
         size = rows.catalogue(shared)
-        secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(round_key, 1), id))
+        secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), id))
         at = Client((), None, round_key, id, jnp.float32(1), block.activity, held, size, cohort)
         slices = download(shared, at) if download else tree.wide(rows.take(shared, held))
         slices = jax.lax.optimization_barrier(slices)

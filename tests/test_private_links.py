@@ -15,7 +15,7 @@ from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure import pads, ring
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.federate import model
-from tests.small import MARKED, PLAIN, WHO, close, factorisation, on_rows, row_cohort, run, same
+from tests.small import KEY, MARKED, PLAIN, WHO, close, factorisation, on_rows, row_cohort, run, same
 
 COHORT = len(WHO)
 ONE = np.arange(COHORT) == 0
@@ -185,3 +185,24 @@ def test_a_link_alone_is_put_in_a_chain():
     state, _ = run(factorisation(clip(0.05)), row_cohort(), rounds=1)
     assert np.isfinite(np.asarray(model(state)["item"])).all()
     assert MARKED
+
+
+def test_no_public_key_leads_to_a_clients_own():
+    """A link may fold a client's id into its public key, as random_k does: that must not be where secrets come from."""
+    seen = set()
+
+    def spy(update, sent, client):
+        jax.debug.callback(lambda key: seen.add(key.tobytes()), jax.random.key_data(client.key))
+        return update, client.memory
+
+    run(factorisation(chain(mean(), link(spy, name="spy"), link(spy, name="spy"))), row_cohort(), rounds=1)
+    jax.effects_barrier()
+    of_round = jax.random.fold_in(KEY, 0)
+    told = set()
+    for place in range(3):
+        for who in WHO:
+            base = jax.random.fold_in(jax.random.fold_in(of_round, place), who)
+            for key in (base, *jax.random.split(base)):
+                told |= {np.asarray(jax.random.key_data(jax.random.fold_in(key, i))).tobytes() for i in range(3)}
+    assert len(seen) == 2 * len(WHO)
+    assert not seen & told
