@@ -2,10 +2,10 @@
 
 python scripts/privacy_quality.py CONFIG [--epsilons 8 ...] [--mechanisms central ...] [--clip 1] [--key value ...]
 
-CONFIG has a cohort.size; its links are replaced by a mean, a clip and noise. Each row is a `jaxfed train` in a folder of its
-own, resumed where it was. central: Poisson cohorts, Gaussian noise on the sum; distributed: the same cohorts, Skellam
-noise in a ring; dp-ftrl: the clients in a circle, noise correlated over the rounds (banded); local: every client's own
-noise, Poisson cohorts.
+CONFIG has a cohort.size; its links are replaced by a mean, a clip and noise. Each row is a `jaxfed train` in a folder
+of its own, resumed where it was. central: Poisson cohorts, Gaussian noise on the sum; distributed: the same cohorts,
+Skellam noise in a ring; dp-ftrl: the clients in a circle, noise correlated over the rounds (banded); local: every
+client's own noise, Poisson cohorts.
 """
 
 import argparse
