@@ -7,10 +7,11 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -315,6 +316,7 @@ def main() -> None:
     keys = words[:1] == ["train"] and len(words) > 2 and {"-h", "--help"} & set(words[2:])  # of a configuration
     args, rest = parser().parse_known_args([word for word in words if not keys or word not in ("-h", "--help")])
     rest += ["--help"] if keys else []
+    before = signal.signal(signal.SIGINT, interrupted)  # a run has one of its own, which saves
     try:
         if args.command not in ("train", "data") and rest:
             raise ValueError(f"unknown option {rest[0]}")
@@ -332,12 +334,18 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         fail(f"{error.filename or 'system'}: {error.strerror or error}", 2)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         fail(f"out of memory: set run.chunk to 1, run.area lower, or cohort.size ({str(error).splitlines()[0]})", 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupted(*_: Any) -> NoReturn:
+    """Ctrl-C where nothing is to be saved. Not an exception: raised inside of a callback, Python would ignore it."""
+    print("jaxfed: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def fail(text: str, code: int) -> None:
