@@ -10,18 +10,16 @@ round may be one at which an attack is weak by chance: `last` is ER@10 on the va
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tomli_w
 
 from jaxfed.config import config_of, read
 from jaxfed.data.interactions import Dataset
 from jaxfed.experiment import load
 from jaxfed.folder import write_file
+from jaxfed.runs import trained
 
 EXPOSED = "val/full/er@10"
 METRICS = {"ER@10": "test/full/er@10", "last": "last", "HR@10": "test/full/hr@10", "HR@10, 99": "test/sampled/hr@10"}
@@ -62,17 +60,12 @@ def configured(table: dict[str, Any], links: list, targets: list[str], attack: b
     }
 
 
-def trained(table: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """The summary of a run, which goes on where it was, and `last`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "asked.toml").write_text(tomli_w.dumps(table))
-    words = ["train", str(folder / "asked.toml"), "--out", str(folder / "run"), "--resume", *overrides]
-    done = subprocess.run([sys.executable, "-m", "jaxfed", *words], stdout=subprocess.DEVNULL)
-    if done.returncode:
-        sys.exit(done.returncode)
+def measured(table: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """The summary of a run, and `last`."""
+    summary = trained(table, folder, overrides)
     lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
     last = [values[EXPOSED] for values in lines if EXPOSED in values][-1]
-    return json.loads((folder / "run" / "summary.json").read_text()) | {"last": last}
+    return summary | {"last": last}
 
 
 def main() -> None:
@@ -105,7 +98,7 @@ def main() -> None:
         figures[name] = {}
         for case, attack in (("clean", False), ("attacked", True)):
             folder = Path(args.out) / kind / f"{name}_{case}"
-            summary = trained(configured(table, every[name], targets, attack, args), folder, overrides)
+            summary = measured(configured(table, every[name], targets, attack, args), folder, overrides)
             figures[name][case] = {label: summary[metric] for label, metric in METRICS.items()}
             figures[name][case] |= {key: summary[key] for key in ("best_round", "seconds")}
             if args.json:

@@ -9,13 +9,8 @@ client's own noise, Poisson cohorts.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
-
-import tomli_w
 
 from jaxfed.channels.distributed import FLOAT, ROOM
 from jaxfed.cli import overridden
@@ -23,6 +18,7 @@ from jaxfed.cohort import poisson
 from jaxfed.config import config_of, read, table_of
 from jaxfed.experiment import load
 from jaxfed.privacy import Sampling, calibrate
+from jaxfed.runs import trained
 
 METRICS = {"HR@10": "test/full/hr@10", "NDCG@10": "test/full/ndcg@10", "HR@10, 99": "test/sampled/hr@10"}
 BITS = 10  # fractional bits of the ring
@@ -61,17 +57,6 @@ def links(kind: str, multiplier: float, size: int, clip: float) -> list[dict[str
         "local": [{"name": "densify"}, {"name": "local_gaussian", "multiplier": multiplier}],
     }
     return [{"name": "mean", "count": size}, {"name": "clip", "bound": clip}, *noised[kind]]
-
-
-def trained(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The summary of a run, which goes on where it was."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "asked.toml").write_text(tomli_w.dumps(table))
-    words = ["train", str(folder / "asked.toml"), "--out", str(folder / "run"), "--resume"]
-    done = subprocess.run([sys.executable, "-m", "jaxfed", *words], stdout=subprocess.DEVNULL)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return json.loads((folder / "run" / "summary.json").read_text())
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tomli_w
 
 from jaxfed import checkpoint, rows, wire
 from jaxfed.config import LINKS, config_of, read
 from jaxfed.experiment import assemble, load
 from jaxfed.folder import write_file
 from jaxfed.rounds import fresh, keys_of, prepare_round
+from jaxfed.runs import trained
 from jaxfed.tree import wide
 from jaxfed.types import Client
 
@@ -58,17 +57,6 @@ def methods(base: list[dict[str, Any]], dim: int) -> dict[str, dict[str, list[di
     for bits, bound in ((20, 2.0), (16, 32.0)):  # 32 bits hold the sum of a thousand clients up to that; beyond is cut
         made[f"ring {bits}"] = {"channel": [*base, link("ring", fraction_bits=bits, bound=bound)], "download": []}
     return made
-
-
-def trained(table: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """The summary of a run, which goes on where it was."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "asked.toml").write_text(tomli_w.dumps(table))
-    words = ["train", str(folder / "asked.toml"), "--out", str(folder / "run"), "--resume", *overrides]
-    done = subprocess.run([sys.executable, "-m", "jaxfed", *words], stdout=subprocess.DEVNULL)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return json.loads((folder / "run" / "summary.json").read_text())
 
 
 def coded_share(run: Path, sample: int) -> float | None:
