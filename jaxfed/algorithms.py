@@ -6,13 +6,18 @@ FedAvg with one step each and gradient aggregation both give [1.25, 2.15, 3.05].
 are slips of arithmetic. `tests/test_algorithms.py` works it out.
 """
 
+from collections.abc import Sequence
+
 import optax
 
 from jaxfed.channel import Channel, chain
+from jaxfed.channels import drift
 from jaxfed.channels.difference import difference
-from jaxfed.channels.weigh import mean
+from jaxfed.channels.fair import agnostic, fair
+from jaxfed.channels.weigh import mean, weighted_mean
 from jaxfed.federate import Algorithm, federate
 from jaxfed.work import Loss
+from jaxfed.works import control
 from jaxfed.works.local import gradient, local_steps, nothing
 
 
@@ -58,3 +63,89 @@ def fedsgd_difference(
 ) -> Algorithm:
     """The reference form of gradient aggregation: clients send what changed since the last global gradient."""
     return fedsgd(loss, server, num_clients, chain(difference(), channel or mean()), private)
+
+
+def fedprox(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_clients: int,
+    proximal: float = 0.01,
+    channel: Channel | None = None,
+    private=nothing,
+) -> Algorithm:
+    """FedAvg whose clients are pulled back to where they started (Li et al. 2020)."""
+    work = local_steps(loss, optimizer, private, proximal=proximal)
+    return federate(work, channel or mean(), optax.sgd(1.0), num_clients)
+
+
+def scaffold(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_clients: int,
+    share: float = 1.0,
+    channel: Channel | None = None,
+    private=nothing,
+) -> Algorithm:
+    """Control variates against drift (Karimireddy et al. 2020); share: cohort / clients."""
+    work = control.scaffold(loss, optimizer, private, cohort_share=share)
+    return federate(work, channel or mean(), optax.sgd(1.0), num_clients)
+
+
+def feddyn(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_clients: int,
+    strength: float = 0.1,
+    share: float = 1.0,
+    channel: Channel | None = None,
+    private=nothing,
+) -> Algorithm:
+    """Dynamic regularisation (Acar et al. 2021); share: cohort / clients."""
+    work = control.dynamic(loss, optimizer, private, strength)
+    return federate(work, chain(drift.feddyn(share), channel or mean()), optax.sgd(1.0), num_clients)
+
+
+def fednova(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_clients: int,
+    channel: Channel | None = None,
+    private=nothing,
+) -> Algorithm:
+    """Updates per step, so that who takes more steps does not pull more (Wang et al. 2020)."""
+    links = chain(drift.fednova(), channel or weighted_mean())
+    return federate(local_steps(loss, optimizer, private), links, optax.sgd(1.0), num_clients)
+
+
+def mime(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_clients: int,
+    correct: bool = True,
+    channel: Channel | None = None,
+    private=nothing,
+) -> Algorithm:
+    """Clients that mimic a centralised optimiser (Karimireddy et al. 2021); not `correct`: MimeLite."""
+    return federate(control.mime(loss, optimizer, private, correct), channel or mean(), optax.sgd(1.0), num_clients)
+
+
+def qfedavg(
+    loss: Loss, optimizer: optax.GradientTransformation, num_clients: int, q: float, rate: float, private=nothing
+) -> Algorithm:
+    """Clients with a higher loss count for more (Li et al. 2020); rate: that of the clients' SGD."""
+    return federate(local_steps(loss, optimizer, private), fair(q, rate), optax.sgd(1.0), num_clients)
+
+
+def agnostic_fedavg(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_clients: int,
+    activity: Sequence[float],
+    groups: int = 10,
+    rate: float = 0.1,
+    private=nothing,
+) -> Algorithm:
+    """As good as possible for the group served worst (Mohri et al. 2019; Ro et al. 2021)."""
+    return federate(
+        local_steps(loss, optimizer, private), agnostic(activity, groups, rate), optax.sgd(1.0), num_clients
+    )

@@ -6,7 +6,7 @@ evaluation (a plain sum) and the clients' (whatever links a deployment puts ther
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,13 @@ from jaxfed.memory import on_host, read
 from jaxfed.metrics import classification, exposure, ranking
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place
-from jaxfed.types import Client, Key, Mean, Round, Tree
+from jaxfed.rows import catalogue
+from jaxfed.types import Client, History, Key, Mean, Round, Tree
 
 SAMPLED = 99  # negatives of a draw
 DRAWS = 5
 DECILES = 10
+Past = Literal["", "train", "all"]
 
 
 class Questions(NamedTuple):
@@ -35,6 +37,7 @@ class Questions(NamedTuple):
     user: np.ndarray  # int [m, U]: positions among the client's users
     targets: np.ndarray  # int [m, U, T]: held-out items; N where unused
     seen: np.ndarray  # int [m, U, L]: items left out of the ranking; N where unused
+    history: np.ndarray  # int [m, U, H]: what a model may fold in, earliest first; past all ends where unused
     sampled: np.ndarray  # int [m, U, DRAWS, SAMPLED]: candidates beside the targets; N where a user has fewer
 
 
@@ -52,12 +55,13 @@ class Exam(NamedTuple):
     decile: np.ndarray  # int64 [A]: among all clients
     targets: Ragged  # held-out items of each user
     seen: Ragged  # items left out of the ranking
+    history: Ragged  # what a model may fold in; empty where it need not
     sampled: np.ndarray  # int32 [U, DRAWS, SAMPLED]
     clients: int  # at a time
     users: int  # of each client at a time
     cohort: np.ndarray  # int32: the clients of all processes
     chunks: int  # of clients
-    most: tuple[int, int, int]  # users of a client, held-out items and items left out of a user
+    most: tuple[int, int, int, int]  # users of a client, held-out items, items left out and history of a user
 
 
 def concatenated(*lists: Ragged) -> Ragged:
@@ -77,10 +81,13 @@ def exam(
     devices: int = 1,
     share: Share = ALONE,
     budget: int = 1 << 22,
+    history: Past = "",
 ) -> Exam:
     """part: `val` (train items are left out of the ranking) or `test` (train and validation items are).
 
     most: so many clients are asked, drawn by the seed; 0: all. devices: over which a chunk of clients is spread.
+    history: what a model folds in of its users (see `Model.fold_in`): their `train` items; `all` that are left out of
+    the ranking, for a test the validation items too; or nothing.
     budget: scores and histories [clients, users, N + longest] held at a time: memory does not grow with the population.
     """
     if part not in ("val", "test"):
@@ -88,9 +95,9 @@ def exam(
     cohort = np.arange(population.num_clients, dtype=np.int32)
     if 0 < most < len(cohort):
         cohort = np.sort(np.random.default_rng([seed, 3]).choice(cohort, most, replace=False))
-    longest = longest_of(population, part, cohort)
+    longest = longest_of(population, part, cohort, history)
     users = min(longest[0], 64)
-    each = users * (population.num_items + longest[1] + longest[2])
+    each = users * (population.num_items + sum(longest[1:]))
     clients = int(np.clip(budget // each, 1, min(len(cohort), 256)))
     clients = max(clients // devices, 1) * devices // share.size
     owner = share.owner(cohort, population.num_clients)
@@ -101,6 +108,7 @@ def exam(
     asked = ranges(population.first[who], count)
     train, valid, test = (each.some(asked) for each in (population.train, population.valid, population.test))
     targets, seen = (valid, train) if part == "val" else (test, concatenated(train, valid))
+    past = {"": none_of(len(asked)), "train": train, "all": seen}[history]
     edges = np.quantile(population.activity, np.arange(1, DECILES) / DECILES)
     activity = population.activity[who]
     return Exam(
@@ -112,6 +120,7 @@ def exam(
         np.searchsorted(edges, activity, "right"),
         targets,
         seen,
+        past,
         never_touched(population, asked, DRAWS, SAMPLED, seed),
         clients,
         users,
@@ -121,19 +130,27 @@ def exam(
     )
 
 
-def longest_of(population: Population, part: str, clients: np.ndarray) -> tuple[int, int, int]:
-    """The most users of a client, held-out items of a user and items left out: lengths, which all processes know."""
+def none_of(users: int) -> Ragged:
+    """An empty list for each of so many users."""
+    return Ragged(np.zeros(0, np.int32), np.zeros(users + 1, np.int64))
+
+
+def longest_of(population: Population, part: str, clients: np.ndarray, history: Past) -> tuple[int, int, int, int]:
+    """The most users of a client, held-out items of a user, items left out and history: lengths that all processes
+    know."""
     count = population.first[clients + 1] - population.first[clients]
     users = ranges(population.first[clients], count)
     train, valid, test = (each.counts[users] for each in (population.train, population.valid, population.test))
     targets, seen = (valid, train) if part == "val" else (test, train + valid)
-    return int(count.max()), int(targets.max()), int(seen.max())
+    past = {"": 0, "train": train.max(), "all": seen.max()}[history]
+    return int(count.max()), int(targets.max()), int(seen.max()), int(past)
 
 
 def questions(of: Exam) -> Iterator[list[Questions]]:
     """Those asked, in chunks of one shape: for each group of clients the blocks of their users."""
     items, none, longest = of.num_items, int(of.first[-1]), of.most[0]
-    lists = [Ragged(each.values, np.append(each.start, each.start[-1])) for each in (of.targets, of.seen)]
+    past = np.iinfo(np.int32).max  # tables may have more rows than there are items
+    lists = [Ragged(each.values, np.append(each.start, each.start[-1])) for each in (of.targets, of.seen, of.history)]
     # after the last client comes nobody, without users, and after the last user one without lists
     who, first = np.append(of.who, np.int32(of.num_clients)), np.append(of.first, none)
     activity, decile = np.append(of.activity, np.float32(0)), np.append(of.decile, 0)
@@ -145,12 +162,12 @@ def questions(of: Exam) -> Iterator[list[Questions]]:
             local = np.broadcast_to(start + np.arange(of.users), (of.clients, of.users))
             user = first[at][:, None] + local
             user = np.where(user < first[at + 1][:, None], user, none)
-            targets, seen = (
-                each.padded(user.ravel(), items, wide).reshape(*user.shape, -1)
-                for each, wide in zip(lists, of.most[1:], strict=True)
+            targets, seen, history = (
+                each.padded(user.ravel(), fill, wide).reshape(*user.shape, wide)
+                for each, fill, wide in zip(lists, (items, items, past), of.most[1:], strict=True)
             )
             local = np.minimum(local, longest - 1).astype(np.int32)
-            group.append(Questions(who[at], activity[at], decile[at], local, targets, seen, drawn[user]))
+            group.append(Questions(who[at], activity[at], decile[at], local, targets, seen, history, drawn[user]))
         yield group
 
 
@@ -162,9 +179,13 @@ def answer(
     user: jax.Array,
     targets,
     seen,
+    history,
     sampled,
 ) -> dict[str, Mean]:
     """Metrics of one user: `full/...` scalars, `full/er@k` [promoted] if any are, `sampled/...` [DRAWS]."""
+    if history.shape[0]:
+        assert model.fold_in
+        user, private = jnp.int32(0), model.fold_in(shared, History(history, history, catalogue(shared)))
     scores = model.score(shared, private, user)
     items, real = scores.shape[0], targets < scores.shape[0]
     score = scores.at[targets].get(mode="fill", fill_value=jnp.nan)
@@ -202,7 +223,7 @@ def examiner(
             mine = jax.tree.map(lambda x: x.at[asked.client].get(mode="fill", fill_value=0), private)
 
         def client(mine, asked):
-            users = asked.user, asked.targets, asked.seen, asked.sampled
+            users = asked.user, asked.targets, asked.seen, asked.history, asked.sampled
             each = jax.vmap(lambda *one: answer(model, shared, mine, attacked, *one))(*users)
             return jax.tree.map(lambda x: x.sum(0), each)
 

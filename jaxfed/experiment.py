@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.channel import Channel, chain, link, total
@@ -18,7 +19,7 @@ from jaxfed.data.blocks import Lengths, lengths, plan
 from jaxfed.data.clients import Population, Share, prepare
 from jaxfed.data.interactions import Dataset, digest, numbers_of
 from jaxfed.download import check_download, download
-from jaxfed.evaluate import Exam, exam, examiner
+from jaxfed.evaluate import Exam, Past, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place, table_rows
@@ -27,7 +28,7 @@ from jaxfed.processes import Processes, here
 from jaxfed.registry import BESIDE, REGISTRY, arguments, grouped
 from jaxfed.rows import take
 from jaxfed.tree import nbytes, wide
-from jaxfed.types import Shared, Tree
+from jaxfed.types import Tree
 from jaxfed.wire import Wire, wire
 from jaxfed.work import Work
 
@@ -64,8 +65,10 @@ class Experiment(NamedTuple):
 
 
 def call(section: str, config: Any, **given: Any) -> Any:
-    """The registry's function with the section's arguments and what the program gives."""
+    """The registry's function with the section's arguments and, of what the program gives, what it asks for."""
     function = REGISTRY[section][config.name]
+    asked = inspect.signature(function).parameters
+    given = {name: value for name, value in given.items() if name in asked}
     mine = arguments(section, config.name).keys() - BESIDE.get(section, {}).keys()
     return function(**{name: getattr(config, name) for name in mine}, **given)
 
@@ -104,15 +107,14 @@ def optimizer_of(config: Any) -> Any:
 
 
 def links(configs: tuple[Any, ...], items: np.ndarray, where: str, **given: Any) -> Channel:
-    """The chain of some links' sections; each is given what it asks for. A section names items, a link knows their
-    rows. Raises ValueError for an item that is not in the data."""
+    """The chain of some links' sections. A section names items, a link knows their rows. Raises ValueError for an item
+    that is not in the data."""
 
     def made(config, number):
         if hasattr(config, "targets"):
             rows = numbers_of(items, config.targets, f"{where}.{number}.targets").tolist()
             config = dataclasses.replace(config, targets=tuple(rows))
-        asked = inspect.signature(REGISTRY["channel"][config.name]).parameters
-        return call("channel", config, **{name: value for name, value in given.items() if name in asked})
+        return call("channel", config, **given)
 
     return chain(*(made(each, number) for number, each in enumerate(configs))) if configs else link()
 
@@ -134,12 +136,12 @@ def room_of(population: Population, batching: Batching, shapes: Lengths, sampler
     return 3 * max(counts) - 2 * min(counts)
 
 
-def check_memory(population: Population, batching: Batching, shapes: Lengths, shared: Tree, chunk: int, sums: bool):
+def check_memory(population, batching: Batching, shapes: Lengths, sends, shared: Tree, chunk: int, sums: bool):
     """Raises ValueError when the messages of a cohort of the largest clients do not fit into a device beside each other
     and the working copies of one block; three times where a reduction of a link's own collects and compares them."""
     clients, rows = shapes.lay
     one, two = (
-        nbytes(jax.eval_shape(wide, jax.eval_shape(partial(take, ids=np.zeros(k, np.int32)), shared))) for k in (1, 2)
+        nbytes(jax.eval_shape(lambda x, k=k: sends(wide(take(x, jnp.zeros(k, jnp.int32)))), shared)) for k in (1, 2)
     )
     block = clients * one + (rows - clients) * (two - one)
     largest = np.sort(population.activity)[-shapes.slots :]
@@ -165,6 +167,35 @@ def account_of(channel: Channel, sampler: Sampler, num_clients: int, config: Any
     return Account(channel.private, sampling, config.delta, config.accountant, config.relation or None)
 
 
+def check_closed(work: Work, server: str, channel: Channel, population: Population) -> None:
+    """Raises ValueError for a closed form whose halves do not meet, or whose sums are none."""
+    if work.histories != (server == "solve"):
+        raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
+    if work.histories and channel.weighs:
+        raise ValueError("work.statistics: the server solves from sums, a link makes a mean of them: set channel = []")
+    if work.histories and population.users_per_client > 1:
+        raise ValueError('work.statistics: a client is one user\'s history: set data.clients = "user"')
+
+
+def batching_of(config: Any, model: Model, work: Work) -> Batching:
+    """How a configuration's [work] section cuts data into steps; histories are whole and without negatives."""
+    asked = {name: getattr(config, name) for name in BESIDE["work"]}
+    if work.histories:
+        return Batching(**asked | {"negatives": 0, "epochs": 1}, ordered=True)
+    return Batching(**asked, pairwise=model.pairwise)
+
+
+def history_of(config: Any, model: Model) -> Past:
+    """What the [evaluation] section has models fold in: a history where asked to, or where nothing private is kept.
+
+    Raises ValueError where a model cannot.
+    """
+    if config.fold_in and model.fold_in is None:
+        raise ValueError("evaluation.fold_in: the model has no way from a history to a private part: leave it out")
+    stateless = not jax.tree.leaves(jax.eval_shape(model.private, jax.random.key(0)))
+    return config.history if model.fold_in and (config.fold_in or stateless) else ""
+
+
 def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
     population = data.population
@@ -175,24 +206,25 @@ def assemble(config: Any, data: Data) -> Experiment:
     share = Share(processes.rank, processes.size)
     items = population.num_items
     end = table_rows(items, placement.devices, config.run.shard_tables)
-    model = call("model", config.model, num_items=end, num_users=population.users_per_client)
+    model = call("model", config.model, num_items=end, num_users=population.users_per_client, real_items=items)
     every = model.score  # rows past the items, if any, are nothing to recommend
     model = model._replace(score=lambda *args: every(*args)[:items])
-    batching = Batching(**{name: getattr(config.work, name) for name in BESIDE["work"]}, pairwise=model.pairwise)
     sampler = call("cohort", config.cohort, num_clients=population.num_clients)
     known = {"slots": sampler.slots, "sampler": sampler, "population": population.num_clients, "rounds": config.rounds}
+    known |= {"cohort_share": min(1.0, sampler.size / population.num_clients), "activity": population.activity}
     channel = links(config.channel, data.source.items, "channel", **known)
-    run, lazy = config.run, config.server.lazy and not channel.whole
+    taught = {"loss": model.loss, "optimizer": optimizer_of(config.work.optimizer), "private": model.private}
+    work = call("work", config.work, **taught, **known, closed=model.closed, num_items=end)
+    check_closed(work, config.server.name, channel, population)
+    batching = batching_of(config.work, model, work)
+    run, lazy = config.run, config.server.lazy and not (channel.whole or work.whole)
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
-    work = call(
-        "work", config.work, loss=model.loss, optimizer=optimizer_of(config.work.optimizer), private=model.private
-    )
-    shared = jax.eval_shape(lambda key: Shared(model.init(key)), jax.random.key(0))
+    shared = jax.eval_shape(lambda key: work.init(model.init(key), key)[0], jax.random.key(0))
     down = links(config.download, data.source.items, "download", **known) if config.download else None
-    price = wire(channel, shared, down)
+    price = wire(channel, shared, down, work.sends)
     if down:
         check_download(down, shared)
-    server = call("server", config.server, learning_rate=config.server.learning_rate)
+    server = call("server", config.server, learning_rate=config.server.learning_rate, closed=model.closed)
     sums = channel.reduce in (None, total)
     algorithm = federate(
         work,
@@ -208,12 +240,13 @@ def assemble(config: Any, data: Data) -> Experiment:
         0 if sums else room_of(population, batching, shapes, sampler),
     )
     asked = config.evaluation.seed, config.evaluation.clients
-    exams = {part: exam(population, part, *asked, placement.devices, share) for part in ("val", "test")}
+    past = history_of(config.evaluation, model)
+    exams = {part: exam(population, part, *asked, placement.devices, share, history=past) for part in ("val", "test")}
     asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
     through = links(asked_through, data.source.items, "evaluation.channel", **known)
     promoted = numbers_of(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
     examine = examiner(model, through, placement, promoted)
-    check_memory(population, batching, shapes, shared, config.run.chunk, sums)
+    check_memory(population, batching, shapes, work.sends, shared, config.run.chunk, sums)
     account = account_of(channel, sampler, population.num_clients, config.privacy)
     epsilon = ledger(account.mechanisms, account.sampling, account.delta, account.relation)
     made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)

@@ -128,7 +128,7 @@ def federate(
         def memories(ids, key):
             full = tree.wide(params)
             mine = jax.vmap(lambda i: work.init(full, jax.random.fold_in(key, i))[1])(ids)
-            theirs = channel.init(jax.eval_shape(tree.wide, shared))[1]
+            theirs = channel.init(jax.eval_shape(lambda x: work.sends(tree.wide(x)), shared))[1]
             return mine, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), theirs)
 
         everyone = jnp.arange(num_clients)
@@ -145,7 +145,8 @@ def federate(
             shared, _ = work.init(params, key)
             full = tree.wide(shared)
             store = () if host else memories(everyone, key)
-            return State(shared, server.init(full.params), channel.init(full)[0], store, jnp.int32(0))
+            state = channel.init(jax.eval_shape(work.sends, full))[0]
+            return State(shared, server.init(full.params), state, store, jnp.int32(0))
 
         shared, opt, links, *rest = jax.jit(fresh)(params, key)
         state = State(*place_on.server((shared, opt, links)), *place_on.common(rest))
@@ -163,6 +164,7 @@ def federate(
         slices = jax.lax.optimization_barrier(slices)
         report = work.run(slices, mine, block.data, secret)
         me = Client(theirs, noise, round_key, id, report.weight, block.activity, held, size, cohort)
+        me = me._replace(steps=report.steps, loss=report.loss)
         got = rows.take(sent, held)
         message, theirs = channel.encode(report.update, got, me)
         metrics = report.metrics | (channel.watch(report.update, got, me) if channel.watch else {})
@@ -211,14 +213,14 @@ def federate(
         summed = heard.total if streams else reduce(heard.total, heard.sent.size)
         update, links_now, info = channel.decode(summed, seen[2], round)
         delta, opt_now = server.update(update.params, seen[1], seen[0].params)
-        moved = Shared(delta, tree.scale(-1, update.extra))
+        extra = work.moves(seen[0].extra, update.extra)
         # what only absent clients hold rests, as if they had not been asked
         at = None if touched is None else jnp.where(heard.sent, touched, rows.catalogue(shared))
         if tree.narrow(shared):
-            after = optax.apply_updates(seen[0], moved)
+            after = Shared(optax.apply_updates(seen[0].params, delta), extra)
             shared = rows.put(shared, at, tree.stored(after, shared, jax.random.fold_in(round.key, STORE)))
         else:  # an optimiser that does not ask for the model never has its rows read
-            shared = rows.add(shared, at, moved)
+            shared = Shared(rows.add(shared.params, at, delta), rows.put(shared.extra, at, extra))
         opt, links = rows.put((opt, links), at, (opt_now, links_now))
         counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
         counts |= {"clients/dropped": ((ids < num_clients) & ~asked).sum()}

@@ -21,6 +21,8 @@ from jaxfed.channels.compress import drive, low_rank, quantise, random_k, rotate
 from jaxfed.channels.correlated import correlated
 from jaxfed.channels.difference import difference
 from jaxfed.channels.distributed import skellam
+from jaxfed.channels.drift import feddyn, fednova
+from jaxfed.channels.fair import agnostic, fair
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
 from jaxfed.channels.secure import pads, ring
@@ -30,11 +32,14 @@ from jaxfed.data.clients import prepare
 from jaxfed.data.files import read_interactions
 from jaxfed.data.movielens import ml_100k
 from jaxfed.data.synthetic import synthetic
+from jaxfed.models.closed import ease, ials, item_knn, transitions
 from jaxfed.models.controls import counter, popularity
 from jaxfed.models.factorisation import mf
 from jaxfed.models.neural import neumf
 from jaxfed.rows import is_table
+from jaxfed.works.control import dynamic, mime, scaffold
 from jaxfed.works.local import gradient, local_steps
+from jaxfed.works.statistics import solve, statistics
 
 
 def sgd(learning_rate: float, momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
@@ -43,7 +48,7 @@ def sgd(learning_rate: float, momentum: float = 0.0, nesterov: bool = False) -> 
 
 
 # optimisers of optax whose step is proportional to their learning rate
-OPTIMIZERS = {"sgd": sgd} | {
+OPTIMIZERS: dict[str, Callable] = {"sgd": sgd} | {
     name: getattr(optax, name)
     for name in ("adam", "yogi", "adagrad", "rmsprop", "adabelief", "adamax", "nadam", "radam", "lion", "amsgrad")
 }
@@ -95,19 +100,32 @@ def at_server(
     return channel.at_server(getattr(optax, transform)(value))
 
 
+CLOSED: dict[str, Callable] = {"ease": ease, "item_knn": item_knn, "transitions": transitions, "ials": ials}
+
 REGISTRY: dict[str, dict[str, Callable]] = {
     "data": {
         "ml-100k": ml_100k,
         "synthetic": synthetic,
         **{kind: partial(read_interactions, kind=kind) for kind in ("csv", "tsv", "parquet", "inter")},
     },
-    "model": {"mf": mf, "neumf": neumf, "popularity": popularity, "counter": counter},
-    "work": {"local_steps": local_steps, "gradient": gradient},
+    "model": {**CLOSED, "mf": mf, "neumf": neumf, "popularity": popularity, "counter": counter},
+    "work": {
+        "local_steps": local_steps,
+        "gradient": gradient,
+        "scaffold": scaffold,
+        "dynamic": dynamic,
+        "mime": mime,
+        "statistics": statistics,
+    },
     "optimizer": OPTIMIZERS,
     "channel": {
         "mean": mean,
         "weighted_mean": weighted_mean,
         "per_row_mean": per_row_mean,
+        "fair": fair,
+        "agnostic": agnostic,
+        "fednova": fednova,
+        "feddyn": feddyn,
         "difference": difference,
         "at_client": at_client,
         "at_server": at_server,
@@ -138,7 +156,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "noise": noise,
         "promote": promote,
     },
-    "server": OPTIMIZERS,
+    "server": {**OPTIMIZERS, "solve": solve},
     "cohort": {
         "uniform": cohort.uniform,
         "poisson": cohort.poisson,
@@ -152,7 +170,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "data": {
         name: p.default for name, p in inspect.signature(prepare).parameters.items() if name not in ("data", "seed")
     },
-    "work": {name: value for name, value in Batching._field_defaults.items() if name != "pairwise"},
+    "work": {name: value for name, value in Batching._field_defaults.items() if name not in ("pairwise", "ordered")},
     "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
     "server": {"learning_rate": 1.0, "lazy": True},  # lazy: an optimiser with state moves the rows of the cohort alone
 }

@@ -96,12 +96,12 @@ def fresh(experiment: Experiment, seed: int) -> dict[str, Tree]:
     """A run's arrays before its first round: the state, and the best model so far."""
     keys = keys_of(seed)
     state = experiment.algorithm.init(experiment.model.init(keys.model), keys.memory)
-    return {"state": state, "best": private_copy(state)}
+    return {"state": state, "best": jax.tree.map(lambda x: x.copy(), scored(experiment, state))}
 
 
-def private_copy(state: State) -> Tree:
-    """(shared parameters, private parts) that the next step cannot consume."""
-    return jax.tree.map(lambda x: x.copy(), (state.shared.params, state.memory[0]))
+def scored(experiment: Experiment, state: State) -> tuple[Tree, Tree]:
+    """(shared parameters, the clients' private parts): what is evaluated. Copy what must outlive a step."""
+    return state.shared.params, experiment.work.private(state.memory[0])
 
 
 def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequence[int] = ()) -> Ready:

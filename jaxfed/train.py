@@ -20,7 +20,7 @@ from jaxfed.experiment import Data, Experiment, assemble, load
 from jaxfed.folder import alone, check_folder, same_data, write_file
 from jaxfed.log import Journal, Silence, hush, progress, say
 from jaxfed.processes import Processes, agree, by_first, here
-from jaxfed.rounds import Standing, compile_all, evaluate, fresh, keys_of, marked, private_copy, rounds
+from jaxfed.rounds import Standing, compile_all, evaluate, fresh, keys_of, marked, rounds, scored
 from jaxfed.stages import peak_megabytes, profiled, timed
 from jaxfed.tree import digest
 from jaxfed.types import Tree
@@ -173,7 +173,7 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
                 standing.seconds += time.perf_counter() - begin
             if due:
                 better, text = judge(config, experiment, state, info, standing, journal, keys.evaluation)
-                best = private_copy(state) if better else best
+                best = jax.tree.map(lambda x: x.copy(), scored(experiment, state)) if better else best
                 standing.finished = final or 0 < config.evaluation.patience <= standing.stale
             if keep or standing.finished:
                 save()
@@ -193,7 +193,7 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
 def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool, str]:
     """Evaluates on validation, writes the row; returns (is it the best so far, a word for the progress bar)."""
     with timed(standing.stages, "evaluate"):
-        values = evaluate(experiment, (state.shared.params, state.memory[0]), "val", key)
+        values = evaluate(experiment, scored(experiment, state), "val", key)
     train = {name: float(np.sum(value)) for name, value in info.items() if name != "clients/present"}
     totals = standing.totals() | spent(experiment, standing.round) | {"server_sees": experiment.wire.sees}
     totals |= {"seconds": round(standing.seconds, 3), **standing.spent()}
@@ -262,7 +262,7 @@ def close(config, experiment, arrays, standing, journal) -> dict[str, Any]:
         **standing.totals(),
         "server_sees": experiment.wire.sees,
         **told(config, experiment.account, standing.round),
-        "params_sha256": digest(jax.tree.map(np.asarray, (state.shared.params, state.memory[0]))),
+        "params_sha256": digest(jax.tree.map(np.asarray, scored(experiment, state))),
         "data_sha256": experiment.data.digest,
         **val,
         **test,

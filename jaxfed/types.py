@@ -51,6 +51,8 @@ class Client(NamedTuple):
     rows: jax.Array  # int [K]: its rows of every table, past the end where unused
     size: int  # rows of the whole catalogue
     cohort: jax.Array  # int [M]: who was asked
+    steps: Any = 1.0  # float []: optimiser steps it took
+    loss: Any = 0.0  # float []: mean loss over its examples of the model that it was sent
 
 
 class Mechanism(NamedTuple):
@@ -72,6 +74,24 @@ class Mechanism(NamedTuple):
     name: str = ""  # what is released, for the reader
 
 
+class History(NamedTuple):
+    """What one user did, earliest first: L places, the unused ones at the end."""
+
+    rows: Any  # int [L]: positions in the tables given; past the end: unused
+    ids: Any  # int [L]: the same as rows of the whole catalogue, of which there are `size`; past the end: unused
+    size: int
+
+    @property
+    def live(self) -> Any:
+        """bool [L]: which places are used."""
+        return self.ids < self.size
+
+    @property
+    def age(self) -> Any:
+        """int [L]: interactions since; the latest has 0. Negative where unused."""
+        return self.live.sum() - 1 - jax.numpy.arange(self.ids.shape[0])
+
+
 class Report(NamedTuple):
     """What a client's computation gives back. `update` points uphill, like a gradient."""
 
@@ -79,6 +99,8 @@ class Report(NamedTuple):
     memory: Tree  # its private state after training
     weight: jax.Array  # float []: training examples used
     metrics: dict[str, Mean]
+    steps: Any = 1.0  # float []: optimiser steps taken
+    loss: Any = 0.0  # float []: mean loss at the start; compiled only where a link reads it
 
 
 class Block(NamedTuple):

@@ -182,16 +182,18 @@ def coded(channel: Channel | None, tree: Tree, size: int) -> Tree:
     return message(channel, example, state, memory, size)
 
 
-def wire(channel: Channel, shared: Tree, download: Channel | None = None) -> Wire:
-    """Derived from the chain, from the links of the download, if any, and from shapes.
+def wire(
+    channel: Channel, shared: Tree, download: Channel | None = None, sends: Callable[[Tree], Tree] = lambda x: x
+) -> Wire:
+    """Derived from the chain, from the links of the download, if any, and from shapes; sends: see `work.Work`.
 
     A client that asks for its rows has shown them, whatever hides its upload: one that sends no rows, or hides all but
     the sum, downloads whole tables, or the rows of its cohort where those are public.
     """
     everything = catalogue(shared)
-    state, _ = jax.eval_shape(channel.init, jax.eval_shape(wide, shared))
+    state, _ = jax.eval_shape(channel.init, jax.eval_shape(lambda x: sends(wide(x)), shared))
     mine = jax.eval_shape(partial(take, ids=jnp.zeros(1, jnp.int32)), (shared, channel.send(state)))
-    update = jax.eval_shape(wide, mine[0])  # updates are float32, whatever the model is stored in
+    update = jax.eval_shape(lambda x: sends(wide(x)), mine[0])  # float32, whatever the model is stored in
     memory = jax.eval_shape(channel.init, update)[1]
     sent = message(channel, update, state, memory, everything)
     received = coded(download, mine[0], everything), mine[1]

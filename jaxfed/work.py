@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.rows import add, plain, put, take, take_any
+from jaxfed.tree import sub
 from jaxfed.types import Array, Key, Mean, Report, Shared, Tree
 
 # loss(params, private, batch) -> Mean over the examples of the batch; plain leaves, positions in the rows it is given.
@@ -15,14 +16,30 @@ from jaxfed.types import Array, Key, Mean, Report, Shared, Tree
 Loss = Callable[[Tree, Tree, Tree], Mean]
 
 
+def as_it_is(tree: Tree) -> Tree:
+    """A tree as it is."""
+    return tree
+
+
 class Work(NamedTuple):
     """init(params, key) -> (shared, memory): what is broadcast, and one client's private state.
 
     run(shared, memory, steps, key) -> Report: a pure function of one client; tables are the client's rows [K, ...].
+    moves(extra, update) -> extra: at the server, what rides along after a round, from what the channel made of all
+        `report.update.extra`; tables are the rows that the round touched.
+    sends(shared) -> an update's shapes, from arrays or shapes of what is broadcast.
+    private(memory) -> the model's private part; memory may be one client's, or a store of many.
+    histories: it reads whole histories in their order, not mini-batches with negatives.
+    whole: what it sends concerns every row of the tables, also those that no client of a round holds.
     """
 
     init: Callable[[Tree, Key], tuple[Shared, Tree]]
     run: Callable[[Shared, Tree, Any, Key], Report]
+    moves: Callable[[Tree, Tree], Tree] = sub
+    sends: Callable[[Shared], Shared] = as_it_is
+    private: Callable[[Tree], Tree] = as_it_is
+    histories: bool = False
+    whole: bool = False
 
 
 class Steps(NamedTuple):
@@ -41,8 +58,8 @@ def descend(
     steps: Steps,
     by_row: bool = True,
     **extra: Tree,
-) -> tuple[Tree, Mean]:
-    """One optimiser step per batch, and the mean of the losses met on the way.
+) -> tuple[Tree, Tree, Mean]:
+    """(parameters, the optimiser's state, the mean of the losses met) after one optimiser step per batch.
 
     loss(params, batch) sees plain leaves. by_row touches only the rows of the batch: exact for SGD, the lazy version
     of anything with a state, a decay or a pull. Otherwise every step moves the client's whole slice, K / k times
@@ -78,6 +95,16 @@ def descend(
         return carry, seen
 
     start = params, opt.init(params)
-    (params, _), totals = jax.lax.scan(step, start, (steps.rows, steps.live, steps.batch, weights))
+    (params, state), totals = jax.lax.scan(step, start, (steps.rows, steps.live, steps.batch, weights))
     seen = Mean(totals, weights)
-    return params, jax.tree.map(lambda x: jnp.sum(jnp.where(steps.live, x, 0)), seen)
+    return params, state, jax.tree.map(lambda x: jnp.sum(jnp.where(steps.live, x, 0)), seen)
+
+
+def pooled(loss: Callable[[Tree, Tree], Mean], params: Tree, steps: Steps) -> Mean:
+    """The loss over all of a client's batches, examples alike; loss(params, batch) as `descend` gives it."""
+
+    def one(rows, live, batch):
+        seen = loss(plain(take(params, rows)), batch)
+        return jax.tree.map(lambda x: jnp.where(live, x, 0), seen)
+
+    return jax.tree.map(jnp.sum, jax.vmap(one)(steps.rows, steps.live, steps.batch))

@@ -77,7 +77,7 @@ def main() -> None:
     print("|---" * len(head) + "|")
     for kind, epsilon in [("none", 0.0), *((kind, each) for kind in args.mechanisms for each in args.epsilons)]:
         multiplier = noise(kind, epsilon, config, population, args.clip) if epsilon else 0.0
-        cohort = table["cohort"] | {"name": KINDS[kind][1] if epsilon else "poisson"}
+        cohort = {"name": KINDS[kind][1] if epsilon else "poisson", "size": config.cohort.size}
         row = table | {"channel": links(kind, multiplier, config.cohort.size, args.clip), "cohort": cohort}
         told = trained(row, out / f"{kind}_{epsilon:g}_clip_{args.clip:g}")
         spent = ["∞", "", "0"]

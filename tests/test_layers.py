@@ -23,7 +23,7 @@ MAY = {
     "wire": {"types", "tree", "rows", "channel"},
     "inference": {"types", "rows", "channels"},
     "work": {"types", "tree", "rows"},
-    "works": {"types", "tree", "rows", "work"},
+    "works": {"types", "tree", "rows", "work", "works"},
     "placement": {"types", "tree", "rows"},
     "memory": {"types", "rows"},
     "download": {"types", "tree", "rows", "channel"},

@@ -18,6 +18,7 @@ class Batching(NamedTuple):
     negatives: int = 4  # drawn per positive, anew in every epoch
     epochs: int = 1
     pairwise: bool = False
+    ordered: bool = False  # positives as they came, earliest first, in place of a shuffle; for histories
 
     @property
     def width(self) -> int:
@@ -60,7 +61,8 @@ class Drawn(NamedTuple):
 
 
 def draw(population: Population, batching: Batching, clients: np.ndarray, seed: int, round: int) -> Drawn:
-    """Shuffled positives of the clients, each with its negatives: uniform over the items its user may not avoid."""
+    """Shuffled (or ordered) positives of the clients, each with its negatives: uniform over the items its user may not
+    avoid."""
     passes = np.repeat(clients, batching.epochs)
     epoch = np.tile(np.arange(batching.epochs), len(clients))
     first, count = population.first[passes], population.activity[passes]
@@ -70,7 +72,8 @@ def draw(population: Population, batching: Batching, clients: np.ndarray, seed: 
     flipped = None if population.flipped is None else population.flipped[passes][owner]
 
     chance = (raw[:, 0] >> np.uint64(40)).astype(np.int64)
-    row = ranges(population.train.start[first], count)[sorted_pairs(owner, chance, len(passes), 1 << 24)[1]]
+    row = ranges(population.train.start[first], count)
+    row = row if batching.ordered else row[sorted_pairs(owner, chance, len(passes), 1 << 24)[1]]
     alone = population.users_per_client == 1
     user = first[owner] if alone else np.searchsorted(population.train.start, row, "right") - 1
     positive, negative = population.train.values[row][:, None], outside(population, user, raw[:, 1:] >> np.uint64(32))

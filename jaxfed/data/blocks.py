@@ -177,6 +177,8 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan, e
         weight = np.diff(lead, append=len(pair))
         clicks = np.diff(np.append(0, np.cumsum(drawn.label[order]))[np.append(lead, len(pair))])
         batch = {"label": table(entry[lead], clicks / weight, 0, np.float32)}
+        if batching.ordered:
+            batch["id"] = table(entry[lead], item[order][lead], end)
         return Laid(held, positions, live, batch | {"weight": table(entry[lead], weight, 0, np.float32)})
     slot = np.empty(len(pair), np.int64)
     slot[order] = np.repeat(entry[lead] % width, np.diff(lead, append=len(pair)))

@@ -16,7 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.rows import mark, plain
-from jaxfed.types import Key, Mean, Tree
+from jaxfed.types import History, Key, Mean, Tree
+
+
+class Closed(NamedTuple):
+    """statistics(shared, history) -> (what one user adds to the sums, how badly the shared part fits it): its tables
+    are rows like those of the shared part. solve(sums, shared) -> shared: the model, from the sums over all."""
+
+    statistics: Callable[[Tree, History], tuple[Tree, Mean]]
+    solve: Callable[[Tree, Tree], Tree]
 
 
 class Model(NamedTuple):
@@ -25,6 +33,8 @@ class Model(NamedTuple):
     init(key) -> shared parameters, tables marked. private(key) -> one client's own part.
     loss(shared, private, batch) -> Mean over examples. score(shared, private, user) -> [rows]: a logit for every row
     of the tables given, for one of the client's users. pairwise: batches are pairs of a positive and a negative.
+    fold_in(shared, history) -> the private part of a client with this one user; None: it cannot be had from a history.
+    closed: how the shared part follows from sums over users; None: it has no such form.
     """
 
     init: Callable[[Key], Tree]
@@ -32,6 +42,8 @@ class Model(NamedTuple):
     loss: Callable[[Tree, Tree, Tree], Mean]
     score: Callable[[Tree, Tree, jax.Array], jax.Array]
     pairwise: bool = False
+    fold_in: Callable[[Tree, History], Tree] | None = None
+    closed: Closed | None = None
 
 
 TableDtype = Literal["float32", "bfloat16"]  # what tables are stored in and downloaded as; see `tree.stored`

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.rows import plain, take
 from jaxfed.tree import sub
-from jaxfed.types import Key, Mean, Report, Shared, Tree
-from jaxfed.work import Loss, Work, descend
+from jaxfed.types import Key, Report, Shared, Tree
+from jaxfed.work import Loss, Steps, Work, descend, pooled
 
 
 def nothing(key: Key) -> Tree:
@@ -17,26 +16,50 @@ def nothing(key: Key) -> Tree:
     return ()
 
 
+def on_both(loss: Loss) -> Callable:
+    """A loss of the pair (shared, private), which is what a client's optimiser sees."""
+    return lambda both, batch: loss(both[0], both[1], batch)
+
+
+def told(loss: Loss, both: Tree, steps: Steps) -> dict[str, jax.Array]:
+    """What a report says beside the update: the steps taken, and the loss of the model that was sent."""
+    return {"steps": steps.live.sum(dtype=jnp.float32), "loss": pooled(on_both(loss), both, steps).value}
+
+
+def pulled(optimizer: optax.GradientTransformation, strength: float) -> optax.GradientTransformationExtraArgs:
+    """`optimizer` of (shared, private) with strength / 2 |shared - anchor|^2 added to the loss; see `descend`."""
+
+    def update(steps, state, params, anchor):
+        pull = jax.tree.map(lambda g, x, a: g + strength * (x - a), steps[0], params[0], anchor)
+        return optimizer.update((pull, steps[1]), state, params)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
 def local_steps(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     private: Callable[[Key], Tree] = nothing,
     by_row: bool = True,
+    proximal: float = 0.0,
 ) -> Work:
     """Mini-batch descent on (shared, private) together; sends start - end of the shared part (McMahan et al. 2017).
 
-    `optimizer` sees the pair (shared, private) and starts afresh each round.
+    `optimizer` sees the pair (shared, private) and starts afresh each round. proximal: mu of FedProx (Li et al. 2020),
+    the loss has mu / 2 |shared - start|^2 beside it; by row, on the rows of the step. Raises ValueError below 0.
     """
+    if proximal < 0:
+        raise ValueError(f"proximal is {proximal}: it must not be negative")
 
     def init(params, key):
         return Shared(params), private(key)
 
     def run(shared, mine, steps, key):
-        start = shared.params
-        (end, mine), seen = descend(
-            lambda both, batch: loss(both[0], both[1], batch), optimizer, (start, mine), steps, by_row
-        )
-        return Report(Shared(sub(start, end)), mine, steps.examples, {"train/loss": seen})
+        start, both = shared.params, (shared.params, mine)
+        held = {"anchor": start} if proximal else {}
+        pace = pulled(optimizer, proximal) if proximal else optimizer
+        (end, mine), _, seen = descend(on_both(loss), pace, both, steps, by_row, **held)
+        return Report(Shared(sub(start, end)), mine, steps.examples, {"train/loss": seen}, **told(loss, both, steps))
 
     return Work(init, run)
 
@@ -51,16 +74,12 @@ def gradient(loss: Loss, optimizer: optax.GradientTransformation, private: Calla
         both = shared.params, mine
 
         def objective(both):
-            def one(rows, live, batch):
-                params, mine = plain(take(both, rows))
-                seen = loss(params, mine, batch)
-                return jax.tree.map(lambda x: jnp.where(live, x, 0), seen)
-
-            seen = jax.tree.map(jnp.sum, jax.vmap(one)(steps.rows, steps.live, steps.batch))
+            seen = pooled(on_both(loss), both, steps)
             return seen.value, seen
 
         slope, seen = jax.grad(objective, has_aux=True)(both)
         step, _ = optimizer.update(slope, optimizer.init(both), both)
-        return Report(Shared(slope[0]), optax.apply_updates(mine, step[1]), steps.examples, {"train/loss": Mean(*seen)})
+        mine = optax.apply_updates(mine, step[1])
+        return Report(Shared(slope[0]), mine, steps.examples, {"train/loss": seen}, loss=seen.value)
 
     return Work(local_steps(loss, optimizer, private).init, run)

@@ -15,12 +15,13 @@ from jaxfed.config import config_of
 from jaxfed.data.blocks import pack
 from jaxfed.experiment import assemble, load
 from jaxfed.federate import model
-from jaxfed.registry import REGISTRY
+from jaxfed.registry import CLOSED, REGISTRY
 from jaxfed.rounds import keys_of
 from tests.laws.cover import pairs, pairwise, product
 from tests.small import close, same
 
 MEANS = ("mean", "weighted_mean", "per_row_mean")
+ALONE = (*MEANS, "fair", "agnostic")  # a mean by themselves
 PRIVATE = {"name": "mean", "count": 20}
 NEEDS = {  # what must stand before a link
     "gaussian": [PRIVATE, "clip"],
@@ -30,18 +31,20 @@ NEEDS = {  # what must stand before a link
     "skellam": [PRIVATE, "clip"],
     "correlated": [PRIVATE, "clip"],
 }
-CHANNELS = {name: [name] if name in MEANS else [*NEEDS.get(name, ["mean"]), name] for name in REGISTRY["channel"]}
+CHANNELS = {name: [name] if name in ALONE else [*NEEDS.get(name, ["mean"]), name] for name in REGISTRY["channel"]}
+CHANNELS |= {name: [name, "mean"] for name in ("fednova", "feddyn")}
 CHANNELS |= {
     "per_row_mean, rotate, quantise": ["per_row_mean", "rotate", "quantise"],
     "per_row_mean, top_k": ["per_row_mean", "top_k"],
     "weighted_mean, clip, ring": ["weighted_mean", "clip", "ring"],
     "adaptive_clip, gaussian": [PRIVATE, {"name": "adaptive_clip", "count": 20}, "gaussian"],
 }
+CHANNELS |= {"plain": [], "clip, ring": ["clip", "ring"]}
 CHANNELS |= {f"difference, {name}": ["difference", name] for name in MEANS[1:]}
 AXES = {
-    "model": list(REGISTRY["model"]),
+    "model": [name for name in REGISTRY["model"] if name not in CLOSED],
     "loss": ["bce", "bpr", "squared"],
-    "work": list(REGISTRY["work"]),
+    "work": [name for name in REGISTRY["work"] if name != "statistics"],
     "channel": list(CHANNELS),
     "server": ["sgd", "adam", "yogi", "adagrad"],
     "optimizer": ["sgd", "adam"],  # of the clients
@@ -49,6 +52,11 @@ AXES = {
     "laws": ["first", "second"],  # which half of them a case of the cover is held to
 }
 CONTROLS = ("popularity", "counter")
+SUMS = {  # closed forms, on channels that are sums
+    f"{name}, {channel}": {"model": name, "work": "statistics", "channel": channel, "server": "solve"}
+    for name in CLOSED
+    for channel in ("plain", "clip", "clip, ring")
+}
 
 
 def allowed(case):
@@ -57,7 +65,11 @@ def allowed(case):
 
 
 # `make test` covers these links pair by pair; the later ones meet the laws in `make test-all`, and tests of their own
-FIRST = [name for name in CHANNELS if set(name.split(", ")) <= {*MEANS, "difference", "at_client", "at_server"}]
+FIRST = [
+    name
+    for name in CHANNELS
+    if name != "plain" and set(name.split(", ")) <= {*MEANS, "difference", "at_client", "at_server"}
+]
 COVER = pairwise(AXES | {"channel": FIRST}, allowed)
 REST = [
     case for case in product(AXES | {"optimizer": ["sgd"], "laws": ["first"]}) if allowed(case) and case not in COVER
@@ -79,6 +91,8 @@ def experiment(case, area=8, devices=1, placement="jit", **model):
     """A case as a user would configure it, with more for its model."""
     content, table = data(case["clients"])
     own = {} if case["model"] in CONTROLS else {"dim": 4, "loss": case["loss"]}
+    if case["model"] in CLOSED:
+        own = {"dim": 4} if case["model"] == "ials" else {}
     clients = content.population.num_clients
     config = config_of(
         {
@@ -190,7 +204,7 @@ def test_law(case, compiled):
         law(case, compiled)
 
 
-@pytest.mark.parametrize("channel", [name for name in CHANNELS if name not in FIRST])
+@pytest.mark.parametrize("channel", [name for name in CHANNELS if name not in (*FIRST, "plain", "clip, ring")])
 def test_later_links_run_side_by_side_as_alone(channel, compiled):
     """The law that finds most of what links do wrong: rows that only fill a block, and randomness by place."""
     vmaps({axis: values[0] for axis, values in AXES.items()} | {"channel": channel}, compiled)
@@ -201,6 +215,12 @@ def test_later_links_run_side_by_side_as_alone(channel, compiled):
 @pytest.mark.parametrize("case", COVER + REST, ids=name_of)
 def test_every_law(case, law, compiled):
     law(case, compiled)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", SUMS)
+def test_laws_of_closed_forms(name, law, compiled):
+    law({axis: values[0] for axis, values in AXES.items()} | SUMS[name], compiled)
 
 
 def test_the_cover_covers():

@@ -1,0 +1,33 @@
+"""Links against client drift: what a mean of updates of unequal length, or of absent clients, gets wrong."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.channel import Channel, link
+from jaxfed.tree import scale, zeros
+
+
+def fednova() -> Channel:
+    """FedNova (Wang et al. 2020): a client sends its update per step, and its steps; the server multiplies the mean of
+    the one by the mean of the other. For plain local SGD; put it before (left of) a mean, whose weights are the p_i."""
+
+    def encode(update, sent, client):
+        steps = jnp.maximum(client.steps, 1.0)
+        return (scale(1 / steps, update), steps), client.memory
+
+    def decode(total, state, round):
+        update, steps = total
+        return scale(steps, update), state, {}
+
+    return link(encode, decode, name="fednova")
+
+
+def feddyn(cohort_share: float) -> Channel:
+    """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered of all of them, each round's
+    counted `cohort_share` = cohort / clients. The clients' half is the work `dynamic`; put it left of a mean."""
+
+    def decode(total, gathered, round):
+        gathered = jax.tree.map(lambda h, d: h + cohort_share * d, gathered, total)
+        return jax.tree.map(jnp.add, total, gathered), gathered, {}
+
+    return link(decode=decode, init=lambda example: (zeros(example), ()), name="feddyn")

@@ -1,0 +1,66 @@
+"""Links that weigh clients by how badly the model serves them."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxfed.channel import Channel, link, total
+from jaxfed.channels.weigh import share
+from jaxfed.tree import scale
+
+
+def fair(q: float = 1.0, rate: float = 0.1) -> Channel:
+    """q-FedAvg (Li et al. 2020, "Fair resource allocation in federated learning", algorithm 2), in place of a mean.
+
+    The server moves by sum(F^q D) / sum(q F^(q-1) |D|^2 + F^q / rate): F a client's loss at the model that it was sent,
+    D its update / rate. rate: the clients' learning rate, 1 / L in the paper. q = 0 is the plain mean.
+    """
+    if q < 0 or rate <= 0:
+        raise ValueError("fair: q must not be negative, rate must be positive")
+
+    def encode(update, sent, client):
+        loss, step = jnp.maximum(client.loss, 1e-10), scale(1 / rate, update)
+        steep = q * loss ** (q - 1) * optax.tree.norm(step, squared=True) + loss**q / rate
+        return (scale(loss**q, step), steep), client.memory
+
+    def decode(summed, state, round):
+        update, steep = summed
+        return jax.tree.map(lambda x: share(x, steep), update), state, {}
+
+    return link(encode, decode, reduce=total, weighs=True, name="fair")
+
+
+def agnostic(activity: Sequence[float], groups: int = 10, rate: float = 0.1, forget: float = 0.5) -> Channel:
+    """Agnostic federated averaging (Mohri et al. 2019; Ro et al. 2021), in place of a mean: as good as the worst group.
+
+    A client weighs lambda_g n / N_g: n its examples, g its group, N_g the group's share of them in past rounds (of
+    which a round forgets `forget`). A group's weight lambda_g grows by exp(rate * its mean loss). Groups are the
+    quantiles of `activity`, the train interactions of all clients; one group is the weighted mean.
+    """
+    if rate < 0 or not 0 < forget <= 1:
+        raise ValueError("agnostic: rate must not be negative, forget lies between 0 and 1")
+    if groups < 1:
+        raise ValueError(f"agnostic.groups is {groups}: it must be at least 1")
+    bounds = np.quantile(activity, np.arange(1, groups) / groups).astype(np.float32)
+
+    def encode(update, sent, client):
+        mine = jax.nn.one_hot(jnp.searchsorted(jnp.asarray(bounds), client.activity, side="right"), groups)
+        weight = jnp.vdot(mine, sent[0] / sent[1]) * client.weight
+        return (scale(weight, update), weight, mine * client.weight * client.loss, mine * client.weight), client.memory
+
+    def decode(summed, state, round):
+        (update, weight, loss, count), (now, counts) = summed, state
+        heard = jnp.where(count > 0, loss / jnp.where(count > 0, count, 1), 0)
+        after = now * jnp.exp(rate * heard)
+        shares = jnp.where(count.sum() > 0, count / jnp.maximum(count.sum(), 1), counts)
+        counts = jnp.maximum((1 - forget) * counts + forget * shares, 1e-3)
+        seen = {"agnostic/largest": now.max() * groups}
+        return jax.tree.map(lambda x: share(x, weight), update), (after / after.sum(), counts), seen
+
+    def init(example):
+        return (jnp.full(groups, 1 / groups), jnp.full(groups, 1 / groups)), ()
+
+    return link(encode, decode, init, send=lambda state: state, reduce=total, weighs=True, counts=True, name="agnostic")

@@ -1,0 +1,226 @@
+"""Recommenders that are solved from sums over users: one round of (secure) sums is the central model, bit by bit in its
+sums. What a client needs to be scored it folds in from its history; nothing private is kept."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.models.model import Closed, Model, positive
+from jaxfed.rows import Table, catalogue, mark, plain
+from jaxfed.types import History, Key, Mean, Tree
+
+
+def nothing(key: Key) -> Tree:
+    """The private part of a model that has none."""
+    return ()
+
+
+def no_loss(shared: Tree, private: Tree, batch: Tree) -> Mean:
+    """Raises ValueError: these models are not descended."""
+    raise ValueError(
+        'a model in closed form has no loss to descend: set work.name = "statistics", server.name = "solve"'
+    )
+
+
+def at_rows(history: History, values: jax.Array, rows: int) -> jax.Array:
+    """[rows]: values [L] of a history at its rows of the tables given."""
+    return jnp.zeros(rows).at[jnp.where(history.live, history.rows, rows)].add(values, mode="drop")
+
+
+def at_ids(history: History, values: jax.Array) -> jax.Array:
+    """[size]: values [L] of a history at its rows of the catalogue."""
+    return jnp.zeros(history.size).at[jnp.where(history.live, history.ids, history.size)].add(values, mode="drop")
+
+
+def item_item(
+    num_items: int, names: Sequence[str], statistics: Callable, solve: Callable, fold_in: Callable, score: Callable
+) -> Model:
+    """A model of item-item tables [N, N], zero at first.
+
+    statistics(history, rows) -> {name: [rows, N]}; solve({name: [N, N]}) -> {name: [N, N]}, the first of them so that
+    (history as 0 and 1) @ table scores items.
+    """
+
+    def init(key):
+        return {"params": {}, "tables": mark({name: jnp.zeros((num_items, num_items)) for name in names})}
+
+    def sums(shared, history):
+        rows, tables = catalogue(shared), plain(shared)["tables"]
+        seen = at_rows(history, 1.0 * history.live, rows) @ tables[names[0]]
+        gap = (1 - seen.at[history.ids].get(mode="fill", fill_value=0)) ** 2 * history.live
+        told = {"params": {}, "tables": mark(statistics(history, rows))}
+        return told, Mean(gap.sum(), history.live.sum(dtype=jnp.float32))
+
+    def found(sums, shared):
+        return {"params": {}, "tables": mark(solve(plain(sums)["tables"]))}
+
+    def logits(shared, private, user):
+        return score(plain(shared)["tables"], private)
+
+    def folded(shared, history):
+        return fold_in(history)
+
+    return Model(init, nothing, no_loss, logits, fold_in=folded, closed=Closed(sums, found))
+
+
+def gram(history: History, rows: int) -> jax.Array:
+    """[rows, N]: a user's part of X'X, whole numbers: sums of them are exact up to 2^24."""
+    return jnp.outer(at_rows(history, 1.0 * history.live, rows), at_ids(history, 1.0 * history.live))
+
+
+def ridge(gram: jax.Array, l2: float) -> jax.Array:
+    """[N, N]: the weights that predict each item from all others with an l2 penalty (Steck 2019, equation 8)."""
+    inverse = jnp.linalg.inv(gram + l2 * jnp.eye(len(gram)))
+    return jnp.fill_diagonal(-inverse / jnp.diag(inverse), 0.0, inplace=False)
+
+
+def ease(num_items: int, num_users: int, l2: float = 400.0) -> Model:
+    """EASE (Steck 2019, "Embarrassingly shallow autoencoders"): X'X, and one inversion."""
+    return item_item(
+        num_items,
+        ["item"],
+        lambda history, rows: {"item": gram(history, rows)},
+        lambda sums: {"item": ridge(sums["item"], l2)},
+        lambda history: at_ids(history, 1.0 * history.live),
+        lambda tables, liked: liked @ tables["item"],
+    )
+
+
+def item_knn(num_items: int, num_users: int, neighbours: int = 200, shrink: float = 10.0) -> Model:
+    """Item nearest neighbours (Sarwar et al. 2001) by cosine, shrunk where few users tell; from the X'X of EASE."""
+    positive("model.neighbours", neighbours)
+
+    def solve(sums):
+        counts = jnp.diag(sums["item"])
+        near = sums["item"] / (jnp.sqrt(jnp.outer(counts, counts)) + shrink + 1e-9)
+        near = jnp.fill_diagonal(near, 0.0, inplace=False)
+        least = jax.lax.top_k(near, min(neighbours, num_items))[0][:, -1:]
+        return {"item": jnp.where(near >= least, near, 0).T}  # the neighbours of an item in its column
+
+    return item_item(
+        num_items,
+        ["item"],
+        lambda history, rows: {"item": gram(history, rows)},
+        solve,
+        lambda history: at_ids(history, 1.0 * history.live),
+        lambda tables, liked: liked @ tables["item"],
+    )
+
+
+def transitions(
+    num_items: int,
+    num_users: int,
+    l2: float = 400.0,
+    half_life: float = 10.0,
+    window: int = 20,
+    decay: float = 0.9,
+    last: float = 0.7,
+    blend: float = 1.0,
+) -> Model:
+    """EASE on a history whose weights halve every `half_life` interactions, plus what came after what.
+
+    Counts of item pairs (i, then j, at most `window` later) weigh decay^(gap - 1) and are divided by the root of both
+    items' sums, as a cosine; a history enters with weights last^age. Both scores are standardised over the catalogue
+    and added, the second times `blend`.
+    """
+    positive("model.window", window)
+
+    def after(history, rows):
+        places = jnp.arange(history.ids.shape[0])
+        then = places[:, None] + jnp.arange(1, window + 1)
+        ids = history.ids.at[then].get(mode="fill", fill_value=history.size)
+        first = jnp.where(history.live, history.rows, rows)[:, None]
+        weights = jnp.broadcast_to(decay ** jnp.arange(window), then.shape)
+        return jnp.zeros((rows, history.size)).at[first, ids].add(weights, mode="drop")
+
+    def solve(sums):
+        counts = sums["next"]
+        both = jnp.sqrt(jnp.outer(jnp.maximum(counts.sum(1), 1), jnp.maximum(counts.sum(0), 1)))
+        return {"item": ridge(sums["item"], l2), "next": counts / both}
+
+    def fold_in(history):
+        age = jnp.maximum(history.age, 0)
+        return {
+            "liked": at_ids(history, jnp.where(history.live, 0.5 ** (age / half_life), 0)),
+            "last": at_ids(history, jnp.where(history.live, last**age, 0)),
+        }
+
+    def score(tables, private):
+        def standard(x):
+            return (x - x.mean()) / jnp.maximum(x.std(), 1e-9)
+
+        return standard(private["liked"] @ tables["item"]) + blend * standard(private["last"] @ tables["next"])
+
+    return item_item(
+        num_items,
+        ["item", "next"],
+        lambda history, rows: {"item": gram(history, rows), "next": after(history, rows)},
+        solve,
+        fold_in,
+        score,
+    )
+
+
+def ials(
+    num_items: int,
+    num_users: int,
+    dim: int = 64,
+    l2: float = 0.01,
+    unobserved: float = 0.3,
+    init_scale: float = 0.1,
+    real_items: int | None = None,
+) -> Model:
+    """Implicit alternating least squares (Hu et al. 2008; Rendle et al. 2022) with a private solution on each client
+    (FCF, Ammad-ud-din et al. 2019); an epoch is a round of everyone.
+
+    The loss is sum over interactions (1 - x.y)^2 + unobserved sum over all pairs (x.y)^2 + l2 (interactions +
+    unobserved * N) |x|^2 for a user, and likewise for an item. A client solves for x from its items' rows and Y'Y, and
+    sends x x' and x for each of its items (halved by symmetry), and x x' once. real_items: rows of the table that are
+    items; None: all.
+    """
+    positive("model.dim", dim)
+    real = num_items if real_items is None else real_items
+    upper = jnp.triu_indices(dim)
+
+    def whole(packed):
+        """Symmetric matrices [..., d, d] from their upper halves [..., d (d + 1) / 2]."""
+        half = jnp.zeros((*packed.shape[:-1], dim, dim)).at[..., *upper].set(packed)
+        return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
+
+    def solved(items, seen, every, count, others):
+        """The vector of a user, or of an item: items [L, d] are the other side's, seen [L] whether they count."""
+        own = jnp.einsum("l,li,lj->ij", seen, items, items)
+        ridge = l2 * (count + unobserved * others)
+        return jnp.linalg.solve(own + unobserved * every + ridge * jnp.eye(dim), seen @ items)
+
+    def init(key):
+        items = init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0)
+        return {"params": {"gram": items.T @ items}, "tables": mark({"item": items})}
+
+    def fold_in(shared, history):
+        items = plain(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
+        seen = 1.0 * history.live
+        return solved(items, seen, shared["params"]["gram"], seen.sum(), real)
+
+    def statistics(shared, history):
+        user, rows = fold_in(shared, history), catalogue(shared)
+        own, held = jnp.outer(user, user)[upper], at_rows(history, 1.0 * history.live, rows)
+        told = jnp.outer(held, jnp.concatenate([own, user, jnp.ones(1)]))
+        items = plain(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
+        gap = (1 - items @ user) ** 2 * history.live
+        fit = Mean(gap.sum(), history.live.sum(dtype=jnp.float32))
+        return {"params": {"gram": own, "users": jnp.ones(())}, "tables": {"item": Table(told)}}, fit
+
+    def solve(sums, shared):
+        told, users = plain(sums)["tables"]["item"], sums["params"]["users"]
+        own, right, count = told[:, : -dim - 1], told[:, -dim - 1 : -1], told[:, -1]
+        ridge = l2 * (count + unobserved * users)
+        left = whole(own) + unobserved * whole(sums["params"]["gram"]) + ridge[:, None, None] * jnp.eye(dim)
+        items = jnp.linalg.solve(left, right[..., None])[..., 0]
+        return {"params": {"gram": items.T @ items}, "tables": mark({"item": items})}
+
+    def score(shared, private, user):
+        return plain(shared)["tables"]["item"] @ private
+
+    return Model(init, nothing, no_loss, score, fold_in=fold_in, closed=Closed(statistics, solve))

@@ -1,0 +1,174 @@
+"""Works that steer local steps against client drift. On tables they act on the rows that a client holds: the dense
+methods would also move rows of which the client knows nothing."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.rows import plain, take
+from jaxfed.tree import scale, sub, zeros
+from jaxfed.types import Key, Mean, Report, Shared, Tree
+from jaxfed.work import Loss, Steps, Work, descend, pooled
+from jaxfed.works.local import nothing, on_both, told
+
+
+class Control(NamedTuple):
+    """What a client keeps: the model's private part, and its control variate, like the shared part."""
+
+    private: Tree
+    variate: Tree
+
+
+def private_of(memory: Control) -> Tree:
+    """Of a client's memory, or of a store of them, what the model's score reads."""
+    return memory.private
+
+
+def steered(optimizer: optax.GradientTransformation, pull: float = 0.0) -> optax.GradientTransformationExtraArgs:
+    """`optimizer` of (shared, private) whose shared gradient is g + shift + pull (value - anchor); its state also sums
+    the gradients g. shift and anchor come through `descend`."""
+
+    def init(params):
+        return zeros(params[0]), optimizer.init(params)
+
+    def update(steps, state, params, shift, anchor):
+        moved = jax.tree.map(lambda g, s, x, a: g + s + pull * (x - a), steps[0], shift, params[0], anchor)
+        steps_now, after = optimizer.update((moved, steps[1]), state[1], params)
+        return steps_now, (jax.tree.map(lambda t, g: t + g, state[0], steps[0]), after)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scaffold(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = nothing,
+    *,
+    cohort_share: float,
+    by_row: bool = False,
+) -> Work:
+    """SCAFFOLD (Karimireddy et al. 2020): a step follows g - c_i + c, both downloaded or kept from round to round.
+
+    c_i becomes the mean of the gradients g on the client's way, which is the paper's option II for plain SGD, and needs
+    no learning rate. cohort_share: the cohort's part of all clients; c, which rides along, moves by that times the mean
+    change of the c_i, so the channel should be a mean.
+    """
+
+    def init(params, key):
+        return Shared(params, zeros(params)), Control(private(key), zeros(params))
+
+    def run(shared, mine, steps, key):
+        start, both = shared.params, (shared.params, mine.private)
+        shift = sub(shared.extra, mine.variate)
+        (end, own), state, seen = descend(
+            on_both(loss), steered(optimizer), both, steps, by_row, shift=shift, anchor=start
+        )
+        said = told(loss, both, steps)
+        now = scale(1 / jnp.maximum(said["steps"], 1), state[0])
+        update = Shared(sub(start, end), scale(cohort_share, sub(mine.variate, now)))
+        return Report(update, Control(own, now), steps.examples, {"train/loss": seen}, **said)
+
+    return Work(init, run, private=private_of)
+
+
+def dynamic(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = nothing,
+    strength: float = 0.1,
+    by_row: bool = False,
+) -> Work:
+    """FedDyn's clients (Acar et al. 2021): the loss has - <h_i, shared> + strength / 2 |shared - start|^2 beside it,
+    and h_i becomes h_i - strength (end - start). The server's half is the link `feddyn`."""
+    if strength < 0:
+        raise ValueError(f"strength is {strength}: it must not be negative")
+
+    def init(params, key):
+        return Shared(params), Control(private(key), zeros(params))
+
+    def run(shared, mine, steps, key):
+        start, both = shared.params, (shared.params, mine.private)
+        pace, shift = steered(optimizer, strength), scale(-1, mine.variate)
+        (end, own), _, seen = descend(on_both(loss), pace, both, steps, by_row, shift=shift, anchor=start)
+        now = jax.tree.map(lambda h, x, y: h - strength * (y - x), mine.variate, start, end)
+        said = told(loss, both, steps)
+        return Report(Shared(sub(start, end)), Control(own, now), steps.examples, {"train/loss": seen}, **said)
+
+    return Work(init, run, private=private_of)
+
+
+class Frozen(NamedTuple):
+    """What Mime's server broadcasts beside the model."""
+
+    statistics: Tree  # of the optimiser, for the shared part
+    gradient: Tree  # the mean gradient of the round before, at the model that was sent then
+    known: Tree = ()  # float []: 0 in the first round, which has none
+
+
+def mime(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = nothing,
+    correct: bool = True,
+) -> Work:
+    """Mime, or MimeLite where not `correct` (Karimireddy et al. 2021): clients take steps of `optimizer` with the
+    server's statistics held fixed; the server updates them by the mean gradient at the model it sent.
+
+    Mime replaces a batch's gradient g(y) by g(y) - g(x) + c. Its c is the mean gradient of the same cohort, which costs
+    one more exchange a round; here it is that of the round before, and the first round is MimeLite's. By row.
+    """
+
+    def init(params, key):
+        return Shared(params, Frozen(optimizer.init((params, ())), zeros(params), jnp.float32(0))), private(key)
+
+    def run(shared, mine, steps, key):
+        start, both = shared.params, (shared.params, mine)
+        frozen, mean_gradient, known = shared.extra
+
+        def update(grads, state, params, statistics, shift):
+            both_ways = jax.tree.map(lambda g, c: g + c, grads[0], shift) if correct else grads[0]
+            step, _ = optimizer.update((both_ways, ()), statistics, (params[0], ()))
+            own, state = optimizer.update(((), grads[1]), state, ((), params[1]))
+            return (step[0], own[1]), state
+
+        pace = optax.GradientTransformationExtraArgs(lambda both: optimizer.init(((), both[1])), update)
+        aim, batches = centred(loss, both, steps, known) if correct else (on_both(loss), steps)
+        (end, own), _, _ = descend(aim, pace, both, batches, statistics=frozen, shift=mean_gradient)
+
+        def at_start(x):
+            seen = pooled(on_both(loss), (x, mine), steps)
+            return seen.value, seen
+
+        slope, seen = jax.grad(at_start, has_aux=True)(start)
+        sent = Shared(sub(start, end), Frozen((), slope))
+        return Report(sent, own, steps.examples, {"train/loss": seen}, **told(loss, both, steps))
+
+    def moves(extra, update):
+        empty = zeros(update.gradient)
+        _, statistics = optimizer.update((update.gradient, ()), extra.statistics, (empty, ()))
+        return Frozen(statistics, update.gradient, jnp.float32(1))
+
+    def sends(shared):
+        return Shared(shared.params, Frozen((), shared.params))
+
+    return Work(init, run, moves, sends)
+
+
+def centred(loss: Loss, both: Tree, steps: Steps, known: jax.Array) -> tuple[Callable, Steps]:
+    """(the loss less known * <its gradient at the start, the shared part>, the batches with those gradients)."""
+
+    def gradient(rows, batch):
+        part = take(both, rows)
+        return jax.grad(lambda x: on_both(loss)(plain((x, part[1])), batch).value)(part[0])
+
+    at_start = jax.vmap(gradient)(steps.rows, steps.batch)
+
+    def corrected(both, batch):
+        seen, slope = on_both(loss)(both, batch[0]), plain(batch[1])
+        inner = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (slope, both[0])), strict=True))
+        return Mean(seen.total - known * seen.weight * inner, seen.weight)
+
+    return corrected, steps._replace(batch=(steps.batch, at_start))

@@ -1,0 +1,259 @@
+"""Methods against drift and for fairness: neighbours at their neutral setting, and the papers' equations in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxfed.algorithms import agnostic_fedavg, feddyn, fednova, fedprox, fedsgd, mime, qfedavg, scaffold
+from jaxfed.algorithms import fedavg as plain_fedavg
+from jaxfed.channel import chain
+from jaxfed.channels.fair import agnostic, fair
+from jaxfed.channels.weigh import mean, weighted_mean
+from jaxfed.federate import federate, model
+from jaxfed.work import Steps
+from jaxfed.works.control import dynamic
+from jaxfed.works.control import scaffold as scaffold_work
+from jaxfed.works.local import local_steps
+from tests.small import (
+    DATA,
+    DENSE,
+    IDS,
+    KEY,
+    MARKED,
+    USERS,
+    WHO,
+    N,
+    S,
+    X,
+    Y,
+    bce,
+    close,
+    dense_cohort,
+    mse,
+    row_cohort,
+    run,
+    user,
+)  # fmt: skip
+
+RATE = 0.05
+SGD = optax.sgd(RATE)
+
+
+def slope(p, x, y):
+    """The gradient of the mean squared error of a linear model, in NumPy."""
+    gap = 2 * (x @ p[:-1] + p[-1] - y) / y.size
+    return np.append(x.T @ gap, gap.sum())
+
+
+def flat(params):
+    return np.append(np.asarray(params["w"], np.float64), float(params["b"]))
+
+
+XS, YS = np.asarray(X, np.float64), np.asarray(Y, np.float64)
+ROWS = {  # on tables with private vectors, every method beside FedAvg at the setting where it says the same
+    "fedprox, mu 0": (fedprox(bce, SGD, USERS, 0.0, mean(), user), mean()),
+    "q-FedAvg, q 0": (qfedavg(bce, SGD, USERS, 0.0, RATE, user), mean()),
+    "agnostic, one group": (agnostic_fedavg(bce, SGD, USERS, [1, 2], 1, 0.5, user), weighted_mean()),
+    "mimelite, sgd": (mime(bce, SGD, USERS, False, mean(), user), mean()),
+    "feddyn's clients, strength 0": (
+        federate(dynamic(bce, SGD, user, 0.0), mean(), optax.sgd(1.0), USERS),
+        mean(),
+    ),
+    "scaffold, nobody's variate moves c": (
+        federate(scaffold_work(bce, SGD, user, cohort_share=0.0), mean(), optax.sgd(1.0), USERS),
+        mean(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_at_its_neutral_setting_each_is_its_neighbour(name):
+    made, channel = ROWS[name]
+    rounds = 1 if "scaffold" in name else 3  # from the second round on c_i acts
+    got, _ = run(made, row_cohort(), MARKED, rounds)
+    want, _ = run(federate(local_steps(bce, SGD, user), channel, optax.sgd(1.0), USERS), row_cohort(), MARKED, rounds)
+    close(model(got), model(want), atol=1e-5)
+
+
+def test_the_pull_of_fedprox_by_hand():
+    """Two steps of one client: the second gradient has mu (y - x) beside it."""
+    ids, mu = [3], 0.7
+    got, _ = run(fedprox(mse, SGD, N, mu), dense_cohort(ids, xy=(X[:, :2], Y[:, :2])), DENSE, 1)
+    start = y = flat(DENSE)
+    for s in range(2):
+        y = y - RATE * (slope(y, XS[3, s], YS[3, s]) + mu * (y - start))
+    np.testing.assert_allclose(flat(model(got)), y, rtol=1e-5)
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_a_strong_pull_holds_clients_where_they_started(by_row):
+    def distance(mu):
+        work = local_steps(bce, optax.sgd(0.01), user, by_row, mu)
+        state, _ = run(federate(work, mean(), optax.sgd(1.0), USERS), row_cohort(), rounds=1)
+        return float(optax.tree.norm(jax.tree.map(jnp.subtract, model(state), model(run_start()))))
+
+    assert distance(50.0) < 0.9 * distance(0.0)
+
+
+def run_start():
+    return federate(local_steps(bce, SGD, user), mean(), optax.sgd(1.0), USERS).init(MARKED, KEY)
+
+
+def test_scaffold_is_that_of_the_paper():
+    """Algorithm 1 with option II, two rounds of different cohorts, in NumPy."""
+    cohorts = [IDS, np.array([3, 5, 7, 9, 0, 11])]
+    share = len(IDS) / N
+    algorithm, x, c, own = scaffold(mse, SGD, N, share), flat(DENSE), np.zeros(6), np.zeros((N, 6))
+    state = algorithm.init(DENSE, KEY)
+    for ids in cohorts:
+        state, _ = algorithm.step(state, dense_cohort(ids), KEY)
+        moves, changes = [], []
+        for i in ids:
+            y = x
+            for s in range(S):
+                y = y - RATE * (slope(y, XS[i, s], YS[i, s]) - own[i] + c)
+            now = own[i] - c + (x - y) / (S * RATE)
+            moves.append(y - x)
+            changes.append(now - own[i])
+            own[i] = now
+        x, c = x + np.mean(moves, 0), c + share * np.mean(changes, 0)
+    np.testing.assert_allclose(flat(model(state)), x, rtol=2e-5)
+    np.testing.assert_allclose(flat(state.shared.extra), c, rtol=2e-5, atol=1e-6)
+    kept = state.memory[0].variate
+    np.testing.assert_allclose(np.c_[kept["w"], kept["b"]], own, rtol=2e-5, atol=1e-6)
+
+
+def test_scaffold_goes_to_the_optimum_where_fedavg_stops_short():
+    """Steps on all data of clients that differ: drift moves the fixed point of FedAvg, not that of SCAFFOLD."""
+    again = [jnp.repeat(z.reshape(N, 1, -1, *z.shape[3:]), S, 1) for z in (X, Y)]
+    x = np.concatenate([XS.reshape(-1, XS.shape[-1]), np.ones((YS.size, 1))], 1)
+    best = np.linalg.lstsq(x, YS.ravel(), rcond=None)[0]
+
+    def gap(algorithm):
+        state, _ = run(algorithm, dense_cohort(range(N), xy=again), DENSE, 300)
+        return np.abs(flat(model(state)) - best).max()
+
+    assert gap(scaffold(mse, SGD, N)) < 1e-4 < 0.1 * gap(plain_fedavg(mse, SGD, N))
+
+
+def test_feddyn_is_that_of_the_paper():
+    """Algorithm 1 of Acar et al. with local SGD, two cohorts, in NumPy."""
+    cohorts, alpha = [IDS, np.array([3, 5, 7, 9, 0, 11])], 0.3
+    algorithm = feddyn(mse, SGD, N, alpha, len(IDS) / N)
+    state, theta, h, own = algorithm.init(DENSE, KEY), flat(DENSE), np.zeros(6), np.zeros((N, 6))
+    for ids in cohorts:
+        state, _ = algorithm.step(state, dense_cohort(ids), KEY)
+        ends = []
+        for i in ids:
+            y = theta
+            for s in range(S):
+                y = y - RATE * (slope(y, XS[i, s], YS[i, s]) - own[i] + alpha * (y - theta))
+            own[i] = own[i] - alpha * (y - theta)
+            ends.append(y)
+        h = h - alpha / N * np.sum(np.array(ends) - theta, 0)
+        theta = np.mean(ends, 0) - h / alpha
+    np.testing.assert_allclose(flat(model(state)), theta, rtol=2e-5)
+
+
+def test_fednova_by_hand():
+    """Two clients of one and two live steps, weights 1/4 and 3/4: tau_eff sum(p_i d_i / tau_i)."""
+    x, y = X[:2, :2], Y[:2, :2]
+    cohort = dense_cohort([0, 1], xy=(x, y))
+    live = np.array([[True, False], [True, True]])
+    examples = np.array([1.0, 3.0], np.float32)
+    steps = Steps(cohort.blocks[0].data.rows, live, (x, y), examples)
+    cohort = cohort._replace(blocks=(cohort.blocks[0]._replace(data=steps),))
+    got, _ = run(fednova(mse, SGD, 2), cohort, DENSE, 1)
+    moves, start = [], flat(DENSE)
+    for i, tau in ((0, 1), (1, 2)):
+        z = start
+        for s in range(tau):
+            z = z - RATE * slope(z, XS[i, s], YS[i, s])
+        moves.append((z - start) / tau)
+    want = start + (0.25 * 1 + 0.75 * 2) * (0.25 * moves[0] + 0.75 * moves[1])
+    np.testing.assert_allclose(flat(model(got)), want, rtol=1e-5)
+
+
+def test_fednova_is_a_weighted_mean_where_all_take_as_many_steps():
+    a, b = (run(made, dense_cohort(), DENSE)[0] for made in (fednova(mse, SGD, N), plain_fedavg(mse, SGD, N)))
+    close(model(a), model(b))
+
+
+def test_q_fedavg_is_that_of_the_paper():
+    """Algorithm 2: Delta_k = L (w - w_k); sum(F^q Delta) / sum(q F^(q-1) |Delta|^2 + L F^q)."""
+    q, ids = 2.0, [3, 1]
+    got, _ = run(qfedavg(mse, SGD, N, q, RATE), dense_cohort(ids), DENSE, 1)
+    top, bottom, start = 0.0, 0.0, flat(DENSE)
+    for i in ids:
+        w = start
+        for s in range(S):
+            w = w - RATE * slope(w, XS[i, s], YS[i, s])
+        delta = (start - w) / RATE
+        loss = np.mean((XS[i] @ start[:-1] + start[-1] - YS[i]) ** 2)
+        top, bottom = top + loss**q * delta, bottom + q * loss ** (q - 1) * delta @ delta + loss**q / RATE
+    np.testing.assert_allclose(flat(model(got)), start - top / bottom, rtol=1e-5)
+
+
+def test_agnostic_weights_grow_where_the_loss_is_high():
+    """By hand: lambda_g after a round is exp(rate * the group's mean loss), normalised."""
+    activity, rate = np.asarray([len(DATA[c][0]) for c in range(USERS)]), 0.4
+    made = agnostic_fedavg(bce, SGD, USERS, activity, 2, rate, user)
+    start = made.init(MARKED, KEY)
+    users, shared = np.asarray(start.memory[0]["user"]), jax.tree.map(np.asarray, model(start))
+    state, _ = made.step(start, row_cohort(), KEY)
+    bound, losses, counts = np.quantile(activity, 0.5), np.zeros(2), np.zeros(2)
+    for c in WHO:
+        items, labels = DATA[c]
+        logit = shared["scale"] * (shared["item"][items] @ users[c]) + shared["bias"][items]
+        group = int(len(items) >= bound)
+        losses[group] += (np.logaddexp(0, logit) - labels * logit).sum()
+        counts[group] += len(items)
+    want = np.exp(rate * losses / counts)
+    weights, past = state.channel[0]
+    np.testing.assert_allclose(weights, want / want.sum(), rtol=1e-5)
+    np.testing.assert_allclose(past, 0.25 + 0.5 * counts / counts.sum(), rtol=1e-5)
+
+
+def test_mime_mimics_the_central_optimiser():
+    """One step a client on all its data: Mime and MimeLite with momentum are server momentum, as all clients report."""
+    everyone = dense_cohort(range(N), xy=(X.reshape(N, 1, -1, X.shape[-1]), Y.reshape(N, 1, -1)))
+    heavy = optax.sgd(RATE, momentum=0.9)
+    for correct in (True, False):
+        state = run(mime(mse, heavy, N, correct), everyone, DENSE, 3)[0]
+        want = run(fedsgd(mse, heavy, N), everyone, DENSE, 3)[0]
+        if not correct:
+            close(model(state), model(want), atol=1e-5)
+        else:  # its c is the gradient of the round before, so that its step lags by one
+            last, p, m = None, flat(DENSE), np.zeros(6)
+            for _ in range(3):
+                now = np.mean([slope(p, XS[i].reshape(-1, 5), YS[i].ravel()) for i in range(N)], 0)
+                p, m = p - RATE * ((now if last is None else last) + 0.9 * m), now + 0.9 * m
+                last = now
+            np.testing.assert_allclose(flat(model(state)), p, rtol=1e-4)
+
+
+def test_the_first_step_of_mime_follows_the_mean_gradient_alone():
+    """g(y) - g(x) + c is c at y = x, whatever the batch; c is what client 3 said in the first round."""
+    made, cut = mime(mse, SGD, N), (X[:, :1], Y[:, :1])
+    state, _ = made.step(made.init(DENSE, KEY), dense_cohort([3], xy=cut), KEY)
+    first = flat(DENSE) - RATE * slope(flat(DENSE), XS[3, 0], YS[3, 0])
+    np.testing.assert_allclose(flat(model(state)), first, rtol=1e-5)
+    state, _ = made.step(state, dense_cohort([5], xy=cut), KEY)
+    np.testing.assert_allclose(flat(model(state)), 2 * first - flat(DENSE), rtol=1e-5)
+
+
+def test_what_cannot_be_is_refused():
+    for make in (
+        lambda: local_steps(mse, SGD, proximal=-1.0),
+        lambda: dynamic(mse, SGD, strength=-1.0),
+        lambda: fair(-1.0),
+        lambda: fair(1.0, 0.0),
+        lambda: agnostic([1, 2], 0),
+        lambda: agnostic([1, 2], 2, -1.0),
+    ):
+        with pytest.raises(ValueError, match=r"must|lies"):
+            make()
+    with pytest.raises(ValueError, match="makes a mean"):
+        federate(local_steps(mse, SGD), chain(fair(), mean()), SGD, N)
