@@ -204,12 +204,17 @@ def answer(
 
 
 def examiner(
-    model: Model, channel: Channel, placement: Placement | None = None, promoted: Sequence[int] = ()
+    model: Model,
+    channel: Channel,
+    placement: Placement | None = None,
+    promoted: Sequence[int] = (),
+    views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]] | None = None,
 ) -> Callable[[Tree, Tree, Exam, Key], dict[str, Mean]]:
     """Builds run(shared, private, exam, key) -> {metric: Mean [DECILES], [DRAWS, DECILES] or [promoted, DECILES]}.
 
     `private` is the client store of the model's private part [clients, ...]; results come through `channel`. promoted:
-    items whose exposure is asked for. Raises ValueError for a channel with a reduction of its own.
+    items whose exposure is asked for. views: see `work.Work`; figures of another one than "" begin with its name.
+    Raises ValueError for a channel with a reduction of its own.
     """
     place_on, attacked = placement or place(), np.array(promoted, np.int32)
     if channel.reduce not in (None, total):
@@ -224,8 +229,12 @@ def examiner(
 
         def client(mine, asked):
             users = asked.user, asked.targets, asked.seen, asked.history, asked.sampled
-            each = jax.vmap(lambda *one: answer(model, shared, mine, attacked, *one))(*users)
-            return jax.tree.map(lambda x: x.sum(0), each)
+            found: dict[str, Mean] = {}
+            for name, view in (views or {"": lambda *parts: parts}).items():
+                parts = view(shared, mine)
+                each = jax.vmap(lambda *one, parts=parts: answer(model, parts[0], parts[1], attacked, *one))(*users)
+                found |= {f"{name}/{metric}".lstrip("/"): value for metric, value in each.items()}
+            return jax.tree.map(lambda x: x.sum(0), found)
 
         return place_on.together((jax.vmap(client)(mine, asked), asked.client, asked.activity, asked.decile))
 

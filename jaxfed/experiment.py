@@ -31,6 +31,7 @@ from jaxfed.tree import nbytes, wide
 from jaxfed.types import Tree
 from jaxfed.wire import Wire, wire
 from jaxfed.work import Work
+from jaxfed.works.personal import keep
 
 LARGE = 1_000_000  # rows from which prepared data are kept on disk
 
@@ -179,21 +180,28 @@ def check_closed(work: Work, server: str, channel: Channel, population: Populati
 
 def batching_of(config: Any, model: Model, work: Work) -> Batching:
     """How a configuration's [work] section cuts data into steps; histories are whole and without negatives."""
-    asked = {name: getattr(config, name) for name in BESIDE["work"]}
+    asked = {name: getattr(config, name) for name in BESIDE["work"] if name in Batching._fields}
     if work.histories:
         return Batching(**asked | {"negatives": 0, "epochs": 1}, ordered=True)
     return Batching(**asked, pairwise=model.pairwise)
 
 
-def history_of(config: Any, model: Model) -> Past:
+def history_of(config: Any, model: Model, work: Work) -> Past:
     """What the [evaluation] section has models fold in: a history where asked to, or where nothing private is kept.
 
     Raises ValueError where a model cannot.
     """
-    if config.fold_in and model.fold_in is None:
-        raise ValueError("evaluation.fold_in: the model has no way from a history to a private part: leave it out")
-    stateless = not jax.tree.leaves(jax.eval_shape(model.private, jax.random.key(0)))
-    return config.history if model.fold_in and (config.fold_in or stateless) else ""
+
+    def parts(key):
+        return model.private(key), work.private(work.init(model.init(key), key)[1])
+
+    needed, kept = (jax.tree.leaves(part) for part in jax.eval_shape(parts, jax.random.key(0)))
+    fold = config.fold_in or model.closed is not None or bool(needed and not kept)
+    if fold and model.fold_in is None:
+        raise ValueError(
+            "evaluation.fold_in: the model has no way from a history to a private part: take a work that keeps it"
+        )
+    return config.history if fold else ""
 
 
 def assemble(config: Any, data: Data) -> Experiment:
@@ -216,6 +224,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     taught = {"loss": model.loss, "optimizer": optimizer_of(config.work.optimizer), "private": model.private}
     work = call("work", config.work, **taught, **known, closed=model.closed, num_items=end)
     check_closed(work, config.server.name, channel, population)
+    work = keep(work) if config.work.keep_copy else work
     batching = batching_of(config.work, model, work)
     run, lazy = config.run, config.server.lazy and not (channel.whole or work.whole)
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
@@ -240,12 +249,12 @@ def assemble(config: Any, data: Data) -> Experiment:
         0 if sums else room_of(population, batching, shapes, sampler),
     )
     asked = config.evaluation.seed, config.evaluation.clients
-    past = history_of(config.evaluation, model)
+    past = history_of(config.evaluation, model, work)
     exams = {part: exam(population, part, *asked, placement.devices, share, history=past) for part in ("val", "test")}
     asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
     through = links(asked_through, data.source.items, "evaluation.channel", **known)
     promoted = numbers_of(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
-    examine = examiner(model, through, placement, promoted)
+    examine = examiner(model, through, placement, promoted, work.views)
     check_memory(population, batching, shapes, work.sends, shared, config.run.chunk, sums)
     account = account_of(channel, sampler, population.num_clients, config.privacy)
     epsilon = ledger(account.mechanisms, account.sampling, account.delta, account.relation)

@@ -39,6 +39,7 @@ from jaxfed.models.neural import neumf
 from jaxfed.rows import is_table
 from jaxfed.works.control import dynamic, mime, scaffold
 from jaxfed.works.local import gradient, local_steps
+from jaxfed.works.personal import alternate, apfl, ditto, reconstruct
 from jaxfed.works.statistics import solve, statistics
 
 
@@ -115,6 +116,10 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "scaffold": scaffold,
         "dynamic": dynamic,
         "mime": mime,
+        "reconstruct": reconstruct,
+        "alternate": alternate,
+        "ditto": ditto,
+        "apfl": apfl,
         "statistics": statistics,
     },
     "optimizer": OPTIMIZERS,
@@ -170,7 +175,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "data": {
         name: p.default for name, p in inspect.signature(prepare).parameters.items() if name not in ("data", "seed")
     },
-    "work": {name: value for name, value in Batching._field_defaults.items() if name not in ("pairwise", "ordered")},
+    "work": {name: value for name, value in Batching._field_defaults.items() if name not in ("pairwise", "ordered")}
+    | {"keep_copy": False},  # clients keep what they have trained, to be evaluated as `personal`
     "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
     "server": {"learning_rate": 1.0, "lazy": True},  # lazy: an optimiser with state moves the rows of the cohort alone
 }

@@ -21,6 +21,11 @@ def as_it_is(tree: Tree) -> Tree:
     return tree
 
 
+def pair(params: Tree, private: Tree) -> tuple[Tree, Tree]:
+    """A model's two parts as they are."""
+    return params, private
+
+
 class Work(NamedTuple):
     """init(params, key) -> (shared, memory): what is broadcast, and one client's private state.
 
@@ -29,6 +34,8 @@ class Work(NamedTuple):
         `report.update.extra`; tables are the rows that the round touched.
     sends(shared) -> an update's shapes, from arrays or shapes of what is broadcast.
     private(memory) -> the model's private part; memory may be one client's, or a store of many.
+    views: {name: view(params, private) -> (shared, private) as the model scores it}: "" is the server's model, any
+        other one of the clients' own, whose figures carry its name.
     histories: it reads whole histories in their order, not mini-batches with negatives.
     whole: what it sends concerns every row of the tables, also those that no client of a round holds.
     """
@@ -38,6 +45,7 @@ class Work(NamedTuple):
     moves: Callable[[Tree, Tree], Tree] = sub
     sends: Callable[[Shared], Shared] = as_it_is
     private: Callable[[Tree], Tree] = as_it_is
+    views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]] = {"": pair}
     histories: bool = False
     whole: bool = False
 

@@ -168,7 +168,7 @@ REFUSED = {
     "local steps": ({"name": "ease"}, {"work": {"name": "local_steps"}}, "together"),
     "organisations": ({"name": "ease"}, {"data": TABLE | {"clients": "silo", "silos": 4}}, "one user"),
     "no way from a history": (
-        {"name": "neumf"},
+        {"name": "mf", "loss": "bpr"},
         {"work": {}, "server": {}, "channel": [{"name": "mean"}], "evaluation": {"fold_in": True}},
         "history",
     ),

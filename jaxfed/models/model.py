@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
-from jaxfed.rows import mark, plain
+from jaxfed.rows import catalogue, mark, plain
 from jaxfed.types import History, Key, Mean, Tree
 
 
@@ -45,6 +46,8 @@ class Model(NamedTuple):
     fold_in: Callable[[Tree, History], Tree] | None = None
     closed: Closed | None = None
 
+
+FOLD_STEPS, FOLD_RATE, FOLD_NEGATIVES = 100, 0.1, 4  # of what makes a private part of a history; see `from_module`
 
 TableDtype = Literal["float32", "bfloat16"]  # what tables are stored in and downloaded as; see `tree.stored`
 LossName = Literal["bce", "bpr", "squared"]
@@ -129,4 +132,22 @@ def from_module(module: nn.Module, loss: Loss) -> Model:
         each = loss.value(at[0] - at[1]) if loss.pairwise else loss.value(at[0], batch["label"])
         return Mean(jnp.sum(each * batch["weight"]), jnp.sum(batch["weight"]))
 
-    return Model(init, private, value, logits, loss.pairwise)
+    def fold_in(shared, history):
+        """Descends the expected loss over the history and FOLD_NEGATIVES negatives to each of it, from one start."""
+        start, rows = private(jax.random.key(0)), catalogue(shared)
+        label = jnp.zeros(rows).at[jnp.where(history.live, history.rows, rows)].set(1, mode="drop")
+        weight = jnp.where(label > 0, 1, FOLD_NEGATIVES * label.sum() / jnp.maximum(rows - label.sum(), 1))
+
+        def objective(mine):
+            each = loss.value(logits(shared, mine, jnp.int32(0)), label)
+            return jnp.sum(each * weight) / jnp.maximum(weight.sum(), 1e-9)
+
+        pace = optax.adam(FOLD_RATE)
+
+        def step(_, carry):
+            update, state = pace.update(jax.grad(objective)(carry[0]), carry[1])
+            return optax.apply_updates(carry[0], update), state
+
+        return jax.lax.fori_loop(0, FOLD_STEPS, step, (start, pace.init(start)))[0]
+
+    return Model(init, private, value, logits, loss.pairwise, None if loss.pairwise else fold_in)

@@ -55,7 +55,8 @@ CONTROLS = ("popularity", "counter")
 SUMS = {  # closed forms, on channels that are sums
     f"{name}, {channel}": {"model": name, "work": "statistics", "channel": channel, "server": "solve"}
     for name in CLOSED
-    for channel in ("plain", "clip", "clip, ring")
+    for channel in ("plain", "clip, ring")
+    if channel == "plain" or name in ("ease", "ials")
 }
 
 

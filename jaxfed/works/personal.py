@@ -1,0 +1,207 @@
+"""Works of which each client keeps something of its own: a head, a copy of the model, or a mixture with it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.rows import Table, catalogue, lift
+from jaxfed.tree import sub, zeros
+from jaxfed.types import Key, Report, Shared, Tree
+from jaxfed.work import Loss, Steps, Work, descend
+from jaxfed.works.local import local_steps, nothing, on_both, pulled, told
+
+
+def only(optimizer: optax.GradientTransformation, part: int) -> optax.GradientTransformation:
+    """`optimizer` of (shared, private) that moves the shared (0) or the private part (1), and leaves the other."""
+
+    def update(steps, state, params):
+        moved, state = optimizer.update(steps, state, params)
+        return tuple(x if i == part else zeros(x) for i, x in enumerate(moved)), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def some(steps: Steps, chosen: jax.Array) -> Steps:
+    """The steps [S] that are chosen; the others move nothing."""
+    return steps._replace(live=steps.live & chosen)
+
+
+def reconstruct(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = nothing,
+    by_row: bool = True,
+    passes: int = 1,
+) -> Work:
+    """FedRecon (Singhal et al. 2021): the private part is made anew from each round's support half, then the shared
+    part descends the query half with it; nothing is kept, so that a client never seen before is as good as any.
+
+    Every second step is of the query half; a client with one step has it in both. passes: over the support half.
+    """
+
+    def run(shared, mine, steps, key):
+        start, live = shared.params, steps.live.sum()
+        odd = jnp.arange(steps.live.shape[0]) % 2 == 1
+        both = start, private(key)
+        for _ in range(passes):
+            both, _, _ = descend(on_both(loss), only(optimizer, 1), both, some(steps, ~odd), by_row)
+        query = some(steps, odd | (live == 1))
+        (end, _), _, seen = descend(on_both(loss), only(optimizer, 0), both, query, by_row)
+        return Report(Shared(sub(start, end)), (), steps.examples, {"train/loss": seen}, **told(loss, both, query))
+
+    return Work(lambda params, key: (Shared(params), ()), run)
+
+
+def alternate(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = nothing,
+    by_row: bool = True,
+    passes: int = 1,
+) -> Work:
+    """FedRep (Collins et al. 2021): first the private part alone, `passes` times over the client's steps, then the
+    shared part alone; a model whose head is private makes it that of the paper, and `local_steps` then is FedPer
+    (Arivazhagan et al. 2019)."""
+
+    def run(shared, mine, steps, key):
+        start = shared.params
+        both = start, mine
+        for _ in range(passes):
+            both, _, _ = descend(on_both(loss), only(optimizer, 1), both, steps, by_row)
+        (end, mine), _, seen = descend(on_both(loss), only(optimizer, 0), both, steps, by_row)
+        return Report(Shared(sub(start, end)), mine, steps.examples, {"train/loss": seen}, **told(loss, both, steps))
+
+    return Work(local_steps(loss, optimizer, private).init, run)
+
+
+class Own(NamedTuple):
+    """A client's memory with its own copy of the shared part. Rows that it does not have are the server's."""
+
+    private: Tree  # beside the server's model
+    copy: Tree  # like the shared part
+    beside: Tree  # the private part of the copy
+    written: Table  # float [N]: the client's round in which it wrote a row of its copy; 0: never
+    rounds: jax.Array  # float []: rounds it took part in
+
+
+def owned(params: Tree, private: Tree, beside: Tree) -> Own:
+    """The memory of a client that has no copy yet."""
+    return Own(private, zeros(params), beside, Table(jnp.zeros(catalogue(params))), jnp.float32(0))
+
+
+def copied(own: Own, params: Tree, latest: bool = False) -> Tree:
+    """The copy, where the client has one; latest: of its last round alone."""
+    rows = own.written.rows
+    there = (rows == own.rounds) & (rows > 0) if latest else rows > 0
+
+    def row(mine, server):
+        return jnp.where(there.reshape(there.shape + (1,) * (mine.ndim - 1)), mine, server)
+
+    return lift(row, lambda mine, server: jnp.where(own.rounds > 0, mine, server), own.copy, params)
+
+
+def stamped(own: Own, **new: Tree) -> Own:
+    """The memory after a round in which the client wrote all the rows that it holds."""
+    now = own.rounds + 1
+    return own._replace(written=Table(jnp.full_like(own.written.rows, now)), rounds=now, **new)
+
+
+def server(params: Tree, own: Own) -> tuple[Tree, Tree]:
+    """(shared, private) of the server's model at a client."""
+    return params, own.private
+
+
+def keep(work: Work) -> Work:
+    """The same work, whose clients keep what they have trained until their next round, to be evaluated as `personal`:
+    rows of their last round are theirs, the others the server's. For updates that are start - end, and works that keep
+    the private part alone. PFedRec (Zhang et al. 2023) is evaluated so.
+    """
+
+    def init(params, key):
+        shared, private = work.init(params, key)
+        return shared, owned(params, private, ())
+
+    def run(shared, own, steps, key):
+        report = work.run(shared, own.private, steps, key)
+        end = sub(shared.params, report.update.params)
+        return report._replace(memory=stamped(own, private=report.memory, copy=end))
+
+    def personal(params, own):
+        return copied(own, params, latest=True), own.private
+
+    return work._replace(init=init, run=run, views={"": server, "personal": personal})
+
+
+def own_model(params: Tree, own: Own) -> tuple[Tree, Tree]:
+    """(shared, private) of a client's own model."""
+    return copied(own, params), own.beside
+
+
+def ditto(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = nothing,
+    by_row: bool = True,
+    strength: float = 0.1,
+) -> Work:
+    """Ditto (Li et al. 2021): beside the local steps of FedAvg, each client trains a model of its own, pulled by
+    strength / 2 |own - server's|^2; evaluated as `personal`. Keeps clients x catalogue."""
+    if strength < 0:
+        raise ValueError(f"strength is {strength}: it must not be negative")
+    shared_work = local_steps(loss, optimizer, private, by_row)
+
+    def init(params, key):
+        return Shared(params), owned(params, private(key), private(key))
+
+    def run(shared, own, steps, key):
+        report, start = shared_work.run(shared, own.private, steps, key), shared.params
+        both = copied(own, start), own.beside
+        (copy, beside), _, _ = descend(on_both(loss), pulled(optimizer, strength), both, steps, by_row, anchor=start)
+        return report._replace(memory=stamped(own, private=report.memory, copy=copy, beside=beside))
+
+    return Work(init, run, views={"": server, "personal": own_model})
+
+
+def apfl(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = nothing,
+    by_row: bool = True,
+    mixture: float = 0.5,
+) -> Work:
+    """APFL (Deng et al. 2020) with a fixed mixture: beside the local steps of FedAvg, each client trains a copy v for
+    the loss of mixture v + (1 - mixture) w, which is evaluated as `personal`. Keeps clients x catalogue."""
+    if not 0 <= mixture <= 1:
+        raise ValueError(f"mixture is {mixture}: it lies between 0 and 1")
+    shared_work = local_steps(loss, optimizer, private, by_row)
+
+    def mixed(copy, server):
+        return jax.tree.map(lambda v, w: mixture * v + (1 - mixture) * w, copy, server)
+
+    def init(params, key):
+        return Shared(params), owned(params, private(key), private(key))
+
+    def run(shared, own, steps, key):
+        report, start = shared_work.run(shared, own.private, steps, key), shared.params
+
+        def aim(both, batch):
+            (copy, fixed), mine = both[0], both[1]
+            return loss(mixed(copy, jax.lax.stop_gradient(fixed)), mine, batch)
+
+        def update(grads, state, params):
+            (copy, fixed), mine = grads
+            steps, state = optimizer.update((copy, mine), state, (params[0][0], params[1]))
+            return ((steps[0], zeros(fixed)), steps[1]), state
+
+        pace = optax.GradientTransformation(lambda both: optimizer.init((both[0][0], both[1])), update)
+        both = (copied(own, start), start), own.beside
+        ((copy, _), beside), _, _ = descend(aim, pace, both, steps, by_row)
+        return report._replace(memory=stamped(own, private=report.memory, copy=copy, beside=beside))
+
+    def personal(params, own):
+        return mixed(copied(own, params), params), own.beside
+
+    return Work(init, run, views={"": server, "personal": personal})

@@ -1,0 +1,216 @@
+"""Personal works: neighbours at their neutral setting, and one client's round by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxfed.channels.weigh import mean
+from jaxfed.config import config_of
+from jaxfed.experiment import assemble, load
+from jaxfed.federate import federate, model
+from jaxfed.rounds import evaluate, fresh, keys_of, prepare_round, scored
+from jaxfed.rows import take
+from jaxfed.types import History, Shared
+from jaxfed.work import descend
+from jaxfed.works.local import local_steps, on_both
+from jaxfed.works.personal import Own, alternate, apfl, copied, ditto, keep, reconstruct
+from tests.small import DATA, DIM, ITEMS, KEY, MARKED, USERS, WHO, bce, close, row_block, row_cohort, run, same, user
+
+SGD = optax.sgd(0.1)
+PLAIN = local_steps(bce, SGD, user)
+TABLE = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}
+CONTENT = load(config_of({"data": TABLE}).data)
+
+
+def algorithm(work):
+    return federate(work, mean(), optax.sgd(1.0), USERS)
+
+
+def alone(slot=0):
+    """(slices, steps) of one client of WHO, with nothing left unused but the end."""
+    block = row_block([slot])
+    shared = Shared(take(MARKED, block.rows[0]))
+    return shared, jax.tree.map(lambda x: x[0], block.data)
+
+
+@pytest.mark.parametrize(
+    "work", [keep(PLAIN), ditto(bce, SGD, user), apfl(bce, SGD, user)], ids=["keep", "ditto", "apfl"]
+)
+def test_a_copy_of_ones_own_changes_nothing_for_the_server(work):
+    got, want = (run(algorithm(each), row_cohort())[0] for each in (work, PLAIN))
+    same(model(got), model(want))
+    same(got.memory[0].private, want.memory[0])
+
+
+def view(work, state, client, name="personal"):
+    """A client's own (shared, private), whole tables."""
+    own = jax.tree.map(lambda x: x[client], state.memory[0])
+    return work.views[name](state.shared.params, own)
+
+
+def test_who_never_took_part_has_the_server_s_model():
+    away = next(c for c in range(USERS) if c not in WHO)
+    for work in (keep(PLAIN), ditto(bce, SGD, user), apfl(bce, SGD, user, mixture=0.7)):
+        state, _ = run(algorithm(work), row_cohort())
+        close(view(work, state, away)[0], state.shared.params)  # a mixture of a model with itself
+
+
+def test_rows_that_a_client_does_not_hold_are_the_server_s():
+    for work in (keep(PLAIN), ditto(bce, SGD, user)):
+        state, _ = run(algorithm(work), row_cohort())
+        held = np.unique(DATA[WHO[0]][0])
+        others = np.setdiff1d(np.arange(ITEMS), held)
+        own, server = view(work, state, WHO[0])[0]["item"].rows, state.shared.params["item"].rows
+        same(own[others], server[others])
+        assert (np.abs(own[held] - server[held]).max(1) > 0).all()
+
+
+def test_keep_is_where_training_ended():
+    """One client alone: the server's model after its round is what it kept."""
+    work = keep(PLAIN)
+    cohort = row_cohort(present=[i == 2 for i in range(len(WHO))])
+    state, _ = run(algorithm(work), cohort, rounds=1)
+    close(view(work, state, WHO[2])[0], state.shared.params)
+
+
+def test_kept_rows_of_an_earlier_round_are_forgotten():
+    rows = jnp.arange(4.0)[:, None]
+    from jaxfed.rows import Table
+
+    own = Own((), {"t": Table(rows + 10)}, (), Table(jnp.array([0.0, 1.0, 2.0, 2.0])), jnp.float32(2))
+    server = {"t": Table(rows)}
+    np.testing.assert_array_equal(copied(own, server, latest=True)["t"].rows[:, 0], [0, 1, 12, 13])
+    np.testing.assert_array_equal(copied(own, server)["t"].rows[:, 0], [0, 11, 12, 13])
+
+
+def test_ditto_without_a_pull_is_training_alone_and_with_a_strong_one_the_server():
+    loose, firm = (ditto(bce, optax.sgd(0.01), user, False, strength) for strength in (0.0, 99.0))  # on whole slices
+    cohort, lone = row_cohort(), local_steps(bce, optax.sgd(0.01), user)
+    state, _ = run(algorithm(loose), cohort, rounds=1)
+    shared, steps = alone()
+    start = jax.tree.map(lambda x: x[WHO[0]], algorithm(lone).init(MARKED, KEY).memory[0])
+    (end, _), _, _ = descend(on_both(bce), optax.sgd(0.01), (shared.params, start), steps, False)
+    held = DATA[WHO[0]][0]
+    own = view(loose, state, WHO[0])[0]["item"].rows
+    close(own[held], end["item"].rows[: len(held)])
+    bound, _ = run(algorithm(firm), cohort, rounds=1)
+    near, first = view(firm, bound, WHO[0])[0]["item"].rows, held[:4]  # rows of the first step, pulled back ever since
+    moved = [np.abs(each[first] - MARKED["item"].rows[first]).max() for each in (near, own)]
+    assert moved[0] < 0.1 * moved[1]
+
+
+@pytest.mark.parametrize("mixture", [0.0, 1.0])
+def test_apfl_at_its_ends(mixture):
+    """0: the server's model with a private part of its own; 1: training alone."""
+    work, cohort = apfl(bce, SGD, user, mixture=mixture), row_cohort()
+    state, _ = run(algorithm(work), cohort, rounds=2)
+    got = view(work, state, WHO[0])[0]
+    if mixture == 0:
+        close(got, state.shared.params)
+        return
+    shared, steps = alone()
+    own = shared.params, jax.tree.map(lambda x: x[WHO[0]], algorithm(PLAIN).init(MARKED, KEY).memory[0])
+    for _ in range(2):
+        own, _, _ = descend(on_both(bce), SGD, own, steps)
+    held = DATA[WHO[0]][0]
+    close(got["item"].rows[held], own[0]["item"].rows[: len(held)])
+    close(view(work, state, WHO[0])[1], own[1])
+
+
+def test_alternate_moves_first_the_private_part_then_the_shared():
+    shared, steps = alone()
+    mine = user(KEY)
+    report = alternate(bce, SGD, user).run(shared, mine, steps, KEY)
+    frozen = local_steps(bce, optax.sgd(0.0), user)
+    assert frozen  # the parts of the two halves, each with the other fixed
+    private_only = optax.multi_transform({"a": optax.set_to_zero(), "b": SGD}, ("a", "b"))
+    (_, head), _, _ = descend(on_both(bce), private_only, (shared.params, mine), steps)
+    shared_only = optax.multi_transform({"a": SGD, "b": optax.set_to_zero()}, ("a", "b"))
+    (end, _), _, _ = descend(on_both(bce), shared_only, (shared.params, head), steps)
+    close(report.memory, head)
+    close(report.update.params, jax.tree.map(jnp.subtract, shared.params, end))
+
+
+def test_reconstruction_knows_nothing_of_the_past():
+    """What a client held before, and other seeds of the memory, do not matter; half of the steps are of each kind."""
+    shared, steps = alone(int(np.argmax([len(DATA[c][0]) for c in WHO])))
+    work = reconstruct(bce, SGD, user)
+    report = work.run(shared, (), steps, KEY)
+    assert not jax.tree.leaves(report.memory)
+    odd = np.arange(len(steps.live)) % 2 == 1
+    both = shared.params, user(KEY)
+    private_only = optax.multi_transform({"a": optax.set_to_zero(), "b": SGD}, ("a", "b"))
+    shared_only = optax.multi_transform({"a": SGD, "b": optax.set_to_zero()}, ("a", "b"))
+    support, query = (steps._replace(live=steps.live & half) for half in (~odd, odd))
+    both, _, _ = descend(on_both(bce), private_only, both, support)
+    (end, _), _, _ = descend(on_both(bce), shared_only, both, query)
+    close(report.update.params, jax.tree.map(jnp.subtract, shared.params, end))
+    assert float(report.steps) == (steps.live & odd).sum()
+
+
+def test_a_client_with_one_step_has_it_in_both_halves():
+    shared, steps = alone(int(np.argmin([len(DATA[c][0]) for c in WHO])))
+    one = steps._replace(live=np.arange(len(steps.live)) == 0)
+    report = reconstruct(bce, SGD, user).run(shared, (), one, KEY)
+    assert float(optax.tree.norm(report.update)) > 0
+
+
+def trained(rounds=6, **table):
+    table = {"cohort": {"name": "everyone"}, "model": {"name": "mf", "dim": 4}, "channel": [{"name": "mean"}]} | table
+    it = assemble(config_of({"data": TABLE} | table), CONTENT)
+    state = fresh(it, 0)["state"]
+    for t in range(rounds):
+        state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, keys_of(0).rounds)
+    return it, state
+
+
+@pytest.mark.parametrize("work", ["ditto", "apfl"])
+def test_an_own_copy_is_evaluated_as_personal(work):
+    it, state = trained(work={"name": work})
+    values = evaluate(it, scored(it, state), "val", KEY)
+    assert {"val/full/hr@10", "val/personal/full/hr@10", "val/personal/sampled/ndcg@10"} <= values.keys()
+
+
+def test_keep_copy_gives_both_modes_at_once():
+    it, state = trained(work={"name": "local_steps", "keep_copy": True})
+    plain, other = trained(work={"name": "local_steps"})
+    values, want = (evaluate(a, scored(a, b), "val", KEY) for a, b in ((it, state), (plain, other)))
+    assert {name: values[name] for name in want} == want  # the server's model is as it was
+    assert any(name.startswith("val/personal") for name in values)
+
+
+def test_reconstruction_is_scored_by_folding_in():
+    it, state = trained(work={"name": "reconstruct"})
+    values = evaluate(it, scored(it, state), "val", KEY)
+    assert 0 < values["val/full/hr@10"] <= 1
+    assert not jax.tree.leaves(scored(it, state)[1])
+
+
+def test_folding_in_descends_the_expected_loss():
+    """The private part that the history asks for: no other one near it is better."""
+    it, state = trained(3, model={"name": "mf", "dim": 4, "init_scale": 1.0})
+    params, items = state.shared.params, CONTENT.population.train.of(2)
+    ids = jnp.array([*items, 30, 30])
+    mine = it.model.fold_in(params, History(ids, ids, 30))
+    label = np.isin(np.arange(30), items)
+    weight = np.where(label, 1, 4 * label.sum() / (30 - label.sum()))
+
+    def loss(vector):
+        logit = np.asarray(it.model.score(params, {"private": {"user": vector[None]}, "private_tables": {}}, 0))
+        return (weight * (np.logaddexp(0, logit) - label * logit)).sum() / weight.sum()
+
+    found, other = np.asarray(mine["private"]["user"][0]), np.random.default_rng(0)
+    for _ in range(20):
+        assert loss(found) < loss(found + 0.3 * other.normal(size=4)) + 1e-4
+    assert DIM == 4
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="must not be negative"):
+        ditto(bce, SGD, user, strength=-1.0)
+    with pytest.raises(ValueError, match="lies between"):
+        apfl(bce, SGD, user, mixture=1.5)
+    with pytest.raises(ValueError, match="takes a work that keeps it|take a work"):
+        trained(work={"name": "reconstruct"}, model={"name": "mf", "dim": 4, "loss": "bpr"})
