@@ -166,10 +166,9 @@ def show(values: dict[str, Any], title: str) -> None:
     columns = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc", *exposed)
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
-    for part in ("val/full", "val/sampled", "test/full", "test/sampled"):
-        if f"{part}/hr@10" in values:
-            found = (values.get(f"{part}/{column}") for column in columns)
-            table.add_row(part, *("" if value is None else f"{value:.4f}" for value in found))
+    for part in [name.removesuffix("/hr@10") for name in values if name.endswith("/hr@10")]:
+        found = (values.get(f"{part}/{column}") for column in columns)
+        table.add_row(part, *("" if value is None else f"{value:.4f}" for value in found))
     out.print(table)
     stages = [
         f"{name.removeprefix('seconds/')} {value:,.1f}" for name, value in values.items() if name.startswith("seconds/")

@@ -35,7 +35,7 @@ from jaxfed.data.synthetic import synthetic
 from jaxfed.models.closed import ease, ials, item_knn, transitions
 from jaxfed.models.controls import counter, popularity
 from jaxfed.models.factorisation import mf
-from jaxfed.models.neural import neumf
+from jaxfed.models.neural import neumf, pfedrec
 from jaxfed.rows import is_table
 from jaxfed.works.control import dynamic, mime, scaffold
 from jaxfed.works.local import gradient, local_steps
@@ -109,7 +109,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "synthetic": synthetic,
         **{kind: partial(read_interactions, kind=kind) for kind in ("csv", "tsv", "parquet", "inter")},
     },
-    "model": {**CLOSED, "mf": mf, "neumf": neumf, "popularity": popularity, "counter": counter},
+    "model": {**CLOSED, "mf": mf, "neumf": neumf, "pfedrec": pfedrec, "popularity": popularity, "counter": counter},
     "work": {
         "local_steps": local_steps,
         "gradient": gradient,

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import LossName, Model, TableDtype, from_module, loss_named, normal, positive, vectors
+from jaxfed.models.model import LossName, Model, TableDtype, dot, from_module, loss_named, normal, positive, vectors
 
 
 class NeuralFactorisation(nn.Module):
@@ -35,6 +35,40 @@ class NeuralFactorisation(nn.Module):
             x = nn.Dense(size, name=f"hidden_{i}")(nn.relu(x))
         joined = jnp.concatenate([user_product * item_product, nn.relu(x)], -1)
         return nn.Dense(1, name="output")(joined)[..., 0]
+
+
+class PersonalHead(nn.Module):
+    """A shared item table under a score function that each client has for itself; the user is that function."""
+
+    num_items: int
+    num_users: int
+    dim: int
+    init_scale: float
+    table_dtype: TableDtype
+
+    @nn.compact
+    def __call__(self, user: jax.Array, item: jax.Array | None = None) -> jax.Array:
+        """Logits, see `from_module`."""
+        shape = self.num_items, self.dim
+        items = vectors(normal(self, "tables", "item", shape, self.init_scale, self.table_dtype), item)
+        head = normal(self, "private", "head", (self.num_users, self.dim), self.dim**-0.5)
+        bias = self.variable("private", "bias", jnp.zeros, self.num_users).value
+        return dot(items, head[user]) + bias[user]
+
+
+def pfedrec(
+    num_items: int,
+    num_users: int,
+    dim: int = 32,
+    init_scale: float = 0.1,
+    table_dtype: TableDtype = "float32",
+    loss: LossName = "bce",
+) -> Model:
+    """PFedRec (Zhang et al. 2023): item vectors are shared, the linear score function is a client's own. With
+    `work.keep_copy` the paper's mode, in which clients are scored by the table as they last trained it, is beside the
+    server's as `personal`."""
+    positive("model.dim", dim)
+    return from_module(PersonalHead(num_items, num_users, dim, init_scale, table_dtype), loss_named(loss))
 
 
 def neumf(

@@ -52,6 +52,7 @@ AXES = {
     "laws": ["first", "second"],  # which half of them a case of the cover is held to
 }
 CONTROLS = ("popularity", "counter")
+USUAL = {axis: values[0] for axis, values in AXES.items()} | {"model": "mf"}
 SUMS = {  # closed forms, on channels that are sums
     f"{name}, {channel}": {"model": name, "work": "statistics", "channel": channel, "server": "solve"}
     for name in CLOSED
@@ -71,7 +72,8 @@ FIRST = [
     for name in CHANNELS
     if name != "plain" and set(name.split(", ")) <= {*MEANS, "difference", "at_client", "at_server"}
 ]
-COVER = pairwise(AXES | {"channel": FIRST}, allowed)
+COVERED = AXES | {"channel": FIRST, "work": ["local_steps", "gradient"]}
+COVER = pairwise(COVERED, allowed)
 REST = [
     case for case in product(AXES | {"optimizer": ["sgd"], "laws": ["first"]}) if allowed(case) and case not in COVER
 ]
@@ -88,7 +90,7 @@ def data(clients):
     return load(config_of({"data": table}).data), table
 
 
-def experiment(case, area=8, devices=1, placement="jit", **model):
+def experiment(case, area=8, devices=1, placement="jit", batch=8, **model):
     """A case as a user would configure it, with more for its model."""
     content, table = data(case["clients"])
     own = {} if case["model"] in CONTROLS else {"dim": 4, "loss": case["loss"]}
@@ -101,7 +103,7 @@ def experiment(case, area=8, devices=1, placement="jit", **model):
             "model": {"name": case["model"], **own, **model},
             "work": {
                 "name": case["work"],
-                "batch_size": 8,
+                "batch_size": batch,
                 "negatives": 2,
                 "optimizer": {"name": case["optimizer"], "learning_rate": 0.05, "user": {"weight_decay": 0.01}},
             },
@@ -167,9 +169,9 @@ def ignores_the_absent(case, compiled):
     same(*(jax.tree.map(lambda x: np.asarray(x)[untouched], s.memory) for s in (some, start)))
 
 
-def vmaps(case, compiled):
+def vmaps(case, compiled, batch=8):
     """Clients side by side are clients one at a time."""
-    one, many = (experiment(case, area) for area in (1, 64))
+    one, many = (experiment(case, area, batch=batch) for area in (1, 64))
     a, b = ((model(s), s.memory) for s in (it.step(it.start(), it.cohort(0))[0] for it in (one, many)))
     # yogi and adam divide by the root of a mean of squares near zero, which magnifies the order of sums
     close(a, b, atol=2e-4 if case["server"] != "sgd" or case["optimizer"] == "adam" else 1e-5, rtol=1e-4)
@@ -208,7 +210,13 @@ def test_law(case, compiled):
 @pytest.mark.parametrize("channel", [name for name in CHANNELS if name not in (*FIRST, "plain", "clip, ring")])
 def test_later_links_run_side_by_side_as_alone(channel, compiled):
     """The law that finds most of what links do wrong: rows that only fill a block, and randomness by place."""
-    vmaps({axis: values[0] for axis, values in AXES.items()} | {"channel": channel}, compiled)
+    vmaps(USUAL | {"channel": channel}, compiled, batch=32)  # few lengths, few programs
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("work", [name for name in AXES["work"] if name not in COVERED["work"]])
+def test_laws_of_later_works(work, law, compiled):
+    law(USUAL | {"work": work, "channel": "weighted_mean"}, compiled)
 
 
 @pytest.mark.full
@@ -221,9 +229,9 @@ def test_every_law(case, law, compiled):
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", SUMS)
 def test_laws_of_closed_forms(name, law, compiled):
-    law({axis: values[0] for axis, values in AXES.items()} | SUMS[name], compiled)
+    law(USUAL | SUMS[name], compiled)
 
 
 def test_the_cover_covers():
-    every = set().union(*map(pairs, filter(allowed, product(AXES | {"channel": FIRST}))))
+    every = set().union(*map(pairs, filter(allowed, product(COVERED))))
     assert set().union(*map(pairs, COVER)) == every  # so each law meets every value too: the halves are an axis
