@@ -221,7 +221,12 @@ def assemble(config: Any, data: Data) -> Experiment:
     known = {"slots": sampler.slots, "sampler": sampler, "population": population.num_clients, "rounds": config.rounds}
     known |= {"cohort_share": min(1.0, sampler.size / population.num_clients), "activity": population.activity}
     channel = links(config.channel, data.source.items, "channel", **known)
-    taught = {"loss": model.loss, "optimizer": optimizer_of(config.work.optimizer), "private": model.private}
+    taught = {
+        "initial": model.init,
+        "loss": model.loss,
+        "optimizer": optimizer_of(config.work.optimizer),
+        "private": model.private,
+    }
     work = call("work", config.work, **taught, **known, closed=model.closed, num_items=end)
     check_closed(work, config.server.name, channel, population)
     work = keep(work) if config.work.keep_copy else work

@@ -26,7 +26,7 @@ from jaxfed.channels.fair import agnostic, fair
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
 from jaxfed.channels.secure import pads, ring
-from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
+from jaxfed.channels.weigh import cluster_mean, mean, per_row_mean, weighted_mean
 from jaxfed.data.batches import Batching
 from jaxfed.data.clients import prepare
 from jaxfed.data.files import read_interactions
@@ -37,6 +37,7 @@ from jaxfed.models.controls import counter, popularity
 from jaxfed.models.factorisation import mf
 from jaxfed.models.neural import neumf, pfedrec
 from jaxfed.rows import is_table
+from jaxfed.works.clusters import clustered
 from jaxfed.works.control import dynamic, mime, scaffold
 from jaxfed.works.local import gradient, local_steps
 from jaxfed.works.personal import alternate, apfl, ditto, reconstruct
@@ -120,6 +121,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "alternate": alternate,
         "ditto": ditto,
         "apfl": apfl,
+        "clustered": clustered,
         "statistics": statistics,
     },
     "optimizer": OPTIMIZERS,
@@ -127,6 +129,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "mean": mean,
         "weighted_mean": weighted_mean,
         "per_row_mean": per_row_mean,
+        "cluster_mean": cluster_mean,
         "fair": fair,
         "agnostic": agnostic,
         "fednova": fednova,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxfed.channel import Channel, link
 from jaxfed.rows import Table, lift
 from jaxfed.tree import scale
-from jaxfed.types import Client, Weights
+from jaxfed.types import Client, Shared, Weights
 
 By = Literal["examples", "activity", "uniform"]
 
@@ -82,3 +82,25 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
         return lift(lambda x: share(x, held), lambda x: share(x, weight), update), state, {}
 
     return link(encode, decode, weighs=True, name="per_row_mean")
+
+
+def cluster_mean() -> Channel:
+    """Averages each of several models side by side (`works.clusters`) over the clients that chose it, rows of tables
+    over those of them that hold the row; what nobody chose rests. In place of a mean."""
+
+    def init(example):
+        if not isinstance(example, Shared) or not example.extra:
+            raise ValueError('cluster_mean: nothing says who chose which model: set work.name = "clustered"')
+        return (), ()
+
+    def encode(update, sent, client):
+        belongs, held = update.extra
+        return (update.params, Weights(held), belongs), client.memory
+
+    def decode(total, state, round):
+        params, held, belongs = total
+        mean = lift(lambda x: share(x, held.values.rows), lambda x: share(x, belongs), params)
+        seen = {"clusters/empty": (belongs == 0).sum()}
+        return Shared(mean, ()), state, seen
+
+    return link(encode, decode, init, weighs=True, name="cluster_mean")

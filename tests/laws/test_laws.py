@@ -39,6 +39,7 @@ CHANNELS |= {
     "weighted_mean, clip, ring": ["weighted_mean", "clip", "ring"],
     "adaptive_clip, gaussian": [PRIVATE, {"name": "adaptive_clip", "count": 20}, "gaussian"],
 }
+CHANNELS.pop("cluster_mean")  # for the work `clustered` alone
 CHANNELS |= {"plain": [], "clip, ring": ["clip", "ring"]}
 CHANNELS |= {f"difference, {name}": ["difference", name] for name in MEANS[1:]}
 AXES = {
@@ -107,7 +108,10 @@ def experiment(case, area=8, devices=1, placement="jit", batch=8, **model):
                 "negatives": 2,
                 "optimizer": {"name": case["optimizer"], "learning_rate": 0.05, "user": {"weight_decay": 0.01}},
             },
-            "channel": [each if isinstance(each, dict) else {"name": each} for each in CHANNELS[case["channel"]]],
+            "channel": [
+                each if isinstance(each, dict) else {"name": each}
+                for each in CHANNELS.get(case["channel"], [case["channel"]])
+            ],
             "server": {"name": case["server"], "learning_rate": 0.5},
             "cohort": {"name": "cyclic" if "correlated" in case["channel"] else "uniform", "size": clients - 1},
             "run": {"area": area, "devices": devices, "placement": placement},
@@ -216,7 +220,7 @@ def test_later_links_run_side_by_side_as_alone(channel, compiled):
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("work", [name for name in AXES["work"] if name not in COVERED["work"]])
 def test_laws_of_later_works(work, law, compiled):
-    law(USUAL | {"work": work, "channel": "weighted_mean"}, compiled)
+    law(USUAL | {"work": work, "channel": "cluster_mean" if work == "clustered" else "weighted_mean"}, compiled)
 
 
 @pytest.mark.full
