@@ -36,6 +36,7 @@ class Work(NamedTuple):
     private(memory) -> the model's private part; memory may be one client's, or a store of many.
     views: {name: view(params, private) -> (shared, private) as the model scores it}: "" is the server's model, any
         other one of the clients' own, whose figures carry its name.
+    descends: its update is where the shared part began less where it ended, and its memory the private part alone.
     histories: it reads whole histories in their order, not mini-batches with negatives.
     whole: what it sends concerns every row of the tables, also those that no client of a round holds.
     """
@@ -46,6 +47,7 @@ class Work(NamedTuple):
     sends: Callable[[Shared], Shared] = as_it_is
     private: Callable[[Tree], Tree] = as_it_is
     views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]] = {"": pair}
+    descends: bool = False
     histories: bool = False
     whole: bool = False
 

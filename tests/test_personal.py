@@ -212,5 +212,8 @@ def test_what_cannot_be_is_refused():
         ditto(bce, SGD, user, strength=-1.0)
     with pytest.raises(ValueError, match="lies between"):
         apfl(bce, SGD, user, mixture=1.5)
+    for name in ("gradient", "scaffold", "ditto"):
+        with pytest.raises(ValueError, match="keep_copy: this work ends"):
+            trained(work={"name": name, "keep_copy": True})
     with pytest.raises(ValueError, match="takes a work that keeps it|take a work"):
         trained(work={"name": "reconstruct"}, model={"name": "mf", "dim": 4, "loss": "bpr"})

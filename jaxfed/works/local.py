@@ -61,7 +61,7 @@ def local_steps(
         (end, mine), _, seen = descend(on_both(loss), pace, both, steps, by_row, **held)
         return Report(Shared(sub(start, end)), mine, steps.examples, {"train/loss": seen}, **told(loss, both, steps))
 
-    return Work(init, run)
+    return Work(init, run, descends=True)
 
 
 def gradient(loss: Loss, optimizer: optax.GradientTransformation, private: Callable[[Key], Tree] = nothing) -> Work:

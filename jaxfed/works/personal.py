@@ -52,7 +52,7 @@ def reconstruct(
         (end, _), _, seen = descend(on_both(loss), only(optimizer, 0), both, query, by_row)
         return Report(Shared(sub(start, end)), (), steps.examples, {"train/loss": seen}, **told(loss, both, query))
 
-    return Work(lambda params, key: (Shared(params), ()), run)
+    return Work(lambda params, key: (Shared(params), ()), run, descends=True)
 
 
 def alternate(
@@ -74,7 +74,7 @@ def alternate(
         (end, mine), _, seen = descend(on_both(loss), only(optimizer, 0), both, steps, by_row)
         return Report(Shared(sub(start, end)), mine, steps.examples, {"train/loss": seen}, **told(loss, both, steps))
 
-    return Work(local_steps(loss, optimizer, private).init, run)
+    return Work(local_steps(loss, optimizer, private).init, run, descends=True)
 
 
 class Own(NamedTuple):
@@ -116,9 +116,14 @@ def server(params: Tree, own: Own) -> tuple[Tree, Tree]:
 
 def keep(work: Work) -> Work:
     """The same work, whose clients keep what they have trained until their next round, to be evaluated as `personal`:
-    rows of their last round are theirs, the others the server's. For updates that are start - end, and works that keep
-    the private part alone. PFedRec (Zhang et al. 2023) is evaluated so.
+    rows of their last round are theirs, the others the server's. PFedRec (Zhang et al. 2023) is evaluated so. Raises
+    ValueError for a work that does not descend alone.
     """
+    if not work.descends:
+        raise ValueError(
+            "work.keep_copy: this work ends nowhere on the client, or keeps things of its own: set it to false, or "
+            "take local_steps, alternate or reconstruct"
+        )
 
     def init(params, key):
         shared, private = work.init(params, key)
