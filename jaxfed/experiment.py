@@ -25,7 +25,7 @@ from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place, table_rows
 from jaxfed.privacy import Account, Sampling, ledger
 from jaxfed.processes import Processes, here
-from jaxfed.registry import BESIDE, REGISTRY, arguments, grouped
+from jaxfed.registry import BESIDE, REGISTRY, arguments, grouped, scheduled
 from jaxfed.rows import take
 from jaxfed.tree import nbytes, wide
 from jaxfed.types import Tree
@@ -238,7 +238,9 @@ def assemble(config: Any, data: Data) -> Experiment:
     price = wire(channel, shared, down, work.sends)
     if down:
         check_download(down, shared)
-    server = call("server", config.server, learning_rate=config.server.learning_rate, closed=model.closed)
+    pace = config.server
+    rate = scheduled(pace.learning_rate, config.rounds, pace.schedule, pace.warmup, pace.final)
+    server = call("server", config.server, learning_rate=rate, closed=model.closed)
     sums = channel.reduce in (None, total)
     algorithm = federate(
         work,

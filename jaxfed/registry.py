@@ -35,7 +35,7 @@ from jaxfed.data.synthetic import synthetic
 from jaxfed.models.closed import ease, ials, item_knn, transitions
 from jaxfed.models.controls import counter, popularity
 from jaxfed.models.factorisation import mf
-from jaxfed.models.neural import neumf, pfedrec
+from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.rows import is_table
 from jaxfed.works.clusters import clustered
 from jaxfed.works.control import dynamic, mime, scaffold
@@ -64,7 +64,7 @@ def grouped(
     user: dict[str, float | None],
     **rest: Any,
 ) -> optax.GradientTransformation:
-    """A client's optimiser on the pair (shared, private): `item` (the tables of the shared part) and `user` (the
+    """A client's optimiser on the pair (shared, private): `item` (the tables of either) and `user` (the rest of the
     private part) may have a learning rate and weight decay of their own. A step is rate * (core(g) - decay * p)."""
 
     def of(group):
@@ -76,16 +76,35 @@ def grouped(
         return lambda step, value: rate * (step - decay * value)
 
     def paced(steps, params):
-        def shared(step, value):
-            group = of(item) if is_table(step) else (learning_rate, weight_decay)
-            return jax.tree.map(leaf(group), step, value)
+        def part(rest):
+            return lambda step, value: jax.tree.map(leaf(of(item) if is_table(step) else rest), step, value)
 
-        return (
-            jax.tree.map(shared, steps[0], params[0], is_leaf=is_table),
-            jax.tree.map(leaf(of(user)), steps[1], params[1]),
-        )
+        rests = (learning_rate, weight_decay), of(user)
+        each = zip(rests, steps, params, strict=True)
+        return tuple(jax.tree.map(part(rest), *pair, is_leaf=is_table) for rest, *pair in each)
 
     return optax.chain(core(learning_rate=1.0, **rest), optax.stateless(paced))
+
+
+SCHEDULES: dict[str, Callable[[float, int, float], Any]] = {  # (rate, rounds, its last share) -> rate by round
+    "constant": lambda rate, rounds, final: optax.constant_schedule(rate),
+    "linear": lambda rate, rounds, final: optax.linear_schedule(rate, final * rate, rounds),
+    "cosine": lambda rate, rounds, final: optax.cosine_decay_schedule(rate, rounds, final),
+    "exponential": lambda rate, rounds, final: optax.exponential_decay(rate, rounds, final, end_value=final * rate),
+}
+
+
+def scheduled(rate: float, rounds: int, schedule: str, warmup: int, final: float) -> Any:
+    """A server's learning rate by round, for optax: `warmup` rounds up from 0, then a schedule that comes to
+    final * rate in the last of all rounds. Raises ValueError for what is none."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"server.schedule: no schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    if not 0 <= warmup < rounds or not 0 <= final <= 1 or (schedule == "exponential" and not final):
+        raise ValueError("server: warmup lies below the number of rounds, final from 0 to 1 (exponential: above 0)")
+    if schedule == "constant" and not warmup:
+        return rate
+    rest = SCHEDULES[schedule](rate, max(rounds - warmup - 1, 1), final)
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), rest], [warmup]) if warmup else rest
 
 
 def at_client(
@@ -110,7 +129,15 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "synthetic": synthetic,
         **{kind: partial(read_interactions, kind=kind) for kind in ("csv", "tsv", "parquet", "inter")},
     },
-    "model": {**CLOSED, "mf": mf, "neumf": neumf, "pfedrec": pfedrec, "popularity": popularity, "counter": counter},
+    "model": {
+        **CLOSED,
+        "mf": mf,
+        "neumf": neumf,
+        "pfedrec": pfedrec,
+        "fedrap": fedrap,
+        "popularity": popularity,
+        "counter": counter,
+    },
     "work": {
         "local_steps": local_steps,
         "gradient": gradient,
@@ -181,7 +208,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "work": {name: value for name, value in Batching._field_defaults.items() if name not in ("pairwise", "ordered")}
     | {"keep_copy": False},  # clients keep what they have trained, to be evaluated as `personal`
     "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
-    "server": {"learning_rate": 1.0, "lazy": True},  # lazy: an optimiser with state moves the rows of the cohort alone
+    # lazy: an optimiser with state moves the rows of the cohort alone; the others: see `scheduled`
+    "server": {"learning_rate": 1.0, "lazy": True, "schedule": "constant", "warmup": 0, "final": 0.1},
 }
 
 

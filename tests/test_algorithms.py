@@ -11,6 +11,7 @@ from jaxfed.channel import chain, link
 from jaxfed.channels.difference import difference
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.federate import federate, model
+from jaxfed.registry import scheduled
 from jaxfed.tree import sub
 from jaxfed.types import Block, Cohort, Mean
 from jaxfed.work import Steps
@@ -166,3 +167,33 @@ def test_gradient_of_uneven_batches_is_that_of_the_pooled_mean():
 
     item = MARKED["item"].rows
     close(model(state)["item"], item - jax.grad(pooled)(item))
+
+
+def test_a_server_s_rate_follows_its_schedule():
+    """Ten rounds of a pseudo-gradient of one: each round's move is that round's rate."""
+    steps = Steps(
+        np.zeros((1, 1, 0), int), np.ones((1, 1), bool), np.ones((1, 1, 3), np.float32), np.ones(1, np.float32)
+    )
+    cohort = Cohort(np.arange(1), np.ones(1, bool), (Block(np.arange(1), np.zeros((1, 0), int), np.ones(1), steps),))
+    half = 0.5 * (1 + np.cos(np.pi * np.arange(8) / 7))
+    wanted = {
+        "constant": np.ones(8),
+        "linear": 1 - 0.8 * np.arange(8) / 7,
+        "cosine": 0.2 + 0.8 * half,
+        "exponential": 0.2 ** (np.arange(8) / 7),
+    }
+    for name, rest in wanted.items():
+        algorithm = fedopt(inner, optax.sgd(1.0), optax.sgd(scheduled(0.5, 10, name, 2, 0.2)), 1)
+        state, path = algorithm.init(THETA, KEY), []
+        for _ in range(10):
+            path.append(float(model(state)["w"][0]))
+            state, _ = algorithm.step(state, cohort, KEY)
+        moves = -np.diff([*path, float(model(state)["w"][0])])
+        np.testing.assert_allclose(moves, 0.5 * np.concatenate([[0, 0.5], rest]), atol=1e-6)
+    assert scheduled(0.5, 10, "constant", 0, 0.1) == 0.5
+
+
+@pytest.mark.parametrize("asked", [("steps", 0, 0.1), ("linear", 10, 0.1), ("cosine", 0, 1.5), ("exponential", 0, 0.0)])
+def test_schedules_that_cannot_be(asked):
+    with pytest.raises(ValueError, match="server"):
+        scheduled(1.0, 10, *asked)

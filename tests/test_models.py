@@ -8,9 +8,9 @@ import pytest
 
 from jaxfed.models.controls import counter, popularity
 from jaxfed.models.factorisation import mf
-from jaxfed.models.neural import neumf
-from jaxfed.registry import CLOSED, REGISTRY
-from jaxfed.rows import is_table, plain, take
+from jaxfed.models.neural import fedrap, neumf, pfedrec
+from jaxfed.registry import CLOSED, REGISTRY, grouped
+from jaxfed.rows import Table, is_table, plain, take
 
 N, KEY = 30, jax.random.key(1)
 ROWS = np.array([4, 9, 17, N])  # the last is padding
@@ -113,3 +113,44 @@ def test_popularity_counts_clicks_and_the_counter_counts_draws():
 def test_a_loss_that_is_not_there():
     with pytest.raises(ValueError, match="no loss 'huber': choose one of bce, bpr, squared"):
         mf(N, 1, loss="huber")
+
+
+def test_fedrap_adds_a_private_table_and_keeps_the_two_apart():
+    """Logits, and what the loss of each example has beside it, by hand."""
+    plainly, model = fedrap(N, 1, 3), fedrap(N, 1, 3, apart=0.3, sparse=0.7)
+    shared, private = (jax.tree.map(lambda x: x + jax.random.normal(KEY, x.shape), part) for part in parts(model))
+    common, own = shared["tables"]["item"].rows, private["private_tables"]["item"].rows
+    head, bias = private["private"]["head"][0], private["private"]["bias"][0]
+    np.testing.assert_allclose(model.score(shared, private, 0), (common + own) @ head + bias, rtol=1e-5, atol=1e-5)
+    weight = jnp.arange(N, dtype=jnp.float32)
+    batch = {"label": jnp.arange(N) % 2.0, "weight": weight}
+    more = 0.7 * np.abs(common).mean(1) - 0.3 * np.square(own - common).mean(1)
+    got = model.loss(shared, private, batch).total - plainly.loss(shared, private, batch).total
+    np.testing.assert_allclose(got, (more * weight).sum(), rtol=1e-3)
+    picked = {"user": jnp.zeros(4, int), "item": jnp.array([3, 3, 7, 9]), "label": jnp.ones(4), "weight": jnp.ones(4)}
+    got = model.loss(shared, private, picked).total - plainly.loss(shared, private, picked).total
+    np.testing.assert_allclose(got, more[np.array([3, 3, 7, 9])].sum(), rtol=1e-3)
+
+
+def test_pfedrec_scores_by_a_head_of_the_client_s_own():
+    shared, private = parts(pfedrec(N, 2, 3))
+    want = shared["tables"]["item"].rows @ private["private"]["head"][1]
+    np.testing.assert_allclose(pfedrec(N, 2, 3).score(shared, private, 1), want, rtol=1e-5, atol=1e-6)
+    assert not jax.tree.leaves(shared["params"])
+
+
+def test_groups_of_a_client_s_optimiser():
+    """`item` is for tables of either part, `user` for the rest of the private part; a step is rate (g - decay p)."""
+    pace = grouped(
+        REGISTRY["optimizer"]["sgd"],
+        0.5,
+        0.0,
+        {"learning_rate": 2.0, "weight_decay": 0.1},
+        {"learning_rate": 3.0, "weight_decay": None},
+    )
+    both = {"t": Table(jnp.ones(2)), "w": jnp.ones(())}
+    params = both, both
+    got, _ = pace.update(params, pace.init(params), params)
+    for part, rest in zip(got, (-0.5, -3.0), strict=True):
+        np.testing.assert_allclose(part["t"].rows, 2.0 * (-1 - 0.1), rtol=1e-6)
+        np.testing.assert_allclose(part["w"], rest, rtol=1e-6)

@@ -105,11 +105,12 @@ def dot(rows: jax.Array, user: jax.Array) -> jax.Array:
     return rows @ user if user.ndim == 1 else jnp.sum(rows * user, -1)
 
 
-def from_module(module: nn.Module, loss: Loss) -> Model:
+def from_module(module: nn.Module, loss: Loss, penalty: Callable[[Tree, Tree], jax.Array] | None = None) -> Model:
     """Makes a model of a Flax module with __call__(user, item=None) -> logits.
 
     item: positions in the tables given; None: every row once. user: positions among the client's users, or one of
     them. Variables are made by `self.variable(collection, name, init)`, so tables may come cut to a client's rows.
+    penalty(shared, private) -> [rows]: added to the loss of each example, for the row of its (first) item.
     """
 
     def init(key):
@@ -130,6 +131,9 @@ def from_module(module: nn.Module, loss: Loss) -> Model:
             every = logits(shared, private, jnp.int32(0))
             at = [every[batch[name]] for name in ("item", "other") if name in batch] or [every]
         each = loss.value(at[0] - at[1]) if loss.pairwise else loss.value(at[0], batch["label"])
+        if penalty:
+            more = penalty(plain(shared), plain(private))
+            each += more[batch["item"]] if "item" in batch else more
         return Mean(jnp.sum(each * batch["weight"]), jnp.sum(batch["weight"]))
 
     def fold_in(shared, history):

@@ -1,4 +1,4 @@
-"""Neural matrix factorisation (He et al. 2017, "Neural collaborative filtering")."""
+"""Neural matrix factorisation (He et al. 2017, "Neural collaborative filtering"), and heads of clients' own."""
 
 import flax.linen as nn
 import jax
@@ -69,6 +69,46 @@ def pfedrec(
     server's as `personal`."""
     positive("model.dim", dim)
     return from_module(PersonalHead(num_items, num_users, dim, init_scale, table_dtype), loss_named(loss))
+
+
+class Additive(nn.Module):
+    """Items are the sum of a shared and a private vector, under a score function of each client's own."""
+
+    num_items: int
+    num_users: int
+    dim: int
+    init_scale: float
+
+    @nn.compact
+    def __call__(self, user: jax.Array, item: jax.Array | None = None) -> jax.Array:
+        """Logits, see `from_module`."""
+        shape = self.num_items, self.dim
+        both = normal(self, "tables", "item", shape, self.init_scale)
+        both += normal(self, "private_tables", "item", shape, self.init_scale)
+        head = normal(self, "private", "head", (self.num_users, self.dim), self.dim**-0.5)
+        bias = self.variable("private", "bias", jnp.zeros, self.num_users).value
+        return dot(vectors(both, item), head[user]) + bias[user]
+
+
+def fedrap(
+    num_items: int,
+    num_users: int,
+    dim: int = 32,
+    init_scale: float = 0.1,
+    apart: float = 0.0,
+    sparse: float = 0.0,
+    loss: LossName = "bce",
+) -> Model:
+    """FedRAP (Li et al. 2024): a shared and a private item table, added. The loss of an example has
+    - apart * mean (private - shared)^2 + sparse * mean |shared| of its item beside it. Keeps clients x catalogue."""
+    positive("model.dim", dim)
+
+    def penalty(shared, private):
+        common, own = shared["tables"]["item"], private["private_tables"]["item"]
+        return sparse * jnp.abs(common).mean(-1) - apart * jnp.square(own - common).mean(-1)
+
+    module = Additive(num_items, num_users, dim, init_scale)
+    return from_module(module, loss_named(loss), penalty if apart or sparse else None)
 
 
 def neumf(

@@ -40,6 +40,8 @@ def solve(learning_rate: float, closed: Any) -> optax.GradientTransformation:
     """
     if closed is None:
         raise ValueError(f"server.solve: {MISSING}")
+    if callable(learning_rate):
+        raise ValueError("server.solve: a solution has no schedule: leave server.schedule and server.warmup out")
 
     def update(sums, state, params=None):
         found = closed.solve(sums, params)
