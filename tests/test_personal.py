@@ -50,6 +50,12 @@ def view(work, state, client, name="personal"):
     return work.views[name](state.shared.params, own)
 
 
+def test_a_model_without_shared_tables_can_be_copied():
+    """Whose rows are all private, or that has none."""
+    it, state = trained(work={"name": "ditto"}, model={"name": "counter"})
+    assert evaluate(it, scored(it, state), "val", KEY)["val/personal/full/hr@10"] >= 0
+
+
 def test_who_never_took_part_has_the_server_s_model():
     away = next(c for c in range(USERS) if c not in WHO)
     for work in (keep(PLAIN), ditto(bce, SGD, user), apfl(bce, SGD, user, mixture=0.7)):

@@ -83,21 +83,22 @@ class Own(NamedTuple):
     private: Tree  # beside the server's model
     copy: Tree  # like the shared part
     beside: Tree  # the private part of the copy
-    written: Table  # float [N]: the client's round in which it wrote a row of its copy; 0: never
+    written: Tree  # table of float [N]: the client's round in which it wrote a row of its copy; 0: never
     rounds: jax.Array  # float []: rounds it took part in
 
 
 def owned(params: Tree, private: Tree, beside: Tree) -> Own:
     """The memory of a client that has no copy yet."""
-    return Own(private, zeros(params), beside, Table(jnp.zeros(catalogue(params))), jnp.float32(0))
+    rows = catalogue(params)
+    return Own(private, zeros(params), beside, Table(jnp.zeros(rows)) if rows else (), jnp.float32(0))
 
 
 def copied(own: Own, params: Tree, latest: bool = False) -> Tree:
     """The copy, where the client has one; latest: of its last round alone."""
-    rows = own.written.rows
-    there = (rows == own.rounds) & (rows > 0) if latest else rows > 0
 
     def row(mine, server):
+        rows = own.written.rows
+        there = (rows == own.rounds) & (rows > 0) if latest else rows > 0
         return jnp.where(there.reshape(there.shape + (1,) * (mine.ndim - 1)), mine, server)
 
     return lift(row, lambda mine, server: jnp.where(own.rounds > 0, mine, server), own.copy, params)
@@ -106,7 +107,7 @@ def copied(own: Own, params: Tree, latest: bool = False) -> Tree:
 def stamped(own: Own, **new: Tree) -> Own:
     """The memory after a round in which the client wrote all the rows that it holds."""
     now = own.rounds + 1
-    return own._replace(written=Table(jnp.full_like(own.written.rows, now)), rounds=now, **new)
+    return own._replace(written=jax.tree.map(lambda x: jnp.full_like(x, now), own.written), rounds=now, **new)
 
 
 def server(params: Tree, own: Own) -> tuple[Tree, Tree]:
