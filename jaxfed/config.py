@@ -189,11 +189,7 @@ def config_of(table: dict[str, Any]) -> Any:
             ("where", Literal["server", "clients"], "server"),
             ("seed", int, 0),
             ("history", Literal["train", "all"], "train"),  # what is folded in; all: for the test validation items too
-            (
-                "fold_in",
-                bool,
-                False,
-            ),  # private parts from histories, as of clients never seen
+            ("fold_in", bool, False),  # private parts from histories, as of clients never seen
             ("clients", int, 10_000),  # at most so many are asked, drawn once; 0: all
             ("targets", several((str, ...)), ()),  # items, by the source's ids, whose exposure is measured (er@k)
             ("channel", several(map(type, through)), field(default=through)),

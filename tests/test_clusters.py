@@ -96,3 +96,17 @@ def test_what_does_not_fit_is_refused():
         clustered(mse, SGD, clusters=0, initial=far)
     with pytest.raises(ValueError, match="nothing says who chose"):
         federate(local_steps(mse, SGD), cluster_mean(), optax.sgd(1.0), N).init(DENSE, KEY)
+
+
+def test_models_without_shared_tables_have_clusters_too():
+    table = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}
+    config = {
+        "data": table,
+        "model": {"name": "counter"},
+        "work": {"name": "clustered"},
+        "channel": [{"name": "cluster_mean"}],
+        "cohort": {"name": "everyone"},
+    }
+    it = assemble(config_of(config), load(config_of({"data": table}).data))
+    _, info = it.algorithm.step(fresh(it, 0)["state"], prepare_round(it, 0, 0).cohort, keys_of(0).rounds)
+    assert int(info["clusters/empty"]) == 1  # equal models: all take the first

@@ -47,7 +47,8 @@ def clustered(
         every = [params, *(initial(jax.random.fold_in(key, j)) for j in range(1, clusters))]
         side_by_side = jax.tree.map(lambda *x: jnp.stack(x), *every)
         stacked = lift(lambda x: jnp.moveaxis(x, 0, 1), lambda x: x, side_by_side)
-        held = Table(jnp.zeros((catalogue(params), clusters)))
+        rows = catalogue(params)
+        held = Table(jnp.zeros((rows, clusters))) if rows else ()
         return Shared(stacked, (jnp.zeros(clusters), held)), Member(private(key), jnp.int32(0))
 
     def run(shared, mine, steps, key):
@@ -62,7 +63,7 @@ def clustered(
             lambda x: jnp.multiply.outer(belongs, x),
             report.update.params,
         )
-        held = Table(jnp.broadcast_to(belongs, (catalogue(shared.params), clusters)))
+        held = jax.tree.map(lambda x: jnp.broadcast_to(belongs, x.shape), shared.extra[1])
         told = {f"clusters/{j}": Mean(belongs[j], 1.0) for j in range(clusters)}
         return report._replace(
             update=Shared(apart, (belongs, held)),
