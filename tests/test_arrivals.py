@@ -106,7 +106,7 @@ BY_HAND = {  # (size, concurrency): ages and ends of six rounds, all trips takin
     (2, 3): (
         [[0, 0], [1, 0], [1, 1], [0, 0], [1, 0], [1, 1]],
         [1, 2, 2, 3, 4, 4],
-    ),  # the third waits for the next three
+    ),  # the third waits
 }
 
 

@@ -16,6 +16,7 @@ from jaxfed.channels.stale import mixing, staleness
 from jaxfed.channels.weigh import mean, per_row_mean
 from jaxfed.config import config_of
 from jaxfed.federate import federate, model
+from jaxfed.placement import place
 from jaxfed.rows import plain
 from jaxfed.train import train
 from jaxfed.works.local import local_steps
@@ -42,6 +43,7 @@ from tests.small import (
     same,
     user,
 )  # fmt: skip
+from tests.test_lowering import PLATFORMS, lowered
 
 RATE, VERSIONS = 0.05, 4
 SGD = optax.sgd(RATE)
@@ -147,6 +149,22 @@ def test_what_clients_keep_is_what_they_left():
     assert (np.array(b.memory[0]["user"])[WHO] != kept[WHO]).any(1).all()
     rest = np.setdiff1d(np.arange(USERS), WHO)
     assert (np.array(b.memory[0]["user"])[rest] == kept[rest]).all()
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_over_devices_it_is_the_same(kind):
+    ages = [np.array(a, np.int32) for a in ([0] * 8, [1, 0] * 4, [2, 1, 0, 0] * 2)]
+    cohorts = [on_rows(row_cohort())._replace(ages=a) for a in ages]
+    links = chain(staleness(0.5), mean())
+    one, four = factorisation(links, versions=3), factorisation(links, versions=3, placement=place(kind, 4))
+    close(model(steps(one, cohorts, MARKED)), jax.device_get(model(steps(four, cohorts, MARKED))))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_it_lowers(platform):
+    late = factorisation(chain(mixing(), mean()), versions=3)
+    cohort = on_rows(row_cohort())._replace(ages=np.zeros(len(WHO), np.int32))
+    lowered(jax.jit(late.step), platform, jax.eval_shape(late.init, MARKED, KEY), cohort, KEY)
 
 
 def test_what_cannot_be():
