@@ -63,6 +63,7 @@ class Experiment(NamedTuple):
     account: Account
     epsilon: Callable[[int], float]  # rounds -> what was spent; see `privacy.ledger`
     processes: Processes = Processes()
+    examine_cold: Any = None  # for clients of which nothing is kept; see `check_cold`
 
 
 def call(section: str, config: Any, **given: Any) -> Any:
@@ -95,7 +96,7 @@ def read(config: Any) -> Data:
     named = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
     source = call("data", config, **({"keep": config.clients} if named else {}))
     content = digest(source)
-    source, population = prepare(source, **beside, seed=0)
+    source, population = prepare(source, **beside)
     return Data(source, population, content, config.protocol == "compat-pfedrec")
 
 
@@ -204,6 +205,19 @@ def history_of(config: Any, model: Model, work: Work) -> Past:
     return config.history if fold else ""
 
 
+def check_cold(model: Model, work: Work) -> None:
+    """Raises ValueError where the server's model and a history do not suffice to score a client never seen before."""
+    if model.fold_in is None:
+        raise ValueError(
+            "data.cold: the model has no way from a history to the private part of a new client: take one that has "
+            '(mf or neumf with loss = "bce" or "squared", ease, item_knn, transitions, ials)'
+        )
+    key = jax.random.key(0)
+    sent, own = jax.eval_shape(lambda: (work.init(model.init(key), key)[0].params, model.init(key)))
+    if sent != own:
+        raise ValueError("data.cold: with several models side by side new clients have none yet: take another work")
+
+
 def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
     population = data.population
@@ -261,9 +275,14 @@ def assemble(config: Any, data: Data) -> Experiment:
     asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
     through = links(asked_through, data.source.items, "evaluation.channel", **known)
     promoted = numbers_of(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
-    examine = examiner(model, through, placement, promoted, work.views)
+    examine, examine_cold = examiner(model, through, placement, promoted, work.views), None
+    if population.cold:
+        check_cold(model, work)
+        examine_cold = examiner(model, through, placement, promoted)
+        past = config.evaluation.history
+        exams["test/cold"] = exam(population.cold, "test", *asked, placement.devices, share, history=past)
     check_memory(population, batching, shapes, work.sends, shared, config.run.chunk, sums)
     account = account_of(channel, sampler, population.num_clients, config.privacy)
     epsilon = ledger(account.mechanisms, account.sampling, account.delta, account.relation)
     made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)
-    return Experiment(*made, account, epsilon, processes)
+    return Experiment(*made, account, epsilon, processes, examine_cold)

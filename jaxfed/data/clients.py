@@ -93,6 +93,7 @@ class Population(NamedTuple):
     flipped: np.ndarray | None = (
         None  # bool [C]: clients that train with positives and negatives exchanged; None: nobody
     )
+    cold: "Population | None" = None  # clients that never take part, numbered by themselves, to be tested apart
 
     @property
     def num_clients(self) -> int:
@@ -148,6 +149,17 @@ def one_user_each(data: Dataset, group: np.ndarray) -> Dataset:
     return Dataset(rows, data.users[pairs % len(data.users)], data.items, data.titles, columns, data.notes + note)
 
 
+def left_over(avoid: Ragged, items: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """(`gaps`, `free`) of a population: what the items outside each user's sorted list are found by."""
+    user = np.repeat(np.arange(len(avoid.counts)), avoid.counts)
+    rank = np.arange(len(user)) - avoid.start[user]
+    gaps = user * (items + 1) + avoid.values - rank
+    if len(avoid.counts) * items > SMALL:
+        return gaps, None
+    every = np.arange(len(avoid.counts) * items)  # a look-up instead of a search for every negative
+    return gaps, (np.delete(every, user * items + avoid.values) % items).astype(np.int32)
+
+
 def populate(data: Dataset, parts: Split, names: np.ndarray) -> Population:
     """Lays a split data set out by client. Users are numbered client by client (`one_user_each`)."""
     user, item = data.interactions.user, data.interactions.item
@@ -164,16 +176,53 @@ def populate(data: Dataset, parts: Split, names: np.ndarray) -> Population:
     client_of[user] = data.columns["client"]
     held, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
     first = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
-    rank = np.arange(len(pairs)) - avoid.start[pairs // items]
-    gaps = pairs // items * (items + 1) + pairs % items - rank
-    free = None
-    if users * items <= SMALL:  # a look-up instead of a search for every negative
-        free = (np.delete(np.arange(users * items), pairs) % items).astype(np.int32)
+    gaps, free = left_over(avoid, items)
     train = lists(TRAIN)
     activity, most = np.diff(train.start[first]), int(np.diff(first).max())
     return Population(
         items, names[held], first, train, avoid, gaps, free, lists(VALID), lists(TEST), data.users, activity, most
     )
+
+
+def some_clients(population: Population, who: np.ndarray) -> Population:
+    """The clients `who` [c] by themselves, numbered in that order; the catalogue stays whole."""
+    count = np.diff(population.first)[who]
+    users = ranges(population.first[who], count)
+    train, avoid, valid, test = (
+        each.some(users) for each in (population.train, population.avoid, population.valid, population.test)
+    )
+    gaps, free = left_over(avoid, population.num_items)
+    return population._replace(
+        names=population.names[who],
+        first=np.concatenate([[0], np.cumsum(count)]),
+        train=train,
+        avoid=avoid,
+        gaps=gaps,
+        free=free,
+        valid=valid,
+        test=test,
+        user_names=population.user_names[users],
+        activity=population.activity[who],
+        users_per_client=int(count.max()),
+        flipped=None if population.flipped is None else population.flipped[who],
+    )
+
+
+def leave_cold(population: Population, share: float, seed: int) -> Population:
+    """The clients that take part, with a `share` of all beside them that never do, drawn by the seed.
+
+    Samplers, links and accountants know of the former alone: what the latter hold is in no block. Raises ValueError for
+    what is no share, or leaves nobody on a side.
+    """
+    clients = population.num_clients
+    count = round(share * clients)
+    if not 0 < share < 1:
+        raise ValueError(f"data.cold is {share}: a share of the clients, from 0 to below 1")
+    if not 0 < count < clients:
+        raise ValueError(f"data.cold is {share}: of {clients:,} clients that leaves nobody on one side")
+    order = np.random.default_rng([seed, 5]).permutation(clients)
+    cold, warm = (some_clients(population, np.sort(who)) for who in (order[:count], order[count:]))
+    return warm._replace(cold=cold)
 
 
 def prepare(
@@ -188,18 +237,21 @@ def prepare(
     promoted: tuple[str, ...] = (),
     label_flip: bool = False,
     malice: int = 0,
-    seed: int = 0,
+    cold: float = 0.0,
+    deal: int = 0,
 ) -> tuple[Dataset, Population]:
     """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
 
     malicious: share of the clients that are, by the seed `malice` (see `jaxfed.malice`). They have the `promoted` items
-    in their histories, and with `label_flip` train with positives and negatives exchanged. The data set returned is
-    numbered like the population, and its notes say all that was left out or put in.
+    in their histories, and with `label_flip` train with positives and negatives exchanged. cold: share of the clients
+    that never take part (`leave_cold`). deal: the seed by which silos are dealt and cold clients drawn. The data set
+    returned is numbered like the population, cold clients still among them, and its notes say all that was left out or
+    put in. Raises ValueError for what cannot be.
     """
     data = first_only(data)
     if user_core or item_core:
         data = k_core(data, user_core, item_core)
-    group, names = group_by(data, clients, silos, seed)
+    group, names = group_by(data, clients, silos, deal)
     data = drop_short(one_user_each(data, group))
     check_fraction(malicious, "data.malicious")
     if promoted:
@@ -207,4 +259,11 @@ def prepare(
     population = populate(data, split(data, protocol, ratio), names)
     if label_flip:
         population = population._replace(flipped=chosen(np.arange(population.num_clients), malicious, malice))
+    if cold:
+        if malicious:
+            raise ValueError("data.cold: malicious clients are known by numbers that it changes: choose one of both")
+        everybody, population = population, leave_cold(population, cold, deal)
+        gone = everybody.num_clients - population.num_clients
+        note = f"{gone:,} of {everybody.num_clients:,} clients are cold: they never take part, and are tested apart"
+        data = data._replace(notes=(*data.notes, note))
     return data, population
