@@ -19,8 +19,9 @@ from jaxfed.data.blocks import Lengths, lengths, plan
 from jaxfed.data.clients import Population, Share, prepare
 from jaxfed.data.interactions import Dataset, digest, numbers_of
 from jaxfed.download import check_download, download
-from jaxfed.evaluate import Exam, Past, exam, examiner
+from jaxfed.evaluate import Exam, Past, at_homes, exam, examiner
 from jaxfed.federate import Algorithm, federate
+from jaxfed.merge import merged
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place, table_rows
 from jaxfed.privacy import Account, Sampling, ledger
@@ -218,6 +219,21 @@ def check_cold(model: Model, work: Work) -> None:
         raise ValueError("data.cold: with several models side by side new clients have none yet: take another work")
 
 
+def check_merge(model: Model, work: Work, client_store: str) -> None:
+    """Raises ValueError where what clients keep is not the model's private part alone, on the device."""
+    if client_store == "host":
+        raise ValueError("run.client_store: the parts of a user's devices are merged where rounds run: leave it out")
+    if work.histories:
+        raise ValueError('work.statistics: a client is all of a user\'s history: set data.clients = "user"')
+    key = jax.random.key(0)
+    kept, own = jax.eval_shape(lambda: (work.init(model.init(key), key)[1], model.private(key)))
+    if jax.tree.leaves(kept) and kept != own:
+        raise ValueError(
+            "data.merge: this work keeps more on a client than the private part that a user's devices have in common: "
+            "take local_steps, gradient, alternate or reconstruct"
+        )
+
+
 def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
     population = data.population
@@ -269,9 +285,15 @@ def assemble(config: Any, data: Data) -> Experiment:
         download(down, price.sees != "update+rows") if down else None,
         0 if sums else room_of(population, batching, shapes, sampler),
     )
+    if population.owner is not None:
+        check_merge(model, work, config.run.client_store)
+        algorithm = merged(algorithm, population.owner, population.activity)
     asked = config.evaluation.seed, config.evaluation.clients
     past = history_of(config.evaluation, model, work)
-    exams = {part: exam(population, part, *asked, placement.devices, share, history=past) for part in ("val", "test")}
+    exams = {
+        part: at_homes(exam(population.asked, part, *asked, placement.devices, share, history=past), population)
+        for part in ("val", "test")
+    }
     asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
     through = links(asked_through, data.source.items, "evaluation.channel", **known)
     promoted = numbers_of(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()

@@ -202,9 +202,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
 
 # what a section takes beside its function's arguments
 BESIDE: dict[str, dict[str, Any]] = {
-    "data": {
-        name: p.default for name, p in inspect.signature(prepare).parameters.items() if name != "data"
-    },
+    "data": {name: p.default for name, p in inspect.signature(prepare).parameters.items() if name != "data"},
     "work": {name: value for name, value in Batching._field_defaults.items() if name not in ("pairwise", "ordered")}
     | {"keep_copy": False},  # clients keep what they have trained, to be evaluated as `personal`
     "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},

@@ -49,7 +49,7 @@ def test_cold_clients_are_a_share_of_all_by_the_seed_and_have_what_they_had(clie
     assert warm | cold == whole
     count = {"user": 15, "silo": 3}[clients]
     assert population.cold.num_clients == count
-    assert f"{count} of {len(set(name for name, _ in whole))} clients are cold" in data.notes[-1]
+    assert f"{count} of {len({name for name, _ in whole})} clients are cold" in data.notes[-1]
     others = prepare(source, **kind, cold=0.25, deal=1)[1]
     assert set(others.cold.names) != set(population.cold.names)
 

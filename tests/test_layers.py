@@ -28,6 +28,7 @@ MAY = {
     "memory": {"types", "rows"},
     "download": {"types", "tree", "rows", "channel"},
     "federate": {"types", "tree", "rows", "channel", "work", "placement", "memory"},
+    "merge": {"types", "federate"},
     "algorithms": {"types", "channel", "channels", "work", "works", "federate"},
     "models": {"types", "tree", "rows", "models"},
     "data": {"types", "tree", "work", "malice", "data"},  # `work` for the shape of its batches
@@ -60,6 +61,7 @@ CORE = (
     "memory",
     "download",
     "federate",
+    "merge",
     "algorithms",
     "models",
     "privacy",
