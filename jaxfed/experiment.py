@@ -21,6 +21,7 @@ from jaxfed.data.interactions import Dataset, digest, numbers_of
 from jaxfed.download import check_download, download
 from jaxfed.evaluate import Exam, Past, at_homes, exam, examiner
 from jaxfed.federate import Algorithm, federate
+from jaxfed.hierarchy import copies, edged, hierarchical
 from jaxfed.merge import merged
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place, table_rows
@@ -234,6 +235,28 @@ def check_merge(model: Model, work: Work, client_store: str) -> None:
         )
 
 
+def by_row(channel: Channel) -> bool:
+    """Whether rows are averaged over those who hold them: then edges do so too."""
+    return any(each.name == "per_row_mean" for each in channel.links)
+
+
+def edges_of(config: Any, clients: int) -> np.ndarray | None:
+    """int64 [clients]: the edge of each, dealt at random by the seed of the data; None: there are none.
+
+    Raises ValueError for what does not go with edges.
+    """
+    edges = config.server.edges
+    if not edges:
+        return None
+    if config.download:
+        raise ValueError("server.edges: there are no codes of the download between edges and clients: leave it out")
+    if config.run.client_store == "host":
+        raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
+    if edges > clients:
+        raise ValueError(f"server.edges: edge {clients} has no clients: there are {clients:,}, lower it to that")
+    return np.random.default_rng([config.data.deal, edges, 13]).permutation(clients) % edges
+
+
 def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
     population = data.population
@@ -272,24 +295,29 @@ def assemble(config: Any, data: Data) -> Experiment:
     rate = scheduled(pace.learning_rate, config.rounds, pace.schedule, pace.warmup, pace.final)
     server = call("server", config.server, learning_rate=rate, closed=model.closed)
     sums = channel.reduce in (None, total)
-    algorithm = federate(
+    edge = edges_of(config, population.num_clients)
+    build = (
+        federate if edge is None else partial(hierarchical, edge=edge, every=pace.edge_rounds, per_row=by_row(channel))
+    )
+    algorithm = build(
         work,
         channel,
         server,
         population.num_clients,
-        placement,
-        shapes.lay,
-        1e9 * config.run.client_memory_gb,
-        config.run.chunk,
-        config.run.client_store == "host",
-        download(down, price.sees != "update+rows") if down else None,
-        0 if sums else room_of(population, batching, shapes, sampler),
+        placement=placement,
+        lay=shapes.lay,
+        budget=1e9 * config.run.client_memory_gb,
+        chunk=config.run.chunk,
+        host=config.run.client_store == "host",
+        download=download(down, price.sees != "update+rows") if down else None,
+        room=0 if sums else room_of(population, batching, shapes, sampler),
     )
     if population.owner is not None:
         check_merge(model, work, config.run.client_store)
         algorithm = merged(algorithm, population.owner, population.activity)
     asked = config.evaluation.seed, config.evaluation.clients
     past = history_of(config.evaluation, model, work)
+    sends, work = work.sends, work if edge is None else edged(work, edge)
     exams = {
         part: at_homes(exam(population.asked, part, *asked, placement.devices, share, history=past), population)
         for part in ("val", "test")
@@ -303,7 +331,8 @@ def assemble(config: Any, data: Data) -> Experiment:
         examine_cold = examiner(model, through, placement, promoted)
         past = config.evaluation.history
         exams["test/cold"] = exam(population.cold, "test", *asked, placement.devices, share, history=past)
-    check_memory(population, batching, shapes, work.sends, shared, config.run.chunk, sums)
+    beside = max(pace.edges, 1)  # so many models lie in a message once it is summed
+    check_memory(population, batching, shapes, lambda x: copies(sends(x), beside), shared, config.run.chunk, sums)
     account = account_of(channel, sampler, population.num_clients, config.privacy)
     epsilon = ledger(account.mechanisms, account.sampling, account.delta, account.relation)
     made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)

@@ -206,8 +206,10 @@ BESIDE: dict[str, dict[str, Any]] = {
     "work": {name: value for name, value in Batching._field_defaults.items() if name not in ("pairwise", "ordered")}
     | {"keep_copy": False},  # clients keep what they have trained, to be evaluated as `personal`
     "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
-    # lazy: an optimiser with state moves the rows of the cohort alone; the others: see `scheduled`
-    "server": {"learning_rate": 1.0, "lazy": True, "schedule": "constant", "warmup": 0, "final": 0.1},
+    # lazy: an optimiser with state moves the rows of the cohort alone; schedule and what follows: see `scheduled`;
+    # edges between clients and server, which meet every `edge_rounds` rounds (0 edges: none): see `hierarchy`
+    "server": {"learning_rate": 1.0, "lazy": True, "schedule": "constant", "warmup": 0, "final": 0.1}
+    | {"edges": 0, "edge_rounds": 1},
 }
 
 
