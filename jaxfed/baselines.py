@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from jaxfed.data.batches import Drawn, draw
-from jaxfed.data.clients import sorted_pairs
+from jaxfed.data.ragged import sorted_pairs
 from jaxfed.experiment import Experiment
 from jaxfed.federate import State
 

@@ -245,7 +245,7 @@ def recommend(args: argparse.Namespace) -> None:
     if args.k < 1:
         raise ValueError(f"-k is {args.k}: it must be at least 1")
     experiment, _, (shared, private) = reopened(args.run)
-    population, source = experiment.data.population, experiment.data.source
+    population, source = experiment.data.population.asked, experiment.data.source
     users = np.flatnonzero(population.user_names == args.user)
     if not len(users):
         raise ValueError(f'no user "{args.user}" in the data{near(args.user, population.user_names.tolist()[:10000])}')
@@ -254,7 +254,7 @@ def recommend(args: argparse.Namespace) -> None:
         raise ValueError(f"user {args.user} is at several clients: pass --client with one of {', '.join(clients)}")
     user = int(users[clients.index(args.client) if len(users) > 1 else 0])
     client = int(population.client_of[user])
-    mine = jax.tree.map(lambda x: x[client], private)
+    mine = jax.tree.map(lambda x: x[experiment.data.population.homes[client]], private)
     scores = np.array(experiment.model.score(shared, mine, np.int32(user - population.first[client])))
     parts = population.train, population.valid, population.test
     had = np.concatenate([part.of(each) for part in parts for each in users])

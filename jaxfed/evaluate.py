@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxfed.channel import CLIENTS, Channel, total
 from jaxfed.data.batches import never_touched
-from jaxfed.data.clients import ALONE, Population, Ragged, Share, ranges
+from jaxfed.data.clients import ALONE, Population, Share
+from jaxfed.data.ragged import Ragged, ranges
 from jaxfed.memory import on_host, read
 from jaxfed.metrics import classification, exposure, ranking
 from jaxfed.models.model import Model
@@ -128,6 +129,12 @@ def exam(
         chunks,
         longest,
     )
+
+
+def at_homes(asked: Exam, population: Population) -> Exam:
+    """The same questions, each put to the client that holds the private part of who is asked: his first device."""
+    homes = population.homes
+    return asked._replace(num_clients=population.num_clients, who=homes[asked.who], cohort=homes[asked.cohort])
 
 
 def none_of(users: int) -> Ragged:

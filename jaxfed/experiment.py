@@ -20,8 +20,10 @@ from jaxfed.data.blocks import Lengths, lengths, plan
 from jaxfed.data.clients import Population, Share, prepare
 from jaxfed.data.interactions import Dataset, digest, numbers_of
 from jaxfed.download import check_download, download
-from jaxfed.evaluate import Exam, Past, exam, examiner
+from jaxfed.evaluate import Exam, Past, at_homes, exam, examiner
 from jaxfed.federate import Algorithm, federate
+from jaxfed.hierarchy import copies, edged, hierarchical
+from jaxfed.merge import merged
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place, table_rows
 from jaxfed.privacy import Account, Sampling, ledger
@@ -64,6 +66,7 @@ class Experiment(NamedTuple):
     account: Account
     epsilon: Callable[[int], float]  # rounds -> what was spent; see `privacy.ledger`
     processes: Processes = Processes()
+    examine_cold: Any = None  # for clients of which nothing is kept; see `check_cold`
 
 
 def call(section: str, config: Any, **given: Any) -> Any:
@@ -96,7 +99,7 @@ def read(config: Any) -> Data:
     named = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
     source = call("data", config, **({"keep": config.clients} if named else {}))
     content = digest(source)
-    source, population = prepare(source, **beside, seed=0)
+    source, population = prepare(source, **beside)
     return Data(source, population, content, config.protocol == "compat-pfedrec")
 
 
@@ -205,6 +208,56 @@ def history_of(config: Any, model: Model, work: Work) -> Past:
     return config.history if fold else ""
 
 
+def check_cold(model: Model, work: Work) -> None:
+    """Raises ValueError where the server's model and a history do not suffice to score a client never seen before."""
+    if model.fold_in is None:
+        raise ValueError(
+            "data.cold: the model has no way from a history to the private part of a new client: take one that has "
+            '(mf or neumf with loss = "bce" or "squared", ease, item_knn, transitions, ials)'
+        )
+    key = jax.random.key(0)
+    sent, own = jax.eval_shape(lambda: (work.init(model.init(key), key)[0].params, model.init(key)))
+    if sent != own:
+        raise ValueError("data.cold: with several models side by side new clients have none yet: take another work")
+
+
+def check_merge(model: Model, work: Work, client_store: str) -> None:
+    """Raises ValueError where what clients keep is not the model's private part alone, on the device."""
+    if client_store == "host":
+        raise ValueError("run.client_store: the parts of a user's devices are merged where rounds run: leave it out")
+    if work.histories:
+        raise ValueError('work.statistics: a client is all of a user\'s history: set data.clients = "user"')
+    key = jax.random.key(0)
+    kept, own = jax.eval_shape(lambda: (work.init(model.init(key), key)[1], model.private(key)))
+    if jax.tree.leaves(kept) and kept != own:
+        raise ValueError(
+            "data.merge: this work keeps more on a client than the private part that a user's devices have in common: "
+            "take local_steps, gradient, alternate or reconstruct"
+        )
+
+
+def by_row(channel: Channel) -> bool:
+    """Whether rows are averaged over those who hold them: then edges do so too."""
+    return any(each.name == "per_row_mean" for each in channel.links)
+
+
+def edges_of(config: Any, clients: int) -> np.ndarray | None:
+    """int64 [clients]: the edge of each, dealt at random by the seed of the data; None: there are none.
+
+    Raises ValueError for what does not go with edges.
+    """
+    edges = config.server.edges
+    if not edges:
+        return None
+    if config.download:
+        raise ValueError("server.edges: there are no codes of the download between edges and clients: leave it out")
+    if config.run.client_store == "host":
+        raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
+    if edges > clients:
+        raise ValueError(f"server.edges: edge {clients} has no clients: there are {clients:,}, lower it to that")
+    return np.random.default_rng([config.data.deal, edges, 13]).permutation(clients) % edges
+
+
 def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
     population = data.population
@@ -242,38 +295,52 @@ def assemble(config: Any, data: Data) -> Experiment:
     price = wire(channel, shared, down, work.sends)
     if down:
         check_download(down, shared)
-    if sampler.versions and (down or run.shard_tables):
-        raise ValueError(
-            "clients of different rounds are sent the model as it is, and each device keeps its past ones whole: leave "
-            "[[download]] and run.shard_tables out"
-        )
+    if sampler.versions and run.shard_tables:
+        raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")
     pace = config.server
     rate = scheduled(pace.learning_rate, config.rounds, pace.schedule, pace.warmup, pace.final)
     server = call("server", config.server, learning_rate=rate, closed=model.closed)
     sums = channel.reduce in (None, total)
-    algorithm = federate(
+    edge = edges_of(config, population.num_clients)
+    build = (
+        federate if edge is None else partial(hierarchical, edge=edge, every=pace.edge_rounds, per_row=by_row(channel))
+    )
+    algorithm = build(
         work,
         channel,
         server,
         population.num_clients,
-        placement,
-        shapes.lay,
-        1e9 * config.run.client_memory_gb,
-        config.run.chunk,
-        config.run.client_store == "host",
-        download(down, price.sees != "update+rows") if down else None,
-        0 if sums else room_of(population, batching, shapes, sampler),
-        sampler.versions,
+        placement=placement,
+        lay=shapes.lay,
+        budget=1e9 * config.run.client_memory_gb,
+        chunk=config.run.chunk,
+        host=config.run.client_store == "host",
+        download=download(down, price.sees != "update+rows") if down else None,
+        room=0 if sums else room_of(population, batching, shapes, sampler),
+        versions=sampler.versions,
     )
+    if population.owner is not None:
+        check_merge(model, work, config.run.client_store)
+        algorithm = merged(algorithm, population.owner, population.activity)
     asked = config.evaluation.seed, config.evaluation.clients
     past = history_of(config.evaluation, model, work)
-    exams = {part: exam(population, part, *asked, placement.devices, share, history=past) for part in ("val", "test")}
+    sends, work = work.sends, work if edge is None else edged(work, edge)
+    exams = {
+        part: at_homes(exam(population.asked, part, *asked, placement.devices, share, history=past), population)
+        for part in ("val", "test")
+    }
     asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
     through = links(asked_through, data.source.items, "evaluation.channel", **known)
     promoted = numbers_of(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
-    examine = examiner(model, through, placement, promoted, work.views)
-    check_memory(population, batching, shapes, work.sends, shared, config.run.chunk, sums)
+    examine, examine_cold = examiner(model, through, placement, promoted, work.views), None
+    if population.cold:
+        check_cold(model, work)
+        examine_cold = examiner(model, through, placement, promoted)
+        past = config.evaluation.history
+        exams["test/cold"] = exam(population.cold, "test", *asked, placement.devices, share, history=past)
+    beside = max(pace.edges, 1)  # so many models lie in a message once it is summed
+    check_memory(population, batching, shapes, lambda x: copies(sends(x), beside), shared, config.run.chunk, sums)
     account = account_of(channel, sampler, population.num_clients, config.privacy)
     epsilon = ledger(account.mechanisms, account.sampling, account.delta, account.relation)
     made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)
-    return Experiment(*made, account, epsilon, processes)
+    return Experiment(*made, account, epsilon, processes, examine_cold)

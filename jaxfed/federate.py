@@ -125,6 +125,11 @@ def federate(
     streams = reduce is total
     if chunk and not streams:
         raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
+    if versions and download:
+        raise ValueError(
+            "clients of different rounds (cohort.buffered) are sent the model as it was: leave [[download]] and "
+            "server.edges out"
+        )
 
     def init(params, key):
         shared, _ = jax.eval_shape(work.init, params, key)

@@ -208,14 +208,14 @@ REGISTRY: dict[str, dict[str, Callable]] = {
 
 # what a section takes beside its function's arguments
 BESIDE: dict[str, dict[str, Any]] = {
-    "data": {
-        name: p.default for name, p in inspect.signature(prepare).parameters.items() if name not in ("data", "seed")
-    },
+    "data": {name: p.default for name, p in inspect.signature(prepare).parameters.items() if name != "data"},
     "work": {name: value for name, value in Batching._field_defaults.items() if name not in ("pairwise", "ordered")}
     | {"keep_copy": False},  # clients keep what they have trained, to be evaluated as `personal`
     "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
-    # lazy: an optimiser with state moves the rows of the cohort alone; the others: see `scheduled`
-    "server": {"learning_rate": 1.0, "lazy": True, "schedule": "constant", "warmup": 0, "final": 0.1},
+    # lazy: an optimiser with state moves the rows of the cohort alone; schedule and what follows: see `scheduled`;
+    # edges between clients and server, which meet every `edge_rounds` rounds (0 edges: none): see `hierarchy`
+    "server": {"learning_rate": 1.0, "lazy": True, "schedule": "constant", "warmup": 0, "final": 0.1}
+    | {"edges": 0, "edge_rounds": 1},
 }
 
 

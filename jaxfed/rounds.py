@@ -202,8 +202,12 @@ def rounds(
 
 
 def evaluate(experiment: Experiment, model: Tree, part: str, key: Key) -> dict[str, float]:
-    """Flat metrics of (shared, private) on `val` or `test`."""
-    return readable(part, experiment.examine(*model, experiment.exams[part], key))
+    """Flat metrics of (shared, private) on `val` or `test`; `test/cold/...` are those of clients that never take part,
+    from the shared model and their histories."""
+    values = readable(part, experiment.examine(*model, experiment.exams[part], key))
+    if cold := experiment.exams.get(f"{part}/cold"):
+        values |= readable(f"{part}/cold", experiment.examine_cold(model[0], (), cold, key))
+    return values
 
 
 def marked(experiment: Experiment, row: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from jaxfed.data.batches import Batching, draw
 from jaxfed.data.blocks import lengths, nobody, pack
-from jaxfed.data.clients import prepare, sorted_pairs
+from jaxfed.data.clients import prepare
+from jaxfed.data.ragged import sorted_pairs
 from jaxfed.data.synthetic import synthetic
 
 POPULATION = prepare(synthetic(60, 50, mean_length=10))[1]

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxfed.data.clients import Ragged, prepare
+from jaxfed.data.clients import prepare
 from jaxfed.data.interactions import Dataset, Interactions, digest, first_only, k_core, numbered
+from jaxfed.data.ragged import Ragged
 from jaxfed.data.splits import TEST, TRAIN, VALID, drop_short, split
 from jaxfed.data.synthetic import synthetic
 
@@ -133,7 +134,7 @@ def test_by_a_column_and_a_user_at_two_clients_is_two_users():
     data, population = prepare(made([0] * 6, range(6), columns={"shop": np.array(list("aaabbb"))}), clients="shop")
     assert set(owned(population)) == {("a", "0"), ("b", "0")}
     assert data.notes[0] == "1 ids are 2 users: who appears at several clients is one user at each"
-    with pytest.raises(ValueError, match="choose one of user, silo, shop"):
+    with pytest.raises(ValueError, match="choose one of user, silo, device, shop"):
         prepare(made([0] * 6, range(6), columns={"shop": np.array(list("aaabbb"))}), clients="town")
 
 

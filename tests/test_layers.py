@@ -28,6 +28,8 @@ MAY = {
     "memory": {"types", "rows"},
     "download": {"types", "tree", "rows", "channel"},
     "federate": {"types", "tree", "rows", "channel", "work", "placement", "memory"},
+    "merge": {"types", "federate"},
+    "hierarchy": {"types", "tree", "rows", "channel", "work", "works", "federate"},
     "algorithms": {"types", "channel", "channels", "work", "works", "federate"},
     "models": {"types", "tree", "rows", "models"},
     "data": {"types", "tree", "work", "malice", "data"},  # `work` for the shape of its batches
@@ -62,6 +64,8 @@ CORE = (
     "memory",
     "download",
     "federate",
+    "merge",
+    "hierarchy",
     "algorithms",
     "models",
     "privacy",

@@ -17,7 +17,8 @@ import pytest
 from jaxfed.cli import reopened
 from jaxfed.data.batches import Batching
 from jaxfed.data.blocks import lengths, nobody, pack
-from jaxfed.data.clients import Ragged, Share, prepare
+from jaxfed.data.clients import Share, prepare
+from jaxfed.data.ragged import Ragged
 from jaxfed.data.synthetic import synthetic
 from jaxfed.evaluate import exam, questions
 from jaxfed.processes import compare

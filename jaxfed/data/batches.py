@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfed.data.clients import Population, ragged, ranges, sorted_pairs
+from jaxfed.data.clients import Population
+from jaxfed.data.ragged import ragged, ranges, sorted_pairs
 
 
 class Batching(NamedTuple):

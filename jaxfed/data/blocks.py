@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.data.batches import Batching, Drawn, draw
-from jaxfed.data.clients import ALONE, Population, Share, ranges, sorted_pairs
+from jaxfed.data.clients import ALONE, Population, Share
+from jaxfed.data.ragged import ranges, sorted_pairs
 from jaxfed.types import Block, Cohort
 from jaxfed.work import Steps
 

@@ -1,64 +1,18 @@
 """Who owns what: the rows of a data set laid out client by client."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxfed.data.devices import check_kinds, dealt, devices_of, kinds_of, leave_cold
 from jaxfed.data.interactions import Dataset, first_only, k_core
 from jaxfed.data.poison import poison
+from jaxfed.data.ragged import Ragged, left_over, ragged
 from jaxfed.data.splits import TEST, TRAIN, VALID, Protocol, Split, drop_short, split
 from jaxfed.malice import check_fraction
 from jaxfed.malice import malicious as chosen
 
-SMALL = 1 << 24  # users x items up to which every user's negatives are listed
-
-
-def ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """start[0], start[0] + 1, ... (count[0] of them), start[1], ...: many ranges end to end."""
-    end = np.cumsum(count)
-    return np.arange(end[-1] if len(end) else 0) + np.repeat(start - (end - count), count)
-
-
-def sorted_pairs(group: np.ndarray, value: np.ndarray, groups: int, values: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 [n]: group * values + value in ascending order, int64 [n]: which entries they are, equal ones in order).
-
-    One sort of numbers that hold pair and entry, where 63 bits suffice: several times as fast as `argsort`.
-    """
-    pair, entry = group * values + value, max(len(group) - 1, 1).bit_length()
-    if (groups * values).bit_length() + entry > 63:
-        order = np.argsort(pair, kind="stable")
-        return pair[order], order
-    both = np.sort((pair << entry) | np.arange(len(pair)))
-    return both >> entry, both & ((1 << entry) - 1)
-
-
-class Ragged(NamedTuple):
-    """Lists of different lengths, end to end."""
-
-    values: np.ndarray  # [total]
-    start: np.ndarray  # int64 [n + 1]: list i is values[start[i]:start[i + 1]]
-
-    def of(self, i: int) -> np.ndarray:
-        """List i."""
-        return self.values[self.start[i] : self.start[i + 1]]
-
-    @property
-    def counts(self) -> np.ndarray:
-        """int64 [n]: the length of each list."""
-        return np.diff(self.start)
-
-    def some(self, lists: np.ndarray) -> "Ragged":
-        """The lists named."""
-        count = self.start[lists + 1] - self.start[lists]
-        return Ragged(self.values[ranges(self.start[lists], count)], np.concatenate([[0], np.cumsum(count)]))
-
-    def padded(self, lists: np.ndarray, fill: int, wide: int = 0) -> np.ndarray:
-        """[len(lists), longest of all lists, at least `wide`]: some of the lists, filled up."""
-        counts = self.counts
-        at = np.arange(counts.max(initial=wide))
-        inside = at < counts[lists][:, None]
-        where = np.where(inside, self.start[lists][:, None] + at, 0)
-        return np.where(inside, self.values[where] if len(self.values) else fill, fill)
+Merge = Literal["", "devices"]
 
 
 class Share(NamedTuple):
@@ -93,6 +47,9 @@ class Population(NamedTuple):
     flipped: np.ndarray | None = (
         None  # bool [C]: clients that train with positives and negatives exchanged; None: nobody
     )
+    cold: "Population | None" = None  # clients that never take part, numbered by themselves, to be tested apart
+    owner: np.ndarray | None = None  # int64 [C]: who has a private part in common, ascending; None: nobody
+    people: "Population | None" = None  # the owners with all that they did, who are asked in place of clients
 
     @property
     def num_clients(self) -> int:
@@ -104,10 +61,17 @@ class Population(NamedTuple):
         """int64 [U]: the client of each user."""
         return np.repeat(np.arange(self.num_clients), np.diff(self.first))
 
+    @property
+    def asked(self) -> "Population":
+        """Who is asked in evaluations."""
+        return self.people or self
 
-def ragged(values: np.ndarray, group: np.ndarray, groups: int) -> Ragged:
-    """Lists of `values` by `group` (sorted)."""
-    return Ragged(values, np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))]))
+    @property
+    def homes(self) -> np.ndarray:
+        """int32: the client that holds the private part of each who is asked: himself, or his first device."""
+        if self.people is None or self.owner is None:
+            return np.arange(self.num_clients, dtype=np.int32)
+        return np.searchsorted(self.owner, np.arange(self.people.num_clients)).astype(np.int32)
 
 
 def group_by(data: Dataset, clients: str, silos: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,10 +87,7 @@ def group_by(data: Dataset, clients: str, silos: int, seed: int) -> tuple[np.nda
             raise ValueError(f"{silos} silos for {len(data.users)} users: choose from 1 to {len(data.users)}")
         deal = np.random.default_rng([seed, silos]).permutation(len(data.users)) % silos
         return deal[user], np.array([f"silo {i}" for i in range(silos)])
-    if clients not in data.columns:
-        known = ", ".join(["user", "silo", *data.columns])
-        raise ValueError(f"clients by {clients!r}: the data have no such column; choose one of {known}")
-    names, group = np.unique(data.columns[clients].astype(str), return_inverse=True)
+    names, group = kinds_of(data, clients)
     return group, names
 
 
@@ -164,11 +125,7 @@ def populate(data: Dataset, parts: Split, names: np.ndarray) -> Population:
     client_of[user] = data.columns["client"]
     held, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
     first = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
-    rank = np.arange(len(pairs)) - avoid.start[pairs // items]
-    gaps = pairs // items * (items + 1) + pairs % items - rank
-    free = None
-    if users * items <= SMALL:  # a look-up instead of a search for every negative
-        free = (np.delete(np.arange(users * items), pairs) % items).astype(np.int32)
+    gaps, free = left_over(avoid, items)
     train = lists(TRAIN)
     activity, most = np.diff(train.start[first]), int(np.diff(first).max())
     return Population(
@@ -180,6 +137,8 @@ def prepare(
     data: Dataset,
     clients: str = "user",
     silos: int = 10,
+    devices: int = 2,
+    merge: Merge = "",
     protocol: Protocol = "loo-clean",
     ratio: tuple[float, float] = (0.1, 0.1),
     user_core: int = 0,
@@ -188,23 +147,39 @@ def prepare(
     promoted: tuple[str, ...] = (),
     label_flip: bool = False,
     malice: int = 0,
-    seed: int = 0,
+    cold: float = 0.0,
+    deal: int = 0,
 ) -> tuple[Dataset, Population]:
     """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
 
+    clients: `user`, `silo`, `device` (a user's train rows are dealt to so many devices), or a column. merge: what the
+    column tells apart, where not organisations: the `devices` of a user (`dealt`), whose private part is one.
     malicious: share of the clients that are, by the seed `malice` (see `jaxfed.malice`). They have the `promoted` items
-    in their histories, and with `label_flip` train with positives and negatives exchanged. The data set returned is
-    numbered like the population, and its notes say all that was left out or put in.
+    in their histories, and with `label_flip` train with positives and negatives exchanged. cold: share of the users (or
+    silos) that never take part (`leave_cold`). deal: the seed of silos, devices and cold clients. The data set returned
+    is numbered like the users of the population, cold ones still among them, and its notes say all that was left out or
+    put in. Raises ValueError for what cannot be.
     """
     data = first_only(data)
     if user_core or item_core:
         data = k_core(data, user_core, item_core)
-    group, names = group_by(data, clients, silos, seed)
+    many = "devices" if clients == "device" else merge
+    check_kinds(clients, merge, devices, malicious, protocol, cold)
+    group, names = group_by(data, "user" if many == "devices" else clients, silos, deal)
     data = drop_short(one_user_each(data, group))
     check_fraction(malicious, "data.malicious")
     if promoted:
         data = poison(data, promoted, malicious, malice)
-    population = populate(data, split(data, protocol, ratio), names)
+    parts = split(data, protocol, ratio)
+    population = populate(data, parts, names)
     if label_flip:
         population = population._replace(flipped=chosen(np.arange(population.num_clients), malicious, malice))
-    return data, population
+    notes, every = data.notes, population.num_clients
+    if many == "devices":
+        population = dealt(population, *devices_of(data, parts, clients if merge else "", devices, deal))
+        notes += (f"{population.num_clients:,} devices of {every:,} users",)
+    if cold:
+        population = leave_cold(population, cold, deal)
+        gone = every - population.asked.num_clients
+        notes += (f"{gone:,} of {every:,} clients are cold: they never take part, and are tested apart",)
+    return data._replace(notes=notes), population

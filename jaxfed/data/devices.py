@@ -1,0 +1,126 @@
+"""One user on several devices, and clients that never take part: populations made of others."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxfed.data.interactions import Dataset
+from jaxfed.data.ragged import Ragged, left_over, ragged, ranges
+from jaxfed.data.splits import TRAIN, Split
+
+if TYPE_CHECKING:
+    from jaxfed.data.clients import Population
+
+
+def kinds_of(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """(the values of a column, the number of each row's [n]). Raises ValueError for a column the data do not have."""
+    if column not in data.columns:
+        known = ", ".join(["user", "silo", "device", *data.columns])
+        raise ValueError(f"clients by {column!r}: the data have no such column; choose one of {known}")
+    return np.unique(data.columns[column].astype(str), return_inverse=True)
+
+
+def some_clients(population: "Population", who: np.ndarray) -> "Population":
+    """The clients `who` [c] by themselves, numbered in that order; the catalogue stays whole."""
+    count = np.diff(population.first)[who]
+    users = ranges(population.first[who], count)
+    train, avoid, valid, test = (
+        each.some(users) for each in (population.train, population.avoid, population.valid, population.test)
+    )
+    gaps, free = left_over(avoid, population.num_items)
+    return population._replace(
+        names=population.names[who],
+        first=np.concatenate([[0], np.cumsum(count)]),
+        train=train,
+        avoid=avoid,
+        gaps=gaps,
+        free=free,
+        valid=valid,
+        test=test,
+        user_names=population.user_names[users],
+        activity=population.activity[who],
+        users_per_client=int(count.max()),
+        flipped=None if population.flipped is None else population.flipped[who],
+    )
+
+
+def leave_cold(population: "Population", share: float, seed: int) -> "Population":
+    """The clients that take part, with a `share` of all (of users, where they have several devices) beside them that
+    never do, drawn by the seed.
+
+    Samplers, links and accountants know of the former alone: what the latter hold is in no block. Raises ValueError for
+    what is no share, or leaves nobody on a side.
+    """
+    asked = population.asked
+    clients = asked.num_clients
+    count = round(share * clients)
+    if not 0 < share < 1:
+        raise ValueError(f"data.cold is {share}: a share of the clients, from 0 to below 1")
+    if not 0 < count < clients:
+        raise ValueError(f"data.cold is {share}: of {clients:,} clients that leaves nobody on one side")
+    away = np.random.default_rng([seed, 5]).permutation(clients) < count
+    warm, cold = (some_clients(asked, np.flatnonzero(some)) for some in (~away, away))
+    if population.owner is None:
+        return warm._replace(cold=cold)
+    stay = ~away[population.owner]
+    owner = np.unique(population.owner[stay], return_inverse=True)[1]
+    devices = some_clients(population, np.flatnonzero(stay))
+    return devices._replace(owner=owner, people=warm, cold=cold)
+
+
+def dealt(people: "Population", kind: np.ndarray, names: np.ndarray) -> "Population":
+    """The devices of `people`, each of whom is one user: a client for every (user, kind) with train interactions.
+
+    kind int [total]: of the device on which each train interaction happened; names [kinds]. A device knows what
+    happened on it alone: that it trains on, and only that is no negative of its. What is held out is the user's, who is
+    asked once.
+    """
+    items, train = people.num_items, people.train
+    user = np.repeat(np.arange(people.num_clients), train.counts)
+    pairs, device = np.unique(user * len(names) + kind, return_inverse=True)
+    order = np.argsort(device, kind="stable")
+    held = np.unique(device * items + train.values)
+    avoid = ragged((held % items).astype(np.int32), held // items, len(pairs))
+    own = ragged(train.values[order], device[order], len(pairs))
+    gaps, free = left_over(avoid, items)
+    owner, none = pairs // len(names), Ragged(np.zeros(0, np.int32), np.zeros(len(pairs) + 1, np.int64))
+    return people._replace(
+        names=np.char.add(np.char.add(people.names[owner], "/"), names[pairs % len(names)]),
+        first=np.arange(len(pairs) + 1),
+        train=own,
+        avoid=avoid,
+        gaps=gaps,
+        free=free,
+        valid=none,
+        test=none,
+        user_names=people.user_names[owner],
+        activity=own.counts,
+        owner=owner,
+        people=people,
+    )
+
+
+def devices_of(data: Dataset, parts: Split, column: str, devices: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the device of each train row, in a population's order, what devices are called): by a column, or dealt at random
+    by the seed where that is empty. Raises ValueError for a column that is not there."""
+    index = parts.order[parts.part[parts.order] == TRAIN]
+    if column:
+        names, kind = kinds_of(data, column)
+        return kind[index], names
+    names = np.array([f"device {i}" for i in range(devices)])
+    return np.random.default_rng([seed, devices, 7]).integers(devices, size=len(index)), names
+
+
+def check_kinds(clients: str, merge: str, devices: int, malicious: float, protocol: str, cold: float) -> None:
+    """Raises ValueError for what does not go together."""
+    if devices < 1:
+        raise ValueError(f"data.devices is {devices}: a user has at least 1")
+    if merge and clients in ("user", "silo"):
+        raise ValueError("data.merge: set data.clients to the column that tells the devices of a user apart")
+    if malicious and (merge or clients == "device" or cold):
+        raise ValueError(
+            "data.malicious: the malicious are known by the numbers of users, which data.cold and devices change: "
+            "choose one of both"
+        )
+    if protocol == "compat-pfedrec" and (merge or clients == "device"):
+        raise ValueError("data.protocol: compat-pfedrec has one client a user: choose loo-clean or ratio-clean")
