@@ -39,6 +39,7 @@ from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.rows import is_table
 from jaxfed.works.clusters import clustered
 from jaxfed.works.control import dynamic, mime, scaffold
+from jaxfed.works.graph import graph_guided
 from jaxfed.works.local import gradient, local_steps
 from jaxfed.works.personal import alternate, apfl, ditto, reconstruct
 from jaxfed.works.statistics import solve, statistics
@@ -149,6 +150,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "ditto": ditto,
         "apfl": apfl,
         "clustered": clustered,
+        "graph_guided": graph_guided,
         "statistics": statistics,
     },
     "optimizer": OPTIMIZERS,
