@@ -35,6 +35,7 @@ from jaxfed.data.synthetic import synthetic
 from jaxfed.models.closed import ease, ials, item_knn, transitions
 from jaxfed.models.controls import counter, popularity
 from jaxfed.models.factorisation import mf
+from jaxfed.models.generated import metamf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.rows import is_table
 from jaxfed.works.clusters import clustered
@@ -136,6 +137,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "neumf": neumf,
         "pfedrec": pfedrec,
         "fedrap": fedrap,
+        "metamf": metamf,
         "popularity": popularity,
         "counter": counter,
     },

@@ -1,14 +1,21 @@
 """Packing: every example is where it belongs, negatives are uniform, shapes are few."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxfed.config import config_of
+from jaxfed.data import blocks
 from jaxfed.data.batches import Batching, draw
 from jaxfed.data.blocks import kinds_of, lengths, nobody, pack
 from jaxfed.data.clients import prepare, sorted_pairs
 from jaxfed.data.synthetic import synthetic
+from jaxfed.experiment import assemble, load
+from jaxfed.rounds import fresh, keys_of, prepare_round
+from tests.small import close
 
 POPULATION = prepare(synthetic(60, 50, mean_length=10))[1]
 SILOS = prepare(synthetic(60, 50, mean_length=10), clients="silo", silos=7)[1]
@@ -172,6 +179,28 @@ def test_narrow_steps_hold_what_wide_ones_do(population, batching):
         assert size in (most.max(), *(8 << i for i in range(20)))
         assert size < 2 * max(8, most[block.slots[there]].max())
         assert block.data.rows.shape[-1] == size * (2 if batching.pairwise else 1)
+
+
+def test_a_round_on_narrow_steps_is_the_round_on_wide_ones(monkeypatch):
+    """A run's whole state, but for the order of sums: narrower padding moves XLA's partial sums."""
+    config = config_of(
+        {
+            "data": {"name": "synthetic", "users": 40, "items": 60, "mean_length": 12.0},
+            "model": {"name": "mf", "dim": 4},
+            "work": {"batch_size": 40, "epochs": 2},
+            "cohort": {"name": "everyone"},
+        }
+    )
+    data, made = load(config.data), []
+    for narrow in (256, 16):
+        monkeypatch.setattr(blocks, "kinds_of", partial(kinds_of, narrow=narrow))
+        it = assemble(config, data)
+        state = fresh(it, 0)["state"]
+        for t in range(3):
+            state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, keys_of(0).rounds)
+        made.append((it.shapes.kinds, state.shared.params, state.memory))
+    assert len(made[1][0]) > len(made[0][0])
+    close(made[1][1:], made[0][1:])
 
 
 def test_kinds_of_blocks():
