@@ -6,8 +6,9 @@ FedAvg with one step each and gradient aggregation both give [1.25, 2.15, 3.05].
 are slips of arithmetic. `tests/test_algorithms.py` works it out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import optax
 
 from jaxfed.channel import Channel, chain
@@ -17,9 +18,30 @@ from jaxfed.channels.fair import agnostic, fair
 from jaxfed.channels.stale import mixing, staleness
 from jaxfed.channels.weigh import mean, weighted_mean
 from jaxfed.federate import Algorithm, federate
-from jaxfed.work import Loss
-from jaxfed.works import control
+from jaxfed.types import Tree
+from jaxfed.work import Loss, Work, as_it_is
+from jaxfed.works import control, graph
 from jaxfed.works.local import gradient, local_steps, nothing
+
+
+def compared(algorithm: Algorithm, work: Work, channel: Channel, place: Callable[[Tree], Tree] = as_it_is) -> Algorithm:
+    """The same algorithm, after each of whose rounds the server compares what clients sent; see `Work.compares`. place:
+    lays the clients' memory where it was. As it is for other works.
+
+    Raises ValueError for a channel on which the server does not see each update as it was.
+    """
+    if not (compares := work.compares):
+        return algorithm
+    if others := [each.name for each in channel.links or (channel,) if not each.weighs and each.encodes]:
+        raise ValueError(f"the server compares what each client sends, and {others[0]} changes it: keep to a mean")
+    look = jax.jit(compares, donate_argnums=1)
+
+    def step(state, cohort, key):
+        state, info = algorithm.step(state, cohort, key)
+        mine, seen = look(state.shared.params, state.memory[0])
+        return state._replace(memory=(place(mine), *state.memory[1:])), info | seen
+
+    return algorithm._replace(step=step)
 
 
 def fedavg(
@@ -180,3 +202,17 @@ def fedasync(
     """Asynchronous mixing of whole models (Xie et al. 2019), for cohorts of one client."""
     links = chain(mixing(rate, exponent), mean())
     return federate(local_steps(loss, optimizer, private), links, optax.sgd(1.0), num_clients, versions=versions)
+
+
+def gpfedrec(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_clients: int,
+    strength: float = 0.1,
+    threshold: float = 1.0,
+    channel: Channel | None = None,
+    private=nothing,
+) -> Algorithm:
+    """Clients pulled to the mean of those like them (Zhang et al. 2024)."""
+    work, channel = graph.graph_guided(loss, optimizer, private, True, strength, 0, threshold), channel or mean()
+    return compared(federate(work, channel, optax.sgd(1.0), num_clients), work, channel)

@@ -87,7 +87,7 @@ def client(rate: float, items: dict[str, jax.Array], user: jax.Array, data: Any)
 
 def sequential(experiment: Experiment, rate: float, seed: int) -> Baseline:
     """One jitted client at a time, each with the whole table."""
-    size, lengths = experiment.batching.batch_size, np.array(experiment.shapes.steps)
+    size, lengths = experiment.batching.batch_size, np.unique([steps for steps, _ in experiment.shapes.kinds])
 
     @partial(jax.jit, donate_argnums=(1, 2))
     def one(items, total, users, id, weight, data):
@@ -112,7 +112,7 @@ def sequential(experiment: Experiment, rate: float, seed: int) -> Baseline:
 
 def dense_vmap(experiment: Experiment, rate: float, seed: int) -> Baseline:
     """All clients at once under vmap, each with its own copy of the whole table, padded to the longest."""
-    size, lengths = experiment.batching.batch_size, np.array(experiment.shapes.steps)
+    size, lengths = experiment.batching.batch_size, np.unique([steps for steps, _ in experiment.shapes.kinds])
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def all_of_them(items, users, ids, weight, data):

@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
 def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
     """Takes `--section.name NAME` out of the arguments and into the table, whose other keys stay where they still fit.
 
-    A name decides which keys there are, so it must be known before the rest is parsed.
+    A name decides which keys there are, so it must be known before the rest is parsed. A list of links grows by the
+    name of the one after its last.
     """
     from jaxfed.config import LINKS, NAMED, expect_table, near
     from jaxfed.registry import REGISTRY, arguments
@@ -93,8 +94,10 @@ def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
             parent = expect_table(parent, place[1]).setdefault(step, none.get(step, {}))
         if section not in REGISTRY or value not in REGISTRY[section]:
             raise ValueError(f'{place[1]}.name: no {section} "{value}"{near(value, REGISTRY.get(section, NAMED))}')
-        if isinstance(parent, list) and int(last) >= len(parent):
+        if isinstance(parent, list) and int(last) > len(parent):
             raise ValueError(f"{place[1]}: the configuration has {len(parent)} links")
+        if isinstance(parent, list) and int(last) == len(parent):
+            parent.append({})  # one more
         if not isinstance(parent, list):
             expect_table(parent, place[1])
         old = expect_table(parent[int(last)] if isinstance(parent, list) else parent.get(last, {}), place[1])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.algorithms import compared
 from jaxfed.arrivals import timed
 from jaxfed.channel import Channel, chain, link, total
 from jaxfed.cohort import Sampler
@@ -137,7 +138,7 @@ def room_of(population: Population, batching: Batching, shapes: Lengths, sampler
         ids, _ = sampler.draw(0, round)
         clients = ids[ids < population.num_clients]
         owner = shapes.share.owner(clients, population.num_clients)
-        counts.append(len(plan(shapes, batching.steps(population.activity[clients]), owner).shapes))
+        counts.append(len(plan(shapes, batching, population.activity[clients], owner).shapes))
     return 3 * max(counts) - 2 * min(counts)
 
 
@@ -151,7 +152,7 @@ def check_memory(population, batching: Batching, shapes: Lengths, sends, shared:
     block = clients * one + (rows - clients) * (two - one)
     largest = np.sort(population.activity)[-shapes.slots :]
     owner = np.arange(len(largest)) % shapes.share.size
-    blocks, room = len(plan(shapes, batching.steps(largest), owner).shapes), device_memory()
+    blocks, room = len(plan(shapes, batching, largest, owner).shapes), device_memory()
     if not sums and (3 * blocks + 3) * block > room:
         raise ValueError(
             f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
@@ -291,8 +292,10 @@ def assemble(config: Any, data: Data) -> Experiment:
     run, lazy = config.run, config.server.lazy and not (channel.whole or work.whole)
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     shared = jax.eval_shape(lambda key: work.init(model.init(key), key)[0], jax.random.key(0))
+    if work.compares and run.client_store == "host":
+        raise ValueError("run.client_store: the server of this work reads what all clients keep: leave it out")
     down = links(config.download, data.source.items, "download", **known) if config.download else None
-    price = wire(channel, shared, down, work.sends)
+    price = wire(channel, shared, down, work.sends, work.alone)
     if down:
         check_download(down, shared)
     if sampler.versions and run.shard_tables:
@@ -322,6 +325,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     if population.owner is not None:
         check_merge(model, work, config.run.client_store)
         algorithm = merged(algorithm, population.owner, population.activity)
+    algorithm = compared(algorithm, work, channel, placement.common)
     asked = config.evaluation.seed, config.evaluation.clients
     past = history_of(config.evaluation, model, work)
     sends, work = work.sends, work if edge is None else edged(work, edge)

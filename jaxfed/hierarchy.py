@@ -118,6 +118,8 @@ def check_edges(work: Work, channel: Channel, num_clients: int, edge: np.ndarray
         empty = np.flatnonzero(np.bincount(edge) == 0)
         what = f"edge {empty[0]} has no clients" if len(empty) else f"{len(edge)} clients have one of {num_clients}"
         raise ValueError(f"server.edges: {what}: give each client an edge, and each edge a client")
+    if work.compares:
+        raise ValueError("server.edges: this work's server compares all clients with one model: set server.edges = 0")
     if work.histories:
         raise ValueError("server.edges: a closed form is solved from one sum: set server.edges = 0")
     if channel.reduce not in (None, total) or channel.private or channel.hides or channel.whole:

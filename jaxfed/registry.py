@@ -36,10 +36,12 @@ from jaxfed.data.synthetic import synthetic
 from jaxfed.models.closed import ease, ials, item_knn, transitions
 from jaxfed.models.controls import counter, popularity
 from jaxfed.models.factorisation import mf
+from jaxfed.models.generated import metamf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.rows import is_table
 from jaxfed.works.clusters import clustered
 from jaxfed.works.control import dynamic, mime, scaffold
+from jaxfed.works.graph import graph_guided
 from jaxfed.works.local import gradient, local_steps
 from jaxfed.works.personal import alternate, apfl, ditto, reconstruct
 from jaxfed.works.statistics import solve, statistics
@@ -136,6 +138,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "neumf": neumf,
         "pfedrec": pfedrec,
         "fedrap": fedrap,
+        "metamf": metamf,
         "popularity": popularity,
         "counter": counter,
     },
@@ -150,6 +153,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "ditto": ditto,
         "apfl": apfl,
         "clustered": clustered,
+        "graph_guided": graph_guided,
         "statistics": statistics,
     },
     "optimizer": OPTIMIZERS,

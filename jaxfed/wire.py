@@ -183,9 +183,13 @@ def coded(channel: Channel | None, tree: Tree, size: int) -> Tree:
 
 
 def wire(
-    channel: Channel, shared: Tree, download: Channel | None = None, sends: Callable[[Tree], Tree] = lambda x: x
+    channel: Channel,
+    shared: Tree,
+    download: Channel | None = None,
+    sends: Callable[[Tree], Tree] = lambda x: x,
+    alone: Callable[[Tree], Tree] = lambda x: (),
 ) -> Wire:
-    """Derived from the chain, from the links of the download, if any, and from shapes; sends: see `work.Work`.
+    """Derived from the chain, from the links of the download, if any, and from shapes; sends, alone: see `work.Work`.
 
     A client that asks for its rows has shown them, whatever hides its upload: one that sends no rows, or hides all but
     the sum, downloads whole tables, or the rows of its cohort where those are public.
@@ -196,7 +200,7 @@ def wire(
     update = jax.eval_shape(lambda x: sends(wide(x)), mine[0])  # float32, whatever the model is stored in
     memory = jax.eval_shape(channel.init, update)[1]
     sent = message(channel, update, state, memory, everything)
-    received = coded(download, mine[0], everything), mine[1]
+    received = coded(download, mine[0], everything), mine[1], jax.eval_shape(lambda x: alone(wide(x)), mine[0])
     shows_rows = catalogue(shapes_of(sent)) > 0 and not channel.hides
     sees = "update+rows" if shows_rows else "update"
     if channel.hides:

@@ -39,6 +39,9 @@ class Work(NamedTuple):
     descends: its update is where the shared part began less where it ended, and its memory the private part alone.
     histories: it reads whole histories in their order, not mini-batches with negatives.
     whole: what it sends concerns every row of the tables, also those that no client of a round holds.
+    compares(params, memories) -> (memories, {name: figure}): what the server makes, after each round, of what all
+        clients keep [n, ...], whose updates it knows one by one; None: nothing. See `algorithms.compared`.
+    alone(shared) -> shapes of what a client downloads for itself, beside what is broadcast; tables are its rows.
     """
 
     init: Callable[[Tree, Key], tuple[Shared, Tree]]
@@ -50,6 +53,8 @@ class Work(NamedTuple):
     descends: bool = False
     histories: bool = False
     whole: bool = False
+    compares: Callable[[Tree, Tree], tuple[Tree, dict[str, jax.Array]]] | None = None
+    alone: Callable[[Shared], Tree] = lambda shared: ()
 
 
 class Steps(NamedTuple):

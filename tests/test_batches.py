@@ -1,15 +1,22 @@
 """Packing: every example is where it belongs, negatives are uniform, shapes are few."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxfed.config import config_of
+from jaxfed.data import blocks
 from jaxfed.data.batches import Batching, draw
-from jaxfed.data.blocks import lengths, nobody, pack
+from jaxfed.data.blocks import kinds_of, lengths, nobody, pack
 from jaxfed.data.clients import prepare
 from jaxfed.data.ragged import sorted_pairs
 from jaxfed.data.synthetic import synthetic
+from jaxfed.experiment import assemble, load
+from jaxfed.rounds import fresh, keys_of, prepare_round
+from tests.small import close
 
 POPULATION = prepare(synthetic(60, 50, mean_length=10))[1]
 SILOS = prepare(synthetic(60, 50, mean_length=10), clients="silo", silos=7)[1]
@@ -138,7 +145,7 @@ def test_order_is_shuffled_anew_each_round():
 def test_blocks_come_in_the_shapes_that_were_announced(devices):
     batching = Batching(8, 3)
     shapes = lengths(POPULATION, batching, 40, devices, 16)
-    announced = {(shapes.clients(s), s, shapes.rows(s)) for s in shapes.steps}
+    announced = {(shapes.clients(s), s, shapes.rows(s, size)) for s, size in shapes.kinds}
     wide, long = shapes.lay
     for round in range(5):
         ids = np.random.default_rng(round).permutation(60)[:40]
@@ -152,6 +159,65 @@ def test_blocks_come_in_the_shapes_that_were_announced(devices):
         assert sorted(slots[slots < 40].tolist()) == list(range(40))
     empty = nobody(POPULATION, batching, shapes)
     assert {(*b.data.live.shape, b.rows.shape[1]) for b in empty.blocks} == announced
+
+
+@pytest.mark.parametrize("population", [POPULATION, SILOS], ids=["users", "silos"])
+@pytest.mark.parametrize("batching", [Batching(40, 3, 3), Batching(10**6, 3), Batching(40, 3, 2, True)])
+def test_narrow_steps_hold_what_wide_ones_do(population, batching):
+    """Clients whose epoch is one batch have steps of their own width, and nothing else changes."""
+    ids = np.arange(population.num_clients)[:40]
+    shapes = lengths(population, batching, len(ids), area=16)
+    narrow = shapes._replace(kinds=kinds_of(batching, population.activity, 8))
+    args = ids, np.ones(len(ids), bool), 0, 3
+    wide, cut = (pack(population, batching, each, *args) for each in (shapes, narrow))
+    assert unpacked(population, cut, batching) == unpacked(population, wide, batching)
+    most = batching.largest(population.activity)
+    assert shapes.kinds[-1][1] == narrow.kinds[-1][1] == most.max()  # no wider than anybody's
+    assert len(narrow.kinds) > len(shapes.kinds) or population is SILOS
+    for block in cut.blocks:
+        there = block.slots < len(ids)
+        size = block.data.batch["weight"].shape[-1]
+        assert size in (most.max(), *(8 << i for i in range(20)))
+        assert size < 2 * max(8, most[block.slots[there]].max())
+        assert block.data.rows.shape[-1] == size * (2 if batching.pairwise else 1)
+
+
+def test_a_round_on_narrow_steps_is_the_round_on_wide_ones(monkeypatch):
+    """A run's whole state, but for the order of sums: narrower padding moves XLA's partial sums."""
+    config = config_of(
+        {
+            "data": {"name": "synthetic", "users": 40, "items": 60, "mean_length": 12.0},
+            "model": {"name": "mf", "dim": 4},
+            "work": {"batch_size": 40, "epochs": 2},
+            "cohort": {"name": "everyone"},
+        }
+    )
+    data, made = load(config.data), []
+    for narrow in (256, 16):
+        monkeypatch.setattr(blocks, "kinds_of", partial(kinds_of, narrow=narrow))
+        it = assemble(config, data)
+        state = fresh(it, 0)["state"]
+        for t in range(3):
+            state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, keys_of(0).rounds)
+        made.append((it.shapes.kinds, state.shared.params, state.memory))
+    assert len(made[1][0]) > len(made[0][0])
+    close(made[1][1:], made[0][1:])
+
+
+def test_kinds_of_blocks():
+    activity = np.array([3, 100, 101, 400, 600, 2000])
+    assert kinds_of(Batching(2048, 4), activity) == (
+        (1, 256),
+        (1, 512),
+        (1, 2048),
+        (2, 2048),
+        (3, 2048),
+        (4, 2048),
+        (6, 2048),
+    )
+    assert kinds_of(Batching(2048, 4, 3), activity[:4]) == ((1, 256), (2, 256), (3, 256), (3, 512), (3, 2000))
+    assert kinds_of(Batching(256, 4), activity[:3]) == ((1, 256), (2, 256))
+    assert kinds_of(Batching(10**9, 0), activity) == ((1, 256), (1, 512), (1, 1024), (1, 2000))
 
 
 def test_empty_slots_and_empty_cohorts():

@@ -87,6 +87,17 @@ def test_another_name_keeps_what_still_fits():
     assert config.work.optimizer.name == "adam"
 
 
+def test_a_name_after_the_last_link_is_one_more():
+    args = "--channel.0.name fednova --channel.1.name weighted_mean --channel.1.by activity --download.0.name drive"
+    table = {"channel": [{"name": "per_row_mean"}]}
+    config = overridden(table, args.split())
+    assert [each.name for each in config.channel] == ["fednova", "weighted_mean"]
+    assert config.channel[1].by == "activity"
+    assert [each.name for each in config.download] == ["drive"]
+    assert len(overridden({}, args.split()).channel) == 2
+    assert len(overridden({}, []).channel) == 1  # what a configuration has without being told is as it was
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

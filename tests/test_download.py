@@ -249,8 +249,8 @@ def test_the_command_line_names_links_of_the_download():
     config = overridden({"download": [{"name": "quantise"}]}, ["--download.0.name", "drive"])
     assert config.download[0].name == "drive"
     assert dataclasses.is_dataclass(config.channel[0])
-    with pytest.raises(ValueError, match=r"download.0: the configuration has 0 links"):
-        overridden({}, ["--download.0.name", "quantise"])
+    with pytest.raises(ValueError, match=r"download.1: the configuration has 0 links"):
+        overridden({}, ["--download.1.name", "quantise"])
     refused = config_of({**TABLE, "download": [{"name": "top_k"}]})
     data = load(refused.data)
     with pytest.raises(ValueError, match=r"^download: top_k cannot be read at a client[^\n]*$"):

@@ -30,6 +30,10 @@ class Batching(NamedTuple):
         """Examples of one epoch over so many positives."""
         return positives * (self.negatives if self.pairwise else 1 + self.negatives)
 
+    def largest(self, positives: Any) -> Any:
+        """Examples of the longest step over so many positives."""
+        return np.minimum(self.examples(positives), self.batch_size)
+
     def steps(self, positives: np.ndarray) -> np.ndarray:
         """Steps of a round over so many positives; an epoch ends with a short batch."""
         return self.epochs * -(-self.examples(positives) // self.batch_size)

@@ -15,11 +15,11 @@ from jaxfed.work import Steps
 class Lengths(NamedTuple):
     """The shapes of blocks: clients of S steps run `area` / S at a time, so that blocks cost alike."""
 
-    steps: tuple[int, ...]  # powers of two and their 3/4 points
+    kinds: tuple[tuple[int, int], ...]  # (steps, examples of a step at most), both ascending; see `kinds_of`
     area: int  # steps in a block
     slots: int  # clients in a cohort
     devices: int
-    width: int  # rows a step may touch
+    columns: int  # rows an example may touch
     num_items: int
     room: int  # rows of the tables that a cohort may touch; a cohort that touches more gets twice the room
     end: int  # past the end of the tables, which may have more rows than there are items
@@ -29,14 +29,15 @@ class Lengths(NamedTuple):
         """Clients side by side in a block of this length, a multiple of the devices."""
         return min(max(self.area // steps, 1), -(-self.slots // self.devices)) * self.devices
 
-    def rows(self, steps: int) -> int:
-        """Rows a client of this length may hold."""
-        return min(steps * self.width, self.num_items)
+    def rows(self, steps: int, size: int) -> int:
+        """Rows a client of this kind may hold."""
+        return min(steps * size * self.columns, self.num_items)
 
     @property
     def lay(self) -> tuple[int, int]:
         """(clients, table rows) that the part of any block fits in."""
-        return max(map(self.clients, self.steps)), max(self.clients(s) * self.rows(s) for s in self.steps)
+        clients, rows = zip(*((self.clients(s), self.clients(s) * self.rows(s, n)) for s, n in self.kinds), strict=True)
+        return max(clients), max(rows)
 
 
 def lengths(
@@ -64,14 +65,29 @@ def lengths(
             f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
             "set work.negatives = 0 or leave such users out"
         )
-    longest = int(batching.steps(population.activity).max())
-    points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
-    shapes = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
+    kinds = kinds_of(batching, population.activity)
     expected = int(batching.steps(population.activity).mean() * slots)
-    area = area or max(64, shapes[-1], 1 << (expected // 16).bit_length())  # some sixteen blocks a round
+    area = area or max(64, kinds[-1][0], 1 << (expected // 16).bit_length())  # some sixteen blocks a round
     room = rows_expected(population, batching, slots) if lazy else 0
-    items = population.num_items
-    return Lengths(tuple(shapes), area, slots, devices, batching.width, items, room, end or items, share)
+    items, columns = population.num_items, batching.width // batching.batch_size
+    return Lengths(kinds, area, slots, devices, columns, items, room, end or items, share)
+
+
+def kinds_of(batching: Batching, activity: np.ndarray, narrow: int = 256) -> tuple[tuple[int, int], ...]:
+    """(steps, examples of a step at most) of blocks, both ascending: steps are powers of two and their 3/4 points.
+
+    A step is as wide as a batch, but for clients whose epoch is one batch: it is then as wide as theirs, rounded up to
+    `narrow` times a power of two. So batches of all that a client has cost what it has, not what others have.
+    """
+    steps, size = batching.steps(activity), batching.largest(activity)
+    longest, top = int(steps.max()), int(size.max())
+    points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
+    points = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
+    widths = np.array([narrow << i for i in range(top.bit_length()) if narrow << i < top] + [top])
+    used = widths[np.unique(np.searchsorted(widths, size[steps == batching.epochs]))].tolist() or [top]
+    one = next(p for p in points if p >= batching.epochs)
+    low, high = ([p for p in points if p < one], [p for p in points if p > one])
+    return (*((p, used[0]) for p in low), *((one, width) for width in used), *((p, top) for p in high))
 
 
 def rows_expected(population: Population, batching: Batching, slots: int) -> int:
@@ -92,7 +108,7 @@ class Plan(NamedTuple):
     them end to end."""
 
     order: np.ndarray  # int64 [M]: the clients in the order they lie
-    shapes: list[tuple[int, int, int]]  # of each block: clients, steps, rows that a client may hold
+    shapes: list[tuple[int, int, int, int]]  # of each block: clients, steps, rows of a client, examples of a step
     lane: np.ndarray  # int64 [M]: its place among the clients of all blocks
     step: np.ndarray  # int64 [M]: its first step among those of all blocks
     row: np.ndarray  # int64 [M]: its first row
@@ -100,25 +116,31 @@ class Plan(NamedTuple):
     @property
     def sizes(self) -> np.ndarray:
         """int64 [3]: places for clients, steps and rows in all blocks."""
-        return np.sum([(m, m * s, m * k) for m, s, k in self.shapes], 0)
+        return np.sum([(m, m * s, m * k) for m, s, k, _ in self.shapes], 0)
 
 
-def plan(shapes: Lengths, steps: np.ndarray, owner: np.ndarray) -> Plan:
-    """Clients with so many steps fill blocks from the longest down: a block's clients differ little in length, and only
+def block_shape(shapes: Lengths, steps: int, size: int) -> tuple[int, int, int, int]:
+    """A process's part of a block of this kind; see `Plan.shapes`."""
+    return shapes.clients(steps) // shapes.share.size, steps, shapes.rows(steps, size), size
+
+
+def plan(shapes: Lengths, batching: Batching, activity: np.ndarray, owner: np.ndarray) -> Plan:
+    """Clients of this activity fill blocks from the longest down: a block's clients differ little in length, and only
     the last blocks have empty places.
 
     owner: the process of each client. All plan the same blocks, of which each has an equal part of the places.
     """
-    order, low = np.argsort(-steps, kind="stable"), 0
+    steps, size = batching.steps(activity), batching.largest(activity)
+    kind = np.maximum(*(np.searchsorted(*each) for each in zip(np.transpose(shapes.kinds), (steps, size), strict=True)))
+    order, low = np.lexsort((-steps, -kind)), 0
     owned = [order[owner[order] == process] for process in range(shapes.share.size)]
     mine = owned[shapes.share.rank]
-    made: list[tuple[int, int, int]] = []
+    made: list[tuple[int, int, int, int]] = []
     places, at = [], np.zeros((3, 1), np.int64)
     while not made or any(low < len(some) for some in owned):
-        longest = max((steps[some[low]] for some in owned if low < len(some)), default=1)
-        length = next(s for s in shapes.steps if s >= longest)
-        made.append((shapes.clients(length) // shapes.share.size, length, shapes.rows(length)))
-        each = np.array([[1], [length], [made[-1][2]]])
+        longest = max((kind[some[low]] for some in owned if low < len(some)), default=0)
+        made.append(block_shape(shapes, *shapes.kinds[longest]))
+        each = np.array([[1], made[-1][1:2], made[-1][2:3]])
         places.append(at + each * np.arange(np.clip(len(mine) - low, 0, made[-1][0])))
         low, at = low + made[-1][0], at + each * made[-1][0]
     return Plan(mine, made, *np.concatenate(places, 1))
@@ -214,12 +236,14 @@ def listed(
 
 def cut(where: Plan, laid: Laid, slots: np.ndarray, examples: np.ndarray, activity: np.ndarray) -> tuple[Block, ...]:
     """The blocks of what is laid end to end; slots, examples and activity are [places for clients]."""
-    blocks, at = [], (0, 0, 0)
-    for m, length, k in where.shapes:
+    blocks, at, columns = [], (0, 0, 0), laid.rows.shape[1] // laid.batch["weight"].shape[1]
+    for m, length, k, size in where.shapes:
         to = at[0] + m, at[1] + m * length, at[2] + m * k
         lanes, steps, rows = map(slice, at, to)
-        positions, live = laid.rows[steps].reshape(m, length, -1), laid.live[steps].reshape(m, length)
-        batch = {name: x[steps].reshape(m, length, -1) for name, x in laid.batch.items()}
+        live = laid.live[steps].reshape(m, length)
+        # a step lies in its first places: the others are unused in all steps of a narrower block
+        positions = laid.rows[steps, : size * columns].reshape(m, length, -1)
+        batch = {name: x[steps, :size].reshape(m, length, -1) for name, x in laid.batch.items()}
         data = Steps(positions, live, batch, examples[lanes])
         blocks.append(Block(slots[lanes], laid.held[rows].reshape(m, k), activity[lanes], data))
         at = to
@@ -243,20 +267,21 @@ def pack(
     """
     clients = ids[ids < population.num_clients]
     owner = shapes.share.owner(clients, population.num_clients)
-    where = plan(shapes, batching.steps(population.activity[clients]), owner)
+    where = plan(shapes, batching, population.activity[clients], owner)
     return laid_out(population, batching, shapes, ids, present, where, seed, round, union)
 
 
 def nobody(population: Population, batching: Batching, shapes: Lengths) -> Cohort:
     """An empty cohort with one block of every shape: what compiles all the programs of a run."""
     ids, none = np.full(shapes.slots, population.num_clients), np.zeros(0, np.int64)
-    blocks = [(shapes.clients(s) // shapes.share.size, s, shapes.rows(s)) for s in shapes.steps]
+    blocks = [block_shape(shapes, *kind) for kind in shapes.kinds]
     every = Plan(none, blocks, none, none, none)
     return laid_out(population, batching, shapes, ids, np.zeros(shapes.slots, bool), every, 0, 0, lambda there: there)
 
 
 def laid_out(population, batching, shapes, ids, present, where, seed, round, union) -> Cohort:
     """The cohort whose clients lie as planned."""
+    batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
     slots = np.flatnonzero(ids < population.num_clients)[where.order]
     clients = ids[slots].astype(np.int64)
     laid = lay(population, batching, draw(population, batching, clients, seed, round), where, shapes.end)
