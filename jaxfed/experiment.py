@@ -94,7 +94,7 @@ def read(config: Any) -> Data:
     beside = {name: getattr(config, name) for name in BESIDE["data"]}
     named = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
     source = call("data", config, **({"keep": config.clients} if named else {}))
-    content = digest(source)
+    content = digest(source, features=named)
     source, population = prepare(source, **beside, seed=0)
     return Data(source, population, content, config.protocol == "compat-pfedrec")
 
