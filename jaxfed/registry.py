@@ -35,6 +35,7 @@ from jaxfed.data.synthetic import synthetic
 from jaxfed.models.closed import ease, ials, item_knn, transitions
 from jaxfed.models.controls import counter, popularity
 from jaxfed.models.factorisation import mf
+from jaxfed.models.features import fm, two_tower
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.rows import is_table
 from jaxfed.works.clusters import clustered
@@ -135,6 +136,8 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "neumf": neumf,
         "pfedrec": pfedrec,
         "fedrap": fedrap,
+        "fm": fm,
+        "two_tower": two_tower,
         "popularity": popularity,
         "counter": counter,
     },
@@ -205,7 +208,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "data": {
         name: p.default for name, p in inspect.signature(prepare).parameters.items() if name not in ("data", "seed")
     },
-    "work": {name: value for name, value in Batching._field_defaults.items() if name not in ("pairwise", "ordered")}
+    "work": {
+        name: value
+        for name, value in Batching._field_defaults.items()
+        if name not in ("pairwise", "ordered", "features")
+    }
     | {"keep_copy": False},  # clients keep what they have trained, to be evaluated as `personal`
     "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
     # lazy: an optimiser with state moves the rows of the cohort alone; the others: see `scheduled`
