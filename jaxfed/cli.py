@@ -166,10 +166,13 @@ def show(values: dict[str, Any], title: str) -> None:
     out = Console(highlight=False, soft_wrap=True)
     table = Table(title=title + leaky, title_justify="left")
     exposed = ("er@10",) if any(name.endswith("/er@10") for name in values) else ()
-    columns = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc", *exposed)
+    ranked = any(name.endswith("/hr@10") for name in values)
+    usual = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc") if ranked else ("rmse", "mae", "log_loss", "auc")
+    columns = [each for each in (*usual, *exposed) if any(name.endswith(f"/{each}") for name in values)]
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
-    for part in [name.removesuffix("/hr@10") for name in values if name.endswith("/hr@10")]:
+    first = f"/{columns[0]}"
+    for part in [name.removesuffix(first) for name in values if name.endswith(first)]:
         found = (values.get(f"{part}/{column}") for column in columns)
         table.add_row(part, *("" if value is None else f"{value:.4f}" for value in found))
     out.print(table)
@@ -244,6 +247,7 @@ def recommend(args: argparse.Namespace) -> None:
     import jax
 
     from jaxfed.config import near
+    from jaxfed.evaluate import about
 
     if args.k < 1:
         raise ValueError(f"-k is {args.k}: it must be at least 1")
@@ -257,8 +261,9 @@ def recommend(args: argparse.Namespace) -> None:
         raise ValueError(f"user {args.user} is at several clients: pass --client with one of {', '.join(clients)}")
     user = int(users[clients.index(args.client) if len(users) > 1 else 0])
     client = int(population.client_of[user])
-    mine = jax.tree.map(lambda x: x[experiment.data.population.homes[client]], private)
-    scores = np.array(experiment.model.score(shared, mine, np.int32(user - population.first[client])))
+    mine, model = jax.tree.map(lambda x: x[experiment.data.population.homes[client]], private), experiment.model
+    known = (about(population, model.features, np.array(user)),) if model.features else ()
+    scores = np.array(model.score(shared, mine, np.int32(user - population.first[client]), *known))
     parts = population.train, population.valid, population.test
     had = np.concatenate([part.of(each) for part in parts for each in users])
     scores[had] = -np.inf

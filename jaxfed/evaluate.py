@@ -1,11 +1,12 @@
-"""Evaluation: rank the whole catalogue and 99 sampled items for every user, in chunks of clients.
+"""Evaluation: rank the whole catalogue and 99 sampled items for every user, in chunks of clients; where rows have
+labels, predict those of the held-out ones.
 
 Each client sums the metrics of its users; the sums go through a channel of their own, so the same code is the server's
 evaluation (a plain sum) and the clients' (whatever links a deployment puts there).
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
 from typing import Literal, NamedTuple
 
 import jax
@@ -14,10 +15,10 @@ import numpy as np
 
 from jaxfed.channel import CLIENTS, Channel, total
 from jaxfed.data.batches import never_touched
-from jaxfed.data.clients import ALONE, Population, Share
+from jaxfed.data.clients import ALONE, Label, Population, Share
 from jaxfed.data.ragged import Ragged, ranges
 from jaxfed.memory import on_host, read
-from jaxfed.metrics import classification, exposure, ranking
+from jaxfed.metrics import LABELLED, classification, exposure, finished, ranking
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place
 from jaxfed.rows import catalogue
@@ -26,6 +27,7 @@ from jaxfed.types import Client, History, Key, Mean, Round, Tree
 SAMPLED = 99  # negatives of a draw
 DRAWS = 5
 DECILES = 10
+BY_DECILE = ("hr@10", "ndcg@10", "rating/rmse", "click/log_loss")
 Past = Literal["", "train", "all"]
 
 
@@ -40,6 +42,8 @@ class Questions(NamedTuple):
     seen: np.ndarray  # int [m, U, L]: items left out of the ranking; N where unused
     history: np.ndarray  # int [m, U, H]: what a model may fold in, earliest first; past all ends where unused
     sampled: np.ndarray  # int [m, U, DRAWS, SAMPLED]: candidates beside the targets; N where a user has fewer
+    labels: np.ndarray  # float [m, U, T]: of the targets; [m, U, 0] where every row is a click
+    about: np.ndarray  # int [m, U, F]: features of the users; [m, U, 0] where the model reads none
 
 
 class Exam(NamedTuple):
@@ -58,11 +62,14 @@ class Exam(NamedTuple):
     seen: Ragged  # items left out of the ranking
     history: Ragged  # what a model may fold in; empty where it need not
     sampled: np.ndarray  # int32 [U, DRAWS, SAMPLED]
+    labels: Ragged  # of the held-out items; empty where every row is a click
+    about: np.ndarray  # int32 [U, F]: features of the users; [U, 0] where the model reads none
     clients: int  # at a time
     users: int  # of each client at a time
     cohort: np.ndarray  # int32: the clients of all processes
     chunks: int  # of clients
     most: tuple[int, int, int, int]  # users of a client, held-out items, items left out and history of a user
+    label: Label = "implicit"
 
 
 def concatenated(*lists: Ragged) -> Ragged:
@@ -83,12 +90,13 @@ def exam(
     share: Share = ALONE,
     budget: int = 1 << 22,
     history: Past = "",
+    features: tuple[str, ...] = (),
 ) -> Exam:
     """part: `val` (train items are left out of the ranking) or `test` (train and validation items are).
 
     most: so many clients are asked, drawn by the seed; 0: all. devices: over which a chunk of clients is spread.
     history: what a model folds in of its users (see `Model.fold_in`): their `train` items; `all` that are left out of
-    the ranking, for a test the validation items too; or nothing.
+    the ranking, for a test the validation items too; or nothing. features: the sides that the model reads.
     budget: scores and histories [clients, users, N + longest] held at a time: memory does not grow with the population.
     """
     if part not in ("val", "test"):
@@ -110,6 +118,10 @@ def exam(
     train, valid, test = (each.some(asked) for each in (population.train, population.valid, population.test))
     targets, seen = (valid, train) if part == "val" else (test, concatenated(train, valid))
     past = {"": none_of(len(asked)), "train": train, "all": seen}[history]
+    known, labels = population.labels, none_of(len(asked), np.float32)
+    if known:
+        held, of = (population.valid, known.valid) if part == "val" else (population.test, known.test)
+        labels = Ragged(of, held.start).some(asked)
     edges = np.quantile(population.activity, np.arange(1, DECILES) / DECILES)
     activity = population.activity[who]
     return Exam(
@@ -122,12 +134,15 @@ def exam(
         targets,
         seen,
         past,
-        never_touched(population, asked, DRAWS, SAMPLED, seed),
+        np.zeros((len(asked), DRAWS, 0), np.int32) if known else never_touched(population, asked, DRAWS, SAMPLED, seed),
+        labels,
+        about(population, features, asked),
         clients,
         users,
         cohort,
         chunks,
         longest,
+        known.kind if known else "implicit",
     )
 
 
@@ -137,9 +152,16 @@ def at_homes(asked: Exam, population: Population) -> Exam:
     return asked._replace(num_clients=population.num_clients, who=homes[asked.who], cohort=homes[asked.cohort])
 
 
-def none_of(users: int) -> Ragged:
+def none_of(users: int, dtype: type = np.int32) -> Ragged:
     """An empty list for each of so many users."""
-    return Ragged(np.zeros(0, np.int32), np.zeros(users + 1, np.int64))
+    return Ragged(np.zeros(0, dtype), np.zeros(users + 1, np.int64))
+
+
+def about(population: Population, features: tuple[str, ...], users: np.ndarray) -> np.ndarray:
+    """int32 [..., F]: the features of users, as far as a model reads those (see `Model.features`); else [..., 0]."""
+    if "user" in features and population.user_features:
+        return population.user_features.rows(users)
+    return np.zeros((*np.shape(users), 0), np.int32)
 
 
 def longest_of(population: Population, part: str, clients: np.ndarray, history: Past) -> tuple[int, int, int, int]:
@@ -157,11 +179,14 @@ def questions(of: Exam) -> Iterator[list[Questions]]:
     """Those asked, in chunks of one shape: for each group of clients the blocks of their users."""
     items, none, longest = of.num_items, int(of.first[-1]), of.most[0]
     past = np.iinfo(np.int32).max  # tables may have more rows than there are items
-    lists = [Ragged(each.values, np.append(each.start, each.start[-1])) for each in (of.targets, of.seen, of.history)]
+    every = of.targets, of.seen, of.history, of.labels
+    lists = [Ragged(each.values, np.append(each.start, each.start[-1])) for each in every]
+    fills, wide = (items, items, past, 0), (*of.most[1:], 0 if of.label == "implicit" else of.most[1])
     # after the last client comes nobody, without users, and after the last user one without lists
     who, first = np.append(of.who, np.int32(of.num_clients)), np.append(of.first, none)
     activity, decile = np.append(of.activity, np.float32(0)), np.append(of.decile, 0)
     drawn = np.concatenate([of.sampled, np.full((1, *of.sampled.shape[1:]), items, np.int32)])
+    known = np.concatenate([of.about, of.about[:1] if len(of.about) else np.zeros((1, of.about.shape[1]), np.int32)])
     for low in range(0, of.chunks * of.clients, of.clients):
         at = np.minimum(np.arange(low, low + of.clients), len(of.who))
         group = []
@@ -169,12 +194,13 @@ def questions(of: Exam) -> Iterator[list[Questions]]:
             local = np.broadcast_to(start + np.arange(of.users), (of.clients, of.users))
             user = first[at][:, None] + local
             user = np.where(user < first[at + 1][:, None], user, none)
-            targets, seen, history = (
-                each.padded(user.ravel(), fill, wide).reshape(*user.shape, wide)
-                for each, fill, wide in zip(lists, (items, items, past), of.most[1:], strict=True)
+            targets, seen, history, labels = (
+                each.padded(user.ravel(), fill, width).reshape(*user.shape, width)
+                for each, fill, width in zip(lists, fills, wide, strict=True)
             )
             local = np.minimum(local, longest - 1).astype(np.int32)
-            group.append(Questions(who[at], activity[at], decile[at], local, targets, seen, history, drawn[user]))
+            asked = who[at], activity[at], decile[at], local, targets, seen, history, drawn[user], labels, known[user]
+            group.append(Questions(*asked))
         yield group
 
 
@@ -188,19 +214,27 @@ def answer(
     seen,
     history,
     sampled,
+    labels,
+    about,
+    label: Label = "implicit",
 ) -> dict[str, Mean]:
-    """Metrics of one user: `full/...` scalars, `full/er@k` [promoted] if any are, `sampled/...` [DRAWS]."""
+    """Metrics of one user: `full/...` scalars, `full/er@k` [promoted] if any are, `sampled/...` [DRAWS]; where rows
+    have labels, `rating/...` or `click/...` scalars in place of ranks."""
+    known = (about,) if model.features else ()
     if history.shape[0]:
         assert model.fold_in
-        user, private = jnp.int32(0), model.fold_in(shared, History(history, history, catalogue(shared)))
-    scores = model.score(shared, private, user)
+        user, private = jnp.int32(0), model.fold_in(shared, History(history, history, catalogue(shared)), *known)
+    scores = model.score(shared, private, user, *known)
     items, real = scores.shape[0], targets < scores.shape[0]
     score = scores.at[targets].get(mode="fill", fill_value=jnp.nan)
     unseen = jnp.ones(items, bool).at[seen].set(False, mode="drop")
     others = unseen.at[targets].set(False, mode="drop")
-    full = ranking(score, real, scores, others)
+    full = {} if label in LABELLED else ranking(score, real, scores, others)
     if len(promoted):
         full |= exposure(scores, unseen, jnp.array(promoted), others[promoted] & real.any())
+    if label in LABELLED:
+        each = LABELLED[label](score, labels, real)
+        return {f"full/{k}": v for k, v in full.items()} | {f"{label}/{k}": v for k, v in each.items()}
 
     def drawn(ids):
         args = score, real, scores.at[ids].get(mode="fill", fill_value=0), ids < items
@@ -227,19 +261,20 @@ def examiner(
     if channel.reduce not in (None, total):
         raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
 
-    @jax.jit
-    def look(shared, private, asked, mine):
+    @partial(jax.jit, static_argnums=4)
+    def look(shared, private, asked, mine, label):
         """(each client's sums over some of its users, who they are, their activity, their decile), on all devices.
         mine: the clients' private parts [m, ...]; None: they are read here."""
         if mine is None:
             mine = jax.tree.map(lambda x: x.at[asked.client].get(mode="fill", fill_value=0), private)
 
         def client(mine, asked):
-            users = asked.user, asked.targets, asked.seen, asked.history, asked.sampled
+            users = asked[Questions._fields.index("user") :]
             found: dict[str, Mean] = {}
             for name, view in (views or {"": lambda *parts: parts}).items():
                 parts = view(shared, mine)
-                each = jax.vmap(lambda *one, parts=parts: answer(model, parts[0], parts[1], attacked, *one))(*users)
+                ask = partial(answer, model, *parts, attacked, label=label)
+                each = jax.vmap(lambda *one, ask=ask: ask(*one))(*users)
                 found |= {f"{name}/{metric}".lstrip("/"): value for metric, value in each.items()}
             return jax.tree.map(lambda x: x.sum(0), found)
 
@@ -276,8 +311,8 @@ def examiner(
         heard, store, private = (None, private, ()) if on_host(private) else (None, None, private)
         for group in questions(exam):
             mine = None if store is None else place_on.block(read(store, group[0].client))
-            each = [look(shared, private, place_on.block(asked), mine) for asked in group]
-            sums = functools.reduce(add, (sums for sums, *_ in each))
+            each = [look(shared, private, place_on.block(asked), mine, exam.label) for asked in group]
+            sums = reduce(add, (sums for sums, *_ in each))
             part, state = hear(sums, *each[0][1:], exam.num_clients, exam.cohort, key)
             heard = part if heard is None else add(heard, part)
         return close(heard, state, exam.cohort, key)
@@ -287,17 +322,17 @@ def examiner(
 
 def readable(part: str, sums: dict[str, Mean]) -> dict[str, float]:
     """Flat metrics by their run-file names: `test/full/hr@10`, `test/sampled/hr@10` (mean of the draws) and
-    `test/sampled/hr@10_sd`, `test/full/er@10` (mean of the promoted items); hr@10 and ndcg@10 also per activity decile,
+    `test/sampled/hr@10_sd`, `test/full/er@10` (mean of the promoted items); `BY_DECILE` also per activity decile,
     `.../decile_1` the least active clients."""
     out = {}
     for name, mean in sums.items():
         total, weight = np.asarray(mean.total, np.float64), np.asarray(mean.weight, np.float64)
-        value = total.sum(-1) / np.maximum(weight.sum(-1), 1e-9)
+        value = finished(name, total.sum(-1) / np.maximum(weight.sum(-1), 1e-9))
         out[f"{part}/{name}"] = float(value.mean())
         if value.size > 1:
             out[f"{part}/{name}_sd"] = float(value.std(ddof=1))
-        if name.endswith(("hr@10", "ndcg@10")):
-            each = (total / np.maximum(weight, 1e-9)).reshape(-1, DECILES).mean(0)
+        if name.endswith(BY_DECILE):
+            each = finished(name, total / np.maximum(weight, 1e-9)).reshape(-1, DECILES).mean(0)
             some = weight.reshape(-1, DECILES).sum(0) > 0
             out |= {f"{part}/{name}/decile_{i + 1}": float(each[i]) for i in np.flatnonzero(some)}
     return out

@@ -99,7 +99,7 @@ def read(config: Any) -> Data:
     beside = {name: getattr(config, name) for name in BESIDE["data"]}
     named = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
     source = call("data", config, **({"keep": config.clients} if named else {}))
-    content = digest(source)
+    content = digest(source, features=named)
     source, population = prepare(source, **beside)
     return Data(source, population, content, config.protocol == "compat-pfedrec")
 
@@ -173,6 +173,44 @@ def account_of(channel: Channel, sampler: Sampler, num_clients: int, config: Any
     return Account(channel.private, sampling, config.delta, config.accountant, config.relation or None)
 
 
+def loss_of(config: Any) -> str:
+    """The loss by which the model learns what the data's rows are labelled with; "": it has none by name.
+
+    Raises ValueError where the two do not go together.
+    """
+    label, name, loss = config.data.label, config.model.name, getattr(config.model, "loss", "")
+    if label == "implicit":
+        return loss
+    wanted = {"rating": "squared", "click": "bce"}[label]
+    if not loss:
+        raise ValueError(f'data.label = "{label}": the model "{name}" counts rows, whatever their label: take mf or fm')
+    if loss != wanted:
+        raise ValueError(f'data.label = "{label}": model.loss must be "{wanted}", not "{loss}"')
+    return "rating" if label == "rating" else loss
+
+
+def model_of(config: Any, population: Population, end: int) -> Model:
+    """The model of a configuration, whose tables have `end` rows; it scores the items alone, and knows their features.
+
+    Raises ValueError where it does not go with the data.
+    """
+    items, loss, known = population.num_items, loss_of(config), (population.user_features, population.item_features)
+    chosen = dataclasses.replace(config.model, loss=loss) if loss else config.model
+    sizes = {"num_items": end, "num_users": population.users_per_client, "real_items": items}
+    model = call("model", chosen, **sizes, vocabulary=tuple(len(side.names) if side else 0 for side in known))
+    of_item: tuple = ()
+    if model.features:
+        of_item = (known[1].rows(np.arange(end)) if known[1] and "item" in model.features else None,)
+
+    def score(*args):  # rows past the items, if any, are nothing to recommend
+        return model.score(*args, *of_item)[:items]
+
+    def fold_in(*args):
+        return model.fold_in(*args, *of_item)
+
+    return model._replace(score=score, fold_in=model.fold_in and fold_in)
+
+
 def check_closed(work: Work, server: str, channel: Channel, population: Population) -> None:
     """Raises ValueError for a closed form whose halves do not meet, or whose sums are none."""
     if work.histories != (server == "solve"):
@@ -188,10 +226,10 @@ def batching_of(config: Any, model: Model, work: Work) -> Batching:
     asked = {name: getattr(config, name) for name in BESIDE["work"] if name in Batching._fields}
     if work.histories:
         return Batching(**asked | {"negatives": 0, "epochs": 1}, ordered=True)
-    return Batching(**asked, pairwise=model.pairwise)
+    return Batching(**asked, pairwise=model.pairwise, features=model.features)
 
 
-def history_of(config: Any, model: Model, work: Work) -> Past:
+def history_of(config: Any, model: Model, work: Work, label: str) -> Past:
     """What the [evaluation] section has models fold in: a history where asked to, or where nothing private is kept.
 
     Raises ValueError where a model cannot.
@@ -202,6 +240,11 @@ def history_of(config: Any, model: Model, work: Work) -> Past:
 
     needed, kept = (jax.tree.leaves(part) for part in jax.eval_shape(parts, jax.random.key(0)))
     fold = config.fold_in or model.closed is not None or bool(needed and not kept)
+    if fold and label != "implicit":
+        raise ValueError(
+            f'data.label = "{label}": histories are folded in as clicks: set evaluation.fold_in to false, and take a '
+            "work that keeps private parts"
+        )
     if fold and model.fold_in is None:
         raise ValueError(
             "evaluation.fold_in: the model has no way from a history to a private part: take a work that keeps it"
@@ -269,9 +312,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     share = Share(processes.rank, processes.size)
     items = population.num_items
     end = table_rows(items, placement.devices, config.run.shard_tables)
-    model = call("model", config.model, num_items=end, num_users=population.users_per_client, real_items=items)
-    every = model.score  # rows past the items, if any, are nothing to recommend
-    model = model._replace(score=lambda *args: every(*args)[:items])
+    model = model_of(config, population, end)
     everyone = {"num_clients": population.num_clients, "activity": population.activity, "names": population.names}
     clock = call("clock", config.clock, **everyone)
     sampler = call("cohort", config.cohort, clock=clock, **everyone)
@@ -327,12 +368,12 @@ def assemble(config: Any, data: Data) -> Experiment:
         algorithm = merged(algorithm, population.owner, population.activity)
     algorithm = compared(algorithm, work, channel, placement.common)
     asked = config.evaluation.seed, config.evaluation.clients
-    past = history_of(config.evaluation, model, work)
+    past = history_of(config.evaluation, model, work, config.data.label)
     sends, work = work.sends, work if edge is None else edged(work, edge)
-    exams = {
-        part: at_homes(exam(population.asked, part, *asked, placement.devices, share, history=past), population)
-        for part in ("val", "test")
-    }
+    examined = partial(
+        exam, seed=asked[0], most=asked[1], devices=placement.devices, share=share, features=model.features
+    )
+    exams = {part: at_homes(examined(population.asked, part, history=past), population) for part in ("val", "test")}
     asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
     through = links(asked_through, data.source.items, "evaluation.channel", **known)
     promoted = numbers_of(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
@@ -340,8 +381,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     if population.cold:
         check_cold(model, work)
         examine_cold = examiner(model, through, placement, promoted)
-        past = config.evaluation.history
-        exams["test/cold"] = exam(population.cold, "test", *asked, placement.devices, share, history=past)
+        exams["test/cold"] = examined(population.cold, "test", history=config.evaluation.history)
     beside = max(pace.edges, 1)  # so many models lie in a message once it is summed
     check_memory(population, batching, shapes, lambda x: copies(sends(x), beside), shared, config.run.chunk, sums)
     account = account_of(channel, sampler, population.num_clients, config.privacy)

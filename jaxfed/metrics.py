@@ -1,4 +1,6 @@
-"""Ranking metrics as monoids: every one is a `Mean`, so they add up over users, devices and chunks alike."""
+"""Metrics as monoids: every one is a `Mean`, so they add up over users, devices and chunks alike."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,17 @@ from jaxfed.types import Mean
 
 CUTOFFS = (10, 20)
 EXPOSED = (5, *CUTOFFS)
+SMALLER = ("rmse", "mae", "log_loss")  # metrics of which less is better
+
+
+def smaller(name: str) -> bool:
+    """Whether less is better of a metric of a run's files."""
+    return name.rpartition("/")[2] in SMALLER
+
+
+def finished(name: str, value: Any) -> Any:
+    """A metric from the mean that is kept of it: rmse is the root of a mean of squares."""
+    return value**0.5 if name.endswith("rmse") else value
 
 
 def ahead(score: jax.Array, others: jax.Array, counts: jax.Array) -> jax.Array:
@@ -48,11 +61,14 @@ def ranking(score: jax.Array, real: jax.Array, others: jax.Array, counts: jax.Ar
 
 
 def classification(score: jax.Array, real: jax.Array, others: jax.Array, counts: jax.Array) -> dict[str, Mean]:
-    """Accuracy, precision, recall and F1 over all candidates, a candidate being positive when sigmoid(score) > 0.5."""
+    """Accuracy, precision, recall and F1 over all candidates, a candidate being positive when sigmoid(score) > 0.5; and
+    log_loss, -log of the sigmoid that each gives to what it is."""
     hit, wrong = jnp.sum((score > 0) & real), jnp.sum((others > 0) & counts)
     targets, size = real.sum(), real.sum() + counts.sum()
     has = jnp.minimum(targets, 1) * 1.0
+    lost = jnp.sum(jnp.where(real, jax.nn.softplus(-score), 0)) + jnp.sum(jnp.where(counts, jax.nn.softplus(others), 0))
     return {
+        "log_loss": Mean(has * lost, has * size),
         "accuracy": Mean(has * (hit + counts.sum() - wrong), has * size),
         "precision": Mean(has * hit, has * (hit + wrong)),
         "recall": Mean(has * hit, has * targets),
@@ -69,3 +85,26 @@ def exposure(scores: jax.Array, unseen: jax.Array, targets: jax.Array, asks: jax
     """
     rank, weight = ahead(scores[targets], scores, unseen), asks * 1.0  # does not beat itself: the first has rank 1
     return {f"er@{k}": Mean(jnp.where(rank <= k, weight, 0.0), weight) for k in EXPOSED}
+
+
+def ratings(score: jax.Array, label: jax.Array, real: jax.Array) -> dict[str, Mean]:
+    """Errors of predicted ratings [T] where `real` [T]: rmse (kept as the mean of squares, see `finished`) and mae."""
+    gap, count = jnp.where(real, score - label, 0), real.sum() * 1.0
+    return {"rmse": Mean(jnp.square(gap).sum(), count), "mae": Mean(jnp.abs(gap).sum(), count)}
+
+
+def clicks(score: jax.Array, label: jax.Array, real: jax.Array) -> dict[str, Mean]:
+    """log_loss of logits [T] for labels 0 and 1 where `real` [T], over all rows; auc of one user: the share of its
+    pairs of a 1 and a 0 in the right order, ties half. It weighs 1 for a user with both and 0 for others, and is left
+    out where nobody has two rows (T = 1)."""
+    lost = jnp.where(real, jax.nn.softplus(score) - label * score, 0)
+    found = {"log_loss": Mean(lost.sum(), real.sum() * 1.0)}
+    if score.size > 1:
+        pair = (real & (label > 0))[:, None] & (real & (label <= 0))
+        right = jnp.where(score[:, None] > score, 1.0, jnp.where(score[:, None] == score, 0.5, 0.0))
+        both = pair.any() * 1.0
+        found["auc"] = Mean(both * jnp.sum(right * pair) / jnp.maximum(pair.sum(), 1), both)
+    return found
+
+
+LABELLED = {"rating": ratings, "click": clicks}  # metrics of held-out rows that have labels

@@ -36,6 +36,7 @@ from jaxfed.data.synthetic import synthetic
 from jaxfed.models.closed import ease, ials, item_knn, transitions
 from jaxfed.models.controls import counter, popularity
 from jaxfed.models.factorisation import mf
+from jaxfed.models.features import fm, two_tower
 from jaxfed.models.generated import metamf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.rows import is_table
@@ -139,6 +140,8 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "pfedrec": pfedrec,
         "fedrap": fedrap,
         "metamf": metamf,
+        "fm": fm,
+        "two_tower": two_tower,
         "popularity": popularity,
         "counter": counter,
     },
@@ -213,7 +216,11 @@ REGISTRY: dict[str, dict[str, Callable]] = {
 # what a section takes beside its function's arguments
 BESIDE: dict[str, dict[str, Any]] = {
     "data": {name: p.default for name, p in inspect.signature(prepare).parameters.items() if name != "data"},
-    "work": {name: value for name, value in Batching._field_defaults.items() if name not in ("pairwise", "ordered")}
+    "work": {
+        name: value
+        for name, value in Batching._field_defaults.items()
+        if name not in ("pairwise", "ordered", "features")
+    }
     | {"keep_copy": False},  # clients keep what they have trained, to be evaluated as `personal`
     "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
     # lazy: an optimiser with state moves the rows of the cohort alone; schedule and what follows: see `scheduled`;

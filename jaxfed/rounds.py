@@ -1,6 +1,7 @@
 """The rounds of a run, one after the other: what is drawn and packed ahead, compiled once, and counted."""
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Generator, Sequence
@@ -14,6 +15,7 @@ from jaxfed.data.blocks import nobody, pack
 from jaxfed.evaluate import readable
 from jaxfed.experiment import Experiment
 from jaxfed.federate import State
+from jaxfed.metrics import smaller
 from jaxfed.stages import STAGES, timed
 from jaxfed.tree import nbytes
 from jaxfed.types import Cohort, Key, Tree
@@ -47,7 +49,7 @@ class Standing:
 
     round: int = 0
     best_round: int = 0
-    best_value: float = -1.0
+    best_value: float = -1.0  # once there is a best round
     stale: int = 0  # evaluations since the best
     seconds: float = 0.0  # of rounds, compilation and evaluation apart
     compile_seconds: float = 0.0
@@ -79,6 +81,15 @@ class Standing:
         counts = {f"clients/{name}_total": getattr(self, name) for name in ("refused", "dropped", "clipped")}
         counts |= {"bytes_up_total": self.bytes_up, "bytes_down_total": self.bytes_down}
         return counts if self.simulated is None else counts | {"simulated_seconds": round(self.simulated, 3)}
+
+    def judge(self, name: str, value: float) -> bool:
+        """Whether a metric is better than ever; notes what it was, or that it was not."""
+        ahead = self.best_value - value if smaller(name) else value - self.best_value
+        better = ahead > 0 if self.best_round else not math.isnan(value)
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.best_round, self.best_value = self.round, value
+        return better
 
     def spend(self, stages: dict[str, float]) -> None:
         """Adds seconds to those of the run's stages."""

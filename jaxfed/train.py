@@ -200,16 +200,13 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     totals |= {"seconds": round(standing.seconds, 3), **standing.spent()}
     journal.write(marked(experiment, {"round": standing.round, **train, **values, **totals}))
     value = values[config.evaluation.select]
-    better = value > standing.best_value
-    standing.stale = 0 if better else standing.stale + 1
-    if better:
-        standing.best_round, standing.best_value = standing.round, value
+    better = standing.judge(config.evaluation.select, value)
     speed = standing.updates / max(standing.seconds, 1e-9)
     text = f"{'LEAKY ' if experiment.data.leaky else ''}{config.evaluation.select} {value:.4f}"
     loss = f"train/loss {train['train/loss'] if train['clients/reported'] else math.nan:.4f}  "
     star = " *" if better else ""
-    hit = values["val/sampled/hr@10"]
-    say(f"round {standing.round:>5}  {loss}{text}  val/sampled/hr@10 {hit:.4f}  {speed:,.0f} clients/s{star}")
+    hit = f"val/sampled/hr@10 {values['val/sampled/hr@10']:.4f}  " if "val/sampled/hr@10" in values else ""
+    say(f"round {standing.round:>5}  {loss}{text}  {hit}{speed:,.0f} clients/s{star}")
     return better, text
 
 

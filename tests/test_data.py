@@ -225,21 +225,38 @@ def test_another_order_is_announced(ml100k, tmp_path):
 def test_official_files_give_the_same_rows(ml100k, tmp_path):
     """u.data, u.item and u.user as GroupLens writes them."""
     from jaxfed.data.movielens import ml_100k
-    from jaxfed.data.movielens_files import fetch
+    from jaxfed.data.movielens_files import GENRES, fetch
 
     files = fetch()
     if files["inter"].name == "u.data":
         pytest.skip("the official archive is what was fetched")
     body = {role: path.read_text().splitlines()[1:] for role, path in files.items()}
     (tmp_path / "u.data").write_text("\n".join(body["inter"]) + "\n")
-    items = (line.split("\t") for line in body["item"])
-    titled = (f"{i}|{t} ({y})|01-Jan-1995||url|0" if y else f"{i}|{t}|||url|0" for i, t, y, *_ in items)
-    (tmp_path / "u.item").write_text("\n".join(titled), "latin-1")
+    items = (line.split("\t")[:4] for line in body["item"])
+    named = (f"{i}|{t} ({y})|01-Jan-1995||url|" if y else f"{i}|{t}|||url|" for i, t, y, _ in items)
+    flags = ("|".join(str(int(name in line.split("\t")[3].split())) for name in GENRES) for line in body["item"])
+    (tmp_path / "u.item").write_text("\n".join(map("".join, zip(named, flags, strict=True))), "latin-1")
     (tmp_path / "u.user").write_text("\n".join(line.replace("\t", "|") for line in body["user"]))
     again = ml_100k(str(tmp_path))
     assert again.notes == ()
     assert (again.titles == ml100k.source.titles).all()
     assert (again.columns["age"] == ml100k.source.columns["age"]).all()
+    for side in ("user_features", "item_features"):
+        got, want = getattr(again, side), getattr(ml100k.source, side)
+        assert got.names.tolist() == want.names.tolist()
+        assert (got.numbers == want.numbers).all()
+
+
+def test_features_of_movielens(ml100k):
+    """Toy Story's genres, and who user 196 is, as the files have them."""
+    source = ml100k.source
+    toys, somebody = source.items.tolist().index("1"), source.users.tolist().index("196")
+    genres, known = source.item_features, source.user_features
+    named = [genres.names[i] for i in genres.numbers[toys] if i < len(genres.names)]
+    assert named == ["genre=Animation", "genre=Children's", "genre=Comedy"]
+    assert [known.names[i] for i in known.numbers[somebody]] == ["age=46", "gender=M", "occupation=writer"]  # he is 49
+    assert len(genres.names) == 19
+    assert len(known.names) == 10 + 2 + 21
 
 
 def test_a_folder_without_the_files(tmp_path):

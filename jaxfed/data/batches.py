@@ -20,6 +20,7 @@ class Batching(NamedTuple):
     epochs: int = 1
     pairwise: bool = False
     ordered: bool = False  # positives as they came, earliest first, in place of a shuffle; for histories
+    features: tuple[str, ...] = ()  # of which sides batches carry features: those of a step's user(s), of its rows
 
     @property
     def width(self) -> int:
@@ -58,11 +59,12 @@ class Drawn(NamedTuple):
     """Examples of some clients, pass by pass (an epoch of a client), in the order of training: P passes, E examples."""
 
     client: np.ndarray  # int64 [P]: which of the clients asked for
+    first: np.ndarray  # int64 [P]: the first of that client's users among all
     step: np.ndarray  # int64 [P]: the first step of the pass among those of its client
     examples: np.ndarray  # int64 [P]
     user: np.ndarray  # int64 [E]: which of the client's users
     item: np.ndarray  # int32 [E, 1]; [E, 2] where pairwise: a positive and a negative
-    label: np.ndarray  # bool [E]: whether the (first) item is a positive
+    label: np.ndarray  # bool [E]: whether the (first) item is a positive; float [E] where rows are labelled
 
 
 def draw(population: Population, batching: Batching, clients: np.ndarray, seed: int, round: int) -> Drawn:
@@ -89,11 +91,14 @@ def draw(population: Population, batching: Batching, clients: np.ndarray, seed: 
     each = batching.examples(1)
     label = np.full((len(row), each), batching.pairwise)
     label[:, :1] = True
+    if population.labels is not None:
+        label = population.labels.train[row][:, None]
     if flipped is not None and not batching.pairwise:
         label ^= flipped[:, None]
     local = np.broadcast_to(0, len(item)) if alone else np.repeat(user - first[owner], each)
     step = epoch * (batching.steps(count) // batching.epochs)
-    return Drawn(np.repeat(np.arange(len(clients)), batching.epochs), step, count * each, local, item, label.ravel())
+    client = np.repeat(np.arange(len(clients)), batching.epochs)
+    return Drawn(client, first, step, count * each, local, item, label.ravel())
 
 
 def outside(population: Population, user: np.ndarray, random32: np.ndarray) -> np.ndarray:

@@ -57,6 +57,10 @@ def lengths(
     """
     if batching.batch_size < 1 or batching.epochs < 1 or batching.negatives < 0:
         raise ValueError("batch_size and epochs must be at least 1, negatives at least 0")
+    if population.labels is not None and (batching.negatives or batching.pairwise):
+        raise ValueError(
+            f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'
+        )
     if batching.pairwise and batching.negatives < 1:
         raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
     full = population.avoid.counts >= population.num_items
@@ -166,6 +170,27 @@ def by_first_use(new: np.ndarray, client: np.ndarray, clients: int) -> np.ndarra
     return rank[new] - rank[np.searchsorted(client, np.arange(clients))][client[new]]
 
 
+def known(
+    population: Population, batching: Batching, drawn: Drawn, where: Plan, items: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What batches carry of features: `item_features` [T, width, F] of a step's rows, whose items are [T, width];
+    `user_features` [T, F] of the user whose step it is, or [T, size, F] of its examples' users."""
+    found, size = {}, batching.batch_size
+    if "item" in batching.features and population.item_features:
+        found["item_features"] = population.item_features.rows(items)
+    if "user" in batching.features and population.user_features:
+        begin, count = where.step[drawn.client] + drawn.step, -(-drawn.examples // size)
+        user = np.full(len(items), len(population.user_names))
+        user[ranges(begin, count)] = np.repeat(drawn.first, count)
+        if population.users_per_client > 1:
+            of_example = np.repeat(user, size)
+            of_example[ranges(begin * size, drawn.examples)] += drawn.user
+            found["user_features"] = population.user_features.rows(of_example.reshape(-1, size))
+        else:
+            found["user_features"] = population.user_features.rows(user)
+    return found
+
+
 def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan, end: int) -> Laid:
     """Puts examples, their clients in the order they lie, at their places.
 
@@ -193,13 +218,16 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan, e
     held = np.full(rows, end, np.int32)
     held[where.row[client[new]] + place] = item[new]
     positions = table(entry[lead], np.repeat(place, np.diff(starts, append=len(pair)))[lead], items, wide=width)
+    told = {}
+    if batching.features:
+        told = known(population, batching, drawn, where, table(entry[lead], item[order][lead], items, wide=width))
     live = np.zeros(steps, bool)
     live[ranges(begin // width, -(-count // width))] = True
 
     if population.users_per_client == 1 and not batching.pairwise:
         weight = np.diff(lead, append=len(pair))
-        clicks = np.diff(np.append(0, np.cumsum(drawn.label[order]))[np.append(lead, len(pair))])
-        batch = {"label": table(entry[lead], clicks / weight, 0, np.float32)}
+        labels = np.add.reduceat(drawn.label[order], lead, dtype=np.float64)
+        batch = told | {"label": table(entry[lead], labels / weight, 0, np.float32)}
         if batching.ordered:
             batch["id"] = table(entry[lead], item[order][lead], end)
         return Laid(held, positions, live, batch | {"weight": table(entry[lead], weight, 0, np.float32)})
@@ -207,7 +235,7 @@ def lay(population: Population, batching: Batching, drawn: Drawn, where: Plan, e
     slot[order] = np.repeat(entry[lead] % width, np.diff(lead, append=len(pair)))
     slots = slot.reshape(-1, columns)
     example = ranges(begin // columns, drawn.examples)
-    batch = {"weight": table(example, 1, 0, np.float32), "item": table(example, slots[:, 0])}
+    batch = told | {"weight": table(example, 1, 0, np.float32), "item": table(example, slots[:, 0])}
     if population.users_per_client > 1:
         batch["user"] = table(example, drawn.user)
     if batching.pairwise:
@@ -243,7 +271,12 @@ def cut(where: Plan, laid: Laid, slots: np.ndarray, examples: np.ndarray, activi
         live = laid.live[steps].reshape(m, length)
         # a step lies in its first places: the others are unused in all steps of a narrower block
         positions = laid.rows[steps, : size * columns].reshape(m, length, -1)
-        batch = {name: x[steps, :size].reshape(m, length, -1) for name, x in laid.batch.items()}
+        wide = {"item_features": size * columns, "user_features": size}
+        cuts = {
+            name: x[steps] if x.ndim < 2 + (name in wide) else x[steps, : wide.get(name, size)]
+            for name, x in laid.batch.items()
+        }  # features of one user have no places
+        batch = {name: x.reshape(m, length, *x.shape[1:]) for name, x in cuts.items()}
         data = Steps(positions, live, batch, examples[lanes])
         blocks.append(Block(slots[lanes], laid.held[rows].reshape(m, k), activity[lanes], data))
         at = to

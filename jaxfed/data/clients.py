@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxfed.data.devices import check_kinds, dealt, devices_of, kinds_of, leave_cold
+from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, first_only, k_core
 from jaxfed.data.poison import poison
 from jaxfed.data.ragged import Ragged, left_over, ragged
@@ -29,6 +30,18 @@ class Share(NamedTuple):
 ALONE = Share()
 
 
+Label = Literal["implicit", "rating", "click"]
+
+
+class Labels(NamedTuple):
+    """What the rows of a population are labelled with; a label is a rating, or whether that is a click (0 or 1)."""
+
+    kind: Label
+    train: np.ndarray  # float32 [total]: of `Population.train`, in its order
+    valid: np.ndarray
+    test: np.ndarray
+
+
 class Population(NamedTuple):
     """The clients and their data. Users are numbered client by client; a client's users are a range."""
 
@@ -50,6 +63,9 @@ class Population(NamedTuple):
     cold: "Population | None" = None  # clients that never take part, numbered by themselves, to be tested apart
     owner: np.ndarray | None = None  # int64 [C]: who has a private part in common, ascending; None: nobody
     people: "Population | None" = None  # the owners with all that they did, who are asked in place of clients
+    labels: Labels | None = None  # None: every row is a click, and negatives are drawn
+    user_features: Features | None = None  # [U]
+    item_features: Features | None = None  # [N]
 
     @property
     def num_clients(self) -> int:
@@ -105,18 +121,41 @@ def one_user_each(data: Dataset, group: np.ndarray) -> Dataset:
         else (f"{ids:,} ids are {len(pairs):,} users: who appears at several clients is one user at each",)
     )
     rows = data.interactions._replace(user=number.astype(np.int32))
-    columns = {**data.columns, "client": group}
-    return Dataset(rows, data.users[pairs % len(data.users)], data.items, data.titles, columns, data.notes + note)
+    who = pairs % len(data.users)
+    return data._replace(
+        interactions=rows,
+        users=data.users[who],
+        columns={**data.columns, "client": group},
+        notes=data.notes + note,
+        user_features=None if data.user_features is None else data.user_features.some(who),
+    )
 
 
-def populate(data: Dataset, parts: Split, names: np.ndarray) -> Population:
+def labelled(rating: np.ndarray, label: Label, threshold: float) -> np.ndarray:
+    """float32 [n]: the label of each row. Raises ValueError where ratings say nothing."""
+    low, high = rating.min(), rating.max()
+    if low == high:
+        raise ValueError(
+            f'data.label is "{label}", but every rating is {low:g}: the data have none; name the column '
+            '(--data.rating) or take data.label = "implicit"'
+        )
+    if label == "rating":
+        return rating
+    if not low < threshold <= high:
+        raise ValueError(f"data.threshold is {threshold:g}, ratings are {low:g} to {high:g}: all would be one class")
+    return (rating >= threshold).astype(np.float32)
+
+
+def populate(
+    data: Dataset, parts: Split, names: np.ndarray, label: Label = "implicit", threshold: float = 4.0
+) -> Population:
     """Lays a split data set out by client. Users are numbered client by client (`one_user_each`)."""
-    user, item = data.interactions.user, data.interactions.item
+    user, item, rating, _ = data.interactions
     users, items = len(data.users), len(data.items)
+    index = {part: parts.order[parts.part[parts.order] == part] for part in (TRAIN, VALID, TEST)}
 
     def lists(part):
-        index = parts.order[parts.part[parts.order] == part]
-        return ragged(item[index], user[index], users)
+        return ragged(item[index[part]], user[index[part]], users)
 
     avoided = user.astype(np.int64) * items + item
     pairs = np.unique(avoided if parts.leaky else avoided[parts.part == TRAIN])
@@ -128,8 +167,26 @@ def populate(data: Dataset, parts: Split, names: np.ndarray) -> Population:
     gaps, free = left_over(avoid, items)
     train = lists(TRAIN)
     activity, most = np.diff(train.start[first]), int(np.diff(first).max())
+    labels = None
+    if label != "implicit":
+        every = labelled(rating, label, threshold)
+        labels = Labels(label, every[index[TRAIN]], every[index[VALID]], every[index[TEST]])
     return Population(
-        items, names[held], first, train, avoid, gaps, free, lists(VALID), lists(TEST), data.users, activity, most
+        items,
+        names[held],
+        first,
+        train,
+        avoid,
+        gaps,
+        free,
+        lists(VALID),
+        lists(TEST),
+        data.users,
+        activity,
+        most,
+        labels=labels,
+        user_features=data.user_features,
+        item_features=data.item_features,
     )
 
 
@@ -143,6 +200,8 @@ def prepare(
     ratio: tuple[float, float] = (0.1, 0.1),
     user_core: int = 0,
     item_core: int = 0,
+    label: Label = "implicit",
+    threshold: float = 4.0,
     malicious: float = 0.0,
     promoted: tuple[str, ...] = (),
     label_flip: bool = False,
@@ -154,12 +213,18 @@ def prepare(
 
     clients: `user`, `silo`, `device` (a user's train rows are dealt to so many devices), or a column. merge: what the
     column tells apart, where not organisations: the `devices` of a user (`dealt`), whose private part is one.
+    label: "implicit", every row is a click; "rating", rows are labelled with their rating; "click", with 1 where that
+    is at least `threshold` and 0 elsewhere.
     malicious: share of the clients that are, by the seed `malice` (see `jaxfed.malice`). They have the `promoted` items
     in their histories, and with `label_flip` train with positives and negatives exchanged. cold: share of the users (or
     silos) that never take part (`leave_cold`). deal: the seed of silos, devices and cold clients. The data set returned
     is numbered like the users of the population, cold ones still among them, and its notes say all that was left out or
     put in. Raises ValueError for what cannot be.
     """
+    if label != "implicit" and protocol == "compat-pfedrec":
+        raise ValueError(f'data.label = "{label}": no negatives are drawn that could leak: take another data.protocol')
+    if label != "implicit" and label_flip:
+        raise ValueError(f'data.label = "{label}": data.label_flip exchanges clicks and negatives: set it to false')
     data = first_only(data)
     if user_core or item_core:
         data = k_core(data, user_core, item_core)
@@ -171,7 +236,7 @@ def prepare(
     if promoted:
         data = poison(data, promoted, malicious, malice)
     parts = split(data, protocol, ratio)
-    population = populate(data, parts, names)
+    population = populate(data, parts, names, label, threshold)
     if label_flip:
         population = population._replace(flipped=chosen(np.arange(population.num_clients), malicious, malice))
     notes, every = data.notes, population.num_clients

@@ -9,7 +9,7 @@ from jaxfed.data.ragged import Ragged, left_over, ragged, ranges
 from jaxfed.data.splits import TRAIN, Split
 
 if TYPE_CHECKING:
-    from jaxfed.data.clients import Population
+    from jaxfed.data.clients import Labels, Population
 
 
 def kinds_of(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -18,6 +18,16 @@ def kinds_of(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
         known = ", ".join(["user", "silo", "device", *data.columns])
         raise ValueError(f"clients by {column!r}: the data have no such column; choose one of {known}")
     return np.unique(data.columns[column].astype(str), return_inverse=True)
+
+
+def labels_of(population: "Population", users: np.ndarray) -> "Labels | None":
+    """The labels of what some users did, user by user."""
+    labels = population.labels
+    if labels is None:
+        return None
+    lists = {"train": population.train, "valid": population.valid, "test": population.test}
+    some = {part: Ragged(getattr(labels, part), each.start).some(users).values for part, each in lists.items()}
+    return labels._replace(**some)
 
 
 def some_clients(population: "Population", who: np.ndarray) -> "Population":
@@ -41,6 +51,8 @@ def some_clients(population: "Population", who: np.ndarray) -> "Population":
         activity=population.activity[who],
         users_per_client=int(count.max()),
         flipped=None if population.flipped is None else population.flipped[who],
+        labels=labels_of(population, users),
+        user_features=None if population.user_features is None else population.user_features.some(users),
     )
 
 
@@ -84,6 +96,7 @@ def dealt(people: "Population", kind: np.ndarray, names: np.ndarray) -> "Populat
     own = ragged(train.values[order], device[order], len(pairs))
     gaps, free = left_over(avoid, items)
     owner, none = pairs // len(names), Ragged(np.zeros(0, np.int32), np.zeros(len(pairs) + 1, np.int64))
+    labels, features, nothing = people.labels, people.user_features, np.zeros(0, np.float32)
     return people._replace(
         names=np.char.add(np.char.add(people.names[owner], "/"), names[pairs % len(names)]),
         first=np.arange(len(pairs) + 1),
@@ -95,6 +108,8 @@ def dealt(people: "Population", kind: np.ndarray, names: np.ndarray) -> "Populat
         test=none,
         user_names=people.user_names[owner],
         activity=own.counts,
+        labels=None if labels is None else labels._replace(train=labels.train[order], valid=nothing, test=nothing),
+        user_features=None if features is None else features.some(owner),
         owner=owner,
         people=people,
     )

@@ -5,6 +5,7 @@ import difflib
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from jaxfed.data.features import SIDES, Features, encoded
 from jaxfed.data.interactions import Dataset, Interactions, numbered
 
 # what a column may be called where the user does not say, in small letters and without blanks, - and _
@@ -34,7 +36,8 @@ NAMES = {
     "time": ("timestamp", "time", "datetime", "date", "ts", "unixreviewtime"),
     "title": ("title", "movietitle", "name", "itemname"),
 }
-DELIMITERS = {"csv": ",", "tsv": "\t", "inter": "\t", "item": "\t"}
+RECBOLE = ("inter", "item", "user")
+DELIMITERS = {"csv": ",", "tsv": "\t", **dict.fromkeys(RECBOLE, "\t")}
 
 
 def read_table(path: Path, kind: str, delimiter: str = "", columns: tuple[str, ...] = ()) -> pa.Table:
@@ -67,7 +70,7 @@ def read_text(path: Path, kind: str, delimiter: str, columns: tuple[str, ...]) -
         return io.BytesIO(data) if data else path
 
     named = pyarrow.csv.ReadOptions(column_names=list(columns) or None)
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=False if kind in ("inter", "item") else '"')
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=False if kind in RECBOLE else '"')
     names = pyarrow.csv.open_csv(source(), named, parse).schema.names
     words = pyarrow.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
@@ -177,12 +180,55 @@ def dates(values: pa.ChunkedArray, path: Path, column: str) -> pa.ChunkedArray:
     )
 
 
-def titles_of(path: str, items: np.ndarray) -> np.ndarray | None:
-    """Titles [items] from a file with an item and a title column; an item without one keeps its id."""
+def table_beside(path: str) -> tuple[pa.Table, Path]:
+    """(a file beside the interactions, of a kind that its ending says, where it lies)."""
     place = Path(path).expanduser()
     kind = place.suffix.lstrip(".")
-    table = read_table(place, kind if kind in (*DELIMITERS, "parquet") else "csv")
+    return read_table(place, kind if kind in (*DELIMITERS, "parquet") else "csv"), place
+
+
+def features_of(path: str, known: np.ndarray, side: str, column: str = "") -> Features | None:
+    """What a file says of the users or items `known` [n]: an id column (`column`, or a usual name) and any others, but
+    for titles, which name items. None: it has no others.
+
+    Raises ValueError when there is no id column, an id comes twice, or a column holds neither words nor numbers.
+    """
+    table, place = table_beside(path)
+    column = column if column in table.column_names else column_called(table, side, "", place)
+    if not column:
+        have = ", ".join(table.column_names)
+        raise ValueError(f"{place}: no column of {side} ids among {have}: call it {side}_id, or as in the interactions")
+    names, title = ids(table, column, place).astype(str), column_called(table, "title", "", place)
+    order = np.argsort(names, kind="stable")
+    again = np.zeros(len(names), bool)
+    again[order[1:]] = names[order[1:]] == names[order[:-1]]
+    refuse(again, place, column, "an id that came before")
+    at = order[np.minimum(np.searchsorted(names, known, sorter=order), len(names) - 1)]
+    there = names[at] == known
+    if not there.any():
+        raise ValueError(f"{place}: none of the ids in {column!r} is one of a {side} of the interactions")
+    others = [each for each in table.column_names if each not in (column, title if side == "item" else "")]
+    return encoded({each: np.where(there, *described(table, each, place, at)) for each in others})
+
+
+def described(table: pa.Table, column: str, path: Path, at: np.ndarray) -> tuple[np.ndarray, Any]:
+    """(the rows `at` of a column as floats or words, what stands for a missing one)."""
+    values = number(table[column])
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        return np.asarray(pc.cast(values, pa.float64(), safe=False).fill_null(np.nan))[at], np.nan
+    try:
+        return np.asarray(pc.cast(values, pa.string()).fill_null("")).astype(str)[at], ""
+    except pa.ArrowException:
+        raise ValueError(f"{path}: column {column!r} holds {values.type}, neither words nor numbers") from None
+
+
+def titles_of(path: str, items: np.ndarray, asked: bool = True) -> np.ndarray | None:
+    """Titles [items] from a file with an item and a title column; an item without one keeps its id. None: the file has
+    no titles and was not `asked` for them."""
+    table, place = table_beside(path)
     found = {role: column_called(table, role, "", place) for role in ("item", "title")}
+    if not asked and not found["title"]:
+        return None
     found_all(table, found, ("item", "title"), place)
     title = np.asarray(pc.cast(table[found["title"]], pa.string()).fill_null(""))
     if "release_year" in table.column_names:
@@ -202,12 +248,16 @@ def read_interactions(
     delimiter: str = "",
     columns: tuple[str, ...] = (),
     titles: str = "",
+    user_features: str = "",
+    item_features: str = "",
     keep: str = "",
 ) -> Dataset:
     """Reads interactions in the order of the file.
 
     user, item, rating, time: columns; empty: the first with a usual name. Rating and time may be missing: then a row
-    counts 1, and time is the row's number. titles: a file with item ids and titles. keep: a column to keep for clients.
+    counts 1, and time is the row's number. titles: a file with item ids and titles. user_features, item_features: files
+    with ids and any other columns (`features_of`). keep: a column to keep for clients. RecBole's .item and .user beside
+    an .inter are found.
     Raises ValueError for a missing column, a NaN, a negative id or an empty file.
     """
     if not path:
@@ -227,13 +277,17 @@ def read_interactions(
     else:
         clock, notes = np.arange(rows), (f"{place.name} has no time column: the order of its rows is taken for time",)
     extra = {keep: ids(table, keep, place).astype(str)} if keep in table.column_names else {}
-    beside = place.with_suffix(".item")
-    titles = titles or (str(beside) if kind == "inter" and beside.is_file() else "")
+    beside = {role: place.with_suffix(f".{role}") for role in SIDES}
+    there = {role: str(file) if kind == "inter" and file.is_file() else "" for role, file in beside.items()}
+    names, user_features = titles or there["item"], user_features or there["user"]
+    item_features = item_features or there["item"]
     return Dataset(
         Interactions(user_number, item_number, ratings.astype(np.float32), clock.astype(np.int64)),
         users,
         items,
-        titles_of(titles, items) if titles else None,
+        titles_of(names, items, bool(titles)) if names else None,
         extra,
         notes,
+        features_of(user_features, users, "user", found["user"]) if user_features else None,
+        features_of(item_features, items, "item", found["item"]) if item_features else None,
     )

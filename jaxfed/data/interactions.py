@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxfed.data.features import Features
+
 
 class Interactions(NamedTuple):
     """n rows in the order of their source. The order is data: it decides between equal times."""
@@ -29,6 +31,8 @@ class Dataset(NamedTuple):
     titles: np.ndarray | None = None  # [items]: what a person calls them
     columns: dict[str, np.ndarray] = {}  # further columns, one value a row [n]
     notes: tuple[str, ...] = ()  # what was done to the source, for the reader
+    user_features: Features | None = None  # of the users, in their order; None: nothing is known of them
+    item_features: Features | None = None
 
 
 def numbered(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,14 +59,18 @@ def numbers_of(items: np.ndarray, names: Sequence[str], where: str) -> np.ndarra
     return np.array([known[name] for name in names], np.int64)
 
 
-def digest(data: Dataset) -> str:
-    """SHA-256 of the rows in their order, by the source's own ids."""
+def digest(data: Dataset, features: bool = False) -> str:
+    """SHA-256 of the rows in their order, by the source's own ids; features: and of what is known beside the ids."""
     user, item, rating, time = data.interactions
     sha = hashlib.sha256()
     for column in (data.users[user], data.items[item]):
         sha.update("\n".join(column.tolist()).encode() + b";")
     for column, dtype in ((rating, "<f4"), (time, "<i8")):
         sha.update(np.ascontiguousarray(column, dtype).tobytes() + b";")
+    for known in (data.user_features, data.item_features) if features else ():
+        if known is not None:
+            sha.update("\n".join(known.names.tolist()).encode() + b";")
+            sha.update(np.ascontiguousarray(known.numbers, "<i4").tobytes() + b";")
     return sha.hexdigest()
 
 
@@ -78,6 +86,8 @@ def select(data: Dataset, keep: np.ndarray, note: str = "") -> Dataset:
         None if data.titles is None else data.titles[items],
         {name: column[keep] for name, column in data.columns.items()},
         (*data.notes, note) if note else data.notes,
+        None if data.user_features is None else data.user_features.some(users),
+        None if data.item_features is None else data.item_features.some(items),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxfed.data.features import encoded
 from jaxfed.data.interactions import Dataset, Interactions, digest, numbered
 from jaxfed.data.movielens_files import cache, fetch
 
@@ -36,7 +37,8 @@ def build(files: dict[str, Path]) -> Path:
 
 
 def ml_100k(folder: str = "") -> Dataset:
-    """MovieLens-100K: 943 users, 1,682 items, 100,000 ratings in the order of u.data.
+    """MovieLens-100K: 943 users, 1,682 items, 100,000 ratings in the order of u.data; features: age, gender and
+    occupation of users, genres of items.
 
     folder: where its raw files lie already. Says so when the order of the rows is not the one we measured on.
     """
@@ -55,11 +57,26 @@ def ml_100k(folder: str = "") -> Dataset:
     order = np.argsort(column("row"))
     user, users = numbered(per_row("user")[order])
     item, items = numbered(column("item")[order])
-    titles = np.empty(len(items), object)
-    titles[item] = [title.decode() for title in column("title")[order]]
+
+    def per_item(name):
+        found = np.empty(len(items), object)
+        found[item] = [each.decode() for each in column(name)[order]]
+        return found.astype(str)
+
     rows = Interactions(user, item, column("rating")[order].astype(np.float32), column("time")[order].astype(np.int64))
     attributes = {name: per_row(name)[order] for name in ("age", "gender", "occupation", "zip_code")}
-    data = Dataset(rows, users, items, titles.astype(str), attributes)
+    one = np.unique(user, return_index=True)[1]  # a row of each user
+    age = np.array([float(each or "nan") for each in attributes["age"][one]])
+    known = {"age": age, **{name: attributes[name][one] for name in ("gender", "occupation")}}
+    data = Dataset(
+        rows,
+        users,
+        items,
+        per_item("title"),
+        attributes,
+        user_features=encoded(known),
+        item_features=encoded({"genre": per_item("genres")}),
+    )
     if digest(data) == ORDER:
         return data
     note = "the rows or their order differ from the MovieLens-100K that our figures were measured on"

@@ -11,7 +11,7 @@ from jaxfed.data.movielens_files import raw_files, read_raw
 class JaxfedMl100k(tfds.core.GeneratorBasedBuilder):
     """One example per user: columns of its rows and their places in the file."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "u.data, u.item, u.user, or RecBole's ml-100k.inter, .item, .user"
 
     def _info(self):
@@ -19,7 +19,8 @@ class JaxfedMl100k(tfds.core.GeneratorBasedBuilder):
             return tfds.features.Tensor(shape=(None,), dtype=dtype)
 
         users = dict.fromkeys(("user", "age", "gender", "occupation", "zip_code"), np.str_)
-        rows = {"row": np.int64, "item": np.int64, "title": np.str_, "rating": np.float32, "time": np.int64}
+        rows = {"row": np.int64, "item": np.int64, "rating": np.float32, "time": np.int64}
+        rows |= {"title": np.str_, "genres": np.str_}
         features = tfds.features.FeaturesDict({**users, **{name: many(dtype) for name, dtype in rows.items()}})
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
@@ -27,10 +28,11 @@ class JaxfedMl100k(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(raw_files(Path(dl_manager.manual_dir)))}
 
     def _generate_examples(self, files):
-        rows, titles, users = read_raw(files)
+        rows, titles, genres, users = read_raw(files)
         for number, user in enumerate(np.unique(rows[:, 0])):
             place = np.flatnonzero(rows[:, 0] == user)
             _, item, rating, time = rows[place].T
-            title = [titles.get(str(each), str(each)) for each in item]
-            columns = {"row": place, "item": item, "title": title, "rating": rating.astype(np.float32), "time": time}
+            columns = {"row": place, "item": item, "rating": rating.astype(np.float32), "time": time}
+            columns["title"] = [titles.get(str(each), str(each)) for each in item]
+            columns["genres"] = [genres.get(str(each), "") for each in item]
             yield number, {"user": str(user), **users[str(user)], **columns}

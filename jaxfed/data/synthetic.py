@@ -2,7 +2,10 @@
 
 import numpy as np
 
+from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions
+
+PHASES = 4  # of a feature
 
 
 def synthetic(
@@ -20,7 +23,8 @@ def synthetic(
     A user has 3 + log-normal many distinct items, `mean_length` on average. Candidates come by popularity, the n-th
     item's share falling as n ** -skew; of four candidates an item those with the largest taste * <user, item> + Gumbel
     noise stay. Each item has a phase in [0, 1); a history runs through phases, blurred by a noise of 1 / order - 1
-    (order 1: sharp, near 0: none). Raises ValueError for sizes that cannot be.
+    (order 1: sharp, near 0: none). Features: the strongest factor of a user and of an item, and a quarter of
+    the item's phase. Raises ValueError for sizes that cannot be.
     """
     if users < 1 or items < 4 or not 3 <= mean_length <= items / 2 or not 0 < order <= 1:
         raise ValueError("synthetic data need users >= 1, items >= 4, 3 <= mean_length <= items / 2, 0 < order <= 1")
@@ -32,8 +36,8 @@ def synthetic(
     item_vectors = random.normal(size=(items, rank)).astype(np.float32) / np.sqrt(rank)
     phase = random.random(items, np.float32)
     pieces = [_some(random, length[low : low + 4096], share, item_vectors, taste) for low in range(0, users, 4096)]
-    user = np.repeat(np.arange(users), np.concatenate([counts for counts, _ in pieces]))
-    item = np.concatenate([chosen for _, chosen in pieces])
+    counts, chosen, liked = zip(*pieces, strict=True)
+    user, item = np.repeat(np.arange(users), np.concatenate(counts)), np.concatenate(chosen)
     when = phase[item] + random.normal(size=len(item)) * (1 / order - 1)
     sort = np.lexsort((when, user))
     user, item = user[sort], name[item[sort]]
@@ -47,11 +51,21 @@ def synthetic(
         time[mixed].astype(np.int64),
     )
     present, item_number = np.unique(rows.item, return_inverse=True)
-    return Dataset(rows._replace(item=item_number.astype(np.int32)), np.arange(users).astype(str), present.astype(str))
+    sign = name.argsort()[present]  # of the vectors
+    known = np.stack([item_vectors[sign].argmax(1), rank + (PHASES * phase[sign]).astype(int)], 1).astype(np.int32)
+    factors, phases = [f"factor={i}" for i in range(rank)], [f"phase={i / PHASES:g}" for i in range(PHASES)]
+    return Dataset(
+        rows._replace(item=item_number.astype(np.int32)),
+        np.arange(users).astype(str),
+        present.astype(str),
+        user_features=Features(np.concatenate(liked)[:, None].astype(np.int32), np.array(factors)),
+        item_features=Features(known, np.array(factors + phases)),
+    )
 
 
-def _some(random, length, share, item_vectors, taste) -> tuple[np.ndarray, np.ndarray]:
-    """(how many items each of some users got, their items): four candidates an item, the best of them, distinct."""
+def _some(random, length, share, item_vectors, taste) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(how many items each of some users got, their items, each user's strongest factor): four candidates an item, the
+    best of them, distinct."""
     owner = np.repeat(np.arange(len(length)), 4 * length)
     drawn = np.searchsorted(share, random.random(len(owner)) * share[-1], "right")
     pairs = np.sort(owner * len(share) + np.minimum(drawn, len(share) - 1))
@@ -62,4 +76,4 @@ def _some(random, length, share, item_vectors, taste) -> tuple[np.ndarray, np.nd
     order = np.lexsort((-score, owner))
     rank = np.arange(len(order)) - np.searchsorted(owner, owner)
     kept = order[rank < length[owner]]
-    return np.bincount(owner[kept], minlength=len(length)), candidate[kept]
+    return np.bincount(owner[kept], minlength=len(length)), candidate[kept], user_vectors.argmax(1)

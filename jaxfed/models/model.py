@@ -36,15 +36,19 @@ class Model(NamedTuple):
     of the tables given, for one of the client's users. pairwise: batches are pairs of a positive and a negative.
     fold_in(shared, history) -> the private part of a client with this one user; None: it cannot be had from a history.
     closed: how the shared part follows from sums over users; None: it has no such form.
+    features: the sides, of `user` and `item`, of which it reads features. Batches then have `user_features` and
+    `item_features`, and score(..., of_user, of_item) and fold_in(..., of_user, of_item) take them: numbers [F] of the
+    user, [rows, F] of the items, past the end of the vocabulary where unused. They are data, and never trained.
     """
 
     init: Callable[[Key], Tree]
     private: Callable[[Key], Tree]
     loss: Callable[[Tree, Tree, Tree], Mean]
-    score: Callable[[Tree, Tree, jax.Array], jax.Array]
+    score: Callable[..., jax.Array]
     pairwise: bool = False
-    fold_in: Callable[[Tree, History], Tree] | None = None
+    fold_in: Callable[..., Tree] | None = None
     closed: Closed | None = None
+    features: tuple[str, ...] = ()
 
 
 FOLD_STEPS, FOLD_RATE, FOLD_NEGATIVES = 100, 0.1, 4  # of what makes a private part of a history; see `from_module`
@@ -70,6 +74,8 @@ LOSSES = {
     "bpr": Loss(lambda gap: -jax.nn.log_sigmoid(gap), pairwise=True),
     # squared error on clicks: the mean over examples of which a share `label` are clicks
     "squared": Loss(lambda logit, label: jnp.square(logit - label) + label * (1 - label)),
+    # the same on ratings, which are never merged; what "squared" is where rows are labelled so, see `experiment`
+    "rating": Loss(lambda logit, label: jnp.square(logit - label)),
 }
 
 
@@ -105,8 +111,14 @@ def dot(rows: jax.Array, user: jax.Array) -> jax.Array:
     return rows @ user if user.ndim == 1 else jnp.sum(rows * user, -1)
 
 
-def from_module(module: nn.Module, loss: Loss, penalty: Callable[[Tree, Tree], jax.Array] | None = None) -> Model:
-    """Makes a model of a Flax module with __call__(user, item=None) -> logits.
+def from_module(
+    module: nn.Module,
+    loss: Loss,
+    penalty: Callable[[Tree, Tree], jax.Array] | None = None,
+    features: tuple[str, ...] = (),
+) -> Model:
+    """Makes a model of a Flax module with __call__(user, item=None) -> logits; with features (see `Model`)
+    __call__(user, item=None, of_user=None, of_item=None), where of_user is [..., F] like `user` and None: unknown.
 
     item: positions in the tables given; None: every row once. user: positions among the client's users, or one of
     them. Variables are made by `self.variable(collection, name, init)`, so tables may come cut to a client's rows.
@@ -121,14 +133,19 @@ def from_module(module: nn.Module, loss: Loss, penalty: Callable[[Tree, Tree], j
         made = module.init(key, jnp.int32(0), jnp.zeros(1, jnp.int32))
         return {"private": made.get("private", {}), "private_tables": mark(made.get("private_tables", {}))}
 
-    def logits(shared, private, user, item=None):
-        return module.apply({**plain(shared), **plain(private)}, user, item)
+    def logits(shared, private, user, item, *known):
+        return module.apply({**plain(shared), **plain(private)}, user, item, *known)
+
+    def score(shared, private, user, *known):
+        return logits(shared, private, user, None, *known)
 
     def value(shared, private, batch):
+        known = (batch.get("user_features"), batch.get("item_features")) if features else ()
         if "user" in batch:
-            at = [logits(shared, private, batch["user"], batch[name]) for name in ("item", "other") if name in batch]
+            names = [name for name in ("item", "other") if name in batch]
+            at = [logits(shared, private, batch["user"], batch[name], *known) for name in names]
         else:  # one user: a row's logit is computed once, then picked
-            every = logits(shared, private, jnp.int32(0))
+            every = score(shared, private, jnp.int32(0), *known)
             at = [every[batch[name]] for name in ("item", "other") if name in batch] or [every]
         each = loss.value(at[0] - at[1]) if loss.pairwise else loss.value(at[0], batch["label"])
         if penalty:
@@ -136,14 +153,14 @@ def from_module(module: nn.Module, loss: Loss, penalty: Callable[[Tree, Tree], j
             each += more[batch["item"]] if "item" in batch else more
         return Mean(jnp.sum(each * batch["weight"]), jnp.sum(batch["weight"]))
 
-    def fold_in(shared, history):
+    def fold_in(shared, history, *known):
         """Descends the expected loss over the history and FOLD_NEGATIVES negatives to each of it, from one start."""
         start, rows = private(jax.random.key(0)), catalogue(shared)
         label = jnp.zeros(rows).at[jnp.where(history.live, history.rows, rows)].set(1, mode="drop")
         weight = jnp.where(label > 0, 1, FOLD_NEGATIVES * label.sum() / jnp.maximum(rows - label.sum(), 1))
 
         def objective(mine):
-            each = loss.value(logits(shared, mine, jnp.int32(0)), label)
+            each = loss.value(score(shared, mine, jnp.int32(0), *known), label)
             return jnp.sum(each * weight) / jnp.maximum(weight.sum(), 1e-9)
 
         pace = optax.adam(FOLD_RATE)
@@ -154,4 +171,5 @@ def from_module(module: nn.Module, loss: Loss, penalty: Callable[[Tree, Tree], j
 
         return jax.lax.fori_loop(0, FOLD_STEPS, step, (start, pace.init(start)))[0]
 
-    return Model(init, private, value, logits, loss.pairwise, None if loss.pairwise else fold_in)
+    folds = None if loss.pairwise else fold_in
+    return Model(init, private, value, score, loss.pairwise, folds, features=features)

@@ -1,0 +1,154 @@
+"""Models of features: what is known of users and items beside their ids."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxfed.models.model import LossName, Model, TableDtype, dot, from_module, loss_named, normal, positive, vectors
+
+Sides = Literal["all", "user", "item", "none"]
+
+
+def summed(table: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Sums of rows of a small table [V, d] by sets of numbers [..., F]; past the end adds nothing."""
+    return table.at[numbers].get(mode="fill", fill_value=0).sum(-2)
+
+
+def read(features: Sides, vocabulary: tuple[int, int]) -> tuple[str, ...]:
+    """The sides that a model reads, of those of which something is known: its vocabulary is not empty.
+
+    Raises ValueError when nothing is known of a side that is asked for.
+    """
+    sizes = dict(zip(("user", "item"), vocabulary, strict=True))
+    if not sizes.get(features, 1):
+        raise ValueError(
+            f'model.features is "{features}", but the data have no {features} features: name a file '
+            f'(--data.{features}-features), or take "all" (those there are) or "none"'
+        )
+    return tuple(side for side, size in sizes.items() if size and features in ("all", side))
+
+
+class Machine(nn.Module):
+    """A factorisation machine of order two on indicators: of user, item, and each of their features."""
+
+    num_items: int
+    num_users: int
+    dim: int
+    init_scale: float
+    table_dtype: TableDtype
+    vocabulary: dict[str, int]
+
+    @nn.compact
+    def __call__(self, user, item=None, of_user=None, of_item=None) -> jax.Array:
+        """Logits, see `from_module`."""
+        users = normal(self, "private", "user", (self.num_users, self.dim), self.init_scale)
+        own = self.variable("private", "bias", jnp.zeros, self.num_users).value
+        items = normal(self, "tables", "item", (self.num_items, self.dim), self.init_scale, self.table_dtype)
+        bias = self.variable("tables", "bias", jnp.zeros, self.num_items, self.table_dtype).value
+
+        def side(name, vector, weight, numbers):
+            """(sum of the side's vectors, the rest of its logit: weights, and the inner products of its pairs)."""
+            if name not in self.vocabulary:
+                return vector, weight
+            shape = self.vocabulary[name], self.dim
+            table = self.param(f"{name}_features", nn.initializers.normal(self.init_scale), shape)
+            weights = self.param(f"{name}_weights", nn.initializers.zeros, shape[:1])
+            if numbers is None:
+                return vector, weight
+            every = summed(jnp.concatenate([table, jnp.square(table), weights[:, None]], 1), numbers)
+            total, squares = vector + every[..., : self.dim], jnp.square(vector) + every[..., self.dim : -1]
+            return total, weight + every[..., -1] + 0.5 * (jnp.square(total) - squares).sum(-1)
+
+        # (|a + b|^2 - squares) / 2 of both sides' vectors together is <a, b> and what is left of each alone
+        mine, rest_of_user = side("user", users[user], own[user], of_user)
+        theirs, rest_of_item = side("item", items, bias, of_item)
+        alone = self.param("offset", nn.initializers.zeros, ()) + rest_of_user
+        return alone + vectors(rest_of_item, item) + dot(vectors(theirs, item), mine)
+
+
+def fm(
+    num_items: int,
+    num_users: int,
+    dim: int = 16,
+    init_scale: float = 0.1,
+    features: Sides = "all",
+    table_dtype: TableDtype = "float32",
+    loss: LossName = "bce",
+    vocabulary: tuple[int, int] | None = None,
+) -> Model:
+    """Factorisation machine (Rendle 2010, "Factorization machines", equations 1 and 5): logit = offset + sum of weights
+    + sum over pairs of <v_i, v_j>, over the user, the item, the user's and the item's features.
+
+    The user's vector is private; those of features are small, shared and sent whole. vocabulary: how many features
+    users and items have. features: which of them are read; "all": those that the data have.
+    """
+    positive("model.dim", dim)
+    sizes = vocabulary or (0, 0)
+    sides = read(features, sizes)
+    known = {side: size for side, size in zip(("user", "item"), sizes, strict=True) if side in sides}
+    module = Machine(num_items, num_users, dim, init_scale, table_dtype, known)
+    return from_module(module, loss_named(loss), features=sides)
+
+
+class TwoTower(nn.Module):
+    """The inner product of what a network makes of the user and what another one makes of the item."""
+
+    num_items: int
+    num_users: int
+    dim: int
+    hidden: tuple[int, ...]
+    init_scale: float
+    bias: bool
+    table_dtype: TableDtype
+    vocabulary: dict[str, int]
+
+    @nn.compact
+    def __call__(self, user, item=None, of_user=None, of_item=None) -> jax.Array:
+        """Logits, see `from_module`."""
+
+        def tower(name, x, numbers):
+            if name in self.vocabulary:
+                shape = self.vocabulary[name], self.dim
+                table = self.param(f"{name}_features", nn.initializers.normal(self.init_scale), shape)
+                x = x if numbers is None else x + summed(table, numbers)
+            for i, size in enumerate(self.hidden):
+                x = nn.relu(nn.Dense(size, name=f"{name}_{i}")(x))
+            return nn.Dense(self.dim, name=f"{name}_output")(x) if self.hidden else x
+
+        users = normal(self, "private", "user", (self.num_users, self.dim), self.init_scale)
+        items = normal(self, "tables", "item", (self.num_items, self.dim), self.init_scale, self.table_dtype)
+        logit = dot(vectors(tower("item", items, of_item), item), tower("user", users[user], of_user))
+        if self.bias:
+            own = self.variable("private", "bias", jnp.zeros, self.num_users).value
+            bias = self.variable("tables", "bias", jnp.zeros, self.num_items, self.table_dtype).value
+            logit += self.param("offset", nn.initializers.zeros, ()) + own[user] + vectors(bias, item)
+        return logit
+
+
+def two_tower(
+    num_items: int,
+    num_users: int,
+    dim: int = 16,
+    hidden: tuple[int, ...] = (32,),
+    init_scale: float = 0.1,
+    bias: bool = True,
+    features: Sides = "all",
+    table_dtype: TableDtype = "float32",
+    loss: LossName = "bce",
+    vocabulary: tuple[int, int] | None = None,
+) -> Model:
+    """Two towers (Covington et al. 2016; Yi et al. 2019): each reads the sum of an id's vector and those of its
+    features, through layers of widths `hidden`, and gives `dim` numbers; none: the sums themselves.
+
+    The user's vector is private, the towers and the features' vectors are shared and sent whole. bias: an offset and a
+    number for each user and item beside the inner product. vocabulary, features: as of `fm`.
+    """
+    positive("model.dim", dim)
+    positive("model.hidden", *hidden, 1)
+    sizes = vocabulary or (0, 0)
+    sides = read(features, sizes)
+    known = {side: size for side, size in zip(("user", "item"), sizes, strict=True) if side in sides}
+    module = TwoTower(num_items, num_users, dim, tuple(hidden), init_scale, bias, table_dtype, known)
+    return from_module(module, loss_named(loss), features=sides)
