@@ -42,8 +42,9 @@ def last(make: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any
     return again
 
 
-def together() -> Callable[[Any], dict[str, Any]]:
-    """run(config) -> summary, as `jaxfed train --resume`, for many runs in this process.
+def together() -> Callable[[Any], tuple[dict[str, Any], str]]:
+    """run(config) -> (summary, ""), as `jaxfed train --resume`, for many runs in this process; or ({}, why not) where
+    it cannot be, so that one of them does not lose the others.
 
     A run on the same data as the one before does not read them again; one that also differs in nothing but seed and
     folder uses the same compiled programs.
@@ -55,4 +56,13 @@ def together() -> Callable[[Any], dict[str, Any]]:
 
     read: Callable[[Any], Data] = last(load, table_of)
     build: Callable[[Any, Data], Experiment] = last(assemble, but_seed_and_folder)
-    return lambda config: train(config, True, read, build)
+
+    def run(config: Any) -> tuple[dict[str, Any], str]:
+        try:
+            return train(config, True, read, build), ""
+        except (ValueError, RuntimeError) as error:  # the latter of memory alone
+            if not isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return {}, " ".join(str(error).splitlines()[0].split())
+
+    return run

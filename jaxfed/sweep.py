@@ -134,18 +134,16 @@ def row(point: Point, summary: dict[str, Any]) -> dict[str, Any]:
     return made | {"problem": point.problem} | {key: number(value) for key, value in point.choice.items()}
 
 
-def swept(points: Sequence[Point], run: Callable[[Any], dict[str, Any]], say: Callable[[str], None]) -> Iterator[dict]:
-    """The row of each point, one run after the other. run(config) -> summary; one that fails leaves its reason."""
+def swept(
+    points: Sequence[Point], run: Callable[[Any], tuple[dict[str, Any], str]], say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """The row of each point, one run after the other. run(config) -> (summary, why there is none); see `runs`."""
     for place, point in enumerate(points, 1):
         say(f"[{place}/{len(points)}] seed {point.seed}  {point.words()}")
         summary: dict[str, Any] = {}
         if not point.problem:
-            try:
-                summary = run(point.config)
-            except (ValueError, RuntimeError) as error:
-                if not isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                point = point._replace(problem=" ".join(str(error).splitlines()[0].split()))
+            summary, problem = run(point.config)
+            point = point._replace(problem=problem)
         if point.problem:
             say(f"failed: {point.problem}")
         yield row(point, summary)

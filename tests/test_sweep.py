@@ -88,7 +88,7 @@ def test_runs_together_are_those_alone(config, tmp_path, compiled):
     for seed in (0, 1):
         table = read(config) | {"seed": seed, "run": {"out": str(tmp_path / f"together_{seed}")}}
         compiled.clear()
-        shas.append(run(config_of(table))["params_sha256"])
+        shas.append(run(config_of(table))[0]["params_sha256"])
         counts.append(len(compiled))
     alone = read(config) | {"seed": 1, "run": {"out": str(tmp_path / "alone")}}
     assert train(config_of(alone))["params_sha256"] == shas[1] != shas[0]
