@@ -1,4 +1,4 @@
-"""`jaxfed train | evaluate | recommend | data | bench | privacy`. A user's error is one line and exit code 2."""
+"""`jaxfed train | sweep | evaluate | recommend | data | bench | privacy`. A user's error: one line, exit code 2."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from jaxfed import cli_privacy
+from jaxfed import cli_privacy, cli_sweep
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --server.learning-rate 0.1"
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--profile", action="store_true", help=f"trace {TRACED} rounds into RUN/profile; --run.profile N: so many"
     )
+    cli_sweep.options(command)
     evaluate = command("evaluate", "Evaluate the best model of a run.")
     evaluate.add_argument("run", metavar="RUN")
     evaluate.add_argument("--part", choices=("val", "test"), default="test")
@@ -326,11 +327,12 @@ def main() -> None:
     rest += ["--help"] if keys else []
     before = signal.signal(signal.SIGINT, interrupted)  # a run has one of its own, which saves
     try:
-        if args.command not in ("train", "data") and rest:
+        configured = {"train": train, "sweep": cli_sweep.sweep, "data": describe}
+        if args.command not in configured and rest:
             raise ValueError(f"unknown option {rest[0]}")
         start()
-        if args.command in ("train", "data"):
-            {"train": train, "data": describe}[args.command](args, rest)
+        if args.command in configured:
+            configured[args.command](args, rest)
         else:
             own = {"evaluate": evaluate, "recommend": recommend, "bench": bench, "privacy": cli_privacy.privacy}
             own[args.command](args)

@@ -1,13 +1,17 @@
-"""Runs in processes of their own, for scripts that train many."""
+"""Many runs: each in a process of its own, or one after the other in this one, which share what they can."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+
+from jaxfed.config import table_of
+from jaxfed.experiment import Data, Experiment, assemble, load
+from jaxfed.train import train
 
 
 def trained(table: dict[str, Any], folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -22,3 +26,43 @@ def trained(table: dict[str, Any], folder: Path, overrides: Sequence[str] = ()) 
     if done.returncode:
         sys.exit(done.returncode)
     return json.loads((folder / "run" / "summary.json").read_text())
+
+
+def last(make: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, which gives what it gave the last time where `key` of its arguments is the same."""
+    kept: dict[str, Any] = {}
+
+    def again(*args):
+        name = json.dumps(key(*args), sort_keys=True)
+        if name not in kept:
+            kept.clear()  # before the next is made: never two of them in memory
+            kept[name] = make(*args)
+        return kept[name]
+
+    return again
+
+
+def together() -> Callable[[Any], tuple[dict[str, Any], str]]:
+    """run(config) -> (summary, ""), as `jaxfed train --resume`, for many runs in this process; or ({}, why not) where
+    it cannot be, so that one of them does not lose the others.
+
+    A run on the same data as the one before does not read them again; one that also differs in nothing but seed and
+    folder uses the same compiled programs.
+    """
+
+    def but_seed_and_folder(config: Any, data: Data) -> dict[str, Any]:
+        table = table_of(config)
+        return table | {"seed": 0, "run": table["run"] | {"out": ""}, "digest": data.digest}
+
+    read: Callable[[Any], Data] = last(load, table_of)
+    build: Callable[[Any, Data], Experiment] = last(assemble, but_seed_and_folder)
+
+    def run(config: Any) -> tuple[dict[str, Any], str]:
+        try:
+            return train(config, True, read, build), ""
+        except (ValueError, RuntimeError) as error:  # the latter of memory alone
+            if not isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return {}, " ".join(str(error).splitlines()[0].split())
+
+    return run

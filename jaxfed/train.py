@@ -55,9 +55,15 @@ def interrupts(say: Callable[[str], None], got: list[int]):
             signal.signal(each, handler)
 
 
-def train(config: Any, resume: bool = False) -> dict[str, Any]:
+def train(
+    config: Any,
+    resume: bool = False,
+    load: Callable[[Any], Data] = load,
+    assemble: Callable[[Any, Data], Experiment] = assemble,
+) -> dict[str, Any]:
     """Runs a configuration to its end and returns the summary.
 
+    load, assemble: where the data and the pieces come from, for many runs that share them (`runs.together`).
     Raises ValueError for what a user can mend, SystemExit(128 + signal) when stopped; --resume then goes on.
     """
     folder, every = Path(config.run.out), here()
@@ -72,7 +78,7 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
     if done := by_first(every, "folder", finished):
         say(f"{folder} is finished")
         return json.loads(done)
-    data = agree(every, "data set", lambda: first_alone(every, config.data), lambda data: data.digest)
+    data = agree(every, "data set", lambda: first_alone(every, config.data, load), lambda data: data.digest)
     for note in data.source.notes:
         say(f"data: {note}")
 
@@ -113,7 +119,7 @@ def train(config: Any, resume: bool = False) -> dict[str, Any]:
     return summary
 
 
-def first_alone(every: Processes, section: Any) -> Data:
+def first_alone(every: Processes, section: Any, load: Callable[[Any], Data]) -> Data:
     """The data, which process 0 reads first: what it has to fetch, the others find."""
     if every.rank:
         every.meet("fetched", b"", lambda _: b"")

@@ -1,0 +1,235 @@
+"""The table of results: trains every row of it, and writes what came of them.
+
+python scripts/reproduce.py --table ml100k [--quick] [--seeds 0 ...] [--only NAME ...]
+python scripts/reproduce.py --table my.csv [--quick] [--seeds 0 ...] [--only NAME ...] [--user COLUMN ...]
+
+The first writes configs/results/ml100k.json (a flat object a row) and the table in the README, between
+`<!-- table: ml100k -->` and `<!-- end -->`; the second runs the same rows, but for those of a protocol that leaks, on a
+file of your own (options of the loader as for `jaxfed data`; nothing is tuned to it), and writes table.md and
+results.json beside the runs. Runs are in runs/reproduce/TABLE, one after the other in this process; finished ones are
+read, stopped ones go on. Both files hold all rows with a run that is finished, and are written after each. --quick: few
+rounds and one seed, to see that all of it works; it has folders and files of its own.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxfed.cli import overridden, start
+from jaxfed.config import near, read, table_of
+from jaxfed.experiment import load
+from jaxfed.folder import check_folder, write_file
+from jaxfed.log import say
+from jaxfed.runs import last, together
+from jaxfed.sweep import averaged
+
+ROOT = Path(__file__).parent.parent
+QUICK = 20  # rounds
+THREE = (0, 1, 2)
+
+
+class Row(NamedTuple):
+    """A row of the table."""
+
+    config: str  # configs/ml100k_NAME.toml
+    words: str = ""  # added to `jaxfed train`
+    seeds: tuple[int, ...] = (0,)
+
+
+STOP = "--evaluation.patience 10"
+ROWS = {
+    "EASE with transitions": Row("transitions", seeds=THREE),
+    "EASE with transitions, a test sees the validation item": Row("transitions", "--evaluation.history all", THREE),
+    "iALS (FCF)": Row("ials", seeds=THREE),
+    "iALS (FCF), a test sees the validation item": Row("ials", "--evaluation.history all"),
+    "EASE": Row("ease", seeds=THREE),
+    "EASE, a test sees the validation item": Row("ease", "--evaluation.history all"),
+    "item-kNN": Row("ease", "--model.name item_knn"),
+    "FedAvg of MF": Row("fedavg", seeds=THREE),
+    "FedAvg of MF, 128 clients a round": Row("fedavg", "--cohort.name uniform --cohort.size 128"),
+    "FedAvg of NeuMF (FedNCF)": Row("neumf"),
+    "FedSGD": Row("fedsgd"),
+    "FedProx": Row("fedavg", f"--work.proximal 3e-4 {STOP}"),
+    "SCAFFOLD": Row("fedavg", f"--work.name scaffold --work.by-row --server.learning-rate 1 {STOP}"),
+    "FedDyn": Row("feddyn"),
+    "FedNova": Row("fednova"),
+    "MimeLite": Row("fedavg", f"--work.name mime --work.no-correct {STOP}"),
+    "Mime": Row("fedavg", f"--work.name mime {STOP}"),
+    "FedAvgM": Row("fedavg", f"--server.momentum 0.9 --server.learning-rate 0.05 {STOP}"),
+    "FedAdam": Row("fedavg", f"--server.name adam --server.learning-rate 0.1 {STOP}"),
+    "FedYogi": Row("fedavg", f"--server.name yogi --server.learning-rate 0.1 {STOP}"),
+    "FedAdagrad": Row("fedavg", f"--server.name adagrad --server.learning-rate 0.1 {STOP}"),
+    "q-FedAvg": Row("fedavg", f"--channel.0.name fair --channel.0.q 0.5 --channel.0.rate 60 {STOP}"),
+    "agnostic FedAvg": Row("fedavg", f"--channel.0.name agnostic {STOP}"),
+    "popularity": Row("popularity"),
+    "counter of negatives, no model": Row("counter"),
+    "counter of negatives, compat-pfedrec": Row("counter", "--data.protocol compat-pfedrec"),
+    "PFedRec, compat-pfedrec": Row("pfedrec_compat"),
+}
+
+
+class Planned(NamedTuple):
+    """One run of a row."""
+
+    name: str
+    seed: int
+    command: str  # of the row
+    config: Any
+
+
+def planned(rows: dict[str, Row], out: Path, quick: bool, words: Sequence[str]) -> list[Planned]:
+    """The runs of all rows. words: added to each. Raises ValueError."""
+    made = []
+    for name, (config, own, seeds) in rows.items():
+        path = f"configs/ml100k_{config}.toml"
+        several = f"train {path} --seed {seeds[0]}" if quick or len(seeds) == 1 else ""
+        several = several or f"sweep {path} --seeds {' '.join(map(str, seeds))}"
+        asked = [*own.split(), *words]
+        for seed in seeds[: 1 if quick else None]:
+            config_of_row = overridden(read(ROOT / path), [*asked, f"--seed={seed}"])
+            if quick and config_of_row.rounds > QUICK:
+                short = dataclasses.replace(config_of_row.evaluation, every=min(config_of_row.evaluation.every, QUICK))
+                config_of_row = dataclasses.replace(config_of_row, rounds=QUICK, evaluation=short)
+            folder = out / re.sub(r"[^\w.-]+", "_", name) / f"seed_{seed}"
+            run = dataclasses.replace(config_of_row.run, out=str(folder))
+            command = " ".join(["jaxfed", several, *asked, *([f"--rounds {QUICK}"] if quick else [])])
+            made.append(Planned(name, seed, command, dataclasses.replace(config_of_row, run=run)))
+    return made
+
+
+def finished(plan: Planned, clients: int) -> dict[str, Any]:
+    """What the table tells of a run, flat; empty where there is none, or one with other settings."""
+    folder = Path(plan.config.run.out)
+    if not (folder / "summary.json").exists():
+        return {}
+    try:
+        check_folder(folder, plan.config, True)
+    except ValueError:
+        return {}
+    summary = json.loads((folder / "summary.json").read_text())
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = next(each for each in log if each["round"] == summary["best_round"] and "bytes_up_total" in each)
+    up, down = best["bytes_up_total"], best["bytes_down_total"]
+    protocol = {"protocol": summary.get("protocol", plan.config.data.protocol), "leaky": bool(summary.get("leaky"))}
+    metrics = {name: value for name, value in summary.items() if re.fullmatch(r"test/[a-z/]+/(hr|ndcg)@10", name)}
+    sizes = {"bytes_up": up / clients, "bytes_down": down / clients, "bytes_total": up + down}
+    facts = {name: summary[name] for name in ("seconds", "best_round", "rounds")}
+    return {"name": plan.name, "seed": plan.seed, **protocol, **metrics, **sizes, **facts, "command": plan.command}
+
+
+def collected(plans: Sequence[Planned], clients: int, quick: bool) -> list[dict[str, Any]]:
+    """A flat object for each row with a run that is finished: means and standard deviations over its seeds."""
+    found = [row for plan in plans if (row := finished(plan, clients))]
+    marked = [{"name": each["name"], **({"quick": True} if quick else {}), **each} for each in found]
+    made = averaged(marked, ["name"])
+    return [{key: value for key, value in each.items() if key != "problem"} for each in made]
+
+
+def cell(each: dict[str, Any], name: str, digits: int = 3) -> str:
+    """`.123 ± .004`, or nothing."""
+    if name not in each:
+        return ""
+    texts = [f"{each[key]:.{digits}f}" for key in (name, f"{name}_sd") if key in each]
+    return " ± ".join(text.removeprefix("0") for text in texts)
+
+
+def markdown(every: Sequence[dict[str, Any]]) -> str:
+    """The table; a row whose clients have a model of their own is followed by that model's."""
+    heads = ["method", "HR@10, 99", "NDCG@10, 99", "HR@10, full", "NDCG@10, full"]
+    heads += ["best round", "MB up", "MB down", "seconds", "seeds"]
+    lines = [f"| {' | '.join(heads)} |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for each in every:
+        marks = ["LEAKY"] * each["leaky"] + ["QUICK"] * bool(each.get("quick"))
+        sizes = [f"{each[key] / 1e6:,.2f}" for key in ("bytes_up", "bytes_down")]
+        facts = [f"{each['best_round']:.0f}", *sizes, f"{each['seconds']:,.1f}", str(each["seeds"])]
+        for view in dict.fromkeys(name[5:].rpartition("/")[0].rpartition("/")[0] for name in each if "/hr@10" in name):
+            inside = f"test/{view}/" if view else "test/"
+            metrics = [cell(each, f"{inside}{part}/{m}@10") for part in ("sampled", "full") for m in ("hr", "ndcg")]
+            name = ": ".join([f"{each['name']}{', ' + view if view else ''}", *([" ".join(marks)] if marks else [])])
+            lines.append(f"| {' | '.join([name, *metrics, *(facts if not view else [''] * len(facts))])} |")
+    return "\n".join(lines) + "\n"
+
+
+def replaced(text: str, name: str, table: str) -> str:
+    """`text` with the table between its two markers. Raises ValueError where they are not."""
+    begin, end = f"<!-- table: {name} -->", "<!-- end -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"no {begin} ... {end} to put the table between")
+    return f"{head}{begin}\n{table}{end}{tail}"
+
+
+def write(every: Sequence[dict[str, Any]], out: Path, results: Path | None, readme: Path) -> None:
+    """table.md and results.json beside the runs; for the real table (results) its JSON and the README, too."""
+    out.mkdir(parents=True, exist_ok=True)
+    table, text = markdown(every), json.dumps(every, indent=1) + "\n"
+    write_file(out / "table.md", table)
+    write_file(out / "results.json", text)
+    if results:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        write_file(results, text)
+        try:
+            write_file(readme, replaced(readme.read_text(), results.stem, table))
+        except ValueError as error:
+            say(f"{readme}: {error}: not written there")
+
+
+def arranged(args: argparse.Namespace, words: list[str]) -> tuple[list[Planned], Path, Path | None]:
+    """(the runs of the table, the folder of its runs, the JSON file of the real one). Raises ValueError."""
+    name = Path(args.table).stem
+    out = Path(args.out or f"runs/reproduce/{name}{'_quick' if args.quick else ''}")
+    own = args.table == "ml100k"
+    if own and words:
+        raise ValueError(f"unknown option {words[0]}: a file of your own takes options of its loader")
+    if not own and not Path(args.table).is_file():
+        raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
+    loader = [] if own else [f"--data.path={args.table}", *(re.sub(r"^--(?!data\.)", "--data.", w) for w in words)]
+    if unknown := [each for each in args.only if each not in ROWS]:
+        raise ValueError(f'no row "{unknown[0]}"{near(unknown[0], ROWS)}')
+    plans = planned(ROWS, out, args.quick, loader)
+    plans = plans if own else [plan for plan in plans if plan.config.data.protocol == "loo-clean"]
+    return plans, out, Path(args.results) if own and not args.quick else None
+
+
+def main() -> None:
+    """Row by row."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", required=True, metavar="ml100k|FILE")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} rounds, one seed")
+    parser.add_argument("--seeds", type=int, nargs="+", help="run those of a row's seeds only")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these rows only")
+    parser.add_argument("--out", help="folder of the runs (runs/reproduce/TABLE)")
+    parser.add_argument("--results", default=str(ROOT / "configs/results/ml100k.json"), help="the JSON of ml100k")
+    parser.add_argument("--readme", default=str(ROOT / "README.md"), help="where the table of ml100k goes")
+    args, words = parser.parse_known_args()
+    start()
+    try:
+        plans, out, results = arranged(args, words)
+        count = last(lambda config: load(config.data).population.num_clients, lambda config: table_of(config.data))
+        clients = count(next(plan.config for plan in plans if plan.config.data.protocol == "loo-clean"))
+    except ValueError as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        sys.exit(2)
+    todo = [plan for plan in plans if not args.only or plan.name in args.only]
+    todo = [plan for plan in todo if args.seeds is None or plan.seed in args.seeds]
+    run, failed = together(), 0
+    for place, plan in enumerate(todo, 1):
+        say(f"[{place}/{len(todo)}] {plan.name}, seed {plan.seed}: {plan.command}")
+        _, problem = run(plan.config)
+        failed += bool(problem)
+        say(f"failed: {problem}" if problem else f"{plan.name}: done")
+        write(every := collected(plans, clients, args.quick), out, results, Path(args.readme))
+    print(markdown(every) if todo else "nothing to run", end="")
+    sys.exit(2 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
