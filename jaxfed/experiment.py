@@ -367,12 +367,11 @@ def assemble(config: Any, data: Data) -> Experiment:
         check_merge(model, work, config.run.client_store)
         algorithm = merged(algorithm, population.owner, population.activity)
     algorithm = compared(algorithm, work, channel, placement.common)
-    asked = config.evaluation.seed, config.evaluation.clients
     past = history_of(config.evaluation, model, work, config.data.label)
     sends, work = work.sends, work if edge is None else edged(work, edge)
-    examined = partial(
-        exam, seed=asked[0], most=asked[1], devices=placement.devices, share=share, features=model.features
-    )
+    look = config.evaluation
+    given = {"devices": placement.devices, "share": share, "features": model.features}
+    examined = partial(exam, seed=look.seed, most=look.clients, **given)
     exams = {part: at_homes(examined(population.asked, part, history=past), population) for part in ("val", "test")}
     asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
     through = links(asked_through, data.source.items, "evaluation.channel", **known)

@@ -25,9 +25,8 @@ def labels_of(population: "Population", users: np.ndarray) -> "Labels | None":
     labels = population.labels
     if labels is None:
         return None
-    lists = {"train": population.train, "valid": population.valid, "test": population.test}
-    some = {part: Ragged(getattr(labels, part), each.start).some(users).values for part, each in lists.items()}
-    return labels._replace(**some)
+    lists = zip(labels[1:], (population.train, population.valid, population.test), strict=True)
+    return type(labels)(labels.kind, *(Ragged(values, each.start).some(users).values for values, each in lists))
 
 
 def some_clients(population: "Population", who: np.ndarray) -> "Population":
