@@ -369,9 +369,8 @@ def assemble(config: Any, data: Data) -> Experiment:
     algorithm = compared(algorithm, work, channel, placement.common)
     past = history_of(config.evaluation, model, work, config.data.label)
     sends, work = work.sends, work if edge is None else edged(work, edge)
-    look = config.evaluation
-    given = {"devices": placement.devices, "share": share, "features": model.features}
-    examined = partial(exam, seed=look.seed, most=look.clients, **given)
+    seed, most = config.evaluation.seed, config.evaluation.clients
+    examined = partial(exam, seed=seed, most=most, devices=placement.devices, share=share, features=model.features)
     exams = {part: at_homes(examined(population.asked, part, history=past), population) for part in ("val", "test")}
     asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
     through = links(asked_through, data.source.items, "evaluation.channel", **known)
