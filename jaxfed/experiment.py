@@ -317,6 +317,10 @@ def assemble(config: Any, data: Data) -> Experiment:
         algorithm = merged(algorithm, population.owner, population.activity)
     asked = config.evaluation.seed, config.evaluation.clients
     past = history_of(config.evaluation, model, work)
+    if past and population.domains:
+        raise ValueError(
+            "data.merge: a private part is folded in from one catalogue, not from domains: keep it instead"
+        )
     sends, work = work.sends, work if edge is None else edged(work, edge)
     exams = {
         part: at_homes(exam(population.asked, part, *asked, placement.devices, share, history=past), population)
