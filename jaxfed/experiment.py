@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.arrivals import timed
 from jaxfed.channel import Channel, chain, link, total
 from jaxfed.cohort import Sampler
 from jaxfed.data import store
@@ -240,7 +241,7 @@ def by_row(channel: Channel) -> bool:
     return any(each.name == "per_row_mean" for each in channel.links)
 
 
-def edges_of(config: Any, clients: int) -> np.ndarray | None:
+def edges_of(config: Any, clients: int, sampler: Sampler) -> np.ndarray | None:
     """int64 [clients]: the edge of each, dealt at random by the seed of the data; None: there are none.
 
     Raises ValueError for what does not go with edges.
@@ -250,6 +251,8 @@ def edges_of(config: Any, clients: int) -> np.ndarray | None:
         return None
     if config.download:
         raise ValueError("server.edges: there are no codes of the download between edges and clients: leave it out")
+    if sampler.versions:
+        raise ValueError("server.edges: edges go on in rounds, clients of this cohort at their own pace: take another")
     if config.run.client_store == "host":
         raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
     if edges > clients:
@@ -270,7 +273,10 @@ def assemble(config: Any, data: Data) -> Experiment:
     model = call("model", config.model, num_items=end, num_users=population.users_per_client, real_items=items)
     every = model.score  # rows past the items, if any, are nothing to recommend
     model = model._replace(score=lambda *args: every(*args)[:items])
-    sampler = call("cohort", config.cohort, num_clients=population.num_clients)
+    everyone = {"num_clients": population.num_clients, "activity": population.activity, "names": population.names}
+    clock = call("clock", config.clock, **everyone)
+    sampler = call("cohort", config.cohort, clock=clock, **everyone)
+    sampler = timed(sampler, clock, population.num_clients) if clock and not sampler.clock else sampler
     known = {"slots": sampler.slots, "sampler": sampler, "population": population.num_clients, "rounds": config.rounds}
     known |= {"cohort_share": min(1.0, sampler.size / population.num_clients), "activity": population.activity}
     channel = links(config.channel, data.source.items, "channel", **known)
@@ -291,11 +297,16 @@ def assemble(config: Any, data: Data) -> Experiment:
     price = wire(channel, shared, down, work.sends)
     if down:
         check_download(down, shared)
+    if sampler.versions and (down or run.shard_tables):
+        raise ValueError(
+            "clients of different rounds are sent the model as it is, and each device keeps its past ones whole: leave "
+            "[[download]] and run.shard_tables out"
+        )
     pace = config.server
     rate = scheduled(pace.learning_rate, config.rounds, pace.schedule, pace.warmup, pace.final)
     server = call("server", config.server, learning_rate=rate, closed=model.closed)
     sums = channel.reduce in (None, total)
-    edge = edges_of(config, population.num_clients)
+    edge = edges_of(config, population.num_clients, sampler)
     build = (
         federate if edge is None else partial(hierarchical, edge=edge, every=pace.edge_rounds, per_row=by_row(channel))
     )
@@ -311,6 +322,7 @@ def assemble(config: Any, data: Data) -> Experiment:
         host=config.run.client_store == "host",
         download=download(down, price.sees != "update+rows") if down else None,
         room=0 if sums else room_of(population, batching, shapes, sampler),
+        versions=sampler.versions,
     )
     if population.owner is not None:
         check_merge(model, work, config.run.client_store)
