@@ -122,6 +122,8 @@ def exam(
     if known:
         held, of = (population.valid, known.valid) if part == "val" else (population.test, known.test)
         labels = Ragged(of, held.start).some(asked)
+    if population.domains:
+        seen = concatenated(seen, elsewhere(population, asked))
     edges = np.quantile(population.activity, np.arange(1, DECILES) / DECILES)
     activity = population.activity[who]
     return Exam(
@@ -144,6 +146,15 @@ def exam(
         longest,
         known.kind if known else "implicit",
     )
+
+
+def elsewhere(population: Population, users: np.ndarray) -> Ragged:
+    """The items of other domains than each user's own: nothing to recommend to him."""
+    begin, size = population.span(users)
+    assert population.domains
+    rest = population.num_items - size
+    at = ranges(begin + size, rest) % population.num_items
+    return Ragged(population.domains.items[at], np.concatenate([[0], np.cumsum(rest)]))
 
 
 def at_homes(asked: Exam, population: Population) -> Exam:
@@ -172,7 +183,8 @@ def longest_of(population: Population, part: str, clients: np.ndarray, history: 
     train, valid, test = (each.counts[users] for each in (population.train, population.valid, population.test))
     targets, seen = (valid, train) if part == "val" else (test, train + valid)
     past = {"": 0, "train": train.max(), "all": seen.max()}[history]
-    return int(count.max()), int(targets.max()), int(seen.max()), int(past)
+    away = population.num_items - population.span(users)[1]
+    return int(count.max()), int(targets.max()), int((seen + away).max()), int(past)
 
 
 def questions(of: Exam) -> Iterator[list[Questions]]:

@@ -285,7 +285,7 @@ def by_row(channel: Channel) -> bool:
     return any(each.name == "per_row_mean" for each in channel.links)
 
 
-def edges_of(config: Any, clients: int) -> np.ndarray | None:
+def edges_of(config: Any, clients: int, sampler: Sampler) -> np.ndarray | None:
     """int64 [clients]: the edge of each, dealt at random by the seed of the data; None: there are none.
 
     Raises ValueError for what does not go with edges.
@@ -295,6 +295,8 @@ def edges_of(config: Any, clients: int) -> np.ndarray | None:
         return None
     if config.download:
         raise ValueError("server.edges: there are no codes of the download between edges and clients: leave it out")
+    if sampler.versions:
+        raise ValueError("server.edges: edges go on in rounds, clients of this cohort at their own pace: take another")
     if config.run.client_store == "host":
         raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
     if edges > clients:
@@ -345,7 +347,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     rate = scheduled(pace.learning_rate, config.rounds, pace.schedule, pace.warmup, pace.final)
     server = call("server", config.server, learning_rate=rate, closed=model.closed)
     sums = channel.reduce in (None, total)
-    edge = edges_of(config, population.num_clients)
+    edge = edges_of(config, population.num_clients, sampler)
     build = (
         federate if edge is None else partial(hierarchical, edge=edge, every=pace.edge_rounds, per_row=by_row(channel))
     )
@@ -368,6 +370,10 @@ def assemble(config: Any, data: Data) -> Experiment:
         algorithm = merged(algorithm, population.owner, population.activity)
     algorithm = compared(algorithm, work, channel, placement.common)
     past = history_of(config.evaluation, model, work, config.data.label)
+    if past and population.domains:
+        raise ValueError(
+            "data.merge: a private part is folded in from one catalogue, not from domains: keep it instead"
+        )
     sends, work = work.sends, work if edge is None else edged(work, edge)
     seed, most = config.evaluation.seed, config.evaluation.clients
     examined = partial(exam, seed=seed, most=most, devices=placement.devices, share=share, features=model.features)

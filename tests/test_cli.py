@@ -281,6 +281,8 @@ TRAIN_ERRORS = [
     (["--data.clients", "device", "--data.malicious", "0.1"], "data.malicious: the malicious are known by the numbers"),
     (["--data.clients", "device", "--data.protocol", "compat-pfedrec"], "compat-pfedrec has one client a user"),
     (["--data.clients", "device", "--work.name", "scaffold"], "keeps more on a client than the private part"),
+    (["--data.merge", "domains", "--data.clients", "town", "--data.cold", "0.1"], "folded in from one catalogue"),
+    (["--data.merge", "domains", "--data.clients", "town"], "clients by 'town': the data have no such column"),
     (["--server.edges", "61"], "edge 60 has no clients"),
     (["--server.edges", "2", "--server.edge-rounds", "0"], "server.edge_rounds is 0"),
     (["--server.edges", "2", "--channel.0.name", "median"], "at an edge stand means, clips and codes"),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfed.data.clients import Population
-from jaxfed.data.ragged import ragged, ranges, sorted_pairs
+from jaxfed.data.ragged import left_over, ragged, ranges, sorted_pairs
 
 
 class Batching(NamedTuple):
@@ -102,33 +102,36 @@ def draw(population: Population, batching: Batching, clients: np.ndarray, seed: 
 
 
 def outside(population: Population, user: np.ndarray, random32: np.ndarray) -> np.ndarray:
-    """int32 [n, k]: items that each user [n] does not avoid, exactly uniform up to 2^-32, without rejection.
+    """int32 [n, k]: items of its domain that each user [n] does not avoid, uniform up to 2^-32, without rejection.
 
     random32 [n, k]: 32 random bits each. The r-th item outside a sorted list a is r + #{j: a[j] - j <= r}.
     """
     avoid, items = population.avoid, population.num_items
     start = avoid.start[user]
-    free = items - (avoid.start[user + 1] - start)
+    begin, size = population.span(user)
+    free = size - (avoid.start[user + 1] - start)
     r = (random32 * free.astype(np.uint64)[:, None] >> np.uint64(32)).astype(np.int64)
     if population.free is not None:
         return population.free[(user * items - start)[:, None] + r]
     low, high = (avoid.start[user.min()], avoid.start[user.max() + 1]) if len(user) else (0, 0)  # theirs alone
     before = np.searchsorted(population.gaps[low:high], (user * (items + 1))[:, None] + r, "right")
     before += low - start[:, None]
-    return (r + before).astype(np.int32)
+    place = r + before
+    return place.astype(np.int32) if population.domains is None else population.domains.items[begin[:, None] + place]
 
 
 def never_touched(population: Population, users: np.ndarray, draws: int, size: int, seed: int) -> np.ndarray:
-    """int32 [len(users), draws, size]: distinct items that each user never interacted with, uniform, by (seed, user,
-    draw); N where there are fewer."""
+    """int32 [len(users), draws, size]: distinct items of its domain that each user never interacted with, uniform, by
+    (seed, user, draw); N where there are fewer."""
     items = population.num_items
     lists = [part.some(users) for part in (population.train, population.valid, population.test)]
     owner = np.concatenate([np.repeat(np.arange(len(users)), part.counts) for part in lists])
     pairs = np.unique(owner * items + np.concatenate([part.values for part in lists]))
     touched = ragged(pairs % items, pairs // items, len(users))
-    gaps = pairs + pairs // items - (np.arange(len(pairs)) - touched.start[pairs // items])  # as Population.gaps
+    gaps, _ = left_over(touched, items, population.domains)
+    begin, most = population.span(users)
     row = np.repeat(np.arange(len(users)), draws)
-    free = (items - touched.counts)[row]
+    free = (most - touched.counts)[row]
     wanted, out = np.minimum(free, size), np.full((len(row), size), items, np.int32)
     left, length = np.arange(len(row)), 2 * size
     while len(left):  # the first distinct numbers of a stream, of a longer one where they are too few
@@ -142,6 +145,8 @@ def never_touched(population: Population, users: np.ndarray, draws: int, size: i
         kept = (new.reshape(rank.shape) & (rank <= wanted[left][:, None]) & full[:, None]).ravel()
         at, r = np.repeat(left, length)[kept], r[kept]
         before = np.searchsorted(gaps, row[at] * (items + 1) + r, "right") - touched.start[row[at]]
-        out[at, rank.ravel()[kept] - 1] = r + before
+        place = r + before
+        place = place if population.domains is None else population.domains.items[begin[row[at]] + place]
+        out[at, rank.ravel()[kept] - 1] = place
         left, length = left[~full], 2 * length
     return out.reshape(len(users), draws, size)

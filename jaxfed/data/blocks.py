@@ -63,7 +63,7 @@ def lengths(
         )
     if batching.pairwise and batching.negatives < 1:
         raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
-    full = population.avoid.counts >= population.num_items
+    full = population.avoid.counts >= population.span(np.arange(len(population.user_names)))[1]
     if batching.negatives and full.any():
         raise ValueError(
             f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "

@@ -4,16 +4,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxfed.data.devices import check_kinds, dealt, devices_of, kinds_of, leave_cold
+from jaxfed.data.devices import apart, check_kinds, dealt, devices_of, in_domains, kinds_of, leave_cold
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, first_only, k_core
 from jaxfed.data.poison import poison
-from jaxfed.data.ragged import Ragged, left_over, ragged
+from jaxfed.data.ragged import Domains, Ragged, left_over, ragged
 from jaxfed.data.splits import TEST, TRAIN, VALID, Protocol, Split, drop_short, split
 from jaxfed.malice import check_fraction
 from jaxfed.malice import malicious as chosen
 
-Merge = Literal["", "devices"]
+Merge = Literal["", "devices", "domains"]
 
 
 class Share(NamedTuple):
@@ -50,7 +50,7 @@ class Population(NamedTuple):
     first: np.ndarray  # int64 [C + 1]: client c holds users first[c] to first[c + 1]
     train: Ragged  # items of each user, earliest first
     avoid: Ragged  # items that are no negatives of each user, sorted and distinct
-    gaps: np.ndarray  # int64 [total]: user * (N + 1) + (item that much further than its rank), sorted; for `outside`
+    gaps: np.ndarray  # int64 [total]: user * (N + 1) + (item, in its domain, that much further than its rank), sorted
     free: np.ndarray | None  # int32: the items that are negatives of each user, end to end, where that is small enough
     valid: Ragged  # held-out items of each user
     test: Ragged
@@ -66,6 +66,7 @@ class Population(NamedTuple):
     labels: Labels | None = None  # None: every row is a click, and negatives are drawn
     user_features: Features | None = None  # [U]
     item_features: Features | None = None  # [N]
+    domains: Domains | None = None  # each user is of one, that of his items, and offered no others; None: one catalogue
 
     @property
     def num_clients(self) -> int:
@@ -76,6 +77,13 @@ class Population(NamedTuple):
     def client_of(self) -> np.ndarray:
         """int64 [U]: the client of each user."""
         return np.repeat(np.arange(self.num_clients), np.diff(self.first))
+
+    def span(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(where the items of each user's domain begin in `domains.items`, how many they are)."""
+        if self.domains is None:
+            return np.zeros(len(users), np.int64), np.full(len(users), self.num_items)
+        of, start = self.domains.of[self.train.values[self.train.start[users]]], self.domains.start
+        return start[of], start[of + 1] - start[of]
 
     @property
     def asked(self) -> "Population":
@@ -190,6 +198,11 @@ def populate(
     )
 
 
+def noted(data: Dataset, note: str) -> Dataset:
+    """The same data with one more note for the reader."""
+    return data._replace(notes=(*data.notes, note))
+
+
 def prepare(
     data: Dataset,
     clients: str = "user",
@@ -212,7 +225,8 @@ def prepare(
     """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
 
     clients: `user`, `silo`, `device` (a user's train rows are dealt to so many devices), or a column. merge: what the
-    column tells apart, where not organisations: the `devices` of a user (`dealt`), whose private part is one.
+    column tells apart, where not organisations: a user's `devices` (`dealt`) or `domains` (`in_domains`), in all of
+    which his private part is one.
     label: "implicit", every row is a click; "rating", rows are labelled with their rating; "click", with 1 where that
     is at least `threshold` and 0 elsewhere.
     malicious: share of the clients that are, by the seed `malice` (see `jaxfed.malice`). They have the `promoted` items
@@ -230,7 +244,10 @@ def prepare(
         data = k_core(data, user_core, item_core)
     many = "devices" if clients == "device" else merge
     check_kinds(clients, merge, devices, malicious, protocol, cold)
-    group, names = group_by(data, "user" if many == "devices" else clients, silos, deal)
+    if many == "domains":
+        group, names = apart(data, clients)
+    else:
+        group, names = group_by(data, "user" if many else clients, silos, deal)
     data = drop_short(one_user_each(data, group))
     check_fraction(malicious, "data.malicious")
     if promoted:
@@ -239,12 +256,14 @@ def prepare(
     population = populate(data, parts, names, label, threshold)
     if label_flip:
         population = population._replace(flipped=chosen(np.arange(population.num_clients), malicious, malice))
-    notes, every = data.notes, population.num_clients
     if many == "devices":
         population = dealt(population, *devices_of(data, parts, clients if merge else "", devices, deal))
-        notes += (f"{population.num_clients:,} devices of {every:,} users",)
+        data = noted(data, f"{population.num_clients:,} devices of {len(data.users):,} users")
+    if many == "domains":
+        population = in_domains(population, data, clients)
+        data = noted(data, "a user has a client in each of his domains, and one private part in all of them")
     if cold:
-        population = leave_cold(population, cold, deal)
+        every, population = population.asked.num_clients, leave_cold(population, cold, deal)
         gone = every - population.asked.num_clients
-        notes += (f"{gone:,} of {every:,} clients are cold: they never take part, and are tested apart",)
-    return data._replace(notes=notes), population
+        data = noted(data, f"{gone:,} of {every:,} clients are cold: they never take part, and are tested apart")
+    return data, population

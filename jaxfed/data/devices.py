@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxfed.data.interactions import Dataset
-from jaxfed.data.ragged import Ragged, left_over, ragged, ranges
+from jaxfed.data.ragged import Ragged, domains_of, left_over, ragged, ranges
 from jaxfed.data.splits import TRAIN, Split
 
 if TYPE_CHECKING:
@@ -114,6 +114,37 @@ def dealt(people: "Population", kind: np.ndarray, names: np.ndarray) -> "Populat
     )
 
 
+def apart(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """(the client of each row [n], the clients' names), a client for every (user, value of a column), user by user.
+
+    Raises ValueError for a column that is not there.
+    """
+    names, kind = kinds_of(data, column)
+    pairs, group = np.unique(data.interactions.user.astype(np.int64) * len(names) + kind, return_inverse=True)
+    return group, np.char.add(np.char.add(data.users[pairs // len(names)], "/"), names[pairs % len(names)])
+
+
+def in_domains(population: "Population", data: Dataset, column: str) -> "Population":
+    """Clients `apart` by a column as domains that share users: each has the items of one, from which its negatives come
+    and among which it is ranked, and a user's clients have his private part in common.
+
+    Raises ValueError for an item of two domains.
+    """
+    names, kind = kinds_of(data, column)
+    item = data.interactions.item
+    of = kind[np.unique(item, return_index=True)[1]]
+    if (wrong := np.flatnonzero(of[item] != kind)).size:
+        twice, other = item[wrong[0]], names[kind[wrong[0]]]
+        raise ValueError(
+            f'data.merge: item "{data.items[twice]}" is in {names[of[twice]]} and in {other}: domains have items of '
+            "their own, give each its own id"
+        )
+    domains = domains_of(of)
+    gaps, free = left_over(population.avoid, population.num_items, domains)
+    owner = np.cumsum(np.append(False, population.user_names[1:] != population.user_names[:-1]))
+    return population._replace(gaps=gaps, free=free, owner=owner, domains=domains)
+
+
 def devices_of(data: Dataset, parts: Split, column: str, devices: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(the device of each train row, in a population's order, what devices are called): by a column, or dealt at random
     by the seed where that is empty. Raises ValueError for a column that is not there."""
@@ -130,7 +161,9 @@ def check_kinds(clients: str, merge: str, devices: int, malicious: float, protoc
     if devices < 1:
         raise ValueError(f"data.devices is {devices}: a user has at least 1")
     if merge and clients in ("user", "silo"):
-        raise ValueError("data.merge: set data.clients to the column that tells the devices of a user apart")
+        raise ValueError(f"data.merge: set data.clients to the column that tells the {merge} of a user apart")
+    if merge == "domains" and cold:
+        raise ValueError("data.cold: a private part is folded in from one catalogue, not from domains: set it to 0")
     if malicious and (merge or clients == "device" or cold):
         raise ValueError(
             "data.malicious: the malicious are known by the numbers of users, which data.cold and devices change: "

@@ -60,12 +60,31 @@ def ragged(values: np.ndarray, group: np.ndarray, groups: int) -> Ragged:
     return Ragged(values, np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))]))
 
 
-def left_over(avoid: Ragged, items: int) -> tuple[np.ndarray, np.ndarray | None]:
+class Domains(NamedTuple):
+    """Catalogues of their own, which share nothing but users."""
+
+    of: np.ndarray  # int [N]: the domain of each item
+    items: np.ndarray  # int32 [N]: the items domain by domain, ascending in each
+    start: np.ndarray  # int64 [domains + 1]: those of domain d are items[start[d]:start[d + 1]]
+    place: np.ndarray  # int64 [N]: where each item stands among those of its domain
+
+
+def domains_of(of: np.ndarray) -> Domains:
+    """The domains, from that of each item [N]."""
+    items = np.argsort(of, kind="stable").astype(np.int32)
+    start = np.concatenate([[0], np.cumsum(np.bincount(of))])
+    place = np.empty(len(of), np.int64)
+    place[items] = np.arange(len(of)) - start[of[items]]
+    return Domains(of, items, start, place)
+
+
+def left_over(avoid: Ragged, items: int, domains: Domains | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """(`gaps`, `free`) of a population: what the items outside each user's sorted list are found by."""
     user = np.repeat(np.arange(len(avoid.counts)), avoid.counts)
     rank = np.arange(len(user)) - avoid.start[user]
-    gaps = user * (items + 1) + avoid.values - rank
-    if len(avoid.counts) * items > SMALL:
+    place = avoid.values if domains is None else domains.place[avoid.values]
+    gaps = user * (items + 1) + place - rank
+    if len(avoid.counts) * items > SMALL or domains:
         return gaps, None
     every = np.arange(len(avoid.counts) * items)  # a look-up instead of a search for every negative
     return gaps, (np.delete(every, user * items + avoid.values) % items).astype(np.int32)

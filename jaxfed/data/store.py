@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxfed.data.movielens_files import cache
 
-FORMAT = 3  # of what is kept; raise it when `Population` or `Dataset` changes
+FORMAT = 4  # of what is kept; raise it when `Population` or `Dataset` changes
 
 
 def place(section: dict[str, Any]) -> Path:
