@@ -335,8 +335,10 @@ def assemble(config: Any, data: Data) -> Experiment:
     run, lazy = config.run, config.server.lazy and not (channel.whole or work.whole)
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     shared = jax.eval_shape(lambda key: work.init(model.init(key), key)[0], jax.random.key(0))
-    if work.compares and run.client_store == "host":
-        raise ValueError("run.client_store: the server of this work reads what all clients keep: leave it out")
+    if work.compares and (run.client_store == "host" or processes.size > 1):
+        raise ValueError(
+            "run.client_store: the server of this work reads what all clients keep, on one process's device"
+        )
     down = links(config.download, data.source.items, "download", **known) if config.download else None
     price = wire(channel, shared, down, work.sends, work.alone)
     if down:
