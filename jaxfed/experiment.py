@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.arrivals import timed
 from jaxfed.channel import Channel, chain, link, total
 from jaxfed.cohort import Sampler
 from jaxfed.data import store
@@ -258,7 +259,10 @@ def assemble(config: Any, data: Data) -> Experiment:
     items = population.num_items
     end = table_rows(items, placement.devices, config.run.shard_tables)
     model = model_of(config, population, end)
-    sampler = call("cohort", config.cohort, num_clients=population.num_clients)
+    everyone = {"num_clients": population.num_clients, "activity": population.activity, "names": population.names}
+    clock = call("clock", config.clock, **everyone)
+    sampler = call("cohort", config.cohort, clock=clock, **everyone)
+    sampler = timed(sampler, clock, population.num_clients) if clock and not sampler.clock else sampler
     known = {"slots": sampler.slots, "sampler": sampler, "population": population.num_clients, "rounds": config.rounds}
     known |= {"cohort_share": min(1.0, sampler.size / population.num_clients), "activity": population.activity}
     channel = links(config.channel, data.source.items, "channel", **known)
@@ -279,6 +283,11 @@ def assemble(config: Any, data: Data) -> Experiment:
     price = wire(channel, shared, down, work.sends)
     if down:
         check_download(down, shared)
+    if sampler.versions and (down or run.shard_tables):
+        raise ValueError(
+            "clients of different rounds are sent the model as it is, and each device keeps its past ones whole: leave "
+            "[[download]] and run.shard_tables out"
+        )
     pace = config.server
     rate = scheduled(pace.learning_rate, config.rounds, pace.schedule, pace.warmup, pace.final)
     server = call("server", config.server, learning_rate=rate, closed=model.closed)
@@ -295,6 +304,7 @@ def assemble(config: Any, data: Data) -> Experiment:
         config.run.client_store == "host",
         download(down, price.sees != "update+rows") if down else None,
         0 if sums else room_of(population, batching, shapes, sampler),
+        sampler.versions,
     )
     asked = config.evaluation.seed, config.evaluation.clients
     past = history_of(config.evaluation, model, work, config.data.label)
