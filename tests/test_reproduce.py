@@ -144,13 +144,12 @@ def test_the_readme_is_changed_between_its_markers_only(tmp_path, capsys):
     table = script.markdown([figures()])
     assert readme.read_text() == f"before\n<!-- table: ml100k -->\n{table}<!-- end -->\nafter <!-- end -->\n"
     assert json.loads((tmp_path / "results" / "ml100k.json").read_text()) == [figures()]
-    readme.write_text("nothing\n")
-    script.write([figures()], tmp_path / "runs", tmp_path / "results" / "ml100k.json", readme)
-    assert readme.read_text() == "nothing\n"
-    assert "not written there" in capsys.readouterr().err
-    other = tmp_path / "other.md"
-    script.write([figures()], tmp_path / "runs", None, other)  # what is quick, or of a file, is beside the runs only
-    assert not other.exists()
+    assert script.fit(readme, tmp_path / "ml100k.json") == readme
+    assert script.fit(readme, None) is None  # what is quick, or of a file, is beside the runs only
+    assert capsys.readouterr().err == ""
+    for other in (tmp_path / "none.md", tmp_path / "runs" / "results.json"):
+        assert script.fit(other, tmp_path / "ml100k.json") is None
+        assert "not written there" in capsys.readouterr().err
 
 
 def test_new_configurations_keep_their_headers_honest():
