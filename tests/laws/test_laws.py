@@ -67,7 +67,7 @@ def allowed(case):
     return case["model"] not in CONTROLS or case["loss"] == "bce"
 
 
-# `make test` covers these links pair by pair; the later ones meet the laws in `make test-all`, and tests of their own
+# `make test` covers these links pair by pair; the later ones meet the laws beside their usual neighbours
 FIRST = [
     name
     for name in CHANNELS
@@ -253,9 +253,9 @@ def test_law(case):
 
 
 @pytest.mark.parametrize("channel", [name for name in CHANNELS if name not in (*FIRST, "plain", "clip, ring")])
-def test_later_links_run_side_by_side_as_alone(channel):
-    """The law that finds most of what links do wrong: places that only fill a block, and randomness by place."""
-    vmaps(USUAL | {"channel": channel})
+def test_laws_of_later_links(channel):
+    for law in LAWS:
+        law(USUAL | {"channel": channel})
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
