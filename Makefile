@@ -21,10 +21,10 @@ seeds: setup
 	$(BIN)/python scripts/seeds.py configs/ml100k_fedavg.toml --seeds 0 1 2
 
 test: setup lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
 
 test-all: setup lint types
-	$(BIN)/python -m pytest -n 2
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ mean_length = 8.0
 [model]
 dim = 4
 [work]
-batch_size = 16
+batch_size = 64
 [work.optimizer]
 learning_rate = 0.5
 [[channel]]

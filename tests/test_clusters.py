@@ -23,6 +23,7 @@ def far(key):
     return jax.tree.map(lambda x: x + 3.0, DENSE)
 
 
+@pytest.mark.optimised
 def test_one_cluster_is_fedavg():
     work = clustered(bce, SGD, user, clusters=1, initial=lambda key: MARKED)
     got, info = run(federate(work, cluster_mean(), optax.sgd(1.0), USERS), row_cohort())

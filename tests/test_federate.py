@@ -273,6 +273,7 @@ def test_integer_sums_do_not_depend_on_blocks_at_all():
     same(*(model(run(factorisation(chain(mean(), to_int)), row_cohort(blocks=way), rounds=1)[0]) for way in ways))
 
 
+@pytest.mark.optimised
 def test_padding_the_parts_changes_nothing():
     want = run(factorisation(per_row_mean()), row_cohort())[0]
     same(run(factorisation(per_row_mean(), lay=(9, 500)), row_cohort())[0], want)
@@ -345,6 +346,7 @@ def test_every_placement_is_one_device(kind, devices, channel):
     close(got, want, atol=1e-6 * max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want)), rtol=0)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("shard_tables", [False, True])
 @pytest.mark.parametrize("devices", [2, 4])
 def test_integer_sums_are_the_same_on_any_devices(devices, shard_tables):
@@ -371,6 +373,7 @@ def test_tables_that_do_not_divide_among_the_devices():
         place("pmap", 2, True)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_a_cohort_in_chunks_is_the_cohort(chunk):
     cohort = row_cohort(blocks=((0, 1, 2, 3), (4, 5, 8, 8), (6, 7, 8, 8)), present=[1, 1, 0, 1, 1, 1, 1, 0])
@@ -379,6 +382,7 @@ def test_a_cohort_in_chunks_is_the_cohort(chunk):
     same((model(got), got.memory, info), (model(want), want.memory, told))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("laid", [lambda cohort: cohort, on_rows])
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_a_client_store_on_the_host_is_the_same_store(chunk, laid):

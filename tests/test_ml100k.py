@@ -9,6 +9,7 @@ from jaxfed.experiment import assemble, load
 from jaxfed.rounds import compile_all, fresh, keys_of, prepare_round
 from jaxfed.rows import Table
 
+pytestmark = pytest.mark.optimised
 ITEM = {"learning_rate": 40.0, "weight_decay": 3e-4}
 USER = {"learning_rate": 2.0, "weight_decay": 1e-2}
 

@@ -35,6 +35,7 @@ def alone(slot=0):
     return shared, jax.tree.map(lambda x: x[0], block.data)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     "work", [keep(PLAIN), ditto(bce, SGD, user), apfl(bce, SGD, user)], ids=["keep", "ditto", "apfl"]
 )

@@ -148,6 +148,7 @@ def test_the_ring_is_the_mean_to_its_last_bit():
     assert chain(mean(), clip(), ring(8)).hides
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("neighbours", "present"), [(0, [1, 1, 0, 1, 1, 1, 1, 0]), (4, [1] * 8), (2, [0, 0, 0, 0, 0, 0, 0, 1])]
 )

@@ -16,10 +16,10 @@ def product(axes: dict[str, Sequence[str]]) -> list[dict[str, str]]:
 
 def pairwise(axes: dict[str, Sequence[str]], allowed=lambda case: True) -> list[dict[str, str]]:
     """Greedy: each next case is the one with most pairs that no case had yet."""
-    left_cases = [case for case in product(axes) if allowed(case)]
-    open_pairs, chosen = set().union(*map(pairs, left_cases)), []
+    left_cases = [(case, pairs(case)) for case in product(axes) if allowed(case)]
+    open_pairs, chosen = set().union(*(met for _, met in left_cases)), []
     while open_pairs:
-        best = max(left_cases, key=lambda case: len(pairs(case) & open_pairs))
-        open_pairs -= pairs(best)
+        best, met = max(left_cases, key=lambda one: len(one[1] & open_pairs))
+        open_pairs -= met
         chosen.append(best)
     return chosen
