@@ -97,8 +97,8 @@ def uniform(bits: int, whole: Callable, name: str) -> Channel:
     top, dtype = 2 ** (bits - 1) - 1, jnp.uint8 if bits <= 8 else jnp.uint16
 
     def code(x, key, entries):
-        row = {"axis": range(1, x.ndim), "keepdims": True, "initial": 0}
-        largest = jnp.maximum(jnp.max(x, **row), -jnp.min(x, **row))  # of |x|, without writing that down
+        high, low = (of(x, range(1, x.ndim), keepdims=True, initial=0) for of in (jnp.max, jnp.min))
+        largest = jnp.maximum(high, -low)  # of |x|, without writing that down
         steps = whole(x * (top / jnp.where(largest > 0, largest, 1)), key)
         return (jnp.clip(steps, -top, top) + top).astype(dtype), largest / top
 
