@@ -1,41 +1,47 @@
 """From a configuration to the pieces of a run."""
 
 import dataclasses
-import inspect
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxfed.algorithms import compared
-from jaxfed.arrivals import timed
-from jaxfed.channel import Channel, chain, link, total
+from jaxfed.channel import Channel, total
 from jaxfed.cohort import Sampler
 from jaxfed.data import store
 from jaxfed.data.batches import Batching
-from jaxfed.data.blocks import Lengths, lengths, plan
+from jaxfed.data.blocks import Lengths, lengths
 from jaxfed.data.clients import Population, Share, prepare
 from jaxfed.data.interactions import Dataset, digest, numbers_of
 from jaxfed.download import check_download, download
-from jaxfed.evaluate import Exam, Past, at_homes, exam, examiner
+from jaxfed.evaluate import Exam, at_homes, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.hierarchy import copies, edged, hierarchical
+from jaxfed.limits import check_closed, check_cold, check_memory, check_merge, check_places, room_of
 from jaxfed.merge import merged
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place, table_rows
-from jaxfed.privacy import Account, Sampling, ledger
+from jaxfed.privacy import Account, ledger
 from jaxfed.processes import Processes, here
-from jaxfed.registry import BESIDE, REGISTRY, arguments, grouped, scheduled
-from jaxfed.rows import take
-from jaxfed.tree import nbytes, wide
-from jaxfed.types import Tree
+from jaxfed.registry import BESIDE, REGISTRY
+from jaxfed.sections import (
+    account_of,
+    batching_of,
+    by_row,
+    call,
+    edges_of,
+    history_of,
+    known_of,
+    links,
+    model_of,
+    sampler_of,
+    server_of,
+    work_of,
+)
 from jaxfed.wire import Wire, wire
 from jaxfed.work import Work
-from jaxfed.works.personal import keep
 
 LARGE = 1_000_000  # rows from which prepared data are kept on disk
 
@@ -70,15 +76,6 @@ class Experiment(NamedTuple):
     examine_cold: Any = None  # for clients of which nothing is kept; see `check_cold`
 
 
-def call(section: str, config: Any, **given: Any) -> Any:
-    """The registry's function with the section's arguments and, of what the program gives, what it asks for."""
-    function = REGISTRY[section][config.name]
-    asked = inspect.signature(function).parameters
-    given = {name: value for name, value in given.items() if name in asked}
-    mine = arguments(section, config.name).keys() - BESIDE.get(section, {}).keys()
-    return function(**{name: getattr(config, name) for name in mine}, **given)
-
-
 def load(config: Any) -> Data:
     """Reads the data of a configuration's [data] section. Raises ValueError with one line where they are not fit.
 
@@ -104,292 +101,80 @@ def read(config: Any) -> Data:
     return Data(source, population, content, config.protocol == "compat-pfedrec")
 
 
-def optimizer_of(config: Any) -> Any:
-    """A client's optimiser from [work.optimizer]."""
-    rest = arguments("optimizer", config.name).keys() - BESIDE["optimizer"].keys()
-    groups = {name: dataclasses.asdict(getattr(config, name)) for name in ("item", "user")}
-    own = {name: getattr(config, name) for name in rest}
-    return grouped(REGISTRY["optimizer"][config.name], config.learning_rate, config.weight_decay, **groups, **own)
+def examined(config: Any, data: Data, model: Model, work: Work, placement: Placement, share: Share) -> dict[str, Exam]:
+    """What clients are asked: `val` and `test`, and `test/cold` of clients that never take part, if there are any.
 
-
-def links(configs: tuple[Any, ...], items: np.ndarray, where: str, **given: Any) -> Channel:
-    """The chain of some links' sections. A section names items, a link knows their rows. Raises ValueError for an item
-    that is not in the data."""
-
-    def made(config, number):
-        if hasattr(config, "targets"):
-            rows = numbers_of(items, config.targets, f"{where}.{number}.targets").tolist()
-            config = dataclasses.replace(config, targets=tuple(rows))
-        return call("channel", config, **given)
-
-    return chain(*(made(each, number) for number, each in enumerate(configs))) if configs else link()
-
-
-def device_memory() -> int:
-    """Bytes of one device, of the whole machine where the device does not say."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def room_of(population: Population, batching: Batching, shapes: Lengths, sampler: Sampler) -> int:
-    """Blocks that hardly any cohort exceeds: the most in some rounds, and twice as many more as those rounds differ."""
-    counts = []
-    for round in range(8):
-        ids, _ = sampler.draw(0, round)
-        clients = ids[ids < population.num_clients]
-        owner = shapes.share.owner(clients, population.num_clients)
-        counts.append(len(plan(shapes, batching, population.activity[clients], owner).shapes))
-    return 3 * max(counts) - 2 * min(counts)
-
-
-def check_memory(population, batching: Batching, shapes: Lengths, sends, shared: Tree, chunk: int, sums: bool):
-    """Raises ValueError when the messages of a cohort of the largest clients do not fit into a device beside each other
-    and the working copies of one block; three times where a reduction of a link's own collects and compares them."""
-    clients, rows = shapes.lay
-    one, two = (
-        nbytes(jax.eval_shape(lambda x, k=k: sends(wide(take(x, jnp.zeros(k, jnp.int32)))), shared)) for k in (1, 2)
-    )
-    block = clients * one + (rows - clients) * (two - one)
-    largest = np.sort(population.activity)[-shapes.slots :]
-    owner = np.arange(len(largest)) % shapes.share.size
-    blocks, room = len(plan(shapes, batching, largest, owner).shapes), device_memory()
-    if not sums and (3 * blocks + 3) * block > room:
-        raise ValueError(
-            f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
-            f"{3 * blocks * block / 1e9:.1f} GB, a device has {room / 1e9:.1f} GB: set cohort.size lower"
-        )
-    if (min(chunk or blocks, blocks) + 3) * block > room:
-        fit = max(1, room // block - 3)
-        raise ValueError(
-            f"the {blocks} blocks of a cohort may hold {blocks * block / 1e9:.1f} GB of messages, a device has "
-            f"{room / 1e9:.1f} GB: set run.chunk to {fit} (blocks held at a time), or run.area lower"
-        )
-
-
-def account_of(channel: Channel, sampler: Sampler, num_clients: int, config: Any) -> Account:
-    """What the accountant needs of a run, from its channel, its sampler and its [privacy] section."""
-    cap = sampler.slots if sampler.kind == "poisson" else 0
-    sampling = Sampling(sampler.kind, num_clients, sampler.size, cap)
-    return Account(channel.private, sampling, config.delta, config.accountant, config.relation or None)
-
-
-def loss_of(config: Any) -> str:
-    """The loss by which the model learns what the data's rows are labelled with; "": it has none by name.
-
-    Raises ValueError where the two do not go together.
+    Raises ValueError where private parts would be folded in, and cannot be.
     """
-    label, name, loss = config.data.label, config.model.name, getattr(config.model, "loss", "")
-    if label == "implicit":
-        return loss
-    wanted = {"rating": "squared", "click": "bce"}[label]
-    if not loss:
-        raise ValueError(f'data.label = "{label}": the model "{name}" counts rows, whatever their label: take mf or fm')
-    if loss != wanted:
-        raise ValueError(f'data.label = "{label}": model.loss must be "{wanted}", not "{loss}"')
-    return "rating" if label == "rating" else loss
-
-
-def model_of(config: Any, population: Population, end: int) -> Model:
-    """The model of a configuration, whose tables have `end` rows; it scores the items alone, and knows their features.
-
-    Raises ValueError where it does not go with the data.
-    """
-    items, loss, known = population.num_items, loss_of(config), (population.user_features, population.item_features)
-    chosen = dataclasses.replace(config.model, loss=loss) if loss else config.model
-    sizes = {"num_items": end, "num_users": population.users_per_client, "real_items": items}
-    model = call("model", chosen, **sizes, vocabulary=tuple(len(side.names) if side else 0 for side in known))
-    of_item: tuple = ()
-    if model.features:
-        of_item = (known[1].rows(np.arange(end)) if known[1] and "item" in model.features else None,)
-
-    def score(*args):  # rows past the items, if any, are nothing to recommend
-        return model.score(*args, *of_item)[:items]
-
-    def fold_in(*args):
-        return model.fold_in(*args, *of_item)
-
-    return model._replace(score=score, fold_in=model.fold_in and fold_in)
-
-
-def check_closed(work: Work, server: str, channel: Channel, population: Population) -> None:
-    """Raises ValueError for a closed form whose halves do not meet, or whose sums are none."""
-    if work.histories != (server == "solve"):
-        raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
-    if work.histories and channel.weighs:
-        raise ValueError("work.statistics: the server solves from sums, a link makes a mean of them: set channel = []")
-    if work.histories and population.users_per_client > 1:
-        raise ValueError('work.statistics: a client is one user\'s history: set data.clients = "user"')
-
-
-def batching_of(config: Any, model: Model, work: Work) -> Batching:
-    """How a configuration's [work] section cuts data into steps; histories are whole and without negatives."""
-    asked = {name: getattr(config, name) for name in BESIDE["work"] if name in Batching._fields}
-    if work.histories:
-        return Batching(**asked | {"negatives": 0, "epochs": 1}, ordered=True)
-    return Batching(**asked, pairwise=model.pairwise, features=model.features)
-
-
-def history_of(config: Any, model: Model, work: Work, label: str) -> Past:
-    """What the [evaluation] section has models fold in: a history where asked to, or where nothing private is kept.
-
-    Raises ValueError where a model cannot.
-    """
-
-    def parts(key):
-        return model.private(key), work.private(work.init(model.init(key), key)[1])
-
-    needed, kept = (jax.tree.leaves(part) for part in jax.eval_shape(parts, jax.random.key(0)))
-    fold = config.fold_in or model.closed is not None or bool(needed and not kept)
-    if fold and label != "implicit":
+    population, look = data.population, config.evaluation
+    past = history_of(look, model, work, config.data.label)
+    if past and population.domains:
         raise ValueError(
-            f'data.label = "{label}": histories are folded in as clicks: set evaluation.fold_in to false, and take a '
-            "work that keeps private parts"
-        )
-    if fold and model.fold_in is None:
-        raise ValueError(
-            "evaluation.fold_in: the model has no way from a history to a private part: take a work that keeps it"
-        )
-    return config.history if fold else ""
-
-
-def check_cold(model: Model, work: Work) -> None:
-    """Raises ValueError where the server's model and a history do not suffice to score a client never seen before."""
-    if model.fold_in is None:
-        raise ValueError(
-            "data.cold: the model has no way from a history to the private part of a new client: take one that has "
-            '(mf or neumf with loss = "bce" or "squared", ease, item_knn, transitions, ials)'
-        )
-    key = jax.random.key(0)
-    sent, own = jax.eval_shape(lambda: (work.init(model.init(key), key)[0].params, model.init(key)))
-    if sent != own:
-        raise ValueError("data.cold: with several models side by side new clients have none yet: take another work")
-
-
-def check_merge(model: Model, work: Work, client_store: str) -> None:
-    """Raises ValueError where what clients keep is not the model's private part alone, on the device."""
-    if client_store == "host":
-        raise ValueError("run.client_store: the parts of a user's devices are merged where rounds run: leave it out")
-    if work.histories:
-        raise ValueError('work.statistics: a client is all of a user\'s history: set data.clients = "user"')
-    key = jax.random.key(0)
-    kept, own = jax.eval_shape(lambda: (work.init(model.init(key), key)[1], model.private(key)))
-    if jax.tree.leaves(kept) and kept != own:
-        raise ValueError(
-            "data.merge: this work keeps more on a client than the private part that a user's devices have in common: "
-            "take local_steps, gradient, alternate or reconstruct"
+            "data.merge: a private part is folded in from one catalogue, not from domains: keep it instead"
         )
 
+    def one(who, part, history):
+        asked = look.seed, look.clients, placement.devices, share
+        return exam(who, part, *asked, history=history, features=model.features)
 
-def by_row(channel: Channel) -> bool:
-    """Whether rows are averaged over those who hold them: then edges do so too."""
-    return any(each.name == "per_row_mean" for each in channel.links)
-
-
-def edges_of(config: Any, clients: int, sampler: Sampler) -> np.ndarray | None:
-    """int64 [clients]: the edge of each, dealt at random by the seed of the data; None: there are none.
-
-    Raises ValueError for what does not go with edges.
-    """
-    edges = config.server.edges
-    if not edges:
-        return None
-    if config.download:
-        raise ValueError("server.edges: there are no codes of the download between edges and clients: leave it out")
-    if sampler.versions:
-        raise ValueError("server.edges: edges go on in rounds, clients of this cohort at their own pace: take another")
-    if config.run.client_store == "host":
-        raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
-    if edges > clients:
-        raise ValueError(f"server.edges: edge {clients} has no clients: there are {clients:,}, lower it to that")
-    return np.random.default_rng([config.data.deal, edges, 13]).permutation(clients) % edges
+    exams = {part: at_homes(one(population.asked, part, past), population) for part in ("val", "test")}
+    return exams | ({"test/cold": one(population.cold, "test", look.history)} if population.cold else {})
 
 
 def assemble(config: Any, data: Data) -> Experiment:
     """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
-    population = data.population
-    processes = here()
-    placement = place(config.run.placement, config.run.devices, config.run.shard_tables)
-    if processes.size > 1 and config.run.client_store == "host":
-        raise ValueError("run.client_store: a store on the host is for one process: leave it out for several")
+    population, run, processes = data.population, config.run, here()
+    placement = place(run.placement, run.devices, run.shard_tables)
     share = Share(processes.rank, processes.size)
-    items = population.num_items
-    end = table_rows(items, placement.devices, config.run.shard_tables)
-    model = model_of(config, population, end)
-    everyone = {"num_clients": population.num_clients, "activity": population.activity, "names": population.names}
-    clock = call("clock", config.clock, **everyone)
-    sampler = call("cohort", config.cohort, clock=clock, **everyone)
-    sampler = timed(sampler, clock, population.num_clients) if clock and not sampler.clock else sampler
-    known = {"slots": sampler.slots, "sampler": sampler, "population": population.num_clients, "rounds": config.rounds}
-    known |= {"cohort_share": min(1.0, sampler.size / population.num_clients), "activity": population.activity}
-    channel = links(config.channel, data.source.items, "channel", **known)
-    taught = {
-        "initial": model.init,
-        "loss": model.loss,
-        "optimizer": optimizer_of(config.work.optimizer),
-        "private": model.private,
-    }
-    work = call("work", config.work, **taught, **known, closed=model.closed, num_items=end)
+    end = table_rows(population.num_items, placement.devices, run.shard_tables)
+    model, sampler = model_of(config, population, end), sampler_of(config, population)
+    known = known_of(config, population, sampler)
+
+    def chained(configs, where):
+        return links(configs, data.source.items, where, **known)
+
+    channel = chained(config.channel, "channel")
+    work = work_of(config, model, **known, num_items=end)
     check_closed(work, config.server.name, channel, population)
-    work = keep(work) if config.work.keep_copy else work
-    batching = batching_of(config.work, model, work)
-    run, lazy = config.run, config.server.lazy and not (channel.whole or work.whole)
+    check_places(run, processes, work, sampler)
+    batching, lazy = batching_of(config.work, model, work), config.server.lazy and not (channel.whole or work.whole)
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     shared = jax.eval_shape(lambda key: work.init(model.init(key), key)[0], jax.random.key(0))
-    if work.compares and (run.client_store == "host" or processes.size > 1):
-        raise ValueError(
-            "run.client_store: the server of this work reads what all clients keep, on one process's device"
-        )
-    down = links(config.download, data.source.items, "download", **known) if config.download else None
+    down = chained(config.download, "download") if config.download else None
     price = wire(channel, shared, down, work.sends, work.alone)
     if down:
         check_download(down, shared)
-    if sampler.versions and run.shard_tables:
-        raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")
-    pace = config.server
-    rate = scheduled(pace.learning_rate, config.rounds, pace.schedule, pace.warmup, pace.final)
-    server = call("server", config.server, learning_rate=rate, closed=model.closed)
-    sums = channel.reduce in (None, total)
-    edge = edges_of(config, population.num_clients, sampler)
-    build = (
-        federate if edge is None else partial(hierarchical, edge=edge, every=pace.edge_rounds, per_row=by_row(channel))
-    )
+    sums, edge = channel.reduce in (None, total), edges_of(config, population.num_clients, sampler)
+    meeting = {"edge": edge, "every": config.server.edge_rounds, "per_row": by_row(channel)}
+    build: Callable[..., Algorithm] = federate if edge is None else partial(hierarchical, **meeting)
     algorithm = build(
         work,
         channel,
-        server,
+        server_of(config, model),
         population.num_clients,
         placement=placement,
         lay=shapes.lay,
-        budget=1e9 * config.run.client_memory_gb,
-        chunk=config.run.chunk,
-        host=config.run.client_store == "host",
+        budget=1e9 * run.client_memory_gb,
+        chunk=run.chunk,
+        host=run.client_store == "host",
         download=download(down, price.sees != "update+rows") if down else None,
         room=0 if sums else room_of(population, batching, shapes, sampler),
         versions=sampler.versions,
     )
     if population.owner is not None:
-        check_merge(model, work, config.run.client_store)
+        check_merge(model, work, run.client_store)
         algorithm = merged(algorithm, population.owner, population.activity)
     algorithm = compared(algorithm, work, channel, placement.common)
-    past = history_of(config.evaluation, model, work, config.data.label)
-    if past and population.domains:
-        raise ValueError(
-            "data.merge: a private part is folded in from one catalogue, not from domains: keep it instead"
-        )
+    beside = max(config.server.edges, 1)  # so many models lie in a message once it is summed
     sends, work = work.sends, work if edge is None else edged(work, edge)
-    seed, most = config.evaluation.seed, config.evaluation.clients
-    examined = partial(exam, seed=seed, most=most, devices=placement.devices, share=share, features=model.features)
-    exams = {part: at_homes(examined(population.asked, part, history=past), population) for part in ("val", "test")}
-    asked_through = config.evaluation.channel if config.evaluation.where == "clients" else ()
-    through = links(asked_through, data.source.items, "evaluation.channel", **known)
+    check_memory(population, batching, shapes, lambda x: copies(sends(x), beside), shared, run.chunk, sums)
+    exams = examined(config, data, model, work, placement, share)
+    through = chained(config.evaluation.channel if config.evaluation.where == "clients" else (), "evaluation.channel")
     promoted = numbers_of(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
     examine, examine_cold = examiner(model, through, placement, promoted, work.views), None
     if population.cold:
         check_cold(model, work)
         examine_cold = examiner(model, through, placement, promoted)
-        exams["test/cold"] = examined(population.cold, "test", history=config.evaluation.history)
-    beside = max(pace.edges, 1)  # so many models lie in a message once it is summed
-    check_memory(population, batching, shapes, lambda x: copies(sends(x), beside), shared, config.run.chunk, sums)
     account = account_of(channel, sampler, population.num_clients, config.privacy)
     epsilon = ledger(account.mechanisms, account.sampling, account.delta, account.relation)
     made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)

@@ -8,9 +8,9 @@ import pytest
 
 from jaxfed.cli import overridden
 from jaxfed.config import config_of, differences, dumps, read, table_of
-from jaxfed.experiment import optimizer_of
 from jaxfed.registry import REGISTRY, arguments
 from jaxfed.rows import Table
+from jaxfed.sections import optimizer_of
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 SECTIONS = [(s, n) for s in ("data", "model", "work", "server", "cohort") for n in REGISTRY[s]]

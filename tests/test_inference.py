@@ -15,9 +15,9 @@ from jaxfed.channels.clip import clip, zero_out
 from jaxfed.channels.noise import Whole, densify, local_gaussian
 from jaxfed.channels.weigh import mean, per_row_mean
 from jaxfed.config import read
-from jaxfed.experiment import links
 from jaxfed.registry import REGISTRY
 from jaxfed.rows import Table
+from jaxfed.sections import links
 from jaxfed.types import Shared
 from jaxfed.wire import wire
 from tests.small import DATA, EPS, ITEMS, MARKED, WHO, factorisation, row_cohort, run
