@@ -15,6 +15,7 @@ from jaxfed.channel import Channel, chain
 from jaxfed.channels import drift
 from jaxfed.channels.difference import difference
 from jaxfed.channels.fair import agnostic, fair
+from jaxfed.channels.stale import mixing, staleness
 from jaxfed.channels.weigh import mean, weighted_mean
 from jaxfed.federate import Algorithm, federate
 from jaxfed.types import Tree
@@ -185,3 +186,33 @@ def gpfedrec(
     """Clients pulled to the mean of those like them (Zhang et al. 2024)."""
     work, channel = graph.graph_guided(loss, optimizer, private, True, strength, 0, threshold), channel or mean()
     return compared(federate(work, channel, optax.sgd(1.0), num_clients), work, channel)
+
+
+def fedbuff(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_clients: int,
+    versions: int,
+    exponent: float = 0.5,
+    rate: float = 1.0,
+    channel: Channel | None = None,
+    private=nothing,
+) -> Algorithm:
+    """Buffered asynchronous aggregation (Nguyen et al. 2022), a cohort being what the buffer holds; versions: one more
+    than the largest of `Cohort.ages`."""
+    links = chain(staleness(exponent), channel or mean())
+    return federate(local_steps(loss, optimizer, private), links, optax.sgd(rate), num_clients, versions=versions)
+
+
+def fedasync(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_clients: int,
+    versions: int,
+    rate: float = 0.6,
+    exponent: float = 0.5,
+    private=nothing,
+) -> Algorithm:
+    """Asynchronous mixing of whole models (Xie et al. 2019), for cohorts of one client."""
+    links = chain(mixing(rate, exponent), mean())
+    return federate(local_steps(loss, optimizer, private), links, optax.sgd(1.0), num_clients, versions=versions)

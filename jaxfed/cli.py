@@ -179,6 +179,7 @@ def show(values: dict[str, Any], title: str) -> None:
     if stages:  # of a run; the first three pass while devices compute
         out.print(f"{'seconds by stage':>26}  {', '.join(stages)}", markup=False)
     facts = (
+        "simulated_seconds",
         "seconds",
         "compile_seconds",
         "client_updates_per_second",

@@ -15,13 +15,27 @@ class Sampler(NamedTuple):
 
     slots: int
     draw: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
-    kind: str  # poisson | fixed (without replacement) | everyone | cyclic: what the accountant needs to know
+    kind: str  # poisson | fixed (without replacement) | everyone | cyclic: what the accountant needs to know; or others
     size: int  # of a cohort; poisson: expected
+    versions: int = 0  # of the model that clients of one cohort may have been sent; 0: all were sent the present one
+    ages: Callable[[int, int], np.ndarray] | None = None  # (seed, round) -> int [slots]: rounds since; below `versions`
+    clock: Callable[[int, int], float] | None = None  # (seed, round) -> simulated seconds at the end of the round
 
 
 def generator(seed: int, round: int, purpose: int) -> np.random.Generator:
     """The stream of one purpose in one round."""
     return np.random.Generator(np.random.Philox(key=[seed, 3], counter=[0, purpose, round, 0]))
+
+
+def check_dropout(dropout: float) -> None:
+    """Raises ValueError for what is no probability."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout {dropout}: a probability in [0, 1)")
+
+
+def stays(seed: int, round: int, num_clients: int, dropout: float) -> np.ndarray:
+    """bool [num_clients]: who does not drop out of a round, each by itself."""
+    return generator(seed, round, 1).random(num_clients) >= dropout
 
 
 def sampler(
@@ -31,8 +45,7 @@ def sampler(
 
     Whether a client drops out depends on (seed, round, client) alone. Raises ValueError for a cohort that cannot be.
     """
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout {dropout}: a probability in [0, 1)")
+    check_dropout(dropout)
     if not slots >= 1:
         raise ValueError("cohort.size must be at least 1")
 
@@ -42,8 +55,7 @@ def sampler(
         ids[: len(chosen)] = chosen
         if not dropout:  # a million clients need no number each
             return ids, ids < num_clients
-        stays = np.append(generator(seed, round, 1).random(num_clients) >= dropout, False)
-        return ids, stays[ids]
+        return ids, np.append(stays(seed, round, num_clients, dropout), False)[ids]
 
     return Sampler(slots, draw, kind, size or slots)
 

@@ -53,7 +53,7 @@ class Privacy:
 
 
 LINKS = ({"name": "weighted_mean"},)  # where a configuration has no [[channel]]
-NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform"}
+NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform", "clock": "none"}
 
 
 def near(word: str, words: typing.Iterable[str]) -> str:

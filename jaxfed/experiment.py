@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.algorithms import compared
+from jaxfed.arrivals import timed
 from jaxfed.channel import Channel, chain, link, total
 from jaxfed.cohort import Sampler
 from jaxfed.data import store
@@ -218,7 +219,10 @@ def assemble(config: Any, data: Data) -> Experiment:
     model = call("model", config.model, num_items=end, num_users=population.users_per_client, real_items=items)
     every = model.score  # rows past the items, if any, are nothing to recommend
     model = model._replace(score=lambda *args: every(*args)[:items])
-    sampler = call("cohort", config.cohort, num_clients=population.num_clients)
+    everyone = {"num_clients": population.num_clients, "activity": population.activity, "names": population.names}
+    clock = call("clock", config.clock, **everyone)
+    sampler = call("cohort", config.cohort, clock=clock, **everyone)
+    sampler = timed(sampler, clock, population.num_clients) if clock and not sampler.clock else sampler
     known = {"slots": sampler.slots, "sampler": sampler, "population": population.num_clients, "rounds": config.rounds}
     known |= {"cohort_share": min(1.0, sampler.size / population.num_clients), "activity": population.activity}
     channel = links(config.channel, data.source.items, "channel", **known)
@@ -236,13 +240,16 @@ def assemble(config: Any, data: Data) -> Experiment:
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     shared = jax.eval_shape(lambda key: work.init(model.init(key), key)[0], jax.random.key(0))
     if work.compares and (run.client_store == "host" or processes.size > 1):
-        raise ValueError(
-            "run.client_store: the server of this work reads what all clients keep, on one process's device"
-        )
+        raise ValueError("run.client_store: the server of this work reads all clients' memory on one device")
     down = links(config.download, data.source.items, "download", **known) if config.download else None
     price = wire(channel, shared, down, work.sends, work.alone)
     if down:
         check_download(down, shared)
+    if sampler.versions and (down or run.shard_tables):
+        raise ValueError(
+            "clients of different rounds are sent the model as it is, and each device keeps its past ones whole: leave "
+            "[[download]] and run.shard_tables out"
+        )
     pace = config.server
     rate = scheduled(pace.learning_rate, config.rounds, pace.schedule, pace.warmup, pace.final)
     server = call("server", config.server, learning_rate=rate, closed=model.closed)
@@ -259,6 +266,7 @@ def assemble(config: Any, data: Data) -> Experiment:
         config.run.client_store == "host",
         download(down, price.sees != "update+rows") if down else None,
         0 if sums else room_of(population, batching, shapes, sampler),
+        sampler.versions,
     )
     algorithm = compared(algorithm, work, channel, placement.common)
     asked = config.evaluation.seed, config.evaluation.clients

@@ -32,6 +32,7 @@ class State(NamedTuple):
     channel: Tree  # of the links, at the server
     memory: Tree  # (of the work, of the links) at the clients [n, ...]; tables [n, N, ...]
     round: jax.Array  # int []: rounds done
+    past: Tree = ()  # what was shared before round t, at t % versions: [versions, ...], tables [versions, N, ...]
 
 
 class Algorithm(NamedTuple):
@@ -104,6 +105,7 @@ def federate(
     host: bool = False,
     download: Callable[[Shared, Client], Shared] | None = None,
     room: int = 0,
+    versions: int = 0,
 ) -> Algorithm:
     """Builds an algorithm from what a client computes, what happens to its update, and how the model moves.
 
@@ -115,6 +117,8 @@ def federate(
     download: what a client reads of the model that it is sent (`download`); None: the model's rows as they are.
     room: for a reduction of a link's own, blocks laid by `lay` whose messages find room side by side, so that one
     program reduces cohorts of fewer blocks, too; for more the room is doubled. 0: as many as there are.
+    versions: of the model that are kept, for cohorts whose clients were sent different ones (`Cohort.ages`); each takes
+    a copy of the model a round, and counts as client memory does. 0: all are sent the present one.
     """
     channel = channel if channel.links else chain(channel)
     place_on, reduce = placement or place(), channel.reduce or total
@@ -133,6 +137,11 @@ def federate(
 
         everyone = jnp.arange(num_clients)
         held = tree.nbytes(jax.eval_shape(memories, everyone, key))
+        if versions * tree.nbytes(shared) > budget:
+            raise ValueError(
+                f"{versions} versions of the model take {versions * tree.nbytes(shared) / 1e9:.1f} GB, the budget is "
+                f"{budget / 1e9:.1f}: set cohort.max_age lower, or raise the budget (run.client_memory_gb)"
+            )
         if held > budget:
             raise ValueError(
                 f"client memory takes {held / 1e9:.1f} GB, the budget is {budget / 1e9:.1f}: "
@@ -146,7 +155,8 @@ def federate(
             full = tree.wide(shared)
             store = () if host else memories(everyone, key)
             state = channel.init(jax.eval_shape(work.sends, full))[0]
-            return State(shared, server.init(full.params), state, store, jnp.int32(0))
+            past = jax.tree.map(lambda x: jnp.broadcast_to(x, (versions, *x.shape)), shared) if versions else ()
+            return State(shared, server.init(full.params), state, store, jnp.int32(0), past)
 
         shared, opt, links, *rest = jax.jit(fresh)(params, key)
         state = State(*place_on.server((shared, opt, links)), *place_on.common(rest))
@@ -156,20 +166,25 @@ def federate(
 
     def client(common, one):
         """One client's round, from the model it is sent to the message it sends. A pure function."""
-        (shared, sent, cohort, round_key), (id, mine, theirs, held, block) = common, one
+        (shared, past, sent, number, cohort, round_key), (id, age, mine, theirs, held, block) = common, one
         size = rows.catalogue(shared)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), id))
         at = Client((), None, round_key, id, jnp.float32(1), block.activity, held, size, cohort)
-        slices = download(shared, at) if download else tree.wide(rows.take(shared, held))
+        if versions:  # (version, rows) is one indexing, as (client, rows) is
+            slices = tree.wide(rows.gather(past, (number - age) % versions, held))
+        else:
+            slices = download(shared, at) if download else tree.wide(rows.take(shared, held))
         slices = jax.lax.optimization_barrier(slices)
         report = work.run(slices, mine, block.data, secret)
         me = Client(theirs, noise, round_key, id, report.weight, block.activity, held, size, cohort)
-        me = me._replace(steps=report.steps, loss=report.loss)
+        me = me._replace(steps=report.steps, loss=report.loss, age=age)
         got = rows.take(sent, held)
         message, theirs = channel.encode(report.update, got, me)
         metrics = report.metrics | (channel.watch(report.update, got, me) if channel.watch else {})
         if channel.open:  # the server's side of codes that mean something alone only
-            message = channel.open(message, got, me._replace(memory=None, key=None))
+            now = tree.wide(rows.take(shared, held)) if versions else slices
+            seen = me._replace(memory=None, key=None, drift=tree.sub(now.params, slices.params))
+            message = channel.open(message, got, seen)
         message = jax.lax.optimization_barrier(message)
         # a link that makes integers of what is not a number could hide it
         hidden = () if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(message)) else report.update
@@ -177,15 +192,16 @@ def federate(
         return message, (report.memory, theirs), fine, metrics
 
     @jax.jit
-    def clients(state, ids, present, touched, key, block, memory) -> Part:
+    def clients(state, ids, present, touched, ages, key, block, memory) -> Part:
         """All that happens on devices, one block of clients. Only the messages leave. memory: None to read it here."""
         key, size = jax.random.fold_in(key, state.round), catalogue(state)
         who = ids.at[block.slots].get(mode="fill", fill_value=num_clients)
         held = block.rows if touched is None else touched.at[block.rows].get(mode="fill", fill_value=size)
         if memory is None:
             memory = jax.vmap(rows.gather, (None, 0, 0))(state.memory, who, held)
-        common = state.shared, channel.send(state.channel), ids, key
-        messages, memory, fine, metrics = place_on.clients(client)(common, (who, *memory, held, block))
+        since = jnp.zeros_like(block.slots) if ages is None else ages.at[block.slots].get(mode="fill", fill_value=0)
+        common = state.shared, state.past, channel.send(state.channel), state.round, ids, key
+        messages, memory, fine, metrics = place_on.clients(client)(common, (who, since, *memory, held, block))
         # a client whose update, or what would be sent of it, is not finite withdraws: as if it had never reported
         counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)
         ends = size if touched is None else touched.size, size, num_clients
@@ -206,7 +222,7 @@ def federate(
     @partial(jax.jit, donate_argnums=0)
     def finish(state, heard, ids, asked, touched, key):
         """The server's side of the round: undo the links, move the model, of its tables only the rows touched."""
-        shared, opt, links, memory, number = state
+        shared, opt, links, memory, number, past = state
         seen = (shared, opt, links) if touched is None else rows.take((shared, opt, links), touched)
         seen = tree.wide(seen[0]), *seen[1:]
         round = Round(jax.random.fold_in(key, number), ids, heard.present)
@@ -227,7 +243,9 @@ def federate(
         counts |= {"clients/present": heard.present, "rows/sent": heard.rows}  # [M], as are no other figures
         figures = {name: mean.value for name, mean in heard.metrics.items()}
         shared, opt, links = place_on.server((shared, opt, links))
-        return State(shared, opt, links, memory, number + 1), figures | info | counts
+        number += 1
+        past = jax.tree.map(lambda x, new: x.at[number % versions].set(new), past, shared) if versions else ()
+        return State(shared, opt, links, memory, number, past), figures | info | counts
 
     @partial(jax.jit, static_argnums=(2, 3))
     def silence(part, asked, size, long):
@@ -240,9 +258,11 @@ def federate(
 
     def step(state, cohort, key):
         """One round. Every block is a program of its own, so several run side by side."""
-        ids, asked, blocks, touched = cohort
+        ids, asked, blocks, touched, ages = cohort
         if channel.whole and touched is not None:
             raise ValueError(f"{channel.name}: it needs every row, and the cohort lists some: set server.lazy = false")
+        if ages is not None and not versions:
+            raise ValueError("the cohort's clients were sent models of different rounds: federate with versions")
         end, store = catalogue(state), state.memory if stores.on_host(state.memory) else None
         if store is not None:
             state = state._replace(memory=())
@@ -253,7 +273,7 @@ def federate(
             parts = []
             for block in blocks[low:][: chunk or None]:
                 kept = None if store is None else place_on.block(stores.read_block(store, cohort, block, end))
-                parts.append(clients(now, ids, asked, touched, key, block, kept))
+                parts.append(clients(now, ids, asked, touched, ages, key, block, kept))
             before = np.cumsum([0] + [part.rows.size for part in parts]).astype(np.int32)
             long = 0 if streams else room * parts[0].rows.size
             while not streams and long < before[-1]:

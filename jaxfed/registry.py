@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from jaxfed import channel, cohort
+from jaxfed import arrivals, channel, clock, cohort
 from jaxfed.channel import Channel
 from jaxfed.channels.attack import noise, promote, scaled, sign_flip
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
@@ -26,6 +26,7 @@ from jaxfed.channels.fair import agnostic, fair
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
 from jaxfed.channels.secure import pads, ring
+from jaxfed.channels.stale import mixing, staleness
 from jaxfed.channels.weigh import cluster_mean, mean, per_row_mean, weighted_mean
 from jaxfed.data.batches import Batching
 from jaxfed.data.clients import prepare
@@ -166,6 +167,8 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "fednova": fednova,
         "feddyn": feddyn,
         "difference": difference,
+        "staleness": staleness,
+        "mixing": mixing,
         "at_client": at_client,
         "at_server": at_server,
         "clip": clip,
@@ -201,7 +204,10 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "poisson": cohort.poisson,
         "cyclic": cohort.cyclic,
         "everyone": cohort.everyone,
+        "deadline": arrivals.deadline,
+        "buffered": arrivals.buffered,
     },
+    "clock": {"none": clock.none, "constant": clock.constant, "lognormal": clock.lognormal, "trace": clock.trace},
 }
 
 # what a section takes beside its function's arguments

@@ -37,6 +37,7 @@ class Ready(NamedTuple):
     rows: int  # of the catalogue that the cohort holds
     bytes_down: int
     halt: int  # the signal that came to a process while this was drawn, after which all stop together; 0: none
+    time: float | None  # simulated seconds at the end of the round; None: there is no clock
     stages: dict[str, float]  # seconds
 
 
@@ -57,6 +58,7 @@ class Standing:
     asked: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    simulated: float | None = None  # seconds by the clock of the configuration, if it has one
     stages: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of each; see `stages`
     position: int = 0  # bytes of metrics.jsonl
     finished: bool = False
@@ -72,10 +74,11 @@ class Standing:
         self.bytes_up += int(wire.up(rows[reported], info.get("rows/union", 0)).sum())
         return refused
 
-    def totals(self) -> dict[str, int]:
+    def totals(self) -> dict[str, Any]:
         """What was counted so far, by the names of the run's files."""
         counts = {f"clients/{name}_total": getattr(self, name) for name in ("refused", "dropped", "clipped")}
-        return counts | {"bytes_up_total": self.bytes_up, "bytes_down_total": self.bytes_down}
+        counts |= {"bytes_up_total": self.bytes_up, "bytes_down_total": self.bytes_down}
+        return counts if self.simulated is None else counts | {"simulated_seconds": round(self.simulated, 3)}
 
     def spend(self, stages: dict[str, float]) -> None:
         """Adds seconds to those of the run's stages."""
@@ -109,7 +112,7 @@ def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequen
 
     Several processes pack each its own clients, and tell each other which rows those hold. stopped: signals that came.
     """
-    population, meet = experiment.data.population, experiment.processes.meet
+    population, meet, sampler = experiment.data.population, experiment.processes.meet, experiment.sampler
     stages: dict[str, float] = {}
 
     def union(there):
@@ -119,7 +122,9 @@ def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequen
         return np.unpackbits(np.frombuffer(told, np.uint8), count=len(there)).astype(bool)
 
     with timed(stages, "sample"):
-        ids, present = experiment.sampler.draw(seed, round)
+        ids, present = sampler.draw(seed, round)
+        ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
+        time = sampler.clock(seed, round) if sampler.clock else None
     with timed(stages, "pack"):
         cohort = pack(population, experiment.batching, experiment.shapes, ids, present, seed, round, union)
     end = experiment.shapes.end if cohort.rows is None else len(cohort.rows)
@@ -130,8 +135,8 @@ def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequen
     told = meet("facts", np.array([down, *stopped[:1], 0], np.int64)[:2].tobytes(), together)
     down, halt = np.frombuffer(told, np.int64).tolist()
     with timed(stages, "transfer"):
-        placed = cohort._replace(blocks=jax.block_until_ready(experiment.placement.block(cohort.blocks)))
-    return Ready(placed, asked, rows, down, halt, stages)
+        placed = cohort._replace(blocks=jax.block_until_ready(experiment.placement.block(cohort.blocks)), ages=ages)
+    return Ready(placed, asked, rows, down, halt, time, stages)
 
 
 def either(sets: list[bytes]) -> bytes:
@@ -149,6 +154,7 @@ def compile_all(experiment: Experiment, state: State, key: Key) -> float:
     """Compiles every program of a round by running nobody through every shape of block; returns seconds."""
     begin = time.perf_counter()
     empty = nobody(experiment.data.population, experiment.batching, experiment.shapes)
+    empty = empty._replace(ages=np.zeros(len(empty.ids), np.int32) if experiment.sampler.versions else None)
 
     def run(block):
         copy = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, state)
@@ -189,7 +195,10 @@ def rounds(
                 coming = ahead.submit(prepare_round, experiment, seed, number + 1, stopped)
             with timed(waited, "compute"):
                 state, info = experiment.algorithm.step(state, ready.cohort, key)
-            yield Done(state, info | {"rows/union": ready.rows}, ready._replace(stages=ready.stages | waited))
+            known: dict[str, Any] = {"rows/union": ready.rows}
+            if ready.cohort.ages is not None:
+                known["clients/age"] = float(ready.cohort.ages[np.asarray(ready.cohort.present)].mean())
+            yield Done(state, info | known, ready._replace(stages=ready.stages | waited))
 
 
 def evaluate(experiment: Experiment, model: Tree, part: str, key: Key) -> dict[str, float]:

@@ -162,6 +162,7 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
             standing.spend(ready.stages)
             standing.asked += ready.asked
             standing.bytes_down += ready.bytes_down
+            standing.simulated = ready.time
             tick(standing.round, standing.updates / (standing.seconds + time.perf_counter() - begin), text)
             halt, final = ready.halt if several else sum(stopped[:1]), standing.round == config.rounds
             due = final or standing.round % config.evaluation.every == 0

@@ -53,6 +53,8 @@ class Client(NamedTuple):
     cohort: jax.Array  # int [M]: who was asked
     steps: Any = 1.0  # float []: optimiser steps it took
     loss: Any = 0.0  # float []: mean loss over its examples of the model that it was sent
+    age: Any = 0  # int []: rounds since the model that it was sent was the server's
+    drift: Tree = ()  # today's parameters less those that it was sent, its rows; for the server, see `Channel.open`
 
 
 class Mechanism(NamedTuple):
@@ -119,6 +121,7 @@ class Cohort(NamedTuple):
     present: Array  # bool [M]: who will report
     blocks: tuple[Block, ...]
     rows: Array | None = None  # int [U]: rows of the catalogue it holds, ascending, past the end: unused; None: all N
+    ages: Array | None = None  # int [M]: rounds since each was sent its model, below `federate.versions`; None: none
 
 
 class Part(NamedTuple):

@@ -1,14 +1,21 @@
 """Cohorts: who is asked is a function of seed and round."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
+from jaxfed.clock import constant
 from jaxfed.cohort import cyclic, everyone, poisson, uniform
 from jaxfed.registry import REGISTRY
 
 N = 50
-MAKERS = {name: (lambda make=make, **kw: make(N, **({} if make is everyone else {"size": 8}), **kw))
-          for name, make in REGISTRY["cohort"].items()}  # fmt: skip
+OWN = {
+    "everyone": {},
+    "deadline": {"size": 8, "clock": constant(N, np.ones(N))},
+    "buffered": {"size": 8, "concurrency": 20, "clock": constant(N, np.ones(N))},
+}
+MAKERS = {name: partial(make, N, **OWN.get(name, {"size": 8})) for name, make in REGISTRY["cohort"].items()}
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -32,6 +32,8 @@ MAY = {
     "models": {"types", "tree", "rows", "models"},
     "data": {"types", "tree", "work", "malice", "data"},  # `work` for the shape of its batches
     "cohort": {"types"},
+    "clock": {"data"},
+    "arrivals": {"clock", "cohort"},
     "metrics": {"types"},
     "renyi": set(),
     "sensitivity": {"types", "rows", "channel"},
@@ -43,7 +45,7 @@ MAY = {
     "secagg": {"masks", "messages"},
     "homomorphic": {"messages"},
     "checkpoint": {"types", "tree"},
-    "registry": {"types", "rows", "channel", "channels", "works", "models", "data", "cohort"},
+    "registry": {"types", "rows", "channel", "channels", "works", "models", "data", "cohort", "clock", "arrivals"},
     "config": {"registry"},
     "log": set(),
 }

@@ -1,0 +1,193 @@
+"""Who reports when: cohorts by a simulated clock. What happens does not depend on the model, so it is played ahead, on
+the host, and every round is still one cohort of clients side by side."""
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from jaxfed.clock import HOUR, Clock
+from jaxfed.cohort import Sampler, check_dropout, fits, generator, stays
+
+T = TypeVar("T")
+FRUITLESS = 24 * 14  # hours without anybody awake, after which nobody ever will be
+
+
+class Asked(NamedTuple):
+    """One round, as it was played."""
+
+    ids: np.ndarray  # int [slots]: the number of clients marks an empty slot
+    present: np.ndarray  # bool [slots]
+    ages: np.ndarray  # int [slots]: rounds since each was sent its model
+    time: float  # simulated seconds at the end of the round
+
+
+def played(play: Callable[[int], Iterator[T]]) -> Callable[[int, int], T]:
+    """at(seed, round): what a play of that seed comes to in a round. What was played is kept: a memo, not a state."""
+    lock = threading.Lock()
+
+    @cache
+    def begun(seed) -> tuple[Iterator[T], list[T]]:
+        return play(seed), []
+
+    def at(seed, round):
+        going, past = begun(seed)
+        with lock:
+            while len(past) <= round:
+                past.append(next(going))
+        return past[round]
+
+    return at
+
+
+def sampler_of(play: Callable[[int], Iterator[Asked]], slots: int, kind: str, size: int, versions: int = 0) -> Sampler:
+    """The sampler of a play."""
+    at = played(play)
+    return Sampler(
+        slots,
+        lambda seed, round: at(seed, round)[:2],
+        kind,
+        size,
+        versions,
+        (lambda seed, round: at(seed, round).ages) if versions else None,
+        lambda seed, round: at(seed, round).time,
+    )
+
+
+def needed(clock: Clock | None, name: str) -> Clock:
+    """The clock. Raises ValueError where there is none."""
+    if clock is None:
+        raise ValueError(f'cohort.{name} asks who is quick: say how long clients take, e.g. clock.name = "lognormal"')
+    return clock
+
+
+def timed(sampler: Sampler, clock: Clock, num_clients: int) -> Sampler:
+    """A sampler that knows of no clock: a round takes as long as the slowest of those asked.
+
+    Raises ValueError where some may be asleep.
+    """
+    if clock.awake:
+        raise ValueError('clock.awake: the cohort must ask who is awake: set cohort.name to "deadline" or "buffered"')
+
+    def play(seed):
+        time = 0.0
+        for round in itertools.count():
+            ids = sampler.draw(seed, round)[0]
+            asked = ids[ids < num_clients]
+            time += float(clock.trip(seed, asked, np.full(len(asked), round)).max(initial=0.0))
+            yield time
+
+    return sampler._replace(clock=played(play))
+
+
+def ready(clock: Clock, seed: int, time: float, free: np.ndarray) -> np.ndarray:
+    """int [m]: who is `free` [C] and awake."""
+    return np.flatnonzero(free & clock.awake(seed, time) if clock.awake else free)
+
+
+def wait(clock: Clock, seed: int, time: float, free: np.ndarray) -> tuple[float, np.ndarray]:
+    """(the first time from `time` on at which somebody is ready, who: int [m]). Raises ValueError if nobody will be."""
+    for _ in range(FRUITLESS):
+        if len(there := ready(clock, seed, time, free)):
+            return time, there
+        time = (time // HOUR + 1) * HOUR
+    raise ValueError("clock.awake: nobody has been awake for two weeks: raise its probabilities")
+
+
+def deadline(
+    num_clients: int,
+    clock: Clock | None = None,
+    size: int = 128,
+    over: float = 1.0,
+    seconds: float = 0.0,
+    dropout: float = 0.0,
+) -> Sampler:
+    """Synchronous rounds (Bonawitz et al. 2019): `over` times as many clients as needed are asked, uniformly among
+    those awake; the round ends when `size` have reported, or after so many `seconds` (0: when no more will come).
+
+    Who comes too late is dropped. Clients differ in speed, so cohorts are not uniform: no amplification is claimed.
+    """
+    fits(size, num_clients)
+    check_dropout(dropout)
+    if over < 1 or seconds < 0:
+        raise ValueError("cohort.over must be at least 1, cohort.seconds not negative")
+    slots, times = min(int(np.ceil(over * size)), num_clients), needed(clock, "deadline")
+    everyone = np.ones(num_clients, bool)
+
+    def play(seed):
+        time = 0.0
+        for round in itertools.count():
+            time, there = wait(times, seed, time, everyone)
+            chosen = np.sort(generator(seed, round, 0).choice(there, min(slots, len(there)), replace=False))
+            trip = times.trip(seed, chosen, np.full(len(chosen), round))
+            last = seconds or float(trip.max())
+            in_time = np.flatnonzero(stays(seed, round, num_clients, dropout)[chosen] & (trip <= last))
+            first = in_time[np.argsort(trip[in_time], kind="stable")][:size]
+            ids, present = np.full(slots, num_clients), np.zeros(slots, bool)
+            ids[: len(chosen)], present[first] = chosen, True
+            time += float(trip[first[-1]]) if len(first) == size else last
+            yield Asked(ids, present, np.zeros(slots, int), time)
+
+    return sampler_of(play, slots, "deadline", size)
+
+
+def buffered(
+    num_clients: int,
+    clock: Clock | None = None,
+    size: int = 32,
+    concurrency: int = 128,
+    max_age: int = 20,
+    dropout: float = 0.0,
+) -> Sampler:
+    """Asynchronous rounds: `concurrency` clients are always under way, and the server moves whenever `size` have come
+    in (FedBuff: Nguyen et al. 2022; size 1, FedAsync: Xie et al. 2019), each with an update of the model it was sent.
+
+    Whoever comes in is replaced by one drawn uniformly among those awake and idle, who is sent the model of then (of
+    those who come at one moment, once all were heard).
+    An update of a model more than `max_age` rounds old is dropped. No client is under way twice, or twice in a buffer,
+    so what it keeps to itself is what it left there. Of those who are lost at most `size` a round are counted.
+    """
+    fits(size, num_clients)
+    if 2 * size + concurrency > num_clients:
+        raise ValueError(
+            f"cohort: 2 size + concurrency is {2 * size + concurrency:,}, there are {num_clients:,} clients: lower one"
+        )
+    check_dropout(dropout)
+    if concurrency < 1 or max_age < 0:
+        raise ValueError("cohort.concurrency must be at least 1, cohort.max_age not negative")
+    slots, times = 2 * size, needed(clock, "buffered")  # as many again for those who are lost
+
+    def play(seed):
+        random, order, version, time = generator(seed, 0, 3), itertools.count(), 0, 0.0
+        idle = np.ones(num_clients, bool)
+        going: list[tuple[float, int, int, int, bool]] = []  # time of arrival, order, client, version, whether it drops
+        came: list[tuple[int, int]] = []  # client, age
+        lost: list[tuple[int, int]] = []
+        while True:
+            while len(going) < concurrency and not (going and going[0][0] <= time):  # who comes now is heard first
+                time, there = (time, ready(times, seed, time, idle)) if going else wait(times, seed, time, idle)
+                if not len(there):  # they sleep: those who are under way go on
+                    break
+                client = int(random.choice(there))
+                trip = times.trip(seed, np.array([client]), np.array([version]))[0]
+                gone = random.random() < dropout
+                heapq.heappush(going, (time + float(trip), next(order), client, version, gone))
+                idle[client] = False
+            time, _, client, sent, gone = heapq.heappop(going)
+            if gone or version - sent > max_age:
+                idle[client] = len(lost) == size
+                lost += [] if idle[client] else [(client, min(version - sent, max_age))]
+                continue
+            came.append((client, version - sent))
+            if len(came) == size:
+                told, ids, ages = came + lost, np.full(slots, num_clients), np.zeros(slots, int)
+                ids[: len(told)], ages[: len(told)] = np.array(told).T
+                idle[ids[: len(told)]] = True
+                yield Asked(ids, np.arange(slots) < size, ages, time)
+                came, lost, version = [], [], version + 1
+
+    return sampler_of(play, slots, "buffered", size, max_age + 1)

@@ -1,0 +1,57 @@
+"""Links for clients who were sent models of different rounds; see `arrivals.buffered`."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.channel import Channel, link
+from jaxfed.tree import scale
+from jaxfed.types import Client, Shared
+
+
+def fresh_enough(age: jax.Array, exponent: float) -> jax.Array:
+    """float []: (1 + age)^-exponent, the polynomial discount of FedAsync (Xie et al. 2019) and FedBuff."""
+    return (1.0 + age) ** -exponent
+
+
+def check_exponent(name: str, exponent: float) -> None:
+    """Raises ValueError for a discount that grows with age."""
+    if exponent < 0:
+        raise ValueError(f"{name}.exponent is {exponent}: it must not be negative")
+
+
+def staleness(exponent: float = 0.5) -> Channel:
+    """Multiplies an update by (1 + age)^-exponent (FedBuff: Nguyen et al. 2022); put it before (left of) a mean.
+
+    A client learns its age when it reports, and sends the product: so it goes with secure sums, codes and clipping.
+    Nothing is enlarged. 0: ages do not count.
+    """
+    check_exponent("staleness", exponent)
+
+    def encode(update, sent, client):
+        return scale(fresh_enough(client.age, exponent), update), client.memory
+
+    return link(encode, norm=lambda x: x, name="staleness")
+
+
+def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
+    """FedAsync (Xie et al. 2019): the server's model x becomes (1 - a) x + a y with a client's y, a = rate (1 +
+    age)^-exponent, on the rows that the client holds. For a cohort of one (`buffered`, size 1) and server sgd(1.); of
+    several, a mean beside it mixes x with the mean of the y.
+
+    Unlike an update, which moves the model by what a client has changed, this undoes what others changed since. The
+    server works it out client by client, so no secure sum can follow. rate: from 0 to 1.
+    """
+    check_exponent("mixing", exponent)
+    if not 0 < rate <= 1:
+        raise ValueError(f"mixing.rate is {rate}: it lies above 0, up to 1")
+
+    def init(example):
+        if not isinstance(example, Shared):
+            raise ValueError("mixing: it opens whole models, and a link before it sends something else: put it first")
+        return (), ()
+
+    def open(message, sent, client: Client):
+        away = jax.tree.map(jnp.add, message.params, client.drift)  # x - y, whatever y began from
+        return message._replace(params=scale(rate * fresh_enough(client.age, exponent), away))
+
+    return link(init=init, open=open, norm=None, name="mixing")
