@@ -155,7 +155,7 @@ def test_what_the_server_cannot_compare_is_refused():
         graph_guided(bce, SGD, user, strength=-1.0)
     table = {"data": TABLE, "work": {"name": "graph_guided"}, "cohort": {"name": "everyone"}}
     table["run"] = {"client_store": "host"}
-    with pytest.raises(ValueError, match="reads what all clients keep"):
+    with pytest.raises(ValueError, match="reads all clients"):
         assemble(config_of(table), CONTENT)
     table["run"] = {"client_memory_gb": 1e-5}
     with pytest.raises(ValueError, match="client memory takes"):
