@@ -125,6 +125,17 @@ def run(algorithm, cohort, params=MARKED, rounds=3):
     return state, info
 
 
+@jax.jit
+def slopes(params, own, items, labels):
+    """Gradients of a batch's mean cross-entropy, of the whole tables and of the user vector."""
+
+    def loss(p, u):
+        logit = p["scale"] * (p["item"][items] @ u["user"]) + p["bias"][items]
+        return jnp.mean(jnp.logaddexp(0, logit) - labels * logit)
+
+    return jax.grad(loss, (0, 1))(params, own)
+
+
 def by_hand(weighted=False, rounds=3, data=DATA):
     """The same without a line of jaxfed: every client trains a copy of the whole table, in turn."""
     users = {c: user(jax.random.fold_in(KEY, c)) for c in WHO}
@@ -134,13 +145,7 @@ def by_hand(weighted=False, rounds=3, data=DATA):
         for c in WHO:
             (items, labels), mine, own = data[c], params, users[c]
             for s in range(0, len(items), BATCH):
-                i, y = items[s : s + BATCH], labels[s : s + BATCH]
-
-                def loss(p, u, i=i, y=y):
-                    logit = p["scale"] * (p["item"][i] @ u["user"]) + p["bias"][i]
-                    return jnp.mean(jnp.logaddexp(0, logit) - y * logit)
-
-                g, h = jax.grad(loss, (0, 1))(mine, own)
+                g, h = slopes(mine, own, items[s : s + BATCH], labels[s : s + BATCH])
                 mine, own = (jax.tree.map(lambda a, b: a - 0.1 * b, *pair) for pair in ((mine, g), (own, h)))
             w = len(items) if weighted else 1.0
             total = jax.tree.map(lambda t, a, b: t + w * (b - a), total, params, mine)

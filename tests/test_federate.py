@@ -127,14 +127,17 @@ def test_memory_of_tables_is_found_by_the_catalogue():
 
 
 def test_per_row_mean_by_hand():
-    got = model(run(factorisation(per_row_mean("examples")), row_cohort(), rounds=1)[0])["item"]
-    weights, total = np.zeros(ITEMS), np.zeros((ITEMS, DIM))
-    for slot, client in enumerate(WHO):
-        alone = model(run(factorisation(mean()), row_cohort(present=np.arange(len(WHO)) == slot), rounds=1)[0])
-        items, n = DATA[client][0], len(DATA[client][0])
-        weights[items] += n
-        total += n * np.asarray(alone["item"] - PLAIN["item"])
-    close(got, PLAIN["item"] + total / np.maximum(weights, 1e-9)[:, None], atol=5e-6)
+    averaging, alone = factorisation(mean()), []
+    for slot in range(len(WHO)):
+        state, _ = run(averaging, row_cohort(present=np.arange(len(WHO)) == slot), rounds=1)
+        alone.append(np.asarray(model(state)["item"] - PLAIN["item"]))
+    for by, weigh in (("examples", len), ("uniform", lambda items: 1)):
+        got = model(run(factorisation(per_row_mean(by)), row_cohort(), rounds=1)[0])["item"]
+        weights, total = np.zeros(ITEMS), np.zeros((ITEMS, DIM))
+        for client, update in zip(WHO, alone, strict=True):
+            weights[DATA[client][0]] += weigh(DATA[client][0])
+            total += weigh(DATA[client][0]) * update
+        close(got, PLAIN["item"] + total / np.maximum(weights, 1e-9)[:, None], atol=5e-6)
 
 
 def test_no_array_of_clients_by_catalogue():

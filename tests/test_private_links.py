@@ -148,6 +148,15 @@ def test_the_ring_is_the_mean_to_its_last_bit():
     assert chain(mean(), clip(), ring(8)).hides
 
 
+def test_clients_round_each_for_itself():
+    """All send a half, made 0 or 1 in the ring: by one key they would all go the same way, in every entry."""
+    half = link(lambda update, sent, client: (jax.tree.map(lambda x: jnp.full_like(x, 0.5), update), client.memory))
+    sums, _ = run(factorisation(chain(half, ring(COHORT, 0, bound=2.0))), row_cohort(whole=True), rounds=1)
+    moved = np.asarray(PLAIN["bias"] - model(sums)["bias"])
+    assert set(np.unique(moved)) <= set(range(COHORT + 1))
+    assert ((moved > 0) & (moved < COHORT)).mean() > 0.5  # 1 - 2 / 2^8 on average
+
+
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     ("neighbours", "present"), [(0, [1, 1, 0, 1, 1, 1, 1, 0]), (4, [1] * 8), (2, [0, 0, 0, 0, 0, 0, 0, 1])]
