@@ -194,7 +194,7 @@ def alone(config, tmp_path_factory):
     return after_one_round(config, tmp_path_factory.mktemp("one") / "a", 1)
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.full)])
 def test_after_one_round_they_have_what_one_process_has(config, alone, tmp_path, processes, devices):
     params, row = after_one_round(config, tmp_path / "r", processes, devices)
     want, wanted = alone
