@@ -3,9 +3,10 @@
 python scripts/asynchrony.py [--updates 38400] [--only fedbuff] [--out runs/asynchrony] [--section.key value ...]
 
 Every method is a `jaxfed train` of the configuration in a folder of its own, resumed where it was, for as many rounds
-as bring so many client updates; FedBuff, whose whole run takes a fifth of the simulated time, for twice as many. `time` is the simulated time until validation reaches the best value of the
-synchronous run (NDCG@10 on the full catalogue; `share` of that run's own time until it); test metrics are of the best
-round. Writes table.md, rows.json and, where matplotlib is there, figure.png.
+as bring so many client updates; FedBuff, whose whole run takes a fifth of the simulated time, for twice as many. `time`
+is the simulated time until validation reaches the best value of the synchronous run (NDCG@10 on the full catalogue;
+`share` of that run's own time until it); test metrics are of the best round. Writes table.md,
+rows.json and, where matplotlib is there, figure.png.
 """
 
 import argparse
