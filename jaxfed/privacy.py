@@ -69,9 +69,7 @@ def check(mechanisms: Sequence[Mechanism], sampling: Sampling, delta: float, rel
         raise ValueError(f"delta is {delta:g}: it must lie between 0 and 1 (below 1 / population)")
     kind, population, size, cap = sampling
     if mechanisms and kind not in SAMPLERS:
-        raise ValueError(
-            f'no bound is known for clients of the sampler "{kind}": the accountant knows {", ".join(SAMPLERS)}'
-        )
+        raise ValueError(f'no sampler "{kind}" among those with a bound: the accountant knows {", ".join(SAMPLERS)}')
     if not 1 <= size <= population:
         raise ValueError(f"a cohort of {size:,} of {population:,} clients: its size must be 1 to the population's")
     if cap < 0 or (cap and kind != "poisson"):

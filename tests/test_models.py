@@ -57,9 +57,10 @@ def test_a_loss_of_one_user_equals_the_loss_that_names_its_examples(make, loss):
     named = {"item": item, "label": label, "weight": jnp.ones(6), "user": jnp.zeros(6, int)}
     value = lambda batch: lambda p: model.loss(*plain(p), batch).value
     gradients = [jax.grad(value(batch))(params) for batch in (merged, named)]
+    off = 5e-6 if make is metamf else 1e-6  # float32; a logit of the former is a product of five factors
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):  # sums in another order, of terms that may cancel
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7 + 1e-6 * np.abs(b).max())
-    np.testing.assert_allclose(value(merged)(params), value(named)(params), rtol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7 + off * np.abs(b).max())
+    np.testing.assert_allclose(value(merged)(params), value(named)(params), rtol=off)
 
 
 @pytest.mark.parametrize("users", [1, 2])
