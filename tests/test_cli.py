@@ -113,7 +113,9 @@ def test_a_finished_run_resumes_to_its_summary(finished, config):
 def start(*args):
     env = {**os.environ, "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "jaxfed", *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a suite in the background ignores
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, env=env, preexec_fn=heard)
 
 
 def wait_for(condition, process, seconds=120):

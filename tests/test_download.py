@@ -169,7 +169,7 @@ TABLE = {
     "rounds": 4,
     "data": {"name": "synthetic", "users": 40, "items": 50, "mean_length": 6.0},
     "model": {"dim": 4},
-    "work": {"batch_size": 16},
+    "work": {"batch_size": 64},
     "cohort": {"name": "everyone", "dropout": 0.2},
     "evaluation": {"every": 2},
 }

@@ -9,7 +9,6 @@ from jaxfed.experiment import assemble, load
 from jaxfed.rounds import compile_all, fresh, keys_of, prepare_round
 from jaxfed.rows import Table
 
-pytestmark = pytest.mark.optimised
 ITEM = {"learning_rate": 40.0, "weight_decay": 3e-4}
 USER = {"learning_rate": 2.0, "weight_decay": 1e-2}
 
@@ -59,6 +58,7 @@ def test_popularity_scores_what_a_loop_over_users_finds(ml100k):
     assert got["test/sampled/hr@10"] == pytest.approx(0.41, abs=0.02)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(("protocol", "low", "high"), [("loo-clean", 0.0, 0.13), ("compat-pfedrec", 0.95, 1.0)])
 def test_the_counter_shows_the_leak_and_its_absence(protocol, low, high):
     """No model at all: 100 rounds of counting a client's own negatives."""
@@ -88,6 +88,7 @@ def test_a_round_compiles_a_program_a_length_and_three_more_and_then_never_again
     assert compiled == []
 
 
+@pytest.mark.optimised
 def test_it_learns(ml100k):
     """Thirty rounds of the main job are well on the way; popularity has .412, chance .1."""
     table = {

@@ -15,7 +15,7 @@ TABLE = {
     "rounds": 4,
     "data": {"name": "synthetic", "users": 40, "items": 50, "mean_length": 6.0},
     "model": {"dim": 4},
-    "work": {"batch_size": 16},
+    "work": {"batch_size": 64},
     "cohort": {"name": "everyone", "dropout": 0.2},
     "evaluation": {"every": 2},
 }
@@ -98,7 +98,7 @@ def test_tables_over_devices_have_rows_that_nobody_is_asked_about(plain, tmp_pat
 
 
 def test_early_stopping(tmp_path):
-    frozen = {"optimizer": {"learning_rate": 0.0}, "batch_size": 16}
+    frozen = {"optimizer": {"learning_rate": 0.0}, "batch_size": 64}
     summary, rows = run(tmp_path / "e", work=frozen, rounds=40, evaluation={"every": 2, "patience": 3})
     assert (summary["rounds"], summary["best_round"]) == (8, 2)
     assert [row["round"] for row in rows] == [2, 4, 6, 8, 2]
