@@ -172,8 +172,8 @@ def show(values: dict[str, Any], title: str) -> None:
     columns = [each for each in (*usual, *exposed) if any(name.endswith(f"/{each}") for name in values)]
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
-    first = f"/{columns[0]}"
-    for part in [name.removesuffix(first) for name in values if name.endswith(first)]:
+    first = f"/{columns[0]}" if columns else ""
+    for part in [name.removesuffix(first) for name in values if first and name.endswith(first)]:
         found = (values.get(f"{part}/{column}") for column in columns)
         table.add_row(part, *("" if value is None else f"{value:.4f}" for value in found))
     out.print(table)
