@@ -16,7 +16,7 @@ from jaxfed.train import train
 from jaxfed.types import Mechanism
 from tests.test_run import TABLE
 
-NOISED = [{"name": "mean", "count": 10}, {"name": "clip", "bound": 0.01}, {"name": "gaussian", "multiplier": 1.5}]
+NOISED = [{"name": "mean", "count": 10}, {"name": "clip", "bound": 0.001}, {"name": "gaussian", "multiplier": 1.5}]
 ASKED = {"name": "poisson", "size": 10, "dropout": 0.2}
 DELTA = {"delta": 1e-3}
 
