@@ -8,6 +8,7 @@ import pytest
 from jaxfed.config import config_of
 from jaxfed.evaluate import readable
 from jaxfed.experiment import assemble, load
+from jaxfed.models.closed import solve_positive
 from jaxfed.registry import CLOSED
 from jaxfed.rounds import fresh, keys_of, prepare_round, scored
 from jaxfed.types import History
@@ -111,6 +112,21 @@ def test_ials_is_the_central_model():
     model, params = it.model, state.shared.params
     history = History(*[jnp.array([*HISTORIES[3], ITEMS])] * 2, ITEMS)
     np.testing.assert_allclose(model.fold_in(params, history), side(y, x[3:4])[0], rtol=2e-3, atol=2e-4)
+
+
+def test_solutions_are_those_of_lapack_without_its_calls():
+    """Batches of LAPACK calls in programs that run side by side wait for each other for ever; no client makes any."""
+    factors = np.random.default_rng(0).normal(size=(50, 8, 8))
+    matrix, right = factors @ factors.transpose(0, 2, 1) + 0.5 * np.eye(8), factors[:, 0]
+    got = jax.vmap(solve_positive)(jnp.float32(matrix), jnp.float32(right))
+    np.testing.assert_allclose(got, np.linalg.solve(matrix, right[..., None])[..., 0], rtol=1e-3, atol=1e-4)
+    assert "lapack" in jax.jit(jnp.linalg.solve).lower(matrix, right[..., None]).as_text()
+    for name in CLOSED:
+        it, state = made({"name": name}, rounds=0)
+        for client in (it.model.fold_in, it.model.closed.statistics):
+            each = jax.vmap(lambda params, ids, client=client: client(params, History(ids, ids, ITEMS)), (None, 0))
+            text = jax.jit(each).lower(state.shared.params, jnp.array([HISTORIES[3]])).as_text()
+            assert "lapack" not in text, name
 
 
 def test_a_history_is_scored_by_its_order():

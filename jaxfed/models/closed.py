@@ -33,6 +33,21 @@ def at_ids(history: History, values: jax.Array) -> jax.Array:
     return jnp.zeros(history.size).at[jnp.where(history.live, history.ids, history.size)].add(values, mode="drop")
 
 
+def solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """x [d] of matrix x = right, for a symmetric positive definite matrix [d, d]: elimination, which needs no pivots.
+
+    Not jnp.linalg.solve: a batch of those is LAPACK calls in XLA's pool of threads, for which their program waits in a
+    thread of that pool. Two programs side by side, as a round's are, can wait for each other for ever (jaxlib 0.10.2).
+    """
+
+    def eliminate(i, both):
+        row = both[i] / both[i, i]
+        return (both - jnp.outer(both[:, i], row)).at[i].set(row)
+
+    both = jnp.concatenate([matrix, right[:, None]], 1)
+    return jax.lax.fori_loop(0, len(right), eliminate, both)[:, -1]
+
+
 def item_item(
     num_items: int, names: Sequence[str], statistics: Callable, solve: Callable, fold_in: Callable, score: Callable
 ) -> Model:
@@ -192,7 +207,7 @@ def ials(
         """The vector of a user, or of an item: items [L, d] are the other side's, seen [L] whether they count."""
         own = jnp.einsum("l,li,lj->ij", seen, items, items)
         ridge = l2 * (count + unobserved * others)
-        return jnp.linalg.solve(own + unobserved * every + ridge * jnp.eye(dim), seen @ items)
+        return solve_positive(own + unobserved * every + ridge * jnp.eye(dim), seen @ items)
 
     def init(key):
         items = init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0)
@@ -217,7 +232,7 @@ def ials(
         own, right, count = told[:, : -dim - 1], told[:, -dim - 1 : -1], told[:, -1]
         ridge = l2 * (count + unobserved * users)
         left = whole(own) + unobserved * whole(sums["params"]["gram"]) + ridge[:, None, None] * jnp.eye(dim)
-        items = jnp.linalg.solve(left, right[..., None])[..., 0]
+        items = jax.vmap(solve_positive)(left, right)
         return {"params": {"gram": items.T @ items}, "tables": mark({"item": items})}
 
     def score(shared, private, user):
