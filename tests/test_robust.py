@@ -433,8 +433,8 @@ SOURCE = synthetic(60, 50, mean_length=8)
 @pytest.mark.parametrize("clients", ["user", "silo"])
 @pytest.mark.parametrize("protocol", ["loo-clean", "ratio-clean"])
 def test_poisoned_histories(clients, protocol):
-    honest = prepare(SOURCE, clients, 12, protocol)[1]
-    source, poisoned = prepare(SOURCE, clients, 12, protocol, malicious=0.3, promoted=("7", "9"), malice=2)
+    honest = prepare(SOURCE, clients, 12, protocol=protocol)[1]
+    source, poisoned = prepare(SOURCE, clients, 12, protocol=protocol, malicious=0.3, promoted=("7", "9"), malice=2)
     targets = set(numbers_of(source.items, ("7", "9"), "here").tolist())
     evil = malicious(np.arange(poisoned.num_clients), 0.3, 2)
     assert 0 < evil.sum() < len(evil)

@@ -43,7 +43,7 @@ from tests.small import (
     same,
     user,
 )  # fmt: skip
-from tests.test_lowering import PLATFORMS, lowered
+from tests.test_lowering import lowered
 
 RATE, VERSIONS = 0.05, 4
 SGD = optax.sgd(RATE)
@@ -160,11 +160,10 @@ def test_over_devices_it_is_the_same(kind):
     close(model(steps(one, cohorts, MARKED)), jax.device_get(model(steps(four, cohorts, MARKED))))
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_it_lowers(platform):
+def test_it_lowers():
     late = factorisation(chain(mixing(), mean()), versions=3)
     cohort = on_rows(row_cohort())._replace(ages=np.zeros(len(WHO), np.int32))
-    lowered(jax.jit(late.step), platform, jax.eval_shape(late.init, MARKED, KEY), cohort, KEY)
+    lowered(jax.jit(late.step), jax.eval_shape(late.init, MARKED, KEY), cohort, KEY)
 
 
 def test_what_cannot_be():
