@@ -106,7 +106,8 @@ def check_places(run: Any, processes: Processes, work: Work, sampler: Sampler) -
         raise ValueError("run.client_store: a store on the host is for one process: leave it out for several")
     if work.compares and (host or several):
         raise ValueError(
-            "run.client_store: the server of this work reads what all clients keep, on one process's device"
+            "run.client_store: the server of this work reads all clients' memory on one device: leave it out, and run "
+            "one process"
         )
     if sampler.versions and run.shard_tables:
         raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")
