@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jaxfed.folder import write_file
+from jaxfed.metrics import smaller
 
 METRICS = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
 FACTS = ("rounds", "best_round", "seconds", "bytes_up_per_client", "bytes_down_per_client", "server_sees", "epsilon")
@@ -122,13 +123,18 @@ def number(text: str) -> int | float | str:
     return text
 
 
+def tested(select: str) -> str:
+    """The test's figure of what validation chooses by."""
+    return select.replace("val/", "test/", 1)
+
+
 def row(point: Point, summary: dict[str, Any]) -> dict[str, Any]:
     """What is written of a run, flat; of one that there is not, why."""
     made: dict[str, Any] = {"seed": point.seed}
     if summary:
         made |= {key: summary[key] for key in ("leaky", "protocol") if key in summary}
         select = point.config.evaluation.select
-        names = [name for name in summary if name.endswith(("hr@10", "ndcg@10"))]
+        names = [name for name in summary if name.endswith(("hr@10", "ndcg@10")) or name == tested(select)]
         made |= {"run": point.config.run.out, "select": select, "selected": summary[select]}
         made |= {name: summary[name] for name in (*names, *FACTS)}
     return made | {"problem": point.problem} | {key: number(value) for key, value in point.choice.items()}
@@ -182,8 +188,12 @@ def spread(each: dict[str, Any], name: str, digits: int = 4) -> str:
 
 
 def best(every: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The combination with the highest mean of what validation chooses by; empty if none worked."""
-    return max((each for each in every if each["seeds"]), key=lambda each: each["selected"], default={})
+    """The combination with the best mean of what validation chooses by; empty if none worked."""
+
+    def merit(each):
+        return -each["selected"] if smaller(each["select"]) else each["selected"]
+
+    return max((each for each in every if each["seeds"]), key=merit, default={})
 
 
 def shortened(keys: Sequence[str]) -> list[str]:
@@ -197,11 +207,13 @@ def cells(every: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[list[str
     select = {each["select"] for each in every if each["seeds"]}
     failed, chosen = any(each["problem"] for each in every), best(every)
     validation = select.pop() if len(select) == 1 else "chosen by"
-    figures = [name.replace("/", " ") for name in (validation, *METRICS)]
+    ranked = any(METRICS[0] in each for each in every) or validation == "chosen by"
+    metrics = METRICS if ranked else (tested(validation),)  # rows with labels have no ranks
+    figures = [name.replace("/", " ") for name in (validation, *metrics)]
     heads = ["", *shortened(keys), *figures, "best round", "seconds", "seeds", *(["problem"] if failed else [])]
     made = [heads]
     for each in every:
-        figures = [spread(each, name) for name in ("selected", *METRICS)]
+        figures = [spread(each, name) for name in ("selected", *metrics)]
         figures += [spread(each, "best_round", 0), spread(each, "seconds", 1), str(each["seeds"])]
         mark = "*" * (each is chosen) + " LEAKY" * bool(each.get("leaky"))
         line = [mark.strip(), *(str(each[key]) for key in keys), *figures]

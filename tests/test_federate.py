@@ -317,15 +317,19 @@ def test_randomness_is_a_function_of_seed_round_client_and_link():
         )
         return update, client.memory
 
-    def seen(blocks, rounds=2):
+    def seen(cohort, rounds=2):
         keys.clear()
-        run(factorisation(chain(link(spy), link(spy), mean())), row_cohort(blocks=blocks), rounds=rounds)
+        run(factorisation(chain(link(spy), link(spy), mean())), cohort, rounds=rounds)
         jax.effects_barrier()
         return set(keys)
 
-    first = seen(((0, 1, 2, 3), (4, 5, 6, 7)))
+    cohort = row_cohort()
+    first = seen(cohort)
     assert len(first) == 2 * 2 * len(WHO)  # two rounds, two links: all keys differ
-    assert first == seen(tuple((i,) for i in reversed(range(8))))
+    assert first == seen(row_cohort(blocks=tuple((i,) for i in reversed(range(8)))))
+    slot = np.roll(np.arange(len(WHO)), 3)  # the same clients at other slots
+    blocks = tuple(block._replace(slots=slot[block.slots].astype(np.int32)) for block in cohort.blocks)
+    assert first == seen(cohort._replace(ids=cohort.ids[np.argsort(slot)], blocks=blocks))
 
 
 def test_private_parts_start_as_a_function_of_the_client():

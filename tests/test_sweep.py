@@ -198,6 +198,19 @@ def test_means_are_over_the_seeds_that_worked():
     assert len({line.count("|") for line in sweep.markdown([first, second, third], ["dim", "rate"]).splitlines()}) == 1
 
 
+def test_the_best_of_errors_is_the_least():
+    every = [
+        {"rate": rate, "selected": error, "select": "val/rating/rmse", "test/rating/rmse": error + 0.1, "seeds": 1}
+        | {"best_round": 1, "seconds": 1.0, "problem": ""}
+        for rate, error in ((1, 0.95), (2, 0.92), (3, 1.0))
+    ]
+    assert sweep.best(every)["rate"] == 2
+    heads, *lines = sweep.cells(every, ["rate"])
+    assert heads[2:4] == ["val rating rmse", "test rating rmse"]
+    assert [line[0] for line in lines] == ["", "*", ""]
+    assert lines[1][3] == "1.0200"
+
+
 def test_a_line_for_each_value_of_the_other_keys_in_order():
     rows = [figures(dim, rate, 0, rate * dim) for dim in (16, 8) for rate in (10, 2)]
     made = sweep.lines_of(sweep.averaged(rows, ["rate", "dim"]), ["rate", "dim"], "selected")
