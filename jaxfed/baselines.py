@@ -22,7 +22,7 @@ import optax
 from jaxfed.data.batches import Drawn, draw
 from jaxfed.data.ragged import sorted_pairs
 from jaxfed.experiment import Experiment
-from jaxfed.federate import State
+from jaxfed.state import State
 
 
 class Baseline(NamedTuple):

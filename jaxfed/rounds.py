@@ -14,9 +14,9 @@ import numpy as np
 from jaxfed.data.blocks import nobody, pack
 from jaxfed.evaluate import readable
 from jaxfed.experiment import Experiment
-from jaxfed.federate import State
 from jaxfed.metrics import smaller
 from jaxfed.stages import STAGES, timed
+from jaxfed.state import State
 from jaxfed.tree import nbytes
 from jaxfed.types import Cohort, Key, Tree
 from jaxfed.wire import Wire
