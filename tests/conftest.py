@@ -1,7 +1,7 @@
 """Strict JAX, eight devices made of the CPU, and compiled programs kept between runs of the suite.
 
-Most of the suite's time is the compiler's. So LLVM optimises nothing but for tests marked `optimised`: those that hold
-two different programs to the same bits, or run long. XLA's own passes are the same. `make test-all` optimises all.
+Most of the suite's time is the compiler's. So `make test` has it optimise nothing (`PLAIN` in the Makefile) but for tests
+marked `optimised`, those that hold two different programs to the same bits, or run long. `make test-all` optimises all.
 """
 
 import os
@@ -11,7 +11,6 @@ CACHE = Path(__file__).parent.parent / ".cache"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # programs that tests start hear it, too
 
 import jax
 import pytest
@@ -24,16 +23,6 @@ from jaxfed.experiment import load
 def ml100k():
     """MovieLens-100K as 943 clients under the clean protocol. Fetched, as a user would fetch it."""
     return load(config_of({}).data)
-
-
-@pytest.fixture(autouse=True)
-def compiler(request):
-    """As a user's, for tests marked `optimised`: algorithms and their programs are made anew in every test."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    optimised = request.node.get_closest_marker("optimised")
-    jax.config.update("jax_disable_most_optimizations", before and not optimised)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
