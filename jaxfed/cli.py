@@ -245,33 +245,20 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def recommend(args: argparse.Namespace) -> None:
     """jaxfed recommend"""
-    import jax
-
-    from jaxfed.config import near
-    from jaxfed.evaluate import about
+    from jaxfed.log import say
+    from jaxfed.recommend import scores, seat_of
 
     if args.k < 1:
         raise ValueError(f"-k is {args.k}: it must be at least 1")
-    experiment, _, (shared, private) = reopened(args.run)
-    population, source = experiment.data.population.asked, experiment.data.source
-    users = np.flatnonzero(population.user_names == args.user)
-    if not len(users):
-        raise ValueError(f'no user "{args.user}" in the data{near(args.user, population.user_names.tolist()[:10000])}')
-    clients = population.names[population.client_of[users]].tolist()
-    if len(users) > 1 and args.client not in clients:
-        raise ValueError(f"user {args.user} is at several clients: pass --client with one of {', '.join(clients)}")
-    user = int(users[clients.index(args.client) if len(users) > 1 else 0])
-    client = int(population.client_of[user])
-    mine, model = jax.tree.map(lambda x: x[experiment.data.population.homes[client]], private), experiment.model
-    known = (about(population, model.features, np.array(user)),) if model.features else ()
-    scores = np.array(model.score(shared, mine, np.int32(user - population.first[client]), *known))
-    parts = population.train, population.valid, population.test
-    had = np.concatenate([part.of(each) for part in parts for each in users])
-    scores[had] = -np.inf
-    for place, item in enumerate(np.argsort(-scores, kind="stable")[: args.k], 1):
-        if np.isfinite(scores[item]):
+    experiment, _, best = reopened(args.run)
+    source, seat = experiment.data.source, seat_of(experiment.data.population, args.user, args.client)
+    if seat.home is None:
+        say("this user never took part: ranked from what he did")
+    score = scores(experiment, best, seat)
+    for place, item in enumerate(np.argsort(-score, kind="stable")[: args.k], 1):
+        if np.isfinite(score[item]):
             title = "" if source.titles is None else f"  {source.titles[item]}"
-            print(f"{place:>3}  {scores[item]:8.3f}  {source.items[item]:>8}{title}")
+            print(f"{place:>3}  {score[item]:8.3f}  {source.items[item]:>8}{title}")
 
 
 def describe(args: argparse.Namespace, overrides: list[str]) -> None:

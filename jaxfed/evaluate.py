@@ -22,7 +22,7 @@ from jaxfed.metrics import LABELLED, classification, exposure, finished, ranking
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place
 from jaxfed.rows import catalogue
-from jaxfed.types import Client, History, Key, Mean, Round, Tree
+from jaxfed.types import Array, Client, History, Key, Mean, Round, Tree
 
 SAMPLED = 99  # negatives of a draw
 DRAWS = 5
@@ -216,6 +216,15 @@ def questions(of: Exam) -> Iterator[list[Questions]]:
         yield group
 
 
+def predicted(model: Model, shared: Tree, private: Tree, user: Array, history: Array, about: Array) -> jax.Array:
+    """float [N]: one user's scores of all items; with a history [H], of a private part that is made of it."""
+    known = (about,) if model.features else ()
+    if history.shape[0]:
+        assert model.fold_in
+        user, private = jnp.int32(0), model.fold_in(shared, History(history, history, catalogue(shared)), *known)
+    return model.score(shared, private, user, *known)
+
+
 def answer(
     model: Model,
     shared: Tree,
@@ -232,11 +241,7 @@ def answer(
 ) -> dict[str, Mean]:
     """Metrics of one user: `full/...` scalars, `full/er@k` [promoted] if any are, `sampled/...` [DRAWS]; where rows
     have labels, `rating/...` or `click/...` scalars in place of ranks."""
-    known = (about,) if model.features else ()
-    if history.shape[0]:
-        assert model.fold_in
-        user, private = jnp.int32(0), model.fold_in(shared, History(history, history, catalogue(shared)), *known)
-    scores = model.score(shared, private, user, *known)
+    scores = predicted(model, shared, private, user, history, about)
     items, real = scores.shape[0], targets < scores.shape[0]
     score = scores.at[targets].get(mode="fill", fill_value=jnp.nan)
     unseen = jnp.ones(items, bool).at[seen].set(False, mode="drop")

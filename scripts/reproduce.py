@@ -71,7 +71,7 @@ ROWS = {  # a row more is a line more
     "FedAdagrad": Row("fedavg", f"--server.name adagrad --server.learning-rate 0.1 {STOP}"),
     "q-FedAvg": Row("fedavg", f"{FAIR} {STOP}"),
     "agnostic FedAvg": Row("fedavg", f"--channel.0.name agnostic --server.learning-rate 2 {STOP}"),
-    "HierFAVG, four edges, every five rounds": Row("fedavg", f"--server.edges 4 --server.edge-rounds 5 {STOP}"),
+    "HierFAVG, four edges, every five rounds": Row("edges"),
     "FedBuff": Row("fedbuff"),
     "two devices a user": Row("devices"),
     "ten organisations, two local epochs": Row("silos"),

@@ -279,6 +279,7 @@ TRAIN_ERRORS = [
     (["--data.name", "csv", "--data.path", "none.csv"], "none.csv: no such file"),
     (["--data.clients", "device", "--data.devices", "0"], "data.devices is 0: a user has at least 1"),
     (["--data.merge", "devices"], "set data.clients to the column that tells the devices of a user apart"),
+    (["--data.merge", "devices", "--data.clients", "device"], "leave data.merge out"),
     (["--data.merge", "devices", "--data.clients", "town"], "clients by 'town': the data have no such column"),
     (["--data.clients", "device", "--data.malicious", "0.1"], "data.malicious: the malicious are known by the numbers"),
     (["--data.clients", "device", "--data.protocol", "compat-pfedrec"], "compat-pfedrec has one client a user"),

@@ -1,0 +1,126 @@
+"""What is recommended: to every user, whatever the work keeps, what evaluations would score highest."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxfed.config import config_of
+from jaxfed.evaluate import readable
+from jaxfed.experiment import assemble, load
+from jaxfed.recommend import scores, seat_of
+from jaxfed.registry import CLOSED, REGISTRY
+from jaxfed.rounds import fresh
+from jaxfed.rows import lift
+
+CHANNEL = {"clustered": "cluster_mean"}
+WORKS = [name for name in REGISTRY["work"] if name != "statistics"]
+
+
+@functools.cache
+def content(**more):
+    table = {"name": "synthetic", "users": 24, "items": 40, "mean_length": 6.0} | more
+    return load(config_of({"data": table}).data), table
+
+
+def made(work="local_steps", model="mf", server=None, **data):
+    found, table = content(**data)
+    own = {} if model in CLOSED and model != "ials" else {"dim": 4}
+    config = config_of(
+        {
+            "data": table,
+            "model": {"name": model, **own},
+            "work": {"name": work},
+            "channel": [{"name": CHANNEL.get(work, "mean")}] if work != "statistics" else [],
+            "cohort": {"name": "everyone"},
+            "server": server or {"name": "solve" if work == "statistics" else "sgd"},
+        }
+    )
+    experiment = assemble(config, found)
+    return experiment, fresh(experiment, 0)["best"]
+
+
+def had(population, user):
+    return np.concatenate([part.of(user) for part in (population.train, population.valid, population.test)])
+
+
+def check(experiment, best, name):
+    """All items but those of the user, and nothing that is not a number."""
+    seat = seat_of(experiment.data.population, name, None)
+    found = scores(experiment, best, seat)
+    rest = np.setdiff1d(np.arange(experiment.data.population.num_items), had(seat.population, seat.user))
+    assert found.shape == (experiment.data.population.num_items,)
+    assert np.array_equal(np.flatnonzero(np.isfinite(found)), rest)
+    return found
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_every_work_recommends(work):
+    experiment, best = made(work)
+    a, b = (check(experiment, best, name) for name in experiment.data.population.user_names[:2])
+    both = np.isfinite(a) & np.isfinite(b)
+    assert (np.argsort(a[both]) != np.argsort(b[both])).any()
+
+
+@pytest.mark.parametrize("model", CLOSED)
+def test_closed_forms_recommend(model):
+    experiment, best = made("statistics", model)
+    check(experiment, best, experiment.data.population.user_names[3])
+
+
+def test_edges_recommend_by_the_model_of_the_users_own():
+    experiment, best = made(server={"name": "sgd", "edges": 3, "edge_rounds": 2})
+    (shared, private), name = best, experiment.data.population.user_names[0]
+    before = check(experiment, best, name)
+    home = int(np.asarray(private.cluster)[0])
+
+    def moved(edge):  # tables are [items, edges, ...]
+        return lift(lambda x: x.at[:, edge].multiply(3), lambda x: x.at[edge].multiply(3), shared), private
+
+    assert (check(experiment, moved(home), name) != before).any()
+    np.testing.assert_array_equal(check(experiment, moved((home + 1) % 3), name), before)
+
+
+def test_evaluations_find_the_same():
+    """Hit rates of validation items, from `scores` of a user whose test item counts as had, ranked by hand."""
+    experiment, best = made()
+    population = experiment.data.population
+    model, (shared, private) = experiment.model, best
+    hits = []
+    for user in range(len(population.user_names)):
+        mine = jax.tree.map(lambda x, user=user: x[user], private)
+        raw = np.array(model.score(shared, mine, np.int32(0)))
+        found = check(experiment, best, population.user_names[user])
+        seen = np.isfinite(found)
+        np.testing.assert_array_equal(found[seen], raw[seen])
+        target = population.valid.of(user)[0]
+        rest = np.setdiff1d(np.arange(population.num_items), np.append(population.train.of(user), target))
+        hits.append((raw[rest] >= raw[target]).sum() < 10)
+    figures = readable("val", experiment.examine(*best, experiment.exams["val"], jax.random.key(0)))
+    assert figures["val/full/hr@10"] == pytest.approx(np.mean(hits))
+
+
+def test_who_never_took_part_is_ranked_from_what_he_did():
+    experiment, best = made(cold=0.25)
+    population = experiment.data.population
+    cold = population.cold.user_names
+    assert not set(cold) & set(population.user_names)
+    for name in cold[:2]:
+        assert seat_of(population, name, None).home is None
+        check(experiment, best, name)
+
+
+def test_a_private_part_that_nobody_keeps_is_made_of_all_that_a_user_did():
+    experiment, best = made("reconstruct")
+    seat = seat_of(experiment.data.population, experiment.data.population.user_names[0], None)
+    found = scores(experiment, best, seat)
+    lists = seat.population
+    short = lists._replace(train=lists.train._replace(values=lists.train.values[::-1]))  # others' items
+    assert (scores(experiment, best, seat._replace(population=short)) != found).any()
+
+
+def test_a_user_with_several_devices_is_one():
+    experiment, best = made(clients="device", devices=2)
+    for name in experiment.data.population.people.user_names[:3]:
+        check(experiment, best, name)
