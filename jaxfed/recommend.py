@@ -50,12 +50,12 @@ def scores(experiment: Experiment, best: tuple[Tree, Tree], seat: Seat) -> np.nd
     if home is not None:
         mine = jax.tree.map(lambda x: x[home], private)
         shared, mine = experiment.work.views[""](shared, mine)
-    local = np.int32(user - population.first[client])
+    local = np.asarray(user - population.first[client], np.int32)
     own = about(population, model.features, np.array(user))
     found = np.array(predicted(model, shared, mine, local, history, own))
     # he may be at several clients, and is offered nothing that he had at any
     everywhere = np.flatnonzero(population.user_names == population.user_names[user])
-    had = [part.of(each) for part in parts for each in everywhere]
+    had = [part.of(each) for part in parts for each in everywhere.tolist()]
     had += [elsewhere(population, np.array([user])).of(0)] if population.domains else []
     found[np.concatenate(had)] = -np.inf
     return found

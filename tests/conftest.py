@@ -1,7 +1,7 @@
 """Strict JAX, eight devices made of the CPU, and compiled programs kept between runs of the suite.
 
-Most of the suite's time is the compiler's. So `make test` has it optimise nothing (`PLAIN` in the Makefile) but for tests
-marked `optimised`, those that hold two different programs to the same bits, or run long. `make test-all` optimises all.
+Most of the suite's time is the compiler's. So `make test` has it optimise nothing (`PLAIN` in the Makefile) but for
+tests marked `optimised`, which hold two programs to the same bits, or run long. `make test-all` optimises all.
 """
 
 import os

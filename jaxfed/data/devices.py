@@ -164,7 +164,7 @@ def check_kinds(clients: str, merge: str, devices: int, malicious: float, protoc
         raise ValueError(f"data.merge: set data.clients to the column that tells the {merge} of a user apart")
     if merge and clients == "device":
         raise ValueError(
-            "data.merge: devices that are dealt at random need none: leave data.merge out, or set data.clients to a column"
+            "data.merge: devices dealt at random need none: leave data.merge out, or set data.clients to a column"
         )
     if merge == "domains" and cold:
         raise ValueError("data.cold: a private part is folded in from one catalogue, not from domains: set it to 0")
