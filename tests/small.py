@@ -26,6 +26,43 @@ def same(a, b):
     chex.assert_trees_all_equal(a, b)
 
 
+# --- runs: a configuration as a file, and as a table ----------------------------------------
+
+SMALL = """
+seed = 0
+rounds = 12
+[data]
+name = "synthetic"
+users = 60
+items = 50
+mean_length = 8.0
+[model]
+dim = 4
+[work]
+batch_size = 64
+[work.optimizer]
+learning_rate = 0.5
+[[channel]]
+name = "per_row_mean"
+[server]
+name = "adam"
+learning_rate = 0.05
+[cohort]
+size = 20
+[evaluation]
+every = 4
+[run]
+checkpoint_every = 3
+"""
+TABLE = {
+    "rounds": 4,
+    "data": {"name": "synthetic", "users": 40, "items": 50, "mean_length": 6.0},
+    "model": {"dim": 4},
+    "work": {"batch_size": 64},
+    "cohort": {"name": "everyone", "dropout": 0.2},
+    "evaluation": {"every": 2},
+}
+
 # --- dense: a linear model, every client with the same amount of data ----------------------------------------
 
 N, M, S, B, D = 12, 6, 4, 3, 5

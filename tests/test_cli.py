@@ -11,33 +11,8 @@ import tomllib
 import pytest
 
 from jaxfed import cli
+from tests.small import SMALL
 
-SMALL = """
-seed = 0
-rounds = 12
-[data]
-name = "synthetic"
-users = 60
-items = 50
-mean_length = 8.0
-[model]
-dim = 4
-[work]
-batch_size = 64
-[work.optimizer]
-learning_rate = 0.5
-[[channel]]
-name = "per_row_mean"
-[server]
-name = "adam"
-learning_rate = 0.05
-[cohort]
-size = 20
-[evaluation]
-every = 4
-[run]
-checkpoint_every = 3
-"""
 SUMMARY = {
     "rounds", "seconds", "compile_seconds", "client_updates_per_second", "peak_memory_mb", "bytes_up_per_client",
     "bytes_down_per_client", "bytes_up_total", "bytes_down_total", "server_sees", "params_sha256",

@@ -25,7 +25,7 @@ from jaxfed.types import Report, Shared
 from jaxfed.wire import coded, pack, wire
 from jaxfed.work import Work
 from tests import small
-from tests.small import DIM, ITEMS, MARKED, PLAIN, USERS, WHO, close, row_cohort, run, same
+from tests.small import DIM, ITEMS, MARKED, PLAIN, TABLE, USERS, WHO, close, row_cohort, run, same
 
 N, K, D = 50, 12, 8
 KEY = jax.random.key(5)
@@ -165,14 +165,6 @@ def test_a_client_starts_from_what_it_received():
     close(model(state)["item"], PLAIN["item"] - total / len(WHO))
 
 
-TABLE = {
-    "rounds": 4,
-    "data": {"name": "synthetic", "users": 40, "items": 50, "mean_length": 6.0},
-    "model": {"dim": 4},
-    "work": {"batch_size": 64},
-    "cohort": {"name": "everyone", "dropout": 0.2},
-    "evaluation": {"every": 2},
-}
 BITS = [{"name": "quantise", "bits": 8}]
 
 

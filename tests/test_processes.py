@@ -22,6 +22,7 @@ from jaxfed.data.ragged import Ragged
 from jaxfed.data.synthetic import synthetic
 from jaxfed.evaluate import exam, questions
 from jaxfed.processes import compare
+from tests.small import SMALL
 
 POPULATION = prepare(synthetic(60, 50, mean_length=10))[1]
 SILOS = prepare(synthetic(60, 50, mean_length=10), clients="silo", silos=11)[1]
@@ -115,40 +116,14 @@ def test_what_processes_say_of_each_other():
 
 # --- real processes ----------------------------------------
 
-SMALL = """
-seed = 0
-rounds = 12
-[data]
-name = "synthetic"
-users = 60
-items = 50
-mean_length = 8.0
-[model]
-dim = 4
-[work]
-batch_size = 64
-[work.optimizer]
-learning_rate = 0.5
-[[channel]]
-name = "per_row_mean"
-[server]
-name = "adam"
-learning_rate = 0.05
-[cohort]
-size = 20
-dropout = 0.1
-[evaluation]
-every = 6
-[run]
-checkpoint_every = 3
-"""
+HALF = SMALL.replace("size = 20", "size = 20\ndropout = 0.1").replace("every = 4", "every = 6")
 HEARTBEAT = 3
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "small.toml"
-    path.write_text(SMALL)
+    path.write_text(HALF)
     return path
 
 

@@ -10,15 +10,7 @@ from jaxfed.config import config_of
 from jaxfed.experiment import assemble, load
 from jaxfed.rounds import Standing, fresh, keys_of, prepare_round
 from jaxfed.train import train
-
-TABLE = {
-    "rounds": 4,
-    "data": {"name": "synthetic", "users": 40, "items": 50, "mean_length": 6.0},
-    "model": {"dim": 4},
-    "work": {"batch_size": 64},
-    "cohort": {"name": "everyone", "dropout": 0.2},
-    "evaluation": {"every": 2},
-}
+from tests.small import TABLE
 
 
 def run(out, **changes):
