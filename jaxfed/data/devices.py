@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 def kinds_of(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
     """(the values of a column, the number of each row's [n]). Raises ValueError for a column the data do not have."""
+    if column == "device" and column not in data.columns:
+        raise ValueError("data.merge: devices dealt at random need none: leave data.merge out, or name a column")
     if column not in data.columns:
         known = ", ".join(["user", "silo", "device", *data.columns])
         raise ValueError(f"clients by {column!r}: the data have no such column; choose one of {known}")
@@ -162,10 +164,6 @@ def check_kinds(clients: str, merge: str, devices: int, malicious: float, protoc
         raise ValueError(f"data.devices is {devices}: a user has at least 1")
     if merge and clients in ("user", "silo"):
         raise ValueError(f"data.merge: set data.clients to the column that tells the {merge} of a user apart")
-    if merge and clients == "device":
-        raise ValueError(
-            "data.merge: devices dealt at random need none: leave data.merge out, or set data.clients to a column"
-        )
     if merge == "domains" and cold:
         raise ValueError("data.cold: a private part is folded in from one catalogue, not from domains: set it to 0")
     if malicious and (merge or clients == "device" or cold):
