@@ -75,6 +75,27 @@ def test_the_noise_has_the_standard_deviation_it_says(bound, multiplier):
     assert (np.abs(noise) > 0).all()
 
 
+def test_noise_of_clients_has_the_standard_deviation_it_says():
+    """Of a sum of so many clients, each with the multiplier times the bound; every number of it is noised."""
+    plain = chain(mean(COHORT), clip(0.3), densify())
+    noisy, still = (model(run(factorisation(each), row_cohort(), rounds=1)[0])
+                    for each in (chain(plain, local_gaussian(2.0)), plain))  # fmt: skip
+    noise = np.concatenate(jax.tree.leaves(jax.tree.map(lambda a, b: np.ravel(a - b), noisy, still)))
+    of_one = noise.std() * math.sqrt(COHORT)
+    assert of_one == pytest.approx(2.0 * 0.3, rel=5 / math.sqrt(2 * noise.size))  # five deviations of a chi-square
+    assert (np.abs(noise) > 0).all()
+
+
+def test_the_share_of_those_within_an_adaptive_bound_is_of_those_who_reported():
+    """All seven who report are within: the bound goes down by exp(-rate (1 - quantile)), as if the eighth had not been
+    asked; and a message that says so has the norm sqrt(1 + share^2 / 4), which is what noise is made for."""
+    channel = chain(mean(), adaptive_clip(100.0, quantile=0.3, rate=0.5))
+    _, info = run(factorisation(channel), row_cohort(present=~ONE), rounds=2)
+    assert float(info["clip/bound"]) == pytest.approx(100 * math.exp(-0.5 * 0.7), rel=1e-6)
+    private = chain(mean(COHORT), adaptive_clip(share=2.0, count=COHORT), gaussian(0.5))
+    assert private.private[0].l2 == pytest.approx(math.sqrt(2))
+
+
 def test_a_mean_by_row_whose_weights_are_noised_too():
     """Weights are in the clipped message: without noise it is the plain one, whatever they are multiplied by; and no
     denominator is below the floor, so noise of rows that nobody holds stays small."""
