@@ -349,6 +349,10 @@ def test_correlated_noise_is_spent_once():
     found = spent(whole, SAMPLERS["everyone"], 1000, 1e-5, "pld")
     assert found.epsilon == pytest.approx(exact_epsilon(3.0, 1e-5), rel=1e-6)
     assert "whole run" in found.note
+    everyone = SAMPLERS["everyone"]
+    replaced = ledger(whole, everyone, 1e-5, "replace-one")(9)  # moves the sum twice as far
+    halved = ledger([Mechanism("correlated", 1.5)], everyone, 1e-5, "add-or-remove")(9)
+    assert replaced == pytest.approx(halved, rel=1e-9)
 
 
 def test_local_messages_are_bounded_over_participations():
