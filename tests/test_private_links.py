@@ -169,6 +169,13 @@ def test_the_ring_is_the_mean_to_its_last_bit():
     assert chain(mean(), clip(), ring(8)).hides
 
 
+def test_a_ring_cuts_what_is_beyond_its_bound():
+    """Eight clients send a million, which would wrap: it is 2 of each of them, and 16 together."""
+    much = link(lambda update, sent, client: (jax.tree.map(lambda x: jnp.full_like(x, 1e6), update), client.memory))
+    sums, _ = run(factorisation(chain(much, ring(COHORT, 20, bound=2.0))), row_cohort(whole=True), rounds=1)
+    close(PLAIN["bias"] - model(sums)["bias"], jnp.full_like(PLAIN["bias"], 16.0))
+
+
 def test_clients_round_each_for_itself():
     """All send a half, made 0 or 1 in the ring: by one key they would all go the same way, in every entry."""
     half = link(lambda update, sent, client: (jax.tree.map(lambda x: jnp.full_like(x, 0.5), update), client.memory))
