@@ -50,6 +50,13 @@ def test_who_is_awake_follows_the_hour_of_the_clients_day():
     assert (clock.awake(0, 0) != clock.awake(0, 24 * HOUR)).any()
 
 
+def test_zones_are_ahead_of_one_another():
+    """Of three zones the second lives eight hours after the first, the third sixteen: its midnight is at eight."""
+    clock = constant(N, ACTIVITY, awake=(1.0,) + (0.0,) * 23, zones=3)
+    for hour, zone in ((0, 0), (16, 1), (8, 2)):
+        assert (clock.awake(0, hour * HOUR) == (zone == EVERYONE % 3)).all()
+
+
 def write(tmp_path, text):
     (tmp_path / "t.csv").write_text("client,download,compute,upload\n" + text)
     return str(tmp_path / "t.csv")

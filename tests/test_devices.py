@@ -159,6 +159,8 @@ def test_users_are_asked_once_with_what_all_their_devices_have_seen():
         had, (target,) = np.concatenate([people.train.of(u), people.valid.of(u)]), people.test.of(u)
         others = np.setdiff1d(np.arange(40), [*had, target])
         hits.append((scores[others] >= scores[target]).sum() < 10)
+    asked = evaluate(it, scored(it, state), "test", KEY)
+    assert asked["test/full/hr@10"] == pytest.approx(np.mean(hits), abs=1e-6)  # a user more or less is 0.02
 
 
 def test_devices_that_a_run_cannot_have():

@@ -257,3 +257,27 @@ def test_what_cannot_be_is_refused():
             make()
     with pytest.raises(ValueError, match="makes a mean"):
         federate(local_steps(mse, SGD), chain(fair(), mean()), SGD, N)
+
+
+def test_a_second_round_of_agnostic_weighs_by_what_the_first_left():
+    """By hand: a client weighs lambda_g n / N_g, of which a round forgets a fifth of N_g and keeps all of lambda_g."""
+    rate, forget, group = 0.1, 0.2, np.arange(N) // (N // 2)  # by activity, which is the client's number
+    cohort = dense_cohort()
+    cohort = cohort._replace(blocks=(cohort.blocks[0]._replace(activity=IDS.astype(np.float32)),))
+    algorithm = federate(local_steps(mse, SGD), agnostic(np.arange(N), 2, rate, forget), optax.sgd(1.0), N)
+    state, _ = run(algorithm, cohort, DENSE, 2)
+    start, lam, share, mine = flat(DENSE), np.full(2, 0.5), np.full(2, 0.5), group[IDS]
+    for _ in range(2):
+        moves, losses = [], []
+        for i in IDS:
+            p = start
+            for s in range(S):
+                p = p - RATE * slope(p, XS[i, s], YS[i, s])
+            moves.append(p - start)
+            losses.append(np.mean((XS[i] @ start[:-1] + start[-1] - YS[i]) ** 2))
+        weight = (lam / share)[mine]
+        start = start + weight @ np.array(moves) / weight.sum()
+        lam = lam * np.exp(rate * np.bincount(mine, losses) / np.bincount(mine))
+        lam, share = lam / lam.sum(), (1 - forget) * share + forget * np.bincount(mine) / len(IDS)
+    np.testing.assert_allclose(flat(model(state)), start, rtol=1e-5)
+    np.testing.assert_allclose(state.channel[0], (lam, share), rtol=1e-5)

@@ -11,10 +11,11 @@ import pytest
 from jaxfed import tree
 from jaxfed.channel import chain, link, total
 from jaxfed.channels.difference import difference
+from jaxfed.channels.secure import ring
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.federate import federate, model
 from jaxfed.placement import place
-from jaxfed.rows import Table, plain
+from jaxfed.rows import Table, is_table, plain
 from jaxfed.types import Shared
 from jaxfed.wire import wire
 from jaxfed.works.local import local_steps
@@ -224,6 +225,28 @@ def test_the_absent_count_for_nothing_and_keep_their_memory(channel, server, lay
     assert int(info["clients/reported"]) == sum(present)
 
 
+@pytest.mark.parametrize("server", [optax.sgd(1.0, momentum=0.9), optax.adam(0.1)], ids=["momentum", "adam"])
+def test_rows_that_only_the_absent_hold_rest_with_their_moments(server):
+    """On listed rows: as if the absent had not been asked, whatever momentum the server has from the round before."""
+    present = np.arange(8) > 2
+    here, gone = (np.concatenate([DATA[c][0] for c in np.array(WHO)[who]]) for who in (present, ~present))
+    alone = np.setdiff1d(gone, here)
+    assert len(alone)
+    algorithm = factorisation(mean(), server=server)
+    first, _ = run(algorithm, on_rows(row_cohort()), rounds=1)
+    before = jax.tree.map(jnp.copy, (first.shared.params, first.opt))
+    after, _ = algorithm.step(first, on_rows(row_cohort(present=present)), KEY)
+    for was, now in zip(tables(before), tables((after.shared.params, after.opt)), strict=True):
+        same(now[alone], was[alone])
+    assert (before[0]["item"].rows[alone] != PLAIN["item"][alone]).all()  # there is a momentum
+    assert (after.shared.params["item"].rows[here] != before[0]["item"].rows[here]).any()
+
+
+def tables(tree):
+    """The arrays of a tree's tables."""
+    return [x.rows for x in jax.tree.leaves(tree, is_leaf=is_table) if is_table(x)]
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_a_client_whose_update_is_not_finite_withdraws_and_is_counted(poison):
     def bad(block, slot):
@@ -241,6 +264,26 @@ def test_a_client_whose_update_is_not_finite_withdraws_and_is_counted(poison):
     assert int(info["clients/refused"]) == 1
     assert int(info["clients/reported"]) == 7
     assert np.isfinite(float(info["train/loss"]))
+
+
+def test_integers_do_not_hide_an_update_that_is_not_finite():
+    """In a ring what is no number becomes one; nothing else of the client is amiss."""
+    work = local_steps(bce, optax.sgd(0.1), user)
+    most = max(len(DATA[c][0]) for c in WHO)  # of one client
+
+    def run_badly(shared, mine, steps, key):
+        report = work.run(shared, mine, steps, key)
+        return report._replace(
+            update=jax.tree.map(lambda x: jnp.where(steps.examples == most, jnp.nan, x), report.update)
+        )
+
+    channel, there = chain(mean(), ring(8, 20, bound=9.0)), [len(DATA[c][0]) < most for c in WHO]
+    assert sum(there) == 7
+    algorithm = federate(work._replace(run=run_badly), channel, optax.sgd(1.0), USERS)
+    state, info = run(algorithm, on_rows(row_cohort()), rounds=1)
+    without, _ = run(factorisation(channel), on_rows(row_cohort(present=there)), rounds=1)
+    same(model(state), model(without))
+    assert int(info["clients/refused"]) == 1
 
 
 def test_a_message_that_overflows_withdraws_too():

@@ -68,6 +68,22 @@ def test_edges_that_meet_every_round_are_fedavg_by_examples(edge, link, per_row)
     close(got.memory, want.memory, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("link", "per_row"), [(weighted_mean, False), (lambda: per_row_mean("examples"), True)], ids=["whole", "rows"]
+)
+def test_a_meeting_weighs_what_came_since_the_last_one(link, per_row):
+    """Edges that meet in both of two rounds are FedAvg in both, though in the second most clients of one are away."""
+    cohorts = [row_cohort(), row_cohort(present=[i in (0, 1, 2, 6) for i in range(8)])]
+    states = []
+    for algorithm in (edges(link(), per_row=per_row), flat(link())):
+        state = algorithm.init(MARKED, KEY)
+        for cohort in cohorts:
+            state, _ = algorithm.step(state, cohort, KEY)
+        states.append(state)
+    for e in (0, 1):
+        close(one_of(states[0].shared.params, e), states[1].shared.params, atol=1e-5)
+
+
 def test_edges_that_meet_every_second_round_by_hand():
     """Each edge is FedAvg of its own clients; at the second round both take the mean by the examples of both rounds."""
     examples = np.concatenate([block.data.examples for block in row_cohort().blocks])
@@ -131,6 +147,13 @@ def trained(rounds=4, server=None, **more):
     for t in range(rounds):
         state, info = it.algorithm.step(state, prepare_round(it, 0, t).cohort, keys_of(0).rounds)
     return it, state, info
+
+
+@pytest.mark.parametrize("link", [{"name": "weighted_mean"}, {"name": "per_row_mean", "by": "examples"}])
+def test_configured_edges_that_meet_every_round_are_a_run_without(link):
+    """Edges average rows as the channel does: over all clients, or over those that hold them."""
+    (_, met, _), (_, want, _) = (trained(2, server, channel=[link]) for server in ({"edges": 4}, {"edges": 0}))
+    close(one_of(met.shared.params, 3), want.shared.params, atol=1e-5)
 
 
 def test_a_client_pays_for_one_model_and_is_scored_by_that_of_its_edge():

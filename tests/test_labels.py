@@ -69,6 +69,14 @@ def test_labels_stay_with_their_rows(clients, label):
     assert rows == 2 * len(population.train.values)
 
 
+def test_labels_go_with_their_rows_to_a_users_devices():
+    """A device has the ratings of what was dealt to it, and all ratings are with one."""
+    _, population, by_row = rated(clients="device", devices=3)
+    users, items, labels = lists(population, "train")
+    assert len(labels) == len(population.people.labels.train)
+    assert labels.tolist() == [by_row[row] for row in zip(population.owner[users], items, strict=True)]
+
+
 def predicting(population):
     """(a model whose private part is the scores of each user, the scores [U, N], as a store)."""
     scores = np.random.default_rng(1).normal(3, 1, (len(population.user_names), population.num_items))

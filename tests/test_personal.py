@@ -11,12 +11,28 @@ from jaxfed.config import config_of
 from jaxfed.experiment import assemble, load
 from jaxfed.federate import federate, model
 from jaxfed.rounds import evaluate, fresh, keys_of, prepare_round, scored
-from jaxfed.rows import take
+from jaxfed.rows import plain, take
 from jaxfed.types import History, Shared
 from jaxfed.work import descend
 from jaxfed.works.local import local_steps, on_both
 from jaxfed.works.personal import Own, alternate, apfl, copied, ditto, keep, reconstruct
-from tests.small import DATA, ITEMS, KEY, MARKED, USERS, WHO, bce, close, row_block, row_cohort, run, same, user
+from tests.small import (
+    BATCH,
+    DATA,
+    ITEMS,
+    KEY,
+    MARKED,
+    USERS,
+    WHO,
+    bce,
+    close,
+    row_block,
+    row_cohort,
+    run,
+    same,
+    slopes,
+    user,
+)  # fmt: skip
 
 SGD = optax.sgd(0.1)
 PLAIN = local_steps(bce, SGD, user)
@@ -108,6 +124,23 @@ def test_ditto_without_a_pull_is_training_alone_and_with_a_strong_one_the_server
     assert moved[0] < 0.1 * moved[1]
 
 
+def test_ditto_pulls_a_copy_to_the_model_that_the_server_sends_now():
+    """The second round of one client by hand: from its own copy, pulled to the server's model of after the first."""
+    strength, client = 0.7, WHO[0]
+    work = ditto(bce, SGD, user, False, strength)
+    before, after = (run(algorithm(work), row_cohort(), rounds=n)[0] for n in (1, 2))
+    (copy, own), anchor = view(work, before, client), before.shared.params
+    (copy, anchor), (items, labels) = (plain(x) for x in (copy, anchor)), DATA[client]
+    for s in range(0, len(items), BATCH):
+        g, h = slopes(copy, own, items[s : s + BATCH], labels[s : s + BATCH])
+        copy = jax.tree.map(lambda x, g, a: x - 0.1 * (g + strength * (x - a)), copy, g, anchor)
+        own = jax.tree.map(lambda x, g: x - 0.1 * g, own, h)
+    got, beside = view(work, after, client)
+    close(plain(got)["item"][items], copy["item"][items])
+    close(got["scale"], copy["scale"])
+    close(beside, own)
+
+
 @pytest.mark.parametrize("mixture", [0.0, 1.0])
 def test_apfl_at_its_ends(mixture):
     """0: the server's model with a private part of its own; 1: training alone."""
@@ -155,10 +188,12 @@ def test_reconstruction_knows_nothing_of_the_past():
     assert float(report.steps) == (steps.live & odd).sum()
 
 
-def test_a_client_with_one_step_has_it_in_both_halves():
-    shared, steps = alone(int(np.argmin([len(DATA[c][0]) for c in WHO])))
-    one = steps._replace(live=np.arange(len(steps.live)) == 0)
-    report = reconstruct(bce, SGD, user).run(shared, (), one, KEY)
+@pytest.mark.parametrize(("live", "query"), [(1, 1), (2, 1), (3, 1), (4, 2)])
+def test_a_client_with_steps_has_a_query(live, query):
+    """Every second step is one; who has one step has it in both halves."""
+    shared, steps = alone(int(np.argmax([len(DATA[c][0]) for c in WHO])))
+    report = reconstruct(bce, SGD, user).run(shared, (), steps._replace(live=np.arange(len(steps.live)) < live), KEY)
+    assert float(report.steps) == query
     assert float(optax.tree.norm(report.update)) > 0
 
 

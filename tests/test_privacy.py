@@ -349,6 +349,10 @@ def test_correlated_noise_is_spent_once():
     found = spent(whole, SAMPLERS["everyone"], 1000, 1e-5, "pld")
     assert found.epsilon == pytest.approx(exact_epsilon(3.0, 1e-5), rel=1e-6)
     assert "whole run" in found.note
+    everyone = SAMPLERS["everyone"]
+    replaced = ledger(whole, everyone, 1e-5, "replace-one")(9)  # moves the sum twice as far
+    halved = ledger([Mechanism("correlated", 1.5)], everyone, 1e-5, "add-or-remove")(9)
+    assert replaced == pytest.approx(halved, rel=1e-9)
 
 
 def test_local_messages_are_bounded_over_participations():
@@ -364,6 +368,17 @@ def test_local_messages_are_bounded_over_participations():
     assert drawn == pytest.approx(known, rel=1e-9)
     noised = spent([Mechanism("local", 8.0)], Sampling("cyclic", 100, 10), 40, 1e-5, "pld")
     assert noised.epsilon == pytest.approx(exact_epsilon(8.0 / 2 / 2, 1e-5), rel=1e-6)  # replaced; four times
+
+
+def test_delta_pays_for_clients_that_take_part_more_often_than_they_should():
+    """Local noise of Poisson cohorts, by its formula: what is left of delta is what the noise has to meet."""
+    sampling = Sampling("poisson", 1000, 10)
+    most, beyond = participations(sampling, 100, 0.1 * 1e-5)
+    assert beyond > 0.01 * 1e-5
+    found = spent([Mechanism("local", 8.0)], sampling, 100, 1e-5, "pld")
+    want = exact_epsilon(8.0 / 2 / math.sqrt(most), 1e-5 - beyond)  # replaced
+    assert (found.accountant, found.epsilon) == ("pld", pytest.approx(want, rel=1e-6))
+    assert want > exact_epsilon(8.0 / 2 / math.sqrt(most), 1e-5) * (1 + 1e-5)  # which is seen
 
 
 # ---------------------------------------------------------------- properties

@@ -75,6 +75,27 @@ def test_the_noise_has_the_standard_deviation_it_says(bound, multiplier):
     assert (np.abs(noise) > 0).all()
 
 
+def test_noise_of_clients_has_the_standard_deviation_it_says():
+    """Of a sum of so many clients, each with the multiplier times the bound; every number of it is noised."""
+    plain = chain(mean(COHORT), clip(0.3), densify())
+    noisy, still = (model(run(factorisation(each), row_cohort(), rounds=1)[0])
+                    for each in (chain(plain, local_gaussian(2.0)), plain))  # fmt: skip
+    noise = np.concatenate(jax.tree.leaves(jax.tree.map(lambda a, b: np.ravel(a - b), noisy, still)))
+    of_one = noise.std() * math.sqrt(COHORT)
+    assert of_one == pytest.approx(2.0 * 0.3, rel=5 / math.sqrt(2 * noise.size))  # five deviations of a chi-square
+    assert (np.abs(noise) > 0).all()
+
+
+def test_the_share_of_those_within_an_adaptive_bound_is_of_those_who_reported():
+    """All seven who report are within: the bound goes down by exp(-rate (1 - quantile)), as if the eighth had not been
+    asked; and a message that says so has the norm sqrt(1 + share^2 / 4), which is what noise is made for."""
+    channel = chain(mean(), adaptive_clip(100.0, quantile=0.3, rate=0.5))
+    _, info = run(factorisation(channel), row_cohort(present=~ONE), rounds=2)
+    assert float(info["clip/bound"]) == pytest.approx(100 * math.exp(-0.5 * 0.7), rel=1e-6)
+    private = chain(mean(COHORT), adaptive_clip(share=2.0, count=COHORT), gaussian(0.5))
+    assert private.private[0].l2 == pytest.approx(math.sqrt(2))
+
+
 def test_a_mean_by_row_whose_weights_are_noised_too():
     """Weights are in the clipped message: without noise it is the plain one, whatever they are multiplied by; and no
     denominator is below the floor, so noise of rows that nobody holds stays small."""
@@ -146,6 +167,13 @@ def test_the_ring_is_the_mean_to_its_last_bit():
     want, _ = run(factorisation(mean()), row_cohort(), rounds=1)
     close(model(got), model(want), atol=2**-20)
     assert chain(mean(), clip(), ring(8)).hides
+
+
+def test_a_ring_cuts_what_is_beyond_its_bound():
+    """Eight clients send a million, which would wrap: it is 2 of each of them, and 16 together."""
+    much = link(lambda update, sent, client: (jax.tree.map(lambda x: jnp.full_like(x, 1e6), update), client.memory))
+    sums, _ = run(factorisation(chain(much, ring(COHORT, 20, bound=2.0))), row_cohort(whole=True), rounds=1)
+    close(PLAIN["bias"] - model(sums)["bias"], jnp.full_like(PLAIN["bias"], 16.0))
 
 
 def test_clients_round_each_for_itself():
