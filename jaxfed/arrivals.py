@@ -115,7 +115,7 @@ def deadline(
     check_dropout(dropout)
     if over < 1 or seconds < 0:
         raise ValueError("cohort.over must be at least 1, cohort.seconds not negative")
-    slots, times = min(int(np.ceil(over * size)), num_clients), needed(clock, "deadline")
+    slots, times = min(int(np.ceil(round(over * size, 6))), num_clients), needed(clock, "deadline")
     everyone = np.ones(num_clients, bool)
 
     def play(seed):

@@ -245,16 +245,24 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def recommend(args: argparse.Namespace) -> None:
     """jaxfed recommend"""
+    from jaxfed.config import read
     from jaxfed.log import say
-    from jaxfed.recommend import scores, seat_of
+    from jaxfed.recommend import scores, seat_of, view_of
 
     if args.k < 1:
         raise ValueError(f"-k is {args.k}: it must be at least 1")
     experiment, _, best = reopened(args.run)
     source, seat = experiment.data.source, seat_of(experiment.data.population, args.user, args.client)
+    view = view_of(experiment, read(Path(args.run) / "config.toml").get("evaluation", {}).get("select", "//"))
     if seat.home is None:
         say("this user never took part: ranked from what he did")
-    score = scores(experiment, best, seat)
+    elif view:
+        say(f"by the {view} model, by which the best round was chosen")
+    score = scores(experiment, best, seat, view)
+    if np.isnan(score).any():
+        raise ValueError(f"{args.run}: the scores are not numbers: the run diverged, train anew with lower rates")
+    if not np.isfinite(score).any():
+        say("nothing to recommend: this user had every item")
     for place, item in enumerate(np.argsort(-score, kind="stable")[: args.k], 1):
         if np.isfinite(score[item]):
             title = "" if source.titles is None else f"  {source.titles[item]}"

@@ -131,7 +131,7 @@ def trace(
     num_clients: int, names: np.ndarray, path: str = "", awake: tuple[float, ...] = (1.0,), zones: int = 1
 ) -> Clock:
     """Times as they were measured: a csv, tsv or parquet file with the columns client, download, compute and upload
-    (seconds). Several rows of a client are its visits, one after the other, and from the beginning again.
+    (seconds). Several rows of a client take turns, round by round.
 
     names [C]: what the clients are called. Raises ValueError for times that cannot be and for clients without a row.
     """

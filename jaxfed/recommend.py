@@ -21,26 +21,38 @@ class Seat(NamedTuple):
     home: int | None  # the client that holds the private part; None: nobody, as this client never took part
 
 
+def places(population: Population, name: str) -> list[tuple[Population, int]]:
+    """Wherever a user is: among those asked, and among those who never took part."""
+    groups = [population.asked, *filter(None, [population.cold])]
+    return [(group, int(user)) for group in groups for user in np.flatnonzero(group.user_names == name)]
+
+
 def seat_of(population: Population, name: str, client: str | None) -> Seat:
     """Finds a user, also one who never took part. client: for a user who is at several. Raises ValueError."""
-    groups = [population.asked, *filter(None, [population.cold])]
-    found = [(group, int(user)) for group in groups for user in np.flatnonzero(group.user_names == name)]
+    found = places(population, name)
     if not found:
-        known = [each for group in groups for each in group.user_names.tolist()[:10000]]
+        known = population.asked.user_names.tolist()[:10000]
         raise ValueError(f'no user "{name}" in the data{near(name, known)}')
     at = [int(group.client_of[user]) for group, user in found]
     clients = [str(group.names[where]) for (group, _), where in zip(found, at, strict=True)]
-    if len(found) > 1 and client not in clients:
-        raise ValueError(f"user {name} is at several clients: pass --client with one of {', '.join(clients)}")
-    which = clients.index(client) if client is not None and len(found) > 1 else 0
+    if client not in clients and (client is not None or len(found) > 1):
+        raise ValueError(f"--client: user {name} is at {', '.join(clients)}: pass one of them")
+    which = 0 if client is None else clients.index(client)
     group, user = found[which]
     return Seat(group, user, at[which], None if group is population.cold else int(population.homes[at[which]]))
 
 
-def scores(experiment: Experiment, best: tuple[Tree, Tree], seat: Seat) -> np.ndarray:
+def view_of(experiment: Experiment, select: str) -> str:
+    """Whose model a run was chosen by: that of `val/VIEW/...`, see `Work.views`; "": the server's."""
+    name = select.split("/")[1]
+    return name if name in experiment.work.views else ""
+
+
+def scores(experiment: Experiment, best: tuple[Tree, Tree], seat: Seat, view: str = "") -> np.ndarray:
     """float [N]: the score of every item as evaluations compute it, -inf for what the user had.
 
-    A private part that nobody keeps is made of all that he did, as is that of a user who never took part.
+    view: one of `Work.views`. A private part that nobody keeps is made of all that a user did, as is that of one who
+    never took part.
     """
     (shared, private), (population, user, client, home) = best, seat
     model, mine, history = experiment.model, (), np.zeros(0, np.int32)
@@ -49,13 +61,13 @@ def scores(experiment: Experiment, best: tuple[Tree, Tree], seat: Seat) -> np.nd
         history = np.concatenate([part.of(user) for part in parts]).astype(np.int32)
     if home is not None:
         mine = jax.tree.map(lambda x: x[home], private)
-        shared, mine = experiment.work.views[""](shared, mine)
+        shared, mine = experiment.work.views[view](shared, mine)
     local = np.asarray(user - population.first[client], np.int32)
     own = about(population, model.features, np.array(user))
     found = np.array(predicted(model, shared, mine, local, history, own))
     # he may be at several clients, and is offered nothing that he had at any
-    everywhere = np.flatnonzero(population.user_names == population.user_names[user])
-    had = [part.of(each) for part in parts for each in everywhere.tolist()]
+    everywhere = places(experiment.data.population, str(population.user_names[user]))
+    had = [part.of(each) for group, each in everywhere for part in (group.train, group.valid, group.test)]
     had += [elsewhere(population, np.array([user])).of(0)] if population.domains else []
     found[np.concatenate(had)] = -np.inf
     return found

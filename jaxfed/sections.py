@@ -173,7 +173,11 @@ def known_of(config: Any, population: Population, sampler: Sampler) -> dict[str,
 
 
 def work_of(config: Any, model: Model, **known: Any) -> Work:
-    """The work of a configuration, which trains the model."""
+    """The work of a configuration, which trains the model. Raises ValueError."""
+    if config.work.name == "reconstruct" and config.work.epochs > 1:
+        raise ValueError(
+            "work.epochs: reconstruct parts the steps of one pass into two halves: leave it at 1, and set work.passes"
+        )
     optimizer = optimizer_of(config.work.optimizer)
     taught = {"initial": model.init, "loss": model.loss, "optimizer": optimizer, "private": model.private}
     work = call("work", config.work, **taught, **known, closed=model.closed)

@@ -121,7 +121,8 @@ def main() -> None:
         curves[name] = curve(folder)
         goal = max(value for _, value in curves[PLAIN])
         time = reached(curves[name], goal)
-        ages = [json.loads(x).get("clients/age", 0.0) for x in (folder / "run/metrics.jsonl").read_text().splitlines()]
+        told = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
+        ages = [row["clients/age"] for row in told if "clients/age" in row] or [0.0]
         rows[name] = {metric: summary[metric] for metric in METRICS} | {
             "time": time,
             "share": time / reached(curves[PLAIN], goal),

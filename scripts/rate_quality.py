@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed import checkpoint, rows, wire
+from jaxfed.channel import CLIENTS
 from jaxfed.config import LINKS, config_of, read
 from jaxfed.experiment import assemble, load
 from jaxfed.folder import write_file
@@ -76,7 +77,7 @@ def coded_share(run: Path, sample: int) -> float | None:
     @jax.jit
     def message(id, held, activity, data):
         mine, theirs = rows.gather(state.memory, id, held)
-        secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 1), id))
+        secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, CLIENTS), id))
         report = made.work.run(wide(rows.take(state.shared, held)), mine, data, secret)
         me = Client(theirs, noise, key, id, report.weight, activity, held, size, jnp.asarray(cohort.ids))
         return made.channel.encode(report.update, rows.take(made.channel.send(state.channel), held), me)[0]

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from jaxfed.config import near, read, table_of
 from jaxfed.experiment import load
 from jaxfed.folder import check_folder, write_file
 from jaxfed.log import say
-from jaxfed.runs import last, together
+from jaxfed.runs import together
 from jaxfed.sweep import averaged
 
 ROOT = Path(__file__).parent.parent
@@ -141,9 +141,22 @@ def finished(plan: Planned, clients: int) -> dict[str, Any]:
     return {"name": plan.name, "seed": plan.seed, **protocol, **metrics, **sizes, **facts, "command": plan.command}
 
 
-def collected(plans: Sequence[Planned], clients: int, quick: bool) -> list[dict[str, Any]]:
+def counted() -> Callable[[Any], int]:
+    """count(config) -> the clients of its data, which are read once."""
+    known: dict[str, int] = {}
+
+    def count(config):
+        name = json.dumps(table_of(config.data), sort_keys=True)
+        if name not in known:
+            known[name] = load(config.data).population.num_clients
+        return known[name]
+
+    return count
+
+
+def collected(plans: Sequence[Planned], clients: Callable[[Any], int], quick: bool) -> list[dict[str, Any]]:
     """A flat object for each row with a run that is finished: means and standard deviations over its seeds."""
-    found = [row for plan in plans if (row := finished(plan, clients))]
+    found = [row for plan in plans if (row := finished(plan, clients(plan.config)))]
     marked = [{"name": each["name"], **({"quick": True} if quick else {}), **each} for each in found]
     made = averaged(marked, ["name"])
     return [{key: value for key, value in each.items() if key != "problem"} for each in made]
@@ -239,8 +252,8 @@ def main() -> None:
     start()
     try:
         plans, out, results = arranged(args, words)
-        count = last(lambda config: load(config.data).population.num_clients, lambda config: table_of(config.data))
-        clients = count(next(plan.config for plan in plans if plan.config.data.protocol == "loo-clean"))
+        clients = counted()
+        clients(plans[0].config)
     except ValueError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,8 +12,11 @@ from jaxfed.channel import chain
 from jaxfed.channels.fair import agnostic, fair
 from jaxfed.channels.weigh import mean, weighted_mean
 from jaxfed.federate import federate, model
+from jaxfed.rows import Table
+from jaxfed.types import Mean, Shared
 from jaxfed.work import Steps
 from jaxfed.works.control import dynamic
+from jaxfed.works.control import mime as mime_work
 from jaxfed.works.control import scaffold as scaffold_work
 from jaxfed.works.local import local_steps
 from tests.small import (
@@ -281,3 +284,60 @@ def test_a_second_round_of_agnostic_weighs_by_what_the_first_left():
         lam, share = lam / lam.sum(), (1 - forget) * share + forget * np.bincount(mine) / len(IDS)
     np.testing.assert_allclose(flat(model(state)), start, rtol=1e-5)
     np.testing.assert_allclose(state.channel[0], (lam, share), rtol=1e-5)
+
+
+# --- by row: what acts in every step acts in those that hold a row, and comes to as much ----------------------------
+
+TEN = 10
+RARE = (  # client 0 meets row 0 in one of ten steps and asks it to be 1, client 1 meets it in its only one and asks -1
+    Steps(jnp.arange(TEN)[:, None], jnp.ones(TEN, bool), (jnp.zeros((TEN, 1)).at[0].set(1.0), jnp.ones((TEN, 1))), 1.0),
+    Steps(jnp.zeros((TEN, 1), int), jnp.arange(TEN) < 1, (-jnp.ones((TEN, 1)), jnp.ones((TEN, 1))), 1.0),
+)
+LEAST = (1 / TEN - 1) / (1 / TEN + 1)  # where the mean of the clients' losses, each a mean over its steps, is least
+
+
+def towards(params, private, batch):
+    """Half the squared distance of rows to what is asked of them."""
+    y, w = batch
+    return Mean(0.5 * jnp.sum((params["t"][:, 0] - y) ** 2 * w), jnp.sum(w))
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_rare_rows_go_to_the_optimum(name, by_row):
+    """FedAvg ends at 0, half way between the clients, however rare the row is at one of them."""
+    sgd = optax.sgd(0.05)
+    work = (
+        scaffold_work(towards, sgd, cohort_share=1.0, by_row=by_row)
+        if name == "scaffold"
+        else dynamic(towards, sgd, strength=0.1, by_row=by_row)
+    )
+    params = {"t": Table(jnp.zeros((TEN, 1)))}
+    shared, memory = work.init(params, KEY)
+
+    def round(carry, _):
+        shared, memories, gathered = carry
+        reports = [work.run(shared, mine, steps, KEY) for mine, steps in zip(memories, RARE, strict=True)]
+        update = jax.tree.map(lambda a, b: (a + b) / 2, *(each.update for each in reports))
+        gathered = jax.tree.map(jnp.add, gathered, update.params) if name == "feddyn" else gathered
+        now = jax.tree.map(lambda x, d, h: x - d - h, shared.params, update.params, gathered)
+        return (Shared(now, work.moves(shared.extra, update.extra)), [each.memory for each in reports], gathered), None
+
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    (shared, _, _), _ = jax.lax.scan(round, (shared, [memory, memory], nothing), length=2000)
+    assert float(shared.params["t"].rows[0, 0]) == pytest.approx(LEAST, abs=0.01)  # local steps of 0.05 end beside it
+
+
+@pytest.mark.parametrize("known", [0.0, 1.0])
+def test_mime_moves_a_rare_row_as_often_as_it_is_due(known):
+    """Each of ten rows in one of ten steps: g(y) - g(x) is 0 there, and the mean gradient c acts ten times in it. Where
+    none is known, the gradient itself acts once."""
+    c, work = {"t": Table(jnp.arange(TEN, dtype=jnp.float32)[:, None])}, mime_work(towards, optax.sgd(0.01))
+    shared, _ = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
+    frozen = shared.extra._replace(gradient=c, known={"t": Table(jnp.full(TEN, known))})
+    if not known:
+        frozen = frozen._replace(gradient=jax.tree.map(jnp.zeros_like, c))
+    report = work.run(shared._replace(extra=frozen), (), RARE[0], KEY)
+    asked = jnp.zeros(TEN).at[0].set(1.0)
+    want = 0.01 * (TEN * jnp.arange(TEN) if known else -asked)
+    close(report.update.params["t"].rows[:, 0], want)

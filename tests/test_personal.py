@@ -12,8 +12,8 @@ from jaxfed.experiment import assemble, load
 from jaxfed.federate import federate, model
 from jaxfed.rounds import evaluate, fresh, keys_of, prepare_round, scored
 from jaxfed.rows import plain, take
-from jaxfed.types import History, Shared
-from jaxfed.work import descend
+from jaxfed.types import History, Mean, Shared
+from jaxfed.work import Steps, descend
 from jaxfed.works.local import local_steps, on_both
 from jaxfed.works.personal import Own, alternate, apfl, copied, ditto, keep, reconstruct
 from tests.small import (
@@ -157,6 +157,22 @@ def test_apfl_at_its_ends(mixture):
     held = DATA[WHO[0]][0]
     close(got["item"].rows[held], own[0]["item"].rows[: len(held)])
     close(view(work, state, WHO[0])[1], own[1])
+
+
+def test_apfl_is_that_of_the_paper():
+    """Algorithm 1 by hand, two steps of rate 1/2 from 0 on (x - 1)^2 / 2: v by the slope at (v + w) / 2, w moving."""
+
+    def half_square(params, private, batch):
+        return Mean(0.5 * (params["x"] - 1) ** 2, 1.0)
+
+    steps = Steps(jnp.zeros((2, 0), int), jnp.ones(2, bool), jnp.zeros(2), 2.0)
+    work = apfl(half_square, optax.sgd(0.5), mixture=0.5)
+    shared, own = work.init({"x": jnp.zeros(())}, KEY)
+    w = v = 0.0
+    for _ in range(2):
+        w, v = w - 0.5 * (w - 1), v - 0.5 * 0.5 * ((v + w) / 2 - 1)
+    report = work.run(shared, own, steps, KEY)
+    close((shared.params["x"] - report.update.params["x"], report.memory.copy["x"]), (w, v))
 
 
 def test_alternate_moves_first_the_private_part_then_the_shared():

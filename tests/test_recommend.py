@@ -3,13 +3,14 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxfed.config import config_of
 from jaxfed.evaluate import readable
 from jaxfed.experiment import assemble, load
-from jaxfed.recommend import scores, seat_of
+from jaxfed.recommend import scores, seat_of, view_of
 from jaxfed.registry import CLOSED, REGISTRY
 from jaxfed.rounds import fresh
 from jaxfed.rows import lift
@@ -124,3 +125,34 @@ def test_a_user_with_several_devices_is_one():
     experiment, best = made(clients="device", devices=2)
     for name in experiment.data.population.people.user_names[:3]:
         check(experiment, best, name)
+
+
+def test_nothing_that_a_user_had_anywhere_is_offered():
+    """One user of a column's clients, of whom some never took part."""
+    experiment, best = made(clients="silo", silos=4, cold=0.25)
+    population = experiment.data.population
+    cold, warm = population.cold, population.user_names[0]
+    both = population._replace(
+        cold=cold._replace(user_names=np.where(np.arange(len(cold.user_names)) == 0, warm, cold.user_names))
+    )
+    there = experiment._replace(data=experiment.data._replace(population=both))
+    client = str(population.names[population.client_of[0]])
+    found = scores(there, best, seat_of(both, warm, client))
+    assert not np.isfinite(found[had(cold, 0)]).any()
+    with pytest.raises(ValueError, match="pass one of them"):
+        seat_of(both, warm, None)
+    with pytest.raises(ValueError, match="pass one of them"):
+        seat_of(population, warm, "nobody's")
+
+
+def test_a_run_chosen_by_a_view_recommends_by_it():
+    experiment, (shared, private) = made("ditto")
+    assert view_of(experiment, "val/personal/full/ndcg@10") == "personal"
+    assert view_of(experiment, "val/full/ndcg@10") == ""
+    other = private._replace(
+        copy=jax.tree.map(lambda x: x + 1.0, private.copy), written=jax.tree.map(jnp.ones_like, private.written)
+    )
+    seat = seat_of(experiment.data.population, experiment.data.population.user_names[0], None)
+    a, b = (scores(experiment, (shared, each), seat, "personal") for each in (private, other))
+    assert (a != b).any()
+    np.testing.assert_array_equal(*(scores(experiment, (shared, each), seat) for each in (private, other)))

@@ -1,5 +1,6 @@
 """Works that steer local steps against client drift. On tables they act on the rows that a client holds: the dense
-methods would also move rows of which the client knows nothing."""
+methods would also move rows of which the client knows nothing. By row what acts in every step acts in those that hold a
+row, so much more strongly that it comes to the same (`repaid`)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.rows import plain, take
+from jaxfed.rows import catalogue, lift, plain, take
 from jaxfed.tree import scale, sub, zeros
 from jaxfed.types import Key, Mean, Report, Shared, Tree
 from jaxfed.work import Loss, Steps, Work, descend, pooled
@@ -27,19 +28,39 @@ def private_of(memory: Control) -> Tree:
     return memory.private
 
 
-def steered(optimizer: optax.GradientTransformation, pull: float = 0.0) -> optax.GradientTransformationExtraArgs:
+def repaid(tree: Tree, steps: Steps) -> Tree:
+    """What acts in each of S steps on every row, for steps that see their own rows alone: times S / those that hold the
+    row, so that over a round it adds up to as much."""
+    times = jnp.zeros(catalogue(tree)).at[steps.rows].add(1.0 * steps.live[:, None], mode="drop")
+    factor = steps.live.sum() / jnp.maximum(times, 1)
+    return lift(lambda x: x * factor.reshape(factor.shape + (1,) * (x.ndim - 1)), lambda x: x, tree)
+
+
+def steered(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`optimizer` of (shared, private) whose shared gradient is g + shift + pull (value - anchor); its state also sums
-    the gradients g. shift and anchor come through `descend`."""
+    the gradients g. shift, pull and anchor, trees like the shared part, come through `descend`."""
 
     def init(params):
         return zeros(params[0]), optimizer.init(params)
 
-    def update(steps, state, params, shift, anchor):
-        moved = jax.tree.map(lambda g, s, x, a: g + s + pull * (x - a), steps[0], shift, params[0], anchor)
+    def update(steps, state, params, shift, pull, anchor):
+        moved = jax.tree.map(lambda g, s, p, x, a: g + s + p * (x - a), steps[0], shift, pull, params[0], anchor)
         steps_now, after = optimizer.update((moved, steps[1]), state[1], params)
-        return steps_now, (jax.tree.map(lambda t, g: t + g, state[0], steps[0]), after)
+        return steps_now, (jax.tree.map(jnp.add, state[0], steps[0]), after)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def steer(loss, optimizer, both, steps, by_row, shift, strength=0.0) -> tuple[Tree, Tree, Mean]:
+    """(parameters, the sum of the gradients, the losses met) of steps with a shift, and a pull of `strength` to where
+    they began."""
+    start = both[0]
+    pull = jax.tree.map(lambda x: jnp.full_like(x, strength), start)
+    shift, pull = repaid((shift, pull), steps) if by_row else (shift, pull)
+    ends, state, seen = descend(
+        on_both(loss), steered(optimizer), both, steps, by_row, shift=shift, pull=pull, anchor=start
+    )
+    return ends, state[0], seen
 
 
 def scaffold(
@@ -63,11 +84,9 @@ def scaffold(
     def run(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine.private)
         shift = sub(shared.extra, mine.variate)
-        (end, own), state, seen = descend(
-            on_both(loss), steered(optimizer), both, steps, by_row, shift=shift, anchor=start
-        )
+        (end, own), slopes, seen = steer(loss, optimizer, both, steps, by_row, shift)
         said = told(loss, both, steps)
-        now = scale(1 / jnp.maximum(said["steps"], 1), state[0])
+        now = scale(1 / jnp.maximum(said["steps"], 1), slopes)
         update = Shared(sub(start, end), scale(cohort_share, sub(mine.variate, now)))
         return Report(update, Control(own, now), steps.examples, {"train/loss": seen}, **said)
 
@@ -82,7 +101,8 @@ def dynamic(
     by_row: bool = False,
 ) -> Work:
     """FedDyn's clients (Acar et al. 2021): the loss has - <h_i, shared> + strength / 2 |shared - start|^2 beside it,
-    and h_i becomes h_i - strength (end - start). The server's half is the link `feddyn`."""
+    and h_i becomes h_i - strength (end - start). The server's half is the link `feddyn`. By row a step pulls a row
+    by rate x strength x S / (steps that hold it) of the way, which must stay below 2."""
     if strength < 0:
         raise ValueError(f"strength is {strength}: it must not be negative")
 
@@ -91,8 +111,7 @@ def dynamic(
 
     def run(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine.private)
-        pace, shift = steered(optimizer, strength), scale(-1, mine.variate)
-        (end, own), _, seen = descend(on_both(loss), pace, both, steps, by_row, shift=shift, anchor=start)
+        (end, own), _, seen = steer(loss, optimizer, both, steps, by_row, scale(-1, mine.variate), strength)
         now = jax.tree.map(lambda h, x, y: h - strength * (y - x), mine.variate, start, end)
         said = told(loss, both, steps)
         return Report(Shared(sub(start, end)), Control(own, now), steps.examples, {"train/loss": seen}, **said)
@@ -105,7 +124,7 @@ class Frozen(NamedTuple):
 
     statistics: Tree  # of the optimiser, for the shared part
     gradient: Tree  # the mean gradient of the round before, at the model that was sent then
-    known: Tree = ()  # float []: 0 in the first round, which has none
+    known: Tree = ()  # float, one a row of a table and one for each other leaf: 0 while nobody has told its gradient
 
 
 def mime(
@@ -118,15 +137,18 @@ def mime(
     server's statistics held fixed; the server updates them by the mean gradient at the model it sent.
 
     Mime replaces a batch's gradient g(y) by g(y) - g(x) + c. Its c is the mean gradient of the same cohort, which costs
-    one more exchange a round; here it is that of the round before, and the first round is MimeLite's. By row.
+    one more exchange a round; here it is that of the round before, and what has none yet moves as in MimeLite. By row.
     """
 
+    def known(value, like):
+        return lift(lambda x: jnp.full(len(x), value), lambda x: jnp.float32(value), like)
+
     def init(params, key):
-        return Shared(params, Frozen(optimizer.init((params, ())), zeros(params), jnp.float32(0))), private(key)
+        return Shared(params, Frozen(optimizer.init((params, ())), zeros(params), known(0.0, params))), private(key)
 
     def run(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine)
-        frozen, mean_gradient, known = shared.extra
+        frozen, mean_gradient, told_of = shared.extra
 
         def update(grads, state, params, statistics, shift):
             both_ways = jax.tree.map(lambda g, c: g + c, grads[0], shift) if correct else grads[0]
@@ -135,8 +157,8 @@ def mime(
             return (step[0], own[1]), state
 
         pace = optax.GradientTransformationExtraArgs(lambda both: optimizer.init(((), both[1])), update)
-        aim, batches = centred(loss, both, steps, known) if correct else (on_both(loss), steps)
-        (end, own), _, _ = descend(aim, pace, both, batches, statistics=frozen, shift=mean_gradient)
+        aim, batches = centred(loss, both, steps, told_of) if correct else (on_both(loss), steps)
+        (end, own), _, _ = descend(aim, pace, both, batches, statistics=frozen, shift=repaid(mean_gradient, steps))
 
         def at_start(x):
             seen = pooled(on_both(loss), (x, mine), steps)
@@ -149,7 +171,7 @@ def mime(
     def moves(extra, update):
         empty = zeros(update.gradient)
         _, statistics = optimizer.update((update.gradient, ()), extra.statistics, (empty, ()))
-        return Frozen(statistics, update.gradient, jnp.float32(1))
+        return Frozen(statistics, update.gradient, known(1.0, update.gradient))
 
     def sends(shared):
         return Shared(shared.params, Frozen((), shared.params))
@@ -157,18 +179,19 @@ def mime(
     return Work(init, run, moves, sends)
 
 
-def centred(loss: Loss, both: Tree, steps: Steps, known: jax.Array) -> tuple[Callable, Steps]:
+def centred(loss: Loss, both: Tree, steps: Steps, known: Tree) -> tuple[Callable, Steps]:
     """(the loss less known * <its gradient at the start, the shared part>, the batches with those gradients)."""
 
     def gradient(rows, batch):
-        part = take(both, rows)
-        return jax.grad(lambda x: on_both(loss)(plain((x, part[1])), batch).value)(part[0])
+        (start, mine), there = take((both, known), rows)
+        slope = jax.grad(lambda x: on_both(loss)(plain((x, mine)), batch).value)(start)
+        return jax.tree.map(lambda x, k: x * k.reshape(k.shape + (1,) * (x.ndim - k.ndim)), slope, there)
 
     at_start = jax.vmap(gradient)(steps.rows, steps.batch)
 
     def corrected(both, batch):
         seen, slope = on_both(loss)(both, batch[0]), plain(batch[1])
         inner = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (slope, both[0])), strict=True))
-        return Mean(seen.total - known * seen.weight * inner, seen.weight)
+        return Mean(seen.total - seen.weight * inner, seen.weight)
 
     return corrected, steps._replace(batch=(steps.batch, at_start))

@@ -9,7 +9,7 @@ import optax
 
 from jaxfed.rows import Table, catalogue, lift
 from jaxfed.tree import sub, zeros
-from jaxfed.types import Key, Report, Shared, Tree
+from jaxfed.types import Key, Mean, Report, Shared, Tree
 from jaxfed.work import Loss, Steps, Work, descend
 from jaxfed.works.local import local_steps, nothing, on_both, pulled, told
 
@@ -179,7 +179,8 @@ def apfl(
     mixture: float = 0.5,
 ) -> Work:
     """APFL (Deng et al. 2020) with a fixed mixture: beside the local steps of FedAvg, each client trains a copy v for
-    the loss of mixture v + (1 - mixture) w, which is evaluated as `personal`. Keeps clients x catalogue."""
+    the loss of mixture v + (1 - mixture) w, w as it moves in the same steps; evaluated as `personal`, with the server's
+    model as w. Keeps clients x catalogue."""
     if not 0 <= mixture <= 1:
         raise ValueError(f"mixture is {mixture}: it lies between 0 and 1")
     shared_work = local_steps(loss, optimizer, private, by_row)
@@ -194,17 +195,22 @@ def apfl(
         report, start = shared_work.run(shared, own.private, steps, key), shared.params
 
         def aim(both, batch):
-            (copy, fixed), mine = both[0], both[1]
-            return loss(mixed(copy, jax.lax.stop_gradient(fixed)), mine, batch)
+            (copy, theirs), (beside, mine) = both
+            plain, blend = loss(theirs, mine, batch), mixed(copy, jax.lax.stop_gradient(theirs))
+            return Mean(plain.total + loss(blend, beside, batch).total, plain.weight)
+
+        def apart(both):
+            (copy, theirs), (beside, mine) = both
+            return (copy, beside), (theirs, mine)
 
         def update(grads, state, params):
-            (copy, fixed), mine = grads
-            steps, state = optimizer.update((copy, mine), state, (params[0][0], params[1]))
-            return ((steps[0], zeros(fixed)), steps[1]), state
+            each = zip(apart(grads), state, apart(params), strict=True)
+            ((copy, beside), first), ((theirs, mine), second) = (optimizer.update(*one) for one in each)
+            return ((copy, theirs), (beside, mine)), (first, second)
 
-        pace = optax.GradientTransformation(lambda both: optimizer.init((both[0][0], both[1])), update)
-        both = (copied(own, start), start), own.beside
-        ((copy, _), beside), _, _ = descend(aim, pace, both, steps, by_row)
+        pace = optax.GradientTransformation(lambda both: tuple(map(optimizer.init, apart(both))), update)
+        both = (copied(own, start), start), (own.beside, own.private)
+        ((copy, _), (beside, _)), _, _ = descend(aim, pace, both, steps, by_row)
         return report._replace(memory=stamped(own, private=report.memory, copy=copy, beside=beside))
 
     def personal(params, own):
