@@ -80,6 +80,12 @@ def item(checkpoints: ocp.CheckpointManager, step: int, **wanted: Any) -> tuple[
         return None, f"it cannot be read: {type(error).__name__}"
 
 
+def told(checkpoints: ocp.CheckpointManager) -> dict[str, Any] | None:
+    """What the newest checkpoint that can be read says of itself; None: there is none."""
+    metas = (item(checkpoints, step, meta=ocp.args.JsonRestore())[0] for step in sorted(checkpoints.all_steps())[::-1])
+    return next(filter(None, metas), None)
+
+
 def restore(
     checkpoints: ocp.CheckpointManager,
     template: Tree,

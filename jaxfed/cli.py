@@ -64,6 +64,23 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+def kind_of(table: dict[str, Any], args: list[str]) -> list[str]:
+    """`--data.name=KIND` where `--data.path FILE` says what kind of file the data are, and no name does."""
+    from jaxfed.config import expect_table
+    from jaxfed.registry import REGISTRY, arguments
+
+    given = {word.partition("=")[0]: word.partition("=")[2] or after for word, after in pairwise([*args, ""])}
+    if "--data.path" not in given or "--data.name" in given:
+        return []
+    path, now = given["--data.path"], expect_table(table.get("data", {}), "data").get("name", "ml-100k")
+    kinds = [name for name in REGISTRY["data"] if "path" in arguments("data", name)]
+    kind = Path(path).suffix.lstrip(".").lower()
+    if kind not in kinds and now not in kinds:
+        ends = ", ".join(f".{name}" for name in kinds)
+        raise ValueError(f'--data.path "{path}" ends in none of {ends}: say what it is, for one --data.name csv')
+    return [f"--data.name={kind}"] if kind in kinds and kind != now else []
+
+
 def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
     """Takes `--section.name NAME` out of the arguments and into the table, whose other keys stay where they still fit.
 
@@ -73,11 +90,7 @@ def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
     from jaxfed.config import LINKS, NAMED, expect_table, near
     from jaxfed.registry import REGISTRY, arguments
 
-    if path := next((word.partition("=")[2] or after for word, after in pairwise([*args, ""])
-                     if word.partition("=")[0] == "--data.path"), ""):  # fmt: skip
-        kind, data = Path(path).suffix.lstrip("."), expect_table(table.get("data", {}), "data")
-        if kind in REGISTRY["data"] and "path" not in arguments("data", data.get("name", "ml-100k")):
-            args = [f"--data.name={kind}", *args]
+    args = [*kind_of(table, args), *args]
     rest, i, none = [], 0, {"channel": list(LINKS), "download": []}
     while i < len(args):
         key, equals, value = args[i].partition("=")
@@ -121,6 +134,7 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
         more = "Beside these: --out RUN, --resume, --profile. Another name brings the keys of that name."
         return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
     known = [f"--{key.replace('_', '-')}" for key, _ in leaves(table_of(config))]
+    known += ["--out", "--resume", "--profile"]  # the command's own, for who misspells them
     groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in ("learning-rate", "weight-decay")]
     positive = {re.sub(r"\.no-([^.]*)$", r".\1", word.split("=")[0].replace("_", "-")): word for word in args}
     for flag, word in positive.items():
@@ -132,7 +146,8 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
             return check(tyro.cli(type(config), default=config, args=args))
     except SystemExit:
         title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", told.getvalue()), ""  # a box: sections between rules
-        raise ValueError(" ".join((message or title).split())) from None
+        plain = " ".join((message or title).split()).split(" Got errors:")[0]  # which names the parser's own types
+        raise ValueError(re.sub(r"no type matching \S+ could be instantiated from", "not a value:", plain)) from None
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -217,16 +232,26 @@ def reopened(folder: str) -> tuple[Any, Any, Any]:
     path = Path(folder)
     if not (path / "config.toml").is_file():
         raise ValueError(f"{folder}: no run here (no config.toml)")
-    config = config_of(read(path / "config.toml"))
-    experiment = assemble(config, load(config.data))
     if not (path / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
+    config = config_of(read(path / "config.toml"))
+    data = load(config.data)
     with checkpoint.manager(path / "checkpoints") as checkpoints:
+        told = checkpoint.told(checkpoints)
+        if told and told["data"] != data.digest:
+            raise ValueError(f"{folder}: the data, or the order of their rows, are not those of the run")
+        if told and not told["standing"]["best_round"]:
+            ended, rounds = told["standing"]["finished"], told["standing"]["round"]
+            raise ValueError(
+                f"{folder} diverged: train anew, with lower rates"
+                if ended
+                else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
+                f"{folder}/config.toml --resume"
+            )
+        experiment = assemble(config, data)
         found = checkpoint.restore(checkpoints, fresh(experiment, config.seed), say)
     if not found:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    if found[1]["data"] != experiment.data.digest:
-        say("the rows of the data, or their order, are not those of the run")
     return experiment, keys_of(config.seed), found[0]["best"]
 
 

@@ -63,6 +63,8 @@ def calibrated(args: argparse.Namespace) -> list[str]:
     from jaxfed.privacy import Mechanism, Sampling, calibrate, check, spent
 
     size = args.population if args.sampler == "everyone" else args.cohort
+    if not size:
+        raise ValueError("pass --cohort: how many clients a round has (poisson: expected)")
     sampling = Sampling(args.sampler, args.population, size, args.cap)
     check((), sampling, args.delta, args.relation)
     if args.sampler == "poisson":  # the slots of the cohort that a run with these numbers has
@@ -94,6 +96,8 @@ def told(folder: str) -> list[str]:
         raise ValueError(f"{folder}/summary.json is damaged: it is not JSON") from None
     if not isinstance(summary, dict) or not summary.get("privacy"):
         raise ValueError(f"{folder} has no differential privacy: no link of its channel adds noise (epsilon inf)")
+    if summary["privacy"].get("epsilon") is None:
+        raise ValueError(f"{folder}: epsilon is infinite: the noise is too small to be counted")
     return explain(summary["privacy"])
 
 

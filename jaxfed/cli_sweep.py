@@ -11,7 +11,8 @@ def options(command: Any) -> None:
         "sweep",
         "Train every combination of some values, and compare.",
         "Any key of the configuration can be given as --section.key value, for all runs. Runs that are finished are "
-        "read, not run again. FOLDER/results.json, results.md and figure.png tell what came of them.",
+        "read, not run again, and the table keeps those of earlier values of the same keys. FOLDER/results.json, "
+        "results.md and figure.png tell what came of them.",
     )
     sweep.add_argument("config", metavar="CONFIG.toml")
     sweep.add_argument(
@@ -36,7 +37,7 @@ def sweep(args: argparse.Namespace, overrides: list[str]) -> None:
     table, grid = read(args.config), sweeping.parse(args.grid)
     out, keys = Path(args.out or f"runs/sweep/{Path(args.config).stem}"), list(grid)
     todo = sweeping.points(overridden, table, grid, args.seeds, overrides, out)
-    rows: list[dict[str, Any]] = []
+    rows = sweeping.kept(out, todo, keys)
     for row in sweeping.swept(todo, together(), say):
         rows.append(row)
         every = sweeping.write(out, rows, keys)  # after each, so that a sweep which is stopped has its table

@@ -10,10 +10,10 @@ from jaxfed.config import config_of, differences, read
 
 def check_folder(folder: Path, config: Any, resume: bool) -> None:
     """Raises ValueError when the folder holds a run that is not to be resumed, or one of another configuration."""
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} already holds a run: pass --resume to go on with it, or another --out")
     known = folder / "config.toml"
-    if resume and folder.exists() and not known.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if known.exists() and not resume:
+        raise ValueError(f"{folder} already holds a run: pass --resume to go on with it, or another --out")
+    if folder.exists() and not known.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something else than a run (no config.toml): pass another --out")
     if known.exists():
         changed = differences(config_of(read(known)), config)

@@ -1,6 +1,7 @@
 """What a run tells: a progress bar, lines of JSON, TensorBoard."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def written(value: Any, indent: int | None = None) -> str:
+    """JSON, which knows no NaN and no infinity: they are null."""
+
+    def plain(x):
+        if isinstance(x, dict):
+            return {key: plain(each) for key, each in x.items()}
+        if isinstance(x, list | tuple):
+            return [plain(each) for each in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(plain(value), indent=indent)
 
 
 class Journal:
@@ -27,10 +41,11 @@ class Journal:
 
     def write(self, row: dict[str, Any]) -> None:
         """One flat line; numbers also go to TensorBoard at `round`."""
-        self.file.write(json.dumps(row).encode() + b"\n")
+        self.file.write(written(row).encode() + b"\n")
         mark = "LEAKY/" if row.get("leaky") else ""
         for name, value in row.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and name != "round":
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if number and name != "round":
                 self.board.add_scalar(mark + name, value, row["round"])
 
     def position(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jaxfed.folder import write_file
+from jaxfed.log import written
 from jaxfed.metrics import smaller
 
 METRICS = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
@@ -171,7 +172,7 @@ def averaged(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[s
             if isinstance(value, bool) or not isinstance(value, int | float):
                 made |= {name: value}
                 continue
-            column = [each[name] for each in good]
+            column = [each[name] for each in good if isinstance(each.get(name), int | float)]  # null: no number
             made[name] = statistics.mean(column)
             if len(column) > 1:
                 made[f"{name}_sd"] = statistics.stdev(column)
@@ -228,11 +229,22 @@ def markdown(every: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
     return "\n".join([f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
 
 
+def kept(folder: Path, points: Sequence[Point], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of an earlier sweep in the folder over other values of the same keys. Raises ValueError for other keys."""
+    path = folder / "results.json"
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    was = {key for each in rows for key in each if "." in key and "/" not in key}
+    if rows and was != {key for key in keys if "." in key}:
+        raise ValueError(f"{folder} holds a sweep over {', '.join(sorted(was)) or 'seeds'}: pass another --out")
+    now = [({key: number(value) for key, value in point.choice.items()}, point.seed) for point in points]
+    return [each for each in rows if ({key: each.get(key) for key in keys}, each["seed"]) not in now]
+
+
 def write(folder: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
     """results.json, a flat object a run, and results.md, a line for each combination, which are returned."""
     folder.mkdir(parents=True, exist_ok=True)
     every = averaged(rows, keys)
-    write_file(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    write_file(folder / "results.json", written(rows, 1) + "\n")
     write_file(folder / "results.md", markdown(every, keys))
     return every
 

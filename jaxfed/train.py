@@ -18,11 +18,11 @@ from jaxfed.config import dumps, near
 from jaxfed.evaluate import readable
 from jaxfed.experiment import Data, Experiment, assemble, load
 from jaxfed.folder import alone, check_folder, same_data, write_file
-from jaxfed.log import Journal, Silence, hush, progress, say
+from jaxfed.log import Journal, Silence, hush, progress, say, written
 from jaxfed.processes import Processes, agree, by_first, here
 from jaxfed.rounds import Standing, compile_all, evaluate, fresh, keys_of, marked, rounds, scored
 from jaxfed.stages import peak_megabytes, profiled, timed
-from jaxfed.tree import digest
+from jaxfed.tree import digest, finite
 from jaxfed.types import Tree
 
 
@@ -111,11 +111,13 @@ def train(
         journal = Silence() if every.rank else Journal(folder, standing.position, standing.round)
         try:
             arrays, standing = loop(config, experiment, arrays, standing, checkpoints, journal)
+            if not standing.best_round:
+                raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: lower the rates")
             summary = close(config, experiment, arrays, standing, journal)
         finally:
             journal.close()
     if not every.rank:
-        write_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        write_file(folder / "summary.json", written(summary, 1) + "\n")
     return summary
 
 
@@ -205,7 +207,8 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     totals = standing.totals() | spent(experiment, standing.round) | {"server_sees": experiment.wire.sees}
     totals |= {"seconds": round(standing.seconds, 3), **standing.spent()}
     journal.write(marked(experiment, {"round": standing.round, **train, **values, **totals}))
-    value = values[config.evaluation.select]
+    # ranks of what is not a number are ranks: no model that holds one is the best
+    value = values[config.evaluation.select] if finite(scored(experiment, state)[0]) else math.nan
     better = standing.judge(config.evaluation.select, value)
     speed = standing.updates / max(standing.seconds, 1e-9)
     text = f"{'LEAKY ' if experiment.data.leaky else ''}{config.evaluation.select} {value:.4f}"

@@ -240,6 +240,23 @@ def wrong(config, tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Runs the program in this process; (exit code, what it said)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, args)])
+        monkeypatch.setattr(cli, "start", lambda: None)
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, capsys.readouterr().err
+
+    return call
+
+
 TRAIN_ERRORS = [
     (["--model.dmi", "3"], 'unknown option --model.dmi; did you mean "--model.dim"?'),
     (["--model.name", "mff"], 'did you mean "mf"?'),
@@ -334,7 +351,10 @@ def test_a_device_that_runs_out_of_memory(config, tmp_path, monkeypatch, capsys)
 
 def test_places_where_no_run_can_be(wrong, config, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "already holds a run" in wrong("train", config, "--out", tmp_path / "file")
+    assert "holds something else than a run" in wrong("train", config, "--out", tmp_path / "file")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    assert "holds something else than a run" in wrong("train", config, "--out", tmp_path / "notes")
     assert "Not a directory" in wrong("train", config, "--out", tmp_path / "file" / "below")
     assert "File name too long" in wrong("train", config, "--out", tmp_path / ("x" * 300))
 
@@ -347,6 +367,64 @@ def test_interrupted_before_the_first_round(config, tmp_path):
     assert process.returncode == 130
     assert told.splitlines()[-1].startswith(("jaxfed: interrupted", "stopped after round"))
     assert "Traceback" not in told
+
+
+FILE = "user,item,time\n" + "".join(f"{u},{(u * 7 + i * i) % 40},{i}\n" for u in range(30) for i in range(8))
+
+
+def test_a_run_whose_data_changed_is_not_called_damaged(wrong, here, config, tmp_path):
+    path, out = tmp_path / "mine.csv", tmp_path / "o"
+    path.write_text(FILE)
+    assert here("train", config, "--out", out, "--data.path", path, "--rounds", 4)[0] == 0
+    path.write_text("\n".join(line for line in FILE.splitlines() if not line.startswith("29,")))  # one user fewer
+    for words in (["evaluate", out], ["recommend", out, "--user", 1]):
+        line = wrong(*words)
+        assert "are not those of the run" in line
+        assert "damaged" not in line
+
+
+def test_a_run_without_an_evaluation_has_no_best_model(wrong, here, config, tmp_path, monkeypatch):
+    from jaxfed import train
+
+    def stop(*args, **kw):
+        raise SystemExit(130)
+
+    monkeypatch.setattr(train, "judge", stop)
+    assert here("train", config, "--out", tmp_path / "o", "--run.checkpoint-every", 1)[0] == 130
+    assert "has no evaluation yet (it stopped after round 3)" in wrong("evaluate", tmp_path / "o")
+
+
+def test_a_run_that_diverges_is_no_success(wrong, here, config, tmp_path):
+    """Ranks of what is not a number are ranks: no such model is chosen, and there are no figures of it."""
+    out = tmp_path / "d"
+    words = ["--server.name", "sgd", "--server.learning-rate", "1e39", "--out", out]
+    code, told = here("train", config, *words)
+    assert code == 2
+    assert "the run diverged" in told.splitlines()[-1]
+    assert not (out / "summary.json").exists()
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert "diverged" in wrong("evaluate", out)
+
+
+def test_what_kind_of_file_it_is(wrong, here, config, tmp_path):
+    (tmp_path / "A.CSV").write_text(FILE)
+    (tmp_path / "a.txt").write_text(FILE)
+    line = wrong("train", config, "--out", tmp_path / "o", "--data.path", tmp_path / "a.txt")
+    assert "ends in none of .csv, .tsv, .parquet, .inter" in line
+    assert "--data.name csv" in line
+    more = ["--rounds", "1", "--evaluation.every", "1", "--run.checkpoint-every", "1"]
+    assert here("train", config, "--out", tmp_path / "o", "--data.path", tmp_path / "A.CSV", *more)[0] == 0
+    assert 'name = "csv"' in (tmp_path / "o" / "config.toml").read_text()
+
+
+def test_small_mistakes(wrong, config):
+    assert 'did you mean "--resume"' in wrong("train", config, "--resum")
+    told = wrong("train", config, "--work.optimizer.item.learning-rate", "x")
+    assert "--work.optimizer.item.learning-rate" in told
+    assert "NoneType" not in told
+    rest = ["--epsilon", 8, "--delta", 1e-5, "--population", 943, "--rounds", 60]
+    assert "pass --cohort" in wrong("privacy", "calibrate", *rest)
 
 
 def test_the_other_commands(wrong, finished, tmp_path):

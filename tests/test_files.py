@@ -1,6 +1,7 @@
 """Files of one's own, fit and unfit."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -179,3 +180,14 @@ def test_files_that_are_not_there_or_not_what_they_say(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ValueError, match="cannot be read as csv|is empty"):
         read_interactions(str(tmp_path / "empty.csv"), "csv")
+
+
+def test_titles_know_the_items_column_of_the_interactions(tmp_path):
+    path, names = tmp_path / "a.csv", tmp_path / "names.csv"
+    path.write_text("Who,What\n1,10\n1,20\n")
+    names.write_text("What,title\n10,Ten\n")
+    read = partial(read_interactions, path, "csv", user="Who", item="What")
+    assert read(titles=str(names)).titles.tolist() == ["Ten", "20"]
+    names.write_text("What,naming\n10,Ten\n")
+    with pytest.raises(ValueError, match="no column for title among What, naming: call them item_id and title"):
+        read(titles=str(names))

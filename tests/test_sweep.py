@@ -146,6 +146,7 @@ def test_a_run_that_cannot_be_does_not_lose_the_others(config, tmp_path, monkeyp
         "cohort.size 21 is larger than ",
     ]
     assert "problem" in printed
+    words[2] = tmp_path / "other"
     code, _, said = swept(monkeypatch, capsys, *words[:-1], "cohort.size=21,22")
     assert code == 2
     assert said.splitlines()[-1].startswith("jaxfed: no run worked: cohort.size 21 is larger")
@@ -226,3 +227,18 @@ def test_the_figure(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     assert sweep.draw(every, ["rate"], tmp_path / "figure.png", print)
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_a_later_sweep_keeps_the_rows_of_an_earlier_one(config, tmp_path, monkeypatch, capsys):
+    out, more = tmp_path / "s", ["--rounds", 2]
+    for values in ("0.5", "0.25,0.5"):
+        code, _, _ = swept(monkeypatch, capsys, config, *more, "--out", out, "--grid", f"server.learning-rate={values}")
+        assert code == 0
+    code, _, _ = swept(monkeypatch, capsys, config, *more, "--out", out, "--grid", "server.learning-rate=0.125")
+    rows = json.loads((out / "results.json").read_text())
+    assert sorted(row["server.learning-rate"] for row in rows) == [0.125, 0.25, 0.5]
+    before = (out / "results.json").read_bytes()
+    code, _, told = swept(monkeypatch, capsys, config, *more, "--out", out, "--grid", "model.dim=2")
+    assert code == 2
+    assert "holds a sweep over server.learning-rate: pass another --out" in told
+    assert (out / "results.json").read_bytes() == before

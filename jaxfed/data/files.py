@@ -222,14 +222,17 @@ def described(table: pa.Table, column: str, path: Path, at: np.ndarray) -> tuple
         raise ValueError(f"{path}: column {column!r} holds {values.type}, neither words nor numbers") from None
 
 
-def titles_of(path: str, items: np.ndarray, asked: bool = True) -> np.ndarray | None:
+def titles_of(path: str, items: np.ndarray, asked: bool = True, name: str = "") -> np.ndarray | None:
     """Titles [items] from a file with an item and a title column; an item without one keeps its id. None: the file has
-    no titles and was not `asked` for them."""
+    no titles and was not `asked` for them. name: what the interactions call the column of items."""
     table, place = table_beside(path)
-    found = {role: column_called(table, role, "", place) for role in ("item", "title")}
+    there = name if name in table.column_names else ""
+    found = {"item": column_called(table, "item", there, place), "title": column_called(table, "title", "", place)}
     if not asked and not found["title"]:
         return None
-    found_all(table, found, ("item", "title"), place)
+    if missing := [role for role in found if not found[role]]:
+        columns = ", ".join(table.column_names)
+        raise ValueError(f"{place}: no column for {' and '.join(missing)} among {columns}: call them item_id and title")
     title = np.asarray(pc.cast(table[found["title"]], pa.string()).fill_null(""))
     if "release_year" in table.column_names:
         year = np.asarray(pc.cast(table["release_year"], pa.string()).fill_null(""))
@@ -285,7 +288,7 @@ def read_interactions(
         Interactions(user_number, item_number, ratings.astype(np.float32), clock.astype(np.int64)),
         users,
         items,
-        titles_of(names, items, bool(titles)) if names else None,
+        titles_of(names, items, bool(titles), found["item"]) if names else None,
         extra,
         notes,
         features_of(user_features, users, "user", found["user"]) if user_features else None,
