@@ -117,14 +117,23 @@ def test_a_private_part_that_nobody_keeps_is_made_of_all_that_a_user_did():
     seat = seat_of(experiment.data.population, experiment.data.population.user_names[0], None)
     found = scores(experiment, best, seat)
     lists = seat.population
-    short = lists._replace(train=lists.train._replace(values=lists.train.values[::-1]))  # others' items
-    assert (scores(experiment, best, seat._replace(population=short)) != found).any()
+    for part in ("train", "valid", "test"):  # others' items in its place
+        other = getattr(lists, part)
+        moved = lists._replace(**{part: other._replace(values=(other.values + 1) % lists.num_items)})
+        changed = scores(experiment, best, seat._replace(population=moved))
+        both = np.isfinite(found) & np.isfinite(changed)
+        assert (changed[both] != found[both]).any(), part
 
 
 def test_a_user_with_several_devices_is_one():
     experiment, best = made(clients="device", devices=2)
-    for name in experiment.data.population.people.user_names[:3]:
-        check(experiment, best, name)
+    population, (shared, private) = experiment.data.population, best
+    for i, name in enumerate(population.people.user_names[:3]):
+        found, home = check(experiment, best, name), population.homes[i]
+        mine = jax.tree.map(lambda x, home=home: x[home], private)
+        seen = np.isfinite(found)
+        np.testing.assert_array_equal(found[seen], np.array(experiment.model.score(shared, mine, np.int32(0)))[seen])
+    assert population.homes[2] != 2
 
 
 def test_nothing_that_a_user_had_anywhere_is_offered():
