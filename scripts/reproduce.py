@@ -43,6 +43,10 @@ class Row(NamedTuple):
 
 STOP = "--evaluation.patience 10"
 SLOW = "--work.optimizer.item.learning-rate 20 --work.optimizer.user.learning-rate 0.2"
+VARIATES = (
+    "--work.name scaffold --work.by-row --server.learning-rate 1 "
+    "--work.optimizer.item.learning-rate 5 --work.optimizer.user.learning-rate 0.5"
+)
 FAIR = "--channel.0.name fair --channel.0.q 0.5 --channel.0.rate 60 --server.learning-rate 10"
 # Rates and strengths of the rows that are not configurations: of a few values the best by validation after 60 rounds,
 # by `jaxfed sweep configs/ml100k_fedavg.toml --rounds 60 --evaluation.every 20 --grid KEY=VALUES` and the row's other
@@ -60,7 +64,7 @@ ROWS = {  # a row more is a line more
     "FedAvg of NeuMF (FedNCF)": Row("neumf"),
     "FedSGD": Row("fedsgd"),
     "FedProx": Row("fedavg", f"--work.proximal 3e-4 {STOP}"),
-    "SCAFFOLD": Row("fedavg", f"--work.name scaffold --work.by-row --server.learning-rate 1 {STOP}"),
+    "SCAFFOLD": Row("fedavg", f"{VARIATES} {STOP}"),
     "FedDyn": Row("feddyn"),
     "FedNova": Row("fednova"),
     "MimeLite": Row("fedavg", f"--work.name mime --work.no-correct --work.optimizer.momentum 0.9 {SLOW} {STOP}"),
