@@ -257,13 +257,14 @@ def reopened(folder: str) -> tuple[Any, Any, Any]:
 
 def evaluate(args: argparse.Namespace) -> None:
     """jaxfed evaluate"""
+    from jaxfed.log import written
     from jaxfed.rounds import evaluate as examine
     from jaxfed.rounds import marked
 
     experiment, keys, best = reopened(args.run)
     values = marked(experiment, examine(experiment, best, args.part, keys.evaluation))
     if args.json:
-        print(json.dumps(values, indent=1))
+        print(written(values, 1))
     else:
         show(values, f"{args.run}: {args.part} of the best round")
 
