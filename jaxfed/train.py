@@ -208,7 +208,8 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     totals |= {"seconds": round(standing.seconds, 3), **standing.spent()}
     journal.write(marked(experiment, {"round": standing.round, **train, **values, **totals}))
     # ranks of what is not a number are ranks: no model that holds one is the best
-    value = values[config.evaluation.select] if finite(scored(experiment, state)[0]) else math.nan
+    value = values[config.evaluation.select]
+    value = value if math.isfinite(value) and finite(scored(experiment, state)[0]) else math.nan
     better = standing.judge(config.evaluation.select, value)
     speed = standing.updates / max(standing.seconds, 1e-9)
     text = f"{'LEAKY ' if experiment.data.leaky else ''}{config.evaluation.select} {value:.4f}"

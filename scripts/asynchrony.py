@@ -55,7 +55,8 @@ def configured(table: dict[str, Any], own: dict[str, Any], updates: int, looks: 
 def curve(folder: Path) -> list[tuple[float, float]]:
     """(simulated seconds, validation) of a run, evaluation by evaluation."""
     rows = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
-    return [(row["simulated_seconds"], row[SELECT]) for row in rows if "simulated_seconds" in row and SELECT in row]
+    figures = [(row.get("simulated_seconds"), row.get(SELECT)) for row in rows]  # null: not a number
+    return [(time, value) for time, value in figures if time is not None and value is not None]
 
 
 def reached(points: list[tuple[float, float]], goal: float) -> float:

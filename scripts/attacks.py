@@ -64,7 +64,7 @@ def measured(table: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
     """The summary of a run, and `last`."""
     summary = trained(table, folder, overrides)
     lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
-    last = [values[EXPOSED] for values in lines if EXPOSED in values][-1]
+    last = [values[EXPOSED] for values in lines if values.get(EXPOSED) is not None][-1]
     return summary | {"last": last}
 
 
