@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.rows import add, catalogue, lift, take
+from jaxfed.rows import add, catalogue, clear_padding, lift, take
 from jaxfed.tree import zeros
 from jaxfed.types import Client, Mean, Mechanism, Part, Round, Tree
 
@@ -199,13 +199,14 @@ def chain(*links: Channel) -> Channel:
     def encode(update, sent, client):
         memories = []
         for i, each in enumerate(links):
-            update, memory = each.encode(update, sent[i], own(client, i))
+            update, memory = each.encode(clear_padding(update, client.held), sent[i], own(client, i))
             memories.append(memory)
         return update, tuple(memories)
 
     def watch(update, sent, client):
         seen: dict[str, Mean] = {}
         for i, each in enumerate(links):
+            update = clear_padding(update, client.held)
             seen |= each.watch(update, sent[i], own(client, i)) if each.watch else {}
             update, _ = each.encode(update, sent[i], own(client, i))
         return seen

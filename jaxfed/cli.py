@@ -348,14 +348,14 @@ def main() -> None:
     rest += ["--help"] if keys else []
     before = signal.signal(signal.SIGINT, interrupted)  # a run has one of its own, which saves
     try:
-        configured = {"train": train, "sweep": cli_sweep.sweep, "data": describe}
+        configured = {"train": train, "sweep": cli_sweep.sweep, "data": describe, "privacy": cli_privacy.privacy}
         if args.command not in configured and rest:
             raise ValueError(f"unknown option {rest[0]}")
         start()
         if args.command in configured:
             configured[args.command](args, rest)
         else:
-            own = {"evaluate": evaluate, "recommend": recommend, "bench": bench, "privacy": cli_privacy.privacy}
+            own = {"evaluate": evaluate, "recommend": recommend, "bench": bench}
             own[args.command](args)
     except ValueError as error:
         if os.environ.get("JAXFED_TRACEBACK"):

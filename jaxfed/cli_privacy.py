@@ -1,8 +1,10 @@
-"""`jaxfed privacy calibrate | spent`: the noise that a guarantee needs, and the guarantee that a run has."""
+"""`jaxfed privacy calibrate | spent | probe`: the noise that a guarantee needs, the guarantee that a run has, and a
+search for what breaks it."""
 
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +51,51 @@ def options(command: Any) -> None:
     )
     spent = add("spent", "What a run spent, and how that figure comes about.")
     spent.add_argument("run", metavar="RUN")
+    probe = add(
+        "probe",
+        "Plays rounds of a configuration with and without some of its clients, and compares what one client changes in "
+        "the released sums with what their noise was made for. Exit code 1 where it is more.",
+    )
+    probe.add_argument("config", metavar="CONFIG.toml")
+    probe.add_argument("--clients", type=int, default=16, help="of each round, from the least to the most active (16)")
+    probe.add_argument("--rounds", type=int, default=2, help="to play (2)")
 
 
-def privacy(args: argparse.Namespace) -> None:
+def privacy(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed privacy"""
-    lines = calibrated(args) if args.about == "calibrate" else told(args.run)
-    print("\n".join(lines))
+    if args.about == "probe":
+        probe(args, overrides)
+    elif overrides:
+        raise ValueError(f"unknown option {overrides[0]}")
+    else:
+        print("\n".join(calibrated(args) if args.about == "calibrate" else told(args.run)))
+
+
+def probe(args: argparse.Namespace, overrides: list[str]) -> None:
+    """jaxfed privacy probe"""
+    from jaxfed.cli import overridden
+    from jaxfed.config import read
+    from jaxfed.experiment import load
+    from jaxfed.probe import TOLERANCE, changes
+
+    if args.clients < 1 or args.rounds < 1:
+        raise ValueError("--clients and --rounds must be at least 1")
+    config = overridden(read(args.config), overrides)
+    data = load(config.data)
+    worst: dict[str, Any] = {}
+    for change in changes(config, data, args.clients, args.rounds):
+        if change.link not in worst or change.ratio > worst[change.link].ratio:
+            worst[change.link] = change
+    for link, change in worst.items():
+        name = data.population.names[change.client]
+        print(
+            f"{link}: the largest change over its bound is {change.ratio:.4f} (client {name}, {change.interactions:,} "
+            f"interactions, {change.done}, round {change.round})"
+        )
+    print(f"tried {args.clients} clients in each of {args.rounds} rounds: this can break a guarantee, never prove one")
+    if max(change.ratio for change in worst.values()) > 1 + TOLERANCE:
+        print("jaxfed: a client changes more than its noise covers: epsilon is larger than said", file=sys.stderr)
+        sys.exit(1)
 
 
 def calibrated(args: argparse.Namespace) -> list[str]:

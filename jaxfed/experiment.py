@@ -121,8 +121,11 @@ def examined(config: Any, data: Data, model: Model, work: Work, placement: Place
     return exams | ({"test/cold": one(population.cold, "test", look.history)} if population.cold else {})
 
 
-def assemble(config: Any, data: Data) -> Experiment:
-    """Builds everything from a configuration and its data. Raises ValueError with one line for what cannot be."""
+def assemble(config: Any, data: Data, watch: Callable[[Channel], Channel] = lambda channel: channel) -> Experiment:
+    """Builds everything from a configuration and its data; `watch` may replace the channel by one that records.
+
+    Raises ValueError with one line for what cannot be.
+    """
     population, run, processes = data.population, config.run, here()
     placement = place(run.placement, run.devices, run.shard_tables)
     share = Share(processes.rank, processes.size)
@@ -133,7 +136,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     def chained(configs, where):
         return links(configs, data.source.items, where, **known)
 
-    channel = chained(config.channel, "channel")
+    channel = watch(chained(config.channel, "channel"))
     work = work_of(config, model, **known, num_items=end)
     check_closed(work, config.server.name, channel, population)
     check_places(run, processes, work, sampler)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxfed.tree import sum_first
 from jaxfed.types import Array, Tree
 
 
@@ -101,6 +102,30 @@ def gather(store: Tree, i: jax.Array, ids: jax.Array) -> Tree:
 def scatter(store: Tree, i: jax.Array, owner: jax.Array, ids: jax.Array, new: Tree) -> Tree:
     """Writes back many trees: leaves at `i` [W], table rows at (owner, ids) [R]; past the end is dropped."""
     return lift(lambda x, y: x.at[owner, ids].set(y, mode="drop"), lambda x, y: x.at[i].set(y, mode="drop"), store, new)
+
+
+def clear_padding(tree: Tree, held: jax.Array) -> Tree:
+    """The tree with zeros in the rows [K] of its tables that are not `held` (bool [K])."""
+
+    def clear(x):
+        return jnp.where(held.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+    return lift(clear, lambda x: x, tree)
+
+
+def squared_norm(tree: Tree) -> jax.Array:
+    """float []: the sum of the squares of all numbers. Zeros at the end of tables change no bit; see `sum_first`."""
+
+    def squares(x):
+        return jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+    parts = lift(lambda x: sum_first(sum_first(squares(x)).ravel()), lambda x: sum_first(squares(x).ravel()), tree)
+    return sum(jax.tree.leaves(parts), jnp.zeros(()))
+
+
+def norm(tree: Tree) -> jax.Array:
+    """float []: the L2 norm of all numbers together; see `squared_norm`."""
+    return jnp.sqrt(squared_norm(tree))
 
 
 def flatten(tree: Tree) -> Tree:

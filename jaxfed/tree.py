@@ -1,5 +1,6 @@
 """Small functions on trees of arrays."""
 
+import functools
 import hashlib
 import math
 
@@ -78,6 +79,25 @@ def rounded(x: jax.Array, key: Key) -> jax.Array:
     uniform = ((jax.random.bits(key) + entry * jnp.uint32(0x9E3779B9)) >> 8).astype(jnp.int32).astype(jnp.float32)
     low = jnp.floor(x)
     return low + (uniform + 0.5 < (x - low) * 2.0**24)
+
+
+def sum_first(x: jax.Array) -> jax.Array:
+    """The sum over the first axis [K, ...], in an order that depends on nothing but the places: neighbours first.
+
+    The order in which XLA sums differs from program to program, and with it the last bits. Here the bits are the same
+    in every program and however many zeros follow. So what a client sends does not depend on who is computed beside it.
+    """
+    while len(x) > 1:
+        x = jnp.pad(x, [(0, -len(x) % 8)] + [(0, 0)] * (x.ndim - 1))
+        x = x.reshape(-1, 8, *x.shape[1:])
+        x = functools.reduce(jnp.add, [x[:, i] for i in range(8)])
+    return x[0] if len(x) else jnp.zeros(x.shape[1:], x.dtype)
+
+
+def sum_last(x: jax.Array, axes: int) -> jax.Array:
+    """The sum over the last `axes` axes, which stay with length 1; see `sum_first`."""
+    lead = x.shape[: x.ndim - axes]
+    return sum_first(jnp.moveaxis(x.reshape(*lead, -1), -1, 0)).reshape(*lead, *[1] * axes)
 
 
 def finite(tree: Tree) -> jax.Array:

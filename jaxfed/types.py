@@ -56,6 +56,11 @@ class Client(NamedTuple):
     age: Any = 0  # int []: rounds since the model that it was sent was the server's
     drift: Tree = ()  # today's parameters less those that it was sent, its rows; for the server, see `Channel.open`
 
+    @property
+    def held(self) -> jax.Array:
+        """bool [K]: which of `rows` it holds. The others are padding: how many there are depends on other clients."""
+        return self.rows < self.size
+
 
 class Mechanism(NamedTuple):
     """What one link releases in every round: a noised sum over the cohort, or (local) every client's noised message.

@@ -14,6 +14,7 @@ from jaxfed.channel import Channel, link
 from jaxfed.malice import check_fraction, malicious
 from jaxfed.rows import is_table, lift
 from jaxfed.tree import scale as times
+from jaxfed.tree import sum_first, sum_last
 from jaxfed.types import Client, Tree
 
 
@@ -68,10 +69,10 @@ def promote(fraction: float = 0.2, targets: tuple[int, ...] = (), factor: float 
     def change(message, client):
         target = (client.rows[:, None] == jnp.array(targets, jnp.int32)).any(1)
         arrays = jax.tree.leaves([x for x in jax.tree.leaves(message, is_leaf=is_table) if is_table(x)])
-        squares = [jnp.sum(jnp.square(x.reshape(len(x), -1)), 1) for x in arrays]
+        squares = [sum_last(jnp.square(x), x.ndim - 1).ravel() for x in arrays]
         length = jnp.sqrt(sum(squares, jnp.zeros(client.rows.shape)))
-        rest = (client.rows < client.size) & ~target
-        usual = jnp.sum(jnp.where(rest, length, 0)) / jnp.maximum(rest.sum(), 1)
+        rest = client.held & ~target
+        usual = sum_first(jnp.where(rest, length, 0)) / jnp.maximum(rest.sum(), 1)
         by = jnp.where(target & (length > 0), factor * usual / jnp.where(length > 0, length, 1), 1)
         return lift(lambda x: x * by.reshape(by.shape + (1,) * (x.ndim - 1)), lambda x: x, message)
 

@@ -4,11 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxfed.channel import Channel, link, total
-from jaxfed.rows import lift
-from jaxfed.tree import scale
+from jaxfed.rows import lift, norm
+from jaxfed.tree import scale, sum_last
 from jaxfed.types import Mean, Tree
 
 
@@ -20,8 +19,8 @@ def positive(name: str, bound: float) -> None:
 
 def shrunk(update: Tree, bound: jax.typing.ArrayLike) -> tuple[Tree, jax.Array]:
     """(the update scaled down to an L2 norm of `bound`, its norm before). A norm that is not finite stays so."""
-    norm = optax.tree.norm(update)
-    return scale(jnp.minimum(1, bound / jnp.where(norm > 0, norm, 1)), update), norm
+    length = norm(update)
+    return scale(jnp.minimum(1, bound / jnp.where(length > 0, length, 1)), update), length
 
 
 def clip(bound: float = 1.0) -> Channel:
@@ -32,7 +31,7 @@ def clip(bound: float = 1.0) -> Channel:
     positive("clip.bound", bound)
 
     def watch(update, sent, client):
-        return {"clip/clients": Mean(1.0 * (optax.tree.norm(update) > bound), 1.0)}
+        return {"clip/clients": Mean(1.0 * (norm(update) > bound), 1.0)}
 
     return link(
         lambda update, sent, client: (shrunk(update, bound)[0], client.memory),
@@ -47,8 +46,8 @@ def clip_per_row(bound: float = 0.1) -> Channel:
     positive("clip_per_row.bound", bound)
 
     def rows(x):
-        norm = jnp.sqrt(jnp.sum(jnp.square(x), range(1, x.ndim), keepdims=True))
-        return x * jnp.minimum(1, bound / jnp.where(norm > 0, norm, 1))
+        length = jnp.sqrt(sum_last(jnp.square(x), x.ndim - 1))
+        return x * jnp.minimum(1, bound / jnp.where(length > 0, length, 1))
 
     def encode(update, sent, client):
         return lift(rows, lambda x: shrunk(x, bound)[0], update), client.memory
@@ -61,11 +60,11 @@ def zero_out(bound: float = 10.0) -> Channel:
     positive("zero_out.bound", bound)
 
     def encode(update, sent, client):
-        kept = optax.tree.norm(update) <= bound
+        kept = norm(update) <= bound
         return jax.tree.map(lambda x: jnp.where(kept, x, jnp.zeros_like(x)), update), client.memory
 
     def watch(update, sent, client):
-        return {"zero_out/clients": Mean(1.0 * (optax.tree.norm(update) > bound), 1.0)}
+        return {"zero_out/clients": Mean(1.0 * (norm(update) > bound), 1.0)}
 
     return link(encode, norm=lambda x: min(x, bound), watch=watch, name="zero_out")
 
@@ -84,11 +83,11 @@ def adaptive_clip(
         raise ValueError("adaptive_clip: the quantile lies between 0 and 1, rate and share are positive")
 
     def encode(update, now, client):
-        kept, norm = shrunk(update, now)
-        return (scale(1 / now, kept), share * (jnp.where(norm <= now, 0.5, -0.5) + 0 * norm)), client.memory
+        kept, length = shrunk(update, now)
+        return (scale(1 / now, kept), share * (jnp.where(length <= now, 0.5, -0.5) + 0 * length)), client.memory
 
     def watch(update, now, client):
-        return {"clip/clients": Mean(1.0 * (optax.tree.norm(update) > now), 1.0)}
+        return {"clip/clients": Mean(1.0 * (norm(update) > now), 1.0)}
 
     def decode(total, now, round):
         update, within = total

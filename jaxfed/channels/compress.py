@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxfed.channel import Channel, chain, link
 from jaxfed.rows import Table, is_table
-from jaxfed.tree import rounded, sub, zeros
+from jaxfed.tree import rounded, sub, sum_last, zeros
 from jaxfed.types import Coded, Kept, Key, Tree, Weights
 
 WEIGHTS = (1 << 31) - 1  # of a link's streams, the one of its weights: leaves have the first ones
@@ -57,7 +57,7 @@ def scaled(code: Callable, value: Callable, name: str, bits: int) -> Channel:
         def one(x, in_table, key):
             whole = shape(x, in_table)
             filled = in_table and x.ndim == 1
-            entries = (client.rows < client.size).sum() if filled else math.prod(whole.shape[1:])
+            entries = client.held.sum() if filled else math.prod(whole.shape[1:])
             codes, scale = code(whole, key, entries)
             return Coded(codes.reshape(x.shape), bits), scale.reshape(scale.shape[:1])
 
@@ -148,7 +148,7 @@ def sign(keep_error: bool = True) -> Channel:
     """One bit a number, and the mean of their sizes (scaled sign, Karimireddy et al. 2019)."""
 
     def code(x, key, entries):
-        size = jnp.sum(jnp.abs(x), range(1, x.ndim), keepdims=True)
+        size = sum_last(jnp.abs(x), x.ndim - 1)
         return (x >= 0).astype(jnp.uint8), size / jnp.maximum(entries, 1)
 
     made = scaled(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "sign", 1)
@@ -160,9 +160,8 @@ def drive() -> Channel:
     2021)."""
 
     def code(x, key, entries):
-        axes = range(1, x.ndim)
-        size = jnp.sum(jnp.abs(x), axes, keepdims=True)
-        return (x >= 0).astype(jnp.uint8), jnp.sum(x * x, axes, keepdims=True) / jnp.where(size > 0, size, 1)
+        size, square = sum_last(jnp.abs(x), x.ndim - 1), sum_last(x * x, x.ndim - 1)
+        return (x >= 0).astype(jnp.uint8), square / jnp.where(size > 0, size, 1)
 
     return chain(rotate(), apart(scaled(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "drive", 1)))
 
@@ -245,12 +244,12 @@ def some(share: float, pick: Callable, known: bool, gain: Callable, name: str) -
         raise ValueError(f"{name}.share is {share}: it must lie between 0.0001 and 1")
 
     def encode(update, sent, client):
-        held = (client.rows < client.size).sum()
+        held = client.held.sum()
 
         def one(x, in_table, key):
             here = jnp.ones(x.shape, bool)
             if in_table:  # rows that are only there to fill a block are nobody's
-                here &= (client.rows < client.size).reshape((-1,) + (1,) * (x.ndim - 1))
+                here &= client.held.reshape((-1,) + (1,) * (x.ndim - 1))
             entries = held * math.prod(x.shape[1:]) if in_table else jnp.int32(x.size)
             count = count_of(share, entries)
             chosen = largest(jnp.where(here, pick(x, key), 0), count) & here

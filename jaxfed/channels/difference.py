@@ -24,7 +24,7 @@ def difference() -> Channel:
         return zeros(example), ()
 
     def encode(update, last, client):
-        held, one = Weights(Table(jnp.ones(client.rows.shape))), jnp.ones(())
+        held, one = Weights(Table(1.0 * client.held)), jnp.ones(())
         return (jax.tree.map(jnp.subtract, update, last), held, one), client.memory
 
     def decode(total, last, round):

@@ -4,10 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxfed.channel import Channel, link, total
 from jaxfed.channels.noise import sensitivity
+from jaxfed.rows import norm
 from jaxfed.tree import rounded
 from jaxfed.types import Key, Mechanism
 
@@ -69,8 +69,8 @@ def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Cha
     """
     unit = 2.0**fraction_bits
 
-    def at(norm):
-        longest = unit * sensitivity("skellam", multiplier, norm) * ROOM
+    def at(bound):
+        longest = unit * sensitivity("skellam", multiplier, bound) * ROOM
         l2 = longest * FLOAT
         variance = (multiplier * l2) ** 2
         if not 100 <= variance <= 1e10:
@@ -91,7 +91,7 @@ def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Cha
             grid = [unit * x for x in leaves]
             keys = jax.random.split(client.key, len(leaves))
             near = [rounded(x, k) for x, k in zip(grid, keys, strict=True)]
-            fits = optax.tree.norm(near) <= longest
+            fits = norm(jax.tree.unflatten(structure, near)) <= longest
             sent = [jnp.where(fits, x, jnp.trunc(y)) for x, y in zip(near, grid, strict=True)]
             return jax.tree.unflatten(structure, [x.astype(jnp.int32) for x in sent]), client.memory
 

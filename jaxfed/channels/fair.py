@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxfed.channel import Channel, link, total
 from jaxfed.channels.weigh import share
+from jaxfed.rows import squared_norm
 from jaxfed.tree import scale
 
 
@@ -23,7 +23,7 @@ def fair(q: float = 1.0, rate: float = 0.1) -> Channel:
 
     def encode(update, sent, client):
         loss, step = jnp.maximum(client.loss, 1e-10), scale(1 / rate, update)
-        steep = q * loss ** (q - 1) * optax.tree.norm(step, squared=True) + loss**q / rate
+        steep = q * loss ** (q - 1) * squared_norm(step) + loss**q / rate
         return (scale(loss**q, step), steep), client.memory
 
     def decode(summed, state, round):

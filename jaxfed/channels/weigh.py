@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.channel import Channel, link
-from jaxfed.rows import Table, lift
+from jaxfed.rows import Table, clear_padding, lift
 from jaxfed.tree import scale
 from jaxfed.types import Client, Shared, Weights
 
@@ -73,7 +73,7 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
 
     def encode(update, sent, client):
         weight = weigh(client)
-        held = Weights(Table(jnp.full(client.rows.shape, counted * weight)))
+        held = Weights(Table(jnp.where(client.held, counted * weight, 0.0)))
         return (scale(weight, update), held, counted * weight), client.memory
 
     def decode(total, state, round):
@@ -95,7 +95,7 @@ def cluster_mean() -> Channel:
 
     def encode(update, sent, client):
         belongs, held = update.extra
-        return (update.params, Weights(held), belongs), client.memory
+        return (update.params, Weights(clear_padding(held, client.held)), belongs), client.memory
 
     def decode(total, state, round):
         params, held, belongs = total

@@ -17,8 +17,9 @@ from jaxfed.experiment import assemble, load
 from jaxfed.federate import model
 from jaxfed.registry import CLOSED, REGISTRY
 from jaxfed.rounds import keys_of
+from jaxfed.rows import lift
 from tests.laws.cover import pairs, pairwise, product
-from tests.small import close, same
+from tests.small import KEY, close, same
 
 MEANS = ("mean", "weighted_mean", "per_row_mean")
 ALONE = (*MEANS, "fair", "agnostic")  # a mean by themselves
@@ -34,6 +35,7 @@ NEEDS = {  # what must stand before a link
 CHANNELS = {name: [name] if name in ALONE else [*NEEDS.get(name, ["mean"]), name] for name in REGISTRY["channel"]}
 CHANNELS |= {name: [name, "mean"] for name in ("fednova", "feddyn")}
 CHANNELS |= {
+    "per_row_mean, clip": ["per_row_mean", "clip"],
     "per_row_mean, rotate, quantise": ["per_row_mean", "rotate", "quantise"],
     "per_row_mean, top_k": ["per_row_mean", "top_k"],
     "weighted_mean, clip, ring": ["weighted_mean", "clip", "ring"],
@@ -247,6 +249,39 @@ def resumes(case):
     same(straight, halting)
 
 
+def messages(it, state, cohort):
+    """{client: its rows in their order, and what it sends of every leaf} of a round, as the server gets it."""
+    nobody = it.made.data.population.num_clients
+    programs = it.made.algorithm.step.args[1]
+    sent = {}
+    for block in cohort.blocks:
+        part = programs.clients(state, cohort.ids, cohort.present, cohort.rows, cohort.ages, KEY, block, None)
+        part = jax.tree.map(np.asarray, part)
+        for place, client in enumerate(part.ids):
+            if client < nobody:
+                rows = np.flatnonzero(part.owner == client)
+                rows = rows[np.argsort(part.held[rows])]
+                own = lift(lambda x, rows=rows: x[rows], lambda x, place=place: x[place], part.messages)
+                sent[int(client)] = part.held[rows], own
+    return sent
+
+
+def sends_the_same_from_any_block(case):
+    """A client's message depends on nothing but the client: it has the same bits beside longer clients, whose blocks
+    have more room for rows and steps, and alone. Pads are those of a cohort; at_client sums as Optax does."""
+    it = experiment(case)
+    ids, _ = it.made.sampler.draw(0, 0)
+    activity, nobody = it.made.data.population.activity, it.made.data.population.num_clients
+    state = it.start()
+    together = messages(it, state, it.cohort(0))
+    for client in (ids[np.argmin(activity[ids])], ids[np.argmax(activity[ids])]):
+        only = np.where(np.arange(it.slots) == 1, client, nobody)
+        alone = messages(it, state, it.cohort(0, only < nobody, only))
+        equal = close if "at_client" in case["channel"] else same
+        if "pads" not in case["channel"]:
+            equal(together[int(client)], alone[int(client)])
+
+
 SHARED = [keeps_structure, compiles_once, ignores_the_absent, ignores_the_order_of_slots, resumes]
 LAWS = [*SHARED, vmaps]
 
@@ -259,8 +294,13 @@ def test_law(case):
 
 @pytest.mark.parametrize("channel", [name for name in CHANNELS if name not in (*FIRST, "plain", "clip, ring")])
 def test_laws_of_later_links(channel):
-    for law in LAWS:
-        law(USUAL | {"channel": channel, "batch": 32})  # one length: a link does not know of steps
+    for law in (*SHARED, sends_the_same_from_any_block):
+        law(USUAL | {"channel": channel})
+
+
+@pytest.mark.parametrize("channel", [*FIRST, "plain", "clip, ring"])
+def test_a_message_is_its_clients_alone(channel):
+    sends_the_same_from_any_block(USUAL | {"channel": channel})
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
