@@ -162,6 +162,8 @@ def noised(mechanism: Any) -> str:
         name
         + {
             "gaussian": f"a sum over the cohort; Gaussian noise, {factor} the most that one client can add (L2)",
+            "discrete_gaussian": f"a sum over the cohort in whole numbers; discrete Gaussian noise, {factor} the most "
+            f"that one client can add (L2 {mechanism.l2:.4g} grid units)",
             "skellam": f"a sum over the cohort in whole numbers; Skellam noise, {factor} the most that one client can "
             f"add (L2 {mechanism.l2:.4g}, L1 {mechanism.l1:.4g} grid units), if no client's share of it is missing",
             "correlated": f"a sum over the cohort; noise correlated over rounds, {factor} what one client can change "

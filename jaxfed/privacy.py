@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxfed import renyi
+from jaxfed import privacy_loss, renyi
 from jaxfed.types import Mechanism
 
-KINDS = ("gaussian", "skellam", "correlated", "local")
+KINDS = ("gaussian", "skellam", "discrete_gaussian", "correlated", "local")
+INTEGER = ("skellam", "discrete_gaussian")  # noise whose divergences are known at whole orders, and bounds there
 SAMPLERS = ("poisson", "fixed", "everyone", "cyclic")
 RELATIONS = ("add-or-remove", "replace-one")
 ACCOUNTANTS = ("rdp", "pld")
@@ -88,6 +89,11 @@ def check(mechanisms: Sequence[Mechanism], sampling: Sampling, delta: float, rel
     if relation == "add-or-remove" and kind == "fixed":
         raise ValueError("cohorts of a fixed size are accounted under replace-one: where one leaves, another is drawn")
     local = any(each.kind == "local" for each in mechanisms)
+    if local and relation == "add-or-remove":
+        raise ValueError(
+            "noise on each message is accounted under replace-one, as a message shows that its client took part: leave "
+            "privacy.relation out"
+        )
     return relation or ("replace-one" if kind == "fixed" or local else "add-or-remove")
 
 
@@ -117,7 +123,7 @@ def sampled(mechanisms: Sequence[Mechanism], sampling: Sampling, orders: np.ndar
     unsampled = plain(mechanisms, orders, times)
     if not np.isfinite(unsampled).all():
         return unsampled
-    if any(each.kind == "skellam" for each in mechanisms):
+    if any(each.kind in INTEGER for each in mechanisms):
         amplify = renyi.fixed if replaced else renyi.poisson
         found = np.array([amplify(lambda j: plain(mechanisms, j, times), int(each), rate) for each in orders])
     else:
@@ -159,7 +165,7 @@ def amplifies(mechanisms: Sequence[Mechanism], sampling: Sampling) -> bool:
 
     Not beside local messages, which show their senders, nor beside correlated noise, whose figure is for known cohorts.
     """
-    hidden = bool(mechanisms) and all(each.kind in ("gaussian", "skellam") for each in mechanisms)
+    hidden = bool(mechanisms) and all(each.kind in ("gaussian", *INTEGER) for each in mechanisms)
     return hidden and sampling.kind in ("poisson", "fixed")
 
 
@@ -200,7 +206,7 @@ def ledger(
 
     relation = check(mechanisms, sampling, delta, relation)
     orders = RdpAccountant().orders
-    if any(each.kind == "skellam" for each in mechanisms):
+    if any(each.kind in INTEGER for each in mechanisms):
         orders = orders[orders == np.floor(orders)]
     once = plain(apart(mechanisms)[0], orders, 2.0 if relation == "replace-one" else 1.0)
     ways = bounds(mechanisms, sampling, relation, orders, delta)
@@ -219,14 +225,13 @@ def by_loss(
 ) -> float | None:
     """epsilon by privacy loss distributions; None where dp-accounting has none.
 
-    Truncated Poisson cohorts: Ganesh 2025, arXiv:2508.15089. Without amplification Gaussian noise has a formula (Balle
-    and Wang 2018).
+    Truncated Poisson cohorts: Ganesh 2025, arXiv:2508.15089. Fixed cohorts: see `privacy_loss`. Without amplification
+    Gaussian noise has a formula (Balle and Wang 2018).
     """
     import dp_accounting
     from dp_accounting.pld import PLDAccountant
 
-    known = all(each.multiplier and each.kind != "skellam" for each in mechanisms)
-    if not known or (amplifies(mechanisms, sampling) and sampling.kind == "fixed"):
+    if not all(each.multiplier and each.kind not in INTEGER for each in mechanisms):
         return None
     if not amplifies(mechanisms, sampling):
         times, outside = participations(sampling, rounds, SLACK * delta)
@@ -237,6 +242,8 @@ def by_loss(
     relations = dp_accounting.NeighboringRelation
     neighbours = relations.REPLACE_ONE if relation == "replace-one" else relations.REPLACE_SPECIAL
     noise, rate = joint(mechanisms), sampling.size / sampling.population
+    if sampling.kind == "fixed":
+        return privacy_loss.fixed_cohorts(noise / 2, rate, rounds, delta)
     one: Any = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
     if crowded(sampling):
         one = dp_accounting.TruncatedSubsampledGaussianDpEvent(sampling.population, rate, sampling.cap, noise)
@@ -254,8 +261,8 @@ def spent(
 ) -> Spent:
     """What `rounds` rounds cost one client.
 
-    accountant: pld is some ten per cent less than rdp, and takes seconds; where dp-accounting has no loss
-    distribution, the figure is that of rdp and says so. relation None: replace-one for fixed cohorts and local
+    accountant: pld is some ten per cent less than rdp (half of it for fixed cohorts), and takes seconds; where no loss
+    distribution is known, the figure is that of rdp and says so. relation None: replace-one for fixed cohorts and local
     mechanisms, add-or-remove for the others. Raises ValueError for what cannot be accounted for.
     """
     relation = check(mechanisms, sampling, delta, relation)

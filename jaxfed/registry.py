@@ -20,6 +20,7 @@ from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
 from jaxfed.channels.compress import drive, low_rank, quantise, random_k, rotate, sign, top_k
 from jaxfed.channels.correlated import correlated
 from jaxfed.channels.difference import difference
+from jaxfed.channels.discrete import discrete_gaussian
 from jaxfed.channels.distributed import skellam
 from jaxfed.channels.drift import feddyn, fednova
 from jaxfed.channels.fair import agnostic, fair
@@ -182,6 +183,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "local_gaussian": local_gaussian,
         "correlated": correlated,
         "skellam": skellam,
+        "discrete_gaussian": discrete_gaussian,
         "densify": densify,
         "quantise": quantise,
         "sign": sign,

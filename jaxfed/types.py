@@ -68,6 +68,7 @@ class Mechanism(NamedTuple):
     gaussian: `multiplier`.
     skellam: integer noise of total variance (multiplier * l2)^2, in grid units. It must not depend on who takes part:
       an absent client's share is somebody else's to add.
+    discrete_gaussian: integer noise of standard deviation multiplier * l2, in grid units.
     correlated: `multiplier` is the noise over the sensitivity of the whole run, for the participations that the
       sampler allows: all rounds are one release.
     local: a message that is private by itself, by Gaussian noise (`multiplier`) or a pure guarantee (`epsilon`).
@@ -75,8 +76,8 @@ class Mechanism(NamedTuple):
 
     kind: str
     multiplier: float = 0.0  # standard deviation of the noise / the largest L2 norm that one client can add
-    l1: float = 0.0  # skellam: largest L1 norm that one client can add, in grid units, after rounding
-    l2: float = 0.0  # largest L2 norm that one client can add where the noise is (skellam: in the same units)
+    l1: float = 0.0  # of integers: largest L1 norm that one client can add, in grid units, after rounding
+    l2: float = 0.0  # largest L2 norm that one client can add where the noise is (integers: in grid units)
     epsilon: float = 0.0  # local: of one message, for any two inputs
     name: str = ""  # what is released, for the reader
 

@@ -1,12 +1,16 @@
 """Small problems, and comparisons with a reason for their tolerance."""
 
+import inspect
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxfed.cohort import cyclic
 from jaxfed.federate import federate
+from jaxfed.registry import REGISTRY
 from jaxfed.rows import Table
 from jaxfed.types import Block, Cohort, Mean
 from jaxfed.work import Steps
@@ -24,6 +28,24 @@ def close(a, b, atol=EPS, rtol=1e-5):
 def same(a, b):
     """Equal bit by bit."""
     chex.assert_trees_all_equal(a, b)
+
+
+def private_links():
+    """The names of the registry's links that release something under noise."""
+    known = {
+        "slots": 8,
+        "population": 11,
+        "rounds": 12,
+        "sampler": cyclic(11, 4),
+        "activity": [1, 2],
+        "cohort_share": 1,
+    }
+
+    def made(make):
+        asked = inspect.signature(make).parameters
+        return make(**{name: value for name, value in known.items() if name in asked})
+
+    return {name for name, make in REGISTRY["channel"].items() if made(make).private}
 
 
 # --- runs: a configuration as a file, and as a table ----------------------------------------

@@ -73,6 +73,14 @@ def test_poisson_has_the_size_it_says_on_average_and_never_more_than_its_cap():
     assert max((tight.draw(0, t)[0] < N).sum() for t in range(200)) == 6
 
 
+def test_poisson_leaves_out_clients_at_random_beyond_its_cap():
+    """Which the accountant counts on: the first ids, or the last, are no likelier to stay than the others."""
+    sampler, rounds = poisson(N, 20, cap=6), 2000
+    ids = np.concatenate([sampler.draw(0, t)[0] for t in range(rounds)])
+    counts = np.bincount(ids[ids < N], minlength=N)
+    assert abs(counts - counts.mean()).max() < 5 * np.sqrt(6 * rounds / N)
+
+
 def test_cyclic_asks_everyone_before_anyone_twice():
     sampler = cyclic(N, 10)
     assert sorted(np.concatenate([sampler.draw(0, t)[0] for t in range(5)]).tolist()) == list(range(N))

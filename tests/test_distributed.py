@@ -12,7 +12,7 @@ from scipy import stats
 
 from jaxfed.channel import chain, probe
 from jaxfed.channels.clip import clip
-from jaxfed.channels.compress import quantise
+from jaxfed.channels.compress import quantise, top_k
 from jaxfed.channels.distributed import FLOAT, ROOM, centred_poisson, skellam, skellam_noise
 from jaxfed.channels.noise import densify, gaussian
 from jaxfed.channels.secure import pads
@@ -23,6 +23,14 @@ from tests.small import WHO, close, factorisation, row_cohort, run, same
 
 COHORT = len(WHO)
 DRAWS = 200_000
+
+
+def test_messages_in_a_secure_sum_are_hidden():
+    """The server sees the sum alone, and codes that it would have to open one by one are refused beside it."""
+    made = chain(mean(8), clip(1.0), skellam(8))
+    assert made.hides
+    with pytest.raises(ValueError, match="top_k must be opened one message at a time, and skellam hides"):
+        chain(mean(8), clip(1.0), top_k(0.5, keep_error=False), skellam(8))
 
 
 @pytest.mark.parametrize("mean", [10.0, 37.3, 1000.5, 3e6, 4e9])

@@ -127,6 +127,17 @@ def test_exposure_against_numpy(case, part, promoted):
     assert {name: value for name, value in got.items() if "/er@" not in name} == pytest.approx(plain)
 
 
+def test_clients_of_one_activity_are_in_one_decile():
+    """One whose activity is a decile's bound is above it: beyond a tenth, two tenths, ... of all."""
+    population, *_ = setting()
+    activity = np.repeat([4, 4, 4, 7, 9], len(population.activity) // 5)
+    found = exam(population._replace(activity=activity), "test")
+    bounds = [np.quantile(activity, tenth / 10) for tenth in range(1, 10)]
+    want = [sum(bound <= each for bound in bounds) for each in activity[found.who]]
+    assert found.decile.tolist() == want
+    assert sorted(set(want)) == [5, 7, 9]
+
+
 def test_deciles_of_activity_add_up():
     population, scores, private, _ = setting()
     sums = examiner(table_model(scores), link())((), private, exam(population, "test"), KEY)

@@ -42,7 +42,8 @@ MAY = {
     "metrics": {"types"},
     "renyi": set(),
     "sensitivity": {"types", "rows", "channel"},
-    "privacy": {"types", "renyi", "channel", "sensitivity"},
+    "privacy_loss": set(),
+    "privacy": {"types", "renyi", "privacy_loss", "channel", "sensitivity"},
     "evaluate": {"types", "tree", "rows", "channel", "data", "memory", "metrics", "models", "placement"},
     "processes": set(),
     "masks": set(),
@@ -74,6 +75,7 @@ CORE = (
     "hierarchy",
     "algorithms",
     "models",
+    "privacy_loss",
     "privacy",
     "inference",
 )
@@ -143,5 +145,5 @@ def test_guides(path):
 def test_every_module_has_a_place():
     tops = {part(path) for path in modules()} - {"__init__", "__main__"}
     shell = {"experiment", "rounds", "stages", "folder", "train", "runs", "bench", "baselines", "cli", "cli_privacy"}
-    shell |= {"sweep", "cli_sweep", "sections", "limits", "recommend"}
+    shell |= {"sweep", "cli_sweep", "sections", "limits", "recommend", "probe"}
     assert tops == MAY.keys() | shell

@@ -110,6 +110,15 @@ def test_a_mean_by_row_whose_weights_are_noised_too():
     assert np.abs(moved).max() <= (1.0 + 6 * 0.5) / 2.0  # six standard deviations of noise, over the floor
 
 
+def longer(factor):
+    """A link that says that it makes a message so much longer."""
+    return link(
+        lambda update, sent, client: (jax.tree.map(lambda x: factor * x, update), client.memory),
+        norm=lambda x: factor * x,
+        name="longer",
+    )
+
+
 REFUSED = {
     "a count divided twice": (lambda: chain(adaptive_clip(), mean()), "put mean before"),
     "noise for a sum, on a mean": (lambda: chain(clip(), gaussian(), mean(8)), "put mean before"),
@@ -120,6 +129,8 @@ REFUSED = {
     "noise before quantise": (lambda: chain(clip(), gaussian(), quantise()), "quantise after gaussian"),
     "a server that enlarges": (lambda: chain(clip(), gaussian(), at_server(optax.scale(9.0))), "after gaussian"),
     "who reported": (lambda: chain(mean(), clip(), gaussian()), "mean divides by how many reported"),
+    "what doubles after noise": (lambda: chain(clip(), gaussian(), longer(2.0)), "longer after gaussian lets"),
+    "what adds a per cent": (lambda: chain(clip(), gaussian(), longer(1.01)), "longer after gaussian lets"),
     "no noise": (lambda: chain(clip(), gaussian(0.0)), "gaussian.multiplier is 0.0"),
     "integers before codes": (lambda: chain(clip(), top_k(0.1, False), ring(8)), "top_k must be opened"),
     "an open ring": (lambda: chain(mean(), ring(8)), "nothing bounds the numbers"),

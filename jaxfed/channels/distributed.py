@@ -1,6 +1,11 @@
-"""Distributed differential privacy: integer noise inside of a secure sum, so that not even the server sees more."""
+"""Noise on integers. Floats with noise can be told apart by their lowest bits (Mironov 2012); integers cannot.
+
+Skellam noise goes with a secure sum, so that not even the server sees more: distributed differential privacy.
+"""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +14,14 @@ from jaxfed.channel import Channel, link, total
 from jaxfed.channels.noise import sensitivity
 from jaxfed.rows import norm
 from jaxfed.tree import rounded
-from jaxfed.types import Key, Mechanism
+from jaxfed.types import Key, Mechanism, Tree
 
 BITS = 32  # of the ring
 ROOM = 1 + 2**-4  # how much longer rounding may make an update
 FLOAT = 1 + 1e-4  # what a norm in float32 may be off
 TAIL = 12  # standard deviations of noise for which the ring has room
+
+Noise = Callable[[Key, float, tuple[int, ...]], jax.Array]  # (key, standard deviation, shape) -> int32
 
 
 def centred_poisson(key: Key, mean: float, shape: tuple[int, ...]) -> jax.Array:
@@ -59,6 +66,68 @@ def skellam_noise(key: Key, variance: float, shape: tuple[int, ...]) -> jax.Arra
     return centred_poisson(one, variance / 2, shape) - centred_poisson(other, variance / 2, shape)
 
 
+def round_within(update: Tree, key: Key, unit: float, longest: float) -> Tree:
+    """int32: unit * update rounded at random, or towards zero where rounding makes it longer than `longest`."""
+    leaves, structure = jax.tree.flatten(update)
+    grid = [unit * x for x in leaves]
+    near = [rounded(x, k) for x, k in zip(grid, jax.random.split(key, len(leaves)), strict=True)]
+    fits = norm(jax.tree.unflatten(structure, near)) <= longest
+    sent = [jnp.where(fits, x, jnp.trunc(y)) for x, y in zip(near, grid, strict=True)]
+    return jax.tree.unflatten(structure, [x.astype(jnp.int32) for x in sent])
+
+
+def check_bits(name: str, slots: int, l2: float, stddev: float, fraction_bits: int) -> None:
+    """Raises ValueError where the noisy sum of `slots` clients could wrap around 2^32."""
+    need = 1 + math.ceil(math.log2(slots * l2 + TAIL * stddev))
+    if need > BITS:
+        raise ValueError(
+            f"{name}: the sum of {slots} clients with {fraction_bits} fractional bits needs {need} bits, the ring "
+            f"has {BITS}: lower {name}.fraction_bits to {fraction_bits - need + BITS}, or clip more"
+        )
+
+
+def on_grid(
+    name: str, slots: int, multiplier: float, fraction_bits: int, limits: tuple[float, float], noise: Noise, **is_: Any
+) -> Channel:
+    """A link that sends integers, x * 2^fraction_bits rounded at random, and adds integer noise to their sum modulo
+    2^32. `noise(key, stddev, shape)` draws it; `limits` are of its standard deviation, in grid units."""
+    unit = 2.0**fraction_bits
+
+    def at(bound):
+        longest = unit * sensitivity(name, multiplier, bound) * ROOM
+        l2 = longest * FLOAT
+        stddev = multiplier * l2
+        if not limits[0] <= stddev <= limits[1]:
+            more = math.log2((limits[0] if stddev < limits[0] else limits[1]) / stddev)
+            fitting = fraction_bits + (math.ceil(more) if more > 0 else math.floor(more))
+            raise ValueError(
+                f"{name}: noise of {stddev:.3g} grid units (standard deviation), {limits[0]:g} to {limits[1]:g} can be "
+                f"drawn: set {name}.fraction_bits to {fitting}"
+            )
+        check_bits(name, slots, l2, stddev, fraction_bits)
+
+        def encode(update, sent, client):
+            return round_within(update, client.key, unit, longest), client.memory
+
+        def decode(summed, state, round):
+            leaves, structure = jax.tree.flatten(summed)
+            keys = jax.random.split(round.key, len(leaves))
+            noisy = [x + noise(k, stddev, x.shape) for x, k in zip(leaves, keys, strict=True)]
+            out = [x.astype(jnp.float32) / unit for x in noisy]
+            return jax.tree.unflatten(structure, out), state, {"noise/stddev": jnp.float32(stddev / unit)}
+
+        # whole numbers: the L1 norm is no larger than the square of the L2 norm
+        released = Mechanism(name, multiplier, l1=l2 * l2, l2=l2)
+        return made._replace(encode=encode, decode=decode, private=(released,), norm=lambda x: l2, at=None)
+
+    def unplaced(*_):
+        raise ValueError(f"{name}: it learns from a chain how much noise is needed: put it in one, after a clip")
+
+    released = Mechanism(name, multiplier, 1.0, 1.0)
+    made: Channel = link(unplaced, unplaced, reduce=total, private=(released,), at=at, whole=True, name=name, **is_)
+    return made
+
+
 def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, into a sum modulo 2^32 that has Skellam noise (Agarwal,
     Kairouz and Liu 2021), `multiplier` times the largest norm of an update.
@@ -67,56 +136,8 @@ def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Cha
     et al. 2021), so the norm holds for every draw. slots: most clients of a round. The noise is drawn at the sum, whole
     whoever reports: of a deployment's clients each adds its share, and somebody that of the absent.
     """
-    unit = 2.0**fraction_bits
 
-    def at(bound):
-        longest = unit * sensitivity("skellam", multiplier, bound) * ROOM
-        l2 = longest * FLOAT
-        variance = (multiplier * l2) ** 2
-        if not 100 <= variance <= 1e10:
-            more = math.log2(100 / variance) / 2 if variance < 100 else math.log2(1e10 / variance) / 2
-            raise ValueError(
-                f"skellam: noise of variance {variance:.3g} in grid units, 100 to 1e10 can be drawn: set "
-                f"skellam.fraction_bits to {fraction_bits + (math.ceil(more) if more > 0 else math.floor(more))}"
-            )
-        need = 1 + math.ceil(math.log2(slots * l2 + TAIL * math.sqrt(variance)))
-        if need > BITS:
-            raise ValueError(
-                f"skellam: the sum of {slots} clients with {fraction_bits} fractional bits needs {need} bits, the ring "
-                f"has {BITS}: lower skellam.fraction_bits to {fraction_bits - need + BITS}, or clip more"
-            )
+    def noise(key, stddev, shape):
+        return skellam_noise(key, stddev**2, shape)
 
-        def encode(update, sent, client):
-            leaves, structure = jax.tree.flatten(update)
-            grid = [unit * x for x in leaves]
-            keys = jax.random.split(client.key, len(leaves))
-            near = [rounded(x, k) for x, k in zip(grid, keys, strict=True)]
-            fits = norm(jax.tree.unflatten(structure, near)) <= longest
-            sent = [jnp.where(fits, x, jnp.trunc(y)) for x, y in zip(near, grid, strict=True)]
-            return jax.tree.unflatten(structure, [x.astype(jnp.int32) for x in sent]), client.memory
-
-        def decode(summed, state, round):
-            leaves, structure = jax.tree.flatten(summed)
-            keys = jax.random.split(round.key, len(leaves))
-            noisy = [x + skellam_noise(k, variance, x.shape) for x, k in zip(leaves, keys, strict=True)]
-            out = [x.astype(jnp.float32) / unit for x in noisy]
-            return jax.tree.unflatten(structure, out), state, {"noise/stddev": jnp.float32(variance**0.5 / unit)}
-
-        # whole numbers: the L1 norm is no larger than the square of the L2 norm
-        released = Mechanism("skellam", multiplier, l1=l2 * l2, l2=l2)
-        return made._replace(encode=encode, decode=decode, private=(released,), norm=lambda x: l2, at=None)
-
-    def unplaced(*_):
-        raise ValueError("skellam: it learns from a chain how much noise is needed: put it in one, after a clip")
-
-    made: Channel = link(
-        unplaced,
-        unplaced,
-        reduce=total,
-        hides=True,
-        private=(Mechanism("skellam", multiplier, 1.0, 1.0),),
-        at=at,
-        whole=True,
-        name="skellam",
-    )
-    return made
+    return on_grid("skellam", slots, multiplier, fraction_bits, (10.0, 1e5), noise, hides=True)

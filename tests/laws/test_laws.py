@@ -30,6 +30,7 @@ NEEDS = {  # what must stand before a link
     "ring": ["mean", "clip"],
     "pads": ["mean", "clip", "densify", "ring"],
     "skellam": [PRIVATE, "clip"],
+    "discrete_gaussian": [PRIVATE, "clip"],
     "correlated": [PRIVATE, "clip"],
 }
 CHANNELS = {name: [name] if name in ALONE else [*NEEDS.get(name, ["mean"]), name] for name in REGISTRY["channel"]}
