@@ -18,6 +18,7 @@ RELATION = {
 NOT_COVERED = (
     "the private part of the model, which stays on its client and is not noised: the guarantee is joint, "
     "against everybody but the client itself",
+    "train/loss, clip/clients, the numbers of clients and rows, bytes: what a simulation counts, without noise",
     "validation and test metrics, and the choice of the best round by them: they are computed without noise",
     "who is asked and who answers, and the rows that a client asks for, where the server sees them (server_sees)",
     "hyper-parameters tuned on the same data: every run spends its own epsilon",

@@ -50,6 +50,9 @@ class Privacy:
     delta: float = 1e-5
     accountant: Literal["pld", "rdp"] = "pld"  # of the final figure; the log of a run counts by rdp
     relation: Literal["", "add-or-remove", "replace-one"] = ""  # left out: what the sampler is accounted for
+    # what cohorts, batches and noise are drawn from: the run's `seed`, so that who knows it can take the noise away; or
+    # a secret one of the operating system, which is in no file, so that such a run cannot be resumed
+    seed: Literal["run", "secret"] = "run"
 
 
 LINKS = ({"name": "weighted_mean"},)  # where a configuration has no [[channel]]

@@ -102,8 +102,10 @@ class Standing:
 
 
 def keys_of(seed: int) -> Keys:
-    """The streams of a seed."""
-    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+    """The streams of a seed, all of whose bits count: `jax.random.key` alone reads the lower 32."""
+    key = jax.random.key(seed % (1 << 32))
+    key = jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
+    return Keys(*jax.random.split(key, len(Keys._fields)))
 
 
 def fresh(experiment: Experiment, seed: int) -> dict[str, Tree]:
@@ -193,7 +195,8 @@ def rounds(
 ) -> Generator[Done, None, None]:
     """Runs from round `start` to before `stop`; consumes the state it is given, and each it gave.
 
-    stopped: signals that came, see `Ready.halt`. The next cohort is packed in a thread while devices are at work.
+    seed: of cohorts, batches, noise and rounding. stopped: signals that came, see `Ready.halt`. The next cohort is
+    packed in a thread while devices are at work.
     """
     key = keys_of(seed).rounds
     with ThreadPoolExecutor(1) as ahead:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import secrets
 import signal
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from jaxfed.log import Journal, Silence, hush, progress, say, written
 from jaxfed.processes import Processes, agree, by_first, here
 from jaxfed.rounds import Standing, compile_all, evaluate, fresh, keys_of, marked, rounds, scored
 from jaxfed.stages import peak_megabytes, profiled, timed
-from jaxfed.tree import digest, finite
+from jaxfed.tree import digest, finite, zeros
 from jaxfed.types import Tree
 
 
@@ -53,6 +54,19 @@ def interrupts(say: Callable[[str], None], got: list[int]):
     finally:
         for each, handler in old.items():
             signal.signal(each, handler)
+
+
+def seed_of_rounds(config: Any, every: Processes) -> int:
+    """What cohorts, batches and noise are drawn from: `seed`, or a number of the system's that no file holds."""
+    if config.privacy.seed == "run":
+        return config.seed
+    return int(by_first(every, "seed", lambda: str(secrets.randbits(63))))
+
+
+def stored(config: Any, state: Any) -> Any:
+    """What a checkpoint holds of a state. Links with correlated noise keep their noise in theirs: where the seed is
+    secret zeros are stored, as such a run does not go on from there."""
+    return state._replace(channel=zeros(state.channel)) if config.privacy.seed == "secret" else state
 
 
 def train(
@@ -102,6 +116,11 @@ def train(
         by_first(every, "folder", opened)
         checkpoints = held.enter_context(checkpoint.manager(folder / "checkpoints", config.run.keep))
         found = checkpoint.restore(checkpoints, arrays, say, lambda meta: same_data(folder, meta, data.digest))
+        if found and config.privacy.seed == "secret":
+            raise ValueError(
+                f"{folder} cannot go on, as its secret seed is gone: a new one would noise the rounds since the last "
+                "checkpoint a second time, which epsilon does not count. Evaluate it, or train anew with another --out"
+            )
         if found:
             arrays, meta, damaged = found
             for step in damaged:  # the run will come to their rounds again
@@ -143,7 +162,7 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
             standing.position = journal.position()
             meta = {"standing": dataclasses.asdict(standing), "data": experiment.data.digest}
             meta["privacy"] = spent(experiment, standing.round)
-            write(standing.round, {"state": state, "best": best}, meta)
+            write(standing.round, {"state": stored(config, state), "best": best}, meta)
 
     last, text, begin = None, "", time.perf_counter()
 
@@ -158,7 +177,8 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
     halt, several = 0, experiment.processes.size > 1  # who all stop after the same round
     todo = range(0) if standing.finished else range(standing.round, config.rounds)
     stopped: list[int] = []
-    each = rounds(experiment, state, config.seed, todo.start, todo.stop, stopped)
+    seed = seed_of_rounds(config, experiment.processes)
+    each = rounds(experiment, state, seed, todo.start, todo.stop, stopped)
     if config.run.profile and todo:
         each = profiled(each, Path(config.run.out) / "profile", config.run.profile, min(2, len(todo) - 1))
     background, bar = checkpoint.background(checkpoints, several), progress(config.rounds, standing.round)
@@ -193,8 +213,9 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
             if halt:
                 break
     if not standing.finished:
-        again = f"jaxfed train {config.run.out}/config.toml --resume"
-        say(f"stopped after round {standing.round}; go on with: {again}")
+        again = f"go on with: jaxfed train {config.run.out}/config.toml --resume"
+        again = again if config.privacy.seed == "run" else "its secret seed is gone, so it cannot go on"
+        say(f"stopped after round {standing.round}; {again}")
         raise SystemExit(128 + halt)
     return {"state": state, "best": best}, standing
 
@@ -225,6 +246,16 @@ def cautions(config: Any, account: privacy.Account) -> list[str]:
     if not account.mechanisms:
         return []
     found = privacy.remarks(account.mechanisms, account.sampling, config.rounds, account.delta)
+    if config.privacy.seed == "run":
+        found.append(
+            "noise and cohorts follow from the seed, which config.toml holds: epsilon is for readers who do not know "
+            'it (privacy.seed = "secret" keeps one that is in no file)'
+        )
+    if {each.kind for each in account.mechanisms} & {"gaussian", "correlated", "local"}:
+        found.append(
+            "the noise is of floats, whose lowest bits can tell one sum from another (Mironov 2012): "
+            "discrete_gaussian and skellam add integers"
+        )
     if config.evaluation.patience:
         select = config.evaluation.select
         found.append(f"evaluation.patience stops the run by {select}, without noise: when it stops is not covered")

@@ -5,13 +5,15 @@ import math
 import runpy
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from jaxfed import checkpoint, privacy
 from jaxfed.cli_privacy import told
 from jaxfed.config import config_of
 from jaxfed.experiment import assemble, load
-from jaxfed.rounds import fresh, prepare_round
+from jaxfed.rounds import fresh, keys_of, prepare_round
 from jaxfed.train import train
 from jaxfed.types import Mechanism
 from tests.test_run import TABLE
@@ -86,6 +88,51 @@ def test_a_run_without_noise_claims_nothing(tmp_path):
     assert summary["epsilon"] is summary["delta"] is summary["privacy"] is None
     assert rows_of(tmp_path / "n")[0]["epsilon"] is None
     json.loads((tmp_path / "n" / "summary.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_the_seed_and_floats_are_named_where_they_weaken_the_guarantee(private):
+    text = "\n".join(told(str(private[1])))
+    assert "noise and cohorts follow from the seed, which config.toml holds" in text
+    assert "the noise is of floats, whose lowest bits" in text
+    assert "not covered train/loss, clip/clients" in text
+
+
+def test_a_secret_seed_is_in_no_file_and_decides_the_noise(tmp_path, monkeypatch, private):
+    """With correlated noise, of which a state keeps what later rounds take back: a checkpoint holds none of it."""
+    secret = 6_148_914_691_236_517_205
+    monkeypatch.setattr("secrets.randbits", lambda bits: secret)
+    links = [*NOISED[:2], {"name": "correlated", "kind": "tree"}]
+    changes = {"channel": links, "cohort": {"name": "everyone"}, "privacy": DELTA | {"seed": "secret"}}
+    config = config_of(table(tmp_path / "a", **changes))
+    first = train(config)
+    for file in (path for path in (tmp_path / "a").rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        for form in (str(secret).encode(), f"{secret:x}".encode(), secret.to_bytes(8, "little"), secret.to_bytes(8)):
+            assert form not in content
+    arrays = fresh(assemble(config, load(config.data)), 0)
+    with checkpoint.manager(tmp_path / "a" / "checkpoints", 2) as kept:
+        state = checkpoint.restore(kept, arrays, print)[0]["state"]
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(state.channel))
+    monkeypatch.setattr("secrets.randbits", lambda bits: secret ^ (1 << 62))  # the upper bits count too
+    assert train(config_of(table(tmp_path / "b", **changes)))["params_sha256"] != first["params_sha256"]
+    text = "\n".join(told(str(tmp_path / "a")))
+    assert "follow from the seed" not in text
+
+
+def test_a_run_whose_seed_is_gone_does_not_go_on(tmp_path, monkeypatch):
+    config = config_of(table(tmp_path / "a", privacy=DELTA | {"seed": "secret"}))
+    monkeypatch.setattr("jaxfed.train.close", lambda *_: 1 / 0)  # all rounds are done, and nothing sums them up
+    with pytest.raises(ZeroDivisionError):
+        train(config)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="cannot go on, as its secret seed is gone"):
+        train(config, resume=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_all_bits_of_a_seed_count():
+    seeds = (0, 1, 1 << 32, (1 << 32) + 1, (1 << 63) - 1, (1 << 62) - 1)
+    assert len({np.asarray(jax.random.key_data(keys_of(seed).rounds)).tobytes() for seed in seeds}) == len(seeds)
 
 
 def test_stopping_early_by_a_figure_without_noise_is_said_and_stored(tmp_path, capsys):
