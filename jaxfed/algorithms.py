@@ -105,12 +105,11 @@ def scaffold(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     num_clients: int,
-    share: float = 1.0,
     channel: Channel | None = None,
     private=nothing,
 ) -> Algorithm:
-    """Control variates against drift (Karimireddy et al. 2020); share: cohort / clients."""
-    work = control.scaffold(loss, optimizer, private, cohort_share=share)
+    """Control variates against drift (Karimireddy et al. 2020)."""
+    work = control.scaffold(loss, optimizer, private, population=num_clients)
     return federate(work, channel or mean(), optax.sgd(1.0), num_clients)
 
 
@@ -119,13 +118,12 @@ def feddyn(
     optimizer: optax.GradientTransformation,
     num_clients: int,
     strength: float = 0.1,
-    share: float = 1.0,
     channel: Channel | None = None,
     private=nothing,
 ) -> Algorithm:
-    """Dynamic regularisation (Acar et al. 2021); share: cohort / clients."""
+    """Dynamic regularisation (Acar et al. 2021)."""
     work = control.dynamic(loss, optimizer, private, strength)
-    return federate(work, chain(drift.feddyn(share), channel or mean()), optax.sgd(1.0), num_clients)
+    return federate(work, chain(drift.feddyn(num_clients), channel or mean()), optax.sgd(1.0), num_clients)
 
 
 def fednova(

@@ -165,9 +165,8 @@ def known_of(config: Any, population: Population, sampler: Sampler) -> dict[str,
     return {
         "slots": sampler.slots,
         "sampler": sampler,
-        "population": population.num_clients,
+        "population": -(-population.num_clients // max(config.server.edges, 1)),  # that one server hears
         "rounds": config.rounds,
-        "cohort_share": min(1.0, sampler.size / population.num_clients),
         "activity": population.activity,
     }
 

@@ -155,6 +155,17 @@ class Weights(NamedTuple):
     values: Any
 
 
+class Summed(NamedTuple):
+    """A part of an update of which the server wants the sum over those who reported: links that average leave it."""
+
+    values: Any
+
+
+def is_summed(node: Any) -> bool:
+    """Whether a node of an update is `Summed`."""
+    return isinstance(node, Summed)
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["bits"])
 @dataclass(frozen=True)
 class Coded:

@@ -38,7 +38,6 @@ def private_links():
         "rounds": 12,
         "sampler": cyclic(11, 4),
         "activity": [1, 2],
-        "cohort_share": 1,
     }
 
     def made(make):

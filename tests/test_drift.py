@@ -9,11 +9,13 @@ import pytest
 from jaxfed.algorithms import agnostic_fedavg, feddyn, fednova, fedprox, fedsgd, mime, qfedavg, scaffold
 from jaxfed.algorithms import fedavg as plain_fedavg
 from jaxfed.channel import chain
+from jaxfed.channels.difference import difference
 from jaxfed.channels.fair import agnostic, fair
-from jaxfed.channels.weigh import mean, weighted_mean
+from jaxfed.channels.robust import median
+from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.federate import federate, model
 from jaxfed.rows import Table
-from jaxfed.types import Mean, Shared
+from jaxfed.types import Block, Cohort, Mean, Shared
 from jaxfed.work import Steps
 from jaxfed.works.control import dynamic
 from jaxfed.works.control import mime as mime_work
@@ -65,7 +67,7 @@ ROWS = {  # on tables with private vectors, every method beside FedAvg at the se
         mean(),
     ),
     "scaffold, nobody's variate moves c": (
-        federate(scaffold_work(bce, SGD, user, cohort_share=0.0), mean(), optax.sgd(1.0), USERS),
+        federate(scaffold_work(bce, SGD, user, population=1 << 30), mean(), optax.sgd(1.0), USERS),
         mean(),
     ),
 }
@@ -108,7 +110,7 @@ def test_scaffold_is_that_of_the_paper():
     """Algorithm 1 with option II, two rounds of different cohorts, in NumPy."""
     cohorts = [IDS, np.array([3, 5, 7, 9, 0, 11])]
     share = len(IDS) / N
-    algorithm, x, c, own = scaffold(mse, SGD, N, share), flat(DENSE), np.zeros(6), np.zeros((N, 6))
+    algorithm, x, c, own = scaffold(mse, SGD, N), flat(DENSE), np.zeros(6), np.zeros((N, 6))
     state = algorithm.init(DENSE, KEY)
     for ids in cohorts:
         state, _ = algorithm.step(state, dense_cohort(ids), KEY)
@@ -123,7 +125,7 @@ def test_scaffold_is_that_of_the_paper():
             own[i] = now
         x, c = x + np.mean(moves, 0), c + share * np.mean(changes, 0)
     np.testing.assert_allclose(flat(model(state)), x, rtol=2e-5)
-    np.testing.assert_allclose(flat(state.shared.extra), c, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(flat(state.shared.extra.mean), c, rtol=2e-5, atol=1e-6)
     kept = state.memory[0].variate
     np.testing.assert_allclose(np.c_[kept["w"], kept["b"]], own, rtol=2e-5, atol=1e-6)
 
@@ -144,7 +146,7 @@ def test_scaffold_goes_to_the_optimum_where_fedavg_stops_short():
 def test_feddyn_is_that_of_the_paper():
     """Algorithm 1 of Acar et al. with local SGD, two cohorts, in NumPy."""
     cohorts, alpha = [IDS, np.array([3, 5, 7, 9, 0, 11])], 0.3
-    algorithm = feddyn(mse, SGD, N, alpha, len(IDS) / N)
+    algorithm = feddyn(mse, SGD, N, alpha)
     state, theta, h, own = algorithm.init(DENSE, KEY), flat(DENSE), np.zeros(6), np.zeros((N, 6))
     for ids in cohorts:
         state, _ = algorithm.step(state, dense_cohort(ids), KEY)
@@ -158,6 +160,75 @@ def test_feddyn_is_that_of_the_paper():
         h = h - alpha / N * np.sum(np.array(ends) - theta, 0)
         theta = np.mean(ends, 0) - h / alpha
     np.testing.assert_allclose(flat(model(state)), theta, rtol=2e-5)
+
+
+# --- who takes part: drop-outs, Poisson cohorts, and rows that others hold in every round ----------------------------
+
+EIGHT = 8
+
+
+def steepness_one(params, private, batch):
+    """A loss whose gradient is 1 everywhere."""
+    return Mean(jnp.sum(params["t"] * batch[1]), jnp.sum(batch[1]))
+
+
+def clients_of_one_step(ids, present, rows):
+    """A cohort whose clients, of EIGHT, take a step on the rows [clients, k] of a table of as many."""
+    ids, rows = np.asarray(ids, np.int32), np.asarray(rows, np.int32)
+    m, k = rows.shape
+    places, examples = np.tile(np.arange(k, dtype=np.int32), (m, 1, 1)), np.full(m, float(k), np.float32)
+    steps = Steps(places, np.ones((m, 1), bool), (places, np.ones((m, 1, k), np.float32)), examples)
+    block = Block(np.arange(m, dtype=np.int32), rows, examples, steps)
+    return Cohort(ids, np.asarray(present, bool), (block,))
+
+
+def variate_of(cohorts, channel):
+    """SCAFFOLD's c of row 0 after some cohorts, and its model's way since."""
+    work = scaffold_work(steepness_one, optax.sgd(0.1), population=EIGHT, by_row=True)
+    algorithm = federate(work, channel, optax.sgd(1.0), EIGHT)
+    state = algorithm.init({"t": Table(jnp.zeros(EIGHT))}, KEY)
+    for cohort in cohorts:
+        state, _ = algorithm.step(state, cohort, KEY)
+    return state
+
+
+@pytest.mark.parametrize("channel", [mean(), per_row_mean(), chain(difference(), mean()), median()])
+def test_the_variate_of_all_is_the_mean_of_the_clients_whoever_drops_out(channel):
+    """All eight are asked, every other one reports, in turn: after four rounds each c_i is 1, and so is c."""
+    cohorts = [clients_of_one_step(range(8), np.arange(8) % 2 == t % 2, [[0]] * 8) for t in range(4)]
+    state = variate_of(cohorts, channel)
+    np.testing.assert_allclose(state.memory[0].variate["t"].rows[:, 0], 1.0, rtol=1e-6)
+    assert float(state.shared.extra.mean["t"].rows[0]) == pytest.approx(1.0, rel=1e-6)
+    assert float(state.shared.extra.holders.rows[0]) == 8
+
+
+@pytest.mark.parametrize("channel", [mean(), per_row_mean(), weighted_mean()])
+def test_the_variate_of_a_row_is_the_mean_over_those_who_ever_held_it(channel):
+    """Two of eight clients hold row 0 in each round, others each time, and all others hold a row that nobody shares.
+    The mean over the holders of a round, gathered, would come to four."""
+    rows = [[[0 if i // 2 == t else max(i, 1)] for i in range(8)] for t in range(4)]
+    cohorts = [clients_of_one_step(range(8), np.ones(8), each) for each in rows]
+    for rounds in (1, 4):
+        state = variate_of(cohorts[:rounds], channel)
+        assert float(state.shared.extra.mean["t"].rows[0]) == pytest.approx(1.0, rel=1e-6)
+        assert float(state.shared.extra.holders.rows[0]) == 2 * rounds
+
+
+def test_what_clients_without_tables_change_is_counted_over_all_of_them():
+    """The paper's c: those who never took part have a c_i of 0, whoever drops out of however large a cohort."""
+    algorithm, present = scaffold(mse, SGD, N), np.arange(N) < 3
+    state, _ = algorithm.step(algorithm.init(DENSE, KEY), dense_cohort(range(N), present), KEY)
+    kept = state.memory[0].variate["w"]
+    assert (np.asarray(kept[3:]) == 0).all()
+    np.testing.assert_allclose(state.shared.extra.mean["w"], np.mean(np.asarray(kept), 0), rtol=1e-5)
+
+
+def test_feddyn_gathers_of_those_who_reported():
+    """Half of the clients drop out: what is gathered is a mean over all, half of that over those who reported."""
+    algorithm, present = feddyn(mse, SGD, N, 0.3), np.arange(N) % 2 == 0
+    state, _ = algorithm.step(algorithm.init(DENSE, KEY), dense_cohort(range(N), present), KEY)
+    moved, gathered = flat(DENSE) - flat(model(state)), flat(state.channel[0].params)
+    np.testing.assert_allclose(gathered, moved / 3, rtol=1e-5)  # the model moves by the mean, and half of it again
 
 
 def test_fednova_by_hand():
@@ -308,7 +379,7 @@ def test_rare_rows_go_to_the_optimum(name, by_row):
     """FedAvg ends at 0, half way between the clients, however rare the row is at one of them."""
     sgd = optax.sgd(0.05)
     work = (
-        scaffold_work(towards, sgd, cohort_share=1.0, by_row=by_row)
+        scaffold_work(towards, sgd, population=2, by_row=by_row)
         if name == "scaffold"
         else dynamic(towards, sgd, strength=0.1, by_row=by_row)
     )
@@ -318,10 +389,12 @@ def test_rare_rows_go_to_the_optimum(name, by_row):
     def round(carry, _):
         shared, memories, gathered = carry
         reports = [work.run(shared, mine, steps, KEY) for mine, steps in zip(memories, RARE, strict=True)]
-        update = jax.tree.map(lambda a, b: (a + b) / 2, *(each.update for each in reports))
+        update = jax.tree.map(lambda a, b: (a + b) / 2, *(each.update._replace(extra=()) for each in reports))
+        change = jax.tree.map(jnp.add, *(each.update.extra for each in reports))
         gathered = jax.tree.map(jnp.add, gathered, update.params) if name == "feddyn" else gathered
         now = jax.tree.map(lambda x, d, h: x - d - h, shared.params, update.params, gathered)
-        return (Shared(now, work.moves(shared.extra, update.extra)), [each.memory for each in reports], gathered), None
+        extra = work.moves(shared.extra, change) if name == "scaffold" else ()
+        return (Shared(now, extra), [each.memory for each in reports], gathered), None
 
     nothing = jax.tree.map(jnp.zeros_like, params)
     (shared, _, _), _ = jax.lax.scan(round, (shared, [memory, memory], nothing), length=2000)

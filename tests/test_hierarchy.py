@@ -118,7 +118,7 @@ def test_an_edge_of_which_nobody_reports_rests_and_then_takes_the_mean():
 
 def test_works_with_a_state_have_one_at_each_edge():
     """SCAFFOLD at two edges that never meet is SCAFFOLD of each half."""
-    work = scaffold(bce, SGD, user, cohort_share=0.5)
+    work = scaffold(bce, SGD, user, population=4)
     state, _ = run(edges(mean(), every=99, work=work), row_cohort(), rounds=2)
     for e in (0, 1):
         want, _ = run(flat(mean(), work), row_cohort(present=HALVES[WHO] == e), rounds=2)

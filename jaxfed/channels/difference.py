@@ -1,11 +1,11 @@
 """Sending what changed since the last aggregate."""
 
-import jax
 import jax.numpy as jnp
 
 from jaxfed.channel import Channel, link
+from jaxfed.channels.weigh import averaged, without_sums
 from jaxfed.rows import Table, lift
-from jaxfed.tree import zeros
+from jaxfed.tree import sub, zeros
 from jaxfed.types import Weights
 
 
@@ -25,7 +25,7 @@ def difference() -> Channel:
 
     def encode(update, last, client):
         held, one = Weights(Table(1.0 * client.held)), jnp.ones(())
-        return (jax.tree.map(jnp.subtract, update, last), held, one), client.memory
+        return (averaged(lambda update: sub(update, without_sums(last)), update), held, one), client.memory
 
     def decode(total, last, round):
         change, held, one = total
@@ -34,7 +34,10 @@ def difference() -> Channel:
             share = held.values.rows.reshape((-1,) + (1,) * (x.ndim - 1))
             return x + share * g
 
-        update = lift(back, lambda x, g: x + one * g, change, last)
+        def whole(change):
+            return lift(back, lambda x, g: x + one * g, change, without_sums(last))
+
+        update = averaged(whole, change)
         return update, update, {}
 
     return link(encode, decode, init, send=lambda last: last, name="difference")

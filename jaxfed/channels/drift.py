@@ -22,12 +22,14 @@ def fednova() -> Channel:
     return link(encode, decode, name="fednova")
 
 
-def feddyn(cohort_share: float) -> Channel:
-    """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered of all of them, each round's
-    counted `cohort_share` = cohort / clients. The clients' half is the work `dynamic`; put it left of a mean."""
+def feddyn(population: int) -> Channel:
+    """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered of all of them: of each round
+    the sum over those who reported, divided by all clients, `population`. The clients' half is the work `dynamic`; put
+    it left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace."""
 
     def decode(total, gathered, round):
-        gathered = jax.tree.map(lambda h, d: h + cohort_share * d, gathered, total)
+        share = round.present.sum() / population
+        gathered = jax.tree.map(lambda h, d: h + share * d, gathered, total)
         return jax.tree.map(jnp.add, total, gathered), gathered, {}
 
     return link(decode=decode, init=lambda example: (zeros(example), ()), name="feddyn")

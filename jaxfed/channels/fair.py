@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.channel import Channel, link, total
-from jaxfed.channels.weigh import share
+from jaxfed.channels.weigh import averaged, share, without_sums
 from jaxfed.rows import squared_norm
 from jaxfed.tree import scale
 
@@ -22,13 +22,13 @@ def fair(q: float = 1.0, rate: float = 0.1) -> Channel:
         raise ValueError("fair: q must not be negative, rate must be positive")
 
     def encode(update, sent, client):
-        loss, step = jnp.maximum(client.loss, 1e-10), scale(1 / rate, update)
-        steep = q * loss ** (q - 1) * squared_norm(step) + loss**q / rate
-        return (scale(loss**q, step), steep), client.memory
+        loss, step = jnp.maximum(client.loss, 1e-10), averaged(lambda update: scale(1 / rate, update), update)
+        steep = q * loss ** (q - 1) * squared_norm(without_sums(step)) + loss**q / rate
+        return (averaged(lambda step: scale(loss**q, step), step), steep), client.memory
 
     def decode(summed, state, round):
         update, steep = summed
-        return jax.tree.map(lambda x: share(x, steep), update), state, {}
+        return averaged(lambda update: jax.tree.map(lambda x: share(x, steep), update), update), state, {}
 
     return link(encode, decode, reduce=total, weighs=True, name="fair")
 
@@ -49,7 +49,8 @@ def agnostic(activity: Sequence[float], groups: int = 10, rate: float = 0.1, for
     def encode(update, sent, client):
         mine = jax.nn.one_hot(jnp.searchsorted(jnp.asarray(bounds), client.activity, side="right"), groups)
         weight = jnp.vdot(mine, sent[0] / sent[1]) * client.weight
-        return (scale(weight, update), weight, mine * client.weight * client.loss, mine * client.weight), client.memory
+        sent_update = averaged(lambda update: scale(weight, update), update)
+        return (sent_update, weight, mine * client.weight * client.loss, mine * client.weight), client.memory
 
     def decode(summed, state, round):
         (update, weight, loss, count), (now, counts) = summed, state
@@ -58,7 +59,8 @@ def agnostic(activity: Sequence[float], groups: int = 10, rate: float = 0.1, for
         shares = jnp.where(count.sum() > 0, count / jnp.maximum(count.sum(), 1), counts)
         counts = jnp.maximum((1 - forget) * counts + forget * shares, 1e-3)
         seen = {"agnostic/largest": now.max() * groups}
-        return jax.tree.map(lambda x: share(x, weight), update), (after / after.sum(), counts), seen
+        update = averaged(lambda update: jax.tree.map(lambda x: share(x, weight), update), update)
+        return update, (after / after.sum(), counts), seen
 
     def init(example):
         return (jnp.full(groups, 1 / groups), jnp.full(groups, 1 / groups)), ()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxfed.channel import Channel, link
 from jaxfed.rows import Table, clear_padding, lift
 from jaxfed.tree import scale
-from jaxfed.types import Client, Shared, Weights
+from jaxfed.types import Client, Shared, Summed, Tree, Weights, is_summed
 
 By = Literal["examples", "activity", "uniform"]
 
@@ -32,12 +32,24 @@ def share(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, x / jnp.where(weight > 0, weight, 1), 0)
 
 
+def without_sums(update: Tree) -> Tree:
+    """An update without its `Summed` parts, whose places stay."""
+    return jax.tree.map(lambda node: Summed(()) if is_summed(node) else node, update, is_leaf=is_summed)
+
+
+def averaged(function: Callable[[Tree], Tree], update: Tree) -> Tree:
+    """`function` of an update, whose `Summed` parts it does not see and which stay as they are."""
+    done = function(without_sums(update))
+    return jax.tree.map(lambda new, old: old if is_summed(new) else new, done, update, is_leaf=is_summed)
+
+
 def mean(count: int = 0) -> Channel:
     """The plain mean 1/M over the clients that reported (McMahan et al. 2017, with equal weights), or 1/count: under
     differential privacy the expected cohort, as who reported is private."""
 
     def decode(total, state, round):
-        return scale(1 / (count or jnp.maximum(round.present.sum(), 1)), total), state, {}
+        share = 1 / (count or jnp.maximum(round.present.sum(), 1))
+        return averaged(lambda update: scale(share, update), total), state, {}
 
     return link(decode=decode, norm=lambda x: x, counts=not count, weighs=True, name="mean")
 
@@ -48,11 +60,11 @@ def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
 
     def encode(update, sent, client):
         weight = weigh(client)
-        return (scale(weight, update), weight), client.memory
+        return (averaged(lambda update: scale(weight, update), update), weight), client.memory
 
     def decode(total, state, round):
         update, weight = total
-        return jax.tree.map(lambda x: share(x, weight), update), state, {}
+        return averaged(lambda update: jax.tree.map(lambda x: share(x, weight), update), update), state, {}
 
     return link(encode, decode, weighs=True, name="weighted_mean")
 
@@ -74,12 +86,16 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
     def encode(update, sent, client):
         weight = weigh(client)
         held = Weights(Table(jnp.where(client.held, counted * weight, 0.0)))
-        return (scale(weight, update), held, counted * weight), client.memory
+        return (averaged(lambda update: scale(weight, update), update), held, counted * weight), client.memory
 
     def decode(total, state, round):
         update, held, weight = total
         held, weight = (jnp.maximum(x / counted, floor) for x in (held.values.rows, weight))
-        return lift(lambda x: share(x, held), lambda x: share(x, weight), update), state, {}
+
+        def divide(update):
+            return lift(lambda x: share(x, held), lambda x: share(x, weight), update)
+
+        return averaged(divide, update), state, {}
 
     return link(encode, decode, weighs=True, name="per_row_mean")
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.rows import catalogue, lift, plain, take
+from jaxfed.rows import Table, catalogue, lift, plain, take
 from jaxfed.tree import scale, sub, zeros
-from jaxfed.types import Key, Mean, Report, Shared, Tree
+from jaxfed.types import Key, Mean, Report, Shared, Summed, Tree
 from jaxfed.work import Loss, Steps, Work, descend, pooled
 from jaxfed.works.local import nothing, on_both, told
 
@@ -21,6 +21,14 @@ class Control(NamedTuple):
 
     private: Tree
     variate: Tree
+    held: Tree = ()  # float table: 1 for the rows that it has trained before; see `scaffold`
+
+
+class Variates(NamedTuple):
+    """What SCAFFOLD's server broadcasts beside the model, and what clients add to it."""
+
+    mean: Tree  # c, like the shared part
+    holders: Tree  # float table: how many clients ever trained a row; empty without tables
 
 
 def private_of(memory: Control) -> Tree:
@@ -68,29 +76,47 @@ def scaffold(
     optimizer: optax.GradientTransformation,
     private: Callable[[Key], Tree] = nothing,
     *,
-    cohort_share: float,
+    population: int,
     by_row: bool = False,
 ) -> Work:
     """SCAFFOLD (Karimireddy et al. 2020): a step follows g - c_i + c, both downloaded or kept from round to round.
 
     c_i becomes the mean of the gradients g on the client's way, which is the paper's option II for plain SGD, and needs
-    no learning rate. cohort_share: the cohort's part of all clients; c, which rides along, moves by that times the mean
-    change of the c_i, so the channel should be a mean.
+    no learning rate. c, which rides along, is the mean of the c_i of all `population` clients, those included who never
+    took part and have 0; of a row of a table, of all clients who ever trained it. So it follows the sum of the changes
+    of those who reported.
     """
 
     def init(params, key):
-        return Shared(params, zeros(params)), Control(private(key), zeros(params))
+        rows = catalogue(params)
+        nobody = Table(jnp.zeros(rows)) if rows else ()
+        return Shared(params, Variates(zeros(params), nobody)), Control(private(key), zeros(params), nobody)
 
     def run(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine.private)
-        shift = sub(shared.extra, mine.variate)
+        shift = sub(shared.extra.mean, mine.variate)
         (end, own), slopes, seen = steer(loss, optimizer, both, steps, by_row, shift)
         said = told(loss, both, steps)
         now = scale(1 / jnp.maximum(said["steps"], 1), slopes)
-        update = Shared(sub(start, end), scale(cohort_share, sub(mine.variate, now)))
-        return Report(update, Control(own, now), steps.examples, {"train/loss": seen}, **said)
+        held = jax.tree.map(jnp.ones_like, mine.held)
+        change = Summed(Variates(sub(now, mine.variate), sub(held, mine.held)))
+        memory = Control(own, now, held)
+        return Report(Shared(sub(start, end), change), memory, steps.examples, {"train/loss": seen}, **said)
 
-    return Work(init, run, private=private_of)
+    def moves(extra, change):
+        holders = jax.tree.map(jnp.add, extra.holders, change.values.holders)
+
+        def by_holders(c, x):
+            before, after = (each.rows.reshape((-1,) + (1,) * (x.ndim - 1)) for each in (extra.holders, holders))
+            return (before * c + x) / jnp.maximum(after, 1)
+
+        mean = lift(by_holders, lambda c, x: c + x / population, extra.mean, change.values.mean)
+        return Variates(mean, holders)
+
+    def sends(shared):
+        return Shared(shared.params, Summed(shared.extra))
+
+    return Work(init, run, moves, sends, private=private_of)
 
 
 def dynamic(
