@@ -63,8 +63,9 @@ def fedopt(
     channel: Channel | None = None,
     private=nothing,
 ) -> Algorithm:
-    """FedAvg whose mean update goes through a server optimiser (Reddi et al. 2021): optax.sgd with momentum is FedAvgM,
-    optax.adam, optax.yogi and optax.adagrad are FedAdam, FedYogi and FedAdagrad."""
+    """FedAvg whose mean update goes through a server optimiser (Reddi et al. 2021): optax.sgd with momentum is FedAvgM;
+    FedAdam, FedYogi and FedAdagrad are in `server_optimizers`. Optax's adam, yogi and adagrad correct their bias or add
+    epsilon elsewhere, and are other algorithms."""
     return federate(local_steps(loss, optimizer, private), channel or mean(), server, num_clients)
 
 

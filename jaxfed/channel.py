@@ -5,16 +5,17 @@ encodes left to right, reduces once, decodes right to left. Read it as model -> 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.rows import add, catalogue, clear_padding, lift, take
+from jaxfed.rows import add, catalogue, clear_padding, is_table, lift, take
 from jaxfed.tree import zeros
-from jaxfed.types import Client, Mean, Mechanism, Part, Round, Tree
+from jaxfed.types import Client, Mean, Mechanism, Part, Round, Shared, Tree
 
 # streams of a round's key that are no link's: links have the first ones, and what a link makes of its own is public
 STORE, DOWN, CLIENTS = ((1 << 31) - n for n in (1, 2, 3))
@@ -182,13 +183,22 @@ def chain(*links: Channel) -> Channel:
     links = placed(unplaced)
 
     def init(example):
-        states, memories, size = [], [], catalogue(example)
+        states, memories, size, seen = [], [], catalogue(example), [example]
         for each in links:
-            state, memory = each.init(example)
-            example = message(each, example, state, memory, size)
+            state, memory = each.init(seen[-1])
+            sent = message(each, seen[-1], state, memory, size)
+            check_encoded(each, seen[-1], sent)
             states.append(state)
             memories.append(memory)
+            seen.append(sent)
+        check_decoded(links, seen[:-1], states, jax.eval_shape(partial(opened, size), seen, states))
         return tuple(states), tuple(memories)
+
+    def opened(size, seen, states):
+        """What the server makes of one message before it adds it; of shapes."""
+        drift = seen[0].params if isinstance(seen[0], Shared) else ()
+        client = probe(None, catalogue(seen[0]), size)._replace(key=None, drift=drift)
+        return open_message(seen[-1], send(states), client)
 
     def own(client, i):
         """The client as link i knows it."""
@@ -211,7 +221,7 @@ def chain(*links: Channel) -> Channel:
             update, _ = each.encode(update, sent[i], own(client, i))
         return seen
 
-    def open(update, sent, client):
+    def open_message(update, sent, client):
         for i, each in reversed(list(enumerate(links))):
             update = each.open(update, sent[i], own(client, i)) if each.open else update
         return update
@@ -237,7 +247,7 @@ def chain(*links: Channel) -> Channel:
         encode,
         decode,
         send,
-        open=open if some("open") else None,
+        open=open_message if some("open") else None,
         watch=watch if some("watch") else None,
         reduce=next(iter(wanted), None),
         hides=some("hides"),
@@ -270,14 +280,77 @@ def probe(memory: Tree, rows: int, size: int, slots: int = 2) -> Client:
 
 
 def message(channel: Channel, example: Tree, state: Tree, memory: Tree, size: int) -> Tree:
-    """Shapes of one message for an update like `example`, whose tables have as many rows as the client holds."""
+    """Shapes of one message for an update like `example`, whose tables have as many rows as the client holds.
+
+    Raises ValueError for an `encode` that does not give back (message, memory).
+    """
 
     def encode(update, state, memory):
         rows = catalogue(update)
         sent = take(channel.send(state), jnp.zeros(rows, jnp.int32))
-        return channel.encode(update, sent, probe(memory, rows, size))[0]
+        encoded = channel.encode(update, sent, probe(memory, rows, size))
+        if type(encoded) is not tuple or len(encoded) != 2:
+            raise ValueError(
+                f"{channel.name}: encode gave back {type(encoded).__name__}, not the pair (message, memory): end it "
+                "with `return message, client.memory`"
+            )
+        return encoded
 
-    return jax.eval_shape(encode, example, state, memory)
+    sent, kept = jax.eval_shape(encode, example, state, memory)
+    if shapes_of(kept) != shapes_of(memory):
+        raise ValueError(f"{channel.name}: encode gave back a memory of another shape than init: {brief(kept)}")
+    return sent
+
+
+def shapes_of(tree: Tree) -> Tree:
+    """Shape and dtype of every leaf, for comparisons."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def brief(tree: Tree) -> str:
+    """The shapes of a tree's leaves, as far as they fit in a message."""
+    text = ", ".join(str(tuple(jnp.shape(x))) for x in jax.tree.leaves(tree))
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def check_encoded(channel: Channel, example: Tree, sent: Tree) -> None:
+    """Raises ValueError for a link whose messages the server could not read: tables of other rows than the client
+    holds, or another shape that neither `decode` nor `open` takes back. example, sent: shapes of what it is given and
+    of what it makes of it."""
+    rows = catalogue(example)
+    for node in jax.tree.leaves(sent, is_leaf=is_table):
+        if is_table(node) and any(x.shape[:1] != (rows,) for x in jax.tree.leaves(node)):
+            raise ValueError(
+                f"{channel.name}: encode made a table of {brief(node)} out of {rows} rows: a table keeps a row for "
+                "each that the client holds"
+            )
+    if channel.encodes and not channel.decodes and not channel.open and shapes_of(sent) != shapes_of(example):
+        raise ValueError(
+            f"{channel.name}: encode changes the shape of a message ({brief(sent)}) and nothing undoes it: give the "
+            "link a decode, or an open"
+        )
+
+
+def check_decoded(links: Sequence[Channel], seen: Sequence[Tree], states: Tree, opened: Tree) -> None:
+    """Raises ValueError for a link whose `decode` does not give back what its `encode` was given.
+
+    seen: shapes of what each link is given, a model's update first; opened: of a message as the server adds it.
+    """
+    round = jax.eval_shape(lambda: Round(jax.random.key(0), jnp.zeros(2, jnp.int32), jnp.zeros(2, bool)))
+    total = opened
+    for each, example, state in reversed(list(zip(links, seen, states, strict=True))):
+        decoded = jax.eval_shape(each.decode, total, state, round)
+        if type(decoded) is not tuple or len(decoded) != 3:
+            raise ValueError(f"{each.name}: decode gave back something else than (total, state, info)")
+        total = decoded[0]
+        given = [x._replace(extra=()) if isinstance(x, Shared) else x for x in (total, example)]
+        if each.decodes and shapes_of(given[0]) != shapes_of(given[1]):
+            raise ValueError(
+                f"{each.name}: decode gave back {brief(given[0])} for an update of {brief(given[1])}: it must have the "
+                "shape of what encode was given"
+            )
+        if shapes_of(decoded[1]) != shapes_of(state):
+            raise ValueError(f"{each.name}: decode gave back a state of another shape than init: {brief(decoded[1])}")
 
 
 def at_client(transform: optax.GradientTransformation) -> Channel:

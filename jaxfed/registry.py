@@ -41,6 +41,7 @@ from jaxfed.models.features import fm, two_tower
 from jaxfed.models.generated import metamf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.rows import is_table
+from jaxfed.server_optimizers import fedadagrad, fedadam, fedyogi
 from jaxfed.works.clusters import clustered
 from jaxfed.works.control import dynamic, mime, scaffold
 from jaxfed.works.graph import graph_guided
@@ -203,7 +204,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "noise": noise,
         "promote": promote,
     },
-    "server": {**OPTIMIZERS, "solve": solve},
+    "server": {**OPTIMIZERS, "fedadam": fedadam, "fedyogi": fedyogi, "fedadagrad": fedadagrad, "solve": solve},
     "cohort": {
         "uniform": cohort.uniform,
         "poisson": cohort.poisson,

@@ -235,6 +235,11 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     speed = standing.updates / max(standing.seconds, 1e-9)
     text = f"{'LEAKY ' if experiment.data.leaky else ''}{config.evaluation.select} {value:.4f}"
     loss = f"train/loss {train['train/loss'] if train['clients/reported'] else math.nan:.4f}  "
+    if train.get("ring/cut"):
+        say(
+            f"round {standing.round}: ring.bound cut numbers of {train['ring/cut']:.0%} of the clients (updates, or "
+            "weights of a mean): raise it, or weigh by something smaller"
+        )
     star = " *" if better else ""
     hit = f"val/sampled/hr@10 {values['val/sampled/hr@10']:.4f}  " if "val/sampled/hr@10" in values else ""
     say(f"round {standing.round:>5}  {loss}{text}  {hit}{speed:,.0f} clients/s{star}")

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxfed import server_optimizers
 from jaxfed.algorithms import fedavg, fedopt, fedsgd, fedsgd_difference
 from jaxfed.channel import chain, link
 from jaxfed.channels.difference import difference
@@ -121,7 +122,7 @@ def test_the_reference_form_sends_what_changed():
 
 
 def test_server_optimisers_by_hand():
-    """FedAvgM, FedAdagrad, FedAdam and FedYogi of Reddi et al. 2021 on a pseudo-gradient of ones."""
+    """FedAvgM, and Optax's adagrad, adam and yogi, on a pseudo-gradient of ones."""
     steps = Steps(
         np.zeros((1, 1, 0), int), np.ones((1, 1), bool), np.ones((1, 1, 3), np.float32), np.ones(1, np.float32)
     )
@@ -136,6 +137,42 @@ def test_server_optimisers_by_hand():
     # v_0 = 1e-6, v_t = v_0 + .001 t; both moments corrected for their start
     v = (1e-6 + np.array([0.001, 0.002])) / (1 - 0.999 ** np.array([1, 2]))
     np.testing.assert_allclose(go(optax.yogi(0.1, eps=0.0)), THETA["w"] - (0.1 / np.sqrt(v)).sum(), rtol=1e-4)
+
+
+def test_adaptive_server_optimisers_are_those_of_the_paper():
+    """Reddi et al. 2021, algorithm 2, in NumPy: no correction of the bias, tau beside the root, v from tau^2 on."""
+    updates = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    second = {
+        "fedadam": lambda v, x: 0.99 * v + 0.01 * x**2,
+        "fedyogi": lambda v, x: v - 0.01 * x**2 * np.sign(v - x**2),
+        "fedadagrad": lambda v, x: v + x**2,
+    }
+    for name, follow in second.items():
+        b1 = 0.0 if name == "fedadagrad" else 0.9
+        optimizer = getattr(server_optimizers, name)(0.1, tau=0.05)
+        w, state = jnp.zeros(3), optimizer.init(jnp.zeros(3))
+        want, m, v = np.zeros(3), np.zeros(3), np.full(3, 0.05**2)
+        for x in updates:
+            step, state = optimizer.update(jnp.asarray(x), state)
+            w = w + step
+            m, v = b1 * m + (1 - b1) * x, follow(v, x)
+            want = want - 0.1 * m / (np.sqrt(v) + 0.05)
+        np.testing.assert_allclose(w, want, rtol=1e-5, atol=1e-7)
+
+
+def test_adaptive_server_optimisers_have_the_values_that_others_have():
+    """w = .1, updates .2 and 1: FedAdagrad comes to .15, as in Flower's tests. FedAdam, two updates of 1: .2347."""
+    optimizer = server_optimizers.fedadagrad(0.1, tau=0.5, initial=0.0)
+    step, _ = optimizer.update(jnp.float32(0.1 - (0.2 + 1.0) / 2), optimizer.init(jnp.float32(0.1)))
+    assert 0.1 + float(step) == pytest.approx(0.15)
+    optimizer = server_optimizers.fedadam(0.1, tau=0.0)
+    state, moved = optimizer.init(jnp.float32(0)), 0.0
+    for _ in range(2):
+        step, state = optimizer.update(jnp.float32(-1), state)
+        moved += float(step)
+    assert moved == pytest.approx(0.2347, abs=5e-5)
+    with pytest.raises(ValueError, match="b1 lies in"):
+        server_optimizers.fedyogi(0.1, b1=1.0)
 
 
 def test_a_server_rate_of_zero_moves_nothing_shared_but_trains_the_private_part():

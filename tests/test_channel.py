@@ -9,10 +9,28 @@ import pytest
 from jaxfed.channel import at_client, at_server, chain, link, total
 from jaxfed.channels.difference import difference
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
-from jaxfed.federate import model
+from jaxfed.federate import federate, model
 from jaxfed.types import Shared
 from jaxfed.wire import wire
-from tests.small import DENSE, DIM, ITEMS, MARKED, PLAIN, D, close, factorisation, row_cohort, run, same
+from jaxfed.works.local import local_steps
+from tests.small import (
+    DENSE,
+    DIM,
+    ITEMS,
+    KEY,
+    MARKED,
+    PLAIN,
+    USERS,
+    WHO,
+    D,
+    bce,
+    close,
+    factorisation,
+    row_cohort,
+    run,
+    same,
+    user,
+)
 
 
 def middle(part, size):
@@ -140,11 +158,75 @@ def test_wire():
 
 
 def test_what_the_server_sees_follows_from_the_chain():
-    hidden = chain(link(lambda u, sent, c: (jax.tree.map(jnp.sum, u), c.memory), hides=True), mean())
+    hidden = chain(link(lambda u, sent, c: (u, c.memory), hides=True), mean())
     assert wire(hidden, Shared(DENSE)).sees == "sum"
-    flat = link(lambda u, sent, c: (jnp.zeros((c.size, DIM)), c.memory), hides=True)
+    back = lambda total, state, round: (Shared(MARKED), state, {})
+    flat = link(lambda u, sent, c: (jnp.zeros((c.size, DIM)), c.memory), back, hides=True)
     dense = 4 * (ITEMS * DIM + ITEMS + 1)
     # an upload that hides its rows is worth nothing after a request for them: the whole table comes down
     assert price(flat, Shared(MARKED), 10) == (4 * ITEMS * DIM, dense, "sum")
     # and a sum that hides who holds what is one of whole tables, without ids
     assert price(link(hides=True), Shared(MARKED), 10) == (dense, dense, "sum")
+
+
+# --- links of one's own that cannot be: one line that names the link ----------------------------------------
+
+
+def changed(tree, by):
+    return jax.tree.map(by, tree)
+
+
+WRONG = {
+    "one row of every table": (
+        link(lambda u, sent, c: (changed(u, lambda x: x[:1] if x.ndim else x), c.memory), name="short"),
+        r"short: encode made a table of \(1,\) out of 60 rows",
+    ),
+    "no memory": (link(lambda u, sent, c: u, name="forgets"), r"forgets: encode gave back Shared, not the pair"),
+    "another memory": (
+        link(lambda u, sent, c: (u, jnp.zeros(3)), name="keeps"),
+        "keeps: encode gave back a memory of another shape than init",
+    ),
+    "a shape that nothing undoes": (
+        link(lambda u, sent, c: (u._replace(params={"scale": u.params["scale"]}), c.memory), name="drops"),
+        "drops: encode changes the shape of a message .* and nothing undoes it",
+    ),
+    "half of a decode": (
+        link(decode=lambda total, state, round: (total.params["scale"], state, {}), name="loses"),
+        r"loses: decode gave back \(\) for an update of",
+    ),
+    "no state": (link(decode=lambda total, state, round: (total, {}), name="pair"), "pair: decode gave back something"),
+    "another state": (
+        link(decode=lambda total, state, round: (total, jnp.zeros(2), {}), name="grows"),
+        "grows: decode gave back a state of another shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_link_that_does_not_keep_to_the_form_is_refused_by_name(name):
+    wrong, message = WRONG[name]
+    algorithm = federate(local_steps(bce, optax.sgd(0.1), user), chain(wrong, mean()), optax.sgd(1.0), USERS)
+    with pytest.raises(ValueError, match=message) as error:
+        algorithm.init(MARKED, KEY)
+    assert "\n" not in str(error.value)
+
+
+def test_no_link_sees_padding():
+    """A link that writes on all of its rows, and one after it that looks at them: those that nobody holds are zero."""
+    seen = []
+
+    def ones(update, sent, client):
+        return changed(update, lambda x: x + 1), client.memory
+
+    def look(update, sent, client):
+        table = update.params["item"].rows
+        jax.debug.callback(lambda x, held: seen.append((x[~held], x[held])), table, client.held)
+        return update, client.memory
+
+    run(factorisation(chain(mean(), link(ones), link(look))), row_cohort(), rounds=1)
+    jax.effects_barrier()
+    assert len(seen) == len(WHO)
+    assert any(len(padding) for padding, _ in seen)
+    for padding, held in seen:
+        assert (padding == 0).all()
+        assert (held != 0).any()

@@ -373,6 +373,22 @@ def towards(params, private, batch):
     return Mean(0.5 * jnp.sum((params["t"][:, 0] - y) ** 2 * w), jnp.sum(w))
 
 
+def test_a_proximal_pull_by_row_acts_in_the_steps_that_hold_the_row():
+    """A row in the first and the last of ten steps, rate .05, mu .5. By hand: it goes to .05; then its slope is -.95
+    and the pull .025. Dense steps pull it in between, too: .05 * .975^8, and on from there."""
+    there = np.zeros((TEN, 1), np.float32)
+    there[[0, -1]] = 1.0
+    steps = Steps(jnp.where(there > 0, 0, jnp.arange(TEN)[:, None]), jnp.ones(TEN, bool), (there, there), 2.0)
+    between = 0.05 * 0.975**8
+    want = {True: 0.05 + 0.05 * (0.95 - 0.025), False: between + 0.05 * (1 - between - 0.5 * between)}
+    for by_row, value in want.items():
+        work = local_steps(towards, optax.sgd(0.05), by_row=by_row, proximal=0.5)
+        shared, memory = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
+        moved = work.run(shared, memory, steps, KEY).update.params["t"].rows[0, 0]
+        assert -float(moved) == pytest.approx(value, rel=1e-5)
+    assert want[True] == pytest.approx(0.09625)
+
+
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize("name", ["scaffold", "feddyn"])
 def test_rare_rows_go_to_the_optimum(name, by_row):

@@ -24,6 +24,7 @@ MAY = {
     "inference": {"types", "rows", "channels"},
     "work": {"types", "tree", "rows"},
     "works": {"types", "tree", "rows", "work", "works"},
+    "server_optimizers": set(),
     "placement": {"types", "tree", "rows"},
     "memory": {"types", "rows"},
     "download": {"types", "tree", "rows", "channel"},
@@ -51,7 +52,10 @@ MAY = {
     "secagg": {"masks", "messages"},
     "homomorphic": {"messages"},
     "checkpoint": {"types", "tree"},
-    "registry": {"types", "rows", "channel", "channels", "works", "models", "data", "cohort", "clock", "arrivals"},
+    "registry": {
+        *("types", "rows", "channel", "channels", "works", "server_optimizers", "models", "data"),
+        *("cohort", "clock", "arrivals"),
+    },
     "config": {"registry"},
     "log": set(),
 }
@@ -64,6 +68,7 @@ CORE = (
     "channels",
     "work",
     "works",
+    "server_optimizers",
     "placement",
     "memory",
     "download",

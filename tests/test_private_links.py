@@ -15,7 +15,7 @@ from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure import pads, ring
 from jaxfed.channels.weigh import mean, per_row_mean, weighted_mean
 from jaxfed.federate import model
-from tests.small import KEY, MARKED, PLAIN, WHO, close, factorisation, on_rows, row_cohort, run, same
+from tests.small import DATA, KEY, MARKED, PLAIN, WHO, close, factorisation, on_rows, row_cohort, run, same
 
 COHORT = len(WHO)
 ONE = np.arange(COHORT) == 0
@@ -185,6 +185,16 @@ def test_a_ring_cuts_what_is_beyond_its_bound():
     much = link(lambda update, sent, client: (jax.tree.map(lambda x: jnp.full_like(x, 1e6), update), client.memory))
     sums, _ = run(factorisation(chain(much, ring(COHORT, 20, bound=2.0))), row_cohort(whole=True), rounds=1)
     close(PLAIN["bias"] - model(sums)["bias"], jnp.full_like(PLAIN["bias"], 16.0))
+
+
+def test_what_a_ring_cuts_of_weights_is_counted():
+    """Weights are the examples of a client, 3 to 32 here: beyond 10 they are cut, and the mean is not that of all."""
+    heavy = np.array([len(DATA[client][0]) > 10 for client in WHO])
+    _, info = run(factorisation(chain(weighted_mean(), ring(COHORT, 20, bound=10.0))), row_cohort(), rounds=1)
+    assert 0 < heavy.sum() < COHORT
+    assert float(info["ring/cut"]) == pytest.approx(heavy.mean())
+    _, info = run(factorisation(chain(mean(), clip(1.0), ring(COHORT, 20))), row_cohort(), rounds=1)
+    assert "ring/cut" not in info
 
 
 def test_clients_round_each_for_itself():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxfed.channel import Channel, link, total
 from jaxfed.rows import catalogue
 from jaxfed.tree import rounded
+from jaxfed.types import Mean
 
 BITS = 32
 
@@ -18,9 +19,10 @@ BITS = 32
 def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = False) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, whose sum wraps modulo 2^32 and is exact below that.
 
-    slots: most clients of a round. bound: the largest number of any message; 0: what the links to the left let through,
-    which must then be bounded by a clip. The server sees the sum alone, if pads (`pads`, `jaxfed.secagg`) hide the
-    rest; a sum that hides who holds what is one of whole tables, and priced so. union: it is public which rows the
+    slots: most clients of a round. bound: the largest number of any message, weights of a mean among them; what is
+    beyond is cut, and `ring/cut` is the share of clients of whom something was. 0: what the links to the left let
+    through, which must then be bounded by a clip. The server sees the sum alone, if pads (`pads`, `jaxfed.secagg`) hide
+    the rest; a sum that hides who holds what is one of whole tables, and priced so. union: it is public which rows the
     cohort holds together (found by a union of sets that hides who holds which, not simulated), and priced by them.
 
     Raises ValueError where a sum of so many clients could wrap.
@@ -51,7 +53,12 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
     def decode(summed, state, round):
         return jax.tree.map(lambda x: x.astype(jnp.float32) / 2.0**fraction_bits, summed), state, {}
 
-    made = link(encode, decode, reduce=total, hides=True, union=union, at=at, name="ring")
+    def watch(update, sent, client):
+        beyond = [(jnp.abs(x) > bound).any() for x in jax.tree.leaves(update)]
+        return {"ring/cut": Mean(1.0 * jnp.stack(beyond).any(), 1.0)}
+
+    watched = watch if bound else None  # a bound of its own may be less than what comes, as weights of a mean are
+    made = link(encode, decode, watch=watched, reduce=total, hides=True, union=union, at=at, name="ring")
     return made
 
 
