@@ -113,7 +113,7 @@ def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
         for step in outer:
             parent = expect_table(parent, place[1]).setdefault(step, none.get(step, {}))
         if section not in REGISTRY or value not in REGISTRY[section]:
-            raise ValueError(f'{place[1]}.name: no {section} "{value}"{near(value, REGISTRY.get(section, NAMED))}')
+            raise ValueError(f'{place[1]}.name: no {section} "{cut(value)}"{near(value, REGISTRY.get(section, NAMED))}')
         if isinstance(parent, list) and int(last) > len(parent):
             raise ValueError(f"{place[1]}: the configuration has {len(parent)} links")
         if isinstance(parent, list) and int(last) == len(parent):

@@ -87,7 +87,7 @@ def frozen(name: str, fields: list) -> type:
 def section_type(section: str, name: str, where: str = "") -> type:
     """The dataclass of a section for a name of its registry. Raises ValueError for a name that is not there."""
     if name not in REGISTRY[section]:
-        raise ValueError(f'{where or section}.name: no {section} "{name}"{near(name, REGISTRY[section])}')
+        raise ValueError(f'{where or section}.name: no {section} "{cut(name)}"{near(name, REGISTRY[section])}')
     named: Any = Literal
     fields: list = [("name", named[tuple(REGISTRY[section])], name)]
     for key, default in arguments(section, name).items():
@@ -126,7 +126,7 @@ def fill(kind: type, table: Any, where: str, more: list[str] | None = None) -> A
     kinds = typing.get_type_hints(kind)
     for key in table:
         if key not in kinds:
-            raise ValueError(f'unknown key "{f"{where}.{key}".lstrip(".")}"{near(key, [*kinds, *(more or [])])}')
+            raise ValueError(f'unknown key "{cut(f"{where}.{key}".lstrip("."))}"{near(key, [*kinds, *(more or [])])}')
     return kind(**{key: fit(kinds[key], value, f"{where}.{key}".lstrip(".")) for key, value in table.items()})
 
 
@@ -166,7 +166,7 @@ def config_of(table: dict[str, Any]) -> Any:
     known = ["seed", "rounds", *NAMED, "channel", "download", "privacy", "evaluation", "run"]
     for key in table:
         if key not in known:
-            raise ValueError(f'unknown key "{key}"{near(key, known)}')
+            raise ValueError(f'unknown key "{cut(key)}"{near(key, known)}')
 
     def links(value, where):
         if not isinstance(value, list):

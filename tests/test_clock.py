@@ -76,7 +76,7 @@ BAD_TRACES = {
     "a,1,1,1\nb,,0,0\n": "no value",
     "a,1,1,1\n": "no row for client b",
     "a,1,1,1\nb,0,0,0\n": "no time at all",
-    "a,1,1,1\nb,soon,0,0\n": "not numbers",
+    "a,1,1,1\nb,soon,0,0\n": "has 'soon', which is no number, in row 2",
 }
 
 

@@ -10,12 +10,14 @@ import pytest
 from jaxfed import experiment
 from jaxfed.config import config_of
 from jaxfed.data.batches import Batching
+from jaxfed.data.beside import features_of
 from jaxfed.data.blocks import lengths, nobody, pack
 from jaxfed.data.clients import prepare
 from jaxfed.data.features import Features, encoded
-from jaxfed.data.files import features_of, read_interactions
+from jaxfed.data.files import read_interactions
 from jaxfed.data.interactions import Dataset, Interactions, digest
 from jaxfed.data.synthetic import synthetic
+from jaxfed.data.tables import read_source
 
 
 def names_of(known, index):
@@ -206,7 +208,7 @@ BAD = {
     "an id twice": (
         "user_features",
         "user_id,age\nu1,3\nu2,4\nu1,5\n",
-        "'user_id' has an id that came before in row",
+        "'user_id' has 'u1', an id that came before, in row 3",
     ),
     "no id": ("item_features", "item_id,age\n10,3\n,4\n", "'item_id' has no value"),
     "strangers": ("user_features", "user_id,age\nx,3\n", "none of the ids in 'user_id' is one of a user of the"),
@@ -228,7 +230,7 @@ def test_unfit_files_of_features_are_refused_in_words(files, name):
 def test_a_column_of_lists_is_neither_words_nor_numbers(files):
     pyarrow.parquet.write_table(pa.table({"user_id": ["u1"], "x": [[[1], [2]]]}), files / "x.parquet")
     with pytest.raises(ValueError, match="'x' holds list.*neither words nor numbers"):
-        features_of(str(files / "x.parquet"), np.array(["u1"]), "user")
+        features_of(read_source(files / "x.parquet"), np.array(["u1"]), "user")
 
 
 def test_features_are_kept_with_large_data_and_made_anew_when_a_file_changes(files, monkeypatch):

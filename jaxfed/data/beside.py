@@ -41,8 +41,9 @@ def rows_of(source: Source, column: str, known: np.ndarray, side: str) -> np.nda
     rows = np.array([row.get(each, -1) for each in known.tolist()], np.int64)
     if (rows < 0).all():
         theirs, ours = listed(found.names[:3].tolist(), 3), listed(known[:3].tolist(), 3)
+        one = "an item" if side == "item" else "a user"
         raise ValueError(
-            f"{source.name}: none of the ids in {excerpt(column)} is one of a {side} of the interactions: "
+            f"{source.name}: none of the ids in {excerpt(column)} is one of {one} of the interactions: "
             f"there are {theirs} here and {ours} there"
         )
     return rows

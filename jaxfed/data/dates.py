@@ -17,7 +17,9 @@ MOST = np.iinfo(np.int64).max
 
 def day_and_time(day: pa.ChunkedArray, time: pa.ChunkedArray) -> pa.ChunkedArray:
     """Words of both, where a date lies in one column and the time of day in another."""
-    return pc.binary_join_element_wise(pc.replace_substring_regex(day, MIDNIGHT, ""), time, "T")
+    return pc.binary_join_element_wise(
+        pc.replace_substring_regex(day, MIDNIGHT, ""), time, pa.scalar("T", pa.large_string())
+    )
 
 
 def moments(words: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
