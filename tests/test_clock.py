@@ -1,5 +1,7 @@
 """Simulated time: what a trip takes, who is awake, and times that cannot be."""
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,16 @@ NAMES = np.array(["a", "b"])
 def test_a_trace_is_replayed_visit_by_visit(tmp_path):
     clock = trace(2, NAMES, write(tmp_path, "b,1,2,3\na,1,1,1\nb,10,20,30\nelsewhere,9,9,9\n"))
     assert clock.trip(0, np.array([0, 1, 1, 1]), np.array([5, 0, 1, 2])).tolist() == [3.0, 6.0, 60.0, 6.0]
+
+
+def test_a_trace_of_any_ending_knows_clients_by_the_words_they_are(tmp_path):
+    """Beyond 63 bits two numbers are one float."""
+    names, rows = np.array([str((1 << 63) + i) for i in range(2)]), "client\tdownload\tcompute\tupload\n"
+    rows += f" {names[1]}\t1\t2\t 3\n{names[0]} \t1\t1\t1\n"
+    path = tmp_path / "T.TSV.gz"
+    path.write_bytes(gzip.compress(rows.encode()))
+    clock = trace(2, names, str(path))
+    assert clock.trip(0, np.array([0, 1]), np.array([0, 0])).tolist() == [3.0, 6.0]
 
 
 BAD_TRACES = {

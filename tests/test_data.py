@@ -75,7 +75,7 @@ def test_few_candidates_are_told():
     (note,) = [note for note in data.notes if "candidates" in note]
     assert note.startswith("fewer than 99 candidates: 40 of 40 users have so few items that they never touched, ")
     assert f"one of them {50 - max(had)};" in note
-    wide, narrow = synthetic(40, 400, mean_length=8), synthetic(40, 110, mean_length=8)
+    wide, narrow = synthetic(40, 400, mean_length=8), synthetic(40, 125, mean_length=8)
     assert prepare(wide)[0].notes == ()
     some = sum(len(narrow.items) - sum(map(len, each)) < 99 for each in owned(prepare(narrow)[1]).values())
     assert 0 < some < 40
