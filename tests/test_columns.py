@@ -70,6 +70,9 @@ def test_ids_are_the_words_they_are(name):
         (pa.array([3, 10], pa.int8()), ["3", "10"]),
         (pa.array([3.0, 10.0]), ["3", "10"]),
         (pa.array([3.5, 10.0]), ["3.5", "10"]),
+        (pa.array([0.4, 3.0], pa.float32()), ["0.4", "3"]),
+        (pa.array(np.array([0.5, 3.0], np.float16)), ["0.5", "3"]),
+        (pa.array([float((1 << 53) - 1), 1.0]), ["9007199254740991", "1"]),
         (pa.array([Decimal(BIG * 10), Decimal(BIG * 10 + 1)]), [str(BIG * 10), str(BIG * 10 + 1)]),
         (pa.array([True, False]), ["true", "false"]),
         (pa.array([b" ab", b"c"]), ["ab", "c"]),
@@ -236,6 +239,9 @@ def test_times_that_cannot_be():
     refused(times, "'x' holds uint64 beyond 64 bits", pa.array([BIG], pa.uint64()))
     refused(times, "'x' has NaN, an infinity or no value in row 2", pa.array([1.0, float("inf")]))
     refused(times, "'x' has 'zzz", ["z" * 2_000_000])
+    refused(times, "'x' has 'soon', which is no time", ["5", "7", "soon", "9"])
+    refused(times, "in row 3", ["5", "7", "soon", "9"])
+    refused(times, "'x' has '0x10', which is no time", ["5", "0x10", "7"])
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,12 @@ BAD = {
         {},
         "the user? Pass --data.user, of a, item_id",
     ),
+    "a file without a header": (
+        ROWS,
+        None,
+        {},
+        "of u1, 10, 5.0, 3; a file without a header: name all by --data.columns",
+    ),
     "a named column that is not there": (ROWS, HEADER, {"user": "user_i"}, "did you mean 'user_id'"),
     "a NaN rating": ([*ROWS, ("u3", 1, "nan", 1)], HEADER, {}, "'rating' has NaN, an infinity or no value in row 4"),
     "an infinite rating": ([*ROWS, ("u3", 1, "inf", 1)], HEADER, {}, "'rating' has NaN, an infinity"),

@@ -74,9 +74,10 @@ def words(source: Source, column: str, role: str) -> pa.ChunkedArray:
     """A column as words, whole numbers of any type without a point. Raises ValueError for what has no words."""
     values = plain(source, column)
     if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
-        array = np.asarray(pc.cast(values, pa.float64()).fill_null(0.0))
-        if (array == np.floor(array)).all() and (np.abs(array) < EXACT).all():
+        array = np.asarray(values)
+        values = pa.chunked_array([pa.array(array, from_pandas=True)])  # in which what is no number is missing
+        number = array[~np.isnan(array)]
+        if (number == np.floor(number)).all() and (np.abs(number) < EXACT).all():
             values = pc.cast(values, pa.int64())
     try:
         return pc.cast(values, pa.large_string())
@@ -116,9 +117,17 @@ def parsed(values: pa.ChunkedArray, decimal: str, kind: pa.DataType) -> pa.Chunk
         if pc.any(pc.match_substring(values, ".")).as_py():
             return None
         values = pc.replace_substring(values, decimal, ".")
+    if pa.types.is_integer(kind) and pc.any(pc.match_substring(values, "x", ignore_case=True)).as_py():
+        return None  # hexadecimal to Arrow, words to us
     with contextlib.suppress(pa.ArrowException):
         return pc.cast(values, kind)
     return None
+
+
+def no_numbers(values: pa.ChunkedArray, decimal: str) -> np.ndarray:
+    """bool [n]: the words that are no numbers; a missing one is none of them."""
+    written = pc.match_substring_regex(values, NUMBER.replace("{point}", f"[{decimal}]"))
+    return ~np.asarray(written.fill_null(True))
 
 
 def floats(source: Source, column: str, gaps: bool = False, hint: str = "") -> np.ndarray:
@@ -130,11 +139,10 @@ def floats(source: Source, column: str, gaps: bool = False, hint: str = "") -> n
     if is_text(values.type):
         found = parsed(values, source.decimal, pa.float64())
         if found is None:
-            written = pc.match_substring_regex(values, NUMBER.replace("{point}", f"[{source.decimal}]"))
-            comma = "" if source.decimal != "." or not source.options else "; a decimal comma: pass --data.decimal ,"
-            bad = ~np.asarray(written.fill_null(True))
-            comma = comma if "," in str(source.table[column][int(bad.argmax())].as_py()) else ""
-            refuse(bad, source, column, "{}, which is no number,", comma or hint)
+            bad = no_numbers(values, source.decimal)
+            comma = source.options and source.decimal == "." and "," in values[int(bad.argmax())].as_py()
+            mend = "; a decimal comma: pass --data.decimal ," if comma else hint
+            refuse(bad, source, column, "{}, which is no number,", mend)
         values = found
     if values is None or not is_number(values.type):
         held = "words" if values is None else cut(str(values.type))
@@ -162,6 +170,8 @@ def times(source: Source, column: str, of_day: str = "", hint: str = "") -> np.n
         values = next((each for each in numbers if each is not None), values)
     if is_text(values.type):
         found, bad, zoned = moments(values)
+        odd = no_numbers(values, source.decimal) if bad.any() else bad
+        bad = odd if odd.sum() < bad.sum() else bad  # a column of numbers but for some
         refuse(bad, source, column, "{}, which is no time (a number, or YYYY-MM-DD[ HH:MM:SS[.SSS][Z]]),", hint, values)
         mixed = "without a zone, as row 1 has one," if zoned[0] else "with a zone, as row 1 has none,"
         refuse(zoned != zoned[0], source, column, f"{{}}, {mixed}", "", values)

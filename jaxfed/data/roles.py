@@ -74,7 +74,8 @@ def columns_called(source: Source, wanted: dict[str, str]) -> dict[str, str]:
     found = {role: column_called(source, role, name, told) for role, name in asked.items()}
     if missing := [role for role in ("user", "item") if not found[role]]:
         ask, which = " and ".join(option(source, role) for role in missing), " and the ".join(missing)
-        have = f"{listed(source.columns)}{alone(source)}"
+        headless = f"; a file without a header: name all by {option(source, 'columns')}" if source.options else ""
+        have = f"{listed(source.columns)}{alone(source) or headless}"
         raise ValueError(f"{source.name}: which column is the {which}? Pass {ask}, of {have}")
     return dict.fromkeys(wanted, "") | found
 
