@@ -121,7 +121,7 @@ def test_a_decimal_comma():
     refused(floats, "'x' has '1.000', which is no number, in row 2", ["3,5", "1.000"], decimal=",")
     from_file = source_of(["4", "3,5"])._replace(options="--data.")
     with pytest.raises(
-        ValueError, match=r"'3,5', which is no number, in row 2; a decimal comma: pass --data.decimal ,"
+        ValueError, match=r"'3,5', which is no number, in row 2; if that is a decimal comma, pass --data.decimal ,"
     ):
         floats(from_file, "x")
 
@@ -239,6 +239,7 @@ def test_times_that_cannot_be():
     refused(times, "'x' holds uint64 beyond 64 bits", pa.array([BIG], pa.uint64()))
     refused(times, "'x' has NaN, an infinity or no value in row 2", pa.array([1.0, float("inf")]))
     refused(times, "'x' has 'zzz", ["z" * 2_000_000])
+    refused(times, "which is no time", [f"2020-01-01 00:00:00.{'1' * 1_000_000}", *["2020-01-01"] * 10_000])
     refused(times, "'x' has 'soon', which is no time", ["5", "7", "soon", "9"])
     refused(times, "in row 3", ["5", "7", "soon", "9"])
     refused(times, "'x' has '0x10', which is no time", ["5", "0x10", "7"])

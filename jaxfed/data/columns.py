@@ -97,9 +97,8 @@ def ids(source: Source, column: str) -> Ids:
     coded = pc.dictionary_encode(values).unify_dictionaries()
     number = np.concatenate([np.asarray(chunk.indices) for chunk in coded.chunks])
     distinct = coded.chunk(0).dictionary
-    refuse(
-        np.asarray(pc.utf8_length(distinct))[number] > LONGEST, source, column, f"an id of over {LONGEST:,} characters"
-    )
+    long = np.asarray(pc.utf8_length(distinct)) > LONGEST
+    refuse(long[number], source, column, f"an id of over {LONGEST:,} characters")
     refuse(np.asarray(pc.match_substring(distinct, "\0"))[number], source, column, "an id with a NUL")
     names = np.array(distinct.to_pylist())
     whole = whole_numbers(names)
@@ -141,7 +140,7 @@ def floats(source: Source, column: str, gaps: bool = False, hint: str = "") -> n
         if found is None:
             bad = no_numbers(values, source.decimal)
             comma = source.options and source.decimal == "." and "," in values[int(bad.argmax())].as_py()
-            mend = "; a decimal comma: pass --data.decimal ," if comma else hint
+            mend = "; if that is a decimal comma, pass --data.decimal ," if comma else hint
             refuse(bad, source, column, "{}, which is no number,", mend)
         values = found
     if values is None or not is_number(values.type):

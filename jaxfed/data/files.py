@@ -170,8 +170,7 @@ def dataset_of(
     if found["time"]:
         clock = times(source, found["time"], day, hints["time"])
     notes = [told_of(found | ({"time of day": day} if day else {}))]
-    named = keep in source.columns and keep != found["user"]
-    if named and keep == "user":
+    if keep == "user" != found["user"] and keep in source.columns:
         notes.append(f"clients are users, as {found['user']} has them; the column called user is not read")
 
     def known(side, names):

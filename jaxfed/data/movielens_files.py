@@ -107,8 +107,10 @@ def fetch(folder: str = "") -> dict[str, Path]:
         try:
             cache().mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache(), prefix="ml-100k.") as partial:
-                source(Path(partial) / "new")
-                put(Path(partial) / "new", raw, Path(partial) / "old")
+                new, old = Path(partial) / "new", Path(partial) / "old"
+                source(new)
+                if intact(new):
+                    put(new, raw, old)
         except (OSError, ValueError, subprocess.SubprocessError, StopIteration, zipfile.BadZipFile) as error:
             said.append(f"{source.__name__}: {type(error).__name__}")
         if here := intact(raw):

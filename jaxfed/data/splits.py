@@ -60,9 +60,8 @@ def split(data: Dataset, protocol: Protocol = "loo-clean", ratio: tuple[float, f
         valid, test = (np.maximum((share * count).astype(np.int64), 1) for share in ratio)
         test = np.minimum(test, count - 2)
         valid = np.minimum(valid, count - test - 1)
-    part = np.where(from_end < test[user], TEST, np.where(from_end < (test + valid)[user], VALID, TRAIN)).astype(
-        np.int8
-    )
+    held = np.where(from_end < test[user], TEST, VALID)
+    part = np.where(from_end < (test + valid)[user], held, TRAIN).astype(np.int8)
     return Split(part, order, protocol == "compat-pfedrec", decided_by_ties(data, part[order], order))
 
 

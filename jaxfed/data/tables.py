@@ -24,7 +24,7 @@ class Source(NamedTuple):
     name: str  # of the file
     types: dict[str, str] = {}  # RecBole's type of each column that has one
     decimal: str = "."  # the decimal separator of numbers that are words
-    options: str = "--data."  # how the options that say what is in it begin; "": there are none
+    options: str = ""  # how the options that say what is in it begin, as `--data.titles-`; "": there are none
 
     @property
     def columns(self) -> list[str]:
@@ -98,7 +98,7 @@ def as_source(data: Any, name: str) -> Source:
         table = pa.table({str(key): column for key, column in data.items()} if isinstance(data, dict) else data)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise ValueError(f"{name}: cannot be read as a table: {cut(str(error).splitlines()[0])}") from error
-    return checked(Source(table, name, options=""), [column.strip() for column in table.column_names])
+    return checked(Source(table, name), [column.strip() for column in table.column_names])
 
 
 def checked(source: Source, names: list[str]) -> Source:
