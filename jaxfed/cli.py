@@ -82,8 +82,8 @@ def loader_of(table: dict[str, Any], args: list[str]) -> list[str]:
     kinds = [name for name in REGISTRY["data"] if "path" in arguments("data", name)]
     kind = kind_of(path) or ("csv" if delimiter and now not in kinds else "")
     if kind not in kinds and now not in kinds:
-        ends = ", ".join(f".{name}" for name in kinds)
-        raise ValueError(f'--data.path "{cut(path)}" ends in none of {ends}: say what it is, for one --data.name csv')
+        ends, mend = ", ".join(f".{name}" for name in kinds), "for one --data.name csv, or give its --data.delimiter"
+        raise ValueError(f'--data.path "{cut(path)}" ends in none of {ends}: say what it is, {mend}')
     return [f"--data.name={kind}"] if kind in kinds and kind != now else []
 
 

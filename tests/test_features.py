@@ -44,6 +44,14 @@ def test_words_are_sets_numbers_are_buckets_and_what_is_missing_is_a_value():
     assert encoded({}) is None
 
 
+def test_a_quote_is_no_part_of_a_word(tmp_path):
+    """Where fields are not quoted, one that begins with a quote is the same word."""
+    moods = [(i, '"' * (i in (3, 30)) + ("sad", "glad")[i % 2]) for i in range(40)]
+    (tmp_path / "f.tsv").write_text("item_id\tmood\n" + "".join(f"{i}\t{mood}\n" for i, mood in moods))
+    found = features_of(read_source(tmp_path / "f.tsv"), np.arange(40).astype(str), "item")
+    assert found.names.tolist() == ["mood=glad", "mood=sad"]
+
+
 def test_buckets_of_numbers_are_alike_in_size_and_never_cut_equal_numbers():
     column = np.random.default_rng(0).integers(0, 1000, 5000).astype(float)
     got = encoded({"x": column})

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 BUCKETS = 10  # of a column of numbers, alike in size; a column with fewer values keeps them
 SIDES = ("user", "item")
-PARTS = r"[\s|,;]+"  # blanks, commas, semicolons and bars part the words of a cell
+PARTS = r'[\s|,;"]+'  # blanks, commas, semicolons, bars and quotes part the words of a cell
 
 
 class Features(NamedTuple):
