@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from jaxfed import cli_privacy, cli_sweep
+from jaxfed.excerpt import cut
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --server.learning-rate 0.1"
@@ -64,20 +65,25 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def kind_of(table: dict[str, Any], args: list[str]) -> list[str]:
-    """`--data.name=KIND` where `--data.path FILE` says what kind of file the data are, and no name does."""
+def loader_of(table: dict[str, Any], args: list[str]) -> list[str]:
+    """`--data.name=KIND` where `--data.path FILE` says what kind of file the data are, and no name does.
+
+    A file with an ending of its own is csv where a delimiter is given.
+    """
     from jaxfed.config import expect_table
+    from jaxfed.data.tables import kind_of
     from jaxfed.registry import REGISTRY, arguments
 
     given = {word.partition("=")[0]: word.partition("=")[2] or after for word, after in pairwise([*args, ""])}
     if "--data.path" not in given or "--data.name" in given:
         return []
-    path, now = given["--data.path"], expect_table(table.get("data", {}), "data").get("name", "ml-100k")
+    section, path = expect_table(table.get("data", {}), "data"), given["--data.path"]
+    now, delimiter = section.get("name", "ml-100k"), given.get("--data.delimiter", section.get("delimiter"))
     kinds = [name for name in REGISTRY["data"] if "path" in arguments("data", name)]
-    kind = Path(path).suffix.lstrip(".").lower()
+    kind = kind_of(path) or ("csv" if delimiter and now not in kinds else "")
     if kind not in kinds and now not in kinds:
-        ends = ", ".join(f".{name}" for name in kinds)
-        raise ValueError(f'--data.path "{path}" ends in none of {ends}: say what it is, for one --data.name csv')
+        ends, mend = ", ".join(f".{name}" for name in kinds), "for one --data.name csv, or give its --data.delimiter"
+        raise ValueError(f'--data.path "{cut(path)}" ends in none of {ends}: say what it is, {mend}')
     return [f"--data.name={kind}"] if kind in kinds and kind != now else []
 
 
@@ -90,7 +96,7 @@ def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
     from jaxfed.config import LINKS, NAMED, expect_table, near
     from jaxfed.registry import REGISTRY, arguments
 
-    args = [*kind_of(table, args), *args]
+    args = [*loader_of(table, args), *args]
     rest, i, none = [], 0, {"channel": list(LINKS), "download": []}
     while i < len(args):
         key, equals, value = args[i].partition("=")
@@ -107,7 +113,7 @@ def renamed(table: dict[str, Any], args: list[str]) -> list[str]:
         for step in outer:
             parent = expect_table(parent, place[1]).setdefault(step, none.get(step, {}))
         if section not in REGISTRY or value not in REGISTRY[section]:
-            raise ValueError(f'{place[1]}.name: no {section} "{value}"{near(value, REGISTRY.get(section, NAMED))}')
+            raise ValueError(f'{place[1]}.name: no {section} "{cut(value)}"{near(value, REGISTRY.get(section, NAMED))}')
         if isinstance(parent, list) and int(last) > len(parent):
             raise ValueError(f"{place[1]}: the configuration has {len(parent)} links")
         if isinstance(parent, list) and int(last) == len(parent):
@@ -271,15 +277,18 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def recommend(args: argparse.Namespace) -> None:
     """jaxfed recommend"""
-    from jaxfed.config import read
+    from jaxfed.config import config_of, read
+    from jaxfed.experiment import source_of
     from jaxfed.log import say
     from jaxfed.recommend import scores, seat_of, view_of
 
     if args.k < 1:
         raise ValueError(f"-k is {args.k}: it must be at least 1")
     experiment, _, best = reopened(args.run)
-    source, seat = experiment.data.source, seat_of(experiment.data.population, args.user, args.client)
-    view = view_of(experiment, read(Path(args.run) / "config.toml").get("evaluation", {}).get("select", "//"))
+    config = config_of(read(Path(args.run) / "config.toml"))
+    source, population = experiment.data.source, experiment.data.population
+    seat = seat_of(population, args.user, args.client, lambda: source_of(config.data))
+    view = view_of(experiment, config.evaluation.select)
     if seat.home is None:
         say("this user never took part: ranked from what he did")
     elif view:
@@ -299,21 +308,21 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed data"""
     from jaxfed.config import read
     from jaxfed.data.describe import describe as text
+    from jaxfed.data.tables import kind_of
     from jaxfed.experiment import load
     from jaxfed.registry import REGISTRY
 
-    name = args.name
-    kind = Path(name).suffix.lstrip(".")
-    if kind == "toml":
+    name, table = args.name, {}
+    own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
+    if name.lower().endswith(".toml"):
         table = {"data": read(name).get("data", {})}
     elif name in REGISTRY["data"]:
         table = {"data": {"name": name}}
-    elif kind in REGISTRY["data"]:
-        table = {"data": {"name": kind, "path": name}}
+    elif kind_of(name) or Path(name).expanduser().exists():
+        own = [f"--data.path={name}", *own]
     else:
         names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter"
-        raise ValueError(f'no data set "{name}": give one of {names}, or a file that ends in {ends}')
-    own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
+        raise ValueError(f'no data set "{cut(name)}": give one of {names}, or a file that ends in {ends}')
     print(text(load(overridden(table, own).data)))
 
 

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.data.batches import streams
-from jaxfed.data.files import floats, ids, read_table
+from jaxfed.data.columns import floats, ids
+from jaxfed.data.tables import read_source
+from jaxfed.excerpt import cut
 
 HOUR = 3600.0
 TRIPS, AWAKE = 3, 4  # streams of random numbers; see `data.batches.streams`
@@ -130,28 +132,30 @@ def lognormal(
 def trace(
     num_clients: int, names: np.ndarray, path: str = "", awake: tuple[float, ...] = (1.0,), zones: int = 1
 ) -> Clock:
-    """Times as they were measured: a csv, tsv or parquet file with the columns client, download, compute and upload
-    (seconds). Several rows of a client take turns, round by round.
+    """Times as they were measured: a csv, tsv or parquet file, gzipped or not, with the columns client, download,
+    compute and upload (seconds). Several rows of a client take turns, round by round.
 
     names [C]: what the clients are called. Raises ValueError for times that cannot be and for clients without a row.
     """
     if not path:
         raise ValueError("clock.path is empty: name the file with columns client, download, compute and upload")
     place = Path(path).expanduser()
-    kind = place.suffix.lstrip(".")
-    table = read_table(place, kind if kind in ("tsv", "parquet") else "csv")
-    if missing := [name for name in ("client", "download", "compute", "upload") if name not in table.column_names]:
+    source = read_source(place)
+    if missing := [name for name in ("client", "download", "compute", "upload") if name not in source.columns]:
         raise ValueError(f"{place}: no column {missing[0]!r}: a trace has client, download, compute and upload")
-    parts = np.stack([floats(table, name, place) for name in ("download", "compute", "upload")])
+    parts = np.stack([floats(source, name) for name in ("download", "compute", "upload")])
     if (parts < 0).any():
         row = int((parts < 0).any(0).argmax())
         raise ValueError(f"{place}: row {row + 1:,} has a negative time")
     number = {name: i for i, name in enumerate(names.tolist())}
-    client = np.array([number.get(name, num_clients) for name in ids(table, "client", place).astype(str).tolist()])
+    which = ids(source, "client")
+    client = np.array([number.get(name, num_clients) for name in which.names.tolist()])[which.number]
     order = np.argsort(client, kind="stable")
     seconds, counts = parts.sum(0)[order], np.bincount(client, minlength=num_clients)[:num_clients]
     if not counts.all():
-        raise ValueError(f"{place}: no row for client {names[counts.argmin()]}: every client of the data needs one")
+        raise ValueError(
+            f"{place}: no row for client {cut(names[counts.argmin()])}: every client of the data needs one"
+        )
     start = np.cumsum(counts) - counts
     if not (np.add.reduceat(seconds[: counts.sum()], start) > 0).all():
         raise ValueError(f"{place}: a client takes no time at all: seconds must be above 0")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from jaxfed.excerpt import cut, excerpt, listed
 from jaxfed.registry import REGISTRY, arguments, choices
 
 
@@ -63,8 +64,7 @@ def near(word: str, words: typing.Iterable[str]) -> str:
     """`; did you mean "x"?` for the nearest of some words, or what there is."""
     words = list(words)
     found = difflib.get_close_matches(word, words, 1)
-    several = ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
-    return f'; did you mean "{found[0]}"?' if found else f"; there are {several}"
+    return f'; did you mean "{cut(found[0])}"?' if found else f"; there are {listed(words)}"
 
 
 def several(kinds: typing.Iterable[Any]) -> Any:
@@ -90,7 +90,7 @@ def frozen(name: str, fields: list) -> type:
 def section_type(section: str, name: str, where: str = "") -> type:
     """The dataclass of a section for a name of its registry. Raises ValueError for a name that is not there."""
     if name not in REGISTRY[section]:
-        raise ValueError(f'{where or section}.name: no {section} "{name}"{near(name, REGISTRY[section])}')
+        raise ValueError(f'{where or section}.name: no {section} "{cut(name)}"{near(name, REGISTRY[section])}')
     named: Any = Literal
     fields: list = [("name", named[tuple(REGISTRY[section])], name)]
     for key, default in arguments(section, name).items():
@@ -106,7 +106,7 @@ def build(section: str, table: Any, where: str) -> Any:
     table = expect_table(table, where)
     name = table.get("name", NAMED.get(section, "sgd"))
     if not isinstance(name, str):
-        raise ValueError(f"{where}.name: a name in quotes, not {name!r}")
+        raise ValueError(f"{where}.name: a name in quotes, not {excerpt(name)}")
     kind = section_type(section, name, where)
     if section != "work":
         return fill(kind, table, where)
@@ -119,7 +119,7 @@ def build(section: str, table: Any, where: str) -> Any:
 def expect_table(value: Any, where: str) -> dict[str, Any]:
     """`value`, if it is a table."""
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: a section [{where}] with keys, not {value!r}")
+        raise ValueError(f"{where}: a section [{where}] with keys, not {excerpt(value)}")
     return value
 
 
@@ -129,7 +129,7 @@ def fill(kind: type, table: Any, where: str, more: list[str] | None = None) -> A
     kinds = typing.get_type_hints(kind)
     for key in table:
         if key not in kinds:
-            raise ValueError(f'unknown key "{f"{where}.{key}".lstrip(".")}"{near(key, [*kinds, *(more or [])])}')
+            raise ValueError(f'unknown key "{cut(f"{where}.{key}".lstrip("."))}"{near(key, [*kinds, *(more or [])])}')
     return kind(**{key: fit(kinds[key], value, f"{where}.{key}".lstrip(".")) for key, value in table.items()})
 
 
@@ -138,9 +138,11 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         if value not in options:
-            raise ValueError(f"{where}: {value!r} is none of {', '.join(map(repr, options))}")
+            raise ValueError(f"{where}: {excerpt(value)} is none of {', '.join(map(repr, options))}")
         return value
-    if typing.get_origin(kind) is tuple and isinstance(value, list):
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: {excerpt(value)} is no list: put it in brackets, [{excerpt(value)}]")
         return tuple(fit(options[0], each, where) for each in value)
     if dataclasses.is_dataclass(kind):
         return fill(typing.cast(type, kind), value, where)
@@ -148,7 +150,7 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise ValueError(f"{where}: {value!r} is not {' or '.join(each.__name__ for each in kinds)}")
+        raise ValueError(f"{where}: {excerpt(value)} is not {' or '.join(each.__name__ for each in kinds)}")
     return value
 
 
@@ -167,7 +169,7 @@ def config_of(table: dict[str, Any]) -> Any:
     known = ["seed", "rounds", *NAMED, "channel", "download", "privacy", "evaluation", "run"]
     for key in table:
         if key not in known:
-            raise ValueError(f'unknown key "{key}"{near(key, known)}')
+            raise ValueError(f'unknown key "{cut(key)}"{near(key, known)}')
 
     def links(value, where):
         if not isinstance(value, list):
@@ -246,7 +248,7 @@ def table_of(config: Any) -> dict[str, Any]:
 def read(path: str | Path) -> dict[str, Any]:
     """A TOML file's table. Raises ValueError where there is none."""
     try:
-        return tomllib.loads(Path(path).read_text())
+        return tomllib.loads(Path(path).read_text("utf-8-sig"))  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise ValueError(f"{path}: no such configuration") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:

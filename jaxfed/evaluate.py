@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxfed.channel import CLIENTS, Channel, total
 from jaxfed.data.batches import never_touched
-from jaxfed.data.clients import ALONE, Label, Population, Share
+from jaxfed.data.clients import ALONE, SAMPLED, Label, Population, Share
 from jaxfed.data.ragged import Ragged, ranges
 from jaxfed.memory import on_host, read
 from jaxfed.metrics import LABELLED, classification, exposure, finished, ranking
@@ -24,7 +24,6 @@ from jaxfed.placement import Placement, place
 from jaxfed.rows import catalogue
 from jaxfed.types import Array, Client, History, Key, Mean, Round, Tree
 
-SAMPLED = 99  # negatives of a draw
 DRAWS = 5
 DECILES = 10
 BY_DECILE = ("hr@10", "ndcg@10", "rating/rmse", "click/log_loss")

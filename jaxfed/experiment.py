@@ -51,7 +51,7 @@ class Data(NamedTuple):
 
     source: Dataset
     population: Population
-    digest: str  # of the rows in their order, as they came
+    digest: str  # of the rows in their order, as they came, and of features that do not follow from them
     leaky: bool  # results must be marked
 
 
@@ -94,11 +94,16 @@ def load(config: Any) -> Data:
 def read(config: Any) -> Data:
     """The same from its source."""
     beside = {name: getattr(config, name) for name in BESIDE["data"]}
-    named = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
-    source = call("data", config, **({"keep": config.clients} if named else {}))
-    content = digest(source, features=named)
+    source = source_of(config)
+    content = digest(source, features=not source.features_follow)
     source, population = prepare(source, **beside)
     return Data(source, population, content, config.protocol == "compat-pfedrec")
+
+
+def source_of(config: Any) -> Dataset:
+    """What a [data] section's source has, before anything is left out of it."""
+    named = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
+    return call("data", config, **({"keep": config.clients} if named else {}))
 
 
 def examined(config: Any, data: Data, model: Model, work: Work, placement: Placement, share: Share) -> dict[str, Exam]:

@@ -1,5 +1,6 @@
 """What the best model of a run recommends to one user."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,10 @@ import numpy as np
 
 from jaxfed.config import near
 from jaxfed.data.clients import Population
+from jaxfed.data.interactions import Dataset
+from jaxfed.data.splits import LEAST
 from jaxfed.evaluate import about, elsewhere, predicted
+from jaxfed.excerpt import cut, listed
 from jaxfed.experiment import Experiment
 from jaxfed.types import Tree
 
@@ -27,19 +31,40 @@ def places(population: Population, name: str) -> list[tuple[Population, int]]:
     return [(group, int(user)) for group in groups for user in np.flatnonzero(group.user_names == name)]
 
 
-def seat_of(population: Population, name: str, client: str | None) -> Seat:
-    """Finds a user, also one who never took part. client: for a user who is at several. Raises ValueError."""
+def seat_of(population: Population, name: str, client: str | None, source: Callable[[], Dataset] | None = None) -> Seat:
+    """Where a user is, also one who never took part.
+
+    Args:
+        population: the clients.
+        name: the user's id in the data.
+        client: at which client, for a user who is at several.
+        source: reads the data once more, to tell users who were left out from those who are not there.
+
+    Raises:
+        ValueError: there is no such user, or no such client.
+    """
     found = places(population, name)
     if not found:
+        left_out = why_left_out(source(), name) if source else ""
         known = population.asked.user_names.tolist()[:10000]
-        raise ValueError(f'no user "{name}" in the data{near(name, known)}')
+        raise ValueError(left_out or f'no user "{cut(name)}" in the data{near(name, known)}')
     at = [int(group.client_of[user]) for group, user in found]
     clients = [str(group.names[where]) for (group, _), where in zip(found, at, strict=True)]
     if client not in clients and (client is not None or len(found) > 1):
-        raise ValueError(f"--client: user {name} is at {', '.join(clients)}: pass one of them")
+        raise ValueError(f"--client: user {cut(name)} is at {listed(clients)}: pass one of them")
     which = 0 if client is None else clients.index(client)
     group, user = found[which]
     return Seat(group, user, at[which], None if group is population.cold else int(population.homes[at[which]]))
+
+
+def why_left_out(data: Dataset, name: str) -> str:
+    """Why a user of the source is no user of a run; "": there is no such user."""
+    number = np.flatnonzero(data.users == name)
+    if not len(number):
+        return ""
+    count = len(np.unique(data.interactions.item[data.interactions.user == number[0]]))
+    why = f"fewer than {LEAST} interactions" if count < LEAST else "the k-core (data.user_core, data.item_core)"
+    return f'user "{cut(name)}" was left out: {why}'
 
 
 def view_of(experiment: Experiment, select: str) -> str:

@@ -230,7 +230,7 @@ def arranged(args: argparse.Namespace, words: list[str]) -> tuple[list[Planned],
     own = args.table == "ml100k"
     if own and words:
         raise ValueError(f"unknown option {words[0]}: a file of your own takes options of its loader")
-    if not own and not Path(args.table).is_file():
+    if not own and not Path(args.table).exists():
         raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
     loader = [] if own else [f"--data.path={args.table}", *(re.sub(r"^--(?!data\.)", "--data.", w) for w in words)]
     if unknown := [each for each in args.only if each not in ROWS]:

@@ -1,5 +1,6 @@
 """The program as a user runs it."""
 
+import gzip
 import json
 import os
 import signal
@@ -206,15 +207,17 @@ def test_data_describes(tmp_path):
     assert "1 users with fewer than 3 interactions left out" in told
 
 
-def test_a_file_of_ones_own_from_end_to_end(config, tmp_path):
+def test_a_file_of_ones_own_from_end_to_end(config, tmp_path, wrong):
     path = tmp_path / "mine.csv"
     rows = (f"{u},{(u * 7 + i * i) % 40},{i},{'xy'[u % 2]}\n" for u in range(30) for i in range(8))
-    path.write_text("member,thing,when,shop\n" + "".join(rows))
+    path.write_text("member,thing,when,shop\n" + "".join(rows) + "99,1,1,x\n")
     columns = ["--data.user", "member", "--data.item", "thing", "--data.time", "when", "--data.clients", "shop"]
     args = ["--data.path", path, *columns, "--cohort.size", "2", "--rounds", "4"]
     done = jaxfed("train", config, "--out", tmp_path / "f", *args)
     assert done.returncode == 0, done.stderr
+    assert "data: columns: user is member, item is thing, time is when, no rating (every row counts 1)" in done.stderr
     assert jaxfed("recommend", tmp_path / "f", "--user", "3").returncode == 0
+    assert 'user "99" was left out: fewer than 3 interactions' in wrong("recommend", tmp_path / "f", "--user", "99")
 
 
 # --- what goes wrong: one line, exit code 2, nothing overwritten ----------------------------------------
@@ -413,9 +416,35 @@ def test_what_kind_of_file_it_is(wrong, here, config, tmp_path):
     line = wrong("train", config, "--out", tmp_path / "o", "--data.path", tmp_path / "a.txt")
     assert "ends in none of .csv, .tsv, .parquet, .inter" in line
     assert "--data.name csv" in line
+    assert "ends in none of .csv" in wrong("data", tmp_path / "a.txt")
     more = ["--rounds", "1", "--evaluation.every", "1", "--run.checkpoint-every", "1"]
     assert here("train", config, "--out", tmp_path / "o", "--data.path", tmp_path / "A.CSV", *more)[0] == 0
     assert 'name = "csv"' in (tmp_path / "o" / "config.toml").read_text()
+
+
+def test_data_of_files_of_every_ending(tmp_path, monkeypatch, capsys):
+    def described(*words):
+        monkeypatch.setattr(sys, "argv", ["jaxfed", "data", *map(str, words)])
+        monkeypatch.setattr(cli, "start", lambda: None)
+        cli.main()
+        return capsys.readouterr().out
+
+    dotted, columns = "\n".join(FILE.splitlines()[1:]).replace(",", "::"), ("--data.columns", "user", "item", "time")
+    (tmp_path / "ratings.dat.gz").write_bytes(gzip.compress(dotted.encode()))
+    (tmp_path / "LOG.CSV").write_text(FILE)
+    (tmp_path / "log.tsv.gz").write_bytes(gzip.compress(FILE.replace(",", "\t").encode()))
+    (tmp_path / "log.txt").write_text(FILE)
+    (tmp_path / "c.toml").write_text(f'[data]\nname = "csv"\npath = "{tmp_path}/log.txt"\n', "utf-8-sig")
+    told = {
+        described(tmp_path / "LOG.CSV"),
+        described(tmp_path / "log.tsv.gz"),
+        described(tmp_path / "log.txt", "--name", "csv"),
+        described(tmp_path / "ratings.dat.gz", "--data.delimiter", "::", *columns),
+        described(tmp_path / "c.toml"),
+    }
+    assert len(told) == 1
+    assert told.pop().startswith("30 users x ")
+    assert "no time (the order of its rows is taken for time)" in described(tmp_path / "LOG.CSV", "--time", "none")
 
 
 def test_small_mistakes(wrong, config):

@@ -1,5 +1,7 @@
 """Simulated time: what a trip takes, who is awake, and times that cannot be."""
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -70,13 +72,23 @@ def test_a_trace_is_replayed_visit_by_visit(tmp_path):
     assert clock.trip(0, np.array([0, 1, 1, 1]), np.array([5, 0, 1, 2])).tolist() == [3.0, 6.0, 60.0, 6.0]
 
 
+def test_a_trace_of_any_ending_knows_clients_by_the_words_they_are(tmp_path):
+    """Beyond 63 bits two numbers are one float."""
+    names, rows = np.array([str((1 << 63) + i) for i in range(2)]), "client\tdownload\tcompute\tupload\n"
+    rows += f" {names[1]}\t1\t2\t 3\n{names[0]} \t1\t1\t1\n"
+    path = tmp_path / "T.TSV.gz"
+    path.write_bytes(gzip.compress(rows.encode()))
+    clock = trace(2, names, str(path))
+    assert clock.trip(0, np.array([0, 1]), np.array([0, 0])).tolist() == [3.0, 6.0]
+
+
 BAD_TRACES = {
     "a,1,1,1\nb,-1,0,0\n": "row 2 has a negative time",
     "a,1,1,1\nb,inf,0,0\n": "infinity",
     "a,1,1,1\nb,,0,0\n": "no value",
     "a,1,1,1\n": "no row for client b",
     "a,1,1,1\nb,0,0,0\n": "no time at all",
-    "a,1,1,1\nb,soon,0,0\n": "not numbers",
+    "a,1,1,1\nb,soon,0,0\n": "has 'soon', which is no number, in row 2",
 }
 
 

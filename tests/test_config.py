@@ -54,6 +54,14 @@ WRONG = [
     ({"evaluation": {"every": 0}}, "evaluation.every is 0"),
     ({"seed": -1}, "seed is -1"),
     ({"seed": "x"}, "seed: 'x' is not int"),
+    ({"evaluation": {"targets": "12"}}, r"evaluation.targets: '12' is no list: put it in brackets, \['12'\]"),
+    ({"data": {"promoted": "50"}}, "data.promoted: '50' is no list"),
+    ({"data": {"ratio": 0.1}}, r"data.ratio: 0.1 is no list: put it in brackets, \[0.1\]"),
+    ({"clock": {"name": "constant", "awake": 0.5}}, r"clock.awake: 0.5 is no list"),
+    ({"clock": {"name": "lognormal", "shares": 1}}, r"clock.shares: 1 is no list"),
+    ({"model": {"name": "neumf", "hidden": 8}}, r"model.hidden: 8 is no list"),
+    ({"channel": [{"name": "promote", "targets": "12"}]}, "channel.0.targets: '12' is no list"),
+    ({"evaluation": {"targets": [12]}}, "evaluation.targets: 12 is not str"),
 ]
 
 
@@ -62,6 +70,22 @@ def test_wrong_configurations_say_what_is_wrong(table, words):
     with pytest.raises(ValueError, match=words) as error:
         config_of(table)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_quoted_of_a_configuration_is_cut():
+    for table in (
+        {"seed": "x" * 10_000},
+        {"data": {"ratio": [0.1] * 9999 + ["x"] * 9}},
+        {"model": {"name": "x" * 10_000}},
+    ):
+        with pytest.raises(ValueError) as error:  # noqa: PT011  whatever it says
+            config_of(table)
+        assert len(str(error.value)) < 1_000
+
+
+def test_a_byte_order_mark_is_no_part_of_a_configuration(tmp_path):
+    (tmp_path / "a.toml").write_bytes("seed = 3\r\n".encode("utf-8-sig"))
+    assert read(tmp_path / "a.toml") == {"seed": 3}
 
 
 def test_files_that_are_no_configuration(tmp_path):

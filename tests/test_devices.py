@@ -40,7 +40,7 @@ def test_a_users_train_rows_are_dealt_and_nothing_is_lost():
     data, population = prepare(source, clients="device", devices=3)
     people = population.people
     assert owned(people) == owned(whole)
-    assert data.notes[-1] == f"{population.num_clients} devices of 50 users"
+    assert f"{population.num_clients} devices of 50 users" in data.notes
     assert population.users_per_client == 1
     for u in range(50):
         mine = np.flatnonzero(population.owner == u)

@@ -10,12 +10,14 @@ import pytest
 from jaxfed import experiment
 from jaxfed.config import config_of
 from jaxfed.data.batches import Batching
+from jaxfed.data.beside import features_of
 from jaxfed.data.blocks import lengths, nobody, pack
 from jaxfed.data.clients import prepare
 from jaxfed.data.features import Features, encoded
-from jaxfed.data.files import features_of, read_interactions
+from jaxfed.data.files import read_interactions
 from jaxfed.data.interactions import Dataset, Interactions, digest
 from jaxfed.data.synthetic import synthetic
+from jaxfed.data.tables import read_source
 
 
 def names_of(known, index):
@@ -40,6 +42,14 @@ def test_words_are_sets_numbers_are_buckets_and_what_is_missing_is_a_value():
     assert (got.numbers[1] == [0, 6, 7, 7]).all()  # past the end of the names where unused
     assert (got.rows(np.array([[4, 1]])) == [[[7, 7, 7, 7], [0, 6, 7, 7]]]).all()
     assert encoded({}) is None
+
+
+def test_a_quote_is_no_part_of_a_word(tmp_path):
+    """Where fields are not quoted, one that begins with a quote is the same word."""
+    moods = [(i, '"' * (i in (3, 30)) + ("sad", "glad")[i % 2]) for i in range(40)]
+    (tmp_path / "f.tsv").write_text("item_id\tmood\n" + "".join(f"{i}\t{mood}\n" for i, mood in moods))
+    found = features_of(read_source(tmp_path / "f.tsv"), np.arange(40).astype(str), "item")
+    assert found.names.tolist() == ["mood=glad", "mood=sad"]
 
 
 def test_buckets_of_numbers_are_alike_in_size_and_never_cut_equal_numbers():
@@ -206,7 +216,7 @@ BAD = {
     "an id twice": (
         "user_features",
         "user_id,age\nu1,3\nu2,4\nu1,5\n",
-        "'user_id' has an id that came before in row",
+        "'user_id' has 'u1', an id that came before, in row 3",
     ),
     "no id": ("item_features", "item_id,age\n10,3\n,4\n", "'item_id' has no value"),
     "strangers": ("user_features", "user_id,age\nx,3\n", "none of the ids in 'user_id' is one of a user of the"),
@@ -228,7 +238,7 @@ def test_unfit_files_of_features_are_refused_in_words(files, name):
 def test_a_column_of_lists_is_neither_words_nor_numbers(files):
     pyarrow.parquet.write_table(pa.table({"user_id": ["u1"], "x": [[[1], [2]]]}), files / "x.parquet")
     with pytest.raises(ValueError, match="'x' holds list.*neither words nor numbers"):
-        features_of(str(files / "x.parquet"), np.array(["u1"]), "user")
+        features_of(read_source(files / "x.parquet"), np.array(["u1"]), "user")
 
 
 def test_features_are_kept_with_large_data_and_made_anew_when_a_file_changes(files, monkeypatch):

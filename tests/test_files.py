@@ -3,12 +3,15 @@
 import re
 from functools import partial
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from jaxfed.data.files import read_interactions
+from jaxfed.data.clients import prepare
+from jaxfed.data.files import from_arrow, read_interactions
+from jaxfed.data.interactions import digest
 
 ROWS = [("u1", 10, 5.0, 3), ("u2", 7, 1.0, 1), ("u1", 7, 2.5, 2)]
 HEADER = ("user_id", "item_id", "rating", "timestamp")
@@ -54,7 +57,10 @@ def test_without_time_the_order_is_time_and_without_rating_a_row_counts_one(tmp_
     data = read_interactions(write(tmp_path / "a.csv", [row[:2] for row in ROWS], HEADER[:2]), "csv")
     assert data.interactions.time.tolist() == [0, 1, 2]
     assert data.interactions.rating.tolist() == [1, 1, 1]
-    assert "the order of its rows is taken for time" in data.notes[0]
+    assert data.notes == (
+        "columns: user is user_id, item is item_id, no rating (every row counts 1), no time (the order of its rows is "
+        "taken for time)",
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,15 +99,25 @@ BAD = {
         {},
         "the user? Pass --data.user, of a, item_id",
     ),
+    "a file without a header": (
+        ROWS,
+        None,
+        {},
+        "of u1, 10, 5.0, 3; a file without a header: name all by --data.columns",
+    ),
     "a named column that is not there": (ROWS, HEADER, {"user": "user_i"}, "did you mean 'user_id'"),
     "a NaN rating": ([*ROWS, ("u3", 1, "nan", 1)], HEADER, {}, "'rating' has NaN, an infinity or no value in row 4"),
     "an infinite rating": ([*ROWS, ("u3", 1, "inf", 1)], HEADER, {}, "'rating' has NaN, an infinity"),
-    "a rating in words": ([*ROWS, ("u3", 1, "good", 1)], HEADER, {}, "'rating' holds string, not numbers"),
-    "a negative id": ([*ROWS, ("u3", -1, 1, 1)], HEADER, {}, "'item_id' has a negative id in row 4"),
+    "a rating in words": (
+        [*ROWS, ("u3", 1, "good", 1)],
+        HEADER,
+        {},
+        "'rating' has 'good', which is no number, in row 4",
+    ),
+    "a negative id": ([*ROWS, ("u3", -1, 1, 1)], HEADER, {}, "'item_id' has the id -1, which usually stands for none, in row 4"),
     "a missing id": ([*ROWS, ("u3", "", 1, 1)], HEADER, {}, "'item_id' has no value"),
-    "a time in words": ([(*row[:3], "06/18/2021") for row in ROWS], HEADER, {}, "like '06/18/2021' that are no times"),
+    "a time in words": ([(*row[:3], "06/18/2021") for row in ROWS], HEADER, {}, "has '06/18/2021', which is no time"),
     "user and item not named": (ROWS, ("a", "b", "rating", "time"), {}, "the user and the item? Pass --data.user and"),
-    "a fractional id": ([*ROWS, ("u3", 1.5, 1, 1)], HEADER, {}, "'item_id' has an id that is no whole number in row 4"),
     "a missing time": ([*ROWS, ("u3", 1, 1, "")], HEADER, {}, "'timestamp' has no value in row 4"),
     "an empty file": ([], HEADER, {}, "the file is empty"),
     "a shop missing": (
@@ -131,8 +147,8 @@ def test_unfit_files_are_refused_in_words(tmp_path, name):
 def test_ids_in_words_stay_as_they_are_written(tmp_path):
     rows = [("007", 1, 1, 1), ("7", 2, 1, 2), ("1e3", 3, 1, 3)]
     assert sorted(read_interactions(write(tmp_path / "a.csv", rows), "csv").users.tolist()) == ["007", "1e3", "7"]
-    rows = [("1.0", 1, 1, 1), ("2.0", 2, 1, 2)]  # as pandas writes whole numbers of a column with gaps
-    assert read_interactions(write(tmp_path / "b.csv", rows), "csv").users.tolist() == ["1", "2"]
+    rows = [("1.0", 1, 1, 1), ("2.0", 2, 1, 2)]
+    assert read_interactions(write(tmp_path / "b.csv", rows), "csv").users.tolist() == ["1.0", "2.0"]
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -153,7 +169,7 @@ def test_parquet_times_keep_every_tick(tmp_path, unit):
     [
         ({"timestamp": pa.array([[1], [2]])}, "'timestamp' holds list"),
         ({"user_id": pa.array([[1], [2]])}, "'user_id' holds list"),
-        ({"rating": pa.array(["a", "b"])}, "'rating' holds string"),
+        ({"rating": pa.array(["a", "b"])}, "'rating' has 'a', which is no number, in row 1"),
     ],
 )
 def test_parquet_columns_of_a_kind_that_cannot_be(tmp_path, column, words):
@@ -191,3 +207,291 @@ def test_titles_know_the_items_column_of_the_interactions(tmp_path):
     names.write_text("What,naming\n10,Ten\n")
     with pytest.raises(ValueError, match="no column for title among What, naming: call them item_id and title"):
         read(titles=str(names))
+
+    names.write_text("What,title\n10.0,Ten\n")
+    with pytest.raises(
+        ValueError, match=r"none of the ids in 'What' is one of an item.*there are 10.0 here and 10, 20 there"
+    ):
+        read(titles=str(names))
+
+
+# --- the files of others: see the kinds in tests/test_tables.py and tests/test_columns.py ---------------
+
+
+def log(users=6, each=5, time=lambda row: row):
+    """Rows of a log, (user, item, rating, time): `each` items of each user, mixed."""
+    pairs = [(u, (3 * u + 7 * i) % 11) for i in range(each) for u in range(users)]
+    return [(u, i, 1 + (u + i) % 5, time(row)) for row, (u, i) in enumerate(pairs)]
+
+
+def histories(data, **more):
+    """{user: (train, validation and test items)} by the source's ids."""
+    source, population = prepare(data, **more)
+    parts = population.train, population.valid, population.test
+    return {name: [source.items[part.of(u)].tolist() for part in parts] for u, name in enumerate(population.user_names)}
+
+
+def test_the_notes_say_which_columns_were_taken(tmp_path):
+    path = write(tmp_path / "a.csv", log(), ("User-ID", "ISBN", "Book-Rating", "date"))
+    data = read_interactions(path, "csv")
+    assert data.notes == ("columns: user is User-ID, item is ISBN, rating is Book-Rating, time is date",)
+    assert data.interactions.rating.tolist() == [row[2] for row in log()]
+
+
+def test_a_rating_or_time_that_is_none(tmp_path):
+    rows = [(u, i, "PG-13", "soon") for u, i, _, _ in log()]
+    path = write(tmp_path / "a.csv", rows)
+    with pytest.raises(ValueError, match=r"'PG-13', which is no number, in row 1; name another .* --data.rating none"):
+        read_interactions(path, "csv")
+    with pytest.raises(ValueError, match=r"'soon', which is no time .* in row 1; name another .* --data.time none"):
+        read_interactions(path, "csv", rating="none")
+    data = read_interactions(path, "csv", rating="none", time="none")
+    assert data.interactions.rating.tolist() == [1] * len(rows)
+    assert data.interactions.time.tolist() == list(range(len(rows)))
+    assert "no rating (every row counts 1), no time (the order of its rows is taken for time)" in data.notes[0]
+
+
+def test_a_rating_beyond_32_bits_is_refused(tmp_path):
+    path = write(tmp_path / "a.csv", [*log(), (9, 9, "1e39", 1)])
+    with pytest.raises(ValueError, match="'rating' has '1e39', which 32-bit floats do not hold, in row 31"):
+        read_interactions(path, "csv")
+
+
+def test_a_word_that_is_also_a_column_is_refused(tmp_path):
+    path = write(tmp_path / "a.csv", [(*row, "x", "y", "z") for row in log()], (*HEADER, "none", "silo", "device"))
+    with pytest.raises(ValueError, match="--data.rating none says that there is none, but a column is called so"):
+        read_interactions(path, "csv", rating="none")
+    with pytest.raises(ValueError, match="column 'item_id' cannot be the user and item at once"):
+        read_interactions(path, "csv", user="item_id", item="item_id")
+    for word in ("silo", "device"):
+        data = read_interactions(path, "csv", keep=word)
+        with pytest.raises(ValueError, match=f'data.clients = "{word}" deals at random, but a column is called so'):
+            prepare(data, clients=word)
+    assert prepare(data, clients="device", merge="devices")[1].num_clients == 6  # which takes a column
+
+
+def test_a_column_that_is_named_for_one_role_is_not_guessed_for_another(tmp_path):
+    path = write(tmp_path / "a.csv", [(u, i, i + 1, u) for u, i, *_ in log()], ("user", "item", "item_id", "score"))
+    data = read_interactions(path, "csv", user="item_id")
+    assert "user is item_id, item is item, rating is score" in data.notes[0]
+
+
+def test_clients_are_users_even_where_a_column_is_called_user(tmp_path):
+    path = write(tmp_path / "a.csv", [(*row, "one name") for row in log()], (*HEADER, "user"))
+    data = read_interactions(path, "csv", keep="user")
+    assert "clients are users, as user_id has them; the column called user is not read" in data.notes
+    assert prepare(data, clients="user")[1].num_clients == 6
+    own = write(tmp_path / "b.csv", log(), ("user", *HEADER[1:]))
+    assert len(read_interactions(own, "csv", keep="user").notes) == 1
+
+
+def test_a_column_called_client_is_one_like_others(tmp_path):
+    """The program's own column of clients must not take its place where devices are told apart by it."""
+    rows = [(*row, "phone" if row[1] % 2 else "desk") for row in log()]
+    found = [
+        prepare(
+            read_interactions(write(tmp_path / f"{name}.csv", rows, (*HEADER, name)), "csv", keep=name),
+            clients=name,
+            merge="devices",
+        )
+        for name in ("client", "machine")
+    ]
+    assert found[0][1].names.tolist() == found[1][1].names.tolist()
+    assert set(found[0][1].names[:2]) == {"0/desk", "0/phone"}
+
+
+def test_groups_by_ids_of_64_bits(tmp_path):
+    """Rounded to floats, they would be one organisation: one client."""
+    rows = [(*row, (1 << 63) + row[0] % 3) for row in log()]
+    data = read_interactions(write(tmp_path / "a.csv", rows, (*HEADER, "org")), "csv", keep="org")
+    assert prepare(data, clients="org")[1].names.tolist() == [str((1 << 63) + i) for i in range(3)]
+
+
+@pytest.mark.parametrize("time", [lambda row: 0, lambda row: row // 12], ids=["one time", "few times"])
+def test_equal_times_keep_the_order_of_the_file(tmp_path, time):
+    path = write(tmp_path / "a.csv", log(time=time))
+    untimed = write(tmp_path / "b.csv", [row[:3] for row in log()], HEADER[:3])
+    assert histories(read_interactions(path, "csv")) == histories(read_interactions(untimed, "csv"))
+
+
+def test_how_many_held_out_items_ties_decide_is_said(tmp_path):
+    rows = log(time=lambda row: 0 if row < 18 else row)
+    rows[24:] = [(u, i, r, 100) for u, i, r, _ in rows[24:]]  # the last of each user
+    rows[23] = (*rows[23][:3], 100)  # and the one before of one
+    data = read_interactions(write(tmp_path / "a.csv", rows), "csv")
+    assert "equal times decide 2 of 12 held-out items: a later row counts as later" in prepare(data)[0].notes
+    untied = read_interactions(write(tmp_path / "b.csv", log()), "csv")
+    assert not any("equal times" in note for note in prepare(untied)[0].notes)
+
+
+def test_the_digest_knows_the_rule_for_ties(tmp_path):
+    tied, untied = (
+        read_interactions(write(tmp_path / "a.csv", log(time=time)), "csv") for time in (lambda row: 0, lambda row: row)
+    )
+    assert digest(untied) == digest(untied._replace(ties_in_order=False))
+    assert digest(tied) != digest(tied._replace(ties_in_order=False))
+    far = tied._replace(interactions=tied.interactions._replace(time=np.where(np.arange(30) < 15, 1 - 2**62, 2**62)))
+    assert digest(far) != digest(far._replace(ties_in_order=False))
+
+
+def test_a_decimal_comma_and_a_date_beside_the_time_of_day(tmp_path):
+    rows = [(u, i, f"{r},5", f"2020-01-{1 + t // 10:02}", f"00:00:{t % 10:02}") for u, i, r, t in log()]
+    path = write(tmp_path / "a.csv", rows, ("user", "item", "rating", "date", "clock"), ";")
+    data = read_interactions(path, "csv", delimiter=";", decimal=",", time_of_day="clock")
+    assert data.interactions.rating.tolist() == [row[2] + 0.5 for row in log()]
+    assert np.argsort(data.interactions.time).tolist() == list(range(30))
+    assert "time is date, time of day is clock" in data.notes[0]
+    with pytest.raises(ValueError, match="the column of dates is missing: pass --data.time beside 'clock'"):
+        read_interactions(path, "csv", delimiter=";", decimal=",", time="none", time_of_day="clock")
+    with pytest.raises(ValueError, match="data.decimal is ';': a point or a comma"):
+        read_interactions(path, "csv", decimal=";")
+
+
+def test_titles_and_features_may_be_written_otherwise(tmp_path):
+    path = write(tmp_path / "ratings.dat", log(), None, "::")
+    (tmp_path / "movies.dat").write_text("".join(f"{i}::F\u00eate {i}::Drama|War\n" for i in range(11)), "latin-1")
+    (tmp_path / "people.txt").write_text("".join(f"{u};{u},5\n" for u in range(6)))
+    forms = {
+        "titles": str(tmp_path / "movies.dat"),
+        "titles_delimiter": "::",
+        "titles_columns": ("item", "title", "genre"),
+    }
+    people = {
+        "user_features": str(tmp_path / "people.txt"),
+        "user_features_delimiter": ";",
+        "user_features_columns": ("user", "size"),
+        "decimal": ",",
+    }
+    goods = {f"item_features{key[6:]}": value for key, value in forms.items()} | {"item_features_encoding": "latin-1"}
+    read = partial(read_interactions, path, "csv", delimiter="::", columns=("user", "item", "rating", "time"), **forms)
+    data = read(titles_encoding="latin-1", **people, **goods)
+    assert data.titles.tolist() == [f"F\u00eate {i}" for i in range(11)]
+    assert data.user_features.names.tolist() == [f"size={u}.5" for u in range(6)]
+    assert data.item_features.names.tolist() == ["genre=Drama", "genre=War"]
+    with pytest.raises(ValueError, match="not UTF-8: pass --data.titles-encoding latin-1"):
+        read()
+    with pytest.raises(ValueError, match="one column only: is --data.titles-delimiter right"):
+        read(
+            titles=write(tmp_path / "names.csv", [(3, "Three")], ("item", "title"), "|"),
+            titles_columns=(),
+            titles_delimiter="",
+        )
+
+
+def test_a_long_title_is_cut_and_a_long_feature_refused(tmp_path):
+    path = write(tmp_path / "a.csv", log())
+    long = "x" * 1_000_000
+    titles, words = tmp_path / "t.tsv", tmp_path / "f.tsv"
+    titles.write_text(f"item\ttitle\n3\t{long}\n")
+    found = read_interactions(path, "csv", titles=str(titles)).titles
+    assert found[3] == "x" * 197 + "..."
+    assert found.nbytes < 20_000
+    words.write_text(f"item\tkind\n2\ta\n3\t{long}\n")
+    with pytest.raises(ValueError, match="'kind' has over 10,000 characters in row 2"):
+        read_interactions(path, "csv", item_features=str(words))
+    words.write_text(f"item\tkind\n2\ta\n3\ta b {long[:5000]}\n")
+    with pytest.raises(ValueError, match="'kind' has a word of over 1,000 characters in row 2"):
+        read_interactions(path, "csv", item_features=str(words))
+
+
+def test_recboles_types_are_honoured(tmp_path):
+    path = write(
+        tmp_path / "a.inter",
+        log(),
+        [f"{n}:{k}" for n, k in zip(HEADER, ("token", "token", "float", "float"), strict=True)],
+        "\t",
+    )
+    header = ["item_id:token", "name:token_seq", "code:token", "tags:token_seq", "size:float", "place:float_seq"]
+    rows = [
+        (0, "The zero", "a, b", "x,1 y", 2, "0.5 1.5"),
+        (1, "The one", "3", "y", "", "0.25"),
+        (2, "The two", "c d", "", 3, ""),
+    ]
+    write(tmp_path / "a.item", rows, header, "\t")
+    data = read_interactions(path, "inter")
+    assert data.titles.tolist()[:3] == ["The zero", "The one", "The two"]
+    known = data.item_features
+    told = [{known.names[j] for j in known.numbers[i] if j < len(known.names)} for i in range(3)]
+    assert told[0] == {"code=a, b", "tags=x,1", "tags=y", "size=2", "place.0=0.5", "place.1=1.5"}
+    assert told[1] == {"code=3", "tags=y", "size=", "place.0=0.25", "place.1="}
+    assert told[2] == {"code=c d", "tags=", "size=3", "place.0=", "place.1="}
+    for row, words in (
+        ((3, "x", "y", "z", "big", "1"), "'size' has 'big', which is no number, in row 4"),
+        ((3, "x", "y", "z", "1", "1 2,5"), "'place' has '1 2,5', which are no numbers with blanks between, in row 4"),
+        ((3, "x", "y", "z", "1", "1 " * 5000), "'place' has over 4,096 numbers in row 4"),
+        ((3, "x", "y" * 1001, "z", "1", "1"), "'code' has over 1,000 characters in row 4"),
+    ):
+        write(tmp_path / "a.item", [*rows, row], header, "\t")
+        with pytest.raises(ValueError, match=re.escape(words)):
+            read_interactions(path, "inter")
+
+
+def test_companions_that_are_found_are_mentioned(tmp_path):
+    path = write(tmp_path / "a.inter", log(), delimiter="\t")
+    assert len(read_interactions(path, "inter").notes) == 1
+    write(tmp_path / "a.item", [(3, "Three")], ("item_id:token", "title:token_seq"), "\t")
+    assert read_interactions(path, "inter").notes[1] == "a.item beside a.inter was found and read"
+    write(tmp_path / "a.user", [(3, "x")], ("user_id:token", "kind:token"), "\t")
+    assert read_interactions(path, "inter").notes[1] == "a.user and a.item beside a.inter were found and read"
+    mine = write(tmp_path / "mine.csv", [(3, 3, "Trois")], ("user_id", "item_id", "title"))
+    data = read_interactions(path, "inter", user_features=mine, item_features=mine, titles=mine)
+    assert len(data.notes) == 1
+
+
+class Stream:
+    """Nothing but Arrow's C stream interface."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+def same(a, b):
+    """Whether two data sets are equal, value by value and type by type."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.asarray(left).dtype == np.asarray(right).dtype
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("form", ["table", "dict", "stream", "views"])
+def test_tables_in_memory_give_what_a_file_gives(tmp_path, form):
+    rows = [(f"u{u}", i, r + 0.5, f"2020-01-{t + 1:02} 12:00:00", "xy"[u % 2]) for u, i, r, t in log()]
+    path = write(tmp_path / "a.csv", rows, (*HEADER, "shop"))
+    things = [(i, f"Thing {i}", "a|b"[: 1 + 2 * (i % 2)], i * 7) for i in range(11)]
+    goods = write(tmp_path / "goods.csv", things, ("item_id", "title", "kind", "size"))
+    want = read_interactions(path, "csv", titles=goods, item_features=goods, keep="shop")
+
+    def table(rows, header, dates=()):
+        columns = dict(zip(header, map(np.array, zip(*rows, strict=True)), strict=True))
+        columns |= {name: columns[name].astype("datetime64[ns]") for name in dates}
+        if form == "views":  # as polars hands its words out
+            return Stream(
+                pa.table(
+                    {n: pa.array(c, pa.string_view() if c.dtype.kind == "U" else None) for n, c in columns.items()}
+                )
+            )
+        made = pa.table(columns)
+        return {"table": made, "dict": columns, "stream": Stream(made)}[form]
+
+    goods = table(things, ("item_id", "title", "kind", "size"))
+    got = from_arrow(table(rows, (*HEADER, "shop"), ["timestamp"]), titles=goods, item_features=goods, keep="shop")
+    same(got, want)
+    assert digest(got, features=True) == digest(want, features=True)
+
+
+def test_tables_in_memory_that_cannot_be():
+    for table, more, words in (
+        ({"a": [1]}, {}, "interactions: which column is the user and the item? Pass user and item, of a"),
+        (
+            {"user": [1], "item": [2], "rating": ["x"]},
+            {},
+            """'x', which is no number, in row 1; name another column, or pass rating="none\"""",
+        ),
+        ({"user": [1], "item": [2]}, {"titles": {"item": [2]}}, "titles: no column for title among item"),
+        ({"user": [1], "item": [2]}, {"user_features": [3]}, "user_features: list is no table"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            from_arrow(table, **more)

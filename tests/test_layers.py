@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent / "jaxfed"
 MAY = {
     "types": set(),
     "malice": set(),
+    "excerpt": set(),
     "tree": {"types"},
     "rows": {"types", "tree"},
     "channel": {"types", "tree", "rows"},
@@ -36,9 +37,9 @@ MAY = {
     "hierarchy": {"types", "tree", "rows", "channel", "work", "works", "federate"},
     "algorithms": {"types", "channel", "channels", "work", "works", "federate"},
     "models": {"types", "tree", "rows", "models"},
-    "data": {"types", "tree", "work", "malice", "data"},  # `work` for the shape of its batches
+    "data": {"types", "tree", "work", "malice", "excerpt", "data"},  # `work` for the shape of its batches
     "cohort": {"types"},
-    "clock": {"data"},
+    "clock": {"excerpt", "data"},
     "arrivals": {"clock", "cohort"},
     "metrics": {"types"},
     "renyi": set(),
@@ -56,7 +57,7 @@ MAY = {
         *("types", "rows", "channel", "channels", "works", "server_optimizers", "models", "data"),
         *("cohort", "clock", "arrivals"),
     },
-    "config": {"registry"},
+    "config": {"excerpt", "registry"},
     "log": set(),
 }
 CORE = (

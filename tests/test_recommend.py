@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxfed.config import config_of
+from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.evaluate import readable
 from jaxfed.experiment import assemble, load
 from jaxfed.recommend import scores, seat_of, view_of
@@ -152,6 +153,24 @@ def test_nothing_that_a_user_had_anywhere_is_offered():
         seat_of(both, warm, None)
     with pytest.raises(ValueError, match="pass one of them"):
         seat_of(population, warm, "nobody's")
+
+
+def test_who_was_left_out_is_called_left_out():
+    experiment, _ = made()
+    population = experiment.data.population
+    rows = [("shy", "a"), ("shy", "b"), ("shy", "b"), ("odd", "a"), ("odd", "b"), ("odd", "c")]
+    names, number = np.unique([user for user, _ in rows], return_inverse=True)
+    items, item = np.unique([item for _, item in rows], return_inverse=True)
+    source = Dataset(Interactions(number, item, np.ones(6, np.float32), np.arange(6)), names, items)
+    for name, words in (
+        ("shy", 'user "shy" was left out: fewer than 3 interactions'),
+        ("odd", r'user "odd" was left out: the k-core \(data.user_core, data.item_core\)'),
+        ("nobody", 'no user "nobody" in the data'),
+    ):
+        with pytest.raises(ValueError, match=words):
+            seat_of(population, name, None, lambda: source)
+    with pytest.raises(ValueError, match='no user "x{77}\\.\\.\\." in the data'):
+        seat_of(population, "x" * 10_000, None, lambda: source)
 
 
 def test_a_run_chosen_by_a_view_recommends_by_it():

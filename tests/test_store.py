@@ -66,6 +66,24 @@ def test_damaged_data_are_made_anew(section, damage):
     same(store.kept(folder), want)
 
 
+def test_every_file_of_the_data_is_looked_at(section, tmp_path):
+    """Those that are found beside an .inter, in any form, and the parts of a folder."""
+
+    def place(path):
+        return store.place({"path": str(path)})
+
+    inter, parts = tmp_path / "a.inter", tmp_path / "parts"
+    inter.write_text("user_id\titem_id\n")
+    parts.mkdir()
+    for path, file in ((inter, tmp_path / "a.item.gz"), (inter, tmp_path / "a.USER"), (parts, parts / "0.parquet")):
+        before = place(path)
+        file.write_text("x")
+        assert place(path) != before
+        after = place(path)
+        file.write_text("xy")
+        assert place(path) != after
+
+
 def test_small_data_are_not_kept(section, monkeypatch):
     monkeypatch.setattr(experiment, "LARGE", 10_000)
     experiment.load(section)

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxfed.data.devices import apart, check_kinds, dealt, devices_of, in_domains, kinds_of, leave_cold
 from jaxfed.data.features import Features
-from jaxfed.data.interactions import Dataset, first_only, k_core
+from jaxfed.data.interactions import CLIENT, Dataset, first_only, k_core
 from jaxfed.data.poison import poison
 from jaxfed.data.ragged import Domains, Ragged, left_over, ragged
 from jaxfed.data.splits import TEST, TRAIN, VALID, Protocol, Split, drop_short, split
@@ -14,6 +14,7 @@ from jaxfed.malice import check_fraction
 from jaxfed.malice import malicious as chosen
 
 Merge = Literal["", "devices", "domains"]
+SAMPLED = 99  # items that a held-out one is ranked among, in figures of a sample
 
 
 class Share(NamedTuple):
@@ -118,7 +119,7 @@ def group_by(data: Dataset, clients: str, silos: int, seed: int) -> tuple[np.nda
 def one_user_each(data: Dataset, group: np.ndarray) -> Dataset:
     """Makes users of (client, user) pairs: who appears at two clients is two users, as neither knows of the other.
 
-    Numbers them client by client and adds the column `client`, the client of each row.
+    Numbers them client by client and adds the column `CLIENT`, the client of each row.
     """
     user = data.interactions.user
     pairs, number = np.unique(group * len(data.users) + user, return_inverse=True)
@@ -133,7 +134,7 @@ def one_user_each(data: Dataset, group: np.ndarray) -> Dataset:
     return data._replace(
         interactions=rows,
         users=data.users[who],
-        columns={**data.columns, "client": group},
+        columns={**data.columns, CLIENT: group},
         notes=data.notes + note,
         user_features=None if data.user_features is None else data.user_features.some(who),
     )
@@ -169,7 +170,7 @@ def populate(
     pairs = np.unique(avoided if parts.leaky else avoided[parts.part == TRAIN])
     avoid = ragged((pairs % items).astype(np.int32), pairs // items, users)
     client_of = np.zeros(users, np.int64)
-    client_of[user] = data.columns["client"]
+    client_of[user] = data.columns[CLIENT]
     held, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
     first = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
     gaps, free = left_over(avoid, items)
@@ -198,9 +199,32 @@ def populate(
     )
 
 
-def noted(data: Dataset, note: str) -> Dataset:
-    """The same data with one more note for the reader."""
-    return data._replace(notes=(*data.notes, note))
+def noted(data: Dataset, *notes: str) -> Dataset:
+    """The same data with more notes for the reader."""
+    return data._replace(notes=(*data.notes, *notes))
+
+
+def ties_told(data: Dataset, parts: Split) -> tuple[str, ...]:
+    """A note on held-out items that equal times decide, if there are any."""
+    rule = (
+        "a later row counts as later" if data.ties_in_order else "the earliest row counts as the latest, as published"
+    )
+    held = int((parts.part != TRAIN).sum())
+    note = f"equal times decide {parts.by_ties:,} of {held:,} held-out items: {rule}"
+    return (note,) if parts.by_ties else ()
+
+
+def few_told(population: Population) -> tuple[str, ...]:
+    """A note on users with fewer items to rank among than a sample has, if there are any."""
+    users = np.arange(len(population.user_names))
+    had = [part.counts for part in (population.train, population.valid, population.test)]
+    left = population.span(users)[1] - np.sum(had, 0)
+    few = int((left < SAMPLED).sum())
+    note = (
+        f"fewer than {SAMPLED} candidates: {few:,} of {len(users):,} users have so few items that they never touched, "
+        f"one of them {left.min():,}; figures of {SAMPLED} sampled items rank among those, and look better"
+    )
+    return (note,) if few and population.labels is None else ()
 
 
 def prepare(
@@ -243,7 +267,7 @@ def prepare(
     if user_core or item_core:
         data = k_core(data, user_core, item_core)
     many = "devices" if clients == "device" else merge
-    check_kinds(clients, merge, devices, malicious, protocol, cold)
+    check_kinds(clients, merge, devices, malicious, protocol, cold, data.columns)
     if many == "domains":
         group, names = apart(data, clients)
     else:
@@ -253,6 +277,7 @@ def prepare(
     if promoted:
         data = poison(data, promoted, malicious, malice)
     parts = split(data, protocol, ratio)
+    data = noted(data, *ties_told(data, parts))
     population = populate(data, parts, names, label, threshold)
     if label_flip:
         population = population._replace(flipped=chosen(np.arange(population.num_clients), malicious, malice))
@@ -262,6 +287,7 @@ def prepare(
     if many == "domains":
         population = in_domains(population, data, clients)
         data = noted(data, "a user has a client in each of his domains, and one private part in all of them")
+    data = noted(data, *few_told(population.asked))
     if cold:
         every, population = population.asked.num_clients, leave_cold(population, cold, deal)
         gone = every - population.asked.num_clients

@@ -1,12 +1,14 @@
 """One user on several devices, and clients that never take part: populations made of others."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxfed.data.interactions import Dataset
+from jaxfed.data.interactions import CLIENT, Dataset
 from jaxfed.data.ragged import Ragged, domains_of, left_over, ragged, ranges
 from jaxfed.data.splits import TRAIN, Split
+from jaxfed.excerpt import cut, excerpt, listed
 
 if TYPE_CHECKING:
     from jaxfed.data.clients import Labels, Population
@@ -17,8 +19,8 @@ def kinds_of(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
     if column == "device" and column not in data.columns:
         raise ValueError("data.merge: devices dealt at random need none: leave data.merge out, or name a column")
     if column not in data.columns:
-        known = ", ".join(["user", "silo", "device", *data.columns])
-        raise ValueError(f"clients by {column!r}: the data have no such column; choose one of {known}")
+        known = listed(["user", "silo", "device", *(name for name in data.columns if name != CLIENT)])
+        raise ValueError(f"clients by {excerpt(column)}: the data have no such column; choose one of {known}")
     return np.unique(data.columns[column].astype(str), return_inverse=True)
 
 
@@ -138,8 +140,8 @@ def in_domains(population: "Population", data: Dataset, column: str) -> "Populat
     if (wrong := np.flatnonzero(of[item] != kind)).size:
         twice, other = item[wrong[0]], names[kind[wrong[0]]]
         raise ValueError(
-            f'data.merge: item "{data.items[twice]}" is in {names[of[twice]]} and in {other}: domains have items of '
-            "their own, give each its own id"
+            f'data.merge: item "{cut(data.items[twice])}" is in {cut(names[of[twice]])} and in {cut(other)}: domains '
+            "have items of their own, give each its own id"
         )
     domains = domains_of(of)
     gaps, free = left_over(population.avoid, population.num_items, domains)
@@ -158,8 +160,14 @@ def devices_of(data: Dataset, parts: Split, column: str, devices: int, seed: int
     return np.random.default_rng([seed, devices, 7]).integers(devices, size=len(index)), names
 
 
-def check_kinds(clients: str, merge: str, devices: int, malicious: float, protocol: str, cold: float) -> None:
-    """Raises ValueError for what does not go together."""
+def check_kinds(
+    clients: str, merge: str, devices: int, malicious: float, protocol: str, cold: float, columns: Collection[str] = ()
+) -> None:
+    """Raises ValueError for what does not go together, and for a word that is also one of the data's columns."""
+    if clients in ("silo", "device") and clients in columns and not merge:
+        raise ValueError(
+            f'data.clients = "{clients}" deals at random, but a column is called so: rename it, to group by it or not'
+        )
     if devices < 1:
         raise ValueError(f"data.devices is {devices}: a user has at least 1")
     if merge and clients in ("user", "silo"):

@@ -1,12 +1,15 @@
 """What is known of users or items beside their ids: columns of words and numbers as sets of features."""
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 BUCKETS = 10  # of a column of numbers, alike in size; a column with fewer values keeps them
 SIDES = ("user", "item")
+PARTS = r'[\s|,;"]+'  # blanks, commas, semicolons, bars and quotes part the words of a cell
 
 
 class Features(NamedTuple):
@@ -30,20 +33,24 @@ class Features(NamedTuple):
         return self.numbers.shape[1]
 
 
-def words(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(int64 [t]: whose, int64 [t]: which value, str [v]: the values) of cells that hold words, several in a cell as a
-    set: blanks, commas, semicolons and bars part them. An empty cell has the empty word."""
-    cells, cell = np.unique(column.astype(str), return_inverse=True)
-    sets = [sorted(set(re.split(r"[\s|,;]+", text.strip(" \t|,;")))) for text in cells.tolist()]
-    values, value = np.unique(np.array([word for some in sets for word in some], str), return_inverse=True)
+def words(column: np.ndarray, parts: str = PARTS) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(int64 [t]: whose, int64 [t]: which value, [v]: the values, sorted) of cells that hold words, several in a cell
+    as a set. parts: what parts them, a regular expression; "": nothing does. An empty cell has the empty word."""
+    coded = pa.array(column, pa.large_string()).dictionary_encode()
+    cells, cell = coded.dictionary.to_pylist(), np.asarray(coded.indices)
+    edge = f"^({parts})|({parts})$"
+    sets = [sorted({*re.split(parts, re.sub(edge, "", text))}) if parts else [text] for text in cells]
+    values = sorted({word for some in sets for word in some})
+    place = {word: i for i, word in enumerate(values)}
+    value = np.array([place[word] for some in sets for word in some], np.int64)
     count = np.array([len(some) for some in sets])
     start = np.cumsum(count) - count
     owner = np.repeat(np.arange(len(column)), count[cell])
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(count[cell]) - count[cell], count[cell])
-    return owner, value[start[cell][owner] + place], values
+    at = np.arange(len(owner)) - np.repeat(np.cumsum(count[cell]) - count[cell], count[cell])
+    return owner, value[start[cell][owner] + at], values
 
 
-def buckets(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def buckets(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The same of numbers, NaN where missing: quantile buckets, named by the least value in them."""
     there = np.isfinite(column)
     values = np.unique(column[there])
@@ -51,18 +58,22 @@ def buckets(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if len(values) > BUCKETS:
         edges = np.unique(np.quantile(column[there], np.arange(BUCKETS) / BUCKETS, method="higher"))
     value = np.where(there, np.searchsorted(edges, column, "right") - 1, len(edges))
-    named = np.array([f"{edge:g}" for edge in edges] + ([] if there.all() else [""]), str)
-    return np.arange(len(column)), value, named
+    return np.arange(len(column)), value, [f"{edge:g}" for edge in edges] + ([] if there.all() else [""])
 
 
-def encoded(columns: dict[str, np.ndarray]) -> Features | None:
-    """Features of columns [n]: words (an empty one is missing) or floats (NaN is missing). None: there is no column."""
+def encoded(columns: dict[str, np.ndarray], parts: Mapping[str, str] | None = None) -> Features | None:
+    """Features of columns [n]: words (an empty one is missing) or floats (NaN is missing). None: there is no column.
+
+    parts: what parts the words of a cell, by column, see `words`; `PARTS` where it is not said.
+    """
     owners, values, names, at = [], [], [], 0
     for name, column in columns.items():
-        owner, value, named = buckets(column) if column.dtype.kind == "f" else words(column)
+        owner, value, named = (
+            buckets(column) if column.dtype.kind == "f" else words(column, (parts or {}).get(name, PARTS))
+        )
         owners.append(owner)
         values.append(value + at)
-        names += [f"{name}={each}" for each in named.tolist()]
+        names += [f"{name}={each}" for each in named]
         at += len(named)
     if not columns:
         return None

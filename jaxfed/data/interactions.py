@@ -7,6 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.data.features import Features
+from jaxfed.excerpt import cut
+
+CLIENT = " client"  # the column with the client of each row; a source's columns have no blanks around their names
+AT_ONCE = 1 << 20  # rows whose ids are joined at a time
 
 
 class Interactions(NamedTuple):
@@ -33,6 +37,8 @@ class Dataset(NamedTuple):
     notes: tuple[str, ...] = ()  # what was done to the source, for the reader
     user_features: Features | None = None  # of the users, in their order; None: nothing is known of them
     item_features: Features | None = None
+    ties_in_order: bool = False  # of a user's rows with equal times a later one is later; else it is earlier
+    features_follow: bool = False  # from the rows, as in a published data set: the digest is that of the rows alone
 
 
 def numbered(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,14 +46,18 @@ def numbered(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Words that look like numbers stay words unless all of them are written as numbers are: 007 is not 7.
     """
-    if raw.dtype.kind not in "iu":
-        try:
-            whole = raw.astype(np.int64)
-            raw = whole if (whole.astype(str) == raw).all() else raw
-        except (ValueError, OverflowError):
-            pass
-    ids, number = np.unique(raw, return_inverse=True)
+    whole = None if raw.dtype.kind in "iu" else whole_numbers(raw)
+    ids, number = np.unique(raw if whole is None else whole, return_inverse=True)
     return number.astype(np.int32), ids.astype(str)
+
+
+def whole_numbers(names: np.ndarray) -> np.ndarray | None:
+    """int64 [n]: ids as numbers; None unless all of them are written as whole numbers are that 64 bits hold."""
+    try:
+        whole = names.astype(np.int64)
+    except (ValueError, OverflowError):
+        return None
+    return whole if (whole.astype(str) == names).all() else None
 
 
 def numbers_of(items: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
@@ -55,7 +65,7 @@ def numbers_of(items: np.ndarray, names: Sequence[str], where: str) -> np.ndarra
     one that is not there."""
     known = {name: number for number, name in enumerate(items.tolist())} if len(names) else {}
     if missing := [name for name in names if name not in known]:
-        raise ValueError(f'{where}: no item "{missing[0]}" in the data; ids are those of the source, in quotes')
+        raise ValueError(f'{where}: no item "{cut(missing[0])}" in the data; ids are those of the source, in quotes')
     return np.array([known[name] for name in names], np.int64)
 
 
@@ -63,10 +73,16 @@ def digest(data: Dataset, features: bool = False) -> str:
     """SHA-256 of the rows in their order, by the source's own ids; features: and of what is known beside the ids."""
     user, item, rating, time = data.interactions
     sha = hashlib.sha256()
-    for column in (data.users[user], data.items[item]):
-        sha.update("\n".join(column.tolist()).encode() + b";")
-    for column, dtype in ((rating, "<f4"), (time, "<i8")):
-        sha.update(np.ascontiguousarray(column, dtype).tobytes() + b";")
+    for ids, column in ((data.users, user), (data.items, item)):
+        names = ids.tolist()
+        for low in range(0, len(column), AT_ONCE):
+            text = "\n".join([names[number] for number in column[low : low + AT_ONCE].tolist()])
+            sha.update(f"{text}\n".encode() if low + AT_ONCE < len(column) else text.encode())
+        sha.update(b";")
+    for values, dtype in ((rating, "<f4"), (time, "<i8")):
+        sha.update(np.ascontiguousarray(values, dtype).tobytes() + b";")
+    if data.ties_in_order and has_ties(data.interactions):
+        sha.update(b"ties in order;")
     for known in (data.user_features, data.item_features) if features else ():
         if known is not None:
             sha.update("\n".join(known.names.tolist()).encode() + b";")
@@ -74,20 +90,30 @@ def digest(data: Dataset, features: bool = False) -> str:
     return sha.hexdigest()
 
 
+def has_ties(rows: Interactions) -> bool:
+    """Whether a user has two rows with the same time."""
+    user, since = rows.user.astype(np.int64), rows.time - rows.time.min(initial=0)
+    span = int(since.max(initial=0)) + 1
+    if (int(user.max(initial=0)) + 1) * span < 1 << 63 and since.min(initial=0) >= 0:  # one sort, where 63 bits suffice
+        return bool((np.diff(np.sort(user * span + since)) == 0).any())
+    order = np.lexsort((rows.time, user))
+    return bool(((np.diff(user[order]) == 0) & (np.diff(rows.time[order]) == 0)).any())
+
+
 def select(data: Dataset, keep: np.ndarray, note: str = "") -> Dataset:
     """The rows where `keep` (bool [n]), users and items renumbered to those that are left."""
     rows = data.interactions.at(keep)
     users, user = np.unique(rows.user, return_inverse=True)
     items, item = np.unique(rows.item, return_inverse=True)
-    return Dataset(
-        rows._replace(user=user.astype(np.int32), item=item.astype(np.int32)),
-        data.users[users],
-        data.items[items],
-        None if data.titles is None else data.titles[items],
-        {name: column[keep] for name, column in data.columns.items()},
-        (*data.notes, note) if note else data.notes,
-        None if data.user_features is None else data.user_features.some(users),
-        None if data.item_features is None else data.item_features.some(items),
+    return data._replace(
+        interactions=rows._replace(user=user.astype(np.int32), item=item.astype(np.int32)),
+        users=data.users[users],
+        items=data.items[items],
+        titles=None if data.titles is None else data.titles[items],
+        columns={name: column[keep] for name, column in data.columns.items()},
+        notes=(*data.notes, note) if note else data.notes,
+        user_features=None if data.user_features is None else data.user_features.some(users),
+        item_features=None if data.item_features is None else data.item_features.some(items),
     )
 
 

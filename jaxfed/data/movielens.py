@@ -8,6 +8,7 @@ test or validation item.
 import contextlib
 import hashlib
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from jaxfed.data.features import encoded
 from jaxfed.data.interactions import Dataset, Interactions, digest, numbered
 from jaxfed.data.movielens_files import cache, fetch
 
-# digest of the rows in the order that our figures were measured on
+# digest of the rows in the order that our figures were measured on, and of them with the features
 ORDER = "a4d1dd1189cca0a970fe7b5ad3c1b4adefb8e66c5546a184b8aa71fa091aae18"
+FEATURES = "402fc110b9ff7e4cbff28a375e2eb67a5d54b46290196f4b0d97c2c3bb730d6e"
 
 
 def build(files: dict[str, Path]) -> Path:
@@ -36,16 +38,26 @@ def build(files: dict[str, Path]) -> Path:
     return Path(builder.data_path)
 
 
+def examples_of(files: dict[str, Path]) -> list[dict]:
+    """The prepared examples of raw files. A prepared copy that is damaged, which its checksums tell, is made anew."""
+    import tensorflow_datasets as tfds
+
+    folder = build(files)
+    try:
+        return list(tfds.builder_from_directory(str(folder)).as_data_source("train"))
+    except (RuntimeError, OSError, ValueError):
+        shutil.rmtree(folder)
+    return list(tfds.builder_from_directory(str(build(files))).as_data_source("train"))
+
+
 def ml_100k(folder: str = "") -> Dataset:
     """MovieLens-100K: 943 users, 1,682 items, 100,000 ratings in the order of u.data; features: age, gender and
     occupation of users, genres of items.
 
-    folder: where its raw files lie already. Says so when the order of the rows is not the one we measured on.
+    folder: where its raw files lie already. Says so when the order of the rows, or the features, are not those that we
+    measured on.
     """
-    import tensorflow_datasets as tfds
-
-    source = tfds.builder_from_directory(str(build(fetch(folder)))).as_data_source("train")
-    examples = list(source)
+    examples = examples_of(fetch(folder))
     lengths = [len(example["row"]) for example in examples]
 
     def column(name):
@@ -77,7 +89,7 @@ def ml_100k(folder: str = "") -> Dataset:
         user_features=encoded(known),
         item_features=encoded({"genre": per_item("genres")}),
     )
-    if digest(data) == ORDER:
-        return data
-    note = "the rows or their order differ from the MovieLens-100K that our figures were measured on"
-    return data._replace(notes=(note,))
+    if digest(data, features=True) == FEATURES:
+        return data._replace(features_follow=True)
+    what = "features of users or items" if digest(data) == ORDER else "rows or their order"
+    return data._replace(notes=(f"the {what} differ from the MovieLens-100K that our figures were measured on",))

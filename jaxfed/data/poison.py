@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxfed.data.interactions import Dataset, numbers_of
+from jaxfed.data.interactions import CLIENT, Dataset, numbers_of
 from jaxfed.malice import malicious
 
 
@@ -12,13 +12,13 @@ def poison(data: Dataset, promoted: tuple[str, ...], fraction: float, seed: int)
     The classical promotion by data: explicit positives beside a real history. In this simulator it is also how a
     malicious client comes to hold the targets' rows, as it sends the rows of what it has: shapes stay those of honest
     clients and no link needs room of its own. The new rows are earlier than a user's others, so they train, and what is
-    held out of the history stays as it was (leave one out). `data` has the column `client` (`one_user_each`).
+    held out of the history stays as it was (leave one out). `data` has the column `CLIENT` (`one_user_each`).
 
     Raises ValueError for items that are not there.
     """
     user, item, rating, time = data.interactions
     targets = numbers_of(data.items, promoted, "data.promoted")
-    client = np.unique(data.columns["client"], return_inverse=True)[1]  # numbered as in the population
+    client = np.unique(data.columns[CLIENT], return_inverse=True)[1]  # numbered as in the population
     evil = malicious(np.arange(client.max() + 1), fraction, seed)
     first = np.unique(user, return_index=True)[1]  # a row of each user
     least = np.full(len(data.users), np.iinfo(np.int64).max)

@@ -18,6 +18,7 @@ class Split(NamedTuple):
     part: np.ndarray  # int8 [n]: TRAIN, VALID or TEST
     order: np.ndarray  # int64 [n]: row numbers sorted by user, then from the earliest to the latest
     leaky: bool  # train negatives leave held-out items out, so every result is marked
+    by_ties: int = 0  # held-out rows with the time of a row of the same user in another part
 
 
 def drop_short(data: Dataset) -> Dataset:
@@ -35,26 +36,38 @@ def drop_short(data: Dataset) -> Dataset:
 def split(data: Dataset, protocol: Protocol = "loo-clean", ratio: tuple[float, float] = (0.1, 0.1)) -> Split:
     """Cuts each user's history, the latest rows for test.
 
-    loo-clean: test = the latest row, validation = the one before; of equal times the earliest row of the file counts as
-    the latest (pandas `rank(method="first", ascending=False)`). ratio-clean: the last ratio[1] of the rows are test,
-    the ratio[0] before them validation, at least one each. compat-pfedrec: as loo-clean, marked leaky: train negatives
-    are drawn from what the user never touched, held-out rows included, as in the public code of PFedRec and others.
+    loo-clean: test = the latest row, validation = the one before; of equal times a later row of the source counts as
+    later (`data.ties_in_order`), or the earliest as the latest (pandas `rank(method="first", ascending=False)`, as
+    published figures of MovieLens have it). ratio-clean: the last ratio[1] of the rows are test, the ratio[0] before
+    them validation, at least one each. compat-pfedrec: as loo-clean, marked leaky: train negatives are drawn from what
+    the user never touched, held-out rows included, as in the public code of PFedRec and others.
     """
     if protocol not in ("loo-clean", "ratio-clean", "compat-pfedrec"):
         raise ValueError(f"no protocol {protocol!r}: choose loo-clean, ratio-clean or compat-pfedrec")
     user, time = data.interactions.user, data.interactions.time
     number = np.arange(len(user))
-    order = np.lexsort((-number, time, user))
+    order = np.lexsort((number if data.ties_in_order else -number, time, user))
     count = np.bincount(user, minlength=len(data.users))
     start = np.cumsum(count) - count
     from_end = np.empty(len(user), np.int64)  # 0: the user's latest row
     from_end[order] = (start + count)[user[order]] - 1 - number
     test = valid = np.ones(len(count), np.int64)
     if protocol == "ratio-clean":
-        if not (min(ratio) > 0 and sum(ratio) < 1):
-            raise ValueError(f"ratio {ratio}: validation and test shares must be positive and add up to less than 1")
+        if len(ratio) != 2 or not (min(ratio) > 0 and sum(ratio) < 1):
+            raise ValueError(
+                f"ratio {ratio}: two shares, of validation and test, which must be positive and add up to less than 1"
+            )
         valid, test = (np.maximum((share * count).astype(np.int64), 1) for share in ratio)
         test = np.minimum(test, count - 2)
         valid = np.minimum(valid, count - test - 1)
-    part = np.where(from_end < test[user], TEST, np.where(from_end < (test + valid)[user], VALID, TRAIN))
-    return Split(part.astype(np.int8), order, protocol == "compat-pfedrec")
+    held = np.where(from_end < test[user], TEST, VALID)
+    part = np.where(from_end < (test + valid)[user], held, TRAIN).astype(np.int8)
+    return Split(part, order, protocol == "compat-pfedrec", decided_by_ties(data, part[order], order))
+
+
+def decided_by_ties(data: Dataset, part: np.ndarray, order: np.ndarray) -> int:
+    """How many held-out rows have the time of a row of the same user in another part; part [n], in `order`."""
+    user, time = data.interactions.user[order], data.interactions.time[order]
+    first = np.flatnonzero(np.append(True, (np.diff(user) != 0) | (np.diff(time) != 0)))  # of rows with equal times
+    mixed = np.minimum.reduceat(part, first) != np.maximum.reduceat(part, first)
+    return int(np.add.reduceat(part != TRAIN, first)[mixed].sum())

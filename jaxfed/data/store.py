@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from jaxfed.data.movielens_files import cache
+from jaxfed.data.tables import companions
 
-FORMAT = 4  # of what is kept; raise it when `Population` or `Dataset` changes
+FORMAT = 5  # of what is kept; raise it when `Population` or `Dataset` changes
 
 
 def place(section: dict[str, Any]) -> Path:
     """Where the data of a [data] section are kept: by its keys and by size and time of the files it names."""
     named = [os.path.expanduser(x) for x in section.values() if isinstance(x, str)]
-    named += [os.path.splitext(x)[0] + end for x in named if x.endswith(".inter") for end in (".item", ".user")]
+    named += [str(file) for x in named for file in companions(Path(x)).values()]
+    named += [str(part) for x in named if os.path.isdir(x) for part in sorted(Path(x).rglob("*.parquet"))]
     files = [os.path.abspath(x) for x in named if os.path.isfile(x)]
     stamps = [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in files]
     key = hashlib.sha256(json.dumps([FORMAT, np.__version__, section, stamps], sort_keys=True).encode())

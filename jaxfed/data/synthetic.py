@@ -60,6 +60,7 @@ def synthetic(
         present.astype(str),
         user_features=Features(np.concatenate(liked)[:, None].astype(np.int32), np.array(factors)),
         item_features=Features(known, np.array(factors + phases)),
+        features_follow=True,
     )
 
 

@@ -1,0 +1,158 @@
+"""What other tables say of the users and items of some interactions: titles, and features of any kind."""
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jaxfed.data.columns import LONGEST, floats, ids, is_number, is_text, parsed, plain, refuse, words
+from jaxfed.data.features import PARTS, Features, encoded
+from jaxfed.data.roles import alone, column_called
+from jaxfed.data.tables import Source
+from jaxfed.excerpt import cut, excerpt, listed
+
+TITLE = 200  # characters of a title that are kept
+CELL = 10_000  # characters of a cell of words
+WIDEST = 4_096  # numbers of a cell
+TOKENS = {"token": "", "token_seq": r"\s+"}  # what parts the words of a cell by RecBole's types
+
+
+def ids_there(source: Source, side: str, name: str) -> str:
+    """The column of ids: what the interactions call it, or a usual name. Raises ValueError where there is none."""
+    column = name if name in source.columns else column_called(source, side, "")
+    if not column:
+        have, mend = listed(source.columns), f"call it {side}_id, or as in the interactions{alone(source)}"
+        raise ValueError(f"{source.name}: no column of {side} ids among {have}: {mend}")
+    return column
+
+
+def rows_of(source: Source, column: str, known: np.ndarray, side: str) -> np.ndarray:
+    """int64 [len(known)]: the row of each of the ids `known`, -1 where there is none.
+
+    Raises ValueError where an id comes twice, or none of them is known.
+    """
+    found = ids(source, column)
+    first = np.unique(found.number, return_index=True)[1]
+    again = np.ones(len(found.number), bool)
+    again[first] = False
+    refuse(again, source, column, "{}, an id that came before,")
+    row = dict(zip(found.names.tolist(), first.tolist(), strict=True))
+    rows = np.array([row.get(each, -1) for each in known.tolist()], np.int64)
+    if (rows < 0).all():
+        theirs, ours = listed(found.names[:3].tolist(), 3), listed(known[:3].tolist(), 3)
+        one = "an item" if side == "item" else "a user"
+        raise ValueError(
+            f"{source.name}: none of the ids in {excerpt(column)} is one of {one} of the interactions: "
+            f"there are {theirs} here and {ours} there"
+        )
+    return rows
+
+
+def features_of(source: Source, known: np.ndarray, side: str, name: str = "") -> Features | None:
+    """What a table says of users or items.
+
+    Args:
+        source: a table with a column of ids and any others. Words are sets, numbers are cut to buckets, but for what
+            RecBole's types say: a `token` is one word whatever is in it, a `float_seq` is a column for each place. A
+            title is no feature of an item, it names it.
+        known: the ids [n] of the users or items.
+        side: `user` or `item`.
+        name: what the interactions call the column of ids.
+
+    Returns:
+        The features of each of the n; None where there is no other column.
+
+    Raises:
+        ValueError: there is no column of ids, an id comes twice, or a column holds neither words nor numbers.
+    """
+    column = ids_there(source, side, name)
+    rows = rows_of(source, column, known, side)
+    title = column_called(source, "title", "") if side == "item" else ""
+    columns: dict[str, np.ndarray] = {}
+    parts: dict[str, str] = {}
+    for each in source.columns:
+        if each not in (column, title):
+            found, parted = described(source, each)
+            missing = {name: np.nan if values.dtype.kind == "f" else "" for name, values in found.items()}
+            columns |= {name: np.where(rows < 0, missing[name], values[rows]) for name, values in found.items()}
+            parts |= dict.fromkeys(found, parted)
+    return encoded(columns, parts)
+
+
+def described(source: Source, column: str) -> tuple[dict[str, np.ndarray], str]:
+    """({name: floats or words [rows]} of one column, what parts the words of a cell)."""
+    kind, values = source.types.get(column, ""), plain(source, column)
+    if kind == "float_seq":
+        return sequences(source, column), ""
+    if kind == "float" or (not kind and is_number(values.type) and not pa.types.is_boolean(values.type)):
+        return {column: floats(source, column, gaps=True)}, ""
+    if not kind and is_text(values.type) and parsed(values, source.decimal, pa.float64()) is not None:
+        return {column: floats(source, column, gaps=True)}, ""
+    parts = TOKENS.get(kind, PARTS)
+    cells = words(source, column, "features: neither words nor numbers").fill_null("")
+    most = CELL if parts else LONGEST
+    length = np.asarray(pc.utf8_length(cells))
+    refuse(length > most, source, column, f"over {most:,} characters")
+    if parts and (length > LONGEST).any():
+        long = np.flatnonzero(length > LONGEST)
+        bad = np.zeros(len(length), bool)
+        bad[long] = [max(map(len, re.split(parts, cells[int(row)].as_py()))) > LONGEST for row in long]
+        refuse(bad, source, column, f"a word of over {LONGEST:,} characters")
+    return {column: np.asarray(cells)}, parts
+
+
+def sequences(source: Source, column: str) -> dict[str, np.ndarray]:
+    """A `float_seq`: {name: floats [rows]}, a column for each place in it, NaN past the end of a shorter one."""
+    lists = pc.utf8_split_whitespace(words(source, column, "numbers").fill_null("")).combine_chunks()
+    filled = pc.list_flatten(lists)
+    row = np.asarray(pc.list_parent_indices(lists))
+    some = np.asarray(pc.not_equal(filled, ""))  # an empty cell is one empty word
+    row, filled = row[some], filled.filter(pa.array(some))
+    numbers = parsed(filled, source.decimal, pa.float64())
+    if numbers is None:
+        each = (parsed(filled[i : i + 1], source.decimal, pa.float64()) is None for i in range(len(filled)))
+        bad = np.zeros(len(lists), bool)
+        bad[row[next(i for i, wrong in enumerate(each) if wrong)]] = True
+        refuse(bad, source, column, "{}, which are no numbers with blanks between,")
+    count = np.bincount(row, minlength=len(lists))
+    refuse(count > WIDEST, source, column, f"over {WIDEST:,} numbers")
+    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    table = np.full((max(int(count.max()), 1), len(lists)), np.nan)
+    table[place, row] = np.asarray(numbers)
+    return {f"{column}.{i}": values for i, values in enumerate(table)}
+
+
+def titles_of(source: Source, items: np.ndarray, asked: bool = True, name: str = "") -> np.ndarray | None:
+    """What a table calls the items.
+
+    Args:
+        source: a table with a column of item ids and one of titles; a `release_year`, if there is one, is added.
+        items: the ids [n].
+        asked: whether somebody asked for titles; if not, a table without any is no error.
+        name: what the interactions call the column of items.
+
+    Returns:
+        A title for each of the n items, its id where the table has none; None without titles.
+
+    Raises:
+        ValueError: a column is missing, or no id is one of an item.
+    """
+    found = {"item": name if name in source.columns else column_called(source, "item", "")}
+    found["title"] = column_called(source, "title", "")
+    if not asked and not found["title"]:
+        return None
+    if missing := [role for role in found if not found[role]]:
+        raise ValueError(
+            f"{source.name}: no column for {' and '.join(missing)} among {listed(source.columns)}: "
+            f"call them item_id and title{alone(source)}"
+        )
+    rows = rows_of(source, found["item"], items, "item")
+    title = words(source, found["title"], "titles").fill_null("").to_pylist()
+    year = words(source, "release_year", "years").fill_null("").to_pylist() if "release_year" in source.columns else []
+    names = []
+    for item, row in zip(items.tolist(), rows.tolist(), strict=True):
+        known = title[row] if row >= 0 else ""
+        known += f" ({year[row]})" if known and year and year[row] else ""
+        names.append(cut(known, TITLE) or item)
+    return np.array(names)
