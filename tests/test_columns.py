@@ -87,6 +87,11 @@ def test_ids_of_every_type(values, words):
     assert ids(source_of(values), "x").words.tolist() == words
 
 
+def test_signed_hashes_are_ids():
+    found = ids(source_of(["-9007199254740993", "12", "-9007199254740992"]), "x")
+    assert found.names.tolist() == ["-9007199254740993", "-9007199254740992", "12"]
+
+
 def test_ids_that_cannot_be():
     refused(ids, "'x' has no value (NaN or empty) in row 3", ["a", "b", " "])
     refused(ids, "'x' has no value (NaN or empty) in row 2", pa.array([1.0, float("nan")]))

@@ -114,7 +114,7 @@ BAD = {
         {},
         "'rating' has 'good', which is no number, in row 4",
     ),
-    "a negative id": ([*ROWS, ("u3", -1, 1, 1)], HEADER, {}, "'item_id' has the id -1, which usually stands for none, in row 4"),
+    "a negative id": ([*ROWS, ("u3", -1, 1, 1)], HEADER, {}, "'item_id' has the id -1, which usually stands for none,"),
     "a missing id": ([*ROWS, ("u3", "", 1, 1)], HEADER, {}, "'item_id' has no value"),
     "a time in words": ([(*row[:3], "06/18/2021") for row in ROWS], HEADER, {}, "has '06/18/2021', which is no time"),
     "user and item not named": (ROWS, ("a", "b", "rating", "time"), {}, "the user and the item? Pass --data.user and"),
