@@ -1,0 +1,56 @@
+"""The other Pythons and systems that the project claims: what differs there."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from jaxfed.data import movielens
+from jaxfed.data.interactions import digest
+from tests.conftest import known_flags
+
+# Windows has none of these, and `os.sysconf` only where there is a `posix`
+WINDOWS = """
+import os, sys
+import filelock, psutil  # which do it another way there
+for name in ("fcntl", "resource", "grp", "pwd", "termios"):
+    sys.modules[name] = None
+del os.sysconf
+"""
+
+
+def test_flags_that_this_jaxlib_does_not_know_are_left_out():
+    known = "--xla_backend_optimization_level=0"
+    assert known_flags(known) == known
+    assert known_flags(f"--xla_no_such_flag=1 {known}") == known
+
+
+def test_movielens_without_array_record(monkeypatch):
+    """Which is installed on Linux only: the same rows, titles and features from the raw files."""
+    prepared = movielens.ml_100k()
+    monkeypatch.setitem(sys.modules, "array_record", None)
+    monkeypatch.delattr(movielens, "build")  # of the data set that needs it
+    again = movielens.ml_100k()
+    assert digest(again) == movielens.ORDER
+    pairs = zip(*(jax.tree.leaves(each) for each in (again, prepared)), strict=True)
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+
+def test_what_windows_does_not_have_is_not_imported(tmp_path):
+    """Simulated, by hiding it: the modules load, memory is counted, a run's folder is locked."""
+    code = f"""{WINDOWS}
+import jaxfed.cli, jaxfed.train, jaxfed.bench
+from pathlib import Path
+from jaxfed.folder import alone
+from jaxfed.limits import device_memory
+assert device_memory() > 1e8
+with alone(Path({str(tmp_path)!r})):
+    try:
+        with alone(Path({str(tmp_path)!r})):
+            raise SystemExit("locked twice")
+    except ValueError as error:
+        assert "another process" in str(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
