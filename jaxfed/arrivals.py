@@ -106,10 +106,16 @@ def deadline(
     seconds: float = 0.0,
     dropout: float = 0.0,
 ) -> Sampler:
-    """Synchronous rounds (Bonawitz et al. 2019): `over` times as many clients as needed are asked, uniformly among
-    those awake; the round ends when `size` have reported, or after so many `seconds` (0: when no more will come).
+    """Synchronous rounds (Bonawitz et al. 2019): more clients than needed are asked, uniformly among those awake; the
+    round ends when enough have reported, or at its deadline.
 
     Who comes too late is dropped. Clients differ in speed, so cohorts are not uniform: no amplification is claimed.
+
+    Args:
+        size: Clients whose reports are enough. 0: 128, or all where there are fewer.
+        over: How many times as many are asked.
+        seconds: When a round ends at the latest. 0: when no more will come.
+        dropout: Probability with which a client that was asked does not report.
     """
     fits(size, num_clients)
     check_dropout(dropout)
@@ -150,6 +156,12 @@ def buffered(
     those who come at one moment, once all were heard).
     An update of a model more than `max_age` rounds old is dropped. No client is under way twice, or twice in a buffer,
     so what it keeps to itself is what it left there. Of those who are lost at most `size` a round are counted.
+
+    Args:
+        size: Reports after which the server moves.
+        concurrency: Clients under way at any time.
+        max_age: Rounds after which an update is too old and is dropped.
+        dropout: Probability with which a client that was asked does not report.
     """
     fits(size, num_clients)
     if 2 * size + concurrency > num_clients:

@@ -73,7 +73,12 @@ def fits(size: int, num_clients: int) -> int:
 
 
 def uniform(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
-    """`size` clients without replacement."""
+    """Clients without replacement.
+
+    Args:
+        size: Clients of a round. 0: 128, or all where there are fewer.
+        dropout: Probability with which a client that was asked does not report.
+    """
     fits(size, num_clients)
 
     def choose(seed, round):
@@ -83,9 +88,12 @@ def uniform(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
 
 
 def poisson(num_clients: int, size: int = 128, cap: int = 0, dropout: float = 0.0) -> Sampler:
-    """Every client by itself with probability size / num_clients; at most `cap` slots.
+    """Every client by itself with the same probability. Beyond the cap, clients are left out at random.
 
-    cap 0: mean plus six standard deviations. Beyond the cap, clients are left out at random.
+    Args:
+        size: Clients of a round, on average. 0: 128, or all where there are fewer.
+        cap: The most clients of a round. 0: the mean and six standard deviations.
+        dropout: Probability with which a client that was asked does not report.
     """
     rate = fits(size, num_clients) / num_clients
     most = math.ceil(size + 6 * math.sqrt(size * (1 - rate)))
@@ -100,7 +108,12 @@ def poisson(num_clients: int, size: int = 128, cap: int = 0, dropout: float = 0.
 
 
 def cyclic(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
-    """One shuffled circle of clients, `size` of them after the other each round."""
+    """One shuffled circle of clients, so many of them after the other each round.
+
+    Args:
+        size: Clients of a round. 0: 128, or all where there are fewer.
+        dropout: Probability with which a client that was asked does not report.
+    """
     fits(size, num_clients)
 
     def choose(seed, round):
@@ -111,5 +124,9 @@ def cyclic(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
 
 
 def everyone(num_clients: int, dropout: float = 0.0) -> Sampler:
-    """All clients in every round."""
+    """All clients in every round.
+
+    Args:
+        dropout: Probability with which a client that was asked does not report.
+    """
     return sampler(lambda seed, round: np.arange(num_clients), num_clients, num_clients, dropout, "everyone")

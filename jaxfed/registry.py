@@ -5,11 +5,13 @@ A section of a configuration holds `name` and that function's keyword arguments 
 """
 
 import inspect
+import re
 import typing
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import docstring_parser
 import jax
 import optax
 
@@ -49,7 +51,12 @@ from jaxfed.works.statistics import solve, statistics
 
 
 def sgd(learning_rate: float, momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
-    """optax.sgd, whose momentum may be 0."""
+    """Stochastic gradient descent, with momentum where it is not 0.
+
+    Args:
+        momentum: Share of the last step that is added to the next one.
+        nesterov: Nesterov's momentum, which looks one step ahead.
+    """
     return optax.sgd(learning_rate, momentum or None, nesterov)
 
 
@@ -114,14 +121,24 @@ def scheduled(rate: float, rounds: int, schedule: str, warmup: int, final: float
 def at_client(
     transform: Literal["clip_by_global_norm", "clip", "scale"] = "clip_by_global_norm", value: float = 1.0
 ) -> Channel:
-    """`channel.at_client` by the name of a stateless transform."""
+    """What a stateless transform of optax makes of an update on the client.
+
+    Args:
+        transform: The name of the transform.
+        value: Its argument: the norm, the largest number, or the factor.
+    """
     return channel.at_client(getattr(optax, transform)(value))
 
 
 def at_server(
     transform: Literal["clip_by_global_norm", "clip", "scale", "trace", "ema"] = "trace", value: float = 0.9
 ) -> Channel:
-    """`channel.at_server` by the name of a transform."""
+    """What a transform of optax makes of the decoded update on the server.
+
+    Args:
+        transform: The name of the transform.
+        value: Its argument: the norm, the largest number, the factor, or the decay.
+    """
     return channel.at_server(getattr(optax, transform)(value))
 
 
@@ -213,20 +230,77 @@ REGISTRY: dict[str, dict[str, Callable]] = {
     "clock": {"none": clock.none, "constant": clock.constant, "lognormal": clock.lognormal, "trace": clock.trace},
 }
 
-# what a section takes beside its function's arguments
+class OfWork(NamedTuple):
+    """What every work takes beside its batches and its own arguments.
+
+    Args:
+        keep_copy: Clients keep what they have trained until their next round, and it is evaluated as `personal`.
+    """
+
+    keep_copy: bool = False
+
+
+class OfOptimizer(NamedTuple):
+    """What every client optimiser takes beside its own arguments; see `grouped`.
+
+    Args:
+        learning_rate: Of all parameters, but for groups ([work.optimizer.item], [work.optimizer.user]) that have one.
+        weight_decay: Share of a parameter that a step takes away, times the learning rate.
+    """
+
+    learning_rate: float = 0.1
+    weight_decay: float = 0.0
+
+
+class OfServer(NamedTuple):
+    """What every server optimiser takes beside its own arguments; see `scheduled` and `hierarchy`.
+
+    Args:
+        learning_rate: How far the model moves by the decoded update. 1 with sgd: by all of it.
+        lazy: An optimiser with a state moves the rows of the cohort alone. false: all rows in every round.
+        schedule: How the learning rate falls over the rounds: constant, linear, cosine or exponential.
+        warmup: Rounds at the start in which the learning rate rises from 0.
+        final: Share of the learning rate that is left in the last round, where there is a schedule.
+        edges: Servers between clients and the server, each with a model of its own. 0: none.
+        edge_rounds: Rounds after which the edges take the mean of their models.
+    """
+
+    learning_rate: float = 1.0
+    lazy: bool = True
+    schedule: str = "constant"
+    warmup: int = 0
+    final: float = 0.1
+    edges: int = 0
+    edge_rounds: int = 1
+
+
+# whose arguments a section takes beside those of its function
+SOURCES: dict[str, tuple[Callable, ...]] = {
+    "data": (prepare,),
+    "work": (Batching, OfWork),
+    "optimizer": (OfOptimizer,),
+    "server": (OfServer,),
+}
+NOUNS = {
+    "data": "data set, or kind of file",
+    "model": "model",
+    "work": "local training",
+    "optimizer": "optimiser of clients",
+    "channel": "link",
+    "server": "optimiser of the server",
+    "cohort": "way to choose the clients of a round",
+    "clock": "clock",
+}
+GIVEN = ("data", "pairwise", "ordered", "features")  # of these, what the program gives
+
 BESIDE: dict[str, dict[str, Any]] = {
-    "data": {name: p.default for name, p in inspect.signature(prepare).parameters.items() if name != "data"},
-    "work": {
-        name: value
-        for name, value in Batching._field_defaults.items()
-        if name not in ("pairwise", "ordered", "features")
+    section: {
+        name: each.default
+        for source in sources
+        for name, each in inspect.signature(source).parameters.items()
+        if name not in GIVEN
     }
-    | {"keep_copy": False},  # clients keep what they have trained, to be evaluated as `personal`
-    "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
-    # lazy: an optimiser with state moves the rows of the cohort alone; schedule and what follows: see `scheduled`;
-    # edges between clients and server, which meet every `edge_rounds` rounds (0 edges: none): see `hierarchy`
-    "server": {"learning_rate": 1.0, "lazy": True, "schedule": "constant", "warmup": 0, "final": 0.1}
-    | {"edges": 0, "edge_rounds": 1},
+    for section, sources in SOURCES.items()
 }
 
 
@@ -244,7 +318,29 @@ def arguments(section: str, name: str) -> dict[str, Any]:
 
 def choices(section: str, name: str, key: str) -> tuple[str, ...]:
     """The words that an argument may be, where its function names them (a Literal); none otherwise."""
-    for function in (REGISTRY[section][name], prepare):
+    for function in (REGISTRY[section][name], *SOURCES.get(section, ())):
         if key in (parameters := inspect.signature(function, eval_str=True).parameters):
             return typing.get_args(parameters[key].annotation) if isinstance(parameters[key].default, str) else ()
     return ()
+
+
+def described(function: Callable) -> tuple[str, dict[str, str]]:
+    """(what a function is, {argument: what it does}) by its docstring."""
+    own = function.func if isinstance(function, partial) else function
+    text = inspect.getdoc(own) or ""
+
+    def plain(text):  # without links and marks of reStructuredText
+        return " ".join(re.sub(r"\[([^]]+)\]\([^)]+\)|:\w+:", r"\1", text or "").replace("`", "").split())
+
+    what = re.split(r"(?<=[^.][^.]\.) (?=[A-Z])", plain(text.partition("\n\n")[0]))[0]  # the first sentence
+    return what, {each.arg_name: plain(each.description) for each in docstring_parser.parse(text).params}
+
+
+def documented(section: str, name: str) -> str:
+    """The docstring of a section for this name: what its function is, and what each argument does."""
+    what, texts = described(REGISTRY[section][name])
+    for source in SOURCES.get(section, ()):
+        texts |= described(source)[1]
+    which = f"Which {NOUNS[section]}. Another one has other keys."
+    known = {"name": which, **{key: texts[key] for key in arguments(section, name) if texts.get(key)}}
+    return "\n".join([f"{name}: {what}", "", "Args:", *(f"    {key}: {text}" for key, text in known.items())])

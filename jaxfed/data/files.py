@@ -257,11 +257,22 @@ def read_interactions(
 ) -> Dataset:
     """Reads interactions in the order of the file.
 
-    user, item, rating, time: columns; empty: the first with a usual name. Rating and time may be missing: then a row
-    counts 1, and time is the row's number. titles: a file with item ids and titles. user_features, item_features: files
-    with ids and any other columns (`features_of`). keep: a column to keep for clients. RecBole's .item and .user beside
-    an .inter are found.
-    Raises ValueError for a missing column, a NaN, a negative id or an empty file.
+    Rating and time may be missing: then a row counts 1, and time is the row's number. RecBole's .item and .user beside
+    an .inter are found. Raises ValueError for a missing column, a NaN, a negative id or an empty file.
+
+    Args:
+        path: The file to read.
+        kind: What kind of file it is: csv, tsv, parquet or inter.
+        user: The column of users. Left out, as for the other columns: the first with a usual name.
+        item: The column of items.
+        rating: The column of ratings.
+        time: The column of times: numbers or ISO dates.
+        delimiter: What stands between the fields of a text file. Left out: what its kind says.
+        columns: The names of the columns of a text file without a header.
+        titles: A file with item ids and titles.
+        user_features: A file with user ids and any other columns, see `features_of`.
+        item_features: A file with item ids and any other columns.
+        keep: A column to keep for clients.
     """
     if not path:
         raise ValueError(f"data.path is empty: name the {kind} file to read")

@@ -57,7 +57,10 @@ def ml_100k(folder: str = "") -> Dataset:
     """MovieLens-100K: 943 users, 1,682 items, 100,000 ratings in the order of u.data; features: age, gender and
     occupation of users, genres of items.
 
-    folder: where its raw files lie already. Says so when the order of the rows is not the one we measured on.
+    Says so when the order of the rows is not the one we measured on.
+
+    Args:
+        folder: Where the raw files lie, if you have them. Left out: they are fetched once.
     """
     users_rows = prepared(fetch(folder))
     lengths = [len(example["row"]) for example in users_rows]

@@ -76,6 +76,10 @@ def scaffold(
     c_i becomes the mean of the gradients g on the client's way, which is the paper's option II for plain SGD, and needs
     no learning rate. cohort_share: the cohort's part of all clients; c, which rides along, moves by that times the mean
     change of the c_i, so the channel should be a mean.
+
+    Args:
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
     """
 
     def init(params, key):
@@ -102,7 +106,13 @@ def dynamic(
 ) -> Work:
     """FedDyn's clients (Acar et al. 2021): the loss has - <h_i, shared> + strength / 2 |shared - start|^2 beside it,
     and h_i becomes h_i - strength (end - start). The server's half is the link `feddyn`. By row a step pulls a row
-    by rate x strength x S / (steps that hold it) of the way, which must stay below 2."""
+    by rate x strength x S / (steps that hold it) of the way, which must stay below 2.
+
+    Args:
+        strength: alpha of the paper: how strongly a client is held to the model it was sent.
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
+    """
     if strength < 0:
         raise ValueError(f"strength is {strength}: it must not be negative")
 
@@ -138,6 +148,9 @@ def mime(
 
     Mime replaces a batch's gradient g(y) by g(y) - g(x) + c. Its c is the mean gradient of the same cohort, which costs
     one more exchange a round; here it is that of the round before, and what has none yet moves as in MimeLite. By row.
+
+    Args:
+        correct: Mime, which corrects each batch's gradient by the mean gradient. false: MimeLite.
     """
 
     def known(value, like):
