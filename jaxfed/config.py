@@ -106,15 +106,13 @@ class Evaluation:
     targets: tuple[str, ...] = ()
 
 
-WHOLE = """A configuration.
+WHOLE = """What a run is made of.
 
 Args:
     seed: All randomness of a run is a function of it.
     rounds: How many there are.
 """
 LINKS = ({"name": "per_row_mean"},)  # where a configuration has no [[channel]]
-# where a configuration names none: Adam, whose steps are as long as its rate whatever the model, the loss and the batch
-OPTIMIZER = {"name": "adam", "learning_rate": 0.05, "weight_decay": 0.5}
 NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform", "clock": "none"}
 
 
@@ -168,9 +166,7 @@ def section_type(section: str, name: str, where: str = "") -> type:
 def build(section: str, table: Any, where: str) -> Any:
     """A section from its TOML table."""
     table = expect_table(table, where)
-    if section == "optimizer" and "name" not in table:
-        table = OPTIMIZER | table
-    name = table.get("name", NAMED.get(section))
+    name = table.get("name", NAMED.get(section, "adam"))
     if not isinstance(name, str):
         raise ValueError(f"{where}.name: a name in quotes, not {name!r}")
     kind = section_type(section, name, where)
@@ -297,12 +293,35 @@ def table_of(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
+def built_in() -> Path:
+    """The folder of the configurations that come with the program: inside of the package, in a checkout beside it."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def known() -> dict[str, Path]:
+    """The configurations that come with the program, by their names."""
+    return {each.stem: each for each in sorted(built_in().glob("*.toml"))}
+
+
+def located(path: str | Path) -> Path:
+    """The file of a configuration; where there is none of that name, the one of that name that comes with the program.
+
+    Raises ValueError where there is neither.
+    """
+    if Path(path).exists():
+        return Path(path)
+    name, there = Path(path).name.removesuffix(".toml"), known()
+    if name in there and Path(path).parent == Path():
+        return there[name]
+    hint = difflib.get_close_matches(name, there, 1)
+    raise ValueError(f"{path}: no such configuration{f'; one that comes with jaxfed is {hint[0]}' if hint else ''}")
+
+
 def read(path: str | Path) -> dict[str, Any]:
-    """A TOML file's table. Raises ValueError where there is none."""
+    """The table of a configuration's file. Raises ValueError where there is none."""
     try:
-        return tomllib.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such configuration") from None
+        return tomllib.loads(located(path).read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
 

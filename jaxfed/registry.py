@@ -230,6 +230,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
     "clock": {"none": clock.none, "constant": clock.constant, "lognormal": clock.lognormal, "trace": clock.trace},
 }
 
+
 class OfWork(NamedTuple):
     """What every work takes beside its batches and its own arguments.
 
@@ -303,6 +304,13 @@ BESIDE: dict[str, dict[str, Any]] = {
     for section, sources in SOURCES.items()
 }
 
+# in place of these for all optimisers but sgd: their steps are about as long as their rate, whatever the model, loss
+# and batch, while those of sgd are as long as the gradient
+STEADY: dict[str, dict[str, float]] = {
+    "optimizer": {"learning_rate": 0.05, "weight_decay": 0.5},
+    "server": {"learning_rate": 0.05},
+}
+
 
 def arguments(section: str, name: str) -> dict[str, Any]:
     """{argument: default} of what a section may hold for this name: numbers, words and tuples of them."""
@@ -313,7 +321,7 @@ def arguments(section: str, name: str) -> dict[str, Any]:
         for each in inspect.signature(function).parameters.values()
         if isinstance(each.default, bool | int | float | str | tuple) and each.name not in (*fixed, "keep")
     }
-    return found | BESIDE.get(section, {})
+    return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name in OPTIMIZERS and name != "sgd" else {})
 
 
 def choices(section: str, name: str, key: str) -> tuple[str, ...]:

@@ -121,7 +121,7 @@ def test_wrong_overrides_say_what_is_wrong(args, words):
 
 
 def test_differences_leave_out_where_it_runs():
-    a = config_of({"model": {"dim": 8}})
+    a = config_of({"model": {"dim": 8}, "channel": [{"name": "weighted_mean"}]})
     b = config_of({"model": {"dim": 9}, "channel": [], "run": {"devices": 2, "out": "x"}})
     assert differences(a, b) == [
         "channel: unset -> []", "channel.0.by: examples -> unset", "channel.0.name: weighted_mean -> unset",
