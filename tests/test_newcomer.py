@@ -1,14 +1,17 @@
-"""What somebody meets who has just installed it: help, versions, built-in configurations, narrow terminals, defaults."""
+"""What somebody meets who has just installed it: help, built-in configurations, narrow terminals, defaults."""
 
 import dataclasses
+import importlib.util
 import io
 import re
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import docstring_parser
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -16,9 +19,11 @@ from jaxfed import cli
 from jaxfed.cli_init import starter
 from jaxfed.config import config_of, known, read, section_type, table_of
 from jaxfed.privacy import RELATIONS, SAMPLERS
-from jaxfed.registry import REGISTRY
+from jaxfed.registry import OPTIMIZERS, REGISTRY, arguments
+from jaxfed.runs import together
 from jaxfed.table import print_table
 
+ROOT = Path(__file__).parent.parent
 NAMES = [(section, name) for section in REGISTRY for name in REGISTRY[section]]
 
 
@@ -169,3 +174,30 @@ def test_words_that_do_not_fit_are_folded_and_figures_are_not():
     assert "…" not in printed
     assert "".join(words.split()) in "".join(re.findall(r"[^\s│┃─━┏┓┡┩└┘┳╇┴]+", printed))
     assert max(map(len, printed.splitlines())) <= 50
+
+
+# --- defaults ----------------------------------------
+
+
+def test_a_file_of_sixty_people_and_nothing_else_is_learnt(tmp_path):
+    """The quick one of scripts/defaults.py: on a file that somebody brings, with no word but a few rounds."""
+    spec = importlib.util.spec_from_file_location("defaults", ROOT / "scripts" / "defaults.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    run, found = together(), {}
+    for method, words in (("popularity", script.POPULARITY), ("defaults", ["--rounds", "30"])):
+        path = script.write_people(tmp_path / "people.csv", 0)
+        summary, problem = run(cli.overridden({}, [*path, *words, "--run.out", str(tmp_path / method)]))
+        assert not problem
+        found[method] = np.array([summary[f"{part}/ndcg@10"] for part in ("val/full", "test/full", "test/sampled")])
+    assert (found["defaults"] > found["popularity"]).all()
+    assert found["defaults"].mean() > 1.2 * found["popularity"].mean()  # 60 people: each figure is off by some .03
+
+
+@pytest.mark.parametrize("section", ["optimizer", "server"])
+def test_rates_that_nobody_gave_suit_the_optimiser(section):
+    """A step of one is no step for an optimiser whose steps are as long as its rate."""
+    rates = {name: arguments(section, name)["learning_rate"] for name in OPTIMIZERS}
+    assert {name for name, rate in rates.items() if rate > 0.1} <= {"sgd"}
+    whole = config_of({"work": {"optimizer": {"name": "adam"}}})
+    assert table_of(whole) == table_of(config_of({}))  # what is default may be written out
