@@ -37,8 +37,7 @@ smoke: setup types
 	$(BIN)/jaxfed train configs/synthetic_1k.toml --rounds 2 --evaluation.every 1 --out $(VENV)/smoke --resume
 	XLA_FLAGS="$(PLAIN)" JAX_COMPILATION_CACHE_DIR=$(VENV)/xla $(BIN)/python -m pytest $(SMOKE)
 
-SMOKE := tests/test_pythons.py tests/test_config.py tests/test_files.py tests/test_evaluate.py tests/test_rows.py \
-	tests/test_checkpoint.py tests/test_folder.py
+SMOKE := $(addprefix tests/test_,pythons.py config.py files.py rows.py cohort.py checkpoint.py newcomer.py wheel.py)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,12 +10,18 @@ from jaxfed.data import movielens
 from jaxfed.data.interactions import digest
 from tests.conftest import known_flags
 
-# Windows has none of these, and `os.sysconf` only where there is a `posix`
+# Windows has none of these; what others import of them, they import where they are. `os.sysconf` is missing there, too.
 WINDOWS = """
-import os, sys
-import filelock, psutil  # which do it another way there
-for name in ("fcntl", "resource", "grp", "pwd", "termios"):
-    sys.modules[name] = None
+import builtins, os, sys
+import jax, orbax.checkpoint, psutil
+real, missing = builtins.__import__, ("fcntl", "resource", "grp", "pwd", "termios")
+
+def windows(name, globals=None, *rest):
+    if name in missing and (globals or {}).get("__name__", "").startswith("jaxfed"):
+        raise ModuleNotFoundError(name)
+    return real(name, globals, *rest)
+
+builtins.__import__ = windows
 del os.sysconf
 """
 
