@@ -146,6 +146,11 @@ def test_init_writes_what_can_be_trained_and_overwrites_nothing(tmp_path, monkey
     assert run(monkeypatch, capsys, "data", "my.toml")[1].startswith("9 users x 8 items")
 
 
+def test_no_message_sends_people_to_an_index_that_does_not_have_us():
+    for path in [*(ROOT / "jaxfed").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        assert "install jaxfed" not in path.read_text(), path
+
+
 # --- narrow terminals ----------------------------------------
 
 
