@@ -18,6 +18,8 @@ import time
 from typing import Any
 
 HEARTBEAT, START = 30, 120  # seconds, as in jaxfed/processes.py, which takes long to import
+# Windows has no SIGHUP; what is not Ctrl-C is passed on as SIGTERM
+PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 GRACE = 10  # seconds beyond the heartbeat before what is left is ended here
 
 
@@ -143,9 +145,9 @@ def launch(args: argparse.Namespace) -> int:
         passed.append(number)
         for each in processes:
             if each.poll() is None:
-                each.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+                each.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in PASSED_ON:
         signal.signal(number, pass_on)
     code = watch(args, processes, told, passed)
     reader.join(5)

@@ -10,9 +10,9 @@ from jaxfed.data import movielens
 from jaxfed.data.interactions import digest
 from tests.conftest import known_flags
 
-# Windows has none of these; what others import of them, they import where they are. `os.sysconf` is missing there, too.
+# Windows has none of these; what others import of them, they import where they are. Two names are missing there, too.
 WINDOWS = """
-import builtins, os, sys
+import builtins, os, signal, sys
 import jax, orbax.checkpoint, psutil
 real, missing = builtins.__import__, ("fcntl", "resource", "grp", "pwd", "termios")
 
@@ -22,7 +22,7 @@ def windows(name, globals=None, *rest):
     return real(name, globals, *rest)
 
 builtins.__import__ = windows
-del os.sysconf
+del os.sysconf, signal.SIGHUP
 """
 
 
@@ -46,7 +46,7 @@ def test_movielens_without_array_record(monkeypatch):
 def test_what_windows_does_not_have_is_not_imported(tmp_path):
     """Simulated, by hiding it: the modules load, memory is counted, a run's folder is locked."""
     code = f"""{WINDOWS}
-import jaxfed.cli, jaxfed.train, jaxfed.bench
+import jaxfed.cli, jaxfed.train, jaxfed.bench, jaxfed.launch
 from pathlib import Path
 from jaxfed.folder import alone
 from jaxfed.limits import device_memory
