@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 import tomli_w
 import tyro
 
-from jaxfed.registry import REGISTRY, arguments, choices, documented
+from jaxfed.docstrings import documented
+from jaxfed.registry import REGISTRY, arguments, choices
 
 
 @dataclass(frozen=True)

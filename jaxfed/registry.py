@@ -5,13 +5,11 @@ A section of a configuration holds `name` and that function's keyword arguments 
 """
 
 import inspect
-import re
 import typing
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import docstring_parser
 import jax
 import optax
 
@@ -282,16 +280,6 @@ SOURCES: dict[str, tuple[Callable, ...]] = {
     "optimizer": (OfOptimizer,),
     "server": (OfServer,),
 }
-NOUNS = {
-    "data": "data set, or kind of file",
-    "model": "model",
-    "work": "local training",
-    "optimizer": "optimiser of clients",
-    "channel": "link",
-    "server": "optimiser of the server",
-    "cohort": "way to choose the clients of a round",
-    "clock": "clock",
-}
 GIVEN = ("data", "pairwise", "ordered", "features")  # of these, what the program gives
 
 BESIDE: dict[str, dict[str, Any]] = {
@@ -330,25 +318,3 @@ def choices(section: str, name: str, key: str) -> tuple[str, ...]:
         if key in (parameters := inspect.signature(function, eval_str=True).parameters):
             return typing.get_args(parameters[key].annotation) if isinstance(parameters[key].default, str) else ()
     return ()
-
-
-def described(function: Callable) -> tuple[str, dict[str, str]]:
-    """(what a function is, {argument: what it does}) by its docstring."""
-    own = function.func if isinstance(function, partial) else function
-    text = inspect.getdoc(own) or ""
-
-    def plain(text):  # without links and marks of reStructuredText
-        return " ".join(re.sub(r"\[([^]]+)\]\([^)]+\)|:\w+:", r"\1", text or "").replace("`", "").split())
-
-    what = re.split(r"(?<=[^.][^.]\.) (?=[A-Z])", plain(text.partition("\n\n")[0]))[0]  # the first sentence
-    return what, {each.arg_name: plain(each.description) for each in docstring_parser.parse(text).params}
-
-
-def documented(section: str, name: str) -> str:
-    """The docstring of a section for this name: what its function is, and what each argument does."""
-    what, texts = described(REGISTRY[section][name])
-    for source in SOURCES.get(section, ()):
-        texts |= described(source)[1]
-    which = f"Which {NOUNS[section]}. Another one has other keys."
-    known = {"name": which, **{key: texts[key] for key in arguments(section, name) if texts.get(key)}}
-    return "\n".join([f"{name}: {what}", "", "Args:", *(f"    {key}: {text}" for key, text in known.items())])

@@ -51,7 +51,8 @@ MAY = {
     "homomorphic": {"messages"},
     "checkpoint": {"types", "tree"},
     "registry": {"types", "rows", "channel", "channels", "works", "models", "data", "cohort", "clock", "arrivals"},
-    "config": {"registry"},
+    "docstrings": {"registry"},
+    "config": {"registry", "docstrings"},
     "log": set(),
 }
 CORE = (
