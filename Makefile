@@ -34,7 +34,8 @@ test-all: setup lint types
 
 # whether it works at all, in a minute or two, for a Python beside that of `make test`: see .ci/run
 smoke: setup types
-	$(BIN)/jaxfed train configs/synthetic_1k.toml --rounds 2 --evaluation.every 1 --out $(VENV)/smoke --resume
+	rm -rf $(VENV)/smoke
+	$(BIN)/jaxfed train synthetic_1k --data.mean-length 5 --rounds 2 --evaluation.every 1 --out $(VENV)/smoke
 	XLA_FLAGS="$(PLAIN)" JAX_COMPILATION_CACHE_DIR=$(VENV)/xla $(BIN)/python -m pytest $(SMOKE)
 
 SMOKE := $(addprefix tests/test_,pythons.py config.py files.py rows.py cohort.py checkpoint.py newcomer.py wheel.py)

@@ -38,10 +38,9 @@ def write_file(path: Path, text: str) -> None:
 @contextmanager
 def alone(folder: Path):
     """Raises ValueError while another process runs in this folder."""
-    lock = FileLock(folder / ".lock", blocking=False)
     try:
-        lock.acquire()
+        held = FileLock(folder / ".lock", blocking=False).acquire()
     except Timeout:
         raise ValueError(f"{folder}: another process is running here; stop it or pass another --out") from None
-    with lock:
+    with held:
         yield
