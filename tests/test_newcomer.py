@@ -144,6 +144,7 @@ def test_init_writes_what_can_be_trained_and_overwrites_nothing(tmp_path, monkey
     code, _, said = run(monkeypatch, capsys, "init", "ml100k_eas")
     assert (code, said) == (2, "jaxfed: ml100k_eas: no such configuration; one that comes with jaxfed is ml100k_ease\n")
     assert run(monkeypatch, capsys, "data", "my.toml")[1].startswith("9 users x 8 items")
+    assert run(monkeypatch, capsys, "data", "synthetic_1k", "--users", "60")[1].startswith("60 users x ")
 
 
 def test_no_message_sends_people_to_an_index_that_does_not_have_us():
