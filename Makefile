@@ -1,14 +1,15 @@
 # `make train` and `make test` work from a fresh clone with python3 and make.
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 
-.PHONY: setup train test test-all lint format types lock clean seeds
+.PHONY: setup train test test-all smoke lint format types lock clean seeds
 
 setup: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
@@ -20,7 +21,8 @@ train: setup
 seeds: setup
 	$(BIN)/python scripts/seeds.py configs/ml100k_fedavg.toml --seeds 0 1 2
 
-# what XLA is told where it need not make fast programs, only the same ones: a third of the compiler's time
+# what XLA is told where it need not make fast programs, only the same ones: a third of the compiler's time;
+# tests/conftest.py leaves out what the installed jaxlib does not know
 PLAIN := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
 
 test: setup lint types
@@ -29,6 +31,14 @@ test: setup lint types
 
 test-all: setup lint types
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# whether it works at all, in a minute or two, for a Python beside that of `make test`: see .ci/run
+smoke: setup types
+	rm -rf $(VENV)/smoke
+	$(BIN)/jaxfed train synthetic_1k --data.mean-length 5 --rounds 2 --evaluation.every 1 --out $(VENV)/smoke
+	XLA_FLAGS="$(PLAIN)" JAX_COMPILATION_CACHE_DIR=$(VENV)/xla $(BIN)/python -m pytest $(SMOKE)
+
+SMOKE := $(addprefix tests/test_,pythons.py config.py files.py rows.py cohort.py checkpoint.py newcomer.py wheel.py)
 
 lint: setup
 	$(BIN)/ruff check .

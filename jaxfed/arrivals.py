@@ -11,9 +11,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from jaxfed.clock import HOUR, Clock
-from jaxfed.cohort import Sampler, check_dropout, fits, generator, stays
+from jaxfed.cohort import USUAL, Sampler, check_dropout, fits, generator, stays
 
 T = TypeVar("T")
+BUFFER = 32  # reports after which the server moves, where a configuration does not say how many
 FRUITLESS = 24 * 14  # hours without anybody awake, after which nobody ever will be
 
 
@@ -101,17 +102,23 @@ def wait(clock: Clock, seed: int, time: float, free: np.ndarray) -> tuple[float,
 def deadline(
     num_clients: int,
     clock: Clock | None = None,
-    size: int = 128,
+    size: int = 0,
     over: float = 1.0,
     seconds: float = 0.0,
     dropout: float = 0.0,
 ) -> Sampler:
-    """Synchronous rounds (Bonawitz et al. 2019): `over` times as many clients as needed are asked, uniformly among
-    those awake; the round ends when `size` have reported, or after so many `seconds` (0: when no more will come).
+    """Synchronous rounds (Bonawitz et al. 2019): more clients than needed are asked, uniformly among those awake; the
+    round ends when enough have reported, or at its deadline.
 
     Who comes too late is dropped. Clients differ in speed, so cohorts are not uniform: no amplification is claimed.
+
+    Args:
+        size: Clients whose reports are enough. 0: 128, or all where there are fewer.
+        over: How many times as many are asked.
+        seconds: When a round ends at the latest. 0: when no more will come.
+        dropout: Probability with which a client that was asked does not report.
     """
-    fits(size, num_clients)
+    size = fits(size, num_clients)
     check_dropout(dropout)
     if over < 1 or seconds < 0:
         raise ValueError("cohort.over must be at least 1, cohort.seconds not negative")
@@ -138,8 +145,8 @@ def deadline(
 def buffered(
     num_clients: int,
     clock: Clock | None = None,
-    size: int = 32,
-    concurrency: int = 128,
+    size: int = 0,
+    concurrency: int = 0,
     max_age: int = 20,
     dropout: float = 0.0,
 ) -> Sampler:
@@ -150,15 +157,22 @@ def buffered(
     those who come at one moment, once all were heard).
     An update of a model more than `max_age` rounds old is dropped. No client is under way twice, or twice in a buffer,
     so what it keeps to itself is what it left there. Of those who are lost at most `size` a round are counted.
+
+    Args:
+        size: Reports after which the server moves. 0: 32, or a sixth of the clients where there are fewer than 192.
+        concurrency: Clients under way at any time. 0: 128, or as many as the buffer leaves.
+        max_age: Rounds after which an update is too old and is dropped.
+        dropout: Probability with which a client that was asked does not report.
     """
-    fits(size, num_clients)
+    size = fits(size, num_clients, max(1, min(BUFFER, num_clients // 6)))
+    concurrency = concurrency or max(1, min(USUAL, num_clients - 2 * size))
     if 2 * size + concurrency > num_clients:
         raise ValueError(
             f"cohort: 2 size + concurrency is {2 * size + concurrency:,}, there are {num_clients:,} clients: lower one"
         )
     check_dropout(dropout)
-    if concurrency < 1 or max_age < 0:
-        raise ValueError("cohort.concurrency must be at least 1, cohort.max_age not negative")
+    if concurrency < 0 or max_age < 0:
+        raise ValueError("cohort.concurrency and cohort.max_age must not be negative")
     slots, times = 2 * size, needed(clock, "buffered")  # as many again for those who are lost
 
     def play(seed):

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from jaxfed.baselines import dense_vmap, limit, sequential
 from jaxfed.config import config_of
@@ -25,6 +24,7 @@ from jaxfed.data.clients import prepare
 from jaxfed.experiment import Data, Experiment, assemble, load
 from jaxfed.rounds import compile_all, fresh, keys_of, rounds
 from jaxfed.stages import peak_megabytes
+from jaxfed.table import print_table
 
 RATE, SEED = 0.1, 0
 PLAIN = ({"name": "weighted_mean"},)
@@ -235,13 +235,11 @@ def promised(figures: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, 
 
 def report(figures: dict[str, dict[str, Any]]) -> None:
     """Prints a table of the workloads, then what was promised and what was missed."""
-    out, table = Console(highlight=False, soft_wrap=True), Table(title="ms a round, medians", title_justify="left")
+    out = Console(highlight=False, soft_wrap=True)
     columns = "ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms", "clients_per_second", "compile_seconds"
-    for column in ("", *columns, "peak_memory_mb"):
-        table.add_column(column.replace("_ms", "").replace("_", " "), justify="right" if column else "left")
-    for name, row in figures.items():
-        values = (row[column] for column in (*columns, "peak_memory_mb"))
-        table.add_row(name, *("-" if value is None else f"{value:,.1f}" for value in values))
-    out.print(table)
+    heads = [column.replace("_ms", "").replace("_", " ") for column in ("", *columns, "peak_memory_mb")]
+    values = {name: [row[column] for column in (*columns, "peak_memory_mb")] for name, row in figures.items()}
+    lines = [[name, *("-" if x is None else f"{x:,.1f}" for x in each)] for name, each in values.items()]
+    print_table(out, "ms a round, medians", heads, lines)
     for what, value, bound, holds in promised(figures):
         out.print(f"{what:>36}  {value:10.2f}  {bound:>8}  {'' if holds else 'MISSED'}")

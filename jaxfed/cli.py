@@ -1,4 +1,4 @@
-"""`jaxfed train | sweep | evaluate | recommend | data | bench | privacy`. A user's error: one line, exit code 2."""
+"""The command line, `jaxfed COMMAND ...`. A user's error: one line, exit code 2."""
 
 import argparse
 import contextlib
@@ -9,13 +9,13 @@ import os
 import re
 import signal
 import sys
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
-from jaxfed import cli_privacy, cli_sweep
+# nothing that takes long to import: JAX comes when a command is known
+from jaxfed import __version__, cli_init, cli_privacy, cli_reproduce, cli_sweep, launch
 from jaxfed.excerpt import cut
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
@@ -26,6 +26,8 @@ TRACED = 5  # rounds that --profile traces
 def parser() -> argparse.ArgumentParser:
     """The commands and what is not in a configuration."""
     main = argparse.ArgumentParser("jaxfed", description="Federated learning of recommender models in JAX.")
+    own = f"jaxfed {__version__} (JAX {version('jax')}, Python {sys.version.split()[0]})"
+    main.add_argument("--version", action="version", version=own)
     commands = main.add_subparsers(dest="command", required=True)
 
     def command(name, text, epilog="", **more):
@@ -33,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False, **more)
 
     train = command("train", "Run a configuration. CONFIG.toml --help lists its keys.", EPILOG)
-    train.add_argument("config", metavar="CONFIG.toml")
+    train.add_argument("config", metavar="CONFIG.toml", help="a file, or the name of one that comes with jaxfed")
     train.add_argument("--out", metavar="RUN", help="where the run lives (run.out)")
     train.add_argument("--resume", action="store_true", help="go on with the run that is there; print a finished one")
     train.add_argument(
@@ -62,6 +64,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", metavar="FILE", help="write the figures there, too")
     bench.add_argument("--alone", help=argparse.SUPPRESS)  # one method in this process, for its peak memory
     cli_privacy.options(command)
+    cli_init.options(command)
+    cli_reproduce.options(command)
+    launch.options(command)
     return main
 
 
@@ -137,7 +142,11 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
     if not args:
         return config
     if {"-h", "--help"} & set(args):
-        more = "Beside these: --out RUN, --resume, --profile. Another name brings the keys of that name."
+        more = (
+            "Beside these: --out RUN, --resume, --profile. Another name brings the keys of that name.\n"
+            "--channel.N.name NAME adds a link where N is their number so far;\n"
+            "so do --download.N.name and --evaluation.channel.N.name."
+        )
         return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
     known = [f"--{key.replace('_', '-')}" for key, _ in leaves(table_of(config))]
     known += ["--out", "--resume", "--profile"]  # the command's own, for who misspells them
@@ -182,22 +191,20 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
 def show(values: dict[str, Any], title: str) -> None:
     """A table of the headline metrics, then the other facts of a summary."""
     from rich.console import Console
-    from rich.table import Table
+
+    from jaxfed.table import print_table
 
     leaky = " (LEAKY: train negatives exclude the held-out items)" if values.get("leaky") else ""
     out = Console(highlight=False, soft_wrap=True)
-    table = Table(title=title + leaky, title_justify="left")
     exposed = ("er@10",) if any(name.endswith("/er@10") for name in values) else ()
     ranked = any(name.endswith("/hr@10") for name in values)
     usual = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc") if ranked else ("rmse", "mae", "log_loss", "auc")
     columns = [each for each in (*usual, *exposed) if any(name.endswith(f"/{each}") for name in values)]
-    for column in ("", *columns):
-        table.add_column(column, justify="right" if column else "left")
-    first = f"/{columns[0]}" if columns else ""
+    first, lines = f"/{columns[0]}" if columns else "", []
     for part in [name.removesuffix(first) for name in values if first and name.endswith(first)]:
         found = (values.get(f"{part}/{column}") for column in columns)
-        table.add_row(part, *("" if value is None else f"{value:.4f}" for value in found))
-    out.print(table)
+        lines.append([part, *("" if value is None else f"{value:.4f}" for value in found)])
+    print_table(out, title + leaky, ["", *columns], lines)
     stages = [
         f"{name.removeprefix('seconds/')} {value:,.1f}" for name, value in values.items() if name.startswith("seconds/")
     ]
@@ -277,6 +284,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def recommend(args: argparse.Namespace) -> None:
     """jaxfed recommend"""
+    import numpy as np
+
     from jaxfed.config import config_of, read
     from jaxfed.experiment import source_of
     from jaxfed.log import say
@@ -306,7 +315,7 @@ def recommend(args: argparse.Namespace) -> None:
 
 def describe(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed data"""
-    from jaxfed.config import read
+    from jaxfed.config import known, read
     from jaxfed.data.describe import describe as text
     from jaxfed.data.tables import kind_of
     from jaxfed.experiment import load
@@ -314,7 +323,7 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
 
     name, table = args.name, {}
     own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
-    if name.lower().endswith(".toml"):
+    if name.lower().endswith(".toml") or name in known():
         table = {"data": read(name).get("data", {})}
     elif name in REGISTRY["data"]:
         table = {"data": {"name": name}}
@@ -357,14 +366,22 @@ def main() -> None:
     rest += ["--help"] if keys else []
     before = signal.signal(signal.SIGINT, interrupted)  # a run has one of its own, which saves
     try:
-        configured = {"train": train, "sweep": cli_sweep.sweep, "data": describe, "privacy": cli_privacy.privacy}
+        configured = {
+            "train": train,
+            "sweep": cli_sweep.sweep,
+            "data": describe,
+            "reproduce": cli_reproduce.reproduce,
+            "privacy": cli_privacy.privacy,
+        }
         if args.command not in configured and rest:
             raise ValueError(f"unknown option {rest[0]}")
+        if args.command == "launch":
+            sys.exit(launch.launch(args))
         start()
         if args.command in configured:
             configured[args.command](args, rest)
         else:
-            own = {"evaluate": evaluate, "recommend": recommend, "bench": bench}
+            own = {"evaluate": evaluate, "recommend": recommend, "bench": bench, "init": cli_init.init}
             own[args.command](args)
     except ValueError as error:
         if os.environ.get("JAXFED_TRACEBACK"):

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxfed.privacy import RELATIONS, SAMPLERS
-
 UNIT = "One client: all that it sends in all rounds, whatever the number of its examples and users."
 RELATION = {
     "add-or-remove": "with the client against without what it sends",
@@ -44,9 +42,9 @@ def options(command: Any) -> None:
         calibrate.add_argument(f"--{name}", type=kind, required=True, help=text)
     calibrate.add_argument("--cohort", type=int, default=0, help="clients of a round; poisson: expected")
     # words are checked by the accountant, whose message is one line
-    calibrate.add_argument("--sampler", metavar="NAME", default="poisson", help=f"{', '.join(SAMPLERS)} (poisson)")
+    calibrate.add_argument("--sampler", metavar="NAME", default="poisson", help="cohort.name of the run (poisson)")
     calibrate.add_argument("--cap", type=int, default=0, metavar="N", help="poisson: most clients in a round")
-    calibrate.add_argument("--relation", metavar="NAME", help=f"{' or '.join(RELATIONS)}: what is compared")
+    calibrate.add_argument("--relation", metavar="NAME", help=f"{' or '.join(RELATION)}: what is compared")
     calibrate.add_argument(
         "--accountant", metavar="NAME", default="rdp", help="rdp, or pld: some per cent less noise, takes a minute"
     )

@@ -77,7 +77,15 @@ def constant(
     awake: tuple[float, ...] = (1.0,),
     zones: int = 1,
 ) -> Clock:
-    """Every client alike: `download` and `upload` seconds, and `compute` for each of its train interactions [C]."""
+    """Every client alike: the same seconds for a download, an interaction and an upload.
+
+    Args:
+        download: Seconds of a download.
+        compute: Seconds for each train interaction of a client.
+        upload: Seconds of an upload.
+        awake: Probability that a device can be asked, anew every hour: one number, or 24, one for each hour of its day.
+        zones: In how many time zones clients live, spread evenly over the day.
+    """
     check_times(download=download, compute=compute, upload=upload)
 
     def trip(seed, clients, visits):
@@ -99,10 +107,19 @@ def lognormal(
     zones: int = 1,
 ) -> Clock:
     """The times of `constant` are medians: each of the three is multiplied by exp(spread * normal), drawn anew every
-    visit, and by the slowness of the client's class of device. Classes have these shares of the clients, dealt at
-    random.
+    visit, and by the slowness of the client's class of device.
 
     Raises ValueError for a class that nobody is in.
+
+    Args:
+        download: Median seconds of a download.
+        compute: Median seconds for each train interaction of a client.
+        upload: Median seconds of an upload.
+        spread: How much times differ from visit to visit: the standard deviation of their logarithm.
+        shares: Share of the clients in each class of device, dealt at random.
+        slowness: What the times of each class are multiplied by.
+        awake: Probability that a device can be asked, anew every hour: one number, or 24, one for each hour of its day.
+        zones: In how many time zones clients live, spread evenly over the day.
     """
     check_times(download=download, compute=compute, upload=upload)
     if spread < 0 or len(shares) != len(slowness) or not shares or min(slowness) <= 0 or min(shares) < 0:
@@ -136,6 +153,11 @@ def trace(
     compute and upload (seconds). Several rows of a client take turns, round by round.
 
     names [C]: what the clients are called. Raises ValueError for times that cannot be and for clients without a row.
+
+    Args:
+        path: The file of measured times.
+        awake: Probability that a device can be asked, anew every hour: one number, or 24, one for each hour of its day.
+        zones: In how many time zones clients live, spread evenly over the day.
     """
     if not path:
         raise ValueError("clock.path is empty: name the file with columns client, download, compute and upload")

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+USUAL = 128  # clients of a round where a configuration does not say how many
+
 
 class Sampler(NamedTuple):
     """draw(seed, round) -> (ids int [slots], present bool [slots]).
@@ -60,10 +62,12 @@ def sampler(
     return Sampler(slots, draw, kind, size or slots)
 
 
-def fits(size: int, num_clients: int) -> int:
-    """`size`, if it is one and there are so many clients."""
-    if size < 1:
-        raise ValueError("cohort.size must be at least 1")
+def fits(size: int, num_clients: int, usual: int = USUAL) -> int:
+    """`size`, if there are so many clients; 0: the usual size, or as many as there are. Raises ValueError."""
+    if size < 0:
+        raise ValueError("cohort.size must be at least 1, or 0 for the usual size")
+    if not size:
+        return min(usual, num_clients)
     if size > num_clients:
         raise ValueError(
             f"cohort.size {size:,} is larger than the population of {num_clients:,} clients: "
@@ -72,9 +76,14 @@ def fits(size: int, num_clients: int) -> int:
     return size
 
 
-def uniform(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
-    """`size` clients without replacement."""
-    fits(size, num_clients)
+def uniform(num_clients: int, size: int = 0, dropout: float = 0.0) -> Sampler:
+    """Clients without replacement.
+
+    Args:
+        size: Clients of a round. 0: 128, or all where there are fewer.
+        dropout: Probability with which a client that was asked does not report.
+    """
+    size = fits(size, num_clients)
 
     def choose(seed, round):
         return np.sort(generator(seed, round, 0).choice(num_clients, size, replace=False))
@@ -82,12 +91,16 @@ def uniform(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
     return sampler(choose, size, num_clients, dropout, "fixed")
 
 
-def poisson(num_clients: int, size: int = 128, cap: int = 0, dropout: float = 0.0) -> Sampler:
-    """Every client by itself with probability size / num_clients; at most `cap` slots.
+def poisson(num_clients: int, size: int = 0, cap: int = 0, dropout: float = 0.0) -> Sampler:
+    """Every client by itself with the same probability. Beyond the cap, clients are left out at random.
 
-    cap 0: mean plus six standard deviations. Beyond the cap, clients are left out at random.
+    Args:
+        size: Clients of a round, on average. 0: 128, or all where there are fewer.
+        cap: The most clients of a round. 0: the mean and six standard deviations.
+        dropout: Probability with which a client that was asked does not report.
     """
-    rate = fits(size, num_clients) / num_clients
+    size = fits(size, num_clients)
+    rate = size / num_clients
     most = math.ceil(size + 6 * math.sqrt(size * (1 - rate)))
     slots = min(cap or most, num_clients)
 
@@ -99,9 +112,14 @@ def poisson(num_clients: int, size: int = 128, cap: int = 0, dropout: float = 0.
     return sampler(choose, slots, num_clients, dropout, "poisson", size)
 
 
-def cyclic(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
-    """One shuffled circle of clients, `size` of them after the other each round."""
-    fits(size, num_clients)
+def cyclic(num_clients: int, size: int = 0, dropout: float = 0.0) -> Sampler:
+    """One shuffled circle of clients, so many of them after the other each round.
+
+    Args:
+        size: Clients of a round. 0: 128, or all where there are fewer.
+        dropout: Probability with which a client that was asked does not report.
+    """
+    size = fits(size, num_clients)
 
     def choose(seed, round):
         circle = generator(seed, 0, 2).permutation(num_clients)
@@ -111,5 +129,9 @@ def cyclic(num_clients: int, size: int = 128, dropout: float = 0.0) -> Sampler:
 
 
 def everyone(num_clients: int, dropout: float = 0.0) -> Sampler:
-    """All clients in every round."""
+    """All clients in every round.
+
+    Args:
+        dropout: Probability with which a client that was asked does not report.
+    """
     return sampler(lambda seed, round: np.arange(num_clients), num_clients, num_clients, dropout, "everyone")

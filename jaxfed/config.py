@@ -11,17 +11,24 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
+import tyro
 
+from jaxfed.docstrings import documented
 from jaxfed.excerpt import cut, excerpt, listed
 from jaxfed.registry import REGISTRY, arguments, choices
 
 
 @dataclass(frozen=True)
 class Group:
-    """An optimiser's own pace for a group of parameters; left out: as for the rest."""
+    """An optimiser's own pace for a group of parameters: `item`, the rows of tables, or `user`, other private ones.
+
+    Args:
+        learning_rate: Left out: as for the rest.
+        weight_decay: Left out: as for the rest.
+    """
 
     learning_rate: float | None = None
     weight_decay: float | None = None
@@ -29,34 +36,88 @@ class Group:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives and what it runs on. None of this changes what is computed, but for the order of sums."""
+    """Where a run lives and what it runs on. None of this changes what is computed, but for the order of sums.
+
+    Args:
+        out: The folder of the run.
+        checkpoint_every: Rounds between checkpoints.
+        keep: Checkpoints kept.
+        placement: How the clients of a block come to lie on several devices: sharded under jit, or by pmap.
+        devices: How many to use. 0: all there are.
+        shard_tables: Each device keeps a share of the rows of the server's tables.
+        client_store: Where private parts and memories of clients lie between rounds.
+        area: Steps in a block of clients. 0: chosen.
+        chunk: Blocks whose messages are held at a time. 0: all of a cohort's.
+        profile: Rounds to trace with the JAX profiler into RUN/profile, after the first two. 0: none.
+        client_memory_gb: What private parts and memories of all clients may take.
+    """
 
     out: str = "runs/run"
-    checkpoint_every: int = 25  # rounds between checkpoints
-    keep: int = 2  # checkpoints kept
+    checkpoint_every: int = 25
+    keep: int = 2
     placement: Literal["jit", "pmap"] = "jit"
-    devices: int = 1  # 0: all there are
-    shard_tables: bool = False  # each device keeps a share of the rows of the server's tables
-    client_store: Literal["device", "host"] = "device"  # where private parts and memories of clients lie
-    area: int = 0  # steps in a block of clients; 0: chosen
-    chunk: int = 0  # blocks whose messages are held at a time; 0: all of a cohort's
-    profile: int = 0  # rounds to trace with the JAX profiler into RUN/profile, after the first two; 0: none
-    client_memory_gb: float = 8.0  # what private parts and memories of all clients may take
+    devices: int = 1
+    shard_tables: bool = False
+    client_store: Literal["device", "host"] = "device"
+    area: int = 0
+    chunk: int = 0
+    profile: int = 0
+    client_memory_gb: float = 8.0
 
 
 @dataclass(frozen=True)
 class Privacy:
-    """How the differential privacy of a run is told; how much noise there is, is said by the links of its channel."""
+    """How the differential privacy of a run is told; how much noise there is, is said by the links of its channel.
+
+    Args:
+        delta: The chance with which epsilon may not hold; below 1 / population.
+        accountant: Of the final figure: privacy loss distributions, or Renyi divergences, which the log counts by.
+        relation: What is compared: runs with and without a client, or with another in its place. Left out: what the
+            sampler is accounted for.
+        seed: What cohorts, batches and noise are drawn from. run: the seed of the run, so that who knows it can take
+            the noise away. secret: a number of the operating system, which is in no file; such a run cannot be resumed.
+    """
 
     delta: float = 1e-5
-    accountant: Literal["pld", "rdp"] = "pld"  # of the final figure; the log of a run counts by rdp
-    relation: Literal["", "add-or-remove", "replace-one"] = ""  # left out: what the sampler is accounted for
-    # what cohorts, batches and noise are drawn from: the run's `seed`, so that who knows it can take the noise away; or
-    # a secret one of the operating system, which is in no file, so that such a run cannot be resumed
+    accountant: Literal["pld", "rdp"] = "pld"
+    relation: Literal["", "add-or-remove", "replace-one"] = ""
     seed: Literal["run", "secret"] = "run"
 
 
-LINKS = ({"name": "weighted_mean"},)  # where a configuration has no [[channel]]
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured, when, and by which figure the best round is chosen.
+
+    Args:
+        every: Rounds between evaluations on validation.
+        select: The metric of validation by which the best round is chosen.
+        patience: Evaluations without a better one after which the run ends. 0: it goes on.
+        where: At the server, with exact sums; or at the clients, whose figures go through `evaluation.channel`.
+        seed: Of the negatives that items are ranked among, and of the clients that are asked.
+        history: What is folded in of a user: its train interactions; all: for a test those of validation too.
+        fold_in: Private parts are made of histories, as of clients never seen before.
+        clients: At most so many are asked, drawn once. 0: all.
+        targets: Items, by the source's ids, whose exposure is measured (er@k).
+    """
+
+    every: int = 10
+    select: str = "val/full/ndcg@10"
+    patience: int = 0
+    where: Literal["server", "clients"] = "server"
+    seed: int = 0
+    history: Literal["train", "all"] = "train"
+    fold_in: bool = False
+    clients: int = 10_000
+    targets: tuple[str, ...] = ()
+
+
+WHOLE = """What a run is made of.
+
+Args:
+    seed: All randomness of a run is a function of it.
+    rounds: How many there are.
+"""
+LINKS = ({"name": "per_row_mean"},)  # where a configuration has no [[channel]]
 NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform", "clock": "none"}
 
 
@@ -68,9 +129,9 @@ def near(word: str, words: typing.Iterable[str]) -> str:
 
 
 def several(kinds: typing.Iterable[Any]) -> Any:
-    """The type of a tuple of these."""
+    """The type of a tuple of these. One of none is no option of the command line, as it has no value to be given."""
     kinds = tuple(kinds)
-    return tuple[kinds] if kinds else tuple[()]  # type: ignore[valid-type]
+    return tuple[kinds] if kinds else Annotated[tuple[()], tyro.conf.Suppress]  # type: ignore[valid-type]
 
 
 def type_of(default: Any) -> Any:
@@ -78,13 +139,18 @@ def type_of(default: Any) -> Any:
     return several((type(default[0]) if default else str, ...)) if isinstance(default, tuple) else type(default)
 
 
-def frozen(name: str, fields: list) -> type:
-    """A frozen dataclass made of fields (name, type, default)."""
+def frozen(name: str, fields: list, text: str = "") -> type:
+    """A frozen dataclass made of fields (name, type, default), and its docstring, which the command line shows."""
     made = [
         (key, kind, default if isinstance(default, dataclasses.Field) else field(default=default))
         for key, kind, default in fields
     ]
-    return make_dataclass(name, made, frozen=True)
+    return make_dataclass(name, made, frozen=True, namespace={"__doc__": text})
+
+
+def fields_of(value: Any) -> list:
+    """The fields (name, type, default) of a dataclass, with what one of them holds as defaults."""
+    return [(f.name, f.type, getattr(value, f.name)) for f in dataclasses.fields(value)]
 
 
 def section_type(section: str, name: str, where: str = "") -> type:
@@ -98,13 +164,13 @@ def section_type(section: str, name: str, where: str = "") -> type:
         fields.append((key, named[words] if words else type_of(default), default))
     if section == "optimizer":
         fields += [(key, Group, field(default=Group())) for key in ("item", "user")]
-    return frozen(section.title(), fields)
+    return frozen(section.title(), fields, documented(section, name))
 
 
 def build(section: str, table: Any, where: str) -> Any:
     """A section from its TOML table."""
     table = expect_table(table, where)
-    name = table.get("name", NAMED.get(section, "sgd"))
+    name = table.get("name", NAMED.get(section, "adam"))
     if not isinstance(name, str):
         raise ValueError(f"{where}.name: a name in quotes, not {excerpt(name)}")
     kind = section_type(section, name, where)
@@ -112,8 +178,8 @@ def build(section: str, table: Any, where: str) -> Any:
         return fill(kind, table, where)
     optimizer = build("optimizer", table.get("optimizer", {}), f"{where}.optimizer")
     rest = fill(kind, {key: value for key, value in table.items() if key != "optimizer"}, where, ["optimizer"])
-    kinds = [(f.name, f.type, getattr(rest, f.name)) for f in dataclasses.fields(rest)]
-    return frozen("Work", [*kinds, ("optimizer", type(optimizer), field(default=optimizer))])()
+    fields = [*fields_of(rest), ("optimizer", type(optimizer), field(default=optimizer))]
+    return frozen("Work", fields, type(rest).__doc__ or "")()
 
 
 def expect_table(value: Any, where: str) -> dict[str, Any]:
@@ -185,21 +251,8 @@ def config_of(table: dict[str, Any]) -> Any:
     down = links(table.get("download", []), "download")
     asked = dict(expect_table(table.get("evaluation", {}), "evaluation"))
     through = links(asked.pop("channel", []), "evaluation.channel")
-    evaluation_type = frozen(
-        "Evaluation",
-        [
-            ("every", int, 10),
-            ("select", str, "val/full/ndcg@10"),
-            ("patience", int, 0),
-            ("where", Literal["server", "clients"], "server"),
-            ("seed", int, 0),
-            ("history", Literal["train", "all"], "train"),  # what is folded in; all: for the test validation items too
-            ("fold_in", bool, False),  # private parts from histories, as of clients never seen
-            ("clients", int, 10_000),  # at most so many are asked, drawn once; 0: all
-            ("targets", several((str, ...)), ()),  # items, by the source's ids, whose exposure is measured (er@k)
-            ("channel", several(map(type, through)), field(default=through)),
-        ],
-    )
+    fields = [*fields_of(Evaluation()), ("channel", several(map(type, through)), field(default=through))]
+    evaluation_type = frozen("Evaluation", fields, Evaluation.__doc__ or "")
     sections = {key: build(key, table.get(key, {}), key) for key in NAMED}
     config_type = frozen(
         "Config",
@@ -213,6 +266,7 @@ def config_of(table: dict[str, Any]) -> Any:
             ("evaluation", evaluation_type, field(default=fill(evaluation_type, asked, "evaluation", ["channel"]))),
             ("run", Run, field(default=fill(Run, table.get("run", {}), "run"))),
         ],
+        WHOLE,
     )
     plain = {key: fit(int, table[key], key) for key in ("seed", "rounds") if key in table}
     return check(config_type(**plain))
@@ -245,12 +299,35 @@ def table_of(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
+def built_in() -> Path:
+    """The folder of the configurations that come with the program: inside of the package, in a checkout beside it."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def known() -> dict[str, Path]:
+    """The configurations that come with the program, by their names."""
+    return {each.stem: each for each in sorted(built_in().glob("*.toml"))}
+
+
+def located(path: str | Path) -> Path:
+    """The file of a configuration; where there is none of that name, the one of that name that comes with the program.
+
+    Raises ValueError where there is neither.
+    """
+    if Path(path).exists():
+        return Path(path)
+    name, there = Path(path).name.removesuffix(".toml"), known()
+    if name in there and Path(path).parent == Path():
+        return there[name]
+    hint = difflib.get_close_matches(name, there, 1)
+    raise ValueError(f"{path}: no such configuration{f'; one that comes with jaxfed is {hint[0]}' if hint else ''}")
+
+
 def read(path: str | Path) -> dict[str, Any]:
-    """A TOML file's table. Raises ValueError where there is none."""
+    """The table of a configuration's file. Raises ValueError where there is none."""
     try:
-        return tomllib.loads(Path(path).read_text("utf-8-sig"))  # some editors begin a file with a byte order mark
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such configuration") from None
+        return tomllib.loads(located(path).read_text("utf-8-sig"))  # some editors begin a file with a byte order mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
 

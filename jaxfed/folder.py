@@ -1,9 +1,10 @@
 """The folder of a run: whose it is, and files that are written whole or not at all."""
 
-import fcntl
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from jaxfed.config import config_of, differences, read
 
@@ -37,9 +38,9 @@ def write_file(path: Path, text: str) -> None:
 @contextmanager
 def alone(folder: Path):
     """Raises ValueError while another process runs in this folder."""
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process is running here; stop it or pass another --out") from None
+    try:
+        held = FileLock(folder / ".lock", blocking=False).acquire()
+    except Timeout:
+        raise ValueError(f"{folder}: another process is running here; stop it or pass another --out") from None
+    with held:
         yield

@@ -1,6 +1,6 @@
 """Sums of float vectors under homomorphic encryption: parties encrypt, the server adds, key holders decrypt the sum.
 
-CKKS of the package tenseal (`pip install jaxfed[homomorphic]`), for parties that trust one another with a key and the
+CKKS of the package tenseal (`pip install tenseal`), for parties that trust one another with a key and the
 server with nothing; any may drop out, and nobody is asked twice. Unlike `secagg`, who has the secret key can read every
 single vector that reaches it, and nothing is signed: who can change a message, can change the sum unseen.
 
@@ -27,7 +27,7 @@ def library() -> Any:
     try:
         import tenseal
     except ImportError:
-        raise ValueError("tenseal is not installed: pip install jaxfed[homomorphic]") from None
+        raise ValueError("tenseal is not installed: pip install tenseal") from None
     return tenseal
 
 

@@ -1,11 +1,11 @@
 """What does not go together, or does not fit: found before a run begins, and said in one line."""
 
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 
 from jaxfed.channel import Channel
 from jaxfed.cohort import Sampler
@@ -23,7 +23,7 @@ from jaxfed.work import Work
 def device_memory() -> int:
     """Bytes of one device, of the whole machine where the device does not say."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return stats.get("bytes_limit") or psutil.virtual_memory().total
 
 
 def room_of(population: Population, batching: Batching, shapes: Lengths, sampler: Sampler) -> int:

@@ -8,7 +8,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
@@ -51,7 +51,12 @@ from jaxfed.works.statistics import solve, statistics
 
 
 def sgd(learning_rate: float, momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
-    """optax.sgd, whose momentum may be 0."""
+    """Stochastic gradient descent, with momentum where it is not 0.
+
+    Args:
+        momentum: Share of the last step that is added to the next one.
+        nesterov: Nesterov's momentum, which looks one step ahead.
+    """
     return optax.sgd(learning_rate, momentum or None, nesterov)
 
 
@@ -116,14 +121,24 @@ def scheduled(rate: float, rounds: int, schedule: str, warmup: int, final: float
 def at_client(
     transform: Literal["clip_by_global_norm", "clip", "scale"] = "clip_by_global_norm", value: float = 1.0
 ) -> Channel:
-    """`channel.at_client` by the name of a stateless transform."""
+    """What a stateless transform of optax makes of an update on the client.
+
+    Args:
+        transform: The name of the transform.
+        value: Its argument: the norm, the largest number, or the factor.
+    """
     return channel.at_client(getattr(optax, transform)(value))
 
 
 def at_server(
     transform: Literal["clip_by_global_norm", "clip", "scale", "trace", "ema"] = "trace", value: float = 0.9
 ) -> Channel:
-    """`channel.at_server` by the name of a transform."""
+    """What a transform of optax makes of the decoded update on the server.
+
+    Args:
+        transform: The name of the transform.
+        value: Its argument: the norm, the largest number, the factor, or the decay.
+    """
     return channel.at_server(getattr(optax, transform)(value))
 
 
@@ -216,20 +231,75 @@ REGISTRY: dict[str, dict[str, Callable]] = {
     "clock": {"none": clock.none, "constant": clock.constant, "lognormal": clock.lognormal, "trace": clock.trace},
 }
 
-# what a section takes beside its function's arguments
+
+class OfWork(NamedTuple):
+    """What every work takes beside its batches and its own arguments.
+
+    Args:
+        keep_copy: Clients keep what they have trained until their next round, and it is evaluated as `personal`.
+    """
+
+    keep_copy: bool = False
+
+
+class OfOptimizer(NamedTuple):
+    """What every client optimiser takes beside its own arguments; see `grouped`.
+
+    Args:
+        learning_rate: Of all parameters, but for groups ([work.optimizer.item], [work.optimizer.user]) that have one.
+        weight_decay: Share of a parameter that a step takes away, times the learning rate.
+    """
+
+    learning_rate: float = 0.1
+    weight_decay: float = 0.0
+
+
+class OfServer(NamedTuple):
+    """What every server optimiser takes beside its own arguments; see `scheduled` and `hierarchy`.
+
+    Args:
+        learning_rate: How far the model moves by the decoded update. 1 with sgd: by all of it.
+        lazy: An optimiser with a state moves the rows of the cohort alone. false: all rows in every round.
+        schedule: How the learning rate falls over the rounds: constant, linear, cosine or exponential.
+        warmup: Rounds at the start in which the learning rate rises from 0.
+        final: Share of the learning rate that is left in the last round, where there is a schedule.
+        edges: Servers between clients and the server, each with a model of its own. 0: none.
+        edge_rounds: Rounds after which the edges take the mean of their models.
+    """
+
+    learning_rate: float = 1.0
+    lazy: bool = True
+    schedule: str = "constant"
+    warmup: int = 0
+    final: float = 0.1
+    edges: int = 0
+    edge_rounds: int = 1
+
+
+# whose arguments a section takes beside those of its function
+SOURCES: dict[str, tuple[Callable, ...]] = {
+    "data": (prepare,),
+    "work": (Batching, OfWork),
+    "optimizer": (OfOptimizer,),
+    "server": (OfServer,),
+}
+GIVEN = ("data", "pairwise", "ordered", "features")  # of these, what the program gives
+
 BESIDE: dict[str, dict[str, Any]] = {
-    "data": {name: p.default for name, p in inspect.signature(prepare).parameters.items() if name != "data"},
-    "work": {
-        name: value
-        for name, value in Batching._field_defaults.items()
-        if name not in ("pairwise", "ordered", "features")
+    section: {
+        name: each.default
+        for source in sources
+        for name, each in inspect.signature(source).parameters.items()
+        if name not in GIVEN
     }
-    | {"keep_copy": False},  # clients keep what they have trained, to be evaluated as `personal`
-    "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
-    # lazy: an optimiser with state moves the rows of the cohort alone; schedule and what follows: see `scheduled`;
-    # edges between clients and server, which meet every `edge_rounds` rounds (0 edges: none): see `hierarchy`
-    "server": {"learning_rate": 1.0, "lazy": True, "schedule": "constant", "warmup": 0, "final": 0.1}
-    | {"edges": 0, "edge_rounds": 1},
+    for section, sources in SOURCES.items()
+}
+
+# in place of these for all optimisers but sgd: their steps are about as long as their rate, whatever the model, loss
+# and batch, while those of sgd are as long as the gradient
+STEADY: dict[str, dict[str, float]] = {
+    "optimizer": {"learning_rate": 0.05, "weight_decay": 0.5},
+    "server": {"learning_rate": 0.05},
 }
 
 
@@ -242,12 +312,12 @@ def arguments(section: str, name: str) -> dict[str, Any]:
         for each in inspect.signature(function).parameters.values()
         if isinstance(each.default, bool | int | float | str | tuple) and each.name not in (*fixed, "keep")
     }
-    return found | BESIDE.get(section, {})
+    return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name in OPTIMIZERS and name != "sgd" else {})
 
 
 def choices(section: str, name: str, key: str) -> tuple[str, ...]:
     """The words that an argument may be, where its function names them (a Literal); none otherwise."""
-    for function in (REGISTRY[section][name], prepare):
+    for function in (REGISTRY[section][name], *SOURCES.get(section, ())):
         if key in (parameters := inspect.signature(function, eval_str=True).parameters):
             return typing.get_args(parameters[key].annotation) if isinstance(parameters[key].default, str) else ()
     return ()

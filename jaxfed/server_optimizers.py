@@ -57,7 +57,13 @@ def adaptive(learning_rate: Any, b1: float, tau: float, initial: float, second: 
 def fedadam(
     learning_rate: Any, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
-    """FedAdam: v = b2 v + (1 - b2) x^2, without correction of the bias. See `adaptive` for the arguments.
+    """FedAdam: v = b2 v + (1 - b2) x^2, without correction of the bias.
+
+    Args:
+        b1: How much of the mean of past updates stays in each round.
+        b2: How much of the mean of their squares stays.
+        tau: What is added to the root of that mean, so that no step is too long.
+        initial: That mean before the first round, in units of tau squared; the paper asks for 1 or more.
 
     Example:
         >>> optimizer = fedadam(0.1)
@@ -68,7 +74,13 @@ def fedadam(
 def fedyogi(
     learning_rate: Any, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
-    """FedYogi: v = v - (1 - b2) x^2 sign(v - x^2). See `adaptive` for the arguments.
+    """FedYogi: v = v - (1 - b2) x^2 sign(v - x^2).
+
+    Args:
+        b1: How much of the mean of past updates stays in each round.
+        b2: How much of the mean of their squares stays.
+        tau: What is added to the root of that mean, so that no step is too long.
+        initial: That mean before the first round, in units of tau squared; the paper asks for 1 or more.
 
     Example:
         >>> optimizer = fedyogi(0.1)
@@ -83,7 +95,12 @@ def fedyogi(
 def fedadagrad(
     learning_rate: Any, b1: float = 0.0, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
-    """FedAdagrad: v = v + x^2. See `adaptive` for the arguments.
+    """FedAdagrad: v = v + x^2.
+
+    Args:
+        b1: How much of the mean of past updates stays in each round.
+        tau: What is added to the root of that mean, so that no step is too long.
+        initial: That mean before the first round, in units of tau squared; the paper asks for 1 or more.
 
     Example:
         >>> optimizer = fedadagrad(0.1)

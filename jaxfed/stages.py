@@ -8,7 +8,6 @@ it is copied, it is written beside the next rounds.
 """
 
 import itertools
-import resource
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+import psutil
 
 STAGES = ("sample", "pack", "transfer", "wait", "compute", "evaluate", "checkpoint")
 Done = TypeVar("Done")
@@ -38,6 +38,10 @@ def peak_megabytes() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # what `getrusage` says is inherited from the process that started this one
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / (1 << 20)
+    import resource  # which Windows does not have
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
 
 

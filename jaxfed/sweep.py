@@ -13,6 +13,7 @@ from urllib.parse import quote
 from jaxfed.folder import write_file
 from jaxfed.log import written
 from jaxfed.metrics import smaller
+from jaxfed.table import print_table
 
 METRICS = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
 FACTS = ("rounds", "best_round", "seconds", "bytes_up_per_client", "bytes_down_per_client", "server_sees", "epsilon")
@@ -252,20 +253,13 @@ def write(folder: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> 
 def show(every: Sequence[dict[str, Any]], keys: Sequence[str], title: str) -> None:
     """The same in the terminal."""
     from rich.console import Console
-    from rich.table import Table
 
     leaky = " (LEAKY: train negatives exclude the held-out items)" if any(each.get("leaky") for each in every) else ""
-    table = Table(title=title + leaky, title_justify="left")
     heads, *lines = cells(every, keys)
-    for place, head in enumerate(heads):
-        justify: Any = "left" if place <= len(keys) or head == "problem" else "right"
-        table.add_column(head, justify=justify, overflow="fold")
-    for line in lines:
-        table.add_row(*line)
     out = Console(highlight=False, markup=False)
     if not out.is_terminal:
         out.width = WIDE
-    out.print(table)
+    print_table(out, title + leaky, heads, lines, len(keys) + 1)
 
 
 def lines_of(every: Sequence[dict[str, Any]], keys: Sequence[str], metric: str) -> dict[str, list[tuple]]:
@@ -286,7 +280,7 @@ def draw(every: Sequence[dict[str, Any]], keys: Sequence[str], path: Path, say: 
     try:
         import matplotlib
     except ImportError:
-        say("no figure: matplotlib is missing, which `pip install jaxfed[plots]` brings")
+        say("no figure: matplotlib is missing: pip install matplotlib")
         return False
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker

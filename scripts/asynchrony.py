@@ -82,7 +82,7 @@ def draw(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        print("no figure: matplotlib is missing, which `pip install jaxfed[plots]` brings")
+        print("no figure: matplotlib is missing: pip install matplotlib")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot

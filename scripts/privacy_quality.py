@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxfed.channels.distributed import FLOAT, ROOM
 from jaxfed.cli import overridden
-from jaxfed.cohort import poisson
+from jaxfed.cohort import fits, poisson
 from jaxfed.config import config_of, read, table_of
 from jaxfed.experiment import load
 from jaxfed.privacy import Sampling, calibrate
@@ -69,8 +69,9 @@ def main() -> None:
     parser.add_argument("--out", help="folder of the runs; default runs/privacy/CONFIG")
     args, overrides = parser.parse_known_args()
     table = table_of(overridden(read(args.config), overrides))
+    population = load(config_of(table).data).population.num_clients
+    table["cohort"]["size"] = fits(table["cohort"]["size"], population)
     config = config_of(table)
-    population = load(config.data).population.num_clients
     out = Path(args.out or f"runs/privacy/{Path(args.config).stem}")
     head = ["mechanism", f"ε at δ = {config.privacy.delta:g}", "by", "noise / bound", *METRICS]
     print(f"| {' | '.join(head)} |")

@@ -4,7 +4,7 @@ python scripts/rate_quality.py [--rounds 400] [--seeds 0 1 2] [--only "quantise 
 
 Each row is a `jaxfed train` in a folder of its own under runs/rate_quality, resumed where it was. Writes table.md,
 rows.json (a flat object for each method and seed) and figure.png (HR@10 on the full catalogue against bytes; needs
-`pip install jaxfed[plots]`). Test metrics of the best round by validation; mean and standard deviation over seeds,
+`pip install matplotlib`). Test metrics of the best round by validation; mean and standard deviation over seeds,
 relative figures are those of the same seed.
 """
 
@@ -156,7 +156,7 @@ def draw(every: list[dict[str, Any]], path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        print("no figure: matplotlib is missing, which `pip install jaxfed[plots]` brings")
+        print("no figure: matplotlib is missing: pip install matplotlib")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -5,7 +5,6 @@ python scripts/secagg.py [--parties 100] [--length 100000] [--silent 10] [--at m
 
 import argparse
 import json
-import resource
 import secrets
 import statistics
 import time
@@ -16,6 +15,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from jaxfed.secagg import ROUNDS, Party, Server, Terms, run
+from jaxfed.stages import peak_megabytes
 
 
 def measure(terms: Terms, identities: list[Ed25519PrivateKey], silent: dict[int, str]) -> dict[str, float]:
@@ -44,7 +44,7 @@ def measure(terms: Terms, identities: list[Ed25519PrivateKey], silent: dict[int,
         "received_party": statistics.median_high(received[id] for id in stayed),
         "in_the_sum": len(server.survivors),
         "exact": bool((total == vectors[server.survivors].sum(0, dtype=np.uint32)).all()),
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_megabytes": round(peak_megabytes()),
     }
 
 

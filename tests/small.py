@@ -62,6 +62,7 @@ dim = 4
 [work]
 batch_size = 64
 [work.optimizer]
+name = "sgd"
 learning_rate = 0.5
 [[channel]]
 name = "per_row_mean"
@@ -79,7 +80,8 @@ TABLE = {
     "rounds": 4,
     "data": {"name": "synthetic", "users": 40, "items": 50, "mean_length": 6.0},
     "model": {"dim": 4},
-    "work": {"batch_size": 64},
+    "work": {"batch_size": 64, "optimizer": {"name": "sgd"}},
+    "channel": [{"name": "weighted_mean"}],
     "cohort": {"name": "everyone", "dropout": 0.2},
     "evaluation": {"every": 2},
 }

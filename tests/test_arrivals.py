@@ -163,7 +163,7 @@ def test_a_play_is_a_function_of_seed_and_round():
 
 BAD = {
     "2 size \\+ concurrency is 80": lambda: buffered(N, constant(N, ACTIVITY), 20, 40),
-    "concurrency must be at least 1": lambda: buffered(N, constant(N, ACTIVITY), 20, 0),
+    "must not be negative": lambda: buffered(N, constant(N, ACTIVITY), 20, -1),
     "over must be at least 1": lambda: deadline(N, constant(N, ACTIVITY), 20, over=0.5),
     "clock.name": lambda: deadline(N, None, 20),
     "a probability": lambda: buffered(N, constant(N, ACTIVITY), 2, 4, dropout=1.0),

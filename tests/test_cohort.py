@@ -96,4 +96,13 @@ def test_cohorts_that_cannot_be(make):
     with pytest.raises(ValueError, match=r"cohort.size 51 is larger than the population of 50"):
         make(N, 51)
     with pytest.raises(ValueError, match="at least 1"):
-        make(N, 0)
+        make(N, -1)
+
+
+@pytest.mark.parametrize("name", ["uniform", "poisson", "cyclic", "deadline", "buffered"])
+@pytest.mark.parametrize("clients", [3, 60, 1000])
+def test_a_cohort_whose_size_nobody_said_fits_the_population(name, clients):
+    timed = {"clock": constant(clients, np.ones(clients))} if name in OWN else {}
+    sampler = REGISTRY["cohort"][name](clients, **timed)
+    assert sampler.size == (min(32, clients // 6) or 1 if name == "buffered" else min(128, clients))
+    assert [(sampler.draw(0, t)[0] < clients).any() for t in range(3)] == [True] * 3

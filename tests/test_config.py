@@ -29,6 +29,10 @@ def test_every_name_of_the_registry_has_a_section_that_comes_back(section, name)
 def test_configs_of_the_repository(path):
     config = config_of(read(path))
     assert table_of(config_of(tomllib.loads(dumps(config)))) == table_of(config)
+    table = read(path)  # which says itself what it rests on: a default that changes changes no result of ours
+    assert "name" in table["work"]["optimizer"]
+    assert "channel" in table
+    assert table["cohort"]["name"] == "everyone" or "size" in table["cohort"]
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"jaxfed train configs/{path.name}" in line for line in header), "its command on top"
     figures = r"(HR@10|RMSE|log-loss) \.\d"
@@ -145,7 +149,7 @@ def test_wrong_overrides_say_what_is_wrong(args, words):
 
 
 def test_differences_leave_out_where_it_runs():
-    a = config_of({"model": {"dim": 8}})
+    a = config_of({"model": {"dim": 8}, "channel": [{"name": "weighted_mean"}]})
     b = config_of({"model": {"dim": 9}, "channel": [], "run": {"devices": 2, "out": "x"}})
     assert differences(a, b) == [
         "channel: unset -> []", "channel.0.by: examples -> unset", "channel.0.name: weighted_mean -> unset",

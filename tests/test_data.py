@@ -441,17 +441,17 @@ def test_raw_files_that_were_cut_in_a_row(tmp_path, role):
 
 
 def test_a_damaged_prepared_copy_is_made_anew(tmp_path, monkeypatch):
-    from jaxfed.data.movielens import examples_of
+    from jaxfed.data.movielens import prepared
 
     monkeypatch.setenv("JAXFED_DATA", str(tmp_path / "cache"))
     for each, content in RAW.items():
         (tmp_path / f"ml-100k.{each}").write_text(content)
     files = movielens_files.raw_files(tmp_path)
-    want = [each["user"] for each in examples_of(files)]
+    want = [each["user"] for each in prepared(files)]
     assert want == [b"1", b"2"]
     (record,) = (tmp_path / "cache").rglob("*.array_record*")
     record.write_bytes(record.read_bytes()[:-100])
-    assert [each["user"] for each in examples_of(files)] == want
+    assert [each["user"] for each in prepared(files)] == want
 
 
 def test_tensorflow_is_never_imported():

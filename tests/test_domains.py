@@ -89,7 +89,11 @@ def test_one_domain_is_no_domain():
 
 
 def trained(population, data, rounds=40, **more):
-    pace = {"item": {"learning_rate": 16.0, "weight_decay": 1e-3}, "user": {"learning_rate": 6.0, "weight_decay": 1e-2}}
+    pace = {
+        "name": "sgd",
+        "item": {"learning_rate": 16.0, "weight_decay": 1e-3},
+        "user": {"learning_rate": 6.0, "weight_decay": 1e-2},
+    }
     table = {
         "model": {"name": "mf", "dim": 4, "bias": False, "init_scale": 0.3},
         "work": {"batch_size": 64, "optimizer": pace},

@@ -246,7 +246,7 @@ def test_a_run_on_files_with_features_and_ratings(folder, tmp_path, capsys, monk
         "work": {
             "negatives": 0,
             "batch_size": 16,
-            "optimizer": {"learning_rate": 0.05, "item": {"learning_rate": 1.0}},
+            "optimizer": {"name": "sgd", "learning_rate": 0.05, "item": {"learning_rate": 1.0}},
         },
         "channel": [{"name": "per_row_mean"}],
         "cohort": {"name": "everyone"},

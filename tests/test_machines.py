@@ -142,7 +142,7 @@ def made(name="fm", clients="user", source=None, optimizer=None, **model):
     config = {
         "data": table,
         "model": {"name": name, "dim": 4, **model},
-        "work": {"batch_size": 64, "negatives": 2, "optimizer": optimizer or {"learning_rate": 0.1}},
+        "work": {"batch_size": 64, "negatives": 2, "optimizer": optimizer or {"name": "sgd", "learning_rate": 0.1}},
         "cohort": {"name": "everyone"},
     }
     return assemble(config_of(config), source or content)
@@ -227,7 +227,7 @@ def test_features_are_data_that_nothing_moves(name):
 
 def test_silos_are_given_the_features_of_each_of_their_users():
     """A step of a silo moves what the loss, user by user, moves."""
-    experiment = made("fm", "silo", optimizer={"learning_rate": 0.5})
+    experiment = made("fm", "silo", optimizer={"name": "sgd", "learning_rate": 0.5})
     messages, _ = spied(experiment)
     population = experiment.data.population
     for id, message in messages:

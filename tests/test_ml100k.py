@@ -93,7 +93,7 @@ def test_it_learns(ml100k):
     """Thirty rounds of the main job are well on the way; popularity has .412, chance .1."""
     table = {
         "model": {"dim": 32},
-        "work": {"optimizer": {"item": ITEM, "user": USER}},
+        "work": {"optimizer": {"name": "sgd", "item": ITEM, "user": USER}},
         "channel": [{"name": "per_row_mean"}],
     }
     got, _, _ = trained(ml100k, 30, **table)

@@ -26,7 +26,6 @@ from tests.small import SMALL
 
 POPULATION = prepare(synthetic(60, 50, mean_length=10))[1]
 SILOS = prepare(synthetic(60, 50, mean_length=10), clients="silo", silos=11)[1]
-LAUNCH = str(Path(__file__).parent.parent / "scripts" / "launch.py")
 
 
 # --- each reads its own clients' data ----------------------------------------
@@ -131,7 +130,7 @@ def command(processes, *words, devices=1):
     if processes == 1:
         return [sys.executable, "-m", "jaxfed", *map(str, words)]
     layout = ["--processes", processes, "--local-devices", devices, "--heartbeat", HEARTBEAT]
-    return list(map(str, [sys.executable, LAUNCH, *layout, "--", *words]))
+    return list(map(str, [sys.executable, "-m", "jaxfed", "launch", *layout, "--", *words]))
 
 
 def start(words, at=None, **more):
@@ -218,7 +217,9 @@ def test_one_killed_ends_all_and_the_run_resumes(config, undisturbed, tmp_path):
     assert time.time() - begin < HEARTBEAT + 10
     assert launcher.returncode == 128 + signal.SIGKILL
     last = told.splitlines()[-1]
-    assert last.startswith("launch: process 1 of 2 was ended by SIGKILL, and with it the run; go on with: python ")
+    assert last.startswith(
+        "launch: process 1 of 2 was ended by SIGKILL, and with it the run; go on with: jaxfed launch "
+    )
     assert last.endswith(f"--processes 2 --local-devices 1 -- train {config} --out {out} --resume")
     assert not (out / "summary.json").exists()
 

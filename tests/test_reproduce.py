@@ -1,6 +1,5 @@
-"""The script of the table of results: its rows are configurations, and what it writes is what the runs found."""
+"""The table of results: its rows are configurations, and what it writes is what the runs found."""
 
-import importlib.util
 import json
 import re
 import sys
@@ -10,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxfed import cli
+from jaxfed import reproduce as script
 from jaxfed.config import config_of
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts/reproduce.py")
-script = importlib.util.module_from_spec(spec)
-sys.modules["reproduce"] = script
-spec.loader.exec_module(script)
 
 OWN = {"tiny": script.Row("popularity", seeds=(0, 1)), "factors": script.Row("fedavg", "--model.dim 4", (0, 1))}
 OWN["leak"] = script.Row("counter", "--data.protocol compat-pfedrec")
@@ -47,11 +44,13 @@ def file(tmp_path_factory):
 
 
 def run(monkeypatch, capsys, *words):
-    """(exit code, what was printed, what was said) of the script in this process."""
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, words)])
-    with pytest.raises(SystemExit) as stopped:
-        script.main()
-    return stopped.value.code, *capsys.readouterr()
+    """(exit code, what was printed, what was said) of the command in this process."""
+    monkeypatch.setattr(sys, "argv", ["jaxfed", "reproduce", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        return stopped.code, *capsys.readouterr()
+    return 0, *capsys.readouterr()
 
 
 def test_a_file_of_ones_own(file, tmp_path, monkeypatch, capsys):

@@ -489,7 +489,7 @@ def exposed(channel, malice):
     source = load(config_of({"data": table}).data).source
     counts = np.bincount(source.interactions.item, minlength=len(source.items))
     targets = source.items[np.argsort(counts, kind="stable")[:2]].tolist()
-    optimizer = {"learning_rate": 60.0, "user": {"learning_rate": 2.0}}
+    optimizer = {"name": "sgd", "learning_rate": 60.0, "user": {"learning_rate": 2.0}}
     config = config_of(
         {
             "data": table | {"promoted": targets},

@@ -90,7 +90,7 @@ def test_tables_over_devices_have_rows_that_nobody_is_asked_about(plain, tmp_pat
 
 
 def test_early_stopping(tmp_path):
-    frozen = {"optimizer": {"learning_rate": 0.0}, "batch_size": 64}
+    frozen = {"optimizer": {"name": "sgd", "learning_rate": 0.0}, "batch_size": 64}
     summary, rows = run(tmp_path / "e", work=frozen, rounds=40, evaluation={"every": 2, "patience": 3})
     assert (summary["rounds"], summary["best_round"]) == (8, 2)
     assert [row["round"] for row in rows] == [2, 4, 6, 8, 2]
@@ -114,7 +114,7 @@ def test_bytes_are_those_of_the_arrays_a_client_sends(plain, tmp_path):
 
 def test_clients_that_withdraw_are_counted_whenever_it_was(tmp_path, capsys):
     """The rate is so large that updates overflow within two rounds; rows are written every other round."""
-    wild = {"optimizer": {"learning_rate": 1e30}, "batch_size": 16}
+    wild = {"optimizer": {"name": "sgd", "learning_rate": 1e30}, "batch_size": 16}
     summary, rows = run(tmp_path / "w", work=wild)
     assert summary["clients/refused_total"] > 0
     assert rows[1]["clients/refused_total"] == summary["clients/refused_total"]

@@ -30,17 +30,35 @@ def attack(name: str, change: Callable[[Tree, Client], Tree], fraction: float, s
 
 
 def sign_flip(fraction: float = 0.2, scale: float = 1.0, seed: int = 0) -> Channel:
-    """Malicious clients send -scale times their message (Li et al. 2019, RSA)."""
+    """Malicious clients send their message turned round (Li et al. 2019, RSA).
+
+    Args:
+        fraction: Share of the clients that are malicious.
+        scale: A lie is the message times minus this.
+        seed: Seed of who is malicious: the same clients as in [data] and in other links for the same fraction and seed.
+    """
     return attack("sign_flip", lambda message, client: times(-scale, message), fraction, seed)
 
 
 def scaled(fraction: float = 0.2, factor: float = 10.0, seed: int = 0) -> Channel:
-    """Malicious clients send `factor` times their message: the boost of model replacement (Bagdasaryan et al. 2020)."""
+    """Malicious clients send a multiple of their message: the boost of model replacement (Bagdasaryan et al. 2020).
+
+    Args:
+        fraction: Share of the clients that are malicious.
+        factor: A lie is the message times this.
+        seed: Seed of who is malicious: the same clients as in [data] and in other links for the same fraction and seed.
+    """
     return attack("scaled", lambda message, client: times(factor, message), fraction, seed)
 
 
 def noise(fraction: float = 0.2, stddev: float = 1.0, seed: int = 0) -> Channel:
-    """Malicious clients send normal numbers in place of their message (Blanchard et al. 2017)."""
+    """Malicious clients send normal numbers in place of their message (Blanchard et al. 2017).
+
+    Args:
+        fraction: Share of the clients that are malicious.
+        stddev: Standard deviation of the numbers.
+        seed: Seed of who is malicious: the same clients as in [data] and in other links for the same fraction and seed.
+    """
 
     def change(message, client):
         leaves, structure = jax.tree.flatten(message)
@@ -61,7 +79,13 @@ def promote(fraction: float = 0.2, targets: tuple[int, ...] = (), factor: float 
     targets' scores for their own user vectors, trained on real histories: what they believe of other users. The length
     relative to their honest rows is all that this link adds, so what is sent stays in the range of honest updates.
 
-    targets: rows of the tables (a configuration names items). It stands left of all links that change the message.
+    It stands left of all links that change the message.
+
+    Args:
+        fraction: Share of the clients that are malicious.
+        targets: Rows of the tables to promote; in a configuration, items by the source's ids.
+        factor: Length of a target's row, over the mean length of the others.
+        seed: Seed of who is malicious: the same clients as in [data] and in other links for the same fraction and seed.
     """
     if factor < 0:
         raise ValueError(f"promote: factor is {factor}: it must be at least 0")

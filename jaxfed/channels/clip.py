@@ -27,6 +27,9 @@ def clip(bound: float = 1.0) -> Channel:
     """Scales an update whose L2 norm is above `bound` down to it (McMahan et al. 2018, "flat clipping").
 
     The norm is that of the whole message at this place, all tables and leaves together; rows not held are zero in it.
+
+    Args:
+        bound: The largest L2 norm of a message.
     """
     positive("clip.bound", bound)
 
@@ -42,7 +45,11 @@ def clip(bound: float = 1.0) -> Channel:
 
 
 def clip_per_row(bound: float = 0.1) -> Channel:
-    """Scales each row of a table, and each other leaf as a whole, down to an L2 norm of `bound`."""
+    """Scales each row of a table, and each other leaf as a whole, down to an L2 norm of `bound`.
+
+    Args:
+        bound: The largest L2 norm of a row.
+    """
     positive("clip_per_row.bound", bound)
 
     def rows(x):
@@ -56,7 +63,11 @@ def clip_per_row(bound: float = 0.1) -> Channel:
 
 
 def zero_out(bound: float = 10.0) -> Channel:
-    """An update whose L2 norm is above `bound` counts as zero: an outlier has no say at all."""
+    """An update whose L2 norm is above `bound` counts as zero: an outlier has no say at all.
+
+    Args:
+        bound: The largest L2 norm of an update that counts.
+    """
     positive("zero_out.bound", bound)
 
     def encode(update, sent, client):
@@ -72,11 +83,17 @@ def zero_out(bound: float = 10.0) -> Channel:
 def adaptive_clip(
     bound: float = 1.0, quantile: float = 0.5, rate: float = 0.2, share: float = 0.1, count: int = 0
 ) -> Channel:
-    """Clips at a bound that follows a quantile of the norms, from the start value `bound` (Andrew et al. 2021).
+    """Clips at a bound that follows a quantile of the norms (Andrew et al. 2021).
 
     A client sends its update divided by the bound, and whether its norm was within it, as +1/2 or -1/2 times `share`:
-    one message of norm sqrt(1 + share^2 / 4) at most, so that noise to the right of this link covers both. count: the
-    expected cohort, for a private chain; 0: those who reported.
+    one message of norm sqrt(1 + share^2 / 4) at most, so that noise to the right of this link covers both.
+
+    Args:
+        bound: The bound at first.
+        quantile: Share of the clients whose norm is to lie within the bound.
+        rate: How fast the bound follows.
+        share: Size of the message that says whether a norm was within.
+        count: The expected cohort, for a private chain. 0: those who reported.
     """
     positive("adaptive_clip.bound", bound)
     if not 0 < quantile < 1 or rate <= 0 or share <= 0:

@@ -137,7 +137,13 @@ def is_weights(node: object) -> bool:
 
 def quantise(bits: int = 8, keep_error: bool = False) -> Channel:
     """Stochastic uniform quantisation (QSGD, Alistarh et al. 2017): integers of `bits` bits in units of the largest
-    number, right on average; 2 bits are TernGrad (Wen et al. 2017). keep_error: with error feedback."""
+    number, right on average; 2 bits are TernGrad (Wen et al. 2017).
+
+    Args:
+        bits: Bits of a number, from 2 to 16.
+        keep_error: What a message lost is added to the client's next one (error feedback), which keeps clients x
+            catalogue.
+    """
     if not 2 <= bits <= 16:
         raise ValueError(f"quantise.bits is {bits}: it must be 2 to 16")
     made = uniform(bits, rounded, "quantise")
@@ -145,7 +151,12 @@ def quantise(bits: int = 8, keep_error: bool = False) -> Channel:
 
 
 def sign(keep_error: bool = True) -> Channel:
-    """One bit a number, and the mean of their sizes (scaled sign, Karimireddy et al. 2019)."""
+    """One bit a number, and the mean of their sizes (scaled sign, Karimireddy et al. 2019).
+
+    Args:
+        keep_error: What a message lost is added to the client's next one (error feedback), which keeps clients x
+            catalogue.
+    """
 
     def code(x, key, entries):
         size = sum_last(jnp.abs(x), x.ndim - 1)
@@ -264,7 +275,13 @@ def some(share: float, pick: Callable, known: bool, gain: Callable, name: str) -
 
 
 def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
-    """The largest share of the numbers of each leaf, and where they are (Aji and Heafield 2017)."""
+    """The largest share of the numbers of each leaf, and where they are (Aji and Heafield 2017).
+
+    Args:
+        share: Share of the numbers that is sent.
+        keep_error: What a message lost is added to the client's next one (error feedback), which keeps clients x
+            catalogue.
+    """
     made = some(share, lambda x, key: jnp.abs(x), False, lambda entries, count: 1.0, "top_k")
     made = made._replace(norm=lambda x: x)  # a part of a vector is no longer than it
     return apart(feedback(made) if keep_error else made)
@@ -274,6 +291,11 @@ def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
     """A share of the numbers of each leaf, at places that client and server draw alike: only the numbers are sent.
 
     Divided by that share, which makes them right on average, unless errors are fed back.
+
+    Args:
+        share: Share of the numbers that is sent.
+        keep_error: What a message lost is added to the client's next one (error feedback), which keeps clients x
+            catalogue.
     """
 
     def pick(x, key):
@@ -290,9 +312,12 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
     """Sends the coordinates of each row in `rank` random orthonormal directions, drawn anew each round (in the manner
     of CoLR, Nguyen et al. 2024: one factor is random and known to all, the other is learned).
 
-    Linear: the server multiplies the sum by the directions, and by `gain` (0: columns / rank, which makes it right on
-    average). The directions are columns of a Hadamard matrix with random signs; leaves whose last axis is no power of
-    two above `rank` are sent whole.
+    Linear: the server multiplies the sum by the directions, and by `gain`. The directions are columns of a Hadamard
+    matrix with random signs; leaves whose last axis is no power of two above `rank` are sent whole.
+
+    Args:
+        rank: Directions, which are the numbers sent of a row.
+        gain: What the server multiplies by. 0: columns / rank, which makes it right on average.
     """
     if rank < 1:
         raise ValueError(f"low_rank.rank is {rank}: it must be at least 1")

@@ -102,9 +102,13 @@ def correlated(
 ) -> Channel:
     """Differential privacy by noise that is correlated over the rounds (DP-FTRL, Kairouz et al. 2021).
 
-    `multiplier`: noise over what one client can change of the whole run, whose rounds the sampler must fix. kind: tree;
-    banded (BandMF, Choquette-Choo et al. 2023), as many bands as there are rounds between two of a client; blt
-    (Dvijotham et al. 2024; McMahan et al. 2024). State: the model times log2(rounds), the bands, or 3.
+    The sampler must fix in which rounds a client takes part. State: the model times log2(rounds) for a tree, times the
+    bands, or times 3 for blt.
+
+    Args:
+        multiplier: Standard deviation of the noise, over what one client can change of the whole run.
+        kind: tree; banded (BandMF, Choquette-Choo et al. 2023), with as many bands as rounds lie between two of a
+            client; or blt (Dvijotham et al. 2024; McMahan et al. 2024).
     """
     if rounds > LONGEST:
         raise ValueError(f"correlated: its matrix is for {LONGEST:,} rounds at most, and the run has {rounds:,}")

@@ -54,5 +54,9 @@ def discrete_gaussian(slots: int, multiplier: float = 1.0, fraction_bits: int = 
     Its Renyi divergences are at most those of Gaussian noise. Use it in place of `gaussian` where who reads the result
     may look at the lowest bits of its floats. slots: most clients of a round. Unlike `skellam` it does not hide
     messages from the server.
+
+    Args:
+        multiplier: The noise, over the largest norm of what a client can add.
+        fraction_bits: Binary digits after the point that are kept of a number.
     """
     return on_grid("discrete_gaussian", slots, multiplier, fraction_bits, (4.0, LARGEST), discrete_gaussian_noise)

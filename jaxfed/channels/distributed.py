@@ -130,11 +130,15 @@ def on_grid(
 
 def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, into a sum modulo 2^32 that has Skellam noise (Agarwal,
-    Kairouz and Liu 2021), `multiplier` times the largest norm of an update.
+    Kairouz and Liu 2021).
 
     An update that rounding makes longer than that is rounded towards zero instead (in place of the retries of Kairouz
     et al. 2021), so the norm holds for every draw. slots: most clients of a round. The noise is drawn at the sum, whole
     whoever reports: of a deployment's clients each adds its share, and somebody that of the absent.
+
+    Args:
+        multiplier: Standard deviation of the noise, over the largest norm of an update.
+        fraction_bits: Binary digits after the point that are kept of a number.
     """
 
     def noise(key, stddev, shape):

@@ -16,7 +16,11 @@ def fair(q: float = 1.0, rate: float = 0.1) -> Channel:
     """q-FedAvg (Li et al. 2020, "Fair resource allocation in federated learning", algorithm 2), in place of a mean.
 
     The server moves by sum(F^q D) / sum(q F^(q-1) |D|^2 + F^q / rate): F a client's loss at the model that it was sent,
-    D its update / rate. rate: the clients' learning rate, 1 / L in the paper. q = 0 is the plain mean.
+    D its update / rate. q = 0 is the plain mean.
+
+    Args:
+        q: How much more clients with a high loss count. 0: the plain mean.
+        rate: The clients' learning rate, 1 / L in the paper.
     """
     if q < 0 or rate <= 0:
         raise ValueError("fair: q must not be negative, rate must be positive")
@@ -36,9 +40,14 @@ def fair(q: float = 1.0, rate: float = 0.1) -> Channel:
 def agnostic(activity: Sequence[float], groups: int = 10, rate: float = 0.1, forget: float = 0.5) -> Channel:
     """Agnostic federated averaging (Mohri et al. 2019; Ro et al. 2021), in place of a mean: as good as the worst group.
 
-    A client weighs lambda_g n / N_g: n its examples, g its group, N_g the group's share of them in past rounds (of
-    which a round forgets `forget`). A group's weight lambda_g grows by exp(rate * its mean loss). Groups are the
-    quantiles of `activity`, the train interactions of all clients; one group is the weighted mean.
+    A client weighs lambda_g n / N_g: n its examples, g its group, N_g the group's share of them in past rounds. A
+    group's weight lambda_g grows by exp(rate * its mean loss). Groups are the quantiles of `activity`, the train
+    interactions of all clients; one group is the weighted mean.
+
+    Args:
+        groups: How many groups clients are in, by activity. 1: the weighted mean.
+        rate: How fast the weights of groups follow their losses.
+        forget: Share of the groups' past shares that a round forgets.
     """
     if rate < 0 or not 0 < forget <= 1:
         raise ValueError("agnostic: rate must not be negative, forget lies between 0 and 1")

@@ -38,10 +38,13 @@ def sensitivity(name: str, multiplier: float, norm: float) -> float:
 
 
 def gaussian(multiplier: float = 1.0) -> Channel:
-    """Central differential privacy: normal noise on the decoded sum, `multiplier` times what one client can add
-    (McMahan et al. 2018, "Learning differentially private recurrent language models").
+    """Central differential privacy: normal noise on the decoded sum (McMahan et al. 2018, "Learning differentially
+    private recurrent language models").
 
     Every row of every table is noised, also those nobody held: a row without noise would say that nobody held it.
+
+    Args:
+        multiplier: Standard deviation of the noise, over what one client can add to the sum.
     """
 
     def at(norm):
@@ -102,6 +105,9 @@ def local_gaussian(multiplier: float = 1.0) -> Channel:
     """Local differential privacy: each client adds the noise itself, to a message that shows no rows (`densify`).
 
     What comes after sees noise alone and may do anything; but nothing bounds the norm of a noised message.
+
+    Args:
+        multiplier: Standard deviation of the noise, over the largest norm of a message.
     """
 
     def at(norm):

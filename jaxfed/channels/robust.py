@@ -162,10 +162,13 @@ def median() -> Channel:
 
 
 def trimmed_mean(fraction: float = 0.2) -> Channel:
-    """The coordinate-wise mean without the share `fraction` of contributions at either end (Yin et al. 2018).
+    """The coordinate-wise mean without a share of the contributions at either end (Yin et al. 2018).
 
     Of n contributions ceil(fraction * n) go at either end, but one or two are always left: rounded down, rows of few
     holders would not be trimmed at all. Costs what `median` costs. Raises ValueError unless 0 <= fraction < 1/2.
+
+    Args:
+        fraction: Share of the contributions that goes at either end, below 1/2.
     """
     if not 0 <= fraction < 0.5:
         raise ValueError(f"trimmed_mean: fraction is {fraction}: it must be at least 0 and below 0.5")
@@ -185,8 +188,12 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Channel:
     algorithm: a mean with weights 1 / max(smoothing, distance to the last one), so many times, from the plain mean.
 
     Each row, with all tables side by side, is a point of its own, and so are all other leaves together: a client that
-    lies about one row alone is far off there and nowhere else. Each iteration takes three passes over the rows
-    that the cohort sent. smoothing is in the units of an update. Raises ValueError for numbers that cannot be.
+    lies about one row alone is far off there and nowhere else. Each iteration takes three passes over the rows that the
+    cohort sent. Raises ValueError for numbers that cannot be.
+
+    Args:
+        iterations: Times that the weights are made anew.
+        smoothing: The least distance that counts, in the units of an update.
     """
     if iterations < 1 or smoothing <= 0:
         raise ValueError("geometric_median: iterations must be at least 1 and smoothing above 0")
@@ -212,8 +219,12 @@ def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
     hold, and of all other leaves. Two that share none are as far apart as the farthest pair. Equal scores: the smaller
     id. Takes M^2 x (rows of the cohort) x D operations for M clients, in matrix products, and memory for M^2 numbers.
 
-    slots: clients of a round. byzantine: the most of them that lie. Raises ValueError where 2 * byzantine + 3 are more
-    than slots: beyond, no choice is safe. The same holds of those who report, which nobody checks.
+    slots: clients of a round. Raises ValueError where 2 * byzantine + 3 are more than slots: beyond, no choice is safe.
+    The same holds of those who report, which nobody checks.
+
+    Args:
+        byzantine: The most clients of a round that lie.
+        selected: How many of the best are averaged. 1: Krum; more: multi-Krum.
     """
     if byzantine < 0 or selected < 1:
         raise ValueError("krum: byzantine must be at least 0 and selected at least 1")

@@ -19,13 +19,18 @@ BITS = 32
 def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = False) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, whose sum wraps modulo 2^32 and is exact below that.
 
-    slots: most clients of a round. bound: the largest number of any message, weights of a mean among them; what is
-    beyond is cut, and `ring/cut` is the share of clients of whom something was. 0: what the links to the left let
-    through, which must then be bounded by a clip. The server sees the sum alone, if pads (`pads`, `jaxfed.secagg`) hide
-    the rest; a sum that hides who holds what is one of whole tables, and priced so. union: it is public which rows the
-    cohort holds together (found by a union of sets that hides who holds which, not simulated), and priced by them.
+    slots: most clients of a round. What the links to the left let through must be bounded, by them or by `bound`. The
+    server sees the sum alone, if pads (`pads`, `jaxfed.secagg`) hide the rest; a sum that hides who holds what is one
+    of whole tables, and priced so.
 
     Raises ValueError where a sum of so many clients could wrap.
+
+    Args:
+        fraction_bits: Binary digits after the point that are kept of a number.
+        bound: The largest number of any message, weights of a mean among them; larger ones are cut, and `ring/cut` is
+            the share of clients of whom something was. 0: what the links to the left let through.
+        union: It is public which rows the cohort holds together (found by a union of sets that hides who holds which,
+            not simulated), and the sum is priced by them.
     """
 
     def at(norm):
@@ -65,10 +70,13 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
 def pads(neighbours: int = 0) -> Channel:
     """Adds to each client's integers the pads it shares with its neighbours, which cancel in the sum bit for bit.
 
-    Clients sit in a circle of the round's slots; each shares a pad with the `neighbours` / 2 on either side (Bell et
-    al. 2020; 0: with all others, Bonawitz et al. 2017), one adding it and the other taking it away. The server takes
-    back the pads of those who did not report. Real pads cost clients x neighbours x message random numbers: for checks,
-    and for few clients. Whole tables only: pads hide numbers, not which rows are sent.
+    Clients sit in a circle of the round's slots; each shares a pad with as many on either side (Bell et al. 2020), one
+    adding it and the other taking it away. The server takes back the pads of those who did not report. Real pads cost
+    clients x neighbours x message random numbers: for checks, and for few clients. Whole tables only: pads hide
+    numbers, not which rows are sent.
+
+    Args:
+        neighbours: With how many others a client shares pads. 0: with all (Bonawitz et al. 2017).
     """
 
     def init(example):

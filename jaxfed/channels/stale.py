@@ -23,7 +23,10 @@ def staleness(exponent: float = 0.5) -> Channel:
     """Multiplies an update by (1 + age)^-exponent (FedBuff: Nguyen et al. 2022); put it before (left of) a mean.
 
     A client learns its age when it reports, and sends the product: so it goes with secure sums, codes and clipping.
-    Nothing is enlarged. 0: ages do not count.
+    Nothing is enlarged.
+
+    Args:
+        exponent: How much less an older update counts. 0: as much.
     """
     check_exponent("staleness", exponent)
 
@@ -39,7 +42,11 @@ def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
     several, a mean beside it mixes x with the mean of the y.
 
     Unlike an update, which moves the model by what a client has changed, this undoes what others changed since. The
-    server works it out client by client, so no secure sum can follow. rate: from 0 to 1.
+    server works it out client by client, so no secure sum can follow.
+
+    Args:
+        rate: How far the server's model moves to a client's, above 0, up to 1.
+        exponent: How much less an older model counts. 0: as much.
     """
     check_exponent("mixing", exponent)
     if not 0 < rate <= 1:

@@ -45,7 +45,11 @@ def averaged(function: Callable[[Tree], Tree], update: Tree) -> Tree:
 
 def mean(count: int = 0) -> Channel:
     """The plain mean 1/M over the clients that reported (McMahan et al. 2017, with equal weights), or 1/count: under
-    differential privacy the expected cohort, as who reported is private."""
+    differential privacy the expected cohort, as who reported is private.
+
+    Args:
+        count: What the sum is divided by. 0: those who reported.
+    """
 
     def decode(total, state, round):
         share = 1 / (count or jnp.maximum(round.present.sum(), 1))
@@ -55,7 +59,13 @@ def mean(count: int = 0) -> Channel:
 
 
 def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
-    """Mean with weights n_k / n (McMahan et al. 2017, algorithm 1), n_k = measure ** power."""
+    """Mean with weights n_k / n (McMahan et al. 2017, algorithm 1), n_k = measure ** power.
+
+    Args:
+        by: What a client's update weighs: its training examples, its train interactions (activity), or the same for
+            all.
+        power: The weight is the measure to this power.
+    """
     weigh = weight_of(by, power)
 
     def encode(update, sent, client):
@@ -75,9 +85,15 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
     Without it a row that few clients touch moves by (its clients / cohort) of their mean step (FedSubAvg: Ding et al.
     2022, "Federated submodel optimization for hot and cold data features").
 
-    The weights are part of the message: links to the right clip and noise them with the rest. Then let `counted` times
-    a weight be sent, to balance both in the norm, and `floor` be the least to divide by, or noise of small weights is
-    all there is.
+    The weights are part of the message: links to the right clip and noise them with the rest. Then set `counted` and
+    `floor`, or noise of small weights is all there is.
+
+    Args:
+        by: What a client's update weighs: its training examples, its train interactions (activity), or the same for
+            all.
+        power: The weight is the measure to this power.
+        floor: The least weight to divide by.
+        counted: Weights are sent times this, to balance them with the update in its norm.
     """
     weigh = weight_of(by, power)
     if floor < 0 or counted <= 0:

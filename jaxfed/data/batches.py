@@ -13,7 +13,14 @@ from jaxfed.data.ragged import left_over, ragged, ranges, sorted_pairs
 
 
 class Batching(NamedTuple):
-    """How clients cut their data into steps."""
+    """How clients cut their data into steps.
+
+    Args:
+        batch_size: Examples of a step, negatives included; pairs of a positive and a negative where the loss is of
+            pairs.
+        negatives: Items drawn for each positive, anew in every epoch.
+        epochs: Passes of a client over its data in a round.
+    """
 
     batch_size: int = 64  # examples of a step, negatives included; pairs of (positive, negative) where pairwise
     negatives: int = 4  # drawn per positive, anew in every epoch

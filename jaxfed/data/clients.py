@@ -248,16 +248,31 @@ def prepare(
 ) -> tuple[Dataset, Population]:
     """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
 
-    clients: `user`, `silo`, `device` (a user's train rows are dealt to so many devices), or a column. merge: what the
-    column tells apart, where not organisations: a user's `devices` (`dealt`) or `domains` (`in_domains`), in all of
-    which his private part is one.
-    label: "implicit", every row is a click; "rating", rows are labelled with their rating; "click", with 1 where that
-    is at least `threshold` and 0 elsewhere.
-    malicious: share of the clients that are, by the seed `malice` (see `jaxfed.malice`). They have the `promoted` items
-    in their histories, and with `label_flip` train with positives and negatives exchanged. cold: share of the users (or
-    silos) that never take part (`leave_cold`). deal: the seed of silos, devices and cold clients. The data set returned
-    is numbered like the users of the population, cold ones still among them, and its notes say all that was left out or
-    put in. Raises ValueError for what cannot be.
+    The data set returned is numbered like the users of the population, cold ones still among them, and its notes say
+    all that was left out or put in. Raises ValueError for what cannot be.
+
+    Args:
+        clients: Who a client is: each user, each silo (users dealt to organisations), each device (a user's train rows
+            are dealt to devices), or each value of a column.
+        silos: How many organisations, where clients are silos.
+        devices: Devices of a user, where clients are devices.
+        merge: What the column of clients tells apart: organisations (left out), a user's devices, or domains that share
+            users. A user's private part is one in all devices or domains.
+        protocol: loo-clean: each user's latest item is the test item, the one before validates. ratio-clean: the latest
+            shares of each history. compat-pfedrec: loo with negatives that leak, as in public code; results are marked
+            LEAKY.
+        ratio: ratio-clean: the shares of validation and test.
+        user_core: Users with fewer interactions are left out, with item_core until all have as many.
+        item_core: Items with fewer interactions are left out.
+        label: implicit: every row is a click. rating: rows are labelled with their rating. click: with 1 where the
+            rating is at least the threshold, else 0.
+        threshold: The least rating that is a click, where label is click.
+        malicious: Share of the clients that are malicious, see `jaxfed.malice`.
+        promoted: Items, by the source's ids, that malicious clients have in their histories.
+        label_flip: Malicious clients train with positives and negatives exchanged.
+        malice: Seed of who is malicious.
+        cold: Share of the users (or silos) that never take part and are tested apart.
+        deal: Seed of silos, devices and cold clients.
     """
     if label != "implicit" and protocol == "compat-pfedrec":
         raise ValueError(f'data.label = "{label}": no negatives are drawn that could leak: take another data.protocol')

@@ -24,13 +24,13 @@ def describe(data: Any) -> str:
         f"times {rows.time.min()} to {rows.time.max()}",
         "",
         "train interactions of a client, quantiles",
-        "  " + "  ".join(f"{q:>6.0%}" for q in QUANTILES),
-        "  " + "  ".join(f"{length:>6.0f}" for length in lengths),
+        "  " + " ".join(f"{q:>6.0%}" for q in QUANTILES),
+        "  " + " ".join(f"{length:>6.0f}" for length in lengths),
         "",
         "popularity: the share of all interactions with the most popular items",
     ]
     for share in TOP:
         top = max(1, round(share * items))
-        lines.append(f"  {share:>6.1%} {top:>9,} items {curve[top - 1]:>6.1%} {'#' * round(50 * curve[top - 1])}")
+        lines.append(f"  {share:>6.1%} {top:>9,} items {curve[top - 1]:>6.1%} {'#' * round(25 * curve[top - 1])}")
     lines += ["", f"rows in their order: sha256 {data.digest}"]
     return "\n".join([*lines, *(f"note: {note}" for note in data.source.notes)])

@@ -2,20 +2,23 @@
 
 The rows are prepared once by a tensorflow-datasets builder of our own that needs no TensorFlow: array_record, one
 example per user, and each row's place in the file, because 599 of the 943 users have equal times that decide their
-test or validation item.
+test or validation item. array_record comes for Linux and for Macs with Apple's chips: elsewhere the raw files are read
+anew each time, to the same rows.
 """
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxfed.data.features import encoded
 from jaxfed.data.interactions import Dataset, Interactions, digest, numbered
-from jaxfed.data.movielens_files import cache, fetch
+from jaxfed.data.movielens_files import cache, examples, fetch
 
 # digest of the rows in the order that our figures were measured on, and of them with the features
 ORDER = "a4d1dd1189cca0a970fe7b5ad3c1b4adefb8e66c5546a184b8aa71fa091aae18"
@@ -38,8 +41,13 @@ def build(files: dict[str, Path]) -> Path:
     return Path(builder.data_path)
 
 
-def examples_of(files: dict[str, Path]) -> list[dict]:
-    """The prepared examples of raw files. A prepared copy that is damaged, which its checksums tell, is made anew."""
+def prepared(files: dict[str, Path]) -> list[dict[str, Any]]:
+    """The examples of the raw files, from the tfds data set made of them where this system can read one.
+
+    A prepared copy that is damaged, which its checksums tell, is made anew.
+    """
+    if importlib.util.find_spec("array_record") is None:
+        return list(examples(files))
     import tensorflow_datasets as tfds
 
     folder = build(files)
@@ -50,21 +58,28 @@ def examples_of(files: dict[str, Path]) -> list[dict]:
     return list(tfds.builder_from_directory(str(build(files))).as_data_source("train"))
 
 
+def text(word: str | bytes) -> str:
+    """A word, which tfds gives as bytes."""
+    return word.decode() if isinstance(word, bytes) else word
+
+
 def ml_100k(folder: str = "") -> Dataset:
     """MovieLens-100K: 943 users, 1,682 items, 100,000 ratings in the order of u.data; features: age, gender and
     occupation of users, genres of items.
 
-    folder: where its raw files lie already. Says so when the order of the rows, or the features, are not those that we
-    measured on.
+    Says so when the order of the rows, or the features, are not those that we measured on.
+
+    Args:
+        folder: Where the raw files lie, if you have them. Left out: they are fetched once.
     """
-    examples = examples_of(fetch(folder))
-    lengths = [len(example["row"]) for example in examples]
+    users_rows = prepared(fetch(folder))
+    lengths = [len(example["row"]) for example in users_rows]
 
     def column(name):
-        return np.concatenate([example[name] for example in examples])
+        return np.concatenate([example[name] for example in users_rows])
 
     def per_row(name):
-        return np.repeat([example[name].decode() for example in examples], lengths)
+        return np.repeat([text(example[name]) for example in users_rows], lengths)
 
     order = np.argsort(column("row"))
     user, users = numbered(per_row("user")[order])
@@ -72,7 +87,7 @@ def ml_100k(folder: str = "") -> Dataset:
 
     def per_item(name):
         found = np.empty(len(items), object)
-        found[item] = [each.decode() for each in column(name)[order]]
+        found[item] = [text(each) for each in column(name)[order]]
         return found.astype(str)
 
     rows = Interactions(user, item, column("rating")[order].astype(np.float32), column("time")[order].astype(np.int64))

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxfed.data.movielens_files import raw_files, read_raw
+from jaxfed.data.movielens_files import examples, raw_files
 
 
 class JaxfedMl100k(tfds.core.GeneratorBasedBuilder):
-    """One example per user: columns of its rows and their places in the file."""
+    """One example per user, see `movielens_files.examples`."""
 
     VERSION = tfds.core.Version("1.1.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "u.data, u.item, u.user, or RecBole's ml-100k.inter, .item, .user"
@@ -28,11 +28,4 @@ class JaxfedMl100k(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(raw_files(Path(dl_manager.manual_dir)))}
 
     def _generate_examples(self, files):
-        rows, titles, genres, users = read_raw(files)
-        for number, user in enumerate(np.unique(rows[:, 0])):
-            place = np.flatnonzero(rows[:, 0] == user)
-            _, item, rating, time = rows[place].T
-            columns = {"row": place, "item": item, "rating": rating.astype(np.float32), "time": time}
-            columns["title"] = [titles.get(str(each), str(each)) for each in item]
-            columns["genres"] = [genres.get(str(each), "") for each in item]
-            yield number, {"user": str(user), **users[str(user)], **columns}
+        yield from enumerate(examples(files))

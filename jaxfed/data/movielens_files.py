@@ -7,10 +7,12 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from platformdirs import user_cache_path
 
 ARCHIVE = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ARCHIVE_SHA256 = "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"
@@ -30,9 +32,9 @@ FILES = {"inter": ("u.data", "ml-100k.inter"), "item": ("u.item", "ml-100k.item"
 
 
 def cache() -> Path:
-    """Where fetched data live: $JAXFED_DATA, or jaxfed/ in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("JAXFED_DATA") or Path(home) / "jaxfed")
+    """Where fetched data live: $JAXFED_DATA, or jaxfed/ in the user's cache folder, which systems have in different
+    places."""
+    return Path(os.environ.get("JAXFED_DATA") or user_cache_path("jaxfed", appauthor=False))
 
 
 def raw_files(folder: Path) -> dict[str, Path] | None:
@@ -161,3 +163,15 @@ def read_raw(files: dict[str, Path]) -> Raw:
     unknown = dict.fromkeys(names, "")
     known = {str(user): users.get(str(user), unknown) for user in np.unique(rows[:, 0])}
     return Raw(rows, titles, {row[0]: kinds(row) for row in items}, known)
+
+
+def examples(files: dict[str, Path]) -> Iterator[dict[str, Any]]:
+    """One example per user: columns of its rows and their places in the file."""
+    rows, titles, genres, users = read_raw(files)
+    for user in np.unique(rows[:, 0]):
+        place = np.flatnonzero(rows[:, 0] == user)
+        _, item, rating, time = rows[place].T
+        columns = {"row": place, "item": item, "rating": rating.astype(np.float32), "time": time}
+        columns["title"] = [titles.get(str(each), str(each)) for each in item]
+        columns["genres"] = [genres.get(str(each), "") for each in item]
+        yield {"user": str(user), **users[str(user)], **columns}

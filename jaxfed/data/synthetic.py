@@ -25,6 +25,16 @@ def synthetic(
     noise stay. Each item has a phase in [0, 1); a history runs through phases, blurred by a noise of 1 / order - 1
     (order 1: sharp, near 0: none). Features: the strongest factor of a user and of an item, and a quarter of
     the item's phase. Raises ValueError for sizes that cannot be.
+
+    Args:
+        users: How many there are.
+        items: How many there are.
+        mean_length: Interactions of a user, on average.
+        rank: Dimensions of taste.
+        taste: How much taste counts beside chance, in what users take.
+        skew: How unequal popularity is: the n-th item's share falls as n to the power of -skew.
+        order: How much the order of a history follows the phases of its items: 1 sharply, near 0 not at all.
+        seed: The data are a function of it.
     """
     if users < 1 or items < 4 or not 3 <= mean_length <= items / 2 or not 0 < order <= 1:
         raise ValueError("synthetic data need users >= 1, items >= 4, 3 <= mean_length <= items / 2, 0 < order <= 1")

@@ -91,7 +91,11 @@ def ridge(gram: jax.Array, l2: float) -> jax.Array:
 
 
 def ease(num_items: int, num_users: int, l2: float = 400.0) -> Model:
-    """EASE (Steck 2019, "Embarrassingly shallow autoencoders"): X'X, and one inversion."""
+    """EASE (Steck 2019, "Embarrassingly shallow autoencoders"): X'X, and one inversion.
+
+    Args:
+        l2: The penalty on squared weights.
+    """
     return item_item(
         num_items,
         ["item"],
@@ -103,7 +107,12 @@ def ease(num_items: int, num_users: int, l2: float = 400.0) -> Model:
 
 
 def item_knn(num_items: int, num_users: int, neighbours: int = 200, shrink: float = 10.0) -> Model:
-    """Item nearest neighbours (Sarwar et al. 2001) by cosine, shrunk where few users tell; from the X'X of EASE."""
+    """Item nearest neighbours (Sarwar et al. 2001) by cosine, shrunk where few users tell; from the X'X of EASE.
+
+    Args:
+        neighbours: Of an item, how many are kept.
+        shrink: Added to the norms of a cosine, so that pairs few users tell of count less.
+    """
     positive("model.neighbours", neighbours)
 
     def solve(sums):
@@ -138,6 +147,14 @@ def transitions(
     Counts of item pairs (i, then j, at most `window` later) weigh decay^(gap - 1) and are divided by the root of both
     items' sums, as a cosine; a history enters with weights last^age. Both scores are standardised over the catalogue
     and added, the second times `blend`.
+
+    Args:
+        l2: The penalty on squared weights of EASE.
+        half_life: Interactions after which an item's weight in a history has halved.
+        window: How many interactions later an item may come to count as a successor.
+        decay: What each interaction between the two takes off a pair's weight, as a factor.
+        last: What each later interaction takes off the weight of an item that others follow, as a factor.
+        blend: The weight of successors beside EASE.
     """
     positive("model.window", window)
 
@@ -191,8 +208,14 @@ def ials(
 
     The loss is sum over interactions (1 - x.y)^2 + unobserved sum over all pairs (x.y)^2 + l2 (interactions +
     unobserved * N) |x|^2 for a user, and likewise for an item. A client solves for x from its items' rows and Y'Y, and
-    sends x x' and x for each of its items (halved by symmetry), and x x' once. real_items: rows of the table that are
-    items; None: all.
+    sends x x' and x for each of its items (halved by symmetry), and x x' once.
+
+    Args:
+        dim: Numbers in the vector of a user and of an item.
+        l2: The penalty on squared vectors, for each interaction.
+        unobserved: The weight of all pairs beside those that are interactions.
+        init_scale: Standard deviation of the normal numbers that vectors start with.
+        real_items: Rows of the table that are items. None: all.
     """
     positive("model.dim", dim)
     real = num_items if real_items is None else real_items

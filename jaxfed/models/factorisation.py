@@ -39,6 +39,15 @@ def mf(
     table_dtype: TableDtype = "float32",
     loss: LossName = "bce",
 ) -> Model:
-    """Matrix factorisation with `dim` factors; `bias` adds one number an item."""
+    """Matrix factorisation.
+
+    Args:
+        dim: Numbers in the vector of a user and of an item.
+        init_scale: Standard deviation of the normal numbers that vectors start with.
+        bias: Each item has a number of its own, added to its scores.
+        table_dtype: In what the server stores tables and clients download them; clients compute and send in float32.
+        loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
+            squared error, of clicks or of ratings.
+    """
     positive("model.dim", dim)
     return from_module(Factorisation(num_items, num_users, dim, init_scale, bias, table_dtype), loss_named(loss))

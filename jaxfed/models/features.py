@@ -81,8 +81,16 @@ def fm(
     """Factorisation machine (Rendle 2010, "Factorization machines", equations 1 and 5): logit = offset + sum of weights
     + sum over pairs of <v_i, v_j>, over the user, the item, the user's and the item's features.
 
-    The user's vector is private; those of features are small, shared and sent whole. vocabulary: how many features
-    users and items have. features: which of them are read; "all": those that the data have.
+    The user's vector is private; those of features are small, shared and sent whole.
+
+    Args:
+        dim: Numbers in the vector of a user and of an item.
+        init_scale: Standard deviation of the normal numbers that vectors start with.
+        features: Whose features are read: of users, of items, none, or all that the data have.
+        table_dtype: In what the server stores tables and clients download them; clients compute and send in float32.
+        loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
+            squared error, of clicks or of ratings.
+        vocabulary: How many features users and items have.
     """
     positive("model.dim", dim)
     sizes = vocabulary or (0, 0)
@@ -142,8 +150,18 @@ def two_tower(
     """Two towers (Covington et al. 2016; Yi et al. 2019): each reads the sum of an id's vector and those of its
     features, through layers of widths `hidden`, and gives `dim` numbers; none: the sums themselves.
 
-    The user's vector is private, the towers and the features' vectors are shared and sent whole. bias: an offset and a
-    number for each user and item beside the inner product. vocabulary, features: as of `fm`.
+    The user's vector is private, the towers and the features' vectors are shared and sent whole.
+
+    Args:
+        dim: Numbers that a tower gives.
+        hidden: Widths of the layers of each tower.
+        init_scale: Standard deviation of the normal numbers that vectors start with.
+        bias: An offset, and a number for each user and item, beside the inner product.
+        features: Whose features are read: of users, of items, none, or all that the data have.
+        table_dtype: In what the server stores tables and clients download them; clients compute and send in float32.
+        loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
+            squared error, of clicks or of ratings.
+        vocabulary: How many features users and items have.
     """
     positive("model.dim", dim)
     positive("model.hidden", *hidden, 1)

@@ -54,7 +54,17 @@ def metamf(
 ) -> Model:
     """MetaMF (Lin et al. 2020): a shared network makes each user's item vectors, `rank` numbers an item raised to
     `dim`, and its score function. In the paper the server keeps the codes and sends what it makes; here a client keeps
-    its code, downloads the network and makes them itself, so that its user is not known to the server."""
+    its code, downloads the network and makes them itself, so that its user is not known to the server.
+
+    Args:
+        dim: Numbers in the vector made for an item.
+        code: Numbers in a user's private code.
+        rank: Numbers of an item that the server keeps for each number of a code.
+        hidden: Width of the score function.
+        init_scale: Standard deviation of the normal numbers that vectors start with.
+        loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
+            squared error, of clicks or of ratings.
+    """
     positive("model.dim", dim)
     positive("model.code, model.rank or model.hidden", code, rank, hidden)
     return from_module(Generated(num_items, num_users, dim, code, rank, hidden, init_scale), loss_named(loss))

@@ -66,7 +66,15 @@ def pfedrec(
 ) -> Model:
     """PFedRec (Zhang et al. 2023): item vectors are shared, the linear score function is a client's own. With
     `work.keep_copy` the paper's mode, in which clients are scored by the table as they last trained it, is beside the
-    server's as `personal`."""
+    server's as `personal`.
+
+    Args:
+        dim: Numbers in the vector of a user and of an item.
+        init_scale: Standard deviation of the normal numbers that vectors start with.
+        table_dtype: In what the server stores tables and clients download them; clients compute and send in float32.
+        loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
+            squared error, of clicks or of ratings.
+    """
     positive("model.dim", dim)
     return from_module(PersonalHead(num_items, num_users, dim, init_scale, table_dtype), loss_named(loss))
 
@@ -100,7 +108,16 @@ def fedrap(
     loss: LossName = "bce",
 ) -> Model:
     """FedRAP (Li et al. 2024): a shared and a private item table, added. The loss of an example has
-    - apart * mean (private - shared)^2 + sparse * mean |shared| of its item beside it. Keeps clients x catalogue."""
+    - apart * mean (private - shared)^2 + sparse * mean |shared| of its item beside it. Keeps clients x catalogue.
+
+    Args:
+        dim: Numbers in the vector of a user and of an item.
+        init_scale: Standard deviation of the normal numbers that vectors start with.
+        apart: How strongly the two tables are driven apart.
+        sparse: The penalty on the size of the shared table's numbers.
+        loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
+            squared error, of clicks or of ratings.
+    """
     positive("model.dim", dim)
 
     def penalty(shared, private):
@@ -120,7 +137,16 @@ def neumf(
     table_dtype: TableDtype = "float32",
     loss: LossName = "bce",
 ) -> Model:
-    """NeuMF with `dim` factors on either side and a network of widths `hidden`."""
+    """NeuMF: an inner product and a network side by side.
+
+    Args:
+        dim: Numbers in the vectors of a user and of an item, of the product and of the network each.
+        hidden: Widths of the network's layers.
+        init_scale: Standard deviation of the normal numbers that vectors start with.
+        table_dtype: In what the server stores tables and clients download them; clients compute and send in float32.
+        loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
+            squared error, of clicks or of ratings.
+    """
     positive("model.dim", dim)
     positive("model.hidden", *(hidden or (0,)))
     module = NeuralFactorisation(num_items, num_users, dim, tuple(hidden), init_scale, table_dtype)

@@ -38,6 +38,11 @@ def clustered(
     and trains that. The link `cluster_mean` averages each over those who chose it; clients download all of them.
 
     initial(key) -> parameters: all models but the first one begin there.
+
+    Args:
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
+        clusters: How many models there are.
     """
     if clusters < 1:
         raise ValueError(f"clusters is {clusters}: it must be at least 1")

@@ -85,6 +85,10 @@ def scaffold(
     no learning rate. c, which rides along, is the mean of the c_i of all `population` clients, those included who never
     took part and have 0; of a row of a table, of all clients who ever trained it. So it follows the sum of the changes
     of those who reported.
+
+    Args:
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
     """
 
     def init(params, key):
@@ -128,7 +132,13 @@ def dynamic(
 ) -> Work:
     """FedDyn's clients (Acar et al. 2021): the loss has - <h_i, shared> + strength / 2 |shared - start|^2 beside it,
     and h_i becomes h_i - strength (end - start). The server's half is the link `feddyn`. By row a step pulls a row
-    by rate x strength x S / (steps that hold it) of the way, which must stay below 2."""
+    by rate x strength x S / (steps that hold it) of the way, which must stay below 2.
+
+    Args:
+        strength: alpha of the paper: how strongly a client is held to the model it was sent.
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
+    """
     if strength < 0:
         raise ValueError(f"strength is {strength}: it must not be negative")
 
@@ -164,6 +174,9 @@ def mime(
 
     Mime replaces a batch's gradient g(y) by g(y) - g(x) + c. Its c is the mean gradient of the same cohort, which costs
     one more exchange a round; here it is that of the round before, and what has none yet moves as in MimeLite. By row.
+
+    Args:
+        correct: Mime, which corrects each batch's gradient by the mean gradient. false: MimeLite.
     """
 
     def known(value, like):

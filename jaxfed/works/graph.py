@@ -58,6 +58,13 @@ def graph_guided(
     (a client's own as it last trained it, which is the paper's) and `neighbours` (their mean). The server's model is
     what the channel makes of all updates; in the paper, the mean of all that clients are sent. Keeps clients x
     catalogue, twice, and compares clients x clients x catalogue in every round.
+
+    Args:
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
+        strength: How strongly a client is pulled to its neighbours' mean.
+        neighbours_count: How many neighbours a client has. 0: those above the threshold.
+        threshold: Neighbours are those whose cosine is above this times the mean cosine of all pairs.
     """
     if strength < 0:
         raise ValueError(f"strength is {strength}: it must not be negative")

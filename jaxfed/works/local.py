@@ -45,8 +45,13 @@ def local_steps(
 ) -> Work:
     """Mini-batch descent on (shared, private) together; sends start - end of the shared part (McMahan et al. 2017).
 
-    `optimizer` sees the pair (shared, private) and starts afresh each round. proximal: mu of FedProx (Li et al. 2020),
-    the loss has mu / 2 |shared - start|^2 beside it; by row, on the rows of the step. Raises ValueError below 0.
+    `optimizer` sees the pair (shared, private) and starts afresh each round. Raises ValueError where proximal is
+    negative.
+
+    Args:
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
+        proximal: mu of FedProx (Li et al. 2020): the loss has mu / 2 |shared - start|^2 beside it.
     """
     if proximal < 0:
         raise ValueError(f"proximal is {proximal}: it must not be negative")

@@ -39,7 +39,12 @@ def reconstruct(
     """FedRecon (Singhal et al. 2021): the private part is made anew from each round's support half, then the shared
     part descends the query half with it; nothing is kept, so that a client never seen before is as good as any.
 
-    Every second step is of the query half; a client with one step has it in both. passes: over the support half.
+    Every second step is of the query half; a client with one step has it in both.
+
+    Args:
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
+        passes: Times over the support half.
     """
 
     def run(shared, mine, steps, key):
@@ -62,9 +67,14 @@ def alternate(
     by_row: bool = True,
     passes: int = 1,
 ) -> Work:
-    """FedRep (Collins et al. 2021): first the private part alone, `passes` times over the client's steps, then the
-    shared part alone; a model whose head is private makes it that of the paper, and `local_steps` then is FedPer
-    (Arivazhagan et al. 2019)."""
+    """FedRep (Collins et al. 2021): first the private part alone, then the shared part alone; a model whose head is
+    private makes it that of the paper, and `local_steps` then is FedPer (Arivazhagan et al. 2019).
+
+    Args:
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
+        passes: Times that the private part goes over the client's steps.
+    """
 
     def run(shared, mine, steps, key):
         start = shared.params
@@ -154,7 +164,13 @@ def ditto(
     strength: float = 0.1,
 ) -> Work:
     """Ditto (Li et al. 2021): beside the local steps of FedAvg, each client trains a model of its own, pulled by
-    strength / 2 |own - server's|^2; evaluated as `personal`. Keeps clients x catalogue."""
+    strength / 2 |own - server's|^2; evaluated as `personal`. Keeps clients x catalogue.
+
+    Args:
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
+        strength: lambda of the paper: how strongly a client's own model is pulled to the server's.
+    """
     if strength < 0:
         raise ValueError(f"strength is {strength}: it must not be negative")
     shared_work = local_steps(loss, optimizer, private, by_row)
@@ -180,7 +196,13 @@ def apfl(
 ) -> Work:
     """APFL (Deng et al. 2020) with a fixed mixture: beside the local steps of FedAvg, each client trains a copy v for
     the loss of mixture v + (1 - mixture) w, w as it moves in the same steps; evaluated as `personal`, with the server's
-    model as w. Keeps clients x catalogue."""
+    model as w. Keeps clients x catalogue.
+
+    Args:
+        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
+            and pulls move these in every step, which costs more.
+        mixture: Weight of the client's copy in the mixture. 0: the server's model; 1: the copy.
+    """
     if not 0 <= mixture <= 1:
         raise ValueError(f"mixture is {mixture}: it lies between 0 and 1")
     shared_work = local_steps(loss, optimizer, private, by_row)

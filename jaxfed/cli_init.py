@@ -1,0 +1,108 @@
+"""`jaxfed init`: a configuration to start from, which says what each of its keys does."""
+
+import argparse
+import dataclasses
+import inspect
+import textwrap
+import typing
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import tomli_w
+
+WIDTH = 110  # columns of the file
+EMPTY = ("channel", "download")  # lists of links, which are no keys where they hold none
+TOP = """A configuration of jaxfed. A line with a # before its key holds the default; take the # away to change it.
+  jaxfed data {name}     what the data are like
+  jaxfed train {name}    train, evaluate, and leave a run in {out}"""
+
+
+def options(command: Any) -> None:
+    """Adds the command; `command(name, help, ...)` makes a parser."""
+    init = command(
+        "init",
+        "Write a configuration to start from, which says what each of its keys does.",
+        "Without a name: the defaults, on MovieLens-100K.",
+    )
+    init.add_argument(
+        "source",
+        nargs="?",
+        default="",
+        metavar="NAME|FILE",
+        help="a configuration that comes with jaxfed (e.g. ml100k_fedavg), or a file of your own data",
+    )
+    init.add_argument(
+        "--out", metavar="CONFIG.toml", help="where it is written (NAME.toml; without a name config.toml)"
+    )
+
+
+def init(args: argparse.Namespace) -> None:
+    """jaxfed init"""
+    from jaxfed.config import config_of
+    from jaxfed.folder import write_file
+
+    table = asked(args.source)
+    place = Path(args.out or f"{Path(args.source).stem or 'config'}.toml")
+    if place.exists():
+        raise ValueError(f"{place} is there already: pass another --out")
+    text = starter(table, place.name)
+    config_of(table)  # before anything is written
+    write_file(place, text)
+    print(f"{place} is written; now: jaxfed train {place}")
+
+
+def asked(source: str) -> dict[str, Any]:
+    """The table of what to start from. Raises ValueError for a name that is nothing."""
+    from jaxfed.cli import loader_of
+    from jaxfed.config import read
+
+    if source and Path(source).exists() and not source.lower().endswith(".toml"):
+        kinds = loader_of({}, [f"--data.path={source}"])
+        out = f"runs/{Path(source).stem}"
+        return {"data": {"name": kinds[0].partition("=")[2], "path": source}, "run": {"out": out}}
+    return read(source) if source else {"run": {"out": "runs/first"}}
+
+
+def starter(table: dict[str, Any], name: str) -> str:
+    """The text of a configuration's file `name`: what the table says, and every other key with its default as a comment
+    below what it does."""
+    from jaxfed.config import config_of
+
+    config = config_of(table)
+    lines = [f"# {line}".rstrip() for line in TOP.format(name=name, out=config.run.out).splitlines()]
+    return "\n".join([*lines, "", *section(config, table, "")]) + "\n"
+
+
+def section(value: Any, given: dict[str, Any], where: str, around: Any = None) -> list[str]:
+    """The lines of a part of a configuration: its own keys, then the parts in it. given: what the table says of it;
+    around: the part that it is in, which says what holds for a key without a value."""
+    own, inside = [], []
+    texts = docstring_parser.parse(inspect.cleandoc(type(value).__doc__ or ""))
+    hints = typing.get_type_hints(type(value))
+    does = {each.arg_name: each.description or "" for each in texts.params}
+    for key in (field.name for field in dataclasses.fields(value)):
+        held, path = getattr(value, key), f"{where}.{key}".lstrip(".")
+        if dataclasses.is_dataclass(held):
+            inside += ["", f"[{path}]", *section(held, given.get(key, {}), path, value)]
+        elif held and isinstance(held, tuple) and dataclasses.is_dataclass(held[0]):
+            for link, said in zip(held, given.get(key) or [{}] * len(held), strict=True):
+                inside += ["", f"[[{path}]]", *section(link, said, path)]
+        elif key not in EMPTY or key in given:
+            mark = "" if key in given or key == "name" or not where else "# "
+            words = typing.get_args(hints[key]) if typing.get_origin(hints[key]) is typing.Literal else ()
+            own += remark(does.get(key, "") + (f" One of {', '.join(filter(None, words))}." if words else ""))
+            own.append(f"{mark}{key} = {toml(getattr(around, key) if held is None else held)}")
+    return [*remark(texts.short_description or "" if where else ""), *own, *inside]
+
+
+def remark(text: str) -> list[str]:
+    """A text as comments, which begin further in than a key that is one."""
+    return textwrap.wrap(" ".join(text.split()), WIDTH, initial_indent="#   ", subsequent_indent="#   ")
+
+
+def toml(value: Any) -> str:
+    """A value as TOML, on one line."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(toml, value))}]"
+    return tomli_w.dumps({"key": value}).strip().removeprefix("key = ")

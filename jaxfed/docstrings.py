@@ -1,0 +1,43 @@
+"""What the arguments of the registry's functions do, from their docstrings: for the command line and for people."""
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import partial
+
+import docstring_parser
+
+from jaxfed.registry import REGISTRY, SOURCES, arguments
+
+NOUNS = {
+    "data": "data set, or kind of file",
+    "model": "model",
+    "work": "local training",
+    "optimizer": "optimiser of clients",
+    "channel": "link",
+    "server": "optimiser of the server",
+    "cohort": "way to choose the clients of a round",
+    "clock": "clock",
+}
+
+
+def described(function: Callable) -> tuple[str, dict[str, str]]:
+    """(what a function is, {argument: what it does}) by its docstring."""
+    own = function.func if isinstance(function, partial) else function
+    text = inspect.getdoc(own) or ""
+
+    def plain(text):  # without links and marks of reStructuredText
+        return " ".join(re.sub(r"\[([^]]+)\]\([^)]+\)|:\w+:", r"\1", text or "").replace("`", "").split())
+
+    what = re.split(r"(?<=[^.][^.]\.) (?=[A-Z])", plain(text.partition("\n\n")[0]))[0]  # the first sentence
+    return what, {each.arg_name: plain(each.description) for each in docstring_parser.parse(text).params}
+
+
+def documented(section: str, name: str) -> str:
+    """The docstring of a section for this name: what its function is, and what each argument does."""
+    what, texts = described(REGISTRY[section][name])
+    for source in SOURCES.get(section, ()):
+        texts |= described(source)[1]
+    which = f"Which {NOUNS[section]}. Another one has other keys."
+    known = {"name": which, **{key: texts[key] for key in arguments(section, name) if texts.get(key)}}
+    return "\n".join([f"{name}: {what}", "", "Args:", *(f"    {key}: {text}" for key, text in known.items())])

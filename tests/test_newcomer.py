@@ -1,0 +1,209 @@
+"""What somebody meets who has just installed it: help, built-in configurations, narrow terminals, defaults."""
+
+import dataclasses
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import docstring_parser
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxfed import cli
+from jaxfed.cli_init import starter
+from jaxfed.config import config_of, known, read, section_type, table_of
+from jaxfed.privacy import RELATIONS, SAMPLERS
+from jaxfed.registry import OPTIMIZERS, REGISTRY, arguments
+from jaxfed.runs import together
+from jaxfed.table import print_table
+
+ROOT = Path(__file__).parent.parent
+NAMES = [(section, name) for section in REGISTRY for name in REGISTRY[section]]
+
+
+def run(monkeypatch, capsys, *words):
+    """(exit code, what was printed, what was said) of a command in this process."""
+    monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        return stopped.code or 0, *capsys.readouterr()
+    return 0, *capsys.readouterr()
+
+
+# --- help ----------------------------------------
+
+
+@pytest.mark.parametrize(("section", "name"), NAMES)
+def test_every_argument_of_the_registry_says_what_it_does(section, name):
+    kind = section_type(section, name)
+    said = {each.arg_name: each.description for each in docstring_parser.parse(kind.__doc__).params}
+    groups = {"item", "user"} if section == "optimizer" else set()
+    assert {field.name for field in dataclasses.fields(kind)} - groups == said.keys()
+    assert all(len(text) > 10 and text[0] != " " and text.endswith(".") for text in said.values()), said
+
+
+@pytest.mark.parametrize("name", ["ml100k_fedavg", "ml100k_private", "ml100k_fedbuff"])
+def test_every_option_of_train_has_a_description(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, text, _ = run(monkeypatch, capsys, "train", name, "--help")
+    assert code == 0
+    options = re.split(r"\n(?:│ |  )(?=--[a-z])", text.partition("--help")[2])[
+        1:
+    ]  # in a box where there are such characters
+    assert len(options) > 80
+    for option in options:
+        told = " ".join(option.replace("│", " ").split())
+        assert re.search(r"[a-z]{3,}.*\. \(default:", told), option
+    assert not {"--download", "--evaluation.channel"} & {each.split()[0] for each in options}  # they take no value
+    assert "--download.N.name" in text
+
+
+def test_what_needs_no_jax_does_not_import_it():
+    """Which takes a second or more."""
+    code = """
+import sys
+from jaxfed.cli import main
+for words in (["--help"], ["--version"], ["train", "--help"], ["privacy", "calibrate", "--help"], ["reproduce", "-h"]):
+    sys.argv[1:] = words
+    try:
+        main()
+    except SystemExit as stopped:
+        assert not stopped.code
+    assert "jax" not in sys.modules, words
+    assert "numpy" not in sys.modules, words
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"jaxfed {version('jaxfed')} (JAX {version('jax')}, Python {sys.version.split()[0]})" in done.stdout
+    for name in ("train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init", "reproduce", "launch"):
+        assert re.search(rf"^    {name} +[A-Z]", done.stdout, re.MULTILINE), name
+
+
+def test_the_words_of_privacy_are_those_of_its_accountant(monkeypatch, capsys):
+    text = run(monkeypatch, capsys, "privacy", "calibrate", "--help")[1]
+    assert all(word in text for word in RELATIONS)
+    assert set(SAMPLERS) <= REGISTRY["cohort"].keys() | {"fixed"}
+
+
+# --- configurations that come with the program ----------------------------------------
+
+
+def test_a_name_is_a_configuration_that_comes_with_the_program(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = read(known()["ml100k_ease"])
+    assert read("ml100k_ease") == read("ml100k_ease.toml") == here
+    (tmp_path / "ml100k_ease").write_text("rounds = 7\n")  # a file of that name comes first
+    assert read("ml100k_ease") == {"rounds": 7}
+    with pytest.raises(ValueError, match="no such configuration; one that comes with jaxfed is ml100k_fedavg"):
+        read("ml100k_fedavgg")
+    with pytest.raises(ValueError, match=r"configs/ml100k_ease.toml: no such configuration; one that .* ml100k_ease$"):
+        read("configs/ml100k_ease.toml")
+
+
+def spelled(table):
+    """The whole configuration, in which groups of an optimiser without a pace have the others'."""
+    made = table_of(config_of(table))
+    rest = made["work"]["optimizer"]
+    for group in ("item", "user"):
+        rest[group] = {key: rest[key] for key in ("learning_rate", "weight_decay")} | rest.get(group, {})
+    return made
+
+
+@pytest.mark.parametrize("table", [{}, *map(read, known().values())], ids=["defaults", *known()])
+def test_a_configuration_to_start_from_is_the_one_it_was_made_of(table):
+    """As it is, and with every comment that is a key taken for one: so what it calls defaults are."""
+    text = starter(table, "x.toml")
+    assert table_of(config_of(tomllib.loads(text))) == table_of(config_of(table))
+    assert spelled(tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))) == spelled(table)
+    assert max(map(len, text.splitlines())) <= 120
+    commented = [line for line in text.splitlines() if re.match(r"(# )?\w+ = ", line)]
+    assert len(commented) > 60
+
+
+def test_init_writes_what_can_be_trained_and_overwrites_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.csv").write_text("user,item\n" + "".join(f"{u},{i}\n" for u in range(9) for i in range(u % 5, 8)))
+    assert run(monkeypatch, capsys, "init", "my.csv")[:2] == (0, "my.toml is written; now: jaxfed train my.toml\n")
+    assert read("my.toml")["data"] == {"name": "csv", "path": "my.csv"}
+    before = (tmp_path / "my.toml").read_bytes()
+    code, printed, said = run(monkeypatch, capsys, "init", "my.csv")
+    assert (code, printed, said) == (2, "", "jaxfed: my.toml is there already: pass another --out\n")
+    assert (tmp_path / "my.toml").read_bytes() == before
+    assert run(monkeypatch, capsys, "init", "ml100k_ease", "--out", "mine.toml")[0] == 0
+    assert table_of(config_of(read("mine.toml"))) == table_of(config_of(read("ml100k_ease")))
+    assert run(monkeypatch, capsys, "init")[0] == 0
+    wanted = table_of(config_of({})) | {"run": table_of(config_of({}))["run"] | {"out": "runs/first"}}
+    assert table_of(config_of(read("config.toml"))) == wanted
+    code, _, said = run(monkeypatch, capsys, "init", "ml100k_eas")
+    assert (code, said) == (2, "jaxfed: ml100k_eas: no such configuration; one that comes with jaxfed is ml100k_ease\n")
+    assert run(monkeypatch, capsys, "data", "my.toml")[1].startswith("9 users x 8 items")
+    assert run(monkeypatch, capsys, "data", "synthetic_1k", "--users", "60")[1].startswith("60 users x ")
+
+
+def test_no_message_sends_people_to_an_index_that_does_not_have_us():
+    for path in [*(ROOT / "jaxfed").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        assert "install jaxfed" not in path.read_text(), path
+
+
+# --- narrow terminals ----------------------------------------
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_figures_are_whole_in_a_terminal_of(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    metrics = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc", "er@10")
+    parts = ("val/full", "val/sampled", "test/full", "test/personal/sampled")
+    values = {f"{part}/{m}": (17 * i + j) / 1000 for i, part in enumerate(parts) for j, m in enumerate(metrics, 1)}
+    cli.show(values, "runs/x: test of the best round")
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= columns
+    for word in (*(f"{value:.4f}" for value in values.values()), *metrics, *parts):
+        assert len(re.findall(rf"(?<![\w/.]){re.escape(word)}(?![\w/.@])", printed)) >= 1, word
+    assert (printed.count("┏") == 1) == (columns > 80)
+
+
+def test_words_that_do_not_fit_are_folded_and_figures_are_not():
+    out = Console(file=io.StringIO(), width=50)
+    words = "cohort.size 500 is larger than the population of 20 clients: set it to at most 20"
+    lines = [["*", "0.1", "0.1654 ± 0.0031", "12", ""], ["", "0.5", "", "", words]]
+    print_table(out, "a sweep", ["", "rate", "val full ndcg@10", "seeds", "problem"], lines, labels=2)
+    printed = out.file.getvalue()
+    assert "0.1654 ± 0.0031" in printed
+    assert "…" not in printed
+    assert "".join(words.split()) in "".join(re.findall(r"[^\s│┃─━┏┓┡┩└┘┳╇┴]+", printed))
+    assert max(map(len, printed.splitlines())) <= 50
+
+
+# --- defaults ----------------------------------------
+
+
+def test_a_file_of_sixty_people_and_nothing_else_is_learnt(tmp_path):
+    """The quick one of scripts/defaults.py: on a file that somebody brings, with no word but a few rounds."""
+    spec = importlib.util.spec_from_file_location("defaults", ROOT / "scripts" / "defaults.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    run, found = together(), {}
+    for method, words in (("popularity", script.POPULARITY), ("defaults", ["--rounds", "30"])):
+        path = script.write_people(tmp_path / "people.csv", 0)
+        summary, problem = run(cli.overridden({}, [*path, *words, "--run.out", str(tmp_path / method)]))
+        assert not problem
+        found[method] = np.array([summary[f"{part}/ndcg@10"] for part in ("val/full", "test/full", "test/sampled")])
+    assert (found["defaults"] > found["popularity"]).all()
+    assert found["defaults"].mean() > 1.2 * found["popularity"].mean()  # 60 people: each figure is off by some .03
+
+
+@pytest.mark.parametrize("section", ["optimizer", "server"])
+def test_rates_that_nobody_gave_suit_the_optimiser(section):
+    """A step of one is no step for an optimiser whose steps are as long as its rate."""
+    rates = {name: arguments(section, name)["learning_rate"] for name in OPTIMIZERS}
+    assert {name for name, rate in rates.items() if rate > 0.1} <= {"sgd"}
+    whole = config_of({"work": {"optimizer": {"name": "adam"}}})
+    assert table_of(whole) == table_of(config_of({}))  # what is default may be written out
