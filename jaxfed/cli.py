@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import errno
 import io
 import json
 import os
@@ -11,11 +12,12 @@ import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from jaxfed import cli_privacy, cli_sweep
+from jaxfed.__main__ import interrupted
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --server.learning-rate 0.1"
@@ -157,11 +159,14 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     every = join()  # before any other use of JAX
 
     from jaxfed.config import dumps, expect_table, read
+    from jaxfed.folder import holds_run
     from jaxfed.train import train as run
 
     def configured():
-        table = read(args.config)
-        given = {"out": args.out} if args.out else {}
+        table, lies = read(args.config), Path(args.config).parent
+        of_a_run = Path(args.config).name == "config.toml" and holds_run(lies)  # which goes on where it lies now
+        given: dict[str, Any] = {"out": str(lies)} if of_a_run else {}
+        given |= {"out": args.out} if args.out else {}
         given |= {"profile": TRACED} if args.profile else {}
         table["run"] = expect_table(table.get("run", {}), "run") | given
         return overridden(table, overrides)
@@ -178,9 +183,11 @@ def show(values: dict[str, Any], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from jaxfed.log import printable
+
     leaky = " (LEAKY: train negatives exclude the held-out items)" if values.get("leaky") else ""
-    out = Console(highlight=False, soft_wrap=True)
-    table = Table(title=title + leaky, title_justify="left")
+    out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    table = Table(title=printable(title + leaky), title_justify="left")
     exposed = ("er@10",) if any(name.endswith("/er@10") for name in values) else ()
     ranked = any(name.endswith("/hr@10") for name in values)
     usual = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc") if ranked else ("rmse", "mae", "log_loss", "auc")
@@ -190,13 +197,13 @@ def show(values: dict[str, Any], title: str) -> None:
     first = f"/{columns[0]}" if columns else ""
     for part in [name.removesuffix(first) for name in values if first and name.endswith(first)]:
         found = (values.get(f"{part}/{column}") for column in columns)
-        table.add_row(part, *("" if value is None else f"{value:.4f}" for value in found))
+        table.add_row(printable(part), *("" if value is None else f"{value:.4f}" for value in found))
     out.print(table)
     stages = [
         f"{name.removeprefix('seconds/')} {value:,.1f}" for name, value in values.items() if name.startswith("seconds/")
     ]
     if stages:  # of a run; the first three pass while devices compute
-        out.print(f"{'seconds by stage':>26}  {', '.join(stages)}", markup=False)
+        out.print(printable(f"{'seconds by stage':>26}  {', '.join(stages)}"))
     facts = (
         "simulated_seconds",
         "seconds",
@@ -214,11 +221,10 @@ def show(values: dict[str, Any], title: str) -> None:
         "params_sha256",
     )
     for fact in facts:
-        if values.get(fact):
-            value = round(values[fact], 6) if fact == "epsilon" else values[fact]
-            out.print(
-                f"{fact:>26}  {value:,}" if isinstance(value, int | float) else f"{fact:>26}  {value}", markup=False
-            )
+        if value := values.get(fact):
+            number = isinstance(value, int | float)
+            text = f"{round(value, 6) if fact == 'epsilon' else value:,}" if number else str(value)
+            out.print(printable(f"{fact:>26}  {text}"))
 
 
 def reopened(folder: str) -> tuple[Any, Any, Any]:
@@ -227,6 +233,7 @@ def reopened(folder: str) -> tuple[Any, Any, Any]:
     from jaxfed.config import config_of, read
     from jaxfed.experiment import assemble, load
     from jaxfed.log import say
+    from jaxfed.resume import config_in, problem
     from jaxfed.rounds import fresh, keys_of
 
     path = Path(folder)
@@ -234,22 +241,23 @@ def reopened(folder: str) -> tuple[Any, Any, Any]:
         raise ValueError(f"{folder}: no run here (no config.toml)")
     if not (path / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    config = config_of(read(path / "config.toml"))
+    config, record = config_of(read(path / "config.toml")), checkpoint.newest_record(path / "checkpoints", problem)
+    if record:
+        config_in(path, record, config)
     data = load(config.data)
+    if record and record["data"] != data.digest:
+        raise ValueError(f"{folder}: the data, or the order of their rows, are not those of the run")
+    if record and not record["standing"]["best_round"]:
+        ended, rounds = record["standing"]["finished"], record["standing"]["round"]
+        raise ValueError(
+            f"{folder} diverged: train anew, with lower rates"
+            if ended
+            else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
+            f"{folder}/config.toml --resume"
+        )
+    experiment = assemble(config, data)
     with checkpoint.manager(path / "checkpoints") as checkpoints:
-        told = checkpoint.told(checkpoints)
-        if told and told["data"] != data.digest:
-            raise ValueError(f"{folder}: the data, or the order of their rows, are not those of the run")
-        if told and not told["standing"]["best_round"]:
-            ended, rounds = told["standing"]["finished"], told["standing"]["round"]
-            raise ValueError(
-                f"{folder} diverged: train anew, with lower rates"
-                if ended
-                else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
-                f"{folder}/config.toml --resume"
-            )
-        experiment = assemble(config, data)
-        found = checkpoint.restore(checkpoints, fresh(experiment, config.seed), say)
+        found = checkpoint.restore(checkpoints, fresh(experiment, config.seed), say, problem)
     if not found:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     return experiment, keys_of(config.seed), found[0]["best"]
@@ -272,7 +280,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def recommend(args: argparse.Namespace) -> None:
     """jaxfed recommend"""
     from jaxfed.config import read
-    from jaxfed.log import say
+    from jaxfed.log import printable, say
     from jaxfed.recommend import scores, seat_of, view_of
 
     if args.k < 1:
@@ -292,7 +300,7 @@ def recommend(args: argparse.Namespace) -> None:
     for place, item in enumerate(np.argsort(-score, kind="stable")[: args.k], 1):
         if np.isfinite(score[item]):
             title = "" if source.titles is None else f"  {source.titles[item]}"
-            print(f"{place:>3}  {score[item]:8.3f}  {source.items[item]:>8}{title}")
+            print(printable(f"{place:>3}  {score[item]:8.3f}  {source.items[item]:>8}{title}"))
 
 
 def describe(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -300,6 +308,7 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.config import read
     from jaxfed.data.describe import describe as text
     from jaxfed.experiment import load
+    from jaxfed.log import printable
     from jaxfed.registry import REGISTRY
 
     name = args.name
@@ -314,7 +323,8 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
         names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter"
         raise ValueError(f'no data set "{name}": give one of {names}, or a file that ends in {ends}')
     own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
-    print(text(load(overridden(table, own).data)))
+    for line in text(load(overridden(table, own).data)).split("\n"):
+        print(printable(line))
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -364,7 +374,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        fail(f"{error.filename or 'system'}: {error.strerror or error}", 2)
+        full = "disk full: " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        fail(f"{full}{error.filename or 'system'}: {error.strerror or error}", 2)
+    except MemoryError as error:
+        fail(f"out of memory{f' ({error})' if str(error) else ''}: the data or the model are too large for it", 2)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -373,15 +386,12 @@ def main() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def interrupted(*_: Any) -> NoReturn:
-    """Ctrl-C where nothing is to be saved. Not an exception: raised inside of a callback, Python would ignore it."""
-    print("jaxfed: interrupted", file=sys.stderr, flush=True)
-    os._exit(130)
-
-
 def fail(text: str, code: int) -> None:
     """One line, and out."""
-    print(f"jaxfed: {' '.join(text.split())}", file=sys.stderr)
+    from jaxfed.log import printable
+
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(printable(f"jaxfed: {' '.join(text.split())}"), file=sys.stderr)
     sys.exit(code)
 
 

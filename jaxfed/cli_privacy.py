@@ -1,7 +1,6 @@
 """`jaxfed privacy calibrate | spent`: the noise that a guarantee needs, and the guarantee that a run has."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,10 @@ def options(command: Any) -> None:
 def privacy(args: argparse.Namespace) -> None:
     """jaxfed privacy"""
     lines = calibrated(args) if args.about == "calibrate" else told(args.run)
-    print("\n".join(lines))
+    from jaxfed.log import printable
+
+    for line in lines:
+        print(printable(line))
 
 
 def calibrated(args: argparse.Namespace) -> list[str]:
@@ -85,20 +87,22 @@ def calibrated(args: argparse.Namespace) -> list[str]:
 
 def told(folder: str) -> list[str]:
     """What `jaxfed privacy spent` prints. Raises ValueError for a run without a figure."""
+    from jaxfed.folder import read_summary
+
     path = Path(folder)
     if not (path / "config.toml").is_file():
         raise ValueError(f"{folder}: no run here (no config.toml)")
     if not (path / "summary.json").is_file():
         raise ValueError(f"{folder} is not finished (no summary.json): go on with it by train --resume")
-    try:
-        summary = json.loads((path / "summary.json").read_text())
-    except json.JSONDecodeError:
-        raise ValueError(f"{folder}/summary.json is damaged: it is not JSON") from None
-    if not isinstance(summary, dict) or not summary.get("privacy"):
+    found = read_summary(path).get("privacy")
+    if not found:
         raise ValueError(f"{folder} has no differential privacy: no link of its channel adds noise (epsilon inf)")
-    if summary["privacy"].get("epsilon") is None:
+    if isinstance(found, dict) and found.get("epsilon", 0) is None:
         raise ValueError(f"{folder}: epsilon is infinite: the noise is too small to be counted")
-    return explain(summary["privacy"])
+    try:
+        return explain(found)
+    except (LookupError, TypeError, AttributeError, ArithmeticError):
+        raise ValueError(f"{folder}/summary.json is damaged: what it says of privacy cannot be read") from None
 
 
 def cohorts(sampling: Any) -> str:

@@ -6,10 +6,12 @@
 import dataclasses
 import difflib
 import math
+import os
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +55,10 @@ class Privacy:
 
 
 LINKS = ({"name": "weighted_mean"},)  # where a configuration has no [[channel]]
+PATHS = {  # keys that name a file or a folder, by their section
+    "data": ("path", "titles", "user_features", "item_features", "folder"),
+    "clock": ("path",),
+}
 NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform", "clock": "none"}
 
 
@@ -75,19 +81,28 @@ def type_of(default: Any) -> Any:
     return several((type(default[0]) if default else str, ...)) if isinstance(default, tuple) else type(default)
 
 
-def frozen(name: str, fields: list) -> type:
-    """A frozen dataclass made of fields (name, type, default)."""
+def frozen(name: str, fields: list, again: Callable[[dict[str, Any]], Any]) -> type:
+    """A frozen dataclass made of fields (name, type, default).
+
+    Each call makes another type. So what it makes is equal where name and values are, and is pickled as the table from
+    which `again` makes it once more.
+    """
     made = [
         (key, kind, default if isinstance(default, dataclasses.Field) else field(default=default))
         for key, kind, default in fields
     ]
-    return make_dataclass(name, made, frozen=True)
+
+    def same(self, other):
+        return type(other).__name__ == name and dataclasses.is_dataclass(other) and table_of(self) == table_of(other)
+
+    methods = {"__eq__": same, "__reduce__": lambda self: (again, (table_of(self),))}
+    return make_dataclass(name, made, frozen=True, namespace=methods)
 
 
 def section_type(section: str, name: str, where: str = "") -> type:
     """The dataclass of a section for a name of its registry. Raises ValueError for a name that is not there."""
     if name not in REGISTRY[section]:
-        raise ValueError(f'{where or section}.name: no {section} "{name}"{near(name, REGISTRY[section])}')
+        raise ValueError(f'{where or section}.name: no {section} "{cut(name)}"{near(name, REGISTRY[section])}')
     named: Any = Literal
     fields: list = [("name", named[tuple(REGISTRY[section])], name)]
     for key, default in arguments(section, name).items():
@@ -95,7 +110,7 @@ def section_type(section: str, name: str, where: str = "") -> type:
         fields.append((key, named[words] if words else type_of(default), default))
     if section == "optimizer":
         fields += [(key, Group, field(default=Group())) for key in ("item", "user")]
-    return frozen(section.title(), fields)
+    return frozen(section.title(), fields, partial(build, section, where=section))
 
 
 def build(section: str, table: Any, where: str) -> Any:
@@ -103,20 +118,21 @@ def build(section: str, table: Any, where: str) -> Any:
     table = expect_table(table, where)
     name = table.get("name", NAMED.get(section, "sgd"))
     if not isinstance(name, str):
-        raise ValueError(f"{where}.name: a name in quotes, not {name!r}")
+        raise ValueError(f"{where}.name: a name in quotes, not {cut(repr(name))}")
     kind = section_type(section, name, where)
     if section != "work":
         return fill(kind, table, where)
     optimizer = build("optimizer", table.get("optimizer", {}), f"{where}.optimizer")
     rest = fill(kind, {key: value for key, value in table.items() if key != "optimizer"}, where, ["optimizer"])
     kinds = [(f.name, f.type, getattr(rest, f.name)) for f in dataclasses.fields(rest)]
-    return frozen("Work", [*kinds, ("optimizer", type(optimizer), field(default=optimizer))])()
+    fields = [*kinds, ("optimizer", type(optimizer), field(default=optimizer))]
+    return frozen("Work", fields, partial(build, section, where=section))()
 
 
 def expect_table(value: Any, where: str) -> dict[str, Any]:
     """`value`, if it is a table."""
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: a section [{where}] with keys, not {value!r}")
+        raise ValueError(f"{where}: a section [{where}] with keys, not {cut(repr(value))}")
     return value
 
 
@@ -126,7 +142,7 @@ def fill(kind: type, table: Any, where: str, more: list[str] | None = None) -> A
     kinds = typing.get_type_hints(kind)
     for key in table:
         if key not in kinds:
-            raise ValueError(f'unknown key "{f"{where}.{key}".lstrip(".")}"{near(key, [*kinds, *(more or [])])}')
+            raise ValueError(f'unknown key "{cut(f"{where}.{key}".lstrip("."))}"{near(key, [*kinds, *(more or [])])}')
     return kind(**{key: fit(kinds[key], value, f"{where}.{key}".lstrip(".")) for key, value in table.items()})
 
 
@@ -135,7 +151,7 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         if value not in options:
-            raise ValueError(f"{where}: {value!r} is none of {', '.join(map(repr, options))}")
+            raise ValueError(f"{where}: {cut(repr(value))} is none of {', '.join(map(repr, options))}")
         return value
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         return tuple(fit(options[0], each, where) for each in value)
@@ -145,7 +161,7 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise ValueError(f"{where}: {value!r} is not {' or '.join(each.__name__ for each in kinds)}")
+        raise ValueError(f"{where}: {cut(repr(value))} is not {' or '.join(each.__name__ for each in kinds)}")
     return value
 
 
@@ -159,28 +175,23 @@ def bounded(table: Any) -> None:
                 raise ValueError(f"{name} is {each}: it must be a whole number from 0 to 2^63 - 1")
 
 
-def config_of(table: dict[str, Any]) -> Any:
-    """A whole configuration from a TOML document's table. Raises ValueError with one line that says what is wrong."""
-    known = ["seed", "rounds", *NAMED, "channel", "download", "privacy", "evaluation", "run"]
-    for key in table:
-        if key not in known:
-            raise ValueError(f'unknown key "{key}"{near(key, known)}')
+def links_of(value: Any, where: str) -> tuple[Any, ...]:
+    """The sections of a list of links. Raises ValueError for what is none."""
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: a list of links, each [[{where}]] with a name")
+    made = []
+    for number, link in enumerate(value):
+        if "name" not in expect_table(link, where):
+            raise ValueError(f"{where}.{number}: a link needs a name{near('', REGISTRY['channel'])}")
+        made.append(build("channel", link, f"{where}.{number}"))
+    return tuple(made)
 
-    def links(value, where):
-        if not isinstance(value, list):
-            raise ValueError(f"{where}: a list of links, each [[{where}]] with a name")
-        made = []
-        for number, link in enumerate(value):
-            if "name" not in expect_table(link, where):
-                raise ValueError(f"{where}.{number}: a link needs a name{near('', REGISTRY['channel'])}")
-            made.append(build("channel", link, f"{where}.{number}"))
-        return tuple(made)
 
-    channel = links(table.get("channel", list(LINKS)), "channel")
-    down = links(table.get("download", []), "download")
-    asked = dict(expect_table(table.get("evaluation", {}), "evaluation"))
-    through = links(asked.pop("channel", []), "evaluation.channel")
-    evaluation_type = frozen(
+def evaluation_of(table: Any) -> Any:
+    """The [evaluation] section from its table."""
+    asked = dict(expect_table(table, "evaluation"))
+    through = links_of(asked.pop("channel", []), "evaluation.channel")
+    kind = frozen(
         "Evaluation",
         [
             ("every", int, 10),
@@ -194,7 +205,20 @@ def config_of(table: dict[str, Any]) -> Any:
             ("targets", several((str, ...)), ()),  # items, by the source's ids, whose exposure is measured (er@k)
             ("channel", several(map(type, through)), field(default=through)),
         ],
+        evaluation_of,
     )
+    return fill(kind, asked, "evaluation", ["channel"])
+
+
+def config_of(table: dict[str, Any]) -> Any:
+    """A whole configuration from a TOML document's table. Raises ValueError with one line that says what is wrong."""
+    known = ["seed", "rounds", *NAMED, "channel", "download", "privacy", "evaluation", "run"]
+    for key in table:
+        if key not in known:
+            raise ValueError(f'unknown key "{cut(key)}"{near(key, known)}')
+    channel = links_of(table.get("channel", list(LINKS)), "channel")
+    down = links_of(table.get("download", []), "download")
+    evaluation = evaluation_of(table.get("evaluation", {}))
     sections = {key: build(key, table.get(key, {}), key) for key in NAMED}
     config_type = frozen(
         "Config",
@@ -205,9 +229,10 @@ def config_of(table: dict[str, Any]) -> Any:
             ("channel", several(map(type, channel)), field(default=channel)),
             ("download", several(map(type, down)), field(default=down)),
             ("privacy", Privacy, field(default=fill(Privacy, table.get("privacy", {}), "privacy"))),
-            ("evaluation", evaluation_type, field(default=fill(evaluation_type, asked, "evaluation", ["channel"]))),
+            ("evaluation", type(evaluation), field(default=evaluation)),
             ("run", Run, field(default=fill(Run, table.get("run", {}), "run"))),
         ],
+        config_of,
     )
     plain = {key: fit(int, table[key], key) for key in ("seed", "rounds") if key in table}
     return check(config_type(**plain))
@@ -241,18 +266,49 @@ def table_of(config: Any) -> dict[str, Any]:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A TOML file's table. Raises ValueError where there is none."""
+    """A TOML file's table. Raises ValueError where there is none.
+
+    Relative paths in it are those of the working directory; one that is not there is looked for beside the file.
+    """
     try:
-        return tomllib.loads(Path(path).read_text())
+        table = tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such configuration") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
+
+    def beside(text):
+        there = os.path.join(os.path.dirname(path), text)
+        return there if not os.path.exists(os.path.expanduser(text)) and os.path.exists(there) else text
+
+    return with_paths(table, beside)
+
+
+def with_paths(table: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The table of a configuration, in which the `PATHS` that are given are changed."""
+    made = dict(table)
+    for section, keys in PATHS.items():
+        if isinstance(made.get(section), dict):
+            given = {key: made[section].get(key) for key in keys}
+            changed = {key: change(text) for key, text in given.items() if isinstance(text, str) and text}
+            made[section] = made[section] | changed
+    return made
+
+
+def absolute(path: str) -> str:
+    """A path that means the same wherever it is read, if there is something."""
+    there = os.path.expanduser(path)
+    return os.path.abspath(there) if os.path.exists(there) else path
 
 
 def dumps(config: Any) -> str:
     """A configuration as TOML; `read` and `config_of` give it back."""
     return tomli_w.dumps(table_of(config))
+
+
+def lasting(config: Any) -> Any:
+    """A configuration whose files are found from wherever it is read, and wherever its own file is moved."""
+    return config_of(with_paths(table_of(config), absolute))
 
 
 def leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -265,8 +321,22 @@ def leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def differences(old: Any, new: Any) -> list[str]:
-    """`key: old -> new` of all that differs between two configurations outside [run]."""
-    a, b = (dict(leaves(table_of(config))) for config in (old, new))
-    keys = [key for key in sorted(a.keys() | b.keys()) if not key.startswith("run.")]
-    return [f"{key}: {a.get(key, 'unset')} -> {b.get(key, 'unset')}" for key in keys if a.get(key) != b.get(key)]
+def differences(old: Any, new: Any, paths: bool = True) -> list[str]:
+    """`key: old -> new` of all that differs between two configurations outside of [run], and but for `rounds`.
+
+    paths: names of files count, too; false where what is in the files is compared instead.
+    """
+
+    def flat(config):
+        table = with_paths(table_of(config), absolute if paths else lambda path: "")
+        return {key: value for key, value in leaves(table) if not key.startswith("run.") and key != "rounds"}
+
+    a, b = flat(old), flat(new)
+    different = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return [f"{key}: {cut(a.get(key, 'unset'))} -> {cut(b.get(key, 'unset'))}" for key in different]
+
+
+def cut(value: Any, most: int = 80) -> str:
+    """A value for a message: no longer than a reader needs to know it by."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

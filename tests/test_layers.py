@@ -143,5 +143,5 @@ def test_guides(path):
 def test_every_module_has_a_place():
     tops = {part(path) for path in modules()} - {"__init__", "__main__"}
     shell = {"experiment", "rounds", "stages", "folder", "train", "runs", "bench", "baselines", "cli", "cli_privacy"}
-    shell |= {"sweep", "cli_sweep", "sections", "limits", "recommend"}
+    shell |= {"sweep", "cli_sweep", "sections", "limits", "recommend", "resume"}
     assert tops == MAY.keys() | shell
