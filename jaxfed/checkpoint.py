@@ -48,7 +48,7 @@ def quiet() -> Iterator[None]:
 def ignore_late() -> None:
     """Has Python say nothing of reads and writes that end after another one failed, for good: some end very late."""
     hook = sys.unraisablehook
-    if hook.__qualname__.startswith(ignore_late.__qualname__):
+    if getattr(hook, "__qualname__", "").startswith(ignore_late.__qualname__):
         return
 
     def not_late(event):

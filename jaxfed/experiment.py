@@ -13,8 +13,10 @@ from jaxfed.cohort import Sampler
 from jaxfed.data import store
 from jaxfed.data.batches import Batching
 from jaxfed.data.blocks import Lengths, lengths
-from jaxfed.data.clients import Population, Share, prepare
-from jaxfed.data.interactions import Dataset, digest, numbers_of
+from jaxfed.data.clients import Labels, Population, Share, noted, prepare
+from jaxfed.data.features import Features
+from jaxfed.data.interactions import Dataset, Interactions, digest, numbers_of
+from jaxfed.data.ragged import Domains, Ragged
 from jaxfed.download import check_download, download
 from jaxfed.evaluate import Exam, at_homes, exam, examiner
 from jaxfed.federate import Algorithm, federate
@@ -55,6 +57,9 @@ class Data(NamedTuple):
     leaky: bool  # results must be marked
 
 
+KEPT = (Data, Dataset, Interactions, Features, Population, Ragged, Labels, Domains)
+
+
 class Experiment(NamedTuple):
     """All that a run needs, none of it with state."""
 
@@ -82,13 +87,17 @@ def load(config: Any) -> Data:
     Large data are prepared once, kept on disk and mapped from there.
     """
     folder = store.place(dataclasses.asdict(config))
-    if (found := store.kept(folder)) is not None:
+    found, wrong = store.kept(folder, KEPT)
+    if found is not None:
         return found
     data = read(config)
     if len(data.source.interactions.user) >= LARGE:
-        store.keep(folder, data)
-        return store.kept(folder) or data
-    return data
+        try:
+            store.keep(folder, data, KEPT)
+            data = store.kept(folder, KEPT)[0] or data
+        except OSError as error:
+            wrong = f"prepared data cannot be kept in {folder} ({error.strerror}): they are read anew each time"
+    return data._replace(source=noted(data.source, wrong)) if wrong else data
 
 
 def read(config: Any) -> Data:
