@@ -54,6 +54,8 @@ class Privacy:
     relation: Literal["", "add-or-remove", "replace-one"] = ""  # left out: what the sampler is accounted for
 
 
+LARGEST_SIZE = 1 << 16  # of a whole number in [model]: sizes of arrays, whose products must be sizes, too
+LARGEST = {"clusters": LARGEST_SIZE, "groups": LARGEST_SIZE, "fraction_bits": 32}
 LINKS = ({"name": "weighted_mean"},)  # where a configuration has no [[channel]]
 PATHS = {  # keys that name a file or a folder, by their section
     "data": ("path", "titles", "user_features", "item_features", "folder"),
@@ -166,13 +168,16 @@ def fit(kind: Any, value: Any, where: str) -> Any:
 
 
 def bounded(table: Any) -> None:
-    """Raises ValueError for a number that no key can be: not finite, a negative whole number, one beyond 63 bits."""
+    """Raises ValueError for a number that no key can be: not finite, a negative whole number, one that is too large."""
     for name, value in leaves(table):
+        key = name.rpartition(".")[2]
+        most = LARGEST_SIZE if name.startswith("model.") else LARGEST.get(key, (1 << 63) - 1)
+        told = "2^63 - 1" if most == (1 << 63) - 1 else f"{most:,}"
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"{name} is {each}: it must be a finite number")
-            if isinstance(each, int) and not 0 <= each < 1 << 63 and name.rpartition(".")[2] != "learning_rate":
-                raise ValueError(f"{name} is {each}: it must be a whole number from 0 to 2^63 - 1")
+            if isinstance(each, int) and not 0 <= each <= most and key != "learning_rate":
+                raise ValueError(f"{name} is {each}: it must be a whole number from 0 to {told}")
 
 
 def links_of(value: Any, where: str) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from jaxfed.download import check_download, download
 from jaxfed.evaluate import Exam, at_homes, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.hierarchy import copies, edged, hierarchical
-from jaxfed.limits import check_closed, check_cold, check_memory, check_merge, check_places, room_of
+from jaxfed.limits import check_closed, check_cold, check_examples, check_memory, check_merge, check_places, room_of
 from jaxfed.merge import merged
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place, table_rows
@@ -147,6 +147,7 @@ def assemble(config: Any, data: Data) -> Experiment:
     check_closed(work, config.server.name, channel, population)
     check_places(run, processes, work, sampler)
     batching, lazy = batching_of(config.work, model, work), config.server.lazy and not (channel.whole or work.whole)
+    check_examples(population, batching, sampler.slots)
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     shared = jax.eval_shape(lambda key: work.init(model.init(key), key)[0], jax.random.key(0))
     down = chained(config.download, "download") if config.download else None
