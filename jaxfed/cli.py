@@ -134,6 +134,7 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
         return config
     if {"-h", "--help"} & set(args):
         more = "Beside these: --out RUN, --resume, --profile. Another name brings the keys of that name."
+        config = config_of(shown(table_of(config)))
         return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
     known = [f"--{key.replace('_', '-')}" for key, _ in leaves(table_of(config))]
     known += ["--out", "--resume", "--profile"]  # the command's own, for who misspells them
@@ -150,6 +151,17 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
         title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", told.getvalue()), ""  # a box: sections between rules
         plain = " ".join((message or title).split()).split(" Got errors:")[0]  # which names the parser's own types
         raise ValueError(re.sub(r"no type matching \S+ could be instantiated from", "not a value:", plain)) from None
+
+
+def shown(value: Any) -> Any:
+    """A table whose words can be shown in a terminal."""
+    from jaxfed.log import printable
+
+    if isinstance(value, dict):
+        return {key: shown(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [shown(each) for each in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
