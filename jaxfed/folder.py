@@ -12,7 +12,6 @@ from typing import Any
 from jaxfed.config import config_of, cut, differences, read
 
 PRIVATE = 0o700  # of a run's folder: its checkpoints hold what clients keep to themselves
-STARTING = {".lock", "config.toml.partial"}  # what a run that ended before its first step may leave
 SUMMARY = {"rounds": int, "best_round": int, "params_sha256": str, "data_sha256": str}  # what every summary says
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -25,12 +24,16 @@ def check_folder(folder: Path, config: Any, resume: bool) -> None:
     known = folder / "config.toml"
     if known.exists() and not resume:
         raise ValueError(f"{folder} already holds a run: pass --resume to go on with it, or another --out")
-    if folder.exists() and not known.exists():
-        strangers = not folder.is_dir() or {entry.name for entry in folder.iterdir()} - STARTING
-        if strangers:
-            raise ValueError(f"{folder} holds something else than a run (no config.toml): pass another --out")
+    strangers = folder.exists() and not (folder.is_dir() and all(map(of_a_start, folder.iterdir())))
+    if strangers and not known.exists():
+        raise ValueError(f"{folder} holds something else than a run (no config.toml): pass another --out")
     if known.exists():
         check_same(folder, config_of(read(known)), config)
+
+
+def of_a_start(entry: Path) -> bool:
+    """Whether something in a folder is what a run leaves that ended before its first step."""
+    return entry.name in (".lock", "config.toml.partial") or (entry.name == "checkpoints" and not any(entry.iterdir()))
 
 
 def check_same(folder: Path, old: Any, config: Any, paths: bool = True) -> None:
