@@ -21,6 +21,7 @@ from jaxfed.data.movielens_files import cache
 
 FORMAT = 5  # of what is kept; raise it when `Population` or `Dataset` changes
 OTHERS_MAY_WRITE = 0o022
+SYSTEM = 0  # the user that may write everywhere
 
 
 def place(section: dict[str, Any]) -> Path:
@@ -126,7 +127,7 @@ def to_disk(path: Path) -> None:
 def untrusted(folder: Path) -> str:
     """Why what lies in a folder may be anybody's; "": only this user, or the system's, can have written it."""
     status = folder.stat()
-    if status.st_uid not in (os.getuid(), 0):
+    if status.st_uid not in (os.getuid(), SYSTEM):
         return "it belongs to another user"
     return "other users may write to it" if status.st_mode & OTHERS_MAY_WRITE else ""
 
