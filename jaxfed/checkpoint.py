@@ -69,20 +69,30 @@ def told_of_disk(folder: Path) -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from None
 
 
+def check_place(folder: Path) -> None:
+    """Raises ValueError where Orbax would write checkpoints that it does not find again."""
+    if found := re.search(r"[\[\\]|gs:/", str(folder.absolute())):
+        raise ValueError(
+            f"{folder.absolute()}: checkpoints cannot lie where a name has {found[0]!r}: take another folder"
+        )
+
+
 @contextmanager
 def manager(folder: Path, keep: int = 0) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of a run, of which `keep` stay; what a kill left half-written is cleared.
 
-    keep 0: to read only, beside a run that may be writing. Raises ValueError where the folder is a file.
+    keep 0: to read only, beside a run that may be writing. Raises ValueError where the folder is a file, or cannot be.
     """
+    check_place(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, checkpoints belong there: move it away")
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep or None, cleanup_tmp_directories=keep > 0, create=keep > 0, read_only=keep == 0
-    )
-    # a save that failed is raised where it is waited for, and again when Orbax is left
-    with quiet(), told_of_disk(folder), ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
-        yield checkpoints
+    with quiet(), told_of_disk(folder):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep or None, cleanup_tmp_directories=keep > 0, create=keep > 0, read_only=keep == 0
+        )
+        # a save that failed is raised where it is waited for, and again when Orbax is left
+        with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
+            yield checkpoints
 
 
 def digest_of(record: dict[str, Any]) -> str:

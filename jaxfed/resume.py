@@ -113,6 +113,7 @@ def standing_of(record: dict[str, Any], config: Any) -> Standing:
 
 def finished(folder: Path, config: Any, resume: bool) -> str:
     """The summary of a run that has ended, as JSON; "": it has not, or is to go on. Raises ValueError, see `train`."""
+    checkpoint.check_place(folder)
     check_folder(folder, config, resume)
     if not (folder / "summary.json").exists() or config_of(read(folder / "config.toml")).rounds != config.rounds:
         return ""
