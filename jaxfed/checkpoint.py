@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from jaxfed.tree import digest
 from jaxfed.types import Tree
 
+SILENT = logging.CRITICAL + 1
 FORMAT = 2  # 1: the digest was that of the arrays alone, and the record was not protected
 
 
@@ -36,13 +37,14 @@ def quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
+        logger.setLevel(SILENT)
     try:
         yield
     finally:
         gc.collect()  # asyncio complains of tasks that failed unheard when they are collected
         for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+            if level != SILENT:  # which a run in another thread has set, and sets back
+                logger.setLevel(level)
 
 
 def ignore_late() -> None:

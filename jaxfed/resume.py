@@ -102,23 +102,17 @@ def reads_rounds(config: Any) -> str:
     return ""
 
 
-def standing_of(record: dict[str, Any], config: Any) -> Standing:
-    """Where a run stands that goes on from a record; one that had ended goes on where there are more rounds now."""
-    standing, asked = Standing(**record["standing"]), record["config"]["rounds"]
-    if asked != config.rounds:
-        standing.extended.append(asked)
-        standing.finished = False
-    return standing
-
-
 def finished(folder: Path, config: Any, resume: bool) -> str:
     """The summary of a run that has ended, as JSON; "": it has not, or is to go on. Raises ValueError, see `train`."""
     checkpoint.check_place(folder)
     check_folder(folder, config, resume)
-    if not (folder / "summary.json").exists() or config_of(read(folder / "config.toml")).rounds != config.rounds:
+    if not (folder / "summary.json").exists():
         return ""
-    if record := checkpoint.newest_record(folder / "checkpoints", problem):
-        config_in(folder, record, config)
+    asked = config_of(read(folder / "config.toml")).rounds
+    if record := checkpoint.newest_record(folder / "checkpoints", problem):  # which nobody edits by hand
+        asked = config_in(folder, record, config).rounds
+    if asked != config.rounds:
+        return ""
     try:
         return json.dumps(read_summary(folder))
     except ValueError as error:
@@ -126,10 +120,21 @@ def finished(folder: Path, config: Any, resume: bool) -> str:
         return ""
 
 
-def restored(folder: Path, config: Any, checkpoints: Any, arrays: Tree, data: str) -> tuple[Tree, Standing]:
-    """(arrays, standing) to go on from: those of the newest checkpoint that is whole, or as they are for a new run.
+def restored(folder: Path, config: Any, checkpoints: Any, arrays: Tree, data: str) -> tuple[Tree, Standing, int]:
+    """Where a run goes on from.
 
-    Raises ValueError where the checkpoint is of another run.
+    Args:
+        folder: the run's.
+        config: what is asked for now.
+        checkpoints: those in the folder.
+        arrays: what a run has before its first round.
+        data: the digest of its data.
+
+    Returns:
+        (arrays, standing, how many rounds were asked for before, where that is another number than now; else 0).
+
+    Raises:
+        ValueError: the checkpoint is of another run, or its number of rounds cannot be changed.
     """
 
     def wrong(record):
@@ -145,12 +150,15 @@ def restored(folder: Path, config: Any, checkpoints: Any, arrays: Tree, data: st
             raise ValueError(f"{folder} is finished and has no checkpoint any more to go on from: pass another --out")
         if rows.exists() and rows.stat().st_size:
             say(f"{folder} has no checkpoint: it starts at round 0 again, and writes its rows anew")
-        return arrays, Standing()
+        return arrays, Standing(), 0
     arrays, record, damaged = found
     for step in damaged:  # the run will come to their rounds again
         checkpoints.delete(step)
-    standing = standing_of(record, config)
-    asked = record["config"]["rounds"]
-    more = f", to round {config.rounds} instead of {asked}" if asked != config.rounds else ""
-    say(f"resuming {folder} after round {standing.round}{more}")
-    return arrays, standing
+    standing, asked = Standing(**record["standing"]), record["config"]["rounds"]
+    if asked == config.rounds:
+        say(f"resuming {folder} after round {standing.round}")
+        return arrays, standing, 0
+    say(f"resuming {folder} after round {standing.round}, to round {config.rounds} instead of {asked}")
+    standing.extended.append(asked)
+    standing.finished = False
+    return arrays, standing, asked

@@ -116,11 +116,16 @@ def train(
 
         by_first(every, "folder", entered)
         checkpoints = held.enter_context(checkpoint.manager(folder / "checkpoints", config.run.keep))
-        arrays, standing = restored(folder, config, checkpoints, arrays, data.digest)
+        arrays, standing, before = agree(
+            every,
+            "checkpoint",
+            lambda: restored(folder, config, checkpoints, arrays, data.digest),
+            lambda found: f"round {found[1].round}",
+        )
 
         def begun():  # only now is anything changed: a run that is refused leaves all as it was
-            if standing.extended and (folder / "summary.json").exists():
-                (folder / "summary.json").replace(folder / f"summary_{standing.extended[-1]}.json")
+            if before and (folder / "summary.json").exists():
+                (folder / "summary.json").replace(folder / f"summary_{before}.json")
             write_file(folder / "config.toml", dumps(lasting(config)))
             return ""
 

@@ -121,6 +121,9 @@ def test_a_finished_run_goes_on_to_more_rounds_and_ends_where_these_would(finish
     assert (finished / "summary_4.json").read_bytes() == (original / "summary.json").read_bytes()
     assert read(finished / "config.toml")["rounds"] == 8
     assert train(made(finished, rounds=8), resume=True) == summary  # it is finished
+    (finished / "summary.json").write_text("{")
+    assert train(made(finished, rounds=8), resume=True)["params_sha256"] == eight["params_sha256"]
+    assert (finished / "summary_4.json").read_bytes() == (original / "summary.json").read_bytes()
 
 
 def test_stopped_on_its_way_to_more_rounds_it_goes_on_to_them(finished, eight, monkeypatch, capsys):
@@ -223,10 +226,13 @@ def test_a_configuration_edited_by_hand_is_noticed(state, request, program):
     assert files(folder) == before
 
 
-def test_more_rounds_written_into_the_file_are_more_rounds(stopped, eight):
-    edited(stopped, "rounds = 4", "rounds = 8")
-    assert train(config_of(read(stopped / "config.toml") | {"run": {"out": str(stopped)}}), True)["extended"] == [4]
-    assert sha(stopped) == eight["params_sha256"]
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_more_rounds_written_into_the_file_are_more_rounds(state, request, eight, program):
+    folder = request.getfixturevalue(state)
+    edited(folder, "rounds = 4", "rounds = 8")
+    code, _, told = program("train", folder / "config.toml", "--resume")
+    assert code == 0, told
+    assert (read_summary(folder)["extended"], sha(folder)) == ([4], eight["params_sha256"])
 
 
 def test_a_moved_run_goes_on_where_it_lies(stopped, original, program):
