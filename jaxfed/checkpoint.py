@@ -54,7 +54,8 @@ def ignore_late() -> None:
         return
 
     def not_late(event):
-        if str(event.exc_value) != "Event loop is closed":
+        code = getattr(event.object, "cr_code", None)  # of a coroutine that is thrown away
+        if str(event.exc_value) != "Event loop is closed" and "orbax" not in getattr(code, "co_filename", ""):
             hook(event)
 
     sys.unraisablehook = not_late

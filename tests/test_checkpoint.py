@@ -132,7 +132,7 @@ def test_what_orbax_and_asyncio_say_of_damage_is_not_heard(three, tmp_path, capl
         restored(tmp_path / "c")
     assert not heard
     assert not [entry for entry in caplog.records if entry.levelno >= logging.ERROR]
-    sys.unraisablehook(SimpleNamespace(exc_value=ValueError("of others")))
+    sys.unraisablehook(SimpleNamespace(exc_value=ValueError("of others"), object=None))
     assert len(heard) == 1
 
 
