@@ -211,9 +211,8 @@ def show(values: dict[str, Any], title: str) -> None:
         found = (values.get(f"{part}/{column}") for column in columns)
         table.add_row(printable(part), *("" if value is None else f"{value:.4f}" for value in found))
     out.print(table)
-    stages = [
-        f"{name.removeprefix('seconds/')} {value:,.1f}" for name, value in values.items() if name.startswith("seconds/")
-    ]
+    spent = {name.removeprefix("seconds/"): value for name, value in values.items() if name.startswith("seconds/")}
+    stages = [f"{name} {value:,.1f}" for name, value in spent.items() if value is not None]
     if stages:  # of a run; the first three pass while devices compute
         out.print(printable(f"{'seconds by stage':>26}  {', '.join(stages)}"))
     facts = (

@@ -12,7 +12,12 @@ from typing import Any
 from jaxfed.config import config_of, cut, differences, read
 
 PRIVATE = 0o700  # of a run's folder: its checkpoints hold what clients keep to themselves
-SUMMARY = {"rounds": int, "best_round": int, "params_sha256": str, "data_sha256": str}  # what every summary says
+SUMMARY: dict[str, Any] = {  # what every summary says, and others read
+    **dict.fromkeys(("rounds", "best_round"), int),
+    **dict.fromkeys(("params_sha256", "data_sha256", "server_sees"), str),
+    **dict.fromkeys(("seconds", "bytes_up_per_client", "bytes_down_per_client"), int | float),
+    "epsilon": int | float | None,
+}
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,8 +66,8 @@ def write_file(path: Path, text: str) -> None:
         raise
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """What RUN/summary.json says. Raises ValueError, which names the file, where it is damaged."""
+def read_summary(folder: Path, select: str = "rounds") -> dict[str, Any]:
+    """What RUN/summary.json says. Raises ValueError, which names the file, where it is damaged, or lacks `select`."""
     path = folder / "summary.json"
     again = f"jaxfed train {folder}/config.toml --resume makes it anew"
     try:
@@ -71,8 +76,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: it is not JSON; {again}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: it is no summary of a run; {again}")
-    for name, kind in SUMMARY.items():
-        if not isinstance(found.get(name), kind):
+    for name, kind in {select: object, **SUMMARY}.items():
+        if name not in found or not isinstance(found[name], kind):
             raise ValueError(f"{path} is damaged: it does not say {name}; {again}")
     for name, value in found.items():
         if "/" in name and not isinstance(value, int | float | None):

@@ -114,7 +114,7 @@ def finished(folder: Path, config: Any, resume: bool) -> str:
     if asked != config.rounds:
         return ""
     try:
-        return json.dumps(read_summary(folder))
+        return json.dumps(read_summary(folder, config.evaluation.select))
     except ValueError as error:
         say(str(error))
         return ""

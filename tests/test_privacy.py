@@ -23,6 +23,7 @@ from scipy.stats import norm
 
 from jaxfed import cli, cohort, renyi
 from jaxfed.cli_privacy import explain
+from jaxfed.folder import SUMMARY
 from jaxfed.privacy import (
     Mechanism,
     Sampling,
@@ -662,7 +663,7 @@ def test_what_a_run_spent(monkeypatch, capsys, tmp_path):
     (tmp_path / "config.toml").write_text("seed = 0\n")
     assert "is not finished" in told()[2]
     summary = tmp_path / "summary.json"
-    every = {"rounds": 500, "best_round": 3, "params_sha256": "", "data_sha256": ""}
+    every = dict.fromkeys(SUMMARY, 3) | {"params_sha256": "", "data_sha256": "", "server_sees": ""}
     summary.write_text("{")
     assert "summary.json is damaged" in told()[2]
     for damaged in (3, [3], {"mechanisms": 3}, as_dict(*record()) | {"sampling": {}}):

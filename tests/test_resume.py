@@ -322,10 +322,13 @@ def test_a_damaged_summary_is_said_and_made_anew(finished, original, program, da
 def test_figures_of_a_summary_that_are_none(finished):
     path = finished / "summary.json"
     whole = json.loads(path.read_text())
-    for name, value in (("val/full/ndcg@10", "x"), ("best_round", None), ("params_sha256", 3)):
+    for name, value in (("val/full/ndcg@10", "x"), ("best_round", None), ("params_sha256", 3), ("epsilon", "x")):
         path.write_text(json.dumps(whole | {name: value}))
         with pytest.raises(ValueError, match=f"damaged: .*{name}"):
             read_summary(finished)
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name != "val/full/ndcg@10"}))
+    train(made(finished), resume=True)  # what a sweep compares by
+    assert read_summary(finished)["val/full/ndcg@10"] == whole["val/full/ndcg@10"]
 
 
 def test_rows_that_are_gone_are_said_and_never_made_of_zeros(stopped, original, capsys):
