@@ -24,7 +24,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def check_folder(folder: Path, config: Any, resume: bool) -> None:
     """Raises ValueError when the folder holds a run that is not to be resumed, or one of another configuration.
 
-    The number of rounds may differ, see `resume.check_record`.
+    The number of rounds may differ, see `resume.check_config`.
     """
     known = folder / "config.toml"
     if known.exists() and not resume:
@@ -38,7 +38,9 @@ def check_folder(folder: Path, config: Any, resume: bool) -> None:
 
 def of_a_start(entry: Path) -> bool:
     """Whether something in a folder is what a run leaves that ended before its first step."""
-    return entry.name in (".lock", "config.toml.partial") or (entry.name == "checkpoints" and not any(entry.iterdir()))
+    if entry.name == "checkpoints":
+        return entry.is_dir() and not any(entry.iterdir())
+    return entry.name in (".lock", "config.toml.partial")
 
 
 def check_same(folder: Path, old: Any, config: Any, paths: bool = True) -> None:
@@ -49,7 +51,8 @@ def check_same(folder: Path, old: Any, config: Any, paths: bool = True) -> None:
 
 def holds_run(folder: Path) -> bool:
     """Whether a run was begun in a folder."""
-    return (folder / "config.toml").is_file() and (folder / "metrics.jsonl").is_file()
+    begun = any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+    return begun and (folder / "config.toml").is_file()
 
 
 def write_file(path: Path, text: str) -> None:
