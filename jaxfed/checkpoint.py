@@ -1,9 +1,17 @@
-"""Checkpoints: the whole state of a run through Orbax, with a SHA-256 of its arrays beside them.
+"""Checkpoints: the whole state of a run through Orbax, and a record of where it stands, both under a SHA-256.
 
-Orbax does not checksum arrays: a flipped byte restores without an error. So a checkpoint counts only when the digest
-of what was read is the digest of what was written, and restoring walks back to the newest one that does.
+Orbax does not checksum what it writes: a flipped byte restores without an error. So a checkpoint counts only when its
+record has the digest that it names, and its arrays have the digest that the record names. Restoring walks back to the
+newest checkpoint that is whole.
 """
 
+import gc
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,24 +26,137 @@ import orbax.checkpoint as ocp
 from jaxfed.tree import digest
 from jaxfed.types import Tree
 
-FORMAT = 1
+SILENT = logging.CRITICAL + 1
+FORMAT = 2  # 1: the digest was that of the arrays alone, and the record was not protected
 
 
-def manager(folder: Path, keep: int = 0) -> ocp.CheckpointManager:
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the tracebacks of Orbax's threads off the screen: what goes wrong is raised, and told by the caller."""
+    ignore_late()
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(SILENT)
+    try:
+        yield
+    finally:
+        gc.collect()  # asyncio complains of tasks that failed unheard when they are collected
+        for logger, level in zip(loggers, levels, strict=True):
+            if level != SILENT:  # which a run in another thread has set, and sets back
+                logger.setLevel(level)
+
+
+def ignore_late() -> None:
+    """Has Python say nothing of reads and writes that end after another one failed, for good: some end very late."""
+    hook = sys.unraisablehook
+    if getattr(hook, "__qualname__", "").startswith(ignore_late.__qualname__):
+        return
+
+    def not_late(event):
+        code = getattr(event.object, "cr_code", None)  # of a coroutine that is thrown away
+        if str(event.exc_value) != "Event loop is closed" and "orbax" not in getattr(code, "co_filename", ""):
+            hook(event)
+
+    sys.unraisablehook = not_late
+
+
+@contextmanager
+def told_of_disk(folder: Path) -> Iterator[None]:
+    """Raises as OSError what the system said, which TensorStore puts into words of its own."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or not (found := re.search(r"os_error_code='(\d+)'", str(error))):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from None
+
+
+def check_place(folder: Path) -> None:
+    """Raises ValueError where Orbax would write checkpoints that it does not find again."""
+    if found := re.search(r"[\[\\]|gs:/", str(folder.absolute())):
+        raise ValueError(
+            f"{folder.absolute()}: checkpoints cannot lie where a name has {found[0]!r}: take another folder"
+        )
+
+
+@contextmanager
+def manager(folder: Path, keep: int = 0) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of a run, of which `keep` stay; what a kill left half-written is cleared.
 
-    keep 0: to read only, beside a run that may be writing.
+    keep 0: to read only, beside a run that may be writing. Raises ValueError where the folder is a file, or cannot be.
     """
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep or None, cleanup_tmp_directories=keep > 0, create=keep > 0, read_only=keep == 0
-    )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    check_place(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, checkpoints belong there: move it away")
+    with quiet(), told_of_disk(folder):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep or None, cleanup_tmp_directories=keep > 0, create=keep > 0, read_only=keep == 0
+        )
+        # a save that failed is raised where it is waited for, and again when Orbax is left
+        with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
+            yield checkpoints
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, state: Tree, meta: dict[str, Any]) -> None:
-    """Writes a checkpoint in the background; `meta` is JSON."""
-    meta = {**meta, "format": FORMAT, "sha256": digest(state)}
-    arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+def digest_of(record: dict[str, Any]) -> str:
+    """SHA-256 of a record without its own digest, as canonical JSON."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sealed(record: dict[str, Any], step: int, arrays: str) -> dict[str, Any]:
+    """A record with its format, its step, the digest of the arrays beside it, and a digest of all this."""
+    record = {**record, "format": FORMAT, "step": step, "arrays": arrays}
+    return {**record, "sha256": digest_of(record)}
+
+
+def damage(record: Any, step: int) -> str:
+    """What is wrong with the record of a checkpoint; "" if nothing is.
+
+    Args:
+        record: what was read as JSON, whatever it is.
+        step: the number of the checkpoint that it lies in.
+    """
+    if not isinstance(record, dict):
+        return "its record is not one"
+    if record.get("format") != FORMAT:
+        return f"its record has format {str(record.get('format'))[:20]}, this version reads format {FORMAT}"
+    if record.get("sha256") != digest_of(record):
+        return "its record does not match its SHA-256"
+    if record.get("step") != step:
+        return f"it is that of round {record.get('step')}"
+    return ""
+
+
+def read_record(folder: Path, step: int) -> tuple[dict[str, Any], str]:
+    """(the record of a checkpoint in a folder of checkpoints, "") or ({}, why it is none)."""
+    try:  # where Orbax puts JSON; read without it, as it has all processes wait for each other
+        record = json.loads((folder / str(step) / "meta" / "metadata").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, f"its record cannot be read: {type(error).__name__}"
+    wrong = damage(record, step)
+    return ({}, wrong) if wrong else (record, "")
+
+
+def steps(folder: Path) -> list[int]:
+    """The numbers of the checkpoints in a folder, the newest first."""
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    return sorted((int(name) for name in names if name.isdecimal() and name == str(int(name))), reverse=True)
+
+
+def newest_record(folder: Path, problem: Callable[[dict[str, Any]], str] = lambda record: "") -> dict[str, Any]:
+    """The record of the newest checkpoint in a folder that has a sound one; {}: none has. problem: see `restore`."""
+    for step in steps(folder):
+        record, wrong = read_record(folder, step)
+        if not wrong and not problem(record):
+            return record
+    return {}
+
+
+def save(checkpoints: ocp.CheckpointManager, step: int, state: Tree, record: dict[str, Any]) -> None:
+    """Writes a checkpoint in the background; the record is JSON."""
+    record = sealed(record, step, digest(state))
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
     checkpoints.save(step, args=arguments, force=True)
 
 
@@ -43,7 +164,7 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Tree, meta: dict[
 def background(
     checkpoints: ocp.CheckpointManager, several: bool = False
 ) -> Iterator[Callable[[int, Tree, dict[str, Any]], None]]:
-    """Yields save(step, state, meta), which returns as soon as the state is copied; on leaving, all are written.
+    """Yields save(step, state, record), which returns as soon as the state is copied; on leaving, all are written.
 
     several: processes that save together, for which Orbax must be called by the main thread.
 
@@ -56,15 +177,15 @@ def background(
         checkpoints.wait_until_finished()
         return
 
-    def write(step, state, meta):
-        save(checkpoints, step, state, meta)
+    def write(step, state, record):
+        save(checkpoints, step, state, record)
         checkpoints.wait_until_finished()
 
-    def later(step, state, meta):
+    def later(step, state, record):
         while pending:  # one at a time: a disk that falls behind slows the run, and does not fill its memory
             pending.pop().result()
         copy = jax.tree.map(np.array, jax.device_get(state))  # the next step consumes the state
-        pending.append(pool.submit(write, step, copy, meta))
+        pending.append(pool.submit(write, step, copy, record))
 
     with ThreadPoolExecutor(1) as pool:
         yield later
@@ -72,47 +193,56 @@ def background(
             pending.pop().result()
 
 
-def item(checkpoints: ocp.CheckpointManager, step: int, **wanted: Any) -> tuple[Any, str]:
-    """(one item of a checkpoint, "") or (None, why it cannot be read)."""
+def read_arrays(checkpoints: ocp.CheckpointManager, step: int, shapes: Tree) -> tuple[Any, str]:
+    """(the arrays of a checkpoint, "") or (None, why they cannot be read)."""
+    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
     try:
-        return checkpoints.restore(step, args=ocp.args.Composite(**wanted))[next(iter(wanted))], ""
+        return checkpoints.restore(step, args=wanted)["state"], ""
     except Exception as error:  # Orbax raises a bare Exception for truncated data, and a dozen other kinds
-        return None, f"it cannot be read: {type(error).__name__}"
-
-
-def told(checkpoints: ocp.CheckpointManager) -> dict[str, Any] | None:
-    """What the newest checkpoint that can be read says of itself; None: there is none."""
-    metas = (item(checkpoints, step, meta=ocp.args.JsonRestore())[0] for step in sorted(checkpoints.all_steps())[::-1])
-    return next(filter(None, metas), None)
+        return None, f"its arrays cannot be read: {type(error).__name__}"
 
 
 def restore(
     checkpoints: ocp.CheckpointManager,
     template: Tree,
     say: Callable[[str], None],
-    check: Callable[[dict[str, Any]], None] = lambda meta: None,
+    problem: Callable[[dict[str, Any]], str] = lambda record: "",
 ) -> tuple[Tree, dict[str, Any], list[int]] | None:
-    """(state, meta, damaged) of the newest checkpoint that is whole, None when there are none at all.
+    """The newest checkpoint that is whole.
 
-    `template` gives structure, shapes, dtypes and shardings. check(meta) may raise before arrays are read. Newer,
-    damaged ones are told to `say`. Raises ValueError when none is whole, or for another format.
+    Args:
+        checkpoints: those of the run.
+        template: gives structure, shapes, dtypes and shardings. Its `state` has the `round` that it is of.
+        say: is told of newer checkpoints that are damaged, one line each.
+        problem: says what is wrong with a sound record, before arrays are read; "": nothing. It may raise.
+
+    Returns:
+        (arrays, record, the steps of newer and damaged ones), None when there are no checkpoints at all.
+
+    Raises:
+        ValueError: there are checkpoints, and none is whole.
     """
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     damaged: list[int] = []
-    for step in sorted(checkpoints.all_steps(), reverse=True):
-        meta, wrong = item(checkpoints, step, meta=ocp.args.JsonRestore())
+    folder, wrong = Path(checkpoints.directory), ""
+    for step in steps(folder):
+        state: Any = None
+        record, wrong = read_record(folder, step)
+        wrong = wrong or problem(record)
         if not wrong:
-            if meta["format"] != FORMAT:
-                raise ValueError(f"checkpoint {step} has format {meta['format']}, this version reads {FORMAT}")
-            check(meta)
-            state, wrong = item(checkpoints, step, state=ocp.args.StandardRestore(shapes))
-            if not wrong and digest(state) != meta["sha256"]:
-                wrong = "its arrays do not match their SHA-256"
+            state, wrong = read_arrays(checkpoints, step, shapes)
+        if not wrong and digest(state) != record["arrays"]:
+            wrong = "its arrays do not match their SHA-256"
+        if not wrong and int(state["state"].round) != step:
+            wrong = f"its arrays are those of round {int(state['state'].round)}"
         if not wrong:  # what was on the host comes back to the host, to be written in place
             kept = jax.tree.map(lambda x, new: np.array(new) if isinstance(x, np.ndarray) else new, template, state)
-            return kept, meta, damaged
+            return kept, record, damaged
         say(f"checkpoint {step} is damaged ({wrong}); going back to the one before")
         damaged.append(step)
     if damaged:
-        raise ValueError(f"none of the checkpoints {damaged} is whole: start the run anew in another folder (--out)")
+        raise ValueError(
+            f"none of the checkpoints {damaged} is whole (the oldest: {wrong}): start the run anew in another folder "
+            "(--out)"
+        )
     return None

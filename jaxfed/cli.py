@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import errno
 import io
 import json
 import os
@@ -12,10 +13,11 @@ import sys
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # nothing that takes long to import: JAX comes when a command is known
 from jaxfed import __version__, cli_init, cli_privacy, cli_reproduce, cli_sweep, launch
+from jaxfed.__main__ import interrupted
 from jaxfed.excerpt import cut
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
@@ -147,6 +149,7 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
             "--channel.N.name NAME adds a link where N is their number so far;\n"
             "so do --download.N.name and --evaluation.channel.N.name."
         )
+        config = config_of(shown(table_of(config)))
         return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
     known = [f"--{key.replace('_', '-')}" for key, _ in leaves(table_of(config))]
     known += ["--out", "--resume", "--profile"]  # the command's own, for who misspells them
@@ -165,6 +168,17 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
         raise ValueError(re.sub(r"no type matching \S+ could be instantiated from", "not a value:", plain)) from None
 
 
+def shown(value: Any) -> Any:
+    """A table whose words can be shown in a terminal."""
+    from jaxfed.log import printable
+
+    if isinstance(value, dict):
+        return {key: shown(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [shown(each) for each in value]
+    return printable(value) if isinstance(value, str) else value
+
+
 def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed train"""
     from jaxfed.processes import agree, join
@@ -172,11 +186,14 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     every = join()  # before any other use of JAX
 
     from jaxfed.config import dumps, expect_table, read
+    from jaxfed.folder import holds_run
     from jaxfed.train import train as run
 
     def configured():
-        table = read(args.config)
-        given = {"out": args.out} if args.out else {}
+        table, lies = read(args.config), Path(args.config).parent
+        of_a_run = Path(args.config).name == "config.toml" and holds_run(lies)  # which goes on where it lies now
+        given: dict[str, Any] = {"out": str(lies)} if of_a_run else {}
+        given |= {"out": args.out} if args.out else {}
         given |= {"profile": TRACED} if args.profile else {}
         table["run"] = expect_table(table.get("run", {}), "run") | given
         return overridden(table, overrides)
@@ -192,10 +209,11 @@ def show(values: dict[str, Any], title: str) -> None:
     """A table of the headline metrics, then the other facts of a summary."""
     from rich.console import Console
 
+    from jaxfed.log import printable
     from jaxfed.table import print_table
 
     leaky = " (LEAKY: train negatives exclude the held-out items)" if values.get("leaky") else ""
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     exposed = ("er@10",) if any(name.endswith("/er@10") for name in values) else ()
     ranked = any(name.endswith("/hr@10") for name in values)
     usual = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc") if ranked else ("rmse", "mae", "log_loss", "auc")
@@ -203,13 +221,12 @@ def show(values: dict[str, Any], title: str) -> None:
     first, lines = f"/{columns[0]}" if columns else "", []
     for part in [name.removesuffix(first) for name in values if first and name.endswith(first)]:
         found = (values.get(f"{part}/{column}") for column in columns)
-        lines.append([part, *("" if value is None else f"{value:.4f}" for value in found)])
-    print_table(out, title + leaky, ["", *columns], lines)
-    stages = [
-        f"{name.removeprefix('seconds/')} {value:,.1f}" for name, value in values.items() if name.startswith("seconds/")
-    ]
+        lines.append([printable(part), *("" if value is None else f"{value:.4f}" for value in found)])
+    print_table(out, printable(title + leaky), ["", *columns], lines)
+    spent = {name.removeprefix("seconds/"): value for name, value in values.items() if name.startswith("seconds/")}
+    stages = [f"{name} {value:,.1f}" for name, value in spent.items() if value is not None]
     if stages:  # of a run; the first three pass while devices compute
-        out.print(f"{'seconds by stage':>26}  {', '.join(stages)}", markup=False)
+        out.print(printable(f"{'seconds by stage':>26}  {', '.join(stages)}"))
     facts = (
         "simulated_seconds",
         "seconds",
@@ -227,11 +244,10 @@ def show(values: dict[str, Any], title: str) -> None:
         "params_sha256",
     )
     for fact in facts:
-        if values.get(fact):
-            value = round(values[fact], 6) if fact == "epsilon" else values[fact]
-            out.print(
-                f"{fact:>26}  {value:,}" if isinstance(value, int | float) else f"{fact:>26}  {value}", markup=False
-            )
+        if value := values.get(fact):
+            number = isinstance(value, int | float)
+            text = f"{round(value, 6) if fact == 'epsilon' else value:,}" if number else str(value)
+            out.print(printable(f"{fact:>26}  {text}"))
 
 
 def reopened(folder: str) -> tuple[Any, Any, Any]:
@@ -240,6 +256,7 @@ def reopened(folder: str) -> tuple[Any, Any, Any]:
     from jaxfed.config import config_of, read
     from jaxfed.experiment import assemble, load
     from jaxfed.log import say
+    from jaxfed.resume import config_in, problem
     from jaxfed.rounds import fresh, keys_of
 
     path = Path(folder)
@@ -247,22 +264,23 @@ def reopened(folder: str) -> tuple[Any, Any, Any]:
         raise ValueError(f"{folder}: no run here (no config.toml)")
     if not (path / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    config = config_of(read(path / "config.toml"))
+    config, record = config_of(read(path / "config.toml")), checkpoint.newest_record(path / "checkpoints", problem)
+    if record:
+        config_in(path, record, config)
     data = load(config.data)
+    if record and record["data"] != data.digest:
+        raise ValueError(f"{folder}: the data, or the order of their rows, are not those of the run")
+    if record and not record["standing"]["best_round"]:
+        ended, rounds = record["standing"]["finished"], record["standing"]["round"]
+        raise ValueError(
+            f"{folder} diverged: train anew, with lower rates"
+            if ended
+            else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
+            f"{folder}/config.toml --resume"
+        )
+    experiment = assemble(config, data)
     with checkpoint.manager(path / "checkpoints") as checkpoints:
-        told = checkpoint.told(checkpoints)
-        if told and told["data"] != data.digest:
-            raise ValueError(f"{folder}: the data, or the order of their rows, are not those of the run")
-        if told and not told["standing"]["best_round"]:
-            ended, rounds = told["standing"]["finished"], told["standing"]["round"]
-            raise ValueError(
-                f"{folder} diverged: train anew, with lower rates"
-                if ended
-                else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
-                f"{folder}/config.toml --resume"
-            )
-        experiment = assemble(config, data)
-        found = checkpoint.restore(checkpoints, fresh(experiment, config.seed), say)
+        found = checkpoint.restore(checkpoints, fresh(experiment, config.seed), say, problem)
     if not found:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     return experiment, keys_of(config.seed), found[0]["best"]
@@ -288,7 +306,7 @@ def recommend(args: argparse.Namespace) -> None:
 
     from jaxfed.config import config_of, read
     from jaxfed.experiment import source_of
-    from jaxfed.log import say
+    from jaxfed.log import printable, say
     from jaxfed.recommend import scores, seat_of, view_of
 
     if args.k < 1:
@@ -310,7 +328,7 @@ def recommend(args: argparse.Namespace) -> None:
     for place, item in enumerate(np.argsort(-score, kind="stable")[: args.k], 1):
         if np.isfinite(score[item]):
             title = "" if source.titles is None else f"  {source.titles[item]}"
-            print(f"{place:>3}  {score[item]:8.3f}  {source.items[item]:>8}{title}")
+            print(printable(f"{place:>3}  {score[item]:8.3f}  {source.items[item]:>8}{title}"))
 
 
 def describe(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -319,6 +337,7 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.data.describe import describe as text
     from jaxfed.data.tables import kind_of
     from jaxfed.experiment import load
+    from jaxfed.log import printable
     from jaxfed.registry import REGISTRY
 
     name, table = args.name, {}
@@ -332,7 +351,8 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
     else:
         names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter"
         raise ValueError(f'no data set "{cut(name)}": give one of {names}, or a file that ends in {ends}')
-    print(text(load(overridden(table, own).data)))
+    for line in text(load(overridden(table, own).data)).split("\n"):
+        print(printable(line))
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -390,7 +410,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        fail(f"{error.filename or 'system'}: {error.strerror or error}", 2)
+        full = "disk full: " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        fail(f"{full}{error.filename or 'system'}: {error.strerror or error}", 2)
+    except MemoryError as error:
+        fail(f"out of memory{f' ({error})' if str(error) else ''}: the data or the model are too large for it", 2)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -399,15 +422,12 @@ def main() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def interrupted(*_: Any) -> NoReturn:
-    """Ctrl-C where nothing is to be saved. Not an exception: raised inside of a callback, Python would ignore it."""
-    print("jaxfed: interrupted", file=sys.stderr, flush=True)
-    os._exit(130)
-
-
 def fail(text: str, code: int) -> None:
     """One line, and out."""
-    print(f"jaxfed: {' '.join(text.split())}", file=sys.stderr)
+    from jaxfed.log import printable
+
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(printable(f"jaxfed: {' '.join(text.split())}"), file=sys.stderr)
     sys.exit(code)
 
 

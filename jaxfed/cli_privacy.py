@@ -2,7 +2,6 @@
 search for what breaks it."""
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -67,7 +66,10 @@ def privacy(args: argparse.Namespace, overrides: list[str]) -> None:
     elif overrides:
         raise ValueError(f"unknown option {overrides[0]}")
     else:
-        print("\n".join(calibrated(args) if args.about == "calibrate" else told(args.run)))
+        from jaxfed.log import printable
+
+        for line in calibrated(args) if args.about == "calibrate" else told(args.run):
+            print(printable(line))
 
 
 def probe(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -75,6 +77,7 @@ def probe(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.cli import overridden
     from jaxfed.config import read
     from jaxfed.experiment import load
+    from jaxfed.log import printable
     from jaxfed.probe import TOLERANCE, changes
 
     if args.clients < 1 or args.rounds < 1:
@@ -88,8 +91,8 @@ def probe(args: argparse.Namespace, overrides: list[str]) -> None:
     for link, change in worst.items():
         name = data.population.names[change.client]
         print(
-            f"{link}: the largest change over its bound is {change.ratio:.4f} (client {name}, {change.interactions:,} "
-            f"interactions, {change.done}, round {change.round})"
+            f"{link}: the largest change over its bound is {change.ratio:.4f} (client {printable(name)}, "
+            f"{change.interactions:,} interactions, {change.done}, round {change.round})"
         )
     print(f"tried {args.clients} clients in each of {args.rounds} rounds: this can break a guarantee, never prove one")
     if max(change.ratio for change in worst.values()) > 1 + TOLERANCE:
@@ -125,20 +128,22 @@ def calibrated(args: argparse.Namespace) -> list[str]:
 
 def told(folder: str) -> list[str]:
     """What `jaxfed privacy spent` prints. Raises ValueError for a run without a figure."""
+    from jaxfed.folder import read_summary
+
     path = Path(folder)
     if not (path / "config.toml").is_file():
         raise ValueError(f"{folder}: no run here (no config.toml)")
     if not (path / "summary.json").is_file():
         raise ValueError(f"{folder} is not finished (no summary.json): go on with it by train --resume")
-    try:
-        summary = json.loads((path / "summary.json").read_text())
-    except json.JSONDecodeError:
-        raise ValueError(f"{folder}/summary.json is damaged: it is not JSON") from None
-    if not isinstance(summary, dict) or not summary.get("privacy"):
+    found = read_summary(path).get("privacy")
+    if not found:
         raise ValueError(f"{folder} has no differential privacy: no link of its channel adds noise (epsilon inf)")
-    if summary["privacy"].get("epsilon") is None:
+    if isinstance(found, dict) and found.get("epsilon", 0) is None:
         raise ValueError(f"{folder}: epsilon is infinite: the noise is too small to be counted")
-    return explain(summary["privacy"])
+    try:
+        return explain(found)
+    except (LookupError, TypeError, AttributeError, ArithmeticError):
+        raise ValueError(f"{folder}/summary.json is damaged: what it says of privacy cannot be read") from None
 
 
 def cohorts(sampling: Any) -> str:

@@ -6,16 +6,19 @@
 import dataclasses
 import difflib
 import math
+import os
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
 import tyro
 
+from jaxfed.data.tables import PATHS as DATA_PATHS
 from jaxfed.docstrings import documented
 from jaxfed.excerpt import cut, excerpt, listed
 from jaxfed.registry import REGISTRY, arguments, choices
@@ -117,7 +120,13 @@ Args:
     seed: All randomness of a run is a function of it.
     rounds: How many there are.
 """
+LARGEST_SIZE = 1 << 16  # of a whole number in [model]: sizes of arrays, whose products must be sizes, too
+LARGEST = {"clusters": LARGEST_SIZE, "groups": LARGEST_SIZE, "fraction_bits": 32}
 LINKS = ({"name": "per_row_mean"},)  # where a configuration has no [[channel]]
+PATHS = {  # keys that name a file or a folder, by their section
+    "data": DATA_PATHS,
+    "clock": ("path",),
+}
 NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform", "clock": "none"}
 
 
@@ -139,13 +148,22 @@ def type_of(default: Any) -> Any:
     return several((type(default[0]) if default else str, ...)) if isinstance(default, tuple) else type(default)
 
 
-def frozen(name: str, fields: list, text: str = "") -> type:
-    """A frozen dataclass made of fields (name, type, default), and its docstring, which the command line shows."""
+def frozen(name: str, fields: list, again: Callable[[dict[str, Any]], Any], text: str = "") -> type:
+    """A frozen dataclass made of fields (name, type, default), and its docstring, which the command line shows.
+
+    Each call makes another type. So what it makes is equal where name and values are, and is pickled as the table from
+    which `again` makes it once more.
+    """
     made = [
         (key, kind, default if isinstance(default, dataclasses.Field) else field(default=default))
         for key, kind, default in fields
     ]
-    return make_dataclass(name, made, frozen=True, namespace={"__doc__": text})
+
+    def same(self, other):
+        return type(other).__name__ == name and dataclasses.is_dataclass(other) and table_of(self) == table_of(other)
+
+    methods = {"__doc__": text, "__eq__": same, "__reduce__": lambda self: (again, (table_of(self),))}
+    return make_dataclass(name, made, frozen=True, namespace=methods)
 
 
 def fields_of(value: Any) -> list:
@@ -164,7 +182,7 @@ def section_type(section: str, name: str, where: str = "") -> type:
         fields.append((key, named[words] if words else type_of(default), default))
     if section == "optimizer":
         fields += [(key, Group, field(default=Group())) for key in ("item", "user")]
-    return frozen(section.title(), fields, documented(section, name))
+    return frozen(section.title(), fields, partial(build, section, where=section), documented(section, name))
 
 
 def build(section: str, table: Any, where: str) -> Any:
@@ -179,7 +197,7 @@ def build(section: str, table: Any, where: str) -> Any:
     optimizer = build("optimizer", table.get("optimizer", {}), f"{where}.optimizer")
     rest = fill(kind, {key: value for key, value in table.items() if key != "optimizer"}, where, ["optimizer"])
     fields = [*fields_of(rest), ("optimizer", type(optimizer), field(default=optimizer))]
-    return frozen("Work", fields, type(rest).__doc__ or "")()
+    return frozen("Work", fields, partial(build, section, where=section), type(rest).__doc__ or "")()
 
 
 def expect_table(value: Any, where: str) -> dict[str, Any]:
@@ -221,13 +239,36 @@ def fit(kind: Any, value: Any, where: str) -> Any:
 
 
 def bounded(table: Any) -> None:
-    """Raises ValueError for a number that no key can be: not finite, a negative whole number, one beyond 63 bits."""
+    """Raises ValueError for a number that no key can be: not finite, a negative whole number, one that is too large."""
     for name, value in leaves(table):
+        key = name.rpartition(".")[2]
+        most = LARGEST_SIZE if name.startswith("model.") else LARGEST.get(key, (1 << 63) - 1)
+        told = "2^63 - 1" if most == (1 << 63) - 1 else f"{most:,}"
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"{name} is {each}: it must be a finite number")
-            if isinstance(each, int) and not 0 <= each < 1 << 63 and name.rpartition(".")[2] != "learning_rate":
-                raise ValueError(f"{name} is {each}: it must be a whole number from 0 to 2^63 - 1")
+            if isinstance(each, int) and not 0 <= each <= most and key != "learning_rate":
+                raise ValueError(f"{name} is {each}: it must be a whole number from 0 to {told}")
+
+
+def links_of(value: Any, where: str) -> tuple[Any, ...]:
+    """The sections of a list of links. Raises ValueError for what is none."""
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: a list of links, each [[{where}]] with a name")
+    made = []
+    for number, link in enumerate(value):
+        if "name" not in expect_table(link, where):
+            raise ValueError(f"{where}.{number}: a link needs a name{near('', REGISTRY['channel'])}")
+        made.append(build("channel", link, f"{where}.{number}"))
+    return tuple(made)
+
+
+def evaluation_of(table: Any) -> Any:
+    """The [evaluation] section from its table."""
+    asked = dict(expect_table(table, "evaluation"))
+    through = links_of(asked.pop("channel", []), "evaluation.channel")
+    fields = [*fields_of(Evaluation()), ("channel", several(map(type, through)), field(default=through))]
+    return fill(frozen("Evaluation", fields, evaluation_of, Evaluation.__doc__ or ""), asked, "evaluation", ["channel"])
 
 
 def config_of(table: dict[str, Any]) -> Any:
@@ -236,23 +277,9 @@ def config_of(table: dict[str, Any]) -> Any:
     for key in table:
         if key not in known:
             raise ValueError(f'unknown key "{cut(key)}"{near(key, known)}')
-
-    def links(value, where):
-        if not isinstance(value, list):
-            raise ValueError(f"{where}: a list of links, each [[{where}]] with a name")
-        made = []
-        for number, link in enumerate(value):
-            if "name" not in expect_table(link, where):
-                raise ValueError(f"{where}.{number}: a link needs a name{near('', REGISTRY['channel'])}")
-            made.append(build("channel", link, f"{where}.{number}"))
-        return tuple(made)
-
-    channel = links(table.get("channel", list(LINKS)), "channel")
-    down = links(table.get("download", []), "download")
-    asked = dict(expect_table(table.get("evaluation", {}), "evaluation"))
-    through = links(asked.pop("channel", []), "evaluation.channel")
-    fields = [*fields_of(Evaluation()), ("channel", several(map(type, through)), field(default=through))]
-    evaluation_type = frozen("Evaluation", fields, Evaluation.__doc__ or "")
+    channel = links_of(table.get("channel", list(LINKS)), "channel")
+    down = links_of(table.get("download", []), "download")
+    evaluation = evaluation_of(table.get("evaluation", {}))
     sections = {key: build(key, table.get(key, {}), key) for key in NAMED}
     config_type = frozen(
         "Config",
@@ -263,9 +290,10 @@ def config_of(table: dict[str, Any]) -> Any:
             ("channel", several(map(type, channel)), field(default=channel)),
             ("download", several(map(type, down)), field(default=down)),
             ("privacy", Privacy, field(default=fill(Privacy, table.get("privacy", {}), "privacy"))),
-            ("evaluation", evaluation_type, field(default=fill(evaluation_type, asked, "evaluation", ["channel"]))),
+            ("evaluation", type(evaluation), field(default=evaluation)),
             ("run", Run, field(default=fill(Run, table.get("run", {}), "run"))),
         ],
+        config_of,
         WHOLE,
     )
     plain = {key: fit(int, table[key], key) for key in ("seed", "rounds") if key in table}
@@ -325,16 +353,47 @@ def located(path: str | Path) -> Path:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The table of a configuration's file. Raises ValueError where there is none."""
+    """The table of a configuration's file. Raises ValueError where there is none.
+
+    Relative paths in it are those of the working directory; one that is not there is looked for beside the file.
+    """
     try:
-        return tomllib.loads(located(path).read_text("utf-8-sig"))  # some editors begin a file with a byte order mark
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        table = tomllib.loads(located(path).read_text("utf-8-sig"))  # some editors begin a file with a byte order mark
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
+
+    def beside(text):
+        there = os.path.join(os.path.dirname(path), text)
+        return there if not os.path.exists(os.path.expanduser(text)) and os.path.exists(there) else text
+
+    return with_paths(table, beside)
+
+
+def with_paths(table: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The table of a configuration, in which the `PATHS` that are given are changed."""
+    made = dict(table)
+    for section, keys in PATHS.items():
+        if isinstance(made.get(section), dict):
+            given = {key: made[section].get(key) for key in keys}
+            changed = {key: change(text) for key, text in given.items() if isinstance(text, str) and text}
+            made[section] = made[section] | changed
+    return made
+
+
+def absolute(path: str) -> str:
+    """A path that means the same wherever it is read, if there is something."""
+    there = os.path.expanduser(path)
+    return os.path.abspath(there) if os.path.exists(there) else path
 
 
 def dumps(config: Any) -> str:
     """A configuration as TOML; `read` and `config_of` give it back."""
     return tomli_w.dumps(table_of(config))
+
+
+def lasting(config: Any) -> Any:
+    """A configuration whose files are found from wherever it is read, and wherever its own file is moved."""
+    return config_of(with_paths(table_of(config), absolute))
 
 
 def leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -347,8 +406,16 @@ def leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def differences(old: Any, new: Any) -> list[str]:
-    """`key: old -> new` of all that differs between two configurations outside [run]."""
-    a, b = (dict(leaves(table_of(config))) for config in (old, new))
-    keys = [key for key in sorted(a.keys() | b.keys()) if not key.startswith("run.")]
-    return [f"{key}: {a.get(key, 'unset')} -> {b.get(key, 'unset')}" for key in keys if a.get(key) != b.get(key)]
+def differences(old: Any, new: Any, paths: bool = True) -> list[str]:
+    """`key: old -> new` of all that differs between two configurations outside of [run], and but for `rounds`.
+
+    paths: names of files count, too; false where what is in the files is compared instead.
+    """
+
+    def flat(config):
+        table = with_paths(table_of(config), absolute if paths else lambda path: "")
+        return {key: value for key, value in leaves(table) if not key.startswith("run.") and key != "rounds"}
+
+    a, b = flat(old), flat(new)
+    different = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return [f"{key}: {cut(a.get(key, 'unset'))} -> {cut(b.get(key, 'unset'))}" for key in different]

@@ -5,8 +5,9 @@ from itertools import islice
 from typing import Any
 
 
-def cut(text: str, most: int = 80) -> str:
-    """`text`, or its beginning and three dots where it has more than `most` characters."""
+def cut(value: Any, most: int = 80) -> str:
+    """A value as text, or its beginning and three dots where that has more than `most` characters."""
+    text = str(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -13,13 +13,15 @@ from jaxfed.cohort import Sampler
 from jaxfed.data import store
 from jaxfed.data.batches import Batching
 from jaxfed.data.blocks import Lengths, lengths
-from jaxfed.data.clients import Population, Share, prepare
-from jaxfed.data.interactions import Dataset, digest, numbers_of
+from jaxfed.data.clients import Labels, Population, Share, noted, prepare
+from jaxfed.data.features import Features
+from jaxfed.data.interactions import Dataset, Interactions, digest, numbers_of
+from jaxfed.data.ragged import Domains, Ragged
 from jaxfed.download import check_download, download
 from jaxfed.evaluate import Exam, at_homes, exam, examiner
 from jaxfed.federate import Algorithm, federate
 from jaxfed.hierarchy import copies, edged, hierarchical
-from jaxfed.limits import check_closed, check_cold, check_memory, check_merge, check_places, room_of
+from jaxfed.limits import check_closed, check_cold, check_examples, check_memory, check_merge, check_places, room_of
 from jaxfed.merge import merged
 from jaxfed.models.model import Model
 from jaxfed.placement import Placement, place, table_rows
@@ -55,6 +57,9 @@ class Data(NamedTuple):
     leaky: bool  # results must be marked
 
 
+KEPT = (Data, Dataset, Interactions, Features, Population, Ragged, Labels, Domains)
+
+
 class Experiment(NamedTuple):
     """All that a run needs, none of it with state."""
 
@@ -82,13 +87,17 @@ def load(config: Any) -> Data:
     Large data are prepared once, kept on disk and mapped from there.
     """
     folder = store.place(dataclasses.asdict(config))
-    if (found := store.kept(folder)) is not None:
+    found, wrong = store.kept(folder, KEPT)
+    if found is not None:
         return found
     data = read(config)
     if len(data.source.interactions.user) >= LARGE:
-        store.keep(folder, data)
-        return store.kept(folder) or data
-    return data
+        try:
+            store.keep(folder, data, KEPT)
+            data = store.kept(folder, KEPT)[0] or data
+        except OSError as error:
+            wrong = f"prepared data cannot be kept in {folder} ({error.strerror}): they are read anew each time"
+    return data._replace(source=noted(data.source, wrong)) if wrong else data
 
 
 def read(config: Any) -> Data:
@@ -146,6 +155,7 @@ def assemble(config: Any, data: Data, watch: Callable[[Channel], Channel] = lamb
     check_closed(work, config.server.name, channel, population)
     check_places(run, processes, work, sampler)
     batching, lazy = batching_of(config.work, model, work), config.server.lazy and not (channel.whole or work.whole)
+    check_examples(population, batching, sampler.slots)
     shapes = lengths(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     shared = jax.eval_shape(lambda key: work.init(model.init(key), key)[0], jax.random.key(0))
     down = chained(config.download, "download") if config.download else None

@@ -1,5 +1,9 @@
 """The folder of a run: whose it is, and files that are written whole or not at all."""
 
+import errno
+import json
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -7,36 +11,87 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from jaxfed.config import config_of, differences, read
+from jaxfed.excerpt import cut
+
+PRIVATE = 0o700  # of a run's folder: its checkpoints hold what clients keep to themselves
+SUMMARY: dict[str, Any] = {  # what every summary says, and others read
+    **dict.fromkeys(("rounds", "best_round"), int),
+    **dict.fromkeys(("params_sha256", "data_sha256", "server_sees"), str),
+    **dict.fromkeys(("seconds", "bytes_up_per_client", "bytes_down_per_client"), int | float),
+    "epsilon": int | float | None,
+}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_folder(folder: Path, config: Any, resume: bool) -> None:
-    """Raises ValueError when the folder holds a run that is not to be resumed, or one of another configuration."""
+    """Raises ValueError when the folder holds a run that is not to be resumed, or one of another configuration.
+
+    The number of rounds may differ, see `resume.check_config`.
+    """
     known = folder / "config.toml"
     if known.exists() and not resume:
         raise ValueError(f"{folder} already holds a run: pass --resume to go on with it, or another --out")
-    if folder.exists() and not known.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    strangers = folder.exists() and not (folder.is_dir() and all(map(of_a_start, folder.iterdir())))
+    if strangers and not known.exists():
         raise ValueError(f"{folder} holds something else than a run (no config.toml): pass another --out")
     if known.exists():
-        changed = differences(config_of(read(known)), config)
-        if changed:
-            raise ValueError(f"{folder} was run with another configuration ({'; '.join(changed)}): pass another --out")
+        check_same(folder, config_of(read(known)), config)
 
 
-def same_data(folder: Path, meta: dict[str, Any], digest: str) -> None:
-    """Raises ValueError when a checkpoint is of a run on other data."""
-    if meta["data"] != digest:
-        raise ValueError(f"{folder} was run on other data, or on the same rows in another order: pass another --out")
+def of_a_start(entry: Path) -> bool:
+    """Whether something in a folder is what a run leaves that ended before its first step."""
+    if entry.name == "checkpoints":
+        return entry.is_dir() and not any(entry.iterdir())
+    return entry.name in (".lock", "config.toml.partial")
+
+
+def check_same(folder: Path, old: Any, config: Any, paths: bool = True) -> None:
+    """Raises ValueError where a run's configuration is another one; paths: see `config.differences`."""
+    if changed := differences(old, config, paths):
+        raise ValueError(f"{folder} was run with another configuration ({'; '.join(changed)}): pass another --out")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder."""
+    begun = any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+    return begun and (folder / "config.toml").is_file()
 
 
 def write_file(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all, a full disk and a power failure included."""
     partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        with open(partial, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_summary(folder: Path, select: str = "rounds") -> dict[str, Any]:
+    """What RUN/summary.json says. Raises ValueError, which names the file, where it is damaged, or lacks `select`."""
+    path = folder / "summary.json"
+    again = f"jaxfed train {folder}/config.toml --resume makes it anew"
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is damaged: it is not JSON; {again}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it is no summary of a run; {again}")
+    for name, kind in {select: object, **SUMMARY}.items():
+        if name not in found or not isinstance(found[name], kind):
+            raise ValueError(f"{path} is damaged: it does not say {name}; {again}")
+    for name, value in found.items():
+        if "/" in name and not isinstance(value, int | float | None):
+            raise ValueError(f"{path} is damaged: {cut(name)} is no number; {again}")
+    return found
 
 
 @contextmanager
-def alone(folder: Path):
+def alone(folder: Path) -> Iterator[None]:
     """Raises ValueError while another process runs in this folder."""
     try:
         held = FileLock(folder / ".lock", blocking=False).acquire()
@@ -44,3 +99,16 @@ def alone(folder: Path):
         raise ValueError(f"{folder}: another process is running here; stop it or pass another --out") from None
     with held:
         yield
+
+
+@contextmanager
+def told_when_full(folder: Path) -> Iterator[None]:
+    """Raises ValueError, with what to do, where what is done inside finds no room on the disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        again = f"go on with: jaxfed train {folder}/config.toml --resume"
+        todo = again if (folder / "config.toml").exists() else "start again"
+        raise ValueError(f"disk full ({error.strerror}), free some and {todo}") from None

@@ -19,11 +19,29 @@ from jaxfed.tree import nbytes, wide
 from jaxfed.types import Tree
 from jaxfed.work import Work
 
+EXAMPLE = 40  # bytes of an example while a cohort is packed: random numbers, places, the array that is sent
+
 
 def device_memory() -> int:
     """Bytes of one device, of the whole machine where the device does not say."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or psutil.virtual_memory().total
+    return stats.get("bytes_limit") or machine_memory()
+
+
+def machine_memory() -> int:
+    """Bytes of the whole machine."""
+    return psutil.virtual_memory().total
+
+
+def check_examples(population: Population, batching: Batching, slots: int) -> None:
+    """Raises ValueError where the largest cohort has more examples than the machine can hold while it packs them."""
+    largest = int(np.sort(population.activity)[-slots:].sum())
+    examples = max(batching.epochs, 1) * (1 + max(batching.negatives, 0)) * largest
+    if (need := EXAMPLE * examples) > (room := machine_memory()):
+        raise ValueError(
+            f"a round may have {examples:,} examples, which take {need / 1e9:,.0f} GB, the machine has "
+            f"{room / 1e9:,.1f} GB: lower work.epochs, work.negatives or cohort.size"
+        )
 
 
 def room_of(population: Population, batching: Batching, shapes: Lengths, sampler: Sampler) -> int:

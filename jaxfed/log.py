@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,23 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+# C0 and C1 controls, line separators, controls of the direction of writing, halves of surrogate pairs
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """One line of text for a terminal: characters that would steer the terminal are replaced by their escapes.
+
+    Titles, ids, names of columns and keys come from files of other people, and go through here before they are shown.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The text without control characters; ESC, for example, is written as the four characters \\x1b.
+    """
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def written(value: Any, indent: int | None = None) -> str:
@@ -29,24 +47,45 @@ def written(value: Any, indent: int | None = None) -> str:
 
 
 class Journal:
-    """metrics.jsonl and TensorBoard events of a run, both cut back to where a checkpoint was when it resumes."""
+    """metrics.jsonl and TensorBoard events of a run, both cut back to where a checkpoint was when it resumes.
+
+    Args:
+        folder: the run's.
+        position: bytes of metrics.jsonl that belong to the checkpoint.
+        round: rounds that were done then.
+    """
 
     def __init__(self, folder: Path, position: int, round: int):
-        from tensorboardX import SummaryWriter
+        # events are written here and now: the thread of `SummaryWriter` dies of a full disk, and its queue then blocks
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self.path = folder / "metrics.jsonl"
-        self.file = open(self.path, "ab")  # noqa: SIM115  closed by `close`
-        self.file.truncate(position)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=round + 1)
+        self.path.touch()
+        kept = last_line_end(self.path, position)
+        if kept < position:
+            say(f"{self.path} lacks {position - kept:,} bytes of earlier rows: they are lost, the run goes on")
+        self.file = open(self.path, "r+b")  # noqa: SIM115  closed by `close`
+        self.file.truncate(kept)
+        self.file.seek(kept)
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}.{round}")
+        start = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget events of later rounds
+        self.board.write_event(Event(session_log=start, step=round + 1, wall_time=time.time()))
 
     def write(self, row: dict[str, Any]) -> None:
         """One flat line; numbers also go to TensorBoard at `round`."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         self.file.write(written(row).encode() + b"\n")
         mark = "LEAKY/" if row.get("leaky") else ""
         for name, value in row.items():
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if number and name != "round":
-                self.board.add_scalar(mark + name, value, row["round"])
+                event = Event(summary=scalar(mark + name, value), step=row["round"], wall_time=time.time())
+                self.board.write_event(event)
+        self.board.flush()
 
     def position(self) -> int:
         """Bytes written so far, all of them on disk."""
@@ -59,6 +98,13 @@ class Journal:
         self.position()
         self.file.close()
         self.board.close()
+
+
+def last_line_end(path: Path, position: int) -> int:
+    """Bytes of a file, at most `position`, up to the end of its last whole line there."""
+    with open(path, "rb") as file:
+        rows = file.read(min(position, path.stat().st_size))
+    return rows.rfind(b"\n") + 1
 
 
 class Silence(NamedTuple):
@@ -87,11 +133,18 @@ def progress(rounds: int, done: int) -> Iterator[Any]:
         yield lambda round, speed, text: None
         return
     columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[speed]:,.0f} clients/s")
-    with Progress(*columns, TextColumn("{task.fields[text]}"), TimeRemainingColumn(), console=console) as bar:
+    with Progress(
+        *columns, TextColumn("{task.fields[text]}", markup=False), TimeRemainingColumn(), console=console
+    ) as bar:
         task = bar.add_task("", total=rounds, completed=done, speed=0, text="")
-        yield lambda round, speed, text: bar.update(task, completed=round, speed=speed, text=text)
+        yield lambda round, speed, text: bar.update(task, completed=round, speed=speed, text=printable(text))
 
 
 def say(text: str) -> None:
-    """One line to the person who watches."""
-    console.print(text, markup=False)
+    """One line to the person who watches; a terminal that was closed ends the talk, not the run."""
+    try:
+        console.print(printable(text), markup=False)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        hush()

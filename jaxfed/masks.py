@@ -19,6 +19,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 PRIME = (1 << 256) - 189  # the largest below 2^256: elements are 32 bytes
 
+CURVE = (1 << 255) - 19  # the prime of Ed25519
+# The y coordinates of the points whose order divides 8: a signature under such a key can be made by anybody.
+ORDER_8 = int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little")
+SMALL_ORDER = {0, 1, CURVE - 1, ORDER_8, CURVE - ORDER_8}
+
 Random = Callable[[int], bytes]  # so many random bytes, as secrets.token_bytes
 
 
@@ -143,6 +148,12 @@ def check_graph(kept: Mapping[int, Collection[int]], least: int) -> None:
         ahead = set().union(*(kept[id] for id in ahead)) - seen
     if len(seen) < len(kept):
         raise ValueError(f"masks tie {len(seen)} of {len(kept)} parties together: take more neighbours, or all")
+
+
+def of_small_order(key: bytes) -> bool:
+    """Whether an Ed25519 public key is a point of small order, in any of the ways to write it."""
+    y = int.from_bytes(key, "little") & ((1 << 255) - 1)  # without the sign of x
+    return y % CURVE in SMALL_ORDER
 
 
 def words(context: bytes, step: str, sender: int, digest: bytes) -> bytes:

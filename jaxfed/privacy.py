@@ -25,6 +25,8 @@ RELATIONS = ("add-or-remove", "replace-one")
 ACCOUNTANTS = ("rdp", "pld")
 TOLERANCE = 1e-3  # of a calibrated multiplier, relative
 TINY = 1e-9  # of multipliers and epsilons: 1 / TINY is as good as infinite
+PLENTY = 1e6  # multipliers above count as this one: bounds of more noise are lost in rounding
+FAINT = 0.1  # multipliers below: epsilon is in the hundreds, and loss distributions take minutes and gigabytes
 SLACK = 0.1  # share of delta for a client that takes part more often than it should (local mechanisms)
 
 
@@ -95,6 +97,15 @@ def check(mechanisms: Sequence[Mechanism], sampling: Sampling, delta: float, rel
             "privacy.relation out"
         )
     return relation or ("replace-one" if kind == "fixed" or local else "add-or-remove")
+
+
+def countable(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
+    """The same with multipliers that can be squared, rounded down: next to no noise is none."""
+
+    def rounded_down(multiplier):
+        return 0.0 if multiplier < TINY else min(multiplier, PLENTY)
+
+    return tuple(each._replace(multiplier=rounded_down(each.multiplier)) for each in mechanisms)
 
 
 def joint(mechanisms: Sequence[Mechanism]) -> float:
@@ -205,6 +216,7 @@ def ledger(
     from dp_accounting.rdp import RdpAccountant
 
     relation = check(mechanisms, sampling, delta, relation)
+    mechanisms = countable(mechanisms)
     orders = RdpAccountant().orders
     if any(each.kind in INTEGER for each in mechanisms):
         orders = orders[orders == np.floor(orders)]
@@ -242,6 +254,8 @@ def by_loss(
     relations = dp_accounting.NeighboringRelation
     neighbours = relations.REPLACE_ONE if relation == "replace-one" else relations.REPLACE_SPECIAL
     noise, rate = joint(mechanisms), sampling.size / sampling.population
+    if noise < FAINT:
+        return None
     if sampling.kind == "fixed":
         return privacy_loss.fixed_cohorts(noise / 2, rate, rounds, delta)
     one: Any = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
@@ -272,11 +286,12 @@ def spent(
         raise ValueError(f'no accountant "{accountant}": give {" or ".join(ACCOUNTANTS)}')
     notes = remarks(mechanisms, sampling, rounds, delta)
     wanted = accountant == "pld" and mechanisms and rounds
+    mechanisms = countable(mechanisms)
     loss = by_loss(mechanisms, sampling, rounds, delta, relation) if wanted else None
     try:
         figure = ledger(mechanisms, sampling, delta, relation)(rounds)
     except ValueError:
-        if loss is None:
+        if loss is None and not (amplifies(mechanisms, sampling) and joint(mechanisms) < FAINT):
             raise
         figure = math.inf
     if wanted and loss is None:

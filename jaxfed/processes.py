@@ -41,8 +41,9 @@ def join() -> Processes:
     """Makes this process one of several where the environment says so; before any other use of JAX.
 
     Either JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or a step of SLURM
-    with several tasks, a TPU pod, or JAXFED_DISTRIBUTED=auto, for what JAX finds out by itself. Raises ValueError where
-    the processes do not come together in time.
+    with several tasks, a TPU pod, or JAXFED_DISTRIBUTED=auto, for what JAX finds out by itself. Process 0 listens at
+    that address alone (JAX_COORDINATOR_BIND_ADDRESS: at another one), and believes whoever comes: it takes a network
+    that is trusted. Raises ValueError where the processes do not come together in time.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     several = number("SLURM_STEP_NUM_TASKS", 1) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
@@ -56,16 +57,24 @@ def join() -> Processes:
     if several:
         jax.distributed.initialize(initialization_timeout=start, **times)
         return here()
-    if not 0 <= index < count or not address.rpartition(":")[2].isdecimal():
+    if not 0 <= index < count or not is_place(address):
         raise ValueError(
             "JAX_COORDINATOR_ADDRESS is set: it must be host:port, with JAX_NUM_PROCESSES processes "
             f"and a JAX_PROCESS_ID below that in each, not {address!r}, {count} and {index}"
         )
-    gather(address, index, count, start)
-    jax.distributed.initialize(
-        address, count, index, cluster_detection_method="deactivate", initialization_timeout=start, **times
-    )
+    door = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or address
+    if not is_place(door):
+        raise ValueError(f"JAX_COORDINATOR_BIND_ADDRESS must be host:port, not {door!r}")
+    gather(address, door, index, count, start)
+    times |= {"initialization_timeout": start, "coordinator_bind_address": door}
+    jax.distributed.initialize(address, count, index, cluster_detection_method="deactivate", **times)
     return here()
+
+
+def is_place(address: str) -> bool:
+    """Whether an address is a host and a port."""
+    host, _, port = address.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 1 << 16
 
 
 def number(name: str, default: int) -> int:
@@ -76,8 +85,8 @@ def number(name: str, default: int) -> int:
     return int(text)
 
 
-def gather(address: str, rank: int, size: int, seconds: float) -> None:
-    """Returns once all processes are there; ValueError after so many seconds.
+def gather(address: str, door: str, rank: int, size: int, seconds: float) -> None:
+    """Returns once all processes are there; ValueError after so many seconds. door: where process 0 listens.
 
     JAX would wait as well, but ends a process that waited in vain by an abort, with a stack trace for a message.
     """
@@ -93,16 +102,16 @@ def gather(address: str, rank: int, size: int, seconds: float) -> None:
         )
     guests: dict[bytes, socket.socket] = {}
     try:
-        receive(int(port), guests, {f"jaxfed {i} of {size}\n".encode() for i in range(1, size)}, end)
+        receive(door, guests, {f"jaxfed {i} of {size}\n".encode() for i in range(1, size)}, end)
     except OSError as error:
-        raise ValueError(f"no coordinator can be at {address}: {error.strerror or error}") from None
+        raise ValueError(f"no coordinator can be at {door}: {error.strerror or error}") from None
     finally:
         for guest in guests.values():
             guest.close()
     if len(guests) < size - 1:
         raise ValueError(
-            f"{len(guests) + 1} of {size} processes came to {address} within {seconds} s: start the others, "
-            "or wait longer (JAXFED_START_TIMEOUT)"
+            f"{len(guests) + 1} of {size} processes came to {address} within {seconds} s: start the others, wait "
+            "longer (JAXFED_START_TIMEOUT), or listen where they can come to (JAX_COORDINATOR_BIND_ADDRESS)"
         )
 
 
@@ -117,10 +126,11 @@ def call(host: str, port: int, word: bytes, end: float) -> None:
         time.sleep(0.1)
 
 
-def receive(port: int, guests: dict[bytes, socket.socket], names: set[bytes], end: float) -> None:
-    """Waits for guests of these names until all are there, and tells each; or until it is `end`."""
-    kind = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
-    with socket.create_server(("", port), **kind) as door:  # type: ignore[arg-type]
+def receive(address: str, guests: dict[bytes, socket.socket], names: set[bytes], end: float) -> None:
+    """Waits at an address for guests of these names until all are there, and tells each; or until it is `end`."""
+    host, _, port = address.rpartition(":")
+    family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    with socket.create_server(place, family=family) as door:
         while guests.keys() != names and (left := end - time.monotonic()) > 0:
             door.settimeout(left)
             with contextlib.suppress(TimeoutError, ConnectionError):

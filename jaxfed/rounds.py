@@ -64,6 +64,7 @@ class Standing:
     stages: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of each; see `stages`
     position: int = 0  # bytes of metrics.jsonl
     finished: bool = False
+    extended: list[int] = dataclasses.field(default_factory=list)  # numbers of rounds that were asked for before
 
     def book(self, wire: Wire, info: dict[str, Any]) -> int:
         """Waits for a round and books what was sent in it; returns how many clients withdrew."""
@@ -211,7 +212,8 @@ def rounds(
                 state, info = experiment.algorithm.step(state, ready.cohort, key)
             known: dict[str, Any] = {"rows/union": ready.rows}
             if ready.cohort.ages is not None:
-                known["clients/age"] = float(ready.cohort.ages[np.asarray(ready.cohort.present)].mean())
+                ages = ready.cohort.ages[np.asarray(ready.cohort.present)]
+                known["clients/age"] = float(ages.mean()) if len(ages) else math.nan
             yield Done(state, info | known, ready._replace(stages=ready.stages | waited))
 
 

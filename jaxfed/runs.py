@@ -11,6 +11,7 @@ import tomli_w
 
 from jaxfed.config import table_of
 from jaxfed.experiment import Data, Experiment, assemble, load
+from jaxfed.folder import read_summary
 from jaxfed.train import train
 
 
@@ -25,7 +26,7 @@ def trained(table: dict[str, Any], folder: Path, overrides: Sequence[str] = ()) 
     done = subprocess.run([sys.executable, "-m", "jaxfed", *words], stdout=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(done.returncode)
-    return json.loads((folder / "run" / "summary.json").read_text())
+    return read_summary(folder / "run")
 
 
 def last(make: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,9 +61,10 @@ def together() -> Callable[[Any], tuple[dict[str, Any], str]]:
     def run(config: Any) -> tuple[dict[str, Any], str]:
         try:
             return train(config, True, read, build), ""
-        except (ValueError, RuntimeError) as error:  # the latter of memory alone
-            if not isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" not in str(error):
+        except (ValueError, MemoryError, RuntimeError) as error:  # the last of memory alone
+            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return {}, " ".join(str(error).splitlines()[0].split())
+            said = str(error).splitlines()[:1] or ["out of memory"]
+            return {}, " ".join(said[0].split())
 
     return run

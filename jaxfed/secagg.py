@@ -15,6 +15,7 @@ of them can make a session fail). Peers that deal or reveal false shares are fou
 import struct
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache, wraps
+from numbers import Integral
 from secrets import token_bytes
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ from jaxfed.messages import listed, pack, unpack
 ROUNDS = ("advertise", "share", "mask", "consent", "reveal")
 SIGNATURE = 64  # bytes
 NONCE = bytes(12)  # every key of AES-GCM is for one message
+LONGEST = 1 << 30  # entries of a vector: 4 GiB
+SHARE, BOX = 32, 80  # bytes of a share; of two shares in a box, with its tag
 
 
 class Terms(NamedTuple):
@@ -51,17 +54,31 @@ class Terms(NamedTuple):
     neighbours: int | None = None
 
 
-@lru_cache(maxsize=4)
 def context(terms: Terms) -> bytes:
     """A digest of the terms. Raises ValueError where they are not sound."""
+    session, roster, *numbers, neighbours = terms
+    numbers += [] if neighbours is None else [neighbours]
+    if any(isinstance(each, bool) or not isinstance(each, Integral) for each in numbers):
+        raise ValueError("threshold, length and neighbours must be whole numbers")
+    if not isinstance(roster, tuple) or not all(isinstance(each, bytes) for each in (session, *roster)):
+        raise ValueError("the session must be bytes, and the roster a tuple of public keys, bytes each")
+    return digest(terms)
+
+
+@lru_cache(maxsize=4)
+def digest(terms: Terms) -> bytes:
+    """The same of terms whose parts have the right types."""
     session, roster, threshold, length, neighbours = terms
     n = len(roster)
     if len(session) != 32 or any(len(key) != 32 for key in roster) or len(set(roster)) < n:
         raise ValueError("the session must be 32 bytes, and the roster different Ed25519 public keys of 32 bytes each")
+    if weak := [place for place, key in enumerate(roster) if masks.of_small_order(key)]:
+        raise ValueError(f"anybody can sign for party {weak[0]}: its public key is of small order: leave it out")
     if not 1 < threshold <= n < 2 * threshold:
         raise ValueError(f"the threshold is {threshold} of {n} parties: it must be 2 at least and more than half")
-    if length < 1 or (neighbours is not None and (neighbours % 2 or not 2 <= neighbours < n)):
-        raise ValueError(f"{length} entries, {neighbours} neighbours: at least 1, and an even number below {n} or None")
+    if not 1 <= length <= LONGEST or (neighbours is not None and (neighbours % 2 or not 2 <= neighbours < n)):
+        least_most = f"1 to {LONGEST} entries, and an even number of neighbours below {n} or None"
+        raise ValueError(f"{length} entries, {neighbours} neighbours: it must be {least_most}")
     numbers = struct.pack("<IIQI", n, threshold, length, neighbours or 0)
     return sha256(b"jaxfed secagg 1" + session + numbers + b"".join(roster))
 
@@ -176,7 +193,7 @@ class Party:
         """From the shares of its peers: its vector and all masks on it."""
         for id, box in unpack(message).items():
             try:
-                self.held[id] = self.opens[id].decrypt(NONCE, box, None)
+                self.held[id] = self.opens[id].decrypt(NONCE, box if len(box) == BOX else b"", None)
             except (InvalidTag, KeyError):
                 raise ValueError(f"what party {self.id} got as the shares of party {id} is not: refuse it") from None
         enough(len(self.held), self.terms.threshold, "shared their keys")
@@ -233,6 +250,7 @@ class Server:
         """To each party what its peers encrypted for it."""
         boxes = {id: unpack(body) for id, body in self.hear("share", messages, self.adverts).items()}
         refuse([id for id in boxes if boxes[id].keys() != self.adverts.keys() - {id}], "left out a peer's shares")
+        refuse([id for id, box in boxes.items() if {*map(len, box.values())} != {BOX}], "sent what are no shares")
         self.sharers, self.context = list(boxes), sha256(self.context + listed(boxes))
         return {to: pack({id: box[to] for id, box in boxes.items() if id != to}) for to in boxes}
 
@@ -258,6 +276,9 @@ class Server:
         """The sum over survivors, uint32 [length], from what the parties reveal."""
         told = {id: unpack(body) for id, body in self.hear("reveal", messages, self.signers).items()}
         refuse([id for id, parts in told.items() if list(parts) != self.sharers], "did not reveal a share of each peer")
+        refuse(
+            [id for id, parts in told.items() if {*map(len, parts.values())} != {SHARE}], "revealed what are no shares"
+        )
         chosen, total = list(told)[: self.terms.threshold], self.total.copy()
         for id in self.sharers:
             secret = join({peer + 1: int.from_bytes(told[peer][id], "little") for peer in chosen})

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jaxfed.folder import write_file
-from jaxfed.log import written
+from jaxfed.log import printable, written
 from jaxfed.metrics import smaller
 from jaxfed.table import print_table
 
@@ -219,7 +219,7 @@ def cells(every: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[list[str
         figures += [spread(each, "best_round", 0), spread(each, "seconds", 1), str(each["seeds"])]
         mark = "*" * (each is chosen) + " LEAKY" * bool(each.get("leaky"))
         line = [mark.strip(), *(str(each[key]) for key in keys), *figures]
-        made.append([*line, *([each["problem"]] if failed else [])])
+        made.append([printable(cell) for cell in [*line, *([each["problem"]] if failed else [])]])
     return made
 
 
@@ -233,12 +233,23 @@ def markdown(every: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
 def kept(folder: Path, points: Sequence[Point], keys: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of an earlier sweep in the folder over other values of the same keys. Raises ValueError for other keys."""
     path = folder / "results.json"
-    rows = json.loads(path.read_text()) if path.is_file() else []
+    rows = rows_in(path)
     was = {key for each in rows for key in each if "." in key and "/" not in key}
     if rows and was != {key for key in keys if "." in key}:
         raise ValueError(f"{folder} holds a sweep over {', '.join(sorted(was)) or 'seeds'}: pass another --out")
     now = [({key: number(value) for key, value in point.choice.items()}, point.seed) for point in points]
     return [each for each in rows if ({key: each.get(key) for key in keys}, each["seed"]) not in now]
+
+
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results.json; none where there is no file. Raises ValueError where it is damaged."""
+    try:
+        rows = json.loads(path.read_text()) if path.is_file() else []
+    except (ValueError, RecursionError):
+        rows = None
+    if not isinstance(rows, list) or not all(isinstance(each, dict) and "seed" in each for each in rows):
+        raise ValueError(f"{path} is damaged: move it away, finished runs are read again without training")
+    return rows
 
 
 def write(folder: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -256,7 +267,7 @@ def show(every: Sequence[dict[str, Any]], keys: Sequence[str], title: str) -> No
 
     leaky = " (LEAKY: train negatives exclude the held-out items)" if any(each.get("leaky") for each in every) else ""
     heads, *lines = cells(every, keys)
-    out = Console(highlight=False, markup=False)
+    out = Console(highlight=False, markup=False, emoji=False)
     if not out.is_terminal:
         out.width = WIDE
     print_table(out, title + leaky, heads, lines, len(keys) + 1)

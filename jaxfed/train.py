@@ -5,6 +5,7 @@ import json
 import math
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, contextmanager
@@ -15,12 +16,13 @@ import jax
 import numpy as np
 
 from jaxfed import checkpoint, privacy
-from jaxfed.config import dumps, near
+from jaxfed.config import dumps, lasting, near
 from jaxfed.evaluate import readable
 from jaxfed.experiment import Data, Experiment, assemble, load
-from jaxfed.folder import alone, check_folder, same_data, write_file
+from jaxfed.folder import PRIVATE, alone, check_folder, told_when_full, write_file
 from jaxfed.log import Journal, Silence, hush, progress, say, written
 from jaxfed.processes import Processes, agree, by_first, here
+from jaxfed.resume import described, finished, restored
 from jaxfed.rounds import Standing, compile_all, evaluate, fresh, keys_of, marked, rounds, scored
 from jaxfed.stages import peak_megabytes, profiled, timed
 from jaxfed.tree import digest, finite, zeros
@@ -40,15 +42,26 @@ def check_select(experiment: Experiment, model: Tree, select: str) -> None:
 
 @contextmanager
 def interrupts(say: Callable[[str], None], got: list[int]):
-    """Adds the signal to `got` once Ctrl-C or SIGTERM came; a second one ends the program at once."""
+    """Adds the signal to `got` once Ctrl-C, SIGTERM or SIGHUP came; a second one but SIGHUP ends the program at once.
+
+    Only the main thread may say what signals do: a run in another thread leaves them as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def note(number, frame):
         got.append(number)
+        if number == signal.SIGHUP:
+            hush()  # the terminal is gone
         say(f"{signal.Signals(number).name}: finishing this round, then a checkpoint")
-        for each in old:
-            signal.signal(each, signal.SIG_DFL)
+        for each in old:  # shells send SIGHUP twice
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
 
-    old = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        kinds.append(signal.SIGHUP)
+    old = {each: signal.signal(each, note) for each in kinds}
     try:
         yield
     finally:
@@ -77,19 +90,21 @@ def train(
 ) -> dict[str, Any]:
     """Runs a configuration to its end and returns the summary.
 
-    load, assemble: where the data and the pieces come from, for many runs that share them (`runs.together`).
-    Raises ValueError for what a user can mend, SystemExit(128 + signal) when stopped; --resume then goes on.
+    Args:
+        config: what to run, and where (`run.out`).
+        resume: go on with the run that is there. Its configuration must be the same, but for [run], and for the number
+            of rounds where nothing was made for it (see `resume.check_config`).
+        load, assemble: where the data and the pieces come from, for many runs that share them (`runs.together`).
+
+    Raises:
+        ValueError: what a user can mend.
+        SystemExit: with 128 + signal, when stopped; resume then goes on.
     """
     folder, every = Path(config.run.out), here()
     if every.rank:
         hush()
-
-    def finished():
-        check_folder(folder, config, resume)
-        return (folder / "summary.json").read_text() if (folder / "summary.json").exists() else ""
-
     agree(every, "configuration", lambda: None, lambda _: dumps(config))
-    if done := by_first(every, "folder", finished):
+    if done := by_first(every, "folder", lambda: finished(folder, config, resume)):
         say(f"{folder} is finished")
         return json.loads(done)
     data = agree(every, "data set", lambda: first_alone(every, config.data, load), lambda data: data.digest)
@@ -104,40 +119,52 @@ def train(
         check_select(experiment, arrays["best"], config.evaluation.select)
         return experiment, arrays
 
-    (experiment, arrays), standing = agree(every, "experiment", prepared, lambda _: ""), Standing()
-    with ExitStack() as held:
+    experiment, arrays = agree(every, "experiment", prepared, lambda _: "")
+    with told_when_full(folder), ExitStack() as held:
 
-        def opened():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_file(folder / "config.toml", dumps(config))
+        def entered():
+            folder.mkdir(PRIVATE, parents=True, exist_ok=True)
             held.enter_context(alone(folder))
+            check_folder(folder, config, resume)  # once more: another process may have run since
             return ""
 
-        by_first(every, "folder", opened)
+        by_first(every, "folder", entered)
         checkpoints = held.enter_context(checkpoint.manager(folder / "checkpoints", config.run.keep))
-        found = checkpoint.restore(checkpoints, arrays, say, lambda meta: same_data(folder, meta, data.digest))
-        if found and config.privacy.seed == "secret":
-            raise ValueError(
-                f"{folder} cannot go on, as its secret seed is gone: a new one would noise the rounds since the last "
-                "checkpoint a second time, which epsilon does not count. Evaluate it, or train anew with another --out"
-            )
-        if found:
-            arrays, meta, damaged = found
-            for step in damaged:  # the run will come to their rounds again
-                checkpoints.delete(step)
-            standing = Standing(**meta["standing"])
-            say(f"resuming {folder} after round {standing.round}")
+        arrays, standing, before = agree(
+            every,
+            "checkpoint",
+            lambda: restored(folder, config, checkpoints, arrays, data.digest),
+            lambda found: f"round {found[1].round}",
+        )
+
+        def begun():  # only now is anything changed: a run that is refused leaves all as it was
+            if before and (folder / "summary.json").exists():
+                (folder / "summary.json").replace(folder / f"summary_{before}.json")
+            write_file(folder / "config.toml", dumps(lasting(config)))
+            return ""
+
+        by_first(every, "folder", begun)
         journal = Silence() if every.rank else Journal(folder, standing.position, standing.round)
         try:
             arrays, standing = loop(config, experiment, arrays, standing, checkpoints, journal)
-            if not standing.best_round:
-                raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: lower the rates")
+            check_outcome(folder, standing)
             summary = close(config, experiment, arrays, standing, journal)
         finally:
             journal.close()
-    if not every.rank:
-        write_file(folder / "summary.json", written(summary, 1) + "\n")
+        if not every.rank:
+            write_file(folder / "summary.json", written(summary, 1) + "\n")
     return summary
+
+
+def check_outcome(folder: Path, standing: Standing) -> None:
+    """Raises ValueError where a run has come to its end and to nothing."""
+    if not standing.updates:
+        raise ValueError(
+            f"{folder}: no client ever reported: of {standing.asked:,} asked {standing.dropped:,} did not answer and "
+            f"{standing.refused:,} withdrew, as their update was not finite: lower cohort.dropout, or the rates"
+        )
+    if not standing.best_round:
+        raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: lower the rates")
 
 
 def first_alone(every: Processes, section: Any, load: Callable[[Any], Data]) -> Data:
@@ -154,15 +181,15 @@ def first_alone(every: Processes, section: Any, load: Callable[[Any], Data]) -> 
 def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[dict[str, Tree], Standing]:
     """The rounds that are left, with their evaluations and checkpoints."""
     keys, state, best = keys_of(config.seed), arrays["state"], arrays["best"]
+    described_run = described(config, experiment.data.digest)
     say("compiling, which takes longest the first time: programs are kept for the next run")
     standing.compile_seconds += compile_all(experiment, state, keys.rounds)
 
     def save():
         with timed(standing.stages, "checkpoint"):
             standing.position = journal.position()
-            meta = {"standing": dataclasses.asdict(standing), "data": experiment.data.digest}
-            meta["privacy"] = spent(experiment, standing.round)
-            write(standing.round, {"state": stored(config, state), "best": best}, meta)
+            record = {"standing": dataclasses.asdict(standing), "privacy": spent(experiment, standing.round)}
+            write(standing.round, {"state": stored(config, state), "best": best}, described_run | record)
 
     last, text, begin = None, "", time.perf_counter()
 
@@ -225,6 +252,8 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     with timed(standing.stages, "evaluate"):
         values = evaluate(experiment, scored(experiment, state), "val", key)
     train = {name: float(np.sum(value)) for name, value in info.items() if name != "clients/present"}
+    if not train["clients/reported"]:  # all but counts are means over those who reported: of nobody there is none
+        train |= {name: math.nan for name in train if not name.startswith(("clients/", "rows/"))}
     totals = standing.totals() | spent(experiment, standing.round) | {"server_sees": experiment.wire.sees}
     totals |= {"seconds": round(standing.seconds, 3), **standing.spent()}
     journal.write(marked(experiment, {"round": standing.round, **train, **values, **totals}))
@@ -234,7 +263,7 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     better = standing.judge(config.evaluation.select, value)
     speed = standing.updates / max(standing.seconds, 1e-9)
     text = f"{'LEAKY ' if experiment.data.leaky else ''}{config.evaluation.select} {value:.4f}"
-    loss = f"train/loss {train['train/loss'] if train['clients/reported'] else math.nan:.4f}  "
+    loss = f"train/loss {train['train/loss']:.4f}  "
     if train.get("ring/cut"):
         say(
             f"round {standing.round}: ring.bound cut numbers of {train['ring/cut']:.0%} of the clients (updates, or "
@@ -296,6 +325,7 @@ def close(config, experiment, arrays, standing, journal) -> dict[str, Any]:
     summary = {
         "rounds": standing.round,
         "best_round": standing.best_round,
+        "extended": standing.extended,
         "seconds": round(standing.seconds, 3),
         "compile_seconds": round(standing.compile_seconds, 3),
         **standing.spent(),

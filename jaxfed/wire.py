@@ -92,9 +92,8 @@ def pack(tree: Tree, held: np.ndarray) -> bytes:
             count = int(kept(leaf.share, x.size))
             chosen = np.asarray(leaf.chosen)
             chosen = (chosen[: len(held)] if in_table else chosen).ravel()
-            at = np.sort(np.argsort(~chosen, kind="stable")[:count])  # too few chosen: others fill up, which are zeros
-            places = at
-            number = x[at].astype(np.float32).view(np.uint32).astype(np.int64)
+            places = places_of(chosen, count)
+            number = x[places].astype(np.float32).view(np.uint32).astype(np.int64)
             out.append(joined(number, places, 0 if leaf.known else int(position_bits(x.size))))
         else:
             out.append(x.tobytes())
@@ -119,12 +118,30 @@ def shapes_of(tree: Tree) -> Tree:
     return jax.tree.map(values, tree, is_leaf=is_form)
 
 
-def unpack(data: bytes, like: Tree, rows: int) -> tuple[Tree, np.ndarray]:
-    """(message, ids of its rows) from its bytes; `like` gives the forms and shapes, for so many rows."""
+def unpack(data: bytes, like: Tree, rows: int, items: int) -> tuple[Tree, np.ndarray]:
+    """Undoes `pack`.
+
+    Args:
+        data: the message, from anybody.
+        like: a message of the same forms and shapes. Of forms whose places both ends draw it holds the places.
+        rows: how many rows of its tables the client holds.
+        items: rows of the whole catalogue.
+
+    Returns:
+        (the message, int32 [rows]: the ids of its rows, in the client's order).
+
+    Raises:
+        ValueError: `pack` would not write this: it is cut or too long, ids or places are none, repeated or out of
+            order, numbers are not finite, or bits are set that say nothing.
+    """
     like_leaves, at = leaves(like), 0
+    expected = int(size(like, rows)) if rows >= 0 else 0
+    malformed(len(data) != expected, f"{len(data)} bytes where {expected} were expected")
     ids = np.zeros(0, np.int32)
     if any(in_table for _, in_table in like_leaves):
         ids, at = np.frombuffer(data, np.int32, rows), ID * rows
+        malformed(((ids < 0) | (ids >= items)).any(), "ids of rows that there are not")
+        malformed(len(np.unique(ids)) < rows, "a row that comes twice")
     out = []
     for leaf, in_table in like_leaves:
         shape = values(leaf).shape
@@ -133,30 +150,47 @@ def unpack(data: bytes, like: Tree, rows: int) -> tuple[Tree, np.ndarray]:
         count = int(-(-bits(leaf, np.int64(entries)) // 8))
         out.append(read(leaf, data[at : at + count], shape, entries))
         at += count
-    if at != len(data):
-        raise ValueError(f"{len(data)} bytes where {at} were expected")
     structure = jax.tree.structure(like, is_leaf=is_form)
     return jax.tree.unflatten(structure, out), ids
 
 
+def malformed(wrong: Any, what: str) -> None:
+    """Raises ValueError where a message is wrong."""
+    if wrong:
+        raise ValueError(f"a message is malformed ({what}): refuse it")
+
+
 def read(leaf: Any, data: bytes, shape: tuple[int, ...], entries: int) -> Any:
-    """One leaf from its bytes."""
+    """One leaf from its bytes. Raises ValueError for any that `pack` would not write."""
     if not isinstance(leaf, Coded | Kept):
-        return np.frombuffer(data, leaf.dtype).reshape(shape)
+        x = np.frombuffer(data, leaf.dtype)
+        malformed(x.dtype == bool and (np.frombuffer(data, np.uint8) > 1).any(), "a truth that is neither 0 nor 1")
+        malformed(not np.isfinite(x).all(), "a number that is not finite")
+        return x.reshape(shape)
     stream = np.unpackbits(np.frombuffer(data, np.uint8)).astype(np.int64)
     if isinstance(leaf, Coded):
-        x = stream[: entries * leaf.bits].reshape(-1, leaf.bits) << np.arange(leaf.bits)
+        used = entries * leaf.bits
+        malformed(stream[used:].any(), "bits after the last number")
+        x = stream[:used].reshape(-1, leaf.bits) << np.arange(leaf.bits)
         return Coded(x.sum(1).astype(leaf.values.dtype).reshape(shape), leaf.bits)
     count, width = int(kept(leaf.share, entries)), 0 if leaf.known else int(position_bits(entries))
+    malformed(stream[count * (32 + width) :].any(), "bits after the last number")
     each = stream[: count * (32 + width)].reshape(count, 32 + width)
     number = (each[:, :32] << np.arange(32)).sum(1).astype(np.uint32).view(np.float32)
-    x, chosen = np.zeros(entries, np.float32), np.zeros(entries, bool)
+    malformed(not np.isfinite(number).all(), "a number that is not finite")
     if leaf.known:  # the server draws the places itself
-        at = np.flatnonzero(np.asarray(leaf.chosen).ravel()[:entries])[:count]
+        at = places_of(np.asarray(leaf.chosen).ravel()[:entries], count)
     else:
         at = (each[:, 32:] << np.arange(width)).sum(1)
-    x[at], chosen[at] = number[: len(at)], True
+        malformed((np.diff(at) <= 0).any() or (at >= entries).any(), "places past the entries or out of order")
+    x, chosen = np.zeros(entries, np.float32), np.zeros(entries, bool)
+    x[at], chosen[at] = number, True
     return Kept(x.reshape(shape), chosen.reshape(shape), leaf.share, leaf.known)
+
+
+def places_of(chosen: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` places that are chosen, ascending; where they are too few, others fill up, and hold zeros."""
+    return np.sort(np.argsort(~chosen, kind="stable")[:count])
 
 
 def entropy(tree: Tree, rows: int) -> float:

@@ -1,5 +1,6 @@
 """The program as a user runs it."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +163,8 @@ def test_damaged_it_goes_back_to_the_newest_good_checkpoint(config, finished, tm
     again = jaxfed("train", config, "--out", out, "--resume")
     assert again.returncode == 0, again.stderr
     assert f"checkpoint {newest.name} is damaged" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert "Event loop" not in again.stderr
     checks(out, finished)
 
 
@@ -294,6 +298,13 @@ TRAIN_ERRORS = [
     (["--cohort.dropout", "1"], "a probability"),
     (["--cohort.size", "-1"], "cohort.size is -1: it must be a whole number from 0"),
     (["--model.dim", "0"], "model.dim is 0: sizes must be at least 1"),
+    (["--model.dim", str((1 << 63) - 1)], "it must be a whole number from 0 to 65,536"),
+    (["--model.name", "metamf", "--model.code", str(1 << 40)], "it must be a whole number from 0 to 65,536"),
+    (["--work.name", "clustered", "--work.clusters", str(1 << 31)], "it must be a whole number from 0 to 65,536"),
+    (["--work.epochs", str((1 << 63) - 1)], "lower work.epochs, work.negatives or cohort.size"),
+    (["--work.negatives", str((1 << 63) - 1)], "lower work.epochs, work.negatives or cohort.size"),
+    (["--work.negatives", "100000000"], "lower work.epochs, work.negatives or cohort.size"),
+    (["--data.users", str(1 << 62)], "users, items and rank must lie below 2^31"),
     (["--model.dim", "-1"], "model.dim is -1: it must be a whole number from 0"),
     (["--model.name", "neumf", "--model.hidden", "0"], "model.hidden is 0"),
     (["--seed", str(1 << 63)], "it must be a whole number from 0 to 2^63 - 1"),
@@ -313,8 +324,8 @@ def test_a_run_that_is_there(wrong, config, finished):
 
 
 def test_a_config_that_differs_from_the_one_resumed(wrong, config, finished):
-    line = wrong("train", config, "--out", finished[0], "--resume", "--model.dim", "5", "--rounds", "13")
-    assert "model.dim: 4 -> 5; rounds: 12 -> 13" in line
+    line = wrong("train", config, "--out", finished[0], "--resume", "--model.dim", "5", "--cohort.size", "13")
+    assert "cohort.size: 20 -> 13; model.dim: 4 -> 5" in line
 
 
 def test_other_data_than_the_run_was_on(wrong, tmp_path, config):
@@ -339,17 +350,30 @@ def test_a_cohort_that_the_device_cannot_hold(wrong, config, tmp_path, monkeypat
     assert not (tmp_path / "w").exists()
 
 
-def test_a_device_that_runs_out_of_memory(config, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."), "out of memory: set run.chunk to 1"),
+        (
+            MemoryError("Unable to allocate 7.28 TiB"),
+            "out of memory (Unable to allocate 7.28 TiB): the data or the model",
+        ),
+        (MemoryError(), "out of memory: the data or the model are too large for it"),
+    ],
+)
+def test_out_of_memory_is_one_line(here, config, tmp_path, monkeypatch, error, words):
+    from jaxfed.config import read
+    from jaxfed.runs import together
+
     def fail(*_):
-        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+        raise error
 
     monkeypatch.setattr("jaxfed.train.compile_all", fail)
-    monkeypatch.setattr(sys, "argv", ["jaxfed", "train", str(config), "--out", str(tmp_path / "new")])
-    monkeypatch.setattr(cli, "start", lambda: None)
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    assert "jaxfed: out of memory: set run.chunk to 1" in capsys.readouterr().err
+    code, told = here("train", config, "--out", tmp_path / "new")
+    assert code == 2
+    assert told.splitlines()[-1].startswith(f"jaxfed: {words}")
+    asked = cli.overridden(read(config), ["--run.out", str(tmp_path / "other")])
+    assert together()(asked) == ({}, str(error) or "out of memory")  # nor is it the end of a sweep
 
 
 def test_places_where_no_run_can_be(wrong, config, tmp_path):
@@ -359,7 +383,25 @@ def test_places_where_no_run_can_be(wrong, config, tmp_path):
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     assert "holds something else than a run" in wrong("train", config, "--out", tmp_path / "notes")
     assert "Not a directory" in wrong("train", config, "--out", tmp_path / "file" / "below")
+    assert "a name has '['" in wrong("train", config, "--out", tmp_path / "[1]")
     assert "File name too long" in wrong("train", config, "--out", tmp_path / ("x" * 300))
+
+
+SLOW_IMPORT = "import pathlib, time\npathlib.Path('imported').touch()\ntime.sleep(60)\n"
+
+
+def test_interrupted_while_it_is_imported(config, tmp_path):
+    """The first second of a command, in which a traceback of 25 lines was the answer."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text(SLOW_IMPORT)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(cli.__file__).parent.parent)])}
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    words = [sys.executable, "-m", "jaxfed", "train", str(config)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path, preexec_fn=heard)
+    wait_for((tmp_path / "imported").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (130, "jaxfed: interrupted\n")
 
 
 def test_interrupted_before_the_first_round(config, tmp_path):
@@ -445,6 +487,61 @@ def test_data_of_files_of_every_ending(tmp_path, monkeypatch, capsys):
     assert len(told) == 1
     assert told.pop().startswith("30 users x ")
     assert "no time (the order of its rows is taken for time)" in described(tmp_path / "LOG.CSV", "--time", "none")
+
+
+ESCAPE = "\x1b]0;pwned\x07\x1b[2J\x9b31m\u202e"
+
+
+def hostile(text):
+    """Whether a text would steer a terminal."""
+    return any(each in text for each in "\x1b\x07\x9b\u202e\r")
+
+
+def test_no_file_steers_the_terminal(here, config, tmp_path, capsys, monkeypatch):
+    """Titles, ids, columns and keys of other people's files once set the window's title and cleared the screen."""
+    (tmp_path / "mine.csv").write_text(FILE)
+    (tmp_path / "titles.csv").write_text("item,title\n" + "".join(f'{i},"t{ESCAPE}\r{i}"\n' for i in range(40)))
+    named = ["--data.path", tmp_path / "mine.csv", "--data.titles", tmp_path / "titles.csv", "--rounds", 1]
+    out = tmp_path / ":smile:"
+    more = ["--evaluation.every", "1", "--run.checkpoint-every", "1"]
+    said = []
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, words)])
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        said.extend(capsys.readouterr())
+        return said[-2] + said[-1]
+
+    assert here("train", config, "--out", out, *named, *more)[0] == 0
+    told = call("recommend", out, "--user", 1, "-k", 3)
+    assert told.count("t\\x1b]0;pwned\\x07\\x1b[2J\\x9b31m\\u202e\\r") == 3
+    assert told.count("\n") == 3
+    assert ":smile:" in call("evaluate", out)
+    (tmp_path / "evil.csv").write_text(FILE.replace("user", f"u{ESCAPE}", 1))
+    assert "u\\x1b]0" in call("data", tmp_path / "evil.csv")
+    (tmp_path / "evil.toml").write_text('["a\\u001b[2J"]\n')
+    assert 'unknown key "a\\x1b[2J"' in call("train", tmp_path / "evil.toml")
+    (tmp_path / "evil.toml").write_text('[data]\nname = "csv"\npath = "a\\u001b[2J"\n')
+    assert "a\\x1b[2J: no such file" in call("train", tmp_path / "evil.toml")
+    assert "a\\x1b[2J" in call("train", tmp_path / "evil.toml", "--help")
+    assert "pwned" in call("train", f"a{ESCAPE}")
+    grid = ["--grid", "model.dim=3", "--grid", f"data.user={ESCAPE},x{ESCAPE}", "--out", tmp_path / "sweep"]
+    call("sweep", config, "--data.path", tmp_path / "mine.csv", *grid)
+    summary = json.loads((out / "summary.json").read_text())
+    (out / "summary.json").write_text(json.dumps(summary | {"server_sees": ESCAPE, f"test{ESCAPE}/hr@10": 1.0}))
+    assert "pwned" in call("train", out / "config.toml", "--resume")
+    assert not hostile("".join(said))
+
+
+def test_what_is_printable():
+    from jaxfed.log import printable
+
+    text = "Amélie - 千と千尋 [bold]"
+    assert printable(text) == text
+    for each in [*range(32), *range(127, 160), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]:
+        assert printable(f"a{chr(each)}b").startswith("a\\")
+    assert printable("\udcff").encode() == b"\\udcff"
 
 
 def test_small_mistakes(wrong, config):

@@ -58,7 +58,7 @@ MAY = {
         *("cohort", "clock", "arrivals"),
     },
     "docstrings": {"registry"},
-    "config": {"excerpt", "registry", "docstrings"},
+    "config": {"excerpt", "registry", "docstrings", "data"},
     "log": set(),
 }
 CORE = (
@@ -164,5 +164,6 @@ def test_every_module_has_a_place():
         "cli_reproduce",
         "launch",
         "probe",
+        "resume",
     }
     assert tops == MAY.keys() | shell

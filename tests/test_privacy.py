@@ -23,6 +23,7 @@ from scipy.stats import norm
 
 from jaxfed import cli, cohort, renyi
 from jaxfed.cli_privacy import explain
+from jaxfed.folder import SUMMARY
 from jaxfed.privacy import (
     Mechanism,
     Sampling,
@@ -652,6 +653,18 @@ def test_calibrate_as_a_user_asks(monkeypatch, capsys, change, least, words):
         assert noise >= calibrate(8.0, 1e-5, SAMPLERS["cyclic"], 500, accountant="pld")
 
 
+@pytest.mark.parametrize("sampling", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_noise_beyond_what_can_be_counted(sampling, accountant):
+    """Infinite epsilon for next to none, in no time and no memory; and never an error of the arithmetic."""
+    for multiplier in (1e-300, 1e-30):
+        assert spent([Mechanism("gaussian", multiplier)], sampling, 10, 1e-5, accountant).epsilon == math.inf
+    assert spent([Mechanism("gaussian", 1e-3)], sampling, 10, 1e-5, accountant).epsilon > 1e4
+    assert spent([Mechanism("gaussian", 1e300)], sampling, 10, 1e-5, accountant).epsilon < 0.01
+    faint = spent([Mechanism("gaussian", 1e-3)], SAMPLERS["poisson"], 10, 1e-5, "pld", "replace-one")
+    assert faint.epsilon == math.inf
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -681,15 +694,21 @@ def test_what_a_run_spent(monkeypatch, capsys, tmp_path):
     (tmp_path / "config.toml").write_text("seed = 0\n")
     assert "is not finished" in told()[2]
     summary = tmp_path / "summary.json"
+    every = dict.fromkeys(SUMMARY, 3) | {"params_sha256": "", "data_sha256": "", "server_sees": ""}
     summary.write_text("{")
-    assert "damaged" in told()[2]
-    summary.write_text(json.dumps({"privacy": as_dict(*record()) | {"sampling": {}}}))
-    assert "damaged or of another version" in told()[2]
-    summary.write_text(json.dumps({"rounds": 500}))
+    assert "summary.json is damaged" in told()[2]
+    for damaged in (3, [3], {"mechanisms": 3}, as_dict(*record()) | {"sampling": {}}):
+        summary.write_text(json.dumps(every | {"privacy": damaged}))
+        code, out, err = told()
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "damaged" in err
+    summary.write_text(json.dumps(every | {"privacy": as_dict(*record()) | {"epsilon": None}}))
+    assert "epsilon is infinite" in told()[2]
+    summary.write_text(json.dumps(every))
     code, out, err = told()
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "has no differential privacy" in err
-    summary.write_text(json.dumps({"privacy": as_dict(*record(epsilon=7.25, accountant="pld"))}))
+    summary.write_text(json.dumps(every | {"privacy": as_dict(*record(epsilon=7.25, accountant="pld"))}))
     code, out, err = told()
     assert (code, err) == (0, "")
     assert "epsilon 7.25 at delta 1e-05, by privacy loss distributions" in out

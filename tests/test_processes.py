@@ -5,9 +5,12 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import jax
@@ -21,7 +24,7 @@ from jaxfed.data.clients import Share, prepare
 from jaxfed.data.ragged import Ragged
 from jaxfed.data.synthetic import synthetic
 from jaxfed.evaluate import exam, questions
-from jaxfed.processes import compare
+from jaxfed.processes import compare, receive
 from tests.small import SMALL
 
 POPULATION = prepare(synthetic(60, 50, mean_length=10))[1]
@@ -257,8 +260,6 @@ def one_of(rank, size, *words, port, **more):
 
 
 def port():
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -323,6 +324,14 @@ def test_processes_with_other_data_refuse_together(config, tmp_path):
         ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS is set: it must be host:port"),
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two': it must be a whole number"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "a JAX_PROCESS_ID below that"),
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "127.0.0.1:99999"},
+            "it must be host:port",
+        ),
+        (
+            {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0", "JAX_COORDINATOR_BIND_ADDRESS": "127.0.0.1:0"},
+            "JAX_COORDINATOR_BIND_ADDRESS must be host:port",
+        ),
     ],
 )
 def test_an_environment_that_says_half(monkeypatch, more, words):
@@ -332,3 +341,24 @@ def test_an_environment_that_says_half(monkeypatch, more, words):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=words):
         join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
+def test_process_0_listens_at_the_address_given_alone():
+    """It believes whoever comes, so nobody comes from elsewhere."""
+    guests, at = {}, port()
+    waiting = threading.Thread(target=receive, args=(f"127.0.0.1:{at}", guests, {b"one"}, time.monotonic() + 20))
+    waiting.start()
+    with closing(reached(at)) as line:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", at), 5)
+        line.sendall(b"one")
+        waiting.join()
+    assert guests.keys() == {b"one"}
+
+
+def reached(at):
+    """A connection to process 0, once it is there."""
+    while True:
+        with suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", at), 5)

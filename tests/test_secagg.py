@@ -171,13 +171,66 @@ def test_the_default_randomness_is_new_each_time():
         ({"length": 0}, "0 entries"),
         ({"neighbours": 3}, "3 neighbours"),
         ({"neighbours": 0}, "0 neighbours"),
-        ({"neighbours": 6}, "even number below 5"),
+        ({"threshold": 2.5}, "must be whole numbers"),
+        ({"threshold": 4.0}, "must be whole numbers"),  # equal to 4, of which the terms are known
+        ({"neighbours": True}, "must be whole numbers"),
+        ({"length": 1 << 40}, "1099511627776 entries"),
+        ({"length": 1 << 64}, "18446744073709551616 entries"),
+        ({"session": "one session, of thirty-two bytes"}, "the session must be bytes"),
+        ({"roster": list(ROSTER[:5])}, "a tuple of public keys"),
+        ({"roster": (*ROSTER[:4], bytes([1, *bytes(31)]))}, "anybody can sign for party 4"),
+        ({"neighbours": 6}, "an even number of neighbours below 5"),
     ],
 )
 def test_terms_that_are_not_sound(changes, match):
     terms = made().terms._replace(**changes)
     refused(match, Server, terms)
-    refused(match, Party, terms, 0, IDENTITIES[0], np.zeros(terms.length, np.uint32))
+    refused(match, Party, terms, 0, IDENTITIES[0], np.zeros(3, np.uint32))
+
+
+def test_keys_of_small_order_are_those_of_the_curve():
+    """All points of order 1, 2, 4 and 8, by the addition law of the curve, and each way to write one."""
+    p = masks.CURVE
+    d = -121665 * pow(121666, -1, p) % p
+
+    def above(y):
+        """An x of the curve at this y."""
+        square = (y * y - 1) * pow(d * y * y + 1, -1, p) % p
+        x = pow(square, (p + 3) // 8, p)
+        return x if x * x % p == square else x * pow(2, (p - 1) // 4, p) % p
+
+    def add(a, b):
+        t = d * a[0] * b[0] * a[1] * b[1] % p
+        over = pow(1 + t, -1, p), pow(1 - t, -1, p)
+        return (a[0] * b[1] + b[0] * a[1]) * over[0] % p, (a[1] * b[1] + a[0] * b[0]) * over[1] % p
+
+    def order(point):
+        count, at = 1, point
+        while at != (0, 1):
+            count, at = count + 1, add(at, point)
+        return count
+
+    points = {(x, y) for y in masks.SMALL_ORDER for x in (above(y), -above(y) % p)}
+    assert sorted(map(order, points)) == [1, 2, 4, 4, 8, 8, 8, 8]  # all there are: the group has 8 of them
+    ways = [little(y + sign) for _, y in points for y in (y, y + p) if y < 1 << 255 for sign in (0, 1 << 255)]
+    assert len(set(ways)) == 14
+    assert all(map(masks.of_small_order, ways))
+    assert not any(map(masks.of_small_order, ROSTER))
+
+
+def test_a_share_of_another_length_is_refused_before_it_is_a_number():
+    """20 MB took a second, and then another party was said to have lied."""
+    one = until("reveal")
+    said = {i: one.parties[i].reveal(word) for i, word in one.sends.items()}
+    long = dict(unpack(said[2][:-SIGNATURE]))
+    long[1] = bytes(20_000_000)
+    said[2] = signed(one.parties[2], "reveal", pack(long))
+    refused("party 2 revealed what are no shares", one.server.reveal, said)
+    one = until("share")
+    said = {i: one.parties[i].share(word) for i, word in one.sends.items()}
+    boxes = unpack(said[3][:-SIGNATURE])
+    said[3] = signed(one.parties[3], "share", pack({i: box + b"x" for i, box in boxes.items()}))
+    refused("party 3 sent what are no shares", one.server.share, said)
 
 
 def test_all_terms_are_in_what_is_signed():

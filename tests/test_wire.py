@@ -1,5 +1,7 @@
 """Bytes are real: what the packer writes is as long as what is charged, and reads back as what was sent."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,12 +90,69 @@ def test_the_packer_writes_what_is_charged(name, rows):
     (sent, _), _ = sent_by(channel, held)
     data = pack(sent, held)
     assert len(data) == size(sent, rows) == wire(channel, WHOLE).up(np.int64(rows))
-    back, ids = unpack(data, sent, rows)
+    back, ids = unpack(data, sent, rows, N)
     np.testing.assert_array_equal(ids, held)
     stop = lambda x: is_form(x)
     for got, want in zip(*(jax.tree.leaves(x, is_leaf=stop) for x in (back, sent)), strict=True):
         a, b = (np.asarray(x.values if is_form(x) else x) for x in (got, want))
         np.testing.assert_array_equal(a, b[: len(a)] if a.ndim and len(a) != len(b) else b)
+
+
+FORMS = ["quantise 4", "sign", "kept error", "top_k", "random_k", "per row, top_k", "nothing"]
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """{code: (a client's message, its bytes)} for five rows."""
+    held = np.array([41, 7, 0, 49, 12])
+    made = {name: sent_by(chain(CODES[name]()), held)[0][0] for name in FORMS}
+    return {name: (jax.tree.map(np.asarray, sent), pack(sent, held)) for name, sent in made.items()}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_message_of_anybody_is_one_that_the_packer_writes_or_refused(packed, data):
+    """Bytes flipped, cut off or added: what is read packs to the same bytes; all else is one ValueError."""
+    sent, message = packed[data.draw(st.sampled_from(FORMS))]
+    wrong = bytearray(message)
+    for place in data.draw(st.lists(st.integers(0, len(message) - 1), max_size=4)):
+        wrong[place] ^= data.draw(st.integers(1, 255))
+    wrong = wrong[: data.draw(st.sampled_from([len(wrong), len(wrong), len(wrong) - 1, 7, 0]))]
+    wrong += data.draw(st.binary(max_size=2)) if data.draw(st.booleans()) else b""
+    with contextlib.suppress(ValueError):
+        back, ids = unpack(bytes(wrong), sent, 5, N)
+        check_written(back, ids, wrong)
+
+
+def check_written(back, ids, message):
+    """What was read is what the packer writes."""
+    assert pack(back, ids) == message
+    assert sorted(set(ids.tolist())) == sorted(ids.tolist())
+    assert all(0 <= each < N for each in ids.tolist())
+
+
+TWO = {"t": Table(np.zeros((2, 1), np.float32))}
+FEW = {"a": Kept(np.arange(5, dtype=np.float32), np.arange(5) < 1, 0.2, False)}
+
+
+@pytest.mark.parametrize(
+    ("data", "like", "rows", "what"),
+    [
+        (np.array([3, N], np.int32).tobytes() + bytes(8), TWO, 2, "ids of rows that there are not"),
+        (np.array([-1, 3], np.int32).tobytes() + bytes(8), TWO, 2, "ids of rows that there are not"),
+        (np.array([3, 3], np.int32).tobytes() + bytes(8), TWO, 2, "a row that comes twice"),
+        (np.array([3, 4], np.int32).tobytes() + np.float32([0, np.inf]).tobytes(), TWO, 2, "not finite"),
+        (bytes(15), TWO, 2, "15 bytes where 16 were expected"),
+        (bytes(16), TWO, -1, "16 bytes where 0 were expected"),
+        (bytes(4) + b"\xe0", FEW, 0, "places past the entries"),  # place 7 of 5: an IndexError, once
+        (bytes(4) + b"\x04", FEW, 0, "bits after the last number"),
+        (b"\2", {"b": np.zeros(1, bool)}, 0, "neither 0 nor 1"),
+        (b"\xff", {"c": Coded(np.zeros(1, np.uint8), 3)}, 0, "bits after the last number"),
+    ],
+)
+def test_malformed_messages_say_what_is_wrong(data, like, rows, what):
+    with pytest.raises(ValueError, match=what):
+        unpack(data, like, rows, N)
 
 
 @pytest.mark.parametrize("name", ["quantise 4", "terngrad", "random_k"])

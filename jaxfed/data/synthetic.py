@@ -38,6 +38,8 @@ def synthetic(
     """
     if users < 1 or items < 4 or not 3 <= mean_length <= items / 2 or not 0 < order <= 1:
         raise ValueError("synthetic data need users >= 1, items >= 4, 3 <= mean_length <= items / 2, 0 < order <= 1")
+    if max(users, items, rank) >= 1 << 31:
+        raise ValueError("synthetic data: users, items and rank must lie below 2^31")
     random = np.random.default_rng([seed, 7])
     length = 3 + np.floor(random.lognormal(0, 1, users) * (mean_length - 2.5) / np.exp(0.5)).astype(np.int64)
     length = np.minimum(length, items // 2)

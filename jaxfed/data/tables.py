@@ -13,6 +13,7 @@ from jaxfed.excerpt import cut, listed
 
 KINDS = (*DELIMITERS, "parquet")
 TYPES = ("token", "token_seq", "float", "float_seq")  # what a RecBole header says of a column, behind a colon
+PATHS = ("path", "titles", "user_features", "item_features", "folder")  # keys of a [data] section that name files
 BY_ENDING = Form()
 GZIP = b"\x1f\x8b"
 
