@@ -289,7 +289,6 @@ TRAIN_ERRORS = [
     (["--evaluation.select", "val/full/ndcg"], 'no metric "val/full/ndcg"; did you mean "val/full/ndcg@'),
     (["--run.devices", "99"], "99 devices asked for"),
     (["--cohort.dropout", "1"], "a probability"),
-    (["--cohort.size", "0"], "cohort.size must be at least 1"),
     (["--model.dim", "0"], "model.dim is 0: sizes must be at least 1"),
     (["--model.dim", "-1"], "model.dim is -1: it must be a whole number from 0"),
     (["--model.name", "neumf", "--model.hidden", "0"], "model.hidden is 0"),
