@@ -191,7 +191,7 @@ def test_a_file_of_sixty_people_and_nothing_else_is_learnt(tmp_path):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     run, found = together(), {}
-    for method, words in (("popularity", script.POPULARITY), ("defaults", ["--rounds", "30"])):
+    for method, words in (("popularity", script.POPULARITY), ("defaults", ["--rounds", "20"])):
         path = script.write_people(tmp_path / "people.csv", 0)
         summary, problem = run(cli.overridden({}, [*path, *words, "--run.out", str(tmp_path / method)]))
         assert not problem
