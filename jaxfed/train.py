@@ -50,17 +50,19 @@ def interrupts(say: Callable[[str], None], got: list[int]):
         yield
         return
 
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+
     def note(number, frame):
         got.append(number)
-        if number == signal.SIGHUP:
+        if number == hangup:
             hush()  # the terminal is gone
         say(f"{signal.Signals(number).name}: finishing this round, then a checkpoint")
         for each in old:  # shells send SIGHUP twice
-            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
+            signal.signal(each, signal.SIG_IGN if each == hangup else signal.SIG_DFL)
 
     kinds = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-        kinds.append(signal.SIGHUP)
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup has it
+        kinds.append(hangup)
     old = {each: signal.signal(each, note) for each in kinds}
     try:
         yield

@@ -34,7 +34,7 @@ def test_what_is_in_the_wheel(wheel):
         assert {name for name in names if name.endswith(".py")} == modules  # neither tests nor developers' scripts
         metadata = next(inside.read(name).decode() for name in names if name.endswith("METADATA"))
         commands = next(inside.read(name).decode() for name in names if name.endswith("entry_points.txt"))
-    assert "jaxfed = jaxfed.cli:main" in commands
+    assert "jaxfed = jaxfed.__main__:main" in commands
     for extra in ("cuda13", "tpu"):
         assert f"Provides-Extra: {extra}\n" in metadata
         assert f"Requires-Dist: jax[{extra}]>=0.10; extra == '{extra}'" in metadata
