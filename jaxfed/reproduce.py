@@ -33,7 +33,7 @@ STOP = "--evaluation.patience 10"
 SLOW = "--work.optimizer.item.learning-rate 20 --work.optimizer.user.learning-rate 0.2"
 VARIATES = (
     "--work.name scaffold --work.by-row --server.learning-rate 1 "
-    "--work.optimizer.item.learning-rate 5 --work.optimizer.user.learning-rate 0.5"
+    "--work.optimizer.item.learning-rate 40 --work.optimizer.user.learning-rate 1"
 )
 FAIR = "--channel.0.name fair --channel.0.q 0.5 --channel.0.rate 60 --server.learning-rate 10"
 # Rates and strengths of the rows that are not configurations: of a few values the best by validation after 60 rounds,
