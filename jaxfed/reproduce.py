@@ -147,12 +147,20 @@ def counted() -> Callable[[Any], int]:
     return count
 
 
-def collected(plans: Sequence[Planned], clients: Callable[[Any], int], quick: bool) -> list[dict[str, Any]]:
-    """A flat object for each row with a run that is finished: means and standard deviations over its seeds."""
+def collected(
+    plans: Sequence[Planned], clients: Callable[[Any], int], quick: bool, results: Path | None
+) -> list[dict[str, Any]]:
+    """A flat object for each row with a run that is finished: means and standard deviations over its seeds. Rows
+    without one here stay as the file `results` has them, if they were made by the same command."""
     found = [row for plan in plans if (row := finished(plan, clients(plan.config)))]
     marked = [{"name": each["name"], **({"quick": True} if quick else {}), **each} for each in found]
-    made = averaged(marked, ["name"])
-    return [{key: value for key, value in each.items() if key != "problem"} for each in made]
+    rows = {each["name"]: each for each in averaged(marked, ["name"])}
+    commands = {plan.name: plan.command for plan in plans}
+    for each in json.loads(results.read_text()) if results and results.exists() else []:
+        if commands.get(each["name"]) == each["command"]:
+            rows.setdefault(each["name"], each)
+    ordered = [rows[name] for name in commands if name in rows]
+    return [{key: value for key, value in each.items() if key != "problem"} for each in ordered]
 
 
 def cell(each: dict[str, Any], name: str, digits: int = 3) -> str:
@@ -242,7 +250,7 @@ def reproduced(args: argparse.Namespace, words: list[str]) -> None:
         _, problem = run(plan.config)
         failed += bool(problem)
         say(f"failed: {problem}" if problem else f"{plan.name}: done")
-        write(every := collected(plans, clients, args.quick), out, results, readme)
+        write(every := collected(plans, clients, args.quick, results), out, results, readme)
     print(markdown(every) if todo else "nothing to run", end="")
     if failed:
         sys.exit(2)

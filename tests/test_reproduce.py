@@ -157,3 +157,14 @@ def test_new_configurations_keep_their_headers_honest():
         path = ROOT / f"configs/ml100k_{row.config}.toml"
         assert re.search(rf"^#\s+jaxfed train configs/{path.name}$", path.read_text(), re.MULTILINE), path.name
         assert config_of(tomllib.loads(path.read_text())).run.out == f"runs/{path.stem}"
+
+
+def test_rows_that_were_not_run_here_keep_their_figures(tmp_path):
+    rows = {"one": script.Row("fedavg"), "two": script.Row("fedavg", "--seed 3")}
+    plans = script.planned(rows, tmp_path / "none", False, [])
+    results = tmp_path / "ml100k.json"
+    known = [figures() | {"name": each.name, "command": each.command} for each in plans]
+    known[1]["command"] += " --rounds 7"  # other settings than the row's
+    results.write_text(json.dumps(known))
+    assert script.collected(plans, lambda config: 1, False, results) == known[:1]
+    assert script.collected(plans, lambda config: 1, False, None) == []
