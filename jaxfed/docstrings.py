@@ -21,6 +21,9 @@ NOUNS = {
 }
 
 
+FLAGS = {"optimizer": "work.optimizer", "channel": "channel.N"}  # on the command line, where it is not the section
+
+
 def described(function: Callable) -> tuple[str, dict[str, str]]:
     """(what a function is, {argument: what it does}) by its docstring."""
     own = function.func if isinstance(function, partial) else function
@@ -38,6 +41,7 @@ def documented(section: str, name: str) -> str:
     what, texts = described(REGISTRY[section][name])
     for source in SOURCES.get(section, ()):
         texts |= described(source)[1]
-    which = f"Which {NOUNS[section]}. Another one has other keys."
+    flag = f"--{FLAGS.get(section, section)}.name NAME --help"
+    which = f"Name of the {NOUNS[section]}. The keys below belong to this name; {flag} lists those of another."
     known = {"name": which, **{key: texts[key] for key in arguments(section, name) if texts.get(key)}}
     return "\n".join([f"{name}: {what}", "", "Args:", *(f"    {key}: {text}" for key, text in known.items())])

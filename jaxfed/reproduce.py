@@ -186,7 +186,7 @@ def replaced(text: str, name: str, table: str) -> str:
     head, found, rest = text.partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"no {begin} ... {end} to put the table between")
+        raise ValueError(f"the markers {begin} and {end} are missing")
     return f"{head}{begin}\n{table}{end}{tail}"
 
 
@@ -208,7 +208,7 @@ def fit(readme: Path, results: Path | None) -> Path | None:
     try:
         return readme if results and replaced(readme.read_text(), results.stem, "") else None
     except (ValueError, OSError) as error:
-        say(f"{readme}: {error}: the table is not written there")
+        say(f"{readme}: {error}, so the table is not written there")
         return None
 
 
@@ -218,7 +218,7 @@ def arranged(args: argparse.Namespace, words: list[str]) -> tuple[list[Planned],
     out = Path(args.out or f"runs/reproduce/{name}{'_quick' if args.quick else ''}")
     own = args.table == "ml100k"
     if own and words:
-        raise ValueError(f"unknown option {words[0]}: a file of your own takes options of its loader")
+        raise ValueError(f"{words[0]}: loader options are only for --table FILE, not for --table ml100k")
     if not own and not Path(args.table).exists():
         raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
     loader = [] if own else [f"--data.path={args.table}", *(re.sub(r"^--(?!data\.)", "--data.", w) for w in words)]

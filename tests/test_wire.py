@@ -111,7 +111,7 @@ def packed():
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_message_of_anybody_is_one_that_the_packer_writes_or_refused(packed, data):
+def test_damaged_bytes_are_refused_or_read_as_what_packs_to_the_same_bytes(packed, data):
     """Bytes flipped, cut off or added: what is read packs to the same bytes; all else is one ValueError."""
     sent, message = packed[data.draw(st.sampled_from(FORMS))]
     wrong = bytearray(message)
