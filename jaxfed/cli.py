@@ -72,9 +72,7 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def loader_of(
-    table: dict[str, Any], args: list[str], mend: str = "pass, for example, --data.name csv"
-) -> list[str]:
+def loader_of(table: dict[str, Any], args: list[str], mend: str = "pass, for example, --data.name csv") -> list[str]:
     """`--data.name=KIND` where `--data.path FILE` says what kind of file the data are, and no name does.
 
     A file with an ending of its own is csv where a delimiter is given. Raises ValueError, with what to do (`mend`),

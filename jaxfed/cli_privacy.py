@@ -25,9 +25,8 @@ NOT_COVERED = (
 
 def options(command: Any) -> None:
     """Adds the command; `command(name, help, ...)` makes a parser."""
-    commands = command("privacy", "Calibrate noise, report what a run spent, or test a guarantee empirically.").add_subparsers(
-        dest="about", required=True
-    )
+    text = "Calibrate noise, report what a run spent, or test a guarantee empirically."
+    commands = command("privacy", text).add_subparsers(dest="about", required=True)
 
     def add(name, text):
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -38,8 +38,8 @@ VARIATES = (
 FAIR = "--channel.0.name fair --channel.0.q 0.5 --channel.0.rate 60 --server.learning-rate 10"
 # Rates and strengths of the rows that are not configurations: of a few values the best by validation after 60 rounds,
 # by `jaxfed sweep configs/ml100k_fedavg.toml --rounds 60 --evaluation.every 20 --grid KEY=VALUES` and the row's other
-# words. FedAdam, FedYogi and FedAdagrad are the best of rates from .03 to 1 and tau from .001 to .1. Mime has MimeLite's
-# rates. FedProx was best without its pull.
+# words. FedAdam, FedYogi and FedAdagrad are the best of rates from .03 to 1 and tau from .001 to .1. Mime has
+# MimeLite's rates. FedProx was best without its pull.
 ROWS = {  # a row more is a line more
     "EASE with transitions": Row("transitions", seeds=THREE),
     "EASE with transitions, a test sees the validation item": Row("transitions", "--evaluation.history all", THREE),

@@ -57,9 +57,9 @@ def check_record(folder: Path, record: dict[str, Any], config: Any, data: str) -
     check_config(folder, record, config)
     if config.privacy.seed == "secret":
         raise ValueError(
-            f"{folder}: the secret seed is not stored, so this run cannot be resumed: repeating rounds with fresh noise "
-            f"would spend privacy that epsilon does not count. Use jaxfed evaluate {folder}, or train again with another "
-            "--out"
+            f"{folder}: the secret seed is not stored, so this run cannot be resumed: repeating rounds with fresh "
+            f"noise would spend privacy that epsilon does not count. Use jaxfed evaluate {folder}, or train again with "
+            "another --out"
         )
     if record["data"] != data:
         raise ValueError(f"{folder} was run on other data, or on the same rows in another order: pass another --out")
@@ -82,8 +82,8 @@ def check_config(folder: Path, record: dict[str, Any], config: Any) -> None:
         raise ValueError(f"{folder}: {asked}: evaluation.patience ended the run after round {standing.round}. {ANEW}")
     if patience and standing.finished and standing.round % every:
         raise ValueError(
-            f"{folder}: {asked}: evaluation.patience counted the evaluation after round {standing.round}, where a longer "
-            f"run has none (evaluation.every = {every}). {ANEW}"
+            f"{folder}: {asked}: evaluation.patience counted the evaluation after round {standing.round}, where a "
+            f"longer run has none (evaluation.every = {every}). {ANEW}"
         )
 
 
@@ -92,9 +92,7 @@ def config_in(folder: Path, record: dict[str, Any], config: Any) -> Any:
     try:
         old = config_of({**record["config"], "run": table_of(config)["run"]})
     except ValueError as error:
-        raise ValueError(
-            f"{folder} was written by another version of jaxfed ({error}): pass another --out"
-        ) from None
+        raise ValueError(f"{folder} was written by another version of jaxfed ({error}): pass another --out") from None
     check_same(folder, old, config, paths=False)
     return old
 

@@ -288,12 +288,12 @@ def cautions(config: Any, account: privacy.Account) -> list[str]:
     found = privacy.remarks(account.mechanisms, account.sampling, config.rounds, account.delta)
     if config.privacy.seed == "run":
         found.append(
-            "the noise can be recomputed from the seed in config.toml, so epsilon holds only against readers who do not "
-            'know that seed; privacy.seed = "secret" draws one that is not stored'
+            "the noise can be recomputed from the seed in config.toml, so epsilon holds only against readers who do "
+            'not know that seed (privacy.seed = "secret" draws one that is not stored)'
         )
     if {each.kind for each in account.mechanisms} & {"gaussian", "correlated", "local"}:
         found.append(
-            "the noise is added in floating point, whose lowest bits can reveal the sum (Mironov 2012); use "
+            "the noise is added in floating point, whose lowest bits can reveal the sum (Mironov 2012): use "
             "discrete_gaussian or skellam to avoid this"
         )
     if config.evaluation.patience:

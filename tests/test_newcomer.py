@@ -19,7 +19,7 @@ from jaxfed import cli
 from jaxfed.cli_init import starter
 from jaxfed.config import config_of, known, read, section_type, table_of
 from jaxfed.privacy import RELATIONS, SAMPLERS
-from jaxfed.registry import OPTIMIZERS, REGISTRY, arguments
+from jaxfed.registry import REGISTRY, arguments
 from jaxfed.runs import together
 from jaxfed.table import print_table
 

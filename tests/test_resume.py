@@ -173,7 +173,11 @@ PATIENT = {"evaluation": {"every": 2, "patience": 2}}
         (LINEAR, {}, r'rounds cannot change from 4 to 8: server.schedule = "linear" depends on it'),
         (CORRELATED, {}, r'the channel "correlated" depends on it'),
         (PATIENT, {"finished": True, "stale": 2}, "evaluation.patience ended the run after round 4"),
-        ({"evaluation": {"every": 3, "patience": 2}}, {"finished": True}, "patience counted the evaluation after round 4, where a longer run has none"),
+        (
+            {"evaluation": {"every": 3, "patience": 2}},
+            {"finished": True},
+            "patience counted the evaluation after round 4",
+        ),
     ],
 )
 def test_more_rounds_are_refused_where_the_first_ones_would_differ(record, standing, words):

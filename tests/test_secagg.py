@@ -225,12 +225,12 @@ def test_a_share_of_another_length_is_refused_before_it_is_a_number():
     long = dict(unpack(said[2][:-SIGNATURE]))
     long[1] = bytes(20_000_000)
     said[2] = signed(one.parties[2], "reveal", pack(long))
-    refused("party 2 revealed what are no shares", one.server.reveal, said)
+    refused("party 2 revealed shares of the wrong length", one.server.reveal, said)
     one = until("share")
     said = {i: one.parties[i].share(word) for i, word in one.sends.items()}
     boxes = unpack(said[3][:-SIGNATURE])
     said[3] = signed(one.parties[3], "share", pack({i: box + b"x" for i, box in boxes.items()}))
-    refused("party 3 sent what are no shares", one.server.share, said)
+    refused("party 3 sent shares of the wrong length", one.server.share, said)
 
 
 def test_all_terms_are_in_what_is_signed():

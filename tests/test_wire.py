@@ -138,8 +138,8 @@ FEW = {"a": Kept(np.arange(5, dtype=np.float32), np.arange(5) < 1, 0.2, False)}
 @pytest.mark.parametrize(
     ("data", "like", "rows", "what"),
     [
-        (np.array([3, N], np.int32).tobytes() + bytes(8), TWO, 2, "ids of rows that there are not"),
-        (np.array([-1, 3], np.int32).tobytes() + bytes(8), TWO, 2, "ids of rows that there are not"),
+        (np.array([3, N], np.int32).tobytes() + bytes(8), TWO, 2, "row ids outside the catalogue"),
+        (np.array([-1, 3], np.int32).tobytes() + bytes(8), TWO, 2, "row ids outside the catalogue"),
         (np.array([3, 3], np.int32).tobytes() + bytes(8), TWO, 2, "a row that comes twice"),
         (np.array([3, 4], np.int32).tobytes() + np.float32([0, np.inf]).tobytes(), TWO, 2, "not finite"),
         (bytes(15), TWO, 2, "15 bytes where 16 were expected"),

@@ -67,7 +67,7 @@ class Population(NamedTuple):
     labels: Labels | None = None  # None: every row is a click, and negatives are drawn
     user_features: Features | None = None  # [U]
     item_features: Features | None = None  # [N]
-    domains: Domains | None = None  # each user is of one, that of his items, and offered no others; None: one catalogue
+    domains: Domains | None = None  # each user is of one, that of its items, and offered no others; None: one catalogue
 
     @property
     def num_clients(self) -> int:
