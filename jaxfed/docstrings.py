@@ -12,10 +12,10 @@ from jaxfed.registry import REGISTRY, SOURCES, arguments
 NOUNS = {
     "data": "data set, or kind of file",
     "model": "model",
-    "work": "local training",
-    "optimizer": "optimiser of clients",
+    "work": "kind of local training",
+    "optimizer": "clients' optimiser",
     "channel": "link",
-    "server": "optimiser of the server",
+    "server": "server's optimiser",
     "cohort": "way to choose the clients of a round",
     "clock": "clock",
 }

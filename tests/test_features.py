@@ -220,7 +220,7 @@ BAD = {
     ),
     "no id": ("item_features", "item_id,age\n10,3\n,4\n", "'item_id' has no value"),
     "strangers": ("user_features", "user_id,age\nx,3\n", "no id in column 'user_id' matches a user of the"),
-    "an empty file": ("item_features", "item_id,age\n", "the file is empty"),
+    "an empty file": ("item_features", "item_id,age\n", "the table has no rows"),
 }
 
 

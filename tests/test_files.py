@@ -119,7 +119,7 @@ BAD = {
     "a time in words": ([(*row[:3], "06/18/2021") for row in ROWS], HEADER, {}, "has '06/18/2021', which is no time"),
     "user and item not named": (ROWS, ("a", "b", "rating", "time"), {}, "cannot tell which columns are user and item"),
     "a missing time": ([*ROWS, ("u3", 1, 1, "")], HEADER, {}, "'timestamp' has no value in row 4"),
-    "an empty file": ([], HEADER, {}, "the file is empty"),
+    "an empty file": ([], HEADER, {}, "the table has no rows"),
     "a shop missing": (
         [(*row, shop) for row, shop in zip(ROWS, ("x", "", "y"), strict=True)],
         (*HEADER, "shop"),

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from jaxfed import cli
 from jaxfed.cli_init import starter
+from jaxfed.cli_privacy import DRAWN
 from jaxfed.config import config_of, known, read, section_type, table_of
 from jaxfed.privacy import RELATIONS, SAMPLERS
 from jaxfed.registry import REGISTRY, arguments
@@ -62,7 +63,7 @@ def test_every_option_of_train_has_a_description(name, monkeypatch, capsys):
         told = " ".join(option.replace("│", " ").split())
         assert re.search(r"[a-z]{3,}.*\. \(default:", told), option
     assert not {"--download", "--evaluation.channel"} & {each.split()[0] for each in options}  # they take no value
-    assert "--download.N.name" in text
+    assert "--download.L.name" in text
 
 
 def test_what_needs_no_jax_does_not_import_it():
@@ -90,6 +91,11 @@ def test_the_words_of_privacy_are_those_of_its_accountant(monkeypatch, capsys):
     text = run(monkeypatch, capsys, "privacy", "calibrate", "--help")[1]
     assert all(word in text for word in RELATIONS)
     assert set(SAMPLERS) <= REGISTRY["cohort"].keys() | {"fixed"}
+    assert set(DRAWN) == {"uniform" if name == "fixed" else name for name in SAMPLERS}
+    words = "calibrate --epsilon 8 --delta 1e-5 --population 1000 --cohort 100 --rounds 9 --sampler".split()
+    texts = [run(monkeypatch, capsys, "privacy", *words, name) for name in ("uniform", "fixed")]
+    assert texts[0] == texts[1]
+    assert texts[0][0] == 0
 
 
 # --- configurations that come with the program ----------------------------------------
@@ -138,6 +144,14 @@ def test_init_writes_what_can_be_trained_and_overwrites_nothing(tmp_path, monkey
     assert (tmp_path / "my.toml").read_bytes() == before
     assert run(monkeypatch, capsys, "init", "ml100k_ease", "--out", "mine.toml")[0] == 0
     assert table_of(config_of(read("mine.toml"))) == table_of(config_of(read("ml100k_ease")))
+    (tmp_path / "sub").mkdir()
+    assert run(monkeypatch, capsys, "init", "--out", "sub/a.toml")[0] == 0
+    assert "jaxfed train sub/a.toml" in (tmp_path / "sub" / "a.toml").read_text()
+    told = "jaxfed: --out no/a.toml: the folder no does not exist: create it first\n"
+    assert run(monkeypatch, capsys, "init", "--out", "no/a.toml") == (2, "", told)
+    (tmp_path / "x.dat").write_text("user,item\n1,2\n")
+    told = "cannot tell the kind of x.dat from its ending: rename it to end in .csv, .tsv, .parquet or .inter\n"
+    assert run(monkeypatch, capsys, "init", "x.dat") == (2, "", f"jaxfed: {told}")
     assert run(monkeypatch, capsys, "init")[0] == 0
     wanted = table_of(config_of({})) | {"run": table_of(config_of({}))["run"] | {"out": "runs/first"}}
     assert table_of(config_of(read("config.toml"))) == wanted

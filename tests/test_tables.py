@@ -276,8 +276,8 @@ def test_tables_in_memory():
     assert content(as_source(pa.record_batch({"a": [1, 2]}), "t")) == {"a": [1, 2]}
     for wrong, words in (
         ([1, 2], "list is no table"),
-        ({}, "interactions: the table has no rows"),
-        ({"a": []}, "interactions: the table has no rows"),
+        ({}, "t: the table has no rows"),
+        ({"a": []}, "t: the table has no rows"),
         ({"a": np.zeros((2, 2))}, "cannot be read as a table"),
         ({"a": [1], "b": [1, 2]}, "cannot be read as a table"),
         ({"a": [1], "a ": [1]}, "the columns a occur more than once"),
