@@ -424,7 +424,7 @@ def test_a_run_whose_data_changed_is_not_called_damaged(wrong, here, config, tmp
     path.write_text("\n".join(line for line in FILE.splitlines() if not line.startswith("29,")))  # one user fewer
     for words in (["evaluate", out], ["recommend", out, "--user", 1]):
         line = wrong(*words)
-        assert "are not those of the run" in line
+        assert "differ from those of the run" in line
         assert "damaged" not in line
 
 
@@ -561,7 +561,7 @@ def test_the_other_commands(wrong, finished, tmp_path):
     assert 'no data set "ml-10k": give one of ml-100k, synthetic, csv' in wrong("data", "ml-10k")
     assert "no such file, and no configuration of that name" in wrong("train", tmp_path / "x.toml")
     (tmp_path / "empty.csv").write_text("user,item\n")
-    assert "the file is empty" in wrong("data", tmp_path / "empty.csv")
+    assert "the table has no rows" in wrong("data", tmp_path / "empty.csv")
 
 
 def test_profile_is_a_run_option(config, monkeypatch):

@@ -92,7 +92,8 @@ def test_the_words_of_privacy_are_those_of_its_accountant(monkeypatch, capsys):
     assert all(word in text for word in RELATIONS)
     assert set(SAMPLERS) <= REGISTRY["cohort"].keys() | {"fixed"}
     assert set(DRAWN) == {"uniform" if name == "fixed" else name for name in SAMPLERS}
-    words = "calibrate --epsilon 8 --delta 1e-5 --population 1000 --cohort 100 --rounds 9 --sampler".split()
+    asked = {"epsilon": 8, "delta": 1e-5, "population": 1000, "cohort": 100, "rounds": 9}
+    words = ["calibrate", *(f"--{key}={value}" for key, value in asked.items()), "--sampler"]
     texts = [run(monkeypatch, capsys, "privacy", *words, name) for name in ("uniform", "fixed")]
     assert texts[0] == texts[1]
     assert texts[0][0] == 0

@@ -179,7 +179,7 @@ def test_the_default_randomness_is_new_each_time():
         ({"session": "one session, of thirty-two bytes"}, "the session must be bytes"),
         ({"roster": list(ROSTER[:5])}, "a tuple of public keys"),
         ({"roster": (*ROSTER[:4], bytes([1, *bytes(31)]))}, "anybody can sign for party 4"),
-        ({"neighbours": 6}, "an even number of neighbours below 5"),
+        ({"neighbours": 6}, "an even number from 2, below 5"),
     ],
 )
 def test_terms_that_are_not_sound(changes, match):
