@@ -122,7 +122,16 @@ def feddyn(
     channel: Channel | None = None,
     private=nothing,
 ) -> Algorithm:
-    """Dynamic regularisation (Acar et al. 2021)."""
+    """Dynamic regularisation (Acar et al. 2021).
+
+    Args:
+        loss: the loss of the model, see `Model.loss`.
+        optimizer: the clients' optimiser.
+        num_clients: the number of all clients, by which the server divides what it gathers.
+        strength: alpha of the paper: how strongly a client is held to the model it was sent.
+        channel: links between clients and server; None: the plain mean.
+        private: the private part of the model, from a key.
+    """
     work = control.dynamic(loss, optimizer, private, strength)
     return federate(work, chain(drift.feddyn(num_clients), channel or mean()), optax.sgd(1.0), num_clients)
 

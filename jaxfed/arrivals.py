@@ -110,13 +110,15 @@ def deadline(
     """Synchronous rounds (Bonawitz et al. 2019): more clients than needed are asked, uniformly among those awake; the
     round ends when enough have reported, or at its deadline.
 
-    Who comes too late is dropped. Clients differ in speed, so cohorts are not uniform: no amplification is claimed.
+    Reports that come too late are discarded. Clients differ in speed, so cohorts are not uniform: no amplification is
+    claimed.
 
     Args:
-        size: Clients whose reports are enough. 0: 128, or all where there are fewer.
-        over: How many times as many are asked.
-        seconds: When a round ends at the latest. 0: when no more will come.
-        dropout: Probability with which a client that was asked does not report.
+        size: Number of reports that end a round. 0: 128, or all where there are fewer.
+        over: Over-selection: over x size clients are asked.
+        seconds: Deadline in seconds after the round's start. 0: wait for all that were asked, where fewer than `size`
+            report.
+        dropout: Probability that a client that was asked drops out.
     """
     size = fits(size, num_clients)
     check_dropout(dropout)
@@ -155,14 +157,15 @@ def buffered(
 
     Whoever comes in is replaced by one drawn uniformly among those awake and idle, who is sent the model of then (of
     those who come at one moment, once all were heard).
-    An update of a model more than `max_age` rounds old is dropped. No client is under way twice, or twice in a buffer,
-    so what it keeps to itself is what it left there. Of those who are lost at most `size` a round are counted.
+    An update of a model more than `max_age` rounds old is discarded. No client is under way twice, or twice in a
+    buffer, so what it keeps to itself is what it left there. Of those who are lost at most `size` a round are counted.
 
     Args:
-        size: Reports after which the server moves. 0: 32, or a sixth of the clients where there are fewer than 192.
-        concurrency: Clients under way at any time. 0: 128, or as many as the buffer leaves.
-        max_age: Rounds after which an update is too old and is dropped.
-        dropout: Probability with which a client that was asked does not report.
+        size: Number of reports after which the server updates the model. 0: 32, or a sixth of the clients where there
+            are fewer than 192.
+        concurrency: Clients that train at the same time. 0: 128, or number of clients - 2 x size if that is fewer.
+        max_age: Number of rounds after which an update is too old and is discarded.
+        dropout: Probability that a client that was asked drops out.
     """
     size = fits(size, num_clients, max(1, min(BUFFER, num_clients // 6)))
     concurrency = concurrency or max(1, min(USUAL, num_clients - 2 * size))

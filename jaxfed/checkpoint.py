@@ -118,13 +118,13 @@ def damage(record: Any, step: int) -> str:
         step: the number of the checkpoint that it lies in.
     """
     if not isinstance(record, dict):
-        return "its record is not one"
+        return "its record is not a JSON object"
     if record.get("format") != FORMAT:
         return f"its record has format {str(record.get('format'))[:20]}, this version reads format {FORMAT}"
     if record.get("sha256") != digest_of(record):
         return "its record does not match its SHA-256"
     if record.get("step") != step:
-        return f"it is that of round {record.get('step')}"
+        return f"its record belongs to round {record.get('step')}"
     return ""
 
 

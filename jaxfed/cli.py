@@ -72,10 +72,11 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def loader_of(table: dict[str, Any], args: list[str]) -> list[str]:
+def loader_of(table: dict[str, Any], args: list[str], mend: str = "pass, for example, --data.name csv") -> list[str]:
     """`--data.name=KIND` where `--data.path FILE` says what kind of file the data are, and no name does.
 
-    A file with an ending of its own is csv where a delimiter is given.
+    A file with an ending of its own is csv where a delimiter is given. Raises ValueError, with what to do (`mend`),
+    where nothing tells the kind.
     """
     from jaxfed.config import expect_table
     from jaxfed.data.tables import kind_of
@@ -89,8 +90,7 @@ def loader_of(table: dict[str, Any], args: list[str]) -> list[str]:
     kinds = [name for name in REGISTRY["data"] if "path" in arguments("data", name)]
     kind = kind_of(path) or ("csv" if delimiter and now not in kinds else "")
     if kind not in kinds and now not in kinds:
-        ends, mend = ", ".join(f".{name}" for name in kinds), "for one --data.name csv, or give its --data.delimiter"
-        raise ValueError(f'--data.path "{cut(path)}" ends in none of {ends}: say what it is, {mend}')
+        raise ValueError(f"cannot tell the kind of {cut(path)} from its ending: {mend}")
     return [f"--data.name={kind}"] if kind in kinds and kind != now else []
 
 
@@ -145,9 +145,9 @@ def overridden(table: dict[str, Any], args: list[str]) -> Any:
         return config
     if {"-h", "--help"} & set(args):
         more = (
-            "Beside these: --out RUN, --resume, --profile. Another name brings the keys of that name.\n"
-            "--channel.N.name NAME adds a link where N is their number so far;\n"
-            "so do --download.N.name and --evaluation.channel.N.name."
+            "Beside these: --out RUN, --resume, --profile. Choosing another name changes which keys exist.\n"
+            "With L links, numbered 0 to L-1, --channel.L.name NAME appends one;\n"
+            "likewise --download.L.name and --evaluation.channel.L.name."
         )
         config = config_of(shown(table_of(config)))
         return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
@@ -269,11 +269,13 @@ def reopened(folder: str) -> tuple[Any, Any, Any]:
         config_in(path, record, config)
     data = load(config.data)
     if record and record["data"] != data.digest:
-        raise ValueError(f"{folder}: the data, or the order of their rows, are not those of the run")
+        raise ValueError(
+            f"{folder}: the data (or the order of their rows) differ from those of the run: restore the original files"
+        )
     if record and not record["standing"]["best_round"]:
         ended, rounds = record["standing"]["finished"], record["standing"]["round"]
         raise ValueError(
-            f"{folder} diverged: train anew, with lower rates"
+            f"the run in {folder} diverged: train again in another folder with lower learning rates"
             if ended
             else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
             f"{folder}/config.toml --resume"
@@ -317,12 +319,15 @@ def recommend(args: argparse.Namespace) -> None:
     seat = seat_of(population, args.user, args.client, lambda: source_of(config.data))
     view = view_of(experiment, config.evaluation.select)
     if seat.home is None:
-        say("this user never took part: ranked from what he did")
+        say("this user did not take part in training: ranked from their own interactions")
     elif view:
         say(f"by the {view} model, by which the best round was chosen")
     score = scores(experiment, best, seat, view)
     if np.isnan(score).any():
-        raise ValueError(f"{args.run}: the scores are not numbers: the run diverged, train anew with lower rates")
+        raise ValueError(
+            f"the run in {args.run} diverged (scores are not numbers): train again in another folder with lower "
+            "learning rates"
+        )
     if not np.isfinite(score).any():
         say("nothing to recommend: this user had every item")
     for place, item in enumerate(np.argsort(-score, kind="stable")[: args.k], 1):
@@ -349,7 +354,7 @@ def describe(args: argparse.Namespace, overrides: list[str]) -> None:
     elif kind_of(name) or Path(name).expanduser().exists():
         own = [f"--data.path={name}", *own]
     else:
-        names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter"
+        names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter (.gz may follow)"
         raise ValueError(f'no data set "{cut(name)}": give one of {names}, or a file that ends in {ends}')
     for line in text(load(overridden(table, own).data)).split("\n"):
         print(printable(line))

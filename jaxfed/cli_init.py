@@ -46,7 +46,9 @@ def init(args: argparse.Namespace) -> None:
     place = Path(args.out or f"{Path(args.source).stem or 'config'}.toml")
     if place.exists():
         raise ValueError(f"{place} is there already: pass another --out")
-    text = starter(table, place.name)
+    if not place.parent.is_dir():
+        raise ValueError(f"--out {place}: the folder {place.parent} does not exist: create it first")
+    text = starter(table, str(place))
     config_of(table)  # before anything is written
     write_file(place, text)
     print(f"{place} is written; now: jaxfed train {place}")
@@ -58,15 +60,15 @@ def asked(source: str) -> dict[str, Any]:
     from jaxfed.config import read
 
     if source and Path(source).exists() and not source.lower().endswith(".toml"):
-        kinds = loader_of({}, [f"--data.path={source}"])
+        kinds = loader_of({}, [f"--data.path={source}"], "rename it to end in .csv, .tsv, .parquet or .inter")
         out = f"runs/{Path(source).stem}"
         return {"data": {"name": kinds[0].partition("=")[2], "path": source}, "run": {"out": out}}
     return read(source) if source else {"run": {"out": "runs/first"}}
 
 
 def starter(table: dict[str, Any], name: str) -> str:
-    """The text of a configuration's file `name`: what the table says, and every other key with its default as a comment
-    below what it does."""
+    """The text of a configuration's file, `name` with its folder: what the table says, and every other key with its
+    default as a comment below what it does."""
     from jaxfed.config import config_of
 
     config = config_of(table)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+DRAWN = ("poisson", "uniform", "everyone", "cyclic")  # names of samplers, in a configuration, that have a bound
 UNIT = "One client: all that it sends in all rounds, whatever the number of its examples and users."
 RELATION = {
     "add-or-remove": "with the client against without what it sends",
@@ -17,16 +18,15 @@ NOT_COVERED = (
     "against everybody but the client itself",
     "train/loss, clip/clients, the numbers of clients and rows, bytes: what a simulation counts, without noise",
     "validation and test metrics, and the choice of the best round by them: they are computed without noise",
-    "who is asked and who answers, and the rows that a client asks for, where the server sees them (server_sees)",
+    "who is asked and who reports, and the rows that a client asks for, where the server sees them (server_sees)",
     "hyper-parameters tuned on the same data: every run spends its own epsilon",
 )
 
 
 def options(command: Any) -> None:
     """Adds the command; `command(name, help, ...)` makes a parser."""
-    commands = command("privacy", "The noise that a guarantee needs; the guarantee that a run has.").add_subparsers(
-        dest="about", required=True
-    )
+    text = "Calibrate noise, report what a run spent, or test a guarantee empirically."
+    commands = command("privacy", text).add_subparsers(dest="about", required=True)
 
     def add(name, text):
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -41,18 +41,26 @@ def options(command: Any) -> None:
         calibrate.add_argument(f"--{name}", type=kind, required=True, help=text)
     calibrate.add_argument("--cohort", type=int, default=0, help="clients of a round; poisson: expected")
     # words are checked by the accountant, whose message is one line
-    calibrate.add_argument("--sampler", metavar="NAME", default="poisson", help="cohort.name of the run (poisson)")
+    calibrate.add_argument(
+        "--sampler",
+        metavar="NAME",
+        default="poisson",
+        help=f"how a cohort is drawn: {', '.join(DRAWN)} (default: poisson). uniform: a fixed size",
+    )
     calibrate.add_argument("--cap", type=int, default=0, metavar="N", help="poisson: most clients in a round")
     calibrate.add_argument("--relation", metavar="NAME", help=f"{' or '.join(RELATION)}: what is compared")
     calibrate.add_argument(
-        "--accountant", metavar="NAME", default="rdp", help="rdp, or pld: some per cent less noise, takes a minute"
+        "--accountant",
+        metavar="NAME",
+        default="rdp",
+        help="rdp (default) or pld. pld: epsilon is lower than with rdp, by 5 to 50 per cent; slower",
     )
     spent = add("spent", "What a run spent, and how that figure comes about.")
     spent.add_argument("run", metavar="RUN")
     probe = add(
         "probe",
-        "Plays rounds of a configuration with and without some of its clients, and compares what one client changes in "
-        "the released sums with what their noise was made for. Exit code 1 where it is more.",
+        "Replay rounds with and without single clients, and compare how much one client changes the released sums with "
+        "the bound that their noise was calibrated for. Exit code 1 if a bound is exceeded.",
     )
     probe.add_argument("config", metavar="CONFIG.toml")
     probe.add_argument("--clients", type=int, default=16, help="of each round, from the least to the most active (16)")
@@ -94,23 +102,37 @@ def probe(args: argparse.Namespace, overrides: list[str]) -> None:
             f"{link}: the largest change over its bound is {change.ratio:.4f} (client {printable(name)}, "
             f"{change.interactions:,} interactions, {change.done}, round {change.round})"
         )
-    print(f"tried {args.clients} clients in each of {args.rounds} rounds: this can break a guarantee, never prove one")
+    trials = f"{args.clients} clients x {args.rounds} rounds"
+    print(f"no violation in {trials} proves nothing; one violation disproves the guarantee")
     if max(change.ratio for change in worst.values()) > 1 + TOLERANCE:
-        print("jaxfed: a client changes more than its noise covers: epsilon is larger than said", file=sys.stderr)
+        print(
+            "jaxfed: one client changed a sum by more than the bound that its noise was calibrated for: the stated "
+            "epsilon is too small. Check the links to the left of the noise",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 
 def calibrated(args: argparse.Namespace) -> list[str]:
     """What `jaxfed privacy calibrate` prints. Raises ValueError for what cannot be."""
     from jaxfed.cohort import poisson
-    from jaxfed.privacy import Mechanism, Sampling, calibrate, check, spent
+    from jaxfed.excerpt import cut
+    from jaxfed.privacy import SAMPLERS, Mechanism, Sampling, calibrate, check, spent
 
-    size = args.population if args.sampler == "everyone" else args.cohort
+    if args.sampler in ("deadline", "buffered"):
+        raise ValueError(
+            f"--sampler {args.sampler}: who reports depends on how fast clients are, so no bound is known: choose one "
+            f"of {', '.join(DRAWN)}"
+        )
+    sampler = "fixed" if args.sampler == "uniform" else args.sampler  # as the accountant calls it
+    if sampler not in SAMPLERS:
+        raise ValueError(f'no sampler "{cut(sampler)}": choose one of {", ".join(DRAWN)}')
+    size = args.population if sampler == "everyone" else args.cohort
     if not size:
         raise ValueError("pass --cohort: how many clients a round has (poisson: expected)")
-    sampling = Sampling(args.sampler, args.population, size, args.cap)
+    sampling = Sampling(sampler, args.population, size, args.cap)
     check((), sampling, args.delta, args.relation)
-    if args.sampler == "poisson":  # the slots of the cohort that a run with these numbers has
+    if sampler == "poisson":  # the slots of the cohort that a run with these numbers has
         sampling = sampling._replace(cap=poisson(args.population, size, args.cap).slots)
     least = calibrate(
         args.epsilon, args.delta, sampling, args.rounds, accountant=args.accountant, relation=args.relation
@@ -134,7 +156,7 @@ def told(folder: str) -> list[str]:
     if not (path / "config.toml").is_file():
         raise ValueError(f"{folder}: no run here (no config.toml)")
     if not (path / "summary.json").is_file():
-        raise ValueError(f"{folder} is not finished (no summary.json): go on with it by train --resume")
+        raise ValueError(f"{folder} is not finished (no summary.json): jaxfed train {folder}/config.toml --resume")
     found = read_summary(path).get("privacy")
     if not found:
         raise ValueError(f"{folder} has no differential privacy: no link of its channel adds noise (epsilon inf)")
@@ -143,7 +165,10 @@ def told(folder: str) -> list[str]:
     try:
         return explain(found)
     except (LookupError, TypeError, AttributeError, ArithmeticError):
-        raise ValueError(f"{folder}/summary.json is damaged: what it says of privacy cannot be read") from None
+        raise ValueError(
+            f"{folder}/summary.json is damaged: what it says of privacy cannot be read: delete it, then jaxfed train "
+            f"{folder}/config.toml --resume writes it again"
+        ) from None
 
 
 def cohorts(sampling: Any) -> str:

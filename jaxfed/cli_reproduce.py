@@ -8,10 +8,10 @@ CHECKOUT = Path(__file__).parent.parent
 TEXT = """Train every row of the table of results, and write what came of them.
 
 --table ml100k is the table of the README; in a checkout it is written there, and to configs/results/ml100k.json.
---table FILE runs the same rows, but for those of a protocol that leaks, on a file of your own (options of the loader as
-for `jaxfed data`); nothing is tuned to it. Runs are in runs/reproduce/TABLE, with table.md and results.json beside
-them, one after the other in this process; finished ones are read, stopped ones go on. The table holds all rows with a
-run that is finished, and is written after each."""
+--table FILE trains the same rows except the leaky compat-pfedrec ones, on your own file (loader options as for `jaxfed
+data`); hyper-parameters stay those of MovieLens-100K. Runs are in runs/reproduce/TABLE, with table.md and results.json
+beside them, one after the other in this process; finished ones are read, stopped ones go on. The table holds all rows
+with a run that is finished, and is written after each."""
 
 
 def options(command: Any) -> None:
@@ -19,7 +19,7 @@ def options(command: Any) -> None:
     form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     reproduce = command("reproduce", "Train every row of the table of results, on your own data if you like.", **form)
     reproduce.description = TEXT
-    reproduce.add_argument("--table", required=True, metavar="ml100k|FILE", help="on which data")
+    reproduce.add_argument("--table", required=True, metavar="ml100k|FILE", help="ml100k, or a file of interactions")
     reproduce.add_argument(
         "--quick", action="store_true", help="a few rounds and one seed, in folders of its own: to see that it works"
     )

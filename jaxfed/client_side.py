@@ -55,7 +55,7 @@ def clients(plan: Plan, state: State, ids, present, touched, ages, key, block, m
     common = state.shared, state.past, plan.channel.send(state.channel), state.round, ids, key
     each = plan.place.clients(lambda common, one: client(plan, common, one))
     messages, memory, fine, metrics = each(common, (who, since, *memory, held, block))
-    # a client whose update, or what would be sent of it, is not finite withdraws: as if it had never reported
+    # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported
     counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)
     ends = size if touched is None else touched.size, size, nobody
     return plan.place.together(flat(block, counts, who, held, messages, memory, metrics, ends, plan.lay))

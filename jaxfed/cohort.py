@@ -77,11 +77,11 @@ def fits(size: int, num_clients: int, usual: int = USUAL) -> int:
 
 
 def uniform(num_clients: int, size: int = 0, dropout: float = 0.0) -> Sampler:
-    """Clients without replacement.
+    """A fixed number of clients, drawn uniformly without replacement.
 
     Args:
-        size: Clients of a round. 0: 128, or all where there are fewer.
-        dropout: Probability with which a client that was asked does not report.
+        size: Number of clients in a round. 0: 128, or all where there are fewer.
+        dropout: Probability that a client that was asked drops out.
     """
     size = fits(size, num_clients)
 
@@ -92,12 +92,13 @@ def uniform(num_clients: int, size: int = 0, dropout: float = 0.0) -> Sampler:
 
 
 def poisson(num_clients: int, size: int = 0, cap: int = 0, dropout: float = 0.0) -> Sampler:
-    """Every client by itself with the same probability. Beyond the cap, clients are left out at random.
+    """Each client joins independently with the same probability (Poisson sampling). Beyond the cap, clients are left
+    out at random.
 
     Args:
-        size: Clients of a round, on average. 0: 128, or all where there are fewer.
-        cap: The most clients of a round. 0: the mean and six standard deviations.
-        dropout: Probability with which a client that was asked does not report.
+        size: Expected number of clients in a round. 0: 128, or all where there are fewer.
+        cap: The largest number of clients in a round. 0: six standard deviations above the mean.
+        dropout: Probability that a client that was asked drops out.
     """
     size = fits(size, num_clients)
     rate = size / num_clients
@@ -113,11 +114,11 @@ def poisson(num_clients: int, size: int = 0, cap: int = 0, dropout: float = 0.0)
 
 
 def cyclic(num_clients: int, size: int = 0, dropout: float = 0.0) -> Sampler:
-    """One shuffled circle of clients, so many of them after the other each round.
+    """Clients in a fixed random order, the next `size` of them each round.
 
     Args:
-        size: Clients of a round. 0: 128, or all where there are fewer.
-        dropout: Probability with which a client that was asked does not report.
+        size: Number of clients in a round. 0: 128, or all where there are fewer.
+        dropout: Probability that a client that was asked drops out.
     """
     size = fits(size, num_clients)
 
@@ -132,6 +133,6 @@ def everyone(num_clients: int, dropout: float = 0.0) -> Sampler:
     """All clients in every round.
 
     Args:
-        dropout: Probability with which a client that was asked does not report.
+        dropout: Probability that a client that was asked drops out.
     """
     return sampler(lambda seed, round: np.arange(num_clients), num_clients, num_clients, dropout, "everyone")

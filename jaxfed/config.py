@@ -26,11 +26,12 @@ from jaxfed.registry import REGISTRY, arguments, choices
 
 @dataclass(frozen=True)
 class Group:
-    """An optimiser's own pace for a group of parameters: `item`, the rows of tables, or `user`, other private ones.
+    """Learning rate and weight decay of one parameter group. `item`: all rows of tables, shared or private. `user`:
+    the rest of the private part.
 
     Args:
-        learning_rate: Left out: as for the rest.
-        weight_decay: Left out: as for the rest.
+        learning_rate: Left out: the value of [work.optimizer].
+        weight_decay: Left out: the value of [work.optimizer].
     """
 
     learning_rate: float | None = None
@@ -43,16 +44,17 @@ class Run:
 
     Args:
         out: The folder of the run.
-        checkpoint_every: Rounds between checkpoints.
-        keep: Checkpoints kept.
-        placement: How the clients of a block come to lie on several devices: sharded under jit, or by pmap.
-        devices: How many to use. 0: all there are.
+        checkpoint_every: Number of rounds between checkpoints.
+        keep: Number of checkpoints kept.
+        placement: How clients are spread over devices: jit with sharding, or pmap.
+        devices: Number of devices to use. 0: all there are.
         shard_tables: Each device keeps a share of the rows of the server's tables.
-        client_store: Where private parts and memories of clients lie between rounds.
-        area: Steps in a block of clients. 0: chosen.
-        chunk: Blocks whose messages are held at a time. 0: all of a cohort's.
-        profile: Rounds to trace with the JAX profiler into RUN/profile, after the first two. 0: none.
-        client_memory_gb: What private parts and memories of all clients may take.
+        client_store: Where private parts and memories of clients are kept between rounds.
+        area: Size of a block of clients, in local steps. 0: chosen automatically.
+        chunk: Number of blocks whose messages are in memory at once; lower it when memory runs out. 0: all.
+        profile: Number of rounds to trace with the JAX profiler into RUN/profile, after the first two. 0: none.
+        client_memory_gb: Limit in GB (10^9 bytes) for private parts and memories of all clients; a run that needs more
+            is refused.
     """
 
     out: str = "runs/run"
@@ -70,15 +72,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Privacy:
-    """How the differential privacy of a run is told; how much noise there is, is said by the links of its channel.
+    """Accounting of differential privacy. The amount of noise is set on the links of [[channel]].
 
     Args:
-        delta: The chance with which epsilon may not hold; below 1 / population.
-        accountant: Of the final figure: privacy loss distributions, or Renyi divergences, which the log counts by.
+        delta: delta of (epsilon, delta)-DP; should be below 1 / number of clients.
+        accountant: Accountant of the final epsilon: pld (tighter) or rdp; the log during training always uses rdp.
         relation: What is compared: runs with and without a client, or with another in its place. Left out: what the
             sampler is accounted for.
-        seed: What cohorts, batches and noise are drawn from. run: the seed of the run, so that who knows it can take
-            the noise away. secret: a number of the operating system, which is in no file; such a run cannot be resumed.
+        seed: What cohorts, batches and noise are drawn from. run: the seed of the run; whoever knows it can remove the
+            noise. secret: a random number of the operating system that is not stored; such a run cannot be resumed.
     """
 
     delta: float = 1e-5
@@ -92,14 +94,16 @@ class Evaluation:
     """What is measured, when, and by which figure the best round is chosen.
 
     Args:
-        every: Rounds between evaluations on validation.
+        every: Number of rounds between evaluations on validation.
         select: The metric of validation by which the best round is chosen.
-        patience: Evaluations without a better one after which the run ends. 0: it goes on.
+        patience: Number of evaluations without an improvement after which the run ends. 0: it never ends early.
         where: At the server, with exact sums; or at the clients, whose figures go through `evaluation.channel`.
-        seed: Of the negatives that items are ranked among, and of the clients that are asked.
-        history: What is folded in of a user: its train interactions; all: for a test those of validation too.
-        fold_in: Private parts are made of histories, as of clients never seen before.
-        clients: At most so many are asked, drawn once. 0: all.
+        seed: Seed of the sampled negatives and of the choice of evaluated clients.
+        history: Interactions from which a user's private part is computed where the model does so (closed forms,
+            fold_in): the training ones, or `all`, with validation ones too for the test.
+        fold_in: true: compute each client's private part from its history instead of using the trained one, as for a
+            new client.
+        clients: Evaluate on at most this many clients, drawn once. 0: all.
         targets: Items, by the source's ids, whose exposure is measured (er@k).
     """
 
@@ -117,8 +121,8 @@ class Evaluation:
 WHOLE = """What a run is made of.
 
 Args:
-    seed: All randomness of a run is a function of it.
-    rounds: How many there are.
+    seed: Random seed of the run.
+    rounds: Number of training rounds.
 """
 LARGEST_SIZE = 1 << 16  # of a whole number in [model]: sizes of arrays, whose products must be sizes, too
 LARGEST = {"clusters": LARGEST_SIZE, "groups": LARGEST_SIZE, "fraction_bits": 32}
@@ -348,8 +352,7 @@ def located(path: str | Path) -> Path:
     name, there = Path(path).name.removesuffix(".toml"), known()
     if name in there and Path(path).parent == Path():
         return there[name]
-    hint = difflib.get_close_matches(name, there, 1)
-    raise ValueError(f"{path}: no such configuration{f'; one that comes with jaxfed is {hint[0]}' if hint else ''}")
+    raise ValueError(f"{path}: no such file, and no configuration of that name comes with jaxfed{near(name, there)}")
 
 
 def read(path: str | Path) -> dict[str, Any]:

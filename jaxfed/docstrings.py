@@ -12,13 +12,16 @@ from jaxfed.registry import REGISTRY, SOURCES, arguments
 NOUNS = {
     "data": "data set, or kind of file",
     "model": "model",
-    "work": "local training",
-    "optimizer": "optimiser of clients",
+    "work": "kind of local training",
+    "optimizer": "clients' optimiser",
     "channel": "link",
-    "server": "optimiser of the server",
+    "server": "server's optimiser",
     "cohort": "way to choose the clients of a round",
     "clock": "clock",
 }
+
+
+FLAGS = {"optimizer": "work.optimizer", "channel": "channel.N"}  # on the command line, where it is not the section
 
 
 def described(function: Callable) -> tuple[str, dict[str, str]]:
@@ -38,6 +41,7 @@ def documented(section: str, name: str) -> str:
     what, texts = described(REGISTRY[section][name])
     for source in SOURCES.get(section, ()):
         texts |= described(source)[1]
-    which = f"Which {NOUNS[section]}. Another one has other keys."
+    flag = f"--{FLAGS.get(section, section)}.name NAME --help"
+    which = f"Name of the {NOUNS[section]}. The keys below belong to this name; {flag} lists those of another."
     known = {"name": which, **{key: texts[key] for key in arguments(section, name) if texts.get(key)}}
     return "\n".join([f"{name}: {what}", "", "Args:", *(f"    {key}: {text}" for key, text in known.items())])

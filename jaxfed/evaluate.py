@@ -148,7 +148,7 @@ def exam(
 
 
 def elsewhere(population: Population, users: np.ndarray) -> Ragged:
-    """The items of other domains than each user's own: nothing to recommend to him."""
+    """The items of other domains than each user's own: nothing to recommend to that user."""
     begin, size = population.span(users)
     assert population.domains
     rest = population.num_items - size
@@ -157,7 +157,7 @@ def elsewhere(population: Population, users: np.ndarray) -> Ragged:
 
 
 def at_homes(asked: Exam, population: Population) -> Exam:
-    """The same questions, each put to the client that holds the private part of who is asked: his first device."""
+    """The same questions, each put to the client that holds the private part of who is asked: the first device."""
     homes = population.homes
     return asked._replace(num_clients=population.num_clients, who=homes[asked.who], cohort=homes[asked.cohort])
 

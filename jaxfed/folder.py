@@ -33,7 +33,7 @@ def check_folder(folder: Path, config: Any, resume: bool) -> None:
         raise ValueError(f"{folder} already holds a run: pass --resume to go on with it, or another --out")
     strangers = folder.exists() and not (folder.is_dir() and all(map(of_a_start, folder.iterdir())))
     if strangers and not known.exists():
-        raise ValueError(f"{folder} holds something else than a run (no config.toml): pass another --out")
+        raise ValueError(f"{folder} contains files that are not from a run (no config.toml): pass another --out")
     if known.exists():
         check_same(folder, config_of(read(known)), config)
 
@@ -109,6 +109,6 @@ def told_when_full(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        again = f"go on with: jaxfed train {folder}/config.toml --resume"
+        again = f"run: jaxfed train {folder}/config.toml --resume"
         todo = again if (folder / "config.toml").exists() else "start again"
-        raise ValueError(f"disk full ({error.strerror}), free some and {todo}") from None
+        raise ValueError(f"disk full ({error.strerror}): free some space, then {todo}") from None

@@ -1,7 +1,8 @@
 """`jaxfed launch --processes 2 -- train CONFIG.toml ...`: several processes on this machine.
 
-Process 0 speaks; of the others is shown what one said that ended the run. Ctrl-C is passed on once to all, who finish
-the round and leave with a checkpoint. Exit code: that of the process that ended first otherwise than well.
+Only process 0's output is shown; of another process, only the error that ended the run. Ctrl-C is passed on once
+to all, who finish the round and leave with a checkpoint. Exit code: that of the process that ended first otherwise than
+well.
 """
 
 import argparse
@@ -25,14 +26,21 @@ GRACE = 10  # seconds beyond the heartbeat before what is left is ended here
 
 def options(command: Any) -> None:
     """Adds the command; `command(name, help, ...)` makes a parser. After -- comes the program's own line."""
-    launch = command("launch", "Run a command of jaxfed in several processes on this machine, to try that out.")
-    launch.add_argument("--processes", type=int, default=2, help="how many (2)")
-    launch.add_argument("--local-devices", type=int, default=1, help="devices that each makes of the CPU (1)")
+    launch = command(
+        "launch",
+        "Run a jaxfed command in several processes on this machine, to test a multi-process run.",
+        "Only process 0's output is shown; of another process, only the error that ended the run.",
+        usage="jaxfed launch [options] -- COMMAND ...",
+    )
+    launch.add_argument("--processes", type=int, default=2, help="number of processes (2)")
+    launch.add_argument("--local-devices", type=int, default=1, help="simulated CPU devices per process (1)")
     launch.add_argument(
         "--heartbeat", type=int, default=HEARTBEAT, help=f"seconds until a dead process is noticed ({HEARTBEAT})"
     )
     launch.add_argument("--start-timeout", type=int, default=START, help=f"seconds for all to come together ({START})")
-    launch.add_argument("words", nargs="+", metavar="-- train CONFIG.toml ...", help="what each of them runs")
+    launch.add_argument(
+        "words", nargs="+", metavar="-- COMMAND ...", help="command that each process runs, e.g. train CONFIG.toml"
+    )
 
 
 def environment(args: argparse.Namespace, index: int, port: int) -> dict[str, str]:
@@ -95,7 +103,7 @@ def watch(args: argparse.Namespace, processes: list[subprocess.Popen], told: lis
             first, deadline = bad[0], time.monotonic() + args.heartbeat + GRACE
             code = processes[first].returncode
             if code != 2 and not passed:
-                say(f"process {first} {ended(code)}; the others end within the heartbeat, {args.heartbeat} s")
+                say(f"process {first} {ended(code)}; the others will stop within {args.heartbeat} s (--heartbeat)")
         if first is not None and time.monotonic() > deadline and not forced:
             forced = True
             for each in processes:

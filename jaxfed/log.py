@@ -141,7 +141,7 @@ def progress(rounds: int, done: int) -> Iterator[Any]:
 
 
 def say(text: str) -> None:
-    """One line to the person who watches; a terminal that was closed ends the talk, not the run."""
+    """One line to the person who watches; if the terminal is closed, output stops and the run continues."""
     try:
         console.print(printable(text), markup=False)
     except BrokenPipeError:

@@ -42,8 +42,8 @@ def join() -> Processes:
 
     Either JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or a step of SLURM
     with several tasks, a TPU pod, or JAXFED_DISTRIBUTED=auto, for what JAX finds out by itself. Process 0 listens at
-    that address alone (JAX_COORDINATOR_BIND_ADDRESS: at another one), and believes whoever comes: it takes a network
-    that is trusted. Raises ValueError where the processes do not come together in time.
+    that address alone (JAX_COORDINATOR_BIND_ADDRESS: at another one), and does not authenticate other processes: use a
+    trusted network only. Raises ValueError where the processes do not come together in time.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     several = number("SLURM_STEP_NUM_TASKS", 1) > 1 or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
@@ -111,7 +111,8 @@ def gather(address: str, door: str, rank: int, size: int, seconds: float) -> Non
     if len(guests) < size - 1:
         raise ValueError(
             f"{len(guests) + 1} of {size} processes came to {address} within {seconds} s: start the others, wait "
-            "longer (JAXFED_START_TIMEOUT), or listen where they can come to (JAX_COORDINATOR_BIND_ADDRESS)"
+            "longer (JAXFED_START_TIMEOUT), or make process 0 listen on an address the others can reach "
+            "(JAX_COORDINATOR_BIND_ADDRESS=host:port)"
         )
 
 

@@ -90,7 +90,7 @@ def scores(experiment: Experiment, best: tuple[Tree, Tree], seat: Seat, view: st
     local = np.asarray(user - population.first[client], np.int32)
     own = about(population, model.features, np.array(user))
     found = np.array(predicted(model, shared, mine, local, history, own))
-    # he may be at several clients, and is offered nothing that he had at any
+    # a user may be at several clients, and is offered no item that occurs at any of them
     everywhere = places(experiment.data.population, str(population.user_names[user]))
     had = [part.of(each) for group, each in everywhere for part in (group.train, group.valid, group.test)]
     had += [elsewhere(population, np.array([user])).of(0)] if population.domains else []

@@ -246,8 +246,8 @@ class OfOptimizer(NamedTuple):
     """What every client optimiser takes beside its own arguments; see `grouped`.
 
     Args:
-        learning_rate: Of all parameters, but for groups ([work.optimizer.item], [work.optimizer.user]) that have one.
-        weight_decay: Share of a parameter that a step takes away, times the learning rate.
+        learning_rate: Learning rate; [work.optimizer.item] and [work.optimizer.user] may override it.
+        weight_decay: Decoupled weight decay: each step subtracts learning_rate x weight_decay x parameter.
     """
 
     learning_rate: float = 0.1
@@ -258,13 +258,15 @@ class OfServer(NamedTuple):
     """What every server optimiser takes beside its own arguments; see `scheduled` and `hierarchy`.
 
     Args:
-        learning_rate: How far the model moves by the decoded update. 1 with sgd: by all of it.
-        lazy: An optimiser with a state moves the rows of the cohort alone. false: all rows in every round.
-        schedule: How the learning rate falls over the rounds: constant, linear, cosine or exponential.
-        warmup: Rounds at the start in which the learning rate rises from 0.
-        final: Share of the learning rate that is left in the last round, where there is a schedule.
-        edges: Servers between clients and the server, each with a model of its own. 0: none.
-        edge_rounds: Rounds after which the edges take the mean of their models.
+        learning_rate: Learning rate of the server optimiser. sgd: factor on the aggregated update (1: plain FedAvg).
+            Adam and other adaptive optimisers: roughly the size of each step.
+        lazy: true: an optimiser with a state updates only the table rows that this round's cohort holds. false: all
+            rows in every round.
+        schedule: How the learning rate changes over the rounds: constant, or a linear, cosine or exponential decay.
+        warmup: Number of rounds at the start in which the learning rate rises from 0.
+        final: Learning rate of the last round, divided by the initial one. Not used by constant.
+        edges: Number of edge servers (hierarchical FL), each with its own model. 0: none.
+        edge_rounds: Number of rounds after which the edge servers average their models.
     """
 
     learning_rate: float = 1.0
@@ -295,8 +297,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     for section, sources in SOURCES.items()
 }
 
-# in place of these for all optimisers but sgd: their steps are about as long as their rate, whatever the model, loss
-# and batch, while those of sgd are as long as the gradient
+# in place of these for adaptive optimisers, which are all but sgd and solve: their steps are about as long as their
+# rate, whatever the model, loss and batch, while those of sgd are as long as the gradient
 STEADY: dict[str, dict[str, float]] = {
     "optimizer": {"learning_rate": 0.05, "weight_decay": 0.5},
     "server": {"learning_rate": 0.05},
@@ -312,7 +314,7 @@ def arguments(section: str, name: str) -> dict[str, Any]:
         for each in inspect.signature(function).parameters.values()
         if isinstance(each.default, bool | int | float | str | tuple) and each.name not in (*fixed, "keep")
     }
-    return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name in OPTIMIZERS and name != "sgd" else {})
+    return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name not in ("sgd", "solve") else {})
 
 
 def choices(section: str, name: str, key: str) -> tuple[str, ...]:

@@ -38,8 +38,8 @@ VARIATES = (
 FAIR = "--channel.0.name fair --channel.0.q 0.5 --channel.0.rate 60 --server.learning-rate 10"
 # Rates and strengths of the rows that are not configurations: of a few values the best by validation after 60 rounds,
 # by `jaxfed sweep configs/ml100k_fedavg.toml --rounds 60 --evaluation.every 20 --grid KEY=VALUES` and the row's other
-# words. FedAdam, FedYogi and FedAdagrad are the best of rates from .03 to 1 and tau from .001 to .1. Mime has MimeLite's
-# rates. FedProx was best without its pull.
+# words. FedAdam, FedYogi and FedAdagrad are the best of rates from .03 to 1 and tau from .001 to .1. Mime has
+# MimeLite's rates. FedProx was best without its pull.
 ROWS = {  # a row more is a line more
     "EASE with transitions": Row("transitions", seeds=THREE),
     "EASE with transitions, a test sees the validation item": Row("transitions", "--evaluation.history all", THREE),
@@ -194,7 +194,7 @@ def replaced(text: str, name: str, table: str) -> str:
     head, found, rest = text.partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"no {begin} ... {end} to put the table between")
+        raise ValueError(f"the markers {begin} and {end} are missing")
     return f"{head}{begin}\n{table}{end}{tail}"
 
 
@@ -216,7 +216,7 @@ def fit(readme: Path, results: Path | None) -> Path | None:
     try:
         return readme if results and replaced(readme.read_text(), results.stem, "") else None
     except (ValueError, OSError) as error:
-        say(f"{readme}: {error}: the table is not written there")
+        say(f"{readme}: {error}, so the table is not written there")
         return None
 
 
@@ -226,7 +226,7 @@ def arranged(args: argparse.Namespace, words: list[str]) -> tuple[list[Planned],
     out = Path(args.out or f"runs/reproduce/{name}{'_quick' if args.quick else ''}")
     own = args.table == "ml100k"
     if own and words:
-        raise ValueError(f"unknown option {words[0]}: a file of your own takes options of its loader")
+        raise ValueError(f"{words[0]}: loader options are only for --table FILE, not for --table ml100k")
     if not own and not Path(args.table).exists():
         raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
     loader = [] if own else [f"--data.path={args.table}", *(re.sub(r"^--(?!data\.)", "--data.", w) for w in words)]

@@ -17,6 +17,7 @@ from jaxfed.rounds import Standing
 from jaxfed.types import Tree
 
 KEYS = {"standing", "config", "data", "trace"}
+ANEW = "Start a new run with another --out"
 FIELDS = {each.name for each in dataclasses.fields(Standing)}
 
 
@@ -45,9 +46,9 @@ def problem(record: dict[str, Any]) -> str:
     """What is wrong with the contents of a sound record: another version may have written it; "": nothing is."""
     standing = record.get("standing")
     if not record.keys() >= KEYS or not isinstance(standing, dict) or standing.keys() != FIELDS:
-        return "its record is of another version"
+        return "its record was written by another version of jaxfed"
     if standing["round"] != record["step"]:
-        return f"its record stands at round {standing['round']}"
+        return f"its record belongs to round {standing['round']}"
     return ""
 
 
@@ -56,8 +57,9 @@ def check_record(folder: Path, record: dict[str, Any], config: Any, data: str) -
     check_config(folder, record, config)
     if config.privacy.seed == "secret":
         raise ValueError(
-            f"{folder} cannot go on, as its secret seed is gone: a new one would noise the rounds since the last "
-            "checkpoint a second time, which epsilon does not count. Evaluate it, or train anew with another --out"
+            f"{folder}: the secret seed is not stored, so this run cannot be resumed: repeating rounds with fresh "
+            f"noise would spend privacy that epsilon does not count. Use jaxfed evaluate {folder}, or train again with "
+            "another --out"
         )
     if record["data"] != data:
         raise ValueError(f"{folder} was run on other data, or on the same rows in another order: pass another --out")
@@ -70,16 +72,18 @@ def check_config(folder: Path, record: dict[str, Any], config: Any) -> None:
     old = config_in(folder, record, config)
     if old.rounds == config.rounds:
         return
-    asked, standing = f"rounds: {old.rounds} -> {config.rounds}", Standing(**record["standing"])
+    asked, standing = f"rounds cannot change from {old.rounds} to {config.rounds}", Standing(**record["standing"])
     if reader := reads_rounds(config):
-        raise ValueError(f"{folder}: {asked} cannot be: {reader} was made for {old.rounds}: pass another --out")
+        raise ValueError(f"{folder}: {asked}: {reader} depends on it. {ANEW}")
     if standing.round >= config.rounds:
-        raise ValueError(f"{folder}: {asked} cannot be: it has done {standing.round}: ask for more, or another --out")
+        raise ValueError(f"{folder}: {asked}: {standing.round} are done. Ask for more, or: {ANEW}")
     every, patience = config.evaluation.every, config.evaluation.patience
-    if patience and standing.finished and (standing.stale >= patience or standing.round % every):
+    if patience and standing.finished and standing.stale >= patience:
+        raise ValueError(f"{folder}: {asked}: evaluation.patience ended the run after round {standing.round}. {ANEW}")
+    if patience and standing.finished and standing.round % every:
         raise ValueError(
-            f"{folder}: {asked} cannot be: evaluation.patience counts the evaluation after round {standing.round}, "
-            "by which the run ended: pass another --out"
+            f"{folder}: {asked}: evaluation.patience counted the evaluation after round {standing.round}, where a "
+            f"longer run has none (evaluation.every = {every}). {ANEW}"
         )
 
 
@@ -88,7 +92,7 @@ def config_in(folder: Path, record: dict[str, Any], config: Any) -> Any:
     try:
         old = config_of({**record["config"], "run": table_of(config)["run"]})
     except ValueError as error:
-        raise ValueError(f"{folder} is of another version ({error}): pass another --out") from None
+        raise ValueError(f"{folder} was written by another version of jaxfed ({error}): pass another --out") from None
     check_same(folder, old, config, paths=False)
     return old
 

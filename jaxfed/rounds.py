@@ -54,8 +54,8 @@ class Standing:
     seconds: float = 0.0  # of rounds, compilation and evaluation apart
     compile_seconds: float = 0.0
     updates: int = 0  # client updates that were sent
-    refused: int = 0  # clients that withdrew because their update was not finite
-    dropped: int = 0  # clients that were asked and did not answer
+    refused: int = 0  # clients whose update was discarded, as it was not finite
+    dropped: int = 0  # clients that were asked and dropped out, or came too late
     clipped: int = 0  # client updates that a link scaled down
     asked: int = 0
     bytes_up: int = 0
@@ -67,7 +67,7 @@ class Standing:
     extended: list[int] = dataclasses.field(default_factory=list)  # numbers of rounds that were asked for before
 
     def book(self, wire: Wire, info: dict[str, Any]) -> int:
-        """Waits for a round and books what was sent in it; returns how many clients withdrew."""
+        """Waits for a round and books what was sent in it; returns how many updates were discarded."""
         rows, reported = np.asarray(info["rows/sent"]), np.asarray(info["clients/present"])
         refused = int(info["clients/refused"])
         self.updates += int(reported.sum())

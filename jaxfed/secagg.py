@@ -1,7 +1,7 @@
 """Secure aggregation: parties sum vectors modulo 2^32 through a server, which learns the sum and nothing else.
 
 The protocol of Bonawitz et al. (2017), "Practical secure aggregation for privacy-preserving machine learning", against
-a server that lies and parties that help it. Each party adds to its vector a mask for every peer, which cancel in the
+a malicious server and parties that help it. Each party adds to its vector a mask for every peer, which cancel in the
 sum, and one of its own; all peers hold Shamir shares of what the masks are made from, for when it goes missing.
 Each of the five `ROUNDS` is a method of `Party` and, by the same name, of `Server`; what passes between them is bytes.
 
@@ -77,8 +77,10 @@ def digest(terms: Terms) -> bytes:
     if not 1 < threshold <= n < 2 * threshold:
         raise ValueError(f"the threshold is {threshold} of {n} parties: it must be 2 at least and more than half")
     if not 1 <= length <= LONGEST or (neighbours is not None and (neighbours % 2 or not 2 <= neighbours < n)):
-        least_most = f"1 to {LONGEST} entries, and an even number of neighbours below {n} or None"
-        raise ValueError(f"{length} entries, {neighbours} neighbours: it must be {least_most}")
+        raise ValueError(
+            f"{length} entries, {neighbours} neighbours: the vector must have 1 to {LONGEST} entries, and neighbours "
+            f"must be None or an even number from 2, below {n}"
+        )
     numbers = struct.pack("<IIQI", n, threshold, length, neighbours or 0)
     return sha256(b"jaxfed secagg 1" + session + numbers + b"".join(roster))
 
@@ -229,7 +231,7 @@ class Party:
 class Server:
     """The server in one session. A step takes {sender: message} and returns {receiver: message}; the last, the sum.
 
-    Raises ValueError where fewer than the threshold answered, or one answered falsely.
+    Raises ValueError where fewer than the threshold answered, or one sent something wrong.
     """
 
     def __init__(self, terms: Terms):
@@ -250,7 +252,9 @@ class Server:
         """To each party what its peers encrypted for it."""
         boxes = {id: unpack(body) for id, body in self.hear("share", messages, self.adverts).items()}
         refuse([id for id in boxes if boxes[id].keys() != self.adverts.keys() - {id}], "left out a peer's shares")
-        refuse([id for id, box in boxes.items() if {*map(len, box.values())} != {BOX}], "sent what are no shares")
+        refuse(
+            [id for id, box in boxes.items() if {*map(len, box.values())} != {BOX}], "sent shares of the wrong length"
+        )
         self.sharers, self.context = list(boxes), sha256(self.context + listed(boxes))
         return {to: pack({id: box[to] for id, box in boxes.items() if id != to}) for to in boxes}
 
@@ -277,7 +281,8 @@ class Server:
         told = {id: unpack(body) for id, body in self.hear("reveal", messages, self.signers).items()}
         refuse([id for id, parts in told.items() if list(parts) != self.sharers], "did not reveal a share of each peer")
         refuse(
-            [id for id, parts in told.items() if {*map(len, parts.values())} != {SHARE}], "revealed what are no shares"
+            [id for id, parts in told.items() if {*map(len, parts.values())} != {SHARE}],
+            "revealed shares of the wrong length",
         )
         chosen, total = list(told)[: self.terms.threshold], self.total.copy()
         for id in self.sharers:
@@ -285,7 +290,9 @@ class Server:
             kept = id in self.survivors
             shown = masks.commitment(secret, id, context(self.terms)) if kept else public(secret)
             if shown != (self.adverts[id].seed if kept else self.adverts[id].mask):
-                raise ValueError(f"the shares of party {id} are not those of its keys: it, or one of {chosen}, lied")
+                raise ValueError(
+                    f"the shares of party {id} are not those of its keys: it, or one of {chosen}, is malicious"
+                )
             if kept:
                 total -= masks.own(secret, id, self.context, self.terms.length)
             else:  # survivors have added the opposite of what this party would have added for them

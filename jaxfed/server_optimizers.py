@@ -14,7 +14,7 @@ Second = Callable[[jax.Array, jax.Array], jax.Array]  # (second moment, update) 
 
 
 class Moments(NamedTuple):
-    """The state: means of updates and of their squares, like the parameters."""
+    """The state, like the parameters: the running mean of updates, and of their squares (FedAdagrad: their sum)."""
 
     first: Any
     second: Any
@@ -26,8 +26,8 @@ def adaptive(learning_rate: Any, b1: float, tau: float, initial: float, second: 
     Args:
         learning_rate: a number, or a schedule over rounds.
         b1: momentum of the first moment.
-        tau: what keeps steps finite where v is 0.
-        initial: v before the first round, in units of tau squared; the paper asks for 1 or more.
+        tau: added to sqrt(v) in the denominator; limits the step where v is small.
+        initial: value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
         second: how v follows the updates.
 
     Raises:
@@ -60,10 +60,11 @@ def fedadam(
     """FedAdam: v = b2 v + (1 - b2) x^2, without correction of the bias.
 
     Args:
-        b1: How much of the mean of past updates stays in each round.
-        b2: How much of the mean of their squares stays.
-        tau: What is added to the root of that mean, so that no step is too long.
-        initial: That mean before the first round, in units of tau squared; the paper asks for 1 or more.
+        learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
+        b1: Decay of m, the running mean of updates.
+        b2: Decay of v, the running mean of squared updates.
+        tau: Added to sqrt(v) in the denominator; limits the step where v is small.
+        initial: Value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
 
     Example:
         >>> optimizer = fedadam(0.1)
@@ -77,10 +78,11 @@ def fedyogi(
     """FedYogi: v = v - (1 - b2) x^2 sign(v - x^2).
 
     Args:
-        b1: How much of the mean of past updates stays in each round.
-        b2: How much of the mean of their squares stays.
-        tau: What is added to the root of that mean, so that no step is too long.
-        initial: That mean before the first round, in units of tau squared; the paper asks for 1 or more.
+        learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
+        b1: Decay of m, the running mean of updates.
+        b2: Decay of v, the running mean of squared updates.
+        tau: Added to sqrt(v) in the denominator; limits the step where v is small.
+        initial: Value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
 
     Example:
         >>> optimizer = fedyogi(0.1)
@@ -98,9 +100,10 @@ def fedadagrad(
     """FedAdagrad: v = v + x^2.
 
     Args:
-        b1: How much of the mean of past updates stays in each round.
-        tau: What is added to the root of that mean, so that no step is too long.
-        initial: That mean before the first round, in units of tau squared; the paper asks for 1 or more.
+        learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
+        b1: Decay of m, the running mean of updates.
+        tau: Added to sqrt(v) in the denominator; limits the step where v is small.
+        initial: Value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
 
     Example:
         >>> optimizer = fedadagrad(0.1)

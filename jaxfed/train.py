@@ -162,11 +162,12 @@ def check_outcome(folder: Path, standing: Standing) -> None:
     """Raises ValueError where a run has come to its end and to nothing."""
     if not standing.updates:
         raise ValueError(
-            f"{folder}: no client ever reported: of {standing.asked:,} asked {standing.dropped:,} did not answer and "
-            f"{standing.refused:,} withdrew, as their update was not finite: lower cohort.dropout, or the rates"
+            f"{folder}: no client ever reported an update: of {standing.asked:,} clients asked, {standing.dropped:,} "
+            f"dropped out (cohort.dropout) or came too late, and the updates of {standing.refused:,} were discarded "
+            "because they held NaN or infinity: lower cohort.dropout, or the learning rates"
         )
     if not standing.best_round:
-        raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: lower the rates")
+        raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: lower the learning rates")
 
 
 def first_alone(every: Processes, section: Any, load: Callable[[Any], Data]) -> Data:
@@ -200,7 +201,10 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
         with timed(standing.stages, "compute"):  # waits for the round
             gone = standing.book(experiment.wire, last) if last else 0
         if gone and gone == standing.refused:
-            say(f"round {standing.round}: {gone} clients withdrew, as their update is not finite; counted from here on")
+            say(
+                f"round {standing.round}: the updates of {gone} clients were discarded because they held NaN or "
+                "infinity; from here on they are only counted"
+            )
         last = info
 
     halt, several = 0, experiment.processes.size > 1  # who all stop after the same round
@@ -243,7 +247,7 @@ def loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[di
                 break
     if not standing.finished:
         again = f"go on with: jaxfed train {config.run.out}/config.toml --resume"
-        again = again if config.privacy.seed == "run" else "its secret seed is gone, so it cannot go on"
+        again = again if config.privacy.seed == "run" else "its secret seed is not stored, so it cannot be resumed"
         say(f"stopped after round {standing.round}; {again}")
         raise SystemExit(128 + halt)
     return {"state": state, "best": best}, standing
@@ -268,8 +272,8 @@ def judge(config, experiment, state, info, standing, journal, key) -> tuple[bool
     loss = f"train/loss {train['train/loss']:.4f}  "
     if train.get("ring/cut"):
         say(
-            f"round {standing.round}: ring.bound cut numbers of {train['ring/cut']:.0%} of the clients (updates, or "
-            "weights of a mean): raise it, or weigh by something smaller"
+            f"round {standing.round}: the link ring clipped values of {train['ring/cut']:.0%} of the clients to its "
+            'bound: raise its `bound`, or set `by` of the mean to "uniform" if its weights are too large'
         )
     star = " *" if better else ""
     hit = f"val/sampled/hr@10 {values['val/sampled/hr@10']:.4f}  " if "val/sampled/hr@10" in values else ""
@@ -284,13 +288,13 @@ def cautions(config: Any, account: privacy.Account) -> list[str]:
     found = privacy.remarks(account.mechanisms, account.sampling, config.rounds, account.delta)
     if config.privacy.seed == "run":
         found.append(
-            "noise and cohorts follow from the seed, which config.toml holds: epsilon is for readers who do not know "
-            'it (privacy.seed = "secret" keeps one that is in no file)'
+            "the noise can be recomputed from the seed in config.toml, so epsilon holds only against readers who do "
+            'not know that seed (privacy.seed = "secret" draws one that is not stored)'
         )
     if {each.kind for each in account.mechanisms} & {"gaussian", "correlated", "local"}:
         found.append(
-            "the noise is of floats, whose lowest bits can tell one sum from another (Mironov 2012): "
-            "discrete_gaussian and skellam add integers"
+            "the noise is added in floating point, whose lowest bits can reveal the sum (Mironov 2012): use "
+            "discrete_gaussian or skellam to avoid this"
         )
     if config.evaluation.patience:
         select = config.evaluation.select

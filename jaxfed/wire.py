@@ -140,7 +140,7 @@ def unpack(data: bytes, like: Tree, rows: int, items: int) -> tuple[Tree, np.nda
     ids = np.zeros(0, np.int32)
     if any(in_table for _, in_table in like_leaves):
         ids, at = np.frombuffer(data, np.int32, rows), ID * rows
-        malformed(((ids < 0) | (ids >= items)).any(), "ids of rows that there are not")
+        malformed(((ids < 0) | (ids >= items)).any(), "row ids outside the catalogue")
         malformed(len(np.unique(ids)) < rows, "a row that comes twice")
     out = []
     for leaf, in_table in like_leaves:
@@ -164,7 +164,7 @@ def read(leaf: Any, data: bytes, shape: tuple[int, ...], entries: int) -> Any:
     """One leaf from its bytes. Raises ValueError for any that `pack` would not write."""
     if not isinstance(leaf, Coded | Kept):
         x = np.frombuffer(data, leaf.dtype)
-        malformed(x.dtype == bool and (np.frombuffer(data, np.uint8) > 1).any(), "a truth that is neither 0 nor 1")
+        malformed(x.dtype == bool and (np.frombuffer(data, np.uint8) > 1).any(), "a boolean that is neither 0 nor 1")
         malformed(not np.isfinite(x).all(), "a number that is not finite")
         return x.reshape(shape)
     stream = np.unpackbits(np.frombuffer(data, np.uint8)).astype(np.int64)

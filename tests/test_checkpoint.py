@@ -163,10 +163,10 @@ def test_every_flipped_bit_of_a_record_is_noticed_or_changes_nothing():
     ("changes", "what"),
     [
         ({"format": 1}, "format 1, this version reads format 2"),
-        ({"standing": {"round": 41}}, "of another version"),
-        ({"standing": None}, "of another version"),
-        ({"standing": dataclasses.asdict(Standing(round=51))}, "stands at round 51"),
-        ({"step": 40}, "that of round 40"),
+        ({"standing": {"round": 41}}, "written by another version"),
+        ({"standing": None}, "written by another version"),
+        ({"standing": dataclasses.asdict(Standing(round=51))}, "belongs to round 51"),
+        ({"step": 40}, "its record belongs to round 40"),
     ],
 )
 def test_records_of_other_versions_and_rounds_say_what_is_wrong(changes, what):

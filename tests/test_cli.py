@@ -378,10 +378,10 @@ def test_out_of_memory_is_one_line(here, config, tmp_path, monkeypatch, error, w
 
 def test_places_where_no_run_can_be(wrong, config, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "holds something else than a run" in wrong("train", config, "--out", tmp_path / "file")
+    assert "contains files that are not from a run" in wrong("train", config, "--out", tmp_path / "file")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").write_text("mine")
-    assert "holds something else than a run" in wrong("train", config, "--out", tmp_path / "notes")
+    assert "contains files that are not from a run" in wrong("train", config, "--out", tmp_path / "notes")
     assert "Not a directory" in wrong("train", config, "--out", tmp_path / "file" / "below")
     assert "a name has '['" in wrong("train", config, "--out", tmp_path / "[1]")
     assert "File name too long" in wrong("train", config, "--out", tmp_path / ("x" * 300))
@@ -424,7 +424,7 @@ def test_a_run_whose_data_changed_is_not_called_damaged(wrong, here, config, tmp
     path.write_text("\n".join(line for line in FILE.splitlines() if not line.startswith("29,")))  # one user fewer
     for words in (["evaluate", out], ["recommend", out, "--user", 1]):
         line = wrong(*words)
-        assert "are not those of the run" in line
+        assert "differ from those of the run" in line
         assert "damaged" not in line
 
 
@@ -456,9 +456,9 @@ def test_what_kind_of_file_it_is(wrong, here, config, tmp_path):
     (tmp_path / "A.CSV").write_text(FILE)
     (tmp_path / "a.txt").write_text(FILE)
     line = wrong("train", config, "--out", tmp_path / "o", "--data.path", tmp_path / "a.txt")
-    assert "ends in none of .csv, .tsv, .parquet, .inter" in line
+    assert "from its ending: pass, for example, --data.name csv" in line
     assert "--data.name csv" in line
-    assert "ends in none of .csv" in wrong("data", tmp_path / "a.txt")
+    assert "cannot tell the kind of" in wrong("data", tmp_path / "a.txt")
     more = ["--rounds", "1", "--evaluation.every", "1", "--run.checkpoint-every", "1"]
     assert here("train", config, "--out", tmp_path / "o", "--data.path", tmp_path / "A.CSV", *more)[0] == 0
     assert 'name = "csv"' in (tmp_path / "o" / "config.toml").read_text()
@@ -559,9 +559,9 @@ def test_the_other_commands(wrong, finished, tmp_path):
     assert 'no user "nobody"' in wrong("recommend", finished[0], "--user", "nobody")
     assert "must be at least 1" in wrong("recommend", finished[0], "--user", "1", "-k", "0")
     assert 'no data set "ml-10k": give one of ml-100k, synthetic, csv' in wrong("data", "ml-10k")
-    assert "no such configuration" in wrong("train", tmp_path / "x.toml")
+    assert "no such file, and no configuration of that name" in wrong("train", tmp_path / "x.toml")
     (tmp_path / "empty.csv").write_text("user,item\n")
-    assert "the file is empty" in wrong("data", tmp_path / "empty.csv")
+    assert "the table has no rows" in wrong("data", tmp_path / "empty.csv")
 
 
 def test_profile_is_a_run_option(config, monkeypatch):

@@ -95,9 +95,9 @@ def test_signed_hashes_are_ids():
 def test_ids_that_cannot_be():
     refused(ids, "'x' has no value (NaN or empty) in row 3", ["a", "b", " "])
     refused(ids, "'x' has no value (NaN or empty) in row 2", pa.array([1.0, float("nan")]))
-    refused(ids, "'x' has the id -1, which usually stands for none, in row 2", ["3", "-1"])
+    refused(ids, "'x' has the id -1 in row 2, which usually means a missing value", ["3", "-1"])
     refused(ids, "'x' has an id of over 1,000 characters in row 4", ["a", "b", "a", "c" * 1_000_000])
-    refused(ids, "'x' has an id with a NUL in row 2", ["a", "a\0"])
+    refused(ids, "'x' has an id with a NUL character in row 2: remove it", ["a", "a\0"])
     refused(ids, "'x' holds binary that is no text", pa.array([b"\xff"]))
     refused(ids, "'x' holds struct<", pa.array([{"key" * 100: 1}]))
 
@@ -232,12 +232,10 @@ def test_the_time_that_cannot_be_is_named_with_its_row(bad):
 
 def test_times_that_cannot_be():
     refused(times, "'x' has no value in row 2", ["5", ""])
-    refused(
-        times, "'x' has '2020-01-01 00:00:00', without a zone, as row 1", ["2020-01-01T00:00Z", "2020-01-01 00:00:00"]
-    )
+    refused(times, "'x' has '2020-01-01 00:00:00', a time without a time", ["2020-01-01T00:00Z", "2020-01-01 00:00:00"])
     refused(
         times,
-        "'x' has '2020-01-01T00:00Z', with a zone, as row 1 has none, in row 2",
+        "'x' has '2020-01-01T00:00Z', a time with a time zone, in row 2, but row 1 has none: write all",
         ["2020-01-01", "2020-01-01T00:00Z"],
     )
     refused(times, "'x' holds bool, which cannot be times", pa.array([True]))

@@ -93,7 +93,7 @@ def test_a_byte_order_mark_is_no_part_of_a_configuration(tmp_path):
 
 
 def test_files_that_are_no_configuration(tmp_path):
-    with pytest.raises(ValueError, match="no such configuration"):
+    with pytest.raises(ValueError, match="no such file, and no configuration of that name"):
         read(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("a = [")
     with pytest.raises(ValueError, match="not TOML"):

@@ -72,14 +72,14 @@ def test_ties_in_the_order_of_the_rows_and_how_many_they_decide(rows, in_order, 
 def test_few_candidates_are_told():
     data, population = prepare(synthetic(40, 50, mean_length=8))
     had = [sum(len(part) for part in each) for each in owned(population).values()]
-    (note,) = [note for note in data.notes if "candidates" in note]
-    assert note.startswith("fewer than 99 candidates: 40 of 40 users have so few items that they never touched, ")
-    assert f"one of them {50 - max(had)};" in note
+    (note,) = [note for note in data.notes if "never interacted with" in note]
+    told = f"40 of 40 users have fewer than 99 items that they never interacted with (the fewest: {50 - max(had)})."
+    assert note.startswith(told)
     wide, narrow = synthetic(40, 400, mean_length=8), synthetic(40, 125, mean_length=8)
     assert prepare(wide)[0].notes == ()
     some = sum(len(narrow.items) - sum(map(len, each)) < 99 for each in owned(prepare(narrow)[1]).values())
     assert 0 < some < 40
-    assert f"candidates: {some} of 40 users" in prepare(narrow)[0].notes[0]
+    assert f"{some} of 40 users have fewer than 99 items" in prepare(narrow)[0].notes[0]
     rated = narrow._replace(
         interactions=narrow.interactions._replace(rating=narrow.interactions.item.astype(np.float32))
     )
@@ -247,7 +247,8 @@ def test_ml100k_is_what_we_know_in_the_order_we_know(ml100k):
     rows = ml100k.source.interactions
     assert (len(ml100k.source.users), len(ml100k.source.items), len(rows.user)) == (943, 1682, 100_000)
     assert ml100k.source.notes == (  # a different order would be announced here
-        "equal times decide 1,014 of 1,886 held-out items: the earliest row counts as the latest, as published",
+        "1,014 of 1,886 held-out items have the same time as another row of that user: the order of rows decided "
+        "(the earliest row counts as the latest, as published)",
     )
     assert ml100k.source.titles[0] == "Toy Story (1995)"
     assert ml100k.source.columns["occupation"][0] == "writer"  # of user 196, the first row of u.data
@@ -308,7 +309,7 @@ def test_features_of_movielens(ml100k):
     genres, known = source.item_features, source.user_features
     named = [genres.names[i] for i in genres.numbers[toys] if i < len(genres.names)]
     assert named == ["genre=Animation", "genre=Children's", "genre=Comedy"]
-    assert [known.names[i] for i in known.numbers[somebody]] == ["age=46", "gender=M", "occupation=writer"]  # he is 49
+    assert [known.names[i] for i in known.numbers[somebody]] == ["age=46", "gender=M", "occupation=writer"]  # aged 49
     assert len(genres.names) == 19
     assert len(known.names) == 10 + 2 + 21
 

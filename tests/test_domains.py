@@ -18,8 +18,8 @@ SHAPES = (USERS, 3), (2, ITEMS, 3)
 
 
 def two_domains(many=14, few=3, seed=0):
-    """A user has `many` rows in one domain and `few` in the other, of items that his taste, a direction in space, likes
-    in both; all items are alike popular."""
+    """A user has `many` rows in one domain and `few` in the other, of items that the user's taste, a direction in
+    space, likes in both; all items are alike popular."""
     random = np.random.default_rng(seed)
     name, rows = random.permutation(2 * ITEMS), []
     taste, items = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in map(random.normal, (0, 0), (1, 1), SHAPES))

@@ -212,15 +212,15 @@ def test_files_of_features_in_every_form(files):
 
 
 BAD = {
-    "no id column": ("user_features", "who,age\nu1,3\n", "no column of user ids among who, age: call it user_id"),
+    "no id column": ("user_features", "who,age\nu1,3\n", "no column of user ids among who, age: rename the column of"),
     "an id twice": (
         "user_features",
         "user_id,age\nu1,3\nu2,4\nu1,5\n",
         "'user_id' has 'u1', an id that came before, in row 3",
     ),
     "no id": ("item_features", "item_id,age\n10,3\n,4\n", "'item_id' has no value"),
-    "strangers": ("user_features", "user_id,age\nx,3\n", "none of the ids in 'user_id' is one of a user of the"),
-    "an empty file": ("item_features", "item_id,age\n", "the file is empty"),
+    "strangers": ("user_features", "user_id,age\nx,3\n", "no id in column 'user_id' matches a user of the"),
+    "an empty file": ("item_features", "item_id,age\n", "the table has no rows"),
 }
 
 

@@ -92,8 +92,8 @@ def test_a_run_without_noise_claims_nothing(tmp_path):
 
 def test_the_seed_and_floats_are_named_where_they_weaken_the_guarantee(private):
     text = "\n".join(told(str(private[1])))
-    assert "noise and cohorts follow from the seed, which config.toml holds" in text
-    assert "the noise is of floats, whose lowest bits" in text
+    assert "the noise can be recomputed from the seed in config.toml" in text
+    assert "the noise is added in floating point, whose lowest bits" in text
     assert "not covered train/loss, clip/clients" in text
 
 
@@ -125,7 +125,7 @@ def test_a_run_whose_seed_is_gone_does_not_go_on(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         train(config)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="cannot go on, as its secret seed is gone"):
+    with pytest.raises(ValueError, match="the secret seed is not stored, so this run cannot be resumed"):
         train(config, resume=True)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 

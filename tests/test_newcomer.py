@@ -17,9 +17,10 @@ from rich.console import Console
 
 from jaxfed import cli
 from jaxfed.cli_init import starter
+from jaxfed.cli_privacy import DRAWN
 from jaxfed.config import config_of, known, read, section_type, table_of
 from jaxfed.privacy import RELATIONS, SAMPLERS
-from jaxfed.registry import OPTIMIZERS, REGISTRY, arguments
+from jaxfed.registry import REGISTRY, arguments
 from jaxfed.runs import together
 from jaxfed.table import print_table
 
@@ -62,7 +63,7 @@ def test_every_option_of_train_has_a_description(name, monkeypatch, capsys):
         told = " ".join(option.replace("│", " ").split())
         assert re.search(r"[a-z]{3,}.*\. \(default:", told), option
     assert not {"--download", "--evaluation.channel"} & {each.split()[0] for each in options}  # they take no value
-    assert "--download.N.name" in text
+    assert "--download.L.name" in text
 
 
 def test_what_needs_no_jax_does_not_import_it():
@@ -90,6 +91,12 @@ def test_the_words_of_privacy_are_those_of_its_accountant(monkeypatch, capsys):
     text = run(monkeypatch, capsys, "privacy", "calibrate", "--help")[1]
     assert all(word in text for word in RELATIONS)
     assert set(SAMPLERS) <= REGISTRY["cohort"].keys() | {"fixed"}
+    assert set(DRAWN) == {"uniform" if name == "fixed" else name for name in SAMPLERS}
+    asked = {"epsilon": 8, "delta": 1e-5, "population": 1000, "cohort": 100, "rounds": 9}
+    words = ["calibrate", *(f"--{key}={value}" for key, value in asked.items()), "--sampler"]
+    texts = [run(monkeypatch, capsys, "privacy", *words, name) for name in ("uniform", "fixed")]
+    assert texts[0] == texts[1]
+    assert texts[0][0] == 0
 
 
 # --- configurations that come with the program ----------------------------------------
@@ -101,9 +108,9 @@ def test_a_name_is_a_configuration_that_comes_with_the_program(tmp_path, monkeyp
     assert read("ml100k_ease") == read("ml100k_ease.toml") == here
     (tmp_path / "ml100k_ease").write_text("rounds = 7\n")  # a file of that name comes first
     assert read("ml100k_ease") == {"rounds": 7}
-    with pytest.raises(ValueError, match="no such configuration; one that comes with jaxfed is ml100k_fedavg"):
+    with pytest.raises(ValueError, match='of that name comes with jaxfed; did you mean "ml100k_fedavg"'):
         read("ml100k_fedavgg")
-    with pytest.raises(ValueError, match=r"configs/ml100k_ease.toml: no such configuration; one that .* ml100k_ease$"):
+    with pytest.raises(ValueError, match=r'configs/ml100k_ease.toml: no such file.*; did you mean "ml100k_ease"\?$'):
         read("configs/ml100k_ease.toml")
 
 
@@ -138,11 +145,20 @@ def test_init_writes_what_can_be_trained_and_overwrites_nothing(tmp_path, monkey
     assert (tmp_path / "my.toml").read_bytes() == before
     assert run(monkeypatch, capsys, "init", "ml100k_ease", "--out", "mine.toml")[0] == 0
     assert table_of(config_of(read("mine.toml"))) == table_of(config_of(read("ml100k_ease")))
+    (tmp_path / "sub").mkdir()
+    assert run(monkeypatch, capsys, "init", "--out", "sub/a.toml")[0] == 0
+    assert "jaxfed train sub/a.toml" in (tmp_path / "sub" / "a.toml").read_text()
+    told = "jaxfed: --out no/a.toml: the folder no does not exist: create it first\n"
+    assert run(monkeypatch, capsys, "init", "--out", "no/a.toml") == (2, "", told)
+    (tmp_path / "x.dat").write_text("user,item\n1,2\n")
+    told = "cannot tell the kind of x.dat from its ending: rename it to end in .csv, .tsv, .parquet or .inter\n"
+    assert run(monkeypatch, capsys, "init", "x.dat") == (2, "", f"jaxfed: {told}")
     assert run(monkeypatch, capsys, "init")[0] == 0
     wanted = table_of(config_of({})) | {"run": table_of(config_of({}))["run"] | {"out": "runs/first"}}
     assert table_of(config_of(read("config.toml"))) == wanted
     code, _, said = run(monkeypatch, capsys, "init", "ml100k_eas")
-    assert (code, said) == (2, "jaxfed: ml100k_eas: no such configuration; one that comes with jaxfed is ml100k_ease\n")
+    wanted = "no such file, and no configuration of that name comes with jaxfed"
+    assert (code, said) == (2, f'jaxfed: ml100k_eas: {wanted}; did you mean "ml100k_ease"?\n')
     assert run(monkeypatch, capsys, "data", "my.toml")[1].startswith("9 users x 8 items")
     assert run(monkeypatch, capsys, "data", "synthetic_1k", "--users", "60")[1].startswith("60 users x ")
 
@@ -203,7 +219,7 @@ def test_a_file_of_sixty_people_and_nothing_else_is_learnt(tmp_path):
 @pytest.mark.parametrize("section", ["optimizer", "server"])
 def test_rates_that_nobody_gave_suit_the_optimiser(section):
     """A step of one is no step for an optimiser whose steps are as long as its rate."""
-    rates = {name: arguments(section, name)["learning_rate"] for name in OPTIMIZERS}
-    assert {name for name, rate in rates.items() if rate > 0.1} <= {"sgd"}
+    rates = {name: arguments(section, name)["learning_rate"] for name in REGISTRY[section]}
+    assert {name for name, rate in rates.items() if rate > 0.1} <= {"sgd", "solve"}
     whole = config_of({"work": {"optimizer": {"name": "adam"}}})
     assert table_of(whole) == table_of(config_of({}))  # what is default may be written out

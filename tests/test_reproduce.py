@@ -105,7 +105,7 @@ def test_settings_that_changed_are_not_told_as_the_row(file, tmp_path, monkeypat
     ("words", "text"),
     [
         ("--table ml100k --only factor", 'no row "factor"; did you mean "factors"'),
-        ("--table ml100k --user who", "a file of your own takes options of its loader"),
+        ("--table ml100k --user who", "--user: loader options are only for --table FILE"),
         ("--table no.csv", "a file that is there"),
         ("--table FILE --only tiny --usr who", "unknown option --data.usr"),
     ],

@@ -139,7 +139,7 @@ def test_stopped_on_its_way_to_more_rounds_it_goes_on_to_them(finished, eight, m
         train(made(finished, rounds=8), resume=True)
     monkeypatch.setattr(module, "judge", judge)
     assert not (finished / "summary.json").exists()
-    with pytest.raises(ValueError, match=r"rounds: 8 -> 4 cannot be: it has done 7: ask for more"):
+    with pytest.raises(ValueError, match=r"rounds cannot change from 8 to 4: 7 are done. Ask for more"):
         train(made(finished), resume=True)
     assert train(made(finished, rounds=8), resume=True)["params_sha256"] == eight["params_sha256"]
     assert rows(finished)[-1]["round"] == read_summary(finished)["best_round"]
@@ -148,7 +148,7 @@ def test_stopped_on_its_way_to_more_rounds_it_goes_on_to_them(finished, eight, m
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_fewer_rounds_than_it_has_done(finished, rounds):
     before = files(finished)
-    with pytest.raises(ValueError, match=f"rounds: 4 -> {rounds} cannot be: it has done 4"):
+    with pytest.raises(ValueError, match=f"rounds cannot change from 4 to {rounds}: 4 are done"):
         train(made(finished, rounds=rounds), resume=True)
     assert files(finished) == before
 
@@ -170,20 +170,24 @@ PATIENT = {"evaluation": {"every": 2, "patience": 2}}
 @pytest.mark.parametrize(
     ("record", "standing", "words"),
     [
-        (LINEAR, {}, r'rounds: 4 -> 8 cannot be: server.schedule = "linear" was made for 4'),
-        (CORRELATED, {}, r'the channel "correlated" was made for 4'),
-        (PATIENT, {"finished": True, "stale": 2}, "evaluation.patience counts the evaluation after round 4, by which"),
-        ({"evaluation": {"every": 3, "patience": 2}}, {"finished": True}, "counts the evaluation after round 4"),
+        (LINEAR, {}, r'rounds cannot change from 4 to 8: server.schedule = "linear" depends on it'),
+        (CORRELATED, {}, r'the channel "correlated" depends on it'),
+        (PATIENT, {"finished": True, "stale": 2}, "evaluation.patience ended the run after round 4"),
+        (
+            {"evaluation": {"every": 3, "patience": 2}},
+            {"finished": True},
+            "patience counted the evaluation after round 4",
+        ),
     ],
 )
-def test_where_more_rounds_are_not_the_same_and_more(record, standing, words):
+def test_more_rounds_are_refused_where_the_first_ones_would_differ(record, standing, words):
     with pytest.raises(ValueError, match=words) as said:
         checked(record, standing, rounds=8)
     assert "\n" not in str(said.value)
     checked(record, standing)  # as many as before
 
 
-def test_where_they_are():
+def test_more_rounds_are_accepted_where_the_first_ones_stay_the_same():
     checked(rounds=8)
     checked(PATIENT, {"finished": True, "stale": 1}, rounds=8)
     checked(PATIENT, {"stale": 1}, rounds=8)
@@ -247,7 +251,7 @@ def test_a_moved_run_goes_on_where_it_lies(stopped, original, program):
     assert files(original) == before
 
 
-def test_but_for_a_run_somewhere_else_its_configuration_is_one_like_any(finished, program, tmp_path):
+def test_the_configuration_in_a_runs_folder_starts_an_equal_run_in_another_folder(finished, program, tmp_path):
     before = files(finished)
     assert program("train", finished / "config.toml", "--out", tmp_path / "other")[0] == 0
     assert sha(tmp_path / "other") == sha(finished)
@@ -448,8 +452,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, original, program
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 2
-    again = f"free some and go on with: jaxfed train {out}/config.toml --resume"
-    assert told.splitlines()[-1] == f"jaxfed: disk full ({os.strerror(errno.EFBIG)}), {again}"
+    again = f"free some space, then run: jaxfed train {out}/config.toml --resume"
+    assert told.splitlines()[-1] == f"jaxfed: disk full ({os.strerror(errno.EFBIG)}): {again}"
     assert "Traceback" not in told
     monkeypatch.setattr(checkpoint, "save", save)
     assert program("train", out / "config.toml", "--resume")[0] == 0
@@ -464,7 +468,7 @@ def test_no_room_for_the_first_file(tmp_path, monkeypatch, program):
     (tmp_path / "small.toml").write_text(tomli_w.dumps(TABLE))
     code, _, told = program("train", tmp_path / "small.toml", "--out", tmp_path / "run")
     said = told.splitlines()[-1]
-    assert (code, said) == (2, "jaxfed: disk full (No space left on device), free some and start again")
+    assert (code, said) == (2, "jaxfed: disk full (No space left on device): free some space, then start again")
     monkeypatch.undo()
     assert train(made(tmp_path / "run", rounds=1))["rounds"] == 1
 
@@ -477,7 +481,7 @@ def test_a_run_in_which_nobody_reports(tmp_path, program):
     (tmp_path / "small.toml").write_text(tomli_w.dumps(table))
     code, _, told = program("train", tmp_path / "small.toml", "--out", tmp_path / "run")
     assert code == 2
-    assert "no client ever reported: of 160 asked 160 did not answer and 0 withdrew" in told.splitlines()[-1]
+    assert "no client ever reported an update: of 160 clients asked, 160 dropped out" in told.splitlines()[-1]
     assert not (tmp_path / "run" / "summary.json").exists()
     assert [row["train/loss"] for row in rows(tmp_path / "run")] == [None, None]
     assert [row["clients/reported"] for row in rows(tmp_path / "run")] == [0, 0]

@@ -270,7 +270,7 @@ def test_one_program_reduces_cohorts_of_fewer_blocks(compiled):
 # --- attacks ----------------------------------------
 
 FRACTION, SEED, CLIENTS, HELD = 0.2, 1, 60, 25
-EVIL = np.flatnonzero(malicious(np.arange(CLIENTS), FRACTION, SEED))
+BAD = np.flatnonzero(malicious(np.arange(CLIENTS), FRACTION, SEED))
 TARGETS = (3, 11)
 ATTACKS = {
     "sign_flip": sign_flip(FRACTION, 3.0, SEED),
@@ -319,8 +319,8 @@ def error(reduce, channel):
 
 def test_the_attackers_are_a_fifth_and_nowhere_the_most():
     _, _, held = cohort_under(link())
-    assert 8 <= len(EVIL) <= 16
-    share = np.bincount(held[EVIL].ravel(), minlength=40) / np.bincount(held.ravel(), minlength=40)
+    assert 8 <= len(BAD) <= 16
+    share = np.bincount(held[BAD].ravel(), minlength=40) / np.bincount(held.ravel(), minlength=40)
     assert share.max() < 0.4  # what the trimmed mean below is set to bear
 
 
@@ -341,7 +341,7 @@ def test_krum_takes_an_honest_client():
         got = jax.jit(krum(CLIENTS, 16).reduce, static_argnums=1)(part, 40)
         taken = np.flatnonzero(np.isclose(np.asarray(part.messages["plain"]) * CLIENTS, float(got["plain"]), rtol=1e-6))
         assert len(taken) == 1
-        assert taken[0] not in EVIL
+        assert taken[0] not in BAD
 
 
 def test_a_bounded_norm_bounds_what_attackers_can_add():
@@ -351,7 +351,7 @@ def test_a_bounded_norm_bounds_what_attackers_can_add():
     """
     assert error(total, ATTACKS["scaled"]) > 4
     assert error(total, chain_of(ATTACKS["scaled"], clip(9.0))) < 0.4
-    within = 2 * 9.0 * len(EVIL)
+    within = 2 * 9.0 * len(BAD)
     for attack in ATTACKS.values():
         moved = {}
         for bound in ((), (clip(9.0),)):
@@ -383,15 +383,15 @@ def test_an_attack_changes_the_messages_of_the_malicious_alone(name):
     rows = jnp.reshape(honest["table"].rows, (CLIENTS, HELD, WIDE)), changed["table"].rows.reshape(CLIENTS, HELD, WIDE)
     moved = np.flatnonzero((rows[0] != rows[1]).any((1, 2)))
     _, _, held = cohort_under(link())
-    evil = [c for c in EVIL if name != "promote" or np.isin(held[c], TARGETS).any()]
-    assert moved.tolist() == list(evil)
+    bad = [c for c in BAD if name != "promote" or np.isin(held[c], TARGETS).any()]
+    assert moved.tolist() == list(bad)
     if name == "sign_flip":
-        close(rows[1][EVIL], -3 * rows[0][EVIL])
+        close(rows[1][BAD], -3 * rows[0][BAD])
     if name == "promote":
         target = np.isin(held, TARGETS)
         same(rows[1][~target], rows[0][~target])
         length = np.linalg.norm(rows[0], axis=2)
-        for c in evil:
+        for c in bad:
             np.testing.assert_allclose(
                 np.linalg.norm(rows[1][c][target[c]], axis=1), 30 * length[c][~target[c]].mean(), rtol=1e-4
             )
@@ -436,23 +436,23 @@ def test_poisoned_histories(clients, protocol):
     honest = prepare(SOURCE, clients, 12, protocol=protocol)[1]
     source, poisoned = prepare(SOURCE, clients, 12, protocol=protocol, malicious=0.3, promoted=("7", "9"), malice=2)
     targets = set(numbers_of(source.items, ("7", "9"), "here").tolist())
-    evil = malicious(np.arange(poisoned.num_clients), 0.3, 2)
-    assert 0 < evil.sum() < len(evil)
+    bad = malicious(np.arange(poisoned.num_clients), 0.3, 2)
+    assert 0 < bad.sum() < len(bad)
     same(poisoned.user_names, honest.user_names)
     for user, client in enumerate(poisoned.client_of):
         old, new = honest.train.of(user), poisoned.train.of(user)
         held = {*honest.valid.of(user).tolist(), *honest.test.of(user).tolist()}
-        if not evil[client]:
+        if not bad[client]:
             same(new, old)
         elif protocol == "loo-clean":
             assert {*new.tolist()} == {*old.tolist()} | (targets - held)
             assert len(new) == len(set(new.tolist()))
-        if not evil[client] or protocol == "loo-clean":
+        if not bad[client] or protocol == "loo-clean":
             same(poisoned.valid.of(user), honest.valid.of(user))
             same(poisoned.test.of(user), honest.test.of(user))
     assert (poisoned.activity > honest.activity).sum() == sum(
         any(not targets <= {*honest.train.of(u).tolist()} for u in np.flatnonzero(honest.client_of == c))
-        for c in np.flatnonzero(evil)
+        for c in np.flatnonzero(bad)
     ) or protocol != "loo-clean"
     assert any("malicious" in note for note in source.notes)
 
@@ -467,17 +467,17 @@ def test_a_promoted_item_that_is_not_there():
 @pytest.mark.parametrize("pairwise", [False, True])
 def test_flipped_labels(pairwise):
     honest, flipped = prepare(SOURCE)[1], prepare(SOURCE, malicious=0.3, label_flip=True, malice=2)[1]
-    evil = malicious(np.arange(60), 0.3, 2)
+    bad = malicious(np.arange(60), 0.3, 2)
     args = Batching(8, 3, 2, pairwise), np.arange(60), 0, 5
     a, b = draw(honest, *args), draw(flipped, *args)
     client = np.repeat(a.client, a.examples)
-    assert 0 < evil.sum() < 60
+    assert 0 < bad.sum() < 60
     if pairwise:
-        same(b.item, np.where(evil[client][:, None], a.item[:, ::-1], a.item))
+        same(b.item, np.where(bad[client][:, None], a.item[:, ::-1], a.item))
         same(b.label, a.label)
     else:
         same(b.item, a.item)
-        same(b.label, a.label ^ evil[client])
+        same(b.label, a.label ^ bad[client])
 
 
 # --- a whole run ----------------------------------------

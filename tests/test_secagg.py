@@ -179,7 +179,7 @@ def test_the_default_randomness_is_new_each_time():
         ({"session": "one session, of thirty-two bytes"}, "the session must be bytes"),
         ({"roster": list(ROSTER[:5])}, "a tuple of public keys"),
         ({"roster": (*ROSTER[:4], bytes([1, *bytes(31)]))}, "anybody can sign for party 4"),
-        ({"neighbours": 6}, "an even number of neighbours below 5"),
+        ({"neighbours": 6}, "an even number from 2, below 5"),
     ],
 )
 def test_terms_that_are_not_sound(changes, match):
@@ -225,12 +225,12 @@ def test_a_share_of_another_length_is_refused_before_it_is_a_number():
     long = dict(unpack(said[2][:-SIGNATURE]))
     long[1] = bytes(20_000_000)
     said[2] = signed(one.parties[2], "reveal", pack(long))
-    refused("party 2 revealed what are no shares", one.server.reveal, said)
+    refused("party 2 revealed shares of the wrong length", one.server.reveal, said)
     one = until("share")
     said = {i: one.parties[i].share(word) for i, word in one.sends.items()}
     boxes = unpack(said[3][:-SIGNATURE])
     said[3] = signed(one.parties[3], "share", pack({i: box + b"x" for i, box in boxes.items()}))
-    refused("party 3 sent what are no shares", one.server.share, said)
+    refused("party 3 sent shares of the wrong length", one.server.share, said)
 
 
 def test_all_terms_are_in_what_is_signed():

@@ -111,7 +111,7 @@ def packed():
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_message_of_anybody_is_one_that_the_packer_writes_or_refused(packed, data):
+def test_damaged_bytes_are_refused_or_read_as_what_packs_to_the_same_bytes(packed, data):
     """Bytes flipped, cut off or added: what is read packs to the same bytes; all else is one ValueError."""
     sent, message = packed[data.draw(st.sampled_from(FORMS))]
     wrong = bytearray(message)
@@ -138,8 +138,8 @@ FEW = {"a": Kept(np.arange(5, dtype=np.float32), np.arange(5) < 1, 0.2, False)}
 @pytest.mark.parametrize(
     ("data", "like", "rows", "what"),
     [
-        (np.array([3, N], np.int32).tobytes() + bytes(8), TWO, 2, "ids of rows that there are not"),
-        (np.array([-1, 3], np.int32).tobytes() + bytes(8), TWO, 2, "ids of rows that there are not"),
+        (np.array([3, N], np.int32).tobytes() + bytes(8), TWO, 2, "row ids outside the catalogue"),
+        (np.array([-1, 3], np.int32).tobytes() + bytes(8), TWO, 2, "row ids outside the catalogue"),
         (np.array([3, 3], np.int32).tobytes() + bytes(8), TWO, 2, "a row that comes twice"),
         (np.array([3, 4], np.int32).tobytes() + np.float32([0, np.inf]).tobytes(), TWO, 2, "not finite"),
         (bytes(15), TWO, 2, "15 bytes where 16 were expected"),

@@ -2,7 +2,7 @@
 
 Who is malicious is a function of (seed, client), see `malice`: links with the same `fraction` and `seed` speak of the
 same clients, and so does the section [data]. To the left of a link that weighs, an attack changes the update; to its
-right also the weights that the client claims. Malicious clients train as all others do, and lie in what they send.
+right also the weights that the client claims. Malicious clients train as all others do, and send something else.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def attack(name: str, change: Callable[[Tree, Client], Tree], fraction: float, s
     check_fraction(fraction, f"{name}.fraction")
 
     def encode(message, sent, client):
-        lies, lie = malicious(client.id, fraction, seed), change(message, client)
-        return jax.tree.map(lambda false, true: jnp.where(lies, false, true), lie, message), client.memory
+        bad, false = malicious(client.id, fraction, seed), change(message, client)
+        return jax.tree.map(lambda sent, true: jnp.where(bad, sent, true), false, message), client.memory
 
     return link(encode, name=name)
 
@@ -34,7 +34,7 @@ def sign_flip(fraction: float = 0.2, scale: float = 1.0, seed: int = 0) -> Chann
 
     Args:
         fraction: Share of the clients that are malicious.
-        scale: A lie is the message times minus this.
+        scale: A malicious client sends -scale x its message.
         seed: Seed of who is malicious: the same clients as in [data] and in other links for the same fraction and seed.
     """
     return attack("sign_flip", lambda message, client: times(-scale, message), fraction, seed)
@@ -45,7 +45,7 @@ def scaled(fraction: float = 0.2, factor: float = 10.0, seed: int = 0) -> Channe
 
     Args:
         fraction: Share of the clients that are malicious.
-        factor: A lie is the message times this.
+        factor: A malicious client sends factor x its message.
         seed: Seed of who is malicious: the same clients as in [data] and in other links for the same fraction and seed.
     """
     return attack("scaled", lambda message, client: times(factor, message), fraction, seed)

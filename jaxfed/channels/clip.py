@@ -63,7 +63,7 @@ def clip_per_row(bound: float = 0.1) -> Channel:
 
 
 def zero_out(bound: float = 10.0) -> Channel:
-    """An update whose L2 norm is above `bound` counts as zero: an outlier has no say at all.
+    """An update whose L2 norm is above `bound` counts as zero, so outliers are ignored.
 
     Args:
         bound: The largest L2 norm of an update that counts.
@@ -89,11 +89,11 @@ def adaptive_clip(
     one message of norm sqrt(1 + share^2 / 4) at most, so that noise to the right of this link covers both.
 
     Args:
-        bound: The bound at first.
-        quantile: Share of the clients whose norm is to lie within the bound.
-        rate: How fast the bound follows.
-        share: Size of the message that says whether a norm was within.
-        count: The expected cohort, for a private chain. 0: those who reported.
+        bound: The bound in the first round.
+        quantile: Share of the clients whose norm is to be within the bound.
+        rate: The bound is multiplied by exp(-rate x (fraction within - quantile)) each round.
+        share: Magnitude of the extra number (+share/2 or -share/2) that says whether the norm was within the bound.
+        count: Expected cohort size; required under differential privacy. 0: number of clients that reported.
     """
     positive("adaptive_clip.bound", bound)
     if not 0 < quantile < 1 or rate <= 0 or share <= 0:

@@ -30,8 +30,8 @@ def each(function: Callable, tree: Tree, key: Key | None = None) -> Tree:
 
 
 def feedback(code: Channel) -> Channel:
-    """Error feedback: what a message lost is added to the client's next one (Seide et al. 2014; Karimireddy et al.
-    2019). A client keeps a whole table for it, which costs clients x catalogue."""
+    """Error feedback: the compression error is added to the client's next message (Seide et al. 2014; Karimireddy et
+    al. 2019). Stores one full item table per client (clients x items x dim numbers)."""
 
     def encode(update, sent, client):
         wanted = jax.tree.map(jnp.add, update, client.memory)
@@ -141,8 +141,8 @@ def quantise(bits: int = 8, keep_error: bool = False) -> Channel:
 
     Args:
         bits: Bits of a number, from 2 to 16.
-        keep_error: What a message lost is added to the client's next one (error feedback), which keeps clients x
-            catalogue.
+        keep_error: Error feedback: the compression error is added to the client's next message. Stores one full item
+            table per client (clients x items x dim numbers).
     """
     if not 2 <= bits <= 16:
         raise ValueError(f"quantise.bits is {bits}: it must be 2 to 16")
@@ -154,8 +154,8 @@ def sign(keep_error: bool = True) -> Channel:
     """One bit a number, and the mean of their sizes (scaled sign, Karimireddy et al. 2019).
 
     Args:
-        keep_error: What a message lost is added to the client's next one (error feedback), which keeps clients x
-            catalogue.
+        keep_error: Error feedback: the compression error is added to the client's next message. Stores one full item
+            table per client (clients x items x dim numbers).
     """
 
     def code(x, key, entries):
@@ -279,8 +279,8 @@ def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
 
     Args:
         share: Share of the numbers that is sent.
-        keep_error: What a message lost is added to the client's next one (error feedback), which keeps clients x
-            catalogue.
+        keep_error: Error feedback: the compression error is added to the client's next message. Stores one full item
+            table per client (clients x items x dim numbers).
     """
     made = some(share, lambda x, key: jnp.abs(x), False, lambda entries, count: 1.0, "top_k")
     made = made._replace(norm=lambda x: x)  # a part of a vector is no longer than it
@@ -294,8 +294,8 @@ def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
 
     Args:
         share: Share of the numbers that is sent.
-        keep_error: What a message lost is added to the client's next one (error feedback), which keeps clients x
-            catalogue.
+        keep_error: Error feedback: the compression error is added to the client's next message. Stores one full item
+            table per client (clients x items x dim numbers).
     """
 
     def pick(x, key):

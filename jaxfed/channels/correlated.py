@@ -106,6 +106,9 @@ def correlated(
     bands, or times 3 for blt.
 
     Args:
+        rounds: Number of rounds of the run.
+        population: Number of all clients.
+        sampler: How the clients of a round are drawn.
         multiplier: Standard deviation of the noise, over what one client can change of the whole run.
         kind: tree; banded (BandMF, Choquette-Choo et al. 2023), with as many bands as rounds lie between two of a
             client; or blt (Dvijotham et al. 2024; McMahan et al. 2024).
@@ -132,7 +135,7 @@ def correlated(
         return made._replace(decode=decode, private=(Mechanism("correlated", multiplier, l2=norm),), at=None)
 
     def unplaced(total, state, round):
-        raise ValueError("correlated: it learns from a chain how much noise is needed: put it in one, after a clip")
+        raise ValueError("correlated: use it inside chain(...), to the right of a clip, which sets its noise")
 
     made = link(
         decode=unplaced,

@@ -52,10 +52,10 @@ def discrete_gaussian(slots: int, multiplier: float = 1.0, fraction_bits: int = 
     the sum, `multiplier` times what one client can add (Canonne, Kamath and Steinke 2020; Kairouz et al. 2021).
 
     Its Renyi divergences are at most those of Gaussian noise. Use it in place of `gaussian` where who reads the result
-    may look at the lowest bits of its floats. slots: most clients of a round. Unlike `skellam` it does not hide
-    messages from the server.
+    may look at the lowest bits of its floats. Unlike `skellam` it does not hide messages from the server.
 
     Args:
+        slots: The largest number of clients in a round.
         multiplier: The noise, over the largest norm of what a client can add.
         fraction_bits: Binary digits after the point that are kept of a number.
     """

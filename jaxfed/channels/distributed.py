@@ -82,7 +82,7 @@ def check_bits(name: str, slots: int, l2: float, stddev: float, fraction_bits: i
     if need > BITS:
         raise ValueError(
             f"{name}: the sum of {slots} clients with {fraction_bits} fractional bits needs {need} bits, the ring "
-            f"has {BITS}: lower {name}.fraction_bits to {fraction_bits - need + BITS}, or clip more"
+            f"has {BITS}: lower {name}.fraction_bits to {fraction_bits - need + BITS}, or lower the clip bound"
         )
 
 
@@ -101,8 +101,8 @@ def on_grid(
             more = math.log2((limits[0] if stddev < limits[0] else limits[1]) / stddev)
             fitting = fraction_bits + (math.ceil(more) if more > 0 else math.floor(more))
             raise ValueError(
-                f"{name}: noise of {stddev:.3g} grid units (standard deviation), {limits[0]:g} to {limits[1]:g} can be "
-                f"drawn: set {name}.fraction_bits to {fitting}"
+                f"{name}: noise of standard deviation {stddev:.3g} in grid units (1 grid unit = 2^-fraction_bits), "
+                f"{limits[0]:g} to {limits[1]:g} can be drawn: set {name}.fraction_bits to {fitting}"
             )
         check_bits(name, slots, l2, stddev, fraction_bits)
 
@@ -121,7 +121,7 @@ def on_grid(
         return made._replace(encode=encode, decode=decode, private=(released,), norm=lambda x: l2, at=None)
 
     def unplaced(*_):
-        raise ValueError(f"{name}: it learns from a chain how much noise is needed: put it in one, after a clip")
+        raise ValueError(f"{name}: use it inside chain(...), to the right of a clip, which sets its noise")
 
     released = Mechanism(name, multiplier, 1.0, 1.0)
     made: Channel = link(unplaced, unplaced, reduce=total, private=(released,), at=at, whole=True, name=name, **is_)
@@ -133,10 +133,11 @@ def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Cha
     Kairouz and Liu 2021).
 
     An update that rounding makes longer than that is rounded towards zero instead (in place of the retries of Kairouz
-    et al. 2021), so the norm holds for every draw. slots: most clients of a round. The noise is drawn at the sum, whole
-    whoever reports: of a deployment's clients each adds its share, and somebody that of the absent.
+    et al. 2021), so the norm holds for every draw. The noise is drawn at the sum, whole whoever reports: of a
+    deployment's clients each adds its share, and somebody that of the absent.
 
     Args:
+        slots: The largest number of clients in a round.
         multiplier: Standard deviation of the noise, over the largest norm of an update.
         fraction_bits: Binary digits after the point that are kept of a number.
     """

@@ -25,7 +25,11 @@ def fednova() -> Channel:
 def feddyn(population: int) -> Channel:
     """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered of all of them: of each round
     the sum over those who reported, divided by all clients, `population`. The clients' half is the work `dynamic`; put
-    it left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace."""
+    it left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace.
+
+    Args:
+        population: Number of all clients.
+    """
 
     def decode(total, gathered, round):
         share = round.present.sum() / population

@@ -41,10 +41,11 @@ def agnostic(activity: Sequence[float], groups: int = 10, rate: float = 0.1, for
     """Agnostic federated averaging (Mohri et al. 2019; Ro et al. 2021), in place of a mean: as good as the worst group.
 
     A client weighs lambda_g n / N_g: n its examples, g its group, N_g the group's share of them in past rounds. A
-    group's weight lambda_g grows by exp(rate * its mean loss). Groups are the quantiles of `activity`, the train
-    interactions of all clients; one group is the weighted mean.
+    group's weight lambda_g grows by exp(rate * its mean loss). Groups are the quantiles of `activity`; one group is the
+    weighted mean.
 
     Args:
+        activity: Number of train interactions of each client.
         groups: How many groups clients are in, by activity. 1: the weighted mean.
         rate: How fast the weights of groups follow their losses.
         forget: Share of the groups' past shares that a round forgets.

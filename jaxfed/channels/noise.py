@@ -56,7 +56,7 @@ def gaussian(multiplier: float = 1.0) -> Channel:
         return made._replace(decode=decode, private=(Mechanism("gaussian", multiplier, l2=norm),), at=None)
 
     def unplaced(total, state, round):
-        raise ValueError("gaussian: it learns from a chain how much noise is needed: chain(clip(...), gaussian(...))")
+        raise ValueError("gaussian: use it inside chain(clip(...), gaussian(...)): the clip sets its noise")
 
     made = link(
         decode=unplaced,
@@ -124,7 +124,7 @@ def local_gaussian(multiplier: float = 1.0) -> Channel:
         return (), ()
 
     def unplaced(update, sent, client):
-        raise ValueError("local_gaussian: it learns from a chain how much noise is needed: put it in one")
+        raise ValueError("local_gaussian: use it inside chain(...), to the right of a clip, which sets its noise")
 
     made = link(
         unplaced,

@@ -1,4 +1,4 @@
-"""Links that bear clients who lie: reductions in place of the sum. A bound on the norm is `clip`.
+"""Links that bear malicious clients: reductions in place of the sum. A bound on the norm is `clip`.
 
 A row of a table is reduced over the clients that hold it. Everyone else says nothing of it, which is not zero: with
 zeros the median of a row that fewer than half of the clients hold would be zero. `rule(x [n, D], group [n], size,
@@ -8,8 +8,8 @@ estimate of the sum: a mean to the left divides it as it divides a sum, and the 
 sends come out as counts.
 
 Weights (`weighted_mean`, `per_row_mean` by anything but `uniform`) multiply updates before the rule sees them, and a
-client says its own: where clients may lie, let them weigh the same. No rule helps where most of a row's holders lie,
-which are few clients for a row that few hold.
+client says its own: where clients may be malicious, let them weigh the same. No rule helps where most of a row's
+holders are malicious, which are few clients for a row that few hold.
 """
 
 from collections.abc import Callable
@@ -156,7 +156,7 @@ MEDIAN = over_holders(without_tails(lambda n: jnp.maximum(n - 1, 0) // 2))
 def median() -> Channel:
     """The coordinate-wise median (Yin et al. 2018), the mean of the middle two of an even number.
 
-    Takes 32 passes over the table rows that the cohort sent. Bears lies of less than half of a row's holders.
+    Takes 32 passes over the table rows that the cohort sent. Bears less than half of a row's holders being malicious.
     """
     return link(reduce=MEDIAN, init=check_floats, name="median")
 
@@ -188,8 +188,8 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Channel:
     algorithm: a mean with weights 1 / max(smoothing, distance to the last one), so many times, from the plain mean.
 
     Each row, with all tables side by side, is a point of its own, and so are all other leaves together: a client that
-    lies about one row alone is far off there and nowhere else. Each iteration takes three passes over the rows that the
-    cohort sent. Raises ValueError for numbers that cannot be.
+    is malicious in one row alone is far off there and nowhere else. Each iteration takes three passes over the rows
+    that the cohort sent. Raises ValueError for numbers that cannot be.
 
     Args:
         iterations: Times that the weights are made anew.
@@ -219,11 +219,12 @@ def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
     hold, and of all other leaves. Two that share none are as far apart as the farthest pair. Equal scores: the smaller
     id. Takes M^2 x (rows of the cohort) x D operations for M clients, in matrix products, and memory for M^2 numbers.
 
-    slots: clients of a round. Raises ValueError where 2 * byzantine + 3 are more than slots: beyond, no choice is safe.
-    The same holds of those who report, which nobody checks.
+    Raises ValueError where 2 * byzantine + 3 are more than slots: beyond, no choice is safe. The same holds of those
+    who report, which nobody checks.
 
     Args:
-        byzantine: The most clients of a round that lie.
+        slots: The largest number of clients in a round.
+        byzantine: The largest number of malicious clients in a round.
         selected: How many of the best are averaged. 1: Krum; more: multi-Krum.
     """
     if byzantine < 0 or selected < 1:

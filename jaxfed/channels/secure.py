@@ -19,13 +19,13 @@ BITS = 32
 def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = False) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, whose sum wraps modulo 2^32 and is exact below that.
 
-    slots: most clients of a round. What the links to the left let through must be bounded, by them or by `bound`. The
-    server sees the sum alone, if pads (`pads`, `jaxfed.secagg`) hide the rest; a sum that hides who holds what is one
-    of whole tables, and priced so.
+    What the links to the left let through must be bounded, by them or by `bound`. The server sees the sum alone, if
+    pads (`pads`, `jaxfed.secagg`) hide the rest; a sum that hides who holds what is one of whole tables, and priced so.
 
     Raises ValueError where a sum of so many clients could wrap.
 
     Args:
+        slots: The largest number of clients in a round.
         fraction_bits: Binary digits after the point that are kept of a number.
         bound: The largest number of any message, weights of a mean among them; larger ones are cut, and `ring/cut` is
             the share of clients of whom something was. 0: what the links to the left let through.
@@ -41,7 +41,8 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
         if need > BITS:
             raise ValueError(
                 f"ring: the sum of {slots} clients up to {most:g} with {fraction_bits} fractional bits needs {need} "
-                f"bits, the ring has {BITS}: lower ring.fraction_bits to {fraction_bits - need + BITS}, or clip more"
+                f"bits, the ring has {BITS}: lower ring.fraction_bits to {fraction_bits - need + BITS}, or lower the "
+                "clip bound"
             )
         return made._replace(at=None)
 

@@ -26,7 +26,7 @@ def staleness(exponent: float = 0.5) -> Channel:
     Nothing is enlarged.
 
     Args:
-        exponent: How much less an older update counts. 0: as much.
+        exponent: An update that is `age` rounds old has weight (1 + age)^-exponent. 0: age is ignored.
     """
     check_exponent("staleness", exponent)
 
@@ -46,7 +46,7 @@ def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
 
     Args:
         rate: How far the server's model moves to a client's, above 0, up to 1.
-        exponent: How much less an older model counts. 0: as much.
+        exponent: A model that is `age` rounds old has weight (1 + age)^-exponent. 0: age is ignored.
     """
     check_exponent("mixing", exponent)
     if not 0 < rate <= 1:

@@ -48,7 +48,8 @@ def mean(count: int = 0) -> Channel:
     differential privacy the expected cohort, as who reported is private.
 
     Args:
-        count: What the sum is divided by. 0: those who reported.
+        count: Number the sum is divided by; under differential privacy the expected cohort size. 0: number of clients
+            that reported.
     """
 
     def decode(total, state, round):
@@ -64,7 +65,7 @@ def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
     Args:
         by: What a client's update weighs: its training examples, its train interactions (activity), or the same for
             all.
-        power: The weight is the measure to this power.
+        power: Weight = (value chosen by `by`) ** power.
     """
     weigh = weight_of(by, power)
 
@@ -86,14 +87,15 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
     2022, "Federated submodel optimization for hot and cold data features").
 
     The weights are part of the message: links to the right clip and noise them with the rest. Then set `counted` and
-    `floor`, or noise of small weights is all there is.
+    `floor`; otherwise rows with small total weight are mostly noise.
 
     Args:
         by: What a client's update weighs: its training examples, its train interactions (activity), or the same for
             all.
-        power: The weight is the measure to this power.
-        floor: The least weight to divide by.
-        counted: Weights are sent times this, to balance them with the update in its norm.
+        power: Weight = (value chosen by `by`) ** power.
+        floor: The smallest weight to divide by. Set it under noise: otherwise rows with small total weight are mostly
+            noise.
+        counted: Factor on the weight column in the message, so that clipping does not let it vanish beside the update.
     """
     weigh = weight_of(by, power)
     if floor < 0 or counted <= 0:

@@ -22,8 +22,8 @@ def ids_there(source: Source, side: str, name: str) -> str:
     """The column of ids: what the interactions call it, or a usual name. Raises ValueError where there is none."""
     column = name if name in source.columns else column_called(source, side, "")
     if not column:
-        have, mend = listed(source.columns), f"call it {side}_id, or as in the interactions{alone(source)}"
-        raise ValueError(f"{source.name}: no column of {side} ids among {have}: {mend}")
+        mend = f"rename the column of {side} ids to {side}_id, or to its name in the interactions{alone(source)}"
+        raise ValueError(f"{source.name}: no column of {side} ids among {listed(source.columns)}: {mend}")
     return column
 
 
@@ -43,8 +43,8 @@ def rows_of(source: Source, column: str, known: np.ndarray, side: str) -> np.nda
         theirs, ours = listed(found.names[:3].tolist(), 3), listed(known[:3].tolist(), 3)
         one = "an item" if side == "item" else "a user"
         raise ValueError(
-            f"{source.name}: none of the ids in {excerpt(column)} is one of {one} of the interactions: "
-            f"there are {theirs} here and {ours} there"
+            f"{source.name}: no id in column {excerpt(column)} matches {one} of the interactions (here: {theirs}; in "
+            f"the interactions: {ours}): check that both write ids the same way"
         )
     return rows
 

@@ -67,7 +67,7 @@ class Population(NamedTuple):
     labels: Labels | None = None  # None: every row is a click, and negatives are drawn
     user_features: Features | None = None  # [U]
     item_features: Features | None = None  # [N]
-    domains: Domains | None = None  # each user is of one, that of his items, and offered no others; None: one catalogue
+    domains: Domains | None = None  # each user is of one, that of its items, and offered no others; None: one catalogue
 
     @property
     def num_clients(self) -> int:
@@ -93,7 +93,7 @@ class Population(NamedTuple):
 
     @property
     def homes(self) -> np.ndarray:
-        """int32: the client that holds the private part of each who is asked: himself, or his first device."""
+        """int32: the client that holds the private part of each user who is asked: itself, or the first device."""
         if self.people is None or self.owner is None:
             return np.arange(self.num_clients, dtype=np.int32)
         return np.searchsorted(self.owner, np.arange(self.people.num_clients)).astype(np.int32)
@@ -207,10 +207,13 @@ def noted(data: Dataset, *notes: str) -> Dataset:
 def ties_told(data: Dataset, parts: Split) -> tuple[str, ...]:
     """A note on held-out items that equal times decide, if there are any."""
     rule = (
-        "a later row counts as later" if data.ties_in_order else "the earliest row counts as the latest, as published"
+        "a later row counts as later). Finer times, or rows in the order in which they happened, avoid this"
+        if data.ties_in_order
+        else "the earliest row counts as the latest, as published)"
     )
     held = int((parts.part != TRAIN).sum())
-    note = f"equal times decide {parts.by_ties:,} of {held:,} held-out items: {rule}"
+    same = "have the same time as another row of that user"
+    note = f"{parts.by_ties:,} of {held:,} held-out items {same}: the order of rows decided ({rule}"
     return (note,) if parts.by_ties else ()
 
 
@@ -221,8 +224,8 @@ def few_told(population: Population) -> tuple[str, ...]:
     left = population.span(users)[1] - np.sum(had, 0)
     few = int((left < SAMPLED).sum())
     note = (
-        f"fewer than {SAMPLED} candidates: {few:,} of {len(users):,} users have so few items that they never touched, "
-        f"one of them {left.min():,}; figures of {SAMPLED} sampled items rank among those, and look better"
+        f"{few:,} of {len(users):,} users have fewer than {SAMPLED} items that they never interacted with (the fewest: "
+        f"{left.min():,}). Their `sampled` metrics use fewer negatives than {SAMPLED} and are too optimistic"
     )
     return (note,) if few and population.labels is None else ()
 
@@ -254,16 +257,18 @@ def prepare(
     Args:
         clients: Who a client is: each user, each silo (users dealt to organisations), each device (a user's train rows
             are dealt to devices), or each value of a column.
-        silos: How many organisations, where clients are silos.
-        devices: Devices of a user, where clients are devices.
-        merge: What the column of clients tells apart: organisations (left out), a user's devices, or domains that share
-            users. A user's private part is one in all devices or domains.
+        silos: Number of organisations, where clients are silos.
+        devices: Number of devices of a user, where clients are devices.
+        merge: Set if data.clients names a column. Empty: each value is an independent client (organisation). devices:
+            the values are devices of the same user. domains: the values are item domains with common users. For devices
+            and domains a user's private part is shared.
         protocol: loo-clean: each user's latest item is the test item, the one before validates. ratio-clean: the latest
-            shares of each history. compat-pfedrec: loo with negatives that leak, as in public code; results are marked
-            LEAKY.
+            shares of each history. compat-pfedrec: leave-one-out as in PFedRec's public code, where training negatives
+            never include held-out items (a leak); results are marked LEAKY.
         ratio: ratio-clean: the shares of validation and test.
-        user_core: Users with fewer interactions are left out, with item_core until all have as many.
-        item_core: Items with fewer interactions are left out.
+        user_core: k-core: drop users with fewer interactions than this, repeated together with item_core until nothing
+            changes.
+        item_core: k-core: drop items with fewer interactions than this.
         label: implicit: every row is a click. rating: rows are labelled with their rating. click: with 1 where the
             rating is at least the threshold, else 0.
         threshold: The least rating that is a click, where label is click.
@@ -301,7 +306,7 @@ def prepare(
         data = noted(data, f"{population.num_clients:,} devices of {len(data.users):,} users")
     if many == "domains":
         population = in_domains(population, data, clients)
-        data = noted(data, "a user has a client in each of his domains, and one private part in all of them")
+        data = noted(data, "a user has one client for each domain, and one private part in all of them")
     data = noted(data, *few_told(population.asked))
     if cold:
         every, population = population.asked.num_clients, leave_cold(population, cold, deal)

@@ -99,11 +99,13 @@ def ids(source: Source, column: str) -> Ids:
     distinct = coded.chunk(0).dictionary
     long = np.asarray(pc.utf8_length(distinct)) > LONGEST
     refuse(long[number], source, column, f"an id of over {LONGEST:,} characters")
-    refuse(np.asarray(pc.match_substring(distinct, "\0"))[number], source, column, "an id with a NUL")
+    nul = np.asarray(pc.match_substring(distinct, "\0"))
+    refuse(nul[number], source, column, "an id with a NUL character", ": remove it")
     names = np.array(distinct.to_pylist())
     whole = whole_numbers(names)
     if whole is not None:
-        refuse(whole[number] == -1, source, column, "the id -1, which usually stands for none,")
+        mend = ", which usually means a missing value: remove these rows or give them real ids"
+        refuse(whole[number] == -1, source, column, "the id -1", mend)
     order = np.argsort(names if whole is None else whole)
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order))
@@ -172,8 +174,9 @@ def times(source: Source, column: str, of_day: str = "", hint: str = "") -> np.n
         odd = no_numbers(values, source.decimal) if bad.any() else bad
         bad = odd if odd.sum() < bad.sum() else bad  # a column of numbers but for some
         refuse(bad, source, column, "{}, which is no time (a number, or YYYY-MM-DD[ HH:MM:SS[.SSS][Z]]),", hint, values)
-        mixed = "without a zone, as row 1 has one," if zoned[0] else "with a zone, as row 1 has none,"
-        refuse(zoned != zoned[0], source, column, f"{{}}, {mixed}", "", values)
+        zone, first = ("without", "one") if zoned[0] else ("with", "none")
+        mend = f", but row 1 has {first}: write all times with a zone, or all without"
+        refuse(zoned != zoned[0], source, column, f"{{}}, a time {zone} a time zone,", mend, values)
         return found
     return counts(values, source, column, hint)
 

@@ -130,7 +130,7 @@ def apart(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 def in_domains(population: "Population", data: Dataset, column: str) -> "Population":
     """Clients `apart` by a column as domains that share users: each has the items of one, from which its negatives come
-    and among which it is ranked, and a user's clients have his private part in common.
+    and among which it is ranked, and a user's clients share one private part.
 
     Raises ValueError for an item of two domains.
     """
@@ -165,8 +165,10 @@ def check_kinds(
 ) -> None:
     """Raises ValueError for what does not go together, and for a word that is also one of the data's columns."""
     if clients in ("silo", "device") and clients in columns and not merge:
+        dealt = "users to silos" if clients == "silo" else "rows to devices"
         raise ValueError(
-            f'data.clients = "{clients}" deals at random, but a column is called so: rename it, to group by it or not'
+            f'data.clients = "{clients}" assigns {dealt} at random, but the data also have a column named "{clients}": '
+            "rename the column (and set data.clients to its new name to group by it)"
         )
     if devices < 1:
         raise ValueError(f"data.devices is {devices}: a user has at least 1")

@@ -47,30 +47,37 @@ def read_interactions(
     """Reads interactions in the order of the file.
 
     Args:
-        path: the file; parquet may be a folder of parts. Any file may be gzipped.
+        path: The file of interactions; parquet may be a folder of parts. Any file may be gzipped.
         kind: csv, tsv, parquet or inter. Fields of csv may be quoted, those of the others are taken as they are.
-        user: the column of users; empty: the first with a usual name. So with the next three.
-        item: the column of items.
-        rating: the column of ratings; `none`, or a file without any: every row counts 1.
-        time: the column of times, numbers or ISO dates; `none`, or a file without any: the order of the rows.
-        delimiter: between fields, several characters too; empty: by the kind. A tab, or several, go without quotes.
-        columns: the names of the columns of a file without a header.
-        titles: a file with item ids and titles.
-        user_features: a file with user ids and any other columns, see `features_of`.
-        item_features: the same of items. RecBole's .user and .item beside an .inter are found by themselves.
-        keep: a column to keep, for clients that are its values.
-        time_of_day: a second column of times, where `time` has the dates alone.
-        encoding: of the file; empty: utf-8.
-        decimal: the decimal separator of numbers in all of these files.
-        titles_delimiter: as `delimiter`, of the file of titles. So with the rest.
-        titles_encoding: its encoding.
-        titles_columns: its columns, without a header.
-        user_features_delimiter: of the file of user features.
-        user_features_encoding: its encoding.
-        user_features_columns: its columns, without a header.
-        item_features_delimiter: of the file of item features.
-        item_features_encoding: its encoding.
-        item_features_columns: its columns, without a header.
+        user: Column of user ids. Empty: found by usual names (user_id, user, ...).
+        item: Column of item ids. Empty: found by usual names (item_id, movie_id, ...).
+        rating: Column of ratings. Empty: found by usual names (rating, score, ...). `none`, or no such column: every
+            row counts 1.
+        time: Column of times, numbers or ISO dates. Empty: found by usual names (timestamp, date, ...). `none`, or no
+            such column: the order of the rows counts as time.
+        delimiter: Field delimiter, one or more characters. Empty: from the kind of file. With a tab or several
+            characters, quotes are ordinary characters.
+        columns: Names of all columns, if the file has no header.
+        titles: File with item ids and titles.
+        user_features: File with user ids and any other columns. Columns of words are sets of features, numbers are put
+            in buckets.
+        item_features: File with item ids and any other columns, in the same way. RecBole's .user and .item files beside
+            an .inter file are found without these options.
+        keep: Column to keep, for clients that are its values.
+        time_of_day: Column with the time of day, if `time` holds only dates.
+        encoding: Encoding of the file, such as latin-1. Empty: utf-8.
+        decimal: Decimal separator of numbers in all of these files: a point or a comma.
+        titles_delimiter: Field delimiter of the titles file, one or more characters. Empty: from the kind of file.
+        titles_encoding: Encoding of the titles file. Empty: utf-8.
+        titles_columns: Names of all columns, if the titles file has no header.
+        user_features_delimiter: Field delimiter of the file of user features, one or more characters. Empty: from the
+            kind of file.
+        user_features_encoding: Encoding of the file of user features. Empty: utf-8.
+        user_features_columns: Names of all columns, if the file of user features has no header.
+        item_features_delimiter: Field delimiter of the file of item features, one or more characters. Empty: from the
+            kind of file.
+        item_features_encoding: Encoding of the file of item features. Empty: utf-8.
+        item_features_columns: Names of all columns, if the file of item features has no header.
 
     Returns:
         The data set. Its notes say which columns were taken.
@@ -122,7 +129,7 @@ def from_arrow(
 
     Args:
         interactions: a table, a row for each interaction.
-        user: a column, as in `read_interactions`. So with the next three.
+        user: the column of users; empty: found by usual names, as in `read_interactions`.
         item: the column of items.
         rating: the column of ratings, or `none`.
         time: the column of times, or `none`.
@@ -130,7 +137,7 @@ def from_arrow(
         user_features: a table with user ids and any other columns, or None.
         item_features: the same of items.
         keep: a column to keep, for clients that are its values.
-        time_of_day: a second column of times.
+        time_of_day: column with the time of day, if `time` holds only dates.
 
     Returns:
         The data set that a file with the same content gives.
@@ -166,7 +173,8 @@ def dataset_of(
     ratings, clock = np.ones(len(users.number)), np.arange(len(users.number))
     if found["rating"]:
         ratings = floats(source, found["rating"], hint=hints["rating"])
-        refuse(np.abs(ratings) > LARGEST, source, found["rating"], "{}, which 32-bit floats do not hold,")
+        mend = f", which is too large for a 32-bit float: rescale the ratings, or pass {option(source, 'rating', NONE)}"
+        refuse(np.abs(ratings) > LARGEST, source, found["rating"], "{}", mend)
     if found["time"]:
         clock = times(source, found["time"], day, hints["time"])
     notes = [told_of(found | ({"time of day": day} if day else {}))]

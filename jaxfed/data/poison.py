@@ -19,17 +19,17 @@ def poison(data: Dataset, promoted: tuple[str, ...], fraction: float, seed: int)
     user, item, rating, time = data.interactions
     targets = numbers_of(data.items, promoted, "data.promoted")
     client = np.unique(data.columns[CLIENT], return_inverse=True)[1]  # numbered as in the population
-    evil = malicious(np.arange(client.max() + 1), fraction, seed)
+    bad = malicious(np.arange(client.max() + 1), fraction, seed)
     first = np.unique(user, return_index=True)[1]  # a row of each user
     least = np.full(len(data.users), np.iinfo(np.int64).max)
     np.minimum.at(least, user, time)
 
-    of = np.repeat(first[evil[client[first]]], len(targets))
+    of = np.repeat(first[bad[client[first]]], len(targets))
     new = np.tile(targets, len(of) // max(len(targets), 1))
     lacks = ~np.isin(user[of].astype(np.int64) * len(data.items) + new, user.astype(np.int64) * len(data.items) + item)
     of, new = of[lacks], new[lacks]
     added = user[of], new.astype(item.dtype), np.full(len(of), rating.max()), least[user[of]] - 1
     rows = [np.concatenate([old, more]).astype(old.dtype) for old, more in zip(data.interactions, added, strict=True)]
     columns = {name: np.concatenate([column, column[of]]) for name, column in data.columns.items()}
-    note = f"{int(evil.sum()):,} of {len(evil):,} clients are malicious, with {len(of):,} rows of promoted items more"
+    note = f"{int(bad.sum()):,} of {len(bad):,} clients are malicious, with {len(of):,} rows of promoted items more"
     return data._replace(interactions=type(data.interactions)(*rows), columns=columns, notes=(*data.notes, note))

@@ -73,10 +73,11 @@ def columns_called(source: Source, wanted: dict[str, str]) -> dict[str, str]:
         raise ValueError(f"{source.name}: column {excerpt(twice[0])} cannot be the {roles} at once")
     found = {role: column_called(source, role, name, told) for role, name in asked.items()}
     if missing := [role for role in ("user", "item") if not found[role]]:
-        ask, which = " and ".join(option(source, role) for role in missing), " and the ".join(missing)
-        headless = f"; a file without a header: name all by {option(source, 'columns')}" if source.options else ""
-        have = f"{listed(source.columns)}{alone(source) or headless}"
-        raise ValueError(f"{source.name}: which column is the {which}? Pass {ask}, of {have}")
+        ask, which = " and ".join(option(source, role) for role in missing), " and ".join(missing)
+        which = f"which columns are {which}" if len(missing) > 1 else f"which column is {which}"
+        headless = f". If the file has no header, name all its columns with {option(source, 'columns')}"
+        more = alone(source) or (headless if source.options else "")
+        raise ValueError(f"{source.name}: cannot tell {which} (columns: {listed(source.columns)}): pass {ask}{more}")
     return dict.fromkeys(wanted, "") | found
 
 

@@ -27,14 +27,14 @@ def synthetic(
     the item's phase. Raises ValueError for sizes that cannot be.
 
     Args:
-        users: How many there are.
-        items: How many there are.
-        mean_length: Interactions of a user, on average.
+        users: Number of users.
+        items: Number of items.
+        mean_length: Mean number of interactions of a user.
         rank: Dimensions of taste.
         taste: How much taste counts beside chance, in what users take.
         skew: How unequal popularity is: the n-th item's share falls as n to the power of -skew.
         order: How much the order of a history follows the phases of its items: 1 sharply, near 0 not at all.
-        seed: The data are a function of it.
+        seed: Random seed of the data.
     """
     if users < 1 or items < 4 or not 3 <= mean_length <= items / 2 or not 0 < order <= 1:
         raise ValueError("synthetic data need users >= 1, items >= 4, 3 <= mean_length <= items / 2, 0 < order <= 1")

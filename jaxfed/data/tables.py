@@ -105,7 +105,7 @@ def as_source(data: Any, name: str) -> Source:
 def checked(source: Source, names: list[str]) -> Source:
     """The same with these names of columns. Raises ValueError where it has no rows, or names cannot be."""
     if source.table.num_rows == 0:
-        raise ValueError(f"{source.name}: the file is empty, it has no rows")
+        raise ValueError(f"{source.name}: the table has no rows")
     check_width(len(names), source.name)
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ValueError(f"{source.name}: the columns {listed(twice)} occur more than once: rename them")

@@ -52,7 +52,9 @@ def read_text(buffer: pa.Buffer, path: Path, form: Form, options: str) -> pa.Tab
         raise ValueError(f"{path}: the file is empty, it has no rows")
     delimiter = form.delimiter.replace("\\t", "\t") or DELIMITERS[form.kind]
     if {*delimiter} & {*'"\r\n'}:
-        raise ValueError(f"{options}delimiter: {excerpt(delimiter)}: a quote or a line end is none")
+        raise ValueError(
+            f"{options}delimiter is {excerpt(delimiter)}: a delimiter must not contain a quote or a line end"
+        )
     quoted = form.kind == "csv" and len(delimiter.encode()) == 1 and delimiter != "\t"
     if len(delimiter.encode()) > 1:  # MovieLens' `::`
         buffer, delimiter = replaced(buffer, delimiter.encode())
@@ -60,8 +62,8 @@ def read_text(buffer: pa.Buffer, path: Path, form: Form, options: str) -> pa.Tab
     check_header(data[:BLOCK], path, delimiter, quoted)
     try:
         if quoted and not well_quoted(data, delimiter):
-            return by_rows(buffer, path, form, delimiter)
-        return by_columns(buffer, path, form, delimiter, quoted)
+            return by_rows(buffer, path, form, delimiter, options)
+        return by_columns(buffer, path, form, delimiter, quoted, options)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         check_utf8(buffer, path, options)
         if "straddling" in str(error):
@@ -147,7 +149,7 @@ def well_quoted(data: np.ndarray, delimiter: str) -> bool:
     return seen % 2 == 0
 
 
-def by_columns(buffer: pa.Buffer, path: Path, form: Form, delimiter: str, quoted: bool) -> pa.Table:
+def by_columns(buffer: pa.Buffer, path: Path, form: Form, delimiter: str, quoted: bool, options: str) -> pa.Table:
     """Text whose quotes are as they should be, by pyarrow."""
     quotes = {"quote_char": QUOTE if quoted else False, "newlines_in_values": quoted}
     names = list(form.columns) or [f"f{i}" for i in range(MOST_COLUMNS)]  # as pyarrow calls them: the header is a row
@@ -155,9 +157,9 @@ def by_columns(buffer: pa.Buffer, path: Path, form: Form, delimiter: str, quoted
     words = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
 
     def read(threads):
-        options = pyarrow.csv.ReadOptions(block_size=BLOCK, use_threads=threads, **named)
+        reading = pyarrow.csv.ReadOptions(block_size=BLOCK, use_threads=threads, **named)
         parsing = pyarrow.csv.ParseOptions(delimiter=delimiter, **quotes)
-        return pyarrow.csv.read_csv(pa.BufferReader(buffer), options, parsing, words)
+        return pyarrow.csv.read_csv(pa.BufferReader(buffer), reading, parsing, words)
 
     try:
         table = read(threads=True)
@@ -169,12 +171,12 @@ def by_columns(buffer: pa.Buffer, path: Path, form: Form, delimiter: str, quoted
         except pa.ArrowInvalid as counted:
             found = FIELDS.search(str(counted))
             row, expected, fields = (int(each or 0) for each in found.groups()) if found else (0, 0, 0)
-            check_fields(row - (not form.columns), fields, expected, path, form)
+            check_fields(row - (not form.columns), fields, expected, path, form, options)
             raise
     return table if form.columns else table[1:].rename_columns([column[0].as_py() for column in table.columns])
 
 
-def by_rows(buffer: pa.Buffer, path: Path, form: Form, delimiter: str) -> pa.Table:
+def by_rows(buffer: pa.Buffer, path: Path, form: Form, delimiter: str, options: str) -> pa.Table:
     """Text with quotes inside of fields that are not quoted, or blanks before a quote, by Python's csv.
 
     Raises ValueError for a quoted field that does not end at its second quote, with its row.
@@ -191,16 +193,17 @@ def by_rows(buffer: pa.Buffer, path: Path, form: Form, delimiter: str) -> pa.Tab
         ) from None
     head = list(form.columns) or rows.pop(0)
     for number, row in enumerate(rows, 1):
-        check_fields(number, len(row), len(head), path, form)
+        check_fields(number, len(row), len(head), path, form, options)
     columns = zip(*rows, strict=True) if rows else [()] * len(head)
     return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], head)
 
 
-def check_fields(row: int, fields: int, expected: int, path: Path, form: Form) -> None:
+def check_fields(row: int, fields: int, expected: int, path: Path, form: Form, options: str) -> None:
     """Raises ValueError for a row with more or fewer fields than the header."""
     if fields != expected:
         raise ValueError(
-            f"{path}: cannot be read as {form.kind}: row {row:,} has {fields:,} fields, the header has {expected:,}"
+            f"{path}: cannot be read as {form.kind}: row {row:,} has {fields:,} fields, the header has {expected:,}: "
+            "check the delimiter and the quotes in that row"
             if not form.columns
-            else f"{path}: row {row:,} has {fields:,} fields, for which there are {expected:,} names of columns"
+            else f"{path}: row {row:,} has {fields:,} fields, {options}columns names {expected:,}: name all columns"
         )

@@ -152,8 +152,8 @@ def transitions(
         l2: The penalty on squared weights of EASE.
         half_life: Interactions after which an item's weight in a history has halved.
         window: How many interactions later an item may come to count as a successor.
-        decay: What each interaction between the two takes off a pair's weight, as a factor.
-        last: What each later interaction takes off the weight of an item that others follow, as a factor.
+        decay: A pair's weight is decay^(gap - 1), with gap the number of positions from the first item to the second.
+        last: An item's weight when predicting successors is last^age, with age the number of later interactions.
         blend: The weight of successors beside EASE.
     """
     positive("model.window", window)

@@ -108,7 +108,8 @@ def fedrap(
     loss: LossName = "bce",
 ) -> Model:
     """FedRAP (Li et al. 2024): a shared and a private item table, added. The loss of an example has
-    - apart * mean (private - shared)^2 + sparse * mean |shared| of its item beside it. Keeps clients x catalogue.
+    - apart * mean (private - shared)^2 + sparse * mean |shared| of its item beside it. Stores one full item
+    table per client (clients x items x dim numbers).
 
     Args:
         dim: Numbers in the vector of a user and of an item.

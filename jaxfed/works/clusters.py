@@ -40,8 +40,8 @@ def clustered(
     initial(key) -> parameters: all models but the first one begin there.
 
     Args:
-        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
-            and pulls move these in every step, which costs more.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         clusters: How many models there are.
     """
     if clusters < 1:

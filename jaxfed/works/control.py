@@ -81,14 +81,15 @@ def scaffold(
 ) -> Work:
     """SCAFFOLD (Karimireddy et al. 2020): a step follows g - c_i + c, both downloaded or kept from round to round.
 
-    c_i becomes the mean of the gradients g on the client's way, which is the paper's option II for plain SGD, and needs
-    no learning rate. c, which rides along, is the mean of the c_i of all `population` clients, those included who never
-    took part and have 0; of a row of a table, of all clients who ever trained it. So it follows the sum of the changes
-    of those who reported.
+    c_i becomes the mean of the gradients g over the client's local steps, which is the paper's option II for plain SGD,
+    and needs no learning rate. c, which is sent with the model, is the mean of the c_i of all `population` clients,
+    those included who never took part and have 0; of a row of a table, of all clients who ever trained it. So it
+    follows the sum of the changes of those who reported.
 
     Args:
-        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
-            and pulls move these in every step, which costs more.
+        population: Number of all clients.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
     """
 
     def init(params, key):
@@ -136,8 +137,8 @@ def dynamic(
 
     Args:
         strength: alpha of the paper: how strongly a client is held to the model it was sent.
-        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
-            and pulls move these in every step, which costs more.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
     """
     if strength < 0:
         raise ValueError(f"strength is {strength}: it must not be negative")

@@ -56,12 +56,12 @@ def graph_guided(
 
     A client's rows of its last round are its own, the others the server's. Evaluated are the server's model, `personal`
     (a client's own as it last trained it, which is the paper's) and `neighbours` (their mean). The server's model is
-    what the channel makes of all updates; in the paper, the mean of all that clients are sent. Keeps clients x
-    catalogue, twice, and compares clients x clients x catalogue in every round.
+    what the channel makes of all updates; in the paper, the mean of all that clients are sent. Stores two full item
+    tables per client (2 x clients x items x dim numbers), and compares all pairs of clients in every round.
 
     Args:
-        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
-            and pulls move these in every step, which costs more.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         strength: How strongly a client is pulled to its neighbours' mean.
         neighbours_count: How many neighbours a client has. 0: those above the threshold.
         threshold: Neighbours are those whose cosine is above this times the mean cosine of all pairs.

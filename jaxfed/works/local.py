@@ -49,8 +49,8 @@ def local_steps(
     negative.
 
     Args:
-        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
-            and pulls move these in every step, which costs more.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         proximal: mu of FedProx (Li et al. 2020): the loss has mu / 2 |shared - start|^2 beside it.
     """
     if proximal < 0:

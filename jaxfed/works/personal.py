@@ -42,8 +42,8 @@ def reconstruct(
     Every second step is of the query half; a client with one step has it in both.
 
     Args:
-        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
-            and pulls move these in every step, which costs more.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         passes: Times over the support half.
     """
 
@@ -71,8 +71,8 @@ def alternate(
     private makes it that of the paper, and `local_steps` then is FedPer (Arivazhagan et al. 2019).
 
     Args:
-        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
-            and pulls move these in every step, which costs more.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         passes: Times that the private part goes over the client's steps.
     """
 
@@ -164,11 +164,12 @@ def ditto(
     strength: float = 0.1,
 ) -> Work:
     """Ditto (Li et al. 2021): beside the local steps of FedAvg, each client trains a model of its own, pulled by
-    strength / 2 |own - server's|^2; evaluated as `personal`. Keeps clients x catalogue.
+    strength / 2 |own - server's|^2; evaluated as `personal`. Stores one full item table per client
+    (clients x items x dim numbers).
 
     Args:
-        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
-            and pulls move these in every step, which costs more.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         strength: lambda of the paper: how strongly a client's own model is pulled to the server's.
     """
     if strength < 0:
@@ -196,11 +197,11 @@ def apfl(
 ) -> Work:
     """APFL (Deng et al. 2020) with a fixed mixture: beside the local steps of FedAvg, each client trains a copy v for
     the loss of mixture v + (1 - mixture) w, w as it moves in the same steps; evaluated as `personal`, with the server's
-    model as w. Keeps clients x catalogue.
+    model as w. Stores one full item table per client (clients x items x dim numbers).
 
     Args:
-        by_row: A step acts on the rows of its batch. false: on all rows that the client holds, so that decay, momentum
-            and pulls move these in every step, which costs more.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         mixture: Weight of the client's copy in the mixture. 0: the server's model; 1: the copy.
     """
     if not 0 <= mixture <= 1:
