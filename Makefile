@@ -38,7 +38,8 @@ smoke: setup types
 	$(BIN)/jaxfed train synthetic_1k --data.mean-length 5 --rounds 2 --evaluation.every 1 --out $(VENV)/smoke
 	XLA_FLAGS="$(PLAIN)" JAX_COMPILATION_CACHE_DIR=$(VENV)/xla $(BIN)/python -m pytest $(SMOKE)
 
-SMOKE := $(addprefix tests/test_,pythons.py config.py files.py rows.py cohort.py checkpoint.py newcomer.py wheel.py)
+SMOKE := $(addprefix tests/,test_pythons.py test_wheel.py config/test_config.py data/test_files.py core/test_tables.py)
+SMOKE += $(addprefix tests/,sampling/test_cohort.py training/test_checkpoint.py cli/test_newcomer.py)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxfed.config import read
-from jaxfed.folder import write_file
-from jaxfed.runs import trained
+from jaxfed.config.schema import read_config
+from jaxfed.training.run_dir import write_file
+from jaxfed.training.runs import train_in_process
 
 SELECT, PLAIN = "val/full/ndcg@10", "synchronous"
 METRICS = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="methods; the synchronous run comes with them")
     parser.add_argument("--out", default="runs/asynchrony", help="folder of the runs and of what is written")
     args, overrides = parser.parse_known_args()
-    table, known = read(args.config), methods(args.clients, args.seconds)
+    table, known = read_config(args.config), methods(args.clients, args.seconds)
     if unknown := set(args.only or ()) - set(known):
         sys.exit(f"no method {sorted(unknown)[0]!r}; there are {', '.join(known)}")
     out = Path(args.out) / "_".join([f"{args.updates}_of_{args.clients}", *(word.strip("-") for word in overrides)])
@@ -118,7 +118,7 @@ def main() -> None:
     for name in [name for name in known if not args.only or name in {PLAIN, *args.only}]:
         folder = out / name.replace(" ", "_")
         updates = args.updates * (2 if name == "fedbuff" else 1)
-        summary = trained(configured(table, known[name], updates, args.looks), folder, overrides)
+        summary = train_in_process(configured(table, known[name], updates, args.looks), folder, overrides)
         curves[name] = curve(folder)
         goal = max(value for _, value in curves[PLAIN])
         time = reached(curves[name], goal)

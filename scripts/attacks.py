@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxfed.config import config_of, read
+from jaxfed.config.build import load_data
+from jaxfed.config.schema import make_config, read_config
 from jaxfed.data.interactions import Dataset
-from jaxfed.experiment import load
-from jaxfed.folder import write_file
-from jaxfed.runs import trained
+from jaxfed.training.run_dir import write_file
+from jaxfed.training.runs import train_in_process
 
 EXPOSED = "val/full/er@10"
 METRICS = {"ER@10": "test/full/er@10", "last": "last", "HR@10": "test/full/hr@10", "HR@10, 99": "test/sampled/hr@10"}
@@ -62,7 +62,7 @@ def configured(table: dict[str, Any], links: list, targets: list[str], attack: b
 
 def measured(table: dict[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
     """The summary of a run, and `last`."""
-    summary = trained(table, folder, overrides)
+    summary = train_in_process(table, folder, overrides)
     lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
     last = [values[EXPOSED] for values in lines if values.get(EXPOSED) is not None][-1]
     return summary | {"last": last}
@@ -83,8 +83,8 @@ def main() -> None:
     parser.add_argument("--out", default="runs/attacks", help="folder of the runs")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     args, overrides = parser.parse_known_args()
-    table = read(args.config)
-    targets = rare_items(load(config_of(table).data).source, args.targets, 0)
+    table = read_config(args.config)
+    targets = rare_items(load_data(make_config(table).data).source, args.targets, 0)
     every = defences(args.clients, args.fraction, args.bound, args.row_bound)
     if args.clients != 943:
         overrides += ["--cohort.name", "uniform", "--cohort.size", str(args.clients)]

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.cli import reopened, start
-from jaxfed.evaluate import about
-from jaxfed.metrics import LABELLED, finished
+from jaxfed.cli.main import open_best_model, set_up_process
+from jaxfed.evaluation.evaluator import user_feature_rows
+from jaxfed.evaluation.metrics import LABELLED, finalize_metric
 
 EDGES = (0, 1, 5, 20, 50, 100, 1 << 30)
 
@@ -25,7 +25,11 @@ def predicted(experiment, shared, private) -> np.ndarray:
     out = np.empty((len(population.user_names), population.num_items), np.float32)
     for user, client in enumerate(population.client_of):
         mine = jax.tree.map(lambda x, client=client: x[client], private)
-        known = (about(population, experiment.model.features, np.array(user)),) if experiment.model.features else ()
+        known = (
+            (user_feature_rows(population, experiment.model.features, np.array(user)),)
+            if experiment.model.features
+            else ()
+        )
         out[user] = score(shared, mine, np.int32(user - population.first[client]), *known)
     return out
 
@@ -43,7 +47,7 @@ def by_count(experiment, shared, private) -> dict[str, list[tuple[int, float]]]:
         if not here.any():
             return 0, float("nan")
         mean = LABELLED[labels.kind](found[here], labels.test[here], jnp.ones(int(here.sum()), bool))[name[labels.kind]]
-        return int(here.sum()), float(finished(name[labels.kind], mean.value))
+        return int(here.sum()), float(finalize_metric(name[labels.kind], mean.value))
 
     each = list(pairwise(EDGES))
     return {side: [error((low <= n) & (n < high)) for low, high in each] for side, n in rows.items()}
@@ -51,10 +55,10 @@ def by_count(experiment, shared, private) -> dict[str, list[tuple[int, float]]]:
 
 def main() -> None:
     """Prints a line a run and side."""
-    start()
+    set_up_process()
     print(" " * 40 + "".join(f"{f'{low}+':>16}" for low in EDGES[:-1]))
     for folder in sys.argv[1:]:
-        experiment, _, best = reopened(folder)
+        experiment, _, best = open_best_model(folder)
         if experiment.data.population.labels is None:
             raise SystemExit(f"{folder}: rows have no labels: a run with data.label rating or click")
         for side, cells in by_count(experiment, *best).items():

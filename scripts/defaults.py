@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxfed.cli import overridden, start
-from jaxfed.runs import together
+from jaxfed.cli.main import set_up_process
+from jaxfed.config.overrides import override_config
+from jaxfed.training.runs import shared_runner
 
 METRICS = ("test/sampled/hr@10", "test/sampled/ndcg@10", "test/full/hr@10", "test/full/ndcg@10")
 POPULARITY = [
@@ -64,8 +65,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=names, choices=names)
     parser.add_argument("--out", type=Path, default=Path("runs/defaults"))
     args, overrides = parser.parse_known_args()
-    start()
-    run, worse = together(), []
+    set_up_process()
+    run, worse = shared_runner(), []
     print("| data | configuration | HR@10, 99 | NDCG@10, 99 | HR@10, full | NDCG@10, full | best round | seconds |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for name in args.only:
@@ -75,7 +76,7 @@ def main() -> None:
             for seed in args.seeds:
                 folder = args.out / f"{name}_{method}_{seed}".replace(" ", "_")
                 words = [*words_of(name, seed, args.out), *more, "--seed", str(seed), "--run.out", str(folder)]
-                summary, problem = run(overridden({}, words))
+                summary, problem = run(override_config({}, words))
                 if problem:
                     sys.exit(f"{name}, {method}: {problem}")
                 rows.append(summary)

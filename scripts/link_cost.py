@@ -7,8 +7,8 @@ import argparse
 import statistics
 from typing import Any
 
-from jaxfed.bench import PLAIN, WORKLOADS, experiment_of, measure, ours
-from jaxfed.cli import start
+from jaxfed.bench.workloads import PLAIN, WORKLOADS, jaxfed_runner, make_bench_experiment, measure_in_turn
+from jaxfed.cli.main import set_up_process
 
 CLIP, MEAN = {"name": "clip", "bound": 1.0}, {"name": "mean", "count": 128}
 CHAINS: dict[str, list[dict[str, Any]]] = {
@@ -31,10 +31,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="of each, at least")
     parser.add_argument("--only", nargs="+", choices=CHAINS, default=list(CHAINS))
     args = parser.parse_args()
-    start()
+    set_up_process()
     chains = {"plain": PLAIN} | {name: CHAINS[name] for name in args.only}
-    runners = {name: ours(experiment_of(WORKLOADS["W1"], links)) for name, links in chains.items()}
-    times = measure(runners, args.rounds, 100.0)
+    runners = {name: jaxfed_runner(make_bench_experiment(WORKLOADS["W1"], links)) for name, links in chains.items()}
+    times = measure_in_turn(runners, args.rounds, 100.0)
     medians = {name: statistics.median(each) for name, each in times.items()}
     print("| links | ms a round | ratio to the plain round | promised |\n|---|---|---|---|")
     for name, seconds in medians.items():

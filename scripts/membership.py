@@ -3,9 +3,10 @@
 python scripts/membership.py [--rounds 50] [--clients 128] [--seed 0]
 
 Trains a factorisation by configs/ml100k_fedavg.toml, then asks a cohort for one round more under each defence, from the
-same model, by the compiled round itself: what is attacked is what its server receives. See `jaxfed.inference` for the
-attacks; the last column weighs them and the popularity of items as suits the other half of the clients, whose truth
-that attacker knows. Means over clients with their standard errors; items held out for evaluation are not asked for.
+same model, by the compiled round itself: what is attacked is what its server receives. See `jaxfed.attacks.membership`
+for the attacks; the last column weighs them and the popularity of items as suits the other half of the clients, whose
+truth that attacker knows. Means over clients with their standard errors; items held out for evaluation are not asked
+for.
 """
 
 import argparse
@@ -15,18 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxfed import inference
-from jaxfed.channel import Channel, link, total
-from jaxfed.cli import start
-from jaxfed.config import config_of, read
-from jaxfed.data.clients import Population
-from jaxfed.experiment import Experiment, assemble, load
-from jaxfed.registry import REGISTRY
-from jaxfed.rounds import fresh, rounds
-from jaxfed.types import Part, Tree
+from jaxfed.attacks import membership
+from jaxfed.cli.main import set_up_process
+from jaxfed.config.build import Experiment, build_experiment, load_data
+from jaxfed.config.registry import REGISTRY
+from jaxfed.config.schema import make_config, read_config
+from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.types import Messages, Tree
+from jaxfed.data.population import Population
+from jaxfed.training.rounds import initial_arrays, run_rounds
 
 BOUND = 10.0  # of clips; most updates are longer
-PARTS: list[Part] = []  # what a server that reads messages received
+PARTS: list[Messages] = []  # what a server that reads messages received
 
 
 class Defence(NamedTuple):
@@ -69,11 +70,11 @@ def defences(clients: int, small: int = 16) -> list[Defence]:
 def listen() -> Channel:
     """Writes down the messages of a round as its server has them, opened, before it adds them up."""
 
-    def reduce(part: Part, size: int) -> Tree:
+    def reduce(part: Messages, size: int) -> Tree:
         jax.debug.callback(
             lambda part: PARTS.append(jax.tree.map(np.asarray, part)), part._replace(memory=(), metrics={})
         )
-        return total(part, size)
+        return sum_messages(part, size)
 
     return link(reduce=reduce, norm=lambda x: x)
 
@@ -92,27 +93,30 @@ def configuration(table: dict[str, Any], defence: Defence, clients: int) -> Any:
         "cohort": {"name": "cyclic", "size": defence.size or clients},
         "server": table["server"] | {"lazy": False},  # sums of whole tables
     }
-    return config_of(table | changed)
+    return make_config(table | changed)
 
 
 def seen(
     experiment: Experiment, arrays: Tree, defence: Defence, seed: int, first: int, clients: int
-) -> Iterator[tuple[int, inference.Seen]]:
+) -> Iterator[tuple[int, membership.ItemEvidence]]:
     """(client, what is seen of it) of one round, or of as many as it takes to ask so many clients: always the same, who
     stand side by side in the circle of all."""
     size, times = experiment.data.population.num_items, -(-clients // experiment.sampler.slots)
     for number in range(times * first, times * first + times):
-        state = fresh(experiment, seed)["state"]
+        state = initial_arrays(experiment, seed)["state"]
         shared, private = jax.tree.map(jax.numpy.asarray, arrays)
         PARTS.clear()
-        (done,) = rounds(
+        (done,) = run_rounds(
             experiment, state._replace(shared=shared, memory=(private, state.memory[1])), seed, number, number + 1
         )
         jax.effects_barrier()  # until the round has been listened to
         if defence.at == "messages":
-            yield from ((x.id, inference.see(x.message, x.held, size)) for x in inference.heard(PARTS[0], size))
+            yield from (
+                (x.id, membership.collect_evidence(x.message, x.held, size))
+                for x in membership.split_messages(PARTS[0], size)
+            )
         else:
-            sum = inference.see(inference.whole(done.info["seen"]), np.zeros(0, int), size)
+            sum = membership.collect_evidence(membership.evidence_of_sum(done.info["seen"]), np.zeros(0, int), size)
             yield from ((int(id), sum) for id in done.ready.cohort.ids)
 
 
@@ -128,30 +132,32 @@ def truth(population: Population, client: int) -> tuple[np.ndarray, np.ndarray, 
 def informed(scores: list[np.ndarray], members: list[np.ndarray]) -> list[float]:
     """The AUC of every client by all scores together, weighed as suits the clients of the other half."""
     halves = [(np.concatenate(scores[i::2]), np.concatenate(members[i::2])) for i in (1, 0)]
-    weights = [inference.discriminant(*half) for half in halves]
+    weights = [membership.fit_discriminant(*half) for half in halves]
     each = enumerate(zip(scores, members, strict=True))
-    return [inference.auc(score @ weights[i % 2], member) for i, (score, member) in each]
+    return [membership.area_under_curve(score @ weights[i % 2], member) for i, (score, member) in each]
 
 
-def aucs(population: Population, arrays: Tree, found: Iterator[tuple[int, inference.Seen]]) -> dict[str, list[float]]:
+def aucs(
+    population: Population, arrays: Tree, found: Iterator[tuple[int, membership.ItemEvidence]]
+) -> dict[str, list[float]]:
     """{attack: the AUC of each client}."""
     size = population.num_items
-    public = inference.by_item(arrays[0], np.arange(size), size)
+    public = membership.item_matrix(arrays[0], np.arange(size), size)
     out: dict[str, list[float]] = {"popularity": []}
     scores, members = [], []
     for client, what in found:
         member, asked, popularity = truth(population, client)
-        by = inference.attack(what, public)._asdict()
+        by = membership.score_membership(what, public)._asdict()
         for name, score in {"popularity": popularity, **by}.items():
-            out.setdefault(name, []).append(inference.auc(score[asked], member[asked]))
-        scores.append(inference.standard([score[asked] for score in (*by.values(), np.log1p(popularity))]))
+            out.setdefault(name, []).append(membership.area_under_curve(score[asked], member[asked]))
+        scores.append(membership.standardize([score[asked] for score in (*by.values(), np.log1p(popularity))]))
         members.append(member[asked])
     return out | {"all": informed(scores, members)}
 
 
 def text(values: list[float]) -> str:
     """mean ± standard error."""
-    mean, error = inference.mean_error(values)
+    mean, error = membership.mean_and_error(values)
     return f"{mean:.3f} ± {error:.3f}"
 
 
@@ -162,20 +168,20 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    start()
+    set_up_process()
     REGISTRY["channel"] |= {"listen": listen, "look": look}
-    table = read("configs/ml100k_fedavg.toml")
-    config = config_of(table)
-    data = load(config.data)
-    trained = assemble(config, data)
-    state = fresh(trained, args.seed)["state"]
-    for done in rounds(trained, state, args.seed, 0, args.rounds):
+    table = read_config("configs/ml100k_fedavg.toml")
+    config = make_config(table)
+    data = load_data(config.data)
+    trained = build_experiment(config, data)
+    state = initial_arrays(trained, args.seed)["state"]
+    for done in run_rounds(trained, state, args.seed, 0, args.rounds):
         state = done.state
     arrays = jax.tree.map(np.asarray, (state.shared, state.memory[0]))
     print("| defence | seen | row set | update | taste | all, with popularity |\n|---|---|---|---|---|---|")
     floor: list[float] = []
     for defence in defences(args.clients):
-        experiment = assemble(configuration(table, defence, args.clients), data)
+        experiment = build_experiment(configuration(table, defence, args.clients), data)
         found = seen(experiment, arrays, defence, args.seed, args.rounds, args.clients)
         by = aucs(data.population, arrays, found)
         if not floor:  # the same for all

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.config import config_of
-from jaxfed.data.batches import Batching, draw, outside
-from jaxfed.experiment import load
+from jaxfed.config.build import load_data
+from jaxfed.config.schema import make_config
+from jaxfed.data.batching import Batching, draw_examples, draw_negatives
 
 
 def on_device(population, batching, clients):
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
-    population, batching = load(config_of({}).data).population, Batching()
+    population, batching = load_data(make_config({}).data).population, Batching()
     device = on_device(population, batching, args.clients)
     times: dict[str, list[float]] = {"host, negatives": [], "host, shuffle and negatives": [], "device, negatives": []}
     random = np.random.default_rng(0)
@@ -51,8 +51,8 @@ def main() -> None:
         user = np.repeat(ids, population.activity[ids])
         bits = random.integers(0, 1 << 32, (len(user), batching.negatives), np.uint64)
         for name, run in (
-            ("host, negatives", partial(outside, population, user, bits)),
-            ("host, shuffle and negatives", partial(draw, population, batching, ids, 0, round)),
+            ("host, negatives", partial(draw_negatives, population, user, bits)),
+            ("host, shuffle and negatives", partial(draw_examples, population, batching, ids, 0, round)),
             ("device, negatives", partial(device, ids, round)),
         ):
             begin = time.perf_counter()

@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jaxfed.channels.distributed import FLOAT, ROOM
-from jaxfed.cli import overridden
-from jaxfed.cohort import fits, poisson
-from jaxfed.config import config_of, read, table_of
-from jaxfed.experiment import load
-from jaxfed.privacy import Sampling, calibrate
-from jaxfed.runs import trained
+from jaxfed.channels.integer_noise import FLOAT, ROOM
+from jaxfed.config.build import load_data
+from jaxfed.config.overrides import override_config
+from jaxfed.config.schema import config_to_table, make_config, read_config
+from jaxfed.privacy.accountant import Sampling, calibrate_noise
+from jaxfed.sampling.cohort import check_cohort_size, poisson_cohort
+from jaxfed.training.runs import train_in_process
 
 METRICS = {"HR@10": "test/full/hr@10", "NDCG@10": "test/full/ndcg@10", "HR@10, 99": "test/sampled/hr@10"}
 BITS = 10  # fractional bits of the ring
@@ -34,9 +34,9 @@ def noise(kind: str, epsilon: float, config: Any, population: int, clip: float) 
     """The multiplier with which the run spends epsilon by Renyi divergences; its final figure may be lower."""
     mechanism, sampler = KINDS[kind]
     size = config.cohort.size
-    cap = poisson(population, size).slots if sampler == "poisson" else 0
+    cap = poisson_cohort(population, size).slots if sampler == "poisson" else 0
     longest = clip * 2.0**BITS * ROOM * FLOAT if mechanism == "skellam" else 0.0
-    return calibrate(
+    return calibrate_noise(
         epsilon,
         config.privacy.delta,
         Sampling(sampler, population, size, cap),
@@ -68,10 +68,10 @@ def main() -> None:
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of an update")
     parser.add_argument("--out", help="folder of the runs; default runs/privacy/CONFIG")
     args, overrides = parser.parse_known_args()
-    table = table_of(overridden(read(args.config), overrides))
-    population = load(config_of(table).data).population.num_clients
-    table["cohort"]["size"] = fits(table["cohort"]["size"], population)
-    config = config_of(table)
+    table = config_to_table(override_config(read_config(args.config), overrides))
+    population = load_data(make_config(table).data).population.num_clients
+    table["cohort"]["size"] = check_cohort_size(table["cohort"]["size"], population)
+    config = make_config(table)
     out = Path(args.out or f"runs/privacy/{Path(args.config).stem}")
     head = ["mechanism", f"ε at δ = {config.privacy.delta:g}", "by", "noise / bound", *METRICS]
     print(f"| {' | '.join(head)} |")
@@ -80,7 +80,7 @@ def main() -> None:
         multiplier = noise(kind, epsilon, config, population, args.clip) if epsilon else 0.0
         cohort = {"name": KINDS[kind][1] if epsilon else "poisson", "size": config.cohort.size}
         row = table | {"channel": links(kind, multiplier, config.cohort.size, args.clip), "cohort": cohort}
-        told = trained(row, out / f"{kind}_{epsilon:g}_clip_{args.clip:g}")
+        told = train_in_process(row, out / f"{kind}_{epsilon:g}_clip_{args.clip:g}")
         spent = ["∞", "", "0"]
         if epsilon:
             spent = [f"{told['epsilon']:.2f}", told["privacy"]["accountant"], f"{multiplier:.3g}"]

@@ -20,15 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed import checkpoint, rows, wire
-from jaxfed.channel import CLIENTS
-from jaxfed.config import LINKS, config_of, read
-from jaxfed.experiment import assemble, load
-from jaxfed.folder import write_file
-from jaxfed.rounds import fresh, keys_of, prepare_round
-from jaxfed.runs import trained
-from jaxfed.tree import wide
-from jaxfed.types import Client
+from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.schema import LINKS, make_config, read_config
+from jaxfed.core import tables, wire
+from jaxfed.core.channel import CLIENTS
+from jaxfed.core.tree import to_compute_dtype
+from jaxfed.core.types import ClientView
+from jaxfed.training import checkpoint
+from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round
+from jaxfed.training.run_dir import write_file
+from jaxfed.training.runs import train_in_process
 
 METRICS = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
 PLAIN = "none"
@@ -63,24 +64,24 @@ def methods(base: list[dict[str, Any]], dim: int) -> dict[str, dict[str, list[di
 def coded_share(run: Path, sample: int) -> float | None:
     """`wire.entropy` as a share of the packed size, of the messages that a sample of clients would send after the last
     round of a run; None where they hide all but their sum."""
-    config = config_of(read(run / "config.toml"))
-    made = assemble(config, load(config.data))
+    config = make_config(read_config(run / "config.toml"))
+    made = build_experiment(config, load_data(config.data))
     if made.channel.hides:
         return None
-    with checkpoint.manager(run / "checkpoints", config.run.keep) as kept:
-        found = checkpoint.restore(kept, fresh(made, config.seed), print)
+    with checkpoint.open_checkpoints(run / "checkpoints", config.run.keep) as kept:
+        found = checkpoint.restore_newest(kept, initial_arrays(made, config.seed), print)
     assert found
     state, size, number = found[0]["state"], made.shapes.end, int(found[0]["state"].round)
     cohort = prepare_round(made, config.seed, number).cohort
-    key = jax.random.fold_in(keys_of(config.seed).rounds, number)
+    key = jax.random.fold_in(make_run_keys(config.seed).rounds, number)
 
     @jax.jit
     def message(id, held, activity, data):
-        mine, theirs = rows.gather(state.memory, id, held)
+        mine, theirs = tables.gather_client(state.memory, id, held)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, CLIENTS), id))
-        report = made.work.run(wide(rows.take(state.shared, held)), mine, data, secret)
-        me = Client(theirs, noise, key, id, report.weight, activity, held, size, jnp.asarray(cohort.ids))
-        return made.channel.encode(report.update, rows.take(made.channel.send(state.channel), held), me)[0]
+        report = made.work.run(to_compute_dtype(tables.take_rows(state.shared, held)), mine, data, secret)
+        me = ClientView(theirs, noise, key, id, report.weight, activity, held, size, jnp.asarray(cohort.ids))
+        return made.channel.encode(report.update, tables.take_rows(made.channel.send(state.channel), held), me)[0]
 
     asked = np.flatnonzero(np.asarray(cohort.ids) < made.data.population.num_clients)
     chosen = np.random.default_rng(0).choice(asked, min(sample, len(asked)), replace=False)
@@ -92,7 +93,10 @@ def coded_share(run: Path, sample: int) -> float | None:
             data = jax.tree.map(lambda x, j=j: jnp.asarray(x[j]), block.data)
             sent = message(jnp.int32(cohort.ids[slots[j]]), jnp.asarray(held[j]), jnp.asarray(block.activity[j]), data)
             count = int((held[j] < size).sum())
-            coded, packed = coded + wire.entropy(jax.device_get(sent), count), packed + int(wire.size(sent, count))
+            coded, packed = (
+                coded + wire.entropy_bytes(jax.device_get(sent), count),
+                packed + int(wire.message_bytes(sent, count)),
+            )
     return coded / packed
 
 
@@ -195,7 +199,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=32, help="clients whose messages the entropy is the mean of")
     parser.add_argument("--out", default="runs/rate_quality", help="folder of the runs and of what is written")
     args, overrides = parser.parse_known_args()
-    table = read(args.config)
+    table = read_config(args.config)
     table["rounds"] = args.rounds or table.get("rounds", 100)
     table.pop("run", None)
     known = methods(table.get("channel", list(LINKS)), table.get("model", {}).get("dim", 32))
@@ -207,7 +211,7 @@ def main() -> None:
     for name in asked:
         for seed in args.seeds:
             folder = out / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
-            summary = trained(table | known[name] | {"seed": seed}, folder, overrides)
+            summary = train_in_process(table | known[name] | {"seed": seed}, folder, overrides)
             if not (folder / "row.json").exists():
                 made = row(name, seed, summary, coded_share(folder / "run", args.sample))
                 write_file(folder / "row.json", json.dumps(made))

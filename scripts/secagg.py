@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from jaxfed.secagg import ROUNDS, Party, Server, Terms, run
-from jaxfed.stages import peak_megabytes
+from jaxfed.secagg.protocol import ROUNDS, Party, Server, SessionTerms, run_session
+from jaxfed.training.timing import peak_megabytes
 
 
-def measure(terms: Terms, identities: list[Ed25519PrivateKey], silent: dict[int, str]) -> dict[str, float]:
+def measure(terms: SessionTerms, identities: list[Ed25519PrivateKey], silent: dict[int, str]) -> dict[str, float]:
     """Seconds of one core and bytes, medians over parties that stayed; their keys and vectors are there before."""
     vectors = np.random.default_rng(0).integers(0, 1 << 32, (len(identities), terms.length), np.uint32)
     parties = {id: Party(terms, id, key, vectors[id]) for id, key in enumerate(identities)}
@@ -35,7 +35,7 @@ def measure(terms: Terms, identities: list[Ed25519PrivateKey], silent: dict[int,
             received[id] += len(message)
         return answer
 
-    total = run(parties, server, silent, call)
+    total = run_session(parties, server, silent, call)
     stayed = parties.keys() - silent.keys()
     return {
         "seconds_party": statistics.median(seconds[id] for id in stayed),
@@ -64,7 +64,7 @@ def main() -> None:
     threshold = args.threshold or 2 * args.parties // 3 + 1
     silent = dict.fromkeys(range(args.parties - args.silent, args.parties), args.at)
     try:
-        terms = Terms(secrets.token_bytes(32), roster, threshold, args.length, args.neighbours)
+        terms = SessionTerms(secrets.token_bytes(32), roster, threshold, args.length, args.neighbours)
         figures = measure(terms, identities, silent)
     except ValueError as error:
         parser.exit(2, f"{error}\n")

@@ -32,14 +32,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import pytest
 
-from jaxfed.config import config_of
-from jaxfed.experiment import load
+from jaxfed.config.build import load_data
+from jaxfed.config.schema import make_config
 
 
 @pytest.fixture(scope="session")
 def ml100k():
     """MovieLens-100K as 943 clients under the clean protocol. Fetched, as a user would fetch it."""
-    return load(config_of({}).data)
+    return load_data(make_config({}).data)
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed.cohort import cyclic
-from jaxfed.federate import federate
-from jaxfed.registry import REGISTRY
-from jaxfed.rows import Table
-from jaxfed.types import Block, Cohort, Mean
-from jaxfed.work import Steps
-from jaxfed.works.local import local_steps
+from jaxfed.algorithms.local_training import local_steps
+from jaxfed.config.registry import REGISTRY
+from jaxfed.core.client_work import Batches
+from jaxfed.core.federate import federate
+from jaxfed.core.tables import Table
+from jaxfed.core.types import Block, Cohort, Mean
+from jaxfed.sampling.cohort import cyclic_cohort
 
 KEY = jax.random.key(0)
 EPS = 2e-6  # float32 sums of a few dozen terms of size one, in another order
@@ -36,7 +36,7 @@ def private_links():
         "slots": 8,
         "population": 11,
         "rounds": 12,
-        "sampler": cyclic(11, 4),
+        "sampler": cyclic_cohort(11, 4),
         "activity": [1, 2],
     }
 
@@ -107,7 +107,7 @@ def dense_cohort(ids=IDS, present=None, xy=None):
     ids = np.asarray(ids)
     m, s = len(ids), x.shape[1]
     examples = np.full(m, float(s * x.shape[2]), np.float32)
-    steps = Steps(np.zeros((m, s, 0), np.int32), np.ones((m, s), bool), (x[ids], y[ids]), examples)
+    steps = Batches(np.zeros((m, s, 0), np.int32), np.ones((m, s), bool), (x[ids], y[ids]), examples)
     block = Block(np.arange(m, dtype=np.int32), np.zeros((m, 0), np.int32), examples, steps)
     return Cohort(np.asarray(ids, np.int32), np.ones(m, bool) if present is None else np.array(present, bool), (block,))
 
@@ -151,7 +151,7 @@ def row_block(slots, whole=False, steps=8):
         rows[j, : ITEMS if whole else n] = np.arange(ITEMS) if whole else items
         at[j].ravel()[:n] = items if whole else np.arange(n)
         y[j].ravel()[:n], w[j].ravel()[:n], live[j, : -(-n // BATCH)], examples[j] = labels, 1, True, n
-    return Block(np.array(slots, np.int32), rows, examples, Steps(at, live, (y, w), examples))
+    return Block(np.array(slots, np.int32), rows, examples, Batches(at, live, (y, w), examples))
 
 
 def row_cohort(whole=False, present=None, blocks=((0, 1, 2, 3), (4, 5, 6, 7))):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from jaxfed.config import config_of
-from jaxfed.evaluate import readable
-from jaxfed.experiment import assemble, load
-from jaxfed.rounds import compile_all, fresh, keys_of, prepare_round
-from jaxfed.rows import Table
+from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.schema import make_config
+from jaxfed.core.tables import Table
+from jaxfed.evaluation.evaluator import flatten_metrics
+from jaxfed.training.rounds import compile_programs, initial_arrays, make_run_keys, prepare_round
 
 ITEM = {"learning_rate": 40.0, "weight_decay": 3e-4}
 USER = {"learning_rate": 2.0, "weight_decay": 1e-2}
@@ -15,12 +15,12 @@ USER = {"learning_rate": 2.0, "weight_decay": 1e-2}
 
 def trained(data, rounds, **table):
     """(test metrics of the last round, experiment, state) after some rounds."""
-    experiment = assemble(config_of({"cohort": {"name": "everyone"}, **table}), data)
-    keys, state = keys_of(0), fresh(experiment, 0)["state"]
+    experiment = build_experiment(make_config({"cohort": {"name": "everyone"}, **table}), data)
+    keys, state = make_run_keys(0), initial_arrays(experiment, 0)["state"]
     for t in range(rounds):
         state, _ = experiment.algorithm.step(state, prepare_round(experiment, 0, t).cohort, keys.rounds)
     sums = experiment.examine(state.shared.params, state.memory[0], experiment.exams["test"], keys.evaluation)
-    return readable("test", sums), experiment, state
+    return flatten_metrics("test", sums), experiment, state
 
 
 def control(name):
@@ -49,8 +49,8 @@ def test_popularity_scores_what_a_loop_over_users_finds(ml100k):
         ranks.append(1 + (clicks[others] >= clicks[history[-1]]).sum())
     ranks = np.array(ranks)
     exact = {"params": {}, "tables": {"count": Table(clicks.astype(np.float32))}}  # whole numbers keep their ties
-    sums = experiment.examine(exact, state.memory[0], experiment.exams["test"], keys_of(0).evaluation)
-    got = readable("test", sums)
+    sums = experiment.examine(exact, state.memory[0], experiment.exams["test"], make_run_keys(0).evaluation)
+    got = flatten_metrics("test", sums)
     assert got["test/full/hr@10"] == pytest.approx((ranks <= 10).mean(), rel=1e-6)
     assert got["test/full/ndcg@10"] == pytest.approx(((ranks <= 10) / np.log2(1 + ranks)).mean(), rel=1e-5)
     assert got["test/full/mrr"] == pytest.approx((1 / ranks).mean(), rel=1e-5)
@@ -62,7 +62,7 @@ def test_popularity_scores_what_a_loop_over_users_finds(ml100k):
 @pytest.mark.parametrize(("protocol", "low", "high"), [("loo-clean", 0.0, 0.13), ("compat-pfedrec", 0.95, 1.0)])
 def test_the_counter_shows_the_leak_and_its_absence(protocol, low, high):
     """No model at all: 100 rounds of counting a client's own negatives."""
-    data = load(config_of({"data": {"protocol": protocol}}).data)
+    data = load_data(make_config({"data": {"protocol": protocol}}).data)
     got, experiment, _ = trained(data, 100, **control("counter"))
     assert low <= got["test/sampled/hr@10"] <= high
     assert experiment.data.leaky == (protocol == "compat-pfedrec")
@@ -71,8 +71,8 @@ def test_the_counter_shows_the_leak_and_its_absence(protocol, low, high):
 def test_a_round_compiles_a_program_a_length_and_three_more_and_then_never_again(ml100k, compiled):
     """943 clients, d 64, 128 a round, batches of 64, 4 negatives."""
     table = {"model": {"dim": 64}, "cohort": {"name": "uniform", "size": 128}}
-    experiment = assemble(config_of(table), ml100k)
-    keys, state = keys_of(0), fresh(experiment, 0)["state"]
+    experiment = build_experiment(make_config(table), ml100k)
+    keys, state = make_run_keys(0), initial_arrays(experiment, 0)["state"]
     rounds = [prepare_round(experiment, 0, t) for t in range(8)]
     compiled.clear()
     for ready in rounds[:4]:
@@ -81,7 +81,7 @@ def test_a_round_compiles_a_program_a_length_and_three_more_and_then_never_again
     shapes = {block.data.live.shape for ready in rounds[:4] for block in ready.cohort.blocks}
     assert len(met) <= len(shapes)
     assert len(compiled) == len(shapes) + 3
-    compile_all(experiment, state, keys.rounds)
+    compile_programs(experiment, state, keys.rounds)
     compiled.clear()
     for ready in rounds[4:]:
         state, _ = experiment.algorithm.step(state, ready.cohort, keys.rounds)

@@ -6,8 +6,8 @@ import sys
 import jax
 import numpy as np
 
-from jaxfed.data import movielens
-from jaxfed.data.interactions import digest
+from jaxfed.data.interactions import data_digest
+from jaxfed.data.sources import movielens
 from tests.conftest import known_flags
 
 # Windows has none of these; what others import of them, they import where they are. Two names are missing there, too.
@@ -38,7 +38,7 @@ def test_movielens_without_array_record(monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record", None)
     monkeypatch.delattr(movielens, "build")  # of the data set that needs it
     again = movielens.ml_100k()
-    assert digest(again) == movielens.ORDER
+    assert data_digest(again) == movielens.ORDER
     pairs = zip(*(map(np.asarray, jax.tree.leaves(each)) for each in (again, prepared)), strict=True)
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 

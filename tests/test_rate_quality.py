@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxfed.config import config_of
-from jaxfed.train import train
+from jaxfed.config.schema import make_config
+from jaxfed.training.loop import train_run
 
 spec = importlib.util.spec_from_file_location("rate_quality", Path(__file__).parent.parent / "scripts/rate_quality.py")
 script = importlib.util.module_from_spec(spec)
@@ -20,7 +20,7 @@ def test_every_method_is_a_configuration():
     made = script.methods(BASE, 32)
     assert len(made) > 20
     for name, sections in made.items():
-        config = config_of(sections)
+        config = make_config(sections)
         assert [link.name for link in config.channel if link.name in ("per_row_mean",)] == ["per_row_mean"]
         assert bool(config.download) == name.startswith("download")
     assert "low_rank 32" not in made
@@ -78,7 +78,7 @@ def test_the_entropy_of_messages_that_clients_of_a_run_send(tmp_path):
             "channel": links,
             "run": {"out": str(tmp_path / name)},
         }
-        train(config_of(table))
+        train_run(make_config(table))
         shares[name] = script.coded_share(tmp_path / name, 5)
     assert shares["none"] == 1
     assert 0.5 < shares["coarse"] < 1

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxfed.config import config_of
-from jaxfed.experiment import assemble, load
-from jaxfed.federate import federate
-from jaxfed.rounds import fresh, keys_of, prepare_round
+from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.schema import make_config
+from jaxfed.core.federate import federate
+from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,10 +27,10 @@ def test_the_three_examples_run_together(tmp_path):
             command = [sys.executable, "-m", "ruff", *check, "--config", str(ROOT / "pyproject.toml"), str(tmp_path)]
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout
-    data = load(config_of({"data": {"name": "synthetic", "users": 30, "items": 40, "mean_length": 5.0}}).data)
-    made = assemble(config_of({"cohort": {"size": 10}, "model": {"dim": 4}}), data)
+    data = load_data(make_config({"data": {"name": "synthetic", "users": 30, "items": 40, "mean_length": 5.0}}).data)
+    made = build_experiment(make_config({"cohort": {"size": 10}, "model": {"dim": 4}}), data)
     model = space["scaled"](data.population.num_items, 1, dim=4)
-    keys = keys_of(0)
+    keys = make_run_keys(0)
     for algorithm in (
         space["clipped_fedadam"](model, 30),
         federate(
@@ -44,7 +44,7 @@ def test_the_three_examples_run_together(tmp_path):
         assert (np.asarray(state.shared.params["tables"]["item"].rows) != before).any()
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(info))
     assert float(info["damped/clients"]) == 10
-    assert fresh(made, 0)
+    assert initial_arrays(made, 0)
 
 
 def test_what_the_readme_names_is_there():

@@ -1,1 +1,1 @@
-"""Links: the update path, one mechanism a file."""
+"""Links: what happens to an update on its way to the server."""

@@ -5,22 +5,22 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxfed.channel import Channel, link, total
-from jaxfed.rows import lift, norm
-from jaxfed.tree import scale, sum_last
-from jaxfed.types import Mean, Tree
+from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.tables import l2_norm, map_tables
+from jaxfed.core.tree import scale_tree, sum_last
+from jaxfed.core.types import Mean, Tree
 
 
-def positive(name: str, bound: float) -> None:
+def check_bound(name: str, bound: float) -> None:
     """Raises ValueError for a bound that is none."""
     if not 0 < bound < math.inf:
         raise ValueError(f"{name} is {bound}: it must be a positive number")
 
 
-def shrunk(update: Tree, bound: jax.typing.ArrayLike) -> tuple[Tree, jax.Array]:
+def shrink_to_bound(update: Tree, bound: jax.typing.ArrayLike) -> tuple[Tree, jax.Array]:
     """(the update scaled down to an L2 norm of `bound`, its norm before). A norm that is not finite stays so."""
-    length = norm(update)
-    return scale(jnp.minimum(1, bound / jnp.where(length > 0, length, 1)), update), length
+    length = l2_norm(update)
+    return scale_tree(jnp.minimum(1, bound / jnp.where(length > 0, length, 1)), update), length
 
 
 def clip(bound: float = 1.0) -> Channel:
@@ -31,13 +31,13 @@ def clip(bound: float = 1.0) -> Channel:
     Args:
         bound: The largest L2 norm of a message.
     """
-    positive("clip.bound", bound)
+    check_bound("clip.bound", bound)
 
     def watch(update, sent, client):
-        return {"clip/clients": Mean(1.0 * (norm(update) > bound), 1.0)}
+        return {"clip/clients": Mean(1.0 * (l2_norm(update) > bound), 1.0)}
 
     return link(
-        lambda update, sent, client: (shrunk(update, bound)[0], client.memory),
+        lambda update, sent, client: (shrink_to_bound(update, bound)[0], client.memory),
         norm=lambda x: min(x, bound),
         watch=watch,
         name="clip",
@@ -50,14 +50,14 @@ def clip_per_row(bound: float = 0.1) -> Channel:
     Args:
         bound: The largest L2 norm of a row.
     """
-    positive("clip_per_row.bound", bound)
+    check_bound("clip_per_row.bound", bound)
 
     def rows(x):
         length = jnp.sqrt(sum_last(jnp.square(x), x.ndim - 1))
         return x * jnp.minimum(1, bound / jnp.where(length > 0, length, 1))
 
     def encode(update, sent, client):
-        return lift(rows, lambda x: shrunk(x, bound)[0], update), client.memory
+        return map_tables(rows, lambda x: shrink_to_bound(x, bound)[0], update), client.memory
 
     return link(encode, norm=lambda x: x, name="clip_per_row")
 
@@ -68,14 +68,14 @@ def zero_out(bound: float = 10.0) -> Channel:
     Args:
         bound: The largest L2 norm of an update that counts.
     """
-    positive("zero_out.bound", bound)
+    check_bound("zero_out.bound", bound)
 
     def encode(update, sent, client):
-        kept = norm(update) <= bound
+        kept = l2_norm(update) <= bound
         return jax.tree.map(lambda x: jnp.where(kept, x, jnp.zeros_like(x)), update), client.memory
 
     def watch(update, sent, client):
-        return {"zero_out/clients": Mean(1.0 * (norm(update) > bound), 1.0)}
+        return {"zero_out/clients": Mean(1.0 * (l2_norm(update) > bound), 1.0)}
 
     return link(encode, norm=lambda x: min(x, bound), watch=watch, name="zero_out")
 
@@ -95,22 +95,22 @@ def adaptive_clip(
         share: Magnitude of the extra number (+share/2 or -share/2) that says whether the norm was within the bound.
         count: Expected cohort size; required under differential privacy. 0: number of clients that reported.
     """
-    positive("adaptive_clip.bound", bound)
+    check_bound("adaptive_clip.bound", bound)
     if not 0 < quantile < 1 or rate <= 0 or share <= 0:
         raise ValueError("adaptive_clip: the quantile lies between 0 and 1, rate and share are positive")
 
     def encode(update, now, client):
-        kept, length = shrunk(update, now)
-        return (scale(1 / now, kept), share * (jnp.where(length <= now, 0.5, -0.5) + 0 * length)), client.memory
+        kept, length = shrink_to_bound(update, now)
+        return (scale_tree(1 / now, kept), share * (jnp.where(length <= now, 0.5, -0.5) + 0 * length)), client.memory
 
     def watch(update, now, client):
-        return {"clip/clients": Mean(1.0 * (norm(update) > now), 1.0)}
+        return {"clip/clients": Mean(1.0 * (l2_norm(update) > now), 1.0)}
 
     def decode(total, now, round):
         update, within = total
         asked = count or jnp.maximum(round.present.sum(), 1)
         fraction = jnp.clip(within / share / asked + 0.5, 0, 1)
-        return scale(now, update), now * jnp.exp(-rate * (fraction - quantile)), {"clip/bound": now}
+        return scale_tree(now, update), now * jnp.exp(-rate * (fraction - quantile)), {"clip/bound": now}
 
     return link(
         encode,
@@ -119,7 +119,7 @@ def adaptive_clip(
         send=lambda now: now,
         norm=lambda x: math.hypot(1, share / 2),
         watch=watch,
-        reduce=total,
+        reduce=sum_messages,
         counts=not count,
         name="adaptive_clip",
     )

@@ -10,15 +10,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfed.channel import Channel, chain, link
-from jaxfed.rows import Table, is_table
-from jaxfed.tree import rounded, sub, sum_last, zeros
-from jaxfed.types import Coded, Kept, Key, Tree, Weights
+from jaxfed.core.channel import Channel, chain, link
+from jaxfed.core.tables import Table, is_table
+from jaxfed.core.tree import stochastic_round, subtract, sum_last, zeros_like
+from jaxfed.core.types import Coded, Kept, Key, Tree, Weights
 
 WEIGHTS = (1 << 31) - 1  # of a link's streams, the one of its weights: leaves have the first ones
 
 
-def each(function: Callable, tree: Tree, key: Key | None = None) -> Tree:
+def map_leaves(function: Callable, tree: Tree, key: Key | None = None) -> Tree:
     """Maps function(array, is it a table?, a key of its own) over a tree; what comes of a table is marked again."""
     nodes, structure = jax.tree.flatten(tree, is_leaf=is_table)
 
@@ -29,7 +29,7 @@ def each(function: Callable, tree: Tree, key: Key | None = None) -> Tree:
     return jax.tree.unflatten(structure, [node(i, x) for i, x in enumerate(nodes)])
 
 
-def feedback(code: Channel) -> Channel:
+def with_error_feedback(code: Channel) -> Channel:
     """Error feedback: the compression error is added to the client's next message (Seide et al. 2014; Karimireddy et
     al. 2019). Stores one full item table per client (clients x items x dim numbers)."""
 
@@ -37,13 +37,13 @@ def feedback(code: Channel) -> Channel:
         wanted = jax.tree.map(jnp.add, update, client.memory)
         message, _ = code.encode(wanted, sent, client._replace(memory=()))
         assert code.open
-        return message, sub(wanted, code.open(message, sent, client._replace(memory=None, key=None)))
+        return message, subtract(wanted, code.open(message, sent, client._replace(memory=None, key=None)))
 
     # what was held back may come all at once: nothing bounds the norm
-    return code._replace(init=lambda example: ((), zeros(example)), encode=encode, norm=None)
+    return code._replace(init=lambda example: ((), zeros_like(example)), encode=encode, norm=None)
 
 
-def scaled(code: Callable, value: Callable, name: str, bits: int) -> Channel:
+def scaled_code(code: Callable, value: Callable, name: str, bits: int) -> Channel:
     """A code of integers and a scale, for each row of a table with several columns and for each other leaf.
 
     code(x, key, entries) -> (integers like x, scale [rows, 1, ...]) for x [rows, ...], of each of which so many numbers
@@ -92,7 +92,7 @@ def scaled(code: Callable, value: Callable, name: str, bits: int) -> Channel:
     return link(encode, open=open, name=name)
 
 
-def uniform(bits: int, whole: Callable, name: str) -> Channel:
+def uniform_code(bits: int, whole: Callable, name: str) -> Channel:
     """Integers of `bits` bits in units of the largest number; whole(x, key) makes x integers."""
     top, dtype = 2 ** (bits - 1) - 1, jnp.uint8 if bits <= 8 else jnp.uint16
 
@@ -102,13 +102,13 @@ def uniform(bits: int, whole: Callable, name: str) -> Channel:
         steps = whole(x * (top / jnp.where(largest > 0, largest, 1)), key)
         return (jnp.clip(steps, -top, top) + top).astype(dtype), largest / top
 
-    return scaled(code, lambda codes: codes.astype(jnp.float32) - top, name, bits)
+    return scaled_code(code, lambda codes: codes.astype(jnp.float32) - top, name, bits)
 
 
-def apart(code: Channel) -> Channel:
+def keep_weights_apart(code: Channel) -> Channel:
     """The code, but for weights: a byte a row, which loses nothing of a weight that all rows share. Codes that drop or
     blur numbers would have the server divide by weights that nobody sent."""
-    plain = uniform(8, lambda x, key: jnp.trunc(x), "weights")  # toward zero: no norm is enlarged
+    plain = uniform_code(8, lambda x, key: jnp.trunc(x), "weights")  # toward zero: no norm is enlarged
 
     def split(tree):
         nodes, structure = jax.tree.flatten(tree, is_leaf=is_weights)
@@ -135,7 +135,7 @@ def is_weights(node: object) -> bool:
     return isinstance(node, Weights)
 
 
-def quantise(bits: int = 8, keep_error: bool = False) -> Channel:
+def quantize(bits: int = 8, keep_error: bool = False) -> Channel:
     """Stochastic uniform quantisation (QSGD, Alistarh et al. 2017): integers of `bits` bits in units of the largest
     number, right on average; 2 bits are TernGrad (Wen et al. 2017).
 
@@ -146,8 +146,8 @@ def quantise(bits: int = 8, keep_error: bool = False) -> Channel:
     """
     if not 2 <= bits <= 16:
         raise ValueError(f"quantise.bits is {bits}: it must be 2 to 16")
-    made = uniform(bits, rounded, "quantise")
-    return apart(feedback(made) if keep_error else made)
+    made = uniform_code(bits, stochastic_round, "quantise")
+    return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
 def sign(keep_error: bool = True) -> Channel:
@@ -162,8 +162,8 @@ def sign(keep_error: bool = True) -> Channel:
         size = sum_last(jnp.abs(x), x.ndim - 1)
         return (x >= 0).astype(jnp.uint8), size / jnp.maximum(entries, 1)
 
-    made = scaled(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "sign", 1)
-    return apart(feedback(made) if keep_error else made)
+    made = scaled_code(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "sign", 1)
+    return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
 def drive() -> Channel:
@@ -174,10 +174,12 @@ def drive() -> Channel:
         size, square = sum_last(jnp.abs(x), x.ndim - 1), sum_last(x * x, x.ndim - 1)
         return (x >= 0).astype(jnp.uint8), square / jnp.where(size > 0, size, 1)
 
-    return chain(rotate(), apart(scaled(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "drive", 1)))
+    return chain(
+        rotate(), keep_weights_apart(scaled_code(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "drive", 1))
+    )
 
 
-def hadamard(x: jax.Array) -> jax.Array:
+def hadamard_transform(x: jax.Array) -> jax.Array:
     """The orthonormal Walsh-Hadamard transform of the last axis, whose length is a power of two; its own inverse."""
     size, lead = x.shape[-1], x.shape[:-1]
     half = 1
@@ -205,26 +207,26 @@ def rotate() -> Channel:
 
     def encode(update, sent, client):
         def turn(x, in_table, key):
-            return hadamard(x * signs(x, key)) if columns(x, in_table) else x
+            return hadamard_transform(x * signs(x, key)) if columns(x, in_table) else x
 
-        return each(turn, update, client.public), client.memory
+        return map_leaves(turn, update, client.public), client.memory
 
     def decode(total, state, round):
         def back(x, in_table, key):
-            return hadamard(x) * signs(x, key) if columns(x, in_table) else x
+            return hadamard_transform(x) * signs(x, key) if columns(x, in_table) else x
 
-        return each(back, total, round.key), state, {}
+        return map_leaves(back, total, round.key), state, {}
 
     return link(encode, decode, norm=lambda x: x, name="rotate")
 
 
-def count_of(share: float, entries: jax.Array) -> jax.Array:
+def kept_count(share: float, entries: jax.Array) -> jax.Array:
     """ceil(share * entries), the share in ten thousandths, without an overflow of int32; see `wire.kept`."""
     parts = round(share * 10_000)
     return entries // 10_000 * parts + -(-(entries % 10_000 * parts) // 10_000)
 
 
-def search(enough: Callable, wanted: bool | jax.Array = True) -> jax.Array:
+def bisect_int32(enough: Callable, wanted: bool | jax.Array = True) -> jax.Array:
     """The largest int32 t >= 0 for which enough(t) holds; it holds for 0, and for none beyond the first it fails. Not
     wanted: 0, at no cost if that is so for all clients of a block."""
 
@@ -235,21 +237,21 @@ def search(enough: Callable, wanted: bool | jax.Array = True) -> jax.Array:
     return jax.lax.fori_loop(0, jnp.where(wanted, 31, 0), narrow, jnp.int32(0))
 
 
-def largest(x: jax.Array, count: jax.Array) -> jax.Array:
+def select_largest(x: jax.Array, count: jax.Array) -> jax.Array:
     """bool like x: the `count` >= 1 largest of numbers that are not negative, the first of equal ones.
 
     By bisection on the bits of floats, which are ordered as the numbers are: no sort.
     """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
-    least = search(lambda t: (bits >= t).sum() >= count)
+    least = bisect_int32(lambda t: (bits >= t).sum() >= count)
     above, equal = bits > least, bits == least
     place = jnp.arange(x.size)[::-1].reshape(x.shape)
     left = count - above.sum()
     tied = equal.sum() > left
-    return above | (equal & (place >= search(lambda t: (equal & (place >= t)).sum() >= left, tied)))
+    return above | (equal & (place >= bisect_int32(lambda t: (equal & (place >= t)).sum() >= left, tied)))
 
 
-def some(share: float, pick: Callable, known: bool, gain: Callable, name: str) -> Channel:
+def sparse_code(share: float, pick: Callable, known: bool, gain: Callable, name: str) -> Channel:
     """Sends a share of the numbers of each leaf; pick(x, key) -> a size for each, of which the largest are sent."""
     if not 0.0001 <= share <= 1:
         raise ValueError(f"{name}.share is {share}: it must lie between 0.0001 and 1")
@@ -262,11 +264,11 @@ def some(share: float, pick: Callable, known: bool, gain: Callable, name: str) -
             if in_table:  # rows that are only there to fill a block are nobody's
                 here &= client.held.reshape((-1,) + (1,) * (x.ndim - 1))
             entries = held * math.prod(x.shape[1:]) if in_table else jnp.int32(x.size)
-            count = count_of(share, entries)
-            chosen = largest(jnp.where(here, pick(x, key), 0), count) & here
+            count = kept_count(share, entries)
+            chosen = select_largest(jnp.where(here, pick(x, key), 0), count) & here
             return Kept(jnp.where(chosen, x, 0) * gain(entries, count), chosen, share, known)
 
-        return each(one, update, jax.random.fold_in(client.public, client.id)), client.memory
+        return map_leaves(one, update, jax.random.fold_in(client.public, client.id)), client.memory
 
     def open(message, sent, client):
         return jax.tree.map(lambda node: node.values, message, is_leaf=lambda node: isinstance(node, Kept))
@@ -282,9 +284,9 @@ def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
         keep_error: Error feedback: the compression error is added to the client's next message. Stores one full item
             table per client (clients x items x dim numbers).
     """
-    made = some(share, lambda x, key: jnp.abs(x), False, lambda entries, count: 1.0, "top_k")
+    made = sparse_code(share, lambda x, key: jnp.abs(x), False, lambda entries, count: 1.0, "top_k")
     made = made._replace(norm=lambda x: x)  # a part of a vector is no longer than it
-    return apart(feedback(made) if keep_error else made)
+    return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
 def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
@@ -304,8 +306,8 @@ def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
     def gain(entries, count):
         return 1.0 if keep_error else entries / jnp.maximum(count, 1)
 
-    made = some(share, pick, True, gain, "random_k")
-    return apart(feedback(made) if keep_error else made)
+    made = sparse_code(share, pick, True, gain, "random_k")
+    return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
 def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
@@ -328,7 +330,7 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
     def directions(columns, key):
         signs, order = jax.random.split(key)
         flips = jax.random.rademacher(signs, (columns, 1), jnp.float32)
-        return (flips * hadamard(jnp.eye(columns)))[:, jax.random.permutation(order, columns)[:rank]]
+        return (flips * hadamard_transform(jnp.eye(columns)))[:, jax.random.permutation(order, columns)[:rank]]
 
     def wide(x, in_table):
         return x.ndim > 1 or (x.ndim == 1 and not in_table)
@@ -339,7 +341,7 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
                 return x
             return x @ directions(x.shape[-1], key)
 
-        return each(one, update, client.public), client.memory
+        return map_leaves(one, update, client.public), client.memory
 
     def init(example):
         # shapes of the state, which stays zero, say how many columns there were (a checkpoint holds no empty arrays)

@@ -11,17 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.channel import Channel, link, total
-from jaxfed.channels.noise import noised, sensitivity
-from jaxfed.cohort import Sampler
-from jaxfed.types import Mechanism
+from jaxfed.channels.noise import add_normal_noise, check_sensitivity
+from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.types import Mechanism, Sampler
 
 LONGEST = 4096  # rounds: the sensitivity is computed from the whole matrix
 BUFFERS = 3  # of a BLT; more take minutes to optimise and gain a few per cent
 Kind = Literal["tree", "banded", "blt"]
 
 
-def schedule(kind: str, population: int, size: int, rounds: int) -> np.ndarray:
+def participation_patterns(kind: str, population: int, size: int, rounds: int) -> np.ndarray:
     """bool [patterns, rounds]: the rounds that clients of a `cyclic` or `everyone` sampler take part in, each once.
 
     Raises ValueError for samplers that leave it to chance.
@@ -38,7 +37,7 @@ def schedule(kind: str, population: int, size: int, rounds: int) -> np.ndarray:
     return np.unique((places[:, None] - start) % population < size, axis=0)
 
 
-def norm_of(strategy: np.ndarray, patterns: np.ndarray) -> float:
+def strategy_norm(strategy: np.ndarray, patterns: np.ndarray) -> float:
     """The largest L2 norm of C X for a client whose updates have norm 1, in the rounds of one of some patterns.
 
     strategy: C [T, T]; patterns: bool [P, T]. sqrt of the sum of |C'C| over the pattern: no direction of the updates
@@ -48,7 +47,7 @@ def norm_of(strategy: np.ndarray, patterns: np.ndarray) -> float:
     return float(np.sqrt(np.einsum("pt,pt->p", chosen @ gram, chosen).max()))
 
 
-def tree_matrix(rounds: int) -> np.ndarray:
+def tree_strategy(rounds: int) -> np.ndarray:
     """C of binary tree aggregation: row t sums the rounds of the dyadic interval that ends with t (as in a Fenwick
     tree; Dwork et al. 2010; Kairouz et al. 2021)."""
     end = np.arange(1, rounds + 1)[:, None]
@@ -56,7 +55,7 @@ def tree_matrix(rounds: int) -> np.ndarray:
     return ((column < end) & (column >= end - (end & -end))).astype(np.float64)
 
 
-def tree_noise(rounds: int) -> Any:
+def tree_noise_stream(rounds: int) -> Any:
     """Its inverse as a stream: each round draws a node, and takes back those that its interval contains."""
     from jax_privacy.matrix_factorization.streaming_matrix import StreamingMatrix
 
@@ -76,13 +75,13 @@ def tree_noise(rounds: int) -> Any:
 
 
 @functools.cache
-def strategy_of(kind: str, rounds: int, apart: int, times: int) -> tuple[np.ndarray, Any]:
+def noise_strategy(kind: str, rounds: int, apart: int, times: int) -> tuple[np.ndarray, Any]:
     """(C [T, T], C^-1 as a stream) for clients that take part `times` times at most, `apart` rounds apart at least.
 
     Both are jax-privacy's, optimised for the mean (banded) or largest (BLT) error of the sums of the first rounds.
     """
     if kind == "tree":
-        return tree_matrix(rounds), tree_noise(rounds)
+        return tree_strategy(rounds), tree_noise_stream(rounds)
     from jax_privacy.matrix_factorization import buffered_toeplitz, toeplitz  # seconds to import
 
     if kind == "banded":
@@ -115,19 +114,19 @@ def correlated(
     """
     if rounds > LONGEST:
         raise ValueError(f"correlated: its matrix is for {LONGEST:,} rounds at most, and the run has {rounds:,}")
-    patterns = schedule(sampler.kind, population, sampler.size, rounds)
+    patterns = participation_patterns(sampler.kind, population, sampler.size, rounds)
     apart = min((int(np.diff(np.flatnonzero(each)).min(initial=rounds)) for each in patterns), default=rounds)
-    matrix, stream = strategy_of(kind, rounds, apart, int(patterns.sum(1).max()))
+    matrix, stream = noise_strategy(kind, rounds, apart, int(patterns.sum(1).max()))
 
     def init(example):
         return stream.init_multiply(jax.tree.leaves(example)), ()
 
     def at(norm):
-        stddev = multiplier * norm_of(matrix, patterns) * sensitivity("correlated", multiplier, norm)
+        stddev = multiplier * strategy_norm(matrix, patterns) * check_sensitivity("correlated", multiplier, norm)
 
         def decode(total, state, round):
             leaves, structure = jax.tree.flatten(total)
-            drawn = noised([jnp.zeros_like(x) for x in leaves], stddev, round.key)
+            drawn = add_normal_noise([jnp.zeros_like(x) for x in leaves], stddev, round.key)
             noise, state = stream.multiply_next(drawn, state)
             summed = [x + n for x, n in zip(leaves, noise, strict=True)]
             return jax.tree.unflatten(structure, summed), state, {"noise/stddev": jnp.float32(stddev)}
@@ -140,7 +139,7 @@ def correlated(
     made = link(
         decode=unplaced,
         init=init,
-        reduce=total,
+        reduce=sum_messages,
         norm=lambda x: x,
         private=(Mechanism("correlated", multiplier),),
         at=at,

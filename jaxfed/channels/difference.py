@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 
-from jaxfed.channel import Channel, link
-from jaxfed.channels.weigh import averaged, without_sums
-from jaxfed.rows import Table, lift
-from jaxfed.tree import sub, zeros
-from jaxfed.types import Weights
+from jaxfed.channels.average import drop_sums, map_averaged
+from jaxfed.core.channel import Channel, link
+from jaxfed.core.tables import Table, map_tables
+from jaxfed.core.tree import subtract, zeros_like
+from jaxfed.core.types import Weights
 
 
 def difference() -> Channel:
@@ -21,11 +21,11 @@ def difference() -> Channel:
     """
 
     def init(example):
-        return zeros(example), ()
+        return zeros_like(example), ()
 
     def encode(update, last, client):
         held, one = Weights(Table(1.0 * client.held)), jnp.ones(())
-        return (averaged(lambda update: sub(update, without_sums(last)), update), held, one), client.memory
+        return (map_averaged(lambda update: subtract(update, drop_sums(last)), update), held, one), client.memory
 
     def decode(total, last, round):
         change, held, one = total
@@ -35,9 +35,9 @@ def difference() -> Channel:
             return x + share * g
 
         def whole(change):
-            return lift(back, lambda x, g: x + one * g, change, without_sums(last))
+            return map_tables(back, lambda x, g: x + one * g, change, drop_sums(last))
 
-        update = averaged(whole, change)
+        update = map_averaged(whole, change)
         return update, update, {}
 
     return link(encode, decode, init, send=lambda last: last, name="difference")

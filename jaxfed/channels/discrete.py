@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.channel import Channel
-from jaxfed.channels.distributed import on_grid
-from jaxfed.types import Key
+from jaxfed.channels.integer_noise import integer_noise_link
+from jaxfed.core.channel import Channel
+from jaxfed.core.types import Key
 
 LARGEST = 4096.0  # standard deviation in grid units: the table has some ten entries for each
 
 
-def magnitudes(stddev: float) -> np.ndarray:
+def magnitude_table(stddev: float) -> np.ndarray:
     """uint64 [n]: 2^64 times the probability that a discrete Gaussian number is at most k away from 0, for k = 0 ...
 
     The last entry stands for 2^64. The distribution is off by a total variation of some 2^-51: over the 10^8 numbers of
@@ -26,12 +26,12 @@ def magnitudes(stddev: float) -> np.ndarray:
     return np.array([min(total, (1 << 64) - 1) for total in itertools.accumulate(shares)], np.uint64)
 
 
-def discrete_gaussian_noise(key: Key, stddev: float, shape: tuple[int, ...]) -> jax.Array:
+def draw_discrete_gaussian(key: Key, stddev: float, shape: tuple[int, ...]) -> jax.Array:
     """int32: numbers x with probability proportional to exp(-x^2 / (2 stddev^2)) (Canonne, Kamath and Steinke 2020).
 
     The distance from 0 is looked up in a table by 64 random bits, so no float is near the result; a bit is its sign.
     """
-    table = magnitudes(stddev)
+    table = magnitude_table(stddev)
     high, low = jnp.asarray((table >> 32).astype(np.uint32)), jnp.asarray((table & 0xFFFFFFFF).astype(np.uint32))
     for_high, for_low, for_sign = jax.random.split(key, 3)
     upper, lower = jax.random.bits(for_high, shape, jnp.uint32), jax.random.bits(for_low, shape, jnp.uint32)
@@ -59,4 +59,6 @@ def discrete_gaussian(slots: int, multiplier: float = 1.0, fraction_bits: int = 
         multiplier: The noise, over the largest norm of what a client can add.
         fraction_bits: Binary digits after the point that are kept of a number.
     """
-    return on_grid("discrete_gaussian", slots, multiplier, fraction_bits, (4.0, LARGEST), discrete_gaussian_noise)
+    return integer_noise_link(
+        "discrete_gaussian", slots, multiplier, fraction_bits, (4.0, LARGEST), draw_discrete_gaussian
+    )

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.channel import Channel, link, total
-from jaxfed.rows import Table, catalogue, is_table
-from jaxfed.types import Key, Mechanism, Tree
+from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.tables import Table, is_table, num_rows
+from jaxfed.core.types import Key, Mechanism, Tree
 
 
-def noised(tree: Tree, stddev: jax.typing.ArrayLike, key: Key) -> Tree:
+def add_normal_noise(tree: Tree, stddev: jax.typing.ArrayLike, key: Key) -> Tree:
     """The tree with independent normal noise on every number."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
@@ -25,7 +25,7 @@ def noised(tree: Tree, stddev: jax.typing.ArrayLike, key: Key) -> Tree:
     )
 
 
-def sensitivity(name: str, multiplier: float, norm: float) -> float:
+def check_sensitivity(name: str, multiplier: float, norm: float) -> float:
     """The norm at a noise link. Raises ValueError where nothing bounds it."""
     if not multiplier > 0:
         raise ValueError(f"{name}.multiplier is {multiplier}: it must be positive; leave the link out for no noise")
@@ -48,10 +48,10 @@ def gaussian(multiplier: float = 1.0) -> Channel:
     """
 
     def at(norm):
-        stddev = multiplier * sensitivity("gaussian", multiplier, norm)
+        stddev = multiplier * check_sensitivity("gaussian", multiplier, norm)
 
         def decode(total, state, round):
-            return noised(total, stddev, round.key), state, {"noise/stddev": jnp.float32(stddev)}
+            return add_normal_noise(total, stddev, round.key), state, {"noise/stddev": jnp.float32(stddev)}
 
         return made._replace(decode=decode, private=(Mechanism("gaussian", multiplier, l2=norm),), at=None)
 
@@ -60,7 +60,7 @@ def gaussian(multiplier: float = 1.0) -> Channel:
 
     made = link(
         decode=unplaced,
-        reduce=total,  # what one client can add is what it can add to a sum, to no other reduction
+        reduce=sum_messages,  # what one client can add is what it can add to a sum, to no other reduction
         norm=lambda x: x,
         private=(Mechanism("gaussian", multiplier),),
         at=at,
@@ -70,7 +70,7 @@ def gaussian(multiplier: float = 1.0) -> Channel:
     return made
 
 
-class Whole(NamedTuple):
+class WholeTable(NamedTuple):
     """A table of which a client sends every row: a leaf like any other to the links that come after."""
 
     rows: Any
@@ -88,15 +88,15 @@ def densify() -> Channel:
             return jnp.zeros((client.size, *x.shape[1:]), x.dtype).at[client.rows].add(x, mode="drop")
 
         def whole(node):
-            return Whole(jax.tree.map(spread, node.rows)) if is_table(node) else node
+            return WholeTable(jax.tree.map(spread, node.rows)) if is_table(node) else node
 
         return jax.tree.map(whole, update, is_leaf=is_table), client.memory
 
     def decode(total, state, round):
         def table(node):
-            return Table(node.rows) if isinstance(node, Whole) else node
+            return Table(node.rows) if isinstance(node, WholeTable) else node
 
-        return jax.tree.map(table, total, is_leaf=lambda node: isinstance(node, Whole)), state, {}
+        return jax.tree.map(table, total, is_leaf=lambda node: isinstance(node, WholeTable)), state, {}
 
     return link(encode, decode, norm=lambda x: x, whole=True, name="densify")
 
@@ -111,15 +111,15 @@ def local_gaussian(multiplier: float = 1.0) -> Channel:
     """
 
     def at(norm):
-        stddev = multiplier * sensitivity("local_gaussian", multiplier, norm)
+        stddev = multiplier * check_sensitivity("local_gaussian", multiplier, norm)
 
         def encode(update, sent, client):
-            return noised(update, stddev, client.key), client.memory
+            return add_normal_noise(update, stddev, client.key), client.memory
 
         return made._replace(encode=encode, private=(Mechanism("local", multiplier, l2=norm),), at=None)
 
     def init(example):
-        if catalogue(example):
+        if num_rows(example):
             raise ValueError("local_gaussian: noise does not hide which rows a client sends: put densify before it")
         return (), ()
 

@@ -18,22 +18,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.channel import Channel, link
-from jaxfed.rows import is_table, lift
-from jaxfed.types import Part, Tree
+from jaxfed.core.channel import Channel, link
+from jaxfed.core.tables import is_table, map_tables
+from jaxfed.core.types import Messages, Tree
 
 Rule = Callable[[jax.Array, jax.Array, int, jax.Array], jax.Array]
 PIECE = 1 << 13  # contributions that are compared at a time: they stay in the cache
 CHUNK = 1 << 23  # numbers of a dense piece of the cohort's messages: 32 MB
 
 
-def over_holders(rule: Rule) -> Callable[[Part, int], Tree]:
+def reduce_over_holders(rule: Rule) -> Callable[[Messages, int], Tree]:
     """The reduction that times a rule by the number of contributions, row by row, and for other leaves once."""
 
-    def reduce(part: Part, size: int) -> Tree:
-        tables, leaves = (columns(arrays) for arrays in halves(part.messages))
-        rows = estimate(rule, tables, part.rows, size, part.owner)
-        rest = estimate(rule, leaves, jnp.where(part.present, 0, 1), 1, part.ids)
+    def reduce(part: Messages, size: int) -> Tree:
+        tables, leaves = (concatenate_columns(arrays) for arrays in split_tables(part.messages))
+        rows = estimate_groups(rule, tables, part.rows, size, part.owner)
+        rest = estimate_groups(rule, leaves, jnp.where(part.present, 0, 1), 1, part.ids)
         done = [0, 0]  # columns of each that have been laid back
 
         def back(matrix, which):
@@ -45,41 +45,41 @@ def over_holders(rule: Rule) -> Callable[[Part, int], Tree]:
 
             return leaf
 
-        return lift(back(rows, 0), back(rest, 1), part.messages)
+        return map_tables(back(rows, 0), back(rest, 1), part.messages)
 
     return reduce
 
 
-def estimate(rule: Rule, x: jax.Array, group: jax.Array, size: int, owner: jax.Array) -> jax.Array:
+def estimate_groups(rule: Rule, x: jax.Array, group: jax.Array, size: int, owner: jax.Array) -> jax.Array:
     """[size, D]: the rule over the contributions to each group, times their number; 0 where there are none."""
-    n, order = count(group, size)[:, None], jnp.argsort(group)
+    n, order = count_contributions(group, size)[:, None], jnp.argsort(group)
     x, group, owner = x[order], group[order], owner[order]
     return jnp.where(n > 0, n * rule(x, group, size, owner), 0) if x.size else jnp.zeros((size, x.shape[1]))
 
 
-def halves(messages: Tree) -> tuple[list[jax.Array], list[jax.Array]]:
+def split_tables(messages: Tree) -> tuple[list[jax.Array], list[jax.Array]]:
     """(arrays of tables, other leaves)."""
     nodes = jax.tree.leaves(messages, is_leaf=is_table)
     return jax.tree.leaves([x for x in nodes if is_table(x)]), [x for x in nodes if not is_table(x)]
 
 
-def columns(arrays: list[jax.Array]) -> jax.Array:
+def concatenate_columns(arrays: list[jax.Array]) -> jax.Array:
     """float32 [n, D]: arrays [n, ...] side by side; [0, 0] of none."""
     flat = [x.reshape(x.shape[0], -1).astype(jnp.float32) for x in arrays]
     return jnp.concatenate(flat, 1) if flat else jnp.zeros((0, 0))
 
 
-def count(group: jax.Array, size: int) -> jax.Array:
+def count_contributions(group: jax.Array, size: int) -> jax.Array:
     """int [size]: contributions to each group; those past the end are nobody's."""
     return jnp.zeros(size, jnp.int32).at[group].add(1, mode="drop")
 
 
-def at(x: jax.Array, group: jax.Array) -> jax.Array:
+def take_group_rows(x: jax.Array, group: jax.Array) -> jax.Array:
     """Rows of x [size, D] for each contribution; some row where it is nobody's, which a sum then drops."""
     return x.at[group].get(mode="clip")
 
 
-def summed(x: jax.Array, group: jax.Array, size: int) -> jax.Array:
+def sum_groups(x: jax.Array, group: jax.Array, size: int) -> jax.Array:
     """[size, D]: sums over each group."""
     return jnp.zeros((size, *x.shape[1:]), x.dtype).at[group].add(x, mode="drop")
 
@@ -87,13 +87,13 @@ def summed(x: jax.Array, group: jax.Array, size: int) -> jax.Array:
 # --- coordinate by coordinate ----------------------------------------
 
 
-def ordered(x: jax.Array) -> jax.Array:
+def float_order_bits(x: jax.Array) -> jax.Array:
     """int32 in the order of the floats: their bits, those of negative numbers turned round; of bits, the inverse."""
     bits = x if x.dtype == jnp.int32 else jax.lax.bitcast_convert_type(x, jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
 
-def nth(keys: jax.Array, group: jax.Array, size: int, rank: jax.Array) -> jax.Array:
+def select_nth(keys: jax.Array, group: jax.Array, size: int, rank: jax.Array) -> jax.Array:
     """int32 [size, D]: of the keys [n, D] of each group the one of that rank [size, D], 0 the least, exactly.
 
     Bisection of the 32 bits of a key, each a pass over the contributions but for those that are nobody's: they come
@@ -107,7 +107,7 @@ def nth(keys: jax.Array, group: jax.Array, size: int, rank: jax.Array) -> jax.Ar
 
     def upto(limit):
         def add(i, total):
-            return total.at[group[i]].add((keys[i] <= at(limit, group[i])).astype(jnp.int32), mode="drop")
+            return total.at[group[i]].add((keys[i] <= take_group_rows(limit, group[i])).astype(jnp.int32), mode="drop")
 
         return jax.lax.fori_loop(0, pieces, add, jnp.zeros((size, width), jnp.int32))
 
@@ -121,21 +121,23 @@ def nth(keys: jax.Array, group: jax.Array, size: int, rank: jax.Array) -> jax.Ar
     return jax.lax.fori_loop(0, 32, halve, (low, ~low))[0]
 
 
-def without_tails(cut: Callable[[jax.Array], jax.Array]) -> Rule:
+def trimmed_group_mean(cut: Callable[[jax.Array], jax.Array]) -> Rule:
     """The mean of what is left when the cut(n) least and the cut(n) largest of n contributions are gone, for each
     coordinate; cut(n) < n / 2."""
 
     def rule(x, group, size, owner):
-        n = count(group, size)
-        tail, keys = cut(n), ordered(x)
+        n = count_contributions(group, size)
+        tail, keys = cut(n), float_order_bits(x)
         ranks = jnp.stack([tail, jnp.maximum(n - 1 - tail, 0)], 1).repeat(keys.shape[1], 1)
-        low, high = jnp.split(nth(jnp.tile(keys, 2), group, size, ranks), 2, 1)  # side by side: passes cost by the row
-        between = (keys > at(low, group)) & (keys < at(high, group))
-        inner = summed(jnp.where(between, x, 0), group, size)
+        low, high = jnp.split(
+            select_nth(jnp.tile(keys, 2), group, size, ranks), 2, 1
+        )  # side by side: passes cost by the row
+        between = (keys > take_group_rows(low, group)) & (keys < take_group_rows(high, group))
+        inner = sum_groups(jnp.where(between, x, 0), group, size)
         # of those equal to a limit some may be gone, which ones is all the same
-        upto_low = summed((keys <= at(low, group)).astype(jnp.int32), group, size)
-        below_high = summed((keys < at(high, group)).astype(jnp.int32), group, size)
-        first, last = (jax.lax.bitcast_convert_type(ordered(key), jnp.float32) for key in (low, high))
+        upto_low = sum_groups((keys <= take_group_rows(low, group)).astype(jnp.int32), group, size)
+        below_high = sum_groups((keys < take_group_rows(high, group)).astype(jnp.int32), group, size)
+        first, last = (jax.lax.bitcast_convert_type(float_order_bits(key), jnp.float32) for key in (low, high))
         kept = jnp.maximum(n - 2 * tail, 1)[:, None]
         ends = (upto_low - tail[:, None]) * first + ((n - tail)[:, None] - below_high) * last
         return jnp.where(low == high, first, (inner + ends) / kept)
@@ -143,14 +145,14 @@ def without_tails(cut: Callable[[jax.Array], jax.Array]) -> Rule:
     return rule
 
 
-def check_floats(example: Tree) -> tuple[Tree, Tree]:
+def check_float_messages(example: Tree) -> tuple[Tree, Tree]:
     """What a link without state starts with. Raises ValueError for messages that are no numbers but codes."""
     if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(example)):
         raise ValueError("a robust rule compares numbers, and was given integers: put it before their link")
     return (), ()
 
 
-MEDIAN = over_holders(without_tails(lambda n: jnp.maximum(n - 1, 0) // 2))
+MEDIAN = reduce_over_holders(trimmed_group_mean(lambda n: jnp.maximum(n - 1, 0) // 2))
 
 
 def median() -> Channel:
@@ -158,7 +160,7 @@ def median() -> Channel:
 
     Takes 32 passes over the table rows that the cohort sent. Bears less than half of a row's holders being malicious.
     """
-    return link(reduce=MEDIAN, init=check_floats, name="median")
+    return link(reduce=MEDIAN, init=check_float_messages, name="median")
 
 
 def trimmed_mean(fraction: float = 0.2) -> Channel:
@@ -177,7 +179,7 @@ def trimmed_mean(fraction: float = 0.2) -> Channel:
         share = fraction * (1 - 1e-6) * n  # 0.2 of 5 is 1, not the 1.00000003 of float32, which would round up to 2
         return jnp.minimum(jnp.ceil(share).astype(jnp.int32), jnp.maximum(n - 1, 0) // 2)
 
-    return link(reduce=over_holders(without_tails(cut)), init=check_floats, name="trimmed_mean")
+    return link(reduce=reduce_over_holders(trimmed_group_mean(cut)), init=check_float_messages, name="trimmed_mean")
 
 
 # --- by distance ----------------------------------------
@@ -200,15 +202,15 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Channel:
 
     def rule(x, group, size, owner):
         def weighted(weight):
-            return summed(weight * x, group, size) / jnp.maximum(summed(weight, group, size), 1e-30)
+            return sum_groups(weight * x, group, size) / jnp.maximum(sum_groups(weight, group, size), 1e-30)
 
         def closer(_, point):
-            distance = jnp.linalg.norm(x - at(point, group), axis=1, keepdims=True)
+            distance = jnp.linalg.norm(x - take_group_rows(point, group), axis=1, keepdims=True)
             return weighted(1 / jnp.maximum(distance, smoothing))
 
         return jax.lax.fori_loop(0, iterations, closer, weighted(jnp.ones((len(x), 1))))
 
-    return link(reduce=over_holders(rule), init=check_floats, name="geometric_median")
+    return link(reduce=reduce_over_holders(rule), init=check_float_messages, name="geometric_median")
 
 
 def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
@@ -234,20 +236,20 @@ def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
         raise ValueError(f"krum: a cohort of {slots} clients bears at most {most} malicious: lower byzantine")
 
     def reduce(part, size):
-        ids, chosen = best(part, size, byzantine, selected)
+        ids, chosen = select_best(part, size, byzantine, selected)
 
         def rule(x, group, size, owner):
             one = chosen.at[jnp.searchsorted(ids, owner)].get(mode="fill", fill_value=False).astype(x.dtype)[:, None]
-            return summed(one * x, group, size) / jnp.maximum(summed(one, group, size), 1)
+            return sum_groups(one * x, group, size) / jnp.maximum(sum_groups(one, group, size), 1)
 
-        return over_holders(rule)(part, size)
+        return reduce_over_holders(rule)(part, size)
 
-    return link(reduce=reduce, init=check_floats, name="krum")
+    return link(reduce=reduce, init=check_float_messages, name="krum")
 
 
-def best(part: Part, size: int, byzantine: int, selected: int) -> tuple[jax.Array, jax.Array]:
+def select_best(part: Messages, size: int, byzantine: int, selected: int) -> tuple[jax.Array, jax.Array]:
     """(int [M]: ids of the cohort, ascending, bool [M]: who of them has one of the least scores)."""
-    ids, here, square, shared = distances(part, size)
+    ids, here, square, shared = pairwise_distances(part, size)
     other = here[:, None] & here & ~jnp.eye(len(ids), dtype=bool)
     apart = jnp.where(shared > 0, jnp.maximum(square, 0) / jnp.maximum(shared, 1), 0)
     apart = jnp.where(shared > 0, apart, jnp.max(apart, where=other, initial=0))
@@ -259,7 +261,7 @@ def best(part: Part, size: int, byzantine: int, selected: int) -> tuple[jax.Arra
     return ids, jnp.zeros(len(ids), bool).at[order].set(place < selected) & here
 
 
-def distances(part: Part, size: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def pairwise_distances(part: Messages, size: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(ids [M] ascending, present [M], squared distances [M, M] of the coordinates two share, their number [M, M]).
 
     Clients in the order of their ids, so that no sum depends on the blocks they came in. Rows are taken in pieces of
@@ -267,14 +269,14 @@ def distances(part: Part, size: int) -> tuple[jax.Array, jax.Array, jax.Array, j
     """
     order = jnp.argsort(part.ids)
     ids, here = part.ids[order], part.present[order]
-    tables, leaves = (columns(arrays) for arrays in halves(part.messages))
+    tables, leaves = (concatenate_columns(arrays) for arrays in split_tables(part.messages))
     square, shared = jnp.zeros((2, len(ids), len(ids)))
     if leaves.size:
-        square, shared = products(leaves[order][:, None], here[:, None])
+        square, shared = pairwise_products(leaves[order][:, None], here[:, None])
     if tables.size:
         clients, width = len(ids), tables.shape[1]
         each = max(1, min(CHUNK // (clients * width), size))
-        by_row, end = jnp.argsort(part.rows), jnp.cumsum(count(part.rows, size))
+        by_row, end = jnp.argsort(part.rows), jnp.cumsum(count_contributions(part.rows, size))
         who = jnp.searchsorted(ids, part.owner)
 
         def piece(total, first):
@@ -285,13 +287,13 @@ def distances(part: Part, size: int) -> tuple[jax.Array, jax.Array, jax.Array, j
             place = who.at[entry].get(mode="clip"), row
             dense = jnp.zeros((clients, each, width)).at[place].set(tables.at[entry].get(mode="clip"), mode="drop")
             held = jnp.zeros((clients, each)).at[place].set(1, mode="drop")
-            return jax.tree.map(jnp.add, total, products(dense, held)), None
+            return jax.tree.map(jnp.add, total, pairwise_products(dense, held)), None
 
         (square, shared), _ = jax.lax.scan(piece, (square, shared), jnp.arange(0, size, each))
     return ids, here, (square + square.T) / 2, shared  # the same both ways to the last bit, or ties are none
 
 
-def products(x: jax.Array, held: jax.Array) -> tuple[jax.Array, jax.Array]:
+def pairwise_products(x: jax.Array, held: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(squared distances [M, M], their coordinates [M, M]) of x [M, k, D] over the rows that two clients hold;
     held [M, k], x is zero elsewhere."""
     held, flat, norm = held.astype(x.dtype), x.reshape(len(x), -1), jnp.sum(x * x, -1)

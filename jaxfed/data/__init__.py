@@ -1,1 +1,1 @@
-"""Sources, splits, clients and batches, all in NumPy."""
+"""Interactions, clients, batches and blocks."""

@@ -8,7 +8,7 @@ QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 TOP = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5)
 
 
-def describe(data: Any) -> str:
+def describe_data(data: Any) -> str:
     """Users, items, density, lengths of clients' histories, the popularity curve. `data`: see `experiment.Data`."""
     rows, population = data.source.interactions, data.population
     users, items, count = len(data.source.users), len(data.source.items), len(rows.user)

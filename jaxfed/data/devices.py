@@ -1,30 +1,27 @@
 """One user on several devices, and clients that never take part: populations made of others."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.data.interactions import CLIENT, Dataset
-from jaxfed.data.ragged import Ragged, domains_of, left_over, ragged, ranges
+from jaxfed.data.population import Labels, Population
+from jaxfed.data.ragged import Ragged, concatenate_ranges, make_domains, make_negative_index, make_ragged
 from jaxfed.data.splits import TRAIN, Split
-from jaxfed.excerpt import cut, excerpt, listed
-
-if TYPE_CHECKING:
-    from jaxfed.data.clients import Labels, Population
 
 
-def kinds_of(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
+def column_kinds(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
     """(the values of a column, the number of each row's [n]). Raises ValueError for a column the data do not have."""
     if column == "device" and column not in data.columns:
         raise ValueError("data.merge: devices dealt at random need none: leave data.merge out, or name a column")
     if column not in data.columns:
-        known = listed(["user", "silo", "device", *(name for name in data.columns if name != CLIENT)])
+        known = shorten_list(["user", "silo", "device", *(name for name in data.columns if name != CLIENT)])
         raise ValueError(f"clients by {excerpt(column)}: the data have no such column; choose one of {known}")
     return np.unique(data.columns[column].astype(str), return_inverse=True)
 
 
-def labels_of(population: "Population", users: np.ndarray) -> "Labels | None":
+def collect_labels(population: Population, users: np.ndarray) -> Labels | None:
     """The labels of what some users did, user by user."""
     labels = population.labels
     if labels is None:
@@ -33,14 +30,14 @@ def labels_of(population: "Population", users: np.ndarray) -> "Labels | None":
     return type(labels)(labels.kind, *(Ragged(values, each.start).some(users).values for values, each in lists))
 
 
-def some_clients(population: "Population", who: np.ndarray) -> "Population":
+def select_clients(population: Population, who: np.ndarray) -> Population:
     """The clients `who` [c] by themselves, numbered in that order; the catalogue stays whole."""
     count = np.diff(population.first)[who]
-    users = ranges(population.first[who], count)
+    users = concatenate_ranges(population.first[who], count)
     train, avoid, valid, test = (
         each.some(users) for each in (population.train, population.avoid, population.valid, population.test)
     )
-    gaps, free = left_over(avoid, population.num_items)
+    gaps, free = make_negative_index(avoid, population.num_items)
     return population._replace(
         names=population.names[who],
         first=np.concatenate([[0], np.cumsum(count)]),
@@ -54,12 +51,12 @@ def some_clients(population: "Population", who: np.ndarray) -> "Population":
         activity=population.activity[who],
         users_per_client=int(count.max()),
         flipped=None if population.flipped is None else population.flipped[who],
-        labels=labels_of(population, users),
+        labels=collect_labels(population, users),
         user_features=None if population.user_features is None else population.user_features.some(users),
     )
 
 
-def leave_cold(population: "Population", share: float, seed: int) -> "Population":
+def split_cold_clients(population: Population, share: float, seed: int) -> Population:
     """The clients that take part, with a `share` of all (of users, where they have several devices) beside them that
     never do, drawn by the seed.
 
@@ -74,16 +71,16 @@ def leave_cold(population: "Population", share: float, seed: int) -> "Population
     if not 0 < count < clients:
         raise ValueError(f"data.cold is {share}: of {clients:,} clients that leaves nobody on one side")
     away = np.random.default_rng([seed, 5]).permutation(clients) < count
-    warm, cold = (some_clients(asked, np.flatnonzero(some)) for some in (~away, away))
+    warm, cold = (select_clients(asked, np.flatnonzero(some)) for some in (~away, away))
     if population.owner is None:
         return warm._replace(cold=cold)
     stay = ~away[population.owner]
     owner = np.unique(population.owner[stay], return_inverse=True)[1]
-    devices = some_clients(population, np.flatnonzero(stay))
+    devices = select_clients(population, np.flatnonzero(stay))
     return devices._replace(owner=owner, people=warm, cold=cold)
 
 
-def dealt(people: "Population", kind: np.ndarray, names: np.ndarray) -> "Population":
+def split_into_devices(people: Population, kind: np.ndarray, names: np.ndarray) -> Population:
     """The devices of `people`, each of whom is one user: a client for every (user, kind) with train interactions.
 
     kind int [total]: of the device on which each train interaction happened; names [kinds]. A device knows what
@@ -95,9 +92,9 @@ def dealt(people: "Population", kind: np.ndarray, names: np.ndarray) -> "Populat
     pairs, device = np.unique(user * len(names) + kind, return_inverse=True)
     order = np.argsort(device, kind="stable")
     held = np.unique(device * items + train.values)
-    avoid = ragged((held % items).astype(np.int32), held // items, len(pairs))
-    own = ragged(train.values[order], device[order], len(pairs))
-    gaps, free = left_over(avoid, items)
+    avoid = make_ragged((held % items).astype(np.int32), held // items, len(pairs))
+    own = make_ragged(train.values[order], device[order], len(pairs))
+    gaps, free = make_negative_index(avoid, items)
     owner, none = pairs // len(names), Ragged(np.zeros(0, np.int32), np.zeros(len(pairs) + 1, np.int64))
     labels, features, nothing = people.labels, people.user_features, np.zeros(0, np.float32)
     return people._replace(
@@ -118,49 +115,50 @@ def dealt(people: "Population", kind: np.ndarray, names: np.ndarray) -> "Populat
     )
 
 
-def apart(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
+def group_by_user_and_kind(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
     """(the client of each row [n], the clients' names), a client for every (user, value of a column), user by user.
 
     Raises ValueError for a column that is not there.
     """
-    names, kind = kinds_of(data, column)
+    names, kind = column_kinds(data, column)
     pairs, group = np.unique(data.interactions.user.astype(np.int64) * len(names) + kind, return_inverse=True)
     return group, np.char.add(np.char.add(data.users[pairs // len(names)], "/"), names[pairs % len(names)])
 
 
-def in_domains(population: "Population", data: Dataset, column: str) -> "Population":
+def split_into_domains(population: Population, data: Dataset, column: str) -> Population:
     """Clients `apart` by a column as domains that share users: each has the items of one, from which its negatives come
     and among which it is ranked, and a user's clients share one private part.
 
     Raises ValueError for an item of two domains.
     """
-    names, kind = kinds_of(data, column)
+    names, kind = column_kinds(data, column)
     item = data.interactions.item
     of = kind[np.unique(item, return_index=True)[1]]
     if (wrong := np.flatnonzero(of[item] != kind)).size:
         twice, other = item[wrong[0]], names[kind[wrong[0]]]
         raise ValueError(
-            f'data.merge: item "{cut(data.items[twice])}" is in {cut(names[of[twice]])} and in {cut(other)}: domains '
-            "have items of their own, give each its own id"
+            f'data.merge: item "{shorten(data.items[twice])}" is in {shorten(names[of[twice]])} and in '
+            f"{shorten(other)}: "
+            "domains have items of their own, give each its own id"
         )
-    domains = domains_of(of)
-    gaps, free = left_over(population.avoid, population.num_items, domains)
+    domains = make_domains(of)
+    gaps, free = make_negative_index(population.avoid, population.num_items, domains)
     owner = np.cumsum(np.append(False, population.user_names[1:] != population.user_names[:-1]))
     return population._replace(gaps=gaps, free=free, owner=owner, domains=domains)
 
 
-def devices_of(data: Dataset, parts: Split, column: str, devices: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def assign_devices(data: Dataset, parts: Split, column: str, devices: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(the device of each train row, in a population's order, what devices are called): by a column, or dealt at random
     by the seed where that is empty. Raises ValueError for a column that is not there."""
     index = parts.order[parts.part[parts.order] == TRAIN]
     if column:
-        names, kind = kinds_of(data, column)
+        names, kind = column_kinds(data, column)
         return kind[index], names
     names = np.array([f"device {i}" for i in range(devices)])
     return np.random.default_rng([seed, devices, 7]).integers(devices, size=len(index)), names
 
 
-def check_kinds(
+def check_merge_options(
     clients: str, merge: str, devices: int, malicious: float, protocol: str, cold: float, columns: Collection[str] = ()
 ) -> None:
     """Raises ValueError for what does not go together, and for a word that is also one of the data's columns."""

@@ -33,7 +33,7 @@ class Features(NamedTuple):
         return self.numbers.shape[1]
 
 
-def words(column: np.ndarray, parts: str = PARTS) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def split_words(column: np.ndarray, parts: str = PARTS) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(int64 [t]: whose, int64 [t]: which value, [v]: the values, sorted) of cells that hold words, several in a cell
     as a set. parts: what parts them, a regular expression; "": nothing does. An empty cell has the empty word."""
     coded = pa.array(column, pa.large_string()).dictionary_encode()
@@ -50,7 +50,7 @@ def words(column: np.ndarray, parts: str = PARTS) -> tuple[np.ndarray, np.ndarra
     return owner, value[start[cell][owner] + at], values
 
 
-def buckets(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def quantile_buckets(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The same of numbers, NaN where missing: quantile buckets, named by the least value in them."""
     there = np.isfinite(column)
     values = np.unique(column[there])
@@ -61,7 +61,7 @@ def buckets(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return np.arange(len(column)), value, [f"{edge:g}" for edge in edges] + ([] if there.all() else [""])
 
 
-def encoded(columns: dict[str, np.ndarray], parts: Mapping[str, str] | None = None) -> Features | None:
+def encode_features(columns: dict[str, np.ndarray], parts: Mapping[str, str] | None = None) -> Features | None:
     """Features of columns [n]: words (an empty one is missing) or floats (NaN is missing). None: there is no column.
 
     parts: what parts the words of a cell, by column, see `words`; `PARTS` where it is not said.
@@ -69,7 +69,9 @@ def encoded(columns: dict[str, np.ndarray], parts: Mapping[str, str] | None = No
     owners, values, names, at = [], [], [], 0
     for name, column in columns.items():
         owner, value, named = (
-            buckets(column) if column.dtype.kind == "f" else words(column, (parts or {}).get(name, PARTS))
+            quantile_buckets(column)
+            if column.dtype.kind == "f"
+            else split_words(column, (parts or {}).get(name, PARTS))
         )
         owners.append(owner)
         values.append(value + at)

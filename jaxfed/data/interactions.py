@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxfed.core.excerpt import shorten
 from jaxfed.data.features import Features
-from jaxfed.excerpt import cut
 
 CLIENT = " client"  # the column with the client of each row; a source's columns have no blanks around their names
 AT_ONCE = 1 << 20  # rows whose ids are joined at a time
@@ -41,7 +41,7 @@ class Dataset(NamedTuple):
     features_follow: bool = False  # from the rows, as in a published data set: the digest is that of the rows alone
 
 
-def numbered(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def number_ids(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(number of each row's id, the ids): numbers follow the sorted ids; whole numbers sort as numbers.
 
     Words that look like numbers stay words unless all of them are written as numbers are: 007 is not 7.
@@ -60,16 +60,18 @@ def whole_numbers(names: np.ndarray) -> np.ndarray | None:
     return whole if (whole.astype(str) == names).all() else None
 
 
-def numbers_of(items: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
+def item_numbers(items: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
     """int64 [len(names)]: the numbers of items [N] by their names. Raises ValueError, which begins with `where`, for
     one that is not there."""
     known = {name: number for number, name in enumerate(items.tolist())} if len(names) else {}
     if missing := [name for name in names if name not in known]:
-        raise ValueError(f'{where}: no item "{cut(missing[0])}" in the data; ids are those of the source, in quotes')
+        raise ValueError(
+            f'{where}: no item "{shorten(missing[0])}" in the data; ids are those of the source, in quotes'
+        )
     return np.array([known[name] for name in names], np.int64)
 
 
-def digest(data: Dataset, features: bool = False) -> str:
+def data_digest(data: Dataset, features: bool = False) -> str:
     """SHA-256 of the rows in their order, by the source's own ids; features: and of what is known beside the ids."""
     user, item, rating, time = data.interactions
     sha = hashlib.sha256()
@@ -81,7 +83,7 @@ def digest(data: Dataset, features: bool = False) -> str:
         sha.update(b";")
     for values, dtype in ((rating, "<f4"), (time, "<i8")):
         sha.update(np.ascontiguousarray(values, dtype).tobytes() + b";")
-    if data.ties_in_order and has_ties(data.interactions):
+    if data.ties_in_order and has_equal_times(data.interactions):
         sha.update(b"ties in order;")
     for known in (data.user_features, data.item_features) if features else ():
         if known is not None:
@@ -90,7 +92,7 @@ def digest(data: Dataset, features: bool = False) -> str:
     return sha.hexdigest()
 
 
-def has_ties(rows: Interactions) -> bool:
+def has_equal_times(rows: Interactions) -> bool:
     """Whether a user has two rows with the same time."""
     user, since = rows.user.astype(np.int64), rows.time - rows.time.min(initial=0)
     span = int(since.max(initial=0)) + 1
@@ -100,7 +102,7 @@ def has_ties(rows: Interactions) -> bool:
     return bool(((np.diff(user[order]) == 0) & (np.diff(rows.time[order]) == 0)).any())
 
 
-def select(data: Dataset, keep: np.ndarray, note: str = "") -> Dataset:
+def select_rows(data: Dataset, keep: np.ndarray, note: str = "") -> Dataset:
     """The rows where `keep` (bool [n]), users and items renumbered to those that are left."""
     rows = data.interactions.at(keep)
     users, user = np.unique(rows.user, return_inverse=True)
@@ -117,7 +119,7 @@ def select(data: Dataset, keep: np.ndarray, note: str = "") -> Dataset:
     )
 
 
-def first_only(data: Dataset) -> Dataset:
+def drop_repeats(data: Dataset) -> Dataset:
     """Keeps the earliest row of each (user, item): a later one would be a test item seen in training."""
     user, item, _, time = data.interactions
     order = np.lexsort((np.arange(len(time)), time, item, user))
@@ -127,7 +129,9 @@ def first_only(data: Dataset) -> Dataset:
     keep[order[new]] = True
     repeats = int((~keep).sum())
     return (
-        select(data, keep, f"{repeats:,} repeated (user, item) rows left out, the earliest kept") if repeats else data
+        select_rows(data, keep, f"{repeats:,} repeated (user, item) rows left out, the earliest kept")
+        if repeats
+        else data
     )
 
 
@@ -146,4 +150,4 @@ def k_core(data: Dataset, users: int, items: int) -> Dataset:
         raise ValueError(f"no rows are left with {users} rows a user and {items} an item: lower user_core or item_core")
     dropped = int((~keep).sum())
     note = f"{dropped:,} rows left out by the k-core ({users} rows a user, {items} an item)"
-    return select(data, keep, note) if dropped else data
+    return select_rows(data, keep, note) if dropped else data

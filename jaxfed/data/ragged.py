@@ -7,13 +7,13 @@ import numpy as np
 SMALL = 1 << 24  # users x items up to which every user's negatives are listed
 
 
-def ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
+def concatenate_ranges(start: np.ndarray, count: np.ndarray) -> np.ndarray:
     """start[0], start[0] + 1, ... (count[0] of them), start[1], ...: many ranges end to end."""
     end = np.cumsum(count)
     return np.arange(end[-1] if len(end) else 0) + np.repeat(start - (end - count), count)
 
 
-def sorted_pairs(group: np.ndarray, value: np.ndarray, groups: int, values: int) -> tuple[np.ndarray, np.ndarray]:
+def sort_pairs(group: np.ndarray, value: np.ndarray, groups: int, values: int) -> tuple[np.ndarray, np.ndarray]:
     """(int64 [n]: group * values + value in ascending order, int64 [n]: which entries they are, equal ones in order).
 
     One sort of numbers that hold pair and entry, where 63 bits suffice: several times as fast as `argsort`.
@@ -44,7 +44,9 @@ class Ragged(NamedTuple):
     def some(self, lists: np.ndarray) -> "Ragged":
         """The lists named."""
         count = self.start[lists + 1] - self.start[lists]
-        return Ragged(self.values[ranges(self.start[lists], count)], np.concatenate([[0], np.cumsum(count)]))
+        return Ragged(
+            self.values[concatenate_ranges(self.start[lists], count)], np.concatenate([[0], np.cumsum(count)])
+        )
 
     def padded(self, lists: np.ndarray, fill: int, wide: int = 0) -> np.ndarray:
         """[len(lists), longest of all lists, at least `wide`]: some of the lists, filled up."""
@@ -55,7 +57,7 @@ class Ragged(NamedTuple):
         return np.where(inside, self.values[where] if len(self.values) else fill, fill)
 
 
-def ragged(values: np.ndarray, group: np.ndarray, groups: int) -> Ragged:
+def make_ragged(values: np.ndarray, group: np.ndarray, groups: int) -> Ragged:
     """Lists of `values` by `group` (sorted)."""
     return Ragged(values, np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))]))
 
@@ -69,7 +71,7 @@ class Domains(NamedTuple):
     place: np.ndarray  # int64 [N]: where each item stands among those of its domain
 
 
-def domains_of(of: np.ndarray) -> Domains:
+def make_domains(of: np.ndarray) -> Domains:
     """The domains, from that of each item [N]."""
     items = np.argsort(of, kind="stable").astype(np.int32)
     start = np.concatenate([[0], np.cumsum(np.bincount(of))])
@@ -78,7 +80,9 @@ def domains_of(of: np.ndarray) -> Domains:
     return Domains(of, items, start, place)
 
 
-def left_over(avoid: Ragged, items: int, domains: Domains | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+def make_negative_index(
+    avoid: Ragged, items: int, domains: Domains | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """(`gaps`, `free`) of a population: what the items outside each user's sorted list are found by."""
     user = np.repeat(np.arange(len(avoid.counts)), avoid.counts)
     rank = np.arange(len(user)) - avoid.start[user]

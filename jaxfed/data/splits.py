@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxfed.data.interactions import Dataset, select
+from jaxfed.data.interactions import Dataset, select_rows
 
 Protocol = Literal["loo-clean", "ratio-clean", "compat-pfedrec"]
 
@@ -21,7 +21,7 @@ class Split(NamedTuple):
     by_ties: int = 0  # held-out rows with the time of a row of the same user in another part
 
 
-def drop_short(data: Dataset) -> Dataset:
+def drop_short_histories(data: Dataset) -> Dataset:
     """Leaves out users with fewer than 3 rows, and says how many. Raises ValueError when nobody is left."""
     rows = np.bincount(data.interactions.user, minlength=len(data.users))
     short = rows < LEAST
@@ -30,10 +30,10 @@ def drop_short(data: Dataset) -> Dataset:
     if not short.any():
         return data
     note = f"{int(short.sum()):,} users with fewer than {LEAST} interactions left out ({int(rows[short].sum()):,} rows)"
-    return select(data, ~short[data.interactions.user], note)
+    return select_rows(data, ~short[data.interactions.user], note)
 
 
-def split(data: Dataset, protocol: Protocol = "loo-clean", ratio: tuple[float, float] = (0.1, 0.1)) -> Split:
+def split_histories(data: Dataset, protocol: Protocol = "loo-clean", ratio: tuple[float, float] = (0.1, 0.1)) -> Split:
     """Cuts each user's history, the latest rows for test.
 
     loo-clean: test = the latest row, validation = the one before; of equal times a later row of the source counts as
@@ -62,10 +62,10 @@ def split(data: Dataset, protocol: Protocol = "loo-clean", ratio: tuple[float, f
         valid = np.minimum(valid, count - test - 1)
     held = np.where(from_end < test[user], TEST, VALID)
     part = np.where(from_end < (test + valid)[user], held, TRAIN).astype(np.int8)
-    return Split(part, order, protocol == "compat-pfedrec", decided_by_ties(data, part[order], order))
+    return Split(part, order, protocol == "compat-pfedrec", count_decided_by_ties(data, part[order], order))
 
 
-def decided_by_ties(data: Dataset, part: np.ndarray, order: np.ndarray) -> int:
+def count_decided_by_ties(data: Dataset, part: np.ndarray, order: np.ndarray) -> int:
     """How many held-out rows have the time of a row of the same user in another part; part [n], in `order`."""
     user, time = data.interactions.user[order], data.interactions.time[order]
     first = np.flatnonzero(np.append(True, (np.diff(user) != 0) | (np.diff(time) != 0)))  # of rows with equal times

@@ -1,1 +1,1 @@
-"""Recommenders as Flax modules, and the controls they are held against."""
+"""Recommender models."""

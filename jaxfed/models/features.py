@@ -6,17 +6,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import LossName, Model, TableDtype, dot, from_module, loss_named, normal, positive, vectors
+from jaxfed.models.model import (
+    LossName,
+    Model,
+    TableDtype,
+    check_positive,
+    find_loss,
+    from_module,
+    normal_variable,
+    score_rows,
+    take_vectors,
+)
 
 Sides = Literal["all", "user", "item", "none"]
 
 
-def summed(table: jax.Array, numbers: jax.Array) -> jax.Array:
+def sum_feature_rows(table: jax.Array, numbers: jax.Array) -> jax.Array:
     """Sums of rows of a small table [V, d] by sets of numbers [..., F]; past the end adds nothing."""
     return table.at[numbers].get(mode="fill", fill_value=0).sum(-2)
 
 
-def read(features: Sides, vocabulary: tuple[int, int]) -> tuple[str, ...]:
+def known_sides(features: Sides, vocabulary: tuple[int, int]) -> tuple[str, ...]:
     """The sides that a model reads, of those of which something is known: its vocabulary is not empty.
 
     Raises ValueError when nothing is known of a side that is asked for.
@@ -30,7 +40,7 @@ def read(features: Sides, vocabulary: tuple[int, int]) -> tuple[str, ...]:
     return tuple(side for side, size in sizes.items() if size and features in ("all", side))
 
 
-class Machine(nn.Module):
+class FactorizationMachine(nn.Module):
     """A factorisation machine of order two on indicators: of user, item, and each of their features."""
 
     num_items: int
@@ -43,9 +53,9 @@ class Machine(nn.Module):
     @nn.compact
     def __call__(self, user, item=None, of_user=None, of_item=None) -> jax.Array:
         """Logits, see `from_module`."""
-        users = normal(self, "private", "user", (self.num_users, self.dim), self.init_scale)
+        users = normal_variable(self, "private", "user", (self.num_users, self.dim), self.init_scale)
         own = self.variable("private", "bias", jnp.zeros, self.num_users).value
-        items = normal(self, "tables", "item", (self.num_items, self.dim), self.init_scale, self.table_dtype)
+        items = normal_variable(self, "tables", "item", (self.num_items, self.dim), self.init_scale, self.table_dtype)
         bias = self.variable("tables", "bias", jnp.zeros, self.num_items, self.table_dtype).value
 
         def side(name, vector, weight, numbers):
@@ -57,7 +67,7 @@ class Machine(nn.Module):
             weights = self.param(f"{name}_weights", nn.initializers.zeros, shape[:1])
             if numbers is None:
                 return vector, weight
-            every = summed(jnp.concatenate([table, jnp.square(table), weights[:, None]], 1), numbers)
+            every = sum_feature_rows(jnp.concatenate([table, jnp.square(table), weights[:, None]], 1), numbers)
             total, squares = vector + every[..., : self.dim], jnp.square(vector) + every[..., self.dim : -1]
             return total, weight + every[..., -1] + 0.5 * (jnp.square(total) - squares).sum(-1)
 
@@ -65,7 +75,7 @@ class Machine(nn.Module):
         mine, rest_of_user = side("user", users[user], own[user], of_user)
         theirs, rest_of_item = side("item", items, bias, of_item)
         alone = self.param("offset", nn.initializers.zeros, ()) + rest_of_user
-        return alone + vectors(rest_of_item, item) + dot(vectors(theirs, item), mine)
+        return alone + take_vectors(rest_of_item, item) + score_rows(take_vectors(theirs, item), mine)
 
 
 def fm(
@@ -92,12 +102,12 @@ def fm(
             squared error, of clicks or of ratings.
         vocabulary: How many features users and items have.
     """
-    positive("model.dim", dim)
+    check_positive("model.dim", dim)
     sizes = vocabulary or (0, 0)
-    sides = read(features, sizes)
+    sides = known_sides(features, sizes)
     known = {side: size for side, size in zip(("user", "item"), sizes, strict=True) if side in sides}
-    module = Machine(num_items, num_users, dim, init_scale, table_dtype, known)
-    return from_module(module, loss_named(loss), features=sides)
+    module = FactorizationMachine(num_items, num_users, dim, init_scale, table_dtype, known)
+    return from_module(module, find_loss(loss), features=sides)
 
 
 class TwoTower(nn.Module):
@@ -120,18 +130,18 @@ class TwoTower(nn.Module):
             if name in self.vocabulary:
                 shape = self.vocabulary[name], self.dim
                 table = self.param(f"{name}_features", nn.initializers.normal(self.init_scale), shape)
-                x = x if numbers is None else x + summed(table, numbers)
+                x = x if numbers is None else x + sum_feature_rows(table, numbers)
             for i, size in enumerate(self.hidden):
                 x = nn.relu(nn.Dense(size, name=f"{name}_{i}")(x))
             return nn.Dense(self.dim, name=f"{name}_output")(x) if self.hidden else x
 
-        users = normal(self, "private", "user", (self.num_users, self.dim), self.init_scale)
-        items = normal(self, "tables", "item", (self.num_items, self.dim), self.init_scale, self.table_dtype)
-        logit = dot(vectors(tower("item", items, of_item), item), tower("user", users[user], of_user))
+        users = normal_variable(self, "private", "user", (self.num_users, self.dim), self.init_scale)
+        items = normal_variable(self, "tables", "item", (self.num_items, self.dim), self.init_scale, self.table_dtype)
+        logit = score_rows(take_vectors(tower("item", items, of_item), item), tower("user", users[user], of_user))
         if self.bias:
             own = self.variable("private", "bias", jnp.zeros, self.num_users).value
             bias = self.variable("tables", "bias", jnp.zeros, self.num_items, self.table_dtype).value
-            logit += self.param("offset", nn.initializers.zeros, ()) + own[user] + vectors(bias, item)
+            logit += self.param("offset", nn.initializers.zeros, ()) + own[user] + take_vectors(bias, item)
         return logit
 
 
@@ -163,10 +173,10 @@ def two_tower(
             squared error, of clicks or of ratings.
         vocabulary: How many features users and items have.
     """
-    positive("model.dim", dim)
-    positive("model.hidden", *hidden, 1)
+    check_positive("model.dim", dim)
+    check_positive("model.hidden", *hidden, 1)
     sizes = vocabulary or (0, 0)
-    sides = read(features, sizes)
+    sides = known_sides(features, sizes)
     known = {side: size for side, size in zip(("user", "item"), sizes, strict=True) if side in sides}
     module = TwoTower(num_items, num_users, dim, tuple(hidden), init_scale, bias, table_dtype, known)
-    return from_module(module, loss_named(loss), features=sides)
+    return from_module(module, find_loss(loss), features=sides)

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.rows import catalogue, mark, plain
-from jaxfed.types import History, Key, Mean, Tree
+from jaxfed.core.tables import num_rows, unwrap, wrap
+from jaxfed.core.types import History, Key, Mean, Tree
 
 
-class Closed(NamedTuple):
+class ClosedForm(NamedTuple):
     """statistics(shared, history) -> (what one user adds to the sums, how badly the shared part fits it): its tables
     are rows like those of the shared part. solve(sums, shared) -> shared: the model, from the sums over all."""
 
@@ -47,7 +47,7 @@ class Model(NamedTuple):
     score: Callable[..., jax.Array]
     pairwise: bool = False
     fold_in: Callable[..., Tree] | None = None
-    closed: Closed | None = None
+    closed: ClosedForm | None = None
     features: tuple[str, ...] = ()
 
 
@@ -79,25 +79,27 @@ LOSSES = {
 }
 
 
-def loss_named(name: str) -> Loss:
+def find_loss(name: str) -> Loss:
     """One of `LOSSES`. Raises ValueError with the names there are."""
     if name not in LOSSES:
         raise ValueError(f"no loss {name!r}: choose one of {', '.join(LOSSES)}")
     return LOSSES[name]
 
 
-def positive(name: str, *sizes: int) -> None:
+def check_positive(name: str, *sizes: int) -> None:
     """Raises ValueError when a size is below 1."""
     if min(sizes) < 1:
         raise ValueError(f"{name} is {', '.join(map(str, sizes))}: sizes must be at least 1")
 
 
-def vectors(table: jax.Array, index: jax.Array | None) -> jax.Array:
+def take_vectors(table: jax.Array, index: jax.Array | None) -> jax.Array:
     """Rows `index` of a table; None: every row once."""
     return table if index is None else table[index]
 
 
-def normal(module: nn.Module, collection: str, name: str, shape: tuple[int, ...], scale: float, dtype: str = "float32"):
+def normal_variable(
+    module: nn.Module, collection: str, name: str, shape: tuple[int, ...], scale: float, dtype: str = "float32"
+):
     """A module's variable that starts with normal numbers of standard deviation `scale`."""
 
     def make():
@@ -106,7 +108,7 @@ def normal(module: nn.Module, collection: str, name: str, shape: tuple[int, ...]
     return module.variable(collection, name, make).value
 
 
-def dot(rows: jax.Array, user: jax.Array) -> jax.Array:
+def score_rows(rows: jax.Array, user: jax.Array) -> jax.Array:
     """Inner products of rows [n, d] with one user's vector [d], as a matrix product, or with one for each [n, d]."""
     return rows @ user if user.ndim == 1 else jnp.sum(rows * user, -1)
 
@@ -127,14 +129,14 @@ def from_module(
 
     def init(key):
         made = module.init(key, jnp.int32(0), jnp.zeros(1, jnp.int32))
-        return {"params": made.get("params", {}), "tables": mark(made.get("tables", {}))}
+        return {"params": made.get("params", {}), "tables": wrap(made.get("tables", {}))}
 
     def private(key):
         made = module.init(key, jnp.int32(0), jnp.zeros(1, jnp.int32))
-        return {"private": made.get("private", {}), "private_tables": mark(made.get("private_tables", {}))}
+        return {"private": made.get("private", {}), "private_tables": wrap(made.get("private_tables", {}))}
 
     def logits(shared, private, user, item, *known):
-        return module.apply({**plain(shared), **plain(private)}, user, item, *known)
+        return module.apply({**unwrap(shared), **unwrap(private)}, user, item, *known)
 
     def score(shared, private, user, *known):
         return logits(shared, private, user, None, *known)
@@ -149,13 +151,13 @@ def from_module(
             at = [every[batch[name]] for name in ("item", "other") if name in batch] or [every]
         each = loss.value(at[0] - at[1]) if loss.pairwise else loss.value(at[0], batch["label"])
         if penalty:
-            more = penalty(plain(shared), plain(private))
+            more = penalty(unwrap(shared), unwrap(private))
             each += more[batch["item"]] if "item" in batch else more
         return Mean(jnp.sum(each * batch["weight"]), jnp.sum(batch["weight"]))
 
     def fold_in(shared, history, *known):
         """Descends the expected loss over the history and FOLD_NEGATIVES negatives to each of it, from one start."""
-        start, rows = private(jax.random.key(0)), catalogue(shared)
+        start, rows = private(jax.random.key(0)), num_rows(shared)
         label = jnp.zeros(rows).at[jnp.where(history.live, history.rows, rows)].set(1, mode="drop")
         weight = jnp.where(label > 0, 1, FOLD_NEGATIVES * label.sum() / jnp.maximum(rows - label.sum(), 1))
 

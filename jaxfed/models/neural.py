@@ -4,10 +4,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import LossName, Model, TableDtype, dot, from_module, loss_named, normal, positive, vectors
+from jaxfed.models.model import (
+    LossName,
+    Model,
+    TableDtype,
+    check_positive,
+    find_loss,
+    from_module,
+    normal_variable,
+    score_rows,
+    take_vectors,
+)
 
 
-class NeuralFactorisation(nn.Module):
+class NeuralFactorization(nn.Module):
     """A generalised inner product beside a small network; user vectors are private, the network is shared."""
 
     num_items: int
@@ -22,9 +32,11 @@ class NeuralFactorisation(nn.Module):
         """Logits, see `from_module`."""
 
         def both(part):
-            users = normal(self, "private", f"user_{part}", (self.num_users, self.dim), self.init_scale)
+            users = normal_variable(self, "private", f"user_{part}", (self.num_users, self.dim), self.init_scale)
             shape = self.num_items, self.dim
-            items = vectors(normal(self, "tables", f"item_{part}", shape, self.init_scale, self.table_dtype), item)
+            items = take_vectors(
+                normal_variable(self, "tables", f"item_{part}", shape, self.init_scale, self.table_dtype), item
+            )
             return jnp.broadcast_to(users[user], items.shape), items
 
         (user_product, item_product), (user_network, item_network) = both("product"), both("network")
@@ -50,10 +62,10 @@ class PersonalHead(nn.Module):
     def __call__(self, user: jax.Array, item: jax.Array | None = None) -> jax.Array:
         """Logits, see `from_module`."""
         shape = self.num_items, self.dim
-        items = vectors(normal(self, "tables", "item", shape, self.init_scale, self.table_dtype), item)
-        head = normal(self, "private", "head", (self.num_users, self.dim), self.dim**-0.5)
+        items = take_vectors(normal_variable(self, "tables", "item", shape, self.init_scale, self.table_dtype), item)
+        head = normal_variable(self, "private", "head", (self.num_users, self.dim), self.dim**-0.5)
         bias = self.variable("private", "bias", jnp.zeros, self.num_users).value
-        return dot(items, head[user]) + bias[user]
+        return score_rows(items, head[user]) + bias[user]
 
 
 def pfedrec(
@@ -75,11 +87,11 @@ def pfedrec(
         loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
             squared error, of clicks or of ratings.
     """
-    positive("model.dim", dim)
-    return from_module(PersonalHead(num_items, num_users, dim, init_scale, table_dtype), loss_named(loss))
+    check_positive("model.dim", dim)
+    return from_module(PersonalHead(num_items, num_users, dim, init_scale, table_dtype), find_loss(loss))
 
 
-class Additive(nn.Module):
+class AdditiveItems(nn.Module):
     """Items are the sum of a shared and a private vector, under a score function of each client's own."""
 
     num_items: int
@@ -91,11 +103,11 @@ class Additive(nn.Module):
     def __call__(self, user: jax.Array, item: jax.Array | None = None) -> jax.Array:
         """Logits, see `from_module`."""
         shape = self.num_items, self.dim
-        both = normal(self, "tables", "item", shape, self.init_scale)
-        both += normal(self, "private_tables", "item", shape, self.init_scale)
-        head = normal(self, "private", "head", (self.num_users, self.dim), self.dim**-0.5)
+        both = normal_variable(self, "tables", "item", shape, self.init_scale)
+        both += normal_variable(self, "private_tables", "item", shape, self.init_scale)
+        head = normal_variable(self, "private", "head", (self.num_users, self.dim), self.dim**-0.5)
         bias = self.variable("private", "bias", jnp.zeros, self.num_users).value
-        return dot(vectors(both, item), head[user]) + bias[user]
+        return score_rows(take_vectors(both, item), head[user]) + bias[user]
 
 
 def fedrap(
@@ -119,14 +131,14 @@ def fedrap(
         loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
             squared error, of clicks or of ratings.
     """
-    positive("model.dim", dim)
+    check_positive("model.dim", dim)
 
     def penalty(shared, private):
         common, own = shared["tables"]["item"], private["private_tables"]["item"]
         return sparse * jnp.abs(common).mean(-1) - apart * jnp.square(own - common).mean(-1)
 
-    module = Additive(num_items, num_users, dim, init_scale)
-    return from_module(module, loss_named(loss), penalty if apart or sparse else None)
+    module = AdditiveItems(num_items, num_users, dim, init_scale)
+    return from_module(module, find_loss(loss), penalty if apart or sparse else None)
 
 
 def neumf(
@@ -148,7 +160,7 @@ def neumf(
         loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
             squared error, of clicks or of ratings.
     """
-    positive("model.dim", dim)
-    positive("model.hidden", *(hidden or (0,)))
-    module = NeuralFactorisation(num_items, num_users, dim, tuple(hidden), init_scale, table_dtype)
-    return from_module(module, loss_named(loss))
+    check_positive("model.dim", dim)
+    check_positive("model.hidden", *(hidden or (0,)))
+    module = NeuralFactorization(num_items, num_users, dim, tuple(hidden), init_scale, table_dtype)
+    return from_module(module, find_loss(loss))

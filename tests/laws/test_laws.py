@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfed.config import config_of
-from jaxfed.data.blocks import pack
-from jaxfed.experiment import assemble, load
-from jaxfed.federate import model
-from jaxfed.registry import CLOSED, REGISTRY
-from jaxfed.rounds import keys_of
-from jaxfed.rows import lift
+from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.registry import CLOSED, REGISTRY
+from jaxfed.config.schema import make_config
+from jaxfed.core.federate import server_model
+from jaxfed.core.tables import map_tables
+from jaxfed.data.packing import pack_cohort
+from jaxfed.training.rounds import make_run_keys
 from tests.laws.cover import pairs, pairwise, product
 from tests.small import KEY, close, same
 
@@ -98,7 +98,7 @@ def name_of(case):
 def data(clients):
     """30 users of a synthetic catalogue, each a client or in one of 6 silos."""
     table = {"name": "synthetic", "users": 30, "items": 40, "mean_length": 5.0, "clients": clients, "silos": 6}
-    return load(config_of({"data": table}).data), table
+    return load_data(make_config({"data": table}).data), table
 
 
 LOWERED = []  # grows by one for each program that is lowered
@@ -129,7 +129,7 @@ def make(case, area=8, devices=1, placement="jit", **model):
     clients = content.population.num_clients
     apart = case["model"] == "metamf" and case["loss"] == "squared"  # a product of five factors: it soon diverges
     rate = 1e-3 if apart else 0.05
-    config = config_of(
+    config = make_config(
         {
             "data": table,
             "model": {"name": case["model"], **own, **model},
@@ -148,14 +148,16 @@ def make(case, area=8, devices=1, placement="jit", **model):
             "run": {"area": area, "devices": devices, "placement": placement},
         }
     )
-    made = assemble(config, content)
+    made = build_experiment(config, content)
 
     def cohort(t, present=None, ids=None):
         who, there = made.sampler.draw(0, t)
         who = who if ids is None else ids
-        return pack(content.population, made.batching, made.shapes, who, there if present is None else present, 0, t)
+        return pack_cohort(
+            content.population, made.batching, made.shapes, who, there if present is None else present, 0, t
+        )
 
-    keys = keys_of(0)
+    keys = make_run_keys(0)
 
     @functools.cache
     def first():
@@ -182,12 +184,12 @@ def keeps_structure(case):
     it = experiment(case)
     state = it.start()
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    before = jax.tree.map(np.asarray, (model(state), state.memory[0]))
+    before = jax.tree.map(np.asarray, (server_model(state), state.memory[0]))
     state, info = it.step(state, it.cohort(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
     assert int(state.round) == 1
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
-    after = jax.tree.map(np.asarray, (model(state), state.memory[0]))
+    after = jax.tree.map(np.asarray, (server_model(state), state.memory[0]))
     moved = [(a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
     assert any(moved)
     assert np.isfinite(float(info["train/loss"]))
@@ -214,7 +216,7 @@ def ignores_the_absent(case):
     nobody = it.made.data.population.num_clients
     some, _ = it.step(it.start(), it.cohort(0, present=there))
     never, _ = it.step(it.start(), it.cohort(0, there, np.where(there, ids, nobody)))
-    close((model(some), some.memory), (model(never), never.memory), atol=1e-5)
+    close((server_model(some), some.memory), (server_model(never), never.memory), atol=1e-5)
     untouched = ids[~there]
     start, server_tells = it.start(), bool(it.made.work.compares)  # of what it makes for all, also for those absent
     kept = [(s.memory[0].own if server_tells else s.memory[0], s.memory[1]) for s in (some, start)]
@@ -224,7 +226,7 @@ def ignores_the_absent(case):
 def vmaps(case):
     """Clients side by side are clients one at a time."""
     one, many = experiment(case, area=1), experiment(case)
-    a, b = ((model(s), s.memory) for s in (it.step(it.start(), it.cohort(0))[0] for it in (one, many)))
+    a, b = ((server_model(s), s.memory) for s in (it.step(it.start(), it.cohort(0))[0] for it in (one, many)))
     # yogi and adam divide by the root of a mean of squares near zero, which magnifies the order of sums
     close(a, b, atol=2e-4 if case["server"] != "sgd" or case["optimizer"] == "adam" else 1e-5, rtol=1e-4)
 
@@ -236,7 +238,7 @@ def ignores_the_order_of_slots(case):
     a = it.step(it.start(), it.cohort(0))[0]
     b = it.step(it.start(), it.cohort(0, there[::-1], ids[::-1]))[0]
     loose = case["server"] != "sgd" or case["optimizer"] == "adam"
-    close((model(a), a.memory), (model(b), b.memory), atol=2e-4 if loose else 1e-5, rtol=1e-4)
+    close((server_model(a), a.memory), (server_model(b), b.memory), atol=2e-4 if loose else 1e-5, rtol=1e-4)
 
 
 def resumes(case):
@@ -262,7 +264,7 @@ def messages(it, state, cohort):
             if client < nobody:
                 rows = np.flatnonzero(part.owner == client)
                 rows = rows[np.argsort(part.held[rows])]
-                own = lift(lambda x, rows=rows: x[rows], lambda x, place=place: x[place], part.messages)
+                own = map_tables(lambda x, rows=rows: x[rows], lambda x, place=place: x[place], part.messages)
                 sent[int(client)] = part.held[rows], own
     return sent
 

@@ -1,0 +1,113 @@
+"""The adaptive server optimisers of Reddi et al. 2021, "Adaptive federated optimization", algorithm 2.
+
+Optax's adam, yogi and adagrad differ from them: they correct the bias of the first rounds or add epsilon elsewhere.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Second = Callable[[jax.Array, jax.Array], jax.Array]  # (second moment, update) -> the second moment after it
+
+
+class AdaptiveMoments(NamedTuple):
+    """The state, like the parameters: the running mean of updates, and of their squares (FedAdagrad: their sum)."""
+
+    first: Any
+    second: Any
+
+
+def adaptive_optimizer(
+    learning_rate: Any, b1: float, tau: float, initial: float, second: Second
+) -> optax.GradientTransformation:
+    """x moves by learning_rate * m / (sqrt(v) + tau): m the mean of updates with momentum b1, v as `second` has it.
+
+    Args:
+        learning_rate: a number, or a schedule over rounds.
+        b1: momentum of the first moment.
+        tau: added to sqrt(v) in the denominator; limits the step where v is small.
+        initial: value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
+        second: how v follows the updates.
+
+    Raises:
+        ValueError: for a momentum outside of [0, 1), or a negative tau or initial value.
+    """
+    if not 0 <= b1 < 1 or tau < 0 or initial < 0:
+        raise ValueError("server: b1 lies in [0, 1), tau and initial are 0 or more")
+
+    def init(params):
+        return AdaptiveMoments(
+            jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda x: jnp.full_like(x, initial * tau**2), params)
+        )
+
+    def update(updates, state, params=None):
+        m = jax.tree.map(lambda m, x: b1 * m + (1 - b1) * x, state.first, updates)
+        v = jax.tree.map(second, state.second, updates)
+
+        def step(m, v):  # 0 / 0 where nothing has ever come and tau is 0
+            below = jnp.sqrt(v) + tau
+            return jnp.where(below > 0, m / jnp.where(below > 0, below, 1), 0)
+
+        return jax.tree.map(step, m, v), AdaptiveMoments(m, v)
+
+    return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
+
+
+def fedadam(
+    learning_rate: Any, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float = 1.0
+) -> optax.GradientTransformation:
+    """FedAdam: v = b2 v + (1 - b2) x^2, without correction of the bias.
+
+    Args:
+        learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
+        b1: Decay of m, the running mean of updates.
+        b2: Decay of v, the running mean of squared updates.
+        tau: Added to sqrt(v) in the denominator; limits the step where v is small.
+        initial: Value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
+
+    Example:
+        >>> optimizer = fedadam(0.1)
+    """
+    return adaptive_optimizer(learning_rate, b1, tau, initial, lambda v, x: b2 * v + (1 - b2) * jnp.square(x))
+
+
+def fedyogi(
+    learning_rate: Any, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float = 1.0
+) -> optax.GradientTransformation:
+    """FedYogi: v = v - (1 - b2) x^2 sign(v - x^2).
+
+    Args:
+        learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
+        b1: Decay of m, the running mean of updates.
+        b2: Decay of v, the running mean of squared updates.
+        tau: Added to sqrt(v) in the denominator; limits the step where v is small.
+        initial: Value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
+
+    Example:
+        >>> optimizer = fedyogi(0.1)
+    """
+
+    def second(v, x):
+        return v - (1 - b2) * jnp.square(x) * jnp.sign(v - jnp.square(x))
+
+    return adaptive_optimizer(learning_rate, b1, tau, initial, second)
+
+
+def fedadagrad(
+    learning_rate: Any, b1: float = 0.0, tau: float = 1e-3, initial: float = 1.0
+) -> optax.GradientTransformation:
+    """FedAdagrad: v = v + x^2.
+
+    Args:
+        learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
+        b1: Decay of m, the running mean of updates.
+        tau: Added to sqrt(v) in the denominator; limits the step where v is small.
+        initial: Value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
+
+    Example:
+        >>> optimizer = fedadagrad(0.1)
+    """
+    return adaptive_optimizer(learning_rate, b1, tau, initial, lambda v, x: v + jnp.square(x))

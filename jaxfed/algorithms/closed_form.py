@@ -1,0 +1,50 @@
+"""Closed forms: clients send sums, the server solves."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.core.client_work import ClientWork
+from jaxfed.core.types import Broadcast, ClientOutput, History
+
+MISSING = "the model has no closed form: take one that has (ease, item_knn, transitions, ials)"
+
+
+def statistics_work(closed: Any, num_items: int) -> ClientWork:
+    """What each client's history adds to the sums from which the server solves for the model (`solve`). One round of
+    everyone is the central model; several, where a client's part depends on the last model (iALS).
+
+    closed: `models.model.Closed`. num_items: rows of the tables. The channel must be a sum. Raises ValueError for None.
+    """
+    if closed is None:
+        raise ValueError(f"work.statistics: {MISSING}")
+
+    def run(shared, mine, steps, key):
+        history = History(steps.rows.ravel(), steps.batch["id"].ravel(), num_items)
+        sums, fit = closed.statistics(shared.params, history)
+        return ClientOutput(Broadcast(sums), (), steps.examples, {"train/loss": fit}, loss=fit.value)
+
+    def sends(shared):
+        nothing = jnp.full(1, num_items)
+        return Broadcast(closed.statistics(shared.params, History(nothing, nothing, num_items))[0])
+
+    return ClientWork(lambda params, key: (Broadcast(params), ()), run, sends=sends, histories=True, whole=True)
+
+
+def solve_optimizer(learning_rate: float, closed: Any) -> optax.GradientTransformation:
+    """The server's half of `statistics`: moves the model to the solution of the sums (1.), or a part of the way.
+
+    Raises ValueError for None.
+    """
+    if closed is None:
+        raise ValueError(f"server.solve: {MISSING}")
+    if callable(learning_rate):
+        raise ValueError("server.solve: a solution has no schedule: leave server.schedule and server.warmup out")
+
+    def update(sums, state, params=None):
+        found = closed.solve(sums, params)
+        return jax.tree.map(lambda new, old: learning_rate * (new - old), found, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

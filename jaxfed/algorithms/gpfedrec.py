@@ -1,0 +1,97 @@
+"""Clients whose server tells them of those like them: a graph of clients by what they last sent."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.algorithms.local_training import loss_of_pair, no_private, output_facts, proximal_optimizer
+from jaxfed.algorithms.personal import OwnModel, new_own_model, own_copy, server_view, stamp_rows
+from jaxfed.core.client_work import ClientWork, Loss, local_sgd
+from jaxfed.core.tree import subtract
+from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
+
+
+class GuidedState(NamedTuple):
+    """A client's memory. The server knows all of it but the private parts: it sent the one half, and was sent the
+    other."""
+
+    own: OwnModel  # the shared part as the client last sent it
+    around: Tree  # like the shared part: the mean over its neighbours' ones
+
+
+def find_neighbours(models: jax.Array, known: jax.Array, count: int, threshold: float) -> jax.Array:
+    """float [n, n]: equal weights of each client's neighbours, itself one of them where it is known; rows add up to 1.
+
+    models [n, D]; known bool [n]: others are nobody's neighbours. The `count` with the highest cosine, if any (more
+    where they are equal); or else all whose cosine is above `threshold` times the mean of all pairs. Who has none is
+    alone.
+    """
+    unit = models / jnp.maximum(jnp.linalg.norm(models, axis=1, keepdims=True), 1e-9)
+    alike, pairs = unit @ unit.T, known[:, None] & known
+    ranked = jnp.where(known, alike, -jnp.inf)
+    if count:
+        least = jnp.sort(ranked, 1)[:, -min(count, len(known)), None]
+        near = known & (ranked >= least)
+    else:
+        near = known & (alike > threshold * jnp.sum(alike * pairs) / jnp.maximum(pairs.sum(), 1))
+    near = jnp.where(near.any(1, keepdims=True), near, jnp.eye(len(known), dtype=bool))
+    return near / near.sum(1, keepdims=True)
+
+
+def graph_guided_work(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = no_private,
+    by_row: bool = True,
+    strength: float = 0.1,
+    neighbours_count: int = 0,
+    threshold: float = 1.0,
+) -> ClientWork:
+    """GPFedRec (Zhang et al. 2024): a client begins where the server's model is and is pulled, by strength / 2
+    |shared - around|^2, to the mean of its neighbours' models, which it downloads beside; by row, on the rows of the
+    step. The server finds neighbours by what each client last sent: see `neighbours`.
+
+    A client's rows of its last round are its own, the others the server's. Evaluated are the server's model, `personal`
+    (a client's own as it last trained it, which is the paper's) and `neighbours` (their mean). The server's model is
+    what the channel makes of all updates; in the paper, the mean of all that clients are sent. Stores two full item
+    tables per client (2 x clients x items x dim numbers), and compares all pairs of clients in every round.
+
+    Args:
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        strength: How strongly a client is pulled to its neighbours' mean.
+        neighbours_count: How many neighbours a client has. 0: those above the threshold.
+        threshold: Neighbours are those whose cosine is above this times the mean cosine of all pairs.
+    """
+    if strength < 0:
+        raise ValueError(f"strength is {strength}: it must not be negative")
+
+    def init(params, key):
+        return Broadcast(params), GuidedState(new_own_model(params, private(key), ()), params)
+
+    def run(shared, mine, steps, key):
+        start, both = shared.params, (shared.params, mine.own.private)
+        held = {"anchor": mine.around} if strength else {}
+        pace = proximal_optimizer(optimizer, strength) if strength else optimizer
+        (end, kept), _, seen = local_sgd(loss_of_pair(loss), pace, both, steps, by_row, **held)
+        memory = mine._replace(own=stamp_rows(mine.own, private=kept, copy=end))
+        said = output_facts(loss, both, steps)
+        return ClientOutput(Broadcast(subtract(start, end)), memory, steps.examples, {"train/loss": seen}, **said)
+
+    def compares(params, store):
+        models = jax.vmap(lambda own: own_copy(own, params, latest=True))(store.own)
+        known = store.own.rounds > 0
+        flat = jnp.concatenate([x.reshape(len(known), -1) for x in jax.tree.leaves(models)], 1)
+        weights = find_neighbours(flat, known, neighbours_count, threshold)
+        around = jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), models)
+        return store._replace(around=around), {"graph/neighbours": (weights > 0).sum(1).mean()}
+
+    views = {
+        "": lambda params, mine: server_view(params, mine.own),
+        "personal": lambda params, mine: (own_copy(mine.own, params, latest=True), mine.own.private),
+        "neighbours": lambda params, mine: (mine.around, mine.own.private),
+    }
+    return ClientWork(init, run, views=views, compares=compares, alone=lambda shared: shared.params)

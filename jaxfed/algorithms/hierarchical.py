@@ -1,0 +1,191 @@
+"""Device -> edge -> server: a model at each edge, side by side, and their mean every few rounds."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxfed.algorithms.ifca import ClusterMember, select_model
+from jaxfed.core.channel import Channel, chain, sum_messages
+from jaxfed.core.client_work import ClientWork
+from jaxfed.core.federate import Algorithm, federate
+from jaxfed.core.tables import Table, map_tables, num_rows
+from jaxfed.core.tree import count_bytes, to_compute_dtype
+from jaxfed.core.types import Broadcast, ClientView, Tree
+
+
+def stack_copies(tree: Tree, edges: int) -> Tree:
+    """A tree side by side with itself: tables [N, edges, ...], other leaves [edges, ...]."""
+    return map_tables(lambda x: jnp.stack([x] * edges, 1), lambda x: jnp.stack([x] * edges), tree)
+
+
+def map_over_edges(f: Callable, *trees: Tree) -> Tree:
+    """f of what lies at one edge, for all edges side by side."""
+    moved = [map_tables(lambda x: jnp.moveaxis(x, 1, 0), lambda x: x, tree) for tree in trees]
+    if not jax.tree.leaves(moved):
+        return f(*moved)
+    return map_tables(lambda x: jnp.moveaxis(x, 0, 1), lambda x: x, jax.vmap(f)(*moved))
+
+
+def with_edge_models(work: ClientWork, edge: np.ndarray) -> ClientWork:
+    """The same work, where the model of each edge lies at the server. A client is scored by that of its edge."""
+    edges = int(edge.max()) + 1
+
+    def init(params, key):
+        shared, memory = work.init(params, key)
+        return stack_copies(shared, edges), memory
+
+    def private(store):
+        return ClusterMember(work.private(store), jnp.asarray(edge, jnp.int32))
+
+    def at(view):
+        return lambda params, mine: view(select_model(params, mine.cluster), mine.private)
+
+    return work._replace(
+        init=init,
+        moves=partial(map_over_edges, work.moves),
+        sends=lambda shared: work.sends(select_model(shared, jnp.int32(0))),
+        private=private,
+        views={name: at(view) for name, view in work.views.items()},
+    )
+
+
+def channel_at_edges(channel: Channel, edge: np.ndarray) -> Channel:
+    """A channel of means, clips and codes at every edge: its clients' messages are summed apart, what the links keep at
+    a server they keep at each edge. Its state also counts the examples behind each edge's model, row by row, since
+    edges last met (`hierarchical`)."""
+    edges, home = int(edge.max()) + 1, jnp.asarray(edge, jnp.int32)
+
+    def of(client):
+        return home.at[client.id].get(mode="fill", fill_value=0)
+
+    def init(example):
+        state, memory = channel.init(example)
+        rows = num_rows(example)
+        held = Table(jnp.zeros((rows, edges))) if rows else ()
+        return (stack_copies(state, edges), (held, jnp.zeros(edges))), memory
+
+    def encode(update, sent, client):
+        return channel.encode(update, select_model(sent, of(client)), client)
+
+    def open(message, sent, client):
+        if channel.open:
+            message = channel.open(message, select_model(sent, of(client)), client)
+        here = jnp.arange(edges) == of(client)
+        seen = Table(jnp.full(client.rows.shape, client.weight)) if num_rows(message) else ()
+
+        def beside(x, axis):
+            mask = here.reshape((1,) * axis + (-1,) + (1,) * (x.ndim - axis))
+            return jnp.where(mask, jnp.expand_dims(x, axis), jnp.zeros((), x.dtype))
+
+        return map_tables(partial(beside, axis=1), partial(beside, axis=0), (message, (seen, client.weight)))
+
+    def decode(summed, state, round):
+        message, more = summed
+        theirs = home.at[round.clients].get(mode="fill", fill_value=-1)
+
+        def one(message, state, number):
+            key = jax.random.fold_in(round.key, number)
+            return channel.decode(message, state, round._replace(key=key, present=round.present & (theirs == number)))
+
+        update, links, info = map_over_edges(one, message, state[0], jnp.arange(edges))
+        heard = jax.tree.map(jnp.add, state[1], more)
+        empty = {"edges/silent": (more[1] == 0).sum()}
+        return update, (links, heard), jax.tree.map(lambda x: x.mean(0), info) | empty
+
+    def watch(message, sent, client):
+        return channel.watch(message, select_model(sent, of(client)), client) if channel.watch else {}
+
+    return channel._replace(
+        init=init,
+        encode=encode,
+        open=open,
+        decode=decode,
+        send=lambda state: channel.send(state[0]),
+        watch=watch,
+    )
+
+
+def check_edges(work: ClientWork, channel: Channel, num_clients: int, edge: np.ndarray, every: int) -> None:
+    """Raises ValueError for edges that cannot be."""
+    if every < 1:
+        raise ValueError(f"server.edge_rounds is {every}: edges meet every 1 or more rounds")
+    if len(edge) != num_clients or not (np.bincount(edge) > 0).all():
+        empty = np.flatnonzero(np.bincount(edge) == 0)
+        what = f"edge {empty[0]} has no clients" if len(empty) else f"{len(edge)} clients have one of {num_clients}"
+        raise ValueError(f"server.edges: {what}: give each client an edge, and each edge a client")
+    if work.compares:
+        raise ValueError("server.edges: this work's server compares all clients with one model: set server.edges = 0")
+    if work.histories:
+        raise ValueError("server.edges: a closed form is solved from one sum: set server.edges = 0")
+    if channel.reduce not in (None, sum_messages) or channel.private or channel.hides or channel.whole:
+        raise ValueError(
+            "server.edges: at an edge stand means, clips and codes; noise, secure sums and robust rules are for one "
+            "cohort: leave them out, or set server.edges = 0"
+        )
+
+
+def hierarchical(
+    work: ClientWork,
+    channel: Channel,
+    server: optax.GradientTransformation,
+    num_clients: int,
+    *,
+    edge: np.ndarray,
+    every: int = 1,
+    per_row: bool = False,
+    **how: Any,
+) -> Algorithm:
+    """HierFAVG (Liu et al. 2020, "Client-edge-cloud hierarchical federated learning", algorithm 1): `federate` at every
+    edge, and every `every` rounds all edges take the mean of their models, by the examples that these come from.
+
+    edge int [num_clients]: that of each client, from 0. A client downloads and trains the model of its edge alone;
+    `channel` and `server` work at each edge. per_row: a row of a table is averaged over the edges whose clients held
+    it, as `per_row_mean` does over clients. What edges and server exchange is in the info as `edges/bytes_total`.
+    Raises ValueError for edges without clients, and for links that are not for several sums.
+    """
+    channel = channel if channel.links else chain(channel)
+    check_edges(work, channel, num_clients, edge, every)
+    home = jnp.asarray(edge, jnp.int32)
+
+    def pick(shared: Broadcast, client: ClientView) -> Broadcast:
+        e = home.at[client.id].get(mode="fill", fill_value=0)
+        return to_compute_dtype(
+            map_tables(lambda x: x.at[client.rows, e].get(mode="fill", fill_value=0), lambda x: x[e], shared)
+        )
+
+    algorithm = federate(
+        with_edge_models(work, edge), channel_at_edges(channel, edge), server, num_clients, **how | {"download": pick}
+    )
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def meet(params, heard, number):
+        """(the models, the examples behind them) after round `number`."""
+
+        def mean(x, weight, axis):
+            weight = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
+            every = weight.sum(axis, keepdims=True)
+            found = (weight / jnp.where(every > 0, every, 1) * to_compute_dtype(x)).sum(axis, keepdims=True)
+            return jnp.where(every > 0, found, x).astype(x.dtype)
+
+        def met(params, heard):
+            rows, weight = heard
+            row = (lambda x: rows.rows) if per_row else (lambda x: weight[None])
+            params = map_tables(lambda x: mean(x, row(x), 1), lambda x: mean(x, weight, 0), params)
+            return params, jax.tree.map(jnp.zeros_like, heard)
+
+        return jax.lax.cond(number % every == 0, met, lambda *both: both, params, heard)
+
+    def step(state, cohort, key):
+        state, info = algorithm.step(state, cohort, key)
+        links, heard = state.channel
+        params, heard = meet(state.shared.params, heard, state.round)
+        state = state._replace(shared=state.shared._replace(params=params), channel=(links, heard))
+        sent = 2.0 * count_bytes(params) * (state.round // every)  # each edge's model up, and the mean down to each
+        return state, info | {"edges/bytes_total": sent}
+
+    return Algorithm(algorithm.init, step)

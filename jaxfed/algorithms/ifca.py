@@ -1,0 +1,85 @@
+"""Several models side by side, and clients that choose one."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.algorithms.local_training import local_steps, loss_of_pair, no_private
+from jaxfed.core.client_work import ClientWork, Loss, pooled_loss
+from jaxfed.core.tables import Table, map_tables, num_rows
+from jaxfed.core.types import Broadcast, Key, Mean, Tree
+
+
+class ClusterMember(NamedTuple):
+    """A client's memory: the model's private part, and which of the models it chose last."""
+
+    private: Tree
+    cluster: jax.Array  # int []
+
+
+def select_model(params: Tree, cluster: jax.Array) -> Tree:
+    """One model of those side by side: of tables [N, k, ...] and other leaves [k, ...]."""
+    return map_tables(lambda x: x[:, cluster], lambda x: x[cluster], params)
+
+
+def clustered(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = no_private,
+    by_row: bool = True,
+    clusters: int = 2,
+    *,
+    initial: Callable[[Key], Tree],
+) -> ClientWork:
+    """IFCA (Ghosh et al. 2020; HypCluster, Mansour et al. 2020): a client takes the model of lowest loss on its data
+    and trains that. The link `cluster_mean` averages each over those who chose it; clients download all of them.
+
+    initial(key) -> parameters: all models but the first one begin there.
+
+    Args:
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        clusters: How many models there are.
+    """
+    if clusters < 1:
+        raise ValueError(f"clusters is {clusters}: it must be at least 1")
+    work = local_steps(loss, optimizer, private, by_row)
+
+    def init(params, key):
+        every = [params, *(initial(jax.random.fold_in(key, j)) for j in range(1, clusters))]
+        side_by_side = jax.tree.map(lambda *x: jnp.stack(x), *every)
+        stacked = map_tables(lambda x: jnp.moveaxis(x, 0, 1), lambda x: x, side_by_side)
+        rows = num_rows(params)
+        held = Table(jnp.zeros((rows, clusters))) if rows else ()
+        return Broadcast(stacked, (jnp.zeros(clusters), held)), ClusterMember(private(key), jnp.int32(0))
+
+    def run(shared, mine, steps, key):
+        def lost(j):
+            return pooled_loss(loss_of_pair(loss), (select_model(shared.params, j), mine.private), steps).value
+
+        chosen = jnp.argmin(jnp.stack([lost(j) for j in range(clusters)])).astype(jnp.int32)
+        report = work.run(Broadcast(select_model(shared.params, chosen)), mine.private, steps, key)
+        belongs = jax.nn.one_hot(chosen, clusters)
+        apart = map_tables(
+            lambda x: x[:, None] * belongs.reshape((1, -1) + (1,) * (x.ndim - 1)),
+            lambda x: jnp.multiply.outer(belongs, x),
+            report.update.params,
+        )
+        held = jax.tree.map(lambda x: jnp.broadcast_to(belongs, x.shape), shared.extra[1])
+        told = {f"clusters/{j}": Mean(belongs[j], 1.0) for j in range(clusters)}
+        return report._replace(
+            update=Broadcast(apart, (belongs, held)),
+            memory=ClusterMember(report.memory, chosen),
+            metrics=report.metrics | told,
+        )
+
+    def moves(extra, update):
+        return extra
+
+    def view(params, mine):
+        return select_model(params, mine.cluster), mine.private
+
+    return ClientWork(init, run, moves, views={"": view})

@@ -1,0 +1,1 @@
+"""What malicious or curious parties do."""

@@ -1,0 +1,260 @@
+"""The table of results: the runs of every row of it, and what is written of what came of them."""
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxfed.config.build import load_data
+from jaxfed.config.overrides import override_config
+from jaxfed.config.schema import built_in_folder, config_to_table, read_config, suggest
+from jaxfed.training.log import log
+from jaxfed.training.run_dir import check_folder, write_file
+from jaxfed.training.runs import shared_runner
+from jaxfed.training.sweep import average_seeds
+
+QUICK = 20  # rounds
+THREE = (0, 1, 2)
+
+
+class TableRow(NamedTuple):
+    """A row of the table."""
+
+    config: str  # configs/ml100k_NAME.toml
+    words: str = ""  # added to `jaxfed train`
+    seeds: tuple[int, ...] = (0,)
+
+
+STOP = "--evaluation.patience 10"
+SLOW = "--work.optimizer.item.learning-rate 20 --work.optimizer.user.learning-rate 0.2"
+VARIATES = (
+    "--work.name scaffold --work.by-row --server.learning-rate 1 "
+    "--work.optimizer.item.learning-rate 40 --work.optimizer.user.learning-rate 1"
+)
+FAIR = "--channel.0.name fair --channel.0.q 0.5 --channel.0.rate 60 --server.learning-rate 10"
+# Rates and strengths of the rows that are not configurations: of a few values the best by validation after 60 rounds,
+# by `jaxfed sweep configs/ml100k_fedavg.toml --rounds 60 --evaluation.every 20 --grid KEY=VALUES` and the row's other
+# words. FedAdam, FedYogi and FedAdagrad are the best of rates from .03 to 1 and tau from .001 to .1. Mime has
+# MimeLite's rates. FedProx was best without its pull.
+ROWS = {  # a row more is a line more
+    "EASE with transitions": TableRow("transitions", seeds=THREE),
+    "EASE with transitions, a test sees the validation item": TableRow(
+        "transitions", "--evaluation.history all", THREE
+    ),
+    "iALS (FCF)": TableRow("ials", seeds=THREE),
+    "iALS (FCF), a test sees the validation item": TableRow("ials", "--evaluation.history all"),
+    "EASE": TableRow("ease", seeds=THREE),
+    "EASE, a test sees the validation item": TableRow("ease", "--evaluation.history all"),
+    "item-kNN": TableRow("ease", "--model.name item_knn"),
+    "FedAvg of MF": TableRow("fedavg", seeds=THREE),
+    "FedAvg of MF, 128 clients a round": TableRow("fedavg", "--cohort.name uniform --cohort.size 128"),
+    "FedAvg of NeuMF (FedNCF)": TableRow("neumf"),
+    "FedSGD": TableRow("fedsgd"),
+    "FedProx": TableRow("fedavg", f"--work.proximal 3e-4 {STOP}"),
+    "SCAFFOLD": TableRow("fedavg", f"{VARIATES} {STOP}"),
+    "FedDyn": TableRow("feddyn"),
+    "FedNova": TableRow("fednova"),
+    "MimeLite": TableRow("fedavg", f"--work.name mime --work.no-correct --work.optimizer.momentum 0.9 {SLOW} {STOP}"),
+    "Mime": TableRow("fedavg", f"--work.name mime --work.optimizer.momentum 0.9 {SLOW} {STOP}"),
+    "FedAvgM": TableRow("fedavg", f"--server.momentum 0.9 --server.learning-rate 0.1 {STOP}"),
+    "FedAdam": TableRow("fedavg", f"--server.name fedadam --server.learning-rate 0.1 --server.tau 0.01 {STOP}"),
+    "FedYogi": TableRow("fedavg", f"--server.name fedyogi --server.learning-rate 0.3 --server.tau 0.01 {STOP}"),
+    "FedAdagrad": TableRow("fedavg", f"--server.name fedadagrad --server.learning-rate 1.0 --server.tau 0.1 {STOP}"),
+    "q-FedAvg": TableRow("fedavg", f"{FAIR} {STOP}"),
+    "agnostic FedAvg": TableRow("fedavg", f"--channel.0.name agnostic --server.learning-rate 2 {STOP}"),
+    "HierFAVG, four edges, every five rounds": TableRow("edges"),
+    "FedBuff": TableRow("fedbuff"),
+    "two devices a user": TableRow("devices"),
+    "ten organisations, two local epochs": TableRow("silos"),
+    "a tenth of the clients is cold": TableRow("cold"),
+    "FedRep": TableRow("fedrep"),
+    "FedRecon": TableRow("fedrecon"),
+    "IFCA, two models": TableRow("ifca"),
+    "APFL": TableRow("apfl"),
+    "Ditto": TableRow("ditto"),
+    "MetaMF": TableRow("metamf"),
+    "PFedRec": TableRow("pfedrec"),
+    "GPFedRec": TableRow("gpfedrec_compat", "--data.protocol loo-clean --rounds 400 --evaluation.patience 5"),
+    "FedRAP": TableRow("fedrap_compat", "--data.protocol loo-clean"),
+    "popularity": TableRow("popularity"),
+    "counter of negatives, no model": TableRow("counter"),
+    "counter of negatives, compat-pfedrec": TableRow("counter", "--data.protocol compat-pfedrec"),
+    "PFedRec, compat-pfedrec": TableRow("pfedrec_compat"),
+    "GPFedRec, compat-pfedrec": TableRow("gpfedrec_compat"),
+    "FedRAP, compat-pfedrec": TableRow("fedrap_compat"),
+}
+
+
+class PlannedRun(NamedTuple):
+    """One run of a row."""
+
+    name: str
+    seed: int
+    command: str  # of the row
+    config: Any
+
+
+def plan_runs(rows: dict[str, TableRow], out: Path, quick: bool, words: Sequence[str]) -> list[PlannedRun]:
+    """The runs of all rows. words: added to each. Raises ValueError."""
+    made = []
+    for name, (config, own, seeds) in rows.items():
+        path = f"configs/ml100k_{config}.toml"
+        several = f"train {path} --seed {seeds[0]}" if quick or len(seeds) == 1 else ""
+        several = several or f"sweep {path} --seeds {' '.join(map(str, seeds))}"
+        asked = [*own.split(), *words]
+        whole = override_config(read_config(built_in_folder() / Path(path).name), asked)
+        short = quick and whole.rounds > QUICK
+        command = " ".join(["jaxfed", several, *asked, *([f"--rounds {QUICK}"] if short else [])])
+        for seed in seeds[: 1 if quick else None]:
+            run = dataclasses.replace(whole.run, out=str(out / re.sub(r"[^\w.-]+", "_", name) / f"seed_{seed}"))
+            rounds = QUICK if short else whole.rounds
+            made.append(PlannedRun(name, seed, command, dataclasses.replace(whole, seed=seed, rounds=rounds, run=run)))
+    return made
+
+
+def run_figures(plan: PlannedRun, clients: int) -> dict[str, Any]:
+    """What the table tells of a run, flat; empty where there is none, or one with other settings."""
+    folder = Path(plan.config.run.out)
+    if not (folder / "summary.json").exists():
+        return {}
+    try:
+        check_folder(folder, plan.config, True)
+    except ValueError:
+        return {}
+    summary = json.loads((folder / "summary.json").read_text())
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = next(each for each in log if each["round"] == summary["best_round"] and "bytes_up_total" in each)
+    up, down = best["bytes_up_total"], best["bytes_down_total"]
+    protocol = {"protocol": summary.get("protocol", plan.config.data.protocol), "leaky": bool(summary.get("leaky"))}
+    metrics = {name: value for name, value in summary.items() if re.fullmatch(r"test/[a-z/]+/(hr|ndcg)@10", name)}
+    sizes = {"bytes_up": up / clients, "bytes_down": down / clients, "bytes_total": up + down}
+    facts = {name: summary[name] for name in ("seconds", "best_round", "rounds")}
+    return {"name": plan.name, "seed": plan.seed, **protocol, **metrics, **sizes, **facts, "command": plan.command}
+
+
+def count_clients() -> Callable[[Any], int]:
+    """count(config) -> the clients of its data, which are read once."""
+    known: dict[str, int] = {}
+
+    def count(config):
+        name = json.dumps(config_to_table(config.data), sort_keys=True)
+        if name not in known:
+            known[name] = load_data(config.data).population.num_clients
+        return known[name]
+
+    return count
+
+
+def collect_rows(
+    plans: Sequence[PlannedRun], clients: Callable[[Any], int], quick: bool, results: Path | None
+) -> list[dict[str, Any]]:
+    """A flat object for each row with a run that is finished: means and standard deviations over its seeds. Rows
+    without one here stay as the file `results` has them, if they were made by the same command."""
+    found = [row for plan in plans if (row := run_figures(plan, clients(plan.config)))]
+    marked = [{"name": each["name"], **({"quick": True} if quick else {}), **each} for each in found]
+    rows = {each["name"]: each for each in average_seeds(marked, ["name"])}
+    commands = {plan.name: plan.command for plan in plans}
+    for each in json.loads(results.read_text()) if results and results.exists() else []:
+        if commands.get(each["name"]) == each["command"]:
+            rows.setdefault(each["name"], each)
+    ordered = [rows[name] for name in commands if name in rows]
+    return [{key: value for key, value in each.items() if key != "problem"} for each in ordered]
+
+
+def format_cell(each: dict[str, Any], name: str, digits: int = 3) -> str:
+    """`.123 ± .004`, or nothing."""
+    if name not in each:
+        return ""
+    texts = [f"{each[key]:.{digits}f}" for key in (name, f"{name}_sd") if key in each]
+    return " ± ".join(text.removeprefix("0") for text in texts)
+
+
+def table_markdown(every: Sequence[dict[str, Any]]) -> str:
+    """The table; a row whose clients have a model of their own is followed by that model's."""
+    heads = ["method", "HR@10, 99", "NDCG@10, 99", "HR@10, full", "NDCG@10, full"]
+    heads += ["best round", "MB up", "MB down", "seconds", "seeds"]
+    lines = [f"| {' | '.join(heads)} |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for each in every:
+        marks = ["LEAKY"] * each["leaky"] + ["QUICK"] * bool(each.get("quick"))
+        sizes = [f"{each[key] / 1e6:,.2f}" for key in ("bytes_up", "bytes_down")]
+        facts = [f"{each['best_round']:.0f}", *sizes, f"{each['seconds']:,.1f}", str(each["seeds"])]
+        for view in dict.fromkeys(name[5:].rpartition("/")[0].rpartition("/")[0] for name in each if "/hr@10" in name):
+            inside = f"test/{view}/" if view else "test/"
+            metrics = [
+                format_cell(each, f"{inside}{part}/{m}@10") for part in ("sampled", "full") for m in ("hr", "ndcg")
+            ]
+            name = ": ".join([f"{each['name']}{', ' + view if view else ''}", *([" ".join(marks)] if marks else [])])
+            lines.append(f"| {' | '.join([name, *metrics, *(facts if not view else [''] * len(facts))])} |")
+    return "\n".join(lines) + "\n"
+
+
+def replace_table(text: str, name: str, table: str) -> str:
+    """`text` with the table between its two markers. Raises ValueError where they are not."""
+    begin, end = f"<!-- table: {name} -->", "<!-- end -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the markers {begin} and {end} are missing")
+    return f"{head}{begin}\n{table}{end}{tail}"
+
+
+def write_table(every: Sequence[dict[str, Any]], out: Path, results: Path | None, readme: Path | None) -> None:
+    """table.md and results.json beside the runs; for the real table (results) its JSON and the README, too."""
+    out.mkdir(parents=True, exist_ok=True)
+    table, text = table_markdown(every), json.dumps(every, indent=1) + "\n"
+    write_file(out / "table.md", table)
+    write_file(out / "results.json", text)
+    if results:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        write_file(results, text)
+    if results and readme:
+        write_file(readme, replace_table(readme.read_text(), results.stem, table))
+
+
+def find_table_place(readme: Path, results: Path | None) -> Path | None:
+    """The file, if the table has a place there; says so if not."""
+    try:
+        return readme if results and replace_table(readme.read_text(), results.stem, "") else None
+    except (ValueError, OSError) as error:
+        log(f"{readme}: {error}, so the table is not written there")
+        return None
+
+
+def arrange_table(args: argparse.Namespace, words: list[str]) -> tuple[list[PlannedRun], Path, Path | None]:
+    """(the runs of the table, the folder of its runs, the JSON file of the real one). Raises ValueError."""
+    name = Path(args.table).stem
+    out = Path(args.out or f"runs/reproduce/{name}{'_quick' if args.quick else ''}")
+    own = args.table == "ml100k"
+    if own and words:
+        raise ValueError(f"{words[0]}: loader options are only for --table FILE, not for --table ml100k")
+    if not own and not Path(args.table).exists():
+        raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
+    loader = [] if own else [f"--data.path={args.table}", *(re.sub(r"^--(?!data\.)", "--data.", w) for w in words)]
+    if unknown := [each for each in args.only if each not in ROWS]:
+        raise ValueError(f'no row "{unknown[0]}"{suggest(unknown[0], ROWS)}')
+    plans = plan_runs(ROWS, out, args.quick, loader)
+    plans = plans if own else [plan for plan in plans if plan.config.data.protocol == "loo-clean"]
+    return plans, out, Path(args.results) if args.results and own and not args.quick else None
+
+
+def reproduce_table(args: argparse.Namespace, words: list[str]) -> None:
+    """jaxfed reproduce: row by row. Exits with 2 where a run failed."""
+    plans, out, results = arrange_table(args, words)
+    clients = count_clients()
+    clients(plans[0].config)
+    todo = [plan for plan in plans if not args.only or plan.name in args.only]
+    todo = [plan for plan in todo if args.seeds is None or plan.seed in args.seeds]
+    run, failed, readme = shared_runner(), 0, find_table_place(Path(args.readme), results) if args.readme else None
+    for place, plan in enumerate(todo, 1):
+        log(f"[{place}/{len(todo)}] {plan.name}, seed {plan.seed}: {plan.command}")
+        _, problem = run(plan.config)
+        failed += bool(problem)
+        log(f"failed: {problem}" if problem else f"{plan.name}: done")
+        write_table(every := collect_rows(plans, clients, args.quick, results), out, results, readme)
+    print(table_markdown(every) if todo else "nothing to run", end="")
+    if failed:
+        sys.exit(2)

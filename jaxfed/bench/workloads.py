@@ -1,0 +1,247 @@
+"""`jaxfed bench`: rounds of a matrix factorisation, end to end, beside what one would write by hand.
+
+Cohort sampling, negatives, batching, transfers and compute all count, for jaxfed and for the two baselines; `limit` is
+the arithmetic of client and server alone, in C on one core. All are timed in turn in one process; the peak memory of
+each is that of a process of its own.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxfed.bench.baselines import c_baseline, dense_vmap_baseline, sequential_baseline
+from jaxfed.config.build import Data, Experiment, build_experiment, load_data
+from jaxfed.config.schema import make_config
+from jaxfed.data.preparation import prepare_population
+from jaxfed.training.rounds import compile_programs, initial_arrays, make_run_keys, run_rounds
+from jaxfed.training.terminal_table import print_table
+from jaxfed.training.timing import peak_megabytes
+
+RATE, SEED = 0.1, 0
+PLAIN = ({"name": "weighted_mean"},)
+TOGETHER = 5  # rounds of ours timed at a time, so that each may be packed while another runs; the first one is not
+
+
+class Workload(NamedTuple):
+    """MovieLens-100K, its items spread over a catalogue of `items` (0: as they are), or synthetic users."""
+
+    items: int = 0
+    users: int = 0  # 0: those of MovieLens-100K
+    cohort: int = 128
+    baselines: bool = True  # do they end within minutes?
+
+
+WORKLOADS = {
+    "W1": Workload(),
+    "W2": Workload(items=100_000),
+    "W3": Workload(items=1_000_000, baselines=False),
+    "W4": Workload(items=1_000_000, users=1_000_000, cohort=1024, baselines=False),
+}
+
+# what the project promises: a name, ours from the figures, and its bound
+PROMISES: tuple[tuple[str, Callable[[dict], float], Callable[[float], bool], str], ...] = (
+    ("W1: sequential / ours", lambda f: f["W1"]["sequential_ms"] / f["W1"]["ours_ms"], lambda x: x >= 4, ">= 4"),
+    ("W1: dense-vmap / ours", lambda f: f["W1"]["dense_vmap_ms"] / f["W1"]["ours_ms"], lambda x: x >= 25, ">= 25"),
+    ("W2: sequential / ours", lambda f: f["W2"]["sequential_ms"] / f["W2"]["ours_ms"], lambda x: x >= 80, ">= 80"),
+    ("W2 / W1, time of a round", lambda f: f["W2"]["ours_ms"] / f["W1"]["ours_ms"], lambda x: x <= 2.5, "<= 2.5"),
+    ("W3 / W1, time of a round", lambda f: f["W3"]["ours_ms"] / f["W1"]["ours_ms"], lambda x: x <= 4, "<= 4"),
+    ("W1: ours / limit", lambda f: f["W1"]["ours_ms"] / f["W1"]["limit_ms"], lambda x: x <= 5, "<= 5"),
+    ("W2: ours / limit", lambda f: f["W2"]["ours_ms"] / f["W2"]["limit_ms"], lambda x: x <= 2.5, "<= 2.5"),
+    (
+        "W3: peak memory, GB over 3 tables",
+        lambda f: f["W3"]["peak_memory_mb"] / 1e3 - 3 * 1e6 * 65 * 4 / 1e9,
+        lambda x: x <= 1.5,
+        "<= 1.5",
+    ),
+    ("W4: peak memory, GB", lambda f: f["W4"]["peak_memory_mb"] / 1e3, lambda x: x <= 10, "<= 10"),
+    ("W4: client updates a second", lambda f: f["W4"]["clients_per_second"], lambda x: x >= 1000, ">= 1000"),
+)
+
+
+def spread_over_catalogue(data: Data, items: int) -> Data:
+    """The same clients, the ids of their items remapped at random into a larger catalogue."""
+    rows = data.source.interactions
+    ids = np.random.default_rng(SEED).permutation(items)[: len(data.source.items)].astype(np.int32)
+    source = data.source._replace(
+        interactions=rows._replace(item=ids[rows.item]), items=np.arange(items).astype(str), titles=None
+    )
+    source, population = prepare_population(source)
+    return data._replace(source=source, population=population)
+
+
+def make_bench_experiment(workload: Workload, channel: Sequence[dict[str, Any]] = PLAIN) -> Experiment:
+    """Matrix factorisation, d 64, item biases and private user vectors; BCE, 4 negatives per positive; SGD 0.1, batches
+    of 64 examples, 1 epoch; a uniform cohort, weighted mean (or other links), server sgd(1.)."""
+    synthetic = {"name": "synthetic", "users": workload.users, "items": workload.items, "mean_length": 20.0}
+    config = make_config(
+        {
+            "data": synthetic if workload.users else {"name": "ml-100k"},
+            "model": {"name": "mf", "dim": 64},
+            "work": {"batch_size": 64, "negatives": 4, "optimizer": {"name": "sgd", "learning_rate": RATE}},
+            "channel": list(channel),
+            "server": {"name": "sgd", "learning_rate": 1.0},
+            "cohort": {"name": "uniform", "size": workload.cohort},
+            "evaluation": {"clients": 100},
+        }
+    )
+    data = load_data(config.data)
+    if workload.items and not workload.users:
+        data = spread_over_catalogue(data, workload.items)
+    return build_experiment(config, data)
+
+
+class Runner(NamedTuple):
+    """go(number) runs so many rounds from there and waits for them; `rounds` at a time."""
+
+    go: Callable[[int], None]
+    rounds: int
+    compile_seconds: float
+    params: Callable[[], dict[str, Any]]
+
+
+def jaxfed_runner(experiment: Experiment) -> Runner:
+    """Rounds as `jaxfed train` runs them."""
+    state = initial_arrays(experiment, SEED)["state"]
+    seconds = compile_programs(experiment, state, make_run_keys(SEED).rounds)
+
+    def go(number):
+        nonlocal state
+        for done in run_rounds(experiment, state, SEED, number, number + TOGETHER):
+            state = done.state
+        jax.block_until_ready(state)
+
+    def params():
+        tables = state.shared.params["tables"]
+        return {name: x.rows for name, x in tables.items()} | {"user": state.memory[0]["private"]["user"][:, 0]}
+
+    return Runner(go, TOGETHER, seconds, params)
+
+
+def baseline_runner(make: Callable, experiment: Experiment) -> Runner | None:
+    """One of `baselines`, a round at a time."""
+    if (made := make(experiment, RATE, SEED)) is None:
+        return None
+    own = made.begin(initial_arrays(experiment, SEED)["state"])
+
+    def go(number):
+        nonlocal own
+        own = jax.block_until_ready(made.round(own, number))
+
+    return Runner(go, 1, 0.0, lambda: made.params(own))
+
+
+METHODS: dict[str, Callable[[Experiment], Runner | None]] = {
+    "ours": jaxfed_runner,
+    "limit": lambda experiment: baseline_runner(c_baseline, experiment),
+    "sequential": lambda experiment: baseline_runner(sequential_baseline, experiment),
+    "dense_vmap": lambda experiment: baseline_runner(dense_vmap_baseline, experiment),
+}
+
+
+def time_rounds(runner: Runner, number: int) -> float:
+    """Seconds of a round."""
+    begin = time.perf_counter()
+    runner.go(number)
+    return (time.perf_counter() - begin) / runner.rounds
+
+
+def measure_in_turn(runners: dict[str, Runner], least: int, budget: float) -> dict[str, list[float]]:
+    """Seconds of the rounds of each, in turn: `least` of each, fewer (at least 3) where they take beyond the budget.
+
+    A first pass over the same rounds, not counted, compiles what is not compiled yet; and whoever takes less than a
+    second runs a turn that is not counted before each that is: what others left in caches and memory is not theirs.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    wanted, quick = {}, set()
+    for name, runner in runners.items():
+        first = time_rounds(runner, 0)
+        quick |= {name} if first < 1 else set()
+        wanted[name] = -(-least // runner.rounds) if first < 1 else int(np.clip(budget / first, 3, least))
+        for turn in range(1, wanted[name] if first < 1 else 2):
+            runner.go(turn * runner.rounds)
+    for turn in range(max(wanted.values())):
+        for name, runner in runners.items():
+            if turn < wanted[name]:
+                if name in quick:
+                    runner.go(turn * runner.rounds)
+                times[name].append(time_rounds(runner, turn * runner.rounds))
+    return times
+
+
+def measure_peak_memory(name: str, method: str) -> dict[str, float]:
+    """What a process of its own says of its memory and its compilation, from an empty compilation cache."""
+    command = [sys.executable, "-m", "jaxfed", "bench", name, "--alone", method]
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise ValueError(f"{name} {method}: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_alone(name: str, method: str) -> dict[str, float]:
+    """Two turns of one method, for `peak_memory`."""
+    runner = METHODS[method](make_bench_experiment(WORKLOADS[name]))
+    assert runner
+    for turn in range(2):
+        runner.go(turn * runner.rounds)
+    return {"peak_memory_mb": round(peak_megabytes(), 1), "compile_seconds": round(runner.compile_seconds, 2)}
+
+
+def bench_workload(
+    name: str, least: int = 20, budget: float = 100.0, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """The figures of one workload; None where a method cannot run it."""
+    workload = WORKLOADS[name]
+    methods = [*METHODS] if workload.baselines else ["ours"] if workload.users else ["ours", "limit"]
+    memory = {}
+    for method in [each for each in methods if each != "limit"]:
+        try:
+            memory[method] = measure_peak_memory(name, method)
+        except ValueError as error:
+            if method == "ours":
+                raise
+            say(f"{error}: left out")  # it does not fit into this machine
+            methods.remove(method)
+    say(f"{name}: memory of {', '.join(memory)} measured")
+    experiment = make_bench_experiment(workload)
+    made = {method: METHODS[method](experiment) for method in methods}
+    runners = {method: runner for method, runner in made.items() if runner}
+    times = measure_in_turn(runners, least, budget)
+    seconds = {method: statistics.median(each) for method, each in times.items()}
+    out: dict[str, Any] = {f"{m}_ms": round(1e3 * seconds[m], 3) if m in seconds else None for m in METHODS}
+    out |= {"clients_per_second": round(workload.cohort / seconds["ours"], 1), **memory["ours"]}
+    out |= {f"{m}_peak_memory_mb": memory[m]["peak_memory_mb"] if m in memory else None for m in [*METHODS][2:]}
+    return out | {f"{m}_rounds": len(times[m]) * runners[m].rounds for m in times}
+
+
+def check_targets(figures: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, bool]]:
+    """(what, its value, the bound, whether it holds) of every promise that these figures tell."""
+    told = []
+    for what, value, holds, bound in PROMISES:
+        try:
+            number = value(figures)
+        except (KeyError, TypeError):  # a workload that was not run, a baseline that does not fit
+            continue
+        told.append((what, number, bound, holds(number)))
+    return told
+
+
+def print_report(figures: dict[str, dict[str, Any]]) -> None:
+    """Prints a table of the workloads, then what was promised and what was missed."""
+    out = Console(highlight=False, soft_wrap=True)
+    columns = "ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms", "clients_per_second", "compile_seconds"
+    heads = [column.replace("_ms", "").replace("_", " ") for column in ("", *columns, "peak_memory_mb")]
+    values = {name: [row[column] for column in (*columns, "peak_memory_mb")] for name, row in figures.items()}
+    lines = [[name, *("-" if x is None else f"{x:,.1f}" for x in each)] for name, each in values.items()]
+    print_table(out, "ms a round, medians", heads, lines)
+    for what, value, bound, holds in check_targets(figures):
+        out.print(f"{what:>36}  {value:10.2f}  {bound:>8}  {'' if holds else 'MISSED'}")

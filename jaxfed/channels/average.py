@@ -1,0 +1,140 @@
+"""Links that turn the sum over a cohort into a mean."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.core.channel import Channel, link
+from jaxfed.core.tables import Table, clear_padding, map_tables
+from jaxfed.core.tree import scale_tree
+from jaxfed.core.types import Broadcast, ClientView, Summed, Tree, Weights, is_summed
+
+By = Literal["examples", "activity", "uniform"]
+
+
+def client_weight(by: By, power: float) -> Callable[[ClientView], jax.Array]:
+    """What a client's update weighs: (training examples | train interactions | 1) ** power."""
+    measures = {
+        "examples": lambda client: client.weight,
+        "activity": lambda client: client.activity,
+        "uniform": lambda client: jnp.ones_like(client.weight),
+    }
+    if by not in measures:
+        raise ValueError(f"weights by {by!r}: choose one of {', '.join(measures)}")
+    return lambda client: measures[by](client) ** power
+
+
+def divide_or_zero(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x divided by its weight along the first axis; zero where nothing was weighed."""
+    weight = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
+    return jnp.where(weight > 0, x / jnp.where(weight > 0, weight, 1), 0)
+
+
+def drop_sums(update: Tree) -> Tree:
+    """An update without its `Summed` parts, whose places stay."""
+    return jax.tree.map(lambda node: Summed(()) if is_summed(node) else node, update, is_leaf=is_summed)
+
+
+def map_averaged(function: Callable[[Tree], Tree], update: Tree) -> Tree:
+    """`function` of an update, whose `Summed` parts it does not see and which stay as they are."""
+    done = function(drop_sums(update))
+    return jax.tree.map(lambda new, old: old if is_summed(new) else new, done, update, is_leaf=is_summed)
+
+
+def mean(count: int = 0) -> Channel:
+    """The plain mean 1/M over the clients that reported (McMahan et al. 2017, with equal weights), or 1/count: under
+    differential privacy the expected cohort, as who reported is private.
+
+    Args:
+        count: Number the sum is divided by; under differential privacy the expected cohort size. 0: number of clients
+            that reported.
+    """
+
+    def decode(total, state, round):
+        share = 1 / (count or jnp.maximum(round.present.sum(), 1))
+        return map_averaged(lambda update: scale_tree(share, update), total), state, {}
+
+    return link(decode=decode, norm=lambda x: x, counts=not count, weighs=True, name="mean")
+
+
+def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
+    """Mean with weights n_k / n (McMahan et al. 2017, algorithm 1), n_k = measure ** power.
+
+    Args:
+        by: What a client's update weighs: its training examples, its train interactions (activity), or the same for
+            all.
+        power: Weight = (value chosen by `by`) ** power.
+    """
+    weigh = client_weight(by, power)
+
+    def encode(update, sent, client):
+        weight = weigh(client)
+        return (map_averaged(lambda update: scale_tree(weight, update), update), weight), client.memory
+
+    def decode(total, state, round):
+        update, weight = total
+        return map_averaged(lambda update: jax.tree.map(lambda x: divide_or_zero(x, weight), update), update), state, {}
+
+    return link(encode, decode, weighs=True, name="weighted_mean")
+
+
+def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, counted: float = 1.0) -> Channel:
+    """Divides each row of a table by the summed weight of the clients that hold it, other leaves by that of all.
+
+    Without it a row that few clients touch moves by (its clients / cohort) of their mean step (FedSubAvg: Ding et al.
+    2022, "Federated submodel optimization for hot and cold data features").
+
+    The weights are part of the message: links to the right clip and noise them with the rest. Then set `counted` and
+    `floor`; otherwise rows with small total weight are mostly noise.
+
+    Args:
+        by: What a client's update weighs: its training examples, its train interactions (activity), or the same for
+            all.
+        power: Weight = (value chosen by `by`) ** power.
+        floor: The smallest weight to divide by. Set it under noise: otherwise rows with small total weight are mostly
+            noise.
+        counted: Factor on the weight column in the message, so that clipping does not let it vanish beside the update.
+    """
+    weigh = client_weight(by, power)
+    if floor < 0 or counted <= 0:
+        raise ValueError("per_row_mean: floor must not be negative, counted must be positive")
+
+    def encode(update, sent, client):
+        weight = weigh(client)
+        held = Weights(Table(jnp.where(client.held, counted * weight, 0.0)))
+        return (map_averaged(lambda update: scale_tree(weight, update), update), held, counted * weight), client.memory
+
+    def decode(total, state, round):
+        update, held, weight = total
+        held, weight = (jnp.maximum(x / counted, floor) for x in (held.values.rows, weight))
+
+        def divide(update):
+            return map_tables(lambda x: divide_or_zero(x, held), lambda x: divide_or_zero(x, weight), update)
+
+        return map_averaged(divide, update), state, {}
+
+    return link(encode, decode, weighs=True, name="per_row_mean")
+
+
+def cluster_mean() -> Channel:
+    """Averages each of several models side by side (`works.clusters`) over the clients that chose it, rows of tables
+    over those of them that hold the row; what nobody chose rests. In place of a mean."""
+
+    def init(example):
+        if not isinstance(example, Broadcast) or not example.extra:
+            raise ValueError('cluster_mean: nothing says who chose which model: set work.name = "clustered"')
+        return (), ()
+
+    def encode(update, sent, client):
+        belongs, held = update.extra
+        return (update.params, Weights(clear_padding(held, client.held)), belongs), client.memory
+
+    def decode(total, state, round):
+        params, held, belongs = total
+        mean = map_tables(lambda x: divide_or_zero(x, held.values.rows), lambda x: divide_or_zero(x, belongs), params)
+        seen = {"clusters/empty": (belongs == 0).sum()}
+        return Broadcast(mean, ()), state, seen
+
+    return link(encode, decode, init, weighs=True, name="cluster_mean")

@@ -1,0 +1,64 @@
+"""Links for clients who were sent models of different rounds; see `arrivals.buffered`."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.core.channel import Channel, link
+from jaxfed.core.tree import scale_tree
+from jaxfed.core.types import Broadcast, ClientView
+
+
+def staleness_discount(age: jax.Array, exponent: float) -> jax.Array:
+    """float []: (1 + age)^-exponent, the polynomial discount of FedAsync (Xie et al. 2019) and FedBuff."""
+    return (1.0 + age) ** -exponent
+
+
+def check_exponent(name: str, exponent: float) -> None:
+    """Raises ValueError for a discount that grows with age."""
+    if exponent < 0:
+        raise ValueError(f"{name}.exponent is {exponent}: it must not be negative")
+
+
+def staleness(exponent: float = 0.5) -> Channel:
+    """Multiplies an update by (1 + age)^-exponent (FedBuff: Nguyen et al. 2022); put it before (left of) a mean.
+
+    A client learns its age when it reports, and sends the product: so it goes with secure sums, codes and clipping.
+    Nothing is enlarged.
+
+    Args:
+        exponent: An update that is `age` rounds old has weight (1 + age)^-exponent. 0: age is ignored.
+    """
+    check_exponent("staleness", exponent)
+
+    def encode(update, sent, client):
+        return scale_tree(staleness_discount(client.age, exponent), update), client.memory
+
+    return link(encode, norm=lambda x: x, name="staleness")
+
+
+def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
+    """FedAsync (Xie et al. 2019): the server's model x becomes (1 - a) x + a y with a client's y, a = rate (1 +
+    age)^-exponent, on the rows that the client holds. For a cohort of one (`buffered`, size 1) and server sgd(1.); of
+    several, a mean beside it mixes x with the mean of the y.
+
+    Unlike an update, which moves the model by what a client has changed, this undoes what others changed since. The
+    server works it out client by client, so no secure sum can follow.
+
+    Args:
+        rate: How far the server's model moves to a client's, above 0, up to 1.
+        exponent: A model that is `age` rounds old has weight (1 + age)^-exponent. 0: age is ignored.
+    """
+    check_exponent("mixing", exponent)
+    if not 0 < rate <= 1:
+        raise ValueError(f"mixing.rate is {rate}: it lies above 0, up to 1")
+
+    def init(example):
+        if not isinstance(example, Broadcast):
+            raise ValueError("mixing: it opens whole models, and a link before it sends something else: put it first")
+        return (), ()
+
+    def open(message, sent, client: ClientView):
+        away = jax.tree.map(jnp.add, message.params, client.drift)  # x - y, whatever y began from
+        return message._replace(params=scale_tree(rate * staleness_discount(client.age, exponent), away))
+
+    return link(init=init, open=open, norm=None, name="mixing")

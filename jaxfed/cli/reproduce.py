@@ -1,0 +1,39 @@
+"""`jaxfed reproduce`: the table of results, of MovieLens-100K or of a file of one's own."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parents[2]
+TEXT = """Train every row of the table of results, and write what came of them.
+
+--table ml100k is the table of the README; in a checkout it is written there, and to configs/results/ml100k.json.
+--table FILE trains the same rows except the leaky compat-pfedrec ones, on your own file (loader options as for `jaxfed
+data`); hyper-parameters stay those of MovieLens-100K. Runs are in runs/reproduce/TABLE, with table.md and results.json
+beside them, one after the other in this process; finished ones are read, stopped ones go on. The table holds all rows
+with a run that is finished, and is written after each."""
+
+
+def add_reproduce_options(command: Any) -> None:
+    """Adds the command; `command(name, help, ...)` makes a parser."""
+    form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    reproduce = command("reproduce", "Train every row of the table of results, on your own data if you like.", **form)
+    reproduce.description = TEXT
+    reproduce.add_argument("--table", required=True, metavar="ml100k|FILE", help="ml100k, or a file of interactions")
+    reproduce.add_argument(
+        "--quick", action="store_true", help="a few rounds and one seed, in folders of its own: to see that it works"
+    )
+    reproduce.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="run those of a row's seeds only")
+    reproduce.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these rows only")
+    reproduce.add_argument("--out", metavar="FOLDER", help="folder of the runs (runs/reproduce/TABLE)")
+    there = (CHECKOUT / "pyproject.toml").is_file()
+    results, readme = (str(CHECKOUT / name) if there else None for name in ("configs/results/ml100k.json", "README.md"))
+    reproduce.add_argument("--results", metavar="FILE", default=results, help="the JSON of ml100k")
+    reproduce.add_argument("--readme", metavar="FILE", default=readme, help="where the table of ml100k goes")
+
+
+def reproduce_command(args: argparse.Namespace, words: list[str]) -> None:
+    """jaxfed reproduce"""
+    from jaxfed.bench.reproduce import reproduce_table
+
+    reproduce_table(args, words)

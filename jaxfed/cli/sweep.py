@@ -1,0 +1,48 @@
+"""`jaxfed sweep`: every combination of some values is a run, in this process, and goes on where it was."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_sweep_options(command: Any) -> None:
+    """Adds the command; `command(name, help, ...)` makes a parser."""
+    sweep = command(
+        "sweep",
+        "Train every combination of some values, and compare.",
+        "Any key of the configuration can be given as --section.key value, for all runs. Runs that are finished are "
+        "read, not run again, and the table keeps those of earlier values of the same keys. FOLDER/results.json, "
+        "results.md and figure.png tell what came of them.",
+    )
+    sweep.add_argument("config", metavar="CONFIG.toml")
+    sweep.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="section.key=value,value",
+        help="values to try; several times for several keys, the first of which is the figure's axis",
+    )
+    sweep.add_argument("--seeds", type=int, nargs="+", default=[], metavar="SEED", help="with each of these")
+    sweep.add_argument("--out", metavar="FOLDER", help="where the runs live (runs/sweep/CONFIG)")
+
+
+def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
+    """jaxfed sweep"""
+    from jaxfed.config.overrides import override_config
+    from jaxfed.config.schema import read_config
+    from jaxfed.training import sweep as sweeping
+    from jaxfed.training.log import log
+    from jaxfed.training.runs import shared_runner
+
+    table, grid = read_config(args.config), sweeping.parse_grid(args.grid)
+    out, keys = Path(args.out or f"runs/sweep/{Path(args.config).stem}"), list(grid)
+    todo = sweeping.sweep_points(override_config, table, grid, args.seeds, overrides, out)
+    rows = sweeping.kept_rows(out, todo, keys)
+    for row in sweeping.run_sweep(todo, shared_runner(), log):
+        rows.append(row)
+        every = sweeping.write_results(out, rows, keys)  # after each, so that a sweep which is stopped has its table
+    sweeping.print_results(every, keys, f"{out}: {len(rows)} runs, * the best by validation")
+    if not sweeping.best_row(every):
+        raise ValueError(f"no run worked: {every[0]['problem']}")
+    drawn = bool(keys) and sweeping.draw_figure(every, keys, out / "figure.png", log)
+    print(f"{out}/results.json, results.md{', figure.png' if drawn else ''}")

@@ -1,0 +1,212 @@
+"""From a configuration to the pieces of a run."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxfed.algorithms.hierarchical import hierarchical, stack_copies, with_edge_models
+from jaxfed.algorithms.multi_device import with_merged_devices
+from jaxfed.algorithms.named import with_server_comparison
+from jaxfed.config.limits import (
+    check_client_store,
+    check_closed_form,
+    check_cold_start,
+    check_examples,
+    check_memory,
+    check_merge,
+    estimate_capacity,
+)
+from jaxfed.config.registry import BESIDE, REGISTRY
+from jaxfed.config.sections import (
+    assign_edges,
+    averages_by_row,
+    call_registered,
+    choose_history,
+    choose_sampler,
+    known_arguments,
+    make_account,
+    make_batching,
+    make_channel,
+    make_client_work,
+    make_model,
+    make_server_optimizer,
+)
+from jaxfed.core.channel import Channel, sum_messages
+from jaxfed.core.client_work import ClientWork
+from jaxfed.core.download import check_download, make_download
+from jaxfed.core.federate import Algorithm, federate
+from jaxfed.core.placement import Placement, make_placement, padded_table_rows
+from jaxfed.core.processes import Processes, this_process
+from jaxfed.core.types import Sampler
+from jaxfed.core.wire import Wire, make_wire
+from jaxfed.data import cache
+from jaxfed.data.batching import Batching
+from jaxfed.data.features import Features
+from jaxfed.data.interactions import Dataset, Interactions, data_digest, item_numbers
+from jaxfed.data.packing import BlockShapes, make_block_shapes
+from jaxfed.data.population import Labels, Population, ProcessShare
+from jaxfed.data.preparation import add_notes, prepare_population
+from jaxfed.data.ragged import Domains, Ragged
+from jaxfed.evaluation.evaluator import EvalSplit, make_eval_split, make_evaluator, map_to_homes
+from jaxfed.models.model import Model
+from jaxfed.privacy.accountant import PrivacyAccount, make_ledger
+
+LARGE = 1_000_000  # rows from which prepared data are kept on disk
+
+
+class Data(NamedTuple):
+    """A configuration's data."""
+
+    source: Dataset
+    population: Population
+    digest: str  # of the rows in their order, as they came, and of features that do not follow from them
+    leaky: bool  # results must be marked
+
+
+KEPT = (Data, Dataset, Interactions, Features, Population, Ragged, Labels, Domains)
+
+
+class Experiment(NamedTuple):
+    """All that a run needs, none of it with state."""
+
+    data: Data
+    model: Model
+    batching: Batching
+    shapes: BlockShapes
+    sampler: Sampler
+    work: ClientWork
+    channel: Channel
+    algorithm: Algorithm
+    placement: Placement
+    examine: Any  # see `evaluate.examiner`
+    exams: dict[str, EvalSplit]
+    wire: Wire
+    account: PrivacyAccount
+    epsilon: Callable[[int], float]  # rounds -> what was spent; see `privacy.ledger`
+    processes: Processes = Processes()
+    examine_cold: Any = None  # for clients of which nothing is kept; see `check_cold`
+
+
+def load_data(config: Any) -> Data:
+    """Reads the data of a configuration's [data] section. Raises ValueError with one line where they are not fit.
+
+    Large data are prepared once, kept on disk and mapped from there.
+    """
+    folder = cache.cache_place(dataclasses.asdict(config))
+    found, wrong = cache.read_cache(folder, KEPT)
+    if found is not None:
+        return found
+    data = read_data(config)
+    if len(data.source.interactions.user) >= LARGE:
+        try:
+            cache.write_cache(folder, data, KEPT)
+            data = cache.read_cache(folder, KEPT)[0] or data
+        except OSError as error:
+            wrong = f"prepared data cannot be kept in {folder} ({error.strerror}): they are read anew each time"
+    return data._replace(source=add_notes(data.source, wrong)) if wrong else data
+
+
+def read_data(config: Any) -> Data:
+    """The same from its source."""
+    beside = {name: getattr(config, name) for name in BESIDE["data"]}
+    source = read_source_data(config)
+    content = data_digest(source, features=not source.features_follow)
+    source, population = prepare_population(source, **beside)
+    return Data(source, population, content, config.protocol == "compat-pfedrec")
+
+
+def read_source_data(config: Any) -> Dataset:
+    """What a [data] section's source has, before anything is left out of it."""
+    named = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
+    return call_registered("data", config, **({"keep": config.clients} if named else {}))
+
+
+def make_eval_splits(
+    config: Any, data: Data, model: Model, work: ClientWork, placement: Placement, share: ProcessShare
+) -> dict[str, EvalSplit]:
+    """What clients are asked: `val` and `test`, and `test/cold` of clients that never take part, if there are any.
+
+    Raises ValueError where private parts would be folded in, and cannot be.
+    """
+    population, look = data.population, config.evaluation
+    past = choose_history(look, model, work, config.data.label)
+    if past and population.domains:
+        raise ValueError(
+            "data.merge: a private part is folded in from one catalogue, not from domains: keep it instead"
+        )
+
+    def one(who, part, history):
+        asked = look.seed, look.clients, placement.devices, share
+        return make_eval_split(who, part, *asked, history=history, features=model.features)
+
+    exams = {part: map_to_homes(one(population.asked, part, past), population) for part in ("val", "test")}
+    return exams | ({"test/cold": one(population.cold, "test", look.history)} if population.cold else {})
+
+
+def build_experiment(
+    config: Any, data: Data, watch: Callable[[Channel], Channel] = lambda channel: channel
+) -> Experiment:
+    """Builds everything from a configuration and its data; `watch` may replace the channel by one that records.
+
+    Raises ValueError with one line for what cannot be.
+    """
+    population, run, processes = data.population, config.run, this_process()
+    placement = make_placement(run.placement, run.devices, run.shard_tables)
+    share = ProcessShare(processes.rank, processes.size)
+    end = padded_table_rows(population.num_items, placement.devices, run.shard_tables)
+    model, sampler = make_model(config, population, end), choose_sampler(config, population)
+    known = known_arguments(config, population, sampler)
+
+    def chained(configs, where):
+        return make_channel(configs, data.source.items, where, **known)
+
+    channel = watch(chained(config.channel, "channel"))
+    work = make_client_work(config, model, **known, num_items=end)
+    check_closed_form(work, config.server.name, channel, population)
+    check_client_store(run, processes, work, sampler)
+    batching, lazy = make_batching(config.work, model, work), config.server.lazy and not (channel.whole or work.whole)
+    check_examples(population, batching, sampler.slots)
+    shapes = make_block_shapes(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
+    shared = jax.eval_shape(lambda key: work.init(model.init(key), key)[0], jax.random.key(0))
+    down = chained(config.download, "download") if config.download else None
+    price = make_wire(channel, shared, down, work.sends, work.alone)
+    if down:
+        check_download(down, shared)
+    sums, edge = channel.reduce in (None, sum_messages), assign_edges(config, population.num_clients, sampler)
+    meeting = {"edge": edge, "every": config.server.edge_rounds, "per_row": averages_by_row(channel)}
+    build: Callable[..., Algorithm] = federate if edge is None else partial(hierarchical, **meeting)
+    algorithm = build(
+        work,
+        channel,
+        make_server_optimizer(config, model),
+        population.num_clients,
+        placement=placement,
+        lay=shapes.lay,
+        budget=1e9 * run.client_memory_gb,
+        chunk=run.chunk,
+        host=run.client_store == "host",
+        download=make_download(down, price.sees != "update+rows") if down else None,
+        room=0 if sums else estimate_capacity(population, batching, shapes, sampler),
+        versions=sampler.versions,
+    )
+    if population.owner is not None:
+        check_merge(model, work, run.client_store)
+        algorithm = with_merged_devices(algorithm, population.owner, population.activity)
+    algorithm = with_server_comparison(algorithm, work, channel, placement.common)
+    beside = max(config.server.edges, 1)  # so many models lie in a message once it is summed
+    sends, work = work.sends, work if edge is None else with_edge_models(work, edge)
+    check_memory(population, batching, shapes, lambda x: stack_copies(sends(x), beside), shared, run.chunk, sums)
+    exams = make_eval_splits(config, data, model, work, placement, share)
+    through = chained(config.evaluation.channel if config.evaluation.where == "clients" else (), "evaluation.channel")
+    promoted = item_numbers(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
+    examine, examine_cold = make_evaluator(model, through, placement, promoted, work.views), None
+    if population.cold:
+        check_cold_start(model, work)
+        examine_cold = make_evaluator(model, through, placement, promoted)
+    account = make_account(channel, sampler, population.num_clients, config.privacy)
+    epsilon = make_ledger(account.mechanisms, account.sampling, account.delta, account.relation)
+    made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)
+    return Experiment(*made, account, epsilon, processes, examine_cold)

@@ -1,0 +1,133 @@
+"""What does not go together, or does not fit: found before a run begins, and said in one line."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+
+from jaxfed.core.channel import Channel
+from jaxfed.core.client_work import ClientWork
+from jaxfed.core.processes import Processes
+from jaxfed.core.tables import take_rows
+from jaxfed.core.tree import count_bytes, to_compute_dtype
+from jaxfed.core.types import Sampler, Tree
+from jaxfed.data.batching import Batching
+from jaxfed.data.packing import BlockShapes, plan_blocks
+from jaxfed.data.population import Population
+from jaxfed.models.model import Model
+
+EXAMPLE = 40  # bytes of an example while a cohort is packed: random numbers, places, the array that is sent
+
+
+def device_memory() -> int:
+    """Bytes of one device, of the whole machine where the device does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or machine_memory()
+
+
+def machine_memory() -> int:
+    """Bytes of the whole machine."""
+    return psutil.virtual_memory().total
+
+
+def check_examples(population: Population, batching: Batching, slots: int) -> None:
+    """Raises ValueError where the largest cohort has more examples than the machine can hold while it packs them."""
+    largest = int(np.sort(population.activity)[-slots:].sum())
+    examples = max(batching.epochs, 1) * (1 + max(batching.negatives, 0)) * largest
+    if (need := EXAMPLE * examples) > (room := machine_memory()):
+        raise ValueError(
+            f"a round may have {examples:,} examples, which take {need / 1e9:,.0f} GB, the machine has "
+            f"{room / 1e9:,.1f} GB: lower work.epochs, work.negatives or cohort.size"
+        )
+
+
+def estimate_capacity(population: Population, batching: Batching, shapes: BlockShapes, sampler: Sampler) -> int:
+    """Blocks that hardly any cohort exceeds: the most in some rounds, and twice as many more as those rounds differ."""
+    counts = []
+    for round in range(8):
+        ids, _ = sampler.draw(0, round)
+        clients = ids[ids < population.num_clients]
+        owner = shapes.share.owner(clients, population.num_clients)
+        counts.append(len(plan_blocks(shapes, batching, population.activity[clients], owner).shapes))
+    return 3 * max(counts) - 2 * min(counts)
+
+
+def check_memory(population, batching: Batching, shapes: BlockShapes, sends, shared: Tree, chunk: int, sums: bool):
+    """Raises ValueError when the messages of a cohort of the largest clients do not fit into a device beside each other
+    and the working copies of one block; three times where a reduction of a link's own collects and compares them."""
+    clients, rows = shapes.lay
+    one, two = (
+        count_bytes(
+            jax.eval_shape(lambda x, k=k: sends(to_compute_dtype(take_rows(x, jnp.zeros(k, jnp.int32)))), shared)
+        )
+        for k in (1, 2)
+    )
+    block = clients * one + (rows - clients) * (two - one)
+    largest = np.sort(population.activity)[-shapes.slots :]
+    owner = np.arange(len(largest)) % shapes.share.size
+    blocks, room = len(plan_blocks(shapes, batching, largest, owner).shapes), device_memory()
+    if not sums and (3 * blocks + 3) * block > room:
+        raise ValueError(
+            f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
+            f"{3 * blocks * block / 1e9:.1f} GB, a device has {room / 1e9:.1f} GB: set cohort.size lower"
+        )
+    if (min(chunk or blocks, blocks) + 3) * block > room:
+        fit = max(1, room // block - 3)
+        raise ValueError(
+            f"the {blocks} blocks of a cohort may hold {blocks * block / 1e9:.1f} GB of messages, a device has "
+            f"{room / 1e9:.1f} GB: set run.chunk to {fit} (blocks held at a time), or run.area lower"
+        )
+
+
+def check_closed_form(work: ClientWork, server: str, channel: Channel, population: Population) -> None:
+    """Raises ValueError for a closed form whose halves do not meet, or whose sums are none."""
+    if work.histories != (server == "solve"):
+        raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
+    if work.histories and channel.weighs:
+        raise ValueError("work.statistics: the server solves from sums, a link makes a mean of them: set channel = []")
+    if work.histories and population.users_per_client > 1:
+        raise ValueError('work.statistics: a client is one user\'s history: set data.clients = "user"')
+
+
+def check_cold_start(model: Model, work: ClientWork) -> None:
+    """Raises ValueError where the server's model and a history do not suffice to score a client never seen before."""
+    if model.fold_in is None:
+        raise ValueError(
+            "data.cold: the model has no way from a history to the private part of a new client: take one that has "
+            '(mf or neumf with loss = "bce" or "squared", ease, item_knn, transitions, ials)'
+        )
+    key = jax.random.key(0)
+    sent, own = jax.eval_shape(lambda: (work.init(model.init(key), key)[0].params, model.init(key)))
+    if sent != own:
+        raise ValueError("data.cold: with several models side by side new clients have none yet: take another work")
+
+
+def check_merge(model: Model, work: ClientWork, client_store: str) -> None:
+    """Raises ValueError where what clients keep is not the model's private part alone, on the device."""
+    if client_store == "host":
+        raise ValueError("run.client_store: the parts of a user's devices are merged where rounds run: leave it out")
+    if work.histories:
+        raise ValueError('work.statistics: a client is all of a user\'s history: set data.clients = "user"')
+    key = jax.random.key(0)
+    kept, own = jax.eval_shape(lambda: (work.init(model.init(key), key)[1], model.private(key)))
+    if jax.tree.leaves(kept) and kept != own:
+        raise ValueError(
+            "data.merge: this work keeps more on a client than the private part that a user's devices have in common: "
+            "take local_steps, gradient, alternate or reconstruct"
+        )
+
+
+def check_client_store(run: Any, processes: Processes, work: ClientWork, sampler: Sampler) -> None:
+    """Raises ValueError where what is kept would not lie where it is read; run: the [run] section."""
+    host, several = run.client_store == "host", processes.size > 1
+    if several and host:
+        raise ValueError("run.client_store: a store on the host is for one process: leave it out for several")
+    if work.compares and (host or several):
+        raise ValueError(
+            "run.client_store: the server of this work reads all clients' memory on one device: leave it out, and run "
+            "one process"
+        )
+    if sampler.versions and run.shard_tables:
+        raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")

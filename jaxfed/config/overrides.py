@@ -1,0 +1,119 @@
+"""Words of a command line that change a configuration: `--section.key value`, `--section.name NAME`."""
+
+import contextlib
+import io
+import re
+from itertools import pairwise
+from typing import Any
+
+from jaxfed.config.registry import REGISTRY, section_arguments
+from jaxfed.config.schema import (
+    LINKS,
+    NAMED,
+    check_config_values,
+    config_to_table,
+    expect_table,
+    iterate_leaves,
+    make_config,
+    suggest,
+)
+from jaxfed.core.excerpt import printable, shorten
+from jaxfed.data.sources.tables import file_kind
+
+
+def infer_loader(table: dict[str, Any], args: list[str], mend: str = "pass, for example, --data.name csv") -> list[str]:
+    """`--data.name=KIND` where `--data.path FILE` says what kind of file the data are, and no name does.
+
+    A file with an ending of its own is csv where a delimiter is given. Raises ValueError, with what to do (`mend`),
+    where nothing tells the kind.
+    """
+    given = {word.partition("=")[0]: word.partition("=")[2] or after for word, after in pairwise([*args, ""])}
+    if "--data.path" not in given or "--data.name" in given:
+        return []
+    section, path = expect_table(table.get("data", {}), "data"), given["--data.path"]
+    now, delimiter = section.get("name", "ml-100k"), given.get("--data.delimiter", section.get("delimiter"))
+    kinds = [name for name in REGISTRY["data"] if "path" in section_arguments("data", name)]
+    kind = file_kind(path) or ("csv" if delimiter and now not in kinds else "")
+    if kind not in kinds and now not in kinds:
+        raise ValueError(f"cannot tell the kind of {shorten(path)} from its ending: {mend}")
+    return [f"--data.name={kind}"] if kind in kinds and kind != now else []
+
+
+def apply_names(table: dict[str, Any], args: list[str]) -> list[str]:
+    """Takes `--section.name NAME` out of the arguments and into the table, whose other keys stay where they still fit.
+
+    A name decides which keys there are, so it must be known before the rest is parsed. A list of links grows by the
+    name of the one after its last.
+    """
+    args = [*infer_loader(table, args), *args]
+    rest, i, none = [], 0, {"channel": list(LINKS), "download": []}
+    while i < len(args):
+        key, equals, value = args[i].partition("=")
+        place = re.fullmatch(r"--((?:evaluation\.)?channel\.\d+|download\.\d+|work\.optimizer|[a-z]+)\.name", key)
+        if not place or (not equals and i + 1 == len(args)):
+            rest.append(args[i])
+            i += 1
+            continue
+        value, i = (value, i + 1) if equals else (args[i + 1], i + 2)
+        *outer, last = place[1].split(".")
+        listed = {"channel", "download"} & {*outer}
+        section = "channel" if listed else last
+        parent: Any = table
+        for step in outer:
+            parent = expect_table(parent, place[1]).setdefault(step, none.get(step, {}))
+        if section not in REGISTRY or value not in REGISTRY[section]:
+            raise ValueError(
+                f'{place[1]}.name: no {section} "{shorten(value)}"{suggest(value, REGISTRY.get(section, NAMED))}'
+            )
+        if isinstance(parent, list) and int(last) > len(parent):
+            raise ValueError(f"{place[1]}: the configuration has {len(parent)} links")
+        if isinstance(parent, list) and int(last) == len(parent):
+            parent.append({})  # one more
+        if not isinstance(parent, list):
+            expect_table(parent, place[1])
+        old = expect_table(parent[int(last)] if isinstance(parent, list) else parent.get(last, {}), place[1])
+        fits = {*section_arguments(section, value), *(("optimizer",) if section == "work" else ("item", "user"))}
+        new = {k: v for k, v in old.items() if k in fits} | {"name": value}
+        parent[int(last) if isinstance(parent, list) else last] = new
+    return rest
+
+
+def override_config(table: dict[str, Any], args: list[str]) -> Any:
+    """A configuration from a TOML table and command-line overrides. Raises ValueError with one line."""
+    import tyro  # takes long to import
+
+    config = make_config(table if not args else (args := apply_names(table, args), table)[1])
+    if not args:
+        return config
+    if {"-h", "--help"} & set(args):
+        more = (
+            "Beside these: --out RUN, --resume, --profile. Choosing another name changes which keys exist.\n"
+            "With L links, numbered 0 to L-1, --channel.L.name NAME appends one;\n"
+            "likewise --download.L.name and --evaluation.channel.L.name."
+        )
+        config = make_config(printable_table(config_to_table(config)))
+        return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
+    known = [f"--{key.replace('_', '-')}" for key, _ in iterate_leaves(config_to_table(config))]
+    known += ["--out", "--resume", "--profile"]  # the command's own, for who misspells them
+    groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in ("learning-rate", "weight-decay")]
+    positive = {re.sub(r"\.no-([^.]*)$", r".\1", word.split("=")[0].replace("_", "-")): word for word in args}
+    for flag, word in positive.items():
+        if flag.startswith("--") and flag not in known + groups:
+            raise ValueError(f"unknown option {word.split('=')[0]}{suggest(flag, known + groups)}")
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+            return check_config_values(tyro.cli(type(config), default=config, args=args))
+    except SystemExit:
+        title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", told.getvalue()), ""  # a box: sections between rules
+        plain = " ".join((message or title).split()).split(" Got errors:")[0]  # which names the parser's own types
+        raise ValueError(re.sub(r"no type matching \S+ could be instantiated from", "not a value:", plain)) from None
+
+
+def printable_table(value: Any) -> Any:
+    """A table whose words can be shown in a terminal."""
+    if isinstance(value, dict):
+        return {key: printable_table(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [printable_table(each) for each in value]
+    return printable(value) if isinstance(value, str) else value

@@ -1,0 +1,337 @@
+"""What a configuration can name: functions by section and name. Adding one is adding a line here.
+
+A section of a configuration holds `name` and that function's keyword arguments with a default. Arguments without one
+(`num_items`, `num_clients`, ...) are given by the program.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+
+from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
+from jaxfed.algorithms.closed_form import solve_optimizer, statistics_work
+from jaxfed.algorithms.control import feddyn_work, mime_work, scaffold_work
+from jaxfed.algorithms.drift import add_server_memory, normalize_steps
+from jaxfed.algorithms.fair import agnostic_mean, fair_mean
+from jaxfed.algorithms.gpfedrec import graph_guided_work
+from jaxfed.algorithms.ifca import clustered
+from jaxfed.algorithms.local_training import gradient_work, local_steps
+from jaxfed.algorithms.personal import apfl_work, ditto_work, fedrecon_work, fedrep_work
+from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
+from jaxfed.channels.average import cluster_mean, mean, per_row_mean, weighted_mean
+from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
+from jaxfed.channels.compress import drive, low_rank, quantize, random_k, rotate, sign, top_k
+from jaxfed.channels.correlated import correlated
+from jaxfed.channels.difference import difference
+from jaxfed.channels.discrete import discrete_gaussian
+from jaxfed.channels.integer_noise import skellam
+from jaxfed.channels.noise import densify, gaussian, local_gaussian
+from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
+from jaxfed.channels.secure_sum import pads, ring
+from jaxfed.channels.staleness import mixing, staleness
+from jaxfed.core import channel
+from jaxfed.core.channel import Channel
+from jaxfed.core.tables import is_table
+from jaxfed.data.batching import Batching
+from jaxfed.data.preparation import prepare_population
+from jaxfed.data.sources.files import read_interactions
+from jaxfed.data.sources.movielens import ml_100k
+from jaxfed.data.sources.synthetic import synthetic_data
+from jaxfed.models.baselines import counter, popularity
+from jaxfed.models.closed_form import ease, ials, item_knn, transitions
+from jaxfed.models.features import fm, two_tower
+from jaxfed.models.metamf import metamf
+from jaxfed.models.mf import mf
+from jaxfed.models.neural import fedrap, neumf, pfedrec
+from jaxfed.sampling import asynchronous, clock, cohort
+
+
+def sgd_optimizer(learning_rate: float, momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
+    """Stochastic gradient descent, with momentum where it is not 0.
+
+    Args:
+        momentum: Share of the last step that is added to the next one.
+        nesterov: Nesterov's momentum, which looks one step ahead.
+    """
+    return optax.sgd(learning_rate, momentum or None, nesterov)
+
+
+# optimisers of optax whose step is proportional to their learning rate
+OPTIMIZERS: dict[str, Callable] = {"sgd": sgd_optimizer} | {
+    name: getattr(optax, name)
+    for name in ("adam", "yogi", "adagrad", "rmsprop", "adabelief", "adamax", "nadam", "radam", "lion", "amsgrad")
+}
+
+
+def group_rates(
+    core: Callable[..., optax.GradientTransformation],
+    learning_rate: float,
+    weight_decay: float,
+    item: dict[str, float | None],
+    user: dict[str, float | None],
+    **rest: Any,
+) -> optax.GradientTransformation:
+    """A client's optimiser on the pair (shared, private): `item` (the tables of either) and `user` (the rest of the
+    private part) may have a learning rate and weight decay of their own. A step is rate * (core(g) - decay * p)."""
+
+    def of(group):
+        rate, decay = group["learning_rate"], group["weight_decay"]
+        return learning_rate if rate is None else rate, weight_decay if decay is None else decay
+
+    def leaf(rate_decay):
+        rate, decay = rate_decay
+        return lambda step, value: rate * (step - decay * value)
+
+    def paced(steps, params):
+        def part(rest):
+            return lambda step, value: jax.tree.map(leaf(of(item) if is_table(step) else rest), step, value)
+
+        rests = (learning_rate, weight_decay), of(user)
+        each = zip(rests, steps, params, strict=True)
+        return tuple(jax.tree.map(part(rest), *pair, is_leaf=is_table) for rest, *pair in each)
+
+    return optax.chain(core(learning_rate=1.0, **rest), optax.stateless(paced))
+
+
+SCHEDULES: dict[str, Callable[[float, int, float], Any]] = {  # (rate, rounds, its last share) -> rate by round
+    "constant": lambda rate, rounds, final: optax.constant_schedule(rate),
+    "linear": lambda rate, rounds, final: optax.linear_schedule(rate, final * rate, rounds),
+    "cosine": lambda rate, rounds, final: optax.cosine_decay_schedule(rate, rounds, final),
+    "exponential": lambda rate, rounds, final: optax.exponential_decay(rate, rounds, final, end_value=final * rate),
+}
+
+
+def server_schedule(rate: float, rounds: int, schedule: str, warmup: int, final: float) -> Any:
+    """A server's learning rate by round, for optax: `warmup` rounds up from 0, then a schedule that comes to
+    final * rate in the last of all rounds. Raises ValueError for what is none."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"server.schedule: no schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    if not 0 <= warmup < rounds or not 0 <= final <= 1 or (schedule == "exponential" and not final):
+        raise ValueError("server: warmup lies below the number of rounds, final from 0 to 1 (exponential: above 0)")
+    if schedule == "constant" and not warmup:
+        return rate
+    rest = SCHEDULES[schedule](rate, max(rounds - warmup - 1, 1), final)
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), rest], [warmup]) if warmup else rest
+
+
+def optax_at_client(
+    transform: Literal["clip_by_global_norm", "clip", "scale"] = "clip_by_global_norm", value: float = 1.0
+) -> Channel:
+    """What a stateless transform of optax makes of an update on the client.
+
+    Args:
+        transform: The name of the transform.
+        value: Its argument: the norm, the largest number, or the factor.
+    """
+    return channel.at_client(getattr(optax, transform)(value))
+
+
+def optax_at_server(
+    transform: Literal["clip_by_global_norm", "clip", "scale", "trace", "ema"] = "trace", value: float = 0.9
+) -> Channel:
+    """What a transform of optax makes of the decoded update on the server.
+
+    Args:
+        transform: The name of the transform.
+        value: Its argument: the norm, the largest number, the factor, or the decay.
+    """
+    return channel.at_server(getattr(optax, transform)(value))
+
+
+CLOSED: dict[str, Callable] = {"ease": ease, "item_knn": item_knn, "transitions": transitions, "ials": ials}
+
+REGISTRY: dict[str, dict[str, Callable]] = {
+    "data": {
+        "ml-100k": ml_100k,
+        "synthetic": synthetic_data,
+        **{kind: partial(read_interactions, kind=kind) for kind in ("csv", "tsv", "parquet", "inter")},
+    },
+    "model": {
+        **CLOSED,
+        "mf": mf,
+        "neumf": neumf,
+        "pfedrec": pfedrec,
+        "fedrap": fedrap,
+        "metamf": metamf,
+        "fm": fm,
+        "two_tower": two_tower,
+        "popularity": popularity,
+        "counter": counter,
+    },
+    "work": {
+        "local_steps": local_steps,
+        "gradient": gradient_work,
+        "scaffold": scaffold_work,
+        "dynamic": feddyn_work,
+        "mime": mime_work,
+        "reconstruct": fedrecon_work,
+        "alternate": fedrep_work,
+        "ditto": ditto_work,
+        "apfl": apfl_work,
+        "clustered": clustered,
+        "graph_guided": graph_guided_work,
+        "statistics": statistics_work,
+    },
+    "optimizer": OPTIMIZERS,
+    "channel": {
+        "mean": mean,
+        "weighted_mean": weighted_mean,
+        "per_row_mean": per_row_mean,
+        "cluster_mean": cluster_mean,
+        "fair": fair_mean,
+        "agnostic": agnostic_mean,
+        "fednova": normalize_steps,
+        "feddyn": add_server_memory,
+        "difference": difference,
+        "staleness": staleness,
+        "mixing": mixing,
+        "at_client": optax_at_client,
+        "at_server": optax_at_server,
+        "clip": clip,
+        "clip_per_row": clip_per_row,
+        "adaptive_clip": adaptive_clip,
+        "zero_out": zero_out,
+        "gaussian": gaussian,
+        "local_gaussian": local_gaussian,
+        "correlated": correlated,
+        "skellam": skellam,
+        "discrete_gaussian": discrete_gaussian,
+        "densify": densify,
+        "quantise": quantize,
+        "sign": sign,
+        "drive": drive,
+        "rotate": rotate,
+        "top_k": top_k,
+        "random_k": random_k,
+        "low_rank": low_rank,
+        "ring": ring,
+        "pads": pads,
+        "median": median,
+        "trimmed_mean": trimmed_mean,
+        "geometric_median": geometric_median,
+        "krum": krum,
+        "sign_flip": sign_flip,
+        "scaled": scale_update,
+        "noise": random_update,
+        "promote": promote_items,
+    },
+    "server": {
+        **OPTIMIZERS,
+        "fedadam": fedadam,
+        "fedyogi": fedyogi,
+        "fedadagrad": fedadagrad,
+        "solve": solve_optimizer,
+    },
+    "cohort": {
+        "uniform": cohort.uniform_cohort,
+        "poisson": cohort.poisson_cohort,
+        "cyclic": cohort.cyclic_cohort,
+        "everyone": cohort.everyone_cohort,
+        "deadline": asynchronous.deadline,
+        "buffered": asynchronous.buffered,
+    },
+    "clock": {
+        "none": clock.no_clock,
+        "constant": clock.constant_clock,
+        "lognormal": clock.lognormal_clock,
+        "trace": clock.trace_clock,
+    },
+}
+
+
+class WorkOptions(NamedTuple):
+    """What every work takes beside its batches and its own arguments.
+
+    Args:
+        keep_copy: Clients keep what they have trained until their next round, and it is evaluated as `personal`.
+    """
+
+    keep_copy: bool = False
+
+
+class OptimizerOptions(NamedTuple):
+    """What every client optimiser takes beside its own arguments; see `grouped`.
+
+    Args:
+        learning_rate: Learning rate; [work.optimizer.item] and [work.optimizer.user] may override it.
+        weight_decay: Decoupled weight decay: each step subtracts learning_rate x weight_decay x parameter.
+    """
+
+    learning_rate: float = 0.1
+    weight_decay: float = 0.0
+
+
+class ServerOptions(NamedTuple):
+    """What every server optimiser takes beside its own arguments; see `scheduled` and `hierarchy`.
+
+    Args:
+        learning_rate: Learning rate of the server optimiser. sgd: factor on the aggregated update (1: plain FedAvg).
+            Adam and other adaptive optimisers: roughly the size of each step.
+        lazy: true: an optimiser with a state updates only the table rows that this round's cohort holds. false: all
+            rows in every round.
+        schedule: How the learning rate changes over the rounds: constant, or a linear, cosine or exponential decay.
+        warmup: Number of rounds at the start in which the learning rate rises from 0.
+        final: Learning rate of the last round, divided by the initial one. Not used by constant.
+        edges: Number of edge servers (hierarchical FL), each with its own model. 0: none.
+        edge_rounds: Number of rounds after which the edge servers average their models.
+    """
+
+    learning_rate: float = 1.0
+    lazy: bool = True
+    schedule: str = "constant"
+    warmup: int = 0
+    final: float = 0.1
+    edges: int = 0
+    edge_rounds: int = 1
+
+
+# whose arguments a section takes beside those of its function
+SOURCES: dict[str, tuple[Callable, ...]] = {
+    "data": (prepare_population,),
+    "work": (Batching, WorkOptions),
+    "optimizer": (OptimizerOptions,),
+    "server": (ServerOptions,),
+}
+GIVEN = ("data", "pairwise", "ordered", "features")  # of these, what the program gives
+
+BESIDE: dict[str, dict[str, Any]] = {
+    section: {
+        name: each.default
+        for source in sources
+        for name, each in inspect.signature(source).parameters.items()
+        if name not in GIVEN
+    }
+    for section, sources in SOURCES.items()
+}
+
+# in place of these for adaptive optimisers, which are all but sgd and solve: their steps are about as long as their
+# rate, whatever the model, loss and batch, while those of sgd are as long as the gradient
+STEADY: dict[str, dict[str, float]] = {
+    "optimizer": {"learning_rate": 0.05, "weight_decay": 0.5},
+    "server": {"learning_rate": 0.05},
+}
+
+
+def section_arguments(section: str, name: str) -> dict[str, Any]:
+    """{argument: default} of what a section may hold for this name: numbers, words and tuples of them."""
+    function = REGISTRY[section][name]
+    fixed = function.keywords if isinstance(function, partial) else {}
+    found = {
+        each.name: each.default
+        for each in inspect.signature(function).parameters.values()
+        if isinstance(each.default, bool | int | float | str | tuple) and each.name not in (*fixed, "keep")
+    }
+    return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name not in ("sgd", "solve") else {})
+
+
+def argument_choices(section: str, name: str, key: str) -> tuple[str, ...]:
+    """The words that an argument may be, where its function names them (a Literal); none otherwise."""
+    for function in (REGISTRY[section][name], *SOURCES.get(section, ())):
+        if key in (parameters := inspect.signature(function, eval_str=True).parameters):
+            return typing.get_args(parameters[key].annotation) if isinstance(parameters[key].default, str) else ()
+    return ()

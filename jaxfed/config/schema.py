@@ -1,0 +1,442 @@
+"""Configurations: a TOML file whose sections are the pipeline's places, read strictly into frozen dataclasses.
+
+`name` picks a function from the registry, the other keys are its arguments; the command line overrides any of them.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import tomllib
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, make_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+import tyro
+
+from jaxfed.config.docstrings import section_docstring
+from jaxfed.config.registry import REGISTRY, argument_choices, section_arguments
+from jaxfed.core.excerpt import excerpt, shorten, shorten_list
+from jaxfed.data.sources.tables import PATHS as DATA_PATHS
+
+
+@dataclass(frozen=True)
+class GroupRates:
+    """Learning rate and weight decay of one parameter group. `item`: all rows of tables, shared or private. `user`:
+    the rest of the private part.
+
+    Args:
+        learning_rate: Left out: the value of [work.optimizer].
+        weight_decay: Left out: the value of [work.optimizer].
+    """
+
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives and what it runs on. None of this changes what is computed, but for the order of sums.
+
+    Args:
+        out: The folder of the run.
+        checkpoint_every: Number of rounds between checkpoints.
+        keep: Number of checkpoints kept.
+        placement: How clients are spread over devices: jit with sharding, or pmap.
+        devices: Number of devices to use. 0: all there are.
+        shard_tables: Each device keeps a share of the rows of the server's tables.
+        client_store: Where private parts and memories of clients are kept between rounds.
+        area: Size of a block of clients, in local steps. 0: chosen automatically.
+        chunk: Number of blocks whose messages are in memory at once; lower it when memory runs out. 0: all.
+        profile: Number of rounds to trace with the JAX profiler into RUN/profile, after the first two. 0: none.
+        client_memory_gb: Limit in GB (10^9 bytes) for private parts and memories of all clients; a run that needs more
+            is refused.
+    """
+
+    out: str = "runs/run"
+    checkpoint_every: int = 25
+    keep: int = 2
+    placement: Literal["jit", "pmap"] = "jit"
+    devices: int = 1
+    shard_tables: bool = False
+    client_store: Literal["device", "host"] = "device"
+    area: int = 0
+    chunk: int = 0
+    profile: int = 0
+    client_memory_gb: float = 8.0
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """Accounting of differential privacy. The amount of noise is set on the links of [[channel]].
+
+    Args:
+        delta: delta of (epsilon, delta)-DP; should be below 1 / number of clients.
+        accountant: Accountant of the final epsilon: pld (tighter) or rdp; the log during training always uses rdp.
+        relation: What is compared: runs with and without a client, or with another in its place. Left out: what the
+            sampler is accounted for.
+        seed: What cohorts, batches and noise are drawn from. run: the seed of the run; whoever knows it can remove the
+            noise. secret: a random number of the operating system that is not stored; such a run cannot be resumed.
+    """
+
+    delta: float = 1e-5
+    accountant: Literal["pld", "rdp"] = "pld"
+    relation: Literal["", "add-or-remove", "replace-one"] = ""
+    seed: Literal["run", "secret"] = "run"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured, when, and by which figure the best round is chosen.
+
+    Args:
+        every: Number of rounds between evaluations on validation.
+        select: The metric of validation by which the best round is chosen.
+        patience: Number of evaluations without an improvement after which the run ends. 0: it never ends early.
+        where: At the server, with exact sums; or at the clients, whose figures go through `evaluation.channel`.
+        seed: Seed of the sampled negatives and of the choice of evaluated clients.
+        history: Interactions from which a user's private part is computed where the model does so (closed forms,
+            fold_in): the training ones, or `all`, with validation ones too for the test.
+        fold_in: true: compute each client's private part from its history instead of using the trained one, as for a
+            new client.
+        clients: Evaluate on at most this many clients, drawn once. 0: all.
+        targets: Items, by the source's ids, whose exposure is measured (er@k).
+    """
+
+    every: int = 10
+    select: str = "val/full/ndcg@10"
+    patience: int = 0
+    where: Literal["server", "clients"] = "server"
+    seed: int = 0
+    history: Literal["train", "all"] = "train"
+    fold_in: bool = False
+    clients: int = 10_000
+    targets: tuple[str, ...] = ()
+
+
+WHOLE = """What a run is made of.
+
+Args:
+    seed: Random seed of the run.
+    rounds: Number of training rounds.
+"""
+LARGEST_SIZE = 1 << 16  # of a whole number in [model]: sizes of arrays, whose products must be sizes, too
+LARGEST = {"clusters": LARGEST_SIZE, "groups": LARGEST_SIZE, "fraction_bits": 32}
+LINKS = ({"name": "per_row_mean"},)  # where a configuration has no [[channel]]
+PATHS = {  # keys that name a file or a folder, by their section
+    "data": DATA_PATHS,
+    "clock": ("path",),
+}
+NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform", "clock": "none"}
+
+
+def suggest(word: str, words: typing.Iterable[str]) -> str:
+    """`; did you mean "x"?` for the nearest of some words, or what there is."""
+    words = list(words)
+    found = difflib.get_close_matches(word, words, 1)
+    return f'; did you mean "{shorten(found[0])}"?' if found else f"; there are {shorten_list(words)}"
+
+
+def tuple_type(kinds: typing.Iterable[Any]) -> Any:
+    """The type of a tuple of these. One of none is no option of the command line, as it has no value to be given."""
+    kinds = tuple(kinds)
+    return tuple[kinds] if kinds else Annotated[tuple[()], tyro.conf.Suppress]  # type: ignore[valid-type]
+
+
+def infer_type(default: Any) -> Any:
+    """The type of a field from its default; a tuple is of one type throughout."""
+    return tuple_type((type(default[0]) if default else str, ...)) if isinstance(default, tuple) else type(default)
+
+
+def make_section_type(name: str, fields: list, again: Callable[[dict[str, Any]], Any], text: str = "") -> type:
+    """A frozen dataclass made of fields (name, type, default), and its docstring, which the command line shows.
+
+    Each call makes another type. So what it makes is equal where name and values are, and is pickled as the table from
+    which `again` makes it once more.
+    """
+    made = [
+        (key, kind, default if isinstance(default, dataclasses.Field) else field(default=default))
+        for key, kind, default in fields
+    ]
+
+    def same(self, other):
+        return (
+            type(other).__name__ == name
+            and dataclasses.is_dataclass(other)
+            and config_to_table(self) == config_to_table(other)
+        )
+
+    methods = {"__doc__": text, "__eq__": same, "__reduce__": lambda self: (again, (config_to_table(self),))}
+    return make_dataclass(name, made, frozen=True, namespace=methods)
+
+
+def dataclass_fields(value: Any) -> list:
+    """The fields (name, type, default) of a dataclass, with what one of them holds as defaults."""
+    return [(f.name, f.type, getattr(value, f.name)) for f in dataclasses.fields(value)]
+
+
+def section_type(section: str, name: str, where: str = "") -> type:
+    """The dataclass of a section for a name of its registry. Raises ValueError for a name that is not there."""
+    if name not in REGISTRY[section]:
+        raise ValueError(f'{where or section}.name: no {section} "{shorten(name)}"{suggest(name, REGISTRY[section])}')
+    named: Any = Literal
+    fields: list = [("name", named[tuple(REGISTRY[section])], name)]
+    for key, default in section_arguments(section, name).items():
+        words = argument_choices(section, name, key)
+        fields.append((key, named[words] if words else infer_type(default), default))
+    if section == "optimizer":
+        fields += [(key, GroupRates, field(default=GroupRates())) for key in ("item", "user")]
+    return make_section_type(
+        section.title(), fields, partial(build_section, section, where=section), section_docstring(section, name)
+    )
+
+
+def build_section(section: str, table: Any, where: str) -> Any:
+    """A section from its TOML table."""
+    table = expect_table(table, where)
+    name = table.get("name", NAMED.get(section, "adam"))
+    if not isinstance(name, str):
+        raise ValueError(f"{where}.name: a name in quotes, not {excerpt(name)}")
+    kind = section_type(section, name, where)
+    if section != "work":
+        return fill_dataclass(kind, table, where)
+    optimizer = build_section("optimizer", table.get("optimizer", {}), f"{where}.optimizer")
+    rest = fill_dataclass(
+        kind, {key: value for key, value in table.items() if key != "optimizer"}, where, ["optimizer"]
+    )
+    fields = [*dataclass_fields(rest), ("optimizer", type(optimizer), field(default=optimizer))]
+    return make_section_type("Work", fields, partial(build_section, section, where=section), type(rest).__doc__ or "")()
+
+
+def expect_table(value: Any, where: str) -> dict[str, Any]:
+    """`value`, if it is a table."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: a section [{where}] with keys, not {excerpt(value)}")
+    return value
+
+
+def fill_dataclass(kind: type, table: Any, where: str, more: list[str] | None = None) -> Any:
+    """A dataclass from a table: unknown keys and values of another type raise ValueError."""
+    table = expect_table(table, where)
+    kinds = typing.get_type_hints(kind)
+    for key in table:
+        if key not in kinds:
+            raise ValueError(
+                f'unknown key "{shorten(f"{where}.{key}".lstrip("."))}"{suggest(key, [*kinds, *(more or [])])}'
+            )
+    return kind(**{key: coerce_value(kinds[key], value, f"{where}.{key}".lstrip(".")) for key, value in table.items()})
+
+
+def coerce_value(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`; whole numbers serve as floats, lists as tuples."""
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in options:
+            raise ValueError(f"{where}: {excerpt(value)} is none of {', '.join(map(repr, options))}")
+        return value
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: {excerpt(value)} is no list: put it in brackets, [{excerpt(value)}]")
+        return tuple(coerce_value(options[0], each, where) for each in value)
+    if dataclasses.is_dataclass(kind):
+        return fill_dataclass(typing.cast(type, kind), value, where)
+    kinds = tuple(option for option in options or (kind,) if isinstance(option, type) and option is not type(None))
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"{where}: {excerpt(value)} is not {' or '.join(each.__name__ for each in kinds)}")
+    return value
+
+
+def check_numbers(table: Any) -> None:
+    """Raises ValueError for a number that no key can be: not finite, a negative whole number, one that is too large."""
+    for name, value in iterate_leaves(table):
+        key = name.rpartition(".")[2]
+        most = LARGEST_SIZE if name.startswith("model.") else LARGEST.get(key, (1 << 63) - 1)
+        told = "2^63 - 1" if most == (1 << 63) - 1 else f"{most:,}"
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, float) and not math.isfinite(each):
+                raise ValueError(f"{name} is {each}: it must be a finite number")
+            if isinstance(each, int) and not 0 <= each <= most and key != "learning_rate":
+                raise ValueError(f"{name} is {each}: it must be a whole number from 0 to {told}")
+
+
+def build_links(value: Any, where: str) -> tuple[Any, ...]:
+    """The sections of a list of links. Raises ValueError for what is none."""
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: a list of links, each [[{where}]] with a name")
+    made = []
+    for number, link in enumerate(value):
+        if "name" not in expect_table(link, where):
+            raise ValueError(f"{where}.{number}: a link needs a name{suggest('', REGISTRY['channel'])}")
+        made.append(build_section("channel", link, f"{where}.{number}"))
+    return tuple(made)
+
+
+def build_evaluation(table: Any) -> Any:
+    """The [evaluation] section from its table."""
+    asked = dict(expect_table(table, "evaluation"))
+    through = build_links(asked.pop("channel", []), "evaluation.channel")
+    fields = [*dataclass_fields(Evaluation()), ("channel", tuple_type(map(type, through)), field(default=through))]
+    return fill_dataclass(
+        make_section_type("Evaluation", fields, build_evaluation, Evaluation.__doc__ or ""),
+        asked,
+        "evaluation",
+        ["channel"],
+    )
+
+
+def make_config(table: dict[str, Any]) -> Any:
+    """A whole configuration from a TOML document's table. Raises ValueError with one line that says what is wrong."""
+    known = ["seed", "rounds", *NAMED, "channel", "download", "privacy", "evaluation", "run"]
+    for key in table:
+        if key not in known:
+            raise ValueError(f'unknown key "{shorten(key)}"{suggest(key, known)}')
+    channel = build_links(table.get("channel", list(LINKS)), "channel")
+    down = build_links(table.get("download", []), "download")
+    evaluation = build_evaluation(table.get("evaluation", {}))
+    sections = {key: build_section(key, table.get(key, {}), key) for key in NAMED}
+    config_type = make_section_type(
+        "Config",
+        [
+            ("seed", int, 0),
+            ("rounds", int, 100),
+            *((key, type(value), field(default=value)) for key, value in sections.items()),
+            ("channel", tuple_type(map(type, channel)), field(default=channel)),
+            ("download", tuple_type(map(type, down)), field(default=down)),
+            ("privacy", Privacy, field(default=fill_dataclass(Privacy, table.get("privacy", {}), "privacy"))),
+            ("evaluation", type(evaluation), field(default=evaluation)),
+            ("run", Run, field(default=fill_dataclass(Run, table.get("run", {}), "run"))),
+        ],
+        make_config,
+        WHOLE,
+    )
+    plain = {key: coerce_value(int, table[key], key) for key in ("seed", "rounds") if key in table}
+    return check_config_values(config_type(**plain))
+
+
+def check_config_values(config: Any) -> Any:
+    """The configuration, if its numbers can be. Raises ValueError."""
+    least = {
+        "rounds": config.rounds,
+        "evaluation.every": config.evaluation.every,
+        "run.keep": config.run.keep,
+        "run.checkpoint_every": config.run.checkpoint_every,
+    }
+    for name, value in least.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1")
+    check_numbers(config_to_table(config))
+    return config
+
+
+def config_to_table(config: Any) -> dict[str, Any]:
+    """A configuration as a TOML table, every default spelled out."""
+
+    def plain(value):
+        if dataclasses.is_dataclass(value):
+            inner = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return {key: each for key, each in inner.items() if each is not None and each != {}}
+        return [plain(each) for each in value] if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
+def built_in_folder() -> Path:
+    """The folder of the configurations that come with the program: inside of the package, in a checkout beside it."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def built_in_configs() -> dict[str, Path]:
+    """The configurations that come with the program, by their names."""
+    return {each.stem: each for each in sorted(built_in_folder().glob("*.toml"))}
+
+
+def locate_config(path: str | Path) -> Path:
+    """The file of a configuration; where there is none of that name, the one of that name that comes with the program.
+
+    Raises ValueError where there is neither.
+    """
+    if Path(path).exists():
+        return Path(path)
+    name, there = Path(path).name.removesuffix(".toml"), built_in_configs()
+    if name in there and Path(path).parent == Path():
+        return there[name]
+    raise ValueError(f"{path}: no such file, and no configuration of that name comes with jaxfed{suggest(name, there)}")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The table of a configuration's file. Raises ValueError where there is none.
+
+    Relative paths in it are those of the working directory; one that is not there is looked for beside the file.
+    """
+    try:
+        table = tomllib.loads(
+            locate_config(path).read_text("utf-8-sig")
+        )  # some editors begin a file with a byte order mark
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as error:
+        raise ValueError(f"{path}: not TOML: {error}") from None
+
+    def beside(text):
+        there = os.path.join(os.path.dirname(path), text)
+        return there if not os.path.exists(os.path.expanduser(text)) and os.path.exists(there) else text
+
+    return map_paths(table, beside)
+
+
+def map_paths(table: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The table of a configuration, in which the `PATHS` that are given are changed."""
+    made = dict(table)
+    for section, keys in PATHS.items():
+        if isinstance(made.get(section), dict):
+            given = {key: made[section].get(key) for key in keys}
+            changed = {key: change(text) for key, text in given.items() if isinstance(text, str) and text}
+            made[section] = made[section] | changed
+    return made
+
+
+def absolute_path(path: str) -> str:
+    """A path that means the same wherever it is read, if there is something."""
+    there = os.path.expanduser(path)
+    return os.path.abspath(there) if os.path.exists(there) else path
+
+
+def config_to_toml(config: Any) -> str:
+    """A configuration as TOML; `read` and `config_of` give it back."""
+    return tomli_w.dumps(config_to_table(config))
+
+
+def with_absolute_paths(config: Any) -> Any:
+    """A configuration whose files are found from wherever it is read, and wherever its own file is moved."""
+    return make_config(map_paths(config_to_table(config), absolute_path))
+
+
+def iterate_leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a table."""
+    items = table.items() if isinstance(table, dict) else enumerate(table)
+    for key, value in items:
+        if isinstance(value, dict) or (isinstance(value, list) and value and isinstance(value[0], dict)):
+            yield from iterate_leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def config_differences(old: Any, new: Any, paths: bool = True) -> list[str]:
+    """`key: old -> new` of all that differs between two configurations outside of [run], and but for `rounds`.
+
+    paths: names of files count, too; false where what is in the files is compared instead.
+    """
+
+    def flat(config):
+        table = map_paths(config_to_table(config), absolute_path if paths else lambda path: "")
+        return {key: value for key, value in iterate_leaves(table) if not key.startswith("run.") and key != "rounds"}
+
+    a, b = flat(old), flat(new)
+    different = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return [f"{key}: {shorten(a.get(key, 'unset'))} -> {shorten(b.get(key, 'unset'))}" for key in different]

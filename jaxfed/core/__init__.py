@@ -1,0 +1,1 @@
+"""The federated round: read this first."""

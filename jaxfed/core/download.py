@@ -1,0 +1,45 @@
+"""The way of the model from the server to a client: codes, which the client opens."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.core.channel import DOWN, Channel
+from jaxfed.core.tables import take_rows
+from jaxfed.core.tree import to_compute_dtype
+from jaxfed.core.types import Broadcast, ClientView, RoundView, Tree
+
+
+def check_download(channel: Channel, shared: Tree) -> None:
+    """Raises ValueError for links that nobody could undo at a client, from one message and public randomness alone."""
+    for each in channel.links:
+        kept = jax.eval_shape(each.init, shared) if not (each.hides or each.whole) else ()
+        undone = each.open or (each.decodes and each.norm)  # the latter: a rotation of one message as of a sum
+        if each.hides or each.whole or not each.encodes or not undone or jax.tree.leaves(kept):
+            raise ValueError(
+                f"download: {each.name} cannot be read at a client, or keeps something between rounds: use codes "
+                "without error feedback (quantise, drive, rotate before quantise)"
+            )
+
+
+def make_download(channel: Channel, whole: bool) -> Callable[[Broadcast, ClientView], Broadcast]:
+    """receive(shared, client) -> what the client reads of its rows of the model. Its update is the change from there.
+
+    A message is a function of the model and of (seed, round, client, link); public: of (seed, round). whole: clients do
+    not show their rows, so that there is one message for all, of every row.
+    """
+
+    def receive(shared, client):
+        public, secret = jax.random.split(jax.random.fold_in(client.public, DOWN))
+        ids, held = (jnp.int32(0), jnp.arange(client.size)) if whole else (client.id, client.rows)
+        sent = to_compute_dtype(shared if whole else take_rows(shared, held))
+        state, memory = channel.init(sent)
+        me = client._replace(memory=memory, key=jax.random.fold_in(secret, ids), public=public, id=ids, rows=held)
+        message, _ = channel.encode(sent, channel.send(state), me)
+        if channel.open:
+            message = channel.open(message, channel.send(state), me._replace(memory=None, key=None))
+        read, _, _ = channel.decode(message, state, RoundView(public, ids[None], jnp.ones(1, bool)))
+        return take_rows(read, client.rows) if whole else read
+
+    return receive

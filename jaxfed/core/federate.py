@@ -1,0 +1,139 @@
+"""The federated round. Every method is `federate(work, channel, server)`.
+
+    gather rows -> work.run -> channel.encode  |  sum  ->  channel.decode -> server.update
+    one client, vmapped over a block           |  the server
+    client_side.py                             |  server_side.py
+
+Four programs run a round: `clients` (one compilation for each shape of block), `silence`, `absorb` and `finish` (one
+each).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from jaxfed.core import client_store as stores
+from jaxfed.core.channel import Channel, chain
+from jaxfed.core.client import run_client_block
+from jaxfed.core.client_work import ClientWork
+from jaxfed.core.placement import Placement, make_placement
+from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
+from jaxfed.core.state import Plan, State, initial_state, server_model, table_rows_of
+from jaxfed.core.types import Broadcast, ClientView, Cohort, Key, Tree
+
+__all__ = ["Algorithm", "State", "federate", "server_model"]
+
+
+class Algorithm(NamedTuple):
+    """init(params, key) -> State; step(state, cohort, key) -> (State, info). A step consumes (donates) its state."""
+
+    init: Callable[[Tree, Key], State]
+    step: Callable[[State, Cohort, Key], tuple[State, dict[str, jax.Array]]]
+
+
+class Programs(NamedTuple):
+    """What is compiled, see the functions of these names."""
+
+    clients: Callable[..., Any]
+    silence: Callable[..., Any]
+    absorb: Callable[..., Any]
+    finish: Callable[..., Any]
+
+
+def federate(
+    work: ClientWork,
+    channel: Channel,
+    server: optax.GradientTransformation,
+    num_clients: int,
+    placement: Placement | None = None,
+    lay: tuple[int, int] | None = None,
+    budget: float = 8e9,
+    chunk: int = 0,
+    host: bool = False,
+    download: Callable[[Broadcast, ClientView], Broadcast] | None = None,
+    room: int = 0,
+    versions: int = 0,
+) -> Algorithm:
+    """Builds an algorithm from what a client computes, what happens to its update, and how the model moves.
+
+    num_clients: rows of the client store.
+    lay: (clients, table rows) to which the part of every block is padded, so that one program absorbs all shapes.
+    budget: bytes of client memory above which `init` raises ValueError.
+    chunk: blocks whose messages are held at a time, for memory; 0: all of a cohort's. Only for sums.
+    host: the client store stays in the host's memory (`memory`); a round then waits for its clients.
+    download: what a client reads of the model that it is sent (`download`); None: the model's rows as they are.
+    room: for a reduction of a link's own, blocks laid by `lay` whose messages find room side by side, so that one
+    program reduces cohorts of fewer blocks, too; for more the room is doubled. 0: as many as there are.
+    versions: of the model that are kept, for cohorts whose clients were sent different ones (`Cohort.ages`); each takes
+    a copy of the model a round, and counts as client memory does. 0: all are sent the present one.
+    """
+    channel = channel if channel.links else chain(channel)
+    placed = placement or make_placement()
+    plan = Plan(work, channel, server, num_clients, placed, lay, budget, chunk, host, download, room, versions)
+    if chunk and not plan.streams:
+        raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
+    if versions and download:
+        raise ValueError(
+            "clients of different rounds (cohort.buffered) are sent the model as it was: leave [[download]] and "
+            "server.edges out"
+        )
+    programs = Programs(
+        clients=jax.jit(partial(run_client_block, plan)),
+        silence=jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3)),
+        absorb=jax.jit(partial(accumulate, plan), donate_argnums=0),
+        finish=jax.jit(partial(server_update, plan), donate_argnums=0),
+    )
+    return Algorithm(partial(initial_state, plan), partial(run_round, plan, programs))
+
+
+def run_round(
+    plan: Plan, programs: Programs, state: State, cohort: Cohort, key: Key
+) -> tuple[State, dict[str, jax.Array]]:
+    """One round. Every block is a program of its own, so several run side by side."""
+    check_cohort(plan, cohort)
+    ids, asked, blocks, touched, ages = cohort
+    end, store = table_rows_of(state), state.memory if stores.on_host(state.memory) else None
+    if store is not None:
+        state = state._replace(memory=())
+    size = end if touched is None else len(touched)
+    tally: Accumulator | None = None
+    for low in range(0, len(blocks), plan.chunk or len(blocks)):
+        now = state if tally is None else state._replace(memory=tally.memory)
+        parts = []
+        for block in blocks[low:][: plan.chunk or None]:
+            kept = None if store is None else plan.place.block(stores.read_block_clients(store, cohort, block, end))
+            parts.append(programs.clients(now, ids, asked, touched, ages, key, block, kept))
+        before = np.cumsum([0] + [part.rows.size for part in parts]).astype(np.int32)
+        if tally is None:
+            tally = programs.silence(parts[0], asked, size, message_capacity(plan, parts[0].rows.size, int(before[-1])))
+            tally = tally._replace(memory=state.memory)
+        for part, at in zip(parts, before[:-1], strict=True):
+            tally = programs.absorb(tally, part if store is None else part._replace(memory=()), at)
+        if store is not None:
+            store = stores.write_clients(store, parts)
+    assert tally  # a cohort has a block at least
+    tally, memory = tally._replace(memory=()), tally.memory
+    state, info = programs.finish(state._replace(memory=memory), tally, ids, asked, touched, key)
+    return state if store is None else state._replace(memory=store), info
+
+
+def check_cohort(plan: Plan, cohort: Cohort) -> None:
+    """Raises ValueError for a cohort that is not for this algorithm."""
+    if plan.channel.whole and cohort.rows is not None:
+        raise ValueError(f"{plan.channel.name}: it needs every row, and the cohort lists some: set server.lazy = false")
+    if cohort.ages is not None and not plan.versions:
+        raise ValueError("the cohort's clients were sent models of different rounds: federate with versions")
+
+
+def message_capacity(plan: Plan, each: int, needed: int) -> int:
+    """Rows for which a link's own reduction finds room, where a block has `each` and all of them `needed`."""
+    if plan.streams:
+        return 0
+    long = plan.room * each
+    while long < needed:
+        long = 2 * long or needed
+    return long

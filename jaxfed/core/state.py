@@ -1,0 +1,111 @@
+"""What a run is between rounds, what its rounds are made of, and how it begins."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.core import client_store as stores
+from jaxfed.core import tables, tree
+from jaxfed.core.channel import Channel, sum_messages
+from jaxfed.core.client_work import ClientWork
+from jaxfed.core.placement import Placement
+from jaxfed.core.types import Broadcast, ClientView, Key, Messages, Tree
+
+
+class State(NamedTuple):
+    """All that a run is, beside its seed. Tables are marked (`rows.Table`); `model` takes the marks off."""
+
+    shared: Broadcast
+    opt: Tree  # of the server optimiser
+    channel: Tree  # of the links, at the server
+    memory: Tree  # (of the work, of the links) at the clients [n, ...]; tables [n, N, ...]
+    round: jax.Array  # int []: rounds done
+    past: Tree = ()  # what was shared before round t, at t % versions: [versions, ...], tables [versions, N, ...]
+
+
+class Plan(NamedTuple):
+    """What rounds are made of: the arguments of `federate`, which explains them."""
+
+    work: ClientWork
+    channel: Channel
+    server: optax.GradientTransformation
+    num_clients: int
+    place: Placement
+    lay: tuple[int, int] | None
+    budget: float
+    chunk: int
+    host: bool
+    download: Callable[[Broadcast, ClientView], Broadcast] | None
+    room: int
+    versions: int
+
+    @property
+    def reduce(self) -> Callable[[Messages, int], Tree]:
+        """What makes one of all messages."""
+        return self.channel.reduce or sum_messages
+
+    @property
+    def streams(self) -> bool:
+        """Whether messages are added up as they come, and not kept side by side for a reduction of a link's own."""
+        return self.reduce is sum_messages
+
+
+def server_model(state: State) -> Tree:
+    """The server's parameters, without marks."""
+    return tables.unwrap(state.shared.params)
+
+
+def table_rows_of(state: State) -> int:
+    """Rows of the tables that are shared or kept by clients (0: there are none)."""
+    return max(tables.num_rows(state.shared), tables.num_rows(state.memory, axis=1))
+
+
+def initial_client_states(plan: Plan, params: Tree, ids: jax.Array, key: Key) -> Tree:
+    """What clients `ids` [m] keep before their first round: (of the work, of the links), leaves [m, ...]."""
+    full, shared = tree.to_compute_dtype(params), jax.eval_shape(plan.work.init, params, key)[0]
+    mine = jax.vmap(lambda i: plan.work.init(full, jax.random.fold_in(key, i))[1])(ids)
+    theirs = plan.channel.init(jax.eval_shape(lambda x: plan.work.sends(tree.to_compute_dtype(x)), shared))[1]
+    return mine, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), theirs)
+
+
+def check_client_memory(plan: Plan, params: Tree, key: Key) -> None:
+    """Raises ValueError where past models, or what clients keep, take more than the budget."""
+    shared, _ = jax.eval_shape(plan.work.init, params, key)
+    everyone = jax.ShapeDtypeStruct((plan.num_clients,), jnp.int32)
+    held = tree.count_bytes(jax.eval_shape(partial(initial_client_states, plan), params, everyone, key))
+    budget = f"the budget is {plan.budget / 1e9:.1f}"
+    if (past := plan.versions * tree.count_bytes(shared)) > plan.budget:
+        raise ValueError(
+            f"{plan.versions} versions of the model take {past / 1e9:.1f} GB, {budget}: set cohort.max_age lower, or "
+            "raise the budget (run.client_memory_gb)"
+        )
+    if held > plan.budget:
+        raise ValueError(
+            f"client memory takes {held / 1e9:.1f} GB, {budget}: keep less on a client (memory of tables costs clients "
+            "x catalogue) or raise the budget (run.client_memory_gb)"
+        )
+
+
+def initial_state(plan: Plan, params: Tree, key: Key) -> State:
+    """The state before the first round, laid out as the placement says."""
+    check_client_memory(plan, params, key)
+
+    def fresh(params, key):
+        params = jax.tree.map(jnp.copy, params)  # a step donates its state: never the caller's arrays
+        shared, _ = plan.work.init(params, key)
+        full = tree.to_compute_dtype(shared)
+        store = () if plan.host else initial_client_states(plan, params, jnp.arange(plan.num_clients), key)
+        links = plan.channel.init(jax.eval_shape(plan.work.sends, full))[0]
+        past = jax.tree.map(lambda x: jnp.broadcast_to(x, (plan.versions, *x.shape)), shared) if plan.versions else ()
+        return State(shared, plan.server.init(full.params), links, store, jnp.int32(0), past)
+
+    shared, opt, links, *rest = jax.jit(fresh)(params, key)
+    state = State(*plan.place.server((shared, opt, links)), *plan.place.common(rest))
+    if plan.host:
+        some = jax.jit(lambda ids: initial_client_states(plan, params, ids, key))
+        state = state._replace(memory=stores.make_host_store(some, plan.num_clients))
+    return state

@@ -1,0 +1,205 @@
+"""Names of things: what travels between the places of a round."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray  # on a device, or still on the host
+Tree = Any
+Key = jax.Array
+
+
+class Broadcast(NamedTuple):
+    """Everything the server broadcasts: the model, and what rides along."""
+
+    params: Tree
+    extra: Tree = ()
+
+
+class Mean(NamedTuple):
+    """A weighted mean as a monoid: add the parts, divide once at the end."""
+
+    total: jax.Array | float
+    weight: jax.Array | float
+
+    @property
+    def value(self) -> Any:
+        """total / weight; 0 where nothing was weighed."""
+        return self.total / (self.weight + (self.weight == 0))
+
+
+class RoundView(NamedTuple):
+    """What the server may know about a round once it is over."""
+
+    key: Key  # public randomness of the round
+    clients: jax.Array  # int [M]: who was asked; the number of clients marks an empty slot
+    present: jax.Array  # bool [M]: who reported
+
+
+class ClientView(NamedTuple):
+    """What one client may know while it encodes. Drop-outs are not known yet, so `present` is not here."""
+
+    memory: Tree  # what this link keeps on the client between rounds; tables [K, ...]
+    key: Any  # randomness nobody else has, a (seed, round, client, link); None where the server opens a message
+    public: Key  # randomness everyone has, one key a (seed, round, link)
+    id: jax.Array  # int []
+    weight: jax.Array  # float []: training examples it used
+    activity: jax.Array  # float []: its number of train interactions
+    rows: jax.Array  # int [K]: its rows of every table, past the end where unused
+    size: int  # rows of the whole catalogue
+    cohort: jax.Array  # int [M]: who was asked
+    steps: Any = 1.0  # float []: optimiser steps it took
+    loss: Any = 0.0  # float []: mean loss over its examples of the model that it was sent
+    age: Any = 0  # int []: rounds since the model that it was sent was the server's
+    drift: Tree = ()  # today's parameters less those that it was sent, its rows; for the server, see `Channel.open`
+
+    @property
+    def held(self) -> jax.Array:
+        """bool [K]: which of `rows` it holds. The others are padding: how many there are depends on other clients."""
+        return self.rows < self.size
+
+
+class Mechanism(NamedTuple):
+    """What one link releases in every round: a noised sum over the cohort, or (local) every client's noised message.
+
+    gaussian: `multiplier`.
+    skellam: integer noise of total variance (multiplier * l2)^2, in grid units. It must not depend on who takes part:
+      an absent client's share is somebody else's to add.
+    discrete_gaussian: integer noise of standard deviation multiplier * l2, in grid units.
+    correlated: `multiplier` is the noise over the sensitivity of the whole run, for the participations that the
+      sampler allows: all rounds are one release.
+    local: a message that is private by itself, by Gaussian noise (`multiplier`) or a pure guarantee (`epsilon`).
+    """
+
+    kind: str
+    multiplier: float = 0.0  # standard deviation of the noise / the largest L2 norm that one client can add
+    l1: float = 0.0  # of integers: largest L1 norm that one client can add, in grid units, after rounding
+    l2: float = 0.0  # largest L2 norm that one client can add where the noise is (integers: in grid units)
+    epsilon: float = 0.0  # local: of one message, for any two inputs
+    name: str = ""  # what is released, for the reader
+
+
+class History(NamedTuple):
+    """What one user did, earliest first: L places, the unused ones at the end."""
+
+    rows: Any  # int [L]: positions in the tables given; past the end: unused
+    ids: Any  # int [L]: the same as rows of the whole catalogue, of which there are `size`; past the end: unused
+    size: int
+
+    @property
+    def live(self) -> Any:
+        """bool [L]: which places are used."""
+        return self.ids < self.size
+
+    @property
+    def age(self) -> Any:
+        """int [L]: interactions since; the latest has 0. Negative where unused."""
+        return self.live.sum() - 1 - jax.numpy.arange(self.ids.shape[0])
+
+
+class ClientOutput(NamedTuple):
+    """What a client's computation gives back. `update` points uphill, like a gradient."""
+
+    update: Broadcast  # tables [K, ...]
+    memory: Tree  # its private state after training
+    weight: jax.Array  # float []: training examples used
+    metrics: dict[str, Mean]
+    steps: Any = 1.0  # float []: optimiser steps taken
+    loss: Any = 0.0  # float []: mean loss at the start; compiled only where a link reads it
+
+
+class Block(NamedTuple):
+    """m clients of similar length in one static shape."""
+
+    slots: Array  # int [m]: positions in the cohort; M (one past the end) is an empty place
+    rows: Array  # int [m, K]: rows a client holds, distinct: positions in the cohort's; past the end is unused
+    activity: Array  # float [m]
+    data: Tree  # [m, ...]: what `Work.run` reads
+
+
+class Cohort(NamedTuple):
+    """The clients of one round: a fixed number of slots, and their data in blocks."""
+
+    ids: Array  # int [M]: the number of clients marks an empty slot
+    present: Array  # bool [M]: who will report
+    blocks: tuple[Block, ...]
+    rows: Array | None = None  # int [U]: rows of the catalogue it holds, ascending, past the end: unused; None: all N
+    ages: Array | None = None  # int [M]: rounds since each was sent its model, below `federate.versions`; None: none
+
+
+class Sampler(NamedTuple):
+    """draw(seed, round) -> (ids int [slots], present bool [slots]).
+
+    A fixed number of slots; `num_clients` (one past the end) is an empty one. present: asked and will report.
+    """
+
+    slots: int
+    draw: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+    kind: str  # poisson | fixed (without replacement) | everyone | cyclic: what the accountant needs to know; or others
+    size: int  # of a cohort; poisson: expected
+    versions: int = 0  # of the model that clients of one cohort may have been sent; 0: all were sent the present one
+    ages: Callable[[int, int], np.ndarray] | None = None  # (seed, round) -> int [slots]: rounds since; below `versions`
+    clock: Callable[[int, int], float] | None = None  # (seed, round) -> simulated seconds at the end of the round
+
+
+class Messages(NamedTuple):
+    """What one block gives back, laid flat so that every block's part may have one shape.
+
+    W clients and R table rows; clients without a part in the sum lie past the end everywhere.
+    """
+
+    messages: Tree  # tables [R, ...], other leaves [W, ...], these zero for the absent
+    memory: Tree  # new client memory: tables [R, ...], other leaves [W, ...]
+    present: jax.Array  # bool [W]
+    sizes: jax.Array  # int [W]: table rows that each has sent
+    slots: jax.Array  # int [W]: positions in the cohort
+    ids: jax.Array  # int [W]: client ids, past the end for the absent
+    rows: jax.Array  # int [R]: rows of the total: positions in the cohort's rows, past the end for the absent
+    held: jax.Array  # int [R]: the same as rows of the catalogue
+    owner: jax.Array  # int [R]: the client id of each row
+    metrics: dict[str, Mean]
+
+
+class Weights(NamedTuple):
+    """A part of a message that says what the rest of it weighs, row by row: codes lose nothing of it where it is one
+    number throughout."""
+
+    values: Any
+
+
+class Summed(NamedTuple):
+    """A part of an update of which the server wants the sum over those who reported: links that average leave it."""
+
+    values: Any
+
+
+def is_summed(node: Any) -> bool:
+    """Whether a node of an update is `Summed`."""
+    return isinstance(node, Summed)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["bits"])
+@dataclass(frozen=True)
+class Coded:
+    """A leaf of a message: integers from 0 to 2 ** bits - 1, which take so many bits each on the wire."""
+
+    values: Any
+    bits: int
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["values", "chosen"], meta_fields=["share", "known"])
+@dataclass(frozen=True)
+class Kept:
+    """A leaf of a message of which a share of the entries is sent, rounded up; the others are zeros.
+
+    known: both ends draw the places from public randomness, so that they need not be sent.
+    """
+
+    values: Any
+    chosen: Any  # bool, like the values
+    share: float
+    known: bool

@@ -1,0 +1,168 @@
+"""Rounds of data: shuffled positives and negatives of a cohort, in NumPy; `blocks` lays them out.
+
+All of it is a function of (seed, round, client): the random numbers of a client are a counter-based stream of its own,
+whatever cohort it is in. Everything else is done for the whole cohort at once, without a loop over clients.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxfed.data.population import Population
+from jaxfed.data.ragged import concatenate_ranges, make_negative_index, make_ragged, sort_pairs
+
+
+class Batching(NamedTuple):
+    """How clients cut their data into steps.
+
+    Args:
+        batch_size: Examples of a step, negatives included; pairs of a positive and a negative where the loss is of
+            pairs.
+        negatives: Items drawn for each positive, anew in every epoch.
+        epochs: Passes of a client over its data in a round.
+    """
+
+    batch_size: int = 64  # examples of a step, negatives included; pairs of (positive, negative) where pairwise
+    negatives: int = 4  # drawn per positive, anew in every epoch
+    epochs: int = 1
+    pairwise: bool = False
+    ordered: bool = False  # positives as they came, earliest first, in place of a shuffle; for histories
+    features: tuple[str, ...] = ()  # of which sides batches carry features: those of a step's user(s), of its rows
+
+    @property
+    def width(self) -> int:
+        """Rows that a step may touch."""
+        return self.batch_size * (2 if self.pairwise else 1)
+
+    def examples(self, positives: Any) -> Any:
+        """Examples of one epoch over so many positives."""
+        return positives * (self.negatives if self.pairwise else 1 + self.negatives)
+
+    def largest(self, positives: Any) -> Any:
+        """Examples of the longest step over so many positives."""
+        return np.minimum(self.examples(positives), self.batch_size)
+
+    def steps(self, positives: np.ndarray) -> np.ndarray:
+        """Steps of a round over so many positives; an epoch ends with a short batch."""
+        return self.epochs * -(-self.examples(positives) // self.batch_size)
+
+
+def client_random_numbers(
+    seed: int, stream: int, clients: np.ndarray, epochs: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """uint64 [sum of counts]: so many random numbers of each (client, epoch), end to end.
+
+    Each has a range of a counter-based stream of the (seed, stream) to itself. One generator walks them all: making one
+    for each costs four times as much as the numbers.
+    """
+    philox, at, drawn = np.random.Philox(key=[seed, stream]), 0, [np.zeros(0, np.uint64)]
+    for client, epoch, count in zip(clients.tolist(), epochs.tolist(), counts.tolist(), strict=True):
+        begin = (client << 64) + (epoch << 32)
+        philox.advance((begin - at) % (1 << 256))  # in steps of the counter, four numbers each
+        drawn.append(philox.random_raw(count))
+        at = begin - (-count // 4)
+    return np.concatenate(drawn)
+
+
+class DrawnExamples(NamedTuple):
+    """Examples of some clients, pass by pass (an epoch of a client), in the order of training: P passes, E examples."""
+
+    client: np.ndarray  # int64 [P]: which of the clients asked for
+    first: np.ndarray  # int64 [P]: the first of that client's users among all
+    step: np.ndarray  # int64 [P]: the first step of the pass among those of its client
+    examples: np.ndarray  # int64 [P]
+    user: np.ndarray  # int64 [E]: which of the client's users
+    item: np.ndarray  # int32 [E, 1]; [E, 2] where pairwise: a positive and a negative
+    label: np.ndarray  # bool [E]: whether the (first) item is a positive; float [E] where rows are labelled
+
+
+def draw_examples(
+    population: Population, batching: Batching, clients: np.ndarray, seed: int, round: int
+) -> DrawnExamples:
+    """Shuffled (or ordered) positives of the clients, each with its negatives: uniform over the items its user may not
+    avoid."""
+    passes = np.repeat(clients, batching.epochs)
+    epoch = np.tile(np.arange(batching.epochs), len(clients))
+    first, count = population.first[passes], population.activity[passes]
+    raw = client_random_numbers(seed, (1 << 32) + round, passes, epoch, count * (1 + batching.negatives))
+    raw = raw.reshape(-1, 1 + batching.negatives)  # a positive's place, and its negatives
+    owner = np.repeat(np.arange(len(passes)), count)
+    flipped = None if population.flipped is None else population.flipped[passes][owner]
+
+    chance = (raw[:, 0] >> np.uint64(40)).astype(np.int64)
+    row = concatenate_ranges(population.train.start[first], count)
+    row = row if batching.ordered else row[sort_pairs(owner, chance, len(passes), 1 << 24)[1]]
+    alone = population.users_per_client == 1
+    user = first[owner] if alone else np.searchsorted(population.train.start, row, "right") - 1
+    positive, negative = (
+        population.train.values[row][:, None],
+        draw_negatives(population, user, raw[:, 1:] >> np.uint64(32)),
+    )
+    pairs = np.stack([np.broadcast_to(positive, negative.shape), negative], -1)
+    if flipped is not None:
+        pairs[flipped] = pairs[flipped][..., ::-1]
+    item = pairs.reshape(-1, 2) if batching.pairwise else np.concatenate([positive, negative], 1).reshape(-1, 1)
+    each = batching.examples(1)
+    label = np.full((len(row), each), batching.pairwise)
+    label[:, :1] = True
+    if population.labels is not None:
+        label = population.labels.train[row][:, None]
+    if flipped is not None and not batching.pairwise:
+        label ^= flipped[:, None]
+    local = np.broadcast_to(0, len(item)) if alone else np.repeat(user - first[owner], each)
+    step = epoch * (batching.steps(count) // batching.epochs)
+    client = np.repeat(np.arange(len(clients)), batching.epochs)
+    return DrawnExamples(client, first, step, count * each, local, item, label.ravel())
+
+
+def draw_negatives(population: Population, user: np.ndarray, random32: np.ndarray) -> np.ndarray:
+    """int32 [n, k]: items of its domain that each user [n] does not avoid, uniform up to 2^-32, without rejection.
+
+    random32 [n, k]: 32 random bits each. The r-th item outside a sorted list a is r + #{j: a[j] - j <= r}.
+    """
+    avoid, items = population.avoid, population.num_items
+    start = avoid.start[user]
+    begin, size = population.span(user)
+    free = size - (avoid.start[user + 1] - start)
+    r = (random32 * free.astype(np.uint64)[:, None] >> np.uint64(32)).astype(np.int64)
+    if population.free is not None:
+        return population.free[(user * items - start)[:, None] + r]
+    low, high = (avoid.start[user.min()], avoid.start[user.max() + 1]) if len(user) else (0, 0)  # theirs alone
+    before = np.searchsorted(population.gaps[low:high], (user * (items + 1))[:, None] + r, "right")
+    before += low - start[:, None]
+    place = r + before
+    return place.astype(np.int32) if population.domains is None else population.domains.items[begin[:, None] + place]
+
+
+def sample_untouched_items(population: Population, users: np.ndarray, draws: int, size: int, seed: int) -> np.ndarray:
+    """int32 [len(users), draws, size]: distinct items of its domain that each user never interacted with, uniform, by
+    (seed, user, draw); N where there are fewer."""
+    items = population.num_items
+    lists = [part.some(users) for part in (population.train, population.valid, population.test)]
+    owner = np.concatenate([np.repeat(np.arange(len(users)), part.counts) for part in lists])
+    pairs = np.unique(owner * items + np.concatenate([part.values for part in lists]))
+    touched = make_ragged(pairs % items, pairs // items, len(users))
+    gaps, _ = make_negative_index(touched, items, population.domains)
+    begin, most = population.span(users)
+    row = np.repeat(np.arange(len(users)), draws)
+    free = (most - touched.counts)[row]
+    wanted, out = np.minimum(free, size), np.full((len(row), size), items, np.int32)
+    left, length = np.arange(len(row)), 2 * size
+    while len(left):  # the first distinct numbers of a stream, of a longer one where they are too few
+        raw = client_random_numbers(seed, 2, users[row[left]], left % draws, np.full(len(left), length)) >> np.uint64(
+            32
+        )
+        r = (raw * np.repeat(free[left], length).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+        pair, order = sort_pairs(np.repeat(np.arange(len(left)), length), r, len(left), items)
+        new = np.zeros(len(order), bool)
+        new[order[np.diff(pair, prepend=-1) != 0]] = True
+        rank = np.cumsum(new.reshape(len(left), length), 1)
+        full = rank[:, -1] >= wanted[left]
+        kept = (new.reshape(rank.shape) & (rank <= wanted[left][:, None]) & full[:, None]).ravel()
+        at, r = np.repeat(left, length)[kept], r[kept]
+        before = np.searchsorted(gaps, row[at] * (items + 1) + r, "right") - touched.start[row[at]]
+        place = r + before
+        place = place if population.domains is None else population.domains.items[begin[row[at]] + place]
+        out[at, rank.ravel()[kept] - 1] = place
+        left, length = left[~full], 2 * length
+    return out.reshape(len(users), draws, size)

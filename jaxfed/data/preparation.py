@@ -1,0 +1,242 @@
+"""From interactions to a population: who is a client, what is held out, what is poisoned."""
+
+from typing import Literal
+
+import numpy as np
+
+from jaxfed.core.malicious import check_fraction
+from jaxfed.core.malicious import is_malicious as chosen
+from jaxfed.data.devices import (
+    assign_devices,
+    check_merge_options,
+    column_kinds,
+    group_by_user_and_kind,
+    split_cold_clients,
+    split_into_devices,
+    split_into_domains,
+)
+from jaxfed.data.interactions import CLIENT, Dataset, drop_repeats, k_core
+from jaxfed.data.poisoning import poison_histories
+from jaxfed.data.population import SAMPLED, Label, Labels, Population
+from jaxfed.data.ragged import make_negative_index, make_ragged
+from jaxfed.data.splits import TEST, TRAIN, VALID, Protocol, Split, drop_short_histories, split_histories
+
+Merge = Literal["", "devices", "domains"]
+
+
+def assign_clients(data: Dataset, clients: str, silos: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the client of each row [n], the clients' names) for `user`, `silo`, or a column of the data.
+
+    Raises ValueError for a column the data do not have.
+    """
+    user = data.interactions.user
+    if clients == "user":
+        return user.astype(np.int64), data.users
+    if clients == "silo":
+        if not 1 <= silos <= len(data.users):
+            raise ValueError(f"{silos} silos for {len(data.users)} users: choose from 1 to {len(data.users)}")
+        deal = np.random.default_rng([seed, silos]).permutation(len(data.users)) % silos
+        return deal[user], np.array([f"silo {i}" for i in range(silos)])
+    names, group = column_kinds(data, clients)
+    return group, names
+
+
+def split_shared_users(data: Dataset, group: np.ndarray) -> Dataset:
+    """Makes users of (client, user) pairs: who appears at two clients is two users, as neither knows of the other.
+
+    Numbers them client by client and adds the column `CLIENT`, the client of each row.
+    """
+    user = data.interactions.user
+    pairs, number = np.unique(group * len(data.users) + user, return_inverse=True)
+    ids = len(np.unique(user))
+    note = (
+        ()
+        if len(pairs) == ids
+        else (f"{ids:,} ids are {len(pairs):,} users: who appears at several clients is one user at each",)
+    )
+    rows = data.interactions._replace(user=number.astype(np.int32))
+    who = pairs % len(data.users)
+    return data._replace(
+        interactions=rows,
+        users=data.users[who],
+        columns={**data.columns, CLIENT: group},
+        notes=data.notes + note,
+        user_features=None if data.user_features is None else data.user_features.some(who),
+    )
+
+
+def row_labels(rating: np.ndarray, label: Label, threshold: float) -> np.ndarray:
+    """float32 [n]: the label of each row. Raises ValueError where ratings say nothing."""
+    low, high = rating.min(), rating.max()
+    if low == high:
+        raise ValueError(
+            f'data.label is "{label}", but every rating is {low:g}: the data have none; name the column '
+            '(--data.rating) or take data.label = "implicit"'
+        )
+    if label == "rating":
+        return rating
+    if not low < threshold <= high:
+        raise ValueError(f"data.threshold is {threshold:g}, ratings are {low:g} to {high:g}: all would be one class")
+    return (rating >= threshold).astype(np.float32)
+
+
+def make_population(
+    data: Dataset, parts: Split, names: np.ndarray, label: Label = "implicit", threshold: float = 4.0
+) -> Population:
+    """Lays a split data set out by client. Users are numbered client by client (`one_user_each`)."""
+    user, item, rating, _ = data.interactions
+    users, items = len(data.users), len(data.items)
+    index = {part: parts.order[parts.part[parts.order] == part] for part in (TRAIN, VALID, TEST)}
+
+    def lists(part):
+        return make_ragged(item[index[part]], user[index[part]], users)
+
+    avoided = user.astype(np.int64) * items + item
+    pairs = np.unique(avoided if parts.leaky else avoided[parts.part == TRAIN])
+    avoid = make_ragged((pairs % items).astype(np.int32), pairs // items, users)
+    client_of = np.zeros(users, np.int64)
+    client_of[user] = data.columns[CLIENT]
+    held, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
+    first = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
+    gaps, free = make_negative_index(avoid, items)
+    train = lists(TRAIN)
+    activity, most = np.diff(train.start[first]), int(np.diff(first).max())
+    labels = None
+    if label != "implicit":
+        every = row_labels(rating, label, threshold)
+        labels = Labels(label, every[index[TRAIN]], every[index[VALID]], every[index[TEST]])
+    return Population(
+        items,
+        names[held],
+        first,
+        train,
+        avoid,
+        gaps,
+        free,
+        lists(VALID),
+        lists(TEST),
+        data.users,
+        activity,
+        most,
+        labels=labels,
+        user_features=data.user_features,
+        item_features=data.item_features,
+    )
+
+
+def add_notes(data: Dataset, *notes: str) -> Dataset:
+    """The same data with more notes for the reader."""
+    return data._replace(notes=(*data.notes, *notes))
+
+
+def note_ties(data: Dataset, parts: Split) -> tuple[str, ...]:
+    """A note on held-out items that equal times decide, if there are any."""
+    rule = (
+        "a later row counts as later). Finer times, or rows in the order in which they happened, avoid this"
+        if data.ties_in_order
+        else "the earliest row counts as the latest, as published)"
+    )
+    held = int((parts.part != TRAIN).sum())
+    same = "have the same time as another row of that user"
+    note = f"{parts.by_ties:,} of {held:,} held-out items {same}: the order of rows decided ({rule}"
+    return (note,) if parts.by_ties else ()
+
+
+def note_few_candidates(population: Population) -> tuple[str, ...]:
+    """A note on users with fewer items to rank among than a sample has, if there are any."""
+    users = np.arange(len(population.user_names))
+    had = [part.counts for part in (population.train, population.valid, population.test)]
+    left = population.span(users)[1] - np.sum(had, 0)
+    few = int((left < SAMPLED).sum())
+    note = (
+        f"{few:,} of {len(users):,} users have fewer than {SAMPLED} items that they never interacted with (the fewest: "
+        f"{left.min():,}). Their `sampled` metrics use fewer negatives than {SAMPLED} and are too optimistic"
+    )
+    return (note,) if few and population.labels is None else ()
+
+
+def prepare_population(
+    data: Dataset,
+    clients: str = "user",
+    silos: int = 10,
+    devices: int = 2,
+    merge: Merge = "",
+    protocol: Protocol = "loo-clean",
+    ratio: tuple[float, float] = (0.1, 0.1),
+    user_core: int = 0,
+    item_core: int = 0,
+    label: Label = "implicit",
+    threshold: float = 4.0,
+    malicious: float = 0.0,
+    promoted: tuple[str, ...] = (),
+    label_flip: bool = False,
+    malice: int = 0,
+    cold: float = 0.0,
+    deal: int = 0,
+) -> tuple[Dataset, Population]:
+    """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
+
+    The data set returned is numbered like the users of the population, cold ones still among them, and its notes say
+    all that was left out or put in. Raises ValueError for what cannot be.
+
+    Args:
+        clients: Who a client is: each user, each silo (users dealt to organisations), each device (a user's train rows
+            are dealt to devices), or each value of a column.
+        silos: Number of organisations, where clients are silos.
+        devices: Number of devices of a user, where clients are devices.
+        merge: Set if data.clients names a column. Empty: each value is an independent client (organisation). devices:
+            the values are devices of the same user. domains: the values are item domains with common users. For devices
+            and domains a user's private part is shared.
+        protocol: loo-clean: each user's latest item is the test item, the one before validates. ratio-clean: the latest
+            shares of each history. compat-pfedrec: leave-one-out as in PFedRec's public code, where training negatives
+            never include held-out items (a leak); results are marked LEAKY.
+        ratio: ratio-clean: the shares of validation and test.
+        user_core: k-core: drop users with fewer interactions than this, repeated together with item_core until nothing
+            changes.
+        item_core: k-core: drop items with fewer interactions than this.
+        label: implicit: every row is a click. rating: rows are labelled with their rating. click: with 1 where the
+            rating is at least the threshold, else 0.
+        threshold: The least rating that is a click, where label is click.
+        malicious: Share of the clients that are malicious, see `jaxfed.core.malicious`.
+        promoted: Items, by the source's ids, that malicious clients have in their histories.
+        label_flip: Malicious clients train with positives and negatives exchanged.
+        malice: Seed of who is malicious.
+        cold: Share of the users (or silos) that never take part and are tested apart.
+        deal: Seed of silos, devices and cold clients.
+    """
+    if label != "implicit" and protocol == "compat-pfedrec":
+        raise ValueError(f'data.label = "{label}": no negatives are drawn that could leak: take another data.protocol')
+    if label != "implicit" and label_flip:
+        raise ValueError(f'data.label = "{label}": data.label_flip exchanges clicks and negatives: set it to false')
+    data = drop_repeats(data)
+    if user_core or item_core:
+        data = k_core(data, user_core, item_core)
+    many = "devices" if clients == "device" else merge
+    check_merge_options(clients, merge, devices, malicious, protocol, cold, data.columns)
+    if many == "domains":
+        group, names = group_by_user_and_kind(data, clients)
+    else:
+        group, names = assign_clients(data, "user" if many else clients, silos, deal)
+    data = drop_short_histories(split_shared_users(data, group))
+    check_fraction(malicious, "data.malicious")
+    if promoted:
+        data = poison_histories(data, promoted, malicious, malice)
+    parts = split_histories(data, protocol, ratio)
+    data = add_notes(data, *note_ties(data, parts))
+    population = make_population(data, parts, names, label, threshold)
+    if label_flip:
+        population = population._replace(flipped=chosen(np.arange(population.num_clients), malicious, malice))
+    if many == "devices":
+        population = split_into_devices(
+            population, *assign_devices(data, parts, clients if merge else "", devices, deal)
+        )
+        data = add_notes(data, f"{population.num_clients:,} devices of {len(data.users):,} users")
+    if many == "domains":
+        population = split_into_domains(population, data, clients)
+        data = add_notes(data, "a user has one client for each domain, and one private part in all of them")
+    data = add_notes(data, *note_few_candidates(population.asked))
+    if cold:
+        every, population = population.asked.num_clients, split_cold_clients(population, cold, deal)
+        gone = every - population.asked.num_clients
+        data = add_notes(data, f"{gone:,} of {every:,} clients are cold: they never take part, and are tested apart")
+    return data, population

@@ -1,0 +1,201 @@
+"""Interactions of one's own as a data set: from files (csv, tsv, parquet, RecBole's .inter) and from tables in memory,
+in the order of their rows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxfed.core.excerpt import excerpt
+from jaxfed.data.features import SIDES
+from jaxfed.data.interactions import Dataset, Interactions
+from jaxfed.data.sources.beside import read_features, read_titles
+from jaxfed.data.sources.columns import read_floats, read_ids, read_times, refuse_row
+from jaxfed.data.sources.roles import NONE, OPTIONAL, describe_columns, find_column, find_columns, option_name
+from jaxfed.data.sources.tables import Source, companions, read_source, table_source
+from jaxfed.data.sources.text import Form
+
+LARGEST = np.finfo(np.float32).max
+
+
+def read_interactions(
+    path: str = "",
+    kind: str = "csv",
+    user: str = "",
+    item: str = "",
+    rating: str = "",
+    time: str = "",
+    delimiter: str = "",
+    columns: tuple[str, ...] = (),
+    titles: str = "",
+    user_features: str = "",
+    item_features: str = "",
+    keep: str = "",
+    time_of_day: str = "",
+    encoding: str = "",
+    decimal: str = ".",
+    titles_delimiter: str = "",
+    titles_encoding: str = "",
+    titles_columns: tuple[str, ...] = (),
+    user_features_delimiter: str = "",
+    user_features_encoding: str = "",
+    user_features_columns: tuple[str, ...] = (),
+    item_features_delimiter: str = "",
+    item_features_encoding: str = "",
+    item_features_columns: tuple[str, ...] = (),
+) -> Dataset:
+    """Reads interactions in the order of the file.
+
+    Args:
+        path: The file of interactions; parquet may be a folder of parts. Any file may be gzipped.
+        kind: csv, tsv, parquet or inter. Fields of csv may be quoted, those of the others are taken as they are.
+        user: Column of user ids. Empty: found by usual names (user_id, user, ...).
+        item: Column of item ids. Empty: found by usual names (item_id, movie_id, ...).
+        rating: Column of ratings. Empty: found by usual names (rating, score, ...). `none`, or no such column: every
+            row counts 1.
+        time: Column of times, numbers or ISO dates. Empty: found by usual names (timestamp, date, ...). `none`, or no
+            such column: the order of the rows counts as time.
+        delimiter: Field delimiter, one or more characters. Empty: from the kind of file. With a tab or several
+            characters, quotes are ordinary characters.
+        columns: Names of all columns, if the file has no header.
+        titles: File with item ids and titles.
+        user_features: File with user ids and any other columns. Columns of words are sets of features, numbers are put
+            in buckets.
+        item_features: File with item ids and any other columns, in the same way. RecBole's .user and .item files beside
+            an .inter file are found without these options.
+        keep: Column to keep, for clients that are its values.
+        time_of_day: Column with the time of day, if `time` holds only dates.
+        encoding: Encoding of the file, such as latin-1. Empty: utf-8.
+        decimal: Decimal separator of numbers in all of these files: a point or a comma.
+        titles_delimiter: Field delimiter of the titles file, one or more characters. Empty: from the kind of file.
+        titles_encoding: Encoding of the titles file. Empty: utf-8.
+        titles_columns: Names of all columns, if the titles file has no header.
+        user_features_delimiter: Field delimiter of the file of user features, one or more characters. Empty: from the
+            kind of file.
+        user_features_encoding: Encoding of the file of user features. Empty: utf-8.
+        user_features_columns: Names of all columns, if the file of user features has no header.
+        item_features_delimiter: Field delimiter of the file of item features, one or more characters. Empty: from the
+            kind of file.
+        item_features_encoding: Encoding of the file of item features. Empty: utf-8.
+        item_features_columns: Names of all columns, if the file of item features has no header.
+
+    Returns:
+        The data set. Its notes say which columns were taken.
+
+    Raises:
+        ValueError: a file cannot be read, a column is missing, or a value cannot be: one line that names it.
+    """
+    if not path:
+        raise ValueError(f"data.path is empty: name the {kind} file to read")
+    if decimal not in (".", ","):
+        raise ValueError(f"data.decimal is {excerpt(decimal)}: a point or a comma")
+    place = Path(path).expanduser()
+    source = read_source(place, Form(kind, delimiter, encoding, columns, decimal), "--data.")
+    forms = {
+        "titles": Form("", titles_delimiter, titles_encoding, titles_columns, decimal),
+        "user_features": Form("", user_features_delimiter, user_features_encoding, user_features_columns, decimal),
+        "item_features": Form("", item_features_delimiter, item_features_encoding, item_features_columns, decimal),
+    }
+    named = {"titles": titles, "user_features": user_features, "item_features": item_features}
+    beside = {
+        role: read_source(Path(file).expanduser(), forms[role], f"--data.{role.replace('_', '-')}-")
+        for role, file in named.items()
+        if file
+    }
+    there = companions(place) if kind == "inter" else {}
+    found = {side: read_source(file, Form(decimal=decimal)) for side, file in there.items()}
+    used = {"titles": found.get("item"), "user_features": found.get("user"), "item_features": found.get("item")}
+    beside = {role: each for role, each in used.items() if each} | beside
+    data = make_dataset(source, (user, item, rating, time), time_of_day, keep, beside, asked=bool(titles))
+    read = [Path(each.name).name for each in found.values() if any(each is one for one in beside.values())]
+    note = f"{' and '.join(read)} beside {place.name} {'were' if len(read) > 1 else 'was'} found and read"
+    return data._replace(notes=(*data.notes, note)) if read else data
+
+
+def from_arrow(
+    interactions: Any,
+    user: str = "",
+    item: str = "",
+    rating: str = "",
+    time: str = "",
+    titles: Any = None,
+    user_features: Any = None,
+    item_features: Any = None,
+    keep: str = "",
+    time_of_day: str = "",
+) -> Dataset:
+    """The same of tables in memory: whatever has Arrow's `__arrow_c_stream__` (a DataFrame of pandas or polars, a
+    relation of duckdb, a pyarrow.Table), or a dict of NumPy arrays.
+
+    Args:
+        interactions: a table, a row for each interaction.
+        user: the column of users; empty: found by usual names, as in `read_interactions`.
+        item: the column of items.
+        rating: the column of ratings, or `none`.
+        time: the column of times, or `none`.
+        titles: a table with item ids and titles, or None.
+        user_features: a table with user ids and any other columns, or None.
+        item_features: the same of items.
+        keep: a column to keep, for clients that are its values.
+        time_of_day: column with the time of day, if `time` holds only dates.
+
+    Returns:
+        The data set that a file with the same content gives.
+
+    Raises:
+        ValueError: as `read_interactions`.
+    """
+    tables = {"titles": titles, "user_features": user_features, "item_features": item_features}
+    beside = {role: table_source(table, role) for role, table in tables.items() if table is not None}
+    source, roles = table_source(interactions, "interactions"), (user, item, rating, time)
+    return make_dataset(source, roles, time_of_day, keep, beside, asked=titles is not None)
+
+
+def make_dataset(
+    source: Source,
+    roles: tuple[str, str, str, str],
+    time_of_day: str,
+    keep: str,
+    beside: dict[str, Source],
+    asked: bool,
+) -> Dataset:
+    """A data set from a table of interactions and those `beside` it (`titles`, `user_features`, `item_features`).
+
+    roles: the columns for user, item, rating and time. asked: whether somebody asked for titles. The rest as in
+    `read_interactions`, which see.
+    """
+    found = find_columns(source, dict(zip(("user", "item", *OPTIONAL), roles, strict=True)))
+    day = find_column(source, "time of day", time_of_day) if time_of_day else ""
+    if day and not found["time"]:
+        raise ValueError(
+            f"{source.name}: the column of dates is missing: pass {option_name(source, 'time')} beside {day!r}"
+        )
+    users, items = (read_ids(source, found[side]) for side in SIDES)
+    hints = {role: f"; name another column, or pass {option_name(source, role, NONE)}" for role in OPTIONAL}
+    ratings, clock = np.ones(len(users.number)), np.arange(len(users.number))
+    if found["rating"]:
+        ratings = read_floats(source, found["rating"], hint=hints["rating"])
+        mend = ", which is too large for a 32-bit float: rescale the ratings, or pass "
+        mend += option_name(source, "rating", NONE)
+        refuse_row(np.abs(ratings) > LARGEST, source, found["rating"], "{}", mend)
+    if found["time"]:
+        clock = read_times(source, found["time"], day, hints["time"])
+    notes = [describe_columns(found | ({"time of day": day} if day else {}))]
+    if keep == "user" != found["user"] and keep in source.columns:
+        notes.append(f"clients are users, as {found['user']} has them; the column called user is not read")
+
+    def known(side, names):
+        table = beside.get(f"{side}_features")
+        return read_features(table, names, side, found[side]) if table else None
+
+    return Dataset(
+        Interactions(users.number, items.number, ratings.astype(np.float32), clock.astype(np.int64)),
+        users.names,
+        items.names,
+        read_titles(beside["titles"], items.names, asked, found["item"]) if "titles" in beside else None,
+        {keep: read_ids(source, keep).words} if keep in source.columns and keep != "user" else {},
+        tuple(notes),
+        known("user", users.names),
+        known("item", items.names),
+        ties_in_order=True,
+    )

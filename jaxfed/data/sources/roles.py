@@ -1,0 +1,92 @@
+"""Which column of a table is the user, the item, the rating, the time: as it is told, or by its name."""
+
+import difflib
+import re
+
+from jaxfed.core.excerpt import excerpt, shorten, shorten_list
+from jaxfed.data.sources.tables import Source
+
+# what a column may be called where the user does not say, in small letters and without blanks, - and _
+NAMES = {
+    "user": ("userid", "user", "uid", "visitorid", "customerid", "customer", "reviewerid", "memberid"),
+    "item": (
+        "itemid",
+        "item",
+        "iid",
+        "movieid",
+        "productid",
+        "product",
+        "trackid",
+        "artistid",
+        "bookid",
+        "asin",
+        "isbn",
+    ),
+    "rating": ("rating", "ratings", "bookrating", "score", "stars", "overall", "label"),
+    "time": ("timestamp", "time", "datetime", "date", "ts", "unixreviewtime"),
+    "title": ("title", "movietitle", "booktitle", "name", "itemname"),
+}
+OPTIONAL = {"rating": "every row counts 1", "time": "the order of its rows is taken for time"}  # where there is none
+NONE = "none"  # the word for it
+
+
+def option_name(source: Source, key: str, value: str = "") -> str:
+    """How an option about a table is written: on the command line, or for a table in memory in Python."""
+    if not source.options:
+        return f'{key}="{value}"' if value else key
+    return f"{source.options}{key.replace('_', '-')}{' ' if value else ''}{value}"
+
+
+def single_column_hint(source: Source) -> str:
+    """A hint where there is a single column."""
+    return f"; one column only: is {option_name(source, 'delimiter')} right?" if len(source.columns) == 1 else ""
+
+
+def find_column(source: Source, role: str, name: str, taken: tuple[str, ...] = ()) -> str:
+    """The column that plays a role: `name`, or where that is empty the first of the usual names that is not `taken`, or
+    none. Raises ValueError for a name that is not there."""
+    if name and name in source.columns:
+        return name
+    if name:
+        near = difflib.get_close_matches(name, source.columns, 1)
+        hint = f"; did you mean {excerpt(near[0])}?" if near else ""
+        raise ValueError(
+            f"{source.name}: no column {excerpt(name)} for {role} among {shorten_list(source.columns)}{hint}"
+        )
+    known = {re.sub(r"[\s_-]", "", each.lower()): each for each in reversed(source.columns) if each not in taken}
+    return next((known[usual] for usual in NAMES[role] if usual in known), "")
+
+
+def find_columns(source: Source, wanted: dict[str, str]) -> dict[str, str]:
+    """The column of each role, "" where there is none or it is told that there is none.
+
+    Raises ValueError where user or item have none, one column has two roles, or `none` is a column's name.
+    """
+    asked = {role: name for role, name in wanted.items() if not (role in OPTIONAL and name == NONE)}
+    for role in wanted.keys() - asked.keys():
+        if NONE in source.columns:
+            raise ValueError(
+                f"{source.name}: {option_name(source, role, NONE)} says that there is none, but a column is called so: "
+                "rename it"
+            )
+    told = tuple(filter(None, asked.values()))
+    if twice := [name for name in told if told.count(name) > 1]:
+        roles = " and ".join(role for role, name in asked.items() if name == twice[0])
+        raise ValueError(f"{source.name}: column {excerpt(twice[0])} cannot be the {roles} at once")
+    found = {role: find_column(source, role, name, told) for role, name in asked.items()}
+    if missing := [role for role in ("user", "item") if not found[role]]:
+        ask, which = " and ".join(option_name(source, role) for role in missing), " and ".join(missing)
+        which = f"which columns are {which}" if len(missing) > 1 else f"which column is {which}"
+        headless = f". If the file has no header, name all its columns with {option_name(source, 'columns')}"
+        more = single_column_hint(source) or (headless if source.options else "")
+        raise ValueError(
+            f"{source.name}: cannot tell {which} (columns: {shorten_list(source.columns)}): pass {ask}{more}"
+        )
+    return dict.fromkeys(wanted, "") | found
+
+
+def describe_columns(found: dict[str, str]) -> str:
+    """What was taken for what, for the reader."""
+    names = {role: f"{role} is {shorten(column, 40)}" for role, column in found.items() if column}
+    rest = [f"no {role} ({why})" for role, why in OPTIONAL.items() if not found[role]]
+    return f"columns: {', '.join([*names.values(), *rest])}"

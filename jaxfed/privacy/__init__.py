@@ -1,0 +1,1 @@
+"""What noise costs in epsilon, and searches for what it does not cover."""

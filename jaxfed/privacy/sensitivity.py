@@ -1,0 +1,106 @@
+"""A search for what one client can do to a noised sum: it cannot prove a bound, only break one."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.core.channel import Channel
+from jaxfed.core.tables import num_rows
+from jaxfed.core.types import ClientView, Key, RoundView, Tree
+
+OTHERS = 3  # clients beside the one that is searched for
+SHAPES = 4  # of updates; see `drawn`
+
+
+def draw_update(key: Key, example: Tree) -> Tree:
+    """An update of any size, from a thousandth to a thousand: normal, one number, all alike, or a few large ones."""
+    size, shape, inner = jax.random.split(key, 3)
+    scale, which = 10 ** jax.random.uniform(size, minval=-3, maxval=3), jax.random.randint(shape, (), 0, SHAPES)
+    leaves, structure = jax.tree.flatten(example)
+
+    def one(x, key):
+        a, b = jax.random.split(key)
+        normal = jax.random.normal(a, x.shape)
+        spike = jnp.zeros(x.size).at[jax.random.randint(b, (), 0, x.size)].set(1).reshape(x.shape)
+        return jnp.stack([normal, spike, jnp.ones(x.shape), normal**5])[which]
+
+    keys = jax.random.split(inner, len(leaves))
+    return jax.tree.unflatten(structure, [scale * one(x, k) for x, k in zip(leaves, keys, strict=True)])
+
+
+def search_largest_gain(
+    links: Sequence[Channel], example: Tree, draws: int = 64, rounds: int = 4, seed: int = 0
+) -> float:
+    """The most that one client moved what a link noises, over the norm that the link's noise is made for.
+
+    links: of a chain, placed; the private ones say that norm in `private`. A sum: decoded up to the noise, with the
+    client and without it, its memory as it became in the rounds before. A message that is private by itself: the norm
+    of what comes to its noise. Every client holds every row of `example`, which is an update with marked tables.
+    """
+    size = max(num_rows(example), 1)
+    states: list[Tree] = []
+    memories: list[Tree] = []
+    for i, each in enumerate(links):
+        seen = jax.eval_shape(lambda i=i: encoded_example(links[:i], states, memories, example, size))
+        state, memory = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen))
+        states.append(state)
+        memories.append(memory)
+
+    def client(update, memory, states, key, public, id):
+        """(message as the server reads it, memory, the norms that came to local noise, over those claimed)."""
+        weight, activity = 10 ** jax.random.uniform(key, (2,), minval=-2, maxval=4)
+        me = ClientView((), key, public, id, weight, activity, jnp.arange(size), size, jnp.arange(OTHERS + 1))
+        after, local, steps = [], jnp.float32(0), []
+        for i, each in enumerate(links):
+            if each.private and each.private[0].kind == "local":
+                local = jnp.maximum(local, optax.tree.norm(update) / each.private[0].l2)
+            mine = client_at_link(me, i)._replace(memory=memory[i])
+            steps.append(mine)
+            update, kept = each.encode(update, each.send(states[i]), mine)
+            after.append(kept)
+        for i, each in reversed(list(enumerate(links))):
+            if each.open:
+                update = each.open(update, each.send(states[i]), steps[i]._replace(memory=None, key=None))
+        return update, tuple(after), local
+
+    def one_round(carry, key):
+        states, memory = carry
+        who, keys = jnp.arange(OTHERS + 1), jax.random.split(key, OTHERS + 2)
+        updates = jax.vmap(lambda k: draw_update(jax.random.fold_in(k, 1), example))(keys[1:])
+        run = jax.vmap(client, (0, 0, None, 0, None, 0))
+        messages, memory, local = run(updates, memory, states, keys[1:], keys[0], who)
+        sums = [jax.tree.map(lambda x, low=low: x[low:].sum(0, dtype=x.dtype), messages) for low in (0, 1)]
+        worst, new = local.max(), list(states)
+        for i, each in reversed(list(enumerate(links))):
+            if each.private and each.private[0].kind != "local":
+                moved = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), *sums)
+                worst = jnp.maximum(worst, optax.tree.norm(moved) / each.private[0].l2)
+            present = [who >= 0, who > 0]
+            public = jax.random.fold_in(keys[0], i)
+            both = [
+                each.decode(x, states[i], RoundView(public, who, here)) for x, here in zip(sums, present, strict=True)
+            ]
+            sums, new[i] = [total for total, _, _ in both], both[0][1]
+        return (new, memory), worst
+
+    def draw(key):
+        everyone = jax.tree.map(lambda x: jnp.broadcast_to(x, (OTHERS + 1, *jnp.shape(x))), tuple(memories))
+        return jax.lax.scan(one_round, (states, everyone), jax.random.split(key, rounds))[1].max()
+
+    return float(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(seed), draws)).max())
+
+
+def client_at_link(client: ClientView, i: int) -> ClientView:
+    """The client as link i of a chain knows it."""
+    return client._replace(key=jax.random.fold_in(client.key, i), public=jax.random.fold_in(client.public, i))
+
+
+def encoded_example(links: Sequence[Channel], states: list, memories: list, update: Tree, size: int) -> Tree:
+    """What comes out of some links, for shapes."""
+    key, one = jax.random.key(0), jnp.float32(1)
+    for i, each in enumerate(links):
+        me = ClientView(memories[i], key, key, jnp.int32(0), one, one, jnp.arange(size), size, jnp.arange(OTHERS + 1))
+        update, _ = each.encode(update, each.send(states[i]), me)
+    return update

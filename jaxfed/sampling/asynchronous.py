@@ -1,0 +1,217 @@
+"""Who reports when: cohorts by a simulated clock. What happens does not depend on the model, so it is played ahead, on
+the host, and every round is still one cohort of clients side by side."""
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from jaxfed.core.types import Sampler
+from jaxfed.sampling.clock import HOUR, Clock
+from jaxfed.sampling.cohort import USUAL, check_cohort_size, check_dropout, draw_present, host_rng
+
+T = TypeVar("T")
+BUFFER = 32  # reports after which the server moves, where a configuration does not say how many
+FRUITLESS = 24 * 14  # hours without anybody awake, after which nobody ever will be
+
+
+class PlayedRound(NamedTuple):
+    """One round, as it was played."""
+
+    ids: np.ndarray  # int [slots]: the number of clients marks an empty slot
+    present: np.ndarray  # bool [slots]
+    ages: np.ndarray  # int [slots]: rounds since each was sent its model
+    time: float  # simulated seconds at the end of the round
+
+
+def play_schedule(play: Callable[[int], Iterator[T]]) -> Callable[[int, int], T]:
+    """at(seed, round): what a play of that seed comes to in a round. What was played is kept: a memo, not a state."""
+    lock = threading.Lock()
+
+    @cache
+    def begun(seed) -> tuple[Iterator[T], list[T]]:
+        return play(seed), []
+
+    def at(seed, round):
+        going, past = begun(seed)
+        with lock:
+            while len(past) <= round:
+                past.append(next(going))
+        return past[round]
+
+    return at
+
+
+def make_scheduled_sampler(
+    play: Callable[[int], Iterator[PlayedRound]], slots: int, kind: str, size: int, versions: int = 0
+) -> Sampler:
+    """The sampler of a play."""
+    at = play_schedule(play)
+    return Sampler(
+        slots,
+        lambda seed, round: at(seed, round)[:2],
+        kind,
+        size,
+        versions,
+        (lambda seed, round: at(seed, round).ages) if versions else None,
+        lambda seed, round: at(seed, round).time,
+    )
+
+
+def require_clock(clock: Clock | None, name: str) -> Clock:
+    """The clock. Raises ValueError where there is none."""
+    if clock is None:
+        raise ValueError(f'cohort.{name} asks who is quick: say how long clients take, e.g. clock.name = "lognormal"')
+    return clock
+
+
+def with_clock(sampler: Sampler, clock: Clock, num_clients: int) -> Sampler:
+    """A sampler that knows of no clock: a round takes as long as the slowest of those asked.
+
+    Raises ValueError where some may be asleep.
+    """
+    if clock.awake:
+        raise ValueError('clock.awake: the cohort must ask who is awake: set cohort.name to "deadline" or "buffered"')
+
+    def play(seed):
+        time = 0.0
+        for round in itertools.count():
+            ids = sampler.draw(seed, round)[0]
+            asked = ids[ids < num_clients]
+            time += float(clock.trip(seed, asked, np.full(len(asked), round)).max(initial=0.0))
+            yield time
+
+    return sampler._replace(clock=play_schedule(play))
+
+
+def find_ready_clients(clock: Clock, seed: int, time: float, free: np.ndarray) -> np.ndarray:
+    """int [m]: who is `free` [C] and awake."""
+    return np.flatnonzero(free & clock.awake(seed, time) if clock.awake else free)
+
+
+def wait_until_ready(clock: Clock, seed: int, time: float, free: np.ndarray) -> tuple[float, np.ndarray]:
+    """(the first time from `time` on at which somebody is ready, who: int [m]). Raises ValueError if nobody will be."""
+    for _ in range(FRUITLESS):
+        if len(there := find_ready_clients(clock, seed, time, free)):
+            return time, there
+        time = (time // HOUR + 1) * HOUR
+    raise ValueError("clock.awake: nobody has been awake for two weeks: raise its probabilities")
+
+
+def deadline(
+    num_clients: int,
+    clock: Clock | None = None,
+    size: int = 0,
+    over: float = 1.0,
+    seconds: float = 0.0,
+    dropout: float = 0.0,
+) -> Sampler:
+    """Synchronous rounds (Bonawitz et al. 2019): more clients than needed are asked, uniformly among those awake; the
+    round ends when enough have reported, or at its deadline.
+
+    Reports that come too late are discarded. Clients differ in speed, so cohorts are not uniform: no amplification is
+    claimed.
+
+    Args:
+        size: Number of reports that end a round. 0: 128, or all where there are fewer.
+        over: Over-selection: over x size clients are asked.
+        seconds: Deadline in seconds after the round's start. 0: wait for all that were asked, where fewer than `size`
+            report.
+        dropout: Probability that a client that was asked drops out.
+    """
+    size = check_cohort_size(size, num_clients)
+    check_dropout(dropout)
+    if over < 1 or seconds < 0:
+        raise ValueError("cohort.over must be at least 1, cohort.seconds not negative")
+    slots, times = min(int(np.ceil(round(over * size, 6))), num_clients), require_clock(clock, "deadline")
+    everyone = np.ones(num_clients, bool)
+
+    def play(seed):
+        time = 0.0
+        for round in itertools.count():
+            time, there = wait_until_ready(times, seed, time, everyone)
+            chosen = np.sort(host_rng(seed, round, 0).choice(there, min(slots, len(there)), replace=False))
+            trip = times.trip(seed, chosen, np.full(len(chosen), round))
+            last = seconds or float(trip.max())
+            in_time = np.flatnonzero(draw_present(seed, round, num_clients, dropout)[chosen] & (trip <= last))
+            first = in_time[np.argsort(trip[in_time], kind="stable")][:size]
+            ids, present = np.full(slots, num_clients), np.zeros(slots, bool)
+            ids[: len(chosen)], present[first] = chosen, True
+            time += float(trip[first[-1]]) if len(first) == size else last
+            yield PlayedRound(ids, present, np.zeros(slots, int), time)
+
+    return make_scheduled_sampler(play, slots, "deadline", size)
+
+
+def buffered(
+    num_clients: int,
+    clock: Clock | None = None,
+    size: int = 0,
+    concurrency: int = 0,
+    max_age: int = 20,
+    dropout: float = 0.0,
+) -> Sampler:
+    """Asynchronous rounds: `concurrency` clients are always under way, and the server moves whenever `size` have come
+    in (FedBuff: Nguyen et al. 2022; size 1, FedAsync: Xie et al. 2019), each with an update of the model it was sent.
+
+    Whoever comes in is replaced by one drawn uniformly among those awake and idle, who is sent the model of then (of
+    those who come at one moment, once all were heard).
+    An update of a model more than `max_age` rounds old is discarded. No client is under way twice, or twice in a
+    buffer, so what it keeps to itself is what it left there. Of those who are lost at most `size` a round are counted.
+
+    Args:
+        size: Number of reports after which the server updates the model. 0: 32, or a sixth of the clients where there
+            are fewer than 192.
+        concurrency: Clients that train at the same time. 0: 128, or number of clients - 2 x size if that is fewer.
+        max_age: Number of rounds after which an update is too old and is discarded.
+        dropout: Probability that a client that was asked drops out.
+    """
+    size = check_cohort_size(size, num_clients, max(1, min(BUFFER, num_clients // 6)))
+    concurrency = concurrency or max(1, min(USUAL, num_clients - 2 * size))
+    if 2 * size + concurrency > num_clients:
+        raise ValueError(
+            f"cohort: 2 size + concurrency is {2 * size + concurrency:,}, there are {num_clients:,} clients: lower one"
+        )
+    check_dropout(dropout)
+    if concurrency < 0 or max_age < 0:
+        raise ValueError("cohort.concurrency and cohort.max_age must not be negative")
+    slots, times = 2 * size, require_clock(clock, "buffered")  # as many again for those who are lost
+
+    def play(seed):
+        random, order, version, time = host_rng(seed, 0, 3), itertools.count(), 0, 0.0
+        idle = np.ones(num_clients, bool)
+        going: list[tuple[float, int, int, int, bool]] = []  # time of arrival, order, client, version, whether it drops
+        came: list[tuple[int, int]] = []  # client, age
+        lost: list[tuple[int, int]] = []
+        while True:
+            while len(going) < concurrency and not (going and going[0][0] <= time):  # who comes now is heard first
+                time, there = (
+                    (time, find_ready_clients(times, seed, time, idle))
+                    if going
+                    else wait_until_ready(times, seed, time, idle)
+                )
+                if not len(there):  # they sleep: those who are under way go on
+                    break
+                client = int(random.choice(there))
+                trip = times.trip(seed, np.array([client]), np.array([version]))[0]
+                gone = random.random() < dropout
+                heapq.heappush(going, (time + float(trip), next(order), client, version, gone))
+                idle[client] = False
+            time, _, client, sent, gone = heapq.heappop(going)
+            if gone or version - sent > max_age:
+                idle[client] = len(lost) == size
+                lost += [] if idle[client] else [(client, min(version - sent, max_age))]
+                continue
+            came.append((client, version - sent))
+            if len(came) == size:
+                told, ids, ages = came + lost, np.full(slots, num_clients), np.zeros(slots, int)
+                ids[: len(told)], ages[: len(told)] = np.array(told).T
+                idle[ids[: len(told)]] = True
+                yield PlayedRound(ids, np.arange(slots) < size, ages, time)
+                came, lost, version = [], [], version + 1
+
+    return make_scheduled_sampler(play, slots, "buffered", size, max_age + 1)

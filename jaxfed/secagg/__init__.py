@@ -1,0 +1,1 @@
+"""Secure aggregation between parties who exchange bytes."""

@@ -1,0 +1,1 @@
+"""Runs: loops, folders, checkpoints, logs."""

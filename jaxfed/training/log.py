@@ -1,0 +1,135 @@
+"""What a run tells: a progress bar, lines of JSON, TensorBoard."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxfed.core.excerpt import printable
+
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON, which knows no NaN and no infinity: they are null."""
+
+    def plain(x):
+        if isinstance(x, dict):
+            return {key: plain(each) for key, each in x.items()}
+        if isinstance(x, list | tuple):
+            return [plain(each) for each in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(plain(value), indent=indent)
+
+
+class MetricsWriter:
+    """metrics.jsonl and TensorBoard events of a run, both cut back to where a checkpoint was when it resumes.
+
+    Args:
+        folder: the run's.
+        position: bytes of metrics.jsonl that belong to the checkpoint.
+        round: rounds that were done then.
+    """
+
+    def __init__(self, folder: Path, position: int, round: int):
+        # events are written here and now: the thread of `SummaryWriter` dies of a full disk, and its queue then blocks
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self.path = folder / "metrics.jsonl"
+        self.path.touch()
+        kept = last_line_end(self.path, position)
+        if kept < position:
+            log(f"{self.path} lacks {position - kept:,} bytes of earlier rows: they are lost, the run goes on")
+        self.file = open(self.path, "r+b")  # noqa: SIM115  closed by `close`
+        self.file.truncate(kept)
+        self.file.seek(kept)
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}.{round}")
+        start = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget events of later rounds
+        self.board.write_event(Event(session_log=start, step=round + 1, wall_time=time.time()))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One flat line; numbers also go to TensorBoard at `round`."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        self.file.write(to_json(row).encode() + b"\n")
+        mark = "LEAKY/" if row.get("leaky") else ""
+        for name, value in row.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if number and name != "round":
+                event = Event(summary=scalar(mark + name, value), step=row["round"], wall_time=time.time())
+                self.board.write_event(event)
+        self.board.flush()
+
+    def position(self) -> int:
+        """Bytes written so far, all of them on disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self.position()
+        self.file.close()
+        self.board.close()
+
+
+def last_line_end(path: Path, position: int) -> int:
+    """Bytes of a file, at most `position`, up to the end of its last whole line there."""
+    with open(path, "rb") as file:
+        rows = file.read(min(position, path.stat().st_size))
+    return rows.rfind(b"\n") + 1
+
+
+class NullWriter(NamedTuple):
+    """The journal of a process that writes none, as another does."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def position(self) -> int:
+        """Nothing is written."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def mute() -> None:
+    """No word from this process: another one speaks for all."""
+    console.quiet = True
+
+
+@contextmanager
+def progress_bar(rounds: int, done: int) -> Iterator[Any]:
+    """tick(round, clients_per_second, text): a bar in a terminal, nothing elsewhere."""
+    if console.quiet or not sys.stderr.isatty():
+        yield lambda round, speed, text: None
+        return
+    columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[speed]:,.0f} clients/s")
+    with Progress(
+        *columns, TextColumn("{task.fields[text]}", markup=False), TimeRemainingColumn(), console=console
+    ) as bar:
+        task = bar.add_task("", total=rounds, completed=done, speed=0, text="")
+        yield lambda round, speed, text: bar.update(task, completed=round, speed=speed, text=printable(text))
+
+
+def log(text: str) -> None:
+    """One line to the person who watches; if the terminal is closed, output stops and the run continues."""
+    try:
+        console.print(printable(text), markup=False)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        mute()

@@ -1,0 +1,158 @@
+"""What one client changes in what a private run releases: real rounds, with the client and without it.
+
+A search: it can show that a guarantee does not hold, never that it does.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.config.build import Data, Experiment, build_experiment
+from jaxfed.core.channel import Channel, chain, check_order, message_shapes
+from jaxfed.core.state import State
+from jaxfed.core.tables import l2_norm, num_rows
+from jaxfed.core.tree import zeros_like
+from jaxfed.core.types import Mechanism, Tree
+from jaxfed.data.packing import pack_cohort
+from jaxfed.training.rounds import initial_arrays, make_run_keys
+
+# A difference of two float32 sums of hundreds of clients is right to some thousandth of one client's bound.
+TOLERANCE = 1e-3
+
+
+class ReleaseChange(NamedTuple):
+    """What the release of one link changed by when one client of one round was taken away or replaced."""
+
+    link: str
+    client: int
+    interactions: int  # of the client
+    round: int
+    done: str  # removed | replaced | sent (the length of the client's own message, where that is noised)
+    ratio: float  # the change, over the largest that the noise of the link was made for
+
+
+def record_link(link: Channel) -> Channel:
+    """The same private link, which keeps what it was given before its noise: a sum in its state at the server, the norm
+    of a message in its memory on the client."""
+
+    def init(example):
+        state, memory = link.init(example)
+        total = message_shapes(link, example, state, memory, num_rows(example))
+        return (state, zeros_like(total)), (memory, jnp.zeros(()))
+
+    def encode(update, sent, client):
+        sent_message, memory = link.encode(update, sent, client._replace(memory=client.memory[0]))
+        return sent_message, (memory, l2_norm(update))
+
+    def decode(total, state, round):
+        released, after, info = link.decode(total, state[0], round)
+        return released, (after, total), info
+
+    return link._replace(init=init, encode=encode, decode=decode, send=lambda state: link.send(state[0]))
+
+
+def record_channel(channel: Channel) -> Channel:
+    """The same chain, whose private links are `recorded`. Raises ValueError where there are none."""
+    if not channel.private:
+        raise ValueError(f"{channel.name}: no link adds noise, so there is no guarantee to probe")
+    return chain(*(record_link(each) if each.private else each for each in check_order(channel.links)))
+
+
+class RecordedInputs(NamedTuple):
+    """What the private links of a chain were given in a round, in the order of the links."""
+
+    sums: list[list[np.ndarray]]  # leaves of the sum over the cohort
+    norms: list[np.ndarray]  # float [clients]: of the last message of each client
+
+
+def recorded_inputs(state: State, channel: Channel) -> RecordedInputs:
+    """Reads what `recorded` links kept."""
+    places = [i for i, each in enumerate(channel.links) if each.private]
+    sums = [[np.asarray(x) for x in jax.tree.leaves(state.channel[i][1])] for i in places]
+    return RecordedInputs(sums, [np.asarray(state.memory[1][i][1]) for i in places])
+
+
+def relative_distance(mechanism: Mechanism, one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    """How far two sums are apart, over what the mechanism allows one client to add, in L2 and (if it has one) in L1.
+
+    Integers are those of a ring: their difference wraps as they do.
+    """
+    gap = np.concatenate([np.ravel(a - b).astype(np.float64) for a, b in zip(one, other, strict=True)])
+    ratios = [np.linalg.norm(gap) / mechanism.l2]
+    if mechanism.l1:
+        ratios.append(np.abs(gap).sum() / mechanism.l1)
+    return float(max(ratios))
+
+
+def play_round(
+    experiment: Experiment, state: State, seed: int, round: int, ids: np.ndarray, present: np.ndarray
+) -> State:
+    """The state after a round of these clients; `state` is not consumed."""
+    sampler, place = experiment.sampler, experiment.placement
+    cohort = pack_cohort(experiment.data.population, experiment.batching, experiment.shapes, ids, present, seed, round)
+    ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
+    cohort = cohort._replace(blocks=place.block(cohort.blocks), ages=ages)
+    return experiment.algorithm.step(copy_state(state), cohort, make_run_keys(seed).rounds)[0]
+
+
+def copy_state(state: Tree) -> Tree:
+    """A copy, as a round consumes the state that it is given."""
+    return jax.tree.map(lambda x: x.copy(), state)
+
+
+def choose_slots(activity: np.ndarray, count: int) -> np.ndarray:
+    """`count` places of an array of activities: the least and most active, and others spread evenly between them."""
+    order = np.argsort(activity, kind="stable")
+    return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
+
+
+def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) -> Iterator[ReleaseChange]:
+    """Removes some clients of each of the first rounds in turn, and puts others in their place.
+
+    Args:
+        config: a configuration whose channel is private.
+        data: its data.
+        clients: how many clients of each round are tried, from the least to the most active one.
+        rounds: how many rounds are played.
+
+    Yields:
+        a `Change` for each client, link and way; a ratio above 1 breaks the guarantee.
+
+    Raises:
+        ValueError: where no link is private, or several processes take part.
+    """
+    experiment = build_experiment(config, data, record_channel)
+    if experiment.processes.size > 1:
+        raise ValueError("jaxfed privacy probe works in one process: start it without a launcher")
+    population, mechanisms, channel = data.population, experiment.channel.private, experiment.channel
+    names = [each.name for each in channel.links if each.private]
+    state, everyone = initial_arrays(experiment, config.seed)["state"], np.arange(population.num_clients)
+    for round in range(rounds):
+        ids, present = experiment.sampler.draw(config.seed, round)
+        filled = np.flatnonzero(ids < population.num_clients)
+        after = play_round(experiment, state, config.seed, round, ids, present)
+        whole, strangers = recorded_inputs(after, channel), np.setdiff1d(everyone, ids)
+        for slot in filled[choose_slots(population.activity[ids[filled]], clients)]:
+            client = int(ids[slot])
+            about = {"client": client, "interactions": int(population.activity[client]), "round": round}
+            others = {"removed": population.num_clients}
+            if len(strangers):
+                others["replaced"] = int(np.random.default_rng([config.seed, round, client]).choice(strangers))
+            for done, other in others.items():
+                now = np.where(np.arange(len(ids)) == slot, other, ids)
+                there = present & (now < population.num_clients)
+                rest = recorded_inputs(play_round(experiment, state, config.seed, round, now, there), channel)
+                for i, mechanism in enumerate(mechanisms):
+                    if mechanism.kind != "local":
+                        most = 2.0 if done == "replaced" else 1.0
+                        ratio = relative_distance(mechanism, whole.sums[i], rest.sums[i]) / most
+                        yield ReleaseChange(names[i], done=done, ratio=ratio, **about)
+            for i, mechanism in enumerate(mechanisms):
+                if mechanism.kind == "local":
+                    yield ReleaseChange(
+                        names[i], done="sent", ratio=float(whole.norms[i][client]) / mechanism.l2, **about
+                    )
+        state = after

@@ -1,0 +1,173 @@
+"""Whether a run goes on, and from where: what its checkpoints say of themselves, against what is asked for now."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxfed.config.registry import REGISTRY
+from jaxfed.config.schema import config_to_table, make_config, map_paths, read_config
+from jaxfed.core.types import Tree
+from jaxfed.training import checkpoint
+from jaxfed.training.log import log
+from jaxfed.training.rounds import Progress
+from jaxfed.training.run_dir import check_folder, check_same_config, read_summary
+
+KEYS = {"standing", "config", "data", "trace"}
+ANEW = "Start a new run with another --out"
+FIELDS = {each.name for each in dataclasses.fields(Progress)}
+
+
+def describe_run(config: Any, data: str) -> dict[str, Any]:
+    """What a run is, for the records of its checkpoints, in JSON's types.
+
+    Args:
+        config: the run's configuration. Where it runs and where its files lie is left out: that may change.
+        data: the digest of its data.
+    """
+    table = map_paths(config_to_table(config), lambda path: "")
+    del table["run"]
+    return {"config": table, "data": data, "trace": trace_digest(config)}
+
+
+def trace_digest(config: Any) -> str:
+    """SHA-256 of the file that a clock reads its times from; "": it reads none."""
+    path = os.path.expanduser(getattr(config.clock, "path", ""))
+    if not path:
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_problem(record: dict[str, Any]) -> str:
+    """What is wrong with the contents of a sound record: another version may have written it; "": nothing is."""
+    standing = record.get("standing")
+    if not record.keys() >= KEYS or not isinstance(standing, dict) or standing.keys() != FIELDS:
+        return "its record was written by another version of jaxfed"
+    if standing["round"] != record["step"]:
+        return f"its record belongs to round {standing['round']}"
+    return ""
+
+
+def check_record(folder: Path, record: dict[str, Any], config: Any, data: str) -> None:
+    """Raises ValueError, in one line, where a run cannot go on under a configuration and on data with this digest."""
+    check_config(folder, record, config)
+    if config.privacy.seed == "secret":
+        raise ValueError(
+            f"{folder}: the secret seed is not stored, so this run cannot be resumed: repeating rounds with fresh "
+            f"noise would spend privacy that epsilon does not count. Use jaxfed evaluate {folder}, or train again with "
+            "another --out"
+        )
+    if record["data"] != data:
+        raise ValueError(f"{folder} was run on other data, or on the same rows in another order: pass another --out")
+    if record["trace"] != trace_digest(config):
+        raise ValueError(f"{folder} was run on other times of its clients (clock.path): pass another --out")
+
+
+def check_config(folder: Path, record: dict[str, Any], config: Any) -> None:
+    """Raises ValueError where a checkpoint is of another configuration, or its number of rounds cannot be changed."""
+    old = recorded_config(folder, record, config)
+    if old.rounds == config.rounds:
+        return
+    asked, standing = f"rounds cannot change from {old.rounds} to {config.rounds}", Progress(**record["standing"])
+    if reader := reads_rounds(config):
+        raise ValueError(f"{folder}: {asked}: {reader} depends on it. {ANEW}")
+    if standing.round >= config.rounds:
+        raise ValueError(f"{folder}: {asked}: {standing.round} are done. Ask for more, or: {ANEW}")
+    every, patience = config.evaluation.every, config.evaluation.patience
+    if patience and standing.finished and standing.stale >= patience:
+        raise ValueError(f"{folder}: {asked}: evaluation.patience ended the run after round {standing.round}. {ANEW}")
+    if patience and standing.finished and standing.round % every:
+        raise ValueError(
+            f"{folder}: {asked}: evaluation.patience counted the evaluation after round {standing.round}, where a "
+            f"longer run has none (evaluation.every = {every}). {ANEW}"
+        )
+
+
+def recorded_config(folder: Path, record: dict[str, Any], config: Any) -> Any:
+    """The configuration that a checkpoint is of, where it is `config` but for its rounds. Raises ValueError if not."""
+    try:
+        old = make_config({**record["config"], "run": config_to_table(config)["run"]})
+    except ValueError as error:
+        raise ValueError(f"{folder} was written by another version of jaxfed ({error}): pass another --out") from None
+    check_same_config(folder, old, config, paths=False)
+    return old
+
+
+def reads_rounds(config: Any) -> str:
+    """What of a configuration is made for its number of rounds, so that more of them are not the same and more; "":
+    nothing is."""
+    if config.server.schedule != "constant":
+        return f'server.schedule = "{config.server.schedule}"'
+    named = [(key, key, getattr(config, key)) for key in ("data", "model", "work", "server", "cohort", "clock")]
+    lists = (("channel", config.channel), ("download", config.download), ("channel", config.evaluation.channel))
+    named += [("channel", key, link) for key, some in lists for link in some]
+    for section, key, part in named:
+        if "rounds" in inspect.signature(REGISTRY[section][part.name]).parameters:
+            return f'the {key} "{part.name}"'
+    return ""
+
+
+def finished_summary(folder: Path, config: Any, resume: bool) -> str:
+    """The summary of a run that has ended, as JSON; "": it has not, or is to go on. Raises ValueError, see `train`."""
+    checkpoint.check_checkpoint_path(folder)
+    check_folder(folder, config, resume)
+    if not (folder / "summary.json").exists():
+        return ""
+    asked = make_config(read_config(folder / "config.toml")).rounds
+    if record := checkpoint.newest_record(folder / "checkpoints", record_problem):  # which nobody edits by hand
+        asked = recorded_config(folder, record, config).rounds
+    if asked != config.rounds:
+        return ""
+    try:
+        return json.dumps(read_summary(folder, config.evaluation.select))
+    except ValueError as error:
+        log(str(error))
+        return ""
+
+
+def restore_run(folder: Path, config: Any, checkpoints: Any, arrays: Tree, data: str) -> tuple[Tree, Progress, int]:
+    """Where a run goes on from.
+
+    Args:
+        folder: the run's.
+        config: what is asked for now.
+        checkpoints: those in the folder.
+        arrays: what a run has before its first round.
+        data: the digest of its data.
+
+    Returns:
+        (arrays, standing, how many rounds were asked for before, where that is another number than now; else 0).
+
+    Raises:
+        ValueError: the checkpoint is of another run, or its number of rounds cannot be changed.
+    """
+
+    def wrong(record):
+        if said := record_problem(record):
+            return said
+        check_record(folder, record, config, data)
+        return ""
+
+    found = checkpoint.restore_newest(checkpoints, arrays, log, wrong)
+    if found is None:
+        rows = folder / "metrics.jsonl"
+        if (folder / "summary.json").exists():
+            raise ValueError(f"{folder} is finished and has no checkpoint any more to go on from: pass another --out")
+        if rows.exists() and rows.stat().st_size:
+            log(f"{folder} has no checkpoint: it starts at round 0 again, and writes its rows anew")
+        return arrays, Progress(), 0
+    arrays, record, damaged = found
+    for step in damaged:  # the run will come to their rounds again
+        checkpoints.delete(step)
+    standing, asked = Progress(**record["standing"]), record["config"]["rounds"]
+    if asked == config.rounds:
+        log(f"resuming {folder} after round {standing.round}")
+        return arrays, standing, 0
+    log(f"resuming {folder} after round {standing.round}, to round {config.rounds} instead of {asked}")
+    standing.extended.append(asked)
+    standing.finished = False
+    return arrays, standing, asked

@@ -1,0 +1,231 @@
+"""The rounds of a run, one after the other: what is drawn and packed ahead, compiled once, and counted."""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxfed.config.build import Experiment
+from jaxfed.core.state import State
+from jaxfed.core.tree import count_bytes
+from jaxfed.core.types import Cohort, Key, Tree
+from jaxfed.core.wire import Wire
+from jaxfed.data.packing import empty_cohort, pack_cohort
+from jaxfed.evaluation.evaluator import flatten_metrics
+from jaxfed.evaluation.metrics import lower_is_better
+from jaxfed.training.timing import STAGES, time_stage
+
+
+class RunKeys(NamedTuple):
+    """Independent streams of a seed."""
+
+    model: Key
+    memory: Key
+    rounds: Key
+    evaluation: Key
+
+
+class PreparedRound(NamedTuple):
+    """One round's cohort on its devices, and what it downloads."""
+
+    cohort: Cohort
+    asked: int
+    rows: int  # of the catalogue that the cohort holds
+    bytes_down: int
+    halt: int  # the signal that came to a process while this was drawn, after which all stop together; 0: none
+    time: float | None  # simulated seconds at the end of the round; None: there is no clock
+    stages: dict[str, float]  # seconds
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands, beside its arrays. Goes into every checkpoint."""
+
+    round: int = 0
+    best_round: int = 0
+    best_value: float = -1.0  # once there is a best round
+    stale: int = 0  # evaluations since the best
+    seconds: float = 0.0  # of rounds, compilation and evaluation apart
+    compile_seconds: float = 0.0
+    updates: int = 0  # client updates that were sent
+    refused: int = 0  # clients whose update was discarded, as it was not finite
+    dropped: int = 0  # clients that were asked and dropped out, or came too late
+    clipped: int = 0  # client updates that a link scaled down
+    asked: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    simulated: float | None = None  # seconds by the clock of the configuration, if it has one
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds of each; see `stages`
+    position: int = 0  # bytes of metrics.jsonl
+    finished: bool = False
+    extended: list[int] = dataclasses.field(default_factory=list)  # numbers of rounds that were asked for before
+
+    def book(self, wire: Wire, info: dict[str, Any]) -> int:
+        """Waits for a round and books what was sent in it; returns how many updates were discarded."""
+        rows, reported = np.asarray(info["rows/sent"]), np.asarray(info["clients/present"])
+        refused = int(info["clients/refused"])
+        self.updates += int(reported.sum())
+        self.refused += refused
+        self.dropped += int(info["clients/dropped"])
+        self.clipped += round(float(info.get("clip/clients", 0)) * int(reported.sum()))
+        self.bytes_up += int(wire.up(rows[reported], info.get("rows/union", 0)).sum())
+        return refused
+
+    def totals(self) -> dict[str, Any]:
+        """What was counted so far, by the names of the run's files."""
+        counts = {f"clients/{name}_total": getattr(self, name) for name in ("refused", "dropped", "clipped")}
+        counts |= {"bytes_up_total": self.bytes_up, "bytes_down_total": self.bytes_down}
+        return counts if self.simulated is None else counts | {"simulated_seconds": round(self.simulated, 3)}
+
+    def judge(self, name: str, value: float) -> bool:
+        """Whether a metric is better than ever; notes what it was, or that it was not."""
+        ahead = self.best_value - value if lower_is_better(name) else value - self.best_value
+        better = ahead > 0 if self.best_round else not math.isnan(value)
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.best_round, self.best_value = self.round, value
+        return better
+
+    def spend(self, stages: dict[str, float]) -> None:
+        """Adds seconds to those of the run's stages."""
+        for name, seconds in stages.items():
+            self.stages[name] = self.stages.get(name, 0.0) + seconds
+
+    def spent(self) -> dict[str, float]:
+        """{seconds/STAGE} so far."""
+        return {f"seconds/{name}": round(self.stages.get(name, 0.0), 3) for name in STAGES}
+
+
+def make_run_keys(seed: int) -> RunKeys:
+    """The streams of a seed, all of whose bits count: `jax.random.key` alone reads the lower 32."""
+    key = jax.random.key(seed % (1 << 32))
+    key = jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
+    return RunKeys(*jax.random.split(key, len(RunKeys._fields)))
+
+
+def initial_arrays(experiment: Experiment, seed: int) -> dict[str, Tree]:
+    """A run's arrays before its first round: the state, and the best model so far."""
+    keys = make_run_keys(seed)
+    state = experiment.algorithm.init(experiment.model.init(keys.model), keys.memory)
+    return {"state": state, "best": jax.tree.map(lambda x: x.copy(), scored_model(experiment, state))}
+
+
+def scored_model(experiment: Experiment, state: State) -> tuple[Tree, Tree]:
+    """(shared parameters, the clients' private parts): what is evaluated. Copy what must outlive a step."""
+    return state.shared.params, experiment.work.private(state.memory[0])
+
+
+def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequence[int] = ()) -> PreparedRound:
+    """Draws and packs a cohort: a function of (seed, round), so it runs ahead in a thread of its own.
+
+    Several processes pack each its own clients, and tell each other which rows those hold. stopped: signals that came.
+    """
+    population, meet, sampler = experiment.data.population, experiment.processes.meet, experiment.sampler
+    stages: dict[str, float] = {}
+
+    def union(there):
+        if experiment.processes.size == 1:
+            return there
+        told = meet("rows", np.packbits(there).tobytes(), union_bits)
+        return np.unpackbits(np.frombuffer(told, np.uint8), count=len(there)).astype(bool)
+
+    with time_stage(stages, "sample"):
+        ids, present = sampler.draw(seed, round)
+        ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
+        time = sampler.clock(seed, round) if sampler.clock else None
+    with time_stage(stages, "pack"):
+        cohort = pack_cohort(population, experiment.batching, experiment.shapes, ids, present, seed, round, union)
+    end = experiment.shapes.end if cohort.rows is None else len(cohort.rows)
+    held = np.concatenate([(block.rows < end).sum(1)[block.slots < len(ids)] for block in cohort.blocks])
+    items = population.num_items
+    rows = items if cohort.rows is None else int((np.asarray(cohort.rows) < items).sum())
+    asked, down = int((ids < population.num_clients).sum()), int(experiment.wire.down(held, rows).sum())
+    told = meet("facts", np.array([down, *stopped[:1], 0], np.int64)[:2].tobytes(), combine_facts)
+    down, halt = np.frombuffer(told, np.int64).tolist()
+    with time_stage(stages, "transfer"):
+        placed = cohort._replace(blocks=jax.block_until_ready(experiment.placement.block(cohort.blocks)), ages=ages)
+    return PreparedRound(placed, asked, rows, down, halt, time, stages)
+
+
+def union_bits(sets: list[bytes]) -> bytes:
+    """The union of sets as bits."""
+    return np.bitwise_or.reduce([np.frombuffer(each, np.uint8) for each in sets]).tobytes()
+
+
+def combine_facts(facts: list[bytes]) -> bytes:
+    """(sum of bytes down, largest signal) of (bytes down, signal) of each process."""
+    down, signals = np.array([np.frombuffer(each, np.int64) for each in facts]).T
+    return np.array([down.sum(), signals.max()]).tobytes()
+
+
+def compile_programs(experiment: Experiment, state: State, key: Key) -> float:
+    """Compiles every program of a round by running nobody through every shape of block; returns seconds."""
+    begin = time.perf_counter()
+    empty = empty_cohort(experiment.data.population, experiment.batching, experiment.shapes)
+    empty = empty._replace(ages=np.zeros(len(empty.ids), np.int32) if experiment.sampler.versions else None)
+
+    def run(block):
+        copy = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, state)
+        alone = empty._replace(blocks=(experiment.placement.block(block),))
+        jax.block_until_ready(experiment.algorithm.step(copy, alone, key))
+
+    run(empty.blocks[0])  # the programs that all shapes share, once
+    # each has a copy of the state; and what spans processes must be launched in one order everywhere
+    side_by_side = os.cpu_count() if count_bytes(state) < 1e9 and experiment.processes.size == 1 else 1
+    with ThreadPoolExecutor(side_by_side) as pool:
+        list(pool.map(run, empty.blocks[1:]))
+    return time.perf_counter() - begin
+
+
+class RoundResult(NamedTuple):
+    """What a round leaves."""
+
+    state: State
+    info: dict[str, Any]
+    ready: PreparedRound  # who was asked
+
+
+def run_rounds(
+    experiment: Experiment, state: State, seed: int, start: int, stop: int, stopped: Sequence[int] = ()
+) -> Generator[RoundResult, None, None]:
+    """Runs from round `start` to before `stop`; consumes the state it is given, and each it gave.
+
+    seed: of cohorts, batches, noise and rounding. stopped: signals that came, see `Ready.halt`. The next cohort is
+    packed in a thread while devices are at work.
+    """
+    key = make_run_keys(seed).rounds
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(prepare_round, experiment, seed, start, stopped)
+        for number in range(start, stop):
+            waited: dict[str, float] = {}
+            with time_stage(waited, "wait"):
+                ready = coming.result()
+            if number + 1 < stop:
+                coming = ahead.submit(prepare_round, experiment, seed, number + 1, stopped)
+            with time_stage(waited, "compute"):
+                state, info = experiment.algorithm.step(state, ready.cohort, key)
+            known: dict[str, Any] = {"rows/union": ready.rows}
+            if ready.cohort.ages is not None:
+                ages = ready.cohort.ages[np.asarray(ready.cohort.present)]
+                known["clients/age"] = float(ages.mean()) if len(ages) else math.nan
+            yield RoundResult(state, info | known, ready._replace(stages=ready.stages | waited))
+
+
+def evaluate_model(experiment: Experiment, model: Tree, part: str, key: Key) -> dict[str, float]:
+    """Flat metrics of (shared, private) on `val` or `test`; `test/cold/...` are those of clients that never take part,
+    from the shared model and their histories."""
+    values = flatten_metrics(part, experiment.examine(*model, experiment.exams[part], key))
+    if cold := experiment.exams.get(f"{part}/cold"):
+        values |= flatten_metrics(f"{part}/cold", experiment.examine_cold(model[0], (), cold, key))
+    return values
+
+
+def mark_leaky(experiment: Experiment, row: dict[str, Any]) -> dict[str, Any]:
+    """A row that says so when its numbers come from a protocol that leaks."""
+    return {**row, "leaky": True, "protocol": "compat-pfedrec (LEAKY)"} if experiment.data.leaky else row

@@ -1,0 +1,70 @@
+"""Many runs: each in a process of its own, or one after the other in this one, which share what they can."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from jaxfed.config.build import Data, Experiment, build_experiment, load_data
+from jaxfed.config.schema import config_to_table
+from jaxfed.training.loop import train_run
+from jaxfed.training.run_dir import read_summary
+
+
+def train_in_process(table: dict[str, Any], folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The summary of `jaxfed train` of a configuration's table in `folder`/run, which goes on where it was.
+
+    Exits with the code of a run that fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "asked.toml").write_text(tomli_w.dumps(table))
+    words = ["train", str(folder / "asked.toml"), "--out", str(folder / "run"), "--resume", *overrides]
+    done = subprocess.run([sys.executable, "-m", "jaxfed", *words], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return read_summary(folder / "run")
+
+
+def cache_last(make: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, which gives what it gave the last time where `key` of its arguments is the same."""
+    kept: dict[str, Any] = {}
+
+    def again(*args):
+        name = json.dumps(key(*args), sort_keys=True)
+        if name not in kept:
+            kept.clear()  # before the next is made: never two of them in memory
+            kept[name] = make(*args)
+        return kept[name]
+
+    return again
+
+
+def shared_runner() -> Callable[[Any], tuple[dict[str, Any], str]]:
+    """run(config) -> (summary, ""), as `jaxfed train --resume`, for many runs in this process; or ({}, why not) where
+    it cannot be, so that one of them does not lose the others.
+
+    A run on the same data as the one before does not read them again; one that also differs in nothing but seed and
+    folder uses the same compiled programs.
+    """
+
+    def but_seed_and_folder(config: Any, data: Data) -> dict[str, Any]:
+        table = config_to_table(config)
+        return table | {"seed": 0, "run": table["run"] | {"out": ""}, "digest": data.digest}
+
+    read: Callable[[Any], Data] = cache_last(load_data, config_to_table)
+    build: Callable[[Any, Data], Experiment] = cache_last(build_experiment, but_seed_and_folder)
+
+    def run(config: Any) -> tuple[dict[str, Any], str]:
+        try:
+            return train_run(config, True, read, build), ""
+        except (ValueError, MemoryError, RuntimeError) as error:  # the last of memory alone
+            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            said = str(error).splitlines()[:1] or ["out of memory"]
+            return {}, " ".join(said[0].split())
+
+    return run

@@ -1,0 +1,318 @@
+"""A sweep: every combination of some values of a configuration's keys is a run; what came of them in one table."""
+
+import copy
+import dataclasses
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from jaxfed.core.excerpt import printable
+from jaxfed.evaluation.metrics import lower_is_better
+from jaxfed.training.log import to_json
+from jaxfed.training.run_dir import write_file
+from jaxfed.training.terminal_table import print_table
+
+METRICS = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
+FACTS = ("rounds", "best_round", "seconds", "bytes_up_per_client", "bytes_down_per_client", "server_sees", "epsilon")
+WIDE = 200  # columns of a table that no terminal shows
+DECADE = 10.0  # values that span one are drawn on a logarithmic axis
+
+
+class SweepPoint(NamedTuple):
+    """One run of a sweep."""
+
+    choice: dict[str, str]  # key of the grid -> its value, as it was given
+    seed: int
+    config: Any
+    problem: str = ""  # why it cannot be; there is no config then
+
+    def words(self) -> str:
+        """What a user would add to `jaxfed train`."""
+        return " ".join(option_words(*each) for each in self.choice.items())
+
+
+def option_words(key: str, value: str) -> str:
+    """A key and its value as the command line has them."""
+    if value.lower() in ("true", "false"):
+        outer, dot, inner = key.rpartition(".")
+        return f"--{outer}{dot}{'' if value.lower() == 'true' else 'no-'}{inner}"
+    return f"--{key} {value}" if " " in value else f"--{key}={value}"
+
+
+def parse_grid(grids: Sequence[str]) -> dict[str, list[str]]:
+    """{key: values} of some `key=value,value`; a value that is a list has spaces between its parts.
+
+    Raises ValueError for what is none.
+    """
+    found: dict[str, list[str]] = {}
+    for text in grids:
+        key, equals, several = text.partition("=")
+        key, values = key.strip().lstrip("-").replace("_", "-"), [" ".join(each.split()) for each in several.split(",")]
+        if not key or not equals:
+            raise ValueError(f"--grid {text}: it must be section.key=value,value")
+        if "" in values:
+            raise ValueError(f"--grid {text}: a value is missing: section.key=value,value")
+        if key in found:
+            raise ValueError(f"--grid {key} is given twice: put all of its values behind one")
+        if len({*values}) < len(values):
+            raise ValueError(f"--grid {text}: a value is there twice")
+        found[key] = values
+    return found
+
+
+def sweep_points(
+    overridden: Callable[[dict[str, Any], list[str]], Any],
+    table: dict[str, Any],
+    grid: dict[str, list[str]],
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    out: Path,
+) -> list[SweepPoint]:
+    """Every combination with every seed, seeds innermost, each with a folder of its own in `out`.
+
+    overridden(table, words) -> configuration, see `cli`. seeds: none for the configuration's own. Raises ValueError
+    for a value that fits neither alone nor with others; a combination that cannot be is a point with its problem.
+    """
+    check_grid(grid, seeds, overrides)
+
+    def point(choice, seed):
+        words = [word for each in choice.items() for word in option_words(*each).split(" ")]
+        folder = out.joinpath(*(quote(f"{key}={value}", safe="=") for key, value in choice.items()))
+        fixed = [] if seed is None else [f"--seed={seed}"]
+        try:
+            config = overridden(copy.deepcopy(table), [*overrides, *words, *fixed])
+        except ValueError as error:
+            return SweepPoint(choice, seed or 0, None, str(error))
+        run = dataclasses.replace(config.run, out=str(folder / f"seed_{config.seed}"))
+        return SweepPoint(choice, config.seed, dataclasses.replace(config, run=run))
+
+    choices = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    made = [point(choice, seed) for choice in choices for seed in seeds or (None,)]
+    for key, value in [(key, value) for key, values in grid.items() for value in values]:
+        never = all(each.problem for each in made if each.choice[key] == value)
+        if never and (problem := point({key: value}, None).problem):
+            raise ValueError(problem)
+    if all(each.problem for each in made):
+        raise ValueError(made[0].problem)
+    return made
+
+
+def check_grid(grid: dict[str, list[str]], seeds: Sequence[int], overrides: Sequence[str]) -> None:
+    """Raises ValueError for keys that are said twice, or are not a sweep's to say."""
+    given = {word.partition("=")[0].lstrip("-").replace("_", "-") for word in overrides if word.startswith("--")}
+    if twice := sorted(given & grid.keys()):
+        raise ValueError(f"{twice[0]} is given beside --grid {twice[0]}: leave one of them out")
+    if "run.out" in given | grid.keys():
+        raise ValueError("run.out: every run of a sweep has a folder of its own: pass --out FOLDER for all of them")
+    if seeds and "seed" in given | grid.keys():
+        raise ValueError("seed is given beside --seeds: leave one of them out")
+    if len({*seeds}) < len(seeds):
+        raise ValueError("--seeds: a seed is there twice")
+    if not grid and len(seeds) < 2:
+        raise ValueError("nothing to sweep: pass --grid section.key=value,value or several --seeds")
+
+
+def parse_number(text: str) -> int | float | str:
+    """A value of the grid for a file: a number where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def test_metric(select: str) -> str:
+    """The test's figure of what validation chooses by."""
+    return select.replace("val/", "test/", 1)
+
+
+def result_row(point: SweepPoint, summary: dict[str, Any]) -> dict[str, Any]:
+    """What is written of a run, flat; of one that there is not, why."""
+    made: dict[str, Any] = {"seed": point.seed}
+    if summary:
+        made |= {key: summary[key] for key in ("leaky", "protocol") if key in summary}
+        select = point.config.evaluation.select
+        names = [name for name in summary if name.endswith(("hr@10", "ndcg@10")) or name == test_metric(select)]
+        made |= {"run": point.config.run.out, "select": select, "selected": summary[select]}
+        made |= {name: summary[name] for name in (*names, *FACTS)}
+    return made | {"problem": point.problem} | {key: parse_number(value) for key, value in point.choice.items()}
+
+
+def run_sweep(
+    points: Sequence[SweepPoint], run: Callable[[Any], tuple[dict[str, Any], str]], say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """The row of each point, one run after the other. run(config) -> (summary, why there is none); see `runs`."""
+    for place, point in enumerate(points, 1):
+        say(f"[{place}/{len(points)}] seed {point.seed}  {point.words()}")
+        summary: dict[str, Any] = {}
+        if not point.problem:
+            summary, problem = run(point.config)
+            point = point._replace(problem=problem)
+        if point.problem:
+            say(f"failed: {point.problem}")
+        yield result_row(point, summary)
+
+
+def average_seeds(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """One flat object for each combination of the values of `keys`: `seeds`, and of every number the mean over those
+    that worked and its standard deviation as NAME_sd, where there are several."""
+    out = []
+    for values in dict.fromkeys(tuple(each[key] for key in keys) for each in rows):
+        mine = [each for each in rows if tuple(each[key] for key in keys) == values]
+        good = [each for each in mine if not each.get("problem")]
+        first: dict[str, Any] = good[0] if good else mine[0]
+        made = dict(zip(keys, values, strict=True)) | {"seeds": len(good)}
+        made["problem"] = next((each["problem"] for each in mine if each.get("problem")), "")
+        for name, value in first.items():
+            if name in made or name == "seed":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                made |= {name: value}
+                continue
+            column = [each[name] for each in good if isinstance(each.get(name), int | float)]  # null: no number
+            made[name] = statistics.mean(column)
+            if len(column) > 1:
+                made[f"{name}_sd"] = statistics.stdev(column)
+        out.append(made)
+    return out
+
+
+def format_spread(each: dict[str, Any], name: str, digits: int = 4) -> str:
+    """`mean`, or `mean ± sd`; nothing where there is no figure."""
+    if each.get(name) is None:
+        return ""
+    sd = each.get(f"{name}_sd")
+    return f"{each[name]:,.{digits}f}" + ("" if sd is None else f" ± {sd:,.{digits}f}")
+
+
+def best_row(every: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The combination with the best mean of what validation chooses by; empty if none worked."""
+
+    def merit(each):
+        return -each["selected"] if lower_is_better(each["select"]) else each["selected"]
+
+    return max((each for each in every if each["seeds"]), key=merit, default={})
+
+
+def shorten_keys(keys: Sequence[str]) -> list[str]:
+    """The last words of keys, whole ones where two would be the same."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return [key if last.count(word) > 1 else word for key, word in zip(keys, last, strict=True)]
+
+
+def table_cells(every: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[list[str]]:
+    """The table: its heads, then a line for each combination, * at the best by validation."""
+    select = {each["select"] for each in every if each["seeds"]}
+    failed, chosen = any(each["problem"] for each in every), best_row(every)
+    validation = select.pop() if len(select) == 1 else "chosen by"
+    ranked = any(METRICS[0] in each for each in every) or validation == "chosen by"
+    metrics = METRICS if ranked else (test_metric(validation),)  # rows with labels have no ranks
+    figures = [name.replace("/", " ") for name in (validation, *metrics)]
+    heads = ["", *shorten_keys(keys), *figures, "best round", "seconds", "seeds", *(["problem"] if failed else [])]
+    made = [heads]
+    for each in every:
+        figures = [format_spread(each, name) for name in ("selected", *metrics)]
+        figures += [format_spread(each, "best_round", 0), format_spread(each, "seconds", 1), str(each["seeds"])]
+        mark = "*" * (each is chosen) + " LEAKY" * bool(each.get("leaky"))
+        line = [mark.strip(), *(str(each[key]) for key in keys), *figures]
+        made.append([printable(cell) for cell in [*line, *([each["problem"]] if failed else [])]])
+    return made
+
+
+def sweep_markdown(every: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
+    """The same as Markdown."""
+    heads, *lines = [[cell.replace("|", "\\|") for cell in line] for line in table_cells(every, keys)]
+    rule = "|---" * (len(keys) + 1) + "|---:" * (len(heads) - len(keys) - 1) + "|"
+    return "\n".join([f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+
+
+def kept_rows(folder: Path, points: Sequence[SweepPoint], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of an earlier sweep in the folder over other values of the same keys. Raises ValueError for other keys."""
+    path = folder / "results.json"
+    rows = read_rows(path)
+    was = {key for each in rows for key in each if "." in key and "/" not in key}
+    if rows and was != {key for key in keys if "." in key}:
+        raise ValueError(f"{folder} holds a sweep over {', '.join(sorted(was)) or 'seeds'}: pass another --out")
+    now = [({key: parse_number(value) for key, value in point.choice.items()}, point.seed) for point in points]
+    return [each for each in rows if ({key: each.get(key) for key in keys}, each["seed"]) not in now]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results.json; none where there is no file. Raises ValueError where it is damaged."""
+    try:
+        rows = json.loads(path.read_text()) if path.is_file() else []
+    except (ValueError, RecursionError):
+        rows = None
+    if not isinstance(rows, list) or not all(isinstance(each, dict) and "seed" in each for each in rows):
+        raise ValueError(f"{path} is damaged: move it away, finished runs are read again without training")
+    return rows
+
+
+def write_results(folder: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """results.json, a flat object a run, and results.md, a line for each combination, which are returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    every = average_seeds(rows, keys)
+    write_file(folder / "results.json", to_json(rows, 1) + "\n")
+    write_file(folder / "results.md", sweep_markdown(every, keys))
+    return every
+
+
+def print_results(every: Sequence[dict[str, Any]], keys: Sequence[str], title: str) -> None:
+    """The same in the terminal."""
+    from rich.console import Console
+
+    leaky = " (LEAKY: train negatives exclude the held-out items)" if any(each.get("leaky") for each in every) else ""
+    heads, *lines = table_cells(every, keys)
+    out = Console(highlight=False, markup=False, emoji=False)
+    if not out.is_terminal:
+        out.width = WIDE
+    print_table(out, title + leaky, heads, lines, len(keys) + 1)
+
+
+def figure_lines(every: Sequence[dict[str, Any]], keys: Sequence[str], metric: str) -> dict[str, list[tuple]]:
+    """{the values of all keys but the first: [(value of the first, metric, sd)]} of what worked; numbers in order."""
+    made: dict[str, list[tuple]] = {}
+    for each in (each for each in every if each["seeds"]):
+        label = ", ".join(f"{word} {each[key]}" for key, word in zip(keys[1:], shorten_keys(keys)[1:], strict=True))
+        made.setdefault(label, []).append((each[keys[0]], each[metric], each.get(f"{metric}_sd", 0.0)))
+    numbers = all(isinstance(each[keys[0]], int | float) for each in every)
+    return {label: sorted(line) if numbers else line for label, line in made.items()}
+
+
+def draw_figure(every: Sequence[dict[str, Any]], keys: Sequence[str], path: Path, say: Callable[[str], None]) -> bool:
+    """A figure: what validation chooses by against the first key, a line for each value of the others, sd over seeds.
+
+    Says so, and is False, where matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        say("no figure: matplotlib is missing: pip install matplotlib")
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    values = [each[keys[0]] for each in every if each["seeds"]]
+    numbers = all(isinstance(value, int | float) for value in values)
+    for label, line in figure_lines(every, keys, "selected").items():
+        x, y, sd = zip(*line, strict=True)
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 3, "label": label or None}
+        axes.errorbar(x if numbers else [*map(str, x)], y, sd if any(sd) else None, **style)
+    if numbers and min(values) > 0 and max(values) / min(values) >= DECADE:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.set_xticks(sorted({*values}), [f"{value:g}" for value in sorted({*values})])
+    leaky = " (LEAKY)" if any(each.get("leaky") for each in every) else ""
+    axes.set(xlabel=keys[0], ylabel=best_row(every)["select"] + leaky)
+    axes.grid(True, which="both", alpha=0.2)
+    if len(keys) > 1:
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return True

@@ -1,1 +1,0 @@
-"""Works: what one client computes, one idea a file."""

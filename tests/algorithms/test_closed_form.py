@@ -1,0 +1,215 @@
+"""Closed forms: sums of clients are the central model of NumPy, through every kind of sum."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.registry import CLOSED
+from jaxfed.config.schema import make_config
+from jaxfed.core.types import History
+from jaxfed.evaluation.evaluator import flatten_metrics
+from jaxfed.models import closed_form
+from jaxfed.models.closed_form import solve_positive
+from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round, scored_model
+
+USERS, ITEMS = 40, 30
+TABLE = {"name": "synthetic", "users": USERS, "items": ITEMS, "mean_length": 9.0}
+DATA = load_data(make_config({"data": TABLE}).data)
+HISTORIES = [DATA.population.train.of(u) for u in range(USERS)]
+
+
+def made(model, channel=(), rounds=1, data=DATA, **more):
+    """(experiment, state) after some rounds of everyone."""
+    table = {"model": model, "work": {"name": "statistics", "batch_size": 4}, "server": {"name": "solve"}}
+    config = make_config({"cohort": {"name": "everyone"}, "channel": list(channel), **table, **more})
+    it = build_experiment(config, data)
+    state = initial_arrays(it, 0)["state"]
+    for t in range(rounds):
+        state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)
+    return it, state
+
+
+def tables(state):
+    return {name: np.asarray(x.rows, np.float64) for name, x in state.shared.params["tables"].items()}
+
+
+def binary():
+    x = np.zeros((USERS, ITEMS))
+    for u, items in enumerate(HISTORIES):
+        x[u, items] = 1
+    return x
+
+
+def central_ease(l2):
+    p = np.linalg.inv(binary().T @ binary() + l2 * np.eye(ITEMS))
+    b = -p / np.diag(p)
+    np.fill_diagonal(b, 0)
+    return b
+
+
+def central_transitions(window, decay):
+    c = np.zeros((ITEMS, ITEMS))
+    for items in HISTORIES:
+        for a in range(len(items)):
+            for b in range(a + 1, min(a + window, len(items) - 1) + 1):
+                c[items[a], items[b]] += decay ** (b - a - 1)
+    return c / np.sqrt(np.outer(np.maximum(c.sum(1), 1), np.maximum(c.sum(0), 1)))
+
+
+def test_the_sums_of_ease_are_whole_numbers_and_exact(monkeypatch):
+    monkeypatch.setattr(closed_form, "ridge", lambda gram, l2: gram)
+    for channel in ((), [{"name": "clip", "bound": 1e6}, {"name": "ring", "fraction_bits": 4}]):
+        _, state = made({"name": "ease"}, channel)
+        np.testing.assert_array_equal(tables(state)["item"], binary().T @ binary())
+
+
+@pytest.mark.parametrize(
+    "channel", [(), [{"name": "clip", "bound": 1e5}, {"name": "ring", "fraction_bits": 8}]], ids=["sum", "secure sum"]
+)
+def test_ease_is_the_central_model(channel):
+    _, state = made({"name": "ease", "l2": 5.0}, channel)
+    np.testing.assert_allclose(tables(state)["item"], central_ease(5.0), rtol=1e-4, atol=1e-6)  # float32 inversion
+
+
+def test_item_knn_is_the_central_model():
+    _, state = made({"name": "item_knn", "neighbours": 7, "shrink": 3.0})
+    g = binary().T @ binary()
+    near = g / (np.sqrt(np.outer(np.diag(g), np.diag(g))) + 3)
+    np.fill_diagonal(near, 0)
+    for i in range(ITEMS):
+        near[i, near[i] < np.sort(near[i])[-7] - 1e-6] = 0  # equals of the last neighbour stay
+    np.testing.assert_allclose(tables(state)["item"], near.T, rtol=1e-5, atol=1e-7)
+
+
+def test_transitions_are_the_central_model():
+    _, state = made({"name": "transitions", "l2": 5.0, "window": 3, "decay": 0.8})
+    got = tables(state)
+    np.testing.assert_allclose(got["item"], central_ease(5.0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got["next"], central_transitions(3, 0.8), rtol=1e-5, atol=1e-7)
+
+
+def test_ials_is_the_central_model():
+    """Three epochs of alternating least squares over the whole matrix, in NumPy."""
+    l2, w, d, x = 0.02, 0.3, 4, binary()
+    it, state = made({"name": "ials", "dim": d, "l2": l2, "unobserved": w}, rounds=3)
+    y = np.asarray(initial_arrays(it, 0)["state"].shared.params["tables"]["item"].rows, np.float64)
+
+    def side(other, seen):
+        out = np.zeros((len(seen), d))
+        for i, row in enumerate(seen):
+            left = other.T @ (other * (row + w)[:, None]) + l2 * (row.sum() + w * len(row)) * np.eye(d)
+            out[i] = np.linalg.solve(left, other.T @ row)
+        return out
+
+    for _ in range(3):
+        users = side(y, x)
+        y = side(users, x.T)
+    np.testing.assert_allclose(tables(state)["item"], y, rtol=2e-3, atol=2e-4)  # float32 solves, one on the other
+    np.testing.assert_allclose(state.shared.params["params"]["gram"], y.T @ y, rtol=1e-3, atol=1e-4)
+    model, params = it.model, state.shared.params
+    history = History(*[jnp.array([*HISTORIES[3], ITEMS])] * 2, ITEMS)
+    np.testing.assert_allclose(model.fold_in(params, history), side(y, x[3:4])[0], rtol=2e-3, atol=2e-4)
+
+
+def test_solutions_are_those_of_lapack_without_its_calls():
+    """Batches of LAPACK calls in programs that run side by side wait for each other for ever; no client makes any."""
+    factors = np.random.default_rng(0).normal(size=(50, 8, 8))
+    matrix, right = factors @ factors.transpose(0, 2, 1) + 0.5 * np.eye(8), factors[:, 0]
+    got = jax.vmap(solve_positive)(jnp.float32(matrix), jnp.float32(right))
+    np.testing.assert_allclose(got, np.linalg.solve(matrix, right[..., None])[..., 0], rtol=1e-3, atol=1e-4)
+    assert "lapack" in jax.jit(jnp.linalg.solve).lower(matrix, right[..., None]).as_text()
+    for name in CLOSED:
+        it, state = made({"name": name}, rounds=0)
+        for client in (it.model.fold_in, it.model.closed.statistics):
+            each = jax.vmap(lambda params, ids, client=client: client(params, History(ids, ids, ITEMS)), (None, 0))
+            text = jax.jit(each).lower(state.shared.params, jnp.array([HISTORIES[3]])).as_text()
+            assert "lapack" not in text, name
+
+
+def test_a_history_is_scored_by_its_order():
+    """recency^age of EASE weights, last^age of transitions, both standardised."""
+    it, state = made({"name": "transitions", "l2": 5.0, "half_life": 2.0, "last": 0.5, "blend": 1.5})
+    got, items = tables(state), HISTORIES[0]
+    age = np.arange(len(items))[::-1]
+    a = 0.5 ** (age / 2.0) @ got["item"][items]
+    b = 0.5**age @ got["next"][items]
+    want = (a - a.mean()) / a.std() + 1.5 * (b - b.mean()) / b.std()
+    padded = jnp.array([*items, ITEMS, ITEMS])
+    private = it.model.fold_in(state.shared.params, History(padded, padded, ITEMS))
+    np.testing.assert_allclose(it.model.score(state.shared.params, private, 0), want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("past", ["train", "all"])
+def test_what_is_folded_in_at_the_test_is_asked_for(past):
+    it, state = made({"name": "ease", "l2": 5.0}, evaluation={"history": past})
+    sums = it.examine(*scored_model(it, state), it.exams["test"], make_run_keys(0).evaluation)
+    got, weights, ranks = flatten_metrics("test", sums), tables(state)["item"], []
+    for u, items in enumerate(HISTORIES):
+        valid, test = DATA.population.valid.of(u), DATA.population.test.of(u)
+        score = weights[np.append(items, valid) if past == "all" else items].sum(0)
+        others = np.setdiff1d(np.arange(ITEMS), np.concatenate([items, valid, test]))
+        ranks.append((score[others] >= score[test[0]] - 1e-6).sum())
+    assert got["test/full/hr@10"] == pytest.approx(np.mean(np.array(ranks) < 10), abs=1.5 / USERS)
+
+
+def test_rounds_of_some_clients_sum_those():
+    """A cohort that is not everyone: the model of those who were asked."""
+    it, state = made({"name": "ease", "l2": 5.0}, cohort={"name": "uniform", "size": 9})
+    ids = np.asarray(prepare_round(it, 0, 0).cohort.ids)
+    x = binary()[ids]
+    p = np.linalg.inv(x.T @ x + 5 * np.eye(ITEMS))
+    want = -p / np.diag(p)
+    np.fill_diagonal(want, 0)
+    np.testing.assert_allclose(tables(state)["item"], want, rtol=1e-4, atol=1e-6)
+
+
+def test_a_clipped_statistic_is_bounded_by_the_norm_of_the_history():
+    """|x x'| = |x|^2, so that clipping the one bounds the other, for differential privacy."""
+    it, _ = made({"name": "ease"})
+    history = History(*[jnp.array(HISTORIES[5])] * 2, ITEMS)
+    told, _ = it.model.closed.statistics(initial_arrays(it, 0)["state"].shared.params, history)
+    assert float(jnp.linalg.norm(told["tables"]["item"].rows)) == pytest.approx(len(HISTORIES[5]))
+    it, state = made({"name": "ease"}, [{"name": "clip", "bound": 4.0}, {"name": "gaussian", "multiplier": 1.0}])
+    assert it.account.mechanisms
+    assert np.isfinite(tables(state)["item"]).all()
+
+
+REFUSED = {
+    "mf has no closed form": ({"name": "mf"}, {}, "closed form"),
+    "a mean": ({"name": "ease"}, {"channel": [{"name": "weighted_mean"}]}, "set channel"),
+    "an optimiser": ({"name": "ease"}, {"server": {"name": "adam"}}, "together"),
+    "local steps": ({"name": "ease"}, {"work": {"name": "local_steps"}}, "together"),
+    "organisations": ({"name": "ease"}, {"data": TABLE | {"clients": "silo", "silos": 4}}, "one user"),
+    "no way from a history": (
+        {"name": "mf", "loss": "bpr"},
+        {"work": {}, "server": {}, "channel": [{"name": "mean"}], "evaluation": {"fold_in": True}},
+        "history",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused(name):
+    model, more, message = REFUSED[name]
+    table = {"data": TABLE, "model": model, "work": {"name": "statistics"}, "server": {"name": "solve"}, "channel": []}
+    config = make_config(table | {"cohort": {"name": "everyone"}} | more)
+    with pytest.raises(ValueError, match=message):
+        build_experiment(config, load_data(config.data))
+
+
+def test_a_closed_form_has_no_loss():
+    it, state = made({"name": "ease"})
+    with pytest.raises(ValueError, match="no loss"):
+        it.model.loss(state.shared.params, (), {})
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_tables_over_several_devices_are_those_of_one(name):
+    """Also where they have rows past the items, to divide evenly."""
+    data = load_data(make_config({"data": TABLE | {"items": 29}}).data)
+    one, two = (made({"name": name}, (), 2, data, run=run)[1] for run in ({}, {"devices": 2, "shard_tables": True}))
+    for a, b in zip(*(jax.tree.leaves(x.shared.params["tables"]) for x in (one, two)), strict=True):
+        size = min(a.shape[0], b.shape[0])
+        np.testing.assert_allclose(np.asarray(a)[:size, :size], np.asarray(b)[:size, :size], rtol=1e-4, atol=1e-5)

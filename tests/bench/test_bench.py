@@ -1,0 +1,93 @@
+"""The benchmark measures what it says: the same round, by every method; what it tells is complete."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxfed.bench import workloads
+from jaxfed.bench.workloads import METHODS, WORKLOADS, Workload, check_targets, make_bench_experiment, measure_in_turn
+from jaxfed.cli import main
+from jaxfed.training.timing import peak_megabytes
+
+SMALL = Workload(items=90, users=60, cohort=9)
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return make_bench_experiment(SMALL)
+
+
+@pytest.mark.parametrize("method", ["sequential", "dense_vmap", "limit"])
+def test_every_method_runs_the_same_round(experiment, method, monkeypatch):
+    """Float32 sums in another order: 2e-6 of parameters of size one, which move by 0.007."""
+    if method == "limit" and not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    monkeypatch.setattr(workloads, "TOGETHER", 1)
+    one, other = METHODS["ours"](experiment), METHODS[method](experiment)
+    before = jax.tree.map(np.array, one.params())
+    one.go(0), other.go(0)
+    moved = max(float(np.abs(before[name] - one.params()[name]).max()) for name in before)
+    assert moved > 0.005
+    for name, value in one.params().items():
+        np.testing.assert_allclose(np.asarray(other.params()[name]), np.asarray(value), atol=2e-6, err_msg=name)
+
+
+def test_rounds_are_measured_in_turn_and_as_often_as_asked():
+    calls = []
+
+    def runner(name, rounds, seconds=0.0):
+        return workloads.Runner(lambda number: calls.append(name), rounds, 0.0, dict)
+
+    times = measure_in_turn({"a": runner("a", 5), "b": runner("b", 1)}, 10, 100.0)
+    assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 10}
+    assert calls[-24:] == ["a", "a", "b", "b"] * 2 + ["b", "b"] * 8  # each turn after one that is not counted
+
+
+def test_the_program_writes_its_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["jaxfed", "bench", "W1", "--rounds", "1", "--json", str(tmp_path / "b.json")])
+    monkeypatch.setitem(WORKLOADS, "W1", SMALL._replace(baselines=True))
+    monkeypatch.setattr(workloads, "peak_memory", lambda name, method: {"peak_memory_mb": 1.0, "compile_seconds": 2.0})
+    monkeypatch.setattr(main, "start", lambda: None)
+    main.main()
+    row = json.loads((tmp_path / "b.json").read_text())["W1"]
+    wanted = {"ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms", "clients_per_second", "compile_seconds"}
+    assert wanted | {"peak_memory_mb"} <= row.keys()
+    assert row["clients_per_second"] == pytest.approx(1e3 * 9 / row["ours_ms"], rel=1e-3)
+    assert "W1: sequential / ours" in capsys.readouterr().out
+
+
+def test_a_promise_that_is_missed_says_so():
+    figures = {"W1": {"ours_ms": 10.0, "sequential_ms": 20.0, "dense_vmap_ms": None, "limit_ms": 4.0}}
+    assert [(what, value, holds) for what, value, _, holds in check_targets(figures)] == [
+        ("W1: sequential / ours", 2.0, False),
+        ("W1: ours / limit", 2.5, True),
+    ]
+
+
+def test_a_baseline_that_does_not_fit_is_left_out(monkeypatch):
+    def memory(name, method):
+        if method == "dense_vmap":
+            raise ValueError("killed")
+        return {"peak_memory_mb": 1.0, "compile_seconds": 2.0}
+
+    monkeypatch.setattr(workloads, "peak_memory", memory)
+    monkeypatch.setitem(WORKLOADS, "W1", SMALL._replace(baselines=True))
+    told = []
+    row = workloads.bench_workload("W1", 1, say=told.append)
+    assert row["dense_vmap_ms"] is None
+    assert row["sequential_ms"] > 0
+    assert "killed: left out" in told
+
+
+def test_memory_is_that_of_a_process_of_its_own(monkeypatch):
+    """And an error in it is one line."""
+    ballast = np.ones(1 << 30, np.uint8)  # a gigabyte here is none of the other's
+    told = workloads.measure_peak_memory("W1", "ours")
+    assert told["peak_memory_mb"] < peak_megabytes() - 500
+    assert ballast.all()
+    assert 100 < told["peak_memory_mb"] < 5000
+    with pytest.raises(ValueError, match="W9 ours: jaxfed: no workload"):
+        workloads.measure_peak_memory("W9", "ours")

@@ -1,0 +1,136 @@
+"""Rounds and evaluations lower for TPU and CUDA, on a machine that has neither: nothing in them asks for a CPU."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from jaxfed.channels.average import mean
+from jaxfed.core.channel import chain, link
+from jaxfed.data.packing import empty_cohort
+from jaxfed.training.rounds import initial_arrays, make_run_keys
+from tests.laws.test_laws import AXES, COVERED, USUAL, experiment, name_of
+from tests.small import KEY, MARKED, factorisation, row_cohort
+
+PLATFORMS = ("tpu", "cuda")
+MODELS, WORKS = AXES["model"], COVERED["work"]
+LATER = [name for name in AXES["work"] if name not in WORKS]
+# every link, every pair of a model and a work of the cover; every other work with its usual neighbours
+COVER = [
+    {"model": MODELS[i % len(MODELS)], "work": WORKS[i // len(MODELS) % len(WORKS)], "channel": channel}
+    | {"clients": AXES["clients"][i % 3 % 2], "loss": "bce", "server": "adam", "optimizer": "sgd"}
+    for i, channel in enumerate(AXES["channel"])
+]
+COVER += [USUAL | {"work": name, "channel": "cluster_mean" if name == "clustered" else "mean"} for name in LATER]
+# What StableHLO says in words of its own, for every platform; whatever else is called is a platform's own code, or a
+# callback to Python on the host. None is in use today: a new one is added here with its reason.
+CUSTOM_CALLS: set[str] = set()
+
+
+def lowered(program, *args):
+    """A jitted function's module for all platforms. Raises ValueError where one would not run it, or asks its host."""
+    try:
+        module = export.export(program, platforms=PLATFORMS)(*args)
+    except NotImplementedError as error:  # an operation that a platform has no rule for
+        raise ValueError(f"no rule: {error}") from None
+    except TypeError as error:  # what JAX 0.10 makes of effects where rules differ by platform
+        raise ValueError(f"an effect, such as a callback to the host: {error}") from None
+    text = module.mlir_module()
+    if foreign := set(re.findall(r"custom_call @([\w.$]+)", text)) - CUSTOM_CALLS:
+        raise ValueError(f"calls of {', '.join(sorted(foreign))}")
+    return module, text
+
+
+def check_round(made):
+    """The three programs of a round, with nobody in a block of the longest shape."""
+    every, state = (
+        empty_cohort(made.data.population, made.batching, made.shapes),
+        jax.eval_shape(lambda: initial_arrays(made, 0)),
+    )
+    cohort = every._replace(blocks=(made.placement.block(every.blocks[-1]),))
+    module, text = lowered(jax.jit(made.algorithm.step), state["state"], cohort, make_run_keys(0).rounds)
+    assert all(f"@{program}" in text for program in ("clients", "absorb", "finish"))
+    assert module.nr_devices == made.placement.devices
+    return text
+
+
+def check_ends(made):
+    """A run's first state, and an evaluation of a few clients."""
+    exam = made.exams["test"]._replace(who=made.exams["test"].who[:3])
+    examine = jax.jit(lambda shared, private, key: made.examine(shared, private, exam, key))
+    start, best = jax.jit(lambda: initial_arrays(made, 0)), jax.eval_shape(lambda: initial_arrays(made, 0))["best"]
+    lowered(start)
+    lowered(examine, *best, make_run_keys(0).evaluation)
+
+
+def test_the_cover_covers():
+    pairs = {(case["model"], case["work"]) for case in COVER}
+    assert pairs == {(model, work) for model in MODELS for work in WORKS} | {(USUAL["model"], name) for name in LATER}
+
+
+@pytest.mark.parametrize("case", COVER, ids=name_of)
+def test_a_round_lowers(case):
+    check_round(experiment(case).made)
+
+
+@pytest.mark.parametrize("case", COVER[: len(MODELS)], ids=name_of)
+def test_the_start_and_an_evaluation_lower(case):
+    check_ends(experiment(case).made)
+
+
+@pytest.mark.parametrize("model", ["mf", "neumf"])
+def test_with_bfloat16_tables_on_four_devices(model):
+    made = experiment(COVER[0] | {"model": model}, devices=4, table_dtype="bfloat16").made
+    check_ends(made)
+    text = check_round(made)
+    assert '{"clients"}' in text  # blocks lie split over the devices
+    assert "bf16" in text
+
+
+def test_with_pmap_on_four_devices():
+    check_round(experiment(COVER[0], devices=4, placement="pmap").made)
+
+
+# --- the check itself: none of these may pass ----------------------------------------
+
+
+def on_the_host(x):
+    return jax.pure_callback(lambda y: y, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential")
+
+
+def printed(x):
+    jax.debug.print("{}", x.sum())
+    return x
+
+
+def foreign(x):
+    return jax.ffi.ffi_call("my_cpu_kernel", jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="sequential")(x)
+
+
+def eigenvalues(x):
+    return x + jnp.linalg.eigvals(jnp.ones((2, 2)) + x.sum()).real.sum()
+
+
+def factors(x):
+    return x + jnp.linalg.qr(jnp.ones((3, 3)) + x.sum())[0].sum()
+
+
+REFUSED = {
+    "a callback": (on_the_host, "backend cpu is different|callback"),
+    "a print": (printed, "backend cpu is different|callback"),
+    "a kernel of one's own": (foreign, "custom_call @my_cpu_kernel"),
+    "a call that is not on the list": (factors, "calls of"),
+    "a routine of LAPACK": (eigenvalues, "no rule|calls of"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_link_that_asks_for_its_host_is_refused(name):
+    function, reason = REFUSED[name]
+    encode = lambda update, sent, client: (jax.tree.map(function, update), client.memory)
+    algorithm = factorisation(chain(link(encode), mean()))
+    args = jax.eval_shape(algorithm.init, MARKED, KEY), row_cohort(), KEY
+    with pytest.raises(ValueError, match=reason):
+        lowered(jax.jit(algorithm.step), *args)
