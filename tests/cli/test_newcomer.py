@@ -177,7 +177,7 @@ def test_no_message_sends_people_to_an_index_that_does_not_have_us():
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 200])
-def test_figures_are_whole_in_a_terminal_of(columns, monkeypatch, capsys):
+def test_figures_are_never_cut_however_narrow_the_terminal(columns, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
     metrics = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc", "er@10")
     parts = ("val/full", "val/sampled", "test/full", "test/personal/sampled")
