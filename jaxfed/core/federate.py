@@ -2,10 +2,10 @@
 
     gather rows -> work.run -> channel.encode  |  sum  ->  channel.decode -> server.update
     one client, vmapped over a block           |  the server
-    client_side.py                             |  server_side.py
+    client.py                                  |  server.py
 
-Four programs run a round: `clients` (one compilation for each shape of block), `silence`, `absorb` and `finish` (one
-each).
+Four programs run a round: `run_client_block` (one compilation for each shape of block), `init_accumulator`,
+`accumulate` and `server_update` (one each).
 """
 
 from collections.abc import Callable
@@ -38,10 +38,10 @@ class Algorithm(NamedTuple):
 class Programs(NamedTuple):
     """What is compiled, see the functions of these names."""
 
-    clients: Callable[..., Any]
-    silence: Callable[..., Any]
-    absorb: Callable[..., Any]
-    finish: Callable[..., Any]
+    run_client_block: Callable[..., Any]
+    init_accumulator: Callable[..., Any]
+    accumulate: Callable[..., Any]
+    server_update: Callable[..., Any]
 
 
 def federate(
@@ -82,10 +82,10 @@ def federate(
             "server.edges out"
         )
     programs = Programs(
-        clients=jax.jit(partial(run_client_block, plan)),
-        silence=jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3)),
-        absorb=jax.jit(partial(accumulate, plan), donate_argnums=0),
-        finish=jax.jit(partial(server_update, plan), donate_argnums=0),
+        run_client_block=jax.jit(partial(run_client_block, plan)),
+        init_accumulator=jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3)),
+        accumulate=jax.jit(partial(accumulate, plan), donate_argnums=0),
+        server_update=jax.jit(partial(server_update, plan), donate_argnums=0),
     )
     return Algorithm(partial(initial_state, plan), partial(run_round, plan, programs))
 
@@ -106,18 +106,20 @@ def run_round(
         parts = []
         for block in blocks[low:][: plan.chunk or None]:
             kept = None if store is None else plan.place.block(stores.read_block_clients(store, cohort, block, end))
-            parts.append(programs.clients(now, ids, asked, touched, ages, key, block, kept))
+            parts.append(programs.run_client_block(now, ids, asked, touched, ages, key, block, kept))
         before = np.cumsum([0] + [part.rows.size for part in parts]).astype(np.int32)
         if tally is None:
-            tally = programs.silence(parts[0], asked, size, message_capacity(plan, parts[0].rows.size, int(before[-1])))
+            tally = programs.init_accumulator(
+                parts[0], asked, size, message_capacity(plan, parts[0].rows.size, int(before[-1]))
+            )
             tally = tally._replace(memory=state.memory)
         for part, at in zip(parts, before[:-1], strict=True):
-            tally = programs.absorb(tally, part if store is None else part._replace(memory=()), at)
+            tally = programs.accumulate(tally, part if store is None else part._replace(memory=()), at)
         if store is not None:
             store = stores.write_clients(store, parts)
     assert tally  # a cohort has a block at least
     tally, memory = tally._replace(memory=()), tally.memory
-    state, info = programs.finish(state._replace(memory=memory), tally, ids, asked, touched, key)
+    state, info = programs.server_update(state._replace(memory=memory), tally, ids, asked, touched, key)
     return state if store is None else state._replace(memory=store), info
 
 

@@ -24,7 +24,7 @@ class Accumulator(NamedTuple):
 
 
 def init_accumulator(plan: Plan, part: Messages, asked: jax.Array, size: int, long: int) -> Accumulator:
-    """The tally before anybody is heard, but for the memory; placed as `absorb` gives it back, or that compiles
+    """The tally before anybody is heard, but for the memory; placed as `accumulate` gives it back, or that compiles
     twice."""
     heard = (
         tree.zeros_like(total_shapes(part.messages, size)) if plan.streams else empty_messages(part, asked.size, long)

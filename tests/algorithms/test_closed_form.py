@@ -59,7 +59,7 @@ def central_transitions(window, decay):
 
 
 def test_the_sums_of_ease_are_whole_numbers_and_exact(monkeypatch):
-    monkeypatch.setattr(closed_form, "ridge", lambda gram, l2: gram)
+    monkeypatch.setattr(closed_form, "ridge_weights", lambda gram, l2: gram)
     for channel in ((), [{"name": "clip", "bound": 1e6}, {"name": "ring", "fraction_bits": 4}]):
         _, state = made({"name": "ease"}, channel)
         np.testing.assert_array_equal(tables(state)["item"], binary().T @ binary())

@@ -49,8 +49,10 @@ def test_rounds_are_measured_in_turn_and_as_often_as_asked():
 def test_the_program_writes_its_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["jaxfed", "bench", "W1", "--rounds", "1", "--json", str(tmp_path / "b.json")])
     monkeypatch.setitem(WORKLOADS, "W1", SMALL._replace(baselines=True))
-    monkeypatch.setattr(workloads, "peak_memory", lambda name, method: {"peak_memory_mb": 1.0, "compile_seconds": 2.0})
-    monkeypatch.setattr(main, "start", lambda: None)
+    monkeypatch.setattr(
+        workloads, "measure_peak_memory", lambda name, method: {"peak_memory_mb": 1.0, "compile_seconds": 2.0}
+    )
+    monkeypatch.setattr(main, "set_up_process", lambda: None)
     main.main()
     row = json.loads((tmp_path / "b.json").read_text())["W1"]
     wanted = {"ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms", "clients_per_second", "compile_seconds"}
@@ -73,7 +75,7 @@ def test_a_baseline_that_does_not_fit_is_left_out(monkeypatch):
             raise ValueError("killed")
         return {"peak_memory_mb": 1.0, "compile_seconds": 2.0}
 
-    monkeypatch.setattr(workloads, "peak_memory", memory)
+    monkeypatch.setattr(workloads, "measure_peak_memory", memory)
     monkeypatch.setitem(WORKLOADS, "W1", SMALL._replace(baselines=True))
     told = []
     row = workloads.bench_workload("W1", 1, say=told.append)

@@ -234,7 +234,7 @@ def wrong(config, tmp_path, monkeypatch, capsys):
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, args)])
-        monkeypatch.setattr(main, "start", lambda: None)
+        monkeypatch.setattr(main, "set_up_process", lambda: None)
         before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
         with pytest.raises(SystemExit) as stop:
             main.main()
@@ -254,7 +254,7 @@ def here(monkeypatch, capsys):
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, args)])
-        monkeypatch.setattr(main, "start", lambda: None)
+        monkeypatch.setattr(main, "set_up_process", lambda: None)
         code = 0
         try:
             main.main()
@@ -435,7 +435,7 @@ def test_a_run_without_an_evaluation_has_no_best_model(wrong, here, config, tmp_
     def stop(*args, **kw):
         raise SystemExit(130)
 
-    monkeypatch.setattr(loop, "judge", stop)
+    monkeypatch.setattr(loop, "evaluate_and_log", stop)
     assert here("train", config, "--out", tmp_path / "o", "--run.checkpoint-every", 1)[0] == 130
     assert "has no evaluation yet (it stopped after round 3)" in wrong("evaluate", tmp_path / "o")
 
@@ -468,7 +468,7 @@ def test_what_kind_of_file_it_is(wrong, here, config, tmp_path):
 def test_data_of_files_of_every_ending(tmp_path, monkeypatch, capsys):
     def described(*words):
         monkeypatch.setattr(sys, "argv", ["jaxfed", "data", *map(str, words)])
-        monkeypatch.setattr(main, "start", lambda: None)
+        monkeypatch.setattr(main, "set_up_process", lambda: None)
         main.main()
         return capsys.readouterr().out
 
@@ -570,7 +570,9 @@ def test_profile_is_a_run_option(config, monkeypatch):
 
     for args, rounds in (([], 0), (["--profile"], 5), (["--run.profile", "7"], 7), (["--profile", "--seed", "1"], 5)):
         seen = []
-        monkeypatch.setattr(loop, "train", lambda config, resume: seen.append(config) or {"rounds": 1, "best_round": 1})
+        monkeypatch.setattr(
+            loop, "train_run", lambda config, resume: seen.append(config) or {"rounds": 1, "best_round": 1}
+        )
         monkeypatch.setattr(sys, "argv", ["jaxfed", "train", str(config), *args])
         main.main()
         assert seen[0].run.profile == rounds

@@ -181,7 +181,7 @@ WRONG = {
         link(lambda u, sent, c: (changed(u, lambda x: x[:1] if x.ndim else x), c.memory), name="short"),
         r"short: encode made a table of \(1,\) out of 60 rows",
     ),
-    "no memory": (link(lambda u, sent, c: u, name="forgets"), r"forgets: encode gave back Shared, not the pair"),
+    "no memory": (link(lambda u, sent, c: u, name="forgets"), r"forgets: encode gave back Broadcast, not the pair"),
     "another memory": (
         link(lambda u, sent, c: (u, jnp.zeros(3)), name="keeps"),
         "keeps: encode gave back a memory of another shape than init",

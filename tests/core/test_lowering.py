@@ -51,7 +51,7 @@ def check_round(made):
     )
     cohort = every._replace(blocks=(made.placement.block(every.blocks[-1]),))
     module, text = lowered(jax.jit(made.algorithm.step), state["state"], cohort, make_run_keys(0).rounds)
-    assert all(f"@{program}" in text for program in ("clients", "absorb", "finish"))
+    assert all(f"@{program}" in text for program in ("run_client_block", "accumulate", "server_update"))
     assert module.nr_devices == made.placement.devices
     return text
 

@@ -43,7 +43,7 @@ def mapped(x):
 def test_kept_data_are_the_data_mapped_from_disk(section, monkeypatch):
     want = build.read_data(section)
     same(build.load_data(section), want)
-    monkeypatch.setattr(build, "read", lambda config: pytest.fail("read again"))
+    monkeypatch.setattr(build, "read_data", lambda config: pytest.fail("read again"))
     got = build.load_data(section)
     same(got, want)
     train = got.population.train.values

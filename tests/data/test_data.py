@@ -337,8 +337,8 @@ def test_fetching_falls_through_its_sources_and_checks_their_digest(tmp_path, mo
         source.__name__ = name
         return source
 
-    monkeypatch.setattr(movielens, "from_archive", fails("from_archive"))
-    monkeypatch.setattr(movielens, "from_wheel", fails("from_wheel"))
+    monkeypatch.setattr(movielens, "fetch_archive", fails("from_archive"))
+    monkeypatch.setattr(movielens, "fetch_wheel", fails("from_wheel"))
     with pytest.raises(ValueError, match=r"from_archive: OSError; from_wheel: OSError.*data.folder"):
         movielens.fetch_raw_files()
     assert tried == ["from_archive", "from_wheel"]
@@ -375,8 +375,8 @@ def test_a_cached_file_that_changed_is_fetched_anew(tmp_path, monkeypatch):
         (into / "ml-100k.inter").write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(movielens_files, "from_archive", source)
-    monkeypatch.setattr(movielens_files, "from_wheel", breaks)
+    monkeypatch.setattr(movielens_files, "fetch_archive", source)
+    monkeypatch.setattr(movielens_files, "fetch_wheel", breaks)
     place = tmp_path / "cache" / "ml-100k"
     files = movielens_files.fetch_raw_files()
     assert movielens_files.fetch_raw_files() == files
@@ -388,10 +388,10 @@ def test_a_cached_file_that_changed_is_fetched_anew(tmp_path, monkeypatch):
         assert (place / name).read_bytes() == SMALL[name]
     assert len(tried) == 4
     (place / "ml-100k.item").write_bytes(b"")
-    monkeypatch.setattr(movielens_files, "from_archive", breaks)
+    monkeypatch.setattr(movielens_files, "fetch_archive", breaks)
     with pytest.raises(ValueError, match=r"the copy in \S+ml-100k is not what was fetched, .* breaks: OSError"):
         movielens_files.fetch_raw_files()
-    monkeypatch.setattr(movielens_files, "from_wheel", lambda into: into.mkdir())  # an archive without the files
+    monkeypatch.setattr(movielens_files, "fetch_wheel", lambda into: into.mkdir())  # an archive without the files
     with pytest.raises(ValueError, match="is not what was fetched"):
         movielens_files.fetch_raw_files()
     assert (place / "ml-100k.user").read_bytes() == SMALL["ml-100k.user"]
@@ -461,5 +461,5 @@ def test_tensorflow_is_never_imported():
     import subprocess
     import sys
 
-    code = "import sys; from jaxfed.data.movielens import ml_100k; ml_100k(); assert 'tensorflow' not in sys.modules"
+    code = "import sys; from jaxfed.data.sources.movielens import ml_100k; ml_100k(); assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -197,7 +197,7 @@ def test_a_round_on_narrow_steps_is_the_round_on_wide_ones(monkeypatch):
     )
     data, made = load_data(config.data), []
     for narrow in (256, 16):
-        monkeypatch.setattr(packing, "kinds_of", partial(block_kinds, narrow=narrow))
+        monkeypatch.setattr(packing, "block_kinds", partial(block_kinds, narrow=narrow))
         it = build_experiment(config, data)
         state = initial_arrays(it, 0)["state"]
         for t in range(3):

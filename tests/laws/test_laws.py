@@ -196,7 +196,7 @@ def keeps_structure(case):
 
 
 def compiles_once(case):
-    """One program a shape of block and three more (a tally to start with, absorb, finish), whatever cohorts come; one
+    """One program a shape of block and three more (to start, add and finish), whatever cohorts come; one
     more where the server compares what clients sent."""
     it = experiment(case)
     state = it.start()

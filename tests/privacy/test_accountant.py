@@ -558,7 +558,7 @@ def test_series_that_do_not_converge_are_silent_and_logging_is_as_before(monkeyp
     logger.warning("heard")
     assert [each.msg for each in seen] == ["heard"]
     with monkeypatch.context() as noisy:  # so there was something to silence
-        noisy.setattr(renyi, "quiet", contextlib.nullcontext)
+        noisy.setattr(renyi, "quiet_absl", contextlib.nullcontext)
         compute_spent([gauss(0.5)], SAMPLERS["poisson"], 10, 1e-5)
     assert "failed to converge" in seen[-1].msg
 
@@ -635,7 +635,7 @@ def test_every_kind_of_run_can_be_told():
 
 def run(monkeypatch, capsys, *words):
     """(exit code, stdout, stderr) of the program in this process."""
-    monkeypatch.setattr(main, "start", lambda: None)
+    monkeypatch.setattr(main, "set_up_process", lambda: None)
     monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, words)])
     code = 0
     try:
@@ -746,7 +746,8 @@ def test_the_program_itself_and_who_pays_for_the_import():
     done = subprocess.run(words, capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("noise multiplier 5.262")
-    code = "import sys, jaxfed.cli, jaxfed.train, jaxfed.privacy as p; p.Mechanism('gaussian', 1.0)\n"
+    code = "import sys, jaxfed.cli.main, jaxfed.training.loop, jaxfed.privacy.accountant as p\n"
+    code += "p.Mechanism('gaussian', 1.0)\n"
     code += "sys.exit(str([m for m in ('dp_accounting', 'jax_privacy') if m in sys.modules]) if "
     code += "{'dp_accounting', 'jax_privacy'} & set(sys.modules) else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

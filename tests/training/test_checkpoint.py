@@ -272,7 +272,7 @@ def test_a_save_that_fails_in_the_background_is_told(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
     with (
         checkpoint.open_checkpoints(tmp_path / "c", keep=9) as checkpoints,
         pytest.raises(OSError, match="no space"),

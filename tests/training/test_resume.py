@@ -76,9 +76,9 @@ def program(monkeypatch, capsys):
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, args)])
-        monkeypatch.setattr(main, "start", lambda: None)
-        monkeypatch.setattr(module, "train", train)
-        monkeypatch.setattr(build, "assemble", assembled)
+        monkeypatch.setattr(main, "set_up_process", lambda: None)
+        monkeypatch.setattr(module, "train_run", train)
+        monkeypatch.setattr(build, "build_experiment", assembled)
         code = 0
         try:
             main.main()
@@ -136,10 +136,10 @@ def test_stopped_on_its_way_to_more_rounds_it_goes_on_to_them(finished, eight, m
         os.kill(os.getpid(), signal.SIGTERM)
         return judge(*args)
 
-    monkeypatch.setattr(module, "judge", interrupted)
+    monkeypatch.setattr(module, "evaluate_and_log", interrupted)
     with pytest.raises(SystemExit):
         train(made(finished, rounds=8), resume=True)
-    monkeypatch.setattr(module, "judge", judge)
+    monkeypatch.setattr(module, "evaluate_and_log", judge)
     assert not (finished / "summary.json").exists()
     with pytest.raises(ValueError, match=r"rounds cannot change from 8 to 4: 7 are done. Ask for more"):
         train(made(finished), resume=True)
@@ -448,7 +448,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, original, program
 
     (tmp_path / "small.toml").write_text(tomli_w.dumps({**TABLE, "run": {"checkpoint_every": 1}}))
     out = tmp_path / "run"
-    monkeypatch.setattr(checkpoint, "save", no_room)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", no_room)
     try:
         code, _, told = program("train", tmp_path / "small.toml", "--out", out)
     finally:
@@ -457,7 +457,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, original, program
     again = f"free some space, then run: jaxfed train {out}/config.toml --resume"
     assert told.splitlines()[-1] == f"jaxfed: disk full ({os.strerror(errno.EFBIG)}): {again}"
     assert "Traceback" not in told
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
     assert program("train", out / "config.toml", "--resume")[0] == 0
     assert sha(out) == sha(original)
 
@@ -510,7 +510,7 @@ def test_a_terminal_that_is_closed_stops_a_run_as_others_do(tmp_path, monkeypatc
             os.kill(os.getpid(), number)
         return judge(*args)
 
-    monkeypatch.setattr(module, "judge", gone)
+    monkeypatch.setattr(module, "evaluate_and_log", gone)
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests may have it ignored
     try:
         with pytest.raises(SystemExit) as stop:
@@ -535,7 +535,7 @@ def test_nohup_is_respected(monkeypatch):
 
 def test_a_configuration_is_the_same_in_another_process(original):
     config = make_config(read_config(original / "config.toml"))
-    code = "import pickle, sys; c = pickle.load(sys.stdin.buffer); from jaxfed.config import *\n"
+    code = "import pickle, sys; c = pickle.load(sys.stdin.buffer); from jaxfed.config.schema import *\n"
     code += f"assert c == config_of(read({str(original / 'config.toml')!r})) != config_of({{}})\n"
     code += "sys.stdout.buffer.write(pickle.dumps((c, c.work, c.channel, c.evaluation, c.run)))"
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(config), capture_output=True)

@@ -160,13 +160,13 @@ def test_a_signal_during_an_evaluation_still_saves(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         return judge(*args)
 
-    monkeypatch.setattr(module, "judge", interrupted)
+    monkeypatch.setattr(module, "evaluate_and_log", interrupted)
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "i", rounds=40)
     assert stop.value.code == 128 + signal.SIGINT
     saved = [int(f.name) for f in (tmp_path / "i" / "checkpoints").iterdir() if f.name.isdigit()]
     assert max(saved) == 3  # the round after the one that was judged
-    monkeypatch.setattr(module, "judge", judge)
+    monkeypatch.setattr(module, "evaluate_and_log", judge)
     table = {**TABLE, "rounds": 40, "run": {"out": str(tmp_path / "i")}}
     assert (
         train_run(make_config(table), resume=True)["params_sha256"]
