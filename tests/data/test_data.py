@@ -461,5 +461,6 @@ def test_tensorflow_is_never_imported():
     import subprocess
     import sys
 
-    code = "import sys; from jaxfed.data.sources.movielens import ml_100k; ml_100k(); assert 'tensorflow' not in sys.modules"
+    code = "import sys; from jaxfed.data.sources.movielens import ml_100k; ml_100k()\n"
+    code += "assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
