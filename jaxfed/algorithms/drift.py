@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxfed.channels.average import map_averaged
 from jaxfed.core.channel import Channel, link
 from jaxfed.core.tree import scale_tree, zeros_like
 
@@ -13,11 +14,11 @@ def normalize_steps() -> Channel:
 
     def encode(update, sent, client):
         steps = jnp.maximum(client.steps, 1.0)
-        return (scale_tree(1 / steps, update), steps), client.memory
+        return (map_averaged(lambda update: scale_tree(1 / steps, update), update), steps), client.memory
 
     def decode(total, state, round):
         update, steps = total
-        return scale_tree(steps, update), state, {}
+        return map_averaged(lambda update: scale_tree(steps, update), update), state, {}
 
     return link(encode, decode, name="fednova")
 

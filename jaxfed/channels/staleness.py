@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxfed.channels.average import map_averaged
 from jaxfed.core.channel import Channel, link
 from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Broadcast, ClientView
@@ -31,7 +32,8 @@ def staleness(exponent: float = 0.5) -> Channel:
     check_exponent("staleness", exponent)
 
     def encode(update, sent, client):
-        return scale_tree(staleness_discount(client.age, exponent), update), client.memory
+        discount = staleness_discount(client.age, exponent)
+        return map_averaged(lambda update: scale_tree(discount, update), update), client.memory
 
     return link(encode, norm=lambda x: x, name="staleness")
 

@@ -206,6 +206,11 @@ def build_experiment(
     if population.cold:
         check_cold_start(model, work)
         examine_cold = make_evaluator(model, through, placement, promoted)
+    if through.private and config.privacy.seed == "secret":
+        raise ValueError(
+            "evaluation.channel: its noise would come from the seed that config.toml holds, not from the secret one: "
+            "leave the noise out, or privacy.seed"
+        )
     account = make_account(channel, sampler, population.num_clients, config.privacy)
     epsilon = make_ledger(account.mechanisms, account.sampling, account.delta, account.relation)
     made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)

@@ -89,13 +89,14 @@ def relative_distance(mechanism: Mechanism, one: list[np.ndarray], other: list[n
 
 def play_round(
     experiment: Experiment, state: State, seed: int, round: int, ids: np.ndarray, present: np.ndarray
-) -> State:
-    """The state after a round of these clients; `state` is not consumed."""
+) -> tuple[State, np.ndarray]:
+    """(the state after a round of these clients, bool [slots]: who reported); `state` is not consumed."""
     sampler, place = experiment.sampler, experiment.placement
     cohort = pack_cohort(experiment.data.population, experiment.batching, experiment.shapes, ids, present, seed, round)
     ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
     cohort = cohort._replace(blocks=place.block(cohort.blocks), ages=ages)
-    return experiment.algorithm.step(copy_state(state), cohort, make_run_keys(seed).rounds)[0]
+    state, info = experiment.algorithm.step(copy_state(state), cohort, make_run_keys(seed).rounds)
+    return state, np.asarray(info["clients/present"])
 
 
 def copy_state(state: Tree) -> Tree:
@@ -119,7 +120,7 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
         rounds: how many rounds are played.
 
     Yields:
-        a `Change` for each client, link and way; a ratio above 1 breaks the guarantee.
+        a `ReleaseChange` for each client that reported, link and way; a ratio above 1 breaks the guarantee.
 
     Raises:
         ValueError: where no link is private, or several processes take part.
@@ -132,10 +133,10 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
     state, everyone = initial_arrays(experiment, config.seed)["state"], np.arange(population.num_clients)
     for round in range(rounds):
         ids, present = experiment.sampler.draw(config.seed, round)
-        filled = np.flatnonzero(ids < population.num_clients)
-        after = play_round(experiment, state, config.seed, round, ids, present)
+        after, reported = play_round(experiment, state, config.seed, round, ids, present)
+        filled = np.flatnonzero(reported)
         whole, strangers = recorded_inputs(after, channel), np.setdiff1d(everyone, ids)
-        for slot in filled[choose_slots(population.activity[ids[filled]], clients)]:
+        for slot in filled[choose_slots(population.activity[ids[filled]], clients)] if len(filled) else ():
             client = int(ids[slot])
             about = {"client": client, "interactions": int(population.activity[client]), "round": round}
             others = {"removed": population.num_clients}
@@ -144,7 +145,7 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
             for done, other in others.items():
                 now = np.where(np.arange(len(ids)) == slot, other, ids)
                 there = present & (now < population.num_clients)
-                rest = recorded_inputs(play_round(experiment, state, config.seed, round, now, there), channel)
+                rest = recorded_inputs(play_round(experiment, state, config.seed, round, now, there)[0], channel)
                 for i, mechanism in enumerate(mechanisms):
                     if mechanism.kind != "local":
                         most = 2.0 if done == "replaced" else 1.0
