@@ -20,7 +20,7 @@ def normalize_steps() -> Channel:
         update, steps = total
         return map_averaged(lambda update: scale_tree(steps, update), update), state, {}
 
-    return link(encode, decode, name="fednova")
+    return link(encode, decode, is_average=False, name="fednova")
 
 
 def add_server_memory(population: int) -> Channel:
@@ -37,4 +37,4 @@ def add_server_memory(population: int) -> Channel:
         gathered = jax.tree.map(lambda h, d: h + share * d, gathered, total)
         return jax.tree.map(jnp.add, total, gathered), gathered, {}
 
-    return link(decode=decode, init=lambda example: (zeros_like(example), ()), name="feddyn")
+    return link(decode=decode, init=lambda example: (zeros_like(example), ()), is_average=False, name="feddyn")

@@ -18,7 +18,8 @@ from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.difference import difference
 from jaxfed.channels.robust import median
 from jaxfed.channels.staleness import staleness
-from jaxfed.core.channel import chain, shape_client
+from jaxfed.core.channel import chain
+from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.client_work import Batches
 from jaxfed.core.federate import federate, server_model
 from jaxfed.core.tables import Table

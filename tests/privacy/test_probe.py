@@ -82,7 +82,8 @@ def test_every_private_link_is_probed():
 
 def test_a_link_that_claims_half_of_what_it_does_is_found(monkeypatch):
     def halved(bound: float = 1.0):
-        return clip(bound)._replace(norm=lambda x: bound / 2)
+        made = clip(bound)
+        return made._replace(claims=made.claims._replace(l2_gain=lambda before: bound / 2))
 
     monkeypatch.setitem(REGISTRY["channel"], "clip", halved)
     assert max(each.ratio for each in probed([MEAN, CLIP, "gaussian"], 4)) == pytest.approx(2, rel=TOLERANCE)
