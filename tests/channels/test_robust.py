@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
 from jaxfed.channels.average import mean, per_row_mean
 from jaxfed.channels.clip import clip
-from jaxfed.channels.compress import quantize
 from jaxfed.channels.correlated import correlated
 from jaxfed.channels.noise import densify, gaussian
 from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
@@ -568,10 +567,6 @@ REFUSED = {
     ),
     "chunks": (lambda: factorisation(chain(mean(), median()), chunk=1), "only sums can be added chunk by chunk"),
     "integers": (lambda: median().init({"w": jnp.zeros(3, jnp.int32)}), "was given integers: put it before"),
-    "codes": (
-        lambda: run(factorisation(chain(mean(), quantize(), median())), row_cohort(), rounds=1),
-        "was given integers: put it before",
-    ),
     "too few for Krum": (lambda: krum(8, 3), "a cohort of 8 clients bears at most 2 malicious: lower byzantine"),
 }
 

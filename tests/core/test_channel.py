@@ -12,6 +12,7 @@ from jaxfed.channels.clip import clip
 from jaxfed.channels.compress import quantize, top_k
 from jaxfed.channels.difference import difference
 from jaxfed.channels.noise import gaussian
+from jaxfed.channels.robust import median
 from jaxfed.core.aggregate import SUM, gather_then
 from jaxfed.core.channel import at_client, at_server, chain, link
 from jaxfed.core.federate import federate, server_model
@@ -222,6 +223,7 @@ def test_a_link_that_does_not_keep_to_the_form_is_refused_by_name(name):
 AFTER_CODES = {
     "noise on what codes meant": lambda: chain(mean(8), clip(1.0), top_k(0.5, keep_error=False), gaussian()),
     "a server's transform": lambda: chain(mean(), quantize(), at_server(optax.clip_by_global_norm(1.0))),
+    "a robust rule": lambda: chain(mean(), quantize(), median()),
     "a server's state": lambda: chain(mean(), top_k(0.5), at_server(optax.trace(0.9))),
 }
 
