@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxfed.core.excerpt import printable
+from jaxfed.training.records import describe_figure
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -54,12 +55,13 @@ class MetricsWriter:
         self.file.truncate(kept)
         self.file.seek(kept)
         (folder / "tensorboard").mkdir(exist_ok=True)
+        self.described: set[str] = set()
         self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}.{round}")
         start = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget events of later rounds
         self.board.write_event(Event(session_log=start, step=round + 1, wall_time=time.time()))
 
     def write(self, row: dict[str, Any]) -> None:
-        """One flat line; numbers also go to TensorBoard at `round`."""
+        """One flat line; numbers also go to TensorBoard at `round`, with what they mean the first time."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
@@ -68,8 +70,10 @@ class MetricsWriter:
         for name, value in row.items():
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if number and name != "round":
-                event = Event(summary=scalar(mark + name, value), step=row["round"], wall_time=time.time())
-                self.board.write_event(event)
+                meaning = "" if name in self.described else describe_figure(name)
+                self.described.add(name)
+                summary = scalar(mark + name, value, summary_description=meaning)
+                self.board.write_event(Event(summary=summary, step=row["round"], wall_time=time.time()))
         self.board.flush()
 
     def position(self) -> int:
