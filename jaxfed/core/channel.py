@@ -17,9 +17,6 @@ from jaxfed.core.tables import add_rows, clear_padding, is_table, map_tables, nu
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Broadcast, ClientView, Mean, Mechanism, Messages, RoundView, Tree
 
-# streams of a round's key that are no link's: links have the first ones, and what a link makes of its own is public
-STORE, DOWN, CLIENTS = ((1 << 31) - n for n in (1, 2, 3))
-
 
 class Channel(NamedTuple):
     """Left of `reduce` tables are slices [K, ...], right of it they are whole [N, ...].

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.core import tables, tree
-from jaxfed.core.channel import STORE, accumulate_messages, append_messages, empty_messages, total_shapes
+from jaxfed.core.channel import accumulate_messages, append_messages, empty_messages, total_shapes
 from jaxfed.core.state import Plan, State
+from jaxfed.core.streams import STORE
 from jaxfed.core.types import Broadcast, Key, Mean, Messages, RoundView, Tree
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxfed.config.build import Data, Experiment, build_experiment
 from jaxfed.core.channel import Channel, chain, check_order, message_shapes
 from jaxfed.core.state import State
+from jaxfed.core.streams import Deal, deal_rng
 from jaxfed.core.tables import l2_norm, num_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Mechanism, Tree
@@ -140,7 +141,7 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
             about = {"client": client, "interactions": int(population.activity[client]), "round": round}
             others = {"removed": population.num_clients}
             if len(strangers):
-                others["replaced"] = int(np.random.default_rng([config.seed, round, client]).choice(strangers))
+                others["replaced"] = int(deal_rng(config.seed, Deal.PROBE, round, client).choice(strangers))
             for done, other in others.items():
                 now = np.where(np.arange(len(ids)) == slot, other, ids)
                 there = present & (now < population.num_clients)
