@@ -15,7 +15,7 @@ from typing import Any
 
 # nothing that takes long to import: JAX comes when a command is known
 from jaxfed import __version__
-from jaxfed.cli import init, interrupted, launch, privacy, reproduce, sweep
+from jaxfed.cli import doctor, init, interrupted, launch, privacy, reproduce, sweep
 from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
@@ -67,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     init.add_init_options(command)
     reproduce.add_reproduce_options(command)
     launch.add_launch_options(command)
+    doctor.add_doctor_options(command)
     return main
 
 
@@ -283,6 +284,8 @@ def main() -> None:
             raise ValueError(f"unknown option {rest[0]}")
         if args.command == "launch":
             sys.exit(launch.launch_processes(args))
+        if args.command == "doctor":  # before JAX is imported: it may be what is wrong
+            return doctor.doctor_command(args)
         set_up_process()
         if args.command in configured:
             configured[args.command](args, rest)
@@ -332,10 +335,8 @@ def set_up_process() -> None:
 
     import jax
 
-    from jaxfed.data.sources.movielens_files import cache_folder
-
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(doctor.xla_cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     logging.getLogger("absl").setLevel(logging.ERROR)
     with contextlib.suppress(OSError, AttributeError):  # glibc: keep freed memory, or every round faults its pages anew
