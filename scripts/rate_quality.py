@@ -23,7 +23,8 @@ import numpy as np
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import LINKS, make_config, read_config
 from jaxfed.core import tables, wire
-from jaxfed.core.channel import CLIENTS, broadcast_state, encode_message
+from jaxfed.core.channel import broadcast_state, encode_message
+from jaxfed.core.streams import CLIENTS
 from jaxfed.core.tree import to_compute_dtype
 from jaxfed.core.types import ClientView
 from jaxfed.training import checkpoint

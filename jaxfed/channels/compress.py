@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.channel import Channel, chain, encode_message, link
+from jaxfed.core.streams import WEIGHTS
 from jaxfed.core.tables import Table, is_table
 from jaxfed.core.tree import stochastic_round, subtract, sum_last, zeros_like
 from jaxfed.core.types import Coded, Kept, Key, Tree, Weights
-
-WEIGHTS = (1 << 31) - 1  # of a link's streams, the one of its weights: leaves have the first ones
 
 
 def map_leaves(function: Callable, tree: Tree, key: Key | None = None) -> Tree:

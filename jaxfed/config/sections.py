@@ -12,6 +12,7 @@ from jaxfed.algorithms.personal import keep_own_copy
 from jaxfed.config.registry import BESIDE, REGISTRY, group_rates, section_arguments, server_schedule
 from jaxfed.core.channel import Channel, chain, link, links_of, mechanisms_of
 from jaxfed.core.client_work import ClientWork
+from jaxfed.core.streams import Deal, deal_rng
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
 from jaxfed.data.interactions import item_numbers
@@ -151,7 +152,7 @@ def assign_edges(config: Any, clients: int, sampler: Sampler) -> np.ndarray | No
         raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
     if edges > clients:
         raise ValueError(f"server.edges: edge {clients} has no clients: there are {clients:,}, lower it to that")
-    return np.random.default_rng([config.data.deal, edges, 13]).permutation(clients) % edges
+    return deal_rng(config.data.deal, Deal.EDGES, edges).permutation(clients) % edges
 
 
 def choose_sampler(config: Any, population: Population) -> Sampler:

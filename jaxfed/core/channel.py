@@ -38,9 +38,6 @@ __all__ = [
     "mechanisms_of",
 ]
 
-# streams of a round's key that are no link's: links have the first ones, and what a link makes of its own is public
-STORE, DOWN, CLIENTS = ((1 << 31) - n for n in (1, 2, 3))
-
 
 def chain(*links: Channel) -> Channel:
     """Joins links into one. State, memory and download are tuples in the order of the links.

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core import tables, tree
-from jaxfed.core.channel import CLIENTS, broadcast_state, encode_message
+from jaxfed.core.channel import broadcast_state, encode_message
 from jaxfed.core.state import Plan, State, table_rows_of
+from jaxfed.core.streams import CLIENTS
 from jaxfed.core.types import Broadcast, ClientView, Messages, Tree
 
 

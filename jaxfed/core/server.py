@@ -8,8 +8,9 @@ import optax
 
 from jaxfed.core import tables, tree
 from jaxfed.core.aggregate import Capacity
-from jaxfed.core.channel import STORE, decode_total
+from jaxfed.core.channel import decode_total
 from jaxfed.core.state import Plan, State
+from jaxfed.core.streams import STORE
 from jaxfed.core.types import Broadcast, Key, Mean, Messages, RoundView, Tree
 
 

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import CLIENTS, Channel, broadcast_state, decode_total, encode_message
+from jaxfed.core.channel import Channel, broadcast_state, decode_total, encode_message
 from jaxfed.core.client_store import on_host, read_clients
 from jaxfed.core.placement import Placement, make_placement
+from jaxfed.core.streams import CLIENTS, Deal, deal_rng
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Array, ClientView, History, Key, Mean, RoundView, Tree
 from jaxfed.data.batching import sample_untouched_items
@@ -103,7 +104,7 @@ def make_eval_split(
         raise ValueError(f"no part {part!r}: choose val or test")
     cohort = np.arange(population.num_clients, dtype=np.int32)
     if 0 < most < len(cohort):
-        cohort = np.sort(np.random.default_rng([seed, 3]).choice(cohort, most, replace=False))
+        cohort = np.sort(deal_rng(seed, Deal.EVALUATED_CLIENTS).choice(cohort, most, replace=False))
     longest = longest_lengths(population, part, cohort, history)
     users = min(longest[0], 64)
     each = users * (population.num_items + sum(longest[1:]))

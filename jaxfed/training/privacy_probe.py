@@ -22,6 +22,7 @@ from jaxfed.core.channel import (
 )
 from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.state import State
+from jaxfed.core.streams import Deal, deal_rng
 from jaxfed.core.tables import l2_norm, num_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Mechanism, Tree
@@ -152,7 +153,7 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
             about = {"client": client, "interactions": int(population.activity[client]), "round": round}
             others = {"removed": population.num_clients}
             if len(strangers):
-                others["replaced"] = int(np.random.default_rng([config.seed, round, client]).choice(strangers))
+                others["replaced"] = int(deal_rng(config.seed, Deal.PROBE, round, client).choice(strangers))
             for done, other in others.items():
                 now = np.where(np.arange(len(ids)) == slot, other, ids)
                 there = present & (now < population.num_clients)

@@ -22,7 +22,7 @@ from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import config_to_table, make_config, read_config
 from jaxfed.training import checkpoint
 from jaxfed.training import loop as module
-from jaxfed.training.log import MetricsWriter, console
+from jaxfed.training.log import MetricsWriter, terminal
 from jaxfed.training.resume import describe_run, reads_rounds
 from jaxfed.training.rounds import Progress
 from jaxfed.training.run_dir import lock_folder, read_summary
@@ -372,7 +372,7 @@ def test_a_journal_that_was_cut_stands_where_it_was_cut(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2}\n')
     journal = MetricsWriter(tmp_path, 13, 1)
     assert journal.position() == 13
-    journal.write({"round": 2, "x": 0.5, "y": float("nan")})
+    journal.log_row({"round": 2, "x": 0.5, "y": float("nan")})
     journal.close()
     assert rows(tmp_path) == [{"round": 1}, {"round": 2, "x": 0.5, "y": None}]
 
@@ -414,7 +414,7 @@ def test_a_second_process_is_refused_and_changes_nothing(stopped):
 
 def test_a_run_that_another_process_began_meanwhile(original, tmp_path, monkeypatch):
     """Both saw an empty folder; the first has ended before the second comes to the lock."""
-    load = module.load
+    load = module.load_data
 
     def slow(section):
         shutil.copytree(original, tmp_path / "run")
@@ -516,7 +516,7 @@ def test_a_terminal_that_is_closed_stops_a_run_as_others_do(tmp_path, monkeypatc
         with pytest.raises(SystemExit) as stop:
             train(made(tmp_path / "run", rounds=40))
     finally:
-        console.quiet = False
+        terminal().quiet = False
         signal.signal(signal.SIGHUP, before)
     assert stop.value.code == 128 + number
     assert checkpoint.checkpoint_steps(tmp_path / "run" / "checkpoints")[0] == 3
@@ -536,7 +536,7 @@ def test_nohup_is_respected(monkeypatch):
 def test_a_configuration_is_the_same_in_another_process(original):
     config = make_config(read_config(original / "config.toml"))
     code = "import pickle, sys; c = pickle.load(sys.stdin.buffer); from jaxfed.config.schema import *\n"
-    code += f"assert c == config_of(read({str(original / 'config.toml')!r})) != config_of({{}})\n"
+    code += f"assert c == make_config(read_config({str(original / 'config.toml')!r})) != make_config({{}})\n"
     code += "sys.stdout.buffer.write(pickle.dumps((c, c.work, c.channel, c.evaluation, c.run)))"
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(config), capture_output=True)
     assert done.returncode == 0, done.stderr.decode()

@@ -197,7 +197,7 @@ def test_a_profile_is_a_trace_of_some_rounds_by_stage(tmp_path, plain):
     (file,) = (tmp_path / "p" / "profile").rglob("*.trace.json.gz")
     names = [event.get("name") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]]
     assert names.count("wait") == 2  # rounds 3 and 4 of 4
-    assert {"pack", "compute", "PjitFunction(clients)"} <= set(names)
+    assert {"pack", "compute", "PjitFunction(run_client_block)"} <= set(names)
 
 
 def test_a_profile_of_more_rounds_than_there_are_ends_with_them(tmp_path):
