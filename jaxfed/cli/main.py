@@ -37,7 +37,11 @@ def make_parser() -> argparse.ArgumentParser:
     train = command("train", "Run a configuration. CONFIG.toml --help lists its keys.", EPILOG)
     train.add_argument("config", metavar="CONFIG.toml", help="a file, or the name of one that comes with jaxfed")
     train.add_argument("--out", metavar="RUN", help="where the run lives (run.out)")
-    train.add_argument("--resume", action="store_true", help="go on with the run that is there; print a finished one")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run that is there; print a finished one, or with --rounds N go on to N rounds",
+    )
     train.add_argument(
         "--profile", action="store_true", help=f"trace {TRACED} rounds into RUN/profile; --run.profile N: so many"
     )
@@ -91,7 +95,8 @@ def train_command(args: argparse.Namespace, overrides: list[str]) -> None:
         return override_config(table, overrides)
 
     config = agree_on(every, "configuration", configured, config_to_toml)
-    summary = run(config, args.resume)
+    extend = any(word.partition("=")[0] == "--rounds" for word in overrides)
+    summary = run(config, args.resume, extend=extend)
     if not every.rank:
         best = f"best of {summary['rounds']} rounds by validation: round {summary['best_round']}"
         print_summary(summary, f"{config.run.out}: {best}")

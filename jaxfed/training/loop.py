@@ -24,7 +24,7 @@ from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.privacy import accountant
 from jaxfed.training import checkpoint
 from jaxfed.training.log import MetricsWriter, NullWriter, log, mute, progress_bar, to_json
-from jaxfed.training.resume import describe_run, finished_summary, restore_run
+from jaxfed.training.resume import describe_run, finished_summary, keep_rounds, restore_run
 from jaxfed.training.rounds import (
     Progress,
     compile_programs,
@@ -101,6 +101,7 @@ def train_run(
     resume: bool = False,
     load: Callable[[Any], Data] = load_data,
     assemble: Callable[[Any, Data], Experiment] = build_experiment,
+    extend: bool = True,
 ) -> dict[str, Any]:
     """Runs a configuration to its end and returns the summary.
 
@@ -108,7 +109,9 @@ def train_run(
         config: what to run, and where (`run.out`).
         resume: go on with the run that is there. Its configuration must be the same, but for [run], and for the number
             of rounds where nothing was made for it (see `resume.check_config`).
-        load, assemble: where the data and the pieces come from, for many runs that share them (`runs.together`).
+        load, assemble: where the data and the pieces come from, for many runs that share them (`runs.shared_runner`).
+        extend: whether a run that is resumed goes on to the number of rounds of `config`. False: it ends where it was
+            to end when it began, whatever `config` says.
 
     Raises:
         ValueError: what a user can mend.
@@ -118,8 +121,11 @@ def train_run(
     if every.rank:
         mute()
     agree_on(every, "configuration", lambda: None, lambda _: config_to_toml(config))
+    if resume and not extend:
+        rounds = run_on_first(every, "rounds", lambda: str(keep_rounds(folder, config).rounds))
+        config = dataclasses.replace(config, rounds=int(rounds))
     if done := run_on_first(every, "folder", lambda: finished_summary(folder, config, resume)):
-        log(f"{folder} is finished")
+        log(f"{folder} is finished ({json.loads(done)['rounds']} rounds){'' if extend else '; --rounds N adds more'}")
         return json.loads(done)
     data = agree_on(every, "data set", lambda: load_first_alone(every, config.data, load), lambda data: data.digest)
     for note in data.source.notes:
