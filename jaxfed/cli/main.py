@@ -35,8 +35,10 @@ def make_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False, **more)
 
     train = command("train", "Run a configuration. CONFIG.toml --help lists its keys.", EPILOG)
-    train.add_argument("config", metavar="CONFIG.toml", help="a file, or the name of one that comes with jaxfed")
-    train.add_argument("--out", metavar="RUN", help="where the run lives (run.out)")
+    train.add_argument(
+        "config", metavar="CONFIG.toml", help="a file, a run's folder, or the name of one that comes with jaxfed"
+    )
+    train.add_argument("--out", metavar="RUN", help="where the run lives (run.out; runs/NAME of the configuration)")
     train.add_argument(
         "--resume",
         action="store_true",
@@ -81,17 +83,18 @@ def train_command(args: argparse.Namespace, overrides: list[str]) -> None:
     every = join_processes()  # before any other use of JAX
 
     from jaxfed.config.overrides import override_config
-    from jaxfed.config.schema import config_to_toml, expect_table, read_config
+    from jaxfed.config.schema import config_to_toml, expect_table, locate_config, read_config
     from jaxfed.training.loop import train_run as run
     from jaxfed.training.run_dir import holds_run
 
     def configured():
-        table, lies = read_config(args.config), Path(args.config).parent
-        of_a_run = Path(args.config).name == "config.toml" and holds_run(lies)  # which goes on where it lies now
+        file = locate_config(args.config)
+        table, lies = read_config(args.config), file.parent
+        of_a_run = file.name == "config.toml" and holds_run(lies)  # which goes on where it lies now
         given: dict[str, Any] = {"out": str(lies)} if of_a_run else {}
         given |= {"out": args.out} if args.out else {}
         given |= {"profile": TRACED} if args.profile else {}
-        table["run"] = expect_table(table.get("run", {}), "run") | given
+        table["run"] = {"out": f"runs/{file.stem}"} | expect_table(table.get("run", {}), "run") | given
         return override_config(table, overrides)
 
     config = agree_on(every, "configuration", configured, config_to_toml)
@@ -155,10 +158,9 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
     from jaxfed.training.log import log
     from jaxfed.training.resume import record_problem, recorded_config
     from jaxfed.training.rounds import initial_arrays, make_run_keys
+    from jaxfed.training.run_dir import locate_run
 
-    path = Path(folder)
-    if not (path / "config.toml").is_file():
-        raise ValueError(f"{folder}: no run here (no config.toml)")
+    path = locate_run(folder)
     if not (path / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     config, record = (
@@ -249,7 +251,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
 
     name, table = args.name, {}
     own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
-    if name.lower().endswith(".toml") or name in built_in_configs():
+    if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         table = {"data": read_config(name).get("data", {})}
     elif name in REGISTRY["data"]:
         table = {"data": {"name": name}}
