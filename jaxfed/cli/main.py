@@ -101,8 +101,15 @@ def train_command(args: argparse.Namespace, overrides: list[str]) -> None:
     extend = any(word.partition("=")[0] == "--rounds" for word in overrides)
     summary = run(config, args.resume, extend=extend)
     if not every.rank:
-        best = f"best of {summary['rounds']} rounds by validation: round {summary['best_round']}"
-        print_summary(summary, f"{config.run.out}: {best}")
+        print_summary(summary, f"{config.run.out}: {describe_best(summary, config.evaluation.every)}")
+
+
+def describe_best(summary: dict[str, Any], every: int) -> str:
+    """Which round was chosen, of how many that were evaluated: each of `every`, and the last."""
+    rounds = summary["rounds"]
+    looks = -(-rounds // every)
+    many = f"{looks:,} evaluation{'s' * (looks > 1)} in {rounds:,} round{'s' * (rounds > 1)}"
+    return f"best of {many}, by validation: round {summary['best_round']}"
 
 
 def print_summary(values: dict[str, Any], title: str) -> None:
@@ -156,6 +163,7 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
     from jaxfed.config.schema import make_config, read_config
     from jaxfed.training import checkpoint
     from jaxfed.training.log import log
+    from jaxfed.training.loop import LOWER_RATES
     from jaxfed.training.resume import record_problem, recorded_config
     from jaxfed.training.rounds import initial_arrays, make_run_keys
     from jaxfed.training.run_dir import locate_run
@@ -177,7 +185,7 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
     if record and not record["standing"]["best_round"]:
         ended, rounds = record["standing"]["finished"], record["standing"]["round"]
         raise ValueError(
-            f"the run in {folder} diverged: train again in another folder with lower learning rates"
+            f"the run in {folder} diverged: train again in another folder, and {LOWER_RATES}"
             if ended
             else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
             f"{folder}/config.toml --resume"
@@ -212,6 +220,7 @@ def recommend_command(args: argparse.Namespace) -> None:
     from jaxfed.config.schema import make_config, read_config
     from jaxfed.core.excerpt import printable
     from jaxfed.training.log import log
+    from jaxfed.training.loop import LOWER_RATES
     from jaxfed.training.recommend import locate_user, score_items, selected_view
 
     if args.k < 1:
@@ -228,8 +237,7 @@ def recommend_command(args: argparse.Namespace) -> None:
     score = score_items(experiment, best, seat, view)
     if np.isnan(score).any():
         raise ValueError(
-            f"the run in {args.run} diverged (scores are not numbers): train again in another folder with lower "
-            "learning rates"
+            f"the run in {args.run} diverged (scores are not numbers): train again in another folder, and {LOWER_RATES}"
         )
     if not np.isfinite(score).any():
         log("nothing to recommend: this user had every item")
