@@ -4,7 +4,6 @@ search for what breaks it."""
 import argparse
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 DRAWN = ("poisson", "uniform", "everyone", "cyclic")  # names of samplers, in a configuration, that have a bound
@@ -166,11 +165,9 @@ def calibrate_command(args: argparse.Namespace) -> list[str]:
 
 def spent_command(folder: str) -> list[str]:
     """What `jaxfed privacy spent` prints. Raises ValueError for a run without a figure."""
-    from jaxfed.training.run_dir import read_summary
+    from jaxfed.training.run_dir import locate_run, read_summary
 
-    path = Path(folder)
-    if not (path / "config.toml").is_file():
-        raise ValueError(f"{folder}: no run here (no config.toml)")
+    path = locate_run(folder)
     if not (path / "summary.json").is_file():
         raise ValueError(f"{folder} is not finished (no summary.json): jaxfed train {folder}/config.toml --resume")
     found = read_summary(path).get("privacy")

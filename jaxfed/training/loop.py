@@ -20,11 +20,12 @@ from jaxfed.config.schema import config_to_toml, suggest, with_absolute_paths
 from jaxfed.core.processes import Processes, agree_on, run_on_first, this_process
 from jaxfed.core.tree import all_finite, tree_digest, zeros_like
 from jaxfed.core.types import Tree
+from jaxfed.data.population import Labels
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.privacy import accountant
 from jaxfed.training import checkpoint
 from jaxfed.training.log import Logger, MetricsWriter, NullWriter, RunLoggers, log, mute, progress_bar, to_json
-from jaxfed.training.resume import describe_run, finished_summary, restore_run
+from jaxfed.training.resume import describe_run, finished_summary, keep_rounds, restore_run
 from jaxfed.training.rounds import (
     Progress,
     compile_programs,
@@ -37,6 +38,8 @@ from jaxfed.training.rounds import (
 )
 from jaxfed.training.run_dir import PRIVATE, check_folder, disk_full_errors, lock_folder, write_file
 from jaxfed.training.timing import peak_megabytes, profile_rounds, time_stage
+
+LOWER_RATES = "lower the learning rates (work.optimizer.learning_rate, server.learning_rate)"
 
 
 def check_select(experiment: Experiment, model: Tree, select: str) -> None:
@@ -102,6 +105,7 @@ def train_run(
     load: Callable[[Any], Data] = load_data,
     assemble: Callable[[Any, Data], Experiment] = build_experiment,
     loggers: Sequence[Logger] = (),
+    extend: bool = True,
 ) -> dict[str, Any]:
     """Runs a configuration to its end and returns the summary.
 
@@ -109,8 +113,10 @@ def train_run(
         config: what to run, and where (`run.out`).
         resume: go on with the run that is there. Its configuration must be the same, but for [run], and for the number
             of rounds where nothing was made for it (see `resume.check_config`).
-        load, assemble: where the data and the pieces come from, for many runs that share them (`runs.together`).
+        load, assemble: where the data and the pieces come from, for many runs that share them (`runs.shared_runner`).
         loggers: told every row of metrics.jsonl. A run that is resumed tells rows since the checkpoint once more.
+        extend: whether a run that is resumed goes on to the number of rounds of `config`. False: it ends where it was
+            to end when it began, whatever `config` says.
 
     Raises:
         ValueError: what a user can mend.
@@ -120,8 +126,11 @@ def train_run(
     if every.rank:
         mute()
     agree_on(every, "configuration", lambda: None, lambda _: config_to_toml(config))
+    if resume and not extend:
+        rounds = run_on_first(every, "rounds", lambda: str(keep_rounds(folder, config).rounds))
+        config = dataclasses.replace(config, rounds=int(rounds))
     if done := run_on_first(every, "folder", lambda: finished_summary(folder, config, resume)):
-        log(f"{folder} is finished")
+        log(f"{folder} is finished ({json.loads(done)['rounds']} rounds){'' if extend else '; --rounds N adds more'}")
         return json.loads(done)
     data = agree_on(every, "data set", lambda: load_first_alone(every, config.data, load), lambda data: data.digest)
     for note in data.source.notes:
@@ -179,10 +188,10 @@ def check_outcome(folder: Path, standing: Progress) -> None:
         raise ValueError(
             f"{folder}: no client ever reported an update: of {standing.asked:,} clients asked, {standing.dropped:,} "
             f"dropped out (cohort.dropout) or came too late, and the updates of {standing.refused:,} were discarded "
-            "because they held NaN or infinity: lower cohort.dropout, or the learning rates"
+            f"because they held NaN or infinity: lower cohort.dropout, or {LOWER_RATES}"
         )
     if not standing.best_round:
-        raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: lower the learning rates")
+        raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: {LOWER_RATES}")
 
 
 def load_first_alone(every: Processes, section: Any, load: Callable[[Any], Data]) -> Data:
@@ -290,10 +299,24 @@ def evaluate_and_log(config, experiment, state, info, standing, loggers, key) ->
             f"round {standing.round}: the link ring clipped values of {train['ring/cut']:.0%} of the clients to its "
             'bound: raise its `bound`, or set `by` of the mean to "uniform" if its weights are too large'
         )
-    star = " *" if better else ""
+    first = standing.best_round == standing.round <= config.evaluation.every
+    star = (" * best so far" if first else " *") if better else ""
     hit = f"val/sampled/hr@10 {values['val/sampled/hr@10']:.4f}  " if "val/sampled/hr@10" in values else ""
     log(f"round {standing.round:>5}  {loss}{text}  {hit}{speed:,.0f} clients/s{star}")
     return better, text
+
+
+def worse_than_the_mean(labels: Labels | None, values: dict[str, float]) -> str:
+    """What to say where the error on ratings of validation is larger than that of one number for all; "": nothing."""
+    if labels is None or labels.kind != "rating" or "val/rating/rmse" not in values:
+        return ""
+    constant = float(np.sqrt(np.mean((labels.valid - labels.train.mean()) ** 2)))
+    if values["val/rating/rmse"] <= constant:
+        return ""
+    return (
+        f"val/rating/rmse {values['val/rating/rmse']:.4g} is worse than predicting the mean rating for everybody "
+        f"({constant:.4g}): the model has learnt nothing, or diverged: {LOWER_RATES}, or train for more rounds"
+    )
 
 
 def privacy_cautions(config: Any, account: accountant.PrivacyAccount) -> list[str]:
@@ -341,6 +364,8 @@ def summarize(config, experiment, arrays, standing, loggers) -> dict[str, Any]:
     with time_stage(standing.stages, "evaluate"):
         test = evaluate_model(experiment, arrays["best"], "test", key)
         val = evaluate_model(experiment, arrays["best"], "val", key)
+    if caution := worse_than_the_mean(experiment.data.population.labels, val):
+        log(caution)
     loggers.log_row(mark_leaky(experiment, {"round": standing.best_round, **test}))
     state = arrays["state"]
     summary = {
