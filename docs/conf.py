@@ -6,7 +6,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]  # the package as it is in this checkout, and our extensions
 
-from jaxfed import __version__ as version  # noqa: E402, F401
+from jaxfed import __version__ as version  # noqa: E402
 
 project = "jaxfed"
 copyright = "the jaxfed authors, Apache-2.0"

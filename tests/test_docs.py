@@ -25,6 +25,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if not {"generated", "_build"} & set(page.parts)]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+WITH_TOML = [name for name, page in zip(NAMES, PAGES, strict=True) if "```toml" in page.read_text()]
 
 
 def blocks(text, language):
@@ -65,19 +66,28 @@ def test_the_examples_of_extending_run_together(tmp_path):
     assert np.bincount(source.interactions.user).tolist() == [10] * 20
 
 
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(README, "python")
+    assert len(code.splitlines()) <= 20
+    exec(code, {})
+    assert "update+rows" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def population():
     """A thousand users, on whom every configuration of the site can be built."""
     return load_data(make_config({"data": {"name": "synthetic", "users": 1000, "items": 1600}}).data)
 
 
-@pytest.mark.parametrize("page", [name for name, page in zip(NAMES, PAGES, strict=True) if "```toml" in page.read_text()])
+@pytest.mark.parametrize(
+    "page", [name for name, page in zip(NAMES, PAGES, strict=True) if "```toml" in page.read_text()]
+)
 def test_configurations_on_a_page_build(page, population):
     for text in blocks((ROOT / page).read_text(), "toml"):
         config = make_config(tomllib.loads(text))
-        data = population if config.data.clients == "user" and not config.data.cold else None
-        if data:
-            build_experiment(config, data._replace(source=data.source))
+        if config.data.clients == "user" and not config.data.cold:
+            build_experiment(config, population)
 
 
 def commands(text):

@@ -7,7 +7,9 @@ section become literal blocks, and lists of `name(arguments): what` become lists
 import re
 from typing import Any
 
-SECTIONS = re.compile(r"(Args|Attributes|Example|Examples|Note|Notes|Raises|Returns|Source|Yields|References|Units):\s*$")
+SECTIONS = re.compile(
+    r"(Args|Attributes|Example|Examples|Note|Notes|Raises|Returns|Source|Yields|References|Units):\s*$"
+)
 
 
 def escape_marks(line: str) -> str:
