@@ -107,9 +107,8 @@ def seen(
         state = initial_arrays(experiment, seed)["state"]
         shared, private = jax.tree.map(jax.numpy.asarray, arrays)
         PARTS.clear()
-        (done,) = run_rounds(
-            experiment, state._replace(shared=shared, memory=(private, state.memory[1])), seed, number, number + 1
-        )
+        state = state._replace(shared=shared, memory=state.memory._replace(work=private))
+        (done,) = run_rounds(experiment, state, seed, number, number + 1)
         jax.effects_barrier()  # until the round has been listened to
         if defence.at == "messages":
             yield from (
@@ -178,7 +177,7 @@ def main() -> None:
     state = initial_arrays(trained, args.seed)["state"]
     for done in run_rounds(trained, state, args.seed, 0, args.rounds):
         state = done.state
-    arrays = jax.tree.map(np.asarray, (state.shared, state.memory[0]))
+    arrays = jax.tree.map(np.asarray, (state.shared, state.memory.work))
     print("| defence | seen | row set | update | taste | all, with popularity |\n|---|---|---|---|---|---|")
     floor: list[float] = []
     for defence in defences(args.clients):

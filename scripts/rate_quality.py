@@ -80,7 +80,7 @@ def coded_share(run: Path, sample: int) -> float | None:
     def message(id, held, activity, data):
         mine, theirs = tables.gather_client(state.memory, id, held)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, CLIENTS), id))
-        report = made.work.run(to_compute_dtype(tables.take_rows(state.shared, held)), mine, data, secret)
+        report = made.method.work.update(to_compute_dtype(tables.take_rows(state.shared, held)), mine, data, secret)
         me = ClientView(theirs, noise, key, id, report.weight, activity, held, size, jnp.asarray(cohort.ids))
         return encode_message(
             made.channel, report.update, tables.take_rows(broadcast_state(made.channel, state.channel), held), me

@@ -12,6 +12,7 @@ from jaxfed.algorithms.local_training import local_steps
 from jaxfed.config.registry import REGISTRY
 from jaxfed.core.client_work import Batches
 from jaxfed.core.federate import federate
+from jaxfed.core.method import Method
 from jaxfed.core.tables import Table
 from jaxfed.core.types import Block, Cohort, Mean
 from jaxfed.sampling.cohort import cyclic_cohort
@@ -174,7 +175,7 @@ def on_rows(cohort, room=ITEMS + 3):
 def factorisation(channel, optimizer=None, server=None, by_row=True, **more):
     """FedAvg of the matrix factorisation above."""
     work = local_steps(bce, optimizer or optax.sgd(0.1), user, by_row)
-    return federate(work, channel, server or optax.sgd(1.0), USERS, **more)
+    return federate(Method(work, server=server or optax.sgd(1.0)), channel, USERS, **more)
 
 
 def run(algorithm, cohort, params=MARKED, rounds=3):

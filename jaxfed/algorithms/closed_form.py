@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.core.client_work import ClientWork
+from jaxfed.core.method import Method
 from jaxfed.core.types import Broadcast, ClientOutput, History
 
 MISSING = "the model has no closed form: take one that has (ease, item_knn, transitions, ials)"
 
 
-def statistics_work(closed: Any, num_items: int) -> ClientWork:
+def closed_form(closed: Any, num_items: int) -> Method:
     """What each client's history adds to the sums from which the server solves for the model (`solve`). One round of
     everyone is the central model; several, where a client's part depends on the last model (iALS).
 
@@ -21,16 +22,17 @@ def statistics_work(closed: Any, num_items: int) -> ClientWork:
     if closed is None:
         raise ValueError(f"work.statistics: {MISSING}")
 
-    def run(shared, mine, steps, key):
+    def update(shared, mine, steps, key):
         history = History(steps.rows.ravel(), steps.batch["id"].ravel(), num_items)
         sums, fit = closed.statistics(shared.params, history)
         return ClientOutput(Broadcast(sums), (), steps.examples, {"train/loss": fit}, loss=fit.value)
 
-    def sends(shared):
+    def update_shapes(shared):
         nothing = jnp.full(1, num_items)
         return Broadcast(closed.statistics(shared.params, History(nothing, nothing, num_items))[0])
 
-    return ClientWork(lambda params, key: (Broadcast(params), ()), run, sends=sends, histories=True, whole=True)
+    work = ClientWork(lambda params, key: (Broadcast(params), ()), update, update_shapes)
+    return Method(work, server=solve_optimizer(1.0, closed), reads_histories=True, needs_all_rows=True)
 
 
 def solve_optimizer(learning_rate: float, closed: Any) -> optax.GradientTransformation:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.algorithms.local_training import loss_of_pair, no_private, output_facts, proximal_optimizer
-from jaxfed.algorithms.personal import OwnModel, new_own_model, own_copy, server_view, stamp_rows
+from jaxfed.algorithms.own_model import OwnModel, new_own_model, own_copy, server_view, stamp_rows
 from jaxfed.core.client_work import ClientWork, Loss, local_sgd
+from jaxfed.core.method import Method
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
 
@@ -41,7 +42,7 @@ def find_neighbours(models: jax.Array, known: jax.Array, count: int, threshold: 
     return near / near.sum(1, keepdims=True)
 
 
-def graph_guided_work(
+def gpfedrec(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     private: Callable[[Key], Tree] = no_private,
@@ -49,7 +50,7 @@ def graph_guided_work(
     strength: float = 0.1,
     neighbours_count: int = 0,
     threshold: float = 1.0,
-) -> ClientWork:
+) -> Method:
     """GPFedRec (Zhang et al. 2024): a client begins where the server's model is and is pulled, by strength / 2
     |shared - around|^2, to the mean of its neighbours' models, which it downloads beside; by row, on the rows of the
     step. The server finds neighbours by what each client last sent: see `neighbours`.
@@ -72,7 +73,7 @@ def graph_guided_work(
     def init(params, key):
         return Broadcast(params), GuidedState(new_own_model(params, private(key), ()), params)
 
-    def run(shared, mine, steps, key):
+    def update(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine.own.private)
         held = {"anchor": mine.around} if strength else {}
         pace = proximal_optimizer(optimizer, strength) if strength else optimizer
@@ -81,7 +82,7 @@ def graph_guided_work(
         said = output_facts(loss, both, steps)
         return ClientOutput(Broadcast(subtract(start, end)), memory, steps.examples, {"train/loss": seen}, **said)
 
-    def compares(params, store):
+    def compare_clients(params, store):
         models = jax.vmap(lambda own: own_copy(own, params, latest=True))(store.own)
         known = store.own.rounds > 0
         flat = jnp.concatenate([x.reshape(len(known), -1) for x in jax.tree.leaves(models)], 1)
@@ -94,4 +95,5 @@ def graph_guided_work(
         "personal": lambda params, mine: (own_copy(mine.own, params, latest=True), mine.own.private),
         "neighbours": lambda params, mine: (mine.around, mine.own.private),
     }
-    return ClientWork(init, run, views=views, compares=compares, alone=lambda shared: shared.params)
+    work = ClientWork(init, update, views=views)
+    return Method(work, compare_clients=compare_clients, own_download=lambda broadcast: broadcast.params)

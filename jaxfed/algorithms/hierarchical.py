@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxfed.algorithms.ifca import ClusterMember, select_model
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.channel import Channel, broadcast_state, chain, decode_total, encode_message
-from jaxfed.core.client_work import ClientWork
 from jaxfed.core.federate import Algorithm, federate
+from jaxfed.core.method import Method
 from jaxfed.core.tables import Table, map_tables, num_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype
 from jaxfed.core.types import Broadcast, ClientView, Tree
@@ -32,26 +31,28 @@ def map_over_edges(f: Callable, *trees: Tree) -> Tree:
     return map_tables(lambda x: jnp.moveaxis(x, 0, 1), lambda x: x, jax.vmap(f)(*moved))
 
 
-def with_edge_models(work: ClientWork, edge: np.ndarray) -> ClientWork:
-    """The same work, where the model of each edge lies at the server. A client is scored by that of its edge."""
-    edges = int(edge.max()) + 1
+def with_edge_models(method: Method, edge: np.ndarray) -> Method:
+    """The same method, where the model of each edge lies at the server. A client is scored by that of its edge."""
+    edges, work = int(edge.max()) + 1, method.work
 
     def init(params, key):
         shared, memory = work.init(params, key)
         return stack_copies(shared, edges), memory
 
-    def private(store):
-        return ClusterMember(work.private(store), jnp.asarray(edge, jnp.int32))
+    def private_part(store):
+        return ClusterMember(method.private_part(store), jnp.asarray(edge, jnp.int32))
 
     def at(view):
-        return lambda params, mine: view(select_model(params, mine.cluster), mine.private)
+        return lambda params, member: view(select_model(params, member.cluster), member.private)
 
-    return work._replace(
-        init=init,
-        moves=partial(map_over_edges, work.moves),
-        sends=lambda shared: work.sends(select_model(shared, jnp.int32(0))),
-        private=private,
-        views={name: at(view) for name, view in work.views.items()},
+    return method._replace(
+        work=work._replace(
+            init=init,
+            update_shapes=lambda shared: work.update_shapes(select_model(shared, jnp.int32(0))),
+            views={name: at(view) for name, view in work.views.items()},
+        ),
+        move_extra=partial(map_over_edges, method.move_extra),
+        private_part=private_part,
     )
 
 
@@ -113,7 +114,7 @@ def channel_at_edges(channel: Channel, edge: np.ndarray) -> Channel:
     )
 
 
-def check_edges(work: ClientWork, channel: Channel, num_clients: int, edge: np.ndarray, every: int) -> None:
+def check_edges(method: Method, channel: Channel, num_clients: int, edge: np.ndarray, every: int) -> None:
     """Raises ValueError for edges that cannot be."""
     if every < 1:
         raise ValueError(f"server.edge_rounds is {every}: edges meet every 1 or more rounds")
@@ -121,9 +122,9 @@ def check_edges(work: ClientWork, channel: Channel, num_clients: int, edge: np.n
         empty = np.flatnonzero(np.bincount(edge) == 0)
         what = f"edge {empty[0]} has no clients" if len(empty) else f"{len(edge)} clients have one of {num_clients}"
         raise ValueError(f"server.edges: {what}: give each client an edge, and each edge a client")
-    if work.compares:
+    if method.compare_clients:
         raise ValueError("server.edges: this work's server compares all clients with one model: set server.edges = 0")
-    if work.histories:
+    if method.reads_histories:
         raise ValueError("server.edges: a closed form is solved from one sum: set server.edges = 0")
     claims = channel.claims
     if (
@@ -139,9 +140,8 @@ def check_edges(work: ClientWork, channel: Channel, num_clients: int, edge: np.n
 
 
 def hierarchical(
-    work: ClientWork,
+    method: Method,
     channel: Channel,
-    server: optax.GradientTransformation,
     num_clients: int,
     *,
     edge: np.ndarray,
@@ -153,12 +153,12 @@ def hierarchical(
     edge, and every `every` rounds all edges take the mean of their models, by the examples that these come from.
 
     edge int [num_clients]: that of each client, from 0. A client downloads and trains the model of its edge alone;
-    `channel` and `server` work at each edge. per_row: a row of a table is averaged over the edges whose clients held
-    it, as `per_row_mean` does over clients. What edges and server exchange is in the info as `edges/bytes_total`.
+    `channel` and `method.server` work at each edge. per_row: a row of a table is averaged over the edges whose clients
+    held it, as `per_row_mean` does over clients. What edges and server exchange is in the info as `edges/bytes_total`.
     Raises ValueError for edges without clients, and for links that are not for several sums.
     """
-    channel = channel if channel.claims.links else chain(channel)
-    check_edges(work, channel, num_clients, edge, every)
+    channel = chain(*method.links, channel)
+    check_edges(method, channel, num_clients, edge, every)
     home = jnp.asarray(edge, jnp.int32)
 
     def pick(shared: Broadcast, client: ClientView) -> Broadcast:
@@ -168,7 +168,10 @@ def hierarchical(
         )
 
     algorithm = federate(
-        with_edge_models(work, edge), channel_at_edges(channel, edge), server, num_clients, **how | {"download": pick}
+        with_edge_models(method._replace(links=()), edge),
+        channel_at_edges(channel, edge),
+        num_clients,
+        **how | {"download": pick},
     )
 
     @partial(jax.jit, donate_argnums=(0, 1))

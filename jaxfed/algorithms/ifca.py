@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.algorithms.local_training import local_steps, loss_of_pair, no_private
+from jaxfed.channels.average import cluster_mean
 from jaxfed.core.client_work import ClientWork, Loss, pooled_loss
+from jaxfed.core.method import Method
 from jaxfed.core.tables import Table, map_tables, num_rows
 from jaxfed.core.types import Broadcast, Key, Mean, Tree
 
@@ -25,7 +27,7 @@ def select_model(params: Tree, cluster: jax.Array) -> Tree:
     return map_tables(lambda x: x[:, cluster], lambda x: x[cluster], params)
 
 
-def clustered(
+def ifca(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     private: Callable[[Key], Tree] = no_private,
@@ -33,7 +35,7 @@ def clustered(
     clusters: int = 2,
     *,
     initial: Callable[[Key], Tree],
-) -> ClientWork:
+) -> Method:
     """IFCA (Ghosh et al. 2020; HypCluster, Mansour et al. 2020): a client takes the model of lowest loss on its data
     and trains that. The link `cluster_mean` averages each over those who chose it; clients download all of them.
 
@@ -56,12 +58,12 @@ def clustered(
         held = Table(jnp.zeros((rows, clusters))) if rows else ()
         return Broadcast(stacked, (jnp.zeros(clusters), held)), ClusterMember(private(key), jnp.int32(0))
 
-    def run(shared, mine, steps, key):
+    def update(shared, mine, steps, key):
         def lost(j):
             return pooled_loss(loss_of_pair(loss), (select_model(shared.params, j), mine.private), steps).value
 
         chosen = jnp.argmin(jnp.stack([lost(j) for j in range(clusters)])).astype(jnp.int32)
-        report = work.run(Broadcast(select_model(shared.params, chosen)), mine.private, steps, key)
+        report = work.update(Broadcast(select_model(shared.params, chosen)), mine.private, steps, key)
         belongs = jax.nn.one_hot(chosen, clusters)
         apart = map_tables(
             lambda x: x[:, None] * belongs.reshape((1, -1) + (1,) * (x.ndim - 1)),
@@ -76,10 +78,10 @@ def clustered(
             metrics=report.metrics | told,
         )
 
-    def moves(extra, update):
+    def move_extra(extra, update):
         return extra
 
     def view(params, mine):
         return select_model(params, mine.cluster), mine.private
 
-    return ClientWork(init, run, moves, views={"": view})
+    return Method(ClientWork(init, update, views={"": view}), (cluster_mean(),), move_extra=move_extra)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.core.client_work import Batches, ClientWork, Loss, local_sgd, pooled_loss
+from jaxfed.core.method import Method
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
 
@@ -61,7 +62,7 @@ def local_steps(
     def init(params, key):
         return Broadcast(params), private(key)
 
-    def run(shared, mine, steps, key):
+    def update(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine)
         held = {"anchor": start} if proximal else {}
         pace = proximal_optimizer(optimizer, proximal) if proximal else optimizer
@@ -74,27 +75,21 @@ def local_steps(
             **output_facts(loss, both, steps),
         )
 
-    return ClientWork(init, run, descends=True)
+    return ClientWork(init, update)
 
 
-def gradient_work(
-    loss: Loss, optimizer: optax.GradientTransformation, private: Callable[[Key], Tree] = no_private
-) -> ClientWork:
-    """One gradient of the mean loss over all local examples (FedSGD); the private part takes one step of `optimizer`.
+def train_locally(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = no_private,
+    by_row: bool = True,
+    proximal: float = 0.0,
+) -> Method:
+    """Local steps, whatever the channel makes of them: FedAvg with a mean, and the half of many other methods.
 
-    `optimizer` sees the pair (shared, private) as in `local_steps`; what it says of the shared part is not used.
+    Args:
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        proximal: mu of FedProx (Li et al. 2020): the loss has mu / 2 |shared - start|^2 beside it.
     """
-
-    def run(shared, mine, steps, key):
-        both = shared.params, mine
-
-        def objective(both):
-            seen = pooled_loss(loss_of_pair(loss), both, steps)
-            return seen.value, seen
-
-        slope, seen = jax.grad(objective, has_aux=True)(both)
-        step, _ = optimizer.update(slope, optimizer.init(both), both)
-        mine = optax.apply_updates(mine, step[1])
-        return ClientOutput(Broadcast(slope[0]), mine, steps.examples, {"train/loss": seen}, loss=seen.value)
-
-    return ClientWork(local_steps(loss, optimizer, private).init, run)
+    return Method(local_steps(loss, optimizer, private, by_row, proximal), sends_difference=True)

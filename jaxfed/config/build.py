@@ -9,7 +9,6 @@ import jax
 
 from jaxfed.algorithms.hierarchical import hierarchical, stack_copies, with_edge_models
 from jaxfed.algorithms.multi_device import with_merged_devices
-from jaxfed.algorithms.named import with_server_comparison
 from jaxfed.config.limits import (
     check_client_store,
     check_closed_form,
@@ -30,15 +29,14 @@ from jaxfed.config.sections import (
     make_account,
     make_batching,
     make_channel,
-    make_client_work,
+    make_method,
     make_model,
-    make_server_optimizer,
 )
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel
-from jaxfed.core.client_work import ClientWork
+from jaxfed.core.channel import Channel, chain
 from jaxfed.core.download import check_download, make_download
 from jaxfed.core.federate import Algorithm, federate
+from jaxfed.core.method import Method
 from jaxfed.core.placement import Placement, make_placement, padded_table_rows
 from jaxfed.core.processes import Processes, this_process
 from jaxfed.core.types import Sampler
@@ -78,7 +76,7 @@ class Experiment(NamedTuple):
     batching: Batching
     shapes: BlockShapes
     sampler: Sampler
-    work: ClientWork
+    method: Method
     channel: Channel
     algorithm: Algorithm
     placement: Placement
@@ -126,14 +124,14 @@ def read_source_data(config: Any) -> Dataset:
 
 
 def make_eval_splits(
-    config: Any, data: Data, model: Model, work: ClientWork, placement: Placement, share: ProcessShare
+    config: Any, data: Data, model: Model, method: Method, placement: Placement, share: ProcessShare
 ) -> dict[str, EvalSplit]:
     """What clients are asked: `val` and `test`, and `test/cold` of clients that never take part, if there are any.
 
     Raises ValueError where private parts would be folded in, and cannot be.
     """
     population, look = data.population, config.evaluation
-    past = choose_history(look, model, work, config.data.label)
+    past = choose_history(look, model, method, config.data.label)
     if past and population.domains:
         raise ValueError(
             "data.merge: a private part is folded in from one catalogue, not from domains: keep it instead"
@@ -164,28 +162,29 @@ def build_experiment(
     def chained(configs, where):
         return make_channel(configs, data.source.items, where, **known)
 
-    channel = watch(chained(config.channel, "channel"))
-    work = make_client_work(config, model, **known, num_items=end)
-    check_closed_form(work, config.server.name, channel, population)
-    check_client_store(run, processes, work, sampler)
+    channel = chained(config.channel, "channel")
+    method = make_method(config, model, **known, num_items=end)
+    channel = watch(chain(*method.links, channel))
+    method = method._replace(links=())
+    check_closed_form(method, config.server.name, channel, population)
+    check_client_store(run, processes, method, sampler)
     batching, lazy = (
-        make_batching(config.work, model, work),
-        config.server.lazy and not (channel.claims.needs_all_rows or work.whole),
+        make_batching(config.work, model, method),
+        config.server.lazy and not (channel.claims.needs_all_rows or method.needs_all_rows),
     )
     check_examples(population, batching, sampler.slots)
     shapes = make_block_shapes(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
-    shared = jax.eval_shape(lambda key: work.init(model.init(key), key)[0], jax.random.key(0))
+    shared = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
     down = chained(config.download, "download") if config.download else None
-    price = make_wire(channel, shared, down, work.sends, work.alone)
+    price = make_wire(channel, shared, down, method.work.update_shapes, method.own_download)
     if down:
         check_download(down, shared)
     sums, edge = channel.aggregator in (None, SUM), assign_edges(config, population.num_clients, sampler)
     meeting = {"edge": edge, "every": config.server.edge_rounds, "per_row": averages_by_row(channel)}
     build: Callable[..., Algorithm] = federate if edge is None else partial(hierarchical, **meeting)
     algorithm = build(
-        work,
+        method,
         channel,
-        make_server_optimizer(config, model),
         population.num_clients,
         placement=placement,
         lay=shapes.lay,
@@ -197,18 +196,17 @@ def build_experiment(
         versions=sampler.versions,
     )
     if population.owner is not None:
-        check_merge(model, work, run.client_store)
+        check_merge(model, method, run.client_store)
         algorithm = with_merged_devices(algorithm, population.owner, population.activity)
-    algorithm = with_server_comparison(algorithm, work, channel, placement.common)
     beside = max(config.server.edges, 1)  # so many models lie in a message once it is summed
-    sends, work = work.sends, work if edge is None else with_edge_models(work, edge)
+    sends, method = method.work.update_shapes, method if edge is None else with_edge_models(method, edge)
     check_memory(population, batching, shapes, lambda x: stack_copies(sends(x), beside), shared, run.chunk, sums)
-    exams = make_eval_splits(config, data, model, work, placement, share)
+    exams = make_eval_splits(config, data, model, method, placement, share)
     through = chained(config.evaluation.channel if config.evaluation.where == "clients" else (), "evaluation.channel")
     promoted = item_numbers(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
-    examine, examine_cold = make_evaluator(model, through, placement, promoted, work.views), None
+    examine, examine_cold = make_evaluator(model, through, placement, promoted, method.work.views), None
     if population.cold:
-        check_cold_start(model, work)
+        check_cold_start(model, method)
         examine_cold = make_evaluator(model, through, placement, promoted)
     if through.claims.mechanisms and config.privacy.seed == "secret":
         raise ValueError(
@@ -217,5 +215,5 @@ def build_experiment(
         )
     account = make_account(channel, sampler, population.num_clients, config.privacy)
     epsilon = make_ledger(account.mechanisms, account.sampling, account.delta, account.relation)
-    made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)
+    made = (data, model, batching, shapes, sampler, method, channel, algorithm, placement, examine, exams, price)
     return Experiment(*made, account, epsilon, processes, examine_cold)

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 
 from jaxfed.core.channel import Channel
-from jaxfed.core.client_work import ClientWork
+from jaxfed.core.method import Method
 from jaxfed.core.processes import Processes
 from jaxfed.core.tables import take_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype
@@ -81,17 +81,17 @@ def check_memory(population, batching: Batching, shapes: BlockShapes, sends, sha
         )
 
 
-def check_closed_form(work: ClientWork, server: str, channel: Channel, population: Population) -> None:
+def check_closed_form(method: Method, server: str, channel: Channel, population: Population) -> None:
     """Raises ValueError for a closed form whose halves do not meet, or whose sums are none."""
-    if work.histories != (server == "solve"):
+    if method.reads_histories != (server == "solve"):
         raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
-    if work.histories and channel.claims.is_average:
+    if method.reads_histories and channel.claims.is_average:
         raise ValueError("work.statistics: the server solves from sums, a link makes a mean of them: set channel = []")
-    if work.histories and population.users_per_client > 1:
+    if method.reads_histories and population.users_per_client > 1:
         raise ValueError('work.statistics: a client is one user\'s history: set data.clients = "user"')
 
 
-def check_cold_start(model: Model, work: ClientWork) -> None:
+def check_cold_start(model: Model, method: Method) -> None:
     """Raises ValueError where the server's model and a history do not suffice to score a client never seen before."""
     if model.fold_in is None:
         raise ValueError(
@@ -99,19 +99,19 @@ def check_cold_start(model: Model, work: ClientWork) -> None:
             '(mf or neumf with loss = "bce" or "squared", ease, item_knn, transitions, ials)'
         )
     key = jax.random.key(0)
-    sent, own = jax.eval_shape(lambda: (work.init(model.init(key), key)[0].params, model.init(key)))
+    sent, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[0].params, model.init(key)))
     if sent != own:
         raise ValueError("data.cold: with several models side by side new clients have none yet: take another work")
 
 
-def check_merge(model: Model, work: ClientWork, client_store: str) -> None:
+def check_merge(model: Model, method: Method, client_store: str) -> None:
     """Raises ValueError where what clients keep is not the model's private part alone, on the device."""
     if client_store == "host":
         raise ValueError("run.client_store: the parts of a user's devices are merged where rounds run: leave it out")
-    if work.histories:
+    if method.reads_histories:
         raise ValueError('work.statistics: a client is all of a user\'s history: set data.clients = "user"')
     key = jax.random.key(0)
-    kept, own = jax.eval_shape(lambda: (work.init(model.init(key), key)[1], model.private(key)))
+    kept, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[1], model.private(key)))
     if jax.tree.leaves(kept) and kept != own:
         raise ValueError(
             "data.merge: this work keeps more on a client than the private part that a user's devices have in common: "
@@ -119,12 +119,12 @@ def check_merge(model: Model, work: ClientWork, client_store: str) -> None:
         )
 
 
-def check_client_store(run: Any, processes: Processes, work: ClientWork, sampler: Sampler) -> None:
+def check_client_store(run: Any, processes: Processes, method: Method, sampler: Sampler) -> None:
     """Raises ValueError where what is kept would not lie where it is read; run: the [run] section."""
     host, several = run.client_store == "host", processes.size > 1
     if several and host:
         raise ValueError("run.client_store: a store on the host is for one process: leave it out for several")
-    if work.compares and (host or several):
+    if method.compare_clients and (host or several):
         raise ValueError(
             "run.client_store: the server of this work reads all clients' memory on one device: leave it out, and run "
             "one process"

@@ -7,21 +7,28 @@ A section of a configuration holds `name` and that function's keyword arguments 
 import inspect
 import typing
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
 from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
-from jaxfed.algorithms.closed_form import solve_optimizer, statistics_work
-from jaxfed.algorithms.control import feddyn_work, mime_work, scaffold_work
-from jaxfed.algorithms.drift import add_server_memory, normalize_steps
-from jaxfed.algorithms.fair import agnostic_mean, fair_mean
-from jaxfed.algorithms.gpfedrec import graph_guided_work
-from jaxfed.algorithms.ifca import clustered
-from jaxfed.algorithms.local_training import gradient_work, local_steps
-from jaxfed.algorithms.personal import apfl_work, ditto_work, fedrecon_work, fedrep_work
+from jaxfed.algorithms.agnostic import agnostic_mean
+from jaxfed.algorithms.apfl import apfl
+from jaxfed.algorithms.closed_form import closed_form, solve_optimizer
+from jaxfed.algorithms.ditto import ditto
+from jaxfed.algorithms.feddyn import add_server_memory, feddyn
+from jaxfed.algorithms.fednova import normalize_steps
+from jaxfed.algorithms.fedrecon import fedrecon
+from jaxfed.algorithms.fedrep import fedrep
+from jaxfed.algorithms.fedsgd import fedsgd
+from jaxfed.algorithms.gpfedrec import gpfedrec
+from jaxfed.algorithms.ifca import ifca
+from jaxfed.algorithms.local_training import train_locally
+from jaxfed.algorithms.mime import mime
+from jaxfed.algorithms.qfedavg import fair_mean
+from jaxfed.algorithms.scaffold import scaffold
 from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
 from jaxfed.channels.average import cluster_mean, mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
@@ -36,6 +43,7 @@ from jaxfed.channels.secure_sum import pads, ring
 from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.core import channel
 from jaxfed.core.channel import Channel
+from jaxfed.core.method import Method
 from jaxfed.core.tables import is_table
 from jaxfed.data.batching import Batching
 from jaxfed.data.preparation import prepare_population
@@ -143,6 +151,16 @@ def optax_at_server(
     return channel.at_server(getattr(optax, transform)(value))
 
 
+def without_links(make_method: Callable[..., Method]) -> Callable[..., Method]:
+    """The function of a method, without the method's own links."""
+
+    @wraps(make_method)
+    def make(*args: Any, **named: Any) -> Method:
+        return make_method(*args, **named)._replace(links=())
+
+    return make
+
+
 CLOSED: dict[str, Callable] = {"ease": ease, "item_knn": item_knn, "transitions": transitions, "ials": ials}
 
 REGISTRY: dict[str, dict[str, Callable]] = {
@@ -163,19 +181,20 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "popularity": popularity,
         "counter": counter,
     },
+    # methods without their own links, which a configuration spells out
     "work": {
-        "local_steps": local_steps,
-        "gradient": gradient_work,
-        "scaffold": scaffold_work,
-        "dynamic": feddyn_work,
-        "mime": mime_work,
-        "reconstruct": fedrecon_work,
-        "alternate": fedrep_work,
-        "ditto": ditto_work,
-        "apfl": apfl_work,
-        "clustered": clustered,
-        "graph_guided": graph_guided_work,
-        "statistics": statistics_work,
+        "local_steps": train_locally,
+        "gradient": fedsgd,
+        "scaffold": scaffold,
+        "dynamic": without_links(feddyn),
+        "mime": mime,
+        "reconstruct": fedrecon,
+        "alternate": fedrep,
+        "ditto": ditto,
+        "apfl": apfl,
+        "clustered": without_links(ifca),
+        "graph_guided": gpfedrec,
+        "statistics": closed_form,
     },
     "optimizer": OPTIMIZERS,
     "channel": {

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import optax
 
-from jaxfed.algorithms.personal import keep_own_copy
+from jaxfed.algorithms.own_model import keep_own_copy
 from jaxfed.config.registry import BESIDE, REGISTRY, group_rates, section_arguments, server_schedule
 from jaxfed.core.channel import Channel, chain, link, links_of, mechanisms_of
-from jaxfed.core.client_work import ClientWork
+from jaxfed.core.method import Method
 from jaxfed.core.streams import Deal, deal_rng
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
@@ -93,10 +93,10 @@ def make_model(config: Any, population: Population, end: int) -> Model:
     return model._replace(score=score, fold_in=model.fold_in and fold_in)
 
 
-def make_batching(config: Any, model: Model, work: ClientWork) -> Batching:
+def make_batching(config: Any, model: Model, method: Method) -> Batching:
     """How a configuration's [work] section cuts data into steps; histories are whole and without negatives."""
     asked = {name: getattr(config, name) for name in BESIDE["work"] if name in Batching._fields}
-    if work.histories:
+    if method.reads_histories:
         return Batching(**asked | {"negatives": 0, "epochs": 1}, ordered=True)
     return Batching(**asked, pairwise=model.pairwise, features=model.features)
 
@@ -108,14 +108,14 @@ def make_account(channel: Channel, sampler: Sampler, num_clients: int, config: A
     return PrivacyAccount(mechanisms_of(channel), sampling, config.delta, config.accountant, config.relation or None)
 
 
-def choose_history(config: Any, model: Model, work: ClientWork, label: str) -> Past:
+def choose_history(config: Any, model: Model, method: Method, label: str) -> Past:
     """What the [evaluation] section has models fold in: a history where asked to, or where nothing private is kept.
 
     Raises ValueError where a model cannot.
     """
 
     def parts(key):
-        return model.private(key), work.private(work.init(model.init(key), key)[1])
+        return model.private(key), method.private_part(method.work.init(model.init(key), key)[1])
 
     needed, kept = (jax.tree.leaves(part) for part in jax.eval_shape(parts, jax.random.key(0)))
     fold = config.fold_in or model.closed is not None or bool(needed and not kept)
@@ -174,16 +174,17 @@ def known_arguments(config: Any, population: Population, sampler: Sampler) -> di
     }
 
 
-def make_client_work(config: Any, model: Model, **known: Any) -> ClientWork:
-    """The work of a configuration, which trains the model. Raises ValueError."""
+def make_method(config: Any, model: Model, **known: Any) -> Method:
+    """The method of a configuration, which trains the model. Raises ValueError."""
     if config.work.name == "reconstruct" and config.work.epochs > 1:
         raise ValueError(
             "work.epochs: reconstruct parts the steps of one pass into two halves: leave it at 1, and set work.passes"
         )
     optimizer = make_client_optimizer(config.work.optimizer)
     taught = {"initial": model.init, "loss": model.loss, "optimizer": optimizer, "private": model.private}
-    work = call_registered("work", config.work, **taught, **known, closed=model.closed)
-    return keep_own_copy(work) if config.work.keep_copy else work
+    method = call_registered("work", config.work, **taught, **known, closed=model.closed)
+    method = keep_own_copy(method) if config.work.keep_copy else method
+    return method._replace(server=make_server_optimizer(config, model))
 
 
 def make_server_optimizer(config: Any, model: Model) -> optax.GradientTransformation:

@@ -1,41 +1,125 @@
-"""The clients' side of a round: one pure function of one client, vmapped over a block of them."""
+"""The clients' side of a round. `client_round` could run on a client, `open_message` on the server; the simulator
+composes them with what is sent, and vmaps that over a block of clients."""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core import tables, tree
-from jaxfed.core.channel import broadcast_state, encode_message
+from jaxfed.core.channel import Channel, broadcast_state, encode_message
+from jaxfed.core.client_work import ClientWork
 from jaxfed.core.state import Plan, State, table_rows_of
 from jaxfed.core.streams import CLIENTS
-from jaxfed.core.types import Broadcast, ClientView, Messages, Tree
+from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree
 
 
-def run_client(plan: Plan, common: tuple, one: tuple) -> tuple:
-    """One client's round, from the model it is sent to the message it sends. A pure function.
+class Received(NamedTuple):
+    """What a client is sent in a round."""
 
-    common: what is the same for all; one: what is its own. Returns (message, what it keeps, whether all is finite,
-    metrics).
+    broadcast: Broadcast  # tables: the client's rows [K, ...]
+    links: Tree  # what each link broadcasts, its tables likewise
+
+
+class ClientInput(NamedTuple):
+    """What a client has of its own when a round begins."""
+
+    id: jax.Array
+    state: ClientState  # tables: its rows [K, ...]
+    rows: jax.Array  # int [K]: the rows that it holds
+    activity: jax.Array  # float []: its number of train interactions
+    data: Tree  # what `ClientWork.update` reads
+    age: Any = 0  # int []: rounds since the model that it was sent was the server's
+
+
+class PublicRound(NamedTuple):
+    """What everybody knows of a round."""
+
+    key: Key  # public randomness
+    cohort: jax.Array  # int [M]: who was asked
+    size: int  # rows of the catalogue
+
+
+class ClientRound(NamedTuple):
+    """What a client makes of a round."""
+
+    message: Tree  # for the server
+    state: ClientState  # kept on the client
+    metrics: dict[str, Mean]  # the simulator's view; nothing of it is sent
+    is_finite: jax.Array  # bool []: whether it reports at all
+
+
+def client_view(own: ClientInput, public: PublicRound) -> ClientView:
+    """A client as links see it, before it has computed anything; it has no key and no memory yet."""
+    return ClientView(
+        (), None, public.key, own.id, jnp.float32(1), own.activity, own.rows, public.size, public.cohort, age=own.age
+    )
+
+
+def client_round(
+    work: ClientWork, channel: Channel, received: Received, own: ClientInput, public: PublicRound, key: Key
+) -> ClientRound:
+    """A round on a client, from what it is sent to the message that it sends. A pure function.
+
+    It could run on the client: nothing here is of another client, of rows that this one does not hold, or of what the
+    server knew in earlier rounds.
+
+    Args:
+        work: what the client computes.
+        channel: what happens to its update on the way.
+        received: what it was sent.
+        own: what it has of its own.
+        public: what everybody knows of the round.
+        key: randomness nobody else has.
     """
-    (shared, past, sent, number, cohort, round_key), (id, age, mine, theirs, held, block) = common, one
-    work, channel, size = plan.work, plan.channel, tables.num_rows(shared)
-    secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), id))
-    me = ClientView((), None, round_key, id, jnp.float32(1), block.activity, held, size, cohort, age=age)
-    slices = jax.lax.optimization_barrier(receive_rows(plan, shared, past, number, me))
-    report = work.run(slices, mine, block.data, secret)
-    me = me._replace(memory=theirs, key=noise, weight=report.weight, steps=report.steps, loss=report.loss)
-    got = tables.take_rows(sent, held)
-    message, theirs = encode_message(channel, report.update, got, me)
-    metrics = report.metrics | (channel.metrics(report.update, got, me) if channel.metrics else {})
-    if channel.decode_message:  # the server's side of codes that mean something alone only
-        now = tree.to_compute_dtype(tables.take_rows(shared, held)) if plan.versions else slices
-        seen = me._replace(memory=None, key=None, drift=tree.subtract(now.params, slices.params))
-        message = channel.decode_message(message, got, seen)
-    message = jax.lax.optimization_barrier(message)
+    secret, noise = jax.random.split(key)
+    output = work.update(received.broadcast, own.state.work, own.data, secret)
+    facts = {"weight": output.weight, "steps": output.steps, "loss": output.loss}
+    view = client_view(own, public)._replace(memory=own.state.channel, key=noise, **facts)
+    message, kept = encode_message(channel, output.update, received.links, view)
+    metrics = output.metrics
+    if channel.metrics:
+        metrics = metrics | channel.metrics(output.update, received.links, view)
     # a link that makes integers of what is not a number could hide it
-    hidden = () if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(message)) else report.update
-    fine = tree.all_finite((report.weight, report.memory, message, theirs, hidden))
-    return message, (report.memory, theirs), fine, metrics
+    hidden = () if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(message)) else output.update
+    is_finite = tree.all_finite((output.weight, output.memory, kept, hidden))
+    return ClientRound(message, ClientState(output.memory, kept), metrics, is_finite)
+
+
+def open_message(channel: Channel, message: Tree, links: Tree, sender: ClientView) -> tuple[Tree, jax.Array]:
+    """The server's side of one message: (what it means, bool []: whether it is finite).
+
+    Args:
+        channel: the channel that the message came through.
+        message: what the client sent.
+        links: what each link had broadcast to the client.
+        sender: what the server knows of the client; of its `drift` see `ClientView`.
+    """
+    if channel.decode_message:
+        message = channel.decode_message(message, links, sender)
+    message = jax.lax.optimization_barrier(message)
+    return message, tree.all_finite(message)
+
+
+def simulate_client(plan: Plan, common: tuple, own: ClientInput) -> tuple:
+    """What is sent to a client, its round, and what the server reads of its message: what is vmapped over a block.
+
+    common: what is the same for all. Returns (message, what it keeps, whether all is finite, metrics).
+    """
+    shared, past, sent, number, cohort, round_key = common
+    public = PublicRound(round_key, cohort, tables.num_rows(shared))
+    view = client_view(own, public)
+    slices = jax.lax.optimization_barrier(receive_rows(plan, shared, past, number, view))
+    received = Received(slices, tables.take_rows(sent, own.rows))
+    key = jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), own.id)
+    done = client_round(plan.method.work, plan.channel, received, own, public, key)
+    sender = view._replace(memory=None)
+    if plan.channel.decode_message:
+        now = tree.to_compute_dtype(tables.take_rows(shared, own.rows)) if plan.versions else slices
+        sender = sender._replace(drift=tree.subtract(now.params, slices.params))
+    message, is_finite = open_message(plan.channel, done.message, received.links, sender)
+    return message, done.state, done.is_finite & is_finite, done.metrics
 
 
 def receive_rows(plan: Plan, shared: Broadcast, past: Tree, number: jax.Array, me: ClientView) -> Broadcast:
@@ -54,8 +138,9 @@ def run_client_block(plan: Plan, state: State, ids, present, touched, ages, key,
         memory = jax.vmap(tables.gather_client, (None, 0, 0))(state.memory, who, held)
     since = jnp.zeros_like(block.slots) if ages is None else ages.at[block.slots].get(mode="fill", fill_value=0)
     common = state.shared, state.past, broadcast_state(plan.channel, state.channel), state.round, ids, key
-    each = plan.place.clients(lambda common, one: run_client(plan, common, one))
-    messages, memory, fine, metrics = each(common, (who, since, *memory, held, block))
+    each = plan.place.clients(lambda common, own: simulate_client(plan, common, own))
+    own = ClientInput(who, memory, held, block.activity, block.data, since)
+    messages, memory, fine, metrics = each(common, own)
     # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported
     counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)
     ends = size if touched is None else touched.size, size, nobody

@@ -1,4 +1,4 @@
-"""What one client computes: `Work`, its mini-batches `Steps`, and `descend`, the local loop they share."""
+"""What one client computes: `ClientWork`, its mini-batches `Batches`, and `local_sgd`, the loop that they share."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.core.tables import add_rows, put_rows, take_rows, take_rows_unmasked, unwrap
-from jaxfed.core.tree import subtract
 from jaxfed.core.types import Array, Broadcast, ClientOutput, Key, Mean, Tree
 
 # loss(params, private, batch) -> Mean over the examples of the batch; plain leaves, positions in the rows it is given.
@@ -27,34 +26,20 @@ def model_parts(params: Tree, private: Tree) -> tuple[Tree, Tree]:
 
 
 class ClientWork(NamedTuple):
-    """init(params, key) -> (shared, memory): what is broadcast, and one client's private state.
+    """What one client computes.
 
-    run(shared, memory, steps, key) -> Report: a pure function of one client; tables are the client's rows [K, ...].
-    moves(extra, update) -> extra: at the server, what rides along after a round, from what the channel made of all
-        `report.update.extra`; tables are the rows that the round touched.
-    sends(shared) -> an update's shapes, from arrays or shapes of what is broadcast.
-    private(memory) -> the model's private part; memory may be one client's, or a store of many.
-    views: {name: view(params, private) -> (shared, private) as the model scores it}: "" is the server's model, any
-        other one of the clients' own, whose figures carry its name.
-    descends: its update is where the shared part began less where it ended, and its memory the private part alone.
-    histories: it reads whole histories in their order, not mini-batches with negatives.
-    whole: what it sends concerns every row of the tables, also those that no client of a round holds.
-    compares(params, memories) -> (memories, {name: figure}): what the server makes, after each round, of what all
-        clients keep [n, ...], whose updates it knows one by one; None: nothing. See `algorithms.compared`.
-    alone(shared) -> shapes of what a client downloads for itself, beside what is broadcast; tables are its rows.
+    init(params, key) -> (broadcast, client_state): what the server broadcasts, and what one client keeps.
+    update(broadcast, client_state, batches, key) -> ClientOutput: a pure function of one client; tables are the
+        client's rows [K, ...].
+    update_shapes(broadcast) -> an update's shapes, from arrays or shapes of what is broadcast.
+    views: {name: view(params, private_part) -> (shared, private) as the model scores it}: "" is the server's model, any
+        other one of the clients' own, whose figures carry its name. See `Method.private_part`.
     """
 
     init: Callable[[Tree, Key], tuple[Broadcast, Tree]]
-    run: Callable[[Broadcast, Tree, Any, Key], ClientOutput]
-    moves: Callable[[Tree, Tree], Tree] = subtract
-    sends: Callable[[Broadcast], Broadcast] = identity
-    private: Callable[[Tree], Tree] = identity
+    update: Callable[[Broadcast, Tree, Any, Key], ClientOutput]
+    update_shapes: Callable[[Broadcast], Broadcast] = identity
     views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]] = {"": model_parts}
-    descends: bool = False
-    histories: bool = False
-    whole: bool = False
-    compares: Callable[[Tree, Tree], tuple[Tree, dict[str, jax.Array]]] | None = None
-    alone: Callable[[Broadcast], Tree] = lambda shared: ()
 
 
 class Batches(NamedTuple):

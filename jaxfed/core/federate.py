@@ -1,6 +1,6 @@
-"""The federated round. Every method is `federate(work, channel, server)`.
+"""The federated round. Every algorithm is `federate(method, channel, num_clients)`.
 
-    gather rows -> work.run -> channel.encode  |  sum  ->  channel.decode -> server.update
+    gather rows -> work.update -> channel.encode | sum -> channel.decode -> server.update
     one client, vmapped over a block           |  the server
     client.py                                  |  server.py
 
@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from jaxfed.core import client_store as stores
-from jaxfed.core.channel import Channel, chain
+from jaxfed.core.channel import Channel, chain, links_of
 from jaxfed.core.client import run_client_block
-from jaxfed.core.client_work import ClientWork
+from jaxfed.core.method import Method
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
 from jaxfed.core.state import Plan, State, initial_state, server_model, table_rows_of
@@ -41,12 +40,12 @@ class Programs(NamedTuple):
     init_accumulator: Callable[..., Any]
     accumulate: Callable[..., Any]
     server_update: Callable[..., Any]
+    compare_clients: Callable[..., Any] | None
 
 
 def federate(
-    work: ClientWork,
+    method: Method,
     channel: Channel,
-    server: optax.GradientTransformation,
     num_clients: int,
     placement: Placement | None = None,
     lay: tuple[int, int] | None = None,
@@ -57,7 +56,7 @@ def federate(
     room: int = 0,
     versions: int = 0,
 ) -> Algorithm:
-    """Builds an algorithm from what a client computes, what happens to its update, and how the model moves.
+    """Builds an algorithm from a method and a channel, which comes after the method's own links.
 
     num_clients: rows of the client store.
     lay: (clients, table rows) to which the part of every block is padded, so that one program absorbs all shapes.
@@ -70,23 +69,25 @@ def federate(
     versions: of the model that are kept, for cohorts whose clients were sent different ones (`Cohort.ages`); each takes
     a copy of the model a round, and counts as client memory does. 0: all are sent the present one.
     """
-    channel = channel if channel.claims.links else chain(channel)
+    if method.links or not channel.claims.links:
+        channel = chain(*method.links, channel)
     placed = placement or make_placement()
-    plan = Plan(work, channel, server, num_clients, placed, lay, budget, chunk, host, download, room, versions)
+    plan = Plan(method, channel, num_clients, placed, lay, budget, chunk, host, download, room, versions)
     if chunk and not plan.aggregator.streams:
         raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
+    check_comparison(method, channel)
     if versions and download:
         raise ValueError(
             "clients of different rounds (cohort.buffered) are sent the model as it was: leave [[download]] and "
             "server.edges out"
         )
     programs = Programs(
-        run_client_block=jax.jit(partial(run_client_block, plan)),
-        init_accumulator=jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3)),
-        accumulate=jax.jit(partial(accumulate, plan), donate_argnums=0),
-        server_update=jax.jit(partial(server_update, plan), donate_argnums=0),
+        run_client_block=one_in_flight(jax.jit(partial(run_client_block, plan))),
+        init_accumulator=one_in_flight(jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3))),
+        accumulate=one_in_flight(jax.jit(partial(accumulate, plan), donate_argnums=0)),
+        server_update=one_in_flight(jax.jit(partial(server_update, plan), donate_argnums=0)),
+        compare_clients=method.compare_clients and one_in_flight(jax.jit(method.compare_clients, donate_argnums=1)),
     )
-    programs = Programs(*map(one_in_flight, programs))
     return Algorithm(partial(initial_state, plan), partial(run_round, plan, programs))
 
 
@@ -120,7 +121,19 @@ def run_round(
     assert tally  # a cohort has a block at least
     tally, memory = tally._replace(memory=()), tally.memory
     state, info = programs.server_update(state._replace(memory=memory), tally, ids, asked, touched, key)
-    return state if store is None else state._replace(memory=store), info
+    if store is not None:
+        state = state._replace(memory=store)
+    if programs.compare_clients:
+        kept, figures = programs.compare_clients(state.shared.params, state.memory.work)
+        state, info = state._replace(memory=state.memory._replace(work=plan.place.common(kept))), info | figures
+    return state, info
+
+
+def check_comparison(method: Method, channel: Channel) -> None:
+    """Raises ValueError for a channel on which the server does not see each update as it was, though it compares."""
+    changed = [each.claims.name for each in links_of(channel) if not each.claims.is_average and each.encode]
+    if method.compare_clients and changed:
+        raise ValueError(f"the server compares what each client sends, and {changed[0]} changes it: keep to a mean")
 
 
 def check_cohort(plan: Plan, cohort: Cohort) -> None:

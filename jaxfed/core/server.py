@@ -59,8 +59,8 @@ def server_update(
     round = RoundView(jax.random.fold_in(key, number), ids, heard.present)
     summed = plan.aggregator.result(heard.total, heard.sent.size)
     update, links_now, info = decode_total(plan.channel, summed, seen[2], round)
-    delta, opt_now = plan.server.update(update.params, seen[1], seen[0].params)
-    extra = plan.work.moves(seen[0].extra, update.extra)
+    delta, opt_now = plan.method.server.update(update.params, seen[1], seen[0].params)
+    extra = plan.method.move_extra(seen[0].extra, update.extra)
     # what only absent clients hold rests, as if they had not been asked
     at = None if touched is None else jnp.where(heard.sent, touched, tables.num_rows(shared))
     if tree.has_storage_dtype(shared):

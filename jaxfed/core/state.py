@@ -2,19 +2,18 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxfed.core import client_store as stores
 from jaxfed.core import tables, tree
 from jaxfed.core.aggregate import SUM, Aggregator
 from jaxfed.core.channel import Channel
-from jaxfed.core.client_work import ClientWork
+from jaxfed.core.method import Method
 from jaxfed.core.placement import Placement
-from jaxfed.core.types import Broadcast, ClientView, Key, Tree
+from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Tree
 
 
 class State(NamedTuple):
@@ -23,7 +22,7 @@ class State(NamedTuple):
     shared: Broadcast
     opt: Tree  # of the server optimiser
     channel: Tree  # of the links, at the server
-    memory: Tree  # (of the work, of the links) at the clients [n, ...]; tables [n, N, ...]
+    memory: Any  # `ClientState` of all clients [n, ...], tables [n, N, ...]; () where the host holds it during a round
     round: jax.Array  # int []: rounds done
     past: Tree = ()  # what was shared before round t, at t % versions: [versions, ...], tables [versions, N, ...]
 
@@ -31,9 +30,8 @@ class State(NamedTuple):
 class Plan(NamedTuple):
     """What rounds are made of: the arguments of `federate`, which explains them."""
 
-    work: ClientWork
-    channel: Channel
-    server: optax.GradientTransformation
+    method: Method
+    channel: Channel  # the method's links, and the user's
     num_clients: int
     place: Placement
     lay: tuple[int, int] | None
@@ -62,15 +60,17 @@ def table_rows_of(state: State) -> int:
 
 def initial_client_states(plan: Plan, params: Tree, ids: jax.Array, key: Key) -> Tree:
     """What clients `ids` [m] keep before their first round: (of the work, of the links), leaves [m, ...]."""
-    full, shared = tree.to_compute_dtype(params), jax.eval_shape(plan.work.init, params, key)[0]
-    mine = jax.vmap(lambda i: plan.work.init(full, jax.random.fold_in(key, i))[1])(ids)
-    theirs = plan.channel.init(jax.eval_shape(lambda x: plan.work.sends(tree.to_compute_dtype(x)), shared))[1]
-    return mine, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), theirs)
+    full, shared = tree.to_compute_dtype(params), jax.eval_shape(plan.method.work.init, params, key)[0]
+    mine = jax.vmap(lambda i: plan.method.work.init(full, jax.random.fold_in(key, i))[1])(ids)
+    theirs = plan.channel.init(
+        jax.eval_shape(lambda x: plan.method.work.update_shapes(tree.to_compute_dtype(x)), shared)
+    )[1]
+    return ClientState(mine, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), theirs))
 
 
 def check_client_memory(plan: Plan, params: Tree, key: Key) -> None:
     """Raises ValueError where past models, or what clients keep, take more than the budget."""
-    shared, _ = jax.eval_shape(plan.work.init, params, key)
+    shared, _ = jax.eval_shape(plan.method.work.init, params, key)
     everyone = jax.ShapeDtypeStruct((plan.num_clients,), jnp.int32)
     held = tree.count_bytes(jax.eval_shape(partial(initial_client_states, plan), params, everyone, key))
     budget = f"the budget is {plan.budget / 1e9:.1f}"
@@ -92,12 +92,12 @@ def initial_state(plan: Plan, params: Tree, key: Key) -> State:
 
     def fresh(params, key):
         params = jax.tree.map(jnp.copy, params)  # a step donates its state: never the caller's arrays
-        shared, _ = plan.work.init(params, key)
+        shared, _ = plan.method.work.init(params, key)
         full = tree.to_compute_dtype(shared)
         store = () if plan.host else initial_client_states(plan, params, jnp.arange(plan.num_clients), key)
-        links = plan.channel.init(jax.eval_shape(plan.work.sends, full))[0]
+        links = plan.channel.init(jax.eval_shape(plan.method.work.update_shapes, full))[0]
         past = jax.tree.map(lambda x: jnp.broadcast_to(x, (plan.versions, *x.shape)), shared) if plan.versions else ()
-        return State(shared, plan.server.init(full.params), links, store, jnp.int32(0), past)
+        return State(shared, plan.method.server.init(full.params), links, store, jnp.int32(0), past)
 
     shared, opt, links, *rest = jax.jit(fresh)(params, key)
     state = State(*plan.place.server((shared, opt, links)), *plan.place.common(rest))

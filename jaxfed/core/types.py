@@ -104,6 +104,13 @@ class History(NamedTuple):
         return self.live.sum() - 1 - jax.numpy.arange(self.ids.shape[0])
 
 
+class ClientState(NamedTuple):
+    """What a client keeps between rounds; of all clients in a store leaves are [n, ...], tables [n, N, ...]."""
+
+    work: Tree
+    channel: Tree  # of each link
+
+
 class ClientOutput(NamedTuple):
     """What a client's computation gives back. `update` points uphill, like a gradient."""
 
@@ -121,7 +128,7 @@ class Block(NamedTuple):
     slots: Array  # int [m]: positions in the cohort; M (one past the end) is an empty place
     rows: Array  # int [m, K]: rows a client holds, distinct: positions in the cohort's; past the end is unused
     activity: Array  # float [m]
-    data: Tree  # [m, ...]: what `Work.run` reads
+    data: Tree  # [m, ...]: what `ClientWork.update` reads
 
 
 class Cohort(NamedTuple):

@@ -84,7 +84,7 @@ def recorded_inputs(state: State, channel: Channel) -> RecordedInputs:
     """Reads what `recorded` links kept."""
     places = [i for i, each in enumerate(links_of(channel)) if each.claims.mechanisms]
     sums = [[np.asarray(x) for x in jax.tree.leaves(state.channel[i][1])] for i in places]
-    return RecordedInputs(sums, [np.asarray(state.memory[1][i][1]) for i in places])
+    return RecordedInputs(sums, [np.asarray(state.memory.channel[i][1]) for i in places])
 
 
 def relative_distance(mechanism: Mechanism, one: list[np.ndarray], other: list[np.ndarray]) -> float:

@@ -72,7 +72,7 @@ def why_left_out(data: Dataset, name: str) -> str:
 def selected_view(experiment: Experiment, select: str) -> str:
     """Whose model a run was chosen by: that of `val/VIEW/...`, see `Work.views`; "": the server's."""
     name = select.split("/")[1]
-    return name if name in experiment.work.views else ""
+    return name if name in experiment.method.work.views else ""
 
 
 def score_items(experiment: Experiment, best: tuple[Tree, Tree], seat: UserPlace, view: str = "") -> np.ndarray:
@@ -88,7 +88,7 @@ def score_items(experiment: Experiment, best: tuple[Tree, Tree], seat: UserPlace
         history = np.concatenate([part.of(user) for part in parts]).astype(np.int32)
     if home is not None:
         mine = jax.tree.map(lambda x: x[home], private)
-        shared, mine = experiment.work.views[view](shared, mine)
+        shared, mine = experiment.method.work.views[view](shared, mine)
     local = np.asarray(user - population.first[client], np.int32)
     own = user_feature_rows(population, model.features, np.array(user))
     found = np.array(predict_scores(model, shared, mine, local, history, own))

@@ -118,7 +118,7 @@ def initial_arrays(experiment: Experiment, seed: int) -> dict[str, Tree]:
 
 def scored_model(experiment: Experiment, state: State) -> tuple[Tree, Tree]:
     """(shared parameters, the clients' private parts): what is evaluated. Copy what must outlive a step."""
-    return state.shared.params, experiment.work.private(state.memory[0])
+    return state.shared.params, experiment.method.private_part(state.memory.work)
 
 
 def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequence[int] = ()) -> PreparedRound:

@@ -6,14 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxfed.algorithms.control import feddyn_work
-from jaxfed.algorithms.control import mime_work as mime_work
-from jaxfed.algorithms.control import scaffold_work as scaffold_work
-from jaxfed.algorithms.drift import normalize_steps
-from jaxfed.algorithms.fair import agnostic_mean, fair_mean
+from jaxfed.algorithms.agnostic import agnostic_mean
+from jaxfed.algorithms.feddyn import feddyn as feddyn_method
+from jaxfed.algorithms.fednova import normalize_steps
 from jaxfed.algorithms.local_training import local_steps
-from jaxfed.algorithms.named import agnostic_fedavg, feddyn, fednova, fedprox, fedsgd, mime, qfedavg, scaffold
-from jaxfed.algorithms.named import fedavg as plain_fedavg
+from jaxfed.algorithms.mime import mime as mime_method
+from jaxfed.algorithms.qfedavg import fair_mean
+from jaxfed.algorithms.scaffold import scaffold as scaffold_method
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.difference import difference
 from jaxfed.channels.robust import median
@@ -22,8 +21,11 @@ from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.client_work import Batches
 from jaxfed.core.federate import federate, server_model
+from jaxfed.core.method import Method
 from jaxfed.core.tables import Table
 from jaxfed.core.types import Block, Broadcast, Cohort, Mean, Summed
+from tests.named import agnostic_fedavg, feddyn, fednova, fedprox, fedsgd, mime, qfedavg, scaffold
+from tests.named import fedavg as plain_fedavg
 from tests.small import (
     DATA,
     DENSE,
@@ -66,11 +68,11 @@ ROWS = {  # on tables with private vectors, every method beside FedAvg at the se
     "agnostic, one group": (agnostic_fedavg(bce, SGD, USERS, [1, 2], 1, 0.5, user), weighted_mean()),
     "mimelite, sgd": (mime(bce, SGD, USERS, False, mean(), user), mean()),
     "feddyn's clients, strength 0": (
-        federate(feddyn_work(bce, SGD, user, 0.0), mean(), optax.sgd(1.0), USERS),
+        federate(feddyn_method(bce, SGD, user, 0.0, population=1)._replace(links=()), mean(), USERS),
         mean(),
     ),
     "scaffold, nobody's variate moves c": (
-        federate(scaffold_work(bce, SGD, user, population=1 << 30), mean(), optax.sgd(1.0), USERS),
+        federate(scaffold_method(bce, SGD, user, population=1 << 30), mean(), USERS),
         mean(),
     ),
 }
@@ -81,7 +83,7 @@ def test_at_its_neutral_setting_each_is_its_neighbour(name):
     made, channel = ROWS[name]
     rounds = 1 if "scaffold" in name else 3  # from the second round on c_i acts
     got, _ = run(made, row_cohort(), MARKED, rounds)
-    want, _ = run(federate(local_steps(bce, SGD, user), channel, optax.sgd(1.0), USERS), row_cohort(), MARKED, rounds)
+    want, _ = run(federate(Method(local_steps(bce, SGD, user)), channel, USERS), row_cohort(), MARKED, rounds)
     close(server_model(got), server_model(want), atol=1e-5)
 
 
@@ -99,14 +101,14 @@ def test_the_pull_of_fedprox_by_hand():
 def test_a_strong_pull_holds_clients_where_they_started(by_row):
     def distance(mu):
         work = local_steps(bce, optax.sgd(0.01), user, by_row, mu)
-        state, _ = run(federate(work, mean(), optax.sgd(1.0), USERS), row_cohort(), rounds=1)
+        state, _ = run(federate(Method(work), mean(), USERS), row_cohort(), rounds=1)
         return float(optax.tree.norm(jax.tree.map(jnp.subtract, server_model(state), server_model(run_start()))))
 
     assert distance(50.0) < 0.9 * distance(0.0)
 
 
 def run_start():
-    return federate(local_steps(bce, SGD, user), mean(), optax.sgd(1.0), USERS).init(MARKED, KEY)
+    return federate(Method(local_steps(bce, SGD, user)), mean(), USERS).init(MARKED, KEY)
 
 
 def test_scaffold_is_that_of_the_paper():
@@ -187,8 +189,8 @@ def clients_of_one_step(ids, present, rows):
 
 def variate_of(cohorts, channel):
     """SCAFFOLD's c of row 0 after some cohorts, and its model's way since."""
-    work = scaffold_work(steepness_one, optax.sgd(0.1), population=EIGHT, by_row=True)
-    algorithm = federate(work, channel, optax.sgd(1.0), EIGHT)
+    method = scaffold_method(steepness_one, optax.sgd(0.1), population=EIGHT, by_row=True)
+    algorithm = federate(method, channel, EIGHT)
     state = algorithm.init({"t": Table(jnp.zeros(EIGHT))}, KEY)
     for cohort in cohorts:
         state, _ = algorithm.step(state, cohort, KEY)
@@ -335,7 +337,7 @@ def test_the_first_step_of_mime_follows_the_mean_gradient_alone():
 def test_what_cannot_be_is_refused():
     for make in (
         lambda: local_steps(mse, SGD, proximal=-1.0),
-        lambda: feddyn_work(mse, SGD, strength=-1.0),
+        lambda: feddyn_method(mse, SGD, strength=-1.0, population=2),
         lambda: fair_mean(-1.0),
         lambda: fair_mean(1.0, 0.0),
         lambda: agnostic_mean([1, 2], 0),
@@ -343,8 +345,8 @@ def test_what_cannot_be_is_refused():
     ):
         with pytest.raises(ValueError, match=r"must|lies"):
             make()
-    with pytest.raises(ValueError, match="makes a mean"):
-        federate(local_steps(mse, SGD), chain(fair_mean(), mean()), SGD, N)
+    with pytest.raises(ValueError, match="both make a mean"):
+        federate(Method(local_steps(mse, SGD), server=SGD), chain(fair_mean(), mean()), N)
 
 
 def test_a_second_round_of_agnostic_weighs_by_what_the_first_left():
@@ -352,7 +354,7 @@ def test_a_second_round_of_agnostic_weighs_by_what_the_first_left():
     rate, forget, group = 0.1, 0.2, np.arange(N) // (N // 2)  # by activity, which is the client's number
     cohort = dense_cohort()
     cohort = cohort._replace(blocks=(cohort.blocks[0]._replace(activity=IDS.astype(np.float32)),))
-    algorithm = federate(local_steps(mse, SGD), agnostic_mean(np.arange(N), 2, rate, forget), optax.sgd(1.0), N)
+    algorithm = federate(Method(local_steps(mse, SGD)), agnostic_mean(np.arange(N), 2, rate, forget), N)
     state, _ = run(algorithm, cohort, DENSE, 2)
     start, lam, share, mine = flat(DENSE), np.full(2, 0.5), np.full(2, 0.5), group[IDS]
     for _ in range(2):
@@ -400,7 +402,7 @@ def test_a_proximal_pull_by_row_acts_in_the_steps_that_hold_the_row():
     for by_row, value in want.items():
         work = local_steps(towards, optax.sgd(0.05), by_row=by_row, proximal=0.5)
         shared, memory = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
-        moved = work.run(shared, memory, steps, KEY).update.params["t"].rows[0, 0]
+        moved = work.update(shared, memory, steps, KEY).update.params["t"].rows[0, 0]
         assert -float(moved) == pytest.approx(value, rel=1e-5)
     assert want[True] == pytest.approx(0.09625)
 
@@ -410,22 +412,22 @@ def test_a_proximal_pull_by_row_acts_in_the_steps_that_hold_the_row():
 def test_rare_rows_go_to_the_optimum(name, by_row):
     """FedAvg ends at 0, half way between the clients, however rare the row is at one of them."""
     sgd = optax.sgd(0.05)
-    work = (
-        scaffold_work(towards, sgd, population=2, by_row=by_row)
+    method = (
+        scaffold_method(towards, sgd, population=2, by_row=by_row)
         if name == "scaffold"
-        else feddyn_work(towards, sgd, strength=0.1, by_row=by_row)
+        else feddyn_method(towards, sgd, strength=0.1, by_row=by_row, population=2)
     )
-    params = {"t": Table(jnp.zeros((TEN, 1)))}
+    params, work = {"t": Table(jnp.zeros((TEN, 1)))}, method.work
     shared, memory = work.init(params, KEY)
 
     def round(carry, _):
         shared, memories, gathered = carry
-        reports = [work.run(shared, mine, steps, KEY) for mine, steps in zip(memories, RARE, strict=True)]
+        reports = [work.update(shared, mine, steps, KEY) for mine, steps in zip(memories, RARE, strict=True)]
         update = jax.tree.map(lambda a, b: (a + b) / 2, *(each.update._replace(extra=()) for each in reports))
         change = jax.tree.map(jnp.add, *(each.update.extra for each in reports))
         gathered = jax.tree.map(jnp.add, gathered, update.params) if name == "feddyn" else gathered
         now = jax.tree.map(lambda x, d, h: x - d - h, shared.params, update.params, gathered)
-        extra = work.moves(shared.extra, change) if name == "scaffold" else ()
+        extra = method.move_extra(shared.extra, change) if name == "scaffold" else ()
         return (Broadcast(now, extra), [each.memory for each in reports], gathered), None
 
     nothing = jax.tree.map(jnp.zeros_like, params)
@@ -437,12 +439,12 @@ def test_rare_rows_go_to_the_optimum(name, by_row):
 def test_mime_moves_a_rare_row_as_often_as_it_is_due(known):
     """Each of ten rows in one of ten steps: g(y) - g(x) is 0 there, and the mean gradient c acts ten times in it. Where
     none is known, the gradient itself acts once."""
-    c, work = {"t": Table(jnp.arange(TEN, dtype=jnp.float32)[:, None])}, mime_work(towards, optax.sgd(0.01))
+    c, work = {"t": Table(jnp.arange(TEN, dtype=jnp.float32)[:, None])}, mime_method(towards, optax.sgd(0.01)).work
     shared, _ = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
     frozen = shared.extra._replace(gradient=c, known={"t": Table(jnp.full(TEN, known))})
     if not known:
         frozen = frozen._replace(gradient=jax.tree.map(jnp.zeros_like, c))
-    report = work.run(shared._replace(extra=frozen), (), RARE[0], KEY)
+    report = work.update(shared._replace(extra=frozen), (), RARE[0], KEY)
     asked = jnp.zeros(TEN).at[0].set(1.0)
     want = 0.01 * (TEN * jnp.arange(TEN) if known else -asked)
     close(report.update.params["t"].rows[:, 0], want)

@@ -5,10 +5,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxfed.algorithms.control import scaffold_work
 from jaxfed.algorithms.hierarchical import hierarchical
 from jaxfed.algorithms.ifca import select_model
-from jaxfed.algorithms.local_training import local_steps
+from jaxfed.algorithms.local_training import train_locally
+from jaxfed.algorithms.scaffold import scaffold
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.compress import quantize
 from jaxfed.channels.robust import median
@@ -20,18 +20,18 @@ from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys
 from tests.small import KEY, MARKED, USERS, WHO, bce, close, on_rows, row_cohort, run, same, user
 
 SGD = optax.sgd(0.1)
-PLAIN = local_steps(bce, SGD, user)
+PLAIN = train_locally(bce, SGD, user)
 HALVES = np.arange(USERS) % 2
 THREE = np.arange(USERS) % 3
 TABLE = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}
 
 
-def edges(channel, edge=HALVES, every=1, work=PLAIN, **more):
-    return hierarchical(work, channel, optax.sgd(1.0), USERS, edge=edge, every=every, **more)
+def edges(channel, edge=HALVES, every=1, method=PLAIN, **more):
+    return hierarchical(method, channel, USERS, edge=edge, every=every, **more)
 
 
-def flat(channel, work=PLAIN):
-    return federate(work, channel, optax.sgd(1.0), USERS)
+def flat(channel, method=PLAIN):
+    return federate(method, channel, USERS)
 
 
 LINKS = {
@@ -118,10 +118,10 @@ def test_an_edge_of_which_nobody_reports_rests_and_then_takes_the_mean():
 
 def test_works_with_a_state_have_one_at_each_edge():
     """SCAFFOLD at two edges that never meet is SCAFFOLD of each half."""
-    work = scaffold_work(bce, SGD, user, population=4)
-    state, _ = run(edges(mean(), every=99, work=work), row_cohort(), rounds=2)
+    method = scaffold(bce, SGD, user, population=4)
+    state, _ = run(edges(mean(), every=99, method=method), row_cohort(), rounds=2)
     for e in (0, 1):
-        want, _ = run(flat(mean(), work), row_cohort(present=HALVES[WHO] == e), rounds=2)
+        want, _ = run(flat(mean(), method), row_cohort(present=HALVES[WHO] == e), rounds=2)
         close(select_model(state.shared, e), want.shared, atol=1e-5)
 
 

@@ -6,12 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxfed.algorithms.ifca import clustered, select_model
+from jaxfed.algorithms.ifca import ifca, select_model
 from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import cluster_mean, mean, per_row_mean
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
+from jaxfed.core.channel import link
 from jaxfed.core.federate import federate, server_model
+from jaxfed.core.method import Method
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
 from tests.small import DENSE, KEY, MARKED, USERS, WHO, N, X, bce, close, dense_cohort, mse, row_cohort, run, same, user
 
@@ -25,9 +27,9 @@ def far(key):
 
 @pytest.mark.optimised
 def test_one_cluster_is_fedavg():
-    work = clustered(bce, SGD, user, clusters=1, initial=lambda key: MARKED)
-    got, info = run(federate(work, cluster_mean(), optax.sgd(1.0), USERS), row_cohort())
-    want, _ = run(federate(local_steps(bce, SGD, user), per_row_mean(), optax.sgd(1.0), USERS), row_cohort())
+    work = ifca(bce, SGD, user, clusters=1, initial=lambda key: MARKED)
+    got, info = run(federate(work, link(), USERS), row_cohort())
+    want, _ = run(federate(Method(local_steps(bce, SGD, user)), per_row_mean(), USERS), row_cohort())
     close(select_model(got.shared.params, 0), want.shared.params)
     same(got.memory[0].private, want.memory[0])
     assert float(info["clusters/0"]) == 1
@@ -38,21 +40,21 @@ def test_two_clusters_by_hand():
     truth = [DENSE, far(KEY)]
     side = np.arange(N) % 2
     y = jnp.stack([X[i] @ truth[side[i]]["w"] + truth[side[i]]["b"] for i in range(N)]) + 0.1
-    work = clustered(mse, SGD, clusters=2, initial=far)
-    algorithm = federate(work, cluster_mean(), optax.sgd(1.0), N)
+    work = ifca(mse, SGD, clusters=2, initial=far)
+    algorithm = federate(work, link(), N)
     state, info = run(algorithm, dense_cohort(range(N), xy=(X, y)), DENSE, 1)
     np.testing.assert_array_equal(state.memory[0].cluster, side)
     assert [float(info[f"clusters/{j}"]) for j in (0, 1)] == [0.5, 0.5]
     for j in (0, 1):
-        alone = federate(local_steps(mse, SGD), mean(), optax.sgd(1.0), N)
+        alone = federate(Method(local_steps(mse, SGD)), mean(), N)
         mine = dense_cohort(np.flatnonzero(side == j), xy=(X, y))
         want, _ = run(alone, mine, truth[j], 1)
         close(select_model(server_model(state), j), server_model(want))
 
 
 def test_a_model_that_nobody_chooses_rests():
-    work = clustered(mse, SGD, clusters=3, initial=lambda key: jax.tree.map(lambda x: x + 50.0, DENSE))
-    algorithm = federate(work, cluster_mean(), optax.sgd(1.0), N)
+    work = ifca(mse, SGD, clusters=3, initial=lambda key: jax.tree.map(lambda x: x + 50.0, DENSE))
+    algorithm = federate(work, link(), N)
     before = jax.tree.map(np.asarray, server_model(algorithm.init(DENSE, KEY)))
     state, info = run(algorithm, dense_cohort(), DENSE, 2)
     assert int(info["clusters/empty"]) == 2
@@ -64,12 +66,12 @@ def test_a_model_that_nobody_chooses_rests():
 def test_rows_are_averaged_over_members_that_hold_them():
     """With tables: each member's row counts in its own model alone, whoever else holds the row."""
     other = MARKED | {"item": jax.tree.map(lambda x: -x, MARKED["item"])}
-    work = clustered(bce, SGD, user, clusters=2, initial=lambda key: other)
-    state, _ = run(federate(work, cluster_mean(), optax.sgd(1.0), USERS), row_cohort(), rounds=1)
+    work = ifca(bce, SGD, user, clusters=2, initial=lambda key: other)
+    state, _ = run(federate(work, link(), USERS), row_cohort(), rounds=1)
     chosen = np.asarray(state.memory[0].cluster)[WHO]
     assert 0 < chosen.sum() < len(WHO)  # else this shows nothing
     for j, start in enumerate((MARKED, other)):
-        alone = federate(local_steps(bce, SGD, user), per_row_mean(), optax.sgd(1.0), USERS)
+        alone = federate(Method(local_steps(bce, SGD, user)), per_row_mean(), USERS)
         want, _ = run(alone, row_cohort(present=chosen == j), start, 1)
         close(select_model(state.shared.params, j), want.shared.params)
 
@@ -94,9 +96,9 @@ def test_a_client_is_scored_by_the_model_that_it_chose():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="clusters is 0"):
-        clustered(mse, SGD, clusters=0, initial=far)
+        ifca(mse, SGD, clusters=0, initial=far)
     with pytest.raises(ValueError, match="nothing says who chose"):
-        federate(local_steps(mse, SGD), cluster_mean(), optax.sgd(1.0), N).init(DENSE, KEY)
+        federate(Method(local_steps(mse, SGD)), cluster_mean(), N).init(DENSE, KEY)
 
 
 def test_models_without_shared_tables_have_clusters_too():

@@ -10,6 +10,7 @@ from jaxfed.channels.average import weighted_mean
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.federate import federate
+from jaxfed.core.method import Method
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
@@ -88,7 +89,7 @@ def test_cold_users_leave_with_all_of_their_devices():
 
 
 def plain():
-    return federate(local_steps(bce, optax.sgd(0.1), user), weighted_mean(), optax.sgd(1.0), USERS)
+    return federate(Method(local_steps(bce, optax.sgd(0.1), user)), weighted_mean(), USERS)
 
 
 def test_one_device_a_user_changes_no_bit():

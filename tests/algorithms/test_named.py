@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from jaxfed.algorithms import adaptive
-from jaxfed.algorithms.local_training import gradient_work
-from jaxfed.algorithms.named import fedavg, fedopt, fedsgd, fedsgd_difference
+from jaxfed.algorithms.fedsgd import fedsgd as fedsgd_method
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.difference import difference
 from jaxfed.config.registry import server_schedule
@@ -17,6 +16,7 @@ from jaxfed.core.client_work import Batches
 from jaxfed.core.federate import federate, server_model
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Block, Cohort, Mean
+from tests.named import fedavg, fedopt, fedsgd, fedsgd_difference
 from tests.small import (
     DENSE,
     KEY,
@@ -186,7 +186,7 @@ def test_a_server_rate_of_zero_moves_nothing_shared_but_trains_the_private_part(
 
 def test_gradient_of_uneven_batches_is_that_of_the_pooled_mean():
     """The last batch is short; examples weigh alike, not batches."""
-    algorithm = federate(gradient_work(bce, optax.sgd(0.0), user), weighted_mean(), optax.sgd(1.0), USERS)
+    algorithm = federate(fedsgd_method(bce, optax.sgd(0.0), user), weighted_mean(), USERS)
     init = algorithm.init(MARKED, KEY)
     users = np.asarray(init.memory[0]["user"])
     state, _ = algorithm.step(init, row_cohort(), KEY)

@@ -10,17 +10,18 @@ import optax
 import pytest
 
 from jaxfed.algorithms.local_training import local_steps
-from jaxfed.algorithms.named import fedasync, fedbuff
 from jaxfed.channels.average import mean, per_row_mean
 from jaxfed.channels.secure_sum import ring
 from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.config.schema import make_config
 from jaxfed.core.channel import chain
 from jaxfed.core.federate import federate, server_model
+from jaxfed.core.method import Method
 from jaxfed.core.placement import make_placement
 from jaxfed.core.tables import unwrap
 from jaxfed.training.loop import train_run
 from tests.core.test_lowering import lowered
+from tests.named import fedasync, fedbuff
 from tests.small import (
     DATA,
     DENSE,
@@ -173,11 +174,11 @@ def test_what_cannot_be():
     with pytest.raises(ValueError, match="cannot work on the codes"):
         chain(mixing(), per_row_mean())
     with pytest.raises(ValueError, match="put it first"):
-        federate(work, chain(per_row_mean(), mixing()), optax.sgd(1.0), N).init(DENSE, KEY)
+        federate(Method(work), chain(per_row_mean(), mixing()), N).init(DENSE, KEY)
     with pytest.raises(ValueError, match="federate with versions"):
-        steps(federate(work, mean(), optax.sgd(1.0), N), [dense_cohort()._replace(ages=np.zeros(6, int))])
+        steps(federate(Method(work), mean(), N), [dense_cohort()._replace(ages=np.zeros(6, int))])
     with pytest.raises(ValueError, match="3 versions of the model take"):
-        federate(work, mean(), optax.sgd(1.0), N, budget=10.0, versions=3).init(DENSE, KEY)
+        federate(Method(work), mean(), N, budget=10.0, versions=3).init(DENSE, KEY)
     for wrong in (lambda: staleness(-1.0), lambda: mixing(exponent=-1.0), lambda: mixing(0.0), lambda: mixing(1.5)):
         with pytest.raises(ValueError, match=r"must not be negative|lies above 0"):
             wrong()

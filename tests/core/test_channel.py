@@ -16,6 +16,7 @@ from jaxfed.channels.robust import median
 from jaxfed.core.aggregate import SUM, gather_then
 from jaxfed.core.channel import at_client, at_server, chain, link
 from jaxfed.core.federate import federate, server_model
+from jaxfed.core.method import Method
 from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import make_wire
 from tests.small import (
@@ -214,7 +215,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_link_that_does_not_keep_to_the_form_is_refused_by_name(name):
     wrong, message = WRONG[name]
-    algorithm = federate(local_steps(bce, optax.sgd(0.1), user), chain(wrong, mean()), optax.sgd(1.0), USERS)
+    algorithm = federate(Method(local_steps(bce, optax.sgd(0.1), user)), chain(wrong, mean()), USERS)
     with pytest.raises(ValueError, match=message) as error:
         algorithm.init(MARKED, KEY)
     assert "\n" not in str(error.value)
@@ -243,7 +244,7 @@ def test_a_decode_that_cannot_read_its_sum_is_named_in_one_line():
         is_average=False,
         name="stranger",
     )
-    algorithm = federate(local_steps(bce, optax.sgd(0.1), user), chain(wrong, mean()), optax.sgd(1.0), USERS)
+    algorithm = federate(Method(local_steps(bce, optax.sgd(0.1), user)), chain(wrong, mean()), USERS)
     with pytest.raises(ValueError, match="stranger: decode cannot read a sum of") as error:
         algorithm.init(MARKED, KEY)
     assert "\n" not in str(error.value)

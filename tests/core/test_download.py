@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxfed.channels.average import mean
@@ -19,6 +18,7 @@ from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.download import check_download, make_download
 from jaxfed.core.federate import federate, server_model
+from jaxfed.core.method import Method
 from jaxfed.core.tables import Table
 from jaxfed.core.tree import tree_digest
 from jaxfed.core.types import Broadcast, ClientOutput
@@ -147,7 +147,7 @@ def test_an_update_is_the_change_from_what_was_received():
     idle = ClientWork(
         here, lambda shared, memory, steps, key: ClientOutput(jax.tree.map(jnp.zeros_like, shared), (), 1.0, {})
     )
-    algorithm = federate(idle, mean(), optax.sgd(1.0), USERS, download=make_download(chain(quantize(2)), False))
+    algorithm = federate(Method(idle), mean(), USERS, download=make_download(chain(quantize(2)), False))
     same(server_model(run(algorithm, row_cohort())[0]), PLAIN)
 
 
@@ -156,7 +156,7 @@ def test_a_client_starts_from_what_it_received():
     here = lambda params, key: (Broadcast(params), ())
     echo = ClientWork(here, lambda shared, memory, steps, key: ClientOutput(shared, (), jnp.float32(1), {}))
     receive, cohort = make_download(chain(quantize(2)), False), row_cohort()
-    state, _ = run(federate(echo, mean(), optax.sgd(1.0), USERS, download=receive), cohort, rounds=1)
+    state, _ = run(federate(Method(echo), mean(), USERS, download=receive), cohort, rounds=1)
     total = np.zeros((ITEMS, DIM), np.float32)
     for block in cohort.blocks:
         for slot, rows in zip(block.slots, block.rows, strict=True):

@@ -16,6 +16,7 @@ from jaxfed.core import tree
 from jaxfed.core.aggregate import SUM, gather_then
 from jaxfed.core.channel import chain, link
 from jaxfed.core.federate import federate, server_model
+from jaxfed.core.method import Method
 from jaxfed.core.placement import make_placement
 from jaxfed.core.tables import Table, is_table, unwrap
 from jaxfed.core.types import Broadcast
@@ -51,7 +52,7 @@ from tests.small import (
 
 
 def linear(channel, lr=0.05, **more):
-    return federate(local_steps(mse, optax.sgd(lr)), channel, optax.sgd(1.0), N, **more)
+    return federate(Method(local_steps(mse, optax.sgd(lr))), channel, N, **more)
 
 
 def test_fedavg_by_hand():
@@ -115,12 +116,12 @@ def test_memory_of_tables_is_found_by_the_catalogue():
     work = local_steps(bce, optax.sgd(0.1), lambda key: {**user(key), "seen": Table(jnp.zeros(ITEMS))})
 
     def counting(shared, mine, steps, key):
-        report = work.run(shared, mine, steps, key)
+        report = work.update(shared, mine, steps, key)
         seen = {**report.memory, "seen": Table(mine["seen"].rows + 1)}
         return report._replace(memory=seen)
 
     cohort = row_cohort()
-    algorithm = federate(work._replace(run=counting), mean(), optax.sgd(1.0), USERS)
+    algorithm = federate(Method(work._replace(update=counting)), mean(), USERS)
     state, _ = run(algorithm, on_rows(cohort), rounds=3)
     want = np.zeros((USERS, ITEMS))
     for client in WHO:
@@ -190,7 +191,7 @@ def test_private_leaf_never_in_a_message():
         return mse({"w": params["item"][0], "b": 0.0}, (), (params["item"], jnp.zeros(len(params["item"]))))
 
     work = local_steps(still, optax.sgd(0.1), lambda key: {"user": jnp.full(DIM, sevens)})
-    algorithm = federate(work, chain(link(spy), mean()), optax.sgd(1.0), USERS)
+    algorithm = federate(Method(work), chain(link(spy), mean()), USERS)
     run(algorithm, row_cohort(), rounds=1)
     jax.effects_barrier()
     assert messages
@@ -273,14 +274,14 @@ def test_integers_do_not_hide_an_update_that_is_not_finite():
     most = max(len(DATA[c][0]) for c in WHO)  # of one client
 
     def run_badly(shared, mine, steps, key):
-        report = work.run(shared, mine, steps, key)
+        report = work.update(shared, mine, steps, key)
         return report._replace(
             update=jax.tree.map(lambda x: jnp.where(steps.examples == most, jnp.nan, x), report.update)
         )
 
     channel, there = chain(mean(), ring(8, 20, bound=9.0)), [len(DATA[c][0]) < most for c in WHO]
     assert sum(there) == 7
-    algorithm = federate(work._replace(run=run_badly), channel, optax.sgd(1.0), USERS)
+    algorithm = federate(Method(work._replace(update=run_badly)), channel, USERS)
     state, info = run(algorithm, on_rows(row_cohort()), rounds=1)
     without, _ = run(factorisation(channel), on_rows(row_cohort(present=there)), rounds=1)
     same(server_model(state), server_model(without))

@@ -202,7 +202,7 @@ def compiles_once(case):
     state = it.start()
     for t in range(3):
         state, _ = it.step(state, it.cohort(t))
-    assert 4 <= it.programs <= len(it.made.shapes.kinds) + 3 + bool(it.made.work.compares)
+    assert 4 <= it.programs <= len(it.made.shapes.kinds) + 3 + bool(it.made.method.compare_clients)
 
 
 def ignores_the_absent(case):
@@ -218,7 +218,10 @@ def ignores_the_absent(case):
     never, _ = it.step(it.start(), it.cohort(0, there, np.where(there, ids, nobody)))
     close((server_model(some), some.memory), (server_model(never), never.memory), atol=1e-5)
     untouched = ids[~there]
-    start, server_tells = it.start(), bool(it.made.work.compares)  # of what it makes for all, also for those absent
+    start, server_tells = (
+        it.start(),
+        bool(it.made.method.compare_clients),
+    )  # of what it makes for all, also for those absent
     kept = [(s.memory[0].own if server_tells else s.memory[0], s.memory[1]) for s in (some, start)]
     same(*(jax.tree.map(lambda x: np.asarray(x)[untouched], each) for each in kept))
 

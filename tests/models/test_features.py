@@ -157,7 +157,7 @@ def spied(experiment):
         return update, client.memory
 
     clients = experiment.data.population.num_clients
-    algorithm = federate(experiment.work, chain(link(spy), mean()), jax_sgd(), clients)
+    algorithm = federate(experiment.method._replace(server=jax_sgd()), chain(link(spy), mean()), clients)
     keys = make_run_keys(0)
     state = algorithm.init(experiment.model.init(keys.model), keys.memory)
     state, _ = algorithm.step(state, prepare_round(experiment, 0, 0).cohort, keys.rounds)

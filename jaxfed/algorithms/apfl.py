@@ -1,0 +1,71 @@
+"""APFL: each client mixes a model of its own with the shared one."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from jaxfed.algorithms.local_training import local_steps, no_private
+from jaxfed.algorithms.own_model import (
+    new_own_model,
+    own_copy,
+    server_view,
+    stamp_rows,
+)
+from jaxfed.core.client_work import ClientWork, Loss, local_sgd
+from jaxfed.core.method import Method
+from jaxfed.core.types import Broadcast, Key, Mean, Tree
+
+
+def apfl(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = no_private,
+    by_row: bool = True,
+    mixture: float = 0.5,
+) -> Method:
+    """APFL (Deng et al. 2020) with a fixed mixture: beside the local steps of FedAvg, each client trains a copy v for
+    the loss of mixture v + (1 - mixture) w, w as it moves in the same steps; evaluated as `personal`, with the server's
+    model as w. Stores one full item table per client (clients x items x dim numbers).
+
+    Args:
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        mixture: Weight of the client's copy in the mixture. 0: the server's model; 1: the copy.
+    """
+    if not 0 <= mixture <= 1:
+        raise ValueError(f"mixture is {mixture}: it lies between 0 and 1")
+    shared_work = local_steps(loss, optimizer, private, by_row)
+
+    def mixed(copy, server):
+        return jax.tree.map(lambda v, w: mixture * v + (1 - mixture) * w, copy, server)
+
+    def init(params, key):
+        return Broadcast(params), new_own_model(params, private(key), private(key))
+
+    def update(shared, own, steps, key):
+        report, start = shared_work.update(shared, own.private, steps, key), shared.params
+
+        def aim(both, batch):
+            (copy, theirs), (beside, mine) = both
+            plain, blend = loss(theirs, mine, batch), mixed(copy, jax.lax.stop_gradient(theirs))
+            return Mean(plain.total + loss(blend, beside, batch).total, plain.weight)
+
+        def apart(both):
+            (copy, theirs), (beside, mine) = both
+            return (copy, beside), (theirs, mine)
+
+        def step(grads, state, params):
+            each = zip(apart(grads), state, apart(params), strict=True)
+            ((copy, beside), first), ((theirs, mine), second) = (optimizer.update(*one) for one in each)
+            return ((copy, theirs), (beside, mine)), (first, second)
+
+        pace = optax.GradientTransformation(lambda both: tuple(map(optimizer.init, apart(both))), step)
+        both = (own_copy(own, start), start), (own.beside, own.private)
+        ((copy, _), (beside, _)), _, _ = local_sgd(aim, pace, both, steps, by_row)
+        return report._replace(memory=stamp_rows(own, private=report.memory, copy=copy, beside=beside))
+
+    def personal(params, own):
+        return mixed(own_copy(own, params), params), own.beside
+
+    return Method(ClientWork(init, update, views={"": server_view, "personal": personal}))

@@ -1,0 +1,51 @@
+"""Ditto: each client trains a model of its own beside the shared one."""
+
+from collections.abc import Callable
+
+import optax
+
+from jaxfed.algorithms.local_training import local_steps, loss_of_pair, no_private, proximal_optimizer
+from jaxfed.algorithms.own_model import (
+    new_own_model,
+    own_copy,
+    own_view,
+    server_view,
+    stamp_rows,
+)
+from jaxfed.core.client_work import ClientWork, Loss, local_sgd
+from jaxfed.core.method import Method
+from jaxfed.core.types import Broadcast, Key, Tree
+
+
+def ditto(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = no_private,
+    by_row: bool = True,
+    strength: float = 0.1,
+) -> Method:
+    """Ditto (Li et al. 2021): beside the local steps of FedAvg, each client trains a model of its own, pulled by
+    strength / 2 |own - server's|^2; evaluated as `personal`. Stores one full item table per client
+    (clients x items x dim numbers).
+
+    Args:
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        strength: lambda of the paper: how strongly a client's own model is pulled to the server's.
+    """
+    if strength < 0:
+        raise ValueError(f"strength is {strength}: it must not be negative")
+    shared_work = local_steps(loss, optimizer, private, by_row)
+
+    def init(params, key):
+        return Broadcast(params), new_own_model(params, private(key), private(key))
+
+    def update(shared, own, steps, key):
+        report, start = shared_work.update(shared, own.private, steps, key), shared.params
+        both = own_copy(own, start), own.beside
+        (copy, beside), _, _ = local_sgd(
+            loss_of_pair(loss), proximal_optimizer(optimizer, strength), both, steps, by_row, anchor=start
+        )
+        return report._replace(memory=stamp_rows(own, private=report.memory, copy=copy, beside=beside))
+
+    return Method(ClientWork(init, update, views={"": server_view, "personal": own_view}))

@@ -1,0 +1,71 @@
+"""FedDyn: dynamic regularisation, on clients and server."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.algorithms.local_training import no_private, output_facts
+from jaxfed.algorithms.steering import ControlState, private_part, steered_steps
+from jaxfed.core.channel import Channel, link
+from jaxfed.core.client_work import ClientWork, Loss
+from jaxfed.core.method import Method
+from jaxfed.core.tree import scale_tree, subtract, zeros_like
+from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
+
+
+def add_server_memory(population: int) -> Channel:
+    """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered of all of them: of each round
+    the sum over those who reported, divided by all clients, `population`. The clients' half is the work `dynamic`; put
+    it left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace.
+
+    Args:
+        population: Number of all clients.
+    """
+
+    def decode(total, gathered, round):
+        share = round.present.sum() / population
+        gathered = jax.tree.map(lambda h, d: h + share * d, gathered, total)
+        return jax.tree.map(jnp.add, total, gathered), gathered, {}
+
+    return link(decode=decode, init=lambda example: (zeros_like(example), ()), is_average=False, name="feddyn")
+
+
+def feddyn(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = no_private,
+    strength: float = 0.1,
+    by_row: bool = False,
+    *,
+    population: int,
+) -> Method:
+    """FedDyn's clients (Acar et al. 2021): the loss has - <h_i, shared> + strength / 2 |shared - start|^2 beside it,
+    and h_i becomes h_i - strength (end - start). The server's half is the link `feddyn`. By row a step pulls a row
+    by rate x strength x S / (steps that hold it) of the way, which must stay below 2.
+
+    Args:
+        strength: alpha of the paper: how strongly a client is held to the model it was sent.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+    """
+    if strength < 0:
+        raise ValueError(f"strength is {strength}: it must not be negative")
+
+    def init(params, key):
+        return Broadcast(params), ControlState(private(key), zeros_like(params))
+
+    def update(shared, mine, steps, key):
+        start, both = shared.params, (shared.params, mine.private)
+        (end, own), _, seen = steered_steps(
+            loss, optimizer, both, steps, by_row, scale_tree(-1, mine.variate), strength
+        )
+        now = jax.tree.map(lambda h, x, y: h - strength * (y - x), mine.variate, start, end)
+        said = output_facts(loss, both, steps)
+        return ClientOutput(
+            Broadcast(subtract(start, end)), ControlState(own, now), steps.examples, {"train/loss": seen}, **said
+        )
+
+    links = (add_server_memory(population),)
+    return Method(ClientWork(init, update), links, private_part=private_part)

@@ -1,0 +1,101 @@
+"""Mime and MimeLite: clients that mimic a centralised optimiser."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.algorithms.local_training import loss_of_pair, no_private, output_facts
+from jaxfed.algorithms.steering import scale_to_all_steps
+from jaxfed.core.client_work import Batches, ClientWork, Loss, local_sgd, pooled_loss
+from jaxfed.core.method import Method
+from jaxfed.core.tables import map_tables, take_rows, unwrap
+from jaxfed.core.tree import subtract, zeros_like
+from jaxfed.core.types import Broadcast, ClientOutput, Key, Mean, Tree
+
+
+class MimeBroadcast(NamedTuple):
+    """What Mime's server broadcasts beside the model."""
+
+    statistics: Tree  # of the optimiser, for the shared part
+    gradient: Tree  # the mean gradient of the round before, at the model that was sent then
+    known: Tree = ()  # float, one a row of a table and one for each other leaf: 0 while nobody has told its gradient
+
+
+def mime(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    private: Callable[[Key], Tree] = no_private,
+    correct: bool = True,
+) -> Method:
+    """Mime, or MimeLite where not `correct` (Karimireddy et al. 2021): clients take steps of `optimizer` with the
+    server's statistics held fixed; the server updates them by the mean gradient at the model it sent.
+
+    Mime replaces a batch's gradient g(y) by g(y) - g(x) + c. Its c is the mean gradient of the same cohort, which costs
+    one more exchange a round; here it is that of the round before, and what has none yet moves as in MimeLite. By row.
+
+    Args:
+        correct: Mime, which corrects each batch's gradient by the mean gradient. false: MimeLite.
+    """
+
+    def known(value, like):
+        return map_tables(lambda x: jnp.full(len(x), value), lambda x: jnp.float32(value), like)
+
+    def init(params, key):
+        return Broadcast(
+            params, MimeBroadcast(optimizer.init((params, ())), zeros_like(params), known(0.0, params))
+        ), private(key)
+
+    def update(shared, mine, steps, key):
+        start, both = shared.params, (shared.params, mine)
+        frozen, mean_gradient, told_of = shared.extra
+
+        def step(grads, state, params, statistics, shift):
+            both_ways = jax.tree.map(lambda g, c: g + c, grads[0], shift) if correct else grads[0]
+            moved, _ = optimizer.update((both_ways, ()), statistics, (params[0], ()))
+            own, state = optimizer.update(((), grads[1]), state, ((), params[1]))
+            return (moved[0], own[1]), state
+
+        pace = optax.GradientTransformationExtraArgs(lambda both: optimizer.init(((), both[1])), step)
+        aim, batches = centred_loss(loss, both, steps, told_of) if correct else (loss_of_pair(loss), steps)
+        (end, own), _, _ = local_sgd(
+            aim, pace, both, batches, statistics=frozen, shift=scale_to_all_steps(mean_gradient, steps)
+        )
+
+        def at_start(x):
+            seen = pooled_loss(loss_of_pair(loss), (x, mine), steps)
+            return seen.value, seen
+
+        slope, seen = jax.grad(at_start, has_aux=True)(start)
+        sent = Broadcast(subtract(start, end), MimeBroadcast((), slope))
+        return ClientOutput(sent, own, steps.examples, {"train/loss": seen}, **output_facts(loss, both, steps))
+
+    def move_extra(extra, update):
+        empty = zeros_like(update.gradient)
+        _, statistics = optimizer.update((update.gradient, ()), extra.statistics, (empty, ()))
+        return MimeBroadcast(statistics, update.gradient, known(1.0, update.gradient))
+
+    def update_shapes(shared):
+        return Broadcast(shared.params, MimeBroadcast((), shared.params))
+
+    return Method(ClientWork(init, update, update_shapes), move_extra=move_extra)
+
+
+def centred_loss(loss: Loss, both: Tree, steps: Batches, known: Tree) -> tuple[Callable, Batches]:
+    """(the loss less known * <its gradient at the start, the shared part>, the batches with those gradients)."""
+
+    def gradient(rows, batch):
+        (start, mine), there = take_rows((both, known), rows)
+        slope = jax.grad(lambda x: loss_of_pair(loss)(unwrap((x, mine)), batch).value)(start)
+        return jax.tree.map(lambda x, k: x * k.reshape(k.shape + (1,) * (x.ndim - k.ndim)), slope, there)
+
+    at_start = jax.vmap(gradient)(steps.rows, steps.batch)
+
+    def corrected(both, batch):
+        seen, slope = loss_of_pair(loss)(both, batch[0]), unwrap(batch[1])
+        inner = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (slope, both[0])), strict=True))
+        return Mean(seen.total - seen.weight * inner, seen.weight)
+
+    return corrected, steps._replace(batch=(steps.batch, at_start))

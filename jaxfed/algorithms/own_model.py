@@ -1,0 +1,100 @@
+"""Clients that keep a model of their own beside the shared one: its memory, and how it is scored."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.core.client_work import Batches
+from jaxfed.core.method import Method
+from jaxfed.core.tables import Table, map_tables, num_rows
+from jaxfed.core.tree import subtract, zeros_like
+from jaxfed.core.types import Tree
+
+
+def optimize_part(optimizer: optax.GradientTransformation, part: int) -> optax.GradientTransformation:
+    """`optimizer` of (shared, private) that moves the shared (0) or the private part (1), and leaves the other."""
+
+    def update(steps, state, params):
+        moved, state = optimizer.update(steps, state, params)
+        return tuple(x if i == part else zeros_like(x) for i, x in enumerate(moved)), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def select_steps(steps: Batches, chosen: jax.Array) -> Batches:
+    """The steps [S] that are chosen; the others move nothing."""
+    return steps._replace(live=steps.live & chosen)
+
+
+class OwnModel(NamedTuple):
+    """A client's memory with its own copy of the shared part. Rows that it does not have are the server's."""
+
+    private: Tree  # beside the server's model
+    copy: Tree  # like the shared part
+    beside: Tree  # the private part of the copy
+    written: Tree  # table of float [N]: the client's round in which it wrote a row of its copy; 0: never
+    rounds: jax.Array  # float []: rounds it took part in
+
+
+def new_own_model(params: Tree, private: Tree, beside: Tree) -> OwnModel:
+    """The memory of a client that has no copy yet."""
+    rows = num_rows(params)
+    return OwnModel(private, zeros_like(params), beside, Table(jnp.zeros(rows)) if rows else (), jnp.float32(0))
+
+
+def own_copy(own: OwnModel, params: Tree, latest: bool = False) -> Tree:
+    """The copy, where the client has one; latest: of its last round alone."""
+
+    def row(mine, server):
+        rows = own.written.rows
+        there = (rows == own.rounds) & (rows > 0) if latest else rows > 0
+        return jnp.where(there.reshape(there.shape + (1,) * (mine.ndim - 1)), mine, server)
+
+    return map_tables(row, lambda mine, server: jnp.where(own.rounds > 0, mine, server), own.copy, params)
+
+
+def stamp_rows(own: OwnModel, **new: Tree) -> OwnModel:
+    """The memory after a round in which the client wrote all the rows that it holds."""
+    now = own.rounds + 1
+    return own._replace(written=jax.tree.map(lambda x: jnp.full_like(x, now), own.written), rounds=now, **new)
+
+
+def server_view(params: Tree, own: OwnModel) -> tuple[Tree, Tree]:
+    """(shared, private) of the server's model at a client."""
+    return params, own.private
+
+
+def own_view(params: Tree, own: OwnModel) -> tuple[Tree, Tree]:
+    """(shared, private) of a client's own model."""
+    return own_copy(own, params), own.beside
+
+
+def keep_own_copy(method: Method) -> Method:
+    """The same method, whose clients keep what they have trained until their next round, to be evaluated as `personal`:
+    rows of their last round are theirs, the others the server's. PFedRec (Zhang et al. 2023) is evaluated so. Raises
+    ValueError for a method of which a client keeps other things.
+    """
+    if not method.sends_difference:
+        raise ValueError(
+            "work.keep_copy: this work ends nowhere on the client, or keeps things of its own: set it to false, or "
+            "take local_steps, alternate or reconstruct"
+        )
+
+    work = method.work
+
+    def init(params, key):
+        shared, private = work.init(params, key)
+        return shared, new_own_model(params, private, ())
+
+    def update(shared, own, steps, key):
+        report = work.update(shared, own.private, steps, key)
+        end = subtract(shared.params, report.update.params)
+        return report._replace(memory=stamp_rows(own, private=report.memory, copy=end))
+
+    def personal(params, own):
+        return own_copy(own, params, latest=True), own.private
+
+    views = {"": server_view, "personal": personal}
+    return method._replace(work=work._replace(init=init, update=update, views=views), sends_difference=False)

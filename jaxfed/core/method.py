@@ -1,0 +1,44 @@
+"""`Method`: what makes a federated method, both halves of it: what clients compute, and what the server makes of it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from jaxfed.core.channel import Channel
+from jaxfed.core.client_work import ClientWork, identity
+from jaxfed.core.tree import subtract
+from jaxfed.core.types import Broadcast, Tree
+
+
+class Method(NamedTuple):
+    """A federated method.
+
+    work: what one client computes.
+    links: the method's own links, left of those that a user adds.
+    server: moves the model by what the channel made of all updates.
+    move_extra(extra, update) -> extra: what is broadcast beside the model after a round, from what the channel made of
+        all `ClientOutput.update.extra`; tables are the rows that the round touched.
+    private_part(client_states) -> the private part of the model, of one client's state or of a store of many; what the
+        views of the work read beside the server's model.
+    compare_clients(params, client_states) -> (client_states, {name: figure}): what the server makes, after each round,
+        of what all clients keep [n, ...], whose updates it knows one by one. None: nothing.
+    own_download(broadcast) -> shapes of what a client downloads for itself alone, beside what is broadcast; tables are
+        its rows.
+    reads_histories: clients read whole histories in their order, not mini-batches with negatives.
+    needs_all_rows: what clients send concerns every row of the tables, also those that no client of a round holds.
+    sends_difference: an update is where the shared part began less where it ended, and a client keeps the private part
+        of the model alone.
+    """
+
+    work: ClientWork
+    links: tuple[Channel, ...] = ()
+    server: optax.GradientTransformation = optax.sgd(1.0)
+    move_extra: Callable[[Tree, Tree], Tree] = subtract
+    private_part: Callable[[Tree], Tree] = identity
+    compare_clients: Callable[[Tree, Tree], tuple[Tree, dict[str, jax.Array]]] | None = None
+    own_download: Callable[[Broadcast], Tree] = lambda broadcast: ()
+    reads_histories: bool = False
+    needs_all_rows: bool = False
+    sends_difference: bool = False
