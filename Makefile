@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup train check test test-all smoke lint format types lock clean seeds
+.PHONY: setup train check test test-all smoke lint format types lock clean seeds docs
 
 setup: $(STAMP)
 
@@ -57,10 +57,14 @@ format: setup
 types: setup
 	$(BIN)/mypy
 
+# the site in docs/_build/html, its notebooks executed; a warning is an error. `make test` builds it without them
+docs: setup
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -D nb_execution_mode=force docs docs/_build/html
+
 # resolves anew what requirements.lock pins; needs uv
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --output-file requirements.lock
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache docs/_build docs/reference/generated

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxfed.bench.pages import find_table_place, replace_table
 from jaxfed.config.build import load_data
 from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import built_in_folder, config_to_table, read_config, suggest
@@ -198,18 +199,8 @@ def table_markdown(every: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def replace_table(text: str, name: str, table: str) -> str:
-    """`text` with the table between its two markers. Raises ValueError where they are not."""
-    begin, end = f"<!-- table: {name} -->", "<!-- end -->"
-    head, found, rest = text.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"the markers {begin} and {end} are missing")
-    return f"{head}{begin}\n{table}{end}{tail}"
-
-
-def write_table(every: Sequence[dict[str, Any]], out: Path, results: Path | None, readme: Path | None) -> None:
-    """table.md and results.json beside the runs; for the real table (results) its JSON and the README, too."""
+def write_table(every: Sequence[dict[str, Any]], out: Path, results: Path | None, page: Path | None) -> None:
+    """table.md and results.json beside the runs; for the real table (results) its JSON and its page, too."""
     out.mkdir(parents=True, exist_ok=True)
     table, text = table_markdown(every), json.dumps(every, indent=1) + "\n"
     write_file(out / "table.md", table)
@@ -217,17 +208,8 @@ def write_table(every: Sequence[dict[str, Any]], out: Path, results: Path | None
     if results:
         results.parent.mkdir(parents=True, exist_ok=True)
         write_file(results, text)
-    if results and readme:
-        write_file(readme, replace_table(readme.read_text(), results.stem, table))
-
-
-def find_table_place(readme: Path, results: Path | None) -> Path | None:
-    """The file, if the table has a place there; says so if not."""
-    try:
-        return readme if results and replace_table(readme.read_text(), results.stem, "") else None
-    except (ValueError, OSError) as error:
-        log(f"{readme}: {error}, so the table is not written there")
-        return None
+    if results and page:
+        write_file(page, replace_table(page.read_text(), results.stem, table))
 
 
 def arrange_table(args: argparse.Namespace, words: list[str]) -> tuple[list[PlannedRun], Path, Path | None]:
@@ -254,13 +236,14 @@ def reproduce_table(args: argparse.Namespace, words: list[str]) -> None:
     clients(plans[0].config)
     todo = [plan for plan in plans if not args.only or plan.name in args.only]
     todo = [plan for plan in todo if args.seeds is None or plan.seed in args.seeds]
-    run, failed, readme = shared_runner(), 0, find_table_place(Path(args.readme), results) if args.readme else None
+    page = find_table_place(Path(args.page), results.stem) if args.page and results else None
+    run, failed = shared_runner(), 0
     for place, plan in enumerate(todo, 1):
         log(f"[{place}/{len(todo)}] {plan.name}, seed {plan.seed}: {plan.command}")
         _, problem = run(plan.config)
         failed += bool(problem)
         log(f"failed: {problem}" if problem else f"{plan.name}: done")
-        write_table(every := collect_rows(plans, clients, args.quick, results), out, results, readme)
+        write_table(every := collect_rows(plans, clients, args.quick, results), out, results, page)
     print(table_markdown(every) if todo else "nothing to run", end="")
     if failed:
         sys.exit(2)

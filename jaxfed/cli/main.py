@@ -35,9 +35,15 @@ def make_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False, **more)
 
     train = command("train", "Run a configuration. CONFIG.toml --help lists its keys.", EPILOG)
-    train.add_argument("config", metavar="CONFIG.toml", help="a file, or the name of one that comes with jaxfed")
-    train.add_argument("--out", metavar="RUN", help="where the run lives (run.out)")
-    train.add_argument("--resume", action="store_true", help="go on with the run that is there; print a finished one")
+    train.add_argument(
+        "config", metavar="CONFIG.toml", help="a file, a run's folder, or the name of one that comes with jaxfed"
+    )
+    train.add_argument("--out", metavar="RUN", help="where the run lives (run.out; runs/NAME of the configuration)")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run that is there; print a finished one, or with --rounds N go on to N rounds",
+    )
     train.add_argument(
         "--profile", action="store_true", help=f"trace {TRACED} rounds into RUN/profile; --run.profile N: so many"
     )
@@ -78,24 +84,33 @@ def train_command(args: argparse.Namespace, overrides: list[str]) -> None:
     every = join_processes()  # before any other use of JAX
 
     from jaxfed.config.overrides import override_config
-    from jaxfed.config.schema import config_to_toml, expect_table, read_config
+    from jaxfed.config.schema import config_to_toml, expect_table, locate_config, read_config
     from jaxfed.training.loop import train_run as run
     from jaxfed.training.run_dir import holds_run
 
     def configured():
-        table, lies = read_config(args.config), Path(args.config).parent
-        of_a_run = Path(args.config).name == "config.toml" and holds_run(lies)  # which goes on where it lies now
+        file = locate_config(args.config)
+        table, lies = read_config(args.config), file.parent
+        of_a_run = file.name == "config.toml" and holds_run(lies)  # which goes on where it lies now
         given: dict[str, Any] = {"out": str(lies)} if of_a_run else {}
         given |= {"out": args.out} if args.out else {}
         given |= {"profile": TRACED} if args.profile else {}
-        table["run"] = expect_table(table.get("run", {}), "run") | given
+        table["run"] = {"out": f"runs/{file.stem}"} | expect_table(table.get("run", {}), "run") | given
         return override_config(table, overrides)
 
     config = agree_on(every, "configuration", configured, config_to_toml)
-    summary = run(config, args.resume)
+    extend = any(word.partition("=")[0] == "--rounds" for word in overrides)
+    summary = run(config, args.resume, extend=extend)
     if not every.rank:
-        best = f"best of {summary['rounds']} rounds by validation: round {summary['best_round']}"
-        print_summary(summary, f"{config.run.out}: {best}")
+        print_summary(summary, f"{config.run.out}: {describe_best(summary, config.evaluation.every)}")
+
+
+def describe_best(summary: dict[str, Any], every: int) -> str:
+    """Which round was chosen, of how many that were evaluated: each of `every`, and the last."""
+    rounds = summary["rounds"]
+    looks = -(-rounds // every)
+    many = f"{looks:,} evaluation{'s' * (looks > 1)} in {rounds:,} round{'s' * (rounds > 1)}"
+    return f"best of {many}, by validation: round {summary['best_round']}"
 
 
 def print_summary(values: dict[str, Any], title: str) -> None:
@@ -133,12 +148,12 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
     from jaxfed.config.schema import make_config, read_config
     from jaxfed.training import checkpoint
     from jaxfed.training.log import log
+    from jaxfed.training.loop import LOWER_RATES
     from jaxfed.training.resume import record_problem, recorded_config
     from jaxfed.training.rounds import initial_arrays, make_run_keys
+    from jaxfed.training.run_dir import locate_run
 
-    path = Path(folder)
-    if not (path / "config.toml").is_file():
-        raise ValueError(f"{folder}: no run here (no config.toml)")
+    path = locate_run(folder)
     if not (path / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     config, record = (
@@ -155,7 +170,7 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
     if record and not record["standing"]["best_round"]:
         ended, rounds = record["standing"]["finished"], record["standing"]["round"]
         raise ValueError(
-            f"the run in {folder} diverged: train again in another folder with lower learning rates"
+            f"the run in {folder} diverged: train again in another folder, and {LOWER_RATES}"
             if ended
             else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
             f"{folder}/config.toml --resume"
@@ -190,6 +205,7 @@ def recommend_command(args: argparse.Namespace) -> None:
     from jaxfed.config.schema import make_config, read_config
     from jaxfed.core.excerpt import printable
     from jaxfed.training.log import log
+    from jaxfed.training.loop import LOWER_RATES
     from jaxfed.training.recommend import locate_user, score_items, selected_view
 
     if args.k < 1:
@@ -206,8 +222,7 @@ def recommend_command(args: argparse.Namespace) -> None:
     score = score_items(experiment, best, seat, view)
     if np.isnan(score).any():
         raise ValueError(
-            f"the run in {args.run} diverged (scores are not numbers): train again in another folder with lower "
-            "learning rates"
+            f"the run in {args.run} diverged (scores are not numbers): train again in another folder, and {LOWER_RATES}"
         )
     if not np.isfinite(score).any():
         log("nothing to recommend: this user had every item")
@@ -231,7 +246,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     name, table = args.name, {}
     import_entry_points()  # they may have data
     own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
-    if name.lower().endswith(".toml") or name in built_in_configs():
+    if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         whole = read_config(name)
         table = {"data": whole.get("data", {}), "run": whole.get("run", {})}  # which says what to import
     elif name in REGISTRY["data"]:

@@ -73,7 +73,7 @@ def test_a_run_with_pieces_of_ones_own_is_trained_resumed_evaluated_and_swept(fo
     jaxfed("sweep", "mine.toml", "--grid", "channel.0.factor=0.25,1", "--out", "s", at=folder)
     rows = json.loads((folder / "s" / "results.json").read_text())
     assert [row["channel.0.factor"] for row in rows] == [0.25, 1]
-    assert all(row["seeds"] == 1 and not row["problem"] for row in rows)
+    assert not any(row["problem"] for row in rows)
 
 
 def test_a_module_is_named_on_the_command_line(folder):
@@ -139,7 +139,7 @@ def test_what_cannot_be_imported_is_one_line(folder, monkeypatch, capsys, name, 
 
 
 def test_without_its_module_a_name_is_unknown():
-    with pytest.raises(ValueError, match='no model "my_model"'):
+    with pytest.raises(ValueError, match='no channel "my_scale"'):
         make_config(MINE)
 
 

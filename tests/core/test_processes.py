@@ -382,3 +382,20 @@ def reached(at):
     while True:
         with suppress(ConnectionRefusedError):
             return socket.create_connection(("127.0.0.1", at), 5)
+
+
+def test_programs_wait_for_each_other_where_processes_have_several_devices(monkeypatch):
+    """Two in flight came to their collectives in another order in each process, and waited for ever."""
+    from jaxfed.core import placement
+
+    def program(x):
+        return x
+
+    waited = []
+    for processes, devices, waits in ((1, 8, False), (2, 1, False), (2, 2, True)):
+        monkeypatch.setattr(placement.jax, "process_count", lambda n=processes: n)
+        monkeypatch.setattr(placement.jax, "local_device_count", lambda n=devices: n)
+        monkeypatch.setattr(placement.jax, "block_until_ready", lambda x: waited.append(x) or x)
+        assert (placement.one_in_flight(program) is not program) == waits
+        assert placement.one_in_flight(program)(devices) == devices
+    assert waited == [2]

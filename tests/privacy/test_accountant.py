@@ -684,6 +684,8 @@ def test_noise_beyond_what_can_be_counted(sampling, accountant):
     assert compute_spent([Mechanism("gaussian", 1e300)], sampling, 10, 1e-5, accountant).epsilon < 0.01
     faint = compute_spent([Mechanism("gaussian", 1e-3)], SAMPLERS["poisson"], 10, 1e-5, "pld", "replace-one")
     assert faint.epsilon == math.inf
+    fixed = compute_spent([Mechanism("gaussian", 0.39)], SAMPLERS["fixed"], 10, 1e-5, "pld")  # replacing doubles it
+    assert fixed.accountant == "rdp"
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,38 @@ def test_fewer_rounds_than_it_has_done(finished, rounds):
     assert files(finished) == before
 
 
+@pytest.mark.parametrize("shorter", [(1,), (3,), (1, 3), (5,)])
+def test_a_longer_run_chooses_among_the_rounds_that_it_would_have_evaluated_at_once(tmp_path, shorter, capsys):
+    """The evaluation at the end of a shorter run is off the schedule, and its model once stayed the best."""
+    more = {"evaluation": {"every": 4}}
+    at_once = train(made(tmp_path / "once", rounds=6, **more))
+    out = tmp_path / "steps"
+    for rounds in (*shorter, 6):
+        summary = train(made(out, rounds=rounds, **more), resume=True)
+    assert summary["extended"] == [*shorter]
+    assert {name: summary[name] for name in ("best_round", "params_sha256", "val/full/ndcg@10")} == {
+        name: at_once[name] for name in ("best_round", "params_sha256", "val/full/ndcg@10")
+    }
+    assert {row["round"] for row in rows(out)} >= {4, 6}
+
+
+def test_a_best_round_that_was_off_the_schedule_is_undone(tmp_path, monkeypatch, capsys):
+    """Whatever the figures are: the first evaluation is made the best of all."""
+    judge = Progress.judge
+    monkeypatch.setattr(Progress, "judge", lambda self, name, value: judge(self, name, -self.round))
+    once = train(made(tmp_path / "once", rounds=6))
+    steps = made(tmp_path / "steps", rounds=3)
+    assert train(steps)["best_round"] == 2
+    out = tmp_path / "first"
+    assert train(made(out, rounds=1))["best_round"] == 1
+    summary = train(made(out, rounds=6), resume=True)
+    assert "the best round, 1, was evaluated only because the run ended there" in capsys.readouterr().err
+    assert (summary["best_round"], once["best_round"]) == (2, 2)
+    assert [row["round"] for row in rows(out)] == [2, 4, 6, 2]
+    assert summary["extended"] == [1]
+    assert (out / "summary_1.json").exists()
+
+
 def checked(record=(), standing=(), **changes):
     """What is said of going on after four rounds of the configuration of `record` with one of `changes`."""
     from jaxfed.training.resume import check_config
@@ -234,10 +266,16 @@ def test_a_configuration_edited_by_hand_is_noticed(state, request, program):
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
-def test_more_rounds_written_into_the_file_are_more_rounds(state, request, eight, program):
+def test_more_rounds_are_those_asked_for_on_the_command_line(state, request, original, eight, program):
+    """A bare --resume once trained a short run on to the 400 rounds of its configuration."""
     folder = request.getfixturevalue(state)
     edited(folder, "rounds = 4", "rounds = 8")
-    code, _, told = program("train", folder / "config.toml", "--resume")
+    code, printed, told = program("train", folder / "config.toml", "--resume")
+    assert code == 0, told
+    assert "is a run of 4 rounds, the configuration says 8: it stays at 4; pass --rounds N" in told
+    assert (read_summary(folder)["extended"], sha(folder)) == ([], sha(original))
+    assert sha(original) in printed
+    code, _, told = program("train", folder / "config.toml", "--resume", "--rounds", 8)
     assert code == 0, told
     assert (read_summary(folder)["extended"], sha(folder)) == ([4], eight["params_sha256"])
 
