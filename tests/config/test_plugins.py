@@ -4,9 +4,11 @@ import copy
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -15,7 +17,7 @@ from jaxfed.cli import main
 from jaxfed.config import plugins
 from jaxfed.config.overrides import override_config
 from jaxfed.config.registry import REGISTRY, register
-from jaxfed.config.schema import config_to_table, make_config
+from jaxfed.config.schema import config_to_table, make_config, read_config
 from tests.small import TABLE
 
 MODULE = '''
@@ -153,6 +155,15 @@ def test_register():
     with pytest.raises(ValueError, match="no section 'link'"):
         register("link", "x", lambda: None)
     register("channel", "clip", REGISTRY["channel"]["clip"])  # as it is
+
+
+def test_the_example_of_the_guide(folder):
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "runs.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (words,) = re.findall(r"`(--run\.imports .*?)`", page)
+    (folder / "my_module.py").write_text(code)
+    config = override_config(read_config("ml100k_fedavg"), words.split())
+    assert (config.channel[1].name, config.channel[1].factor) == ("my_scale", 0.25)
 
 
 def entry_point(value):
