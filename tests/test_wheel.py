@@ -78,7 +78,7 @@ def test_the_wheel_alone(wheel, tmp_path):
     assert "runs/first" in jaxfed("evaluate", "runs/first")
     assert "synthetic_1k.toml is written" in jaxfed("init", "synthetic_1k")
     assert "60 users" in jaxfed("data", "synthetic_1k.toml", "--users", "60")
-    assert "one that comes with jaxfed is synthetic_1k" in jaxfed("train", "configs/synthetic_1k.toml", code=2)
+    assert 'did you mean "synthetic_1k"?' in jaxfed("train", "configs/synthetic_1k.toml", code=2)
     (away / "my.csv").write_text("user,item\n" + "".join(f"{u},{i}\n" for u in range(20) for i in range(u % 5, 12)))
     table = jaxfed("reproduce", "--table", "my.csv", "--quick", "--only", "popularity")
     assert "| popularity: QUICK | " in table

@@ -236,6 +236,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed data"""
     from jaxfed.config.build import load_data
     from jaxfed.config.overrides import override_config
+    from jaxfed.config.plugins import import_entry_points
     from jaxfed.config.registry import REGISTRY
     from jaxfed.config.schema import built_in_configs, read_config
     from jaxfed.core.excerpt import printable
@@ -243,9 +244,11 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.data.sources.tables import file_kind
 
     name, table = args.name, {}
+    import_entry_points()  # they may have data
     own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
     if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
-        table = {"data": read_config(name).get("data", {})}
+        whole = read_config(name)
+        table = {"data": whole.get("data", {}), "run": whole.get("run", {})}  # which says what to import
     elif name in REGISTRY["data"]:
         table = {"data": {"name": name}}
     elif file_kind(name) or Path(name).expanduser().exists():

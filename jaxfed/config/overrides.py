@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
+from jaxfed.config.plugins import import_plugins
 from jaxfed.config.registry import REGISTRY, section_arguments
 from jaxfed.config.schema import (
     LINKS,
@@ -81,13 +82,33 @@ def apply_names(table: dict[str, Any], args: list[str]) -> list[str]:
     return rest
 
 
+def take_imports(table: dict[str, Any], args: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """(the table with the modules of `--run.imports MODULE ...`, the other arguments): they must be imported before any
+    name is looked up."""
+    found: list[str] = []
+    rest: list[str] = []
+    flag, inside = "--run.imports", False
+    for word in args:
+        if word == flag or word.startswith(f"{flag}="):
+            inside, found = True, [*found, *word.partition("=")[2:]] if "=" in word else found
+        elif inside and not word.startswith("-"):
+            found.append(word)
+        else:
+            inside, rest = False, [*rest, word]
+    if len(rest) == len(args):
+        return table, args
+    return table | {"run": expect_table(table.get("run", {}), "run") | {"imports": found}}, rest
+
+
 def override_config(table: dict[str, Any], args: list[str]) -> Any:
     """A configuration from a TOML table and command-line overrides. Raises ValueError with one line."""
-    import tyro  # takes long to import
-
+    table, args = take_imports(table, args)
+    import_plugins(table)
     config = make_config(table if not args else (args := apply_names(table, args), table)[1])
     if not args:
         return config
+    import tyro  # takes long to import
+
     if {"-h", "--help"} & set(args):
         more = (
             "Beside these: --out RUN, --resume, --profile. Choosing another name changes which keys exist.\n"

@@ -263,6 +263,20 @@ REGISTRY: dict[str, dict[str, Callable]] = {
 }
 
 
+def register(section: str, name: str, function: Callable) -> None:
+    """Adds a function of one's own to what configurations can name; see `plugins`. Raises ValueError for a section that
+    is not there, and for a name that another function has."""
+    if section not in REGISTRY:
+        raise ValueError(f"register: no section {section!r}: choose one of {', '.join(REGISTRY)}")
+    taken, new = (
+        [getattr(each, key, each) for key in ("__module__", "__qualname__")]
+        for each in (REGISTRY[section].get(name, function), function)
+    )  # a module may be imported anew
+    if taken != new:
+        raise ValueError(f"register: the {section} {name!r} is there already: choose another name")
+    REGISTRY[section][name] = function
+
+
 class WorkOptions(NamedTuple):
     """What every work takes beside its batches and its own arguments.
 

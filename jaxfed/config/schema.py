@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 
 from jaxfed.config.docstrings import section_docstring
+from jaxfed.config.plugins import import_plugins
 from jaxfed.config.registry import REGISTRY, argument_choices, section_arguments
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.data.sources.tables import PATHS as DATA_PATHS
@@ -53,6 +54,8 @@ class Run:
         area: Size of a block of clients, in local steps. 0: chosen automatically.
         chunk: Number of blocks whose messages are in memory at once; lower it when memory runs out. 0: all.
         profile: Number of rounds to trace with the JAX profiler into RUN/profile, after the first two. 0: none.
+        imports: Modules to import before names are looked up, which add links, works, models or data of your own to
+            the registry.
         client_memory_gb: Limit in GB (10^9 bytes) for private parts and memories of all clients; a run that needs more
             is refused.
     """
@@ -67,6 +70,7 @@ class Run:
     area: int = 0
     chunk: int = 0
     profile: int = 0
+    imports: tuple[str, ...] = ()
     client_memory_gb: float = 8.0
 
 
@@ -317,6 +321,7 @@ def with_data_name(section: Any) -> Any:
 
 def make_config(table: dict[str, Any]) -> Any:
     """A whole configuration from a TOML document's table. Raises ValueError with one line that says what is wrong."""
+    import_plugins(table)
     table = table | ({"data": with_data_name(table["data"])} if "data" in table else {})
     known = ["seed", "rounds", *NAMED, "channel", "download", "privacy", "evaluation", "run"]
     for key in table:

@@ -7,10 +7,10 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from jaxfed.config.build import Data, Experiment, build_experiment, load_data
 from jaxfed.config.schema import config_to_toml, suggest, with_absolute_paths
 from jaxfed.core.processes import Processes, agree_on, run_on_first, this_process
+from jaxfed.core.state import State
 from jaxfed.core.tree import all_finite, tree_digest, zeros_like
 from jaxfed.core.types import Tree
 from jaxfed.data.population import Labels
@@ -28,6 +29,7 @@ from jaxfed.training.log import Logger, MetricsWriter, NullWriter, RunLoggers, l
 from jaxfed.training.resume import describe_run, finished_summary, keep_rounds, restore_run
 from jaxfed.training.rounds import (
     Progress,
+    RoundResult,
     compile_programs,
     evaluate_model,
     initial_arrays,
@@ -135,25 +137,9 @@ def train_run(
     data = agree_on(every, "data set", lambda: load_first_alone(every, config.data, load), lambda data: data.digest)
     for note in data.source.notes:
         log(f"data: {note}")
-
-    def prepared():
-        experiment = assemble(config, data)
-        for caution in privacy_cautions(config, experiment.account):
-            log(f"privacy: {caution}")
-        arrays = initial_arrays(experiment, config.seed)
-        check_select(experiment, arrays["best"], config.evaluation.select)
-        return experiment, arrays
-
-    experiment, arrays = agree_on(every, "experiment", prepared, lambda _: "")
+    experiment, arrays = agree_on(every, "experiment", lambda: prepare_run(config, data, assemble), lambda _: "")
     with disk_full_errors(folder), ExitStack() as held:
-
-        def entered():
-            folder.mkdir(PRIVATE, parents=True, exist_ok=True)
-            held.enter_context(lock_folder(folder))
-            check_folder(folder, config, resume)  # once more: another process may have run since
-            return ""
-
-        run_on_first(every, "folder", entered)
+        run_on_first(every, "folder", lambda: enter_folder(folder, config, resume, held))
         checkpoints = held.enter_context(checkpoint.open_checkpoints(folder / "checkpoints", config.run.keep))
         arrays, standing, before = agree_on(
             every,
@@ -161,14 +147,8 @@ def train_run(
             lambda: restore_run(folder, config, checkpoints, arrays, data.digest),
             lambda found: f"round {found[1].round}",
         )
-
-        def begun():  # only now is anything changed: a run that is refused leaves all as it was
-            if before and (folder / "summary.json").exists():
-                (folder / "summary.json").replace(folder / f"summary_{before}.json")
-            write_file(folder / "config.toml", config_to_toml(with_absolute_paths(config)))
-            return ""
-
-        run_on_first(every, "folder", begun)
+        # only now is anything changed: a run that is refused leaves all as it was
+        run_on_first(every, "folder", lambda: write_config(folder, config, before))
         files = NullWriter() if every.rank else MetricsWriter(folder, standing.position, standing.round)
         told = RunLoggers(files, () if every.rank else tuple(loggers))
         try:
@@ -180,6 +160,34 @@ def train_run(
         if not every.rank:
             write_file(folder / "summary.json", to_json(summary, 1) + "\n")
     return summary
+
+
+def prepare_run(
+    config: Any, data: Data, assemble: Callable[[Any, Data], Experiment]
+) -> tuple[Experiment, dict[str, Tree]]:
+    """(the pieces of a run, its arrays before the first round). Raises ValueError where they do not fit."""
+    experiment = assemble(config, data)
+    for caution in privacy_cautions(config, experiment.account):
+        log(f"privacy: {caution}")
+    arrays = initial_arrays(experiment, config.seed)
+    check_select(experiment, arrays["best"], config.evaluation.select)
+    return experiment, arrays
+
+
+def enter_folder(folder: Path, config: Any, resume: bool, held: ExitStack) -> str:
+    """Makes a run's folder and locks it until `held` is closed; "". Raises ValueError where it is not to be used."""
+    folder.mkdir(PRIVATE, parents=True, exist_ok=True)
+    held.enter_context(lock_folder(folder))
+    check_folder(folder, config, resume)  # once more: another process may have run since
+    return ""
+
+
+def write_config(folder: Path, config: Any, before: int) -> str:
+    """Writes config.toml, and sets the summary of a run that is extended after `before` rounds aside; ""."""
+    if before and (folder / "summary.json").exists():
+        (folder / "summary.json").replace(folder / f"summary_{before}.json")
+    write_file(folder / "config.toml", config_to_toml(with_absolute_paths(config)))
+    return ""
 
 
 def check_outcome(folder: Path, standing: Progress) -> None:
@@ -219,41 +227,23 @@ def training_loop(config, experiment, arrays, standing, checkpoints, loggers) ->
             write(standing.round, {"state": stored_state(config, state), "best": best}, described_run | record)
 
     last, text, begin = None, "", time.perf_counter()
-
-    def settle(info):
-        nonlocal last
-        with time_stage(standing.stages, "compute"):  # waits for the round
-            gone = standing.book(experiment.wire, last) if last else 0
-        if gone and gone == standing.refused:
-            log(
-                f"round {standing.round}: the updates of {gone} clients were discarded because they held NaN or "
-                "infinity; from here on they are only counted"
-            )
-        last = info
-
     halt, several = 0, experiment.processes.size > 1  # who all stop after the same round
-    todo = range(0) if standing.finished else range(standing.round, config.rounds)
     stopped: list[int] = []
-    seed = round_seed(config, experiment.processes)
-    each = run_rounds(experiment, state, seed, todo.start, todo.stop, stopped)
-    if config.run.profile and todo:
-        each = profile_rounds(each, Path(config.run.out) / "profile", config.run.profile, min(2, len(todo) - 1))
+    each = start_rounds(config, experiment, state, standing, stopped)
     background, bar = checkpoint.background_saver(checkpoints, several), progress_bar(config.rounds, standing.round)
     with catch_signals(log, stopped), background as write, bar as tick, closing(each):
         for now in each:
             state, info, ready = now
-            settle(info)  # waits for the round before: one round ahead of the devices, no more
-            standing.round += 1
-            standing.spend(ready.stages)
-            standing.asked += ready.asked
-            standing.bytes_down += ready.bytes_down
-            standing.simulated = ready.time
+            settle_round(experiment, standing, last)  # the one before: one round ahead of the devices, no more
+            last = info
+            standing.count_request(ready)
             tick(standing.round, standing.updates / (standing.seconds + time.perf_counter() - begin), text)
             halt, final = ready.halt if several else sum(stopped[:1]), standing.round == config.rounds
             due = final or standing.round % config.evaluation.every == 0
             keep = halt or final or standing.round % config.run.checkpoint_every == 0
             if due or keep:
-                settle(None)
+                settle_round(experiment, standing, last)
+                last = None
                 with time_stage(standing.stages, "compute"):
                     jax.block_until_ready(state)
                 standing.seconds += time.perf_counter() - begin
@@ -265,16 +255,42 @@ def training_loop(config, experiment, arrays, standing, checkpoints, loggers) ->
                 save()
             if due or keep:
                 begin = time.perf_counter()
-            if standing.finished:
-                break
-            if halt:
+            if standing.finished or halt:
                 break
     if not standing.finished:
-        again = f"go on with: jaxfed train {config.run.out}/config.toml --resume"
-        again = again if config.privacy.seed == "run" else "its secret seed is not stored, so it cannot be resumed"
-        log(f"stopped after round {standing.round}; {again}")
-        raise SystemExit(128 + halt)
+        leave_run(config, standing, halt)
     return {"state": state, "best": best}, standing
+
+
+def start_rounds(
+    config: Any, experiment: Experiment, state: State, standing: Progress, stopped: list[int]
+) -> Generator[RoundResult, None, None]:
+    """The rounds that are left, some of them traced where the configuration asks for a profile."""
+    todo = range(0) if standing.finished else range(standing.round, config.rounds)
+    seed = round_seed(config, experiment.processes)
+    each = run_rounds(experiment, state, seed, todo.start, todo.stop, stopped)
+    if config.run.profile and todo:
+        return profile_rounds(each, Path(config.run.out) / "profile", config.run.profile, min(2, len(todo) - 1))
+    return each
+
+
+def settle_round(experiment: Experiment, standing: Progress, info: dict[str, Any] | None) -> None:
+    """Waits for a round and books what was sent in it; the first time that updates are discarded it says so."""
+    with time_stage(standing.stages, "compute"):
+        gone = standing.book(experiment.wire, info) if info else 0
+    if gone and gone == standing.refused:
+        log(
+            f"round {standing.round}: the updates of {gone} clients were discarded because they held NaN or "
+            "infinity; from here on they are only counted"
+        )
+
+
+def leave_run(config: Any, standing: Progress, halt: int) -> NoReturn:
+    """Says how a run that was stopped goes on. Raises SystemExit."""
+    again = f"go on with: jaxfed train {config.run.out}/config.toml --resume"
+    again = again if config.privacy.seed == "run" else "its secret seed is not stored, so it cannot be resumed"
+    log(f"stopped after round {standing.round}; {again}")
+    raise SystemExit(128 + halt)
 
 
 def evaluate_and_log(config, experiment, state, info, standing, loggers, key) -> tuple[bool, str]:

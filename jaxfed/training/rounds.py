@@ -66,6 +66,14 @@ class Progress:
     finished: bool = False
     extended: list[int] = dataclasses.field(default_factory=list)  # numbers of rounds that were asked for before
 
+    def count_request(self, ready: PreparedRound) -> None:
+        """Counts a round that was started: who was asked, and what they download."""
+        self.round += 1
+        self.spend(ready.stages)
+        self.asked += ready.asked
+        self.bytes_down += ready.bytes_down
+        self.simulated = ready.time
+
     def book(self, wire: Wire, info: dict[str, Any]) -> int:
         """Waits for a round and books what was sent in it; returns how many updates were discarded."""
         rows, reported = np.asarray(info["rows/sent"]), np.asarray(info["clients/present"])
