@@ -6,7 +6,6 @@ import ctypes
 import errno
 import json
 import os
-import re
 import signal
 import sys
 from importlib.metadata import version
@@ -258,7 +257,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.data.sources.tables import file_kind
 
     name, table = args.name, {}
-    own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
+    own = [*map(init.data_option, overrides)]
     if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         table = {"data": read_config(name).get("data", {})}
     elif name in REGISTRY["data"]:
@@ -309,6 +308,7 @@ def main() -> None:
             "data": data_command,
             "reproduce": reproduce.reproduce_command,
             "privacy": privacy.privacy_command,
+            "init": init.init_command,
         }
         if args.command not in configured and rest:
             raise ValueError(f"unknown option {rest[0]}")
@@ -318,12 +318,7 @@ def main() -> None:
         if args.command in configured:
             configured[args.command](args, rest)
         else:
-            own = {
-                "evaluate": evaluate_command,
-                "recommend": recommend_command,
-                "bench": bench_command,
-                "init": init.init_command,
-            }
+            own = {"evaluate": evaluate_command, "recommend": recommend_command, "bench": bench_command}
             own[args.command](args)
     except ValueError as error:
         if os.environ.get("JAXFED_TRACEBACK"):

@@ -22,18 +22,18 @@ from jaxfed.core.excerpt import printable, shorten
 from jaxfed.data.sources.tables import file_kind
 
 
-def infer_loader(table: dict[str, Any], args: list[str], mend: str = "pass, for example, --data.name csv") -> list[str]:
+def infer_loader(table: dict[str, Any], args: list[str]) -> list[str]:
     """`--data.name=KIND` where `--data.path FILE` says what kind of file the data are, and no name does.
 
-    A file with an ending of its own is csv where a delimiter is given. Raises ValueError, with what to do (`mend`),
-    where nothing tells the kind.
+    A file with an ending of its own is csv where a delimiter is given. Raises ValueError, with what to do, where nothing
+    tells the kind.
     """
     given = {word.partition("=")[0]: word.partition("=")[2] or after for word, after in pairwise([*args, ""])}
     if "--data.path" not in given or "--data.name" in given:
         return []
     section, path = expect_table(table.get("data", {}), "data"), given["--data.path"]
     delimiter = given.get("--data.delimiter", section.get("delimiter", ""))
-    kind = infer_kind(path, str(delimiter), mend, kind_in_table(section))
+    kind = infer_kind(path, str(delimiter), "pass, for example, --data.name csv", kind_in_table(section))
     return [f"--data.name={kind}"] if kind != section.get("name") else []
 
 

@@ -299,7 +299,8 @@ def infer_kind(path: str, delimiter: str, mend: str, otherwise: str = "") -> str
     """
     kinds = [name for name in REGISTRY["data"] if "path" in section_arguments("data", name)]
     otherwise = otherwise if otherwise in kinds else ""
-    kind = file_kind(path) or otherwise or ("csv" if delimiter else "")
+    folder = "parquet" if Path(path).expanduser().is_dir() else ""  # of parts; the reader says what is wrong
+    kind = file_kind(path) or folder or otherwise or ("csv" if delimiter else "")
     if kind not in kinds:
         raise ValueError(f"cannot tell the kind of {shorten(path)} from its ending: {mend}")
     return kind
