@@ -25,8 +25,7 @@ from jaxfed.data.sources.tables import file_kind
 def infer_loader(table: dict[str, Any], args: list[str]) -> list[str]:
     """`--data.name=KIND` where `--data.path FILE` says what kind of file the data are, and no name does.
 
-    A file with an ending of its own is csv where a delimiter is given. Raises ValueError, with what to do, where nothing
-    tells the kind.
+    A file with an ending of its own is csv where a delimiter is given. Raises ValueError where nothing tells the kind.
     """
     given = {word.partition("=")[0]: word.partition("=")[2] or after for word, after in pairwise([*args, ""])}
     if "--data.path" not in given or "--data.name" in given:
