@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup train test test-all smoke lint format types lock clean seeds
+.PHONY: setup train check test test-all smoke lint format types lock clean seeds docs
 
 setup: $(STAMP)
 
@@ -24,6 +24,11 @@ seeds: setup
 # what XLA is told where it need not make fast programs, only the same ones: a third of the compiler's time;
 # tests/conftest.py leaves out what the installed jaxlib does not know
 PLAIN := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+
+# before a commit: two minutes
+check: setup lint types
+	XLA_FLAGS="$(PLAIN)" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not full and not optimised and not long" \
+		tests/core tests/test_layers.py tests/test_names.py
 
 test: setup lint types
 	XLA_FLAGS="$(PLAIN)" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not full and not optimised"
@@ -52,10 +57,14 @@ format: setup
 types: setup
 	$(BIN)/mypy
 
+# the site in docs/_build/html, its notebooks executed; a warning is an error. `make test` builds it without them
+docs: setup
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -D nb_execution_mode=force docs docs/_build/html
+
 # resolves anew what requirements.lock pins; needs uv
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-annotate --output-file requirements.lock
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache docs/_build docs/reference/generated

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxfed.bench.pages import find_table_place, replace_table
 from jaxfed.config.build import load_data
 from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import built_in_folder, config_to_table, read_config, suggest
 from jaxfed.training.log import log
+from jaxfed.training.records import HEADLINES
 from jaxfed.training.run_dir import check_folder, write_file
 from jaxfed.training.runs import shared_runner
 from jaxfed.training.sweep import average_seeds
@@ -116,6 +118,11 @@ def plan_runs(rows: dict[str, TableRow], out: Path, quick: bool, words: Sequence
     return made
 
 
+def is_headline(name: str) -> bool:
+    """Whether a figure is one of the table's, of the server's model or of another view (test/VIEW/full/hr@10)."""
+    return name.startswith("test/") and name.endswith(tuple(each.removeprefix("test") for each in HEADLINES))
+
+
 def run_figures(plan: PlannedRun, clients: int) -> dict[str, Any]:
     """What the table tells of a run, flat; empty where there is none, or one with other settings."""
     folder = Path(plan.config.run.out)
@@ -130,7 +137,7 @@ def run_figures(plan: PlannedRun, clients: int) -> dict[str, Any]:
     best = next(each for each in log if each["round"] == summary["best_round"] and "bytes_up_total" in each)
     up, down = best["bytes_up_total"], best["bytes_down_total"]
     protocol = {"protocol": summary.get("protocol", plan.config.data.protocol), "leaky": bool(summary.get("leaky"))}
-    metrics = {name: value for name, value in summary.items() if re.fullmatch(r"test/[a-z/]+/(hr|ndcg)@10", name)}
+    metrics = {name: value for name, value in summary.items() if is_headline(name)}
     sizes = {"bytes_up": up / clients, "bytes_down": down / clients, "bytes_total": up + down}
     facts = {name: summary[name] for name in ("seconds", "best_round", "rounds")}
     return {"name": plan.name, "seed": plan.seed, **protocol, **metrics, **sizes, **facts, "command": plan.command}
@@ -192,18 +199,8 @@ def table_markdown(every: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def replace_table(text: str, name: str, table: str) -> str:
-    """`text` with the table between its two markers. Raises ValueError where they are not."""
-    begin, end = f"<!-- table: {name} -->", "<!-- end -->"
-    head, found, rest = text.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"the markers {begin} and {end} are missing")
-    return f"{head}{begin}\n{table}{end}{tail}"
-
-
-def write_table(every: Sequence[dict[str, Any]], out: Path, results: Path | None, readme: Path | None) -> None:
-    """table.md and results.json beside the runs; for the real table (results) its JSON and the README, too."""
+def write_table(every: Sequence[dict[str, Any]], out: Path, results: Path | None, page: Path | None) -> None:
+    """table.md and results.json beside the runs; for the real table (results) its JSON and its page, too."""
     out.mkdir(parents=True, exist_ok=True)
     table, text = table_markdown(every), json.dumps(every, indent=1) + "\n"
     write_file(out / "table.md", table)
@@ -211,17 +208,8 @@ def write_table(every: Sequence[dict[str, Any]], out: Path, results: Path | None
     if results:
         results.parent.mkdir(parents=True, exist_ok=True)
         write_file(results, text)
-    if results and readme:
-        write_file(readme, replace_table(readme.read_text(), results.stem, table))
-
-
-def find_table_place(readme: Path, results: Path | None) -> Path | None:
-    """The file, if the table has a place there; says so if not."""
-    try:
-        return readme if results and replace_table(readme.read_text(), results.stem, "") else None
-    except (ValueError, OSError) as error:
-        log(f"{readme}: {error}, so the table is not written there")
-        return None
+    if results and page:
+        write_file(page, replace_table(page.read_text(), results.stem, table))
 
 
 def arrange_table(args: argparse.Namespace, words: list[str]) -> tuple[list[PlannedRun], Path, Path | None]:
@@ -248,13 +236,14 @@ def reproduce_table(args: argparse.Namespace, words: list[str]) -> None:
     clients(plans[0].config)
     todo = [plan for plan in plans if not args.only or plan.name in args.only]
     todo = [plan for plan in todo if args.seeds is None or plan.seed in args.seeds]
-    run, failed, readme = shared_runner(), 0, find_table_place(Path(args.readme), results) if args.readme else None
+    page = find_table_place(Path(args.page), results.stem) if args.page and results else None
+    run, failed = shared_runner(), 0
     for place, plan in enumerate(todo, 1):
         log(f"[{place}/{len(todo)}] {plan.name}, seed {plan.seed}: {plan.command}")
         _, problem = run(plan.config)
         failed += bool(problem)
         log(f"failed: {problem}" if problem else f"{plan.name}: done")
-        write_table(every := collect_rows(plans, clients, args.quick, results), out, results, readme)
+        write_table(every := collect_rows(plans, clients, args.quick, results), out, results, page)
     print(table_markdown(every) if todo else "nothing to run", end="")
     if failed:
         sys.exit(2)

@@ -14,7 +14,7 @@ from typing import Any
 
 # nothing that takes long to import: JAX comes when a command is known
 from jaxfed import __version__
-from jaxfed.cli import init, interrupted, launch, privacy, reproduce, sweep
+from jaxfed.cli import doctor, init, interrupted, launch, privacy, reproduce, sweep
 from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
@@ -72,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     init.add_init_options(command)
     reproduce.add_reproduce_options(command)
     launch.add_launch_options(command)
+    doctor.add_doctor_options(command)
     return main
 
 
@@ -116,13 +117,14 @@ def print_summary(values: dict[str, Any], title: str) -> None:
     from rich.console import Console
 
     from jaxfed.core.excerpt import printable
+    from jaxfed.training.records import ERROR_COLUMNS, RANKING_COLUMNS, TERMINAL_FACTS, format_fact
     from jaxfed.training.terminal_table import print_table
 
     leaky = " (LEAKY: train negatives exclude the held-out items)" if values.get("leaky") else ""
     out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     exposed = ("er@10",) if any(name.endswith("/er@10") for name in values) else ()
     ranked = any(name.endswith("/hr@10") for name in values)
-    usual = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc") if ranked else ("rmse", "mae", "log_loss", "auc")
+    usual = RANKING_COLUMNS if ranked else ERROR_COLUMNS
     columns = [each for each in (*usual, *exposed) if any(name.endswith(f"/{each}") for name in values)]
     first, lines = f"/{columns[0]}" if columns else "", []
     for part in [name.removesuffix(first) for name in values if first and name.endswith(first)]:
@@ -133,26 +135,9 @@ def print_summary(values: dict[str, Any], title: str) -> None:
     stages = [f"{name} {value:,.1f}" for name, value in spent.items() if value is not None]
     if stages:  # of a run; the first three pass while devices compute
         out.print(printable(f"{'seconds by stage':>26}  {', '.join(stages)}"))
-    facts = (
-        "simulated_seconds",
-        "seconds",
-        "compile_seconds",
-        "client_updates_per_second",
-        "clients/refused_total",
-        "clients/dropped_total",
-        "clients/clipped_total",
-        "epsilon",
-        "delta",
-        "peak_memory_mb",
-        "bytes_up_per_client",
-        "bytes_down_per_client",
-        "server_sees",
-        "params_sha256",
-    )
-    for fact in facts:
+    for fact in TERMINAL_FACTS:
         if value := values.get(fact):
-            number = isinstance(value, int | float)
-            text = f"{round(value, 6) if fact == 'epsilon' else value:,}" if number else str(value)
+            text = format_fact(fact, value)
             out.print(printable(f"{fact:>26}  {text}"))
 
 
@@ -314,6 +299,8 @@ def main() -> None:
             raise ValueError(f"unknown option {rest[0]}")
         if args.command == "launch":
             sys.exit(launch.launch_processes(args))
+        if args.command == "doctor":  # before JAX is imported: it may be what is wrong
+            return doctor.doctor_command(args)
         set_up_process()
         if args.command in configured:
             configured[args.command](args, rest)
@@ -358,10 +345,8 @@ def set_up_process() -> None:
 
     import jax
 
-    from jaxfed.data.sources.movielens_files import cache_folder
-
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(doctor.xla_cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     logging.getLogger("absl").setLevel(logging.ERROR)
     with contextlib.suppress(OSError, AttributeError):  # glibc: keep freed memory, or every round faults its pages anew

@@ -7,7 +7,8 @@ from typing import Any
 CHECKOUT = Path(__file__).parents[2]
 TEXT = """Train every row of the table of results, and write what came of them.
 
---table ml100k is the table of the README; in a checkout it is written there, and to configs/results/ml100k.json.
+--table ml100k is the table of the documentation; a checkout has it in docs/results/ml100k.md, and its rows in
+configs/results/ml100k.json: both are written.
 --table FILE trains the same rows except the leaky compat-pfedrec ones, on your own file (loader options as for `jaxfed
 data`); hyper-parameters stay those of MovieLens-100K. Runs are in runs/reproduce/TABLE, with table.md and results.json
 beside them, one after the other in this process; finished ones are read, stopped ones go on. The table holds all rows
@@ -27,9 +28,10 @@ def add_reproduce_options(command: Any) -> None:
     reproduce.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these rows only")
     reproduce.add_argument("--out", metavar="FOLDER", help="folder of the runs (runs/reproduce/TABLE)")
     there = (CHECKOUT / "pyproject.toml").is_file()
-    results, readme = (str(CHECKOUT / name) if there else None for name in ("configs/results/ml100k.json", "README.md"))
+    files = ("configs/results/ml100k.json", "docs/results/ml100k.md")
+    results, page = (str(CHECKOUT / name) if there else None for name in files)
     reproduce.add_argument("--results", metavar="FILE", default=results, help="the JSON of ml100k")
-    reproduce.add_argument("--readme", metavar="FILE", default=readme, help="where the table of ml100k goes")
+    reproduce.add_argument("--page", metavar="FILE", default=page, help="the page where the table of ml100k goes")
 
 
 def reproduce_command(args: argparse.Namespace, words: list[str]) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-import tyro
 
 from jaxfed.config.docstrings import section_docstring
 from jaxfed.config.registry import REGISTRY, argument_choices, section_arguments
@@ -144,8 +143,11 @@ def suggest(word: str, words: typing.Iterable[str]) -> str:
 
 def tuple_type(kinds: typing.Iterable[Any]) -> Any:
     """The type of a tuple of these. One of none is no option of the command line, as it has no value to be given."""
-    kinds = tuple(kinds)
-    return tuple[kinds] if kinds else Annotated[tuple[()], tyro.conf.Suppress]  # type: ignore[valid-type]
+    if kinds := tuple(kinds):
+        return tuple[kinds]  # type: ignore[valid-type]
+    import tyro  # takes long to import
+
+    return Annotated[tuple[()], tyro.conf.Suppress]
 
 
 def infer_type(default: Any) -> Any:

@@ -7,7 +7,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from jaxfed.data.population import Labels
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.privacy import accountant
 from jaxfed.training import checkpoint
-from jaxfed.training.log import MetricsWriter, NullWriter, log, mute, progress_bar, to_json
+from jaxfed.training.log import Logger, MetricsWriter, NullWriter, RunLoggers, log, mute, progress_bar, to_json
 from jaxfed.training.resume import describe_run, finished_summary, keep_rounds, restore_run
 from jaxfed.training.rounds import (
     Progress,
@@ -104,6 +104,7 @@ def train_run(
     resume: bool = False,
     load: Callable[[Any], Data] = load_data,
     assemble: Callable[[Any, Data], Experiment] = build_experiment,
+    loggers: Sequence[Logger] = (),
     extend: bool = True,
 ) -> dict[str, Any]:
     """Runs a configuration to its end and returns the summary.
@@ -113,6 +114,7 @@ def train_run(
         resume: go on with the run that is there. Its configuration must be the same, but for [run], and for the number
             of rounds where nothing was made for it (see `resume.check_config`).
         load, assemble: where the data and the pieces come from, for many runs that share them (`runs.shared_runner`).
+        loggers: told every row of metrics.jsonl. A run that is resumed tells rows since the checkpoint once more.
         extend: whether a run that is resumed goes on to the number of rounds of `config`. False: it ends where it was
             to end when it began, whatever `config` says.
 
@@ -167,13 +169,14 @@ def train_run(
             return ""
 
         run_on_first(every, "folder", begun)
-        journal = NullWriter() if every.rank else MetricsWriter(folder, standing.position, standing.round)
+        files = NullWriter() if every.rank else MetricsWriter(folder, standing.position, standing.round)
+        told = RunLoggers(files, () if every.rank else tuple(loggers))
         try:
-            arrays, standing = training_loop(config, experiment, arrays, standing, checkpoints, journal)
+            arrays, standing = training_loop(config, experiment, arrays, standing, checkpoints, told)
             check_outcome(folder, standing)
-            summary = summarize(config, experiment, arrays, standing, journal)
+            summary = summarize(config, experiment, arrays, standing, told)
         finally:
-            journal.close()
+            told.close()
         if not every.rank:
             write_file(folder / "summary.json", to_json(summary, 1) + "\n")
     return summary
@@ -202,7 +205,7 @@ def load_first_alone(every: Processes, section: Any, load: Callable[[Any], Data]
             every.meet("fetched", b"", lambda _: b"")
 
 
-def training_loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[dict[str, Tree], Progress]:
+def training_loop(config, experiment, arrays, standing, checkpoints, loggers) -> tuple[dict[str, Tree], Progress]:
     """The rounds that are left, with their evaluations and checkpoints."""
     keys, state, best = make_run_keys(config.seed), arrays["state"], arrays["best"]
     described_run = describe_run(config, experiment.data.digest)
@@ -211,7 +214,7 @@ def training_loop(config, experiment, arrays, standing, checkpoints, journal) ->
 
     def save():
         with time_stage(standing.stages, "checkpoint"):
-            standing.position = journal.position()
+            standing.position = loggers.files.position()
             record = {"standing": dataclasses.asdict(standing), "privacy": epsilon_so_far(experiment, standing.round)}
             write(standing.round, {"state": stored_state(config, state), "best": best}, described_run | record)
 
@@ -255,7 +258,7 @@ def training_loop(config, experiment, arrays, standing, checkpoints, journal) ->
                     jax.block_until_ready(state)
                 standing.seconds += time.perf_counter() - begin
             if due:
-                better, text = evaluate_and_log(config, experiment, state, info, standing, journal, keys.evaluation)
+                better, text = evaluate_and_log(config, experiment, state, info, standing, loggers, keys.evaluation)
                 best = jax.tree.map(lambda x: x.copy(), scored_model(experiment, state)) if better else best
                 standing.finished = final or 0 < config.evaluation.patience <= standing.stale
             if keep or standing.finished:
@@ -274,7 +277,7 @@ def training_loop(config, experiment, arrays, standing, checkpoints, journal) ->
     return {"state": state, "best": best}, standing
 
 
-def evaluate_and_log(config, experiment, state, info, standing, journal, key) -> tuple[bool, str]:
+def evaluate_and_log(config, experiment, state, info, standing, loggers, key) -> tuple[bool, str]:
     """Evaluates on validation, writes the row; returns (is it the best so far, a word for the progress bar)."""
     with time_stage(standing.stages, "evaluate"):
         values = evaluate_model(experiment, scored_model(experiment, state), "val", key)
@@ -283,7 +286,7 @@ def evaluate_and_log(config, experiment, state, info, standing, journal, key) ->
         train |= {name: math.nan for name in train if not name.startswith(("clients/", "rows/"))}
     totals = standing.totals() | epsilon_so_far(experiment, standing.round) | {"server_sees": experiment.wire.sees}
     totals |= {"seconds": round(standing.seconds, 3), **standing.spent()}
-    journal.write(mark_leaky(experiment, {"round": standing.round, **train, **values, **totals}))
+    loggers.log_row(mark_leaky(experiment, {"round": standing.round, **train, **values, **totals}))
     # ranks of what is not a number are ranks: no model that holds one is the best
     value = values[config.evaluation.select]
     value = value if math.isfinite(value) and all_finite(scored_model(experiment, state)[0]) else math.nan
@@ -355,7 +358,7 @@ def privacy_record(config: Any, account: accountant.PrivacyAccount, rounds: int)
     return {"epsilon": found.epsilon, "delta": delta, "privacy": record}
 
 
-def summarize(config, experiment, arrays, standing, journal) -> dict[str, Any]:
+def summarize(config, experiment, arrays, standing, loggers) -> dict[str, Any]:
     """Tests the best model once and sums the run up."""
     key = make_run_keys(config.seed).evaluation
     with time_stage(standing.stages, "evaluate"):
@@ -363,7 +366,7 @@ def summarize(config, experiment, arrays, standing, journal) -> dict[str, Any]:
         val = evaluate_model(experiment, arrays["best"], "val", key)
     if caution := worse_than_the_mean(experiment.data.population.labels, val):
         log(caution)
-    journal.write(mark_leaky(experiment, {"round": standing.best_round, **test}))
+    loggers.log_row(mark_leaky(experiment, {"round": standing.best_round, **test}))
     state = arrays["state"]
     summary = {
         "rounds": standing.round,

@@ -13,13 +13,11 @@ from urllib.parse import quote
 
 from jaxfed.config.schema import config_differences, make_config, read_config
 from jaxfed.core.excerpt import printable
-from jaxfed.evaluation.metrics import lower_is_better
 from jaxfed.training.log import to_json
+from jaxfed.training.records import HEADLINES, SWEEP_FACTS, figure_digits, lower_is_better
 from jaxfed.training.run_dir import write_file
 from jaxfed.training.terminal_table import print_table
 
-METRICS = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
-FACTS = ("rounds", "best_round", "seconds", "bytes_up_per_client", "bytes_down_per_client", "server_sees", "epsilon")
 WIDE = 200  # columns of a table that no terminal shows
 DECADE = 10.0  # values that span one are drawn on a logarithmic axis
 
@@ -150,7 +148,7 @@ def result_row(point: SweepPoint, summary: dict[str, Any]) -> dict[str, Any]:
         select = point.config.evaluation.select
         names = [name for name in summary if name.endswith(("hr@10", "ndcg@10")) or name == test_metric(select)]
         made |= {"run": point.config.run.out, "select": select, "selected": summary[select]}
-        made |= {name: summary[name] for name in (*names, *FACTS)}
+        made |= {name: summary[name] for name in (*names, *SWEEP_FACTS)}
     return made | {"problem": point.problem} | {key: parse_number(value) for key, value in point.choice.items()}
 
 
@@ -208,8 +206,9 @@ def average_seeds(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[d
     return out
 
 
-def format_spread(each: dict[str, Any], name: str, digits: int = 4) -> str:
+def format_spread(each: dict[str, Any], name: str) -> str:
     """`mean`, or `mean ± sd`; nothing where there is no figure."""
+    digits = figure_digits(name)
     if each.get(name) is None:
         return ""
     sd = each.get(f"{name}_sd")
@@ -236,14 +235,14 @@ def table_cells(every: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[li
     select = {each["select"] for each in every if each["seeds"]}
     failed, chosen = any(each["problem"] for each in every), best_row(every)
     validation = select.pop() if len(select) == 1 else "chosen by"
-    ranked = any(METRICS[0] in each for each in every) or validation == "chosen by"
-    metrics = METRICS if ranked else (test_metric(validation),)  # rows with labels have no ranks
+    ranked = any(HEADLINES[0] in each for each in every) or validation == "chosen by"
+    metrics = HEADLINES if ranked else (test_metric(validation),)  # rows with labels have no ranks
     figures = [name.replace("/", " ") for name in (validation, *metrics)]
     heads = ["", *shorten_keys(keys), *figures, "best round", "seconds", "seeds", *(["problem"] if failed else [])]
     made = [heads]
     for each in every:
         figures = [format_spread(each, name) for name in ("selected", *metrics)]
-        figures += [format_spread(each, "best_round", 0), format_spread(each, "seconds", 1), str(each["seeds"])]
+        figures += [format_spread(each, "best_round"), format_spread(each, "seconds"), str(each["seeds"])]
         mark = "*" * (each is chosen) + " LEAKY" * bool(each.get("leaky"))
         line = [mark.strip(), *(str(each[key]) for key in keys), *figures]
         made.append([printable(cell) for cell in [*line, *([each["problem"]] if failed else [])]])

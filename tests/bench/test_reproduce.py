@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxfed.bench import pages
 from jaxfed.bench import reproduce as script
 from jaxfed.cli import main
 from jaxfed.config.schema import make_config
@@ -141,19 +142,29 @@ def test_the_table_says_what_leaks_and_what_is_personal():
     assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-def test_the_readme_is_changed_between_its_markers_only(tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- table: ml100k -->\nold\n<!-- end -->\nafter <!-- end -->\n")
-    script.write_table([figures()], tmp_path / "runs", tmp_path / "results" / "ml100k.json", readme)
+def test_a_page_is_changed_between_its_markers_only(tmp_path, capsys):
+    page = tmp_path / "ml100k.md"
+    page.write_text("before\n<!-- table: ml100k -->\nold\n<!-- end -->\nafter <!-- end -->\n")
+    script.write_table([figures()], tmp_path / "runs", tmp_path / "results" / "ml100k.json", page)
     table = script.table_markdown([figures()])
-    assert readme.read_text() == f"before\n<!-- table: ml100k -->\n{table}<!-- end -->\nafter <!-- end -->\n"
+    assert page.read_text() == f"before\n<!-- table: ml100k -->\n{table}<!-- end -->\nafter <!-- end -->\n"
     assert json.loads((tmp_path / "results" / "ml100k.json").read_text()) == [figures()]
-    assert script.find_table_place(readme, tmp_path / "ml100k.json") == readme
-    assert script.find_table_place(readme, None) is None  # what is quick, or of a file, is beside the runs only
+    assert pages.find_table_place(page, "ml100k") == page
+    pages.write_page(str(page), "ml100k", "| new |\n")
+    assert page.read_text() == "before\n<!-- table: ml100k -->\n| new |\n<!-- end -->\nafter <!-- end -->\n"
     assert capsys.readouterr().err == ""
     for other in (tmp_path / "none.md", tmp_path / "runs" / "results.json"):
-        assert script.find_table_place(other, tmp_path / "ml100k.json") is None
+        before = other.read_text() if other.exists() else None
+        pages.write_page(str(other), "ml100k", table)
+        assert (other.read_text() if other.exists() else None) == before
         assert "not written there" in capsys.readouterr().err
+
+
+def test_the_page_of_the_site_is_that_of_the_results():
+    """And what is quick, or of a file, is not written there."""
+    page, results = ROOT / "docs/results/ml100k.md", ROOT / "configs/results/ml100k.json"
+    assert pages.find_table_place(page, results.stem) == page
+    assert script.table_markdown(json.loads(results.read_text())) in page.read_text()
 
 
 def test_new_configurations_keep_their_headers_honest():

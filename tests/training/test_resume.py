@@ -22,7 +22,7 @@ from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import config_to_table, make_config, read_config
 from jaxfed.training import checkpoint
 from jaxfed.training import loop as module
-from jaxfed.training.log import MetricsWriter, console
+from jaxfed.training.log import MetricsWriter, terminal
 from jaxfed.training.resume import describe_run, reads_rounds
 from jaxfed.training.rounds import Progress
 from jaxfed.training.run_dir import lock_folder, read_summary
@@ -410,7 +410,7 @@ def test_a_journal_that_was_cut_stands_where_it_was_cut(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2}\n')
     journal = MetricsWriter(tmp_path, 13, 1)
     assert journal.position() == 13
-    journal.write({"round": 2, "x": 0.5, "y": float("nan")})
+    journal.log_row({"round": 2, "x": 0.5, "y": float("nan")})
     journal.close()
     assert rows(tmp_path) == [{"round": 1}, {"round": 2, "x": 0.5, "y": None}]
 
@@ -554,7 +554,7 @@ def test_a_terminal_that_is_closed_stops_a_run_as_others_do(tmp_path, monkeypatc
         with pytest.raises(SystemExit) as stop:
             train(made(tmp_path / "run", rounds=40))
     finally:
-        console.quiet = False
+        terminal().quiet = False
         signal.signal(signal.SIGHUP, before)
     assert stop.value.code == 128 + number
     assert checkpoint.checkpoint_steps(tmp_path / "run" / "checkpoints")[0] == 3

@@ -11,6 +11,7 @@ from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import make_config, read_config
 from jaxfed.training import runs, sweep
 from jaxfed.training.loop import train_run
+from jaxfed.training.records import HEADLINES, SWEEP_FACTS
 
 SMALL = """
 rounds = 4
@@ -64,7 +65,7 @@ def test_from_the_command_line_and_again(config, tmp_path, monkeypatch, capsys):
         summary = json.loads((Path(row["run"]) / "summary.json").read_text())
         assert row["problem"] == ""
         assert row["selected"] == summary["val/full/ndcg@10"]
-        assert {name: row[name] for name in sweep.METRICS} == {name: summary[name] for name in sweep.METRICS}
+        assert {name: row[name] for name in HEADLINES} == {name: summary[name] for name in HEADLINES}
         assert all(isinstance(value, int | float | str | None) for value in row.values())
         made = read_config(Path(row["run"]) / "config.toml")
         chosen = made["work"]["optimizer"]["learning_rate"], made["evaluation"]["every"]
@@ -183,7 +184,7 @@ def test_options_are_as_the_command_line_has_them():
 
 def figures(dim, rate, seed, value, problem=""):
     made = {"seed": seed, "problem": problem, "dim": dim, "rate": rate}
-    known = dict.fromkeys(sweep.METRICS, value) | dict.fromkeys(sweep.FACTS, 1)
+    known = dict.fromkeys(HEADLINES, value) | dict.fromkeys(SWEEP_FACTS, 1)
     return made if problem else made | known | {"select": "val/x", "selected": value}
 
 
