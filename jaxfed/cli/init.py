@@ -90,21 +90,16 @@ def file_table(path: str, options: list[str]) -> dict[str, Any]:
     from jaxfed.config.schema import config_to_table
     from jaxfed.training.log import log
 
-    words = [f"--data.path={path}", *map(data_option, options)]
+    words = [f"--data.path={path}", *map(expand_option, options)]
     section = override_config({}, words).data
     for note in load_data(section).source.notes:
         log(f"data: {note}")
     defaults = section_arguments("data", section.name)
-    said = {key: value for key, value in config_to_table(section).items() if value != plain(defaults.get(key))}
+    said = {key: value for key, value in config_to_table(section).items() if getattr(section, key) != defaults.get(key)}
     return {"data": {"name": section.name, "path": path} | said}
 
 
-def plain(value: Any) -> Any:
-    """A default as TOML has it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def data_option(word: str) -> str:
+def expand_option(word: str) -> str:
     """An option of the loader as the whole program has it: `--user` is `--data.user`."""
     return re.sub(r"^--(?!data\.)", "--data.", word)
 

@@ -242,7 +242,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.data.sources.tables import file_kind
 
     name, table = args.name, {}
-    own = [*map(init.data_option, overrides)]
+    own = [*map(init.expand_option, overrides)]
     if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         table = {"data": read_config(name).get("data", {})}
     elif name in REGISTRY["data"]:

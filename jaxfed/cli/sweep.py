@@ -38,7 +38,7 @@ def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     table, grid = read_config(args.config), sweeping.parse_grid(args.grid)
     out, keys = Path(args.out or f"runs/sweep/{Path(args.config).stem}"), list(grid)
     todo = sweeping.sweep_points(override_config, table, grid, args.seeds, overrides, out)
-    again = partial(sweeping.sweep_point, override_config, table, overrides, out)
+    again = partial(sweeping.make_point, override_config, table, overrides, out)
     before = sweeping.earlier_rows(out, todo, keys, again)
     rows = sweeping.kept_rows(before, todo, keys)
     for row in sweeping.run_sweep(todo, shared_runner(), log, before):
