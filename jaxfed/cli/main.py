@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import difflib
 import errno
 import json
 import os
@@ -19,6 +20,8 @@ from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --server.learning-rate 0.1"
+COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
+COMMANDS += ["reproduce", "launch", "doctor"]
 TRACED = 5  # rounds that --profile traces
 
 
@@ -225,10 +228,16 @@ def recommend_command(args: argparse.Namespace) -> None:
         )
     if not np.isfinite(score).any():
         log("nothing to recommend: this user had every item")
-    for place, item in enumerate(np.argsort(-score, kind="stable")[: args.k], 1):
-        if np.isfinite(score[item]):
-            title = "" if source.titles is None else f"  {source.titles[item]}"
-            print(printable(f"{place:>3}  {score[item]:8.3f}  {source.items[item]:>8}{title}"))
+    offered = [item for item in np.argsort(-score, kind="stable")[: args.k] if np.isfinite(score[item])]
+    if offered:  # to stderr, as the notes: scripts read the lines below
+        log(f"{'rank':>4} {'score':>8}  {'item':>8}{'' if source.titles is None else '  title'}")
+    for place, item in enumerate(offered, 1):
+        title = "" if source.titles is None else f"  {source.titles[item]}"
+        print(printable(f"{place:>3}  {score[item]:8.3f}  {source.items[item]:>8}{title}"))
+    left = int((~np.isfinite(score)).sum())
+    log(f"{left:,} of {len(score):,} items were left out: this user had them, or they are of another catalogue")
+    if len(offered) < args.k:
+        log(f"-k is {args.k:,}: there are no more than {len(offered):,} other items")
 
 
 def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -283,6 +292,7 @@ def main() -> None:
     """The program."""
     words = sys.argv[1:]
     keys = words[:1] == ["train"] and len(words) > 2 and {"-h", "--help"} & set(words[2:])  # of a configuration
+    check_command(words)
     args, rest = make_parser().parse_known_args([word for word in words if not keys or word not in ("-h", "--help")])
     rest += ["--help"] if keys else []
     before = signal.signal(signal.SIGINT, interrupted)  # a run has one of its own, which saves
@@ -328,6 +338,13 @@ def main() -> None:
         )
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def check_command(words: list[str]) -> None:
+    """Exits with one line where the first word is near to a command, and none."""
+    near = difflib.get_close_matches(words[0], COMMANDS, 1) if words and words[0] not in COMMANDS else []
+    if near:
+        exit_with_error(f'no command "{shorten(words[0])}"; did you mean "{near[0]}"?', 2)
 
 
 def exit_with_error(text: str, code: int) -> None:

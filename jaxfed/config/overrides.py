@@ -95,6 +95,8 @@ def override_config(table: dict[str, Any], args: list[str]) -> Any:
         )
         config = make_config(printable_table(config_to_table(config)))
         return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
+    lists = [key for key, value in iterate_leaves(config_to_table(config)) if isinstance(value, list)]
+    args = split_lists(args, [f"--{key.replace('_', '-')}" for key in lists])
     known = [f"--{key.replace('_', '-')}" for key, _ in iterate_leaves(config_to_table(config))]
     known += ["--out", "--resume", "--profile"]  # the command's own, for who misspells them
     groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in ("learning-rate", "weight-decay")]
@@ -110,6 +112,30 @@ def override_config(table: dict[str, Any], args: list[str]) -> Any:
         title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", told.getvalue()), ""  # a box: sections between rules
         plain = " ".join((message or title).split()).split(" Got errors:")[0]  # which names the parser's own types
         raise ValueError(re.sub(r"no type matching \S+ could be instantiated from", "not a value:", plain)) from None
+
+
+def split_lists(args: list[str], lists: list[str]) -> list[str]:
+    """The arguments, where the one value of a list is taken apart at its commas: names of columns, or numbers.
+
+    lists: the options whose values are lists.
+    """
+    out: list[str] = []
+    for place, word in enumerate(args):
+        flag, equals, value = word.partition("=")
+        before = args[place - 1].replace("_", "-") if place else ""
+        alone = before in lists and (place + 1 == len(args) or args[place + 1].startswith("--"))
+        if flag.replace("_", "-") in lists and equals:
+            out += [flag, *parse_list(flag, value)]
+        else:
+            out += parse_list(before, word) if alone else [word]
+    return out
+
+
+def parse_list(flag: str, value: str) -> list[str]:
+    """A value at its commas; as it is where it may be one word with a comma."""
+    parts = [part.strip() for part in value.split(",")]
+    numbers = all(re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", part) for part in parts)
+    return parts if len(parts) > 1 and all(parts) and (numbers or flag.endswith("columns")) else [value]
 
 
 def printable_table(value: Any) -> Any:
