@@ -132,7 +132,9 @@ def print_summary(values: dict[str, Any], title: str) -> None:
     first, lines = f"/{columns[0]}" if columns else "", []
     for part in [name.removesuffix(first) for name in values if first and name.endswith(first)]:
         found = (values.get(f"{part}/{column}") for column in columns)
-        lines.append([printable(part), *("" if value is None else f"{value:.4f}" for value in found)])
+        few = f" (≤ {values['sampled_negatives']} negatives)" if "sampled_negatives" in values else ""
+        label = printable(part) + few * part.endswith("sampled")
+        lines.append([label, *("" if value is None else f"{value:.4f}" for value in found)])
     print_table(out, printable(title + leaky), ["", *columns], lines)
     spent = {name.removeprefix("seconds/"): value for name, value in values.items() if name.startswith("seconds/")}
     stages = [f"{name} {value:,.1f}" for name, value in spent.items() if value is not None]
@@ -188,11 +190,12 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
 def evaluate_command(args: argparse.Namespace) -> None:
     """jaxfed evaluate"""
     from jaxfed.training.log import to_json
+    from jaxfed.training.rounds import count_negatives, mark_leaky
     from jaxfed.training.rounds import evaluate_model as examine
-    from jaxfed.training.rounds import mark_leaky
 
     experiment, keys, best = open_best_model(args.run)
-    values = mark_leaky(experiment, examine(experiment, best, args.part, keys.evaluation))
+    values = count_negatives(experiment.exams["test"]) | examine(experiment, best, args.part, keys.evaluation)
+    values = mark_leaky(experiment, values)
     if args.json:
         print(to_json(values, 1))
     else:

@@ -29,6 +29,7 @@ from jaxfed.training.resume import describe_run, finished_summary, keep_rounds, 
 from jaxfed.training.rounds import (
     Progress,
     compile_programs,
+    count_negatives,
     evaluate_model,
     initial_arrays,
     make_run_keys,
@@ -384,6 +385,7 @@ def summarize(config, experiment, arrays, standing, loggers) -> dict[str, Any]:
         **privacy_record(config, experiment.account, standing.round),
         "params_sha256": tree_digest(jax.tree.map(np.asarray, scored_model(experiment, state))),
         "data_sha256": experiment.data.digest,
+        **count_negatives(experiment.exams["test"]),
         **val,
         **test,
     }
