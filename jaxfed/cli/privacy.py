@@ -80,7 +80,7 @@ def privacy_command(args: argparse.Namespace, overrides: list[str]) -> None:
         from jaxfed.core.excerpt import printable
 
         if args.about == "calibrate":
-            complete_options(args, overrides)
+            fill_options(args, overrides)
         for line in calibrate_command(args) if args.about == "calibrate" else spent_command(args.run):
             print(printable(line))
 
@@ -125,7 +125,7 @@ def probe_command(args: argparse.Namespace, overrides: list[str]) -> None:
         sys.exit(1)
 
 
-def complete_options(args: argparse.Namespace, overrides: list[str]) -> None:
+def fill_options(args: argparse.Namespace, overrides: list[str]) -> None:
     """Takes what `calibrate` is not told from its configuration, or the defaults. Raises ValueError with all that is
     missing."""
     known: dict[str, Any] = {"sampler": "poisson", "accountant": "rdp", "cap": 0}

@@ -19,7 +19,7 @@ from jaxfed.core import client_store as stores
 from jaxfed.core.channel import Channel, chain
 from jaxfed.core.client import run_client_block
 from jaxfed.core.client_work import ClientWork
-from jaxfed.core.placement import Placement, make_placement, wait_for_program
+from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
 from jaxfed.core.state import Plan, State, initial_state, server_model, table_rows_of
 from jaxfed.core.types import Broadcast, ClientView, Cohort, Key, Tree
@@ -86,7 +86,7 @@ def federate(
         accumulate=jax.jit(partial(accumulate, plan), donate_argnums=0),
         server_update=jax.jit(partial(server_update, plan), donate_argnums=0),
     )
-    programs = Programs(*map(wait_for_program, programs))
+    programs = Programs(*map(one_in_flight, programs))
     return Algorithm(partial(initial_state, plan), partial(run_round, plan, programs))
 
 

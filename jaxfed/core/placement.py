@@ -106,7 +106,7 @@ def make_placement(kind: Kind = "jit", devices: int = 1, shard_tables: bool = Fa
     raise ValueError(f"no placement {kind!r}: choose jit or pmap")
 
 
-def wait_for_program(program: Callable) -> Callable:
+def one_in_flight(program: Callable) -> Callable:
     """A program whose caller waits for its result, where several processes have several devices each.
 
     Programs hold collectives. Two of them in flight may come to these in one order on the devices of one process, and

@@ -16,7 +16,7 @@ import numpy as np
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.channel import Channel, broadcast_state, decode_total, encode_message
 from jaxfed.core.client_store import on_host, read_clients
-from jaxfed.core.placement import Placement, make_placement, wait_for_program
+from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.streams import CLIENTS, Deal, deal_rng
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Array, ClientView, History, Key, Mean, RoundView, Tree
@@ -281,7 +281,7 @@ def make_evaluator(
     if channel.aggregator not in (None, SUM):
         raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
 
-    @wait_for_program
+    @one_in_flight
     @partial(jax.jit, static_argnums=4)
     def look(shared, private, asked, mine, label):
         """(each client's sums over some of its users, who they are, their activity, their decile), on all devices.
@@ -301,7 +301,7 @@ def make_evaluator(
 
         return place_on.together((jax.vmap(client)(mine, asked), asked.client, asked.activity, asked.decile))
 
-    @wait_for_program
+    @one_in_flight
     @jax.jit
     def hear(sums, client, activity, decile, end, cohort, key):
         """(the sum of some clients' messages, the state of the links before the round)."""
@@ -321,7 +321,7 @@ def make_evaluator(
         heard = jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), kept)
         return heard, jax.tree.map(lambda x: x[0], states)
 
-    @wait_for_program
+    @one_in_flight
     @jax.jit
     def close(heard, state, cohort, key):
         """What the server reads out of the sum."""

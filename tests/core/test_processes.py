@@ -396,6 +396,6 @@ def test_programs_wait_for_each_other_where_processes_have_several_devices(monke
         monkeypatch.setattr(placement.jax, "process_count", lambda n=processes: n)
         monkeypatch.setattr(placement.jax, "local_device_count", lambda n=devices: n)
         monkeypatch.setattr(placement.jax, "block_until_ready", lambda x: waited.append(x) or x)
-        assert (placement.wait_for_program(program) is not program) == waits
-        assert placement.wait_for_program(program)(devices) == devices
+        assert (placement.one_in_flight(program) is not program) == waits
+        assert placement.one_in_flight(program)(devices) == devices
     assert waited == [2]
