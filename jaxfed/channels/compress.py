@@ -99,7 +99,8 @@ def uniform_code(bits: int, whole: Callable, name: str) -> Channel:
     def code(x, key, entries):
         high, low = (of(x, range(1, x.ndim), keepdims=True, initial=0) for of in (jnp.max, jnp.min))
         largest = jnp.maximum(high, -low)  # of |x|, without writing that down
-        steps = whole(x * (top / jnp.where(largest > 0, largest, 1)), key)
+        # where the unit is too small for a float32 all numbers are sent as 0: 0 times an infinite 1 / unit is NaN
+        steps = whole(x * (top / jnp.where(largest > top * jnp.finfo(jnp.float32).tiny, largest, 1)), key)
         return (jnp.clip(steps, -top, top) + top).astype(dtype), largest / top
 
     return scaled_code(code, lambda codes: codes.astype(jnp.float32) - top, name, bits)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import inspect
+import re
 import textwrap
 import typing
 from pathlib import Path
@@ -23,7 +24,8 @@ def add_init_options(command: Any) -> None:
     init = command(
         "init",
         "Write a configuration to start from, which says what each of its keys does.",
-        "Without a name: the defaults, on MovieLens-100K.",
+        "Without a name: the defaults, on MovieLens-100K. For a file, options of the loader as for jaxfed data "
+        "(--user COLUMN, --delimiter ';', ...) are written into the configuration.",
     )
     init.add_argument(
         "source",
@@ -37,33 +39,69 @@ def add_init_options(command: Any) -> None:
     )
 
 
-def init_command(args: argparse.Namespace) -> None:
+def init_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed init"""
     from jaxfed.config.schema import make_config
     from jaxfed.training.run_dir import write_file
 
-    table = starting_table(args.source)
     place = Path(args.out or f"{Path(args.source).stem or 'config'}.toml")
-    table["run"] = table.get("run", {}) | {"out": f"runs/{place.stem}"}
     if place.exists():
         raise ValueError(f"{place} is there already: pass another --out")
     if not place.parent.is_dir():
         raise ValueError(f"--out {place}: the folder {place.parent} does not exist: create it first")
+    table = starting_table(args.source, overrides)
+    table["run"] = table.get("run", {}) | {"out": f"runs/{place.stem}"}
     text = starter_text(table, str(place))
     make_config(table)  # before anything is written
     write_file(place, text)
     print(f"{place} is written; now: jaxfed train {place}")
 
 
-def starting_table(source: str) -> dict[str, Any]:
-    """The table of what to start from. Raises ValueError for a name that is nothing."""
-    from jaxfed.config.overrides import infer_loader
-    from jaxfed.config.schema import read_config
+def starting_table(source: str, options: list[str]) -> dict[str, Any]:
+    """The table of what to start from; a file of data is read with options of the loader, which are in the table.
 
-    if source and Path(source).exists() and not source.lower().endswith(".toml"):
-        kinds = infer_loader({}, [f"--data.path={source}"], "rename it to end in .csv, .tsv, .parquet or .inter")
-        return {"data": {"name": kinds[0].partition("=")[2], "path": source}}
+    Raises ValueError for a name that is nothing, and for a file that cannot be read.
+    """
+    from jaxfed.config.schema import built_in_configs, read_config
+    from jaxfed.data.sources.tables import file_kind
+
+    place = Path(source).expanduser()
+    if source and (file_kind(source) or (place.exists() and not source.lower().endswith(".toml"))):
+        if not place.exists():
+            raise ValueError(f"{source}: no such file")
+        return file_table(source, options)
+    if options:
+        raise ValueError(
+            f"{options[0]}: options of the loader go with a file of data: jaxfed init FILE {options[0]} ..."
+        )
+    if source and "." not in source and not place.exists() and source not in built_in_configs():
+        raise ValueError(
+            f"no configuration {source!r} comes with jaxfed: name a file of data, or one of "
+            f"{', '.join(built_in_configs())}"
+        )
     return read_config(source) if source else {}
+
+
+def file_table(path: str, options: list[str]) -> dict[str, Any]:
+    """The [data] of a file that can be read, with what the options say beside the defaults."""
+    from jaxfed.config.build import load_data
+    from jaxfed.config.overrides import override_config
+    from jaxfed.config.registry import section_arguments
+    from jaxfed.config.schema import config_to_table
+    from jaxfed.training.log import log
+
+    words = [f"--data.path={path}", *map(expand_option, options)]
+    section = override_config({}, words).data
+    for note in load_data(section).source.notes:
+        log(f"data: {note}")
+    defaults = section_arguments("data", section.name)
+    said = {key: value for key, value in config_to_table(section).items() if getattr(section, key) != defaults.get(key)}
+    return {"data": {"name": section.name, "path": path} | said}
+
+
+def expand_option(word: str) -> str:
+    """An option of the loader as the whole program has it: `--user` is `--data.user`."""
+    return re.sub(r"^--(?!data\.)", "--data.", word)
 
 
 def starter_text(table: dict[str, Any], name: str) -> str:

@@ -135,6 +135,10 @@ def launch_processes(args: argparse.Namespace) -> int:
     """jaxfed launch; returns the exit code."""
     if args.processes < 1 or args.local_devices < 1 or args.heartbeat < 1 or args.start_timeout < 1:
         raise ValueError("--processes, --local-devices, --heartbeat and --start-timeout must be at least 1")
+    if args.words[0] == "jaxfed":  # the command as one types it alone
+        args.words = args.words[1:]
+    if not args.words:
+        raise ValueError("launch runs a command of jaxfed: jaxfed launch -- train CONFIG.toml")
     port, told, processes = find_free_port(), [], []
     for index in range(args.processes):
         told.append(tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115  closed when this program ends

@@ -3,10 +3,10 @@
 import argparse
 import contextlib
 import ctypes
+import difflib
 import errno
 import json
 import os
-import re
 import signal
 import sys
 from importlib.metadata import version
@@ -20,6 +20,8 @@ from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --server.learning-rate 0.1"
+COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
+COMMANDS += ["reproduce", "launch", "doctor"]
 TRACED = 5  # rounds that --profile traces
 
 
@@ -130,7 +132,9 @@ def print_summary(values: dict[str, Any], title: str) -> None:
     first, lines = f"/{columns[0]}" if columns else "", []
     for part in [name.removesuffix(first) for name in values if first and name.endswith(first)]:
         found = (values.get(f"{part}/{column}") for column in columns)
-        lines.append([printable(part), *("" if value is None else f"{value:.4f}" for value in found)])
+        few = f" (≤ {values['sampled_negatives']} negatives)" if "sampled_negatives" in values else ""
+        label = printable(part) + few * part.endswith("sampled")
+        lines.append([label, *("" if value is None else f"{value:.4f}" for value in found)])
     print_table(out, printable(title + leaky), ["", *columns], lines)
     spent = {name.removeprefix("seconds/"): value for name, value in values.items() if name.startswith("seconds/")}
     stages = [f"{name} {value:,.1f}" for name, value in spent.items() if value is not None]
@@ -186,11 +190,12 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
 def evaluate_command(args: argparse.Namespace) -> None:
     """jaxfed evaluate"""
     from jaxfed.training.log import to_json
+    from jaxfed.training.rounds import count_negatives, mark_leaky
     from jaxfed.training.rounds import evaluate_model as examine
-    from jaxfed.training.rounds import mark_leaky
 
     experiment, keys, best = open_best_model(args.run)
-    values = mark_leaky(experiment, examine(experiment, best, args.part, keys.evaluation))
+    values = count_negatives(experiment.exams["test"]) | examine(experiment, best, args.part, keys.evaluation)
+    values = mark_leaky(experiment, values)
     if args.json:
         print(to_json(values, 1))
     else:
@@ -226,10 +231,16 @@ def recommend_command(args: argparse.Namespace) -> None:
         )
     if not np.isfinite(score).any():
         log("nothing to recommend: this user had every item")
-    for place, item in enumerate(np.argsort(-score, kind="stable")[: args.k], 1):
-        if np.isfinite(score[item]):
-            title = "" if source.titles is None else f"  {source.titles[item]}"
-            print(printable(f"{place:>3}  {score[item]:8.3f}  {source.items[item]:>8}{title}"))
+    offered = [item for item in np.argsort(-score, kind="stable")[: args.k] if np.isfinite(score[item])]
+    if offered:  # to stderr, as the notes: scripts read the lines below
+        log(f"{'rank':>4} {'score':>8}  {'item':>8}{'' if source.titles is None else '  title'}")
+    for place, item in enumerate(offered, 1):
+        title = "" if source.titles is None else f"  {source.titles[item]}"
+        print(printable(f"{place:>3}  {score[item]:8.3f}  {source.items[item]:>8}{title}"))
+    left = int((~np.isfinite(score)).sum())
+    log(f"{left:,} of {len(score):,} items were left out: this user had them, or they are of another catalogue")
+    if len(offered) < args.k:
+        log(f"-k is {args.k:,}: there are no more than {len(offered):,} other items")
 
 
 def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -245,7 +256,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
 
     name, table = args.name, {}
     import_entry_points()  # they may have data
-    own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
+    own = [*map(init.expand_option, overrides)]
     if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         whole = read_config(name)
         table = {"data": whole.get("data", {}), "run": whole.get("run", {})}  # which says what to import
@@ -287,6 +298,7 @@ def main() -> None:
     """The program."""
     words = sys.argv[1:]
     keys = words[:1] == ["train"] and len(words) > 2 and {"-h", "--help"} & set(words[2:])  # of a configuration
+    check_command(words)
     args, rest = make_parser().parse_known_args([word for word in words if not keys or word not in ("-h", "--help")])
     rest += ["--help"] if keys else []
     before = signal.signal(signal.SIGINT, interrupted)  # a run has one of its own, which saves
@@ -297,6 +309,7 @@ def main() -> None:
             "data": data_command,
             "reproduce": reproduce.reproduce_command,
             "privacy": privacy.privacy_command,
+            "init": init.init_command,
         }
         if args.command not in configured and rest:
             raise ValueError(f"unknown option {rest[0]}")
@@ -308,12 +321,7 @@ def main() -> None:
         if args.command in configured:
             configured[args.command](args, rest)
         else:
-            own = {
-                "evaluate": evaluate_command,
-                "recommend": recommend_command,
-                "bench": bench_command,
-                "init": init.init_command,
-            }
+            own = {"evaluate": evaluate_command, "recommend": recommend_command, "bench": bench_command}
             own[args.command](args)
     except ValueError as error:
         if os.environ.get("JAXFED_TRACEBACK"):
@@ -336,6 +344,13 @@ def main() -> None:
         )
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def check_command(words: list[str]) -> None:
+    """Exits with one line where the first word is near to a command, and none."""
+    near = difflib.get_close_matches(words[0], COMMANDS, 1) if words and words[0] not in COMMANDS else []
+    if near:
+        exit_with_error(f'no command "{shorten(words[0])}"; did you mean "{near[0]}"?', 2)
 
 
 def exit_with_error(text: str, code: int) -> None:

@@ -31,27 +31,31 @@ def add_privacy_options(command: Any) -> None:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
     calibrate = add("calibrate", "The least noise with which a run spends at most epsilon at delta.")
+    calibrate.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG.toml",
+        help="where delta, population, rounds, the cohort and the accountant come from, unless they are given",
+    )
     for name, kind, text in (
         ("epsilon", float, "of the whole run"),
         ("delta", float, "below 1 / population"),
         ("population", int, "clients"),
         ("rounds", int, "of the run"),
     ):
-        calibrate.add_argument(f"--{name}", type=kind, required=True, help=text)
-    calibrate.add_argument("--cohort", type=int, default=0, help="clients of a round; poisson: expected")
+        calibrate.add_argument(f"--{name}", type=kind, help=text)
+    calibrate.add_argument("--cohort", type=int, help="clients of a round; poisson: expected")
     # words are checked by the accountant, whose message is one line
     calibrate.add_argument(
         "--sampler",
         metavar="NAME",
-        default="poisson",
         help=f"how a cohort is drawn: {', '.join(DRAWN)} (default: poisson). uniform: a fixed size",
     )
-    calibrate.add_argument("--cap", type=int, default=0, metavar="N", help="poisson: most clients in a round")
+    calibrate.add_argument("--cap", type=int, metavar="N", help="poisson: most clients in a round")
     calibrate.add_argument("--relation", metavar="NAME", help=f"{' or '.join(RELATION)}: what is compared")
     calibrate.add_argument(
         "--accountant",
         metavar="NAME",
-        default="rdp",
         help="rdp (default) or pld. pld: epsilon is lower than with rdp, by 5 to 50 per cent; slower",
     )
     spent = add("spent", "What a run spent, and how that figure comes about.")
@@ -70,11 +74,13 @@ def privacy_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed privacy"""
     if args.about == "probe":
         probe_command(args, overrides)
-    elif overrides:
+    elif overrides and not (getattr(args, "config", "") and "." in overrides[0]):  # as keys of a configuration have
         raise ValueError(f"unknown option {overrides[0]}")
     else:
         from jaxfed.core.excerpt import printable
 
+        if args.about == "calibrate":
+            fill_options(args, overrides)
         for line in calibrate_command(args) if args.about == "calibrate" else spent_command(args.run):
             print(printable(line))
 
@@ -119,6 +125,30 @@ def probe_command(args: argparse.Namespace, overrides: list[str]) -> None:
         sys.exit(1)
 
 
+def fill_options(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Takes what `calibrate` is not told from its configuration, or the defaults. Raises ValueError with all that is
+    missing."""
+    known: dict[str, Any] = {"sampler": "poisson", "accountant": "rdp", "cap": 0}
+    if args.config:
+        from jaxfed.config.build import load_data
+        from jaxfed.config.overrides import override_config
+        from jaxfed.config.schema import read_config
+
+        config = override_config(read_config(args.config), overrides)
+        population = args.population or load_data(config.data).population.num_clients
+        known |= {"population": population, "delta": config.privacy.delta, "rounds": config.rounds}
+        known |= {"sampler": config.cohort.name, "cohort": getattr(config.cohort, "size", 0) or min(128, population)}
+        known |= {"cap": getattr(config.cohort, "cap", 0), "accountant": config.privacy.accountant}
+        known |= {"relation": config.privacy.relation or None}
+    for name, value in known.items():
+        if not getattr(args, name) and getattr(args, name) != 0:
+            setattr(args, name, value)
+    needed = ["epsilon", "delta", "population", "rounds", *(["cohort"] if args.sampler != "everyone" else [])]
+    if missing := [f"--{name}" for name in needed if getattr(args, name) is None]:
+        more = "" if args.config else ", or a configuration that says all but --epsilon"
+        raise ValueError(f"pass {', '.join(missing)}{more}")
+
+
 def calibrate_command(args: argparse.Namespace) -> list[str]:
     """What `jaxfed privacy calibrate` prints. Raises ValueError for what cannot be."""
     from jaxfed.core.excerpt import shorten
@@ -160,6 +190,10 @@ def calibrate_command(args: argparse.Namespace) -> list[str]:
         f"epsilon {found.epsilon:.4g} at delta {found.delta:g} after {args.rounds} rounds ({found.accountant})",
         f"assumed: {UNIT} {found.relation}: {RELATION[found.relation]}.",
         f"cohorts: {describe_cohorts(sampling)}; {found.note}",
+        "for the configuration, after the link that bounds the norm (clip):",
+        "[[channel]]",
+        'name = "gaussian"',
+        f"multiplier = {noise:.4g}",
     ]
 
 

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from jaxfed.cli.sweep import parse_seeds
+
 CHECKOUT = Path(__file__).parents[2]
 TEXT = """Train every row of the table of results, and write what came of them.
 
@@ -24,7 +26,7 @@ def add_reproduce_options(command: Any) -> None:
     reproduce.add_argument(
         "--quick", action="store_true", help="a few rounds and one seed, in folders of its own: to see that it works"
     )
-    reproduce.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="run those of a row's seeds only")
+    reproduce.add_argument("--seeds", nargs="+", metavar="SEED", help="run those of a row's seeds only")
     reproduce.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these rows only")
     reproduce.add_argument("--out", metavar="FOLDER", help="folder of the runs (runs/reproduce/TABLE)")
     there = (CHECKOUT / "pyproject.toml").is_file()
@@ -38,4 +40,5 @@ def reproduce_command(args: argparse.Namespace, words: list[str]) -> None:
     """jaxfed reproduce"""
     from jaxfed.bench.reproduce import reproduce_table
 
+    args.seeds = parse_seeds(args.seeds) if args.seeds else args.seeds
     reproduce_table(args, words)

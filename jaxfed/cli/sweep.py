@@ -2,8 +2,11 @@
 
 import argparse
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from jaxfed.core.excerpt import shorten
 
 
 def add_sweep_options(command: Any) -> None:
@@ -23,8 +26,23 @@ def add_sweep_options(command: Any) -> None:
         metavar="section.key=value,value",
         help="values to try; several times for several keys, the first of which is the figure's axis",
     )
-    sweep.add_argument("--seeds", type=int, nargs="+", default=[], metavar="SEED", help="with each of these")
+    sweep.add_argument("--seeds", nargs="+", default=[], metavar="SEED", help="with each of these")
     sweep.add_argument("--out", metavar="FOLDER", help="where the runs live (runs/sweep/CONFIG)")
+
+
+def parse_seeds(words: list[str]) -> list[int]:
+    """Seeds with blanks or commas between them. Raises ValueError for what is none."""
+    parts = [part for word in words for part in word.split(",") if part]
+    if bad := [part for part in parts if not part.isdecimal()]:
+        raise ValueError(f"--seeds: {shorten(bad[0])} is no whole number")
+    return [int(part) for part in parts]
+
+
+def check_separators(overrides: list[str]) -> None:
+    """Raises ValueError for values of --grid that are not behind a comma."""
+    for before, word in pairwise(["", *overrides]):
+        if not word.startswith("--") and (not before or (before.startswith("--") and "=" in before)):
+            raise ValueError(f"{shorten(word)} is no option: values of --grid have commas between them, as in key=1,2")
 
 
 def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -35,10 +53,13 @@ def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.training.log import log
     from jaxfed.training.runs import shared_runner
 
+    if args.grid:
+        check_separators(overrides)
+    args.seeds = parse_seeds(args.seeds)
     table, grid = read_config(args.config), sweeping.parse_grid(args.grid)
     out, keys = Path(args.out or f"runs/sweep/{Path(args.config).stem}"), list(grid)
     todo = sweeping.sweep_points(override_config, table, grid, args.seeds, overrides, out)
-    again = partial(sweeping.sweep_point, override_config, table, overrides, out)
+    again = partial(sweeping.make_point, override_config, table, overrides, out)
     before = sweeping.earlier_rows(out, todo, keys, again)
     rows = sweeping.kept_rows(before, todo, keys)
     for row in sweeping.run_sweep(todo, shared_runner(), log, before):

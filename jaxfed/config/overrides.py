@@ -23,18 +23,17 @@ from jaxfed.core.excerpt import printable, shorten
 from jaxfed.data.sources.tables import file_kind
 
 
-def infer_loader(table: dict[str, Any], args: list[str], mend: str = "pass, for example, --data.name csv") -> list[str]:
+def infer_loader(table: dict[str, Any], args: list[str]) -> list[str]:
     """`--data.name=KIND` where `--data.path FILE` says what kind of file the data are, and no name does.
 
-    A file with an ending of its own is csv where a delimiter is given. Raises ValueError, with what to do (`mend`),
-    where nothing tells the kind.
+    A file with an ending of its own is csv where a delimiter is given. Raises ValueError where nothing tells the kind.
     """
     given = {word.partition("=")[0]: word.partition("=")[2] or after for word, after in pairwise([*args, ""])}
     if "--data.path" not in given or "--data.name" in given:
         return []
     section, path = expect_table(table.get("data", {}), "data"), given["--data.path"]
     delimiter = given.get("--data.delimiter", section.get("delimiter", ""))
-    kind = infer_kind(path, str(delimiter), mend, kind_in_table(section))
+    kind = infer_kind(path, str(delimiter), "pass, for example, --data.name csv", kind_in_table(section))
     return [f"--data.name={kind}"] if kind != section.get("name") else []
 
 
@@ -117,6 +116,8 @@ def override_config(table: dict[str, Any], args: list[str]) -> Any:
         )
         config = make_config(printable_table(config_to_table(config)))
         return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
+    lists = [key for key, value in iterate_leaves(config_to_table(config)) if isinstance(value, list)]
+    args = split_lists(args, [f"--{key.replace('_', '-')}" for key in lists])
     known = [f"--{key.replace('_', '-')}" for key, _ in iterate_leaves(config_to_table(config))]
     known += ["--out", "--resume", "--profile"]  # the command's own, for who misspells them
     groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in ("learning-rate", "weight-decay")]
@@ -132,6 +133,30 @@ def override_config(table: dict[str, Any], args: list[str]) -> Any:
         title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", told.getvalue()), ""  # a box: sections between rules
         plain = " ".join((message or title).split()).split(" Got errors:")[0]  # which names the parser's own types
         raise ValueError(re.sub(r"no type matching \S+ could be instantiated from", "not a value:", plain)) from None
+
+
+def split_lists(args: list[str], lists: list[str]) -> list[str]:
+    """The arguments, where the one value of a list is taken apart at its commas: names of columns, or numbers.
+
+    lists: the options whose values are lists.
+    """
+    out: list[str] = []
+    for place, word in enumerate(args):
+        flag, equals, value = word.partition("=")
+        before = args[place - 1].replace("_", "-") if place else ""
+        alone = before in lists and (place + 1 == len(args) or args[place + 1].startswith("--"))
+        if flag.replace("_", "-") in lists and equals:
+            out += [flag, *parse_list(flag, value)]
+        else:
+            out += parse_list(before, word) if alone else [word]
+    return out
+
+
+def parse_list(flag: str, value: str) -> list[str]:
+    """A value at its commas; as it is where it may be one word with a comma."""
+    parts = [part.strip() for part in value.split(",")]
+    numbers = all(re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", part) for part in parts)
+    return parts if len(parts) > 1 and all(parts) and (numbers or flag.endswith("columns")) else [value]
 
 
 def printable_table(value: Any) -> Any:

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterator
@@ -130,6 +131,8 @@ Args:
 """
 LARGEST_SIZE = 1 << 16  # of a whole number in [model]: sizes of arrays, whose products must be sizes, too
 LARGEST = {"clusters": LARGEST_SIZE, "groups": LARGEST_SIZE, "fraction_bits": 32}
+# keys of [model] that are sizes of arrays: at least 1
+SIZES = ("dim", "hidden", "code", "rank", "neighbours", "window")
 LINKS = ({"name": "per_row_mean"},)  # where a configuration has no [[channel]]
 PATHS = {  # keys that name a file or a folder, by their section
     "data": DATA_PATHS,
@@ -255,8 +258,23 @@ def coerce_value(kind: Any, value: Any, where: str) -> Any:
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise ValueError(f"{where}: {excerpt(value)} is not {' or '.join(each.__name__ for each in kinds)}")
+        wanted = " or ".join(map(describe_type, kinds))
+        raise ValueError(f"{where}: {excerpt(value)} is not {wanted}{suggest_plain(value, kinds)}")
     return value
+
+
+def describe_type(kind: type) -> str:
+    """What a value of a type is called."""
+    known = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}
+    return known.get(kind, kind.__name__)
+
+
+def suggest_plain(value: Any, kinds: tuple[type, ...]) -> str:
+    """What to do about a number or a truth value in quotes; "": it is something else."""
+    plain = value.strip() if isinstance(value, str) else ""
+    number = r"[+-]?\d+" if int in kinds and float not in kinds else r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+    fits = ({int, float} & {*kinds} and re.fullmatch(number, plain)) or (bool in kinds and plain in ("true", "false"))
+    return f": write {plain} without quotes" if fits else ""
 
 
 def check_numbers(table: Any) -> None:
@@ -268,8 +286,9 @@ def check_numbers(table: Any) -> None:
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"{name} is {each}: it must be a finite number")
-            if isinstance(each, int) and not 0 <= each <= most and key != "learning_rate":
-                raise ValueError(f"{name} is {each}: it must be a whole number from 0 to {told}")
+            least = 1 if name.startswith("model.") and key in SIZES else 0
+            if isinstance(each, int) and not least <= each <= most and key != "learning_rate":
+                raise ValueError(f"{name} is {each}: it must be a whole number from {least} to {told}")
 
 
 def build_links(value: Any, where: str) -> tuple[Any, ...]:
@@ -305,7 +324,8 @@ def infer_kind(path: str, delimiter: str, mend: str, otherwise: str = "") -> str
     """
     kinds = [name for name in REGISTRY["data"] if "path" in section_arguments("data", name)]
     otherwise = otherwise if otherwise in kinds else ""
-    kind = file_kind(path) or otherwise or ("csv" if delimiter else "")
+    folder = "parquet" if Path(path).expanduser().is_dir() else ""  # of parts; the reader says what is wrong
+    kind = file_kind(path) or folder or otherwise or ("csv" if delimiter else "")
     if kind not in kinds:
         raise ValueError(f"cannot tell the kind of {shorten(path)} from its ending: {mend}")
     return kind

@@ -48,6 +48,7 @@ class ClientRound(NamedTuple):
     state: ClientState  # kept on the client
     metrics: dict[str, Mean]  # the simulator's view; nothing of it is sent
     is_finite: jax.Array  # bool []: whether it reports at all
+    weight: jax.Array  # float []: training examples it used; edges are told
 
 
 def client_view(own: ClientInput, public: PublicRound) -> ClientView:
@@ -84,7 +85,7 @@ def client_round(
     # a link that makes integers of what is not a number could hide it
     hidden = () if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(message)) else output.update
     is_finite = tree.all_finite((output.weight, output.memory, kept, hidden))
-    return ClientRound(message, ClientState(output.memory, kept), metrics, is_finite)
+    return ClientRound(message, ClientState(output.memory, kept), metrics, is_finite, output.weight)
 
 
 def open_message(channel: Channel, message: Tree, links: Tree, sender: ClientView) -> tuple[Tree, jax.Array]:
@@ -114,7 +115,7 @@ def simulate_client(plan: Plan, common: tuple, own: ClientInput) -> tuple:
     received = Received(slices, tables.take_rows(sent, own.rows))
     key = jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), own.id)
     done = client_round(plan.method.work, plan.channel, received, own, public, key)
-    sender = view._replace(memory=None)
+    sender = view._replace(memory=None, weight=done.weight)
     if plan.channel.decode_message:
         now = tree.to_compute_dtype(tables.take_rows(shared, own.rows)) if plan.versions else slices
         sender = sender._replace(drift=tree.subtract(now.params, slices.params))

@@ -4,8 +4,36 @@ from typing import Any
 
 import numpy as np
 
+from jaxfed.data.sources.roles import OPTIONAL
+
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 TOP = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5)
+
+
+UNITS = (1, 1_000, 1_000_000, 1_000_000_000)  # of a second, in which times are counted
+EPOCHS = 100_000_000, 4_200_000_000  # seconds since 1970 that are taken for dates: of 1973 to 2103
+
+
+def describe_ratings(ratings: np.ndarray) -> str:
+    """The range of the ratings, or that there are none."""
+    if (ratings == 1).all():
+        return "no ratings (every row counts 1)"
+    return f"ratings {ratings.min():g} to {ratings.max():g}, mean {ratings.mean():.3f}"
+
+
+def describe_times(times: np.ndarray, notes: tuple[str, ...] = ()) -> str:
+    """From when to when: dates where the times can be seconds, or parts of them, since 1970; else the numbers.
+
+    notes: of the data set, which say where it has no times.
+    """
+    if any(f"no time ({OPTIONAL['time']})" in note for note in notes):
+        return "no times, rows in their order"
+    low, high = int(times.min()), int(times.max())
+    for unit in UNITS:
+        if EPOCHS[0] * unit <= low and high <= EPOCHS[1] * unit:
+            dates = [np.datetime64(each // unit, "s").item().isoformat(" ") for each in (low, high)]
+            return f"times {dates[0]} to {dates[1]} (UTC)"
+    return f"times {low} to {high}"
 
 
 def describe_data(data: Any) -> str:
@@ -20,8 +48,7 @@ def describe_data(data: Any) -> str:
     lines = [
         f"{users:,} users x {items:,} items, {count:,} interactions, density {count / users / items:.4%}",
         f"{population.num_clients:,} clients, {each}",
-        f"ratings {rows.rating.min():g} to {rows.rating.max():g}, mean {rows.rating.mean():.3f}; "
-        f"times {rows.time.min()} to {rows.time.max()}",
+        f"{describe_ratings(rows.rating)}; {describe_times(rows.time, data.source.notes)}",
         "",
         "train interactions of a client, quantiles",
         "  " + " ".join(f"{q:>6.0%}" for q in QUANTILES),

@@ -55,8 +55,9 @@ def make_block_shapes(
 
     Raises ValueError where batches or negatives cannot be drawn.
     """
-    if batching.batch_size < 1 or batching.epochs < 1 or batching.negatives < 0:
-        raise ValueError("batch_size and epochs must be at least 1, negatives at least 0")
+    for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
+        if (value := getattr(batching, key)) < least:
+            raise ValueError(f"work.{key} is {value}: it must be at least {least}")
     if population.labels is not None and (batching.negatives or batching.pairwise):
         raise ValueError(
             f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'

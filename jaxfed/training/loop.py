@@ -31,6 +31,7 @@ from jaxfed.training.rounds import (
     Progress,
     RoundResult,
     compile_programs,
+    count_negatives,
     evaluate_model,
     initial_arrays,
     make_run_keys,
@@ -400,6 +401,7 @@ def summarize(config, experiment, arrays, standing, loggers) -> dict[str, Any]:
         **privacy_record(config, experiment.account, standing.round),
         "params_sha256": tree_digest(jax.tree.map(np.asarray, scored_model(experiment, state))),
         "data_sha256": experiment.data.digest,
+        **count_negatives(experiment.exams["test"]),
         **val,
         **test,
     }

@@ -59,6 +59,7 @@ FIGURES: dict[str, Figure] = {
     "server_sees": Figure("", "What the server learns of a client's update.", "", True, True),
     "params_sha256": Figure("", "Hash of the last model: shared parameters and private parts.", "", True),
     "data_sha256": Figure("", "Hash of the data and of how they were divided among clients."),
+    "sampled_negatives": Figure("items", "Where users have fewer than 99 candidates: the most there are for one."),
     "leaky": Figure("", "true: train negatives exclude the held-out items, so the metrics are too high."),
     "protocol": Figure("", "The evaluation protocol, where it leaks."),
     "train/loss": Figure("", "Mean training loss of the clients that reported.", "less"),

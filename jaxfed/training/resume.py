@@ -111,7 +111,7 @@ def reads_rounds(config: Any) -> str:
     return ""
 
 
-def recorded_rounds(folder: Path, config: Any) -> int:
+def read_rounds(folder: Path, config: Any) -> int:
     """The number of rounds of the run in a folder; where there is none yet, that of the configuration."""
     if record := checkpoint.newest_record(folder / "checkpoints", record_problem):  # which nobody edits by hand
         return recorded_config(folder, record, config).rounds
@@ -125,7 +125,7 @@ def keep_rounds(folder: Path, config: Any) -> Any:
     Raises ValueError, see `train_run`.
     """
     check_folder(folder, config, resume=True)
-    rounds = recorded_rounds(folder, config)
+    rounds = read_rounds(folder, config)
     if rounds != config.rounds:
         log(
             f"{folder} is a run of {rounds} rounds, the configuration says {config.rounds}: it stays at {rounds}; pass "
@@ -140,7 +140,7 @@ def finished_summary(folder: Path, config: Any, resume: bool) -> str:
     check_folder(folder, config, resume)
     if not (folder / "summary.json").exists():
         return ""
-    if recorded_rounds(folder, config) != config.rounds:
+    if read_rounds(folder, config) != config.rounds:
         return ""
     try:
         return json.dumps(read_summary(folder, config.evaluation.select))

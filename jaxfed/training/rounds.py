@@ -17,7 +17,8 @@ from jaxfed.core.tree import count_bytes
 from jaxfed.core.types import Cohort, Key, Tree
 from jaxfed.core.wire import Wire
 from jaxfed.data.packing import empty_cohort, pack_cohort
-from jaxfed.evaluation.evaluator import flatten_metrics
+from jaxfed.data.population import SAMPLED
+from jaxfed.evaluation.evaluator import EvalSplit, flatten_metrics
 from jaxfed.training.records import lower_is_better
 from jaxfed.training.timing import STAGES, time_stage
 
@@ -232,6 +233,13 @@ def evaluate_model(experiment: Experiment, model: Tree, part: str, key: Key) -> 
     if cold := experiment.exams.get(f"{part}/cold"):
         values |= flatten_metrics(f"{part}/cold", experiment.examine_cold(model[0], (), cold, key))
     return values
+
+
+def count_negatives(exam: EvalSplit) -> dict[str, int]:
+    """{"sampled_negatives": the most among which a held-out item is ranked}, where some users have fewer candidates
+    than figures of a sample want; else nothing."""
+    here = (exam.sampled < exam.num_items).sum(-1)
+    return {"sampled_negatives": int(here.max())} if here.size and here.min() < SAMPLED else {}
 
 
 def mark_leaky(experiment: Experiment, row: dict[str, Any]) -> dict[str, Any]:

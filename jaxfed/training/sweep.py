@@ -78,7 +78,7 @@ def sweep_points(
     for a value that fits neither alone nor with others; a combination that cannot be is a point with its problem.
     """
     check_grid(grid, seeds, overrides)
-    point = partial(sweep_point, overridden, table, overrides, out)
+    point = partial(make_point, overridden, table, overrides, out)
     choices = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     made = [point(choice, seed) for choice in choices for seed in seeds or (None,)]
     for key, value in [(key, value) for key, values in grid.items() for value in values]:
@@ -90,7 +90,7 @@ def sweep_points(
     return made
 
 
-def sweep_point(
+def make_point(
     overridden: Callable[[dict[str, Any], list[str]], Any],
     table: dict[str, Any],
     overrides: Sequence[str],

@@ -199,6 +199,13 @@ def test_recommend(finished):
     assert [line.split()[0] for line in lines] == ["1", "2", "3"]
     scores = [float(line.split()[1]) for line in lines]
     assert scores == sorted(scores, reverse=True)
+    done = jaxfed("recommend", out, "--user", 7, "-k", 1000)
+    notes = done.stderr.splitlines()
+    assert notes[0].split() == ["rank", "score", "item"]
+    left, listed = int(notes[-2].split()[0]), len(done.stdout.splitlines())
+    assert notes[-2].startswith(f"{left} of 50 items were left out: this user had them")
+    assert left + listed == 50
+    assert notes[-1] == f"-k is 1,000: there are no more than {listed} other items"
 
 
 def test_data_describes(tmp_path):
@@ -269,7 +276,7 @@ TRAIN_ERRORS = [
     (["--model.dmi", "3"], 'unknown option --model.dmi; did you mean "--model.dim"?'),
     (["--model.name", "mff"], 'did you mean "mf"?'),
     (["--cohort.size", "61"], "cohort.size 61 is larger than the population of 60 clients"),
-    (["--work.batch-size", "0"], "batch_size and epochs must be at least 1"),
+    (["--work.batch-size", "0"], "work.batch_size is 0: it must be at least 1"),
     (["--work.negatives", "-1"], "work.negatives is -1: it must be a whole number from 0"),
     (["--model.loss", "bpr", "--work.negatives", "0"], "set work.negatives to 1 or more"),
     (["--model.loss", "x"], "Expected one of ('bce', 'bpr', 'squared')"),
@@ -298,15 +305,15 @@ TRAIN_ERRORS = [
     (["--run.devices", "99"], "99 devices asked for"),
     (["--cohort.dropout", "1"], "a probability"),
     (["--cohort.size", "-1"], "cohort.size is -1: it must be a whole number from 0"),
-    (["--model.dim", "0"], "model.dim is 0: sizes must be at least 1"),
-    (["--model.dim", str((1 << 63) - 1)], "it must be a whole number from 0 to 65,536"),
-    (["--model.name", "metamf", "--model.code", str(1 << 40)], "it must be a whole number from 0 to 65,536"),
+    (["--model.dim", "0"], "model.dim is 0: it must be a whole number from 1 to 65,536"),
+    (["--model.dim", str((1 << 63) - 1)], "it must be a whole number from 1 to 65,536"),
+    (["--model.name", "metamf", "--model.code", str(1 << 40)], "it must be a whole number from 1 to 65,536"),
     (["--work.name", "clustered", "--work.clusters", str(1 << 31)], "it must be a whole number from 0 to 65,536"),
     (["--work.epochs", str((1 << 63) - 1)], "lower work.epochs, work.negatives or cohort.size"),
     (["--work.negatives", str((1 << 63) - 1)], "lower work.epochs, work.negatives or cohort.size"),
     (["--work.negatives", "100000000"], "lower work.epochs, work.negatives or cohort.size"),
     (["--data.users", str(1 << 62)], "users, items and rank must lie below 2^31"),
-    (["--model.dim", "-1"], "model.dim is -1: it must be a whole number from 0"),
+    (["--model.dim", "-1"], "model.dim is -1: it must be a whole number from 1 to 65,536"),
     (["--model.name", "neumf", "--model.hidden", "0"], "model.hidden is 0"),
     (["--seed", str(1 << 63)], "it must be a whole number from 0 to 2^63 - 1"),
     (["--work.optimizer.learning-rate", "nan"], "it must be a finite number"),
@@ -517,7 +524,7 @@ def test_no_file_steers_the_terminal(here, config, tmp_path, capsys, monkeypatch
     assert here("train", config, "--out", out, *named, *more)[0] == 0
     told = call("recommend", out, "--user", 1, "-k", 3)
     assert told.count("t\\x1b]0;pwned\\x07\\x1b[2J\\x9b31m\\u202e\\r") == 3
-    assert told.count("\n") == 3
+    assert told.count("\n") == 5  # with a line above, and one below
     assert ":smile:" in call("evaluate", out)
     (tmp_path / "evil.csv").write_text(FILE.replace("user", f"u{ESCAPE}", 1))
     assert "u\\x1b]0" in call("data", tmp_path / "evil.csv")

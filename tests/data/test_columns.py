@@ -269,5 +269,5 @@ def test_date_and_time_of_day_in_two_columns(day, clock):
     source = table_source({"day": day, "clock": clock}, "t")
     assert read_times(source, "day", "clock").tolist() == [moment("2020-09-13 12:26:40"), moment("2020-09-12 12:26:41")]
     wrong = table_source({"day": ["2020-09-13", "2020-09-12"], "clock": ["12:26:40", "12h"]}, "t")
-    with pytest.raises(ValueError, match="'day' has '2020-09-12T12h', which is no time .* in row 2"):
+    with pytest.raises(ValueError, match="'clock' has '12h', which is no time of day .* in row 2"):
         read_times(wrong, "day", "clock")

@@ -755,3 +755,20 @@ def test_the_program_itself_and_who_pays_for_the_import():
     code += "{'dp_accounting', 'jax_privacy'} & set(sys.modules) else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
+
+
+def test_calibrate_takes_what_it_needs_from_a_configuration(monkeypatch, capsys, tmp_path):
+    data = '[data]\nname = "synthetic"\nusers = 943\nitems = 60\nmean_length = 6.0\n'
+    (tmp_path / "c.toml").write_text(f'rounds = 500\n{data}[cohort]\nname = "poisson"\n')
+    words = ["privacy", "calibrate", tmp_path / "c.toml", "--epsilon", 8, "--accountant", "rdp"]
+    code, out, err = run(monkeypatch, capsys, *words)
+    assert (code, err) == (0, "")
+    assert out == run(monkeypatch, capsys, "privacy", "calibrate", *asked())[1]
+    assert out.endswith('[[channel]]\nname = "gaussian"\nmultiplier = 2.11\n')
+    assert "after 9 rounds" in run(monkeypatch, capsys, *words, "--rounds", 9)[1]
+
+
+def test_calibrate_names_all_that_is_missing_at_once(monkeypatch, capsys):
+    code, _, err = run(monkeypatch, capsys, "privacy", "calibrate", "--delta", 1e-5)
+    told = "pass --epsilon, --population, --rounds, --cohort, or a configuration that says all but --epsilon"
+    assert (code, err) == (2, f"jaxfed: {told}\n")

@@ -236,3 +236,18 @@ def test_the_star_is_explained_once(tmp_path, capsys):
     told = capsys.readouterr().err
     assert told.count(" * best so far\n") == 1
     assert "round     2" in next(line for line in told.splitlines() if line.endswith("* best so far"))
+
+
+def test_figures_of_fewer_than_99_negatives_are_marked(plain, capsys):
+    """50 items: nobody has 99 that they never met."""
+    from jaxfed.cli.main import print_summary
+
+    most = plain[0]["sampled_negatives"]
+    assert 0 < most < 50
+    print_summary(plain[0], "run")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"test/sampled (≤ {most} negatives)" in printed
+    assert "test/full (" not in printed
+    whole = {name: value for name, value in plain[0].items() if name != "sampled_negatives"}
+    print_summary(whole, "run")
+    assert "negatives" not in capsys.readouterr().out

@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 
 from jaxfed.core.excerpt import excerpt, shorten
 from jaxfed.data.interactions import whole_numbers
-from jaxfed.data.sources.dates import arrow_ticks, join_day_and_time, parse_dates
+from jaxfed.data.sources.dates import arrow_ticks, join_day_and_time, parse_dates, parse_dates_of_form
 from jaxfed.data.sources.tables import Source
 
 MISSING = pa.array(["", "NaN", "nan", "NULL", "null"], pa.large_string())  # what stands for no value
+NO_ID = ("null", "nan", "na", "n/a", "none")  # ids that stand for no value, in small or capital letters
 NUMBER = r"^[+-]?(\d+{point}?\d*|{point}\d+)([eE][+-]?\d+)?$"
 LONGEST = 1_000  # characters of an id: arrays of words have the longest one's room for each
 EXACT = 1 << 53  # up to which floats hold every whole number
@@ -90,13 +91,16 @@ def read_ids(source: Source, column: str) -> IdColumn:
     """A column of ids: words as they are written, which sort as numbers where all of them are whole numbers that 64
     bits hold, written as numbers are: 007, 7 and 7.0 are three.
 
-    Raises ValueError where one is missing, is -1 among numbers, or longer than `LONGEST`.
+    Raises ValueError where one is missing or one of `NO_ID`, is -1 among numbers, or longer than `LONGEST`.
     """
     values = read_words(source, column, "ids")
     refuse_row(np.asarray(values.is_null()), source, column, "no value (NaN or empty)")
     coded = pc.dictionary_encode(values).unify_dictionaries()
     number = np.concatenate([np.asarray(chunk.indices) for chunk in coded.chunks])
     distinct = coded.chunk(0).dictionary
+    absent = np.asarray(pc.is_in(pc.utf8_lower(distinct), pa.array(NO_ID, pa.large_string())))
+    mend = ": remove these rows or give them real ids"
+    refuse_row(absent[number], source, column, "{}, which stands for no value,", mend, values)
     long = np.asarray(pc.utf8_length(distinct)) > LONGEST
     refuse_row(long[number], source, column, f"an id of over {LONGEST:,} characters")
     nul = np.asarray(pc.match_substring(distinct, "\0"))
@@ -154,25 +158,39 @@ def read_floats(source: Source, column: str, gaps: bool = False, hint: str = "")
     return array
 
 
-def read_times(source: Source, column: str, of_day: str = "", hint: str = "") -> np.ndarray:
+def read_times(source: Source, column: str, of_day: str = "", hint: str = "", form: str = "") -> np.ndarray:
     """A column of times as int64 [n] in their order: whole numbers as they are, dates as microseconds (nanoseconds
     where there are any), fractions as ranks.
 
-    of_day: a second column, with the times of day, where the first has dates alone. Raises ValueError for a value that
-    is none, followed by the hint what to do.
+    of_day: a second column, with the times of day, where the first has dates alone. form: how dates are written, in
+    words of strptime; "": as ISO. Raises ValueError for a value that is none, followed by the hint what to do.
     """
     values = trimmed(source, column)
+    day = time = values
     if of_day:
-        values = join_day_and_time(read_words(source, column, "dates"), read_words(source, of_day, "times of day"))
+        day, time = read_words(source, column, "dates"), read_words(source, of_day, "times of day")
+        refuse_row(np.asarray(time.is_null()), source, of_day, "no value", hint)
+        values = join_day_and_time(day, time, " " if form else "T")
     refuse_row(np.asarray(values.is_null()), source, column, "no value", hint)
+    if form:
+        found, bad = parse_dates_of_form(pc.cast(values, pa.large_string()), form)
+        refuse_row(bad, source, column, f"{{}}, which is no time of the form {form},", "", values)
+        return found
     if is_text_type(values.type):
         kinds = pa.int64(), pa.decimal128(38, 9), pa.float64()
         numbers = (parse_numbers(values, source.decimal, kind) for kind in kinds)
         values = next((each for each in numbers if each is not None), values)
     if is_text_type(values.type):
         found, bad, zoned = parse_dates(values)
+        if of_day:
+            refuse_row(parse_dates(day)[1], source, column, "{}, which is no date (YYYY-MM-DD),", hint, day)
+            refuse_row(bad, source, of_day, "{}, which is no time of day (HH:MM[:SS]),", hint, time)
         odd = find_non_numbers(values, source.decimal) if bad.any() else bad
-        bad = odd if odd.sum() < bad.sum() else bad  # a column of numbers but for some
+        if bad.any() and not (bad & odd).any():
+            first, other = ("a number", "a date") if bad[0] else ("a date", "a number")
+            mend = f", but row 1 has {first}, {excerpt(values[0].as_py())}: write all times in one form"
+            refuse_row(bad != bad[0], source, column, f"{{}}, {other},", mend, values)
+        bad = bad & odd  # neither a date nor a number
         refuse_row(
             bad, source, column, "{}, which is no time (a number, or YYYY-MM-DD[ HH:MM:SS[.SSS][Z]]),", hint, values
         )

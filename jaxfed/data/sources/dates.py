@@ -1,6 +1,7 @@
 """ISO dates in words, of any precision and with or without a zone, as whole numbers in their order."""
 
 import contextlib
+import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,36 @@ ISO = (
     r"\s*(?P<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?)?$"
 )
 MIDNIGHT = r"[Tt ]\s*00:00(:00(\.0+)?)?$"
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 MOST = np.iinfo(np.int64).max
 
 
-def join_day_and_time(day: pa.ChunkedArray, time: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Words of both, where a date lies in one column and the time of day in another."""
-    return pc.binary_join_element_wise(
-        pc.replace_substring_regex(day, MIDNIGHT, ""), time, pa.scalar("T", pa.large_string())
-    )
+def join_day_and_time(day: pa.ChunkedArray, time: pa.ChunkedArray, between: str = "T") -> pa.ChunkedArray:
+    """Words of both, where a date lies in one column and the time of day in another; 9:00 is 09:00 there."""
+    day = pc.replace_substring_regex(day, MIDNIGHT, "")
+    time = pc.replace_substring_regex(time, r"^(\d:)", r"0\1")
+    return pc.binary_join_element_wise(day, time, pa.scalar(between, pa.large_string()))
+
+
+def parse_dates_of_form(words: pa.ChunkedArray, form: str) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 [n]: microseconds since 1970, bool [n]: no date of this form).
+
+    Args:
+        words: dates as they are written.
+        form: how, in words of Python's strptime, as `%d.%m.%Y %H:%M`. Dates without a zone are taken for UTC.
+    """
+    coded = pc.dictionary_encode(words).unify_dictionaries()
+    number = np.concatenate([np.asarray(chunk.indices) for chunk in coded.chunks])
+    ticks, bad = [], []
+    for word in coded.chunk(0).dictionary.to_pylist():
+        try:
+            date = datetime.datetime.strptime(word, form)
+        except ValueError:
+            date = None
+        zoned = date and (date if date.tzinfo else date.replace(tzinfo=datetime.UTC))
+        ticks.append((zoned - EPOCH) // datetime.timedelta(microseconds=1) if zoned else 0)
+        bad.append(date is None)
+    return np.array(ticks, np.int64)[number], np.array(bad)[number]
 
 
 def parse_dates(words: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

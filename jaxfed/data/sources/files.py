@@ -1,20 +1,23 @@
 """Interactions of one's own as a data set: from files (csv, tsv, parquet, RecBole's .inter) and from tables in memory,
 in the order of their rows."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxfed.core.excerpt import excerpt
+from jaxfed.core.excerpt import excerpt, shorten_list
 from jaxfed.data.features import SIDES
 from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.sources.beside import read_features, read_titles
-from jaxfed.data.sources.columns import read_floats, read_ids, read_times, refuse_row
+from jaxfed.data.sources.columns import is_text_type, read_floats, read_ids, read_times, refuse_row
 from jaxfed.data.sources.roles import NONE, OPTIONAL, describe_columns, find_column, find_columns, option_name
 from jaxfed.data.sources.tables import Source, companions, read_source, table_source
 from jaxfed.data.sources.text import Form
 
+NO_COLUMN = ("user", "silo", "device")  # kinds of clients that need no column of their own
+TIME_OF_DAY = re.compile(r"\s*\d{1,2}:\d{2}")
 LARGEST = np.finfo(np.float32).max
 
 
@@ -32,6 +35,7 @@ def read_interactions(
     item_features: str = "",
     keep: str = "",
     time_of_day: str = "",
+    time_format: str = "",
     encoding: str = "",
     decimal: str = ".",
     titles_delimiter: str = "",
@@ -49,7 +53,8 @@ def read_interactions(
     Args:
         path: The file of interactions; parquet may be a folder of parts. Any file may be gzipped.
         kind: csv, tsv, parquet or inter. Fields of csv may be quoted, those of the others are taken as they are.
-        user: Column of user ids. Empty: found by usual names (user_id, user, ...).
+        user: Column of user ids. Empty: found by usual names (user_id, user, ...). No id may be missing: empty, null,
+            nan, na, n/a or none, in any case.
         item: Column of item ids. Empty: found by usual names (item_id, movie_id, ...).
         rating: Column of ratings. Empty: found by usual names (rating, score, ...). `none`, or no such column: every
             row counts 1.
@@ -65,6 +70,8 @@ def read_interactions(
             an .inter file are found without these options.
         keep: Column to keep, for clients that are its values.
         time_of_day: Column with the time of day, if `time` holds only dates.
+        time_format: How dates are written if not as ISO dates, in words of strptime: %d.%m.%Y %H:%M for 15.07.2017
+            13:57. With `time_of_day`: of both columns, with a blank between.
         encoding: Encoding of the file, such as latin-1. Empty: utf-8.
         decimal: Decimal separator of numbers in all of these files: a point or a comma.
         titles_delimiter: Field delimiter of the titles file, one or more characters. Empty: from the kind of file.
@@ -106,7 +113,8 @@ def read_interactions(
     found = {side: read_source(file, Form(decimal=decimal)) for side, file in there.items()}
     used = {"titles": found.get("item"), "user_features": found.get("user"), "item_features": found.get("item")}
     beside = {role: each for role, each in used.items() if each} | beside
-    data = make_dataset(source, (user, item, rating, time), time_of_day, keep, beside, asked=bool(titles))
+    roles, clock = (user, item, rating, time), (time_of_day, time_format)
+    data = make_dataset(source, roles, clock, keep, beside, asked=bool(titles))
     read = [Path(each.name).name for each in found.values() if any(each is one for one in beside.values())]
     note = f"{' and '.join(read)} beside {place.name} {'were' if len(read) > 1 else 'was'} found and read"
     return data._replace(notes=(*data.notes, note)) if read else data
@@ -123,6 +131,7 @@ def from_arrow(
     item_features: Any = None,
     keep: str = "",
     time_of_day: str = "",
+    time_format: str = "",
 ) -> Dataset:
     """The same of tables in memory: whatever has Arrow's `__arrow_c_stream__` (a DataFrame of pandas or polars, a
     relation of duckdb, a pyarrow.Table), or a dict of NumPy arrays.
@@ -138,6 +147,7 @@ def from_arrow(
         item_features: the same of items.
         keep: a column to keep, for clients that are its values.
         time_of_day: column with the time of day, if `time` holds only dates.
+        time_format: how dates that are words are written, if not as ISO dates, in words of strptime.
 
     Returns:
         The data set that a file with the same content gives.
@@ -148,22 +158,23 @@ def from_arrow(
     tables = {"titles": titles, "user_features": user_features, "item_features": item_features}
     beside = {role: table_source(table, role) for role, table in tables.items() if table is not None}
     source, roles = table_source(interactions, "interactions"), (user, item, rating, time)
-    return make_dataset(source, roles, time_of_day, keep, beside, asked=titles is not None)
+    return make_dataset(source, roles, (time_of_day, time_format), keep, beside, asked=titles is not None)
 
 
 def make_dataset(
     source: Source,
     roles: tuple[str, str, str, str],
-    time_of_day: str,
+    clock: tuple[str, str],
     keep: str,
     beside: dict[str, Source],
     asked: bool,
 ) -> Dataset:
     """A data set from a table of interactions and those `beside` it (`titles`, `user_features`, `item_features`).
 
-    roles: the columns for user, item, rating and time. asked: whether somebody asked for titles. The rest as in
-    `read_interactions`, which see.
+    roles: the columns for user, item, rating and time. clock: `time_of_day` and `time_format`. asked: whether somebody
+    asked for titles. The rest as in `read_interactions`, which see.
     """
+    time_of_day, time_format = clock
     found = find_columns(source, dict(zip(("user", "item", *OPTIONAL), roles, strict=True)))
     day = find_column(source, "time of day", time_of_day) if time_of_day else ""
     if day and not found["time"]:
@@ -171,15 +182,20 @@ def make_dataset(
             f"{source.name}: the column of dates is missing: pass {option_name(source, 'time')} beside {day!r}"
         )
     users, items = (read_ids(source, found[side]) for side in SIDES)
-    hints = {role: f"; name another column, or pass {option_name(source, role, NONE)}" for role in OPTIONAL}
-    ratings, clock = np.ones(len(users.number)), np.arange(len(users.number))
+    mend = f"; name another column, or pass {option_name(source, 'rating', NONE)}"
+    ratings, times = np.ones(len(users.number)), np.arange(len(users.number))
     if found["rating"]:
-        ratings = read_floats(source, found["rating"], hint=hints["rating"])
+        ratings = read_floats(source, found["rating"], hint=mend)
         mend = ", which is too large for a 32-bit float: rescale the ratings, or pass "
         mend += option_name(source, "rating", NONE)
         refuse_row(np.abs(ratings) > LARGEST, source, found["rating"], "{}", mend)
     if found["time"]:
-        clock = read_times(source, found["time"], day, hints["time"])
+        times = read_times(source, found["time"], day, time_hint(source, found["time"], day), time_format)
+    if keep and keep not in (*source.columns, *NO_COLUMN):
+        raise ValueError(
+            f"{source.name}: clients by {excerpt(keep)}: no such column; choose one of {', '.join(NO_COLUMN)}, or a "
+            f"column: {shorten_list(source.columns)}"
+        )
     notes = [describe_columns(found | ({"time of day": day} if day else {}))]
     if keep == "user" != found["user"] and keep in source.columns:
         notes.append(f"clients are users, as {found['user']} has them; the column called user is not read")
@@ -189,7 +205,7 @@ def make_dataset(
         return read_features(table, names, side, found[side]) if table else None
 
     return Dataset(
-        Interactions(users.number, items.number, ratings.astype(np.float32), clock.astype(np.int64)),
+        Interactions(users.number, items.number, ratings.astype(np.float32), times.astype(np.int64)),
         users.names,
         items.names,
         read_titles(beside["titles"], items.names, asked, found["item"]) if "titles" in beside else None,
@@ -198,4 +214,21 @@ def make_dataset(
         known("user", users.names),
         known("item", items.names),
         ties_in_order=True,
+    )
+
+
+def time_hint(source: Source, column: str, day: str) -> str:
+    """What to do where a column of times holds something else.
+
+    day: the column with the time of day, if there is one.
+    """
+    usual = {each.lower(): each for each in source.columns if each not in (column, day)}
+    dates = next((usual[name] for name in ("date", "day", "datetime") if name in usual), "")
+    first = source.table[column][0].as_py() if is_text_type(source.table[column].type) else ""
+    if not day and dates and TIME_OF_DAY.match(str(first)):
+        return f"; pass {option_name(source, 'time', dates)} and {option_name(source, 'time_of_day', column)}"
+    return (
+        f"; pass {option_name(source, 'time_format')} for dates such as 15.07.2017 13:57 (%d.%m.%Y %H:%M), name "
+        f"another column, or pass {option_name(source, 'time', NONE)} (rows in their order, which changes the test "
+        "items)"
     )

@@ -39,7 +39,8 @@ def option_name(source: Source, key: str, value: str = "") -> str:
 
 def single_column_hint(source: Source) -> str:
     """A hint where there is a single column."""
-    return f"; one column only: is {option_name(source, 'delimiter')} right?" if len(source.columns) == 1 else ""
+    one = len(source.columns) == 1 and source.text
+    return f"; one column only: is {option_name(source, 'delimiter')} right?" if one else ""
 
 
 def find_column(source: Source, role: str, name: str, taken: tuple[str, ...] = ()) -> str:
@@ -48,7 +49,8 @@ def find_column(source: Source, role: str, name: str, taken: tuple[str, ...] = (
     if name and name in source.columns:
         return name
     if name:
-        near = difflib.get_close_matches(name, source.columns, 1)
+        same = [each for each in source.columns if each.lower() == name.lower()]
+        near = same or difflib.get_close_matches(name, source.columns, 1)
         hint = f"; did you mean {excerpt(near[0])}?" if near else ""
         raise ValueError(
             f"{source.name}: no column {excerpt(name)} for {role} among {shorten_list(source.columns)}{hint}"
@@ -78,7 +80,7 @@ def find_columns(source: Source, wanted: dict[str, str]) -> dict[str, str]:
         ask, which = " and ".join(option_name(source, role) for role in missing), " and ".join(missing)
         which = f"which columns are {which}" if len(missing) > 1 else f"which column is {which}"
         headless = f". If the file has no header, name all its columns with {option_name(source, 'columns')}"
-        more = single_column_hint(source) or (headless if source.options else "")
+        more = single_column_hint(source) or (headless if source.options and source.text else "")
         raise ValueError(
             f"{source.name}: cannot tell {which} (columns: {shorten_list(source.columns)}): pass {ask}{more}"
         )

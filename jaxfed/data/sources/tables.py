@@ -26,6 +26,7 @@ class Source(NamedTuple):
     types: dict[str, str] = {}  # RecBole's type of each column that has one
     decimal: str = "."  # the decimal separator of numbers that are words
     options: str = ""  # how the options that say what is in it begin, as `--data.titles-`; "": there are none
+    text: bool = True  # a file with a delimiter, whose header may be missing
 
     @property
     def columns(self) -> list[str]:
@@ -69,8 +70,12 @@ def read_source(path: Path, form: Form = BY_ENDING, options: str = "") -> Source
     if not (path.is_file() or path.is_dir()):
         raise ValueError(f"{path}: no such file")
     kind = form.kind or file_kind(path) or "csv"
-    if path.is_dir() and kind != "parquet":
+    in_parts = path.is_dir() and any(path.glob("*.parquet"))
+    if in_parts and kind != "parquet":
         raise ValueError(f"{path}: a folder; only parquet files may come in parts")
+    if path.is_dir() and not in_parts:
+        there = shorten_list(sorted(each.name for each in path.iterdir()), 5) or "nothing"
+        raise ValueError(f"{path}: a folder must hold parquet parts (*.parquet); it has {there}: name one file")
     try:
         if kind == "parquet":
             table = pyarrow.parquet.read_table(path if path.is_dir() else pa.BufferReader(read_content(path)))
@@ -84,7 +89,7 @@ def read_source(path: Path, form: Form = BY_ENDING, options: str = "") -> Source
         parts = [name.rpartition(":") for name in names]
         names = [part[0].strip() if part[2] in TYPES else "".join(part) for part in parts]
         types = {name: part[2] for name, part in zip(names, parts, strict=True) if part[2] in TYPES}
-    return check_columns(Source(table, str(path), types, form.decimal, options), names)
+    return check_columns(Source(table, str(path), types, form.decimal, options, kind != "parquet"), names)
 
 
 def table_source(data: Any, name: str) -> Source:
@@ -99,7 +104,7 @@ def table_source(data: Any, name: str) -> Source:
         table = pa.table({str(key): column for key, column in data.items()} if isinstance(data, dict) else data)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise ValueError(f"{name}: cannot be read as a table: {shorten(str(error).splitlines()[0])}") from error
-    return check_columns(Source(table, name), [column.strip() for column in table.column_names])
+    return check_columns(Source(table, name, text=False), [column.strip() for column in table.column_names])
 
 
 def check_columns(source: Source, names: list[str]) -> Source:

@@ -20,6 +20,9 @@ QUOTE = '"'
 SPARE = (b"\x1f", b"\x1e", b"\x1d", b"\x1c", b"\x01")  # what stands for a delimiter of several bytes
 BLOCK = 1 << 24  # bytes that are parsed at a time; no row can be longer
 MOST_COLUMNS = 10_000
+USUAL = ("::", ";", "\t", "|", ",")  # delimiters that a file may have instead of the one it is read with
+DECIMAL_COMMA = re.compile(r"(?<![\d,])\d+,\d+(?![\d,])")
+COMMAS = 10_000  # bytes in which a decimal comma is looked for
 FIELDS = re.compile(r"CSV parse error: (?:Row #(\d+): )?Expected (\d+) columns, got (\d+)")  # as pyarrow says it
 
 
@@ -55,6 +58,7 @@ def read_text(buffer: pa.Buffer, path: Path, form: Form, options: str) -> pa.Tab
         raise ValueError(
             f"{options}delimiter is {excerpt(delimiter)}: a delimiter must not contain a quote or a line end"
         )
+    check_delimiter(buffer[:BLOCK].to_pybytes(), path, delimiter, form, options)
     quoted = form.kind == "csv" and len(delimiter.encode()) == 1 and delimiter != "\t"
     if len(delimiter.encode()) > 1:  # MovieLens' `::`
         buffer, delimiter = replace_delimiter(buffer, delimiter.encode())
@@ -71,6 +75,19 @@ def read_text(buffer: pa.Buffer, path: Path, form: Form, options: str) -> pa.Tab
         if "Empty CSV" in str(error):
             raise ValueError(f"{path}: the file is empty, it has no rows") from None
         raise
+
+
+def check_delimiter(start: bytes, path: Path, delimiter: str, form: Form, options: str) -> None:
+    """Raises ValueError where the first line is one field, and another delimiter is in it."""
+    first, _, rest = start.partition(b"\n")
+    other = next((each for each in USUAL if each.encode() in first), "")
+    if delimiter.encode() in first or not other:
+        return
+    written = "\\t" if other == "\t" else other
+    mend = f"pass {options}delimiter '{written}'" if options else f"write {delimiter!r} between fields"
+    comma = form.decimal == "." and DECIMAL_COMMA.search(rest[:COMMAS].decode("utf-8", "replace"))
+    mend += " and --data.decimal ," if options and other != "," and comma else ""
+    raise ValueError(f"{path}: no {delimiter!r} in its first line, but '{written}' is there: {mend}")
 
 
 def decode_to_utf8(buffer: pa.Buffer, path: Path, encoding: str, options: str) -> pa.Buffer:
