@@ -133,6 +133,12 @@ def test_front_pages_are_short():
     assert len((ROOT / "CONTRIBUTING.md").read_bytes()) <= 3 * 1024
 
 
+def test_the_citation_is_of_this_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_the_table_of_the_readme_is_that_of_the_results():
     results = {row["name"]: row for row in json.loads((ROOT / "configs/results/ml100k.json").read_text())}
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if " | ." in line]
@@ -170,3 +176,19 @@ def test_the_site_builds_without_warnings(tmp_path):
 @pytest.mark.timeout(1800)
 def test_the_notebooks_run(tmp_path):
     build_site(tmp_path, execute=True)
+
+
+def test_scripts_find_the_place_of_their_table():
+    """Each `write_page` of a script has its markers in a page; names with values are those of the published runs."""
+    named = {'f"compression, seeds: {len(args.seeds)}"': ["compression, seeds: 1", "compression, seeds: 3"]}
+    named |= {'f"privacy, {population:,} clients"': ["privacy, 943 clients", "privacy, 100,000 clients"]}
+    texts = {page: (ROOT / page).read_text() for page in NAMES}
+    asked = [
+        name
+        for script in (ROOT / "scripts").glob("*.py")
+        for call in re.findall(r"write_page\(args.page, (f?\"[^\"]+\")", script.read_text())
+        for name in named.get(call, [call.strip('"')])
+    ]
+    assert len(asked) == 7
+    for name in asked:
+        assert sum(f"<!-- table: {name} -->" in text for text in texts.values()) == 1, name
