@@ -14,11 +14,12 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "docstrings",
     "figures",
     "generated",
 ]
+if not tags.has("quick"):  # noqa: F821, which Sphinx defines
+    extensions.append("sphinx.ext.viewcode")
 exclude_patterns = ["_build", "_ext", "_static"]
 suppress_warnings = ["config.cache"]
 

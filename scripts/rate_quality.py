@@ -3,9 +3,9 @@
 python scripts/rate_quality.py [--rounds 400] [--seeds 0 1 2] [--only "quantise 8" "top_k 10 %"] [--section.key value]
 
 Each row is a `jaxfed train` in a folder of its own under runs/rate_quality, resumed where it was. Writes table.md
-(and, with --page docs/results/compression.md, the table there), rows.json (a flat object for each method and seed) and
-figure.png (HR@10 on the full catalogue against bytes; needs `pip install matplotlib`). Test metrics of the best round by validation; mean and standard deviation over seeds,
-relative figures are those of the same seed.
+(and, with --page docs/results/compression.md, the table there), rows.json (a flat object for each method and seed)
+and figure.png (HR@10 on the full catalogue against bytes; needs `pip install matplotlib`). Test metrics of the best
+round by validation; mean and standard deviation over seeds, relative figures are those of the same seed.
 """
 
 import argparse
