@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup train test test-all smoke lint format types lock clean seeds docs
+.PHONY: setup train check test test-all smoke lint format types lock clean seeds docs
 
 setup: $(STAMP)
 
@@ -24,6 +24,11 @@ seeds: setup
 # what XLA is told where it need not make fast programs, only the same ones: a third of the compiler's time;
 # tests/conftest.py leaves out what the installed jaxlib does not know
 PLAIN := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+
+# before a commit: two minutes
+check: setup lint types
+	XLA_FLAGS="$(PLAIN)" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not full and not optimised and not long" \
+		tests/core tests/test_layers.py tests/test_names.py
 
 test: setup lint types
 	XLA_FLAGS="$(PLAIN)" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not full and not optimised"

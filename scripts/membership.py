@@ -22,7 +22,8 @@ from jaxfed.cli.main import set_up_process
 from jaxfed.config.build import Experiment, build_experiment, load_data
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config, read_config
-from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.aggregate import gather_then, sum_messages
+from jaxfed.core.channel import Channel, link
 from jaxfed.core.types import Messages, Tree
 from jaxfed.data.population import Population
 from jaxfed.training.rounds import initial_arrays, run_rounds
@@ -71,13 +72,13 @@ def defences(clients: int, small: int = 16) -> list[Defence]:
 def listen() -> Channel:
     """Writes down the messages of a round as its server has them, opened, before it adds them up."""
 
-    def reduce(part: Messages, size: int) -> Tree:
+    def record(messages: Messages, rows: int) -> Tree:
         jax.debug.callback(
-            lambda part: PARTS.append(jax.tree.map(np.asarray, part)), part._replace(memory=(), metrics={})
+            lambda seen: PARTS.append(jax.tree.map(np.asarray, seen)), messages._replace(memory=(), metrics={})
         )
-        return sum_messages(part, size)
+        return sum_messages(messages, rows)
 
-    return link(reduce=reduce, norm=lambda x: x)
+    return link(aggregator=gather_then(record))
 
 
 def look() -> Channel:

@@ -24,7 +24,8 @@ from jaxfed.bench.pages import write_page
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import LINKS, make_config, read_config
 from jaxfed.core import tables, wire
-from jaxfed.core.channel import CLIENTS
+from jaxfed.core.channel import broadcast_state, encode_message
+from jaxfed.core.streams import CLIENTS
 from jaxfed.core.tree import to_compute_dtype
 from jaxfed.core.types import ClientView
 from jaxfed.training import checkpoint
@@ -67,7 +68,7 @@ def coded_share(run: Path, sample: int) -> float | None:
     round of a run; None where they hide all but their sum."""
     config = make_config(read_config(run / "config.toml"))
     made = build_experiment(config, load_data(config.data))
-    if made.channel.hides:
+    if made.channel.claims.reveals != "message":
         return None
     with checkpoint.open_checkpoints(run / "checkpoints", config.run.keep) as kept:
         found = checkpoint.restore_newest(kept, initial_arrays(made, config.seed), print)
@@ -82,7 +83,9 @@ def coded_share(run: Path, sample: int) -> float | None:
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, CLIENTS), id))
         report = made.work.run(to_compute_dtype(tables.take_rows(state.shared, held)), mine, data, secret)
         me = ClientView(theirs, noise, key, id, report.weight, activity, held, size, jnp.asarray(cohort.ids))
-        return made.channel.encode(report.update, tables.take_rows(made.channel.send(state.channel), held), me)[0]
+        return encode_message(
+            made.channel, report.update, tables.take_rows(broadcast_state(made.channel, state.channel), held), me
+        )[0]
 
     asked = np.flatnonzero(np.asarray(cohort.ids) < made.data.population.num_clients)
     chosen = np.random.default_rng(0).choice(asked, min(sample, len(asked)), replace=False)

@@ -44,7 +44,7 @@ def private_links():
         asked = inspect.signature(make).parameters
         return make(**{name: value for name, value in known.items() if name in asked})
 
-    return {name for name, make in REGISTRY["channel"].items() if made(make).private}
+    return {name for name, make in REGISTRY["channel"].items() if made(make).claims.mechanisms}
 
 
 # --- runs: a configuration as a file, and as a table ----------------------------------------

@@ -110,7 +110,15 @@ def test_the_core_is_pure(path):
 def test_guides(path):
     """Shallow inheritance; nothing called utils."""
     assert path.stem not in ("utils", "helpers", "common", "misc")
-    known = {"NamedTuple", "nn.Module", "tfds.core.GeneratorBasedBuilder"}
+    known = {
+        "NamedTuple",
+        "Protocol",
+        "Enum",
+        "IntEnum",
+        "logging.Handler",
+        "nn.Module",
+        "tfds.core.GeneratorBasedBuilder",
+    }
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ClassDef):
             assert {ast.unparse(base) for base in node.bases} <= known, f"{path}: {node.name}"

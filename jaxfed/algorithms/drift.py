@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxfed.channels.average import map_averaged
 from jaxfed.core.channel import Channel, link
 from jaxfed.core.tree import scale_tree, zeros_like
 
@@ -13,13 +14,13 @@ def normalize_steps() -> Channel:
 
     def encode(update, sent, client):
         steps = jnp.maximum(client.steps, 1.0)
-        return (scale_tree(1 / steps, update), steps), client.memory
+        return (map_averaged(lambda update: scale_tree(1 / steps, update), update), steps), client.memory
 
     def decode(total, state, round):
         update, steps = total
-        return scale_tree(steps, update), state, {}
+        return map_averaged(lambda update: scale_tree(steps, update), update), state, {}
 
-    return link(encode, decode, name="fednova")
+    return link(encode, decode, is_average=False, name="fednova")
 
 
 def add_server_memory(population: int) -> Channel:
@@ -36,4 +37,4 @@ def add_server_memory(population: int) -> Channel:
         gathered = jax.tree.map(lambda h, d: h + share * d, gathered, total)
         return jax.tree.map(jnp.add, total, gathered), gathered, {}
 
-    return link(decode=decode, init=lambda example: (zeros_like(example), ()), name="feddyn")
+    return link(decode=decode, init=lambda example: (zeros_like(example), ()), is_average=False, name="feddyn")

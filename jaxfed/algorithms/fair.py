@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.channels.average import divide_or_zero, drop_sums, map_averaged
-from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.aggregate import SUM
+from jaxfed.core.channel import Channel, link
 from jaxfed.core.tables import squared_norm
 from jaxfed.core.tree import scale_tree
 
@@ -34,7 +35,7 @@ def fair_mean(q: float = 1.0, rate: float = 0.1) -> Channel:
         update, steep = summed
         return map_averaged(lambda update: jax.tree.map(lambda x: divide_or_zero(x, steep), update), update), state, {}
 
-    return link(encode, decode, reduce=sum_messages, weighs=True, name="fair")
+    return link(encode, decode, aggregator=SUM, is_average=True, name="fair")
 
 
 def agnostic_mean(activity: Sequence[float], groups: int = 10, rate: float = 0.1, forget: float = 0.5) -> Channel:
@@ -76,5 +77,12 @@ def agnostic_mean(activity: Sequence[float], groups: int = 10, rate: float = 0.1
         return (jnp.full(groups, 1 / groups), jnp.full(groups, 1 / groups)), ()
 
     return link(
-        encode, decode, init, send=lambda state: state, reduce=sum_messages, weighs=True, counts=True, name="agnostic"
+        encode,
+        decode,
+        init,
+        broadcast=lambda state: state,
+        aggregator=SUM,
+        is_average=True,
+        reads_cohort_size=True,
+        name="agnostic",
     )

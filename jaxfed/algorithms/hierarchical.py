@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from jaxfed.algorithms.ifca import ClusterMember, select_model
-from jaxfed.core.channel import Channel, chain, sum_messages
+from jaxfed.core.aggregate import SUM
+from jaxfed.core.channel import Channel, broadcast_state, chain, decode_total, encode_message
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.federate import Algorithm, federate
 from jaxfed.core.tables import Table, map_tables, num_rows
@@ -70,11 +71,11 @@ def channel_at_edges(channel: Channel, edge: np.ndarray) -> Channel:
         return (stack_copies(state, edges), (held, jnp.zeros(edges))), memory
 
     def encode(update, sent, client):
-        return channel.encode(update, select_model(sent, of(client)), client)
+        return encode_message(channel, update, select_model(sent, of(client)), client)
 
-    def open(message, sent, client):
-        if channel.open:
-            message = channel.open(message, select_model(sent, of(client)), client)
+    def decode_message(message, sent, client):
+        if channel.decode_message:
+            message = channel.decode_message(message, select_model(sent, of(client)), client)
         here = jnp.arange(edges) == of(client)
         seen = Table(jnp.full(client.rows.shape, client.weight)) if num_rows(message) else ()
 
@@ -90,23 +91,25 @@ def channel_at_edges(channel: Channel, edge: np.ndarray) -> Channel:
 
         def one(message, state, number):
             key = jax.random.fold_in(round.key, number)
-            return channel.decode(message, state, round._replace(key=key, present=round.present & (theirs == number)))
+            return decode_total(
+                channel, message, state, round._replace(key=key, present=round.present & (theirs == number))
+            )
 
         update, links, info = map_over_edges(one, message, state[0], jnp.arange(edges))
         heard = jax.tree.map(jnp.add, state[1], more)
         empty = {"edges/silent": (more[1] == 0).sum()}
         return update, (links, heard), jax.tree.map(lambda x: x.mean(0), info) | empty
 
-    def watch(message, sent, client):
-        return channel.watch(message, select_model(sent, of(client)), client) if channel.watch else {}
+    def metrics(message, sent, client):
+        return channel.metrics(message, select_model(sent, of(client)), client) if channel.metrics else {}
 
     return channel._replace(
         init=init,
         encode=encode,
-        open=open,
+        decode_message=decode_message,
         decode=decode,
-        send=lambda state: channel.send(state[0]),
-        watch=watch,
+        broadcast=lambda state: broadcast_state(channel, state[0]),
+        metrics=metrics,
     )
 
 
@@ -122,7 +125,13 @@ def check_edges(work: ClientWork, channel: Channel, num_clients: int, edge: np.n
         raise ValueError("server.edges: this work's server compares all clients with one model: set server.edges = 0")
     if work.histories:
         raise ValueError("server.edges: a closed form is solved from one sum: set server.edges = 0")
-    if channel.reduce not in (None, sum_messages) or channel.private or channel.hides or channel.whole:
+    claims = channel.claims
+    if (
+        channel.aggregator not in (None, SUM)
+        or claims.mechanisms
+        or claims.reveals != "message"
+        or claims.needs_all_rows
+    ):
         raise ValueError(
             "server.edges: at an edge stand means, clips and codes; noise, secure sums and robust rules are for one "
             "cohort: leave them out, or set server.edges = 0"
@@ -148,7 +157,7 @@ def hierarchical(
     it, as `per_row_mean` does over clients. What edges and server exchange is in the info as `edges/bytes_total`.
     Raises ValueError for edges without clients, and for links that are not for several sums.
     """
-    channel = channel if channel.links else chain(channel)
+    channel = channel if channel.claims.links else chain(channel)
     check_edges(work, channel, num_clients, edge, every)
     home = jnp.asarray(edge, jnp.int32)
 

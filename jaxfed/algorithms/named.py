@@ -18,7 +18,7 @@ from jaxfed.algorithms.local_training import gradient_work, local_steps, no_priv
 from jaxfed.channels.average import mean, weighted_mean
 from jaxfed.channels.difference import difference
 from jaxfed.channels.staleness import mixing, staleness
-from jaxfed.core.channel import Channel, chain
+from jaxfed.core.channel import Channel, chain, links_of
 from jaxfed.core.client_work import ClientWork, Loss, identity
 from jaxfed.core.federate import Algorithm, federate
 from jaxfed.core.types import Tree
@@ -34,7 +34,7 @@ def with_server_comparison(
     """
     if not (compares := work.compares):
         return algorithm
-    if others := [each.name for each in channel.links or (channel,) if not each.weighs and each.encodes]:
+    if others := [each.claims.name for each in links_of(channel) if not each.claims.is_average and each.encode]:
         raise ValueError(f"the server compares what each client sends, and {others[0]} changes it: keep to a mean")
     look = jax.jit(compares, donate_argnums=1)
 

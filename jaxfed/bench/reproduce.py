@@ -14,6 +14,7 @@ from jaxfed.config.build import load_data
 from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import built_in_folder, config_to_table, read_config, suggest
 from jaxfed.training.log import log
+from jaxfed.training.records import HEADLINES
 from jaxfed.training.run_dir import check_folder, write_file
 from jaxfed.training.runs import shared_runner
 from jaxfed.training.sweep import average_seeds
@@ -117,6 +118,11 @@ def plan_runs(rows: dict[str, TableRow], out: Path, quick: bool, words: Sequence
     return made
 
 
+def is_headline(name: str) -> bool:
+    """Whether a figure is one of the table's, of the server's model or of another view (test/VIEW/full/hr@10)."""
+    return name.startswith("test/") and name.endswith(tuple(each.removeprefix("test") for each in HEADLINES))
+
+
 def run_figures(plan: PlannedRun, clients: int) -> dict[str, Any]:
     """What the table tells of a run, flat; empty where there is none, or one with other settings."""
     folder = Path(plan.config.run.out)
@@ -131,7 +137,7 @@ def run_figures(plan: PlannedRun, clients: int) -> dict[str, Any]:
     best = next(each for each in log if each["round"] == summary["best_round"] and "bytes_up_total" in each)
     up, down = best["bytes_up_total"], best["bytes_down_total"]
     protocol = {"protocol": summary.get("protocol", plan.config.data.protocol), "leaky": bool(summary.get("leaky"))}
-    metrics = {name: value for name, value in summary.items() if re.fullmatch(r"test/[a-z/]+/(hr|ndcg)@10", name)}
+    metrics = {name: value for name, value in summary.items() if is_headline(name)}
     sizes = {"bytes_up": up / clients, "bytes_down": down / clients, "bytes_total": up + down}
     facts = {name: summary[name] for name in ("seconds", "best_round", "rounds")}
     return {"name": plan.name, "seed": plan.seed, **protocol, **metrics, **sizes, **facts, "command": plan.command}

@@ -56,7 +56,7 @@ def mean(count: int = 0) -> Channel:
         share = 1 / (count or jnp.maximum(round.present.sum(), 1))
         return map_averaged(lambda update: scale_tree(share, update), total), state, {}
 
-    return link(decode=decode, norm=lambda x: x, counts=not count, weighs=True, name="mean")
+    return link(decode=decode, l2_gain=lambda bound: bound, reads_cohort_size=not count, is_average=True, name="mean")
 
 
 def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
@@ -77,7 +77,7 @@ def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
         update, weight = total
         return map_averaged(lambda update: jax.tree.map(lambda x: divide_or_zero(x, weight), update), update), state, {}
 
-    return link(encode, decode, weighs=True, name="weighted_mean")
+    return link(encode, decode, is_average=True, name="weighted_mean")
 
 
 def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, counted: float = 1.0) -> Channel:
@@ -115,7 +115,7 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
 
         return map_averaged(divide, update), state, {}
 
-    return link(encode, decode, weighs=True, name="per_row_mean")
+    return link(encode, decode, is_average=True, name="per_row_mean")
 
 
 def cluster_mean() -> Channel:
@@ -137,4 +137,4 @@ def cluster_mean() -> Channel:
         seen = {"clusters/empty": (belongs == 0).sum()}
         return Broadcast(mean, ()), state, seen
 
-    return link(encode, decode, init, weighs=True, name="cluster_mean")
+    return link(encode, decode, init, is_average=True, name="cluster_mean")

@@ -5,7 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.aggregate import SUM
+from jaxfed.core.channel import Channel, link
 from jaxfed.core.tables import l2_norm, map_tables
 from jaxfed.core.tree import scale_tree, sum_last
 from jaxfed.core.types import Mean, Tree
@@ -33,13 +34,13 @@ def clip(bound: float = 1.0) -> Channel:
     """
     check_bound("clip.bound", bound)
 
-    def watch(update, sent, client):
+    def metrics(update, sent, client):
         return {"clip/clients": Mean(1.0 * (l2_norm(update) > bound), 1.0)}
 
     return link(
         lambda update, sent, client: (shrink_to_bound(update, bound)[0], client.memory),
-        norm=lambda x: min(x, bound),
-        watch=watch,
+        l2_gain=lambda before: min(before, bound),
+        metrics=metrics,
         name="clip",
     )
 
@@ -59,7 +60,7 @@ def clip_per_row(bound: float = 0.1) -> Channel:
     def encode(update, sent, client):
         return map_tables(rows, lambda x: shrink_to_bound(x, bound)[0], update), client.memory
 
-    return link(encode, norm=lambda x: x, name="clip_per_row")
+    return link(encode, l2_gain=lambda before: before, name="clip_per_row")
 
 
 def zero_out(bound: float = 10.0) -> Channel:
@@ -74,10 +75,10 @@ def zero_out(bound: float = 10.0) -> Channel:
         kept = l2_norm(update) <= bound
         return jax.tree.map(lambda x: jnp.where(kept, x, jnp.zeros_like(x)), update), client.memory
 
-    def watch(update, sent, client):
+    def metrics(update, sent, client):
         return {"zero_out/clients": Mean(1.0 * (l2_norm(update) > bound), 1.0)}
 
-    return link(encode, norm=lambda x: min(x, bound), watch=watch, name="zero_out")
+    return link(encode, l2_gain=lambda before: min(before, bound), metrics=metrics, name="zero_out")
 
 
 def adaptive_clip(
@@ -103,7 +104,7 @@ def adaptive_clip(
         kept, length = shrink_to_bound(update, now)
         return (scale_tree(1 / now, kept), share * (jnp.where(length <= now, 0.5, -0.5) + 0 * length)), client.memory
 
-    def watch(update, now, client):
+    def metrics(update, now, client):
         return {"clip/clients": Mean(1.0 * (l2_norm(update) > now), 1.0)}
 
     def decode(total, now, round):
@@ -116,10 +117,11 @@ def adaptive_clip(
         encode,
         decode,
         lambda example: (jnp.float32(bound), ()),
-        send=lambda now: now,
-        norm=lambda x: math.hypot(1, share / 2),
-        watch=watch,
-        reduce=sum_messages,
-        counts=not count,
+        broadcast=lambda now: now,
+        l2_gain=lambda before: math.hypot(1, share / 2),
+        metrics=metrics,
+        aggregator=SUM,
+        is_average=False,
+        reads_cohort_size=not count,
         name="adaptive_clip",
     )

@@ -1,7 +1,7 @@
 """Links that make messages smaller.
 
 `rotate` and `low_rank` are linear: the server undoes them on the sum. The others make codes that mean something one
-message at a time only: the server reads each before the sum (`Channel.open`), so they come last in a chain.
+message at a time only: the server reads each before the sum (`Channel.decode_message`), so they come last in a chain.
 """
 
 import math
@@ -10,12 +10,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.channel import Channel, chain, link
+from jaxfed.core.channel import Channel, chain, encode_message, link
+from jaxfed.core.streams import WEIGHTS
 from jaxfed.core.tables import Table, is_table
 from jaxfed.core.tree import stochastic_round, subtract, sum_last, zeros_like
 from jaxfed.core.types import Coded, Kept, Key, Tree, Weights
-
-WEIGHTS = (1 << 31) - 1  # of a link's streams, the one of its weights: leaves have the first ones
 
 
 def map_leaves(function: Callable, tree: Tree, key: Key | None = None) -> Tree:
@@ -35,12 +34,13 @@ def with_error_feedback(code: Channel) -> Channel:
 
     def encode(update, sent, client):
         wanted = jax.tree.map(jnp.add, update, client.memory)
-        message, _ = code.encode(wanted, sent, client._replace(memory=()))
-        assert code.open
-        return message, subtract(wanted, code.open(message, sent, client._replace(memory=None, key=None)))
+        message, _ = encode_message(code, wanted, sent, client._replace(memory=()))
+        assert code.decode_message
+        return message, subtract(wanted, code.decode_message(message, sent, client._replace(memory=None, key=None)))
 
     # what was held back may come all at once: nothing bounds the norm
-    return code._replace(init=lambda example: ((), zeros_like(example)), encode=encode, norm=None)
+    claims = code.claims._replace(l2_gain=None)
+    return code._replace(init=lambda example: ((), zeros_like(example)), encode=encode, claims=claims)
 
 
 def scaled_code(code: Callable, value: Callable, name: str, bits: int) -> Channel:
@@ -72,7 +72,7 @@ def scaled_code(code: Callable, value: Callable, name: str, bits: int) -> Channe
         by_row = is_table(node) and x.ndim > 1
         return (Table(codes) if is_table(node) else codes), (Table(scale) if by_row else scale)
 
-    def open(message, sent, client):
+    def decode_message(message, sent, client):
         codes, scales = message
 
         def meant(node, scale):
@@ -89,7 +89,7 @@ def scaled_code(code: Callable, value: Callable, name: str, bits: int) -> Channe
         each = zip(jax.tree.leaves(codes, is_leaf=stop), jax.tree.leaves(scales, is_leaf=is_table), strict=True)
         return jax.tree.unflatten(structure, [meant(*pair) for pair in each])
 
-    return link(encode, open=open, name=name)
+    return link(encode, decode_message=decode_message, name=name)
 
 
 def uniform_code(bits: int, whole: Callable, name: str) -> Channel:
@@ -117,17 +117,22 @@ def keep_weights_apart(code: Channel) -> Channel:
 
     def encode(update, sent, client):
         rest, weights = split(update)
-        message, memory = code.encode(rest, sent, client)
+        message, memory = encode_message(code, rest, sent, client)
         own = client._replace(memory=(), key=jax.random.fold_in(client.key, WEIGHTS))
-        return (message, plain.encode(weights, sent, own)[0]), memory
+        return (message, encode_message(plain, weights, sent, own)[0]), memory
 
-    def open(message, sent, client):
-        assert code.open
-        assert plain.open
-        rest, weights = code.open(message[0], sent, client), iter(plain.open(message[1], sent, client))
+    def decode_message(message, sent, client):
+        assert code.decode_message
+        assert plain.decode_message
+        rest, weights = (
+            code.decode_message(message[0], sent, client),
+            iter(plain.decode_message(message[1], sent, client)),
+        )
         return jax.tree.map(lambda x: Weights(next(weights)) if is_weights(x) else x, rest, is_leaf=is_weights)
 
-    return code._replace(init=lambda example: code.init(split(example)[0]), encode=encode, open=open)
+    return code._replace(
+        init=lambda example: code.init(split(example)[0]), encode=encode, decode_message=decode_message
+    )
 
 
 def is_weights(node: object) -> bool:
@@ -217,7 +222,7 @@ def rotate() -> Channel:
 
         return map_leaves(back, total, round.key), state, {}
 
-    return link(encode, decode, norm=lambda x: x, name="rotate")
+    return link(encode, decode, l2_gain=lambda bound: bound, is_average=False, name="rotate")
 
 
 def kept_count(share: float, entries: jax.Array) -> jax.Array:
@@ -270,10 +275,10 @@ def sparse_code(share: float, pick: Callable, known: bool, gain: Callable, name:
 
         return map_leaves(one, update, jax.random.fold_in(client.public, client.id)), client.memory
 
-    def open(message, sent, client):
+    def decode_message(message, sent, client):
         return jax.tree.map(lambda node: node.values, message, is_leaf=lambda node: isinstance(node, Kept))
 
-    return link(encode, open=open, name=name)
+    return link(encode, decode_message=decode_message, name=name)
 
 
 def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
@@ -285,7 +290,9 @@ def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
             table per client (clients x items x dim numbers).
     """
     made = sparse_code(share, lambda x, key: jnp.abs(x), False, lambda entries, count: 1.0, "top_k")
-    made = made._replace(norm=lambda x: x)  # a part of a vector is no longer than it
+    made = made._replace(
+        claims=made.claims._replace(l2_gain=lambda bound: bound)
+    )  # a part of a vector is no longer than it
     return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
@@ -358,5 +365,5 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
             whole.append(Table(x) if in_table else x)
         return jax.tree.unflatten(structure, whole), state, {}
 
-    norm = (lambda x: x) if 0 < gain <= 1 else None
-    return link(encode, decode, init, norm=norm, name="low_rank")
+    l2_gain = (lambda bound: bound) if 0 < gain <= 1 else None
+    return link(encode, decode, init, l2_gain=l2_gain, is_average=False, name="low_rank")

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.channels.noise import add_normal_noise, check_sensitivity
-from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.aggregate import SUM
+from jaxfed.core.channel import Channel, link
 from jaxfed.core.types import Mechanism, Sampler
 
 LONGEST = 4096  # rounds: the sensitivity is computed from the whole matrix
@@ -121,29 +122,25 @@ def correlated(
     def init(example):
         return stream.init_multiply(jax.tree.leaves(example)), ()
 
-    def at(norm):
-        stddev = multiplier * strategy_norm(matrix, patterns) * check_sensitivity("correlated", multiplier, norm)
+    def mechanisms(bound):
+        return (Mechanism("correlated", multiplier, l2=check_sensitivity("correlated", multiplier, bound)),)
 
-        def decode(total, state, round):
-            leaves, structure = jax.tree.flatten(total)
-            drawn = add_normal_noise([jnp.zeros_like(x) for x in leaves], stddev, round.key)
-            noise, state = stream.multiply_next(drawn, state)
-            summed = [x + n for x, n in zip(leaves, noise, strict=True)]
-            return jax.tree.unflatten(structure, summed), state, {"noise/stddev": jnp.float32(stddev)}
+    def decode(total, state, round):
+        bound = check_sensitivity("correlated", multiplier, round.bound)
+        stddev = multiplier * strategy_norm(matrix, patterns) * bound
+        leaves, structure = jax.tree.flatten(total)
+        drawn = add_normal_noise([jnp.zeros_like(x) for x in leaves], stddev, round.key)
+        noise, state = stream.multiply_next(drawn, state)
+        summed = [x + n for x, n in zip(leaves, noise, strict=True)]
+        return jax.tree.unflatten(structure, summed), state, {"noise/stddev": jnp.float32(stddev)}
 
-        return made._replace(decode=decode, private=(Mechanism("correlated", multiplier, l2=norm),), at=None)
-
-    def unplaced(total, state, round):
-        raise ValueError("correlated: use it inside chain(...), to the right of a clip, which sets its noise")
-
-    made = link(
-        decode=unplaced,
+    return link(
+        decode=decode,
         init=init,
-        reduce=sum_messages,
-        norm=lambda x: x,
-        private=(Mechanism("correlated", multiplier),),
-        at=at,
-        whole=True,
+        aggregator=SUM,
+        is_average=False,
+        l2_gain=lambda bound: bound,
+        mechanisms=mechanisms,
+        needs_all_rows=True,
         name="correlated",
     )
-    return made

@@ -40,4 +40,4 @@ def difference() -> Channel:
         update = map_averaged(whole, change)
         return update, update, {}
 
-    return link(encode, decode, init, send=lambda last: last, name="difference")
+    return link(encode, decode, init, broadcast=lambda last: last, is_average=False, name="difference")

@@ -5,13 +5,14 @@ Skellam noise goes with a secure sum, so that not even the server sees more: dis
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxfed.channels.noise import check_sensitivity
-from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.aggregate import SUM
+from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Reveals
 from jaxfed.core.tables import l2_norm
 from jaxfed.core.tree import stochastic_round
 from jaxfed.core.types import Key, Mechanism, Tree
@@ -87,16 +88,26 @@ def check_ring_bits(name: str, slots: int, l2: float, stddev: float, fraction_bi
 
 
 def integer_noise_link(
-    name: str, slots: int, multiplier: float, fraction_bits: int, limits: tuple[float, float], noise: Noise, **is_: Any
+    name: str,
+    slots: int,
+    multiplier: float,
+    fraction_bits: int,
+    limits: tuple[float, float],
+    noise: Noise,
+    reveals: Reveals = "message",
 ) -> Channel:
     """A link that sends integers, x * 2^fraction_bits rounded at random, and adds integer noise to their sum modulo
     2^32. `noise(key, stddev, shape)` draws it; `limits` are of its standard deviation, in grid units."""
     unit = 2.0**fraction_bits
 
-    def at(bound):
-        longest = unit * check_sensitivity(name, multiplier, bound) * ROOM
-        l2 = longest * FLOAT
-        stddev = multiplier * l2
+    def longest(bound):  # norm of a message, in grid units
+        return unit * check_sensitivity(name, multiplier, bound) * ROOM
+
+    def l2_gain(bound):
+        return longest(bound) * FLOAT
+
+    def check(bound):
+        stddev = multiplier * l2_gain(bound)
         if not limits[0] <= stddev <= limits[1]:
             more = math.log2((limits[0] if stddev < limits[0] else limits[1]) / stddev)
             fitting = fraction_bits + (math.ceil(more) if more > 0 else math.floor(more))
@@ -104,30 +115,35 @@ def integer_noise_link(
                 f"{name}: noise of standard deviation {stddev:.3g} in grid units (1 grid unit = 2^-fraction_bits), "
                 f"{limits[0]:g} to {limits[1]:g} can be drawn: set {name}.fraction_bits to {fitting}"
             )
-        check_ring_bits(name, slots, l2, stddev, fraction_bits)
+        check_ring_bits(name, slots, l2_gain(bound), stddev, fraction_bits)
 
-        def encode(update, sent, client):
-            return round_within_norm(update, client.key, unit, longest), client.memory
-
-        def decode(summed, state, round):
-            leaves, structure = jax.tree.flatten(summed)
-            keys = jax.random.split(round.key, len(leaves))
-            noisy = [x + noise(k, stddev, x.shape) for x, k in zip(leaves, keys, strict=True)]
-            out = [x.astype(jnp.float32) / unit for x in noisy]
-            return jax.tree.unflatten(structure, out), state, {"noise/stddev": jnp.float32(stddev / unit)}
-
+    def mechanisms(bound):
         # whole numbers: the L1 norm is no larger than the square of the L2 norm
-        released = Mechanism(name, multiplier, l1=l2 * l2, l2=l2)
-        return made._replace(encode=encode, decode=decode, private=(released,), norm=lambda x: l2, at=None)
+        return (Mechanism(name, multiplier, l1=l2_gain(bound) ** 2, l2=l2_gain(bound)),)
 
-    def unplaced(*_):
-        raise ValueError(f"{name}: use it inside chain(...), to the right of a clip, which sets its noise")
+    def encode(update, sent, client):
+        return round_within_norm(update, client.key, unit, longest(client.bound)), client.memory
 
-    released = Mechanism(name, multiplier, 1.0, 1.0)
-    made: Channel = link(
-        unplaced, unplaced, reduce=sum_messages, private=(released,), at=at, whole=True, name=name, **is_
+    def decode(summed, state, round):
+        stddev = multiplier * l2_gain(round.bound)
+        leaves, structure = jax.tree.flatten(summed)
+        keys = jax.random.split(round.key, len(leaves))
+        noisy = [x + noise(k, stddev, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        out = [x.astype(jnp.float32) / unit for x in noisy]
+        return jax.tree.unflatten(structure, out), state, {"noise/stddev": jnp.float32(stddev / unit)}
+
+    return link(
+        encode,
+        decode,
+        aggregator=SUM,
+        is_average=False,
+        l2_gain=l2_gain,
+        mechanisms=mechanisms,
+        check=check,
+        needs_all_rows=True,
+        name=name,
+        reveals=reveals,
     )
-    return made
 
 
 def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Channel:
@@ -147,4 +163,4 @@ def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Cha
     def noise(key, stddev, shape):
         return draw_skellam(key, stddev**2, shape)
 
-    return integer_noise_link("skellam", slots, multiplier, fraction_bits, (10.0, 1e5), noise, hides=True)
+    return integer_noise_link("skellam", slots, multiplier, fraction_bits, (10.0, 1e5), noise, reveals="sum")

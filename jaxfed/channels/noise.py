@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.aggregate import SUM
+from jaxfed.core.channel import Channel, link
 from jaxfed.core.tables import Table, is_table, num_rows
 from jaxfed.core.types import Key, Mechanism, Tree
 
@@ -47,27 +48,22 @@ def gaussian(multiplier: float = 1.0) -> Channel:
         multiplier: Standard deviation of the noise, over what one client can add to the sum.
     """
 
-    def at(norm):
-        stddev = multiplier * check_sensitivity("gaussian", multiplier, norm)
+    def mechanisms(bound):
+        return (Mechanism("gaussian", multiplier, l2=check_sensitivity("gaussian", multiplier, bound)),)
 
-        def decode(total, state, round):
-            return add_normal_noise(total, stddev, round.key), state, {"noise/stddev": jnp.float32(stddev)}
+    def decode(total, state, round):
+        stddev = multiplier * check_sensitivity("gaussian", multiplier, round.bound)
+        return add_normal_noise(total, stddev, round.key), state, {"noise/stddev": jnp.float32(stddev)}
 
-        return made._replace(decode=decode, private=(Mechanism("gaussian", multiplier, l2=norm),), at=None)
-
-    def unplaced(total, state, round):
-        raise ValueError("gaussian: use it inside chain(clip(...), gaussian(...)): the clip sets its noise")
-
-    made = link(
-        decode=unplaced,
-        reduce=sum_messages,  # what one client can add is what it can add to a sum, to no other reduction
-        norm=lambda x: x,
-        private=(Mechanism("gaussian", multiplier),),
-        at=at,
-        whole=True,
+    return link(
+        decode=decode,
+        aggregator=SUM,  # what one client can add is what it can add to a sum, to no other aggregate
+        is_average=False,
+        l2_gain=lambda bound: bound,
+        mechanisms=mechanisms,
+        needs_all_rows=True,
         name="gaussian",
     )
-    return made
 
 
 class WholeTable(NamedTuple):
@@ -98,7 +94,7 @@ def densify() -> Channel:
 
         return jax.tree.map(table, total, is_leaf=lambda node: isinstance(node, WholeTable)), state, {}
 
-    return link(encode, decode, norm=lambda x: x, whole=True, name="densify")
+    return link(encode, decode, is_average=False, l2_gain=lambda bound: bound, needs_all_rows=True, name="densify")
 
 
 def local_gaussian(multiplier: float = 1.0) -> Channel:
@@ -110,29 +106,16 @@ def local_gaussian(multiplier: float = 1.0) -> Channel:
         multiplier: Standard deviation of the noise, over the largest norm of a message.
     """
 
-    def at(norm):
-        stddev = multiplier * check_sensitivity("local_gaussian", multiplier, norm)
+    def mechanisms(bound):
+        return (Mechanism("local", multiplier, l2=check_sensitivity("local_gaussian", multiplier, bound)),)
 
-        def encode(update, sent, client):
-            return add_normal_noise(update, stddev, client.key), client.memory
-
-        return made._replace(encode=encode, private=(Mechanism("local", multiplier, l2=norm),), at=None)
+    def encode(update, sent, client):
+        stddev = multiplier * check_sensitivity("local_gaussian", multiplier, client.bound)
+        return add_normal_noise(update, stddev, client.key), client.memory
 
     def init(example):
         if num_rows(example):
             raise ValueError("local_gaussian: noise does not hide which rows a client sends: put densify before it")
         return (), ()
 
-    def unplaced(update, sent, client):
-        raise ValueError("local_gaussian: use it inside chain(...), to the right of a clip, which sets its noise")
-
-    made = link(
-        unplaced,
-        None,
-        init,
-        private=(Mechanism("local", multiplier),),
-        at=at,
-        whole=True,
-        name="local_gaussian",
-    )
-    return made
+    return link(encode, init=init, mechanisms=mechanisms, needs_all_rows=True, name="local_gaussian")

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.core.aggregate import gather_then
 from jaxfed.core.channel import Channel, link
 from jaxfed.core.tables import is_table, map_tables
 from jaxfed.core.types import Messages, Tree
@@ -152,7 +153,7 @@ def check_float_messages(example: Tree) -> tuple[Tree, Tree]:
     return (), ()
 
 
-MEDIAN = reduce_over_holders(trimmed_group_mean(lambda n: jnp.maximum(n - 1, 0) // 2))
+MEDIAN = gather_then(reduce_over_holders(trimmed_group_mean(lambda n: jnp.maximum(n - 1, 0) // 2)))
 
 
 def median() -> Channel:
@@ -160,7 +161,7 @@ def median() -> Channel:
 
     Takes 32 passes over the table rows that the cohort sent. Bears less than half of a row's holders being malicious.
     """
-    return link(reduce=MEDIAN, init=check_float_messages, name="median")
+    return link(aggregator=MEDIAN, init=check_float_messages, name="median")
 
 
 def trimmed_mean(fraction: float = 0.2) -> Channel:
@@ -179,7 +180,11 @@ def trimmed_mean(fraction: float = 0.2) -> Channel:
         share = fraction * (1 - 1e-6) * n  # 0.2 of 5 is 1, not the 1.00000003 of float32, which would round up to 2
         return jnp.minimum(jnp.ceil(share).astype(jnp.int32), jnp.maximum(n - 1, 0) // 2)
 
-    return link(reduce=reduce_over_holders(trimmed_group_mean(cut)), init=check_float_messages, name="trimmed_mean")
+    return link(
+        aggregator=gather_then(reduce_over_holders(trimmed_group_mean(cut))),
+        init=check_float_messages,
+        name="trimmed_mean",
+    )
 
 
 # --- by distance ----------------------------------------
@@ -210,7 +215,7 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Channel:
 
         return jax.lax.fori_loop(0, iterations, closer, weighted(jnp.ones((len(x), 1))))
 
-    return link(reduce=reduce_over_holders(rule), init=check_float_messages, name="geometric_median")
+    return link(aggregator=gather_then(reduce_over_holders(rule)), init=check_float_messages, name="geometric_median")
 
 
 def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
@@ -244,7 +249,7 @@ def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
 
         return reduce_over_holders(rule)(part, size)
 
-    return link(reduce=reduce, init=check_float_messages, name="krum")
+    return link(aggregator=gather_then(reduce), init=check_float_messages, name="krum")
 
 
 def select_best(part: Messages, size: int, byzantine: int, selected: int) -> tuple[jax.Array, jax.Array]:

@@ -8,7 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.channel import Channel, link, sum_messages
+from jaxfed.core.aggregate import SUM
+from jaxfed.core.channel import Channel, link
 from jaxfed.core.tables import num_rows
 from jaxfed.core.tree import stochastic_round
 from jaxfed.core.types import Mean
@@ -34,7 +35,7 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
             not simulated), and the sum is priced by them.
     """
 
-    def at(norm):
+    def check(norm):
         most = bound or norm
         if most == math.inf:
             raise ValueError("ring: nothing bounds the numbers it sums: put clip before it, or set ring.bound")
@@ -42,10 +43,8 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
         if need > BITS:
             raise ValueError(
                 f"ring: the sum of {slots} clients up to {most:g} with {fraction_bits} fractional bits needs {need} "
-                f"bits, the ring has {BITS}: lower ring.fraction_bits to {fraction_bits - need + BITS}, or lower the "
-                "clip bound"
+                f"bits, the ring has {BITS}: lower ring.fraction_bits to {fraction_bits - need + BITS}, or clip more"
             )
-        return made._replace(at=None)
 
     def encode(update, sent, client):
         leaves, structure = jax.tree.flatten(update)
@@ -60,13 +59,20 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
     def decode(summed, state, round):
         return jax.tree.map(lambda x: x.astype(jnp.float32) / 2.0**fraction_bits, summed), state, {}
 
-    def watch(update, sent, client):
+    def metrics(update, sent, client):
         beyond = [(jnp.abs(x) > bound).any() for x in jax.tree.leaves(update)]
         return {"ring/cut": Mean(1.0 * jnp.stack(beyond).any(), 1.0)}
 
-    watched = watch if bound else None  # a bound of its own may be less than what comes, as weights of a mean are
-    made = link(encode, decode, watch=watched, reduce=sum_messages, hides=True, union=union, at=at, name="ring")
-    return made
+    return link(
+        encode,
+        decode,
+        metrics=metrics if bound else None,  # a bound of its own may be less than what comes, as weights of a mean are
+        aggregator=SUM,
+        is_average=False,
+        reveals="sum and rows" if union else "sum",
+        check=check,
+        name="ring",
+    )
 
 
 def pads(neighbours: int = 0) -> Channel:
@@ -134,4 +140,13 @@ def pads(neighbours: int = 0) -> Channel:
 
         return jax.tree.unflatten(structure, [clean(n, x) for n, x in enumerate(leaves)]), state, {}
 
-    return link(encode, decode, init, reduce=sum_messages, hides=True, norm=lambda x: x, name="pads")
+    return link(
+        encode,
+        decode,
+        init,
+        aggregator=SUM,
+        is_average=False,
+        l2_gain=lambda bound: bound,
+        reveals="sum",
+        name="pads",
+    )

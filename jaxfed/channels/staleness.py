@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxfed.channels.average import map_averaged
 from jaxfed.core.channel import Channel, link
 from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Broadcast, ClientView
@@ -31,9 +32,10 @@ def staleness(exponent: float = 0.5) -> Channel:
     check_exponent("staleness", exponent)
 
     def encode(update, sent, client):
-        return scale_tree(staleness_discount(client.age, exponent), update), client.memory
+        discount = staleness_discount(client.age, exponent)
+        return map_averaged(lambda update: scale_tree(discount, update), update), client.memory
 
-    return link(encode, norm=lambda x: x, name="staleness")
+    return link(encode, l2_gain=lambda bound: bound, name="staleness")
 
 
 def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
@@ -57,8 +59,8 @@ def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
             raise ValueError("mixing: it opens whole models, and a link before it sends something else: put it first")
         return (), ()
 
-    def open(message, sent, client: ClientView):
+    def decode_message(message, sent, client: ClientView):
         away = jax.tree.map(jnp.add, message.params, client.drift)  # x - y, whatever y began from
         return message._replace(params=scale_tree(rate * staleness_discount(client.age, exponent), away))
 
-    return link(init=init, open=open, norm=None, name="mixing")
+    return link(init=init, decode_message=decode_message, name="mixing")

@@ -44,6 +44,7 @@ def init_command(args: argparse.Namespace) -> None:
 
     table = starting_table(args.source)
     place = Path(args.out or f"{Path(args.source).stem or 'config'}.toml")
+    table["run"] = table.get("run", {}) | {"out": f"runs/{place.stem}"}
     if place.exists():
         raise ValueError(f"{place} is there already: pass another --out")
     if not place.parent.is_dir():
@@ -61,9 +62,8 @@ def starting_table(source: str) -> dict[str, Any]:
 
     if source and Path(source).exists() and not source.lower().endswith(".toml"):
         kinds = infer_loader({}, [f"--data.path={source}"], "rename it to end in .csv, .tsv, .parquet or .inter")
-        out = f"runs/{Path(source).stem}"
-        return {"data": {"name": kinds[0].partition("=")[2], "path": source}, "run": {"out": out}}
-    return read_config(source) if source else {"run": {"out": "runs/first"}}
+        return {"data": {"name": kinds[0].partition("=")[2], "path": source}}
+    return read_config(source) if source else {}
 
 
 def starter_text(table: dict[str, Any], name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 # nothing that takes long to import: JAX comes when a command is known
 from jaxfed import __version__
-from jaxfed.cli import init, interrupted, launch, privacy, reproduce, sweep
+from jaxfed.cli import doctor, init, interrupted, launch, privacy, reproduce, sweep
 from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
@@ -35,9 +35,15 @@ def make_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False, **more)
 
     train = command("train", "Run a configuration. CONFIG.toml --help lists its keys.", EPILOG)
-    train.add_argument("config", metavar="CONFIG.toml", help="a file, or the name of one that comes with jaxfed")
-    train.add_argument("--out", metavar="RUN", help="where the run lives (run.out)")
-    train.add_argument("--resume", action="store_true", help="go on with the run that is there; print a finished one")
+    train.add_argument(
+        "config", metavar="CONFIG.toml", help="a file, a run's folder, or the name of one that comes with jaxfed"
+    )
+    train.add_argument("--out", metavar="RUN", help="where the run lives (run.out; runs/NAME of the configuration)")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run that is there; print a finished one, or with --rounds N go on to N rounds",
+    )
     train.add_argument(
         "--profile", action="store_true", help=f"trace {TRACED} rounds into RUN/profile; --run.profile N: so many"
     )
@@ -67,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     init.add_init_options(command)
     reproduce.add_reproduce_options(command)
     launch.add_launch_options(command)
+    doctor.add_doctor_options(command)
     return main
 
 
@@ -77,24 +84,33 @@ def train_command(args: argparse.Namespace, overrides: list[str]) -> None:
     every = join_processes()  # before any other use of JAX
 
     from jaxfed.config.overrides import override_config
-    from jaxfed.config.schema import config_to_toml, expect_table, read_config
+    from jaxfed.config.schema import config_to_toml, expect_table, locate_config, read_config
     from jaxfed.training.loop import train_run as run
     from jaxfed.training.run_dir import holds_run
 
     def configured():
-        table, lies = read_config(args.config), Path(args.config).parent
-        of_a_run = Path(args.config).name == "config.toml" and holds_run(lies)  # which goes on where it lies now
+        file = locate_config(args.config)
+        table, lies = read_config(args.config), file.parent
+        of_a_run = file.name == "config.toml" and holds_run(lies)  # which goes on where it lies now
         given: dict[str, Any] = {"out": str(lies)} if of_a_run else {}
         given |= {"out": args.out} if args.out else {}
         given |= {"profile": TRACED} if args.profile else {}
-        table["run"] = expect_table(table.get("run", {}), "run") | given
+        table["run"] = {"out": f"runs/{file.stem}"} | expect_table(table.get("run", {}), "run") | given
         return override_config(table, overrides)
 
     config = agree_on(every, "configuration", configured, config_to_toml)
-    summary = run(config, args.resume)
+    extend = any(word.partition("=")[0] == "--rounds" for word in overrides)
+    summary = run(config, args.resume, extend=extend)
     if not every.rank:
-        best = f"best of {summary['rounds']} rounds by validation: round {summary['best_round']}"
-        print_summary(summary, f"{config.run.out}: {best}")
+        print_summary(summary, f"{config.run.out}: {describe_best(summary, config.evaluation.every)}")
+
+
+def describe_best(summary: dict[str, Any], every: int) -> str:
+    """Which round was chosen, of how many that were evaluated: each of `every`, and the last."""
+    rounds = summary["rounds"]
+    looks = -(-rounds // every)
+    many = f"{looks:,} evaluation{'s' * (looks > 1)} in {rounds:,} round{'s' * (rounds > 1)}"
+    return f"best of {many}, by validation: round {summary['best_round']}"
 
 
 def print_summary(values: dict[str, Any], title: str) -> None:
@@ -102,13 +118,14 @@ def print_summary(values: dict[str, Any], title: str) -> None:
     from rich.console import Console
 
     from jaxfed.core.excerpt import printable
+    from jaxfed.training.records import ERROR_COLUMNS, RANKING_COLUMNS, TERMINAL_FACTS, format_fact
     from jaxfed.training.terminal_table import print_table
 
     leaky = " (LEAKY: train negatives exclude the held-out items)" if values.get("leaky") else ""
     out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     exposed = ("er@10",) if any(name.endswith("/er@10") for name in values) else ()
     ranked = any(name.endswith("/hr@10") for name in values)
-    usual = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc") if ranked else ("rmse", "mae", "log_loss", "auc")
+    usual = RANKING_COLUMNS if ranked else ERROR_COLUMNS
     columns = [each for each in (*usual, *exposed) if any(name.endswith(f"/{each}") for name in values)]
     first, lines = f"/{columns[0]}" if columns else "", []
     for part in [name.removesuffix(first) for name in values if first and name.endswith(first)]:
@@ -119,26 +136,9 @@ def print_summary(values: dict[str, Any], title: str) -> None:
     stages = [f"{name} {value:,.1f}" for name, value in spent.items() if value is not None]
     if stages:  # of a run; the first three pass while devices compute
         out.print(printable(f"{'seconds by stage':>26}  {', '.join(stages)}"))
-    facts = (
-        "simulated_seconds",
-        "seconds",
-        "compile_seconds",
-        "client_updates_per_second",
-        "clients/refused_total",
-        "clients/dropped_total",
-        "clients/clipped_total",
-        "epsilon",
-        "delta",
-        "peak_memory_mb",
-        "bytes_up_per_client",
-        "bytes_down_per_client",
-        "server_sees",
-        "params_sha256",
-    )
-    for fact in facts:
+    for fact in TERMINAL_FACTS:
         if value := values.get(fact):
-            number = isinstance(value, int | float)
-            text = f"{round(value, 6) if fact == 'epsilon' else value:,}" if number else str(value)
+            text = format_fact(fact, value)
             out.print(printable(f"{fact:>26}  {text}"))
 
 
@@ -148,12 +148,12 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
     from jaxfed.config.schema import make_config, read_config
     from jaxfed.training import checkpoint
     from jaxfed.training.log import log
+    from jaxfed.training.loop import LOWER_RATES
     from jaxfed.training.resume import record_problem, recorded_config
     from jaxfed.training.rounds import initial_arrays, make_run_keys
+    from jaxfed.training.run_dir import locate_run
 
-    path = Path(folder)
-    if not (path / "config.toml").is_file():
-        raise ValueError(f"{folder}: no run here (no config.toml)")
+    path = locate_run(folder)
     if not (path / "checkpoints").is_dir():
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
     config, record = (
@@ -170,7 +170,7 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
     if record and not record["standing"]["best_round"]:
         ended, rounds = record["standing"]["finished"], record["standing"]["round"]
         raise ValueError(
-            f"the run in {folder} diverged: train again in another folder with lower learning rates"
+            f"the run in {folder} diverged: train again in another folder, and {LOWER_RATES}"
             if ended
             else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
             f"{folder}/config.toml --resume"
@@ -205,6 +205,7 @@ def recommend_command(args: argparse.Namespace) -> None:
     from jaxfed.config.schema import make_config, read_config
     from jaxfed.core.excerpt import printable
     from jaxfed.training.log import log
+    from jaxfed.training.loop import LOWER_RATES
     from jaxfed.training.recommend import locate_user, score_items, selected_view
 
     if args.k < 1:
@@ -221,8 +222,7 @@ def recommend_command(args: argparse.Namespace) -> None:
     score = score_items(experiment, best, seat, view)
     if np.isnan(score).any():
         raise ValueError(
-            f"the run in {args.run} diverged (scores are not numbers): train again in another folder with lower "
-            "learning rates"
+            f"the run in {args.run} diverged (scores are not numbers): train again in another folder, and {LOWER_RATES}"
         )
     if not np.isfinite(score).any():
         log("nothing to recommend: this user had every item")
@@ -244,7 +244,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
 
     name, table = args.name, {}
     own = [re.sub(r"^--(?!data\.)", "--data.", word) for word in overrides]
-    if name.lower().endswith(".toml") or name in built_in_configs():
+    if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         table = {"data": read_config(name).get("data", {})}
     elif name in REGISTRY["data"]:
         table = {"data": {"name": name}}
@@ -299,6 +299,8 @@ def main() -> None:
             raise ValueError(f"unknown option {rest[0]}")
         if args.command == "launch":
             sys.exit(launch.launch_processes(args))
+        if args.command == "doctor":  # before JAX is imported: it may be what is wrong
+            return doctor.doctor_command(args)
         set_up_process()
         if args.command in configured:
             configured[args.command](args, rest)
@@ -348,10 +350,8 @@ def set_up_process() -> None:
 
     import jax
 
-    from jaxfed.data.sources.movielens_files import cache_folder
-
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(doctor.xla_cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     logging.getLogger("absl").setLevel(logging.ERROR)
     with contextlib.suppress(OSError, AttributeError):  # glibc: keep freed memory, or every round faults its pages anew

@@ -4,7 +4,6 @@ search for what breaks it."""
 import argparse
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 DRAWN = ("poisson", "uniform", "everyone", "cyclic")  # names of samplers, in a configuration, that have a bound
@@ -93,18 +92,25 @@ def probe_command(args: argparse.Namespace, overrides: list[str]) -> None:
     config = override_config(read_config(args.config), overrides)
     data = load_data(config.data)
     worst: dict[str, Any] = {}
+    tried = set()
     for change in probe_rounds(config, data, args.clients, args.rounds):
-        if change.link not in worst or change.ratio > worst[change.link].ratio:
-            worst[change.link] = change
+        tried.add((change.round, change.client))
+        if change.link not in worst or not change.ratio <= worst[change.link].ratio:  # NaN is the worst
+            worst[change.link] = change if not math.isnan(change.ratio) else change._replace(ratio=math.inf)
+    if not tried:
+        raise ValueError(
+            f"no client reported in {args.rounds} rounds, so nothing was tried: raise --rounds or cohort.size, or "
+            "lower cohort.dropout or the learning rates"
+        )
     for link, change in worst.items():
         name = data.population.names[change.client]
         print(
             f"{link}: the largest change over its bound is {change.ratio:.4f} (client {printable(name)}, "
             f"{change.interactions:,} interactions, {change.done}, round {change.round})"
         )
-    trials = f"{args.clients} clients x {args.rounds} rounds"
-    print(f"no violation in {trials} proves nothing; one violation disproves the guarantee")
-    if max(change.ratio for change in worst.values()) > 1 + TOLERANCE:
+    trials = f"{len(tried)} clients of {args.rounds} rounds"
+    print(f"no violation among {trials} proves nothing; one violation disproves the guarantee")
+    if not max(change.ratio for change in worst.values()) <= 1 + TOLERANCE:
         print(
             "jaxfed: one client changed a sum by more than the bound that its noise was calibrated for: the stated "
             "epsilon is too small. Check the links to the left of the noise",
@@ -159,11 +165,9 @@ def calibrate_command(args: argparse.Namespace) -> list[str]:
 
 def spent_command(folder: str) -> list[str]:
     """What `jaxfed privacy spent` prints. Raises ValueError for a run without a figure."""
-    from jaxfed.training.run_dir import read_summary
+    from jaxfed.training.run_dir import locate_run, read_summary
 
-    path = Path(folder)
-    if not (path / "config.toml").is_file():
-        raise ValueError(f"{folder}: no run here (no config.toml)")
+    path = locate_run(folder)
     if not (path / "summary.json").is_file():
         raise ValueError(f"{folder} is not finished (no summary.json): jaxfed train {folder}/config.toml --resume")
     found = read_summary(path).get("privacy")

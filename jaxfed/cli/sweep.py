@@ -1,6 +1,7 @@
 """`jaxfed sweep`: every combination of some values is a run, in this process, and goes on where it was."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     table, grid = read_config(args.config), sweeping.parse_grid(args.grid)
     out, keys = Path(args.out or f"runs/sweep/{Path(args.config).stem}"), list(grid)
     todo = sweeping.sweep_points(override_config, table, grid, args.seeds, overrides, out)
-    rows = sweeping.kept_rows(out, todo, keys)
-    for row in sweeping.run_sweep(todo, shared_runner(), log):
+    again = partial(sweeping.sweep_point, override_config, table, overrides, out)
+    before = sweeping.earlier_rows(out, todo, keys, again)
+    rows = sweeping.kept_rows(before, todo, keys)
+    for row in sweeping.run_sweep(todo, shared_runner(), log, before):
         rows.append(row)
         every = sweeping.write_results(out, rows, keys)  # after each, so that a sweep which is stopped has its table
     sweeping.print_results(every, keys, f"{out}: {len(rows)} runs, * the best by validation")

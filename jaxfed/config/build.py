@@ -34,7 +34,8 @@ from jaxfed.config.sections import (
     make_model,
     make_server_optimizer,
 )
-from jaxfed.core.channel import Channel, sum_messages
+from jaxfed.core.aggregate import SUM
+from jaxfed.core.channel import Channel
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.download import check_download, make_download
 from jaxfed.core.federate import Algorithm, federate
@@ -167,7 +168,10 @@ def build_experiment(
     work = make_client_work(config, model, **known, num_items=end)
     check_closed_form(work, config.server.name, channel, population)
     check_client_store(run, processes, work, sampler)
-    batching, lazy = make_batching(config.work, model, work), config.server.lazy and not (channel.whole or work.whole)
+    batching, lazy = (
+        make_batching(config.work, model, work),
+        config.server.lazy and not (channel.claims.needs_all_rows or work.whole),
+    )
     check_examples(population, batching, sampler.slots)
     shapes = make_block_shapes(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     shared = jax.eval_shape(lambda key: work.init(model.init(key), key)[0], jax.random.key(0))
@@ -175,7 +179,7 @@ def build_experiment(
     price = make_wire(channel, shared, down, work.sends, work.alone)
     if down:
         check_download(down, shared)
-    sums, edge = channel.reduce in (None, sum_messages), assign_edges(config, population.num_clients, sampler)
+    sums, edge = channel.aggregator in (None, SUM), assign_edges(config, population.num_clients, sampler)
     meeting = {"edge": edge, "every": config.server.edge_rounds, "per_row": averages_by_row(channel)}
     build: Callable[..., Algorithm] = federate if edge is None else partial(hierarchical, **meeting)
     algorithm = build(
@@ -206,6 +210,11 @@ def build_experiment(
     if population.cold:
         check_cold_start(model, work)
         examine_cold = make_evaluator(model, through, placement, promoted)
+    if through.claims.mechanisms and config.privacy.seed == "secret":
+        raise ValueError(
+            "evaluation.channel: its noise would come from the seed that config.toml holds, not from the secret one: "
+            "leave the noise out, or privacy.seed"
+        )
     account = make_account(channel, sampler, population.num_clients, config.privacy)
     epsilon = make_ledger(account.mechanisms, account.sampling, account.delta, account.relation)
     made = (data, model, batching, shapes, sampler, work, channel, algorithm, placement, examine, exams, price)

@@ -85,7 +85,7 @@ def check_closed_form(work: ClientWork, server: str, channel: Channel, populatio
     """Raises ValueError for a closed form whose halves do not meet, or whose sums are none."""
     if work.histories != (server == "solve"):
         raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
-    if work.histories and channel.weighs:
+    if work.histories and channel.claims.is_average:
         raise ValueError("work.statistics: the server solves from sums, a link makes a mean of them: set channel = []")
     if work.histories and population.users_per_client > 1:
         raise ValueError('work.statistics: a client is one user\'s history: set data.clients = "user"')

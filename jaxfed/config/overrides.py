@@ -13,6 +13,7 @@ from jaxfed.config.schema import (
     check_config_values,
     config_to_table,
     expect_table,
+    infer_kind,
     iterate_leaves,
     make_config,
     suggest,
@@ -31,12 +32,14 @@ def infer_loader(table: dict[str, Any], args: list[str], mend: str = "pass, for 
     if "--data.path" not in given or "--data.name" in given:
         return []
     section, path = expect_table(table.get("data", {}), "data"), given["--data.path"]
-    now, delimiter = section.get("name", "ml-100k"), given.get("--data.delimiter", section.get("delimiter"))
-    kinds = [name for name in REGISTRY["data"] if "path" in section_arguments("data", name)]
-    kind = file_kind(path) or ("csv" if delimiter and now not in kinds else "")
-    if kind not in kinds and now not in kinds:
-        raise ValueError(f"cannot tell the kind of {shorten(path)} from its ending: {mend}")
-    return [f"--data.name={kind}"] if kind in kinds and kind != now else []
+    delimiter = given.get("--data.delimiter", section.get("delimiter", ""))
+    kind = infer_kind(path, str(delimiter), mend, kind_in_table(section))
+    return [f"--data.name={kind}"] if kind != section.get("name") else []
+
+
+def kind_in_table(section: dict[str, Any]) -> str:
+    """The kind that a [data] section says, or that the ending of its path does; "": neither."""
+    return str(section.get("name", "")) or file_kind(str(section.get("path", "")))
 
 
 def apply_names(table: dict[str, Any], args: list[str]) -> list[str]:

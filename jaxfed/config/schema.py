@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-import tyro
 
 from jaxfed.config.docstrings import section_docstring
 from jaxfed.config.registry import REGISTRY, argument_choices, section_arguments
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.data.sources.tables import PATHS as DATA_PATHS
+from jaxfed.data.sources.tables import file_kind
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,11 @@ def suggest(word: str, words: typing.Iterable[str]) -> str:
 
 def tuple_type(kinds: typing.Iterable[Any]) -> Any:
     """The type of a tuple of these. One of none is no option of the command line, as it has no value to be given."""
-    kinds = tuple(kinds)
-    return tuple[kinds] if kinds else Annotated[tuple[()], tyro.conf.Suppress]  # type: ignore[valid-type]
+    if kinds := tuple(kinds):
+        return tuple[kinds]  # type: ignore[valid-type]
+    import tyro  # takes long to import
+
+    return Annotated[tuple[()], tyro.conf.Suppress]
 
 
 def infer_type(default: Any) -> Any:
@@ -290,8 +293,31 @@ def build_evaluation(table: Any) -> Any:
     )
 
 
+def infer_kind(path: str, delimiter: str, mend: str, otherwise: str = "") -> str:
+    """The name of a [data] section for a file: by its ending; for another ending `otherwise`, and csv where a delimiter
+    is given.
+
+    Raises ValueError, with what to do (`mend`), where nothing tells.
+    """
+    kinds = [name for name in REGISTRY["data"] if "path" in section_arguments("data", name)]
+    otherwise = otherwise if otherwise in kinds else ""
+    kind = file_kind(path) or otherwise or ("csv" if delimiter else "")
+    if kind not in kinds:
+        raise ValueError(f"cannot tell the kind of {shorten(path)} from its ending: {mend}")
+    return kind
+
+
+def with_data_name(section: Any) -> Any:
+    """A [data] section that names no kind but a path, with the kind. Raises ValueError where nothing tells it."""
+    if not isinstance(section, dict) or "name" in section or not isinstance(section.get("path"), str):
+        return section
+    mend = 'say it with name = "csv" in [data]'
+    return {"name": infer_kind(section["path"], str(section.get("delimiter", "")), mend), **section}
+
+
 def make_config(table: dict[str, Any]) -> Any:
     """A whole configuration from a TOML document's table. Raises ValueError with one line that says what is wrong."""
+    table = table | ({"data": with_data_name(table["data"])} if "data" in table else {})
     known = ["seed", "rounds", *NAMED, "channel", "download", "privacy", "evaluation", "run"]
     for key in table:
         if key not in known:
@@ -359,20 +385,38 @@ def built_in_configs() -> dict[str, Path]:
 
 
 def locate_config(path: str | Path) -> Path:
-    """The file of a configuration; where there is none of that name, the one of that name that comes with the program.
+    """The file of a configuration, or the one in a run's folder; where there is none of that name, the one of that name
+    that comes with the program.
 
-    Raises ValueError where there is neither.
+    Raises ValueError where there is neither, or where there are data.
     """
-    if Path(path).exists():
-        return Path(path)
-    name, there = Path(path).name.removesuffix(".toml"), built_in_configs()
-    if name in there and Path(path).parent == Path():
+    place = Path(path)
+    if (place / "config.toml").is_file():
+        return place / "config.toml"
+    if place.exists() and file_kind(path):
+        raise ValueError(
+            f"{path} is data, not a configuration: `jaxfed init {path}` writes one, or pass CONFIG --data.path {path}"
+        )
+    if place.is_dir():
+        raise ValueError(f"{path} is a folder, but not that of a run (no config.toml): name a configuration's file")
+    if place.exists():
+        return place
+    name, there = place.name.removesuffix(".toml"), built_in_configs()
+    if name in there and place.parent == Path():
         return there[name]
-    raise ValueError(f"{path}: no such file, and no configuration of that name comes with jaxfed{suggest(name, there)}")
+    raise ValueError(
+        f"{path}: no such file, and no configuration of that name comes with jaxfed{suggest_names(name, there)}"
+    )
+
+
+def suggest_names(word: str, words: typing.Iterable[str]) -> str:
+    """As `suggest`; where several names begin with the word, all of these."""
+    begin = [each for each in words if word and each.startswith(word)]
+    return f"; there are {shorten_list(begin, 40)}" if len(begin) > 1 else suggest(word, words)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The table of a configuration's file. Raises ValueError where there is none.
+    """The table of a configuration's file, or of the one in a run's folder. Raises ValueError where there is none.
 
     Relative paths in it are those of the working directory; one that is not there is looked for beside the file.
     """
@@ -380,11 +424,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
         table = tomllib.loads(
             locate_config(path).read_text("utf-8-sig")
         )  # some editors begin a file with a byte order mark
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError, RecursionError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
 
     def beside(text):
-        there = os.path.join(os.path.dirname(path), text)
+        there = os.path.join(os.path.dirname(locate_config(path)), text)
         return there if not os.path.exists(os.path.expanduser(text)) and os.path.exists(there) else text
 
     return map_paths(table, beside)

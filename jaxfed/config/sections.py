@@ -10,8 +10,9 @@ import optax
 
 from jaxfed.algorithms.personal import keep_own_copy
 from jaxfed.config.registry import BESIDE, REGISTRY, group_rates, section_arguments, server_schedule
-from jaxfed.core.channel import Channel, chain, link
+from jaxfed.core.channel import Channel, chain, link, links_of, mechanisms_of
 from jaxfed.core.client_work import ClientWork
+from jaxfed.core.streams import Deal, deal_rng
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
 from jaxfed.data.interactions import item_numbers
@@ -104,7 +105,7 @@ def make_account(channel: Channel, sampler: Sampler, num_clients: int, config: A
     """What the accountant needs of a run, from its channel, its sampler and its [privacy] section."""
     cap = sampler.slots if sampler.kind == "poisson" else 0
     sampling = Sampling(sampler.kind, num_clients, sampler.size, cap)
-    return PrivacyAccount(channel.private, sampling, config.delta, config.accountant, config.relation or None)
+    return PrivacyAccount(mechanisms_of(channel), sampling, config.delta, config.accountant, config.relation or None)
 
 
 def choose_history(config: Any, model: Model, work: ClientWork, label: str) -> Past:
@@ -132,7 +133,7 @@ def choose_history(config: Any, model: Model, work: ClientWork, label: str) -> P
 
 def averages_by_row(channel: Channel) -> bool:
     """Whether rows are averaged over those who hold them: then edges do so too."""
-    return any(each.name == "per_row_mean" for each in channel.links)
+    return any(each.claims.name == "per_row_mean" for each in links_of(channel))
 
 
 def assign_edges(config: Any, clients: int, sampler: Sampler) -> np.ndarray | None:
@@ -151,7 +152,7 @@ def assign_edges(config: Any, clients: int, sampler: Sampler) -> np.ndarray | No
         raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
     if edges > clients:
         raise ValueError(f"server.edges: edge {clients} has no clients: there are {clients:,}, lower it to that")
-    return np.random.default_rng([config.data.deal, edges, 13]).permutation(clients) % edges
+    return deal_rng(config.data.deal, Deal.EDGES, edges).permutation(clients) % edges
 
 
 def choose_sampler(config: Any, population: Population) -> Sampler:

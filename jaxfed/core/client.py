@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core import tables, tree
-from jaxfed.core.channel import CLIENTS
+from jaxfed.core.channel import broadcast_state, encode_message
 from jaxfed.core.state import Plan, State, table_rows_of
+from jaxfed.core.streams import CLIENTS
 from jaxfed.core.types import Broadcast, ClientView, Messages, Tree
 
 
@@ -24,12 +25,12 @@ def run_client(plan: Plan, common: tuple, one: tuple) -> tuple:
     report = work.run(slices, mine, block.data, secret)
     me = me._replace(memory=theirs, key=noise, weight=report.weight, steps=report.steps, loss=report.loss)
     got = tables.take_rows(sent, held)
-    message, theirs = channel.encode(report.update, got, me)
-    metrics = report.metrics | (channel.watch(report.update, got, me) if channel.watch else {})
-    if channel.open:  # the server's side of codes that mean something alone only
+    message, theirs = encode_message(channel, report.update, got, me)
+    metrics = report.metrics | (channel.metrics(report.update, got, me) if channel.metrics else {})
+    if channel.decode_message:  # the server's side of codes that mean something alone only
         now = tree.to_compute_dtype(tables.take_rows(shared, held)) if plan.versions else slices
         seen = me._replace(memory=None, key=None, drift=tree.subtract(now.params, slices.params))
-        message = channel.open(message, got, seen)
+        message = channel.decode_message(message, got, seen)
     message = jax.lax.optimization_barrier(message)
     # a link that makes integers of what is not a number could hide it
     hidden = () if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(message)) else report.update
@@ -52,7 +53,7 @@ def run_client_block(plan: Plan, state: State, ids, present, touched, ages, key,
     if memory is None:
         memory = jax.vmap(tables.gather_client, (None, 0, 0))(state.memory, who, held)
     since = jnp.zeros_like(block.slots) if ages is None else ages.at[block.slots].get(mode="fill", fill_value=0)
-    common = state.shared, state.past, plan.channel.send(state.channel), state.round, ids, key
+    common = state.shared, state.past, broadcast_state(plan.channel, state.channel), state.round, ids, key
     each = plan.place.clients(lambda common, one: run_client(plan, common, one))
     messages, memory, fine, metrics = each(common, (who, since, *memory, held, block))
     # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported

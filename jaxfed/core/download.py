@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.channel import DOWN, Channel
+from jaxfed.core.channel import Channel, broadcast_state, decode_total, encode_message, links_of
+from jaxfed.core.streams import DOWN
 from jaxfed.core.tables import take_rows
 from jaxfed.core.tree import to_compute_dtype
 from jaxfed.core.types import Broadcast, ClientView, RoundView, Tree
@@ -13,13 +14,15 @@ from jaxfed.core.types import Broadcast, ClientView, RoundView, Tree
 
 def check_download(channel: Channel, shared: Tree) -> None:
     """Raises ValueError for links that nobody could undo at a client, from one message and public randomness alone."""
-    for each in channel.links:
-        kept = jax.eval_shape(each.init, shared) if not (each.hides or each.whole) else ()
-        undone = each.open or (each.decodes and each.norm)  # the latter: a rotation of one message as of a sum
-        if each.hides or each.whole or not each.encodes or not undone or jax.tree.leaves(kept):
+    for each in links_of(channel):
+        for_sums = each.claims.reveals != "message" or each.claims.needs_all_rows
+        kept = () if for_sums else jax.eval_shape(each.init, shared)
+        # a link with a gain undoes one message as it does a sum: a rotation
+        undone = each.decode_message or (each.decode and each.claims.l2_gain)
+        if for_sums or not each.encode or not undone or jax.tree.leaves(kept):
             raise ValueError(
-                f"download: {each.name} cannot be read at a client, or keeps something between rounds: use codes "
-                "without error feedback (quantise, drive, rotate before quantise)"
+                f"download: {each.claims.name} cannot be read at a client, or keeps something between rounds: use "
+                "codes without error feedback (quantise, drive, rotate before quantise)"
             )
 
 
@@ -36,10 +39,12 @@ def make_download(channel: Channel, whole: bool) -> Callable[[Broadcast, ClientV
         sent = to_compute_dtype(shared if whole else take_rows(shared, held))
         state, memory = channel.init(sent)
         me = client._replace(memory=memory, key=jax.random.fold_in(secret, ids), public=public, id=ids, rows=held)
-        message, _ = channel.encode(sent, channel.send(state), me)
-        if channel.open:
-            message = channel.open(message, channel.send(state), me._replace(memory=None, key=None))
-        read, _, _ = channel.decode(message, state, RoundView(public, ids[None], jnp.ones(1, bool)))
+        message, _ = encode_message(channel, sent, broadcast_state(channel, state), me)
+        if channel.decode_message:
+            message = channel.decode_message(
+                message, broadcast_state(channel, state), me._replace(memory=None, key=None)
+            )
+        read, _, _ = decode_total(channel, message, state, RoundView(public, ids[None], jnp.ones(1, bool)))
         return take_rows(read, client.rows) if whole else read
 
     return receive

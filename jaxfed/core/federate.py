@@ -13,14 +13,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from jaxfed.core import client_store as stores
 from jaxfed.core.channel import Channel, chain
 from jaxfed.core.client import run_client_block
 from jaxfed.core.client_work import ClientWork
-from jaxfed.core.placement import Placement, make_placement
+from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
 from jaxfed.core.state import Plan, State, initial_state, server_model, table_rows_of
 from jaxfed.core.types import Broadcast, ClientView, Cohort, Key, Tree
@@ -71,10 +70,10 @@ def federate(
     versions: of the model that are kept, for cohorts whose clients were sent different ones (`Cohort.ages`); each takes
     a copy of the model a round, and counts as client memory does. 0: all are sent the present one.
     """
-    channel = channel if channel.links else chain(channel)
+    channel = channel if channel.claims.links else chain(channel)
     placed = placement or make_placement()
     plan = Plan(work, channel, server, num_clients, placed, lay, budget, chunk, host, download, room, versions)
-    if chunk and not plan.streams:
+    if chunk and not plan.aggregator.streams:
         raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
     if versions and download:
         raise ValueError(
@@ -87,6 +86,7 @@ def federate(
         accumulate=jax.jit(partial(accumulate, plan), donate_argnums=0),
         server_update=jax.jit(partial(server_update, plan), donate_argnums=0),
     )
+    programs = Programs(*map(one_in_flight, programs))
     return Algorithm(partial(initial_state, plan), partial(run_round, plan, programs))
 
 
@@ -107,14 +107,14 @@ def run_round(
         for block in blocks[low:][: plan.chunk or None]:
             kept = None if store is None else plan.place.block(stores.read_block_clients(store, cohort, block, end))
             parts.append(programs.run_client_block(now, ids, asked, touched, ages, key, block, kept))
-        before = np.cumsum([0] + [part.rows.size for part in parts]).astype(np.int32)
+        message_rows = sum(part.rows.size for part in parts)
         if tally is None:
             tally = programs.init_accumulator(
-                parts[0], asked, size, message_capacity(plan, parts[0].rows.size, int(before[-1]))
+                parts[0], asked, size, message_capacity(plan, parts[0].rows.size, message_rows)
             )
             tally = tally._replace(memory=state.memory)
-        for part, at in zip(parts, before[:-1], strict=True):
-            tally = programs.accumulate(tally, part if store is None else part._replace(memory=()), at)
+        for part in parts:
+            tally = programs.accumulate(tally, part if store is None else part._replace(memory=()))
         if store is not None:
             store = stores.write_clients(store, parts)
     assert tally  # a cohort has a block at least
@@ -125,15 +125,17 @@ def run_round(
 
 def check_cohort(plan: Plan, cohort: Cohort) -> None:
     """Raises ValueError for a cohort that is not for this algorithm."""
-    if plan.channel.whole and cohort.rows is not None:
-        raise ValueError(f"{plan.channel.name}: it needs every row, and the cohort lists some: set server.lazy = false")
+    if plan.channel.claims.needs_all_rows and cohort.rows is not None:
+        raise ValueError(
+            f"{plan.channel.claims.name}: it needs every row, and the cohort lists some: set server.lazy = false"
+        )
     if cohort.ages is not None and not plan.versions:
         raise ValueError("the cohort's clients were sent models of different rounds: federate with versions")
 
 
 def message_capacity(plan: Plan, each: int, needed: int) -> int:
     """Rows for which a link's own reduction finds room, where a block has `each` and all of them `needed`."""
-    if plan.streams:
+    if plan.aggregator.streams:
         return 0
     long = plan.room * each
     while long < needed:

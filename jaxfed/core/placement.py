@@ -106,6 +106,21 @@ def make_placement(kind: Kind = "jit", devices: int = 1, shard_tables: bool = Fa
     raise ValueError(f"no placement {kind!r}: choose jit or pmap")
 
 
+def one_in_flight(program: Callable) -> Callable:
+    """A program whose caller waits for its result, where several processes have several devices each.
+
+    Programs hold collectives. Two of them in flight may come to these in one order on the devices of one process, and
+    in another order on those of another: then each waits for the other for ever.
+    """
+    if jax.process_count() == 1 or jax.local_device_count() == 1:
+        return program
+
+    def run_and_wait(*args):
+        return jax.block_until_ready(program(*args))
+
+    return run_and_wait
+
+
 def padded_table_rows(items: int, devices: int, shard_tables: bool) -> int:
     """Rows of the tables of so many items: where each device keeps a share of them, they must divide evenly. The same
     for all powers of two up to 128, so that a run can go on with another number of devices."""

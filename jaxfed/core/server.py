@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.core import tables, tree
-from jaxfed.core.channel import STORE, accumulate_messages, append_messages, empty_messages, total_shapes
+from jaxfed.core.aggregate import Capacity
+from jaxfed.core.channel import decode_total
 from jaxfed.core.state import Plan, State
+from jaxfed.core.streams import STORE
 from jaxfed.core.types import Broadcast, Key, Mean, Messages, RoundView, Tree
 
 
 class Accumulator(NamedTuple):
     """What the server has heard so far in a round."""
 
-    total: Tree  # the running sum of messages, tables whole; a `Part` of them all for a link's own reduction
+    total: Tree  # of the aggregator: a running sum, tables whole; or all messages beside each other
     memory: Tree  # the client store, new memories written
     present: jax.Array  # bool [M]
     metrics: dict[str, Mean]
@@ -23,26 +25,27 @@ class Accumulator(NamedTuple):
     sent: jax.Array  # bool [rows of the total]: whether anybody did
 
 
-def init_accumulator(plan: Plan, part: Messages, asked: jax.Array, size: int, long: int) -> Accumulator:
-    """The tally before anybody is heard, but for the memory; placed as `accumulate` gives it back, or that compiles
-    twice."""
-    heard = (
-        tree.zeros_like(total_shapes(part.messages, size)) if plan.streams else empty_messages(part, asked.size, long)
-    )
-    shapes = part.metrics, asked, jnp.zeros(len(asked), jnp.int32)
-    heard, (metrics, present, count) = plan.place.together((heard, tree.zeros_like(shapes)))
-    return Accumulator(heard, (), present, metrics, count, plan.place.together(jnp.zeros(size, bool)))
+def init_accumulator(plan: Plan, messages: Messages, asked: jax.Array, rows: int, message_rows: int) -> Accumulator:
+    """What the server has heard before anybody is heard, but for the client store; placed as `accumulate` gives it
+    back, or that compiles twice.
+
+    messages: of any block, for their shapes. rows: of the total's tables. message_rows: see `Capacity`.
+    """
+    start = plan.aggregator.init(messages, Capacity(rows, asked.size, message_rows))
+    shapes = messages.metrics, asked, jnp.zeros(len(asked), jnp.int32)
+    total, (metrics, present, count) = plan.place.together((start, tree.zeros_like(shapes)))
+    return Accumulator(total, (), present, metrics, count, plan.place.together(jnp.zeros(rows, bool)))
 
 
-def accumulate(plan: Plan, tally: Accumulator, part: Messages, at: jax.Array) -> Accumulator:
-    """Adds one block's part to what the server has heard; at: how many rows lie before it (`collect`)."""
+def accumulate(plan: Plan, heard: Accumulator, messages: Messages) -> Accumulator:
+    """Adds one block's messages to what the server has heard."""
     return Accumulator(
-        accumulate_messages(tally.total, part) if plan.streams else append_messages(tally.total, part, at),
-        tables.scatter_clients(tally.memory, part.ids, part.owner, part.held, part.memory),
-        tally.present.at[part.slots].set(part.present, mode="drop"),
-        jax.tree.map(jnp.add, tally.metrics, part.metrics),
-        tally.rows.at[part.slots].set(part.sizes, mode="drop"),
-        tally.sent.at[part.rows].set(True, mode="drop"),
+        plan.aggregator.add(heard.total, messages),
+        tables.scatter_clients(heard.memory, messages.ids, messages.owner, messages.held, messages.memory),
+        heard.present.at[messages.slots].set(messages.present, mode="drop"),
+        jax.tree.map(jnp.add, heard.metrics, messages.metrics),
+        heard.rows.at[messages.slots].set(messages.sizes, mode="drop"),
+        heard.sent.at[messages.rows].set(True, mode="drop"),
     )
 
 
@@ -54,8 +57,8 @@ def server_update(
     seen = (shared, opt, links) if touched is None else tables.take_rows((shared, opt, links), touched)
     seen = tree.to_compute_dtype(seen[0]), *seen[1:]
     round = RoundView(jax.random.fold_in(key, number), ids, heard.present)
-    summed = heard.total if plan.streams else plan.reduce(heard.total, heard.sent.size)
-    update, links_now, info = plan.channel.decode(summed, seen[2], round)
+    summed = plan.aggregator.result(heard.total, heard.sent.size)
+    update, links_now, info = decode_total(plan.channel, summed, seen[2], round)
     delta, opt_now = plan.server.update(update.params, seen[1], seen[0].params)
     extra = plan.work.moves(seen[0].extra, update.extra)
     # what only absent clients hold rests, as if they had not been asked

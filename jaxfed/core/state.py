@@ -10,10 +10,11 @@ import optax
 
 from jaxfed.core import client_store as stores
 from jaxfed.core import tables, tree
-from jaxfed.core.channel import Channel, sum_messages
+from jaxfed.core.aggregate import SUM, Aggregator
+from jaxfed.core.channel import Channel
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.placement import Placement
-from jaxfed.core.types import Broadcast, ClientView, Key, Messages, Tree
+from jaxfed.core.types import Broadcast, ClientView, Key, Tree
 
 
 class State(NamedTuple):
@@ -44,14 +45,9 @@ class Plan(NamedTuple):
     versions: int
 
     @property
-    def reduce(self) -> Callable[[Messages, int], Tree]:
-        """What makes one of all messages."""
-        return self.channel.reduce or sum_messages
-
-    @property
-    def streams(self) -> bool:
-        """Whether messages are added up as they come, and not kept side by side for a reduction of a link's own."""
-        return self.reduce is sum_messages
+    def aggregator(self) -> Aggregator:
+        """How all messages become one."""
+        return self.channel.aggregator or SUM
 
 
 def server_model(state: State) -> Tree:

@@ -1,5 +1,6 @@
 """Names of things: what travels between the places of a round."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,7 @@ class RoundView(NamedTuple):
     key: Key  # public randomness of the round
     clients: jax.Array  # int [M]: who was asked; the number of clients marks an empty slot
     present: jax.Array  # bool [M]: who reported
+    bound: float = math.inf  # the largest norm that a message can have where it comes to the link
 
 
 class ClientView(NamedTuple):
@@ -55,7 +57,8 @@ class ClientView(NamedTuple):
     steps: Any = 1.0  # float []: optimiser steps it took
     loss: Any = 0.0  # float []: mean loss over its examples of the model that it was sent
     age: Any = 0  # int []: rounds since the model that it was sent was the server's
-    drift: Tree = ()  # today's parameters less those that it was sent, its rows; for the server, see `Channel.open`
+    drift: Tree = ()  # today's parameters less those that it was sent, its rows; the server's: `Channel.decode_message`
+    bound: float = math.inf  # the largest norm that a message can have where it comes to the link
 
     @property
     def held(self) -> jax.Array:

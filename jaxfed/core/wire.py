@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.core.channel import Channel, message_shapes
+from jaxfed.core.channel import Channel, broadcast_state
+from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.tables import is_table, num_rows, take_rows
 from jaxfed.core.tree import to_compute_dtype
 from jaxfed.core.types import Coded, Kept, Tree
@@ -232,7 +233,7 @@ def make_wire(
     """
     everything = num_rows(shared)
     state, _ = jax.eval_shape(channel.init, jax.eval_shape(lambda x: sends(to_compute_dtype(x)), shared))
-    mine = jax.eval_shape(partial(take_rows, ids=jnp.zeros(1, jnp.int32)), (shared, channel.send(state)))
+    mine = jax.eval_shape(partial(take_rows, ids=jnp.zeros(1, jnp.int32)), (shared, broadcast_state(channel, state)))
     update = jax.eval_shape(lambda x: sends(to_compute_dtype(x)), mine[0])  # float32, whatever the model is stored in
     memory = jax.eval_shape(channel.init, update)[1]
     sent = message_shapes(channel, update, state, memory, everything)
@@ -241,10 +242,11 @@ def make_wire(
         mine[1],
         jax.eval_shape(lambda x: alone(to_compute_dtype(x)), mine[0]),
     )
-    shows_rows = num_rows(open_shapes(sent)) > 0 and not channel.hides
+    shows_rows = num_rows(open_shapes(sent)) > 0 and channel.claims.reveals == "message"
     sees = "update+rows" if shows_rows else "update"
-    if channel.hides:
-        sees = "sum+union" if channel.union and num_rows(open_shapes(sent)) else "sum"
+    if channel.claims.reveals != "message":
+        public_rows = channel.claims.reveals == "sum and rows" and num_rows(open_shapes(sent))
+        sees = "sum+union" if public_rows else "sum"
 
     def together(tree, rows, union):
         """Bytes of the rows that all send alike, whose ids need not be told: the cohort's, or all there are."""
@@ -252,7 +254,7 @@ def make_wire(
         return message_bytes(tree, every) - (ID * every if num_rows(open_shapes(tree)) else 0)
 
     def up(rows, union=0):
-        return together(sent, rows, union) if channel.hides else message_bytes(sent, rows)
+        return message_bytes(sent, rows) if channel.claims.reveals == "message" else together(sent, rows, union)
 
     def down(rows, union=0):
         listed = ID * union if sees == "sum+union" else 0  # which rows the cohort holds, each must be told

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxfed.core.streams import Stream, philox_key
 from jaxfed.data.population import Population
 from jaxfed.data.ragged import concatenate_ranges, make_negative_index, make_ragged, sort_pairs
 
@@ -48,14 +49,14 @@ class Batching(NamedTuple):
 
 
 def client_random_numbers(
-    seed: int, stream: int, clients: np.ndarray, epochs: np.ndarray, counts: np.ndarray
+    seed: int, stream: Stream, clients: np.ndarray, epochs: np.ndarray, counts: np.ndarray, round: int = 0
 ) -> np.ndarray:
     """uint64 [sum of counts]: so many random numbers of each (client, epoch), end to end.
 
-    Each has a range of a counter-based stream of the (seed, stream) to itself. One generator walks them all: making one
-    for each costs four times as much as the numbers.
+    Each has a range of a counter-based stream of the (seed, stream, round) to itself. One generator walks them all:
+    making one for each costs four times as much as the numbers.
     """
-    philox, at, drawn = np.random.Philox(key=[seed, stream]), 0, [np.zeros(0, np.uint64)]
+    philox, at, drawn = np.random.Philox(key=philox_key(seed, stream, round)), 0, [np.zeros(0, np.uint64)]
     for client, epoch, count in zip(clients.tolist(), epochs.tolist(), counts.tolist(), strict=True):
         begin = (client << 64) + (epoch << 32)
         philox.advance((begin - at) % (1 << 256))  # in steps of the counter, four numbers each
@@ -84,7 +85,7 @@ def draw_examples(
     passes = np.repeat(clients, batching.epochs)
     epoch = np.tile(np.arange(batching.epochs), len(clients))
     first, count = population.first[passes], population.activity[passes]
-    raw = client_random_numbers(seed, (1 << 32) + round, passes, epoch, count * (1 + batching.negatives))
+    raw = client_random_numbers(seed, Stream.EXAMPLES, passes, epoch, count * (1 + batching.negatives), round)
     raw = raw.reshape(-1, 1 + batching.negatives)  # a positive's place, and its negatives
     owner = np.repeat(np.arange(len(passes)), count)
     flipped = None if population.flipped is None else population.flipped[passes][owner]
@@ -149,9 +150,9 @@ def sample_untouched_items(population: Population, users: np.ndarray, draws: int
     wanted, out = np.minimum(free, size), np.full((len(row), size), items, np.int32)
     left, length = np.arange(len(row)), 2 * size
     while len(left):  # the first distinct numbers of a stream, of a longer one where they are too few
-        raw = client_random_numbers(seed, 2, users[row[left]], left % draws, np.full(len(left), length)) >> np.uint64(
-            32
-        )
+        raw = client_random_numbers(
+            seed, Stream.EVALUATION_NEGATIVES, users[row[left]], left % draws, np.full(len(left), length)
+        ) >> np.uint64(32)
         r = (raw * np.repeat(free[left], length).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
         pair, order = sort_pairs(np.repeat(np.arange(len(left)), length), r, len(left), items)
         new = np.zeros(len(order), bool)

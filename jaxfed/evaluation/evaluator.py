@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.core.channel import CLIENTS, Channel, sum_messages
+from jaxfed.core.aggregate import SUM
+from jaxfed.core.channel import Channel, broadcast_state, decode_total, encode_message
 from jaxfed.core.client_store import on_host, read_clients
-from jaxfed.core.placement import Placement, make_placement
+from jaxfed.core.placement import Placement, make_placement, one_in_flight
+from jaxfed.core.streams import CLIENTS, Deal, deal_rng
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Array, ClientView, History, Key, Mean, RoundView, Tree
 from jaxfed.data.batching import sample_untouched_items
@@ -102,7 +104,7 @@ def make_eval_split(
         raise ValueError(f"no part {part!r}: choose val or test")
     cohort = np.arange(population.num_clients, dtype=np.int32)
     if 0 < most < len(cohort):
-        cohort = np.sort(np.random.default_rng([seed, 3]).choice(cohort, most, replace=False))
+        cohort = np.sort(deal_rng(seed, Deal.EVALUATED_CLIENTS).choice(cohort, most, replace=False))
     longest = longest_lengths(population, part, cohort, history)
     users = min(longest[0], 64)
     each = users * (population.num_items + sum(longest[1:]))
@@ -276,9 +278,10 @@ def make_evaluator(
     Raises ValueError for a channel with a reduction of its own.
     """
     place_on, attacked = placement or make_placement(), np.array(promoted, np.int32)
-    if channel.reduce not in (None, sum_messages):
+    if channel.aggregator not in (None, SUM):
         raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
 
+    @one_in_flight
     @partial(jax.jit, static_argnums=4)
     def look(shared, private, asked, mine, label):
         """(each client's sums over some of its users, who they are, their activity, their decile), on all devices.
@@ -298,6 +301,7 @@ def make_evaluator(
 
         return place_on.together((jax.vmap(client)(mine, asked), asked.client, asked.activity, asked.decile))
 
+    @one_in_flight
     @jax.jit
     def hear(sums, client, activity, decile, end, cohort, key):
         """(the sum of some clients' messages, the state of the links before the round)."""
@@ -309,7 +313,7 @@ def make_evaluator(
             secret = jax.random.fold_in(jax.random.fold_in(key, CLIENTS), client)
             none = jnp.zeros(0, jnp.int32)
             me = ClientView(memory, secret, key, client, jnp.float32(1), activity, none, 0, cohort)
-            return channel.encode(message, channel.send(state), me)[0], state
+            return encode_message(channel, message, broadcast_state(channel, state), me)[0], state
 
         messages, states = jax.vmap(encode)(sums, client, activity, decile)
         here = client < end
@@ -317,10 +321,11 @@ def make_evaluator(
         heard = jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), kept)
         return heard, jax.tree.map(lambda x: x[0], states)
 
+    @one_in_flight
     @jax.jit
     def close(heard, state, cohort, key):
         """What the server reads out of the sum."""
-        return channel.decode(heard, state, RoundView(key, cohort, jnp.ones(cohort.shape, bool)))[0]
+        return decode_total(channel, heard, state, RoundView(key, cohort, jnp.ones(cohort.shape, bool)))[0]
 
     def add(a, b):
         return jax.tree.map(jnp.add, a, b)

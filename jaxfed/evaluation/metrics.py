@@ -9,12 +9,6 @@ from jaxfed.core.types import Mean
 
 CUTOFFS = (10, 20)
 EXPOSED = (5, *CUTOFFS)
-SMALLER = ("rmse", "mae", "log_loss")  # metrics of which less is better
-
-
-def lower_is_better(name: str) -> bool:
-    """Whether less is better of a metric of a run's files."""
-    return name.rpartition("/")[2] in SMALLER
 
 
 def finalize_metric(name: str, value: Any) -> Any:

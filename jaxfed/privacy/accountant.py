@@ -26,7 +26,7 @@ ACCOUNTANTS = ("rdp", "pld")
 TOLERANCE = 1e-3  # of a calibrated multiplier, relative
 TINY = 1e-9  # of multipliers and epsilons: 1 / TINY is as good as infinite
 PLENTY = 1e6  # multipliers above count as this one: bounds of more noise are lost in rounding
-FAINT = 0.1  # multipliers below: epsilon is in the hundreds, and loss distributions take minutes and gigabytes
+FAINT = 0.2  # noise over what a client can change, below: epsilon is in the hundreds, loss distributions take gigabytes
 SLACK = 0.1  # share of delta for a client that takes part more often than it should (local mechanisms)
 
 
@@ -238,6 +238,12 @@ def make_ledger(
     return epsilon
 
 
+def is_faint(mechanisms: Sequence[Mechanism], relation: str) -> bool:
+    """Whether a round has so little noise that its loss distribution is not worth its memory: replacing a client can
+    change a sum by twice the bound."""
+    return joint_multiplier(mechanisms) / (2 if relation == "replace-one" else 1) < FAINT
+
+
 def epsilon_by_loss(
     mechanisms: Sequence[Mechanism], sampling: Sampling, rounds: int, delta: float, relation: str
 ) -> float | None:
@@ -262,7 +268,7 @@ def epsilon_by_loss(
     relations = dp_accounting.NeighboringRelation
     neighbours = relations.REPLACE_ONE if relation == "replace-one" else relations.REPLACE_SPECIAL
     noise, rate = joint_multiplier(mechanisms), sampling.size / sampling.population
-    if noise < FAINT:
+    if is_faint(mechanisms, relation):
         return None
     if sampling.kind == "fixed":
         return loss.fixed_cohort_epsilon(noise / 2, rate, rounds, delta)
@@ -299,7 +305,7 @@ def compute_spent(
     try:
         figure = make_ledger(mechanisms, sampling, delta, relation)(rounds)
     except ValueError:
-        if loss is None and not (is_amplified(mechanisms, sampling) and joint_multiplier(mechanisms) < FAINT):
+        if loss is None and not (is_amplified(mechanisms, sampling) and is_faint(mechanisms, relation)):
             raise
         figure = math.inf
     if wanted and loss is None:
@@ -396,12 +402,13 @@ def probe_channel(channel: Any, example: Any, draws: int = 64, rounds: int = 4, 
     Above 1 the chain is not private as it says; at most 1 proves nothing, as it searches at random (see `sensitivity`).
     example: an update, its tables marked. Raises ValueError for a chain without noise.
     """
-    from jaxfed.core.channel import check_order
+    from jaxfed.core.channel import links_of
+    from jaxfed.core.channel_checks import check_order
     from jaxfed.privacy.sensitivity import search_largest_gain
 
-    if not channel.private:
-        raise ValueError(f"{channel.name}: no link of it is private: there is nothing to probe")
-    return search_largest_gain(check_order(channel.links or (channel,)), example, draws, rounds, seed)
+    if not channel.claims.mechanisms:
+        raise ValueError(f"{channel.claims.name}: no link of it is private: there is nothing to probe")
+    return search_largest_gain(links_of(channel), check_order(links_of(channel)), example, draws, rounds, seed)
 
 
 def spent_to_dict(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.core.channel import Channel
+from jaxfed.core.channel import Channel, broadcast_state, encode_message, mechanisms_of
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import ClientView, Key, RoundView, Tree
 
@@ -31,19 +31,27 @@ def draw_update(key: Key, example: Tree) -> Tree:
 
 
 def search_largest_gain(
-    links: Sequence[Channel], example: Tree, draws: int = 64, rounds: int = 4, seed: int = 0
+    links: Sequence[Channel],
+    bounds: Sequence[float],
+    example: Tree,
+    draws: int = 64,
+    rounds: int = 4,
+    seed: int = 0,
 ) -> float:
     """The most that one client moved what a link noises, over the norm that the link's noise is made for.
 
-    links: of a chain, placed; the private ones say that norm in `private`. A sum: decoded up to the noise, with the
-    client and without it, its memory as it became in the rounds before. A message that is private by itself: the norm
-    of what comes to its noise. Every client holds every row of `example`, which is an update with marked tables.
+    links: of a chain. bounds: what each was told of the norm of its messages (`channel_checks.check_order`). example:
+    an update with marked tables, of which every client holds every row.
+
+    A sum is decoded up to the noise, with the client and without it, its memory as it became in the rounds before. Of
+    a message that is private by itself the norm is that of what comes to its noise.
     """
     size = max(num_rows(example), 1)
+    mechanisms = [mechanisms_of(each, bound) for each, bound in zip(links, bounds, strict=True)]
     states: list[Tree] = []
     memories: list[Tree] = []
     for i, each in enumerate(links):
-        seen = jax.eval_shape(lambda i=i: encoded_example(links[:i], states, memories, example, size))
+        seen = jax.eval_shape(lambda i=i: encoded_example(links[:i], bounds, states, memories, example, size))
         state, memory = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen))
         states.append(state)
         memories.append(memory)
@@ -54,15 +62,16 @@ def search_largest_gain(
         me = ClientView((), key, public, id, weight, activity, jnp.arange(size), size, jnp.arange(OTHERS + 1))
         after, local, steps = [], jnp.float32(0), []
         for i, each in enumerate(links):
-            if each.private and each.private[0].kind == "local":
-                local = jnp.maximum(local, optax.tree.norm(update) / each.private[0].l2)
-            mine = client_at_link(me, i)._replace(memory=memory[i])
-            steps.append(mine)
-            update, kept = each.encode(update, each.send(states[i]), mine)
+            if mechanisms[i] and mechanisms[i][0].kind == "local":
+                local = jnp.maximum(local, optax.tree.norm(update) / mechanisms[i][0].l2)
+            own = client_at_link(me, i)._replace(memory=memory[i], bound=bounds[i])
+            steps.append(own)
+            update, kept = encode_message(each, update, broadcast_state(each, states[i]), own)
             after.append(kept)
         for i, each in reversed(list(enumerate(links))):
-            if each.open:
-                update = each.open(update, each.send(states[i]), steps[i]._replace(memory=None, key=None))
+            if each.decode_message:
+                server_view = steps[i]._replace(memory=None, key=None)
+                update = each.decode_message(update, broadcast_state(each, states[i]), server_view)
         return update, tuple(after), local
 
     def one_round(carry, key):
@@ -74,13 +83,14 @@ def search_largest_gain(
         sums = [jax.tree.map(lambda x, low=low: x[low:].sum(0, dtype=x.dtype), messages) for low in (0, 1)]
         worst, new = local.max(), list(states)
         for i, each in reversed(list(enumerate(links))):
-            if each.private and each.private[0].kind != "local":
+            if mechanisms[i] and mechanisms[i][0].kind != "local":
                 moved = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), *sums)
-                worst = jnp.maximum(worst, optax.tree.norm(moved) / each.private[0].l2)
+                worst = jnp.maximum(worst, optax.tree.norm(moved) / mechanisms[i][0].l2)
             present = [who >= 0, who > 0]
             public = jax.random.fold_in(keys[0], i)
             both = [
-                each.decode(x, states[i], RoundView(public, who, here)) for x, here in zip(sums, present, strict=True)
+                each.decode(x, states[i], RoundView(public, who, here, bounds[i]))
+                for x, here in zip(sums, present, strict=True)
             ]
             sums, new[i] = [total for total, _, _ in both], both[0][1]
         return (new, memory), worst
@@ -97,10 +107,13 @@ def client_at_link(client: ClientView, i: int) -> ClientView:
     return client._replace(key=jax.random.fold_in(client.key, i), public=jax.random.fold_in(client.public, i))
 
 
-def encoded_example(links: Sequence[Channel], states: list, memories: list, update: Tree, size: int) -> Tree:
+def encoded_example(
+    links: Sequence[Channel], bounds: Sequence[float], states: list, memories: list, update: Tree, size: int
+) -> Tree:
     """What comes out of some links, for shapes."""
     key, one = jax.random.key(0), jnp.float32(1)
     for i, each in enumerate(links):
-        me = ClientView(memories[i], key, key, jnp.int32(0), one, one, jnp.arange(size), size, jnp.arange(OTHERS + 1))
-        update, _ = each.encode(update, each.send(states[i]), me)
+        cohort = jnp.arange(OTHERS + 1)
+        view = ClientView(memories[i], key, key, jnp.int32(0), one, one, jnp.arange(size), size, cohort)
+        update, _ = encode_message(each, update, broadcast_state(each, states[i]), view._replace(bound=bounds[i]))
     return update

@@ -10,9 +10,10 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxfed.core.streams import Stream, host_rng
 from jaxfed.core.types import Sampler
 from jaxfed.sampling.clock import HOUR, Clock
-from jaxfed.sampling.cohort import USUAL, check_cohort_size, check_dropout, draw_present, host_rng
+from jaxfed.sampling.cohort import USUAL, check_cohort_size, check_dropout, draw_present
 
 T = TypeVar("T")
 BUFFER = 32  # reports after which the server moves, where a configuration does not say how many
@@ -134,7 +135,7 @@ def deadline(
         time = 0.0
         for round in itertools.count():
             time, there = wait_until_ready(times, seed, time, everyone)
-            chosen = np.sort(host_rng(seed, round, 0).choice(there, min(slots, len(there)), replace=False))
+            chosen = np.sort(host_rng(seed, Stream.COHORT, round).choice(there, min(slots, len(there)), replace=False))
             trip = times.trip(seed, chosen, np.full(len(chosen), round))
             last = seconds or float(trip.max())
             in_time = np.flatnonzero(draw_present(seed, round, num_clients, dropout)[chosen] & (trip <= last))
@@ -182,7 +183,7 @@ def buffered(
     slots, times = 2 * size, require_clock(clock, "buffered")  # as many again for those who are lost
 
     def play(seed):
-        random, order, version, time = host_rng(seed, 0, 3), itertools.count(), 0, 0.0
+        random, order, version, time = host_rng(seed, Stream.ARRIVALS), itertools.count(), 0, 0.0
         idle = np.ones(num_clients, bool)
         going: list[tuple[float, int, int, int, bool]] = []  # time of arrival, order, client, version, whether it drops
         came: list[tuple[int, int]] = []  # client, age

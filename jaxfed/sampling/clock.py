@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.core.excerpt import shorten
+from jaxfed.core.streams import Deal, Stream, deal_rng
 from jaxfed.data.batching import client_random_numbers
 from jaxfed.data.sources.columns import read_floats, read_ids
 from jaxfed.data.sources.tables import read_source
 
 HOUR = 3600.0
-TRIPS, AWAKE = 3, 4  # streams of random numbers; see `data.batches.streams`
+DEVICE_SEED = 3  # deals the classes of devices, alike for every seed of a run
 
 
 class Clock(NamedTuple):
@@ -28,7 +29,7 @@ class Clock(NamedTuple):
     awake: Callable[[int, float], np.ndarray] | None = None
 
 
-def draw_uniform(seed: int, stream: int, clients: np.ndarray, visits: np.ndarray, count: int) -> np.ndarray:
+def draw_uniform(seed: int, stream: Stream, clients: np.ndarray, visits: np.ndarray, count: int) -> np.ndarray:
     """float [n, count] in (0, 1): so many random numbers of each (client, visit)."""
     raw = client_random_numbers(seed, stream, clients, visits, np.full(len(clients), count))
     return ((raw >> np.uint64(12)) + 0.5).reshape(-1, count) * 2.0**-52
@@ -50,7 +51,9 @@ def awake_by_hour(num_clients: int, hours: Sequence[float], zones: int) -> Calla
 
     @lru_cache(maxsize=4)
     def during(seed, hour):
-        return draw_uniform(seed, AWAKE, every, np.full(num_clients, hour), 1)[:, 0] < chance[(hour + shift) % 24]
+        return (
+            draw_uniform(seed, Stream.AWAKE, every, np.full(num_clients, hour), 1)[:, 0] < chance[(hour + shift) % 24]
+        )
 
     return lambda seed, time: during(seed, int(time // HOUR))
 
@@ -133,10 +136,12 @@ def lognormal_clock(
         raise ValueError(
             f"clock.shares: nobody is in class {number} ({shares[number]:g} of {num_clients:,} clients): leave it out"
         )
-    factor = np.repeat(np.asarray(slowness, float), members)[np.random.default_rng(TRIPS).permutation(num_clients)]
+    factor = np.repeat(np.asarray(slowness, float), members)[
+        deal_rng(DEVICE_SEED, Deal.DEVICE_CLASSES).permutation(num_clients)
+    ]
 
     def trip(seed, clients, visits):
-        angle, radius = np.split(draw_uniform(seed, TRIPS, clients, visits, 6), 2, axis=1)
+        angle, radius = np.split(draw_uniform(seed, Stream.TRIPS, clients, visits, 6), 2, axis=1)
         normal = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)  # Box and Muller 1958
         medians = np.stack(
             [np.full(len(clients), download), compute * activity[clients], np.full(len(clients), upload)]

@@ -5,14 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxfed.core.streams import Stream, host_rng
 from jaxfed.core.types import Sampler
 
 USUAL = 128  # clients of a round where a configuration does not say how many
-
-
-def host_rng(seed: int, round: int, purpose: int) -> np.random.Generator:
-    """The stream of one purpose in one round."""
-    return np.random.Generator(np.random.Philox(key=[seed, 3], counter=[0, purpose, round, 0]))
 
 
 def check_dropout(dropout: float) -> None:
@@ -23,7 +19,7 @@ def check_dropout(dropout: float) -> None:
 
 def draw_present(seed: int, round: int, num_clients: int, dropout: float) -> np.ndarray:
     """bool [num_clients]: who does not drop out of a round, each by itself."""
-    return host_rng(seed, round, 1).random(num_clients) >= dropout
+    return host_rng(seed, Stream.DROPOUT, round).random(num_clients) >= dropout
 
 
 def make_sampler(
@@ -72,7 +68,7 @@ def uniform_cohort(num_clients: int, size: int = 0, dropout: float = 0.0) -> Sam
     size = check_cohort_size(size, num_clients)
 
     def choose(seed, round):
-        return np.sort(host_rng(seed, round, 0).choice(num_clients, size, replace=False))
+        return np.sort(host_rng(seed, Stream.COHORT, round).choice(num_clients, size, replace=False))
 
     return make_sampler(choose, size, num_clients, dropout, "fixed")
 
@@ -92,7 +88,7 @@ def poisson_cohort(num_clients: int, size: int = 0, cap: int = 0, dropout: float
     slots = min(cap or most, num_clients)
 
     def choose(seed, round):
-        random = host_rng(seed, round, 0)
+        random = host_rng(seed, Stream.COHORT, round)
         drawn = np.flatnonzero(random.random(num_clients) < rate)
         return drawn if len(drawn) <= slots else np.sort(random.choice(drawn, slots, replace=False))
 
@@ -109,7 +105,7 @@ def cyclic_cohort(num_clients: int, size: int = 0, dropout: float = 0.0) -> Samp
     size = check_cohort_size(size, num_clients)
 
     def choose(seed, round):
-        circle = host_rng(seed, 0, 2).permutation(num_clients)
+        circle = host_rng(seed, Stream.CYCLE).permutation(num_clients)
         return np.sort(circle[(round * size + np.arange(size)) % num_clients])
 
     return make_sampler(choose, size, num_clients, dropout, "cyclic")

@@ -17,14 +17,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxfed.core.tree import tree_digest
 from jaxfed.core.types import Tree
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp  # takes long to import: functions do where they need it
 
 SILENT = logging.CRITICAL + 1
 FORMAT = 2  # 1: the digest was that of the arrays alone, and the record was not protected
@@ -81,7 +83,7 @@ def check_checkpoint_path(folder: Path) -> None:
 
 
 @contextmanager
-def open_checkpoints(folder: Path, keep: int = 0) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(folder: Path, keep: int = 0) -> Iterator["ocp.CheckpointManager"]:
     """The checkpoints of a run, of which `keep` stay; what a kill left half-written is cleared.
 
     keep 0: to read only, beside a run that may be writing. Raises ValueError where the folder is a file, or cannot be.
@@ -89,6 +91,8 @@ def open_checkpoints(folder: Path, keep: int = 0) -> Iterator[ocp.CheckpointMana
     check_checkpoint_path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, checkpoints belong there: move it away")
+    import orbax.checkpoint as ocp
+
     with quiet_orbax(), disk_errors(folder):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep or None, cleanup_tmp_directories=keep > 0, create=keep > 0, read_only=keep == 0
@@ -153,8 +157,10 @@ def newest_record(folder: Path, problem: Callable[[dict[str, Any]], str] = lambd
     return {}
 
 
-def save_checkpoint(checkpoints: ocp.CheckpointManager, step: int, state: Tree, record: dict[str, Any]) -> None:
+def save_checkpoint(checkpoints: "ocp.CheckpointManager", step: int, state: Tree, record: dict[str, Any]) -> None:
     """Writes a checkpoint in the background; the record is JSON."""
+    import orbax.checkpoint as ocp
+
     record = seal_record(record, step, tree_digest(state))
     arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
     checkpoints.save(step, args=arguments, force=True)
@@ -162,7 +168,7 @@ def save_checkpoint(checkpoints: ocp.CheckpointManager, step: int, state: Tree, 
 
 @contextmanager
 def background_saver(
-    checkpoints: ocp.CheckpointManager, several: bool = False
+    checkpoints: "ocp.CheckpointManager", several: bool = False
 ) -> Iterator[Callable[[int, Tree, dict[str, Any]], None]]:
     """Yields save(step, state, record), which returns as soon as the state is copied; on leaving, all are written.
 
@@ -193,8 +199,10 @@ def background_saver(
             pending.pop().result()
 
 
-def read_arrays(checkpoints: ocp.CheckpointManager, step: int, shapes: Tree) -> tuple[Any, str]:
+def read_arrays(checkpoints: "ocp.CheckpointManager", step: int, shapes: Tree) -> tuple[Any, str]:
     """(the arrays of a checkpoint, "") or (None, why they cannot be read)."""
+    import orbax.checkpoint as ocp
+
     wanted = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
     try:
         return checkpoints.restore(step, args=wanted)["state"], ""
@@ -203,7 +211,7 @@ def read_arrays(checkpoints: ocp.CheckpointManager, step: int, shapes: Tree) -> 
 
 
 def restore_newest(
-    checkpoints: ocp.CheckpointManager,
+    checkpoints: "ocp.CheckpointManager",
     template: Tree,
     say: Callable[[str], None],
     problem: Callable[[dict[str, Any]], str] = lambda record: "",
@@ -222,6 +230,8 @@ def restore_newest(
     Raises:
         ValueError: there are checkpoints, and none is whole.
     """
+    import orbax.checkpoint as ocp
+
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     damaged: list[int] = []
     folder, wrong = Path(checkpoints.directory), ""

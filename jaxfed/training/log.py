@@ -1,21 +1,43 @@
-"""What a run tells: a progress bar, lines of JSON, TensorBoard."""
+"""What a run tells: rows of figures to loggers, and lines of text to Python's `logging`.
+
+Text goes to `logging.getLogger("jaxfed")`, whose handler prints it to standard error. To be silent, set its level to
+"WARNING"; to send it elsewhere, `logging.getLogger("jaxfed").handlers[:] = [handler]`. Handlers that the logger has
+before jaxfed is imported stay alone.
+"""
 
 import json
+import logging
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from jaxfed.core.excerpt import printable
+from jaxfed.training.records import describe_figure
 
-console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOGGER = logging.getLogger("jaxfed")
+
+
+class Logger(Protocol):
+    """What is told of a run: the rows of metrics.jsonl, as flat dicts by the names of `records`."""
+
+    def log_row(self, row: dict[str, Any]) -> None:
+        """Takes a row of figures.
+
+        Args:
+            row: {name: number, word or None}; `round` is in it.
+        """
+
+    def close(self) -> None:
+        """The run ends, finished or not."""
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -54,12 +76,13 @@ class MetricsWriter:
         self.file.truncate(kept)
         self.file.seek(kept)
         (folder / "tensorboard").mkdir(exist_ok=True)
+        self.described: set[str] = set()
         self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}.{round}")
         start = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget events of later rounds
         self.board.write_event(Event(session_log=start, step=round + 1, wall_time=time.time()))
 
-    def write(self, row: dict[str, Any]) -> None:
-        """One flat line; numbers also go to TensorBoard at `round`."""
+    def log_row(self, row: dict[str, Any]) -> None:
+        """One flat line; numbers also go to TensorBoard at `round`, with what they mean the first time."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
@@ -68,8 +91,10 @@ class MetricsWriter:
         for name, value in row.items():
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if number and name != "round":
-                event = Event(summary=scalar(mark + name, value), step=row["round"], wall_time=time.time())
-                self.board.write_event(event)
+                meaning = "" if name in self.described else describe_figure(name)
+                self.described.add(name)
+                summary = scalar(mark + name, value, summary_description=meaning)
+                self.board.write_event(Event(summary=summary, step=row["round"], wall_time=time.time()))
         self.board.flush()
 
     def position(self) -> int:
@@ -95,7 +120,7 @@ def last_line_end(path: Path, position: int) -> int:
 class NullWriter(NamedTuple):
     """The journal of a process that writes none, as another does."""
 
-    def write(self, row: dict[str, Any]) -> None:
+    def log_row(self, row: dict[str, Any]) -> None:
         """Nothing."""
 
     def position(self) -> int:
@@ -106,30 +131,80 @@ class NullWriter(NamedTuple):
         """Nothing."""
 
 
+class RunLoggers(NamedTuple):
+    """The files of a run, and the loggers beside them, which are told the same."""
+
+    files: MetricsWriter | NullWriter
+    others: tuple[Logger, ...] = ()
+
+    def log_row(self, row: dict[str, Any]) -> None:
+        """The row goes to each."""
+        for each in (self.files, *self.others):
+            each.log_row(row)
+
+    def close(self) -> None:
+        """Closes each, also where one of them fails."""
+        with ExitStack() as closing:
+            for each in (*self.others, self.files):
+                closing.callback(each.close)
+
+
+class TerminalHandler(logging.Handler):
+    """Prints records as they are, above a progress bar where there is one. If the terminal is closed, printing stops
+    and the run continues."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        try:
+            terminal().print(printable(record.getMessage()), markup=False)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            mute()
+
+
+@cache
+def terminal() -> "Console":
+    """The console on standard error."""
+    from rich.console import Console  # takes long to import
+
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def add_terminal_handler() -> None:
+    """Has the logger print to the terminal, if it has no handler yet."""
+    if not LOGGER.handlers:
+        LOGGER.addHandler(TerminalHandler())
+        LOGGER.propagate = False  # or a handler of the root logger would print each line once more
+    if LOGGER.level == logging.NOTSET:
+        LOGGER.setLevel(logging.INFO)
+
+
+add_terminal_handler()
+
+
 def mute() -> None:
-    """No word from this process: another one speaks for all."""
-    console.quiet = True
+    """No word from this process in the terminal: another one speaks for all."""
+    terminal().quiet = True
 
 
 @contextmanager
 def progress_bar(rounds: int, done: int) -> Iterator[Any]:
-    """tick(round, clients_per_second, text): a bar in a terminal, nothing elsewhere."""
-    if console.quiet or not sys.stderr.isatty():
+    """tick(round, clients_per_second, text): a bar in a terminal, nothing elsewhere or where lines are not shown."""
+    shown = LOGGER.isEnabledFor(logging.INFO) and any(isinstance(each, TerminalHandler) for each in LOGGER.handlers)
+    if not shown or terminal().quiet or not sys.stderr.isatty():
         yield lambda round, speed, text: None
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[speed]:,.0f} clients/s")
     with Progress(
-        *columns, TextColumn("{task.fields[text]}", markup=False), TimeRemainingColumn(), console=console
+        *columns, TextColumn("{task.fields[text]}", markup=False), TimeRemainingColumn(), console=terminal()
     ) as bar:
         task = bar.add_task("", total=rounds, completed=done, speed=0, text="")
         yield lambda round, speed, text: bar.update(task, completed=round, speed=speed, text=printable(text))
 
 
 def log(text: str) -> None:
-    """One line to the person who watches; if the terminal is closed, output stops and the run continues."""
-    try:
-        console.print(printable(text), markup=False)
-    except BrokenPipeError:
-        raise
-    except OSError:
-        mute()
+    """One line to the person who watches."""
+    LOGGER.info("%s", text)

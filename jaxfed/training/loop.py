@@ -7,7 +7,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from jaxfed.config.schema import config_to_toml, suggest, with_absolute_paths
 from jaxfed.core.processes import Processes, agree_on, run_on_first, this_process
 from jaxfed.core.tree import all_finite, tree_digest, zeros_like
 from jaxfed.core.types import Tree
+from jaxfed.data.population import Labels
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.privacy import accountant
 from jaxfed.training import checkpoint
-from jaxfed.training.log import MetricsWriter, NullWriter, log, mute, progress_bar, to_json
-from jaxfed.training.resume import describe_run, finished_summary, restore_run
+from jaxfed.training.log import Logger, MetricsWriter, NullWriter, RunLoggers, log, mute, progress_bar, to_json
+from jaxfed.training.resume import describe_run, finished_summary, keep_rounds, restore_run
 from jaxfed.training.rounds import (
     Progress,
     compile_programs,
@@ -37,6 +38,8 @@ from jaxfed.training.rounds import (
 )
 from jaxfed.training.run_dir import PRIVATE, check_folder, disk_full_errors, lock_folder, write_file
 from jaxfed.training.timing import peak_megabytes, profile_rounds, time_stage
+
+LOWER_RATES = "lower the learning rates (work.optimizer.learning_rate, server.learning_rate)"
 
 
 def check_select(experiment: Experiment, model: Tree, select: str) -> None:
@@ -101,6 +104,8 @@ def train_run(
     resume: bool = False,
     load: Callable[[Any], Data] = load_data,
     assemble: Callable[[Any, Data], Experiment] = build_experiment,
+    loggers: Sequence[Logger] = (),
+    extend: bool = True,
 ) -> dict[str, Any]:
     """Runs a configuration to its end and returns the summary.
 
@@ -108,7 +113,10 @@ def train_run(
         config: what to run, and where (`run.out`).
         resume: go on with the run that is there. Its configuration must be the same, but for [run], and for the number
             of rounds where nothing was made for it (see `resume.check_config`).
-        load, assemble: where the data and the pieces come from, for many runs that share them (`runs.together`).
+        load, assemble: where the data and the pieces come from, for many runs that share them (`runs.shared_runner`).
+        loggers: told every row of metrics.jsonl. A run that is resumed tells rows since the checkpoint once more.
+        extend: whether a run that is resumed goes on to the number of rounds of `config`. False: it ends where it was
+            to end when it began, whatever `config` says.
 
     Raises:
         ValueError: what a user can mend.
@@ -118,8 +126,11 @@ def train_run(
     if every.rank:
         mute()
     agree_on(every, "configuration", lambda: None, lambda _: config_to_toml(config))
+    if resume and not extend:
+        rounds = run_on_first(every, "rounds", lambda: str(keep_rounds(folder, config).rounds))
+        config = dataclasses.replace(config, rounds=int(rounds))
     if done := run_on_first(every, "folder", lambda: finished_summary(folder, config, resume)):
-        log(f"{folder} is finished")
+        log(f"{folder} is finished ({json.loads(done)['rounds']} rounds){'' if extend else '; --rounds N adds more'}")
         return json.loads(done)
     data = agree_on(every, "data set", lambda: load_first_alone(every, config.data, load), lambda data: data.digest)
     for note in data.source.notes:
@@ -158,13 +169,14 @@ def train_run(
             return ""
 
         run_on_first(every, "folder", begun)
-        journal = NullWriter() if every.rank else MetricsWriter(folder, standing.position, standing.round)
+        files = NullWriter() if every.rank else MetricsWriter(folder, standing.position, standing.round)
+        told = RunLoggers(files, () if every.rank else tuple(loggers))
         try:
-            arrays, standing = training_loop(config, experiment, arrays, standing, checkpoints, journal)
+            arrays, standing = training_loop(config, experiment, arrays, standing, checkpoints, told)
             check_outcome(folder, standing)
-            summary = summarize(config, experiment, arrays, standing, journal)
+            summary = summarize(config, experiment, arrays, standing, told)
         finally:
-            journal.close()
+            told.close()
         if not every.rank:
             write_file(folder / "summary.json", to_json(summary, 1) + "\n")
     return summary
@@ -176,10 +188,10 @@ def check_outcome(folder: Path, standing: Progress) -> None:
         raise ValueError(
             f"{folder}: no client ever reported an update: of {standing.asked:,} clients asked, {standing.dropped:,} "
             f"dropped out (cohort.dropout) or came too late, and the updates of {standing.refused:,} were discarded "
-            "because they held NaN or infinity: lower cohort.dropout, or the learning rates"
+            f"because they held NaN or infinity: lower cohort.dropout, or {LOWER_RATES}"
         )
     if not standing.best_round:
-        raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: lower the learning rates")
+        raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: {LOWER_RATES}")
 
 
 def load_first_alone(every: Processes, section: Any, load: Callable[[Any], Data]) -> Data:
@@ -193,7 +205,7 @@ def load_first_alone(every: Processes, section: Any, load: Callable[[Any], Data]
             every.meet("fetched", b"", lambda _: b"")
 
 
-def training_loop(config, experiment, arrays, standing, checkpoints, journal) -> tuple[dict[str, Tree], Progress]:
+def training_loop(config, experiment, arrays, standing, checkpoints, loggers) -> tuple[dict[str, Tree], Progress]:
     """The rounds that are left, with their evaluations and checkpoints."""
     keys, state, best = make_run_keys(config.seed), arrays["state"], arrays["best"]
     described_run = describe_run(config, experiment.data.digest)
@@ -202,7 +214,7 @@ def training_loop(config, experiment, arrays, standing, checkpoints, journal) ->
 
     def save():
         with time_stage(standing.stages, "checkpoint"):
-            standing.position = journal.position()
+            standing.position = loggers.files.position()
             record = {"standing": dataclasses.asdict(standing), "privacy": epsilon_so_far(experiment, standing.round)}
             write(standing.round, {"state": stored_state(config, state), "best": best}, described_run | record)
 
@@ -246,7 +258,7 @@ def training_loop(config, experiment, arrays, standing, checkpoints, journal) ->
                     jax.block_until_ready(state)
                 standing.seconds += time.perf_counter() - begin
             if due:
-                better, text = evaluate_and_log(config, experiment, state, info, standing, journal, keys.evaluation)
+                better, text = evaluate_and_log(config, experiment, state, info, standing, loggers, keys.evaluation)
                 best = jax.tree.map(lambda x: x.copy(), scored_model(experiment, state)) if better else best
                 standing.finished = final or 0 < config.evaluation.patience <= standing.stale
             if keep or standing.finished:
@@ -265,7 +277,7 @@ def training_loop(config, experiment, arrays, standing, checkpoints, journal) ->
     return {"state": state, "best": best}, standing
 
 
-def evaluate_and_log(config, experiment, state, info, standing, journal, key) -> tuple[bool, str]:
+def evaluate_and_log(config, experiment, state, info, standing, loggers, key) -> tuple[bool, str]:
     """Evaluates on validation, writes the row; returns (is it the best so far, a word for the progress bar)."""
     with time_stage(standing.stages, "evaluate"):
         values = evaluate_model(experiment, scored_model(experiment, state), "val", key)
@@ -274,7 +286,7 @@ def evaluate_and_log(config, experiment, state, info, standing, journal, key) ->
         train |= {name: math.nan for name in train if not name.startswith(("clients/", "rows/"))}
     totals = standing.totals() | epsilon_so_far(experiment, standing.round) | {"server_sees": experiment.wire.sees}
     totals |= {"seconds": round(standing.seconds, 3), **standing.spent()}
-    journal.write(mark_leaky(experiment, {"round": standing.round, **train, **values, **totals}))
+    loggers.log_row(mark_leaky(experiment, {"round": standing.round, **train, **values, **totals}))
     # ranks of what is not a number are ranks: no model that holds one is the best
     value = values[config.evaluation.select]
     value = value if math.isfinite(value) and all_finite(scored_model(experiment, state)[0]) else math.nan
@@ -287,10 +299,24 @@ def evaluate_and_log(config, experiment, state, info, standing, journal, key) ->
             f"round {standing.round}: the link ring clipped values of {train['ring/cut']:.0%} of the clients to its "
             'bound: raise its `bound`, or set `by` of the mean to "uniform" if its weights are too large'
         )
-    star = " *" if better else ""
+    first = standing.best_round == standing.round <= config.evaluation.every
+    star = (" * best so far" if first else " *") if better else ""
     hit = f"val/sampled/hr@10 {values['val/sampled/hr@10']:.4f}  " if "val/sampled/hr@10" in values else ""
     log(f"round {standing.round:>5}  {loss}{text}  {hit}{speed:,.0f} clients/s{star}")
     return better, text
+
+
+def worse_than_the_mean(labels: Labels | None, values: dict[str, float]) -> str:
+    """What to say where the error on ratings of validation is larger than that of one number for all; "": nothing."""
+    if labels is None or labels.kind != "rating" or "val/rating/rmse" not in values:
+        return ""
+    constant = float(np.sqrt(np.mean((labels.valid - labels.train.mean()) ** 2)))
+    if values["val/rating/rmse"] <= constant:
+        return ""
+    return (
+        f"val/rating/rmse {values['val/rating/rmse']:.4g} is worse than predicting the mean rating for everybody "
+        f"({constant:.4g}): the model has learnt nothing, or diverged: {LOWER_RATES}, or train for more rounds"
+    )
 
 
 def privacy_cautions(config: Any, account: accountant.PrivacyAccount) -> list[str]:
@@ -332,13 +358,15 @@ def privacy_record(config: Any, account: accountant.PrivacyAccount, rounds: int)
     return {"epsilon": found.epsilon, "delta": delta, "privacy": record}
 
 
-def summarize(config, experiment, arrays, standing, journal) -> dict[str, Any]:
+def summarize(config, experiment, arrays, standing, loggers) -> dict[str, Any]:
     """Tests the best model once and sums the run up."""
     key = make_run_keys(config.seed).evaluation
     with time_stage(standing.stages, "evaluate"):
         test = evaluate_model(experiment, arrays["best"], "test", key)
         val = evaluate_model(experiment, arrays["best"], "val", key)
-    journal.write(mark_leaky(experiment, {"round": standing.best_round, **test}))
+    if caution := worse_than_the_mean(experiment.data.population.labels, val):
+        log(caution)
+    loggers.log_row(mark_leaky(experiment, {"round": standing.best_round, **test}))
     state = arrays["state"]
     summary = {
         "rounds": standing.round,

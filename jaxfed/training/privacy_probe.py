@@ -11,8 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.config.build import Data, Experiment, build_experiment
-from jaxfed.core.channel import Channel, chain, check_order, message_shapes
+from jaxfed.core.channel import (
+    Channel,
+    broadcast_state,
+    chain,
+    decode_total,
+    encode_message,
+    links_of,
+    mechanisms_of,
+)
+from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.state import State
+from jaxfed.core.streams import Deal, deal_rng
 from jaxfed.core.tables import l2_norm, num_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Mechanism, Tree
@@ -44,21 +54,23 @@ def record_link(link: Channel) -> Channel:
         return (state, zeros_like(total)), (memory, jnp.zeros(()))
 
     def encode(update, sent, client):
-        sent_message, memory = link.encode(update, sent, client._replace(memory=client.memory[0]))
-        return sent_message, (memory, l2_norm(update))
+        message, memory = encode_message(link, update, sent, client._replace(memory=client.memory[0]))
+        return message, (memory, l2_norm(update))
 
     def decode(total, state, round):
-        released, after, info = link.decode(total, state[0], round)
+        released, after, info = decode_total(link, total, state[0], round)
         return released, (after, total), info
 
-    return link._replace(init=init, encode=encode, decode=decode, send=lambda state: link.send(state[0]))
+    return link._replace(
+        init=init, encode=encode, decode=decode, broadcast=lambda state: broadcast_state(link, state[0])
+    )
 
 
 def record_channel(channel: Channel) -> Channel:
     """The same chain, whose private links are `recorded`. Raises ValueError where there are none."""
-    if not channel.private:
-        raise ValueError(f"{channel.name}: no link adds noise, so there is no guarantee to probe")
-    return chain(*(record_link(each) if each.private else each for each in check_order(channel.links)))
+    if not channel.claims.mechanisms:
+        raise ValueError(f"{channel.claims.name}: no link adds noise, so there is no guarantee to probe")
+    return chain(*(record_link(each) if each.claims.mechanisms else each for each in links_of(channel)))
 
 
 class RecordedInputs(NamedTuple):
@@ -70,7 +82,7 @@ class RecordedInputs(NamedTuple):
 
 def recorded_inputs(state: State, channel: Channel) -> RecordedInputs:
     """Reads what `recorded` links kept."""
-    places = [i for i, each in enumerate(channel.links) if each.private]
+    places = [i for i, each in enumerate(links_of(channel)) if each.claims.mechanisms]
     sums = [[np.asarray(x) for x in jax.tree.leaves(state.channel[i][1])] for i in places]
     return RecordedInputs(sums, [np.asarray(state.memory[1][i][1]) for i in places])
 
@@ -89,13 +101,14 @@ def relative_distance(mechanism: Mechanism, one: list[np.ndarray], other: list[n
 
 def play_round(
     experiment: Experiment, state: State, seed: int, round: int, ids: np.ndarray, present: np.ndarray
-) -> State:
-    """The state after a round of these clients; `state` is not consumed."""
+) -> tuple[State, np.ndarray]:
+    """(the state after a round of these clients, bool [slots]: who reported); `state` is not consumed."""
     sampler, place = experiment.sampler, experiment.placement
     cohort = pack_cohort(experiment.data.population, experiment.batching, experiment.shapes, ids, present, seed, round)
     ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
     cohort = cohort._replace(blocks=place.block(cohort.blocks), ages=ages)
-    return experiment.algorithm.step(copy_state(state), cohort, make_run_keys(seed).rounds)[0]
+    state, info = experiment.algorithm.step(copy_state(state), cohort, make_run_keys(seed).rounds)
+    return state, np.asarray(info["clients/present"])
 
 
 def copy_state(state: Tree) -> Tree:
@@ -119,7 +132,7 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
         rounds: how many rounds are played.
 
     Yields:
-        a `Change` for each client, link and way; a ratio above 1 breaks the guarantee.
+        a `ReleaseChange` for each client that reported, link and way; a ratio above 1 breaks the guarantee.
 
     Raises:
         ValueError: where no link is private, or several processes take part.
@@ -127,24 +140,24 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
     experiment = build_experiment(config, data, record_channel)
     if experiment.processes.size > 1:
         raise ValueError("jaxfed privacy probe works in one process: start it without a launcher")
-    population, mechanisms, channel = data.population, experiment.channel.private, experiment.channel
-    names = [each.name for each in channel.links if each.private]
+    population, mechanisms, channel = data.population, mechanisms_of(experiment.channel), experiment.channel
+    names = [each.claims.name for each in links_of(channel) if each.claims.mechanisms]
     state, everyone = initial_arrays(experiment, config.seed)["state"], np.arange(population.num_clients)
     for round in range(rounds):
         ids, present = experiment.sampler.draw(config.seed, round)
-        filled = np.flatnonzero(ids < population.num_clients)
-        after = play_round(experiment, state, config.seed, round, ids, present)
+        after, reported = play_round(experiment, state, config.seed, round, ids, present)
+        filled = np.flatnonzero(reported)
         whole, strangers = recorded_inputs(after, channel), np.setdiff1d(everyone, ids)
-        for slot in filled[choose_slots(population.activity[ids[filled]], clients)]:
+        for slot in filled[choose_slots(population.activity[ids[filled]], clients)] if len(filled) else ():
             client = int(ids[slot])
             about = {"client": client, "interactions": int(population.activity[client]), "round": round}
             others = {"removed": population.num_clients}
             if len(strangers):
-                others["replaced"] = int(np.random.default_rng([config.seed, round, client]).choice(strangers))
+                others["replaced"] = int(deal_rng(config.seed, Deal.PROBE, round, client).choice(strangers))
             for done, other in others.items():
                 now = np.where(np.arange(len(ids)) == slot, other, ids)
                 there = present & (now < population.num_clients)
-                rest = recorded_inputs(play_round(experiment, state, config.seed, round, now, there), channel)
+                rest = recorded_inputs(play_round(experiment, state, config.seed, round, now, there)[0], channel)
                 for i, mechanism in enumerate(mechanisms):
                     if mechanism.kind != "local":
                         most = 2.0 if done == "replaced" else 1.0

@@ -111,22 +111,50 @@ def reads_rounds(config: Any) -> str:
     return ""
 
 
+def recorded_rounds(folder: Path, config: Any) -> int:
+    """The number of rounds of the run in a folder; where there is none yet, that of the configuration."""
+    if record := checkpoint.newest_record(folder / "checkpoints", record_problem):  # which nobody edits by hand
+        return recorded_config(folder, record, config).rounds
+    known = folder / "config.toml"
+    return make_config(read_config(known)).rounds if known.is_file() else config.rounds
+
+
+def keep_rounds(folder: Path, config: Any) -> Any:
+    """`config` with the number of rounds that the run in its folder has, and a word about it where that is another.
+
+    Raises ValueError, see `train_run`.
+    """
+    check_folder(folder, config, resume=True)
+    rounds = recorded_rounds(folder, config)
+    if rounds != config.rounds:
+        log(
+            f"{folder} is a run of {rounds} rounds, the configuration says {config.rounds}: it stays at {rounds}; pass "
+            f"--rounds N for more of them, for example --rounds {max(config.rounds, rounds + 1)}"
+        )
+    return dataclasses.replace(config, rounds=rounds)
+
+
 def finished_summary(folder: Path, config: Any, resume: bool) -> str:
     """The summary of a run that has ended, as JSON; "": it has not, or is to go on. Raises ValueError, see `train`."""
     checkpoint.check_checkpoint_path(folder)
     check_folder(folder, config, resume)
     if not (folder / "summary.json").exists():
         return ""
-    asked = make_config(read_config(folder / "config.toml")).rounds
-    if record := checkpoint.newest_record(folder / "checkpoints", record_problem):  # which nobody edits by hand
-        asked = recorded_config(folder, record, config).rounds
-    if asked != config.rounds:
+    if recorded_rounds(folder, config) != config.rounds:
         return ""
     try:
         return json.dumps(read_summary(folder, config.evaluation.select))
     except ValueError as error:
         log(str(error))
         return ""
+
+
+def off_schedule(record: dict[str, Any], config: Any) -> int:
+    """The best round of a checkpoint, where a run of as many rounds as `config` says would not have evaluated it; 0: it
+    would."""
+    best = record["standing"]["best_round"]
+    longer = record["config"]["rounds"] < config.rounds
+    return best if longer and best % config.evaluation.every else 0
 
 
 def restore_run(folder: Path, config: Any, checkpoints: Any, arrays: Tree, data: str) -> tuple[Tree, Progress, int]:
@@ -153,6 +181,21 @@ def restore_run(folder: Path, config: Any, checkpoints: Any, arrays: Tree, data:
         return ""
 
     found = checkpoint.restore_newest(checkpoints, arrays, log, wrong)
+    # numbers of rounds that were asked for, the last of them in the newest checkpoint
+    numbers = [*found[1]["standing"]["extended"], found[1]["config"]["rounds"]] if found else []
+    gone_back = False
+    while found and (late := off_schedule(found[1], config)):
+        log(
+            f"the best round, {late}, was evaluated only because the run ended there: going back to the checkpoint "
+            "before"
+        )
+        gone_back = True
+        for step in (found[1]["step"], *found[2]):
+            checkpoints.delete(step)
+        found = checkpoint.restore_newest(checkpoints, arrays, log, wrong)
+    if found is None and gone_back:
+        log(f"there is none: {folder} starts at round 0 again, and writes its rows anew")
+        return arrays, Progress(extended=numbers), numbers[-1]
     if found is None:
         rows = folder / "metrics.jsonl"
         if (folder / "summary.json").exists():
@@ -163,11 +206,11 @@ def restore_run(folder: Path, config: Any, checkpoints: Any, arrays: Tree, data:
     arrays, record, damaged = found
     for step in damaged:  # the run will come to their rounds again
         checkpoints.delete(step)
-    standing, asked = Progress(**record["standing"]), record["config"]["rounds"]
+    standing, asked = Progress(**record["standing"]), numbers[-1]
     if asked == config.rounds:
         log(f"resuming {folder} after round {standing.round}")
         return arrays, standing, 0
     log(f"resuming {folder} after round {standing.round}, to round {config.rounds} instead of {asked}")
-    standing.extended.append(asked)
+    standing.extended = numbers
     standing.finished = False
     return arrays, standing, asked

@@ -18,7 +18,7 @@ from jaxfed.core.types import Cohort, Key, Tree
 from jaxfed.core.wire import Wire
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.evaluation.evaluator import flatten_metrics
-from jaxfed.evaluation.metrics import lower_is_better
+from jaxfed.training.records import lower_is_better
 from jaxfed.training.timing import STAGES, time_stage
 
 

@@ -30,7 +30,12 @@ def check_folder(folder: Path, config: Any, resume: bool) -> None:
     """
     known = folder / "config.toml"
     if known.exists() and not resume:
-        raise ValueError(f"{folder} already holds a run: pass --resume to go on with it, or another --out")
+        other = config_differences(make_config(read_config(known)), config)
+        raise ValueError(
+            f"{folder} already holds a run of another configuration ({'; '.join(other)}): pass another --out"
+            if other
+            else f"{folder} already holds a run: pass --resume to go on with it, or another --out"
+        )
     strangers = folder.exists() and not (folder.is_dir() and all(map(is_unstarted_file, folder.iterdir())))
     if strangers and not known.exists():
         raise ValueError(f"{folder} contains files that are not from a run (no config.toml): pass another --out")
@@ -49,6 +54,16 @@ def check_same_config(folder: Path, old: Any, config: Any, paths: bool = True) -
     """Raises ValueError where a run's configuration is another one; paths: see `config.differences`."""
     if changed := config_differences(old, config, paths):
         raise ValueError(f"{folder} was run with another configuration ({'; '.join(changed)}): pass another --out")
+
+
+def locate_run(folder: str) -> Path:
+    """The folder of a run. Raises ValueError where there is none."""
+    path = Path(folder)
+    if path.is_file():
+        raise ValueError(f"{folder} is a file: name the folder of a run, which jaxfed train leaves at its run.out")
+    if not (path / "config.toml").is_file():
+        raise ValueError(f"{folder}: no run here (no config.toml): name the folder that jaxfed train left (run.out)")
+    return path
 
 
 def holds_run(folder: Path) -> bool:

@@ -22,7 +22,9 @@ def train_in_process(table: dict[str, Any], folder: Path, overrides: Sequence[st
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "asked.toml").write_text(tomli_w.dumps(table))
-    words = ["train", str(folder / "asked.toml"), "--out", str(folder / "run"), "--resume", *overrides]
+    words = ["train", str(folder / "asked.toml"), "--out", str(folder / "run"), "--resume"]
+    rounds = [f"--rounds={table['rounds']}"] if "rounds" in table else []  # more than before are more
+    words += [*rounds, *overrides]
     done = subprocess.run([sys.executable, "-m", "jaxfed", *words], stdout=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(done.returncode)

@@ -6,18 +6,18 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from jaxfed.config.schema import config_differences, make_config, read_config
 from jaxfed.core.excerpt import printable
-from jaxfed.evaluation.metrics import lower_is_better
 from jaxfed.training.log import to_json
+from jaxfed.training.records import HEADLINES, SWEEP_FACTS, figure_digits, lower_is_better
 from jaxfed.training.run_dir import write_file
 from jaxfed.training.terminal_table import print_table
 
-METRICS = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
-FACTS = ("rounds", "best_round", "seconds", "bytes_up_per_client", "bytes_down_per_client", "server_sees", "epsilon")
 WIDE = 200  # columns of a table that no terminal shows
 DECADE = 10.0  # values that span one are drawn on a logarithmic axis
 
@@ -78,18 +78,7 @@ def sweep_points(
     for a value that fits neither alone nor with others; a combination that cannot be is a point with its problem.
     """
     check_grid(grid, seeds, overrides)
-
-    def point(choice, seed):
-        words = [word for each in choice.items() for word in option_words(*each).split(" ")]
-        folder = out.joinpath(*(quote(f"{key}={value}", safe="=") for key, value in choice.items()))
-        fixed = [] if seed is None else [f"--seed={seed}"]
-        try:
-            config = overridden(copy.deepcopy(table), [*overrides, *words, *fixed])
-        except ValueError as error:
-            return SweepPoint(choice, seed or 0, None, str(error))
-        run = dataclasses.replace(config.run, out=str(folder / f"seed_{config.seed}"))
-        return SweepPoint(choice, config.seed, dataclasses.replace(config, run=run))
-
+    point = partial(sweep_point, overridden, table, overrides, out)
     choices = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     made = [point(choice, seed) for choice in choices for seed in seeds or (None,)]
     for key, value in [(key, value) for key, values in grid.items() for value in values]:
@@ -99,6 +88,26 @@ def sweep_points(
     if all(each.problem for each in made):
         raise ValueError(made[0].problem)
     return made
+
+
+def sweep_point(
+    overridden: Callable[[dict[str, Any], list[str]], Any],
+    table: dict[str, Any],
+    overrides: Sequence[str],
+    out: Path,
+    choice: dict[str, str],
+    seed: int | None,
+) -> SweepPoint:
+    """One combination, or why it cannot be; see `sweep_points`. seed: None for the configuration's own."""
+    words = [word for each in choice.items() for word in option_words(*each).split(" ")]
+    folder = out.joinpath(*(quote(f"{key}={value}", safe="=") for key, value in choice.items()))
+    fixed = [] if seed is None else [f"--seed={seed}"]
+    try:
+        config = overridden(copy.deepcopy(table), [*overrides, *words, *fixed])
+    except ValueError as error:
+        return SweepPoint(choice, seed or 0, None, str(error))
+    run = dataclasses.replace(config.run, out=str(folder / f"seed_{config.seed}"))
+    return SweepPoint(choice, config.seed, dataclasses.replace(config, run=run))
 
 
 def check_grid(grid: dict[str, list[str]], seeds: Sequence[int], overrides: Sequence[str]) -> None:
@@ -139,14 +148,24 @@ def result_row(point: SweepPoint, summary: dict[str, Any]) -> dict[str, Any]:
         select = point.config.evaluation.select
         names = [name for name in summary if name.endswith(("hr@10", "ndcg@10")) or name == test_metric(select)]
         made |= {"run": point.config.run.out, "select": select, "selected": summary[select]}
-        made |= {name: summary[name] for name in (*names, *FACTS)}
+        made |= {name: summary[name] for name in (*names, *SWEEP_FACTS)}
     return made | {"problem": point.problem} | {key: parse_number(value) for key, value in point.choice.items()}
 
 
 def run_sweep(
-    points: Sequence[SweepPoint], run: Callable[[Any], tuple[dict[str, Any], str]], say: Callable[[str], None]
+    points: Sequence[SweepPoint],
+    run: Callable[[Any], tuple[dict[str, Any], str]],
+    say: Callable[[str], None],
+    rows: Sequence[dict[str, Any]] = (),
 ) -> Iterator[dict[str, Any]]:
-    """The row of each point, one run after the other. run(config) -> (summary, why there is none); see `runs`."""
+    """The row of each point, one run after the other.
+
+    Args:
+        points: what to run.
+        run: run(config) -> (summary, why there is none); see `runs`.
+        say: is told of each run, and of what failed.
+        rows: earlier ones. Where a run that is finished is refused now, its row stays as it was.
+    """
     for place, point in enumerate(points, 1):
         say(f"[{place}/{len(points)}] seed {point.seed}  {point.words()}")
         summary: dict[str, Any] = {}
@@ -155,7 +174,12 @@ def run_sweep(
             point = point._replace(problem=problem)
         if point.problem:
             say(f"failed: {point.problem}")
-        yield result_row(point, summary)
+        row = result_row(point, summary)
+        same = [each for each in rows if all(each.get(key) == row[key] for key in ("seed", *point.choice))]
+        done = [each for each in same if not each.get("problem")] if point.problem else []
+        if done:
+            say("its figures of before are kept")
+        yield done[0] if done else row
 
 
 def average_seeds(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -182,8 +206,9 @@ def average_seeds(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[d
     return out
 
 
-def format_spread(each: dict[str, Any], name: str, digits: int = 4) -> str:
+def format_spread(each: dict[str, Any], name: str) -> str:
     """`mean`, or `mean ± sd`; nothing where there is no figure."""
+    digits = figure_digits(name)
     if each.get(name) is None:
         return ""
     sd = each.get(f"{name}_sd")
@@ -210,14 +235,14 @@ def table_cells(every: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[li
     select = {each["select"] for each in every if each["seeds"]}
     failed, chosen = any(each["problem"] for each in every), best_row(every)
     validation = select.pop() if len(select) == 1 else "chosen by"
-    ranked = any(METRICS[0] in each for each in every) or validation == "chosen by"
-    metrics = METRICS if ranked else (test_metric(validation),)  # rows with labels have no ranks
+    ranked = any(HEADLINES[0] in each for each in every) or validation == "chosen by"
+    metrics = HEADLINES if ranked else (test_metric(validation),)  # rows with labels have no ranks
     figures = [name.replace("/", " ") for name in (validation, *metrics)]
     heads = ["", *shorten_keys(keys), *figures, "best round", "seconds", "seeds", *(["problem"] if failed else [])]
     made = [heads]
     for each in every:
         figures = [format_spread(each, name) for name in ("selected", *metrics)]
-        figures += [format_spread(each, "best_round", 0), format_spread(each, "seconds", 1), str(each["seeds"])]
+        figures += [format_spread(each, "best_round"), format_spread(each, "seconds"), str(each["seeds"])]
         mark = "*" * (each is chosen) + " LEAKY" * bool(each.get("leaky"))
         line = [mark.strip(), *(str(each[key]) for key in keys), *figures]
         made.append([printable(cell) for cell in [*line, *([each["problem"]] if failed else [])]])
@@ -231,13 +256,46 @@ def sweep_markdown(every: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
     return "\n".join([f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
 
 
-def kept_rows(folder: Path, points: Sequence[SweepPoint], keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of an earlier sweep in the folder over other values of the same keys. Raises ValueError for other keys."""
-    path = folder / "results.json"
-    rows = read_rows(path)
+def earlier_rows(
+    folder: Path, points: Sequence[SweepPoint], keys: Sequence[str], again: Callable[[dict[str, str], int], SweepPoint]
+) -> list[dict[str, Any]]:
+    """Rows of earlier sweeps in the folder.
+
+    Args:
+        folder: that of the sweep.
+        points: what is to be run now.
+        keys: those of the grid now.
+        again: makes the point of a choice and a seed, as the options are now.
+
+    Raises:
+        ValueError: the earlier sweeps were over other keys, or had other options, rounds included: their figures cannot
+            be compared with those to come.
+    """
+    rows = read_rows(folder / "results.json")
     was = {key for each in rows for key in each if "." in key and "/" not in key}
     if rows and was != {key for key in keys if "." in key}:
         raise ValueError(f"{folder} holds a sweep over {', '.join(sorted(was)) or 'seeds'}: pass another --out")
+    old = [again({key: str(each[key]) for key in keys}, each["seed"]) for each in rows if not each.get("problem")]
+    for point in (*old, *points):
+        if point.config and (changed := run_differences(point.config)):
+            raise ValueError(f"{folder} holds a sweep with other options ({'; '.join(changed)}): pass another --out")
+    return rows
+
+
+def run_differences(config: Any) -> list[str]:
+    """`key: old -> new` of a run that lies where a configuration has its own; none where there is no run."""
+    known = Path(config.run.out) / "config.toml"
+    if not known.is_file():
+        return []
+    old = make_config(read_config(known))
+    rounds = [f"rounds: {old.rounds} -> {config.rounds}"] if old.rounds != config.rounds else []
+    return [*rounds, *config_differences(old, config)]
+
+
+def kept_rows(
+    rows: Sequence[dict[str, Any]], points: Sequence[SweepPoint], keys: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Those of earlier rows that are over other values than the points."""
     now = [({key: parse_number(value) for key, value in point.choice.items()}, point.seed) for point in points]
     return [each for each in rows if ({key: each.get(key) for key in keys}, each["seed"]) not in now]
 

@@ -9,6 +9,7 @@ import pytest
 from jaxfed.algorithms.control import feddyn_work
 from jaxfed.algorithms.control import mime_work as mime_work
 from jaxfed.algorithms.control import scaffold_work as scaffold_work
+from jaxfed.algorithms.drift import normalize_steps
 from jaxfed.algorithms.fair import agnostic_mean, fair_mean
 from jaxfed.algorithms.local_training import local_steps
 from jaxfed.algorithms.named import agnostic_fedavg, feddyn, fednova, fedprox, fedsgd, mime, qfedavg, scaffold
@@ -16,11 +17,13 @@ from jaxfed.algorithms.named import fedavg as plain_fedavg
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.difference import difference
 from jaxfed.channels.robust import median
+from jaxfed.channels.staleness import staleness
 from jaxfed.core.channel import chain
+from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.client_work import Batches
 from jaxfed.core.federate import federate, server_model
 from jaxfed.core.tables import Table
-from jaxfed.core.types import Block, Broadcast, Cohort, Mean
+from jaxfed.core.types import Block, Broadcast, Cohort, Mean, Summed
 from tests.small import (
     DATA,
     DENSE,
@@ -212,6 +215,17 @@ def test_the_variate_of_a_row_is_the_mean_over_those_who_ever_held_it(channel):
         state = variate_of(cohorts[:rounds], channel)
         assert float(state.shared.extra.mean["t"].rows[0]) == pytest.approx(1.0, rel=1e-6)
         assert float(state.shared.extra.holders.rows[0]) == 2 * rounds
+
+
+@pytest.mark.parametrize("link", [staleness(), normalize_steps()])
+def test_links_that_scale_an_update_leave_what_is_to_be_summed(link):
+    """Of an old update, or one of several steps: SCAFFOLD's change of c and its counts of holders would shrink."""
+    update = Broadcast({"w": jnp.full(3, 6.0)}, Summed(jnp.full(2, 1.0)))
+    client = shape_client((), 0, 0)._replace(age=jnp.int32(3), steps=jnp.float32(2))
+    message, _ = chain(link).encode(update, ((),), client._replace(memory=((),)))
+    sent = message if isinstance(message, Broadcast) else message[0]
+    np.testing.assert_array_equal(sent.extra.values, 1.0)
+    np.testing.assert_allclose(sent.params["w"], 3.0)  # (1 + 3) ^ -1/2, and one of two steps
 
 
 def test_what_clients_without_tables_change_is_counted_over_all_of_them():

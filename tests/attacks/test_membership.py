@@ -16,7 +16,8 @@ from jaxfed.channels.noise import WholeTable, densify, local_gaussian
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import read_config
 from jaxfed.config.sections import make_channel
-from jaxfed.core.channel import chain, link, sum_messages
+from jaxfed.core.aggregate import gather_then, sum_messages
+from jaxfed.core.channel import chain, link
 from jaxfed.core.tables import Table
 from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import make_wire
@@ -147,7 +148,7 @@ def overheard(channel, cohort=None):
         jax.debug.callback(lambda part: parts.append(jax.tree.map(np.asarray, part)), seen)
         return sum_messages(part, size)
 
-    run(factorisation(chain(*channel, link(reduce=reduce, norm=lambda x: x))), cohort or row_cohort(), rounds=1)
+    run(factorisation(chain(*channel, link(aggregator=gather_then(reduce)))), cohort or row_cohort(), rounds=1)
     jax.effects_barrier()
     return parts[0]
 
@@ -180,7 +181,7 @@ def test_the_absent_are_not_heard():
 
 def test_a_sum_is_the_sum_of_what_clients_say():
     """As the server has it before any link decodes it; it names no rows."""
-    spy = link(decode=lambda total, state, round: (total, state, {"seen": total}))
+    spy = link(decode=lambda total, state, round: (total, state, {"seen": total}), is_average=False)
     _, info = run(factorisation(chain(mean(), spy)), row_cohort(), rounds=1)
     sum = membership.collect_evidence(membership.evidence_of_sum(info["seen"]), np.zeros(0, int), ITEMS)
     each = seen_of(overheard((mean(),))).values()

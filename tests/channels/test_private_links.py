@@ -13,7 +13,8 @@ from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
 from jaxfed.channels.compress import quantize, rotate, top_k
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure_sum import pads, ring
-from jaxfed.core.channel import at_server, chain, link
+from jaxfed.core.aggregate import gather_then, sum_messages
+from jaxfed.core.channel import at_server, chain, link, mechanisms_of
 from jaxfed.core.federate import server_model
 from tests.small import DATA, KEY, MARKED, PLAIN, WHO, close, factorisation, on_rows, row_cohort, run, same
 
@@ -93,7 +94,7 @@ def test_the_share_of_those_within_an_adaptive_bound_is_of_those_who_reported():
     _, info = run(factorisation(channel), row_cohort(present=~ONE), rounds=2)
     assert float(info["clip/bound"]) == pytest.approx(100 * math.exp(-0.5 * 0.7), rel=1e-6)
     private = chain(mean(COHORT), adaptive_clip(share=2.0, count=COHORT), gaussian(0.5))
-    assert private.private[0].l2 == pytest.approx(math.sqrt(2))
+    assert mechanisms_of(private)[0].l2 == pytest.approx(math.sqrt(2))
 
 
 def test_a_mean_by_row_whose_weights_are_noised_too():
@@ -114,9 +115,17 @@ def longer(factor):
     """A link that says that it makes a message so much longer."""
     return link(
         lambda update, sent, client: (jax.tree.map(lambda x: factor * x, update), client.memory),
-        norm=lambda x: factor * x,
+        l2_gain=lambda bound: factor * bound,
         name="longer",
     )
+
+
+def rule_of_its_own():
+    return link(aggregator=gather_then(lambda messages, rows: None))
+
+
+def silent_about_means():
+    return link(decode=lambda total, state, round: (total, state, {}))
 
 
 REFUSED = {
@@ -135,7 +144,9 @@ REFUSED = {
     "integers before codes": (lambda: chain(clip(), top_k(0.1, False), ring(8)), "top_k must be opened"),
     "an open ring": (lambda: chain(mean(), ring(8)), "nothing bounds the numbers"),
     "a small ring": (lambda: chain(mean(), clip(100.0), ring(1000, 20)), "needs 38 bits, .* lower .* to 14"),
-    "two reductions": (lambda: chain(clip(), ring(8), link(reduce=lambda part, size: None)), "different reductions"),
+    "two reductions": (lambda: chain(clip(), ring(8), rule_of_its_own()), "different reductions"),
+    "two means": (lambda: chain(mean(), weighted_mean()), "mean and weighted_mean both make a mean"),
+    "a mean that does not say so": (silent_about_means, "link: a link with a decode must say"),
     "no clip": (lambda: clip(0.0), "clip.bound is 0.0"),
 }  # fmt: skip
 
@@ -159,8 +170,10 @@ def test_refused_when_the_shapes_are_known():
 
 
 def test_what_does_not_enlarge_may_follow():
-    assert chain(mean(8), clip(), gaussian(), rotate()).private
-    assert chain(per_row_mean(), clip(), gaussian()).private  # its counts are inside of what is clipped and noised
+    assert chain(mean(8), clip(), gaussian(), rotate()).claims.mechanisms
+    assert chain(
+        per_row_mean(), clip(), gaussian()
+    ).claims.mechanisms  # its counts are inside of what is clipped and noised
 
 
 def test_dense_messages_are_the_same_sum():
@@ -177,7 +190,7 @@ def test_the_ring_is_the_mean_to_its_last_bit():
     got, _ = run(factorisation(chain(mean(), clip(10.0), ring(COHORT, 20))), row_cohort(), rounds=1)
     want, _ = run(factorisation(mean()), row_cohort(), rounds=1)
     close(server_model(got), server_model(want), atol=2**-20)
-    assert chain(mean(), clip(), ring(8)).hides
+    assert chain(mean(), clip(), ring(8)).claims.reveals == "sum"
 
 
 def test_a_ring_cuts_what_is_beyond_its_bound():
@@ -226,12 +239,12 @@ def test_a_padded_message_looks_like_noise():
 
     def spy(part, size):
         jax.debug.callback(lambda messages: seen.append(jax.tree.map(np.asarray, messages)), part.messages)
-        from jaxfed.core.channel import sum_messages
-
         return sum_messages(part, size)
 
     padded = pads()
-    channel = chain(clip(10.0), densify(), ring(COHORT, 20)._replace(reduce=None), padded._replace(reduce=spy))
+    channel = chain(
+        clip(10.0), densify(), ring(COHORT, 20)._replace(aggregator=None), padded._replace(aggregator=gather_then(spy))
+    )
     run(factorisation(channel), row_cohort(), rounds=1)
     jax.effects_barrier()
     words = np.concatenate([np.ravel(x[:COHORT]) for x in jax.tree.leaves(seen[0])]).view(np.uint32)

@@ -369,7 +369,7 @@ def test_out_of_memory_is_one_line(here, config, tmp_path, monkeypatch, error, w
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("jaxfed.training.loop.compile_all", fail)
+    monkeypatch.setattr("jaxfed.training.loop.compile_programs", fail)
     code, told = here("train", config, "--out", tmp_path / "new")
     assert code == 2
     assert told.splitlines()[-1].startswith(f"jaxfed: {words}")
@@ -571,7 +571,7 @@ def test_profile_is_a_run_option(config, monkeypatch):
     for args, rounds in (([], 0), (["--profile"], 5), (["--run.profile", "7"], 7), (["--profile", "--seed", "1"], 5)):
         seen = []
         monkeypatch.setattr(
-            loop, "train_run", lambda config, resume: seen.append(config) or {"rounds": 1, "best_round": 1}
+            loop, "train_run", lambda config, resume, **more: seen.append(config) or {"rounds": 1, "best_round": 1}
         )
         monkeypatch.setattr(sys, "argv", ["jaxfed", "train", str(config), *args])
         main.main()

@@ -71,7 +71,7 @@ def test_what_needs_no_jax_does_not_import_it():
     """Which takes a second or more."""
     code = """
 import sys
-from jaxfed.cli import main
+from jaxfed.cli.main import main
 for words in (["--help"], ["--version"], ["train", "--help"], ["privacy", "calibrate", "--help"], ["reproduce", "-h"]):
     sys.argv[1:] = words
     try:
@@ -147,9 +147,9 @@ def test_init_writes_what_can_be_trained_and_overwrites_nothing(tmp_path, monkey
     assert (code, printed, said) == (2, "", "jaxfed: my.toml is there already: pass another --out\n")
     assert (tmp_path / "my.toml").read_bytes() == before
     assert run(monkeypatch, capsys, "init", "ml100k_ease", "--out", "mine.toml")[0] == 0
-    assert config_to_table(make_config(read_config("mine.toml"))) == config_to_table(
-        make_config(read_config("ml100k_ease"))
-    )
+    here = config_to_table(make_config(read_config("ml100k_ease")))
+    here["run"]["out"] = "runs/mine"
+    assert config_to_table(make_config(read_config("mine.toml"))) == here
     (tmp_path / "sub").mkdir()
     assert run(monkeypatch, capsys, "init", "--out", "sub/a.toml")[0] == 0
     assert "jaxfed train sub/a.toml" in (tmp_path / "sub" / "a.toml").read_text()
@@ -159,7 +159,9 @@ def test_init_writes_what_can_be_trained_and_overwrites_nothing(tmp_path, monkey
     told = "cannot tell the kind of x.dat from its ending: rename it to end in .csv, .tsv, .parquet or .inter\n"
     assert run(monkeypatch, capsys, "init", "x.dat") == (2, "", f"jaxfed: {told}")
     assert run(monkeypatch, capsys, "init")[0] == 0
-    wanted = config_to_table(make_config({})) | {"run": config_to_table(make_config({}))["run"] | {"out": "runs/first"}}
+    wanted = config_to_table(make_config({})) | {
+        "run": config_to_table(make_config({}))["run"] | {"out": "runs/config"}
+    }
     assert config_to_table(make_config(read_config("config.toml"))) == wanted
     code, _, said = run(monkeypatch, capsys, "init", "ml100k_eas")
     wanted = "no such file, and no configuration of that name comes with jaxfed"
@@ -171,6 +173,71 @@ def test_init_writes_what_can_be_trained_and_overwrites_nothing(tmp_path, monkey
 def test_no_message_sends_people_to_an_index_that_does_not_have_us():
     for path in [*(ROOT / "jaxfed").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         assert "install jaxfed" not in path.read_text(), path
+
+
+def test_a_runs_folder_stands_for_its_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text('rounds = 7\n[data]\nname = "csv"\npath = "here.csv"\n')
+    (tmp_path / "run" / "here.csv").write_text("")
+    assert read_config("run") == {"rounds": 7, "data": {"name": "csv", "path": "run/here.csv"}}
+    with pytest.raises(ValueError, match=r"^\. is a folder, but not that of a run \(no config.toml\)"):
+        read_config(".")
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "city.csv"], ["sweep", "city.csv", "--seeds", "1", "2"], ["privacy", "probe", "city.csv"]]
+)
+def test_data_are_no_configuration(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "city.csv").write_text("user,item\n1,2\n")
+    said = (
+        "city.csv is data, not a configuration: `jaxfed init city.csv` writes one, or pass CONFIG --data.path city.csv"
+    )
+    assert run(monkeypatch, capsys, *words) == (2, "", f"jaxfed: {said}\n")
+
+
+def test_a_file_where_a_runs_folder_belongs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "c.toml").write_text("rounds = 1\n")
+    for words in (["evaluate"], ["recommend", "--user", "1"], ["privacy", "spent"]):
+        code, _, said = run(monkeypatch, capsys, *words, tmp_path / "c.toml")
+        assert (code, said.count("\n")) == (2, 1)
+        assert "c.toml is a file: name the folder of a run" in said
+
+
+def test_a_path_alone_says_what_kind_of_file_the_data_are(tmp_path, monkeypatch):
+    for path, kind in (("my.csv", "csv"), ("MY.TSV.gz", "tsv"), ("a.inter", "inter"), ("x/parts.parquet", "parquet")):
+        made = make_config({"data": {"path": path}}).data
+        assert (made.name, made.path) == (kind, path)
+    assert make_config({"data": {"path": "a.dat", "delimiter": "::"}}).data.name == "csv"
+    assert override_config({"data": {"path": "a.csv"}}, ["--data.path", "b.dat"]).data.name == "csv"
+    with pytest.raises(ValueError, match=r'cannot tell the kind of a.dat from its ending: say it with name = "csv"'):
+        make_config({"data": {"path": "a.dat"}})
+    (tmp_path / "c.toml").write_text('[data]\npath = "my.csv"\n')
+    (tmp_path / "my.csv").write_text("")
+    monkeypatch.chdir(tmp_path.parent)
+    assert make_config(read_config(tmp_path / "c.toml")).data.path == str(tmp_path / "my.csv")
+
+
+def test_names_that_begin_alike_are_all_listed():
+    with pytest.raises(ValueError, match="ml100k_apfl, ml100k_cold, .*ml100k_two_tower$"):
+        read_config("ml100k")
+
+
+def test_each_configuration_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
+    """Both once went to runs/run, where the second was told to go on with the first."""
+    monkeypatch.chdir(tmp_path)
+    small = 'rounds = 1\n[data]\nname = "synthetic"\nusers = 20\nitems = 30\nmean_length = 6.0\n[model]\ndim = {}\n'
+    for name, dim in (("a", 2), ("b", 3)):
+        (tmp_path / f"{name}.toml").write_text(small.format(dim))
+    assert run(monkeypatch, capsys, "train", "a.toml")[0] == 0
+    assert (tmp_path / "runs" / "a" / "summary.json").exists()
+    code, _, said = run(monkeypatch, capsys, "train", "b.toml", "--out", "runs/a")
+    wanted = "runs/a already holds a run of another configuration (model.dim: 2 -> 3): pass another --out"
+    assert (code, said) == (2, f"jaxfed: {wanted}\n")
+    code, _, said = run(monkeypatch, capsys, "train", "runs/a", "--resume")
+    assert code == 0
+    assert "runs/a is finished (1 rounds)" in said
 
 
 # --- narrow terminals ----------------------------------------

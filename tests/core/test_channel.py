@@ -8,8 +8,13 @@ import pytest
 
 from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
+from jaxfed.channels.clip import clip
+from jaxfed.channels.compress import quantize, top_k
 from jaxfed.channels.difference import difference
-from jaxfed.core.channel import at_client, at_server, chain, link, sum_messages
+from jaxfed.channels.noise import gaussian
+from jaxfed.channels.robust import median
+from jaxfed.core.aggregate import SUM, gather_then
+from jaxfed.core.channel import at_client, at_server, chain, link
 from jaxfed.core.federate import federate, server_model
 from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import make_wire
@@ -44,13 +49,14 @@ def test_chain_encodes_left_to_right_and_decodes_right_to_left():
         return link(
             lambda u, sent, c: (jax.tree.map(lambda x: x * factor + 1, u), c.memory),
             lambda t, s, r: (jax.tree.map(lambda x: x / factor, t), s, {name: jnp.float32(0)}),
+            is_average=False,
         )
 
     path = chain(tagged("a", 2.0), tagged("b", 3.0))
     state, memory = path.init({"w": jnp.ones(())})
-    from jaxfed.core.channel import shape_client
+    from jaxfed.core.channel_checks import shape_client
 
-    message, _ = path.encode({"w": jnp.float32(1)}, path.send(state), shape_client(memory, 0, 0))
+    message, _ = path.encode({"w": jnp.float32(1)}, path.broadcast(state), shape_client(memory, 0, 0))
     assert float(message["w"]) == (1 * 2 + 1) * 3 + 1
     from jaxfed.core.types import RoundView
 
@@ -62,12 +68,12 @@ def test_chain_encodes_left_to_right_and_decodes_right_to_left():
 
 
 def test_two_reductions_are_refused_when_the_chain_is_made():
-    ring = link(reduce=sum_messages, name="ring")
-    robust = link(reduce=middle, name="middle")
+    ring = link(aggregator=SUM, name="ring")
+    robust = link(aggregator=gather_then(middle), name="middle")
     for links in ((mean(), ring, robust), (chain(mean(), ring), robust)):
         with pytest.raises(ValueError, match=r"^links need different reductions \(ring, middle\): keep one of them$"):
             chain(*links)
-    assert chain(chain(mean(), ring), ring).reduce is sum_messages
+    assert chain(chain(mean(), ring), ring).aggregator is SUM
 
 
 def test_a_reduction_of_ones_own_replaces_the_sum():
@@ -76,8 +82,8 @@ def test_a_reduction_of_ones_own_replaces_the_sum():
 
     x = X.at[3].set(1e4)  # one client far off
     cohort = dense_cohort(xy=(x, Y))
-    honest = run(linear(link(reduce=middle)), dense_cohort(IDS[1:]), DENSE, 1)[0]
-    robust = run(linear(link(reduce=middle)), cohort, DENSE, 1)[0]
+    honest = run(linear(link(aggregator=gather_then(middle))), dense_cohort(IDS[1:]), DENSE, 1)[0]
+    robust = run(linear(link(aggregator=gather_then(middle))), cohort, DENSE, 1)[0]
     averaged = run(linear(mean()), cohort, DENSE, 1)[0]
     far = lambda state: float(jnp.abs(server_model(state)["w"] - server_model(honest)["w"]).max())
     assert far(robust) < 1 < far(averaged) or not np.isfinite(far(averaged))
@@ -158,15 +164,15 @@ def test_wire():
 
 
 def test_what_the_server_sees_follows_from_the_chain():
-    hidden = chain(link(lambda u, sent, c: (u, c.memory), hides=True), mean())
+    hidden = chain(link(lambda u, sent, c: (u, c.memory), reveals="sum"), mean())
     assert make_wire(hidden, Broadcast(DENSE)).sees == "sum"
     back = lambda total, state, round: (Broadcast(MARKED), state, {})
-    flat = link(lambda u, sent, c: (jnp.zeros((c.size, DIM)), c.memory), back, hides=True)
+    flat = link(lambda u, sent, c: (jnp.zeros((c.size, DIM)), c.memory), back, is_average=False, reveals="sum")
     dense = 4 * (ITEMS * DIM + ITEMS + 1)
     # an upload that hides its rows is worth nothing after a request for them: the whole table comes down
     assert price(flat, Broadcast(MARKED), 10) == (4 * ITEMS * DIM, dense, "sum")
     # and a sum that hides who holds what is one of whole tables, without ids
-    assert price(link(hides=True), Broadcast(MARKED), 10) == (dense, dense, "sum")
+    assert price(link(reveals="sum"), Broadcast(MARKED), 10) == (dense, dense, "sum")
 
 
 # --- links of one's own that cannot be: one line that names the link ----------------------------------------
@@ -191,12 +197,15 @@ WRONG = {
         "drops: encode changes the shape of a message .* and nothing undoes it",
     ),
     "half of a decode": (
-        link(decode=lambda total, state, round: (total.params["scale"], state, {}), name="loses"),
+        link(decode=lambda total, state, round: (total.params["scale"], state, {}), is_average=False, name="loses"),
         r"loses: decode gave back \(\) for an update of",
     ),
-    "no state": (link(decode=lambda total, state, round: (total, {}), name="pair"), "pair: decode gave back something"),
+    "no state": (
+        link(decode=lambda total, state, round: (total, {}), is_average=False, name="pair"),
+        "pair: decode gave back something",
+    ),
     "another state": (
-        link(decode=lambda total, state, round: (total, jnp.zeros(2), {}), name="grows"),
+        link(decode=lambda total, state, round: (total, jnp.zeros(2), {}), is_average=False, name="grows"),
         "grows: decode gave back a state of another shape",
     ),
 }
@@ -207,6 +216,35 @@ def test_a_link_that_does_not_keep_to_the_form_is_refused_by_name(name):
     wrong, message = WRONG[name]
     algorithm = federate(local_steps(bce, optax.sgd(0.1), user), chain(wrong, mean()), optax.sgd(1.0), USERS)
     with pytest.raises(ValueError, match=message) as error:
+        algorithm.init(MARKED, KEY)
+    assert "\n" not in str(error.value)
+
+
+AFTER_CODES = {
+    "noise on what codes meant": lambda: chain(mean(8), clip(1.0), top_k(0.5, keep_error=False), gaussian()),
+    "a server's transform": lambda: chain(mean(), quantize(), at_server(optax.clip_by_global_norm(1.0))),
+    "a robust rule": lambda: chain(mean(), quantize(), median()),
+    "a server's state": lambda: chain(mean(), top_k(0.5), at_server(optax.trace(0.9))),
+}
+
+
+@pytest.mark.parametrize("name", AFTER_CODES)
+def test_a_link_after_codes_is_given_what_they_meant(name):
+    """At the server codes are read before the sum: what comes to the right of them sees updates, and so does its
+    state."""
+    state, _ = run(factorisation(AFTER_CODES[name]()), row_cohort(), rounds=2)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(server_model(state)))
+
+
+def test_a_decode_that_cannot_read_its_sum_is_named_in_one_line():
+    wrong = link(
+        decode=lambda total, state, round: (jax.tree.map(jnp.add, total, state), state, {}),
+        init=lambda example: ({"other": jnp.zeros(3)}, ()),
+        is_average=False,
+        name="stranger",
+    )
+    algorithm = federate(local_steps(bce, optax.sgd(0.1), user), chain(wrong, mean()), optax.sgd(1.0), USERS)
+    with pytest.raises(ValueError, match="stranger: decode cannot read a sum of") as error:
         algorithm.init(MARKED, KEY)
     assert "\n" not in str(error.value)
 

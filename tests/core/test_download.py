@@ -14,7 +14,8 @@ from jaxfed.channels.noise import densify
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import config_to_toml, make_config
-from jaxfed.core.channel import chain, shape_client
+from jaxfed.core.channel import chain
+from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.download import check_download, make_download
 from jaxfed.core.federate import federate, server_model
@@ -102,11 +103,11 @@ def test_the_price_is_the_length_of_what_the_packer_writes(name, rows):
     mine = jax.tree.map(lambda x: x[HELD] if x.shape[0] == N else x, MODEL)
     state, memory = links.init(mine)
     client = who()._replace(rows=jnp.where(jnp.arange(K) < rows, HELD, N), memory=memory)
-    message, _ = links.encode(mine, links.send(state), client)
+    message, _ = links.encode(mine, links.broadcast(state), client)
     price = make_wire(mean(), MODEL, links)
     assert price.down(np.int64(rows)) == len(pack_message(message, np.asarray(HELD[:rows])))
     hidden = make_wire(chain(mean(), densify()), MODEL, links)
-    every = links.encode(MODEL, links.send(state), client._replace(rows=jnp.arange(N)))[0]
+    every = links.encode(MODEL, links.broadcast(state), client._replace(rows=jnp.arange(N)))[0]
     assert hidden.down(np.int64(rows)) == len(pack_message(every, np.arange(N))) - 4 * N  # no ids: they are all
     assert hidden.sees == "update"
     assert jax.tree.structure(coded_shapes(links, MODEL, N)) == jax.tree.structure(jax.eval_shape(lambda: every))

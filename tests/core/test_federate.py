@@ -13,7 +13,8 @@ from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.difference import difference
 from jaxfed.channels.secure_sum import ring
 from jaxfed.core import tree
-from jaxfed.core.channel import chain, link, sum_messages
+from jaxfed.core.aggregate import SUM, gather_then
+from jaxfed.core.channel import chain, link
 from jaxfed.core.federate import federate, server_model
 from jaxfed.core.placement import make_placement
 from jaxfed.core.tables import Table, is_table, unwrap
@@ -314,6 +315,7 @@ def test_integer_sums_do_not_depend_on_blocks_at_all():
     to_int = link(
         lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**12).astype(jnp.int32), u), c.memory),
         lambda t, s, r: (jax.tree.map(lambda x: x * jnp.float32(2**-12), t), s, {}),
+        is_average=False,
     )
     ways = ((0, 1, 2, 3), (4, 5, 6, 7)), ((7, 3, 0, 5), (2, 1, 6, 4))
     same(
@@ -406,7 +408,8 @@ def test_integer_sums_are_the_same_on_any_devices(devices, shard_tables):
     fixed = link(
         lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**16).astype(jnp.int32), u), c.memory),
         lambda t, s, r: (jax.tree.map(lambda x: x / jnp.float32(2**16), t), s, {}),
-        reduce=sum_messages,
+        aggregator=SUM,
+        is_average=False,
     )
     cohort = on_rows(row_cohort(blocks=(range(8),)))
     want = server_model(run(factorisation(fixed), cohort, rounds=1)[0])
@@ -457,7 +460,7 @@ def test_a_client_store_on_the_host_is_the_same_store(chunk, laid):
 
 def test_chunks_are_for_sums():
     with pytest.raises(ValueError, match=r"run.chunk: only sums"):
-        factorisation(link(reduce=lambda part, size: None), chunk=1)
+        factorisation(link(aggregator=gather_then(lambda messages, rows: None)), chunk=1)
 
 
 def test_more_devices_than_there_are():

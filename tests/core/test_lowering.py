@@ -14,6 +14,7 @@ from jaxfed.training.rounds import initial_arrays, make_run_keys
 from tests.laws.test_laws import AXES, COVERED, USUAL, experiment, name_of
 from tests.small import KEY, MARKED, factorisation, row_cohort
 
+pytestmark = pytest.mark.long
 PLATFORMS = ("tpu", "cuda")
 MODELS, WORKS = AXES["model"], COVERED["work"]
 LATER = [name for name in AXES["work"] if name not in WORKS]

@@ -184,6 +184,7 @@ def alone(config, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.full)])
+@pytest.mark.long
 def test_after_one_round_they_have_what_one_process_has(config, alone, tmp_path, processes, devices):
     params, row = after_one_round(config, tmp_path / "r", processes, devices)
     want, wanted = alone
@@ -222,6 +223,7 @@ def pid_of(launcher, rank):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+@pytest.mark.long
 def test_one_killed_ends_all_and_the_run_resumes(config, undisturbed, tmp_path):
     out = tmp_path / "k"
     launcher = start(command(2, "train", config, "--out", out))
@@ -247,6 +249,7 @@ def test_one_killed_ends_all_and_the_run_resumes(config, undisturbed, tmp_path):
     assert summary(tmp_path / "one")["rounds"] == 12
 
 
+@pytest.mark.long
 def test_stopped_all_leave_with_a_checkpoint(config, tmp_path):
     out = tmp_path / "s"
     words = "train", config, "--out", out, "--rounds", 300
@@ -281,6 +284,7 @@ WAITED = ["1 of 2 processes came to 127.0.0.1:", "the coordinator at 127.0.0.1:"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.long
 def test_one_that_waits_in_vain_says_so(config, tmp_path, rank):
     words = "train", config, "--out", tmp_path / "w"
     process = one_of(rank, 2, *words, port=port(), JAXFED_START_TIMEOUT="1")
@@ -300,6 +304,7 @@ def test_one_that_waits_in_vain_says_so(config, tmp_path, rank):
         ([], ["--model.dmi", "5"], "process 1: unknown option --model.dmi"),
     ],
 )
+@pytest.mark.long
 def test_processes_refuse_together(config, tmp_path, one, other, words):
     at = port()
     both = [
@@ -314,6 +319,7 @@ def test_processes_refuse_together(config, tmp_path, one, other, words):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.long
 def test_processes_with_other_data_refuse_together(config, tmp_path):
     """One path, and on each machine something else behind it."""
     at, both = port(), []
@@ -376,3 +382,20 @@ def reached(at):
     while True:
         with suppress(ConnectionRefusedError):
             return socket.create_connection(("127.0.0.1", at), 5)
+
+
+def test_programs_wait_for_each_other_where_processes_have_several_devices(monkeypatch):
+    """Two in flight came to their collectives in another order in each process, and waited for ever."""
+    from jaxfed.core import placement
+
+    def program(x):
+        return x
+
+    waited = []
+    for processes, devices, waits in ((1, 8, False), (2, 1, False), (2, 2, True)):
+        monkeypatch.setattr(placement.jax, "process_count", lambda n=processes: n)
+        monkeypatch.setattr(placement.jax, "local_device_count", lambda n=devices: n)
+        monkeypatch.setattr(placement.jax, "block_until_ready", lambda x: waited.append(x) or x)
+        assert (placement.one_in_flight(program) is not program) == waits
+        assert placement.one_in_flight(program)(devices) == devices
+    assert waited == [2]

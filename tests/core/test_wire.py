@@ -14,7 +14,8 @@ from jaxfed.channels.clip import clip
 from jaxfed.channels.compress import drive, keep_weights_apart, low_rank, quantize, random_k, rotate, sign, top_k
 from jaxfed.channels.difference import difference
 from jaxfed.channels.secure_sum import ring
-from jaxfed.core.channel import chain, message_shapes, shape_client
+from jaxfed.core.channel import broadcast_state, chain, encode_message
+from jaxfed.core.channel_checks import message_shapes, shape_client
 from jaxfed.core.tables import Table, take_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Broadcast, Coded, Kept, RoundView, Weights
@@ -74,14 +75,16 @@ def update_of(held, seed=0):
 
 def sent_by(channel, held, seed=0):
     state, who = client_of(channel, held, seed)
-    return channel.encode(update_of(held, seed), take_rows(channel.send(state), who.rows), who), who
+    return encode_message(
+        channel, update_of(held, seed), take_rows(broadcast_state(channel, state), who.rows), who
+    ), who
 
 
 def opened(channel, sent, who):
-    if not channel.open:
+    if not channel.decode_message:
         return sent
     state, _ = channel.init(WHOLE)
-    return channel.open(sent, channel.send(state), who._replace(memory=None, key=None))
+    return channel.decode_message(sent, broadcast_state(channel, state), who._replace(memory=None, key=None))
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -167,8 +170,8 @@ def test_right_on_average(name):
     @jax.jit
     def once(key):
         me = who._replace(key=key, public=jax.random.fold_in(key, 1))
-        message, _ = channel.encode(update, channel.send(state), me)
-        message = channel.open(message, channel.send(state), me._replace(memory=None, key=None))
+        message, _ = encode_message(channel, update, broadcast_state(channel, state), me)
+        message = channel.decode_message(message, broadcast_state(channel, state), me._replace(memory=None, key=None))
         from jaxfed.core.types import RoundView
 
         return channel.decode(message, state, RoundView(me.public, who.cohort, jnp.ones(2, bool)))[0]
@@ -214,8 +217,8 @@ def test_error_feedback_forgets_nothing(name):
     """What was read at the server and what the client keeps add up to what there was to send, in two rounds."""
     channel, held = chain(CODES[name]()), np.arange(K)
     (sent, memory), who = sent_by(channel, held)
-    again, memory = channel.encode(
-        update_of(held, 5), channel.send(channel.init(WHOLE)[0]), who._replace(memory=memory)
+    again, memory = encode_message(
+        channel, update_of(held, 5), broadcast_state(channel, channel.init(WHOLE)[0]), who._replace(memory=memory)
     )
     read = [opened(channel, each, who) for each in (sent, again)]
     total = jax.tree.map(lambda *x: sum(x), *read, memory[0])
@@ -256,7 +259,7 @@ def test_weights_that_differ_are_never_enlarged(numbers):
     weights = Weights(Table(jnp.array(numbers, jnp.float32)))
     me = shape_client(made.init(weights)[1], K, N)
     sent, _ = made.encode(weights, (), me)
-    got = np.asarray(made.open(sent, (), me).values.rows)
+    got = np.asarray(made.decode_message(sent, (), me).values.rows)
     want = np.array(numbers, np.float32)
     assert (np.abs(got) <= np.abs(want) * (1 + 1e-6)).all()
     assert (np.abs(got - want) <= np.abs(want).max() / 127 * 1.001).all()
@@ -273,7 +276,7 @@ def test_the_size_of_signs_is_that_of_the_rows_held():
 def test_codes_come_last():
     with pytest.raises(ValueError, match=r"weighted_mean cannot work on the codes of quantise: put quantise last"):
         chain(quantize(), weighted_mean())
-    assert chain(top_k(), mean()).open  # a link that does nothing on the client may follow
+    assert chain(top_k(), mean()).decode_message  # a link that does nothing on the client may follow
 
 
 @pytest.mark.parametrize(

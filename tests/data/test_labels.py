@@ -17,9 +17,10 @@ from jaxfed.data.packing import make_block_shapes, pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.evaluation.evaluator import flatten_metrics, make_eval_split, make_evaluator
-from jaxfed.evaluation.metrics import classification_metrics, click_metrics, lower_is_better
+from jaxfed.evaluation.metrics import classification_metrics, click_metrics
 from jaxfed.models.mf import mf
 from jaxfed.models.model import Model
+from jaxfed.training.records import lower_is_better
 from jaxfed.training.rounds import Progress
 
 KEY = jax.random.key(0)

@@ -243,6 +243,7 @@ def ring():
     return link(
         lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**16).astype(jnp.int32), u), c.memory),
         lambda t, s, r: (jax.tree.map(lambda x: x / jnp.float32(2**16), t), s, {}),
+        is_average=False,
     )
 
 

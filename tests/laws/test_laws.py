@@ -258,7 +258,7 @@ def messages(it, state, cohort):
     programs = it.made.algorithm.step.args[1]
     sent = {}
     for block in cohort.blocks:
-        part = programs.clients(state, cohort.ids, cohort.present, cohort.rows, cohort.ages, KEY, block, None)
+        part = programs.run_client_block(state, cohort.ids, cohort.present, cohort.rows, cohort.ages, KEY, block, None)
         part = jax.tree.map(np.asarray, part)
         for place, client in enumerate(part.ids):
             if client < nobody:
@@ -297,13 +297,19 @@ def test_law(case):
 
 @pytest.mark.parametrize("channel", [name for name in CHANNELS if name not in (*FIRST, "plain", "clip, ring")])
 def test_laws_of_later_links(channel):
-    for law in (*SHARED, sends_the_same_from_any_block):
+    for law in (*SHARED, sends_the_same_from_any_block):  # of which `vmaps` follows
         law(USUAL | {"channel": channel})
 
 
 @pytest.mark.parametrize("channel", [*FIRST, "plain", "clip, ring"])
 def test_a_message_is_its_clients_alone(channel):
     sends_the_same_from_any_block(USUAL | {"channel": channel})
+
+
+@pytest.mark.parametrize("work", [name for name in AXES["work"] if name != "local_steps"])
+def test_a_message_is_its_clients_alone_whatever_the_work(work):
+    channel = "cluster_mean" if work == "clustered" else "weighted_mean"
+    sends_the_same_from_any_block(USUAL | {"work": work, "channel": channel})
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)

@@ -23,6 +23,7 @@ from scipy.stats import norm
 
 from jaxfed.cli import main
 from jaxfed.cli.privacy import explain_spent
+from jaxfed.core.streams import Stream, host_rng
 from jaxfed.privacy import renyi
 from jaxfed.privacy.accountant import (
     Mechanism,
@@ -367,7 +368,7 @@ def test_participations_are_those_of_the_samplers():
 def test_crowded_is_how_often_a_client_meets_the_cap():
     sampler = cohort.poisson_cohort(40, 10, cap=12)
     rounds = 4000
-    draws = [cohort.host_rng(0, t, 0).random(40) < 0.25 for t in range(rounds)]
+    draws = [host_rng(0, Stream.COHORT, t).random(40) < 0.25 for t in range(rounds)]
     share = np.mean([each[1:].sum() >= 12 for each in draws])
     assert crowded_probability(Sampling("poisson", 40, 10, sampler.slots)) == pytest.approx(
         share, abs=4 * np.sqrt(0.25 / rounds)
@@ -683,6 +684,8 @@ def test_noise_beyond_what_can_be_counted(sampling, accountant):
     assert compute_spent([Mechanism("gaussian", 1e300)], sampling, 10, 1e-5, accountant).epsilon < 0.01
     faint = compute_spent([Mechanism("gaussian", 1e-3)], SAMPLERS["poisson"], 10, 1e-5, "pld", "replace-one")
     assert faint.epsilon == math.inf
+    fixed = compute_spent([Mechanism("gaussian", 0.39)], SAMPLERS["fixed"], 10, 1e-5, "pld")  # replacing doubles it
+    assert fixed.accountant == "rdp"
 
 
 @pytest.mark.parametrize(

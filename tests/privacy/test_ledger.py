@@ -118,6 +118,9 @@ def test_a_secret_seed_is_in_no_file_and_decides_the_noise(tmp_path, monkeypatch
     assert train_run(make_config(table(tmp_path / "b", **changes)))["params_sha256"] != first["params_sha256"]
     text = "\n".join(spent_command(str(tmp_path / "a")))
     assert "follow from the seed" not in text
+    evaluated = {"where": "clients", "channel": links}
+    with pytest.raises(ValueError, match=r"evaluation\.channel: its noise would come from the seed that config"):
+        train_run(make_config(table(tmp_path / "c", **changes, evaluation={**TABLE["evaluation"], **evaluated})))
 
 
 def test_a_run_whose_seed_is_gone_does_not_go_on(tmp_path, monkeypatch):

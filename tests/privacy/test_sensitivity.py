@@ -58,12 +58,13 @@ def test_nobody_is_found_who_does_more_than_is_claimed(name):
 
 def test_every_private_link_of_the_registry_is_probed():
     assert private_links() >= {"gaussian", "local_gaussian", "skellam", "discrete_gaussian", "correlated"}
-    assert private_links() <= {each for make in SOUND.values() for each in make().name.split(", ")}
+    assert private_links() <= {each for make in SOUND.values() for each in make().claims.name.split(", ")}
 
 
 def unsound(*links, bound):
-    """The links as somebody would join them who does not ask `chain`: noise for the bound that the clip promises."""
-    return tuple(each.at(bound) if each.at else each for each in links)
+    """(links, bounds) as somebody would join them who does not ask `chain`: noise for the bound that the clip
+    promises."""
+    return links, [bound] * len(links)
 
 
 def doubled(update, sent, client):
@@ -84,13 +85,13 @@ UNSOUND = {
 def test_what_chain_refuses_is_caught(name):
     with pytest.raises(ValueError, match="put|bound"):
         chain(*UNSOUND[name])
-    assert search_largest_gain(unsound(*UNSOUND[name], bound=0.5), EXAMPLE) > 1 + 10 * NEAR
+    assert search_largest_gain(*unsound(*UNSOUND[name], bound=0.5), EXAMPLE) > 1 + 10 * NEAR
 
 
 def test_a_rounding_that_lengthens_is_caught():
     """A ring rounds at random: what it adds to the norm is not in the bound of a clip."""
     assert (
-        search_largest_gain(unsound(clip(0.5), gaussian(), ring(8, fraction_bits=3, bound=1.0), bound=0.5), EXAMPLE)
+        search_largest_gain(*unsound(clip(0.5), gaussian(), ring(8, fraction_bits=3, bound=1.0), bound=0.5), EXAMPLE)
         > 1.1
     )
 

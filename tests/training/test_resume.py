@@ -22,7 +22,7 @@ from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import config_to_table, make_config, read_config
 from jaxfed.training import checkpoint
 from jaxfed.training import loop as module
-from jaxfed.training.log import MetricsWriter, console
+from jaxfed.training.log import MetricsWriter, terminal
 from jaxfed.training.resume import describe_run, reads_rounds
 from jaxfed.training.rounds import Progress
 from jaxfed.training.run_dir import lock_folder, read_summary
@@ -155,6 +155,38 @@ def test_fewer_rounds_than_it_has_done(finished, rounds):
     assert files(finished) == before
 
 
+@pytest.mark.parametrize("shorter", [(1,), (3,), (1, 3), (5,)])
+def test_a_longer_run_chooses_among_the_rounds_that_it_would_have_evaluated_at_once(tmp_path, shorter, capsys):
+    """The evaluation at the end of a shorter run is off the schedule, and its model once stayed the best."""
+    more = {"evaluation": {"every": 4}}
+    at_once = train(made(tmp_path / "once", rounds=6, **more))
+    out = tmp_path / "steps"
+    for rounds in (*shorter, 6):
+        summary = train(made(out, rounds=rounds, **more), resume=True)
+    assert summary["extended"] == [*shorter]
+    assert {name: summary[name] for name in ("best_round", "params_sha256", "val/full/ndcg@10")} == {
+        name: at_once[name] for name in ("best_round", "params_sha256", "val/full/ndcg@10")
+    }
+    assert {row["round"] for row in rows(out)} >= {4, 6}
+
+
+def test_a_best_round_that_was_off_the_schedule_is_undone(tmp_path, monkeypatch, capsys):
+    """Whatever the figures are: the first evaluation is made the best of all."""
+    judge = Progress.judge
+    monkeypatch.setattr(Progress, "judge", lambda self, name, value: judge(self, name, -self.round))
+    once = train(made(tmp_path / "once", rounds=6))
+    steps = made(tmp_path / "steps", rounds=3)
+    assert train(steps)["best_round"] == 2
+    out = tmp_path / "first"
+    assert train(made(out, rounds=1))["best_round"] == 1
+    summary = train(made(out, rounds=6), resume=True)
+    assert "the best round, 1, was evaluated only because the run ended there" in capsys.readouterr().err
+    assert (summary["best_round"], once["best_round"]) == (2, 2)
+    assert [row["round"] for row in rows(out)] == [2, 4, 6, 2]
+    assert summary["extended"] == [1]
+    assert (out / "summary_1.json").exists()
+
+
 def checked(record=(), standing=(), **changes):
     """What is said of going on after four rounds of the configuration of `record` with one of `changes`."""
     from jaxfed.training.resume import check_config
@@ -234,10 +266,16 @@ def test_a_configuration_edited_by_hand_is_noticed(state, request, program):
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
-def test_more_rounds_written_into_the_file_are_more_rounds(state, request, eight, program):
+def test_more_rounds_are_those_asked_for_on_the_command_line(state, request, original, eight, program):
+    """A bare --resume once trained a short run on to the 400 rounds of its configuration."""
     folder = request.getfixturevalue(state)
     edited(folder, "rounds = 4", "rounds = 8")
-    code, _, told = program("train", folder / "config.toml", "--resume")
+    code, printed, told = program("train", folder / "config.toml", "--resume")
+    assert code == 0, told
+    assert "is a run of 4 rounds, the configuration says 8: it stays at 4; pass --rounds N" in told
+    assert (read_summary(folder)["extended"], sha(folder)) == ([], sha(original))
+    assert sha(original) in printed
+    code, _, told = program("train", folder / "config.toml", "--resume", "--rounds", 8)
     assert code == 0, told
     assert (read_summary(folder)["extended"], sha(folder)) == ([4], eight["params_sha256"])
 
@@ -372,7 +410,7 @@ def test_a_journal_that_was_cut_stands_where_it_was_cut(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2}\n')
     journal = MetricsWriter(tmp_path, 13, 1)
     assert journal.position() == 13
-    journal.write({"round": 2, "x": 0.5, "y": float("nan")})
+    journal.log_row({"round": 2, "x": 0.5, "y": float("nan")})
     journal.close()
     assert rows(tmp_path) == [{"round": 1}, {"round": 2, "x": 0.5, "y": None}]
 
@@ -414,7 +452,7 @@ def test_a_second_process_is_refused_and_changes_nothing(stopped):
 
 def test_a_run_that_another_process_began_meanwhile(original, tmp_path, monkeypatch):
     """Both saw an empty folder; the first has ended before the second comes to the lock."""
-    load = module.load
+    load = module.load_data
 
     def slow(section):
         shutil.copytree(original, tmp_path / "run")
@@ -516,7 +554,7 @@ def test_a_terminal_that_is_closed_stops_a_run_as_others_do(tmp_path, monkeypatc
         with pytest.raises(SystemExit) as stop:
             train(made(tmp_path / "run", rounds=40))
     finally:
-        console.quiet = False
+        terminal().quiet = False
         signal.signal(signal.SIGHUP, before)
     assert stop.value.code == 128 + number
     assert checkpoint.checkpoint_steps(tmp_path / "run" / "checkpoints")[0] == 3
@@ -536,7 +574,7 @@ def test_nohup_is_respected(monkeypatch):
 def test_a_configuration_is_the_same_in_another_process(original):
     config = make_config(read_config(original / "config.toml"))
     code = "import pickle, sys; c = pickle.load(sys.stdin.buffer); from jaxfed.config.schema import *\n"
-    code += f"assert c == config_of(read({str(original / 'config.toml')!r})) != config_of({{}})\n"
+    code += f"assert c == make_config(read_config({str(original / 'config.toml')!r})) != make_config({{}})\n"
     code += "sys.stdout.buffer.write(pickle.dumps((c, c.work, c.channel, c.evaluation, c.run)))"
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(config), capture_output=True)
     assert done.returncode == 0, done.stderr.decode()

@@ -8,7 +8,8 @@ import pytest
 
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
-from jaxfed.training.loop import train_run
+from jaxfed.data.population import Labels
+from jaxfed.training.loop import train_run, worse_than_the_mean
 from jaxfed.training.rounds import Progress, initial_arrays, make_run_keys, prepare_round
 from tests.small import TABLE
 
@@ -197,9 +198,41 @@ def test_a_profile_is_a_trace_of_some_rounds_by_stage(tmp_path, plain):
     (file,) = (tmp_path / "p" / "profile").rglob("*.trace.json.gz")
     names = [event.get("name") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]]
     assert names.count("wait") == 2  # rounds 3 and 4 of 4
-    assert {"pack", "compute", "PjitFunction(clients)"} <= set(names)
+    assert {"pack", "compute", "PjitFunction(run_client_block)"} <= set(names)
 
 
 def test_a_profile_of_more_rounds_than_there_are_ends_with_them(tmp_path):
     train_run(make_config({**TABLE, "rounds": 1, "run": {"out": str(tmp_path / "p"), "profile": 9}}))
     assert len(list((tmp_path / "p" / "profile").rglob("*.xplane.pb"))) == 1
+
+
+def test_a_chosen_round_is_the_best_of_the_evaluations():
+    """One evaluation in three rounds was called the best of three rounds."""
+    from jaxfed.cli.main import describe_best
+
+    said = {
+        (3, 10): "best of 1 evaluation in 3 rounds, by validation: round 3",
+        (400, 20): "best of 20 evaluations in 400 rounds, by validation: round 3",
+        (7, 3): "best of 3 evaluations in 7 rounds, by validation: round 3",
+    }
+    for (rounds, every), text in said.items():
+        assert describe_best({"rounds": rounds, "best_round": 3}, every) == text
+
+
+def test_an_error_larger_than_that_of_the_mean_is_said():
+    """A run whose error was 5e11 stars once was a success."""
+    ratings = np.array([1.0, 5.0], np.float32)
+    labels = Labels("rating", ratings, ratings, ratings)
+    said = worse_than_the_mean(labels, {"val/rating/rmse": 5.2e11})
+    assert said.startswith("val/rating/rmse 5.2e+11 is worse than predicting the mean rating for everybody (2): ")
+    assert "work.optimizer.learning_rate, server.learning_rate" in said
+    assert worse_than_the_mean(labels, {"val/rating/rmse": 1.9}) == ""
+    assert worse_than_the_mean(labels._replace(kind="click"), {"val/click/log_loss": 9.0}) == ""
+    assert worse_than_the_mean(None, {"val/full/ndcg@10": 0.1}) == ""
+
+
+def test_the_star_is_explained_once(tmp_path, capsys):
+    train_run(make_config({**TABLE, "run": {"out": str(tmp_path / "run")}}))
+    told = capsys.readouterr().err
+    assert told.count(" * best so far\n") == 1
+    assert "round     2" in next(line for line in told.splitlines() if line.endswith("* best so far"))

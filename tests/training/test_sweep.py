@@ -11,6 +11,7 @@ from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import make_config, read_config
 from jaxfed.training import runs, sweep
 from jaxfed.training.loop import train_run
+from jaxfed.training.records import HEADLINES, SWEEP_FACTS
 
 SMALL = """
 rounds = 4
@@ -64,7 +65,7 @@ def test_from_the_command_line_and_again(config, tmp_path, monkeypatch, capsys):
         summary = json.loads((Path(row["run"]) / "summary.json").read_text())
         assert row["problem"] == ""
         assert row["selected"] == summary["val/full/ndcg@10"]
-        assert {name: row[name] for name in sweep.METRICS} == {name: summary[name] for name in sweep.METRICS}
+        assert {name: row[name] for name in HEADLINES} == {name: summary[name] for name in HEADLINES}
         assert all(isinstance(value, int | float | str | None) for value in row.values())
         made = read_config(Path(row["run"]) / "config.toml")
         chosen = made["work"]["optimizer"]["learning_rate"], made["evaluation"]["every"]
@@ -183,7 +184,7 @@ def test_options_are_as_the_command_line_has_them():
 
 def figures(dim, rate, seed, value, problem=""):
     made = {"seed": seed, "problem": problem, "dim": dim, "rate": rate}
-    known = dict.fromkeys(sweep.METRICS, value) | dict.fromkeys(sweep.FACTS, 1)
+    known = dict.fromkeys(HEADLINES, value) | dict.fromkeys(SWEEP_FACTS, 1)
     return made if problem else made | known | {"select": "val/x", "selected": value}
 
 
@@ -247,3 +248,45 @@ def test_a_later_sweep_keeps_the_rows_of_an_earlier_one(config, tmp_path, monkey
     assert code == 2
     assert "holds a sweep over server.learning-rate: pass another --out" in told
     assert (out / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rounds", 3], "rounds: 2 -> 3"),
+        (["--rounds", 1], "rounds: 2 -> 1"),
+        (["--rounds", 2, "--data.users", 30], "data.users: 20 -> 30"),
+        (["--rounds", 2, "--evaluation.every", 1], "evaluation.every: 2 -> 1"),
+    ],
+)
+@pytest.mark.parametrize("rate", ["0.5", "0.125"])
+def test_a_folder_of_a_sweep_with_other_options_is_refused(
+    config, two_rounds, capsys, monkeypatch, options, said, rate
+):
+    """Figures of other data or other rounds once stood in one table, and finished ones were thrown away."""
+    before = {f: f.read_bytes() for f in two_rounds.rglob("*") if f.is_file()}
+    words = [config, "--out", two_rounds, "--grid", f"server.learning-rate={rate}", "--seeds", 0, *options]
+    code, printed, told = swept(monkeypatch, capsys, *words)
+    assert (code, printed, told.count("\n")) == (2, "", 1)
+    assert f"{two_rounds} holds a sweep with other options ({said}): pass another --out" in told
+    assert {f: f.read_bytes() for f in two_rounds.rglob("*") if f.is_file()} == before
+
+
+@pytest.fixture(scope="module")
+def two_rounds(config, tmp_path_factory):
+    """The folder of a sweep of two rounds at one rate."""
+    out = tmp_path_factory.mktemp("two") / "s"
+    words = ["--out", str(out), "--grid", "server.learning-rate=0.5", "--seeds", "0", "--rounds", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["jaxfed", "sweep", str(config), *words])
+        main.main()
+    return out
+
+
+def test_a_refusal_leaves_the_figures_of_a_finished_run():
+    points = [sweep.SweepPoint({"dim": str(dim), "rate": "1"}, 0, None, "refused") for dim in (8, 16)]
+    told = []
+    made = list(sweep.run_sweep(points, None, told.append, [figures(8, 1, 0, 0.1), figures(16, 1, 0, 0, "no room")]))
+    assert made[0] == figures(8, 1, 0, 0.1)
+    assert made[1]["problem"] == "refused"
+    assert told.count("its figures of before are kept") == 1

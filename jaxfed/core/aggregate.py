@@ -1,0 +1,121 @@
+"""How a server makes one of all the messages of a cohort: a sum as they come, or a rule on all of them together."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.core.tables import add_rows, map_tables
+from jaxfed.core.tree import zeros_like
+from jaxfed.core.types import Messages, Tree
+
+
+class Capacity(NamedTuple):
+    """What an aggregate must have room for."""
+
+    rows: int  # of the tables of the aggregate
+    slots: int  # clients of the cohort
+    message_rows: int  # table rows that all clients send together
+
+
+class Aggregator(NamedTuple):
+    """Makes one of all messages, block by block: a monoid.
+
+    init(messages, capacity) -> total: of no message yet; `messages` of any block show the shapes.
+    add(total, messages) -> total: with those of one more block.
+    result(total, rows) -> the aggregate, whose tables have so many rows.
+    streams: the total is as large as one message, however many clients there are; so it can be added chunk by chunk.
+    """
+
+    init: Callable[[Messages, Capacity], Tree]
+    add: Callable[[Tree, Messages], Tree]
+    result: Callable[[Tree, int], Tree]
+    streams: bool
+
+
+def accumulate_messages(total: Tree, messages: Messages) -> Tree:
+    """Adds messages to a total: the only scatter of messages in a round. Integers wrap: a ring sum."""
+    summed = map_tables(lambda x: x, lambda x: jnp.sum(x, 0, dtype=x.dtype), messages.messages)
+    return add_rows(total, messages.rows, summed)
+
+
+def total_shapes(messages: Tree, rows: int) -> Tree:
+    """Shapes of the sum of `messages` (tables [R, ...], others [W, ...]), whose tables have so many rows."""
+    shape = jax.ShapeDtypeStruct
+    return map_tables(lambda x: shape((rows, *x.shape[1:]), x.dtype), lambda x: shape(x.shape[1:], x.dtype), messages)
+
+
+SUM = Aggregator(
+    init=lambda messages, capacity: zeros_like(total_shapes(messages.messages, capacity.rows)),
+    add=accumulate_messages,
+    result=lambda total, rows: total,
+    streams=True,
+)
+
+
+def sum_messages(messages: Messages, rows: int) -> Tree:
+    """The sum of all messages of a round at once, whose tables have so many rows."""
+    return SUM.add(SUM.init(messages, Capacity(rows, 0, 0)), messages)
+
+
+class GatheredMessages(NamedTuple):
+    """Messages of several blocks beside each other."""
+
+    messages: Messages
+    used: jax.Array  # int []: table rows that are taken
+
+
+def empty_messages(messages: Messages, slots: int, message_rows: int) -> Messages:
+    """Room for what a cohort sends, messages like those given: nobody is there yet, and every id lies past all ends."""
+    past = jnp.iinfo(jnp.int32).max
+
+    def full(size, x, value=0):
+        return jnp.full((size, *x.shape[1:]), value, x.dtype)
+
+    return Messages(
+        messages=map_tables(lambda x: full(message_rows, x), lambda x: full(slots, x), messages.messages),
+        memory=(),
+        present=full(slots, messages.present, False),
+        slots=full(slots, messages.slots, past),
+        ids=full(slots, messages.ids, past),
+        rows=full(message_rows, messages.rows, past),
+        held=full(message_rows, messages.held, past),
+        owner=full(message_rows, messages.owner, past),
+        metrics={},
+        sizes=full(slots, messages.sizes),
+    )
+
+
+def append_messages(gathered: GatheredMessages, messages: Messages) -> GatheredMessages:
+    """Puts the messages of a block beside those that are there: clients at their slots, rows end to end."""
+    room, used = gathered
+
+    def by_slot(x, new):
+        return x.at[messages.slots].set(new, mode="drop")
+
+    def by_row(x, new):
+        return jax.lax.dynamic_update_slice_in_dim(x, new, used, 0)
+
+    beside = room._replace(
+        messages=map_tables(by_row, by_slot, room.messages, messages.messages),
+        present=by_slot(room.present, messages.present),
+        slots=by_slot(room.slots, messages.slots),
+        ids=by_slot(room.ids, messages.ids),
+        rows=by_row(room.rows, messages.rows),
+        held=by_row(room.held, messages.held),
+        owner=by_row(room.owner, messages.owner),
+    )
+    return GatheredMessages(beside, used + messages.rows.size)
+
+
+def gather_then(rule: Callable[[Messages, int], Tree]) -> Aggregator:
+    """An aggregator that keeps all messages of a cohort, and makes rule(messages, rows) of them at the end."""
+    return Aggregator(
+        init=lambda messages, capacity: GatheredMessages(
+            empty_messages(messages, capacity.slots, capacity.message_rows), jnp.int32(0)
+        ),
+        add=append_messages,
+        result=lambda gathered, rows: rule(gathered.messages, rows),
+        streams=False,
+    )

@@ -1,0 +1,130 @@
+"""`Channel`: what a link does, and `Claims`: what it says of itself."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from jaxfed.core.aggregate import Aggregator
+from jaxfed.core.types import ClientView, Mean, Mechanism, RoundView, Tree
+
+Reveals = Literal["message", "sum", "sum and rows"]
+
+
+class Claims(NamedTuple):
+    """What a link says of itself: what `chain` checks, and the accountant and the prices rest on.
+
+    name: in errors and summaries.
+    l2_gain(bound) -> the largest L2 norm of what leaves the client, where what comes in has norm `bound` at most, and
+        a decode that enlarges nothing; None: nobody says.
+    mechanisms(bound) -> what it releases under noise, where messages of norm `bound` come in. Raises ValueError where
+        that bounds nothing. None: no noise.
+    reveals: what the server learns of the messages: each one, the aggregate alone, or also which rows the cohort holds
+        together (and then only these are sent).
+    needs_all_rows: it must see every row, also those that no client holds.
+    is_average: it makes a mean of the sum.
+    reads_cohort_size: its result depends on how many reported.
+    check(bound): raises ValueError for a bound that it cannot take.
+    links: of a chain, as they were given.
+    """
+
+    name: str = "link"
+    l2_gain: Callable[[float], float] | None = None
+    mechanisms: Callable[[float], tuple[Mechanism, ...]] | None = None
+    reveals: Reveals = "message"
+    needs_all_rows: bool = False
+    is_average: bool = False
+    reads_cohort_size: bool = False
+    check: Callable[[float], None] | None = None
+    links: tuple["Channel", ...] = ()
+
+
+class Channel(NamedTuple):
+    """What a link does. Left of the aggregator tables are slices [K, ...], right of it they are whole [N, ...].
+
+    init(example) -> (state, memory): from what the link will see, as arrays or shapes: a client's message, or, for a
+        link that does nothing on the client, what the server reads of it.
+    encode(message, sent, client) -> (message, memory): on the client; `sent` is what it downloaded of the state.
+    decode(total, state, round) -> (total, state, info): on the server. State changes only here.
+    decode_message(message, sent, client) -> message: on the server, one message at a time before the sum, for codes
+        that mean something alone only; the client has neither memory nor a key of its own there.
+    aggregator: how messages become one; None where any will do.
+    broadcast(state) -> the part of the state that every client downloads (its tables: the client's rows).
+    metrics(message, sent, client) -> {name: Mean}: the simulator's view of what the link does to one client's message.
+
+    `client` and `round` know the link's own memory and keys, and `bound`: the largest norm that a message can have
+    where it comes to the link (`Claims.l2_gain` of the links before).
+    """
+
+    init: Callable[[Tree], tuple[Tree, Tree]]
+    encode: Callable[[Tree, Tree, ClientView], tuple[Tree, Tree]] | None = None
+    decode: Callable[[Tree, Tree, RoundView], tuple[Tree, Tree, dict]] | None = None
+    decode_message: Callable[[Tree, Tree, ClientView], Tree] | None = None
+    aggregator: Aggregator | None = None
+    broadcast: Callable[[Tree], Tree] | None = None
+    metrics: Callable[[Tree, Tree, ClientView], dict[str, Mean]] | None = None
+    claims: Claims = Claims()
+
+
+def link(
+    encode: Callable[[Tree, Tree, ClientView], tuple[Tree, Tree]] | None = None,
+    decode: Callable[[Tree, Tree, RoundView], tuple[Tree, Tree, dict]] | None = None,
+    init: Callable[[Tree], tuple[Tree, Tree]] | None = None,
+    *,
+    decode_message: Callable[[Tree, Tree, ClientView], Tree] | None = None,
+    aggregator: Aggregator | None = None,
+    broadcast: Callable[[Tree], Tree] | None = None,
+    metrics: Callable[[Tree, Tree, ClientView], dict[str, Mean]] | None = None,
+    is_average: bool | None = None,
+    **claims: Any,
+) -> Channel:
+    """Lifts plain functions to a Channel; whatever is left out does nothing.
+
+    Args:
+        encode, decode, init, decode_message, aggregator, broadcast, metrics: see `Channel`.
+        is_average: whether `decode` makes a mean of the sum. A link with a `decode` must say: noise to its left would
+            be that of a mean.
+        claims: further fields of `Claims`.
+
+    Raises:
+        ValueError: a `decode` without `is_average`.
+
+    Example:
+        >>> half = link(lambda update, sent, client: (update / 2, client.memory), name="half")
+        >>> half.claims.name
+        'half'
+    """
+    if decode is not None and is_average is None:
+        raise ValueError(
+            f"{claims.get('name', 'link')}: a link with a decode must say whether it makes a mean of the sum: pass "
+            "is_average=True or is_average=False"
+        )
+    if encode is None and decode is None and decode_message is None:
+        claims = {"l2_gain": lambda bound: bound} | claims
+    said = Claims(is_average=bool(is_average), **claims)
+    start = init or (lambda example: ((), ()))
+    return Channel(start, encode, decode, decode_message, aggregator, broadcast, metrics, said)
+
+
+def links_of(channel: Channel) -> tuple[Channel, ...]:
+    """The links of a chain; a link alone is one."""
+    return channel.claims.links or (channel,)
+
+
+def mechanisms_of(channel: Channel, bound: float = math.inf) -> tuple[Mechanism, ...]:
+    """What a link or a chain releases under noise, where messages of norm `bound` come in."""
+    return channel.claims.mechanisms(bound) if channel.claims.mechanisms else ()
+
+
+def broadcast_state(channel: Channel, state: Tree) -> Tree:
+    """What clients download of a link's state."""
+    return channel.broadcast(state) if channel.broadcast else ()
+
+
+def encode_message(channel: Channel, message: Tree, sent: Tree, client: ClientView) -> tuple[Tree, Tree]:
+    """(what a link or chain makes of a client's message, what it keeps there)."""
+    return channel.encode(message, sent, client) if channel.encode else (message, client.memory)
+
+
+def decode_total(channel: Channel, total: Tree, state: Tree, round: RoundView) -> tuple[Tree, Tree, dict[str, Any]]:
+    """(what a link or chain makes of an aggregate, its state after the round, figures)."""
+    return channel.decode(total, state, round) if channel.decode else (total, state, {})
