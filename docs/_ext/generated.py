@@ -47,13 +47,18 @@ def module_page(folder: str, modules: list[str]) -> str:
 
 
 def public_page() -> str:
-    """What `import jaxfed` offers."""
-    names = [name for name in getattr(jaxfed, "__all__", ()) if not name.startswith("_")]
-    if not names:
+    """What `import jaxfed` offers: its subpackages, and the docstrings of its classes and functions."""
+    found = {name: getattr(jaxfed, name) for name in getattr(jaxfed, "__all__", ()) if not name.startswith("_")}
+    if not found:
         return ""
-    lines = "\n".join(f"* `{name}`" for name in names)
-    docs = "```{eval-rst}\n.. automodule:: jaxfed\n   :imported-members:\n   :no-index:\n```\n"
-    return f"# The public names\n\n`import jaxfed as jf` offers\n\n{lines}\n\n{docs}"
+    packages = [name for name, value in found.items() if inspect.ismodule(value)]
+    lines = ["# The public names\n\n`import jaxfed as jf` offers these.\n"]
+    lines += [f"* `jf.{name}`: [](./{name}.md)" for name in packages]
+    for name, value in found.items():
+        if name not in packages:
+            kind = "autoclass" if inspect.isclass(value) else "autofunction" if callable(value) else "autodata"
+            lines.append(f"\n```{{eval-rst}}\n.. {kind}:: jaxfed.{name}\n   :no-index:\n```")
+    return "\n".join(lines) + "\n"
 
 
 def escape_cell(text: str) -> str:
