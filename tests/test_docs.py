@@ -1,5 +1,6 @@
 """The site, the README and CONTRIBUTING: their code runs, their configurations build, what they name is there."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -193,3 +194,31 @@ def test_scripts_find_the_place_of_their_table():
     assert len(asked) == 7
     for name in asked:
         assert sum(f"<!-- table: {name} -->" in text for text in texts.values()) == 1, name
+
+
+def load_script(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_of_scripts_have_the_form_of_the_published_ones():
+    """So that a script that runs anew changes figures, and nothing else."""
+    asynchrony, attacks = load_script("asynchrony"), load_script("attacks")
+    row = dict.fromkeys(asynchrony.METRICS, 0.1357) | {"time": 16856.2, "share": 0.2108, "best": 0.0877, "age": 1.9}
+    line = asynchrony.line(asynchrony.label("fedbuff", 128), row | {"dropped": 110, "total": 22000.0})
+    assert line == "| FedBuff, buffer of 64 | 16,856 | 0.21 | .0877 | .136 | .136 | .136 | .136 | 1.9 | 110 | 22,000 |"
+    page = (ROOT / "docs/results/asynchrony.md").read_text()
+    assert asynchrony.HEAD in page
+    assert line.split("|")[1] in page
+    options = argparse.Namespace(fraction=0.2, clients=128, bound=10.0, row_bound=0.3)
+    case = {"ER@10": 0.1, "last": 0.2, "HR@10": 0.3, "HR@10, 99": 0.4}
+    names = attacks.defences(128, 0.2, 10.0, 0.3)
+    made = attacks.markdown({name: {"clean": case, "attacked": case} for name in names}, attacks.labels(options))
+    page = (ROOT / "docs/results/robustness.md").read_text()
+    head, rule, *lines = made.splitlines()
+    assert f"{head}\n{rule}" in page
+    assert all(line.split("|")[1] in page for line in lines)
+    assert lines[0].endswith("| .100 | .100 | .200 | .300 | .300 | .400 | .400 |")
