@@ -14,11 +14,12 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "docstrings",
     "figures",
     "generated",
 ]
+if not tags.has("quick"):  # noqa: F821, which Sphinx defines
+    extensions.append("sphinx.ext.viewcode")
 exclude_patterns = ["_build", "_ext", "_static"]
 suppress_warnings = ["config.cache"]
 
@@ -28,7 +29,6 @@ nb_execution_mode = "off"  # `make docs` says -D nb_execution_mode=force
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True  # runs/ of the notebooks is not left here
-nb_merge_streams = True
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"

@@ -5,8 +5,8 @@ python scripts/asynchrony.py [--updates 38400] [--only fedbuff] [--out runs/asyn
 Every method is a `jaxfed train` of the configuration in a folder of its own, resumed where it was, for as many rounds
 as bring so many client updates; FedBuff, whose whole run takes a fifth of the simulated time, for twice as many. `time`
 is the simulated time until validation reaches the best value of the synchronous run (NDCG@10 on the full catalogue;
-`share` of that run's own time until it); test metrics are of the best round. Writes table.md,
-rows.json and, where matplotlib is there, figure.png.
+`share` of that run's own time until it); test metrics are of the best round. Writes table.md
+(and, with --page docs/results/asynchrony.md, the table there), rows.json and, where matplotlib is there, figure.png.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxfed.bench.pages import write_page
 from jaxfed.config.schema import read_config
 from jaxfed.training.run_dir import write_file
 from jaxfed.training.runs import train_in_process
@@ -64,10 +65,16 @@ def reached(points: list[tuple[float, float]], goal: float) -> float:
     return next((time for time, value in points if value >= goal), math.inf)
 
 
+def label(name: str, clients: int) -> str:
+    """What the table calls a method."""
+    return {"fedbuff": f"FedBuff, buffer of {max(clients // 2, 1)}", "fedasync": "FedAsync"}.get(name, name)
+
+
 def line(name: str, row: dict[str, Any]) -> str:
     """A row of the table."""
-    time = f"{row['time']:,.0f} | {row['share']:.2f}" if math.isfinite(row["time"]) else "not reached | n/a"
-    facts = f"{row['best']:.4f} | {' | '.join(f'{row[metric]:.3f}' for metric in METRICS)}"
+    time = f"{row['time']:,.0f} | {row['share']:.2f}" if math.isfinite(row["time"]) else "not reached | "
+    values = [f"{row['best']:.4f}", *(f"{row[metric]:.3f}" for metric in METRICS)]
+    facts = " | ".join(each.removeprefix("0") for each in values)
     return f"| {name} | {time} | {facts} | {row['age']:.1f} | {row['dropped']:,} | {row['total']:,.0f} |"
 
 
@@ -107,6 +114,7 @@ def main() -> None:
     parser.add_argument("--looks", type=int, default=60, help="evaluations of each run")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="methods; the synchronous run comes with them")
     parser.add_argument("--out", default="runs/asynchrony", help="folder of the runs and of what is written")
+    parser.add_argument("--page", metavar="FILE", help="page of docs/results whose table is written, too")
     args, overrides = parser.parse_known_args()
     table, known = read_config(args.config), methods(args.clients, args.seconds)
     if unknown := set(args.only or ()) - set(known):
@@ -132,9 +140,11 @@ def main() -> None:
             "dropped": summary["clients/dropped_total"],
             "total": summary["simulated_seconds"],
         }
-        print(line(name, rows[name]), flush=True)
+        lines = [line(label(each, args.clients), row) for each, row in rows.items()]
+        print(lines[-1], flush=True)
         write_file(out / "rows.json", json.dumps(rows, indent=1) + "\n")
-        write_file(out / "table.md", "\n".join([HEAD, *(line(*each) for each in rows.items())]) + "\n")
+        write_file(out / "table.md", text := "\n".join([HEAD, *lines]) + "\n")
+        write_page(args.page, "asynchrony", text)
         draw(curves, out / "figure.png")
     print(f"{out}/table.md, rows.json, figure.png")
 

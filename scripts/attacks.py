@@ -1,11 +1,12 @@
 """Promotes unpopular items of MovieLens-100K by a share of malicious clients, and prints what each defence is worth.
 
-python scripts/attacks.py [--rounds 100] [--json FILE] [--only mean median] [--section.key value ...]
+python scripts/attacks.py [--rounds 100] [--json FILE] [--page FILE] [--only mean median] [--section.key value ...]
 
 Each row is a `jaxfed train` of the configuration in a folder of its own, resumed where it was: once without and
 once with the attack. ER@10: share of the users who have not seen a target that find it among their first ten, the mean
 of the targets; HR@10 on the full catalogue and against 99 negatives; all on the test part, of the best round. The best
 round may be one at which an attack is weak by chance: `last` is ER@10 on the validation part after the last one.
+--page docs/results/robustness.md writes the table there, too.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxfed.bench.pages import write_page
 from jaxfed.config.build import load_data
 from jaxfed.config.schema import make_config, read_config
 from jaxfed.data.interactions import Dataset
@@ -68,6 +70,28 @@ def measured(table: dict[str, Any], folder: Path, overrides: list[str]) -> dict[
     return summary | {"last": last}
 
 
+def labels(args: argparse.Namespace) -> dict[str, str]:
+    """What the table calls the defences."""
+    few = f"`krum`, {int(1.25 * args.fraction * args.clients)} of {args.clients}"
+    share = f"{min(1.25 * args.fraction, 0.49):g}".removeprefix("0")
+    named = {"mean": "none: `per_row_mean`", "clip": f"`clip`, {args.bound:g}", "krum": few}
+    named |= {"clip_per_row": f"`clip_per_row`, {args.row_bound:g}", "trimmed_mean": f"`trimmed_mean`, {share}"}
+    return named | {"multi-krum": f"the same, `selected = {args.clients // 2}`"}
+
+
+def markdown(figures: dict[str, dict[str, dict[str, float]]], names: dict[str, str]) -> str:
+    """The table: each figure without the attack and with it."""
+    heads = ["defence", "ER@10, no attack", "ER@10, attacked", "last, attacked"]
+    heads += ["HR@10 full", "attacked", "HR@10, 99 neg.", "attacked"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, cases in figures.items():
+        both = [("clean", "ER@10"), ("attacked", "ER@10"), ("attacked", "last")]
+        both += [(case, metric) for metric in ("HR@10", "HR@10, 99") for case in ("clean", "attacked")]
+        values = [f"{cases[case][metric]:.3f}".removeprefix("0") for case, metric in both]
+        lines.append(f"| {' | '.join([names.get(name, f'`{name}`'), *values])} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Trains row by row; the figures are written after each."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -82,6 +106,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="defences")
     parser.add_argument("--out", default="runs/attacks", help="folder of the runs")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--page", metavar="FILE", help="page of docs/results whose table is written, too")
     args, overrides = parser.parse_known_args()
     table = read_config(args.config)
     targets = rare_items(load_data(make_config(table).data).source, args.targets, 0)
@@ -105,6 +130,7 @@ def main() -> None:
                 write_file(Path(args.json), json.dumps(figures, indent=1) + "\n")
         values = [figures[name][case][label] for case in ("clean", "attacked") for label in METRICS]
         print(f"{name:>18} " + " ".join(f"{value:>10.4f}" for value in values), flush=True)
+        write_page(args.page, "robustness", markdown(figures, labels(args)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Membership inference on MovieLens-100K: the AUC of telling a client's items from those it never met, by defence.
 
-python scripts/membership.py [--rounds 50] [--clients 128] [--seed 0]
+python scripts/membership.py [--rounds 50] [--clients 128] [--seed 0] [--page docs/results/membership.md]
 
 Trains a factorisation by configs/ml100k_fedavg.toml, then asks a cohort for one round more under each defence, from the
 same model, by the compiled round itself: what is attacked is what its server receives. See `jaxfed.attacks.membership`
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxfed.attacks import membership
+from jaxfed.bench.pages import write_page
 from jaxfed.cli.main import set_up_process
 from jaxfed.config.build import Experiment, build_experiment, load_data
 from jaxfed.config.registry import REGISTRY
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--page", metavar="FILE", help="page of docs/results whose table is written, too")
     args = parser.parse_args()
     set_up_process()
     REGISTRY["channel"] |= {"listen": listen, "look": look}
@@ -178,7 +180,8 @@ def main() -> None:
     for done in run_rounds(trained, state, args.seed, 0, args.rounds):
         state = done.state
     arrays = jax.tree.map(np.asarray, (state.shared, state.memory.work))
-    print("| defence | seen | row set | update | taste | all, with popularity |\n|---|---|---|---|---|---|")
+    lines = ["| defence | seen | row set | update | taste | all, with popularity |", "|---|---|---|---|---|---|"]
+    print(*lines, sep="\n")
     floor: list[float] = []
     for defence in defences(args.clients):
         experiment = build_experiment(configuration(table, defence, args.clients), data)
@@ -186,10 +189,13 @@ def main() -> None:
         by = aucs(data.population, arrays, found)
         if not floor:  # the same for all
             floor = by["popularity"]
-            print(f"| no message: popularity alone | | | | | {text(floor)} |")
+            lines.append(f"| no message: popularity alone | | | | | {text(floor)} |")
+            print(lines[-1])
         cells = [text(by[name]) for name in ("rows", "update", "taste", "all")]
         what = "released sum" if defence.at == "released" else experiment.wire.sees
-        print("|", " | ".join([defence.name, what, *cells]), "|", flush=True)
+        lines.append(f"| {' | '.join([defence.name, what, *cells])} |")
+        print(lines[-1], flush=True)
+    write_page(args.page, "membership", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

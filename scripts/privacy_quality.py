@@ -1,17 +1,19 @@
 """What user-level differential privacy costs: trains at several epsilons by several mechanisms and prints a table.
 
-python scripts/privacy_quality.py CONFIG [--epsilons 8 ...] [--mechanisms central ...] [--clip 1] [--key value ...]
+python scripts/privacy_quality.py CONFIG [--epsilons 8 ...] [--mechanisms central ...] [--clip 1] [--page FILE]
+[--key value ...]
 
 CONFIG has a cohort.size; its links are replaced by a mean, a clip and noise. Each row is a `jaxfed train` in a folder
 of its own, resumed where it was. central: Poisson cohorts, Gaussian noise on the sum; distributed: the same cohorts,
 Skellam noise in a ring; dp-ftrl: the clients in a circle, noise correlated over the rounds (banded); local: every
-client's own noise, Poisson cohorts.
+client's own noise, Poisson cohorts. --page docs/results/privacy.md writes the table there, too.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from jaxfed.bench.pages import write_page
 from jaxfed.channels.integer_noise import FLOAT, ROOM
 from jaxfed.config.build import load_data
 from jaxfed.config.overrides import override_config
@@ -20,7 +22,7 @@ from jaxfed.privacy.accountant import Sampling, calibrate_noise
 from jaxfed.sampling.cohort import check_cohort_size, poisson_cohort
 from jaxfed.training.runs import train_in_process
 
-METRICS = {"HR@10": "test/full/hr@10", "NDCG@10": "test/full/ndcg@10", "HR@10, 99": "test/sampled/hr@10"}
+METRICS = {"HR@10, full": "test/full/hr@10", "NDCG@10, full": "test/full/ndcg@10", "HR@10, 99": "test/sampled/hr@10"}
 BITS = 10  # fractional bits of the ring
 KINDS = {
     "central": ("gaussian", "poisson"),
@@ -67,24 +69,26 @@ def main() -> None:
     parser.add_argument("--epsilons", type=float, nargs="+", default=[2, 8, 32])
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of an update")
     parser.add_argument("--out", help="folder of the runs; default runs/privacy/CONFIG")
+    parser.add_argument("--page", metavar="FILE", help="page of docs/results whose table is written, too")
     args, overrides = parser.parse_known_args()
     table = config_to_table(override_config(read_config(args.config), overrides))
     population = load_data(make_config(table).data).population.num_clients
     table["cohort"]["size"] = check_cohort_size(table["cohort"]["size"], population)
     config = make_config(table)
     out = Path(args.out or f"runs/privacy/{Path(args.config).stem}")
-    head = ["mechanism", f"ε at δ = {config.privacy.delta:g}", "by", "noise / bound", *METRICS]
-    print(f"| {' | '.join(head)} |")
-    print("|---" * len(head) + "|")
+    head = ["mechanism", f"ε at δ = {config.privacy.delta:g}", "noise / bound", *METRICS]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    print(*lines, sep="\n")
     for kind, epsilon in [("none", 0.0), *((kind, each) for kind in args.mechanisms for each in args.epsilons)]:
         multiplier = noise(kind, epsilon, config, population, args.clip) if epsilon else 0.0
         cohort = {"name": KINDS[kind][1] if epsilon else "poisson", "size": config.cohort.size}
         row = table | {"channel": links(kind, multiplier, config.cohort.size, args.clip), "cohort": cohort}
         told = train_in_process(row, out / f"{kind}_{epsilon:g}_clip_{args.clip:g}")
-        spent = ["∞", "", "0"]
-        if epsilon:
-            spent = [f"{told['epsilon']:.2f}", told["privacy"]["accountant"], f"{multiplier:.3g}"]
-        print(f"| {' | '.join([kind, *spent, *(f'{told[name]:.4f}' for name in METRICS.values())])} |", flush=True)
+        spent = [f"{told['epsilon']:.2f}", f"{multiplier:.3g}"] if epsilon else ["∞", "0"]
+        values = [f"{told[name]:.3f}".removeprefix("0") for name in METRICS.values()]
+        lines.append(f"| {' | '.join([kind, *spent, *values])} |")
+        print(lines[-1], flush=True)
+    write_page(args.page, f"privacy, {population:,} clients", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

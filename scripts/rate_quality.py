@@ -2,10 +2,10 @@
 
 python scripts/rate_quality.py [--rounds 400] [--seeds 0 1 2] [--only "quantise 8" "top_k 10 %"] [--section.key value]
 
-Each row is a `jaxfed train` in a folder of its own under runs/rate_quality, resumed where it was. Writes table.md,
-rows.json (a flat object for each method and seed) and figure.png (HR@10 on the full catalogue against bytes; needs
-`pip install matplotlib`). Test metrics of the best round by validation; mean and standard deviation over seeds,
-relative figures are those of the same seed.
+Each row is a `jaxfed train` in a folder of its own under runs/rate_quality, resumed where it was. Writes table.md
+(and, with --page docs/results/compression.md, the table there), rows.json (a flat object for each method and seed)
+and figure.png (HR@10 on the full catalogue against bytes; needs `pip install matplotlib`). Test metrics of the best
+round by validation; mean and standard deviation over seeds, relative figures are those of the same seed.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.bench.pages import write_page
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import LINKS, make_config, read_config
 from jaxfed.core import tables, wire
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="methods; the plain run comes with them")
     parser.add_argument("--sample", type=int, default=32, help="clients whose messages the entropy is the mean of")
     parser.add_argument("--out", default="runs/rate_quality", help="folder of the runs and of what is written")
+    parser.add_argument("--page", metavar="FILE", help="page of docs/results whose table is written, too")
     args, overrides = parser.parse_known_args()
     table = read_config(args.config)
     table["rounds"] = args.rounds or table.get("rounds", 100)
@@ -221,6 +223,7 @@ def main() -> None:
             every.append(json.loads((folder / "row.json").read_text()))
         write_file(out / "rows.json", json.dumps(every, indent=1) + "\n")
         write_file(out / "table.md", text := markdown(summarised(every)))
+        write_page(args.page, f"compression, seeds: {len(args.seeds)}", text)
         print(text.splitlines()[-1], flush=True)
         draw(summarised(every), out / "figure.png")
     print(f"{out}/table.md, rows.json, figure.png")

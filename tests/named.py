@@ -29,7 +29,7 @@ def fedopt(loss, optimizer, server, num_clients, channel=None, private=no_privat
 
 
 def fedsgd(loss, server, num_clients, channel=None, private=no_private, optimizer=None):
-    method = fedsgd_module.fedsgd(loss, optimizer or optax.sgd(0.0), private)._replace(server=server)
+    method = fedsgd_module.fedsgd(loss, optimizer or optax.sgd(0.1), private)._replace(server=server)
     return federate(method, channel or mean(), num_clients)
 
 

@@ -1,5 +1,6 @@
 """The site, the README and CONTRIBUTING: their code runs, their configurations build, what they name is there."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -128,6 +129,12 @@ def test_front_pages_are_short():
     assert len((ROOT / "CONTRIBUTING.md").read_bytes()) <= 3 * 1024
 
 
+def test_the_citation_is_of_this_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_the_table_of_the_readme_is_that_of_the_results():
     results = {row["name"]: row for row in json.loads((ROOT / "configs/results/ml100k.json").read_text())}
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if " | ." in line]
@@ -146,7 +153,8 @@ def build_site(out, execute):
     if missing:
         pytest.skip(f"{missing[0]} is missing: install the extra `docs`")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
-    command += ["-D", f"nb_execution_mode={'force' if execute else 'off'}", str(ROOT / "docs"), str(out)]
+    command += ["-D", "nb_execution_mode=force"] if execute else ["-t", "quick"]
+    command += [str(ROOT / "docs"), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-5000:]
 
@@ -165,3 +173,47 @@ def test_the_site_builds_without_warnings(tmp_path):
 @pytest.mark.timeout(1800)
 def test_the_notebooks_run(tmp_path):
     build_site(tmp_path, execute=True)
+
+
+def test_scripts_find_the_place_of_their_table():
+    """Each `write_page` of a script has its markers in a page; names with values are those of the published runs."""
+    named = {'f"compression, seeds: {len(args.seeds)}"': ["compression, seeds: 1", "compression, seeds: 3"]}
+    named |= {'f"privacy, {population:,} clients"': ["privacy, 943 clients", "privacy, 100,000 clients"]}
+    texts = {page: (ROOT / page).read_text() for page in NAMES}
+    asked = [
+        name
+        for script in (ROOT / "scripts").glob("*.py")
+        for call in re.findall(r"write_page\(args.page, (f?\"[^\"]+\")", script.read_text())
+        for name in named.get(call, [call.strip('"')])
+    ]
+    assert len(asked) == 7
+    for name in asked:
+        assert sum(f"<!-- table: {name} -->" in text for text in texts.values()) == 1, name
+
+
+def load_script(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_of_scripts_have_the_form_of_the_published_ones():
+    """So that a script that runs anew changes figures, and nothing else."""
+    asynchrony, attacks = load_script("asynchrony"), load_script("attacks")
+    row = dict.fromkeys(asynchrony.METRICS, 0.1357) | {"time": 16856.2, "share": 0.2108, "best": 0.0877, "age": 1.9}
+    line = asynchrony.line(asynchrony.label("fedbuff", 128), row | {"dropped": 110, "total": 22000.0})
+    assert line == "| FedBuff, buffer of 64 | 16,856 | 0.21 | .0877 | .136 | .136 | .136 | .136 | 1.9 | 110 | 22,000 |"
+    page = (ROOT / "docs/results/asynchrony.md").read_text()
+    assert asynchrony.HEAD in page
+    assert line.split("|")[1] in page
+    options = argparse.Namespace(fraction=0.2, clients=128, bound=10.0, row_bound=0.3)
+    case = {"ER@10": 0.1, "last": 0.2, "HR@10": 0.3, "HR@10, 99": 0.4}
+    names = attacks.defences(128, 0.2, 10.0, 0.3)
+    made = attacks.markdown({name: {"clean": case, "attacked": case} for name in names}, attacks.labels(options))
+    page = (ROOT / "docs/results/robustness.md").read_text()
+    head, rule, *lines = made.splitlines()
+    assert f"{head}\n{rule}" in page
+    assert all(line.split("|")[1] in page for line in lines)
+    assert lines[0].endswith("| .100 | .100 | .200 | .300 | .300 | .400 | .400 |")

@@ -1,7 +1,8 @@
 """Pages that are made at every build, from the code: docs/reference/generated/.
 
 * a page for each folder of the package, with the docstrings of its modules;
-* the keys of a configuration, from the registry.
+* the keys of a configuration, from the registry;
+* the figures of a run's files, from `jaxfed.training.records`.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import jaxfed
 from jaxfed.config.docstrings import parse_docstring
 from jaxfed.config.registry import REGISTRY, SOURCES, argument_choices, section_arguments
 from jaxfed.config.schema import Evaluation, GroupRates, Privacy, Run
+from jaxfed.training.records import FIGURES
 
 FOLDER = Path(__file__).parents[1] / "reference" / "generated"
 HEADS = {  # the line of a section in a file, where it is not [section]
@@ -45,13 +47,18 @@ def module_page(folder: str, modules: list[str]) -> str:
 
 
 def public_page() -> str:
-    """What `import jaxfed` offers."""
-    names = [name for name in getattr(jaxfed, "__all__", ()) if not name.startswith("_")]
-    if not names:
+    """What `import jaxfed` offers: its subpackages, and the docstrings of its classes and functions."""
+    found = {name: getattr(jaxfed, name) for name in getattr(jaxfed, "__all__", ()) if not name.startswith("_")}
+    if not found:
         return ""
-    lines = "\n".join(f"* `{name}`" for name in names)
-    docs = "```{eval-rst}\n.. automodule:: jaxfed\n   :imported-members:\n   :no-index:\n```\n"
-    return f"# The public names\n\n`import jaxfed as jf` offers\n\n{lines}\n\n{docs}"
+    packages = [name for name, value in found.items() if inspect.ismodule(value)]
+    lines = ["# The public names\n\n`import jaxfed as jf` offers these.\n"]
+    lines += [f"* `jf.{name}`: [](./{name}.md)" for name in packages]
+    for name, value in found.items():
+        if name not in packages:
+            kind = "autoclass" if inspect.isclass(value) else "autofunction" if callable(value) else "autodata"
+            lines.append(f"\n```{{eval-rst}}\n.. {kind}:: jaxfed.{name}\n   :no-index:\n```")
+    return "\n".join(lines) + "\n"
 
 
 def escape_cell(text: str) -> str:
@@ -128,10 +135,25 @@ Beside the sections there are `seed` (the random seed of the run, 0) and `rounds
     return "".join([*parts, *(fixed_part(where, kind) for where, kind in FIXED.items())])
 
 
+def figures_page() -> str:
+    """All figures of a run's files."""
+    lines = ["| figure | unit | better | meaning |", "|---|---|---|---|"]
+    for name, each in FIGURES.items():
+        lines.append(f"| `{name}` | {each.unit} | {each.better} | {escape_cell(each.meaning)} |")
+    head = """# Figures of a run
+
+What the rows of `RUN/metrics.jsonl`, `RUN/summary.json`, TensorBoard and sweeps hold. A star stands for anything. Links
+and methods may write figures of their own beside these.
+
+"""
+    return head + "\n".join(lines) + "\n"
+
+
 def write_pages(app: Any) -> None:
     """Writes all pages; a file whose text is the same is left alone, so that Sphinx does not read it again."""
     pages = {name.removeprefix("jaxfed."): module_page(name, modules) for name, modules in list_modules().items()}
-    pages |= {"configuration": configuration_page(), "public": public_page()}
+    pages |= {"configuration": configuration_page(), "figures": figures_page()}
+    pages["public"] = public_page()
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("*.md"):
         if not pages.get(old.stem):
