@@ -166,7 +166,7 @@ def build_experiment(
     method = make_method(config, model, **known, num_items=end)
     channel = watch(chain(*method.links, channel))
     method = method._replace(links=())
-    check_closed_form(method, config.server.name, channel, population)
+    check_closed_form(method, config.server.name, channel, population, config.algorithm.name != "custom")
     check_client_store(run, processes, method, sampler)
     batching, lazy = (
         make_batching(config.work, model, method),

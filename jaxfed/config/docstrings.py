@@ -12,6 +12,7 @@ from jaxfed.config.registry import REGISTRY, SOURCES, section_arguments
 NOUNS = {
     "data": "data set, or kind of file",
     "model": "model",
+    "algorithm": "federated method",
     "work": "kind of local training",
     "optimizer": "clients' optimiser",
     "channel": "link",

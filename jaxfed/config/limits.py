@@ -81,9 +81,11 @@ def check_memory(population, batching: Batching, shapes: BlockShapes, sends, sha
         )
 
 
-def check_closed_form(method: Method, server: str, channel: Channel, population: Population) -> None:
+def check_closed_form(
+    method: Method, server: str, channel: Channel, population: Population, named: bool = False
+) -> None:
     """Raises ValueError for a closed form whose halves do not meet, or whose sums are none."""
-    if method.reads_histories != (server == "solve"):
+    if method.reads_histories != (server == "solve") and not (named and server == "sgd"):
         raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
     if method.reads_histories and channel.claims.is_average:
         raise ValueError("work.statistics: the server solves from sums, a link makes a mean of them: set channel = []")

@@ -14,12 +14,14 @@ import jax
 import optax
 
 from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
-from jaxfed.algorithms.agnostic import agnostic_mean
+from jaxfed.algorithms.agnostic import agnostic, agnostic_mean
 from jaxfed.algorithms.apfl import apfl
 from jaxfed.algorithms.closed_form import closed_form, solve_optimizer
 from jaxfed.algorithms.ditto import ditto
+from jaxfed.algorithms.fedavg import fedavg, fedprox
+from jaxfed.algorithms.fedbuff import fedasync, fedbuff
 from jaxfed.algorithms.feddyn import add_server_memory, feddyn
-from jaxfed.algorithms.fednova import normalize_steps
+from jaxfed.algorithms.fednova import fednova, normalize_steps
 from jaxfed.algorithms.fedrecon import fedrecon
 from jaxfed.algorithms.fedrep import fedrep
 from jaxfed.algorithms.fedsgd import fedsgd
@@ -27,7 +29,7 @@ from jaxfed.algorithms.gpfedrec import gpfedrec
 from jaxfed.algorithms.ifca import ifca
 from jaxfed.algorithms.local_training import train_locally
 from jaxfed.algorithms.mime import mime
-from jaxfed.algorithms.qfedavg import fair_mean
+from jaxfed.algorithms.qfedavg import fair_mean, qfedavg
 from jaxfed.algorithms.scaffold import scaffold
 from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
 from jaxfed.channels.average import cluster_mean, mean, per_row_mean, weighted_mean
@@ -161,6 +163,10 @@ def without_links(make_method: Callable[..., Method]) -> Callable[..., Method]:
     return make
 
 
+def make_custom() -> None:
+    """The method that [work], the links of [[channel]] and [server] make together."""
+
+
 CLOSED: dict[str, Callable] = {"ease": ease, "item_knn": item_knn, "transitions": transitions, "ials": ials}
 
 REGISTRY: dict[str, dict[str, Callable]] = {
@@ -180,6 +186,28 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "two_tower": two_tower,
         "popularity": popularity,
         "counter": counter,
+    },
+    # whole methods; "custom" is what [work], [[channel]] and [server] spell out
+    "algorithm": {
+        "custom": make_custom,
+        "fedavg": fedavg,
+        "fedsgd": fedsgd,
+        "fedprox": fedprox,
+        "scaffold": scaffold,
+        "feddyn": feddyn,
+        "fednova": fednova,
+        "mime": mime,
+        "qfedavg": qfedavg,
+        "agnostic": agnostic,
+        "fedbuff": fedbuff,
+        "fedasync": fedasync,
+        "fedrecon": fedrecon,
+        "fedrep": fedrep,
+        "ditto": ditto,
+        "apfl": apfl,
+        "ifca": ifca,
+        "gpfedrec": gpfedrec,
+        "closed_form": closed_form,
     },
     # methods without their own links, which a configuration spells out
     "work": {

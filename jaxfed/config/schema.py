@@ -138,7 +138,15 @@ PATHS = {  # keys that name a file or a folder, by their section
     "data": DATA_PATHS,
     "clock": ("path",),
 }
-NAMED = {"data": "ml-100k", "model": "mf", "work": "local_steps", "server": "sgd", "cohort": "uniform", "clock": "none"}
+NAMED = {
+    "data": "ml-100k",
+    "model": "mf",
+    "algorithm": "custom",
+    "work": "local_steps",
+    "server": "sgd",
+    "cohort": "uniform",
+    "clock": "none",
+}
 
 
 def suggest(word: str, words: typing.Iterable[str]) -> str:

@@ -10,7 +10,8 @@ import optax
 
 from jaxfed.algorithms.own_model import keep_own_copy
 from jaxfed.config.registry import BESIDE, REGISTRY, group_rates, section_arguments, server_schedule
-from jaxfed.core.channel import Channel, chain, link, links_of, mechanisms_of
+from jaxfed.config.schema import NAMED
+from jaxfed.core.channel import Channel, chain, link, list_links, list_mechanisms
 from jaxfed.core.method import Method
 from jaxfed.core.streams import Deal, deal_rng
 from jaxfed.core.types import Sampler
@@ -105,7 +106,7 @@ def make_account(channel: Channel, sampler: Sampler, num_clients: int, config: A
     """What the accountant needs of a run, from its channel, its sampler and its [privacy] section."""
     cap = sampler.slots if sampler.kind == "poisson" else 0
     sampling = Sampling(sampler.kind, num_clients, sampler.size, cap)
-    return PrivacyAccount(mechanisms_of(channel), sampling, config.delta, config.accountant, config.relation or None)
+    return PrivacyAccount(list_mechanisms(channel), sampling, config.delta, config.accountant, config.relation or None)
 
 
 def choose_history(config: Any, model: Model, method: Method, label: str) -> Past:
@@ -133,7 +134,7 @@ def choose_history(config: Any, model: Model, method: Method, label: str) -> Pas
 
 def averages_by_row(channel: Channel) -> bool:
     """Whether rows are averaged over those who hold them: then edges do so too."""
-    return any(each.claims.name == "per_row_mean" for each in links_of(channel))
+    return any(each.claims.name == "per_row_mean" for each in list_links(channel))
 
 
 def assign_edges(config: Any, clients: int, sampler: Sampler) -> np.ndarray | None:
@@ -182,9 +183,28 @@ def make_method(config: Any, model: Model, **known: Any) -> Method:
         )
     optimizer = make_client_optimizer(config.work.optimizer)
     taught = {"initial": model.init, "loss": model.loss, "optimizer": optimizer, "private": model.private}
-    method = call_registered("work", config.work, **taught, **known, closed=model.closed)
+    taught |= known | {"closed": model.closed}
+    if config.algorithm.name == "custom":
+        method = call_registered("work", config.work, **taught)
+    else:
+        check_named_algorithm(config)
+        method = call_registered("algorithm", config.algorithm, **taught)
     method = keep_own_copy(method) if config.work.keep_copy else method
-    return method._replace(server=make_server_optimizer(config, model))
+    solved = method.reads_histories and config.algorithm.name != "custom"
+    return method if solved else method._replace(server=make_server_optimizer(config, model))
+
+
+def check_named_algorithm(config: Any) -> None:
+    """Raises ValueError where [work] says what [algorithm] decides."""
+    if config.work.name != NAMED["work"]:
+        raise ValueError(
+            f'algorithm.name = "{config.algorithm.name}" says what clients compute: leave work.name out, or set '
+            'algorithm.name = "custom"'
+        )
+    own = section_arguments("work", config.work.name).items() - BESIDE["work"].items()
+    for key, default in own:
+        if getattr(config.work, key) != default:
+            raise ValueError(f'work.{key}: with algorithm.name = "{config.algorithm.name}" it is algorithm.{key}')
 
 
 def make_server_optimizer(config: Any, model: Model) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ encodes left to right, aggregates once, decodes right to left. Read it as model 
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import optax
@@ -17,12 +18,12 @@ from jaxfed.core.link import (
     decode_total,
     encode_message,
     link,
-    links_of,
-    mechanisms_of,
+    list_links,
+    list_mechanisms,
 )
 from jaxfed.core.tables import clear_padding, num_rows
 from jaxfed.core.tree import zeros_like
-from jaxfed.core.types import Mean, Mechanism
+from jaxfed.core.types import Mean, Mechanism, Tree
 
 __all__ = [
     "Channel",
@@ -34,8 +35,8 @@ __all__ = [
     "decode_total",
     "encode_message",
     "link",
-    "links_of",
-    "mechanisms_of",
+    "list_links",
+    "list_mechanisms",
 ]
 
 
@@ -49,12 +50,29 @@ def chain(*links: Channel) -> Channel:
         ValueError: two links need different aggregators (secure sums and robust rules exclude each other), codes cannot
             be read where they are, two links make a mean, or a client could add more than the noise of a link covers.
     """
-    links = sum((links_of(each) for each in links), ())
+    links = sum((list_links(each) for each in links), ())
     wanted = {each.aggregator: each.claims.name for each in reversed(links) if each.aggregator}
     if len(wanted) > 1:
         names = ", ".join(reversed(wanted.values()))
         raise ValueError(f"links need different reductions ({names}): keep one of them")
     bounds = check_order(links)
+
+    encode, metrics, decode_message = make_client_side(links, bounds)
+    decode, broadcast = make_server_side(links, bounds)
+    return Channel(
+        make_init(links, bounds),
+        encode,
+        decode,
+        decode_message=decode_message if any(each.decode_message for each in links) else None,
+        aggregator=next(iter(wanted), None),
+        broadcast=broadcast,
+        metrics=metrics if any(each.metrics for each in links) else None,
+        claims=join_claims(links),
+    )
+
+
+def make_init(links: tuple[Channel, ...], bounds: list[float]) -> Callable[[Tree], tuple[Tree, Tree]]:
+    """The `init` of a chain, which also checks that each link gives back what it says it does."""
 
     def init(example):
         states, memories, size = [], [], num_rows(example)
@@ -69,6 +87,12 @@ def chain(*links: Channel) -> Channel:
             read.append(read_shapes(links[: i + 1], messages, states))
         check_decoded(links, bounds, read[:-1], states, read[-1])
         return tuple(states), tuple(memories)
+
+    return init
+
+
+def make_client_side(links: tuple[Channel, ...], bounds: list[float]) -> tuple[Callable, Callable, Callable]:
+    """What a chain does with one message: (`encode`, `metrics`, `decode_message`)."""
 
     def at_link(client, i):
         """The client as link i knows it."""
@@ -101,6 +125,12 @@ def chain(*links: Channel) -> Channel:
                 message = each.decode_message(message, sent[i], at_link(client, i))
         return message
 
+    return encode, metrics, decode_message
+
+
+def make_server_side(links: tuple[Channel, ...], bounds: list[float]) -> tuple[Callable, Callable]:
+    """What a chain does at the server: (`decode`, `broadcast`)."""
+
     def decode(total, states, round):
         new, info = list(states), dict[str, jax.Array]()
         for i, each in reversed(list(enumerate(links))):
@@ -112,19 +142,7 @@ def chain(*links: Channel) -> Channel:
     def broadcast(states):
         return tuple(broadcast_state(each, state) for each, state in zip(links, states, strict=True))
 
-    def some(name):
-        return any(getattr(each, name) for each in links)
-
-    return Channel(
-        init,
-        encode,
-        decode,
-        decode_message=decode_message if some("decode_message") else None,
-        aggregator=next(iter(wanted), None),
-        broadcast=broadcast,
-        metrics=metrics if some("metrics") else None,
-        claims=join_claims(links),
-    )
+    return decode, broadcast
 
 
 def join_claims(links: tuple[Channel, ...]) -> Claims:
@@ -139,7 +157,7 @@ def join_claims(links: tuple[Channel, ...]) -> Claims:
     def mechanisms(bound):
         found: tuple[Mechanism, ...] = ()
         for each in links:
-            found += mechanisms_of(each, bound)
+            found += list_mechanisms(each, bound)
             bound = each.claims.l2_gain(bound) if each.claims.l2_gain else math.inf
         return found
 

@@ -133,14 +133,14 @@ def read_shapes(links: Sequence[Channel], messages: Sequence[Tree], states: Sequ
     first = messages[0]
     size, drift = num_rows(first), first.params if isinstance(first, Broadcast) else ()
 
-    def read(message, states):
+    def read(message, states, drift):
         client = shape_client(None, size, size)._replace(key=None, drift=drift)
         for each, state in reversed(list(zip(links, states, strict=True))):
             if each.decode_message:
                 message = each.decode_message(message, broadcast_state(each, state), client)
         return message
 
-    return jax.eval_shape(read, messages[-1], tuple(states))
+    return jax.eval_shape(read, messages[-1], tuple(states), drift)
 
 
 def check_decoded(

@@ -83,7 +83,8 @@ def client_round(
     if channel.metrics:
         metrics = metrics | channel.metrics(output.update, received.links, view)
     # a link that makes integers of what is not a number could hide it
-    hidden = () if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(message)) else output.update
+    shown = all(jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in jax.tree.leaves(message))
+    hidden = () if shown else output.update
     is_finite = tree.all_finite((output.weight, output.memory, kept, hidden))
     return ClientRound(message, ClientState(output.memory, kept), metrics, is_finite, output.weight)
 

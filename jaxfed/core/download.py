@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.channel import Channel, broadcast_state, decode_total, encode_message, links_of
+from jaxfed.core.channel import Channel, broadcast_state, decode_total, encode_message, list_links
 from jaxfed.core.streams import DOWN
 from jaxfed.core.tables import take_rows
 from jaxfed.core.tree import to_compute_dtype
@@ -14,7 +14,7 @@ from jaxfed.core.types import Broadcast, ClientView, RoundView, Tree
 
 def check_download(channel: Channel, shared: Tree) -> None:
     """Raises ValueError for links that nobody could undo at a client, from one message and public randomness alone."""
-    for each in links_of(channel):
+    for each in list_links(channel):
         for_sums = each.claims.reveals != "message" or each.claims.needs_all_rows
         kept = () if for_sums else jax.eval_shape(each.init, shared)
         # a link with a gain undoes one message as it does a sum: a rotation

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxfed.core import client_store as stores
-from jaxfed.core.channel import Channel, chain, links_of
+from jaxfed.core.channel import Channel, chain, list_links
 from jaxfed.core.client import run_client_block
 from jaxfed.core.method import Method
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
@@ -131,7 +131,7 @@ def run_round(
 
 def check_comparison(method: Method, channel: Channel) -> None:
     """Raises ValueError for a channel on which the server does not see each update as it was, though it compares."""
-    changed = [each.claims.name for each in links_of(channel) if not each.claims.is_average and each.encode]
+    changed = [each.claims.name for each in list_links(channel) if not each.claims.is_average and each.encode]
     if method.compare_clients and changed:
         raise ValueError(f"the server compares what each client sends, and {changed[0]} changes it: keep to a mean")
 

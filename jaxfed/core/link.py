@@ -105,12 +105,12 @@ def link(
     return Channel(start, encode, decode, decode_message, aggregator, broadcast, metrics, said)
 
 
-def links_of(channel: Channel) -> tuple[Channel, ...]:
+def list_links(channel: Channel) -> tuple[Channel, ...]:
     """The links of a chain; a link alone is one."""
     return channel.claims.links or (channel,)
 
 
-def mechanisms_of(channel: Channel, bound: float = math.inf) -> tuple[Mechanism, ...]:
+def list_mechanisms(channel: Channel, bound: float = math.inf) -> tuple[Mechanism, ...]:
     """What a link or a chain releases under noise, where messages of norm `bound` come in."""
     return channel.claims.mechanisms(bound) if channel.claims.mechanisms else ()
 

@@ -402,13 +402,13 @@ def probe_channel(channel: Any, example: Any, draws: int = 64, rounds: int = 4, 
     Above 1 the chain is not private as it says; at most 1 proves nothing, as it searches at random (see `sensitivity`).
     example: an update, its tables marked. Raises ValueError for a chain without noise.
     """
-    from jaxfed.core.channel import links_of
+    from jaxfed.core.channel import list_links
     from jaxfed.core.channel_checks import check_order
     from jaxfed.privacy.sensitivity import search_largest_gain
 
     if not channel.claims.mechanisms:
         raise ValueError(f"{channel.claims.name}: no link of it is private: there is nothing to probe")
-    return search_largest_gain(links_of(channel), check_order(links_of(channel)), example, draws, rounds, seed)
+    return search_largest_gain(list_links(channel), check_order(list_links(channel)), example, draws, rounds, seed)
 
 
 def spent_to_dict(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.core.channel import Channel, broadcast_state, encode_message, mechanisms_of
+from jaxfed.core.channel import Channel, broadcast_state, encode_message, list_mechanisms
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import ClientView, Key, RoundView, Tree
 
@@ -47,7 +47,7 @@ def search_largest_gain(
     a message that is private by itself the norm is that of what comes to its noise.
     """
     size = max(num_rows(example), 1)
-    mechanisms = [mechanisms_of(each, bound) for each, bound in zip(links, bounds, strict=True)]
+    mechanisms = [list_mechanisms(each, bound) for each, bound in zip(links, bounds, strict=True)]
     states: list[Tree] = []
     memories: list[Tree] = []
     for i, each in enumerate(links):

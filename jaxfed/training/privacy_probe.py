@@ -17,8 +17,8 @@ from jaxfed.core.channel import (
     chain,
     decode_total,
     encode_message,
-    links_of,
-    mechanisms_of,
+    list_links,
+    list_mechanisms,
 )
 from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.state import State
@@ -70,7 +70,7 @@ def record_channel(channel: Channel) -> Channel:
     """The same chain, whose private links are `recorded`. Raises ValueError where there are none."""
     if not channel.claims.mechanisms:
         raise ValueError(f"{channel.claims.name}: no link adds noise, so there is no guarantee to probe")
-    return chain(*(record_link(each) if each.claims.mechanisms else each for each in links_of(channel)))
+    return chain(*(record_link(each) if each.claims.mechanisms else each for each in list_links(channel)))
 
 
 class RecordedInputs(NamedTuple):
@@ -82,7 +82,7 @@ class RecordedInputs(NamedTuple):
 
 def recorded_inputs(state: State, channel: Channel) -> RecordedInputs:
     """Reads what `recorded` links kept."""
-    places = [i for i, each in enumerate(links_of(channel)) if each.claims.mechanisms]
+    places = [i for i, each in enumerate(list_links(channel)) if each.claims.mechanisms]
     sums = [[np.asarray(x) for x in jax.tree.leaves(state.channel[i][1])] for i in places]
     return RecordedInputs(sums, [np.asarray(state.memory.channel[i][1]) for i in places])
 
@@ -140,8 +140,8 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
     experiment = build_experiment(config, data, record_channel)
     if experiment.processes.size > 1:
         raise ValueError("jaxfed privacy probe works in one process: start it without a launcher")
-    population, mechanisms, channel = data.population, mechanisms_of(experiment.channel), experiment.channel
-    names = [each.claims.name for each in links_of(channel) if each.claims.mechanisms]
+    population, mechanisms, channel = data.population, list_mechanisms(experiment.channel), experiment.channel
+    names = [each.claims.name for each in list_links(channel) if each.claims.mechanisms]
     state, everyone = initial_arrays(experiment, config.seed)["state"], np.arange(population.num_clients)
     for round in range(rounds):
         ids, present = experiment.sampler.draw(config.seed, round)

@@ -16,7 +16,7 @@ from jaxfed.channels.compress import quantize, top_k
 from jaxfed.channels.integer_noise import FLOAT, ROOM, draw_centred_poisson, draw_skellam, skellam
 from jaxfed.channels.noise import densify, gaussian
 from jaxfed.channels.secure_sum import pads
-from jaxfed.core.channel import chain, mechanisms_of
+from jaxfed.core.channel import chain, list_mechanisms
 from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.federate import server_model
 from jaxfed.core.types import RoundView
@@ -65,7 +65,7 @@ def test_the_noise_is_skellam(variance):
 def test_no_rounding_makes_a_client_longer_than_is_accounted_for(seed, length, power, bits, spread):
     """Long updates of many small numbers are those that rounding lengthens most."""
     made = chain(clip(1.0), skellam(8, 2.0, bits))
-    (released,) = mechanisms_of(made)
+    (released,) = list_mechanisms(made)
     random = np.random.default_rng(seed)
     x = np.ones(length) if spread else random.normal(size=length)
     client = shape_client(((), ()), 0, 0)._replace(key=jax.random.key(seed))

@@ -14,7 +14,7 @@ from jaxfed.channels.compress import quantize, rotate, top_k
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure_sum import pads, ring
 from jaxfed.core.aggregate import gather_then, sum_messages
-from jaxfed.core.channel import at_server, chain, link, mechanisms_of
+from jaxfed.core.channel import at_server, chain, link, list_mechanisms
 from jaxfed.core.federate import server_model
 from tests.small import DATA, KEY, MARKED, PLAIN, WHO, close, factorisation, on_rows, row_cohort, run, same
 
@@ -94,7 +94,7 @@ def test_the_share_of_those_within_an_adaptive_bound_is_of_those_who_reported():
     _, info = run(factorisation(channel), row_cohort(present=~ONE), rounds=2)
     assert float(info["clip/bound"]) == pytest.approx(100 * math.exp(-0.5 * 0.7), rel=1e-6)
     private = chain(mean(COHORT), adaptive_clip(share=2.0, count=COHORT), gaussian(0.5))
-    assert mechanisms_of(private)[0].l2 == pytest.approx(math.sqrt(2))
+    assert list_mechanisms(private)[0].l2 == pytest.approx(math.sqrt(2))
 
 
 def test_a_mean_by_row_whose_weights_are_noised_too():

@@ -21,6 +21,24 @@ TIME_OF_DAY = re.compile(r"\s*\d{1,2}:\d{2}")
 LARGEST = np.finfo(np.float32).max
 
 
+def read_companions(
+    place: Path | None, named: dict[str, str], forms: dict[str, Form], decimal: str
+) -> tuple[dict[str, Source], dict[str, Source]]:
+    """(files found beside the interactions at `place`, by side; files of titles and features, by role).
+
+    named: files that a user gives, by role; they come before those that are found.
+    """
+    there = companions(place) if place else {}
+    found = {side: read_source(file, Form(decimal=decimal)) for side, file in there.items()}
+    used = {"titles": found.get("item"), "user_features": found.get("user"), "item_features": found.get("item")}
+    given = {
+        role: read_source(Path(file).expanduser(), forms[role], f"--data.{role.replace('_', '-')}-")
+        for role, file in named.items()
+        if file
+    }
+    return found, {role: each for role, each in used.items() if each} | given
+
+
 def read_interactions(
     path: str = "",
     kind: str = "csv",
@@ -104,15 +122,7 @@ def read_interactions(
         "item_features": Form("", item_features_delimiter, item_features_encoding, item_features_columns, decimal),
     }
     named = {"titles": titles, "user_features": user_features, "item_features": item_features}
-    beside = {
-        role: read_source(Path(file).expanduser(), forms[role], f"--data.{role.replace('_', '-')}-")
-        for role, file in named.items()
-        if file
-    }
-    there = companions(place) if kind == "inter" else {}
-    found = {side: read_source(file, Form(decimal=decimal)) for side, file in there.items()}
-    used = {"titles": found.get("item"), "user_features": found.get("user"), "item_features": found.get("item")}
-    beside = {role: each for role, each in used.items() if each} | beside
+    found, beside = read_companions(place if kind == "inter" else None, named, forms, decimal)
     roles, clock = (user, item, rating, time), (time_of_day, time_format)
     data = make_dataset(source, roles, clock, keep, beside, asked=bool(titles))
     read = [Path(each.name).name for each in found.values() if any(each is one for one in beside.values())]
