@@ -8,7 +8,8 @@ import optax
 
 from jaxfed.core import tables, tree
 from jaxfed.core.aggregate import Capacity
-from jaxfed.core.channel import decode_total
+from jaxfed.core.channel import Channel, decode_total
+from jaxfed.core.method import Method
 from jaxfed.core.state import Plan, State
 from jaxfed.core.streams import STORE
 from jaxfed.core.types import Broadcast, Key, Mean, Messages, RoundView, Tree
@@ -49,6 +50,37 @@ def accumulate(plan: Plan, heard: Accumulator, messages: Messages) -> Accumulato
     )
 
 
+class ServerMoves(NamedTuple):
+    """What the server makes of a round, for the rows of the tables that it was given."""
+
+    delta: Tree  # to be added to the parameters
+    extra: Tree  # broadcast beside the model from now on
+    opt: Tree  # the server optimiser's state
+    links: Tree  # the links' states
+
+
+def server_round(
+    method: Method, channel: Channel, broadcast: Broadcast, opt: Tree, links: Tree, aggregate: Tree, round: RoundView
+) -> tuple[ServerMoves, dict[str, jax.Array]]:
+    """The server's round: undoes the links on the aggregate, and asks the server optimiser for a step. A pure function.
+
+    Args:
+        method: whose server this is.
+        channel: the channel that the messages came through.
+        broadcast: the model and what rides along, in the dtype that is computed with.
+        opt: the state of `method.server`.
+        links: the states of the links.
+        aggregate: of all messages, see `Channel.aggregator`.
+        round: who was asked, and who reported.
+
+    Returns:
+        (what moves, figures).
+    """
+    update, links, info = decode_total(channel, aggregate, links, round)
+    delta, opt = method.server.update(update.params, opt, broadcast.params)
+    return ServerMoves(delta, method.move_extra(broadcast.extra, update.extra), opt, links), info
+
+
 def server_update(
     plan: Plan, state: State, heard: Accumulator, ids: jax.Array, asked: jax.Array, touched: jax.Array | None, key: Key
 ) -> tuple[State, dict[str, jax.Array]]:
@@ -58,17 +90,17 @@ def server_update(
     seen = tree.to_compute_dtype(seen[0]), *seen[1:]
     round = RoundView(jax.random.fold_in(key, number), ids, heard.present)
     summed = plan.aggregator.result(heard.total, heard.sent.size)
-    update, links_now, info = decode_total(plan.channel, summed, seen[2], round)
-    delta, opt_now = plan.method.server.update(update.params, seen[1], seen[0].params)
-    extra = plan.method.move_extra(seen[0].extra, update.extra)
+    moves, info = server_round(plan.method, plan.channel, seen[0], seen[1], seen[2], summed, round)
     # what only absent clients hold rests, as if they had not been asked
     at = None if touched is None else jnp.where(heard.sent, touched, tables.num_rows(shared))
     if tree.has_storage_dtype(shared):
-        after = Broadcast(optax.apply_updates(seen[0].params, delta), extra)
+        after = Broadcast(optax.apply_updates(seen[0].params, moves.delta), moves.extra)
         shared = tables.put_rows(shared, at, tree.stochastic_cast(after, shared, jax.random.fold_in(round.key, STORE)))
     else:  # an optimiser that does not ask for the model never has its rows read
-        shared = Broadcast(tables.add_rows(shared.params, at, delta), tables.put_rows(shared.extra, at, extra))
-    opt, links = tables.put_rows((opt, links), at, (opt_now, links_now))
+        shared = Broadcast(
+            tables.add_rows(shared.params, at, moves.delta), tables.put_rows(shared.extra, at, moves.extra)
+        )
+    opt, links = tables.put_rows((opt, links), at, (moves.opt, moves.links))
     shared, opt, links = plan.place.server((shared, opt, links))
     number += 1
     if plan.versions:
