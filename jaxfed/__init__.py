@@ -16,10 +16,11 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "jaxfed.core.aggregate": ("SUM", "Aggregator", "gather_then"),
-    "jaxfed.core.channel": ("Channel", "Claims", "at_client", "at_server", "chain", "link"),
+    "jaxfed.core.channel": ("at_client", "at_server", "chain"),
     "jaxfed.core.client": ("client_round", "open_message"),
     "jaxfed.core.client_work": ("Batches", "ClientWork", "local_sgd"),
     "jaxfed.core.federate": ("Algorithm", "federate"),
+    "jaxfed.core.link": ("Channel", "Claims", "link"),
     "jaxfed.core.method": ("Method",),
     "jaxfed.core.server": ("server_round",),
     "jaxfed.core.state": ("State", "server_model"),

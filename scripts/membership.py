@@ -23,7 +23,7 @@ from jaxfed.config.build import Experiment, build_experiment, load_data
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config, read_config
 from jaxfed.core.aggregate import gather_then, sum_messages
-from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Channel, link
 from jaxfed.core.types import Messages, Tree
 from jaxfed.data.population import Population
 from jaxfed.training.rounds import initial_arrays, run_rounds

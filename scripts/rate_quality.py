@@ -24,7 +24,7 @@ from jaxfed.bench.pages import write_page
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import LINKS, make_config, read_config
 from jaxfed.core import tables, wire
-from jaxfed.core.channel import broadcast_state, encode_message
+from jaxfed.core.link import broadcast_state, encode_message
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.tree import to_compute_dtype
 from jaxfed.core.types import ClientView

@@ -15,8 +15,9 @@ from jaxfed.algorithms import scaffold as scaffold_module
 from jaxfed.algorithms.local_training import no_private
 from jaxfed.channels.average import mean, weighted_mean
 from jaxfed.channels.difference import difference
-from jaxfed.core.channel import chain, link
+from jaxfed.core.channel import chain
 from jaxfed.core.federate import federate
+from jaxfed.core.link import link
 
 
 def fedavg(loss, optimizer, num_clients, channel=None, private=no_private):

@@ -10,8 +10,8 @@ import optax
 from jaxfed.algorithms.local_training import local_steps, no_private
 from jaxfed.channels.average import divide_or_zero, map_averaged
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel, link
 from jaxfed.core.client_work import Loss
+from jaxfed.core.link import Channel, link
 from jaxfed.core.method import Method
 from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Key, Tree

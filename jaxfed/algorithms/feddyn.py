@@ -8,8 +8,8 @@ import optax
 
 from jaxfed.algorithms.local_training import no_private, output_facts
 from jaxfed.algorithms.steering import ControlState, private_part, steered_steps
-from jaxfed.core.channel import Channel, link
 from jaxfed.core.client_work import ClientWork, Loss
+from jaxfed.core.link import Channel, link
 from jaxfed.core.method import Method
 from jaxfed.core.tree import scale_tree, subtract, zeros_like
 from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree

@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxfed.algorithms.ifca import ClusterMember, select_model
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel, broadcast_state, chain, decode_total, encode_message
+from jaxfed.core.channel import chain
 from jaxfed.core.federate import Algorithm, federate
+from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message
 from jaxfed.core.method import Method
 from jaxfed.core.tables import Table, map_tables, num_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype

@@ -9,8 +9,8 @@ import optax
 from jaxfed.algorithms.local_training import local_steps, no_private
 from jaxfed.channels.average import divide_or_zero, drop_sums, map_averaged
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel, link
 from jaxfed.core.client_work import Loss
+from jaxfed.core.link import Channel, link
 from jaxfed.core.method import Method
 from jaxfed.core.tables import squared_norm
 from jaxfed.core.tree import scale_tree

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Channel, link
 from jaxfed.core.malicious import check_fraction, is_malicious
 from jaxfed.core.tables import is_table, map_tables
 from jaxfed.core.tree import scale_tree as times

@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Channel, link
 from jaxfed.core.tables import Table, clear_padding, map_tables
 from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Broadcast, ClientView, Summed, Tree, Weights, is_summed

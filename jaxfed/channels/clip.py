@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Channel, link
 from jaxfed.core.tables import l2_norm, map_tables
 from jaxfed.core.tree import scale_tree, sum_last
 from jaxfed.core.types import Mean, Tree

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.channel import Channel, chain, encode_message, link
+from jaxfed.core.channel import chain
+from jaxfed.core.link import Channel, encode_message, link
 from jaxfed.core.streams import WEIGHTS
 from jaxfed.core.tables import Table, is_table
 from jaxfed.core.tree import stochastic_round, subtract, sum_last, zeros_like

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxfed.channels.noise import add_normal_noise, check_sensitivity
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Channel, link
 from jaxfed.core.types import Mechanism, Sampler
 
 LONGEST = 4096  # rounds: the sensitivity is computed from the whole matrix

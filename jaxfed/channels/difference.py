@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jaxfed.channels.average import drop_sums, map_averaged
-from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Channel, link
 from jaxfed.core.tables import Table, map_tables
 from jaxfed.core.tree import subtract, zeros_like
 from jaxfed.core.types import Weights

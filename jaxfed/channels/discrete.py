@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.channels.integer_noise import integer_noise_link
-from jaxfed.core.channel import Channel
+from jaxfed.core.link import Channel
 from jaxfed.core.types import Key
 
 LARGEST = 4096.0  # standard deviation in grid units: the table has some ten entries for each

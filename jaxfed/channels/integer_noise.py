@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from jaxfed.channels.noise import check_sensitivity
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel, link
-from jaxfed.core.link import Reveals
+from jaxfed.core.link import Channel, Reveals, link
 from jaxfed.core.tables import l2_norm
 from jaxfed.core.tree import stochastic_round
 from jaxfed.core.types import Key, Mechanism, Tree

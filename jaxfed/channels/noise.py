@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Channel, link
 from jaxfed.core.tables import Table, is_table, num_rows
 from jaxfed.core.types import Key, Mechanism, Tree
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core.aggregate import gather_then
-from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Channel, link
 from jaxfed.core.tables import is_table, map_tables
 from jaxfed.core.types import Messages, Tree
 

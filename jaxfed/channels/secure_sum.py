@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Channel, link
 from jaxfed.core.tables import num_rows
 from jaxfed.core.tree import stochastic_round
 from jaxfed.core.types import Mean

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.channels.average import map_averaged
-from jaxfed.core.channel import Channel, link
+from jaxfed.core.link import Channel, link
 from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Broadcast, ClientView
 

@@ -33,9 +33,10 @@ from jaxfed.config.sections import (
     make_model,
 )
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel, chain
+from jaxfed.core.channel import chain
 from jaxfed.core.download import check_download, make_download
 from jaxfed.core.federate import Algorithm, federate
+from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.placement import Placement, make_placement, padded_table_rows
 from jaxfed.core.processes import Processes, this_process

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from jaxfed.core.channel import Channel
+from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.processes import Processes
 from jaxfed.core.tables import take_rows

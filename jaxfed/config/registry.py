@@ -44,7 +44,7 @@ from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
 from jaxfed.channels.secure_sum import pads, ring
 from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.core import channel
-from jaxfed.core.channel import Channel
+from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.tables import is_table
 from jaxfed.data.batching import Batching

@@ -11,7 +11,8 @@ import optax
 from jaxfed.algorithms.own_model import keep_own_copy
 from jaxfed.config.registry import BESIDE, REGISTRY, group_rates, section_arguments, server_schedule
 from jaxfed.config.schema import NAMED
-from jaxfed.core.channel import Channel, chain, link, list_links, list_mechanisms
+from jaxfed.core.channel import chain
+from jaxfed.core.link import Channel, link, list_links, list_mechanisms
 from jaxfed.core.method import Method
 from jaxfed.core.streams import Deal, deal_rng
 from jaxfed.core.types import Sampler

@@ -25,20 +25,6 @@ from jaxfed.core.tables import clear_padding, num_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Mean, Mechanism, Tree
 
-__all__ = [
-    "Channel",
-    "Claims",
-    "at_client",
-    "at_server",
-    "broadcast_state",
-    "chain",
-    "decode_total",
-    "encode_message",
-    "link",
-    "list_links",
-    "list_mechanisms",
-]
-
 
 def chain(*links: Channel) -> Channel:
     """Joins links into one. State, memory and download are tuples in the order of the links.

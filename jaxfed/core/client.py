@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core import tables, tree
-from jaxfed.core.channel import Channel, broadcast_state, encode_message
 from jaxfed.core.client_work import ClientWork
+from jaxfed.core.link import Channel, broadcast_state, encode_message
 from jaxfed.core.state import Plan, State, table_rows_of
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.channel import Channel, broadcast_state, decode_total, encode_message, list_links
+from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message, list_links
 from jaxfed.core.streams import DOWN
 from jaxfed.core.tables import take_rows
 from jaxfed.core.tree import to_compute_dtype

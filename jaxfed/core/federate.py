@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxfed.core import client_store as stores
-from jaxfed.core.channel import Channel, chain, list_links
+from jaxfed.core.channel import chain
 from jaxfed.core.client import run_client_block
+from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
-from jaxfed.core.state import Plan, State, initial_state, server_model, table_rows_of
+from jaxfed.core.state import Plan, State, initial_state, table_rows_of
 from jaxfed.core.types import Broadcast, ClientView, Cohort, Key, Tree
-
-__all__ = ["Algorithm", "State", "federate", "server_model"]
 
 
 class Algorithm(NamedTuple):

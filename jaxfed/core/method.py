@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import optax
 
-from jaxfed.core.channel import Channel
 from jaxfed.core.client_work import ClientWork, identity
+from jaxfed.core.link import Channel
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, Tree
 

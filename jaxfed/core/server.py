@@ -8,7 +8,7 @@ import optax
 
 from jaxfed.core import tables, tree
 from jaxfed.core.aggregate import Capacity
-from jaxfed.core.channel import Channel, decode_total
+from jaxfed.core.link import Channel, decode_total
 from jaxfed.core.method import Method
 from jaxfed.core.state import Plan, State
 from jaxfed.core.streams import STORE

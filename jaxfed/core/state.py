@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxfed.core import client_store as stores
 from jaxfed.core import tables, tree
 from jaxfed.core.aggregate import SUM, Aggregator
-from jaxfed.core.channel import Channel
+from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.placement import Placement
 from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Tree

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.core.channel import Channel, broadcast_state
 from jaxfed.core.channel_checks import message_shapes
+from jaxfed.core.link import Channel, broadcast_state
 from jaxfed.core.tables import is_table, num_rows, take_rows
 from jaxfed.core.tree import to_compute_dtype
 from jaxfed.core.types import Coded, Kept, Tree

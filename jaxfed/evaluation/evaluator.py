@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.channel import Channel, broadcast_state, decode_total, encode_message
 from jaxfed.core.client_store import on_host, read_clients
+from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.streams import CLIENTS, Deal, deal_rng
 from jaxfed.core.tables import num_rows

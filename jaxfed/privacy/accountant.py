@@ -402,8 +402,8 @@ def probe_channel(channel: Any, example: Any, draws: int = 64, rounds: int = 4, 
     Above 1 the chain is not private as it says; at most 1 proves nothing, as it searches at random (see `sensitivity`).
     example: an update, its tables marked. Raises ValueError for a chain without noise.
     """
-    from jaxfed.core.channel import list_links
     from jaxfed.core.channel_checks import check_order
+    from jaxfed.core.link import list_links
     from jaxfed.privacy.sensitivity import search_largest_gain
 
     if not channel.claims.mechanisms:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.core.channel import Channel, broadcast_state, encode_message, list_mechanisms
+from jaxfed.core.link import Channel, broadcast_state, encode_message, list_mechanisms
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import ClientView, Key, RoundView, Tree
 

@@ -11,16 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.config.build import Data, Experiment, build_experiment
-from jaxfed.core.channel import (
-    Channel,
-    broadcast_state,
-    chain,
-    decode_total,
-    encode_message,
-    list_links,
-    list_mechanisms,
-)
+from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import message_shapes
+from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message, list_links, list_mechanisms
 from jaxfed.core.state import State
 from jaxfed.core.streams import Deal, deal_rng
 from jaxfed.core.tables import l2_norm, num_rows

@@ -20,8 +20,9 @@ from jaxfed.channels.staleness import staleness
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.client_work import Batches
-from jaxfed.core.federate import federate, server_model
+from jaxfed.core.federate import federate
 from jaxfed.core.method import Method
+from jaxfed.core.state import server_model
 from jaxfed.core.tables import Table
 from jaxfed.core.types import Block, Broadcast, Cohort, Mean, Summed
 from tests.named import agnostic_fedavg, feddyn, fednova, fedprox, fedsgd, mime, qfedavg, scaffold

@@ -14,8 +14,9 @@ from jaxfed.channels.clip import clip
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.client_work import local_sgd
-from jaxfed.core.federate import federate, server_model
+from jaxfed.core.federate import federate
 from jaxfed.core.method import Method
+from jaxfed.core.state import server_model
 from jaxfed.core.tables import take_rows
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
 from tests.named import gpfedrec

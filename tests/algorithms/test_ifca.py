@@ -11,9 +11,10 @@ from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import cluster_mean, mean, per_row_mean
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
-from jaxfed.core.channel import link
-from jaxfed.core.federate import federate, server_model
+from jaxfed.core.federate import federate
+from jaxfed.core.link import link
 from jaxfed.core.method import Method
+from jaxfed.core.state import server_model
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
 from tests.small import DENSE, KEY, MARKED, USERS, WHO, N, X, bce, close, dense_cohort, mse, row_cohort, run, same, user
 

@@ -11,9 +11,11 @@ from jaxfed.algorithms.fedsgd import fedsgd as fedsgd_method
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.difference import difference
 from jaxfed.config.registry import server_schedule
-from jaxfed.core.channel import chain, link
+from jaxfed.core.channel import chain
 from jaxfed.core.client_work import Batches
-from jaxfed.core.federate import federate, server_model
+from jaxfed.core.federate import federate
+from jaxfed.core.link import link
+from jaxfed.core.state import server_model
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Block, Cohort, Mean
 from tests.named import fedavg, fedopt, fedsgd, fedsgd_difference

@@ -16,7 +16,8 @@ from jaxfed.channels.average import mean
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.client_work import Batches, local_sgd
-from jaxfed.core.federate import federate, server_model
+from jaxfed.core.federate import federate
+from jaxfed.core.state import server_model
 from jaxfed.core.tables import take_rows, unwrap
 from jaxfed.core.types import Broadcast, History, Mean
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model

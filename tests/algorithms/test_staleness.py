@@ -15,9 +15,10 @@ from jaxfed.channels.secure_sum import ring
 from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.config.schema import make_config
 from jaxfed.core.channel import chain
-from jaxfed.core.federate import federate, server_model
+from jaxfed.core.federate import federate
 from jaxfed.core.method import Method
 from jaxfed.core.placement import make_placement
+from jaxfed.core.state import server_model
 from jaxfed.core.tables import unwrap
 from jaxfed.training.loop import train_run
 from tests.core.test_lowering import lowered

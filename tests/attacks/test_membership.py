@@ -17,7 +17,8 @@ from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import read_config
 from jaxfed.config.sections import make_channel
 from jaxfed.core.aggregate import gather_then, sum_messages
-from jaxfed.core.channel import chain, link
+from jaxfed.core.channel import chain
+from jaxfed.core.link import link
 from jaxfed.core.tables import Table
 from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import make_wire

@@ -13,7 +13,7 @@ from jaxfed.channels.clip import clip
 from jaxfed.channels.compress import top_k
 from jaxfed.channels.correlated import correlated, noise_strategy, participation_patterns, strategy_norm, tree_strategy
 from jaxfed.core.channel import chain
-from jaxfed.core.federate import server_model
+from jaxfed.core.state import server_model
 from jaxfed.core.types import RoundView
 from jaxfed.sampling import cohort
 from tests.small import PLAIN, WHO, factorisation, row_cohort, run, same

@@ -10,7 +10,7 @@ from jaxfed.channels.average import mean
 from jaxfed.channels.clip import clip
 from jaxfed.channels.discrete import LARGEST, discrete_gaussian, draw_discrete_gaussian, magnitude_table
 from jaxfed.core.channel import chain
-from jaxfed.core.federate import server_model
+from jaxfed.core.state import server_model
 from jaxfed.core.types import Mechanism
 from jaxfed.privacy.accountant import Sampling, compute_spent
 from jaxfed.privacy.renyi import gaussian_rdp as gaussian_divergence

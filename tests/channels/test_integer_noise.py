@@ -16,9 +16,10 @@ from jaxfed.channels.compress import quantize, top_k
 from jaxfed.channels.integer_noise import FLOAT, ROOM, draw_centred_poisson, draw_skellam, skellam
 from jaxfed.channels.noise import densify, gaussian
 from jaxfed.channels.secure_sum import pads
-from jaxfed.core.channel import chain, list_mechanisms
+from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import shape_client
-from jaxfed.core.federate import server_model
+from jaxfed.core.link import list_mechanisms
+from jaxfed.core.state import server_model
 from jaxfed.core.types import RoundView
 from tests.small import WHO, close, factorisation, row_cohort, run, same
 

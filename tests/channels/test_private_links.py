@@ -14,8 +14,9 @@ from jaxfed.channels.compress import quantize, rotate, top_k
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure_sum import pads, ring
 from jaxfed.core.aggregate import gather_then, sum_messages
-from jaxfed.core.channel import at_server, chain, link, list_mechanisms
-from jaxfed.core.federate import server_model
+from jaxfed.core.channel import at_server, chain
+from jaxfed.core.link import link, list_mechanisms
+from jaxfed.core.state import server_model
 from tests.small import DATA, KEY, MARKED, PLAIN, WHO, close, factorisation, on_rows, row_cohort, run, same
 
 COHORT = len(WHO)

@@ -22,9 +22,10 @@ from jaxfed.channels.secure_sum import pads, ring
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.aggregate import GatheredMessages, sum_messages
-from jaxfed.core.channel import at_client, chain, encode_message, link
-from jaxfed.core.federate import server_model
+from jaxfed.core.channel import at_client, chain
+from jaxfed.core.link import encode_message, link
 from jaxfed.core.malicious import is_malicious
+from jaxfed.core.state import server_model
 from jaxfed.core.tables import Table
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import ClientView, Messages

@@ -8,7 +8,7 @@ from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.overrides import override_config
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config
-from jaxfed.core.federate import server_model
+from jaxfed.core.state import server_model
 from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round
 
 DATA = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}

@@ -14,9 +14,11 @@ from jaxfed.channels.difference import difference
 from jaxfed.channels.noise import gaussian
 from jaxfed.channels.robust import median
 from jaxfed.core.aggregate import SUM, gather_then
-from jaxfed.core.channel import at_client, at_server, chain, link
-from jaxfed.core.federate import federate, server_model
+from jaxfed.core.channel import at_client, at_server, chain
+from jaxfed.core.federate import federate
+from jaxfed.core.link import link
 from jaxfed.core.method import Method
+from jaxfed.core.state import server_model
 from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import make_wire
 from tests.small import (

@@ -17,8 +17,9 @@ from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.download import check_download, make_download
-from jaxfed.core.federate import federate, server_model
+from jaxfed.core.federate import federate
 from jaxfed.core.method import Method
+from jaxfed.core.state import server_model
 from jaxfed.core.tables import Table
 from jaxfed.core.tree import tree_digest
 from jaxfed.core.types import Broadcast, ClientOutput

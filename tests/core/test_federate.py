@@ -14,10 +14,12 @@ from jaxfed.channels.difference import difference
 from jaxfed.channels.secure_sum import ring
 from jaxfed.core import tree
 from jaxfed.core.aggregate import SUM, gather_then
-from jaxfed.core.channel import chain, link
-from jaxfed.core.federate import federate, server_model
+from jaxfed.core.channel import chain
+from jaxfed.core.federate import federate
+from jaxfed.core.link import link
 from jaxfed.core.method import Method
 from jaxfed.core.placement import make_placement
+from jaxfed.core.state import server_model
 from jaxfed.core.tables import Table, is_table, unwrap
 from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import make_wire

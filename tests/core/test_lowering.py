@@ -8,7 +8,8 @@ import pytest
 from jax import export
 
 from jaxfed.channels.average import mean
-from jaxfed.core.channel import chain, link
+from jaxfed.core.channel import chain
+from jaxfed.core.link import link
 from jaxfed.data.packing import empty_cohort
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 from tests.laws.test_laws import AXES, COVERED, USUAL, experiment, name_of

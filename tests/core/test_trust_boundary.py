@@ -15,11 +15,13 @@ from jaxfed.channels.average import mean
 from jaxfed.channels.clip import clip
 from jaxfed.core import client as client_side
 from jaxfed.core.aggregate import sum_messages
-from jaxfed.core.channel import at_server, broadcast_state, chain
+from jaxfed.core.channel import at_server, chain
 from jaxfed.core.client import ClientInput, PublicRound, Received, client_round, client_view, open_message
-from jaxfed.core.federate import federate, server_model
+from jaxfed.core.federate import federate
+from jaxfed.core.link import broadcast_state
 from jaxfed.core.method import Method
 from jaxfed.core.server import server_round
+from jaxfed.core.state import server_model
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.tables import Table, gather_client, take_rows
 from jaxfed.core.types import Messages, RoundView

@@ -14,8 +14,9 @@ from jaxfed.channels.clip import clip
 from jaxfed.channels.compress import drive, keep_weights_apart, low_rank, quantize, random_k, rotate, sign, top_k
 from jaxfed.channels.difference import difference
 from jaxfed.channels.secure_sum import ring
-from jaxfed.core.channel import broadcast_state, chain, encode_message
+from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import message_shapes, shape_client
+from jaxfed.core.link import broadcast_state, encode_message
 from jaxfed.core.tables import Table, take_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Broadcast, Coded, Kept, RoundView, Weights

@@ -11,7 +11,7 @@ import pytest
 from jaxfed.cli import main
 from jaxfed.config.build import Data, build_experiment
 from jaxfed.config.schema import make_config
-from jaxfed.core.channel import link
+from jaxfed.core.link import link
 from jaxfed.data.batching import Batching
 from jaxfed.data.packing import make_block_shapes, pack_cohort
 from jaxfed.data.preparation import prepare_population

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxfed.channels.average import mean
-from jaxfed.core.channel import chain, link
+from jaxfed.core.channel import chain
+from jaxfed.core.link import link
 from jaxfed.data.batching import sample_untouched_items
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data

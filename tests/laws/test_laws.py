@@ -14,7 +14,7 @@ import pytest
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.registry import CLOSED, REGISTRY
 from jaxfed.config.schema import make_config
-from jaxfed.core.federate import server_model
+from jaxfed.core.state import server_model
 from jaxfed.core.tables import map_tables
 from jaxfed.data.packing import pack_cohort
 from jaxfed.training.rounds import make_run_keys

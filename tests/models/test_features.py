@@ -10,8 +10,9 @@ import pytest
 from jaxfed.channels.average import mean
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
-from jaxfed.core.channel import chain, link
+from jaxfed.core.channel import chain
 from jaxfed.core.federate import federate
+from jaxfed.core.link import link
 from jaxfed.core.tables import take_rows, unwrap
 from jaxfed.models.features import fm, two_tower
 from jaxfed.models.mf import mf

@@ -13,8 +13,9 @@ from jaxfed.channels.discrete import discrete_gaussian
 from jaxfed.channels.integer_noise import skellam
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure_sum import pads, ring
-from jaxfed.core.channel import chain, link
-from jaxfed.core.federate import server_model
+from jaxfed.core.channel import chain
+from jaxfed.core.link import link
+from jaxfed.core.state import server_model
 from jaxfed.core.tables import Table
 from jaxfed.core.types import Mechanism
 from jaxfed.privacy.accountant import Sampling, audit_lower_bound, compute_spent, probe_channel
