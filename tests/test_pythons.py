@@ -46,14 +46,14 @@ def test_movielens_without_array_record(monkeypatch):
 def test_what_windows_does_not_have_is_not_imported(tmp_path):
     """Simulated, by hiding it: the modules load, memory is counted, a run's folder is locked."""
     code = f"""{WINDOWS}
-import jaxfed.cli, jaxfed.train, jaxfed.bench, jaxfed.launch
+import jaxfed.cli.main, jaxfed.training.loop, jaxfed.bench.workloads, jaxfed.cli.launch
 from pathlib import Path
-from jaxfed.folder import alone
-from jaxfed.limits import device_memory
+from jaxfed.training.run_dir import lock_folder
+from jaxfed.config.limits import device_memory
 assert device_memory() > 1e8
-with alone(Path({str(tmp_path)!r})):
+with lock_folder(Path({str(tmp_path)!r})):
     try:
-        with alone(Path({str(tmp_path)!r})):
+        with lock_folder(Path({str(tmp_path)!r})):
             raise SystemExit("locked twice")
     except ValueError as error:
         assert "another process" in str(error)

@@ -17,7 +17,8 @@ def closed_form(closed: Any, num_items: int) -> Method:
     """What each client's history adds to the sums from which the server solves for the model (`solve`). One round of
     everyone is the central model; several, where a client's part depends on the last model (iALS).
 
-    closed: `models.model.Closed`. num_items: rows of the tables. The channel must be a sum. Raises ValueError for None.
+    closed: `models.model.ClosedForm`. num_items: rows of the tables. The channel must be a sum. Raises ValueError for
+    None.
     """
     if closed is None:
         raise ValueError(f"work.statistics: {MISSING}")

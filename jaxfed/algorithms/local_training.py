@@ -30,7 +30,7 @@ def output_facts(loss: Loss, both: Tree, steps: Batches) -> dict[str, jax.Array]
 def proximal_optimizer(
     optimizer: optax.GradientTransformation, strength: float
 ) -> optax.GradientTransformationExtraArgs:
-    """`optimizer` of (shared, private) with strength / 2 |shared - anchor|^2 added to the loss; see `descend`."""
+    """`optimizer` of (shared, private) with strength / 2 |shared - anchor|^2 added to the loss; see `local_sgd`."""
 
     def update(steps, state, params, anchor):
         pull = jax.tree.map(lambda g, x, a: g + strength * (x - a), steps[0], params[0], anchor)

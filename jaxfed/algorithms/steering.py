@@ -40,7 +40,7 @@ def scale_to_all_steps(tree: Tree, steps: Batches) -> Tree:
 
 def steered_optimizer(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`optimizer` of (shared, private) whose shared gradient is g + shift + pull (value - anchor); its state also sums
-    the gradients g. shift, pull and anchor, trees like the shared part, come through `descend`."""
+    the gradients g. shift, pull and anchor, trees like the shared part, come through `local_sgd`."""
 
     def init(params):
         return zeros_like(params[0]), optimizer.init(params)

@@ -41,7 +41,7 @@ class AttackScores(NamedTuple):
 
 
 def split_messages(part: Messages, size: int) -> Iterator[HeardMessage]:
-    """The messages of a `Part`, client by client; size: rows of the catalogue."""
+    """The messages of a `Messages`, client by client; size: rows of the catalogue."""
     owner, held, ids = (np.asarray(x) for x in (part.owner, part.held, part.ids))
     messages = jax.tree.map(np.asarray, part.messages)
     named = any(map(is_table, jax.tree.leaves(messages, is_leaf=is_table)))
@@ -73,7 +73,7 @@ def item_matrix(tree: Tree, held: Array, size: int) -> np.ndarray:
 
 
 def collect_evidence(message: Tree, held: Array, size: int) -> ItemEvidence:
-    """What a message, opened, says about items; held int [K]: the items it names, see `Heard`.
+    """What a message, opened, says about items; held int [K]: the items it names, see `HeardMessage`.
 
     What links send beside the update (weights, indicators of a norm) is left aside.
     """
@@ -100,10 +100,10 @@ def taste_direction(steps: np.ndarray) -> np.ndarray:
 
 
 def score_membership(seen: ItemEvidence, public: np.ndarray) -> AttackScores:
-    """Scores by three attacks; public float [N, D]: the model's own numbers of each item, as `by_item` lays them.
+    """Scores by three attacks; public float [N, D]: the model's own numbers of each item, as `item_matrix` lays them.
 
-    rows: was the item's row sent? update: how far does it move along `direction`? taste: what does the model recommend
-    to a client whose vector is that direction? Noise on many rows hardly hides what all of them share.
+    rows: was the item's row sent? update: how far does it move along `taste_direction`? taste: what does the model
+    recommend to a client whose vector is that direction? Noise on many rows hardly hides what all of them share.
     """
     along = taste_direction(seen.steps)
     return AttackScores(1.0 * seen.sent, seen.steps @ along, public @ along)

@@ -75,7 +75,7 @@ def promote_items(fraction: float = 0.2, targets: tuple[int, ...] = (), factor: 
     2022; FedRecAttack: Rong et al. 2022).
 
     A client sends the rows that its data touch. So the malicious need the targets in their data, as positives, which
-    `data.promoted` (see `data.poison`) puts there for the same fraction and seed. Their own update then raises the
+    `data.promoted` (see `data.poisoning`) puts there for the same fraction and seed. Their own update then raises the
     targets' scores for their own user vectors, trained on real histories: what they believe of other users. The length
     relative to their honest rows is all that this link adds, so what is sent stays in the range of honest updates.
 

@@ -188,7 +188,7 @@ def measure_peak_memory(name: str, method: str) -> dict[str, float]:
 
 
 def run_alone(name: str, method: str) -> dict[str, float]:
-    """Two turns of one method, for `peak_memory`."""
+    """Two turns of one method, for `measure_peak_memory`."""
     runner = METHODS[method](make_bench_experiment(WORKLOADS[name]))
     assert runner
     for turn in range(2):

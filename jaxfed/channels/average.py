@@ -119,7 +119,7 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
 
 
 def cluster_mean() -> Channel:
-    """Averages each of several models side by side (`works.clusters`) over the clients that chose it, rows of tables
+    """Averages each of several models side by side (`algorithms.ifca`) over the clients that chose it, rows of tables
     over those of them that hold the row; what nobody chose rests. In place of a mean."""
 
     def init(example):

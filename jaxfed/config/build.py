@@ -81,13 +81,13 @@ class Experiment(NamedTuple):
     channel: Channel
     algorithm: Algorithm
     placement: Placement
-    examine: Any  # see `evaluate.examiner`
+    examine: Any  # see `make_evaluator`
     exams: dict[str, EvalSplit]
     wire: Wire
     account: PrivacyAccount
-    epsilon: Callable[[int], float]  # rounds -> what was spent; see `privacy.ledger`
+    epsilon: Callable[[int], float]  # rounds -> what was spent; see `make_ledger`
     processes: Processes = Processes()
-    examine_cold: Any = None  # for clients of which nothing is kept; see `check_cold`
+    examine_cold: Any = None  # for clients of which nothing is kept; see `check_cold_start`
 
 
 def load_data(config: Any) -> Data:

@@ -316,7 +316,7 @@ class WorkOptions(NamedTuple):
 
 
 class OptimizerOptions(NamedTuple):
-    """What every client optimiser takes beside its own arguments; see `grouped`.
+    """What every client optimiser takes beside its own arguments; see `group_rates`.
 
     Args:
         learning_rate: Learning rate; [work.optimizer.item] and [work.optimizer.user] may override it.
@@ -328,7 +328,7 @@ class OptimizerOptions(NamedTuple):
 
 
 class ServerOptions(NamedTuple):
-    """What every server optimiser takes beside its own arguments; see `scheduled` and `hierarchy`.
+    """What every server optimiser takes beside its own arguments; see `server_schedule` and `hierarchy`.
 
     Args:
         learning_rate: Learning rate of the server optimiser. sgd: factor on the aggregated update (1: plain FedAvg).

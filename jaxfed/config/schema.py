@@ -485,7 +485,7 @@ def absolute_path(path: str) -> str:
 
 
 def config_to_toml(config: Any) -> str:
-    """A configuration as TOML; `read` and `config_of` give it back."""
+    """A configuration as TOML; `read` and `make_config` give it back."""
     return tomli_w.dumps(config_to_table(config))
 
 

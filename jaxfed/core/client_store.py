@@ -1,7 +1,8 @@
 """The client store kept on the host: what clients hold between rounds, where a device cannot hold it for all of them.
 
-On a device it is a tree of arrays [n, ...] that programs read and write (`rows.gather`, `rows.scatter`). Here it is the
-same tree of NumPy arrays: a round sends its cohort's part to the device and waits to write it back in place.
+On a device it is a tree of arrays [n, ...] that programs read and write (`tables.gather_client`,
+`tables.scatter_clients`). Here it is the same tree of NumPy arrays: a round sends its cohort's part to the device and
+waits to write it back in place.
 """
 
 from collections.abc import Callable, Iterable

@@ -101,7 +101,7 @@ def local_sgd(
 
 
 def pooled_loss(loss: Callable[[Tree, Tree], Mean], params: Tree, steps: Batches) -> Mean:
-    """The loss over all of a client's batches, examples alike; loss(params, batch) as `descend` gives it."""
+    """The loss over all of a client's batches, examples alike; loss(params, batch) as `local_sgd` gives it."""
 
     def one(rows, live, batch):
         seen = loss(unwrap(take_rows(params, rows)), batch)

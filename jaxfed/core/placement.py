@@ -66,7 +66,7 @@ def make_placement(kind: Kind = "jit", devices: int = 1, shard_tables: bool = Fa
         def rows(x):
             if x.shape[0] % len(here):
                 raise ValueError(
-                    f"{x.shape[0]:,} rows do not divide among {len(here)} devices: make tables of `table_rows`"
+                    f"{x.shape[0]:,} rows do not divide among {len(here)} devices: make tables of `padded_table_rows`"
                 )
             return at(x, split)
 

@@ -17,7 +17,7 @@ from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Tree
 
 
 class State(NamedTuple):
-    """All that a run is, beside its seed. Tables are marked (`rows.Table`); `model` takes the marks off."""
+    """All that a run is, beside its seed. Tables are marked (`tables.Table`); `model` takes the marks off."""
 
     shared: Broadcast
     opt: Tree  # of the server optimiser

@@ -1,6 +1,6 @@
 """Rows: a leaf whose leading axis is the catalogue is marked once, as a `Table`.
 
-Everything made from the parameters (optimiser state, error feedback, messages) inherits the mark, so one `take`
+Everything made from the parameters (optimiser state, error feedback, messages) inherits the mark, so one `take_rows`
 serves them all. A table is [N, ...] at the server, [K, ...] at a client, [k, ...] in a step; the ids that say
 which rows travel beside it. Past the end (id N) reads zeros and writes nothing; never use -1, which wraps.
 """
@@ -65,7 +65,7 @@ def take_rows(tree: Tree, ids: Array) -> Tree:
 
 
 def take_rows_unmasked(tree: Tree, ids: jax.Array) -> Tree:
-    """As `take`, but an id past the end reads some row: for where that does not matter, and no mask need be made."""
+    """As `take_rows`, but an id past the end reads some row: where that does not matter, no mask is made."""
     return map_tables(lambda x: x.at[ids].get(mode="clip"), lambda x: x, tree)
 
 
@@ -92,7 +92,7 @@ def put_rows(tree: Tree, ids: jax.Array | None, new: Tree) -> Tree:
 def gather_client(store: Tree, i: jax.Array, ids: jax.Array) -> Tree:
     """Tree `i` of a store of trees [n, ...]; of its tables [n, N, ...] only rows `ids` are read.
 
-    (tree, row) is one indexing: `store[i]` and then `take` would build a whole table per client under vmap.
+    (tree, row) is one indexing: `store[i]` and then `take_rows` would build a whole table per client under vmap.
     """
     return map_tables(
         lambda x: x.at[i, ids].get(mode="fill", fill_value=0), lambda x: x.at[i].get(mode="fill", fill_value=0), store

@@ -226,7 +226,8 @@ def make_wire(
     sends: Callable[[Tree], Tree] = lambda x: x,
     alone: Callable[[Tree], Tree] = lambda x: (),
 ) -> Wire:
-    """Derived from the chain, from the links of the download, if any, and from shapes; sends, alone: see `work.Work`.
+    """Derived from the chain, from the links of the download, if any, and from shapes. sends: see
+    `ClientWork.update_shapes`; alone: see `Method.own_download`.
 
     A client that asks for its rows has shown them, whatever hides its upload: one that sends no rows, or hides all but
     the sum, downloads whole tables, or the rows of its cohort where those are public.

@@ -63,7 +63,7 @@ def flatten_value(value: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def unflatten_value(value: Any, arrays: Sequence[np.ndarray], kinds: dict[str, Any]) -> Any:
-    """Undoes `taken_apart`. kinds: the named tuples that there may be, by name."""
+    """Undoes `flatten_value`. kinds: the named tuples that there may be, by name."""
     if not isinstance(value, dict):
         return value
     if "array" in value:

@@ -37,7 +37,7 @@ def describe_times(times: np.ndarray, notes: tuple[str, ...] = ()) -> str:
 
 
 def describe_data(data: Any) -> str:
-    """Users, items, density, lengths of clients' histories, the popularity curve. `data`: see `experiment.Data`."""
+    """Users, items, density, lengths of clients' histories, the popularity curve. `data`: see `build.Data`."""
     rows, population = data.source.interactions, data.population
     users, items, count = len(data.source.users), len(data.source.items), len(rows.user)
     lengths = np.quantile(population.activity, QUANTILES)

@@ -15,7 +15,7 @@ from jaxfed.data.ragged import concatenate_ranges, sort_pairs
 class BlockShapes(NamedTuple):
     """The shapes of blocks: clients of S steps run `area` / S at a time, so that blocks cost alike."""
 
-    kinds: tuple[tuple[int, int], ...]  # (steps, examples of a step at most), both ascending; see `kinds_of`
+    kinds: tuple[tuple[int, int], ...]  # (steps, examples of a step at most), both ascending; see `block_kinds`
     area: int  # steps in a block
     slots: int  # clients in a cohort
     devices: int

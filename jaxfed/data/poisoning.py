@@ -12,7 +12,7 @@ def poison_histories(data: Dataset, promoted: tuple[str, ...], fraction: float, 
     The classical promotion by data: explicit positives beside a real history. In this simulator it is also how a
     malicious client comes to hold the targets' rows, as it sends the rows of what it has: shapes stay those of honest
     clients and no link needs room of its own. The new rows are earlier than a user's others, so they train, and what is
-    held out of the history stays as it was (leave one out). `data` has the column `CLIENT` (`one_user_each`).
+    held out of the history stays as it was (leave one out). `data` has the column `CLIENT` (`split_shared_users`).
 
     Raises ValueError for items that are not there.
     """

@@ -84,7 +84,7 @@ def row_labels(rating: np.ndarray, label: Label, threshold: float) -> np.ndarray
 def make_population(
     data: Dataset, parts: Split, names: np.ndarray, label: Label = "implicit", threshold: float = 4.0
 ) -> Population:
-    """Lays a split data set out by client. Users are numbered client by client (`one_user_each`)."""
+    """Lays a split data set out by client. Users are numbered client by client (`split_shared_users`)."""
     user, item, rating, _ = data.interactions
     users, items = len(data.users), len(data.items)
     index = {part: parts.order[parts.part[parts.order] == part] for part in (TRAIN, VALID, TEST)}

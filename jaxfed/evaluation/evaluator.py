@@ -274,7 +274,7 @@ def make_evaluator(
     """Builds run(shared, private, exam, key) -> {metric: Mean [DECILES], [DRAWS, DECILES] or [promoted, DECILES]}.
 
     `private` is the client store of the model's private part [clients, ...]; results come through `channel`. promoted:
-    items whose exposure is asked for. views: see `work.Work`; figures of another one than "" begin with its name.
+    items whose exposure is asked for. views: see `ClientWork`; figures of another one than "" begin with its name.
     Raises ValueError for a channel with a reduction of its own.
     """
     place_on, attacked = placement or make_placement(), np.array(promoted, np.int32)

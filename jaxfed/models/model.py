@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
 FOLD_STEPS, FOLD_RATE, FOLD_NEGATIVES = 100, 0.1, 4  # of what makes a private part of a history; see `from_module`
 
-TableDtype = Literal["float32", "bfloat16"]  # what tables are stored in and downloaded as; see `tree.stored`
+TableDtype = Literal["float32", "bfloat16"]  # what tables are stored in and downloaded as; see `tree.stochastic_cast`
 LossName = Literal["bce", "bpr", "squared"]
 
 

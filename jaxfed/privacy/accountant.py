@@ -249,7 +249,7 @@ def epsilon_by_loss(
 ) -> float | None:
     """epsilon by privacy loss distributions; None where dp-accounting has none.
 
-    Truncated Poisson cohorts: Ganesh 2025, arXiv:2508.15089. Fixed cohorts: see `privacy_loss`. Without amplification
+    Truncated Poisson cohorts: Ganesh 2025, arXiv:2508.15089. Fixed cohorts: see `privacy.loss`. Without amplification
     Gaussian noise has a formula (Balle and Wang 2018).
     """
     import dp_accounting

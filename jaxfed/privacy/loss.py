@@ -30,7 +30,7 @@ def hockey_stick_divergence(losses: np.ndarray, multiplier: float, rate: float) 
 
 
 def fixed_cohort_epsilon(multiplier: float, rate: float, rounds: int, delta: float) -> float:
-    """epsilon at `delta` after some rounds of cohorts drawn without replacement; see `hockey_stick`.
+    """epsilon at `delta` after some rounds of cohorts drawn without replacement; see `hockey_stick_divergence`.
 
     The distribution of one round is the least one on a grid that is not below the true one ("connect the dots",
     Doroshenko et al. 2022), composed by dp-accounting.

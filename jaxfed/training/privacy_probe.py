@@ -60,7 +60,7 @@ def record_link(link: Channel) -> Channel:
 
 
 def record_channel(channel: Channel) -> Channel:
-    """The same chain, whose private links are `recorded`. Raises ValueError where there are none."""
+    """The same chain, whose private links are recorded (`record_link`). Raises ValueError where there are none."""
     if not channel.claims.mechanisms:
         raise ValueError(f"{channel.claims.name}: no link adds noise, so there is no guarantee to probe")
     return chain(*(record_link(each) if each.claims.mechanisms else each for each in list_links(channel)))
@@ -74,7 +74,7 @@ class RecordedInputs(NamedTuple):
 
 
 def recorded_inputs(state: State, channel: Channel) -> RecordedInputs:
-    """Reads what `recorded` links kept."""
+    """Reads what links of `record_link` kept."""
     places = [i for i, each in enumerate(list_links(channel)) if each.claims.mechanisms]
     sums = [[np.asarray(x) for x in jax.tree.leaves(state.channel[i][1])] for i in places]
     return RecordedInputs(sums, [np.asarray(state.memory.channel[i][1]) for i in places])

@@ -205,8 +205,8 @@ def run_rounds(
 ) -> Generator[RoundResult, None, None]:
     """Runs from round `start` to before `stop`; consumes the state it is given, and each it gave.
 
-    seed: of cohorts, batches, noise and rounding. stopped: signals that came, see `Ready.halt`. The next cohort is
-    packed in a thread while devices are at work.
+    seed: of cohorts, batches, noise and rounding. stopped: signals that came, see `PreparedRound.halt`. The next
+    cohort is packed in a thread while devices are at work.
     """
     key = make_run_keys(seed).rounds
     with ThreadPoolExecutor(1) as ahead:

@@ -51,7 +51,7 @@ def is_unstarted_file(entry: Path) -> bool:
 
 
 def check_same_config(folder: Path, old: Any, config: Any, paths: bool = True) -> None:
-    """Raises ValueError where a run's configuration is another one; paths: see `config.differences`."""
+    """Raises ValueError where a run's configuration is another one; paths: see `config_differences`."""
     if changed := config_differences(old, config, paths):
         raise ValueError(f"{folder} was run with another configuration ({'; '.join(changed)}): pass another --out")
 

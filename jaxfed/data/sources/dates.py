@@ -46,7 +46,7 @@ def parse_dates_of_form(words: pa.ChunkedArray, form: str) -> tuple[np.ndarray, 
 
 
 def parse_dates(words: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(int64 [n]: microseconds since 1970, or more, see `ticks`; bool [n]: no date; bool [n]: has a zone).
+    """(int64 [n]: microseconds since 1970, or more, see `time_ticks`; bool [n]: no date; bool [n]: has a zone).
 
     Of those without a zone it is not known which; they are in order among themselves alone.
     """

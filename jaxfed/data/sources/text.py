@@ -105,7 +105,7 @@ def decode_to_utf8(buffer: pa.Buffer, path: Path, encoding: str, options: str) -
 
 
 def own_buffer(text: bytes) -> pa.Buffer:
-    """Bytes that are Arrow's own, see `tables.content`."""
+    """Bytes that are Arrow's own, see `tables.read_content`."""
     buffer = pa.allocate_buffer(len(text))
     if text:
         np.frombuffer(buffer, np.uint8)[:] = np.frombuffer(text, np.uint8)
