@@ -149,7 +149,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def newest_record(folder: Path, problem: Callable[[dict[str, Any]], str] = lambda record: "") -> dict[str, Any]:
-    """The record of the newest checkpoint in a folder that has a sound one; {}: none has. problem: as `restore_newest`."""
+    """The record of the newest sound checkpoint in a folder; {}: there is none. problem: as in `restore_newest`."""
     for step in checkpoint_steps(folder):
         record, wrong = read_record(folder, step)
         if not wrong and not problem(record):
