@@ -83,7 +83,11 @@ def listen() -> Channel:
 
 def look() -> Channel:
     """Shows the sum as it is at this place of the chain."""
-    return link(decode=lambda total, state, round: (total, state, {"seen": total}), norm=lambda x: x)
+    return link(
+        decode=lambda total, state, round: (total, state, {"seen": total}),
+        is_average=False,
+        l2_gain=lambda bound: bound,
+    )
 
 
 def configuration(table: dict[str, Any], defence: Defence, clients: int) -> Any:

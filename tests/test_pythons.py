@@ -36,7 +36,7 @@ def test_movielens_without_array_record(monkeypatch):
     """Which is installed on Linux only: the same rows, titles and features from the raw files."""
     prepared = movielens.ml_100k()
     monkeypatch.setitem(sys.modules, "array_record", None)
-    monkeypatch.delattr(movielens, "build")  # of the data set that needs it
+    monkeypatch.delattr(movielens, "build_tfds")  # of the data set that needs it
     again = movielens.ml_100k()
     assert data_digest(again) == movielens.ORDER
     pairs = zip(*(map(np.asarray, jax.tree.leaves(each)) for each in (again, prepared)), strict=True)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.core.link import Channel, broadcast_state, encode_message, list_mechanisms
+from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message, list_mechanisms
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import ClientView, Key, RoundView, Tree
 
@@ -89,7 +89,7 @@ def search_largest_gain(
             present = [who >= 0, who > 0]
             public = jax.random.fold_in(keys[0], i)
             both = [
-                each.decode(x, states[i], RoundView(public, who, here, bounds[i]))
+                decode_total(each, x, states[i], RoundView(public, who, here, bounds[i]))
                 for x, here in zip(sums, present, strict=True)
             ]
             sums, new[i] = [total for total, _, _ in both], both[0][1]

@@ -43,7 +43,7 @@ def record_link(link: Channel) -> Channel:
 
     def init(example):
         state, memory = link.init(example)
-        total = message_shapes(link, example, state, memory, num_rows(example))
+        total = message_shapes(link, example, state, memory, num_rows(example), bound=1.0)  # of any bound, for shapes
         return (state, zeros_like(total)), (memory, jnp.zeros(()))
 
     def encode(update, sent, client):

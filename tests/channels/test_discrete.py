@@ -93,5 +93,5 @@ def test_what_cannot_be_drawn_or_summed_is_refused():
         chain(clip(1.0), discrete_gaussian(8, 1.0, 1))
     with pytest.raises(ValueError, match="the ring has 32: lower discrete_gaussian.fraction_bits"):
         chain(clip(1.0), discrete_gaussian(1 << 30, 0.1, 8))
-    with pytest.raises(ValueError, match="to the right of a clip, which sets its noise"):
-        discrete_gaussian(8).encode({}, (), None)
+    with pytest.raises(ValueError, match="discrete_gaussian: nothing to its left bounds"):
+        chain(discrete_gaussian(8))

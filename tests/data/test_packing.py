@@ -236,9 +236,9 @@ def test_empty_slots_and_empty_cohorts():
 @pytest.mark.parametrize(
     ("batching", "words"),
     [
-        (Batching(0), "batch_size and epochs must be at least 1"),
+        (Batching(0), "work.batch_size is 0: it must be at least 1"),
         (Batching(epochs=0), "at least 1"),
-        (Batching(negatives=-1), "negatives at least 0"),
+        (Batching(negatives=-1), "work.negatives is -1: it must be at least 0"),
         (Batching(negatives=0, pairwise=True), "set work.negatives to 1 or more"),
     ],
 )
