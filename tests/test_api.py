@@ -1,9 +1,17 @@
 """What `import jaxfed` offers."""
 
+import doctest
+import importlib
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import jaxfed
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = [path for path in sorted((ROOT / "jaxfed").rglob("*.py")) if ">>> " in path.read_text()]
 
 PUBLIC = [
     "Aggregator",
@@ -57,3 +65,10 @@ def test_the_import_alone_is_light():
     code = "import sys, jaxfed; sys.exit(str([m for m in ('jax', 'numpy', 'pyarrow') if m in sys.modules] or '') or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_of_docstrings_run(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert (failed, tried > 0) == (0, True)

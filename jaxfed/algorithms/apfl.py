@@ -6,12 +6,7 @@ import jax
 import optax
 
 from jaxfed.algorithms.local_training import local_steps, no_private
-from jaxfed.algorithms.own_model import (
-    new_own_model,
-    own_copy,
-    server_view,
-    stamp_rows,
-)
+from jaxfed.algorithms.own_model import new_own_model, own_copy, server_view, stamp_rows
 from jaxfed.core.client_work import ClientWork, Loss, local_sgd
 from jaxfed.core.method import Method
 from jaxfed.core.types import Broadcast, Key, Mean, Tree

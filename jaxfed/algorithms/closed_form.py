@@ -21,7 +21,7 @@ def closed_form(closed: Any, num_items: int) -> Method:
     None.
     """
     if closed is None:
-        raise ValueError(f"work.statistics: {MISSING}")
+        raise ValueError(f"closed_form: {MISSING}")
 
     def update(shared, mine, steps, key):
         history = History(steps.rows.ravel(), steps.batch["id"].ravel(), num_items)

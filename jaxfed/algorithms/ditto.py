@@ -5,13 +5,7 @@ from collections.abc import Callable
 import optax
 
 from jaxfed.algorithms.local_training import local_steps, loss_of_pair, no_private, proximal_optimizer
-from jaxfed.algorithms.own_model import (
-    new_own_model,
-    own_copy,
-    own_view,
-    server_view,
-    stamp_rows,
-)
+from jaxfed.algorithms.own_model import new_own_model, own_copy, own_view, server_view, stamp_rows
 from jaxfed.core.client_work import ClientWork, Loss, local_sgd
 from jaxfed.core.method import Method
 from jaxfed.core.types import Broadcast, Key, Tree

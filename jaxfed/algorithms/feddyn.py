@@ -17,8 +17,8 @@ from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
 
 def add_server_memory(population: int) -> Channel:
     """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered of all of them: of each round
-    the sum over those who reported, divided by all clients, `population`. The clients' half is the work `dynamic`; put
-    it left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace.
+    the sum over those who reported, divided by all clients, `population`. The clients' half is in `feddyn`; it
+    stands left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace.
 
     Args:
         population: Number of all clients.
@@ -41,14 +41,16 @@ def feddyn(
     *,
     population: int,
 ) -> Method:
-    """FedDyn's clients (Acar et al. 2021): the loss has - <h_i, shared> + strength / 2 |shared - start|^2 beside it,
-    and h_i becomes h_i - strength (end - start). The server's half is the link `feddyn`. By row a step pulls a row
-    by rate x strength x S / (steps that hold it) of the way, which must stay below 2.
+    """FedDyn (Acar et al. 2021): a client's loss has - <h_i, shared> + strength / 2 |shared - start|^2 beside it, and
+    h_i becomes h_i - strength (end - start); the server adds what it has gathered (`add_server_memory`). Put a mean as
+    channel. By row a step pulls a row by rate x strength x S / (steps that hold it) of the way, which must stay below
+    2.
 
     Args:
         strength: alpha of the paper: how strongly a client is held to the model it was sent.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        population: Number of all clients.
     """
     if strength < 0:
         raise ValueError(f"strength is {strength}: it must not be negative")

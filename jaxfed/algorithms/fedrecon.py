@@ -5,11 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from jaxfed.algorithms.local_training import loss_of_pair, no_private, output_facts
-from jaxfed.algorithms.own_model import (
-    optimize_part,
-    select_steps,
-)
+from jaxfed.algorithms.local_training import loss_of_pair, no_private, optimize_part, output_facts, select_steps
 from jaxfed.core.client_work import ClientWork, Loss, local_sgd
 from jaxfed.core.method import Method
 from jaxfed.core.tree import subtract

@@ -4,10 +4,7 @@ from collections.abc import Callable
 
 import optax
 
-from jaxfed.algorithms.local_training import local_steps, loss_of_pair, no_private, output_facts
-from jaxfed.algorithms.own_model import (
-    optimize_part,
-)
+from jaxfed.algorithms.local_training import local_steps, loss_of_pair, no_private, optimize_part, output_facts
 from jaxfed.core.client_work import ClientWork, Loss, local_sgd
 from jaxfed.core.method import Method
 from jaxfed.core.tree import subtract

@@ -53,7 +53,7 @@ def gpfedrec(
 ) -> Method:
     """GPFedRec (Zhang et al. 2024): a client begins where the server's model is and is pulled, by strength / 2
     |shared - around|^2, to the mean of its neighbours' models, which it downloads beside; by row, on the rows of the
-    step. The server finds neighbours by what each client last sent: see `neighbours`.
+    step. The server finds neighbours by what each client last sent: see `find_neighbours`.
 
     A client's rows of its last round are its own, the others the server's. Evaluated are the server's model, `personal`
     (a client's own as it last trained it, which is the paper's) and `neighbours` (their mean). The server's model is

@@ -1,4 +1,4 @@
-"""Several models side by side, and clients that choose one."""
+"""IFCA: several models side by side, and clients that choose one."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Works that descend the loss of a client's own data."""
+"""Local training: steps on the loss of a client's own data, and what methods made of them share."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import optax
 
 from jaxfed.core.client_work import Batches, ClientWork, Loss, local_sgd, pooled_loss
 from jaxfed.core.method import Method
-from jaxfed.core.tree import subtract
+from jaxfed.core.tree import subtract, zeros_like
 from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
 
 
@@ -37,6 +37,21 @@ def proximal_optimizer(
         return optimizer.update((pull, steps[1]), state, params)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def optimize_part(optimizer: optax.GradientTransformation, part: int) -> optax.GradientTransformation:
+    """`optimizer` of (shared, private) that moves the shared (0) or the private part (1), and leaves the other."""
+
+    def update(steps, state, params):
+        moved, state = optimizer.update(steps, state, params)
+        return tuple(x if i == part else zeros_like(x) for i, x in enumerate(moved)), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def select_steps(steps: Batches, chosen: jax.Array) -> Batches:
+    """The steps [S] that are chosen; the others move nothing."""
+    return steps._replace(live=steps.live & chosen)
 
 
 def local_steps(

@@ -4,28 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from jaxfed.core.client_work import Batches
 from jaxfed.core.method import Method
 from jaxfed.core.tables import Table, map_tables, num_rows
 from jaxfed.core.tree import subtract, zeros_like
 from jaxfed.core.types import Tree
-
-
-def optimize_part(optimizer: optax.GradientTransformation, part: int) -> optax.GradientTransformation:
-    """`optimizer` of (shared, private) that moves the shared (0) or the private part (1), and leaves the other."""
-
-    def update(steps, state, params):
-        moved, state = optimizer.update(steps, state, params)
-        return tuple(x if i == part else zeros_like(x) for i, x in enumerate(moved)), state
-
-    return optax.GradientTransformation(optimizer.init, update)
-
-
-def select_steps(steps: Batches, chosen: jax.Array) -> Batches:
-    """The steps [S] that are chosen; the others move nothing."""
-    return steps._replace(live=steps.live & chosen)
 
 
 class OwnModel(NamedTuple):

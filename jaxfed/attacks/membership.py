@@ -17,7 +17,7 @@ from jaxfed.core.tables import Table, is_table
 from jaxfed.core.types import Array, Broadcast, Messages, Tree
 
 
-class HeardMessage(NamedTuple):
+class ReceivedMessage(NamedTuple):
     """One client's message, opened, as the server has it."""
 
     id: int
@@ -40,7 +40,7 @@ class AttackScores(NamedTuple):
     taste: np.ndarray
 
 
-def split_messages(part: Messages, size: int) -> Iterator[HeardMessage]:
+def split_messages(part: Messages, size: int) -> Iterator[ReceivedMessage]:
     """The messages of a `Messages`, client by client; size: rows of the catalogue."""
     owner, held, ids = (np.asarray(x) for x in (part.owner, part.held, part.ids))
     messages = jax.tree.map(np.asarray, part.messages)
@@ -52,7 +52,7 @@ def split_messages(part: Messages, size: int) -> Iterator[HeardMessage]:
             return Table(jax.tree.map(lambda x: x[mine], node.rows)) if is_table(node) else node[place]
 
         message = jax.tree.map(cut, messages, is_leaf=is_table)
-        yield HeardMessage(int(ids[place]), held[mine & named], message)
+        yield ReceivedMessage(int(ids[place]), held[mine & named], message)
 
 
 def item_matrix(tree: Tree, held: Array, size: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def item_matrix(tree: Tree, held: Array, size: int) -> np.ndarray:
 
 
 def collect_evidence(message: Tree, held: Array, size: int) -> ItemEvidence:
-    """What a message, opened, says about items; held int [K]: the items it names, see `HeardMessage`.
+    """What a message, opened, says about items; held int [K]: the items it names, see `ReceivedMessage`.
 
     What links send beside the update (weights, indicators of a norm) is left aside.
     """

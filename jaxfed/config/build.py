@@ -167,12 +167,10 @@ def build_experiment(
     method = make_method(config, model, **known, num_items=end)
     channel = watch(chain(*method.links, channel))
     method = method._replace(links=())
-    check_closed_form(method, config.server.name, channel, population, config.algorithm.name != "custom")
+    check_closed_form(method, config, channel, population)
     check_client_store(run, processes, method, sampler)
-    batching, lazy = (
-        make_batching(config.work, model, method),
-        config.server.lazy and not (channel.claims.needs_all_rows or method.needs_all_rows),
-    )
+    batching = make_batching(config.work, model, method)
+    lazy = config.server.lazy and not (channel.claims.needs_all_rows or method.needs_all_rows)
     check_examples(population, batching, sampler.slots)
     shapes = make_block_shapes(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
     shared = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))

@@ -81,16 +81,16 @@ def check_memory(population, batching: Batching, shapes: BlockShapes, sends, sha
         )
 
 
-def check_closed_form(
-    method: Method, server: str, channel: Channel, population: Population, named: bool = False
-) -> None:
+def check_closed_form(method: Method, config: Any, channel: Channel, population: Population) -> None:
     """Raises ValueError for a closed form whose halves do not meet, or whose sums are none."""
-    if method.reads_histories != (server == "solve") and not (named and server == "sgd"):
+    if config.algorithm.name == "custom" and method.reads_histories != (config.server.name == "solve"):
         raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
-    if method.reads_histories and channel.claims.is_average:
-        raise ValueError("work.statistics: the server solves from sums, a link makes a mean of them: set channel = []")
-    if method.reads_histories and population.users_per_client > 1:
-        raise ValueError('work.statistics: a client is one user\'s history: set data.clients = "user"')
+    if not method.reads_histories:
+        return
+    if channel.claims.is_average:
+        raise ValueError("a closed form is solved from sums, and a link makes a mean of them: set channel = []")
+    if population.users_per_client > 1:
+        raise ValueError('in a closed form a client is one user\'s history: set data.clients = "user"')
 
 
 def check_cold_start(model: Model, method: Method) -> None:
@@ -111,7 +111,7 @@ def check_merge(model: Model, method: Method, client_store: str) -> None:
     if client_store == "host":
         raise ValueError("run.client_store: the parts of a user's devices are merged where rounds run: leave it out")
     if method.reads_histories:
-        raise ValueError('work.statistics: a client is all of a user\'s history: set data.clients = "user"')
+        raise ValueError('data.merge: in a closed form a client is all of a user\'s history: set data.clients = "user"')
     key = jax.random.key(0)
     kept, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[1], model.private(key)))
     if jax.tree.leaves(kept) and kept != own:

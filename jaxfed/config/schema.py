@@ -453,15 +453,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     Relative paths in it are those of the working directory; one that is not there is looked for beside the file.
     """
+    file = locate_config(path)
     try:
-        table = tomllib.loads(
-            locate_config(path).read_text("utf-8-sig")
-        )  # some editors begin a file with a byte order mark
+        table = tomllib.loads(file.read_text("utf-8-sig"))  # some editors begin a file with a byte order mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not TOML: {error}") from None
 
     def beside(text):
-        there = os.path.join(os.path.dirname(locate_config(path)), text)
+        there = os.path.join(file.parent, text)
         return there if not os.path.exists(os.path.expanduser(text)) and os.path.exists(there) else text
 
     return map_paths(table, beside)

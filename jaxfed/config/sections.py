@@ -10,11 +10,11 @@ import optax
 
 from jaxfed.algorithms.own_model import keep_own_copy
 from jaxfed.config.registry import BESIDE, REGISTRY, group_rates, section_arguments, server_schedule
-from jaxfed.config.schema import NAMED
+from jaxfed.config.schema import NAMED, build_section, config_to_table
 from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link, list_links, list_mechanisms
 from jaxfed.core.method import Method
-from jaxfed.core.streams import Deal, deal_rng
+from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
 from jaxfed.data.interactions import item_numbers
@@ -154,7 +154,7 @@ def assign_edges(config: Any, clients: int, sampler: Sampler) -> np.ndarray | No
         raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
     if edges > clients:
         raise ValueError(f"server.edges: edge {clients} has no clients: there are {clients:,}, lower it to that")
-    return deal_rng(config.data.deal, Deal.EDGES, edges).permutation(clients) % edges
+    return setup_rng(config.data.deal, SetupStream.EDGES, edges).permutation(clients) % edges
 
 
 def choose_sampler(config: Any, population: Population) -> Sampler:
@@ -178,34 +178,37 @@ def known_arguments(config: Any, population: Population, sampler: Sampler) -> di
 
 def make_method(config: Any, model: Model, **known: Any) -> Method:
     """The method of a configuration, which trains the model. Raises ValueError."""
-    if config.work.name == "reconstruct" and config.work.epochs > 1:
-        raise ValueError(
-            "work.epochs: reconstruct parts the steps of one pass into two halves: leave it at 1, and set work.passes"
-        )
+    check_method_sections(config)
     optimizer = make_client_optimizer(config.work.optimizer)
     taught = {"initial": model.init, "loss": model.loss, "optimizer": optimizer, "private": model.private}
     taught |= known | {"closed": model.closed}
-    if config.algorithm.name == "custom":
-        method = call_registered("work", config.work, **taught)
-    else:
-        check_named_algorithm(config)
-        method = call_registered("algorithm", config.algorithm, **taught)
+    spelled_out = call_registered("work", config.work, **taught)
+    method = call_registered("algorithm", config.algorithm, **taught, spelled_out=spelled_out)
     method = keep_own_copy(method) if config.work.keep_copy else method
-    solved = method.reads_histories and config.algorithm.name != "custom"
-    return method if solved else method._replace(server=make_server_optimizer(config, model))
+    if config.algorithm.name == "custom" or not method.reads_histories:
+        return method._replace(server=make_server_optimizer(config, model))
+    if config_to_table(config.server) != config_to_table(build_section("server", {}, "server")):
+        raise ValueError(f'server: with algorithm.name = "{config.algorithm.name}" the server solves: leave it out')
+    return method
 
 
-def check_named_algorithm(config: Any) -> None:
-    """Raises ValueError where [work] says what [algorithm] decides."""
-    if config.work.name != NAMED["work"]:
+def check_method_sections(config: Any) -> None:
+    """Raises ValueError where [algorithm] and [work] do not go together."""
+    algorithm, work = config.algorithm.name, config.work.name
+    if (algorithm == "fedrecon" or work == "reconstruct") and config.work.epochs > 1:
         raise ValueError(
-            f'algorithm.name = "{config.algorithm.name}" says what clients compute: leave work.name out, or set '
+            "work.epochs: reconstruction parts the steps of one pass into two halves: leave it at 1, and set passes"
+        )
+    if algorithm == "custom":
+        return
+    if work != NAMED["work"]:
+        raise ValueError(
+            f'algorithm.name = "{algorithm}" says what clients compute: leave work.name out, or set '
             'algorithm.name = "custom"'
         )
-    own = section_arguments("work", config.work.name).items() - BESIDE["work"].items()
-    for key, default in own:
+    for key, default in section_arguments("work", work).items() - BESIDE["work"].items():
         if getattr(config.work, key) != default:
-            raise ValueError(f'work.{key}: with algorithm.name = "{config.algorithm.name}" it is algorithm.{key}')
+            raise ValueError(f'work.{key}: with algorithm.name = "{algorithm}" it is algorithm.{key}')
 
 
 def make_server_optimizer(config: Any, model: Model) -> optax.GradientTransformation:

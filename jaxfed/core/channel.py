@@ -181,5 +181,7 @@ def at_server(transform: optax.GradientTransformation) -> Channel:
         total, state = transform.update(total, state)
         return total, state, {}
 
-    start = lambda example: (transform.init(zeros_like(example)), ())  # noqa: E731
-    return link(decode=decode, init=start, is_average=False, name="at_server")
+    def init(example):
+        return transform.init(zeros_like(example)), ()
+
+    return link(decode=decode, init=init, is_average=False, name="at_server")

@@ -15,7 +15,7 @@ from jaxfed.core.streams import CLIENTS
 from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree
 
 
-class Received(NamedTuple):
+class ClientDownload(NamedTuple):
     """What a client is sent in a round."""
 
     broadcast: Broadcast  # tables: the client's rows [K, ...]
@@ -59,7 +59,7 @@ def client_view(own: ClientInput, public: PublicRound) -> ClientView:
 
 
 def client_round(
-    work: ClientWork, channel: Channel, received: Received, own: ClientInput, public: PublicRound, key: Key
+    work: ClientWork, channel: Channel, received: ClientDownload, own: ClientInput, public: PublicRound, key: Key
 ) -> ClientRound:
     """A round on a client, from what it is sent to the message that it sends. A pure function.
 
@@ -113,7 +113,7 @@ def simulate_client(plan: Plan, common: tuple, own: ClientInput) -> tuple:
     public = PublicRound(round_key, cohort, tables.num_rows(shared))
     view = client_view(own, public)
     slices = jax.lax.optimization_barrier(receive_rows(plan, shared, past, number, view))
-    received = Received(slices, tables.take_rows(sent, own.rows))
+    received = ClientDownload(slices, tables.take_rows(sent, own.rows))
     key = jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), own.id)
     done = client_round(plan.method.work, plan.channel, received, own, public, key)
     sender = view._replace(memory=None, weight=done.weight)

@@ -58,17 +58,19 @@ def federate(
     """Builds an algorithm from a method and a channel, which comes after the method's own links.
 
     num_clients: rows of the client store.
-    lay: (clients, table rows) to which the part of every block is padded, so that one program absorbs all shapes.
+    lay: (clients, table rows) to which the part of every block is padded, so that one program adds all shapes.
     budget: bytes of client memory above which `init` raises ValueError.
     chunk: blocks whose messages are held at a time, for memory; 0: all of a cohort's. Only for sums.
-    host: the client store stays in the host's memory (`memory`); a round then waits for its clients.
+    host: the client store stays in the host's memory (`client_store`); a round then waits for its clients.
     download: what a client reads of the model that it is sent (`download`); None: the model's rows as they are.
     room: for a reduction of a link's own, blocks laid by `lay` whose messages find room side by side, so that one
     program reduces cohorts of fewer blocks, too; for more the room is doubled. 0: as many as there are.
     versions: of the model that are kept, for cohorts whose clients were sent different ones (`Cohort.ages`); each takes
     a copy of the model a round, and counts as client memory does. 0: all are sent the present one.
     """
-    if method.links or not channel.claims.links:
+    if (
+        method.links or not channel.claims.links
+    ):  # else a chain, or what wraps one and would be lost by chaining it anew
         channel = chain(*method.links, channel)
     placed = placement or make_placement()
     plan = Plan(method, channel, num_clients, placed, lay, budget, chunk, host, download, room, versions)

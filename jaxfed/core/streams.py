@@ -1,7 +1,7 @@
 """Which random numbers are whose: every purpose has a stream of its own, and no two share numbers.
 
 Three kinds: counter-based ones of the host (`Stream`: Philox, a function of seed, round and client), numbers drawn once
-when data are prepared (`Deal`: a function of a seed and sizes), and keys of JAX, which are folded from a round's key.
+when data are prepared (`SetupStream`: a function of a seed and sizes), and keys of JAX, folded from a round's key.
 Numbers here are part of what a run computes: a change of one changes the runs that use it.
 """
 
@@ -32,7 +32,7 @@ class Stream(IntEnum):
     EXAMPLES = ROUND_LIMIT * WORD  # of clients: shuffles and negatives of training, a key for each round
 
 
-class Deal(Enum):
+class SetupStream(Enum):
     """What is drawn once: (how many sizes come with the seed, the number that follows them; None: none)."""
 
     EVALUATED_CLIENTS = (0, 3)
@@ -71,7 +71,7 @@ def host_rng(seed: int, stream: Stream, round: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=philox_key(seed, stream), counter=counter))
 
 
-def deal_rng(seed: int, deal: Deal, *sizes: int) -> np.random.Generator:
+def setup_rng(seed: int, deal: SetupStream, *sizes: int) -> np.random.Generator:
     """NumPy's generator of what is drawn once.
 
     Args:
@@ -82,6 +82,6 @@ def deal_rng(seed: int, deal: Deal, *sizes: int) -> np.random.Generator:
     count, number = deal.value
     assert len(sizes) == count, f"{deal.name} takes {count} sizes"
     words = [seed, *sizes]
-    if deal is Deal.SILOS and words[1] in {each.value[1] for each in Deal if each.value[0] == 0}:
+    if deal is SetupStream.SILOS and words[1] in {each.value[1] for each in SetupStream if each.value[0] == 0}:
         words.append(11)  # as many silos as another purpose's number: without this the two would share numbers
     return np.random.default_rng(words if number is None else [*words, number])

@@ -107,8 +107,8 @@ class History(NamedTuple):
 class ClientState(NamedTuple):
     """What a client keeps between rounds; of all clients in a store leaves are [n, ...], tables [n, N, ...]."""
 
-    work: Tree
-    channel: Tree  # of each link
+    work: Tree  # of the client work: the private part of the model, and what the method adds
+    channel: Tree  # of the links, one entry for each
 
 
 class ClientOutput(NamedTuple):

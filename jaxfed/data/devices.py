@@ -5,7 +5,7 @@ from collections.abc import Collection
 import numpy as np
 
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
-from jaxfed.core.streams import Deal, deal_rng
+from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.interactions import CLIENT, Dataset
 from jaxfed.data.population import Labels, Population
 from jaxfed.data.ragged import Ragged, concatenate_ranges, make_domains, make_negative_index, make_ragged
@@ -71,7 +71,7 @@ def split_cold_clients(population: Population, share: float, seed: int) -> Popul
         raise ValueError(f"data.cold is {share}: a share of the clients, from 0 to below 1")
     if not 0 < count < clients:
         raise ValueError(f"data.cold is {share}: of {clients:,} clients that leaves nobody on one side")
-    away = deal_rng(seed, Deal.COLD_CLIENTS).permutation(clients) < count
+    away = setup_rng(seed, SetupStream.COLD_CLIENTS).permutation(clients) < count
     warm, cold = (select_clients(asked, np.flatnonzero(some)) for some in (~away, away))
     if population.owner is None:
         return warm._replace(cold=cold)
@@ -156,7 +156,7 @@ def assign_devices(data: Dataset, parts: Split, column: str, devices: int, seed:
         names, kind = column_kinds(data, column)
         return kind[index], names
     names = np.array([f"device {i}" for i in range(devices)])
-    return deal_rng(seed, Deal.DEVICES, devices).integers(devices, size=len(index)), names
+    return setup_rng(seed, SetupStream.DEVICES, devices).integers(devices, size=len(index)), names
 
 
 def check_merge_options(

@@ -151,7 +151,7 @@ def plan_blocks(shapes: BlockShapes, batching: Batching, activity: np.ndarray, o
     return BlockPlan(mine, made, *np.concatenate(places, 1))
 
 
-class LaidOut(NamedTuple):
+class CohortLayout(NamedTuple):
     """Arrays of all blocks, end to end: R rows that clients may hold, T steps."""
 
     held: np.ndarray  # int32 [R]: items, distinct in a client and by first use; `end` where unused
@@ -194,7 +194,7 @@ def batch_features(
 
 def lay_out_examples(
     population: Population, batching: Batching, drawn: DrawnExamples, where: BlockPlan, end: int
-) -> LaidOut:
+) -> CohortLayout:
     """Puts examples, their clients in the order they lie, at their places.
 
     A step's rows are distinct: an item lies where the step has it first. Where one user is a client, an example is its
@@ -235,7 +235,7 @@ def lay_out_examples(
         batch = told | {"label": table(entry[lead], labels / weight, 0, np.float32)}
         if batching.ordered:
             batch["id"] = table(entry[lead], item[order][lead], end)
-        return LaidOut(held, positions, live, batch | {"weight": table(entry[lead], weight, 0, np.float32)})
+        return CohortLayout(held, positions, live, batch | {"weight": table(entry[lead], weight, 0, np.float32)})
     slot = np.empty(len(pair), np.int64)
     slot[order] = np.repeat(entry[lead] % width, np.diff(lead, append=len(pair)))
     slots = slot.reshape(-1, columns)
@@ -244,8 +244,8 @@ def lay_out_examples(
     if population.users_per_client > 1:
         batch["user"] = table(example, drawn.user)
     if batching.pairwise:
-        return LaidOut(held, positions, live, batch | {"other": table(example, slots[:, 1])})
-    return LaidOut(held, positions, live, batch | {"label": table(example, drawn.label, 0, np.float32)})
+        return CohortLayout(held, positions, live, batch | {"other": table(example, slots[:, 1])})
+    return CohortLayout(held, positions, live, batch | {"label": table(example, drawn.label, 0, np.float32)})
 
 
 def list_cohort_rows(
@@ -268,7 +268,7 @@ def list_cohort_rows(
 
 
 def split_blocks(
-    where: BlockPlan, laid: LaidOut, slots: np.ndarray, examples: np.ndarray, activity: np.ndarray
+    where: BlockPlan, laid: CohortLayout, slots: np.ndarray, examples: np.ndarray, activity: np.ndarray
 ) -> tuple[Block, ...]:
     """The blocks of what is laid end to end; slots, examples and activity are [places for clients]."""
     blocks, at, columns = [], (0, 0, 0), laid.rows.shape[1] // laid.batch["weight"].shape[1]

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxfed.core.malicious import check_fraction
 from jaxfed.core.malicious import is_malicious as chosen
-from jaxfed.core.streams import Deal, deal_rng
+from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.devices import (
     assign_devices,
     check_merge_options,
@@ -36,7 +36,7 @@ def assign_clients(data: Dataset, clients: str, silos: int, seed: int) -> tuple[
     if clients == "silo":
         if not 1 <= silos <= len(data.users):
             raise ValueError(f"{silos} silos for {len(data.users)} users: choose from 1 to {len(data.users)}")
-        deal = deal_rng(seed, Deal.SILOS, silos).permutation(len(data.users)) % silos
+        deal = setup_rng(seed, SetupStream.SILOS, silos).permutation(len(data.users)) % silos
         return deal[user], np.array([f"silo {i}" for i in range(silos)])
     names, group = column_kinds(data, clients)
     return group, names

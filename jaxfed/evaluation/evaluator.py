@@ -17,7 +17,7 @@ from jaxfed.core.aggregate import SUM
 from jaxfed.core.client_store import on_host, read_clients
 from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
-from jaxfed.core.streams import CLIENTS, Deal, deal_rng
+from jaxfed.core.streams import CLIENTS, SetupStream, setup_rng
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Array, ClientView, History, Key, Mean, RoundView, Tree
 from jaxfed.data.batching import sample_untouched_items
@@ -104,7 +104,7 @@ def make_eval_split(
         raise ValueError(f"no part {part!r}: choose val or test")
     cohort = np.arange(population.num_clients, dtype=np.int32)
     if 0 < most < len(cohort):
-        cohort = np.sort(deal_rng(seed, Deal.EVALUATED_CLIENTS).choice(cohort, most, replace=False))
+        cohort = np.sort(setup_rng(seed, SetupStream.EVALUATED_CLIENTS).choice(cohort, most, replace=False))
     longest = longest_lengths(population, part, cohort, history)
     users = min(longest[0], 64)
     each = users * (population.num_items + sum(longest[1:]))

@@ -20,7 +20,7 @@ BUFFER = 32  # reports after which the server moves, where a configuration does 
 FRUITLESS = 24 * 14  # hours without anybody awake, after which nobody ever will be
 
 
-class PlayedRound(NamedTuple):
+class ScheduledRound(NamedTuple):
     """One round, as it was played."""
 
     ids: np.ndarray  # int [slots]: the number of clients marks an empty slot
@@ -48,7 +48,7 @@ def play_schedule(play: Callable[[int], Iterator[T]]) -> Callable[[int, int], T]
 
 
 def make_scheduled_sampler(
-    play: Callable[[int], Iterator[PlayedRound]], slots: int, kind: str, size: int, versions: int = 0
+    play: Callable[[int], Iterator[ScheduledRound]], slots: int, kind: str, size: int, versions: int = 0
 ) -> Sampler:
     """The sampler of a play."""
     at = play_schedule(play)
@@ -143,7 +143,7 @@ def deadline(
             ids, present = np.full(slots, num_clients), np.zeros(slots, bool)
             ids[: len(chosen)], present[first] = chosen, True
             time += float(trip[first[-1]]) if len(first) == size else last
-            yield PlayedRound(ids, present, np.zeros(slots, int), time)
+            yield ScheduledRound(ids, present, np.zeros(slots, int), time)
 
     return make_scheduled_sampler(play, slots, "deadline", size)
 
@@ -212,7 +212,7 @@ def buffered(
                 told, ids, ages = came + lost, np.full(slots, num_clients), np.zeros(slots, int)
                 ids[: len(told)], ages[: len(told)] = np.array(told).T
                 idle[ids[: len(told)]] = True
-                yield PlayedRound(ids, np.arange(slots) < size, ages, time)
+                yield ScheduledRound(ids, np.arange(slots) < size, ages, time)
                 came, lost, version = [], [], version + 1
 
     return make_scheduled_sampler(play, slots, "buffered", size, max_age + 1)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.core.excerpt import shorten
-from jaxfed.core.streams import Deal, Stream, deal_rng
+from jaxfed.core.streams import SetupStream, Stream, setup_rng
 from jaxfed.data.batching import client_random_numbers
 from jaxfed.data.sources.columns import read_floats, read_ids
 from jaxfed.data.sources.tables import read_source
@@ -137,7 +137,7 @@ def lognormal_clock(
             f"clock.shares: nobody is in class {number} ({shares[number]:g} of {num_clients:,} clients): leave it out"
         )
     factor = np.repeat(np.asarray(slowness, float), members)[
-        deal_rng(DEVICE_SEED, Deal.DEVICE_CLASSES).permutation(num_clients)
+        setup_rng(DEVICE_SEED, SetupStream.DEVICE_CLASSES).permutation(num_clients)
     ]
 
     def trip(seed, clients, visits):

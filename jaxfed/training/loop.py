@@ -278,7 +278,7 @@ def start_rounds(
 def settle_round(experiment: Experiment, standing: Progress, info: dict[str, Any] | None) -> None:
     """Waits for a round and books what was sent in it; the first time that updates are discarded it says so."""
     with time_stage(standing.stages, "compute"):
-        gone = standing.book(experiment.wire, info) if info else 0
+        gone = standing.record_round(experiment.wire, info) if info else 0
     if gone and gone == standing.refused:
         log(
             f"round {standing.round}: the updates of {gone} clients were discarded because they held NaN or "

@@ -15,7 +15,7 @@ from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message, list_links, list_mechanisms
 from jaxfed.core.state import State
-from jaxfed.core.streams import Deal, deal_rng
+from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.tables import l2_norm, num_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Mechanism, Tree
@@ -146,7 +146,7 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
             about = {"client": client, "interactions": int(population.activity[client]), "round": round}
             others = {"removed": population.num_clients}
             if len(strangers):
-                others["replaced"] = int(deal_rng(config.seed, Deal.PROBE, round, client).choice(strangers))
+                others["replaced"] = int(setup_rng(config.seed, SetupStream.PROBE, round, client).choice(strangers))
             for done, other in others.items():
                 now = np.where(np.arange(len(ids)) == slot, other, ids)
                 there = present & (now < population.num_clients)

@@ -58,7 +58,9 @@ FIGURES: dict[str, Figure] = {
     "bytes_down_total": Figure("bytes", "Downloads of all clients.", "less"),
     "server_sees": Figure("", "What the server learns of a client's update.", "", True, True),
     "params_sha256": Figure("", "Hash of the last model: shared parameters and private parts.", "", True),
-    "data_sha256": Figure("", "Hash of the data and of how they were divided among clients."),
+    "data_sha256": Figure(
+        "", "Hash of the rows of the data in their order, and of features that are not part of them."
+    ),
     "sampled_negatives": Figure("items", "Where users have fewer than 99 candidates: the most there are for one."),
     "leaky": Figure("", "true: train negatives exclude the held-out items, so the metrics are too high."),
     "protocol": Figure("", "The evaluation protocol, where it leaks."),
@@ -80,7 +82,7 @@ FIGURES: dict[str, Figure] = {
     "agnostic/largest": Figure("", "The largest weight of a group, over that of equal weights."),
     "edges/silent": Figure("edges", "Edge servers without a client in the round.", "less"),
     "edges/bytes_total": Figure("bytes", "Traffic between edge servers and the server.", "less"),
-    "graph/neighbours": Figure("items", "Mean number of neighbours of an item in the graph."),
+    "graph/neighbours": Figure("clients", "Mean number of neighbours of a client in the graph of clients."),
 }
 # by the last word of val/... and test/...
 METRICS: dict[str, Figure] = {

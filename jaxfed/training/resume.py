@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import config_to_table, make_config, map_paths, read_config
+from jaxfed.config.schema import NAMED, config_to_table, make_config, map_paths, read_config
 from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint
 from jaxfed.training.log import log
@@ -102,7 +102,7 @@ def reads_rounds(config: Any) -> str:
     nothing is."""
     if config.server.schedule != "constant":
         return f'server.schedule = "{config.server.schedule}"'
-    named = [(key, key, getattr(config, key)) for key in ("data", "model", "work", "server", "cohort", "clock")]
+    named = [(key, key, getattr(config, key)) for key in NAMED]
     lists = (("channel", config.channel), ("download", config.download), ("channel", config.evaluation.channel))
     named += [("channel", key, link) for key, some in lists for link in some]
     for section, key, part in named:

@@ -75,7 +75,7 @@ class Progress:
         self.bytes_down += ready.bytes_down
         self.simulated = ready.time
 
-    def book(self, wire: Wire, info: dict[str, Any]) -> int:
+    def record_round(self, wire: Wire, info: dict[str, Any]) -> int:
         """Waits for a round and books what was sent in it; returns how many updates were discarded."""
         rows, reported = np.asarray(info["rows/sent"]), np.asarray(info["clients/present"])
         refused = int(info["clients/refused"])

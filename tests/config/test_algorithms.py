@@ -80,6 +80,19 @@ WRONG = {
         {"algorithm": {"name": "fedavg"}, "work": {"by_row": False}},
         "it is algorithm.by_row",
     ),
+    "several passes of a method that has one": (
+        {"algorithm": {"name": "fedrecon"}, "work": {"epochs": 2}},
+        "leave it at 1",
+    ),
+    "a server that solves": (
+        {
+            "algorithm": {"name": "closed_form"},
+            "model": {"name": "ease"},
+            "server": {"learning_rate": 0.5},
+            "channel": [],
+        },
+        "the server solves: leave it out",
+    ),
     "two means": ({"algorithm": {"name": "qfedavg"}}, "fair and per_row_mean both make a mean"),
 }
 

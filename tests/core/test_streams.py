@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxfed.core.streams import CLIENTS, DOWN, STORE, WEIGHTS, Deal, Stream, deal_rng, host_rng, philox_key
+from jaxfed.core.streams import CLIENTS, DOWN, STORE, WEIGHTS, SetupStream, Stream, host_rng, philox_key, setup_rng
 from jaxfed.data.batching import client_random_numbers
 
 OF_CLIENTS = {Stream.EVALUATION_NEGATIVES, Stream.AWAKE, Stream.TRIPS, Stream.EXAMPLES}
@@ -37,14 +37,14 @@ def test_no_two_streams_of_the_host_share_numbers():
 
 
 def deals():
-    for deal in Deal:
+    for deal in SetupStream:
         for sizes in itertools.product(SIZES, repeat=deal.value[0]):
             yield deal, sizes
 
 
 def test_no_two_deals_share_numbers():
     """As many silos as another purpose's number included."""
-    drawn = np.concatenate([raw(deal_rng(seed, *each[:1], *each[1]), 4) for seed in (0, 3) for each in deals()])
+    drawn = np.concatenate([raw(setup_rng(seed, *each[:1], *each[1]), 4) for seed in (0, 3) for each in deals()])
     assert len(np.unique(drawn)) == len(drawn) > 2_000
 
 
@@ -91,14 +91,14 @@ def test_the_keys_of_clients_streams_stay():
 @pytest.mark.parametrize(
     ("deal", "sizes", "words"),
     [
-        (Deal.EVALUATED_CLIENTS, (), [4, 3]),
-        (Deal.COLD_CLIENTS, (), [4, 5]),
-        (Deal.SYNTHETIC_DATA, (), [4, 7]),
-        (Deal.DEVICES, (2,), [4, 2, 7]),
-        (Deal.EDGES, (4,), [4, 4, 13]),
-        (Deal.SILOS, (10,), [4, 10]),
-        (Deal.DEVICE_CLASSES, (), 4),
+        (SetupStream.EVALUATED_CLIENTS, (), [4, 3]),
+        (SetupStream.COLD_CLIENTS, (), [4, 5]),
+        (SetupStream.SYNTHETIC_DATA, (), [4, 7]),
+        (SetupStream.DEVICES, (2,), [4, 2, 7]),
+        (SetupStream.EDGES, (4,), [4, 4, 13]),
+        (SetupStream.SILOS, (10,), [4, 10]),
+        (SetupStream.DEVICE_CLASSES, (), 4),
     ],
 )
 def test_the_numbers_of_deals_stay(deal, sizes, words):
-    assert raw(deal_rng(4, deal, *sizes)).tolist() == raw(np.random.default_rng(words)).tolist()
+    assert raw(setup_rng(4, deal, *sizes)).tolist() == raw(np.random.default_rng(words)).tolist()

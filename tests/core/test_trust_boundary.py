@@ -16,7 +16,7 @@ from jaxfed.channels.clip import clip
 from jaxfed.core import client as client_side
 from jaxfed.core.aggregate import sum_messages
 from jaxfed.core.channel import at_server, chain
-from jaxfed.core.client import ClientInput, PublicRound, Received, client_round, client_view, open_message
+from jaxfed.core.client import ClientDownload, ClientInput, PublicRound, client_round, client_view, open_message
 from jaxfed.core.federate import federate
 from jaxfed.core.link import broadcast_state
 from jaxfed.core.method import Method
@@ -67,7 +67,7 @@ def rounds_apart(name, folder, state, channel, key):
     started = []
     for slot, who in enumerate(WHO):
         held = block.rows[slot]
-        received = Received(take_rows(broadcast, held), take_rows(links, held))
+        received = ClientDownload(take_rows(broadcast, held), take_rows(links, held))
         kept = gather_client(state.memory, jnp.int32(who), held)
         data = jax.tree.map(lambda x, slot=slot: x[slot], block.data)
         own = ClientInput(np.int32(who), kept, held, block.activity[slot], data)

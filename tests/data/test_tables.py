@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxfed.data.sources import text
 from jaxfed.data.sources.tables import companions, file_kind, read_source, table_source
-from jaxfed.data.sources.text import Form, own_buffer, read_text
+from jaxfed.data.sources.text import FileFormat, own_buffer, read_text
 
 
 def content(source):
@@ -52,7 +52,7 @@ def test_the_ending_says_the_kind_in_any_case_and_packed(name, kind):
 )
 def test_every_kind_may_be_gzipped(tmp_path, name, delimiter):
     rows = f"a{delimiter}b\n1{delimiter}x\n2{delimiter}y\n"
-    form = Form(delimiter=delimiter if name == "a.dat" else "")
+    form = FileFormat(delimiter=delimiter if name == "a.dat" else "")
     plain = read_source(written(tmp_path / name, rows), form)
     assert content(plain) == {"a": ["1", "2"], "b": ["x", "y"]}
     assert content(read_source(written(tmp_path / f"{name}.gz", gzip.compress(rows.encode())), form)) == content(plain)
@@ -73,7 +73,7 @@ def test_parquet_may_be_gzipped_and_come_in_parts(tmp_path):
     assert file_kind(parts) == "parquet"
     assert content(read_source(parts)) == table.to_pydict()
     with pytest.raises(ValueError, match="a folder; only parquet files may come in parts"):
-        read_source(parts, Form("csv"))
+        read_source(parts, FileFormat("csv"))
 
 
 def test_damaged_packing_is_refused(tmp_path):
@@ -89,12 +89,12 @@ def test_damaged_packing_is_refused(tmp_path):
 def test_a_quote_is_a_letter_where_fields_have_tabs(tmp_path):
     """A name that begins with a quote, twice: all rows between are one field to whoever reads quotes."""
     rows = [f"{i % 24}\t{i}\t" + '"' * (i in (21, 151)) + f"song {i}" for i in range(240)]
-    for name, form in (("a.tsv", Form()), ("a.txt", Form(delimiter="\\t")), ("a.inter", Form())):
+    for name, form in (("a.tsv", FileFormat()), ("a.txt", FileFormat(delimiter="\\t")), ("a.inter", FileFormat())):
         table = content(read_source(written(tmp_path / name, "\n".join(["user\titem\tname", *rows])), form))
         assert len(table["user"]) == 240
         assert table["name"][21] == '"song 21'
     dotted = written(tmp_path / "a.dat", '1::"Great Performances" Cats (1998)\n2::"X\n')
-    assert content(read_source(dotted, Form(delimiter="::", columns=("item", "title"))))["title"] == [
+    assert content(read_source(dotted, FileFormat(delimiter="::", columns=("item", "title"))))["title"] == [
         '"Great Performances" Cats (1998)',
         '"X',
     ]
@@ -123,7 +123,7 @@ def test_quotes_that_are_not_those_of_csv_are_refused(tmp_path, rows, words):
         read_source(written(tmp_path / "a.csv", f"user,name\n{rows}"))
     path, names = written(tmp_path / "b.csv", rows), ("user", "name")
     with pytest.raises(ValueError, match=words):
-        read_source(path, Form(columns=names))
+        read_source(path, FileFormat(columns=names))
 
 
 def test_blanks_before_a_quote_and_quotes_inside_of_a_field(tmp_path):
@@ -139,7 +139,7 @@ rows_of_text = st.lists(st.lists(st.text('ab ,;"\n\t7é'), min_size=2, max_size=
 def test_what_csv_writes_is_what_is_read(rows, delimiter):
     out = io.StringIO()
     csv.writer(out, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([["x", "y"], *rows])
-    table = read_text(own_buffer(out.getvalue().encode()), "t", Form("csv", delimiter), "")
+    table = read_text(own_buffer(out.getvalue().encode()), "t", FileFormat("csv", delimiter), "")
     assert [list(row.values()) for row in table.to_pylist()] == rows
 
 
@@ -148,7 +148,7 @@ def test_what_csv_writes_is_what_is_read(rows, delimiter):
 def test_any_text_is_refused_or_read_as_by_csv(content):
     """Python's csv, strict, is the reference: what is read without an error is what it reads, but for blanks."""
     try:
-        table = read_text(own_buffer(f"x,y\n{content}".encode()), "t", Form("csv"), "")
+        table = read_text(own_buffer(f"x,y\n{content}".encode()), "t", FileFormat("csv"), "")
     except ValueError:
         return
     strict = csv.reader(io.StringIO(content, newline=""), strict=True, skipinitialspace=True)
@@ -202,17 +202,17 @@ def test_an_encoding_is_an_option_which_the_error_names(tmp_path):
         read_source(path, options="--data.titles-")
     with pytest.raises(ValueError, match="save it as UTF-8"):
         read_source(path)
-    assert content(read_source(path, Form(encoding="latin-1")))["name"] == ["plain", "Café"]
+    assert content(read_source(path, FileFormat(encoding="latin-1")))["name"] == ["plain", "Café"]
     header = written(tmp_path / "b.csv", "id,naïf\n1,x\n".encode("latin-1"))
     with pytest.raises(ValueError, match="byte 0xef in line 1"):
         read_source(header)
     wide = written(tmp_path / "c.csv", "id,name\n1,Café\n".encode("utf-16"))
     with pytest.raises(ValueError, match="begins as UTF-16 does: pass --data.encoding utf-16"):
         read_source(wide, options="--data.")
-    assert content(read_source(wide, Form(encoding="utf-16")))["name"] == ["Café"]
+    assert content(read_source(wide, FileFormat(encoding="utf-16")))["name"] == ["Café"]
     for encoding, words in (("latin-x", "no encoding 'latin-x'"), ("ascii", "not ascii"), ("hex", "no encoding 'hex'")):
         with pytest.raises(ValueError, match=words):
-            read_source(path, Form(encoding=encoding))
+            read_source(path, FileFormat(encoding=encoding))
 
 
 def test_one_long_value_is_read_and_never_quoted_in_full(tmp_path):
@@ -241,7 +241,7 @@ def test_rows_of_other_lengths_are_named(tmp_path):
     with pytest.raises(ValueError, match="row 2 has 1 fields, the header has 2"):
         read_source(written(tmp_path / "a.csv", "a,b\n1,2\n3\n"))
     with pytest.raises(ValueError, match="row 3 has 3 fields, columns names 2: name all columns"):
-        read_source(written(tmp_path / "a.csv", "1,2\n3,4\n5,6,7\n"), Form(columns=("a", "b")))
+        read_source(written(tmp_path / "a.csv", "1,2\n3,4\n5,6,7\n"), FileFormat(columns=("a", "b")))
     with pytest.raises(ValueError, match="row 2 has 1 fields, the header has 2"):
         read_source(written(tmp_path / "a.csv", 'a,b\n5",2\n3\n'))
 
@@ -249,14 +249,14 @@ def test_rows_of_other_lengths_are_named(tmp_path):
 @pytest.mark.parametrize("delimiter", ["\n", '"', '::"'])
 def test_what_is_no_delimiter(tmp_path, delimiter):
     with pytest.raises(ValueError, match="a delimiter must not contain a quote or a line end"):
-        read_source(written(tmp_path / "a.csv", "a,b\n1,2\n"), Form(delimiter=delimiter))
+        read_source(written(tmp_path / "a.csv", "a,b\n1,2\n"), FileFormat(delimiter=delimiter))
 
 
 def test_a_delimiter_of_several_characters_or_bytes(tmp_path):
     path = written(tmp_path / "a.dat", "1::x\x1fy::3\n")
-    assert content(read_source(path, Form(delimiter="::", columns=("a", "b", "c"))))["b"] == ["x\x1fy"]
+    assert content(read_source(path, FileFormat(delimiter="::", columns=("a", "b", "c"))))["b"] == ["x\x1fy"]
     path = written(tmp_path / "b.dat", "1¦x¦3\n")
-    assert content(read_source(path, Form(delimiter="¦", columns=("a", "b", "c"))))["b"] == ["x"]
+    assert content(read_source(path, FileFormat(delimiter="¦", columns=("a", "b", "c"))))["b"] == ["x"]
 
 
 # --- what lies beside, and in memory ----------------------------------------

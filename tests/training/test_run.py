@@ -108,7 +108,7 @@ def test_bytes_are_those_of_the_arrays_a_client_sends(plain, tmp_path):
     assert ready.bytes_down == sum(rows for rows, _ in held) * (4 + 1 + 1) * 4
     keys, standing = make_run_keys(0), Progress()
     _, info = experiment.algorithm.step(initial_arrays(experiment, 0)["state"], ready.cohort, keys.rounds)
-    standing.book(experiment.wire, info)
+    standing.record_round(experiment.wire, info)
     assert standing.updates == sum(here for _, here in held)
     assert standing.bytes_up == sum(rows * (4 + 1 + 1) * 4 + 4 for rows, here in held if here)
 

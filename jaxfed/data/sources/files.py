@@ -14,7 +14,7 @@ from jaxfed.data.sources.beside import read_features, read_titles
 from jaxfed.data.sources.columns import is_text_type, read_floats, read_ids, read_times, refuse_row
 from jaxfed.data.sources.roles import NONE, OPTIONAL, describe_columns, find_column, find_columns, option_name
 from jaxfed.data.sources.tables import Source, companions, read_source, table_source
-from jaxfed.data.sources.text import Form
+from jaxfed.data.sources.text import FileFormat
 
 NO_COLUMN = ("user", "silo", "device")  # kinds of clients that need no column of their own
 TIME_OF_DAY = re.compile(r"\s*\d{1,2}:\d{2}")
@@ -22,14 +22,14 @@ LARGEST = np.finfo(np.float32).max
 
 
 def read_companions(
-    place: Path | None, named: dict[str, str], forms: dict[str, Form], decimal: str
+    place: Path | None, named: dict[str, str], forms: dict[str, FileFormat], decimal: str
 ) -> tuple[dict[str, Source], dict[str, Source]]:
     """(files found beside the interactions at `place`, by side; files of titles and features, by role).
 
     named: files that a user gives, by role; they come before those that are found.
     """
     there = companions(place) if place else {}
-    found = {side: read_source(file, Form(decimal=decimal)) for side, file in there.items()}
+    found = {side: read_source(file, FileFormat(decimal=decimal)) for side, file in there.items()}
     used = {"titles": found.get("item"), "user_features": found.get("user"), "item_features": found.get("item")}
     given = {
         role: read_source(Path(file).expanduser(), forms[role], f"--data.{role.replace('_', '-')}-")
@@ -115,12 +115,13 @@ def read_interactions(
     if decimal not in (".", ","):
         raise ValueError(f"data.decimal is {excerpt(decimal)}: a point or a comma")
     place = Path(path).expanduser()
-    source = read_source(place, Form(kind, delimiter, encoding, columns, decimal), "--data.")
-    forms = {
-        "titles": Form("", titles_delimiter, titles_encoding, titles_columns, decimal),
-        "user_features": Form("", user_features_delimiter, user_features_encoding, user_features_columns, decimal),
-        "item_features": Form("", item_features_delimiter, item_features_encoding, item_features_columns, decimal),
+    source = read_source(place, FileFormat(kind, delimiter, encoding, columns, decimal), "--data.")
+    written = {
+        "titles": (titles_delimiter, titles_encoding, titles_columns),
+        "user_features": (user_features_delimiter, user_features_encoding, user_features_columns),
+        "item_features": (item_features_delimiter, item_features_encoding, item_features_columns),
     }
+    forms = {role: FileFormat("", *each, decimal) for role, each in written.items()}
     named = {"titles": titles, "user_features": user_features, "item_features": item_features}
     found, beside = read_companions(place if kind == "inter" else None, named, forms, decimal)
     roles, clock = (user, item, rating, time), (time_of_day, time_format)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxfed.core.streams import Deal, deal_rng
+from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions
 
@@ -41,7 +41,7 @@ def synthetic_data(
         raise ValueError("synthetic data need users >= 1, items >= 4, 3 <= mean_length <= items / 2, 0 < order <= 1")
     if max(users, items, rank) >= 1 << 31:
         raise ValueError("synthetic data: users, items and rank must lie below 2^31")
-    random = deal_rng(seed, Deal.SYNTHETIC_DATA)
+    random = setup_rng(seed, SetupStream.SYNTHETIC_DATA)
     length = 3 + np.floor(random.lognormal(0, 1, users) * (mean_length - 2.5) / np.exp(0.5)).astype(np.int64)
     length = np.minimum(length, items // 2)
     share = np.cumsum(np.arange(1.0, items + 1) ** -skew)

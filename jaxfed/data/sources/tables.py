@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from jaxfed.core.excerpt import shorten, shorten_list
-from jaxfed.data.sources.text import DELIMITERS, RECBOLE, Form, check_width, read_text
+from jaxfed.data.sources.text import DELIMITERS, RECBOLE, FileFormat, check_width, read_text
 
 KINDS = (*DELIMITERS, "parquet")
 TYPES = ("token", "token_seq", "float", "float_seq")  # what a RecBole header says of a column, behind a colon
 PATHS = ("path", "titles", "user_features", "item_features", "folder")  # keys of a [data] section that name files
-BY_ENDING = Form()
+BY_ENDING = FileFormat()
 GZIP = b"\x1f\x8b"
 
 
@@ -56,7 +56,7 @@ def companions(path: Path) -> dict[str, Path]:
     return {kind: beside[ends[f".{kind}"]] for kind in ("user", "item") if f".{kind}" in ends}
 
 
-def read_source(path: Path, form: Form = BY_ENDING, options: str = "") -> Source:
+def read_source(path: Path, form: FileFormat = BY_ENDING, options: str = "") -> Source:
     """A file as a table whose header has no blanks around its names. Columns of text files are words.
 
     Args:

@@ -26,7 +26,7 @@ COMMAS = 10_000  # bytes in which a decimal comma is looked for
 FIELDS = re.compile(r"CSV parse error: (?:Row #(\d+): )?Expected (\d+) columns, got (\d+)")  # as pyarrow says it
 
 
-class Form(NamedTuple):
+class FileFormat(NamedTuple):
     """How a file is written. Whatever is left empty follows from its kind, and the kind from its ending."""
 
     kind: str = ""
@@ -36,7 +36,7 @@ class Form(NamedTuple):
     decimal: str = "."  # the decimal separator of numbers in a text file
 
 
-def read_text(buffer: pa.Buffer, path: Path, form: Form, options: str) -> pa.Table:
+def read_text(buffer: pa.Buffer, path: Path, form: FileFormat, options: str) -> pa.Table:
     """A table of words from the bytes of a text file; a word is empty where there is nothing.
 
     Args:
@@ -77,7 +77,7 @@ def read_text(buffer: pa.Buffer, path: Path, form: Form, options: str) -> pa.Tab
         raise
 
 
-def check_delimiter(start: bytes, path: Path, delimiter: str, form: Form, options: str) -> None:
+def check_delimiter(start: bytes, path: Path, delimiter: str, form: FileFormat, options: str) -> None:
     """Raises ValueError where the first line is one field, and another delimiter is in it."""
     first, _, rest = start.partition(b"\n")
     other = next((each for each in USUAL if each.encode() in first), "")
@@ -166,7 +166,9 @@ def well_quoted(data: np.ndarray, delimiter: str) -> bool:
     return seen % 2 == 0
 
 
-def parse_with_arrow(buffer: pa.Buffer, path: Path, form: Form, delimiter: str, quoted: bool, options: str) -> pa.Table:
+def parse_with_arrow(
+    buffer: pa.Buffer, path: Path, form: FileFormat, delimiter: str, quoted: bool, options: str
+) -> pa.Table:
     """Text whose quotes are as they should be, by pyarrow."""
     quotes = {"quote_char": QUOTE if quoted else False, "newlines_in_values": quoted}
     names = list(form.columns) or [f"f{i}" for i in range(MOST_COLUMNS)]  # as pyarrow calls them: the header is a row
@@ -193,7 +195,7 @@ def parse_with_arrow(buffer: pa.Buffer, path: Path, form: Form, delimiter: str, 
     return table if form.columns else table[1:].rename_columns([column[0].as_py() for column in table.columns])
 
 
-def parse_with_csv(buffer: pa.Buffer, path: Path, form: Form, delimiter: str, options: str) -> pa.Table:
+def parse_with_csv(buffer: pa.Buffer, path: Path, form: FileFormat, delimiter: str, options: str) -> pa.Table:
     """Text with quotes inside of fields that are not quoted, or blanks before a quote, by Python's csv.
 
     Raises ValueError for a quoted field that does not end at its second quote, with its row.
@@ -215,7 +217,7 @@ def parse_with_csv(buffer: pa.Buffer, path: Path, form: Form, delimiter: str, op
     return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], head)
 
 
-def check_fields(row: int, fields: int, expected: int, path: Path, form: Form, options: str) -> None:
+def check_fields(row: int, fields: int, expected: int, path: Path, form: FileFormat, options: str) -> None:
     """Raises ValueError for a row with more or fewer fields than the header."""
     if fields != expected:
         raise ValueError(
