@@ -388,7 +388,7 @@ def section_arguments(section: str, name: str) -> dict[str, Any]:
     found = {
         each.name: each.default
         for each in inspect.signature(function).parameters.values()
-        if isinstance(each.default, bool | int | float | str | tuple) and each.name not in (*fixed, "keep")
+        if type(each.default) in (bool, int, float, str, tuple) and each.name not in (*fixed, "keep")
     }
     return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name not in ("sgd", "solve") else {})
 

@@ -170,7 +170,7 @@ def known_arguments(config: Any, population: Population, sampler: Sampler) -> di
     return {
         "slots": sampler.slots,
         "sampler": sampler,
-        "population": -(-population.num_clients // max(config.server.edges, 1)),  # that one server hears
+        "num_clients": -(-population.num_clients // max(config.server.edges, 1)),  # that one server hears
         "rounds": config.rounds,
         "activity": population.activity,
     }
@@ -180,8 +180,7 @@ def make_method(config: Any, model: Model, **known: Any) -> Method:
     """The method of a configuration, which trains the model. Raises ValueError."""
     check_method_sections(config)
     optimizer = make_client_optimizer(config.work.optimizer)
-    taught = {"initial": model.init, "loss": model.loss, "optimizer": optimizer, "private": model.private}
-    taught |= known | {"closed": model.closed}
+    taught = known | {"model": model, "client_optimizer": optimizer}
     spelled_out = call_registered("work", config.work, **taught)
     method = call_registered("algorithm", config.algorithm, **taught, spelled_out=spelled_out)
     method = keep_own_copy(method) if config.work.keep_copy else method
