@@ -38,6 +38,7 @@ from jaxfed.core.download import check_download, make_download
 from jaxfed.core.federate import Algorithm, federate
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
+from jaxfed.core.model import Model
 from jaxfed.core.placement import Placement, make_placement, padded_table_rows
 from jaxfed.core.processes import Processes, this_process
 from jaxfed.core.types import Sampler
@@ -51,7 +52,6 @@ from jaxfed.data.population import Labels, Population, ProcessShare
 from jaxfed.data.preparation import add_notes, prepare_population
 from jaxfed.data.ragged import Domains, Ragged
 from jaxfed.evaluation.evaluator import EvalSplit, make_eval_split, make_evaluator, map_to_homes
-from jaxfed.models.model import Model
 from jaxfed.privacy.accountant import PrivacyAccount, make_ledger
 
 LARGE = 1_000_000  # rows from which prepared data are kept on disk

@@ -105,6 +105,8 @@ def group_rates(
         each = zip(rests, steps, params, strict=True)
         return tuple(jax.tree.map(part(rest), *pair, is_leaf=is_table) for rest, *pair in each)
 
+    if not weight_decay and not any(item.values()) and not any(user.values()):
+        return core(learning_rate=learning_rate, **rest)
     return optax.chain(core(learning_rate=1.0, **rest), optax.stateless(paced))
 
 

@@ -14,13 +14,13 @@ from jaxfed.config.schema import NAMED, build_section, config_to_table
 from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link, list_links, list_mechanisms
 from jaxfed.core.method import Method
+from jaxfed.core.model import Model
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
 from jaxfed.data.interactions import item_numbers
 from jaxfed.data.population import Population
 from jaxfed.evaluation.evaluator import Past
-from jaxfed.models.model import Model
 from jaxfed.privacy.accountant import PrivacyAccount, Sampling
 from jaxfed.sampling.asynchronous import with_clock
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.client_store import on_host, read_clients
 from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message
+from jaxfed.core.model import Model
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.streams import CLIENTS, SetupStream, setup_rng
 from jaxfed.core.tables import num_rows
@@ -24,7 +25,6 @@ from jaxfed.data.batching import sample_untouched_items
 from jaxfed.data.population import ALONE, SAMPLED, Label, Population, ProcessShare
 from jaxfed.data.ragged import Ragged, concatenate_ranges
 from jaxfed.evaluation.metrics import LABELLED, classification_metrics, exposure_at_k, finalize_metric, ranking_metrics
-from jaxfed.models.model import Model
 
 DRAWS = 5
 DECILES = 10

@@ -8,12 +8,12 @@ import pytest
 from jaxfed.channels.average import mean
 from jaxfed.core.channel import chain
 from jaxfed.core.link import link
+from jaxfed.core.model import Model
 from jaxfed.data.batching import sample_untouched_items
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.evaluation.evaluator import DRAWS, SAMPLED, flatten_metrics, make_eval_split, make_evaluator
 from jaxfed.evaluation.metrics import ranking_metrics
-from jaxfed.models.model import Model
 
 KEY = jax.random.key(0)
 
