@@ -75,16 +75,16 @@ def agnostic_fedavg(loss, optimizer, num_clients, activity, groups=10, rate=0.1,
     return federate(method, link(), num_clients)
 
 
-def fedbuff(loss, optimizer, num_clients, versions, exponent=0.5, rate=1.0, channel=None, private=no_private):
+def fedbuff(loss, optimizer, num_clients, history_length, exponent=0.5, rate=1.0, channel=None, private=no_private):
     method = fedbuff_module.fedbuff(loss_model(loss, private), optimizer, exponent=exponent)._replace(
         server=optax.sgd(rate)
     )
-    return federate(method, channel or mean(), num_clients, versions=versions)
+    return federate(method, channel or mean(), num_clients, history_length=history_length)
 
 
-def fedasync(loss, optimizer, num_clients, versions, rate=0.6, exponent=0.5, private=no_private):
+def fedasync(loss, optimizer, num_clients, history_length, rate=0.6, exponent=0.5, private=no_private):
     method = fedbuff_module.fedasync(loss_model(loss, private), optimizer, rate=rate, exponent=exponent)
-    return federate(method, mean(), num_clients, versions=versions)
+    return federate(method, mean(), num_clients, history_length=history_length)
 
 
 def gpfedrec(loss, optimizer, num_clients, strength=0.1, threshold=1.0, channel=None, private=no_private):

@@ -39,7 +39,7 @@ def agnostic_mean(activity: Sequence[float], groups: int = 10, rate: float = 0.1
         mine = jax.nn.one_hot(jnp.searchsorted(jnp.asarray(bounds), client.activity, side="right"), groups)
         weight = jnp.vdot(mine, sent[0] / sent[1]) * client.weight
         sent_update = map_averaged(lambda update: scale_tree(weight, update), update)
-        return (sent_update, weight, mine * client.weight * client.loss, mine * client.weight), client.memory
+        return (sent_update, weight, mine * client.weight * client.loss, mine * client.weight), client.link_state
 
     def decode(summed, state, round):
         (update, weight, loss, count), (now, counts) = summed, state

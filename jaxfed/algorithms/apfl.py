@@ -69,7 +69,7 @@ def apfl(
         pace = optax.GradientTransformation(lambda both: tuple(map(client_optimizer.init, apart(both))), step)
         both = (own_copy(own, start), start), (own.beside, own.private)
         ((copy, _), (beside, _)), _, _ = local_sgd(aim, pace, both, steps, by_row)
-        return report._replace(memory=stamp_rows(own, private=report.memory, copy=copy, beside=beside))
+        return report._replace(client_state=stamp_rows(own, private=report.client_state, copy=copy, beside=beside))
 
     def personal(params, own):
         return mixed(own_copy(own, params), params), own.beside

@@ -51,6 +51,6 @@ def ditto(
         (copy, beside), _, _ = local_sgd(
             loss_of_pair(model.loss), proximal_optimizer(client_optimizer, strength), both, steps, by_row, anchor=start
         )
-        return report._replace(memory=stamp_rows(own, private=report.memory, copy=copy, beside=beside))
+        return report._replace(client_state=stamp_rows(own, private=report.client_state, copy=copy, beside=beside))
 
     return Method(ClientWork(init, update, views={"": server_view, "personal": own_view}), server=server_optimizer)

@@ -17,7 +17,7 @@ def normalize_steps() -> Channel:
 
     def encode(update, sent, client):
         steps = jnp.maximum(client.steps, 1.0)
-        return (map_averaged(lambda update: scale_tree(1 / steps, update), update), steps), client.memory
+        return (map_averaged(lambda update: scale_tree(1 / steps, update), update), steps), client.link_state
 
     def decode(total, state, round):
         update, steps = total

@@ -16,7 +16,7 @@ from jaxfed.core.types import Broadcast, ClientOutput, Tree
 
 
 class GuidedState(NamedTuple):
-    """A client's memory. The server knows all of it but the private parts: it sent the one half, and was sent the
+    """A client's state. The server knows all of it but the private parts: it sent the one half, and was sent the
     other."""
 
     own: OwnModel  # the shared part as the client last sent it
@@ -90,9 +90,9 @@ def gpfedrec(
         held = {"anchor": mine.around} if strength else {}
         pace = proximal_optimizer(client_optimizer, strength) if strength else client_optimizer
         (end, kept), _, seen = local_sgd(loss_of_pair(model.loss), pace, both, steps, by_row, **held)
-        memory = mine._replace(own=stamp_rows(mine.own, private=kept, copy=end))
+        client_state = mine._replace(own=stamp_rows(mine.own, private=kept, copy=end))
         said = output_facts(model.loss, both, steps)
-        return ClientOutput(Broadcast(subtract(start, end)), memory, steps.examples, {"train/loss": seen}, **said)
+        return ClientOutput(Broadcast(subtract(start, end)), client_state, steps.examples, {"train/loss": seen}, **said)
 
     def compare_clients(params, store):
         models = jax.vmap(lambda own: own_copy(own, params, latest=True))(store.own)

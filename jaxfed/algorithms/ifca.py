@@ -16,7 +16,7 @@ from jaxfed.core.types import Broadcast, Mean, Tree
 
 
 class ClusterMember(NamedTuple):
-    """A client's memory: the model's private part, and which of the models it chose last."""
+    """A client's state: the model's private part, and which of the models it chose last."""
 
     private: Tree
     cluster: jax.Array  # int []
@@ -84,7 +84,7 @@ def ifca(
         told = {f"clusters/{j}": Mean(belongs[j], 1.0) for j in range(clusters)}
         return report._replace(
             update=Broadcast(apart, (belongs, held)),
-            memory=ClusterMember(report.memory, chosen),
+            client_state=ClusterMember(report.client_state, chosen),
             metrics=report.metrics | told,
         )
 

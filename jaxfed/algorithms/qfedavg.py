@@ -30,7 +30,7 @@ def fair_mean(q: float = 1.0, rate: float = 0.1) -> Channel:
     def encode(update, sent, client):
         loss, step = jnp.maximum(client.loss, 1e-10), map_averaged(lambda update: scale_tree(1 / rate, update), update)
         steep = q * loss ** (q - 1) * squared_norm(drop_sums(step)) + loss**q / rate
-        return (map_averaged(lambda step: scale_tree(loss**q, step), step), steep), client.memory
+        return (map_averaged(lambda step: scale_tree(loss**q, step), step), steep), client.link_state
 
     def decode(summed, state, round):
         update, steep = summed

@@ -70,9 +70,9 @@ def scaffold(
         now = scale_tree(1 / jnp.maximum(said["steps"], 1), slopes)
         held = jax.tree.map(jnp.ones_like, mine.held)
         change = Summed(Variates(subtract(now, mine.variate), subtract(held, mine.held)))
-        memory = ControlState(own, now, held)
+        client_state = ControlState(own, now, held)
         return ClientOutput(
-            Broadcast(subtract(start, end), change), memory, steps.examples, {"train/loss": seen}, **said
+            Broadcast(subtract(start, end), change), client_state, steps.examples, {"train/loss": seen}, **said
         )
 
     def move_extra(extra, change):

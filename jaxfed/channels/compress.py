@@ -34,10 +34,10 @@ def with_error_feedback(code: Channel) -> Channel:
     al. 2019). Stores one full item table per client (clients x items x dim numbers)."""
 
     def encode(update, sent, client):
-        wanted = jax.tree.map(jnp.add, update, client.memory)
-        message, _ = encode_message(code, wanted, sent, client._replace(memory=()))
+        wanted = jax.tree.map(jnp.add, update, client.link_state)
+        message, _ = encode_message(code, wanted, sent, client._replace(link_state=()))
         assert code.decode_message
-        return message, subtract(wanted, code.decode_message(message, sent, client._replace(memory=None, key=None)))
+        return message, subtract(wanted, code.decode_message(message, sent, client._replace(link_state=None, key=None)))
 
     # what was held back may come all at once: nothing bounds the norm
     claims = code.claims._replace(l2_gain=None)
@@ -65,7 +65,7 @@ def scaled_code(code: Callable, value: Callable, name: str, bits: int) -> Channe
         pairs = [one_node(one, node, i, client.key) for i, node in enumerate(jax.tree.leaves(update, is_leaf=is_table))]
         structure = jax.tree.structure(update, is_leaf=is_table)
         codes, scales = (jax.tree.unflatten(structure, [pair[i] for pair in pairs]) for i in (0, 1))
-        return (codes, scales), client.memory
+        return (codes, scales), client.link_state
 
     def one_node(one, node, i, key):
         x = node.rows if is_table(node) else node
@@ -119,9 +119,9 @@ def keep_weights_apart(code: Channel) -> Channel:
 
     def encode(update, sent, client):
         rest, weights = split(update)
-        message, memory = encode_message(code, rest, sent, client)
-        own = client._replace(memory=(), key=jax.random.fold_in(client.key, WEIGHTS))
-        return (message, encode_message(plain, weights, sent, own)[0]), memory
+        message, link_state = encode_message(code, rest, sent, client)
+        own = client._replace(link_state=(), key=jax.random.fold_in(client.key, WEIGHTS))
+        return (message, encode_message(plain, weights, sent, own)[0]), link_state
 
     def decode_message(message, sent, client):
         assert code.decode_message
@@ -216,7 +216,7 @@ def rotate() -> Channel:
         def turn(x, in_table, key):
             return hadamard_transform(x * signs(x, key)) if columns(x, in_table) else x
 
-        return map_leaves(turn, update, client.public), client.memory
+        return map_leaves(turn, update, client.public), client.link_state
 
     def decode(total, state, round):
         def back(x, in_table, key):
@@ -275,7 +275,7 @@ def sparse_code(share: float, pick: Callable, known: bool, gain: Callable, name:
             chosen = select_largest(jnp.where(here, pick(x, key), 0), count) & here
             return Kept(jnp.where(chosen, x, 0) * gain(entries, count), chosen, share, known)
 
-        return map_leaves(one, update, jax.random.fold_in(client.public, client.id)), client.memory
+        return map_leaves(one, update, jax.random.fold_in(client.public, client.id)), client.link_state
 
     def decode_message(message, sent, client):
         return jax.tree.map(lambda node: node.values, message, is_leaf=lambda node: isinstance(node, Kept))
@@ -350,7 +350,7 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
                 return x
             return x @ directions(x.shape[-1], key)
 
-        return map_leaves(one, update, client.public), client.memory
+        return map_leaves(one, update, client.public), client.link_state
 
     def init(example):
         # shapes of the state, which stays zero, say how many columns there were (a checkpoint holds no empty arrays)

@@ -54,7 +54,7 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
         sent = [stochastic_round(x * 2.0**fraction_bits, k) for x, k in zip(leaves, keys, strict=True)]
         if bound:  # what is beyond is cut, or it would wrap
             sent = [jnp.clip(x, -bound * 2.0**fraction_bits, bound * 2.0**fraction_bits) for x in sent]
-        return jax.tree.unflatten(structure, [x.astype(jnp.int32) for x in sent]), client.memory
+        return jax.tree.unflatten(structure, [x.astype(jnp.int32) for x in sent]), client.link_state
 
     def decode(summed, state, round):
         return jax.tree.map(lambda x: x.astype(jnp.float32) / 2.0**fraction_bits, summed), state, {}
@@ -125,7 +125,7 @@ def pads(neighbours: int = 0) -> Channel:
             x + added(jax.random.fold_in(client.public, n), x, me, client.cohort, everyone)
             for n, x in enumerate(leaves)
         ]
-        return jax.tree.unflatten(structure, padded), client.memory
+        return jax.tree.unflatten(structure, padded), client.link_state
 
     def decode(summed, state, round):
         """Takes away the halves whose partner did not report."""

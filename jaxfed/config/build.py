@@ -186,13 +186,13 @@ def build_experiment(
         channel,
         population.num_clients,
         placement=placement,
-        lay=shapes.lay,
-        budget=1e9 * run.client_memory_gb,
+        padded_shape=shapes.padded_shape,
+        client_memory_budget=1e9 * run.client_memory_gb,
         chunk=run.chunk,
-        host=run.client_store == "host",
+        store_on_host=run.client_store == "host",
         download=make_download(down, price.sees != "update+rows") if down else None,
-        room=0 if sums else estimate_capacity(population, batching, shapes, sampler),
-        versions=sampler.versions,
+        capacity=0 if sums else estimate_capacity(population, batching, shapes, sampler),
+        history_length=sampler.history_length,
     )
     if population.owner is not None:
         check_merge(model, method, run.client_store)

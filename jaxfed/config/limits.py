@@ -57,7 +57,7 @@ def estimate_capacity(population: Population, batching: Batching, shapes: BlockS
 def check_memory(population, batching: Batching, shapes: BlockShapes, sends, shared: Tree, chunk: int, sums: bool):
     """Raises ValueError when the messages of a cohort of the largest clients do not fit into a device beside each other
     and the working copies of one block; three times where a reduction of a link's own collects and compares them."""
-    clients, rows = shapes.lay
+    clients, rows = shapes.padded_shape
     one, two = (
         count_bytes(
             jax.eval_shape(lambda x, k=k: sends(to_compute_dtype(take_rows(x, jnp.zeros(k, jnp.int32)))), shared)
@@ -131,5 +131,5 @@ def check_client_store(run: Any, processes: Processes, method: Method, sampler: 
             "run.client_store: the server of this work reads all clients' memory on one device: leave it out, and run "
             "one process"
         )
-    if sampler.versions and run.shard_tables:
+    if sampler.history_length and run.shard_tables:
         raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")

@@ -148,7 +148,7 @@ def assign_edges(config: Any, clients: int, sampler: Sampler) -> np.ndarray | No
         return None
     if config.download:
         raise ValueError("server.edges: there are no codes of the download between edges and clients: leave it out")
-    if sampler.versions:
+    if sampler.history_length:
         raise ValueError("server.edges: edges go on in rounds, clients of this cohort at their own pace: take another")
     if config.run.client_store == "host":
         raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")

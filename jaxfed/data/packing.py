@@ -34,7 +34,7 @@ class BlockShapes(NamedTuple):
         return min(steps * size * self.columns, self.num_items)
 
     @property
-    def lay(self) -> tuple[int, int]:
+    def padded_shape(self) -> tuple[int, int]:
         """(clients, table rows) that the part of any block fits in."""
         clients, rows = zip(*((self.clients(s), self.clients(s) * self.rows(s, n)) for s, n in self.kinds), strict=True)
         return max(clients), max(rows)

@@ -43,43 +43,43 @@ def search_largest_gain(
     links: of a chain. bounds: what each was told of the norm of its messages (`channel_checks.check_order`). example:
     an update with marked tables, of which every client holds every row.
 
-    A sum is decoded up to the noise, with the client and without it, its memory as it became in the rounds before. Of
-    a message that is private by itself the norm is that of what comes to its noise.
+    A sum is decoded up to the noise, with the client and without it, its link state as it became in the rounds before.
+    Of a message that is private by itself the norm is that of what comes to its noise.
     """
     size = max(num_rows(example), 1)
     mechanisms = [list_mechanisms(each, bound) for each, bound in zip(links, bounds, strict=True)]
     states: list[Tree] = []
-    memories: list[Tree] = []
+    link_states: list[Tree] = []
     for i, each in enumerate(links):
-        seen = jax.eval_shape(lambda i=i: encoded_example(links[:i], bounds, states, memories, example, size))
-        state, memory = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen))
+        seen = jax.eval_shape(lambda i=i: encoded_example(links[:i], bounds, states, link_states, example, size))
+        state, link_state = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen))
         states.append(state)
-        memories.append(memory)
+        link_states.append(link_state)
 
-    def client(update, memory, states, key, public, id):
-        """(message as the server reads it, memory, the norms that came to local noise, over those claimed)."""
+    def client(update, link_state, states, key, public, id):
+        """(message as the server reads it, link_state, the norms that came to local noise, over those claimed)."""
         weight, activity = 10 ** jax.random.uniform(key, (2,), minval=-2, maxval=4)
         me = ClientView((), key, public, id, weight, activity, jnp.arange(size), size, jnp.arange(OTHERS + 1))
         after, local, steps = [], jnp.float32(0), []
         for i, each in enumerate(links):
             if mechanisms[i] and mechanisms[i][0].kind == "local":
                 local = jnp.maximum(local, optax.tree.norm(update) / mechanisms[i][0].l2)
-            own = client_at_link(me, i)._replace(memory=memory[i], bound=bounds[i])
+            own = client_at_link(me, i)._replace(link_state=link_state[i], bound=bounds[i])
             steps.append(own)
             update, kept = encode_message(each, update, broadcast_state(each, states[i]), own)
             after.append(kept)
         for i, each in reversed(list(enumerate(links))):
             if each.decode_message:
-                server_view = steps[i]._replace(memory=None, key=None)
+                server_view = steps[i]._replace(link_state=None, key=None)
                 update = each.decode_message(update, broadcast_state(each, states[i]), server_view)
         return update, tuple(after), local
 
     def one_round(carry, key):
-        states, memory = carry
+        states, link_state = carry
         who, keys = jnp.arange(OTHERS + 1), jax.random.split(key, OTHERS + 2)
         updates = jax.vmap(lambda k: draw_update(jax.random.fold_in(k, 1), example))(keys[1:])
         run = jax.vmap(client, (0, 0, None, 0, None, 0))
-        messages, memory, local = run(updates, memory, states, keys[1:], keys[0], who)
+        messages, link_state, local = run(updates, link_state, states, keys[1:], keys[0], who)
         sums = [jax.tree.map(lambda x, low=low: x[low:].sum(0, dtype=x.dtype), messages) for low in (0, 1)]
         worst, new = local.max(), list(states)
         for i, each in reversed(list(enumerate(links))):
@@ -93,10 +93,10 @@ def search_largest_gain(
                 for x, here in zip(sums, present, strict=True)
             ]
             sums, new[i] = [total for total, _, _ in both], both[0][1]
-        return (new, memory), worst
+        return (new, link_state), worst
 
     def draw(key):
-        everyone = jax.tree.map(lambda x: jnp.broadcast_to(x, (OTHERS + 1, *jnp.shape(x))), tuple(memories))
+        everyone = jax.tree.map(lambda x: jnp.broadcast_to(x, (OTHERS + 1, *jnp.shape(x))), tuple(link_states))
         return jax.lax.scan(one_round, (states, everyone), jax.random.split(key, rounds))[1].max()
 
     return float(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(seed), draws)).max())
@@ -108,12 +108,12 @@ def client_at_link(client: ClientView, i: int) -> ClientView:
 
 
 def encoded_example(
-    links: Sequence[Channel], bounds: Sequence[float], states: list, memories: list, update: Tree, size: int
+    links: Sequence[Channel], bounds: Sequence[float], states: list, link_states: list, update: Tree, size: int
 ) -> Tree:
     """What comes out of some links, for shapes."""
     key, one = jax.random.key(0), jnp.float32(1)
     for i, each in enumerate(links):
         cohort = jnp.arange(OTHERS + 1)
-        view = ClientView(memories[i], key, key, jnp.int32(0), one, one, jnp.arange(size), size, cohort)
+        view = ClientView(link_states[i], key, key, jnp.int32(0), one, one, jnp.arange(size), size, cohort)
         update, _ = encode_message(each, update, broadcast_state(each, states[i]), view._replace(bound=bounds[i]))
     return update

@@ -137,7 +137,7 @@ def test_scaffold_is_that_of_the_paper():
         x, c = x + np.mean(moves, 0), c + share * np.mean(changes, 0)
     np.testing.assert_allclose(flat(server_model(state)), x, rtol=2e-5)
     np.testing.assert_allclose(flat(state.shared.extra.mean), c, rtol=2e-5, atol=1e-6)
-    kept = state.memory[0].variate
+    kept = state.client_states[0].variate
     np.testing.assert_allclose(np.c_[kept["w"], kept["b"]], own, rtol=2e-5, atol=1e-6)
 
 
@@ -208,7 +208,7 @@ def test_the_variate_of_all_is_the_mean_of_the_clients_whoever_drops_out(channel
     """All eight are asked, every other one reports, in turn: after four rounds each c_i is 1, and so is c."""
     cohorts = [clients_of_one_step(range(8), np.arange(8) % 2 == t % 2, [[0]] * 8) for t in range(4)]
     state = variate_of(cohorts, channel)
-    np.testing.assert_allclose(state.memory[0].variate["t"].rows[:, 0], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(state.client_states[0].variate["t"].rows[:, 0], 1.0, rtol=1e-6)
     assert float(state.shared.extra.mean["t"].rows[0]) == pytest.approx(1.0, rel=1e-6)
     assert float(state.shared.extra.holders.rows[0]) == 8
 
@@ -230,7 +230,7 @@ def test_links_that_scale_an_update_leave_what_is_to_be_summed(link):
     """Of an old update, or one of several steps: SCAFFOLD's change of c and its counts of holders would shrink."""
     update = Broadcast({"w": jnp.full(3, 6.0)}, Summed(jnp.full(2, 1.0)))
     client = shape_client((), 0, 0)._replace(age=jnp.int32(3), steps=jnp.float32(2))
-    message, _ = chain(link).encode(update, ((),), client._replace(memory=((),)))
+    message, _ = chain(link).encode(update, ((),), client._replace(link_state=((),)))
     sent = message if isinstance(message, Broadcast) else message[0]
     np.testing.assert_array_equal(sent.extra.values, 1.0)
     np.testing.assert_allclose(sent.params["w"], 3.0)  # (1 + 3) ^ -1/2, and one of two steps
@@ -240,7 +240,7 @@ def test_what_clients_without_tables_change_is_counted_over_all_of_them():
     """The paper's c: those who never took part have a c_i of 0, whoever drops out of however large a cohort."""
     algorithm, present = scaffold(mse, SGD, N), np.arange(N) < 3
     state, _ = algorithm.step(algorithm.init(DENSE, KEY), dense_cohort(range(N), present), KEY)
-    kept = state.memory[0].variate["w"]
+    kept = state.client_states[0].variate["w"]
     assert (np.asarray(kept[3:]) == 0).all()
     np.testing.assert_allclose(state.shared.extra.mean["w"], np.mean(np.asarray(kept), 0), rtol=1e-5)
 
@@ -297,7 +297,7 @@ def test_agnostic_weights_grow_where_the_loss_is_high():
     activity, rate = np.asarray([len(DATA[c][0]) for c in range(USERS)]), 0.4
     made = agnostic_fedavg(bce, SGD, USERS, activity, 2, rate, user)
     start = made.init(MARKED, KEY)
-    users, shared = np.asarray(start.memory[0]["user"]), jax.tree.map(np.asarray, server_model(start))
+    users, shared = np.asarray(start.client_states[0]["user"]), jax.tree.map(np.asarray, server_model(start))
     state, _ = made.step(start, row_cohort(), KEY)
     bound, losses, counts = np.quantile(activity, 0.5), np.zeros(2), np.zeros(2)
     for c in WHO:
@@ -407,8 +407,8 @@ def test_a_proximal_pull_by_row_acts_in_the_steps_that_hold_the_row():
     want = {True: 0.05 + 0.05 * (0.95 - 0.025), False: between + 0.05 * (1 - between - 0.5 * between)}
     for by_row, value in want.items():
         work = local_steps(loss_model(towards), optax.sgd(0.05), by_row=by_row, proximal=0.5)
-        shared, memory = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
-        moved = work.update(shared, memory, steps, KEY).update.params["t"].rows[0, 0]
+        shared, client_state = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
+        moved = work.update(shared, client_state, steps, KEY).update.params["t"].rows[0, 0]
         assert -float(moved) == pytest.approx(value, rel=1e-5)
     assert want[True] == pytest.approx(0.09625)
 
@@ -424,7 +424,7 @@ def test_rare_rows_go_to_the_optimum(name, by_row):
         else feddyn_method(loss_model(towards), sgd, strength=0.1, by_row=by_row, num_clients=2)
     )
     params, work = {"t": Table(jnp.zeros((TEN, 1)))}, method.work
-    shared, memory = work.init(params, KEY)
+    shared, client_state = work.init(params, KEY)
 
     def round(carry, _):
         shared, memories, gathered = carry
@@ -434,10 +434,10 @@ def test_rare_rows_go_to_the_optimum(name, by_row):
         gathered = jax.tree.map(jnp.add, gathered, update.params) if name == "feddyn" else gathered
         now = jax.tree.map(lambda x, d, h: x - d - h, shared.params, update.params, gathered)
         extra = method.move_extra(shared.extra, change) if name == "scaffold" else ()
-        return (Broadcast(now, extra), [each.memory for each in reports], gathered), None
+        return (Broadcast(now, extra), [each.client_state for each in reports], gathered), None
 
     nothing = jax.tree.map(jnp.zeros_like, params)
-    (shared, _, _), _ = jax.lax.scan(round, (shared, [memory, memory], nothing), length=2000)
+    (shared, _, _), _ = jax.lax.scan(round, (shared, [client_state, client_state], nothing), length=2000)
     assert float(shared.params["t"].rows[0, 0]) == pytest.approx(LEAST, abs=0.01)  # local steps of 0.05 end beside it
 
 

@@ -50,7 +50,7 @@ def test_one_edge_is_fedavg(link, cohort):
     got, info = run(edges(LINKS[link](), np.zeros(USERS, int)), cohort)
     want, told = run(flat(LINKS[link]()), cohort)
     close(select_model(got.shared.params, 0), want.shared.params)
-    close(got.memory, want.memory)
+    close(got.client_states, want.client_states)
     assert float(info["train/loss"]) == pytest.approx(float(told["train/loss"]), rel=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_edges_that_meet_every_round_are_fedavg_by_examples(edge, link, per_row)
     want, _ = run(flat(link()), cohort)
     for e in range(edge.max() + 1):
         close(select_model(got.shared.params, e), want.shared.params, atol=1e-5)
-    close(got.memory, want.memory, atol=1e-5)
+    close(got.client_states, want.client_states, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_one_cluster_is_fedavg():
     got, info = run(federate(work, link(), USERS), row_cohort())
     want, _ = run(federate(Method(local_steps(loss_model(bce, user), SGD)), per_row_mean(), USERS), row_cohort())
     close(select_model(got.shared.params, 0), want.shared.params)
-    same(got.memory[0].private, want.memory[0])
+    same(got.client_states[0].private, want.client_states[0])
     assert float(info["clusters/0"]) == 1
 
 
@@ -61,7 +61,7 @@ def test_two_clusters_by_hand():
     work = ifca(loss_model(mse, init=far), SGD, clusters=2)
     algorithm = federate(work, link(), N)
     state, info = run(algorithm, dense_cohort(range(N), xy=(X, y)), DENSE, 1)
-    np.testing.assert_array_equal(state.memory[0].cluster, side)
+    np.testing.assert_array_equal(state.client_states[0].cluster, side)
     assert [float(info[f"clusters/{j}"]) for j in (0, 1)] == [0.5, 0.5]
     for j in (0, 1):
         alone = federate(Method(local_steps(loss_model(mse), SGD)), mean(), N)
@@ -86,7 +86,7 @@ def test_rows_are_averaged_over_members_that_hold_them():
     other = MARKED | {"item": jax.tree.map(lambda x: -x, MARKED["item"])}
     work = ifca(loss_model(bce, user, init=lambda key: other), SGD, clusters=2)
     state, _ = run(federate(work, link(), USERS), row_cohort(), rounds=1)
-    chosen = np.asarray(state.memory[0].cluster)[WHO]
+    chosen = np.asarray(state.client_states[0].cluster)[WHO]
     assert 0 < chosen.sum() < len(WHO)  # else this shows nothing
     for j, start in enumerate((MARKED, other)):
         alone = federate(Method(local_steps(loss_model(bce, user), SGD)), per_row_mean(), USERS)
@@ -106,9 +106,9 @@ def test_a_client_is_scored_by_the_model_that_it_chose():
     it = build_experiment(make_config(config), load_data(make_config({"data": table}).data))
     state = initial_arrays(it, 0)["state"]
     state, _ = it.algorithm.step(state, prepare_round(it, 0, 0).cohort, make_run_keys(0).rounds)
-    assert 0 < np.asarray(state.memory[0].cluster).sum() < 40
+    assert 0 < np.asarray(state.client_states[0].cluster).sum() < 40
     values = evaluate_model(it, scored_model(it, state), "val", KEY)
-    swapped = state.memory[0]._replace(cluster=1 - state.memory[0].cluster)
+    swapped = state.client_states[0]._replace(cluster=1 - state.client_states[0].cluster)
     assert evaluate_model(it, (state.shared.params, swapped), "val", KEY) != values
 
 

@@ -66,12 +66,12 @@ def alone(slot=0):
 def test_a_copy_of_ones_own_changes_nothing_for_the_server(work):
     got, want = (run(algorithm(each), row_cohort())[0] for each in (work, PLAIN))
     same(server_model(got), server_model(want))
-    same(got.memory[0].private, want.memory[0])
+    same(got.client_states[0].private, want.client_states[0])
 
 
 def view(work, state, client, name="personal"):
     """A client's own (shared, private), whole tables."""
-    own = jax.tree.map(lambda x: x[client], state.memory[0])
+    own = jax.tree.map(lambda x: x[client], state.client_states[0])
     return work.work.views[name](state.shared.params, own)
 
 
@@ -127,7 +127,7 @@ def test_ditto_without_a_pull_is_training_alone_and_with_a_strong_one_the_server
     cohort, lone = row_cohort(), train_locally(loss_model(bce, user), optax.sgd(0.01))
     state, _ = run(algorithm(loose), cohort, rounds=1)
     shared, steps = alone()
-    start = jax.tree.map(lambda x: x[WHO[0]], algorithm(lone).init(MARKED, KEY).memory[0])
+    start = jax.tree.map(lambda x: x[WHO[0]], algorithm(lone).init(MARKED, KEY).client_states[0])
     (end, _), _, _ = local_sgd(loss_of_pair(bce), optax.sgd(0.01), (shared.params, start), steps, False)
     held = DATA[WHO[0]][0]
     own = view(loose, state, WHO[0])[0]["item"].rows
@@ -165,7 +165,7 @@ def test_apfl_at_its_ends(mixture):
         close(got, state.shared.params)
         return
     shared, steps = alone()
-    own = shared.params, jax.tree.map(lambda x: x[WHO[0]], algorithm(PLAIN).init(MARKED, KEY).memory[0])
+    own = shared.params, jax.tree.map(lambda x: x[WHO[0]], algorithm(PLAIN).init(MARKED, KEY).client_states[0])
     for _ in range(2):
         own, _, _ = local_sgd(loss_of_pair(bce), SGD, own, steps)
     held = DATA[WHO[0]][0]
@@ -186,7 +186,7 @@ def test_apfl_is_that_of_the_paper():
     for _ in range(2):
         w, v = w - 0.5 * (w - 1), v - 0.5 * 0.5 * ((v + w) / 2 - 1)
     report = work.work.update(shared, own, steps, KEY)
-    close((shared.params["x"] - report.update.params["x"], report.memory.copy["x"]), (w, v))
+    close((shared.params["x"] - report.update.params["x"], report.client_state.copy["x"]), (w, v))
 
 
 def test_alternate_moves_first_the_private_part_then_the_shared():
@@ -197,7 +197,7 @@ def test_alternate_moves_first_the_private_part_then_the_shared():
     (_, head), _, _ = local_sgd(loss_of_pair(bce), private_only, (shared.params, mine), steps)
     shared_only = optax.multi_transform({"a": SGD, "b": optax.set_to_zero()}, ("a", "b"))
     (end, _), _, _ = local_sgd(loss_of_pair(bce), shared_only, (shared.params, head), steps)
-    close(report.memory, head)
+    close(report.client_state, head)
     close(report.update.params, jax.tree.map(jnp.subtract, shared.params, end))
 
 
@@ -206,7 +206,7 @@ def test_reconstruction_knows_nothing_of_the_past():
     shared, steps = alone(int(np.argmax([len(DATA[c][0]) for c in WHO])))
     work = fedrecon(loss_model(bce, user), SGD)
     report = work.work.update(shared, (), steps, KEY)
-    assert not jax.tree.leaves(report.memory)
+    assert not jax.tree.leaves(report.client_state)
     odd = np.arange(len(steps.live)) % 2 == 1
     both = shared.params, user(KEY)
     private_only = optax.multi_transform({"a": optax.set_to_zero(), "b": SGD}, ("a", "b"))

@@ -149,7 +149,7 @@ def test_blocks_come_in_the_shapes_that_were_announced(devices):
     batching = Batching(8, 3)
     shapes = make_block_shapes(POPULATION, batching, 40, devices, 16)
     announced = {(shapes.clients(s), s, shapes.rows(s, size)) for s, size in shapes.kinds}
-    wide, long = shapes.lay
+    wide, long = shapes.padded_shape
     for round in range(5):
         ids = np.random.default_rng(round).permutation(60)[:40]
         cohort = pack_cohort(POPULATION, batching, shapes, ids, np.ones(40, bool), 0, round)
@@ -202,7 +202,7 @@ def test_a_round_on_narrow_steps_is_the_round_on_wide_ones(monkeypatch):
         state = initial_arrays(it, 0)["state"]
         for t in range(3):
             state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)
-        made.append((it.shapes.kinds, state.shared.params, state.memory))
+        made.append((it.shapes.kinds, state.shared.params, state.client_states))
     assert len(made[1][0]) > len(made[0][0])
     close(made[1][1:], made[0][1:])
 

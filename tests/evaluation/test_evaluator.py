@@ -242,7 +242,7 @@ def test_memory_is_bounded_by_the_chunk_and_the_chunk_changes_nothing():
 def ring():
     """Fixed point in a ring of integers, as secure sums need it: exact for counts, 2^-16 for the rest."""
     return link(
-        lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**16).astype(jnp.int32), u), c.memory),
+        lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**16).astype(jnp.int32), u), c.link_state),
         lambda t, s, r: (jax.tree.map(lambda x: x / jnp.float32(2**16), t), s, {}),
         is_average=False,
     )
@@ -264,7 +264,7 @@ def test_the_server_hears_only_sums_over_clients():
 
     def spy(update, sent, client):
         heard.append([leaf.shape for leaf in jax.tree.leaves(update)])
-        return update, client.memory
+        return update, client.link_state
 
     make_evaluator(table_model(scores), chain(link(spy)))((), private, make_eval_split(population, "test"), KEY)
     assert all(set(shapes) == {(10,), (DRAWS, 10)} for shapes in heard)  # by decile: nothing as long as the catalogue
