@@ -64,8 +64,8 @@ def qfedavg(loss, optimizer, num_clients, q, rate, private=no_private):
     return federate(qfedavg_module.qfedavg(loss, optimizer, private, q=q, rate=rate), link(), num_clients)
 
 
-def agnostic_fedavg(loss, optimizer, num_clients, activity, groups=10, rate=0.1, private=no_private):
-    method = agnostic_module.agnostic(loss, optimizer, private, groups=groups, rate=rate, activity=activity)
+def agnostic_fedavg(loss, optimizer, num_clients, num_train, groups=10, rate=0.1, private=no_private):
+    method = agnostic_module.agnostic(loss, optimizer, private, groups=groups, rate=rate, num_train=num_train)
     return federate(method, link(), num_clients)
 
 

@@ -38,7 +38,7 @@ def private_links():
         "population": 11,
         "rounds": 12,
         "sampler": cyclic_cohort(11, 4),
-        "activity": [1, 2],
+        "num_train": [1, 2],
     }
 
     def made(make):

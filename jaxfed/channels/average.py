@@ -18,7 +18,7 @@ def client_weight(by: By, power: float) -> Callable[[ClientView], jax.Array]:
     """What a client's update weighs: (training examples | train interactions | 1) ** power."""
     measures = {
         "examples": lambda client: client.weight,
-        "activity": lambda client: client.activity,
+        "activity": lambda client: client.num_train,
         "uniform": lambda client: jnp.ones_like(client.weight),
     }
     if by not in measures:

@@ -28,7 +28,7 @@ class ClientInput(NamedTuple):
     id: jax.Array
     state: ClientState  # tables: its rows [K, ...]
     rows: jax.Array  # int [K]: the rows that it holds
-    activity: jax.Array  # float []: its number of train interactions
+    num_train: jax.Array  # float []: its number of train interactions
     data: Tree  # what `ClientWork.update` reads
     age: Any = 0  # int []: rounds since the model that it was sent was the server's
 
@@ -54,7 +54,7 @@ class ClientRound(NamedTuple):
 def client_view(own: ClientInput, public: PublicRound) -> ClientView:
     """A client as links see it, before it has computed anything; it has no key and no memory yet."""
     return ClientView(
-        (), None, public.key, own.id, jnp.float32(1), own.activity, own.rows, public.size, public.cohort, age=own.age
+        (), None, public.key, own.id, jnp.float32(1), own.num_train, own.rows, public.size, public.cohort, age=own.age
     )
 
 
@@ -141,20 +141,22 @@ def run_client_block(plan: Plan, state: State, ids, present, touched, ages, key,
     since = jnp.zeros_like(block.slots) if ages is None else ages.at[block.slots].get(mode="fill", fill_value=0)
     common = state.shared, state.past, broadcast_state(plan.channel, state.channel), state.round, ids, key
     each = plan.place.clients(lambda common, own: simulate_client(plan, common, own))
-    own = ClientInput(who, memory, held, block.activity, block.data, since)
+    own = ClientInput(who, memory, held, block.num_train, block.data, since)
     messages, memory, fine, metrics = each(common, own)
     # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported
     counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)
     ends = size if touched is None else touched.size, size, nobody
-    return plan.place.together(flatten_messages(block, counts, who, held, messages, memory, metrics, ends, plan.lay))
+    return plan.place.together(
+        flatten_messages(block, counts, who, held, messages, memory, metrics, ends, plan.padded_shape)
+    )
 
 
-def flatten_messages(block, counts, ids, held, messages, memory, metrics, ends, lay) -> Messages:
-    """Lays what a block of m clients gave flat, nothing of those who do not count, all of it padded to `lay`."""
+def flatten_messages(block, counts, ids, held, messages, memory, metrics, ends, padded_shape) -> Messages:
+    """Lays what a block of m clients gave flat, padded to `padded_shape`, with nothing of those who do not count."""
     room, size, num_clients = ends  # past the end of the total, of the catalogue, of the clients
     owner = jnp.where(counts, ids, num_clients)
     places, held = (jnp.where(counts[:, None], x, end).ravel() for x, end in ((block.rows, room), (held, size)))
-    wide, long = lay or (owner.size, held.size)
+    wide, long = padded_shape or (owner.size, held.size)
 
     def clear(x):
         return jnp.where(counts.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.zeros_like(x))

@@ -47,7 +47,7 @@ def federate(
     channel: Channel,
     num_clients: int,
     placement: Placement | None = None,
-    lay: tuple[int, int] | None = None,
+    padded_shape: tuple[int, int] | None = None,
     budget: float = 8e9,
     chunk: int = 0,
     host: bool = False,
@@ -58,13 +58,13 @@ def federate(
     """Builds an algorithm from a method and a channel, which comes after the method's own links.
 
     num_clients: rows of the client store.
-    lay: (clients, table rows) to which the part of every block is padded, so that one program adds all shapes.
+    padded_shape: (clients, table rows) to which the part of every block is padded, so that one program adds all shapes.
     budget: bytes of client memory above which `init` raises ValueError.
     chunk: blocks whose messages are held at a time, for memory; 0: all of a cohort's. Only for sums.
     host: the client store stays in the host's memory (`client_store`); a round then waits for its clients.
     download: what a client reads of the model that it is sent (`download`); None: the model's rows as they are.
-    room: for a reduction of a link's own, blocks laid by `lay` whose messages find room side by side, so that one
-    program reduces cohorts of fewer blocks, too; for more the room is doubled. 0: as many as there are.
+    room: for a reduction of a link's own, blocks padded to `padded_shape` whose messages find room side by side, so
+    that one program reduces cohorts of fewer blocks, too; for more the room is doubled. 0: as many as there are.
     versions: of the model that are kept, for cohorts whose clients were sent different ones (`Cohort.ages`); each takes
     a copy of the model a round, and counts as client memory does. 0: all are sent the present one.
     """
@@ -73,7 +73,7 @@ def federate(
     ):  # else a chain, or what wraps one and would be lost by chaining it anew
         channel = chain(*method.links, channel)
     placed = placement or make_placement()
-    plan = Plan(method, channel, num_clients, placed, lay, budget, chunk, host, download, room, versions)
+    plan = Plan(method, channel, num_clients, placed, padded_shape, budget, chunk, host, download, room, versions)
     if chunk and not plan.aggregator.streams:
         raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
     check_comparison(method, channel)

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     channel: Channel  # the method's links, and the user's
     num_clients: int
     place: Placement
-    lay: tuple[int, int] | None
+    padded_shape: tuple[int, int] | None
     budget: float
     chunk: int
     host: bool

@@ -33,25 +33,23 @@ def collect_labels(population: Population, users: np.ndarray) -> Labels | None:
 
 def select_clients(population: Population, who: np.ndarray) -> Population:
     """The clients `who` [c] by themselves, numbered in that order; the catalogue stays whole."""
-    count = np.diff(population.first)[who]
-    users = concatenate_ranges(population.first[who], count)
-    train, avoid, valid, test = (
-        each.some(users) for each in (population.train, population.avoid, population.valid, population.test)
+    count = np.diff(population.client_offsets)[who]
+    users = concatenate_ranges(population.client_offsets[who], count)
+    train, excluded, valid, test = (
+        each.some(users) for each in (population.train, population.excluded, population.valid, population.test)
     )
-    gaps, free = make_negative_index(avoid, population.num_items)
     return population._replace(
         names=population.names[who],
-        first=np.concatenate([[0], np.cumsum(count)]),
+        client_offsets=np.concatenate([[0], np.cumsum(count)]),
         train=train,
-        avoid=avoid,
-        gaps=gaps,
-        free=free,
+        excluded=excluded,
+        negative_index=make_negative_index(excluded, population.num_items),
         valid=valid,
         test=test,
         user_names=population.user_names[users],
-        activity=population.activity[who],
+        num_train=population.num_train[who],
         users_per_client=int(count.max()),
-        flipped=None if population.flipped is None else population.flipped[who],
+        label_flipped=None if population.label_flipped is None else population.label_flipped[who],
         labels=collect_labels(population, users),
         user_features=None if population.user_features is None else population.user_features.some(users),
     )
@@ -93,22 +91,20 @@ def split_into_devices(people: Population, kind: np.ndarray, names: np.ndarray) 
     pairs, device = np.unique(user * len(names) + kind, return_inverse=True)
     order = np.argsort(device, kind="stable")
     held = np.unique(device * items + train.values)
-    avoid = make_ragged((held % items).astype(np.int32), held // items, len(pairs))
+    excluded = make_ragged((held % items).astype(np.int32), held // items, len(pairs))
     own = make_ragged(train.values[order], device[order], len(pairs))
-    gaps, free = make_negative_index(avoid, items)
     owner, none = pairs // len(names), Ragged(np.zeros(0, np.int32), np.zeros(len(pairs) + 1, np.int64))
     labels, features, nothing = people.labels, people.user_features, np.zeros(0, np.float32)
     return people._replace(
         names=np.char.add(np.char.add(people.names[owner], "/"), names[pairs % len(names)]),
-        first=np.arange(len(pairs) + 1),
+        client_offsets=np.arange(len(pairs) + 1),
         train=own,
-        avoid=avoid,
-        gaps=gaps,
-        free=free,
+        excluded=excluded,
+        negative_index=make_negative_index(excluded, items),
         valid=none,
         test=none,
         user_names=people.user_names[owner],
-        activity=own.counts,
+        num_train=own.counts,
         labels=None if labels is None else labels._replace(train=labels.train[order], valid=nothing, test=nothing),
         user_features=None if features is None else features.some(owner),
         owner=owner,
@@ -143,9 +139,9 @@ def split_into_domains(population: Population, data: Dataset, column: str) -> Po
             "domains have items of their own, give each its own id"
         )
     domains = make_domains(of)
-    gaps, free = make_negative_index(population.avoid, population.num_items, domains)
+    index = make_negative_index(population.excluded, population.num_items, domains)
     owner = np.cumsum(np.append(False, population.user_names[1:] != population.user_names[:-1]))
-    return population._replace(gaps=gaps, free=free, owner=owner, domains=domains)
+    return population._replace(negative_index=index, owner=owner, domains=domains)
 
 
 def assign_devices(data: Dataset, parts: Split, column: str, devices: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

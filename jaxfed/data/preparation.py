@@ -94,14 +94,13 @@ def make_population(
 
     avoided = user.astype(np.int64) * items + item
     pairs = np.unique(avoided if parts.leaky else avoided[parts.part == TRAIN])
-    avoid = make_ragged((pairs % items).astype(np.int32), pairs // items, users)
+    excluded = make_ragged((pairs % items).astype(np.int32), pairs // items, users)
     client_of = np.zeros(users, np.int64)
     client_of[user] = data.columns[CLIENT]
     held, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
-    first = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
-    gaps, free = make_negative_index(avoid, items)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
     train = lists(TRAIN)
-    activity, most = np.diff(train.start[first]), int(np.diff(first).max())
+    num_train, most = np.diff(train.start[offsets]), int(np.diff(offsets).max())
     labels = None
     if label != "implicit":
         every = row_labels(rating, label, threshold)
@@ -109,15 +108,14 @@ def make_population(
     return Population(
         items,
         names[held],
-        first,
+        offsets,
         train,
-        avoid,
-        gaps,
-        free,
+        excluded,
+        make_negative_index(excluded, items),
         lists(VALID),
         lists(TEST),
         data.users,
-        activity,
+        num_train,
         most,
         labels=labels,
         user_features=data.user_features,
@@ -226,7 +224,7 @@ def prepare_population(
     data = add_notes(data, *note_ties(data, parts))
     population = make_population(data, parts, names, label, threshold)
     if label_flip:
-        population = population._replace(flipped=chosen(np.arange(population.num_clients), malicious, malice))
+        population = population._replace(label_flipped=chosen(np.arange(population.num_clients), malicious, malice))
     if many == "devices":
         population = split_into_devices(
             population, *assign_devices(data, parts, clients if merge else "", devices, deal)

@@ -58,8 +58,8 @@ def search_largest_gain(
 
     def client(update, memory, states, key, public, id):
         """(message as the server reads it, memory, the norms that came to local noise, over those claimed)."""
-        weight, activity = 10 ** jax.random.uniform(key, (2,), minval=-2, maxval=4)
-        me = ClientView((), key, public, id, weight, activity, jnp.arange(size), size, jnp.arange(OTHERS + 1))
+        weight, num_train = 10 ** jax.random.uniform(key, (2,), minval=-2, maxval=4)
+        me = ClientView((), key, public, id, weight, num_train, jnp.arange(size), size, jnp.arange(OTHERS + 1))
         after, local, steps = [], jnp.float32(0), []
         for i, each in enumerate(links):
             if mechanisms[i] and mechanisms[i][0].kind == "local":

@@ -329,7 +329,7 @@ def test_integer_sums_do_not_depend_on_blocks_at_all():
 @pytest.mark.optimised
 def test_padding_the_parts_changes_nothing():
     want = run(factorisation(per_row_mean()), row_cohort())[0]
-    same(run(factorisation(per_row_mean(), lay=(9, 500)), row_cohort())[0], want)
+    same(run(factorisation(per_row_mean(), padded_shape=(9, 500)), row_cohort())[0], want)
 
 
 def test_a_step_consumes_its_state_but_never_the_callers_parameters():
@@ -518,7 +518,7 @@ def test_rounds_of_one_shape_scan():
 
 
 def test_shapes_of_cohorts_do_not_recompile(compiled):
-    algorithm = factorisation(per_row_mean(), lay=(4, 128))
+    algorithm = factorisation(per_row_mean(), padded_shape=(4, 128))
     state = algorithm.init(MARKED, KEY)
     cohort = row_cohort()
     state, _ = algorithm.step(state, cohort, KEY)
