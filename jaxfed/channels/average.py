@@ -128,13 +128,13 @@ def cluster_mean() -> Channel:
         return (), ()
 
     def encode(update, sent, client):
-        belongs, held = update.extra
-        return (update.params, Weights(clear_padding(held, client.held)), belongs), client.memory
+        membership, held = update.extra
+        return (update.params, Weights(clear_padding(held, client.held)), membership), client.memory
 
     def decode(total, state, round):
-        params, held, belongs = total
-        mean = map_tables(lambda x: divide_or_zero(x, held.values.rows), lambda x: divide_or_zero(x, belongs), params)
-        seen = {"clusters/empty": (belongs == 0).sum()}
-        return Broadcast(mean, ()), state, seen
+        params, held, members = total
+        mean = map_tables(lambda x: divide_or_zero(x, held.values.rows), lambda x: divide_or_zero(x, members), params)
+        metrics = {"clusters/empty": (members == 0).sum()}
+        return Broadcast(mean, ()), state, metrics
 
     return link(encode, decode, init, is_average=True, name="cluster_mean")

@@ -93,8 +93,8 @@ def draw_examples(
     chance = (raw[:, 0] >> np.uint64(40)).astype(np.int64)
     row = concatenate_ranges(population.train.start[first], count)
     row = row if batching.ordered else row[sort_pairs(owner, chance, len(passes), 1 << 24)[1]]
-    alone = population.users_per_client == 1
-    user = first[owner] if alone else np.searchsorted(population.train.start, row, "right") - 1
+    one_user = population.users_per_client == 1
+    user = first[owner] if one_user else np.searchsorted(population.train.start, row, "right") - 1
     positive, negative = (
         population.train.values[row][:, None],
         draw_negatives(population, user, raw[:, 1:] >> np.uint64(32)),
@@ -110,7 +110,7 @@ def draw_examples(
         label = population.labels.train[row][:, None]
     if label_flipped is not None and not batching.pairwise:
         label ^= label_flipped[:, None]
-    local = np.broadcast_to(0, len(item)) if alone else np.repeat(user - first[owner], each)
+    local = np.broadcast_to(0, len(item)) if one_user else np.repeat(user - first[owner], each)
     step = epoch * (batching.steps(count) // batching.epochs)
     client = np.repeat(np.arange(len(clients)), batching.epochs)
     return DrawnExamples(client, first, step, count * each, local, item, label.ravel())

@@ -141,16 +141,16 @@ def plan_blocks(shapes: BlockShapes, batching: Batching, num_train: np.ndarray, 
     kind = np.maximum(*(np.searchsorted(*each) for each in zip(np.transpose(shapes.kinds), (steps, size), strict=True)))
     order, low = np.lexsort((-steps, -kind)), 0
     owned = [order[owner[order] == process] for process in range(shapes.share.size)]
-    mine = owned[shapes.share.rank]
-    made: list[tuple[int, int, int, int]] = []
+    own_order = owned[shapes.share.rank]
+    block_dims: list[tuple[int, int, int, int]] = []
     places, at = [], np.zeros((3, 1), np.int64)
-    while not made or any(low < len(some) for some in owned):
+    while not block_dims or any(low < len(some) for some in owned):
         longest = max((kind[some[low]] for some in owned if low < len(some)), default=0)
-        made.append(block_shape(shapes, *shapes.kinds[longest]))
-        each = np.array([[1], made[-1][1:2], made[-1][2:3]])
-        places.append(at + each * np.arange(np.clip(len(mine) - low, 0, made[-1][0])))
-        low, at = low + made[-1][0], at + each * made[-1][0]
-    return BlockPlan(mine, made, *np.concatenate(places, 1))
+        block_dims.append(block_shape(shapes, *shapes.kinds[longest]))
+        each = np.array([[1], block_dims[-1][1:2], block_dims[-1][2:3]])
+        places.append(at + each * np.arange(np.clip(len(own_order) - low, 0, block_dims[-1][0])))
+        low, at = low + block_dims[-1][0], at + each * block_dims[-1][0]
+    return BlockPlan(own_order, block_dims, *np.concatenate(places, 1))
 
 
 class CohortLayout(NamedTuple):
@@ -217,37 +217,41 @@ def lay_out_examples(
     pair, order = sort_pairs(client, item, len(where.order), items)
     entry = entry[order]
     fresh = np.diff(pair, prepend=-1) != 0  # the client has the item here for the first time
-    lead = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
-    starts = np.flatnonzero(fresh)
-    new, place = order[starts], order_by_first_use(order[starts], client, len(where.order))
-    held = np.full(rows, end, np.int32)
-    held[where.row[client[new]] + place] = item[new]
-    positions = table(entry[lead], np.repeat(place, np.diff(starts, append=len(pair)))[lead], items, wide=width)
-    told = {}
+    step_firsts = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
+    first_entries = np.flatnonzero(fresh)
+    new, place = order[first_entries], order_by_first_use(order[first_entries], client, len(where.order))
+    held_items = np.full(rows, end, np.int32)
+    held_items[where.row[client[new]] + place] = item[new]
+    positions = table(
+        entry[step_firsts], np.repeat(place, np.diff(first_entries, append=len(pair)))[step_firsts], items, wide=width
+    )
+    features = {}
     if batching.features:
-        told = batch_features(
-            population, batching, drawn, where, table(entry[lead], item[order][lead], items, wide=width)
+        features = batch_features(
+            population, batching, drawn, where, table(entry[step_firsts], item[order][step_firsts], items, wide=width)
         )
     live = np.zeros(steps, bool)
     live[concatenate_ranges(begin // width, -(-count // width))] = True
 
     if population.users_per_client == 1 and not batching.pairwise:
-        weight = np.diff(lead, append=len(pair))
-        labels = np.add.reduceat(drawn.label[order], lead, dtype=np.float64)
-        batch = told | {"label": table(entry[lead], labels / weight, 0, np.float32)}
+        weight = np.diff(step_firsts, append=len(pair))
+        labels = np.add.reduceat(drawn.label[order], step_firsts, dtype=np.float64)
+        batch = features | {"label": table(entry[step_firsts], labels / weight, 0, np.float32)}
         if batching.ordered:
-            batch["id"] = table(entry[lead], item[order][lead], end)
-        return CohortLayout(held, positions, live, batch | {"weight": table(entry[lead], weight, 0, np.float32)})
+            batch["id"] = table(entry[step_firsts], item[order][step_firsts], end)
+        return CohortLayout(
+            held_items, positions, live, batch | {"weight": table(entry[step_firsts], weight, 0, np.float32)}
+        )
     slot = np.empty(len(pair), np.int64)
-    slot[order] = np.repeat(entry[lead] % width, np.diff(lead, append=len(pair)))
+    slot[order] = np.repeat(entry[step_firsts] % width, np.diff(step_firsts, append=len(pair)))
     slots = slot.reshape(-1, columns)
     example = concatenate_ranges(begin // columns, drawn.examples)
-    batch = told | {"weight": table(example, 1, 0, np.float32), "item": table(example, slots[:, 0])}
+    batch = features | {"weight": table(example, 1, 0, np.float32), "item": table(example, slots[:, 0])}
     if population.users_per_client > 1:
         batch["user"] = table(example, drawn.user)
     if batching.pairwise:
-        return CohortLayout(held, positions, live, batch | {"other": table(example, slots[:, 1])})
-    return CohortLayout(held, positions, live, batch | {"label": table(example, drawn.label, 0, np.float32)})
+        return CohortLayout(held_items, positions, live, batch | {"other": table(example, slots[:, 1])})
+    return CohortLayout(held_items, positions, live, batch | {"label": table(example, drawn.label, 0, np.float32)})
 
 
 def list_cohort_rows(
@@ -257,9 +261,9 @@ def list_cohort_rows(
 
     union: what the other processes hold too, as bool [end + 1].
     """
-    there = np.zeros(end + 1, bool)
-    there[held] = True
-    distinct = np.flatnonzero(union(there)[:end])
+    is_held = np.zeros(end + 1, bool)
+    is_held[held] = True
+    distinct = np.flatnonzero(union(is_held)[:end])
     while room < len(distinct):
         room *= 2
     rows = np.arange(end, end + room, dtype=np.int32)

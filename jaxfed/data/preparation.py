@@ -97,8 +97,8 @@ def make_population(
     excluded = make_ragged((pairs % items).astype(np.int32), pairs // items, users)
     client_of = np.zeros(users, np.int64)
     client_of[user] = data.columns[CLIENT]
-    held, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
+    kept_clients, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(kept_clients)))])
     train = lists(TRAIN)
     num_train, most = np.diff(train.start[offsets]), int(np.diff(offsets).max())
     labels = None
@@ -107,7 +107,7 @@ def make_population(
         labels = Labels(label, every[index[TRAIN]], every[index[VALID]], every[index[TEST]])
     return Population(
         items,
-        names[held],
+        names[kept_clients],
         offsets,
         train,
         excluded,
@@ -144,8 +144,8 @@ def note_ties(data: Dataset, parts: Split) -> tuple[str, ...]:
 def note_few_candidates(population: Population) -> tuple[str, ...]:
     """A note on users with fewer items to rank among than a sample has, if there are any."""
     users = np.arange(len(population.user_names))
-    had = [part.counts for part in (population.train, population.valid, population.test)]
-    left = population.span(users)[1] - np.sum(had, 0)
+    num_negatives = [part.counts for part in (population.train, population.valid, population.test)]
+    left = population.span(users)[1] - np.sum(num_negatives, 0)
     few = int((left < SAMPLED).sum())
     note = (
         f"{few:,} of {len(users):,} users have fewer than {SAMPLED} items that they never interacted with (the fewest: "
@@ -235,7 +235,9 @@ def prepare_population(
         data = add_notes(data, "a user has one client for each domain, and one private part in all of them")
     data = add_notes(data, *note_few_candidates(population.asked))
     if cold:
-        every, population = population.asked.num_clients, split_cold_clients(population, cold, deal)
-        gone = every - population.asked.num_clients
-        data = add_notes(data, f"{gone:,} of {every:,} clients are cold: they never take part, and are tested apart")
+        num_asked, population = population.asked.num_clients, split_cold_clients(population, cold, deal)
+        num_cold = num_asked - population.asked.num_clients
+        data = add_notes(
+            data, f"{num_cold:,} of {num_asked:,} clients are cold: they never take part, and are tested apart"
+        )
     return data, population

@@ -22,8 +22,8 @@ def sort_pairs(group: np.ndarray, value: np.ndarray, groups: int, values: int) -
     if (groups * values).bit_length() + entry > 63:
         order = np.argsort(pair, kind="stable")
         return pair[order], order
-    both = np.sort((pair << entry) | np.arange(len(pair)))
-    return both >> entry, both & ((1 << entry) - 1)
+    packed = np.sort((pair << entry) | np.arange(len(pair)))
+    return packed >> entry, packed & ((1 << entry) - 1)
 
 
 class Ragged(NamedTuple):
