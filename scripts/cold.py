@@ -30,7 +30,7 @@ def predicted(experiment, shared, private) -> np.ndarray:
             if experiment.model.features
             else ()
         )
-        out[user] = score(shared, mine, np.int32(user - population.first[client]), *known)
+        out[user] = score(shared, mine, np.int32(user - population.client_offsets[client]), *known)
     return out
 
 

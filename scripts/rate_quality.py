@@ -78,11 +78,11 @@ def coded_share(run: Path, sample: int) -> float | None:
     key = jax.random.fold_in(make_run_keys(config.seed).rounds, number)
 
     @jax.jit
-    def message(id, held, activity, data):
+    def message(id, held, num_train, data):
         mine, theirs = tables.gather_client(state.client_states, id, held)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, CLIENTS), id))
         report = made.method.work.update(to_compute_dtype(tables.take_rows(state.shared, held)), mine, data, secret)
-        me = ClientView(theirs, noise, key, id, report.weight, activity, held, size, jnp.asarray(cohort.ids))
+        me = ClientView(theirs, noise, key, id, report.weight, num_train, held, size, jnp.asarray(cohort.ids))
         return encode_message(
             made.channel, report.update, tables.take_rows(broadcast_state(made.channel, state.channel), held), me
         )[0]
@@ -95,7 +95,7 @@ def coded_share(run: Path, sample: int) -> float | None:
         held = held if cohort.rows is None else np.append(cohort.rows, size)[np.minimum(held, len(cohort.rows))]
         for j in np.flatnonzero(np.isin(slots, chosen)):
             data = jax.tree.map(lambda x, j=j: jnp.asarray(x[j]), block.data)
-            sent = message(jnp.int32(cohort.ids[slots[j]]), jnp.asarray(held[j]), jnp.asarray(block.activity[j]), data)
+            sent = message(jnp.int32(cohort.ids[slots[j]]), jnp.asarray(held[j]), jnp.asarray(block.num_train[j]), data)
             count = int((held[j] < size).sum())
             coded, packed = (
                 coded + wire.entropy_bytes(jax.device_get(sent), count),

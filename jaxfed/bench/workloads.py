@@ -227,14 +227,14 @@ def bench_workload(
 
 def check_targets(figures: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, bool]]:
     """(what, its value, the bound, whether it holds) of every promise that these figures tell."""
-    told = []
+    checked = []
     for what, value, holds, bound in PROMISES:
         try:
             number = value(figures)
         except (KeyError, TypeError):  # a workload that was not run, a baseline that does not fit
             continue
-        told.append((what, number, bound, holds(number)))
-    return told
+        checked.append((what, number, bound, holds(number)))
+    return checked
 
 
 def print_report(figures: dict[str, dict[str, Any]]) -> None:

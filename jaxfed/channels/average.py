@@ -18,7 +18,7 @@ def client_weight(by: By, power: float) -> Callable[[ClientView], jax.Array]:
     """What a client's update weighs: (training examples | train interactions | 1) ** power."""
     measures = {
         "examples": lambda client: client.weight,
-        "activity": lambda client: client.activity,
+        "activity": lambda client: client.num_train,
         "uniform": lambda client: jnp.ones_like(client.weight),
     }
     if by not in measures:
@@ -132,13 +132,13 @@ def cluster_mean() -> Channel:
         return (), ()
 
     def encode(update, sent, client):
-        belongs, held = update.extra
-        return (update.params, Weights(clear_padding(held, client.held)), belongs), client.link_state
+        membership, held = update.extra
+        return (update.params, Weights(clear_padding(held, client.held)), membership), client.link_state
 
     def decode(total, state, round):
-        params, held, belongs = total
-        mean = map_tables(lambda x: divide_or_zero(x, held.values.rows), lambda x: divide_or_zero(x, belongs), params)
-        seen = {"clusters/empty": (belongs == 0).sum()}
-        return Broadcast(mean, ()), state, seen
+        params, held, members = total
+        mean = map_tables(lambda x: divide_or_zero(x, held.values.rows), lambda x: divide_or_zero(x, members), params)
+        metrics = {"clusters/empty": (members == 0).sum()}
+        return Broadcast(mean, ()), state, metrics
 
     return link(encode, decode, init, is_average=True, name="cluster_mean")

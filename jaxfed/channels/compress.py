@@ -34,10 +34,12 @@ def with_error_feedback(code: Channel) -> Channel:
     al. 2019). Stores one full item table per client (clients x items x dim numbers)."""
 
     def encode(update, sent, client):
-        wanted = jax.tree.map(jnp.add, update, client.link_state)
-        message, _ = encode_message(code, wanted, sent, client._replace(link_state=()))
+        corrected = jax.tree.map(jnp.add, update, client.link_state)
+        message, _ = encode_message(code, corrected, sent, client._replace(link_state=()))
         assert code.decode_message
-        return message, subtract(wanted, code.decode_message(message, sent, client._replace(link_state=None, key=None)))
+        return message, subtract(
+            corrected, code.decode_message(message, sent, client._replace(link_state=None, key=None))
+        )
 
     # what was held back may come all at once: nothing bounds the norm
     claims = code.claims._replace(l2_gain=None)
@@ -233,15 +235,15 @@ def kept_count(share: float, entries: jax.Array) -> jax.Array:
     return entries // 10_000 * parts + -(-(entries % 10_000 * parts) // 10_000)
 
 
-def bisect_int32(enough: Callable, wanted: bool | jax.Array = True) -> jax.Array:
+def bisect_int32(enough: Callable, needed: bool | jax.Array = True) -> jax.Array:
     """The largest int32 t >= 0 for which enough(t) holds; it holds for 0, and for none beyond the first it fails. Not
-    wanted: 0, at no cost if that is so for all clients of a block."""
+    needed: 0, at no cost if that is so for all clients of a block."""
 
     def narrow(i, least):
         higher = least | (1 << (30 - i))
         return jnp.where(enough(higher), higher, least)
 
-    return jax.lax.fori_loop(0, jnp.where(wanted, 31, 0), narrow, jnp.int32(0))
+    return jax.lax.fori_loop(0, jnp.where(needed, 31, 0), narrow, jnp.int32(0))
 
 
 def select_largest(x: jax.Array, count: jax.Array) -> jax.Array:
@@ -258,7 +260,7 @@ def select_largest(x: jax.Array, count: jax.Array) -> jax.Array:
     return above | (equal & (place >= bisect_int32(lambda t: (equal & (place >= t)).sum() >= left, tied)))
 
 
-def sparse_code(share: float, pick: Callable, known: bool, gain: Callable, name: str) -> Channel:
+def sparse_code(share: float, pick: Callable, public_places: bool, gain: Callable, name: str) -> Channel:
     """Sends a share of the numbers of each leaf; pick(x, key) -> a size for each, of which the largest are sent."""
     if not 0.0001 <= share <= 1:
         raise ValueError(f"{name}.share is {share}: it must lie between 0.0001 and 1")
@@ -267,13 +269,13 @@ def sparse_code(share: float, pick: Callable, known: bool, gain: Callable, name:
         held = client.held.sum()
 
         def one(x, in_table, key):
-            here = jnp.ones(x.shape, bool)
+            filled = jnp.ones(x.shape, bool)
             if in_table:  # rows that are only there to fill a block are nobody's
-                here &= client.held.reshape((-1,) + (1,) * (x.ndim - 1))
+                filled &= client.held.reshape((-1,) + (1,) * (x.ndim - 1))
             entries = held * math.prod(x.shape[1:]) if in_table else jnp.int32(x.size)
             count = kept_count(share, entries)
-            chosen = select_largest(jnp.where(here, pick(x, key), 0), count) & here
-            return Kept(jnp.where(chosen, x, 0) * gain(entries, count), chosen, share, known)
+            chosen = select_largest(jnp.where(filled, pick(x, key), 0), count) & filled
+            return Kept(jnp.where(chosen, x, 0) * gain(entries, count), chosen, share, public_places)
 
         return map_leaves(one, update, jax.random.fold_in(client.public, client.id)), client.link_state
 
@@ -360,10 +362,10 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
     def decode(total, state, round):
         nodes, structure = jax.tree.flatten(total, is_leaf=is_table)
         whole = []
-        for i, (node, was) in enumerate(zip(nodes, jax.tree.leaves(state), strict=True)):
+        for i, (node, dims) in enumerate(zip(nodes, jax.tree.leaves(state), strict=True)):
             x, in_table = (node.rows, True) if is_table(node) else (node, False)
-            if was.ndim and cut(was.size):
-                x = (gain or was.size / rank) * x @ directions(was.size, jax.random.fold_in(round.key, i)).T
+            if dims.ndim and cut(dims.size):
+                x = (gain or dims.size / rank) * x @ directions(dims.size, jax.random.fold_in(round.key, i)).T
             whole.append(Table(x) if in_table else x)
         return jax.tree.unflatten(structure, whole), state, {}
 

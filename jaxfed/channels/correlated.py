@@ -76,8 +76,8 @@ def tree_noise_stream(rounds: int) -> Any:
 
 
 @functools.cache
-def noise_strategy(kind: str, rounds: int, apart: int, times: int) -> tuple[np.ndarray, Any]:
-    """(C [T, T], C^-1 as a stream) for clients that take part `times` times at most, `apart` rounds apart at least.
+def noise_strategy(kind: str, rounds: int, separation: int, times: int) -> tuple[np.ndarray, Any]:
+    """(C [T, T], C^-1 as a stream) for clients in at most `times` rounds, which are at least `separation` apart.
 
     Both are jax-privacy's, optimised for the mean (banded) or largest (BLT) error of the sums of the first rounds.
     """
@@ -86,14 +86,14 @@ def noise_strategy(kind: str, rounds: int, apart: int, times: int) -> tuple[np.n
     from jax_privacy.matrix_factorization import buffered_toeplitz, toeplitz  # seconds to import
 
     if kind == "banded":
-        coefficients = toeplitz.optimize_banded_toeplitz(rounds, min(apart, rounds))
+        coefficients = toeplitz.optimize_banded_toeplitz(rounds, min(separation, rounds))
         matrix = toeplitz.materialize_lower_triangular(toeplitz.pad_coefs_to_n(coefficients, rounds))
         return np.asarray(matrix, np.float64), toeplitz.inverse_as_streaming_matrix(coefficients)
     with jax.enable_x64():
-        asked = {"n": rounds, "min_sep": apart, "max_participations": times}
-        found = buffered_toeplitz.optimize(**asked, min_buffers=BUFFERS, max_buffers=BUFFERS)
-        matrix = np.asarray(found.materialize(rounds))
-    single = jax.tree.map(lambda x: np.asarray(x, np.float32), found)
+        options = {"n": rounds, "min_sep": separation, "max_participations": times}
+        optimal = buffered_toeplitz.optimize(**options, min_buffers=BUFFERS, max_buffers=BUFFERS)
+        matrix = np.asarray(optimal.materialize(rounds))
+    single = jax.tree.map(lambda x: np.asarray(x, np.float32), optimal)
     return matrix, single.inverse_as_streaming_matrix()
 
 
@@ -116,8 +116,8 @@ def correlated(
     if rounds > LONGEST:
         raise ValueError(f"correlated: its matrix is for {LONGEST:,} rounds at most, and the run has {rounds:,}")
     patterns = participation_patterns(sampler.kind, num_clients, sampler.size, rounds)
-    apart = min((int(np.diff(np.flatnonzero(each)).min(initial=rounds)) for each in patterns), default=rounds)
-    matrix, stream = noise_strategy(kind, rounds, apart, int(patterns.sum(1).max()))
+    separation = min((int(np.diff(np.flatnonzero(each)).min(initial=rounds)) for each in patterns), default=rounds)
+    matrix, stream = noise_strategy(kind, rounds, separation, int(patterns.sum(1).max()))
 
     def init(example):
         return stream.init_multiply(jax.tree.leaves(example)), ()

@@ -254,16 +254,16 @@ def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
 
 def select_best(part: Messages, size: int, byzantine: int, selected: int) -> tuple[jax.Array, jax.Array]:
     """(int [M]: ids of the cohort, ascending, bool [M]: who of them has one of the least scores)."""
-    ids, here, square, shared = pairwise_distances(part, size)
-    other = here[:, None] & here & ~jnp.eye(len(ids), dtype=bool)
-    apart = jnp.where(shared > 0, jnp.maximum(square, 0) / jnp.maximum(shared, 1), 0)
-    apart = jnp.where(shared > 0, apart, jnp.max(apart, where=other, initial=0))
-    nearest = jnp.sort(jnp.where(other, apart, jnp.inf), axis=1)
-    place, n = jnp.arange(len(ids)), here.sum()
-    near = (place < jnp.maximum(n - byzantine - 2, 1)) & jnp.isfinite(nearest)
-    score = jnp.sum(jnp.where(near, nearest, 0), 1)
-    order = jnp.lexsort((score, ~here))  # stable
-    return ids, jnp.zeros(len(ids), bool).at[order].set(place < selected) & here
+    ids, present, square, shared = pairwise_distances(part, size)
+    other = present[:, None] & present & ~jnp.eye(len(ids), dtype=bool)
+    distance = jnp.where(shared > 0, jnp.maximum(square, 0) / jnp.maximum(shared, 1), 0)
+    distance = jnp.where(shared > 0, distance, jnp.max(distance, where=other, initial=0))
+    nearest = jnp.sort(jnp.where(other, distance, jnp.inf), axis=1)
+    place, n = jnp.arange(len(ids)), present.sum()
+    is_near = (place < jnp.maximum(n - byzantine - 2, 1)) & jnp.isfinite(nearest)
+    score = jnp.sum(jnp.where(is_near, nearest, 0), 1)
+    order = jnp.lexsort((score, ~present))  # stable
+    return ids, jnp.zeros(len(ids), bool).at[order].set(place < selected) & present
 
 
 def pairwise_distances(part: Messages, size: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -273,29 +273,29 @@ def pairwise_distances(part: Messages, size: int) -> tuple[jax.Array, jax.Array,
     the catalogue, dense: products of matrices instead of a pass over all rows for each client.
     """
     order = jnp.argsort(part.ids)
-    ids, here = part.ids[order], part.present[order]
+    ids, present = part.ids[order], part.present[order]
     tables, leaves = (concatenate_columns(arrays) for arrays in split_tables(part.messages))
     square, shared = jnp.zeros((2, len(ids), len(ids)))
     if leaves.size:
-        square, shared = pairwise_products(leaves[order][:, None], here[:, None])
+        square, shared = pairwise_products(leaves[order][:, None], present[:, None])
     if tables.size:
         clients, width = len(ids), tables.shape[1]
         each = max(1, min(CHUNK // (clients * width), size))
         by_row, end = jnp.argsort(part.rows), jnp.cumsum(count_contributions(part.rows, size))
-        who = jnp.searchsorted(ids, part.owner)
+        client = jnp.searchsorted(ids, part.owner)
 
         def piece(total, first):
             begin = jnp.where(first > 0, end.at[first - 1].get(mode="clip"), 0)
             entry = by_row.at[begin + jnp.arange(each * clients)].get(mode="fill", fill_value=len(by_row))
             row = part.rows.at[entry].get(mode="fill", fill_value=size)
             row = jnp.where((row < size) & (row - first < each), row - first, each)  # the next pieces' lie past the end
-            place = who.at[entry].get(mode="clip"), row
+            place = client.at[entry].get(mode="clip"), row
             dense = jnp.zeros((clients, each, width)).at[place].set(tables.at[entry].get(mode="clip"), mode="drop")
             held = jnp.zeros((clients, each)).at[place].set(1, mode="drop")
             return jax.tree.map(jnp.add, total, pairwise_products(dense, held)), None
 
         (square, shared), _ = jax.lax.scan(piece, (square, shared), jnp.arange(0, size, each))
-    return ids, here, (square + square.T) / 2, shared  # the same both ways to the last bit, or ties are none
+    return ids, present, (square + square.T) / 2, shared  # the same both ways to the last bit, or ties are none
 
 
 def pairwise_products(x: jax.Array, held: jax.Array) -> tuple[jax.Array, jax.Array]:

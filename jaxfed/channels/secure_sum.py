@@ -60,8 +60,8 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
         return jax.tree.map(lambda x: x.astype(jnp.float32) / 2.0**fraction_bits, summed), state, {}
 
     def metrics(update, sent, client):
-        beyond = [(jnp.abs(x) > bound).any() for x in jax.tree.leaves(update)]
-        return {"ring/cut": Mean(1.0 * jnp.stack(beyond).any(), 1.0)}
+        is_cut = [(jnp.abs(x) > bound).any() for x in jax.tree.leaves(update)]
+        return {"ring/cut": Mean(1.0 * jnp.stack(is_cut).any(), 1.0)}
 
     return link(
         encode,
@@ -94,12 +94,12 @@ def pads(neighbours: int = 0) -> Channel:
             raise ValueError("pads: they live in a ring of integers, and were given floats: put ring before pads")
         return (), ()
 
-    def shared(leaf_key, x, me, other, cohort):
+    def shared(leaf_key, x, slot, other, cohort):
         """The pad of two slots, as the first of them adds it."""
-        low, high = jnp.minimum(cohort[me], cohort[other]), jnp.maximum(cohort[me], cohort[other])
+        low, high = jnp.minimum(cohort[slot], cohort[other]), jnp.maximum(cohort[slot], cohort[other])
         key = jax.random.fold_in(jax.random.fold_in(leaf_key, low), high)
         bits = jax.lax.bitcast_convert_type(jax.random.bits(key, x.shape, jnp.uint32), jnp.int32)
-        return jnp.where(cohort[me] == cohort[other], 0, jnp.where(cohort[me] == low, bits, -bits))
+        return jnp.where(cohort[slot] == cohort[other], 0, jnp.where(cohort[slot] == low, bits, -bits))
 
     def steps(slots):
         reach = min(neighbours // 2 or slots, (slots - 1) // 2)
@@ -108,21 +108,21 @@ def pads(neighbours: int = 0) -> Channel:
             offsets.append(slots // 2)
         return jnp.array(offsets or [0], jnp.int32)
 
-    def added(leaf_key, x, me, cohort, counts):
-        """The sum of the pads that slot `me` shares with those who count."""
+    def added(leaf_key, x, slot, cohort, counts):
+        """The sum of the pads that `slot` shares with those who count."""
 
         def one(sum, step):
-            other = (me + step) % cohort.size
-            return sum + jnp.where(counts[other], shared(leaf_key, x, me, other, cohort), 0), None
+            other = (slot + step) % cohort.size
+            return sum + jnp.where(counts[other], shared(leaf_key, x, slot, other, cohort), 0), None
 
         return jax.lax.scan(one, jnp.zeros(x.shape, jnp.int32), steps(cohort.size))[0]
 
     def encode(update, sent, client):
-        me = jnp.argmax(client.cohort == client.id)
-        everyone = jnp.ones(client.cohort.shape, bool)
+        slot = jnp.argmax(client.cohort == client.id)
+        all_slots = jnp.ones(client.cohort.shape, bool)
         leaves, structure = jax.tree.flatten(update)
         padded = [
-            x + added(jax.random.fold_in(client.public, n), x, me, client.cohort, everyone)
+            x + added(jax.random.fold_in(client.public, n), x, slot, client.cohort, all_slots)
             for n, x in enumerate(leaves)
         ]
         return jax.tree.unflatten(structure, padded), client.link_state
@@ -132,9 +132,9 @@ def pads(neighbours: int = 0) -> Channel:
         leaves, structure = jax.tree.flatten(summed)
 
         def clean(n, x):
-            def one(sum, me):
-                half = added(jax.random.fold_in(round.key, n), x, me, round.clients, ~round.present)
-                return sum - jnp.where(round.present[me], half, 0), None
+            def one(sum, slot):
+                half = added(jax.random.fold_in(round.key, n), x, slot, round.clients, ~round.present)
+                return sum - jnp.where(round.present[slot], half, 0), None
 
             return jax.lax.scan(one, x, jnp.arange(round.clients.size))[0]
 

@@ -60,7 +60,7 @@ def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
         return (), ()
 
     def decode_message(message, sent, client: ClientView):
-        away = jax.tree.map(jnp.add, message.params, client.drift)  # x - y, whatever y began from
-        return message._replace(params=scale_tree(rate * staleness_discount(client.age, exponent), away))
+        step = jax.tree.map(jnp.add, message.params, client.drift)  # x - y, whatever y began from
+        return message._replace(params=scale_tree(rate * staleness_discount(client.age, exponent), step))
 
     return link(init=init, decode_message=decode_message, name="mixing")

@@ -92,9 +92,9 @@ def train_command(args: argparse.Namespace, overrides: list[str]) -> None:
 
     def configured():
         file = locate_config(args.config)
-        table, lies = read_config(args.config), file.parent
-        of_a_run = file.name == "config.toml" and holds_run(lies)  # which goes on where it lies now
-        given: dict[str, Any] = {"out": str(lies)} if of_a_run else {}
+        table, folder = read_config(args.config), file.parent
+        of_a_run = file.name == "config.toml" and holds_run(folder)  # which goes on where it lies now
+        given: dict[str, Any] = {"out": str(folder)} if of_a_run else {}
         given |= {"out": args.out} if args.out else {}
         given |= {"profile": TRACED} if args.profile else {}
         table["run"] = {"out": f"runs/{file.stem}"} | expect_table(table.get("run", {}), "run") | given

@@ -50,7 +50,7 @@ from jaxfed.data.interactions import Dataset, Interactions, data_digest, item_nu
 from jaxfed.data.packing import BlockShapes, make_block_shapes
 from jaxfed.data.population import Labels, Population, ProcessShare
 from jaxfed.data.preparation import add_notes, prepare_population
-from jaxfed.data.ragged import Domains, Ragged
+from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
 from jaxfed.evaluation.evaluator import EvalSplit, make_eval_split, make_evaluator, map_to_homes
 from jaxfed.privacy.accountant import PrivacyAccount, make_ledger
 
@@ -66,7 +66,7 @@ class Data(NamedTuple):
     leaky: bool  # results must be marked
 
 
-KEPT = (Data, Dataset, Interactions, Features, Population, Ragged, Labels, Domains)
+KEPT = (Data, Dataset, Interactions, Features, Population, Ragged, NegativeIndex, Labels, Domains)
 
 
 class Experiment(NamedTuple):
@@ -196,7 +196,7 @@ def build_experiment(
     )
     if population.owner is not None:
         check_merge(model, method, run.client_store)
-        algorithm = with_merged_devices(algorithm, population.owner, population.activity)
+        algorithm = with_merged_devices(algorithm, population.owner, population.num_train)
     beside = max(config.server.edges, 1)  # so many models lie in a message once it is summed
     sends, method = method.work.update_shapes, method if edge is None else with_edge_models(method, edge)
     check_memory(population, batching, shapes, lambda x: stack_copies(sends(x), beside), shared, run.chunk, sums)

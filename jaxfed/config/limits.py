@@ -34,7 +34,7 @@ def machine_memory() -> int:
 
 def check_examples(population: Population, batching: Batching, slots: int) -> None:
     """Raises ValueError where the largest cohort has more examples than the machine can hold while it packs them."""
-    largest = int(np.sort(population.activity)[-slots:].sum())
+    largest = int(np.sort(population.num_train)[-slots:].sum())
     examples = max(batching.epochs, 1) * (1 + max(batching.negatives, 0)) * largest
     if (need := EXAMPLE * examples) > (room := machine_memory()):
         raise ValueError(
@@ -50,7 +50,7 @@ def estimate_capacity(population: Population, batching: Batching, shapes: BlockS
         ids, _ = sampler.draw(0, round)
         clients = ids[ids < population.num_clients]
         owner = shapes.share.owner(clients, population.num_clients)
-        counts.append(len(plan_blocks(shapes, batching, population.activity[clients], owner).shapes))
+        counts.append(len(plan_blocks(shapes, batching, population.num_train[clients], owner).shapes))
     return 3 * max(counts) - 2 * min(counts)
 
 
@@ -65,7 +65,7 @@ def check_memory(population, batching: Batching, shapes: BlockShapes, sends, sha
         for k in (1, 2)
     )
     block = clients * one + (rows - clients) * (two - one)
-    largest = np.sort(population.activity)[-shapes.slots :]
+    largest = np.sort(population.num_train)[-shapes.slots :]
     owner = np.arange(len(largest)) % shapes.share.size
     blocks, room = len(plan_blocks(shapes, batching, largest, owner).shapes), device_memory()
     if not sums and (3 * blocks + 3) * block > room:

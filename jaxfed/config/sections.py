@@ -159,7 +159,7 @@ def assign_edges(config: Any, clients: int, sampler: Sampler) -> np.ndarray | No
 
 def choose_sampler(config: Any, population: Population) -> Sampler:
     """The sampler of a configuration, by its clock if it has one."""
-    everyone = {"num_clients": population.num_clients, "activity": population.activity, "names": population.names}
+    everyone = {"num_clients": population.num_clients, "num_train": population.num_train, "names": population.names}
     clock = call_registered("clock", config.clock, **everyone)
     sampler = call_registered("cohort", config.cohort, clock=clock, **everyone)
     return with_clock(sampler, clock, population.num_clients) if clock and not sampler.clock else sampler
@@ -172,7 +172,7 @@ def known_arguments(config: Any, population: Population, sampler: Sampler) -> di
         "sampler": sampler,
         "num_clients": -(-population.num_clients // max(config.server.edges, 1)),  # that one server hears
         "rounds": config.rounds,
-        "activity": population.activity,
+        "num_train": population.num_train,
     }
 
 

@@ -13,10 +13,10 @@ from jaxfed.data.ragged import concatenate_ranges, sort_pairs
 
 
 class BlockShapes(NamedTuple):
-    """The shapes of blocks: clients of S steps run `area` / S at a time, so that blocks cost alike."""
+    """The shapes of blocks: clients of S steps run `steps_per_block` / S at a time, so that blocks cost alike."""
 
     kinds: tuple[tuple[int, int], ...]  # (steps, examples of a step at most), both ascending; see `block_kinds`
-    area: int  # steps in a block
+    steps_per_block: int
     slots: int  # clients in a cohort
     devices: int
     columns: int  # rows an example may touch
@@ -27,7 +27,7 @@ class BlockShapes(NamedTuple):
 
     def clients(self, steps: int) -> int:
         """Clients side by side in a block of this length, a multiple of the devices."""
-        return min(max(self.area // steps, 1), -(-self.slots // self.devices)) * self.devices
+        return min(max(self.steps_per_block // steps, 1), -(-self.slots // self.devices)) * self.devices
 
     def rows(self, steps: int, size: int) -> int:
         """Rows a client of this kind may hold."""
@@ -45,7 +45,7 @@ def make_block_shapes(
     batching: Batching,
     slots: int,
     devices: int = 1,
-    area: int = 0,
+    steps_per_block: int = 0,
     lazy: bool = True,
     share: ProcessShare = ALONE,
     end: int = 0,
@@ -64,27 +64,28 @@ def make_block_shapes(
         )
     if batching.pairwise and batching.negatives < 1:
         raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
-    full = population.avoid.counts >= population.span(np.arange(len(population.user_names)))[1]
+    full = population.excluded.counts >= population.span(np.arange(len(population.user_names)))[1]
     if batching.negatives and full.any():
         raise ValueError(
             f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
             "set work.negatives = 0 or leave such users out"
         )
-    kinds = block_kinds(batching, population.activity)
-    expected = int(batching.steps(population.activity).mean() * slots)
-    area = area or max(64, kinds[-1][0], 1 << (expected // 16).bit_length())  # some sixteen blocks a round
+    kinds = block_kinds(batching, population.num_train)
+    expected = int(batching.steps(population.num_train).mean() * slots)
+    # some sixteen blocks a round
+    steps_per_block = steps_per_block or max(64, kinds[-1][0], 1 << (expected // 16).bit_length())
     room = rows_expected(population, batching, slots) if lazy else 0
     items, columns = population.num_items, batching.width // batching.batch_size
-    return BlockShapes(kinds, area, slots, devices, columns, items, room, end or items, share)
+    return BlockShapes(kinds, steps_per_block, slots, devices, columns, items, room, end or items, share)
 
 
-def block_kinds(batching: Batching, activity: np.ndarray, narrow: int = 256) -> tuple[tuple[int, int], ...]:
+def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) -> tuple[tuple[int, int], ...]:
     """(steps, examples of a step at most) of blocks, both ascending: steps are powers of two and their 3/4 points.
 
     A step is as wide as a batch, but for clients whose epoch is one batch: it is then as wide as theirs, rounded up to
     `narrow` times a power of two. So batches of all that a client has cost what it has, not what others have.
     """
-    steps, size = batching.steps(activity), batching.largest(activity)
+    steps, size = batching.steps(num_train), batching.largest(num_train)
     longest, top = int(steps.max()), int(size.max())
     points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
     points = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
@@ -98,9 +99,9 @@ def block_kinds(batching: Batching, activity: np.ndarray, narrow: int = 256) -> 
 def rows_expected(population: Population, batching: Batching, slots: int) -> int:
     """Rows that hardly any cohort of so many clients exceeds: six standard deviations above the mean of its examples,
     the negatives among them uniform over the catalogue."""
-    items, activity = population.num_items, population.activity
-    positives = slots * activity.mean() + 6 * np.sqrt(slots) * activity.std()
-    positives = min(positives, activity.sum())
+    items, num_train = population.num_items, population.num_train
+    positives = slots * num_train.mean() + 6 * np.sqrt(slots) * num_train.std()
+    positives = min(positives, num_train.sum())
     negatives = batching.epochs * batching.negatives * positives
     distinct = min(positives, np.count_nonzero(np.bincount(population.train.values))) + items * -np.expm1(
         -negatives / items
@@ -129,26 +130,27 @@ def block_shape(shapes: BlockShapes, steps: int, size: int) -> tuple[int, int, i
     return shapes.clients(steps) // shapes.share.size, steps, shapes.rows(steps, size), size
 
 
-def plan_blocks(shapes: BlockShapes, batching: Batching, activity: np.ndarray, owner: np.ndarray) -> BlockPlan:
-    """Clients of this activity fill blocks from the longest down: a block's clients differ little in length, and only
-    the last blocks have empty places.
+def plan_blocks(shapes: BlockShapes, batching: Batching, num_train: np.ndarray, owner: np.ndarray) -> BlockPlan:
+    """Clients fill blocks from the longest down: a block's clients differ little in length, and only the last blocks
+    have empty places.
 
-    owner: the process of each client. All plan the same blocks, of which each has an equal part of the places.
+    num_train: train interactions of each client; owner: its process. All processes plan the same blocks, of which each
+    has an equal part of the places.
     """
-    steps, size = batching.steps(activity), batching.largest(activity)
+    steps, size = batching.steps(num_train), batching.largest(num_train)
     kind = np.maximum(*(np.searchsorted(*each) for each in zip(np.transpose(shapes.kinds), (steps, size), strict=True)))
     order, low = np.lexsort((-steps, -kind)), 0
     owned = [order[owner[order] == process] for process in range(shapes.share.size)]
-    mine = owned[shapes.share.rank]
-    made: list[tuple[int, int, int, int]] = []
+    own_order = owned[shapes.share.rank]
+    block_dims: list[tuple[int, int, int, int]] = []
     places, at = [], np.zeros((3, 1), np.int64)
-    while not made or any(low < len(some) for some in owned):
+    while not block_dims or any(low < len(some) for some in owned):
         longest = max((kind[some[low]] for some in owned if low < len(some)), default=0)
-        made.append(block_shape(shapes, *shapes.kinds[longest]))
-        each = np.array([[1], made[-1][1:2], made[-1][2:3]])
-        places.append(at + each * np.arange(np.clip(len(mine) - low, 0, made[-1][0])))
-        low, at = low + made[-1][0], at + each * made[-1][0]
-    return BlockPlan(mine, made, *np.concatenate(places, 1))
+        block_dims.append(block_shape(shapes, *shapes.kinds[longest]))
+        each = np.array([[1], block_dims[-1][1:2], block_dims[-1][2:3]])
+        places.append(at + each * np.arange(np.clip(len(own_order) - low, 0, block_dims[-1][0])))
+        low, at = low + block_dims[-1][0], at + each * block_dims[-1][0]
+    return BlockPlan(own_order, block_dims, *np.concatenate(places, 1))
 
 
 class CohortLayout(NamedTuple):
@@ -215,37 +217,41 @@ def lay_out_examples(
     pair, order = sort_pairs(client, item, len(where.order), items)
     entry = entry[order]
     fresh = np.diff(pair, prepend=-1) != 0  # the client has the item here for the first time
-    lead = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
-    starts = np.flatnonzero(fresh)
-    new, place = order[starts], order_by_first_use(order[starts], client, len(where.order))
-    held = np.full(rows, end, np.int32)
-    held[where.row[client[new]] + place] = item[new]
-    positions = table(entry[lead], np.repeat(place, np.diff(starts, append=len(pair)))[lead], items, wide=width)
-    told = {}
+    step_firsts = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
+    first_entries = np.flatnonzero(fresh)
+    new, place = order[first_entries], order_by_first_use(order[first_entries], client, len(where.order))
+    held_items = np.full(rows, end, np.int32)
+    held_items[where.row[client[new]] + place] = item[new]
+    positions = table(
+        entry[step_firsts], np.repeat(place, np.diff(first_entries, append=len(pair)))[step_firsts], items, wide=width
+    )
+    features = {}
     if batching.features:
-        told = batch_features(
-            population, batching, drawn, where, table(entry[lead], item[order][lead], items, wide=width)
+        features = batch_features(
+            population, batching, drawn, where, table(entry[step_firsts], item[order][step_firsts], items, wide=width)
         )
     live = np.zeros(steps, bool)
     live[concatenate_ranges(begin // width, -(-count // width))] = True
 
     if population.users_per_client == 1 and not batching.pairwise:
-        weight = np.diff(lead, append=len(pair))
-        labels = np.add.reduceat(drawn.label[order], lead, dtype=np.float64)
-        batch = told | {"label": table(entry[lead], labels / weight, 0, np.float32)}
+        weight = np.diff(step_firsts, append=len(pair))
+        labels = np.add.reduceat(drawn.label[order], step_firsts, dtype=np.float64)
+        batch = features | {"label": table(entry[step_firsts], labels / weight, 0, np.float32)}
         if batching.ordered:
-            batch["id"] = table(entry[lead], item[order][lead], end)
-        return CohortLayout(held, positions, live, batch | {"weight": table(entry[lead], weight, 0, np.float32)})
+            batch["id"] = table(entry[step_firsts], item[order][step_firsts], end)
+        return CohortLayout(
+            held_items, positions, live, batch | {"weight": table(entry[step_firsts], weight, 0, np.float32)}
+        )
     slot = np.empty(len(pair), np.int64)
-    slot[order] = np.repeat(entry[lead] % width, np.diff(lead, append=len(pair)))
+    slot[order] = np.repeat(entry[step_firsts] % width, np.diff(step_firsts, append=len(pair)))
     slots = slot.reshape(-1, columns)
     example = concatenate_ranges(begin // columns, drawn.examples)
-    batch = told | {"weight": table(example, 1, 0, np.float32), "item": table(example, slots[:, 0])}
+    batch = features | {"weight": table(example, 1, 0, np.float32), "item": table(example, slots[:, 0])}
     if population.users_per_client > 1:
         batch["user"] = table(example, drawn.user)
     if batching.pairwise:
-        return CohortLayout(held, positions, live, batch | {"other": table(example, slots[:, 1])})
-    return CohortLayout(held, positions, live, batch | {"label": table(example, drawn.label, 0, np.float32)})
+        return CohortLayout(held_items, positions, live, batch | {"other": table(example, slots[:, 1])})
+    return CohortLayout(held_items, positions, live, batch | {"label": table(example, drawn.label, 0, np.float32)})
 
 
 def list_cohort_rows(
@@ -255,9 +261,9 @@ def list_cohort_rows(
 
     union: what the other processes hold too, as bool [end + 1].
     """
-    there = np.zeros(end + 1, bool)
-    there[held] = True
-    distinct = np.flatnonzero(union(there)[:end])
+    is_held = np.zeros(end + 1, bool)
+    is_held[held] = True
+    distinct = np.flatnonzero(union(is_held)[:end])
     while room < len(distinct):
         room *= 2
     rows = np.arange(end, end + room, dtype=np.int32)
@@ -268,9 +274,9 @@ def list_cohort_rows(
 
 
 def split_blocks(
-    where: BlockPlan, laid: CohortLayout, slots: np.ndarray, examples: np.ndarray, activity: np.ndarray
+    where: BlockPlan, laid: CohortLayout, slots: np.ndarray, examples: np.ndarray, num_train: np.ndarray
 ) -> tuple[Block, ...]:
-    """The blocks of what is laid end to end; slots, examples and activity are [places for clients]."""
+    """The blocks of what is laid end to end; slots, examples and num_train are [places for clients]."""
     blocks, at, columns = [], (0, 0, 0), laid.rows.shape[1] // laid.batch["weight"].shape[1]
     for m, length, k, size in where.shapes:
         to = at[0] + m, at[1] + m * length, at[2] + m * k
@@ -285,7 +291,7 @@ def split_blocks(
         }  # features of one user have no places
         batch = {name: x.reshape(m, length, *x.shape[1:]) for name, x in cuts.items()}
         data = Batches(positions, live, batch, examples[lanes])
-        blocks.append(Block(slots[lanes], laid.held[rows].reshape(m, k), activity[lanes], data))
+        blocks.append(Block(slots[lanes], laid.held[rows].reshape(m, k), num_train[lanes], data))
         at = to
     return tuple(blocks)
 
@@ -307,7 +313,7 @@ def pack_cohort(
     """
     clients = ids[ids < population.num_clients]
     owner = shapes.share.owner(clients, population.num_clients)
-    where = plan_blocks(shapes, batching, population.activity[clients], owner)
+    where = plan_blocks(shapes, batching, population.num_train[clients], owner)
     return pack_planned(population, batching, shapes, ids, present, where, seed, round, union)
 
 
@@ -339,7 +345,7 @@ def pack_planned(population, batching, shapes, ids, present, where, seed, round,
         out[where.lane] = values
         return out
 
-    activity = population.activity[clients]
-    examples = lanes(batching.epochs * batching.examples(activity), 0, np.float32)
-    blocks = split_blocks(where, laid, lanes(slots, len(ids), np.int32), examples, lanes(activity, 0, np.float32))
+    num_train = population.num_train[clients]
+    examples = lanes(batching.epochs * batching.examples(num_train), 0, np.float32)
+    blocks = split_blocks(where, laid, lanes(slots, len(ids), np.int32), examples, lanes(num_train, 0, np.float32))
     return Cohort(ids.astype(np.int32), present, blocks, rows)

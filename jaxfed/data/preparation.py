@@ -94,30 +94,28 @@ def make_population(
 
     avoided = user.astype(np.int64) * items + item
     pairs = np.unique(avoided if parts.leaky else avoided[parts.part == TRAIN])
-    avoid = make_ragged((pairs % items).astype(np.int32), pairs // items, users)
+    excluded = make_ragged((pairs % items).astype(np.int32), pairs // items, users)
     client_of = np.zeros(users, np.int64)
     client_of[user] = data.columns[CLIENT]
-    held, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
-    first = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
-    gaps, free = make_negative_index(avoid, items)
+    kept_clients, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(kept_clients)))])
     train = lists(TRAIN)
-    activity, most = np.diff(train.start[first]), int(np.diff(first).max())
+    num_train, most = np.diff(train.start[offsets]), int(np.diff(offsets).max())
     labels = None
     if label != "implicit":
         every = row_labels(rating, label, threshold)
         labels = Labels(label, every[index[TRAIN]], every[index[VALID]], every[index[TEST]])
     return Population(
         items,
-        names[held],
-        first,
+        names[kept_clients],
+        offsets,
         train,
-        avoid,
-        gaps,
-        free,
+        excluded,
+        make_negative_index(excluded, items),
         lists(VALID),
         lists(TEST),
         data.users,
-        activity,
+        num_train,
         most,
         labels=labels,
         user_features=data.user_features,
@@ -146,8 +144,8 @@ def note_ties(data: Dataset, parts: Split) -> tuple[str, ...]:
 def note_few_candidates(population: Population) -> tuple[str, ...]:
     """A note on users with fewer items to rank among than a sample has, if there are any."""
     users = np.arange(len(population.user_names))
-    had = [part.counts for part in (population.train, population.valid, population.test)]
-    left = population.span(users)[1] - np.sum(had, 0)
+    num_negatives = [part.counts for part in (population.train, population.valid, population.test)]
+    left = population.span(users)[1] - np.sum(num_negatives, 0)
     few = int((left < SAMPLED).sum())
     note = (
         f"{few:,} of {len(users):,} users have fewer than {SAMPLED} items that they never interacted with (the fewest: "
@@ -226,7 +224,7 @@ def prepare_population(
     data = add_notes(data, *note_ties(data, parts))
     population = make_population(data, parts, names, label, threshold)
     if label_flip:
-        population = population._replace(flipped=chosen(np.arange(population.num_clients), malicious, malice))
+        population = population._replace(label_flipped=chosen(np.arange(population.num_clients), malicious, malice))
     if many == "devices":
         population = split_into_devices(
             population, *assign_devices(data, parts, clients if merge else "", devices, deal)
@@ -237,7 +235,9 @@ def prepare_population(
         data = add_notes(data, "a user has one client for each domain, and one private part in all of them")
     data = add_notes(data, *note_few_candidates(population.asked))
     if cold:
-        every, population = population.asked.num_clients, split_cold_clients(population, cold, deal)
-        gone = every - population.asked.num_clients
-        data = add_notes(data, f"{gone:,} of {every:,} clients are cold: they never take part, and are tested apart")
+        num_asked, population = population.asked.num_clients, split_cold_clients(population, cold, deal)
+        num_cold = num_asked - population.asked.num_clients
+        data = add_notes(
+            data, f"{num_cold:,} of {num_asked:,} clients are cold: they never take part, and are tested apart"
+        )
     return data, population

@@ -36,8 +36,8 @@ class EvalBatch(NamedTuple):
     """What is asked of U users each of m clients."""
 
     client: np.ndarray  # int [m]: past the end: nobody
-    activity: np.ndarray  # float [m]: train interactions of each
-    decile: np.ndarray  # int [m]: of the client's activity, 0 the least active
+    num_train: np.ndarray  # float [m]: train interactions of each
+    decile: np.ndarray  # int [m]: of the client's `num_train`, 0 the fewest
     user: np.ndarray  # int [m, U]: positions among the client's users
     targets: np.ndarray  # int [m, U, T]: held-out items; N where unused
     seen: np.ndarray  # int [m, U, L]: items left out of the ranking; N where unused
@@ -57,7 +57,7 @@ class EvalSplit(NamedTuple):
     num_clients: int
     who: np.ndarray  # int32 [A]: clients
     first: np.ndarray  # int64 [A + 1]: the users of each
-    activity: np.ndarray  # float32 [A]
+    num_train: np.ndarray  # float32 [A]
     decile: np.ndarray  # int64 [A]: among all clients
     targets: Ragged  # held-out items of each user
     seen: Ragged  # items left out of the ranking
@@ -114,8 +114,8 @@ def make_eval_split(
     chunks = -(-int(np.bincount(owner).max()) // clients)
 
     who = cohort[owner == share.rank]
-    count = population.first[who + 1] - population.first[who]
-    asked = concatenate_ranges(population.first[who], count)
+    count = population.client_offsets[who + 1] - population.client_offsets[who]
+    asked = concatenate_ranges(population.client_offsets[who], count)
     train, valid, test = (each.some(asked) for each in (population.train, population.valid, population.test))
     targets, seen = (valid, train) if part == "val" else (test, concatenate_ragged(train, valid))
     past = {"": empty_lists(len(asked)), "train": train, "all": seen}[history]
@@ -125,15 +125,15 @@ def make_eval_split(
         labels = Ragged(of, held.start).some(asked)
     if population.domains:
         seen = concatenate_ragged(seen, other_domains_items(population, asked))
-    edges = np.quantile(population.activity, np.arange(1, DECILES) / DECILES)
-    activity = population.activity[who]
+    edges = np.quantile(population.num_train, np.arange(1, DECILES) / DECILES)
+    num_train = population.num_train[who]
     return EvalSplit(
         population.num_items,
         population.num_clients,
         who,
         np.concatenate([[0], np.cumsum(count)]),
-        activity.astype(np.float32),
-        np.searchsorted(edges, activity, "right"),
+        num_train.astype(np.float32),
+        np.searchsorted(edges, num_train, "right"),
         targets,
         seen,
         past,
@@ -181,8 +181,8 @@ def user_feature_rows(population: Population, features: tuple[str, ...], users: 
 def longest_lengths(population: Population, part: str, clients: np.ndarray, history: Past) -> tuple[int, int, int, int]:
     """The most users of a client, held-out items of a user, items left out and history: lengths that all processes
     know."""
-    count = population.first[clients + 1] - population.first[clients]
-    users = concatenate_ranges(population.first[clients], count)
+    count = population.client_offsets[clients + 1] - population.client_offsets[clients]
+    users = concatenate_ranges(population.client_offsets[clients], count)
     train, valid, test = (each.counts[users] for each in (population.train, population.valid, population.test))
     targets, seen = (valid, train) if part == "val" else (test, train + valid)
     past = {"": 0, "train": train.max(), "all": seen.max()}[history]
@@ -199,7 +199,7 @@ def make_eval_batches(of: EvalSplit) -> Iterator[list[EvalBatch]]:
     fills, wide = (items, items, past, 0), (*of.most[1:], 0 if of.label == "implicit" else of.most[1])
     # after the last client comes nobody, without users, and after the last user one without lists
     who, first = np.append(of.who, np.int32(of.num_clients)), np.append(of.first, none)
-    activity, decile = np.append(of.activity, np.float32(0)), np.append(of.decile, 0)
+    num_train, decile = np.append(of.num_train, np.float32(0)), np.append(of.decile, 0)
     drawn = np.concatenate([of.sampled, np.full((1, *of.sampled.shape[1:]), items, np.int32)])
     known = np.concatenate([of.about, of.about[:1] if len(of.about) else np.zeros((1, of.about.shape[1]), np.int32)])
     for low in range(0, of.chunks * of.clients, of.clients):
@@ -214,7 +214,7 @@ def make_eval_batches(of: EvalSplit) -> Iterator[list[EvalBatch]]:
                 for each, fill, width in zip(lists, fills, wide, strict=True)
             )
             local = np.minimum(local, longest - 1).astype(np.int32)
-            asked = who[at], activity[at], decile[at], local, targets, seen, history, drawn[user], labels, known[user]
+            asked = who[at], num_train[at], decile[at], local, targets, seen, history, drawn[user], labels, known[user]
             group.append(EvalBatch(*asked))
         yield group
 
@@ -284,7 +284,7 @@ def make_evaluator(
     @one_in_flight
     @partial(jax.jit, static_argnums=4)
     def look(shared, private, asked, mine, label):
-        """(each client's sums over some of its users, who they are, their activity, their decile), on all devices.
+        """(each client's sums over some of its users, who they are, their num_train, their decile), on all devices.
         mine: the clients' private parts [m, ...]; None: they are read here."""
         if mine is None:
             mine = jax.tree.map(lambda x: x.at[asked.client].get(mode="fill", fill_value=0), private)
@@ -299,23 +299,23 @@ def make_evaluator(
                 found |= {f"{name}/{metric}".lstrip("/"): value for metric, value in each.items()}
             return jax.tree.map(lambda x: x.sum(0), found)
 
-        return place_on.together((jax.vmap(client)(mine, asked), asked.client, asked.activity, asked.decile))
+        return place_on.together((jax.vmap(client)(mine, asked), asked.client, asked.num_train, asked.decile))
 
     @one_in_flight
     @jax.jit
-    def hear(sums, client, activity, decile, end, cohort, key):
+    def hear(sums, client, num_train, decile, end, cohort, key):
         """(the sum of some clients' messages, the state of the links before the round)."""
 
-        def encode(sums, client, activity, decile):
+        def encode(sums, client, num_train, decile):
             spread = jax.nn.one_hot(decile, DECILES)  # the place of the client's decile
             message = jax.tree.map(lambda x: jnp.multiply.outer(x, spread), sums)
             state, memory = channel.init(message)
             secret = jax.random.fold_in(jax.random.fold_in(key, CLIENTS), client)
             none = jnp.zeros(0, jnp.int32)
-            me = ClientView(memory, secret, key, client, jnp.float32(1), activity, none, 0, cohort)
+            me = ClientView(memory, secret, key, client, jnp.float32(1), num_train, none, 0, cohort)
             return encode_message(channel, message, broadcast_state(channel, state), me)[0], state
 
-        messages, states = jax.vmap(encode)(sums, client, activity, decile)
+        messages, states = jax.vmap(encode)(sums, client, num_train, decile)
         here = client < end
         kept = jax.tree.map(lambda x: jnp.where(here.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), messages)
         heard = jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), kept)

@@ -63,10 +63,10 @@ def item_item_model(
 
     def sums(shared, history):
         rows, tables = num_rows(shared), unwrap(shared)["tables"]
-        seen = scatter_to_rows(history, 1.0 * history.live, rows) @ tables[names[0]]
-        gap = (1 - seen.at[history.ids].get(mode="fill", fill_value=0)) ** 2 * history.live
-        told = {"params": {}, "tables": wrap(statistics(history, rows))}
-        return told, Mean(gap.sum(), history.live.sum(dtype=jnp.float32))
+        scores = scatter_to_rows(history, 1.0 * history.live, rows) @ tables[names[0]]
+        gap = (1 - scores.at[history.ids].get(mode="fill", fill_value=0)) ** 2 * history.live
+        statistics_of_user = {"params": {}, "tables": wrap(statistics(history, rows))}
+        return statistics_of_user, Mean(gap.sum(), history.live.sum(dtype=jnp.float32))
 
     def found(sums, shared):
         return {"params": {}, "tables": wrap(solve(unwrap(sums)["tables"]))}
@@ -105,7 +105,7 @@ def ease(num_items: int, num_users: int, l2: float = 400.0) -> Model:
         lambda history, rows: {"item": gram_rows(history, rows)},
         lambda sums: {"item": ridge_weights(sums["item"], l2)},
         lambda history: scatter_to_catalogue(history, 1.0 * history.live),
-        lambda tables, liked: liked @ tables["item"],
+        lambda tables, history: history @ tables["item"],
     )
 
 
@@ -131,7 +131,7 @@ def item_knn(num_items: int, num_users: int, neighbours: int = 200, shrink: floa
         lambda history, rows: {"item": gram_rows(history, rows)},
         solve,
         lambda history: scatter_to_catalogue(history, 1.0 * history.live),
-        lambda tables, liked: liked @ tables["item"],
+        lambda tables, history: history @ tables["item"],
     )
 
 
@@ -171,8 +171,8 @@ def transitions(
 
     def solve(sums):
         counts = sums["next"]
-        both = jnp.sqrt(jnp.outer(jnp.maximum(counts.sum(1), 1), jnp.maximum(counts.sum(0), 1)))
-        return {"item": ridge_weights(sums["item"], l2), "next": counts / both}
+        norms = jnp.sqrt(jnp.outer(jnp.maximum(counts.sum(1), 1), jnp.maximum(counts.sum(0), 1)))
+        return {"item": ridge_weights(sums["item"], l2), "next": counts / norms}
 
     def fold_in(history):
         age = jnp.maximum(history.age, 0)
@@ -229,11 +229,11 @@ def ials(
         half = jnp.zeros((*packed.shape[:-1], dim, dim)).at[..., *upper].set(packed)
         return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
 
-    def solved(items, seen, every, count, others):
-        """The vector of a user, or of an item: items [L, d] are the other side's, seen [L] whether they count."""
-        own = jnp.einsum("l,li,lj->ij", seen, items, items)
+    def solved(items, weights, every, count, others):
+        """The vector of a user, or of an item: items [L, d] are the other side's, weights [L] whether they count."""
+        own = jnp.einsum("l,li,lj->ij", weights, items, items)
         ridge = l2 * (count + unobserved * others)
-        return solve_positive(own + unobserved * every + ridge * jnp.eye(dim), seen @ items)
+        return solve_positive(own + unobserved * every + ridge * jnp.eye(dim), weights @ items)
 
     def init(key):
         items = init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0)
@@ -241,21 +241,21 @@ def ials(
 
     def fold_in(shared, history):
         items = unwrap(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
-        seen = 1.0 * history.live
-        return solved(items, seen, shared["params"]["gram"], seen.sum(), real)
+        weights = 1.0 * history.live
+        return solved(items, weights, shared["params"]["gram"], weights.sum(), real)
 
     def statistics(shared, history):
         user, rows = fold_in(shared, history), num_rows(shared)
         own, held = jnp.outer(user, user)[upper], scatter_to_rows(history, 1.0 * history.live, rows)
-        told = jnp.outer(held, jnp.concatenate([own, user, jnp.ones(1)]))
+        item_rows = jnp.outer(held, jnp.concatenate([own, user, jnp.ones(1)]))
         items = unwrap(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
         gap = (1 - items @ user) ** 2 * history.live
         fit = Mean(gap.sum(), history.live.sum(dtype=jnp.float32))
-        return {"params": {"gram": own, "users": jnp.ones(())}, "tables": {"item": Table(told)}}, fit
+        return {"params": {"gram": own, "users": jnp.ones(())}, "tables": {"item": Table(item_rows)}}, fit
 
     def solve(sums, shared):
-        told, users = unwrap(sums)["tables"]["item"], sums["params"]["users"]
-        own, right, count = told[:, : -dim - 1], told[:, -dim - 1 : -1], told[:, -1]
+        item_sums, users = unwrap(sums)["tables"]["item"], sums["params"]["users"]
+        own, right, count = item_sums[:, : -dim - 1], item_sums[:, -dim - 1 : -1], item_sums[:, -1]
         ridge = l2 * (count + unobserved * users)
         left = whole(own) + unobserved * whole(sums["params"]["gram"]) + ridge[:, None, None] * jnp.eye(dim)
         items = jax.vmap(solve_positive)(left, right)

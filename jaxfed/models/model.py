@@ -122,8 +122,8 @@ def from_module(
         label = jnp.zeros(rows).at[jnp.where(history.live, history.rows, rows)].set(1, mode="drop")
         weight = jnp.where(label > 0, 1, FOLD_NEGATIVES * label.sum() / jnp.maximum(rows - label.sum(), 1))
 
-        def objective(mine):
-            each = loss.value(score(shared, mine, jnp.int32(0), *known), label)
+        def objective(candidate):
+            each = loss.value(score(shared, candidate, jnp.int32(0), *known), label)
             return jnp.sum(each * weight) / jnp.maximum(weight.sum(), 1e-9)
 
         pace = optax.adam(FOLD_RATE)

@@ -232,8 +232,8 @@ def make_ledger(
     def epsilon(rounds):
         if not rounds or not mechanisms:
             return math.inf if rounds else 0.0
-        runs = [(way.rdp, *way.run(rounds)) for way in ways]
-        return min(renyi.rdp_epsilon(orders, once + times * rdp, delta - outside) for rdp, times, outside in runs)
+        spent = [(bound.rdp, *bound.run(rounds)) for bound in ways]
+        return min(renyi.rdp_epsilon(orders, once + times * rdp, delta - outside) for rdp, times, outside in spent)
 
     return epsilon
 
@@ -383,7 +383,7 @@ def calibrate_noise(
     return math.exp(brentq(excess, low, high, xtol=TOLERANCE / 2) + TOLERANCE / 2)
 
 
-def audit_lower_bound(members: Any, strangers: Any, delta: float, confidence: float = 0.95) -> float:
+def audit_lower_bound(members: Any, non_members: Any, delta: float, confidence: float = 0.95) -> float:
     """An epsilon that a mechanism has at least, with this confidence: from scores of an attack, higher for members.
 
     One score for each run of the mechanism, runs independent. Clopper-Pearson intervals of the rates of error, over all
@@ -392,7 +392,7 @@ def audit_lower_bound(members: Any, strangers: Any, delta: float, confidence: fl
     """
     from jax_privacy.auditing import CanaryScoreAuditor
 
-    auditor = CanaryScoreAuditor(np.asarray(members), np.asarray(strangers))
+    auditor = CanaryScoreAuditor(np.asarray(members), np.asarray(non_members))
     return float(auditor.epsilon_clopper_pearson(1 - confidence, delta, one_sided=False))
 
 
@@ -426,8 +426,8 @@ def spent_from_dict(privacy: dict[str, Any]) -> tuple[tuple[Mechanism, ...], Sam
             tuple(Mechanism(**each) for each in privacy["mechanisms"]),
             Sampling(**privacy["sampling"]),
         )
-        told, rounds = PrivacySpent(**{key: privacy[key] for key in PrivacySpent._fields}), int(privacy["rounds"])
-        check_accounting(mechanisms, sampling, told.delta, told.relation)
+        spent, rounds = PrivacySpent(**{key: privacy[key] for key in PrivacySpent._fields}), int(privacy["rounds"])
+        check_accounting(mechanisms, sampling, spent.delta, spent.relation)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the record of the run's privacy is damaged or of another version ({error})") from None
-    return mechanisms, sampling, rounds, told
+    return mechanisms, sampling, rounds, spent

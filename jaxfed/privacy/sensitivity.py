@@ -51,22 +51,22 @@ def search_largest_gain(
     states: list[Tree] = []
     link_states: list[Tree] = []
     for i, each in enumerate(links):
-        seen = jax.eval_shape(lambda i=i: encoded_example(links[:i], bounds, states, link_states, example, size))
-        state, link_state = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen))
+        encoded = jax.eval_shape(lambda i=i: encoded_example(links[:i], bounds, states, link_states, example, size))
+        state, link_state = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), encoded))
         states.append(state)
         link_states.append(link_state)
 
     def client(update, link_state, states, key, public, id):
         """(message as the server reads it, link_state, the norms that came to local noise, over those claimed)."""
-        weight, activity = 10 ** jax.random.uniform(key, (2,), minval=-2, maxval=4)
-        me = ClientView((), key, public, id, weight, activity, jnp.arange(size), size, jnp.arange(OTHERS + 1))
+        weight, num_train = 10 ** jax.random.uniform(key, (2,), minval=-2, maxval=4)
+        client_view = ClientView((), key, public, id, weight, num_train, jnp.arange(size), size, jnp.arange(OTHERS + 1))
         after, local, steps = [], jnp.float32(0), []
         for i, each in enumerate(links):
             if mechanisms[i] and mechanisms[i][0].kind == "local":
                 local = jnp.maximum(local, optax.tree.norm(update) / mechanisms[i][0].l2)
-            own = client_at_link(me, i)._replace(link_state=link_state[i], bound=bounds[i])
-            steps.append(own)
-            update, kept = encode_message(each, update, broadcast_state(each, states[i]), own)
+            link_view = client_at_link(client_view, i)._replace(link_state=link_state[i], bound=bounds[i])
+            steps.append(link_view)
+            update, kept = encode_message(each, update, broadcast_state(each, states[i]), link_view)
             after.append(kept)
         for i, each in reversed(list(enumerate(links))):
             if each.decode_message:
@@ -76,23 +76,23 @@ def search_largest_gain(
 
     def one_round(carry, key):
         states, link_state = carry
-        who, keys = jnp.arange(OTHERS + 1), jax.random.split(key, OTHERS + 2)
+        ids, keys = jnp.arange(OTHERS + 1), jax.random.split(key, OTHERS + 2)
         updates = jax.vmap(lambda k: draw_update(jax.random.fold_in(k, 1), example))(keys[1:])
         run = jax.vmap(client, (0, 0, None, 0, None, 0))
-        messages, link_state, local = run(updates, link_state, states, keys[1:], keys[0], who)
+        messages, link_state, local = run(updates, link_state, states, keys[1:], keys[0], ids)
         sums = [jax.tree.map(lambda x, low=low: x[low:].sum(0, dtype=x.dtype), messages) for low in (0, 1)]
         worst, new = local.max(), list(states)
         for i, each in reversed(list(enumerate(links))):
             if mechanisms[i] and mechanisms[i][0].kind != "local":
                 moved = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), *sums)
                 worst = jnp.maximum(worst, optax.tree.norm(moved) / mechanisms[i][0].l2)
-            present = [who >= 0, who > 0]
+            all_present, without_first = ids >= 0, ids > 0
             public = jax.random.fold_in(keys[0], i)
-            both = [
-                decode_total(each, x, states[i], RoundView(public, who, here, bounds[i]))
-                for x, here in zip(sums, present, strict=True)
+            decoded = [
+                decode_total(each, x, states[i], RoundView(public, ids, present, bounds[i]))
+                for x, present in zip(sums, (all_present, without_first), strict=True)
             ]
-            sums, new[i] = [total for total, _, _ in both], both[0][1]
+            sums, new[i] = [total for total, _, _ in decoded], decoded[0][1]
         return (new, link_state), worst
 
     def draw(key):

@@ -38,11 +38,11 @@ def play_schedule(play: Callable[[int], Iterator[T]]) -> Callable[[int, int], T]
         return play(seed), []
 
     def at(seed, round):
-        going, past = begun(seed)
+        iterator, played = begun(seed)
         with lock:
-            while len(past) <= round:
-                past.append(next(going))
-        return past[round]
+            while len(played) <= round:
+                played.append(next(iterator))
+        return played[round]
 
     return at
 
@@ -82,8 +82,8 @@ def with_clock(sampler: Sampler, clock: Clock, num_clients: int) -> Sampler:
         time = 0.0
         for round in itertools.count():
             ids = sampler.draw(seed, round)[0]
-            asked = ids[ids < num_clients]
-            time += float(clock.trip(seed, asked, np.full(len(asked), round)).max(initial=0.0))
+            clients = ids[ids < num_clients]
+            time += float(clock.trip(seed, clients, np.full(len(clients), round)).max(initial=0.0))
             yield time
 
     return sampler._replace(clock=play_schedule(play))
@@ -97,8 +97,8 @@ def find_ready_clients(clock: Clock, seed: int, time: float, free: np.ndarray) -
 def wait_until_ready(clock: Clock, seed: int, time: float, free: np.ndarray) -> tuple[float, np.ndarray]:
     """(the first time from `time` on at which somebody is ready, who: int [m]). Raises ValueError if nobody will be."""
     for _ in range(FRUITLESS):
-        if len(there := find_ready_clients(clock, seed, time, free)):
-            return time, there
+        if len(ready := find_ready_clients(clock, seed, time, free)):
+            return time, ready
         time = (time // HOUR + 1) * HOUR
     raise ValueError("clock.awake: nobody has been awake for two weeks: raise its probabilities")
 
@@ -134,8 +134,8 @@ def deadline(
     def play(seed):
         time = 0.0
         for round in itertools.count():
-            time, there = wait_until_ready(times, seed, time, everyone)
-            chosen = np.sort(host_rng(seed, Stream.COHORT, round).choice(there, min(slots, len(there)), replace=False))
+            time, ready = wait_until_ready(times, seed, time, everyone)
+            chosen = np.sort(host_rng(seed, Stream.COHORT, round).choice(ready, min(slots, len(ready)), replace=False))
             trip = times.trip(seed, chosen, np.full(len(chosen), round))
             last = seconds or float(trip.max())
             in_time = np.flatnonzero(draw_present(seed, round, num_clients, dropout)[chosen] & (trip <= last))
@@ -185,34 +185,38 @@ def buffered(
     def play(seed):
         random, order, version, time = host_rng(seed, Stream.ARRIVALS), itertools.count(), 0, 0.0
         idle = np.ones(num_clients, bool)
-        going: list[tuple[float, int, int, int, bool]] = []  # time of arrival, order, client, version, whether it drops
-        came: list[tuple[int, int]] = []  # client, age
+        under_way: list[
+            tuple[float, int, int, int, bool]
+        ] = []  # time of arrival, order, client, version, whether it drops
+        arrived: list[tuple[int, int]] = []  # client, age
         lost: list[tuple[int, int]] = []
         while True:
-            while len(going) < concurrency and not (going and going[0][0] <= time):  # who comes now is heard first
-                time, there = (
+            while len(under_way) < concurrency and not (
+                under_way and under_way[0][0] <= time
+            ):  # who comes now is heard first
+                time, ready = (
                     (time, find_ready_clients(times, seed, time, idle))
-                    if going
+                    if under_way
                     else wait_until_ready(times, seed, time, idle)
                 )
-                if not len(there):  # they sleep: those who are under way go on
+                if not len(ready):  # they sleep: those who are under way go on
                     break
-                client = int(random.choice(there))
+                client = int(random.choice(ready))
                 trip = times.trip(seed, np.array([client]), np.array([version]))[0]
-                gone = random.random() < dropout
-                heapq.heappush(going, (time + float(trip), next(order), client, version, gone))
+                drops_out = random.random() < dropout
+                heapq.heappush(under_way, (time + float(trip), next(order), client, version, drops_out))
                 idle[client] = False
-            time, _, client, sent, gone = heapq.heappop(going)
-            if gone or version - sent > max_age:
+            time, _, client, sent, drops_out = heapq.heappop(under_way)
+            if drops_out or version - sent > max_age:
                 idle[client] = len(lost) == size
                 lost += [] if idle[client] else [(client, min(version - sent, max_age))]
                 continue
-            came.append((client, version - sent))
-            if len(came) == size:
-                told, ids, ages = came + lost, np.full(slots, num_clients), np.zeros(slots, int)
-                ids[: len(told)], ages[: len(told)] = np.array(told).T
-                idle[ids[: len(told)]] = True
+            arrived.append((client, version - sent))
+            if len(arrived) == size:
+                reported, ids, ages = arrived + lost, np.full(slots, num_clients), np.zeros(slots, int)
+                ids[: len(reported)], ages[: len(reported)] = np.array(reported).T
+                idle[ids[: len(reported)]] = True
                 yield ScheduledRound(ids, np.arange(slots) < size, ages, time)
-                came, lost, version = [], [], version + 1
+                arrived, lost, version = [], [], version + 1
 
     return make_scheduled_sampler(play, slots, "buffered", size, max_age + 1)

@@ -73,7 +73,7 @@ def no_clock() -> None:
 
 def constant_clock(
     num_clients: int,
-    activity: np.ndarray,
+    num_train: np.ndarray,
     download: float = 2.0,
     compute: float = 0.05,
     upload: float = 4.0,
@@ -92,14 +92,14 @@ def constant_clock(
     check_times(download=download, compute=compute, upload=upload)
 
     def trip(seed, clients, visits):
-        return download + upload + compute * activity[clients]
+        return download + upload + compute * num_train[clients]
 
     return Clock(trip, awake_by_hour(num_clients, awake, zones))
 
 
 def lognormal_clock(
     num_clients: int,
-    activity: np.ndarray,
+    num_train: np.ndarray,
     download: float = 2.0,
     compute: float = 0.05,
     upload: float = 4.0,
@@ -144,7 +144,7 @@ def lognormal_clock(
         angle, radius = np.split(draw_uniform(seed, Stream.TRIPS, clients, visits, 6), 2, axis=1)
         normal = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)  # Box and Muller 1958
         medians = np.stack(
-            [np.full(len(clients), download), compute * activity[clients], np.full(len(clients), upload)]
+            [np.full(len(clients), download), compute * num_train[clients], np.full(len(clients), upload)]
         )
         return factor[clients] * (medians.T * np.exp(spread * normal)).sum(1)
 

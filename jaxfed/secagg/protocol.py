@@ -256,7 +256,7 @@ class Server:
         self.terms, self.context = terms, terms_digest(terms)
         self.survivors: list[int] = []  # whose vectors are in the sum
 
-    def hear(self, step: str, messages: Mapping[int, bytes], among: Collection[int]) -> dict[int, bytes]:
+    def open_answers(self, step: str, messages: Mapping[int, bytes], among: Collection[int]) -> dict[int, bytes]:
         """The bodies of messages from some of these parties."""
         refuse_parties(messages.keys() - set(among), f"answered {step!r} and had dropped out")
         return open_signed(self.terms, self.context, step, messages)
@@ -268,7 +268,7 @@ class Server:
 
     def share(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
         """To each party what its peers encrypted for it."""
-        boxes = {id: unpack_parties(body) for id, body in self.hear("share", messages, self.adverts).items()}
+        boxes = {id: unpack_parties(body) for id, body in self.open_answers("share", messages, self.adverts).items()}
         refuse_parties(
             [id for id in boxes if boxes[id].keys() != self.adverts.keys() - {id}], "left out a peer's shares"
         )
@@ -280,7 +280,7 @@ class Server:
 
     def mask(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
         """To those whose vectors arrived, the list of them, with their signatures."""
-        bodies = self.hear("mask", messages, self.sharers)
+        bodies = self.open_answers("mask", messages, self.sharers)
         refuse_parties([id for id, body in bodies.items() if len(body) != 4 * self.terms.length], "sent another length")
         self.survivors = list(bodies)
         check_survivors(self.terms, self.survivors)
@@ -293,7 +293,7 @@ class Server:
 
     def consent(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
         """To those that signed the list, the signatures."""
-        bodies = self.hear("consent", messages, self.survivors)
+        bodies = self.open_answers("consent", messages, self.survivors)
         refuse_parties(
             [id for id, body in bodies.items() if body != pack_party_list(self.survivors)], "signed another list"
         )
@@ -302,20 +302,22 @@ class Server:
 
     def reveal(self, messages: Mapping[int, bytes]) -> np.ndarray:
         """The sum over survivors, uint32 [length], from what the parties reveal."""
-        told = {id: unpack_parties(body) for id, body in self.hear("reveal", messages, self.signers).items()}
+        revealed = {
+            id: unpack_parties(body) for id, body in self.open_answers("reveal", messages, self.signers).items()
+        }
         refuse_parties(
-            [id for id, parts in told.items() if list(parts) != self.sharers], "did not reveal a share of each peer"
+            [id for id, parts in revealed.items() if list(parts) != self.sharers], "did not reveal a share of each peer"
         )
         refuse_parties(
-            [id for id, parts in told.items() if {*map(len, parts.values())} != {SHARE}],
+            [id for id, parts in revealed.items() if {*map(len, parts.values())} != {SHARE}],
             "revealed shares of the wrong length",
         )
-        chosen, total = list(told)[: self.terms.threshold], self.total.copy()
+        chosen, total = list(revealed)[: self.terms.threshold], self.total.copy()
         for id in self.sharers:
-            secret = join_shares({peer + 1: int.from_bytes(told[peer][id], "little") for peer in chosen})
+            secret = join_shares({peer + 1: int.from_bytes(revealed[peer][id], "little") for peer in chosen})
             kept = id in self.survivors
-            shown = masks.commit_seed(secret, id, terms_digest(self.terms)) if kept else public_key(secret)
-            if shown != (self.adverts[id].seed if kept else self.adverts[id].mask):
+            public = masks.commit_seed(secret, id, terms_digest(self.terms)) if kept else public_key(secret)
+            if public != (self.adverts[id].seed if kept else self.adverts[id].mask):
                 raise ValueError(
                     f"the shares of party {id} are not those of its keys: it, or one of {chosen}, is malicious"
                 )
@@ -342,6 +344,8 @@ def run_session(
     last = {id: ROUNDS.index(step) for id, step in (silent or {}).items()}
     inbox: Any = dict.fromkeys(parties, b"")
     for number, step in enumerate(ROUNDS):
-        said = {id: call(parties[id], step, word) for id, word in inbox.items() if number < last.get(id, len(ROUNDS))}
-        inbox = call(server, step, said)
+        answers = {
+            id: call(parties[id], step, word) for id, word in inbox.items() if number < last.get(id, len(ROUNDS))
+        }
+        inbox = call(server, step, answers)
     return inbox

@@ -111,9 +111,9 @@ def copy_state(state: Tree) -> Tree:
     return jax.tree.map(lambda x: x.copy(), state)
 
 
-def choose_slots(activity: np.ndarray, count: int) -> np.ndarray:
+def choose_slots(num_train: np.ndarray, count: int) -> np.ndarray:
     """`count` places of an array of activities: the least and most active, and others spread evenly between them."""
-    order = np.argsort(activity, kind="stable")
+    order = np.argsort(num_train, kind="stable")
     return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
 
 
@@ -143,9 +143,9 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
         after, reported = play_round(experiment, state, config.seed, round, ids, present)
         filled = np.flatnonzero(reported)
         whole, strangers = recorded_inputs(after, channel), np.setdiff1d(everyone, ids)
-        for slot in filled[choose_slots(population.activity[ids[filled]], clients)] if len(filled) else ():
+        for slot in filled[choose_slots(population.num_train[ids[filled]], clients)] if len(filled) else ():
             client = int(ids[slot])
-            about = {"client": client, "interactions": int(population.activity[client]), "round": round}
+            about = {"client": client, "interactions": int(population.num_train[client]), "round": round}
             others = {"removed": population.num_clients}
             if len(strangers):
                 others["replaced"] = int(setup_rng(config.seed, SetupStream.PROBE, round, client).choice(strangers))

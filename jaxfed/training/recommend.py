@@ -89,7 +89,7 @@ def score_items(experiment: Experiment, best: tuple[Tree, Tree], seat: UserPlace
     if home is not None:
         mine = jax.tree.map(lambda x: x[home], private)
         shared, mine = experiment.method.work.views[view](shared, mine)
-    local = np.asarray(user - population.first[client], np.int32)
+    local = np.asarray(user - population.client_offsets[client], np.int32)
     own = user_feature_rows(population, model.features, np.array(user))
     found = np.array(predict_scores(model, shared, mine, local, history, own))
     # a user may be at several clients, and is offered no item that occurs at any of them

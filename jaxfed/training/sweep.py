@@ -113,8 +113,8 @@ def make_point(
 def check_grid(grid: dict[str, list[str]], seeds: Sequence[int], overrides: Sequence[str]) -> None:
     """Raises ValueError for keys that are said twice, or are not a sweep's to say."""
     given = {word.partition("=")[0].lstrip("-").replace("_", "-") for word in overrides if word.startswith("--")}
-    if twice := sorted(given & grid.keys()):
-        raise ValueError(f"{twice[0]} is given beside --grid {twice[0]}: leave one of them out")
+    if repeated := sorted(given & grid.keys()):
+        raise ValueError(f"{repeated[0]} is given beside --grid {repeated[0]}: leave one of them out")
     if "run.out" in given | grid.keys():
         raise ValueError("run.out: every run of a sweep has a folder of its own: pass --out FOLDER for all of them")
     if seeds and "seed" in given | grid.keys():
@@ -176,10 +176,10 @@ def run_sweep(
             say(f"failed: {point.problem}")
         row = result_row(point, summary)
         same = [each for each in rows if all(each.get(key) == row[key] for key in ("seed", *point.choice))]
-        done = [each for each in same if not each.get("problem")] if point.problem else []
-        if done:
+        finished = [each for each in same if not each.get("problem")] if point.problem else []
+        if finished:
             say("its figures of before are kept")
-        yield done[0] if done else row
+        yield finished[0] if finished else row
 
 
 def average_seeds(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -187,11 +187,11 @@ def average_seeds(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[d
     that worked and its standard deviation as NAME_sd, where there are several."""
     out = []
     for values in dict.fromkeys(tuple(each[key] for key in keys) for each in rows):
-        mine = [each for each in rows if tuple(each[key] for key in keys) == values]
-        good = [each for each in mine if not each.get("problem")]
-        first: dict[str, Any] = good[0] if good else mine[0]
+        group = [each for each in rows if tuple(each[key] for key in keys) == values]
+        good = [each for each in group if not each.get("problem")]
+        first: dict[str, Any] = good[0] if good else group[0]
         made = dict(zip(keys, values, strict=True)) | {"seeds": len(good)}
-        made["problem"] = next((each["problem"] for each in mine if each.get("problem")), "")
+        made["problem"] = next((each["problem"] for each in group if each.get("problem")), "")
         for name, value in first.items():
             if name in made or name == "seed":
                 continue
@@ -272,9 +272,11 @@ def earlier_rows(
             be compared with those to come.
     """
     rows = read_rows(folder / "results.json")
-    was = {key for each in rows for key in each if "." in key and "/" not in key}
-    if rows and was != {key for key in keys if "." in key}:
-        raise ValueError(f"{folder} holds a sweep over {', '.join(sorted(was)) or 'seeds'}: pass another --out")
+    earlier_keys = {key for each in rows for key in each if "." in key and "/" not in key}
+    if rows and earlier_keys != {key for key in keys if "." in key}:
+        raise ValueError(
+            f"{folder} holds a sweep over {', '.join(sorted(earlier_keys)) or 'seeds'}: pass another --out"
+        )
     old = [again({key: str(each[key]) for key in keys}, each["seed"]) for each in rows if not each.get("problem")]
     for point in (*old, *points):
         if point.config and (changed := run_differences(point.config)):
@@ -284,10 +286,10 @@ def earlier_rows(
 
 def run_differences(config: Any) -> list[str]:
     """`key: old -> new` of a run that lies where a configuration has its own; none where there is no run."""
-    known = Path(config.run.out) / "config.toml"
-    if not known.is_file():
+    path = Path(config.run.out) / "config.toml"
+    if not path.is_file():
         return []
-    old = make_config(read_config(known))
+    old = make_config(read_config(path))
     rounds = [f"rounds: {old.rounds} -> {config.rounds}"] if old.rounds != config.rounds else []
     return [*rounds, *config_differences(old, config)]
 

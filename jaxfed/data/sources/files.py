@@ -125,7 +125,7 @@ def read_interactions(
     named = {"titles": titles, "user_features": user_features, "item_features": item_features}
     found, beside = read_companions(place if kind == "inter" else None, named, forms, decimal)
     roles, clock = (user, item, rating, time), (time_of_day, time_format)
-    data = make_dataset(source, roles, clock, keep, beside, asked=bool(titles))
+    data = make_dataset(source, roles, clock, keep, beside, titles_required=bool(titles))
     read = [Path(each.name).name for each in found.values() if any(each is one for one in beside.values())]
     note = f"{' and '.join(read)} beside {place.name} {'were' if len(read) > 1 else 'was'} found and read"
     return data._replace(notes=(*data.notes, note)) if read else data
@@ -169,7 +169,7 @@ def from_arrow(
     tables = {"titles": titles, "user_features": user_features, "item_features": item_features}
     beside = {role: table_source(table, role) for role, table in tables.items() if table is not None}
     source, roles = table_source(interactions, "interactions"), (user, item, rating, time)
-    return make_dataset(source, roles, (time_of_day, time_format), keep, beside, asked=titles is not None)
+    return make_dataset(source, roles, (time_of_day, time_format), keep, beside, titles_required=titles is not None)
 
 
 def make_dataset(
@@ -178,12 +178,12 @@ def make_dataset(
     clock: tuple[str, str],
     keep: str,
     beside: dict[str, Source],
-    asked: bool,
+    titles_required: bool,
 ) -> Dataset:
     """A data set from a table of interactions and those `beside` it (`titles`, `user_features`, `item_features`).
 
-    roles: the columns for user, item, rating and time. clock: `time_of_day` and `time_format`. asked: whether somebody
-    asked for titles. The rest as in `read_interactions`, which see.
+    roles: the columns for user, item, rating and time. clock: `time_of_day` and `time_format`.
+    titles_required: whether titles were asked for. The rest as in `read_interactions`, which see.
     """
     time_of_day, time_format = clock
     found = find_columns(source, dict(zip(("user", "item", *OPTIONAL), roles, strict=True)))
@@ -193,13 +193,13 @@ def make_dataset(
             f"{source.name}: the column of dates is missing: pass {option_name(source, 'time')} beside {day!r}"
         )
     users, items = (read_ids(source, found[side]) for side in SIDES)
-    mend = f"; name another column, or pass {option_name(source, 'rating', NONE)}"
+    hint = f"; name another column, or pass {option_name(source, 'rating', NONE)}"
     ratings, times = np.ones(len(users.number)), np.arange(len(users.number))
     if found["rating"]:
-        ratings = read_floats(source, found["rating"], hint=mend)
-        mend = ", which is too large for a 32-bit float: rescale the ratings, or pass "
-        mend += option_name(source, "rating", NONE)
-        refuse_row(np.abs(ratings) > LARGEST, source, found["rating"], "{}", mend)
+        ratings = read_floats(source, found["rating"], hint=hint)
+        hint = ", which is too large for a 32-bit float: rescale the ratings, or pass "
+        hint += option_name(source, "rating", NONE)
+        refuse_row(np.abs(ratings) > LARGEST, source, found["rating"], "{}", hint)
     if found["time"]:
         times = read_times(source, found["time"], day, time_hint(source, found["time"], day), time_format)
     if keep and keep not in (*source.columns, *NO_COLUMN):
@@ -219,7 +219,7 @@ def make_dataset(
         Interactions(users.number, items.number, ratings.astype(np.float32), times.astype(np.int64)),
         users.names,
         items.names,
-        read_titles(beside["titles"], items.names, asked, found["item"]) if "titles" in beside else None,
+        read_titles(beside["titles"], items.names, titles_required, found["item"]) if "titles" in beside else None,
         {keep: read_ids(source, keep).words} if keep in source.columns and keep != "user" else {},
         tuple(notes),
         known("user", users.names),
