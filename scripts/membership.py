@@ -54,7 +54,7 @@ def defences(clients: int, small: int = 16) -> list[Defence]:
     return [
         Defence("none", [mean]),
         Defence("none, 16 negatives a positive", [mean], beside={"work": {"negatives": 16}}),
-        Defence("quantise, 4 bits", [mean, named("quantise", bits=4)]),
+        Defence("quantize, 4 bits", [mean, named("quantize", bits=4)]),
         Defence("sign", [mean, named("sign", keep_error=False)]),
         Defence("top_k, 10 %", [mean, named("top_k", share=0.1, keep_error=False)]),
         Defence("clip: also the trusted server of noise", [mean, clip]),

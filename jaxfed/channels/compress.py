@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, encode_message, link
+from jaxfed.core.recipe import named
 from jaxfed.core.streams import WEIGHTS
 from jaxfed.core.tables import Table, is_table
 from jaxfed.core.tree import stochastic_round, subtract, sum_last, zeros_like
@@ -144,6 +145,7 @@ def is_weights(node: object) -> bool:
     return isinstance(node, Weights)
 
 
+@named("channel")
 def quantize(bits: int = 8, keep_error: bool = False) -> Channel:
     """Stochastic uniform quantisation (QSGD, Alistarh et al. 2017): integers of `bits` bits in units of the largest
     number, right on average; 2 bits are TernGrad (Wen et al. 2017).
@@ -154,11 +156,12 @@ def quantize(bits: int = 8, keep_error: bool = False) -> Channel:
             table per client (clients x items x dim numbers).
     """
     if not 2 <= bits <= 16:
-        raise ValueError(f"quantise.bits is {bits}: it must be 2 to 16")
-    made = uniform_code(bits, stochastic_round, "quantise")
+        raise ValueError(f"quantize.bits is {bits}: it must be 2 to 16")
+    made = uniform_code(bits, stochastic_round, "quantize")
     return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
+@named("channel")
 def sign(keep_error: bool = True) -> Channel:
     """One bit a number, and the mean of their sizes (scaled sign, Karimireddy et al. 2019).
 
@@ -175,6 +178,7 @@ def sign(keep_error: bool = True) -> Channel:
     return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
+@named("channel")
 def drive() -> Channel:
     """One bit a number after a random rotation, with the scale that makes it right on average (DRIVE, Vargaftik et al.
     2021)."""
@@ -201,6 +205,7 @@ def hadamard_transform(x: jax.Array) -> jax.Array:
     return x / jnp.sqrt(jnp.float32(size))
 
 
+@named("channel")
 def rotate() -> Channel:
     """Random signs, then a Hadamard transform, along the last axis where its length is a power of two (Suresh et al.
     2017): numbers become of one size, and a coarse code loses less. The server turns the sum back."""
@@ -285,6 +290,7 @@ def sparse_code(share: float, pick: Callable, public_places: bool, gain: Callabl
     return link(encode, decode_message=decode_message, name=name)
 
 
+@named("channel")
 def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
     """The largest share of the numbers of each leaf, and where they are (Aji and Heafield 2017).
 
@@ -300,6 +306,7 @@ def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
     return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
+@named("channel")
 def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
     """A share of the numbers of each leaf, at places that client and server draw alike: only the numbers are sent.
 
@@ -321,6 +328,7 @@ def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
     return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
+@named("channel")
 def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
     """Sends the coordinates of each row in `rank` random orthonormal directions, drawn anew each round (in the manner
     of CoLR, Nguyen et al. 2024: one factor is random and known to all, the other is learned).

@@ -14,6 +14,7 @@ import numpy as np
 from jaxfed.channels.noise import add_normal_noise, check_sensitivity
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.types import Mechanism, Sampler
 
 LONGEST = 4096  # rounds: the sensitivity is computed from the whole matrix
@@ -97,6 +98,7 @@ def noise_strategy(kind: str, rounds: int, separation: int, times: int) -> tuple
     return matrix, single.inverse_as_streaming_matrix()
 
 
+@named("channel")
 def correlated(
     rounds: int, num_clients: int, sampler: Sampler, multiplier: float = 1.0, kind: Kind = "banded"
 ) -> Channel:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import num_rows
 from jaxfed.core.tree import stochastic_round
 from jaxfed.core.types import Mean
@@ -17,6 +18,7 @@ from jaxfed.core.types import Mean
 BITS = 32
 
 
+@named("channel")
 def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = False) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, whose sum wraps modulo 2^32 and is exact below that.
 
@@ -75,6 +77,7 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
     )
 
 
+@named("channel")
 def pads(neighbours: int = 0) -> Channel:
     """Adds to each client's integers the pads it shares with its neighbours, which cancel in the sum bit for bit.
 

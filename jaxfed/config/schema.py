@@ -20,7 +20,7 @@ import tomli_w
 
 from jaxfed.config.docstrings import section_docstring
 from jaxfed.config.plugins import import_plugins
-from jaxfed.config.registry import REGISTRY, argument_choices, section_arguments
+from jaxfed.config.registry import ALIASES, REGISTRY, argument_choices, section_arguments
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.data.sources.tables import PATHS as DATA_PATHS
 from jaxfed.data.sources.tables import file_kind
@@ -219,6 +219,8 @@ def build_section(section: str, table: Any, where: str) -> Any:
     name = table.get("name", NAMED.get(section, "adam"))
     if not isinstance(name, str):
         raise ValueError(f"{where}.name: a name in quotes, not {excerpt(name)}")
+    name = ALIASES.get((section, name), name)
+    table = table | {"name": name} if "name" in table else table
     kind = section_type(section, name, where)
     if section != "work":
         return fill_dataclass(kind, table, where)

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import optax
 
+from jaxfed.algorithms.group_rates import Rates, group_rates
 from jaxfed.algorithms.own_model import keep_own_copy
-from jaxfed.config.registry import BESIDE, REGISTRY, group_rates, section_arguments, server_schedule
+from jaxfed.config.registry import BESIDE, REGISTRY, section_arguments, server_schedule
 from jaxfed.config.schema import NAMED, build_section, config_to_table
 from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link, list_links, list_mechanisms
@@ -34,10 +35,10 @@ def call_registered(section: str, config: Any, **given: Any) -> Any:
     return function(**{name: getattr(config, name) for name in mine}, **given)
 
 
-def make_client_optimizer(config: Any) -> Any:
+def make_client_optimizer(config: Any) -> optax.GradientTransformation:
     """A client's optimiser from [work.optimizer]."""
     rest = section_arguments("optimizer", config.name).keys() - BESIDE["optimizer"].keys()
-    groups = {name: dataclasses.asdict(getattr(config, name)) for name in ("item", "user")}
+    groups = {name: Rates(**dataclasses.asdict(getattr(config, name))) for name in ("item", "user")}
     own = {name: getattr(config, name) for name in rest}
     return group_rates(REGISTRY["optimizer"][config.name], config.learning_rate, config.weight_decay, **groups, **own)
 

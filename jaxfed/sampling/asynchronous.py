@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxfed.core.recipe import named
 from jaxfed.core.streams import Stream, host_rng
 from jaxfed.core.types import Sampler
 from jaxfed.sampling.clock import HOUR, Clock
@@ -103,7 +104,8 @@ def wait_until_ready(clock: Clock, seed: int, time: float, free: np.ndarray) -> 
     raise ValueError("clock.awake: nobody has been awake for two weeks: raise its probabilities")
 
 
-def deadline(
+@named("cohort", "deadline")
+def deadline_cohort(
     num_clients: int,
     clock: Clock | None = None,
     size: int = 0,
@@ -148,7 +150,8 @@ def deadline(
     return make_scheduled_sampler(play, slots, "deadline", size)
 
 
-def buffered(
+@named("cohort", "buffered")
+def buffered_cohort(
     num_clients: int,
     clock: Clock | None = None,
     size: int = 0,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxfed.core.excerpt import excerpt, shorten_list
+from jaxfed.core.recipe import named
 from jaxfed.data.features import SIDES
 from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.sources.beside import read_features, read_titles
@@ -39,6 +40,7 @@ def read_companions(
     return found, {role: each for role, each in used.items() if each} | given
 
 
+@named("data", "read")
 def read_interactions(
     path: str = "",
     kind: str = "csv",
@@ -131,6 +133,7 @@ def read_interactions(
     return data._replace(notes=(*data.notes, note)) if read else data
 
 
+@named("data", "table")
 def from_arrow(
     interactions: Any,
     user: str = "",

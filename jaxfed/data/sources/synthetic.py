@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxfed.core.recipe import named
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions
@@ -9,6 +10,7 @@ from jaxfed.data.interactions import Dataset, Interactions
 PHASES = 4  # of a feature
 
 
+@named("data", "synthetic")
 def synthetic_data(
     users: int = 1000,
     items: int = 500,
