@@ -23,7 +23,7 @@ _WHERE = {
     "partition": ("clients", "partition"),
     "read": ("sources.files", "read_interactions"),
 }
-__all__ = sorted(_WHERE)
+__all__ = ["Batching", "Clients", "from_arrays", "from_arrow", "from_pandas", "load", "partition", "read"]
 
 
 def __getattr__(name: str) -> Any:

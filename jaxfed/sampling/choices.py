@@ -122,7 +122,7 @@ def constant_clock(**options: Any) -> MakeClock:
     """Every client takes the same seconds for a download, an interaction and an upload.
 
     Args:
-        options: `download`, `compute`, `upload` (seconds), `awake`, `zones`: see `jaxfed.sampling.clock.constant_times`.
+        options: `download`, `compute`, `upload` (seconds), `awake`, `zones`, as in `constant_times`.
 
     Returns:
         A function of the clients that gives the clock.
@@ -137,7 +137,7 @@ def lognormal_clock(**options: Any) -> MakeClock:
     """Clients whose times differ from visit to visit and by the class of their device.
 
     Args:
-        options: of `jaxfed.sampling.clock.lognormal_times`: the medians, `spread`, `shares`, `slowness`, ...
+        options: of `lognormal_times`: the medians, `spread`, `shares`, `slowness`, ...
 
     Returns:
         A function of the clients that gives the clock.
