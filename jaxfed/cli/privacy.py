@@ -152,14 +152,8 @@ def fill_options(args: argparse.Namespace, overrides: list[str]) -> None:
 def calibrate_command(args: argparse.Namespace) -> list[str]:
     """What `jaxfed privacy calibrate` prints. Raises ValueError for what cannot be."""
     from jaxfed.core.excerpt import shorten
-    from jaxfed.privacy.accountant import (
-        SAMPLERS,
-        Mechanism,
-        Sampling,
-        calibrate_noise,
-        check_accounting,
-        compute_spent,
-    )
+    from jaxfed.privacy.accountant import Mechanism, calibrate_noise, compute_spent
+    from jaxfed.privacy.releases import SAMPLERS, Sampling, check_accounting
     from jaxfed.sampling.cohort import poisson_cohort
 
     if args.sampler in ("deadline", "buffered"):

@@ -11,7 +11,8 @@ from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.data import packing
 from jaxfed.data.batching import Batching, draw_examples
-from jaxfed.data.packing import block_kinds, empty_cohort, make_block_shapes, pack_cohort
+from jaxfed.data.blocks import block_kinds, make_block_shapes
+from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.ragged import sort_pairs
 from jaxfed.data.sources.synthetic import synthetic_data
