@@ -51,7 +51,7 @@ from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.tables import is_table
 from jaxfed.data.batching import Batching
-from jaxfed.data.preparation import prepare_population
+from jaxfed.data.preparation import PopulationOptions
 from jaxfed.data.sources.files import read_interactions
 from jaxfed.data.sources.movielens import ml_100k
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -357,7 +357,7 @@ class ServerOptions(NamedTuple):
 
 # whose arguments a section takes beside those of its function
 SOURCES: dict[str, tuple[Callable, ...]] = {
-    "data": (prepare_population,),
+    "data": (PopulationOptions,),
     "work": (Batching, WorkOptions),
     "optimizer": (OptimizerOptions,),
     "server": (ServerOptions,),
