@@ -85,7 +85,6 @@ def test_no_function_is_too_long():
     assert not [each for each in lengths() if each[0] > LONGEST]
 
 
-@pytest.mark.xfail(strict=True, reason="it is 6 %")
 def test_few_functions_are_long():
     every = lengths()
     assert sum(each[0] > LONGER for each in every) <= LONG * len(every)

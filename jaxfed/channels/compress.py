@@ -6,6 +6,7 @@ they come last in a chain. So do those of `channels.sparse`; those of `channels.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxfed.core.link import Channel, encode_message, link
 from jaxfed.core.streams import WEIGHTS
 from jaxfed.core.tables import Table, is_table
 from jaxfed.core.tree import stochastic_round, subtract, sum_last, zeros_like
-from jaxfed.core.types import Coded, Weights
+from jaxfed.core.types import Coded, Key, Weights
 
 
 def with_error_feedback(code: Channel) -> Channel:
@@ -34,6 +35,28 @@ def with_error_feedback(code: Channel) -> Channel:
     return code._replace(init=lambda example: ((), zeros_like(example)), encode=encode, claims=claims)
 
 
+def split_by_scale(x: jax.Array, in_table: bool) -> jax.Array:
+    """[scales, ...]: numbers by the scale that they have, one for each row of a table with several columns."""
+    return x if in_table and x.ndim > 1 else x[None]  # a number a row: one scale for all rows
+
+
+def encode_node(code: Callable, node: Any, key: Key) -> tuple[Any, Any]:
+    """(codes, scale) of a node by code(x, in a table, key), marked as tables where they have its rows."""
+    x = node.rows if is_table(node) else node
+    codes, scale = code(x, is_table(node), key)
+    by_row = is_table(node) and x.ndim > 1
+    return (Table(codes) if is_table(node) else codes), (Table(scale) if by_row else scale)
+
+
+def read_node(value: Callable, node: Any, scale: Any) -> Any:
+    """What a node of codes means; value(codes): in scales."""
+    coded, in_table = (node.rows, True) if is_table(node) else (node, False)
+    scale = scale.rows if is_table(scale) else scale
+    whole = split_by_scale(value(coded.values), in_table)
+    x = (whole * scale.reshape(scale.shape + (1,) * (whole.ndim - 1))).reshape(coded.values.shape)
+    return Table(x) if in_table else x
+
+
 def scaled_code(code: Callable, value: Callable, name: str, bits: int) -> Channel:
     """A code of integers and a scale, for each row of a table with several columns and for each other leaf.
 
@@ -41,44 +64,31 @@ def scaled_code(code: Callable, value: Callable, name: str, bits: int) -> Channe
     are not there to fill a block; value(codes) -> what a code means, in scales.
     """
 
-    def shape(x, in_table):
-        return x if in_table and x.ndim > 1 else x[None]  # a number a row: one scale for all rows
-
     def encode(update, sent, client):
         def one(x, in_table, key):
-            whole = shape(x, in_table)
+            whole = split_by_scale(x, in_table)
             filled = in_table and x.ndim == 1
             entries = client.held.sum() if filled else math.prod(whole.shape[1:])
             codes, scale = code(whole, key, entries)
             return Coded(codes.reshape(x.shape), bits), scale.reshape(scale.shape[:1])
 
-        pairs = [one_node(one, node, i, client.key) for i, node in enumerate(jax.tree.leaves(update, is_leaf=is_table))]
+        pairs = [
+            encode_node(one, node, jax.random.fold_in(client.key, i))
+            for i, node in enumerate(jax.tree.leaves(update, is_leaf=is_table))
+        ]
         structure = jax.tree.structure(update, is_leaf=is_table)
         codes, scales = (jax.tree.unflatten(structure, [pair[i] for pair in pairs]) for i in (0, 1))
         return (codes, scales), client.memory
 
-    def one_node(one, node, i, key):
-        x = node.rows if is_table(node) else node
-        codes, scale = one(x, is_table(node), jax.random.fold_in(key, i))
-        by_row = is_table(node) and x.ndim > 1
-        return (Table(codes) if is_table(node) else codes), (Table(scale) if by_row else scale)
-
     def decode_message(message, sent, client):
         codes, scales = message
-
-        def meant(node, scale):
-            coded, in_table = (node.rows, True) if is_table(node) else (node, False)
-            scale = scale.rows if is_table(scale) else scale
-            whole = shape(value(coded.values), in_table)
-            x = (whole * scale.reshape(scale.shape + (1,) * (whole.ndim - 1))).reshape(coded.values.shape)
-            return Table(x) if in_table else x
 
         def stop(node):
             return is_table(node) or isinstance(node, Coded)
 
         structure = jax.tree.structure(codes, is_leaf=stop)
         each = zip(jax.tree.leaves(codes, is_leaf=stop), jax.tree.leaves(scales, is_leaf=is_table), strict=True)
-        return jax.tree.unflatten(structure, [meant(*pair) for pair in each])
+        return jax.tree.unflatten(structure, [read_node(value, *pair) for pair in each])
 
     return link(encode, decode_message=decode_message, name=name)
 

@@ -62,6 +62,18 @@ def rotate() -> Channel:
     return link(encode, decode, l2_gain=lambda bound: bound, is_average=False, name="rotate")
 
 
+def draw_directions(columns: int, rank: int, key: Key) -> jax.Array:
+    """[columns, rank]: random orthonormal directions, columns of a Hadamard matrix with random signs."""
+    signs, order = jax.random.split(key)
+    flips = jax.random.rademacher(signs, (columns, 1), jnp.float32)
+    return (flips * hadamard_transform(jnp.eye(columns)))[:, jax.random.permutation(order, columns)[:rank]]
+
+
+def has_columns(x: jax.Array, in_table: bool) -> bool:
+    """Whether the last axis of a leaf holds columns: that of a table of one number a row holds rows."""
+    return x.ndim > 1 or (x.ndim == 1 and not in_table)
+
+
 def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
     """Sends the coordinates of each row in `rank` random orthonormal directions, drawn anew each round (in the manner
     of CoLR, Nguyen et al. 2024: one factor is random and known to all, the other is learned).
@@ -79,26 +91,18 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
     def cut(columns):
         return columns > rank and columns & (columns - 1) == 0
 
-    def directions(columns, key):
-        signs, order = jax.random.split(key)
-        flips = jax.random.rademacher(signs, (columns, 1), jnp.float32)
-        return (flips * hadamard_transform(jnp.eye(columns)))[:, jax.random.permutation(order, columns)[:rank]]
-
-    def wide(x, in_table):
-        return x.ndim > 1 or (x.ndim == 1 and not in_table)
-
     def encode(update, sent, client):
         def one(x, in_table, key):
-            if not (wide(x, in_table) and cut(x.shape[-1])):
+            if not (has_columns(x, in_table) and cut(x.shape[-1])):
                 return x
-            return x @ directions(x.shape[-1], key)
+            return x @ draw_directions(x.shape[-1], rank, key)
 
         return map_leaves(one, update, client.public), client.memory
 
     def init(example):
         # shapes of the state, which stays zero, say how many columns there were (a checkpoint holds no empty arrays)
         nodes = [(x.rows, True) if is_table(x) else (x, False) for x in jax.tree.leaves(example, is_leaf=is_table)]
-        return [jnp.zeros(x.shape[-1] if wide(x, in_table) else ()) for x, in_table in nodes], ()
+        return [jnp.zeros(x.shape[-1] if has_columns(x, in_table) else ()) for x, in_table in nodes], ()
 
     def decode(total, state, round):
         nodes, structure = jax.tree.flatten(total, is_leaf=is_table)
@@ -106,7 +110,11 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
         for i, (node, dims) in enumerate(zip(nodes, jax.tree.leaves(state), strict=True)):
             x, in_table = (node.rows, True) if is_table(node) else (node, False)
             if dims.ndim and cut(dims.size):
-                x = (gain or dims.size / rank) * x @ directions(dims.size, jax.random.fold_in(round.key, i)).T
+                x = (
+                    (gain or dims.size / rank)
+                    * x
+                    @ draw_directions(dims.size, rank, jax.random.fold_in(round.key, i)).T
+                )
             whole.append(Table(x) if in_table else x)
         return jax.tree.unflatten(structure, whole), state, {}
 

@@ -228,7 +228,7 @@ def prepare_population(data: Dataset, **options: Any) -> tuple[Dataset, Populati
         raise ValueError(
             f'data.label = "{chosen.label}": data.label_flip exchanges clicks and negatives: set it to false'
         )
-    data, names = form_clients(data, chosen)
+    data, names = divide_into_clients(data, chosen)
     check_fraction(chosen.malicious, "data.malicious")
     if chosen.promoted:
         data = poison_histories(data, chosen.promoted, chosen.malicious, chosen.malice)
@@ -241,14 +241,14 @@ def prepare_population(data: Dataset, **options: Any) -> tuple[Dataset, Populati
     data, population = split_by_kind(data, population, parts, chosen)
     data = add_notes(data, *note_few_candidates(population.asked))
     if chosen.cold:
-        num_asked, population = population.asked.num_clients, split_cold_clients(population, chosen.cold, chosen.deal)
-        num_cold = num_asked - population.asked.num_clients
-        note = f"{num_cold:,} of {num_asked:,} clients are cold: they never take part, and are tested apart"
-        data = add_notes(data, note)
+        warm = split_cold_clients(population, chosen.cold, chosen.deal)
+        every, num_cold = population.asked.num_clients, population.asked.num_clients - warm.asked.num_clients
+        note = f"{num_cold:,} of {every:,} clients are cold: they never take part, and are tested apart"
+        return add_notes(data, note), warm
     return data, population
 
 
-def form_clients(data: Dataset, options: PopulationOptions) -> tuple[Dataset, np.ndarray]:
+def divide_into_clients(data: Dataset, options: PopulationOptions) -> tuple[Dataset, np.ndarray]:
     """(the data set with a client for every row that stays, what the clients are called)."""
     data = drop_repeats(data)
     if options.user_core or options.item_core:

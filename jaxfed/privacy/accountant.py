@@ -199,8 +199,6 @@ def calibrate_noise(
     beside: what else each round releases. l1, l2: sensitivities of Skellam noise in grid units. Raises ValueError where
     there is none.
     """
-    from scipy.optimize import brentq
-
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon is {epsilon:g}: it must be positive and finite")
     if rounds < 1:
@@ -217,6 +215,16 @@ def calibrate_noise(
         # loss distributions of little noise are slow: come from above, and not from far
         more = calibrate_noise(epsilon, delta, sampling, rounds, kind, "rdp", relation, beside, l1, l2)
         step, high = math.log(1.2), math.log(more)
+    return math.exp(search_least_noise(excess, high, step, epsilon))
+
+
+def search_least_noise(excess: Callable[[float], float], high: float, step: float, epsilon: float) -> float:
+    """The least logarithm of a multiplier with an excess of at most 0, searched in steps from `high`, then by roots.
+
+    Raises ValueError where there is none; epsilon: for its message.
+    """
+    from scipy.optimize import brentq
+
     while excess(high) > 0:
         high += step
         if high > -math.log(TINY):
@@ -225,8 +233,8 @@ def calibrate_noise(
     while excess(low) <= 0 and low > math.log(TINY):
         low, high = low - step, low
     if excess(low) <= 0:
-        return math.exp(low)
-    return math.exp(brentq(excess, low, high, xtol=TOLERANCE / 2) + TOLERANCE / 2)
+        return low
+    return brentq(excess, low, high, xtol=TOLERANCE / 2) + TOLERANCE / 2
 
 
 def spent_to_dict(

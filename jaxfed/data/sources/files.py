@@ -194,6 +194,24 @@ def from_arrow(
     return make_dataset(source, roles, (time_of_day, time_format), keep, beside, titles_required=titles is not None)
 
 
+def read_ratings(source: Source, column: str) -> np.ndarray:
+    """A column of ratings as float64 [n]. Raises ValueError for one that is no number, or too large for float32."""
+    none = option_name(source, "rating", NONE)
+    ratings = read_floats(source, column, hint=f"; name another column, or pass {none}")
+    hint = f", which is too large for a 32-bit float: rescale the ratings, or pass {none}"
+    refuse_row(np.abs(ratings) > LARGEST, source, column, "{}", hint)
+    return ratings
+
+
+def check_kept_column(source: Source, keep: str) -> None:
+    """Raises ValueError where clients are to be the values of a column that is not there."""
+    if keep and keep not in (*source.columns, *NO_COLUMN):
+        raise ValueError(
+            f"{source.name}: clients by {excerpt(keep)}: no such column; choose one of {', '.join(NO_COLUMN)}, or a "
+            f"column: {shorten_list(source.columns)}"
+        )
+
+
 def make_dataset(
     source: Source,
     roles: tuple[str, str, str, str],
@@ -215,20 +233,12 @@ def make_dataset(
             f"{source.name}: the column of dates is missing: pass {option_name(source, 'time')} beside {day!r}"
         )
     users, items = (read_ids(source, found[side]) for side in SIDES)
-    hint = f"; name another column, or pass {option_name(source, 'rating', NONE)}"
     ratings, times = np.ones(len(users.number)), np.arange(len(users.number))
     if found["rating"]:
-        ratings = read_floats(source, found["rating"], hint=hint)
-        hint = ", which is too large for a 32-bit float: rescale the ratings, or pass "
-        hint += option_name(source, "rating", NONE)
-        refuse_row(np.abs(ratings) > LARGEST, source, found["rating"], "{}", hint)
+        ratings = read_ratings(source, found["rating"])
     if found["time"]:
         times = read_times(source, found["time"], day, time_hint(source, found["time"], day), time_format)
-    if keep and keep not in (*source.columns, *NO_COLUMN):
-        raise ValueError(
-            f"{source.name}: clients by {excerpt(keep)}: no such column; choose one of {', '.join(NO_COLUMN)}, or a "
-            f"column: {shorten_list(source.columns)}"
-        )
+    check_kept_column(source, keep)
     notes = [describe_columns(found | ({"time of day": day} if day else {}))]
     if keep == "user" != found["user"] and keep in source.columns:
         notes.append(f"clients are users, as {found['user']} has them; the column called user is not read")
