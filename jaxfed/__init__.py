@@ -28,7 +28,8 @@ _MODULES = {
     "jaxfed.core.types": ("Broadcast", "ClientOutput", "Cohort", "Mean", "Mechanism", "Sampler"),
     "jaxfed.data.population": ("Population",),
     "jaxfed.data.sources.files": ("from_arrow",),
-    "jaxfed.models.model": ("Model", "from_module"),
+    "jaxfed.core.model": ("Model",),
+    "jaxfed.models.model": ("from_module",),
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -74,7 +74,7 @@ def listen() -> Channel:
 
     def record(messages: Messages, rows: int) -> Tree:
         jax.debug.callback(
-            lambda seen: PARTS.append(jax.tree.map(np.asarray, seen)), messages._replace(memory=(), metrics={})
+            lambda seen: PARTS.append(jax.tree.map(np.asarray, seen)), messages._replace(client_states=(), metrics={})
         )
         return sum_messages(messages, rows)
 
@@ -112,7 +112,7 @@ def seen(
         state = initial_arrays(experiment, seed)["state"]
         shared, private = jax.tree.map(jax.numpy.asarray, arrays)
         PARTS.clear()
-        state = state._replace(shared=shared, memory=state.memory._replace(work=private))
+        state = state._replace(shared=shared, client_states=state.client_states._replace(work=private))
         (done,) = run_rounds(experiment, state, seed, number, number + 1)
         jax.effects_barrier()  # until the round has been listened to
         if defence.at == "messages":
@@ -183,7 +183,7 @@ def main() -> None:
     state = initial_arrays(trained, args.seed)["state"]
     for done in run_rounds(trained, state, args.seed, 0, args.rounds):
         state = done.state
-    arrays = jax.tree.map(np.asarray, (state.shared, state.memory.work))
+    arrays = jax.tree.map(np.asarray, (state.shared, state.client_states.work))
     lines = ["| defence | seen | row set | update | taste | all, with popularity |", "|---|---|---|---|---|---|"]
     print(*lines, sep="\n")
     floor: list[float] = []

@@ -79,7 +79,7 @@ def coded_share(run: Path, sample: int) -> float | None:
 
     @jax.jit
     def message(id, held, num_train, data):
-        mine, theirs = tables.gather_client(state.memory, id, held)
+        mine, theirs = tables.gather_client(state.client_states, id, held)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, CLIENTS), id))
         report = made.method.work.update(to_compute_dtype(tables.take_rows(state.shared, held)), mine, data, secret)
         me = ClientView(theirs, noise, key, id, report.weight, num_train, held, size, jnp.asarray(cohort.ids))

@@ -37,8 +37,8 @@ def with_edge_models(method: Method, edge: np.ndarray) -> Method:
     edges, work = int(edge.max()) + 1, method.work
 
     def init(params, key):
-        shared, memory = work.init(params, key)
-        return stack_copies(shared, edges), memory
+        shared, client_state = work.init(params, key)
+        return stack_copies(shared, edges), client_state
 
     def private_part(store):
         return ClusterMember(method.private_part(store), jnp.asarray(edge, jnp.int32))
@@ -67,10 +67,10 @@ def channel_at_edges(channel: Channel, edge: np.ndarray) -> Channel:
         return home.at[client.id].get(mode="fill", fill_value=0)
 
     def init(example):
-        state, memory = channel.init(example)
+        state, link_state = channel.init(example)
         rows = num_rows(example)
         held = Table(jnp.zeros((rows, edges))) if rows else ()
-        return (stack_copies(state, edges), (held, jnp.zeros(edges))), memory
+        return (stack_copies(state, edges), (held, jnp.zeros(edges))), link_state
 
     def encode(update, sent, client):
         return encode_message(channel, update, select_model(sent, of(client)), client)

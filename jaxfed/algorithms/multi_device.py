@@ -51,11 +51,11 @@ def with_merged_devices(algorithm: Algorithm, owner: np.ndarray, weight: np.ndar
 
     def init(params, key):
         state = algorithm.init(params, key)
-        return state._replace(memory=state.memory._replace(work=begin(state.memory.work)))
+        return state._replace(client_states=state.client_states._replace(work=begin(state.client_states.work)))
 
     def step(state, cohort, key):
         state, info = algorithm.step(state, cohort, key)
-        mine, several = join(state.memory.work, cohort.ids, info["clients/present"])
-        return state._replace(memory=state.memory._replace(work=mine)), info | {"clients/merged": several}
+        mine, several = join(state.client_states.work, cohort.ids, info["clients/present"])
+        return state._replace(client_states=state.client_states._replace(work=mine)), info | {"clients/merged": several}
 
     return Algorithm(init, step)

@@ -1,4 +1,4 @@
-"""Clients that keep a model of their own beside the shared one: its memory, and how it is scored."""
+"""Clients that keep a model of their own beside the shared one: its state, and how it is scored."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from jaxfed.core.types import Tree
 
 
 class OwnModel(NamedTuple):
-    """A client's memory with its own copy of the shared part. Rows that it does not have are the server's."""
+    """A client's state with its own copy of the shared part. Rows that it does not have are the server's."""
 
     private: Tree  # beside the server's model
     copy: Tree  # like the shared part
@@ -22,7 +22,7 @@ class OwnModel(NamedTuple):
 
 
 def new_own_model(params: Tree, private: Tree, beside: Tree) -> OwnModel:
-    """The memory of a client that has no copy yet."""
+    """The state of a client that has no copy yet."""
     rows = num_rows(params)
     return OwnModel(private, zeros_like(params), beside, Table(jnp.zeros(rows)) if rows else (), jnp.float32(0))
 
@@ -39,7 +39,7 @@ def own_copy(own: OwnModel, params: Tree, latest: bool = False) -> Tree:
 
 
 def stamp_rows(own: OwnModel, **new: Tree) -> OwnModel:
-    """The memory after a round in which the client wrote all the rows that it holds."""
+    """The state after a round in which the client wrote all the rows that it holds."""
     now = own.rounds + 1
     return own._replace(written=jax.tree.map(lambda x: jnp.full_like(x, now), own.written), rounds=now, **new)
 
@@ -74,7 +74,7 @@ def keep_own_copy(method: Method) -> Method:
     def update(shared, own, steps, key):
         report = work.update(shared, own.private, steps, key)
         end = subtract(shared.params, report.update.params)
-        return report._replace(memory=stamp_rows(own, private=report.memory, copy=end))
+        return report._replace(client_state=stamp_rows(own, private=report.client_state, copy=end))
 
     def personal(params, own):
         return own_copy(own, params, latest=True), own.private

@@ -25,9 +25,9 @@ class ControlState(NamedTuple):
     held: Tree = ()  # float table: 1 for the rows that it has trained before; see `scaffold`
 
 
-def private_part(memory: ControlState) -> Tree:
-    """Of a client's memory, or of a store of them, what the model's score reads."""
-    return memory.private
+def private_part(client_state: ControlState) -> Tree:
+    """Of a client's state, or of a store of them, what the model's score reads."""
+    return client_state.private
 
 
 def scale_to_all_steps(tree: Tree, steps: Batches) -> Tree:

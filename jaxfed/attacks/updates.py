@@ -24,7 +24,7 @@ def malicious_link(name: str, change: Callable[[Tree, ClientView], Tree], fracti
 
     def encode(message, sent, client):
         bad, false = is_malicious(client.id, fraction, seed), change(message, client)
-        return jax.tree.map(lambda sent, true: jnp.where(bad, sent, true), false, message), client.memory
+        return jax.tree.map(lambda sent, true: jnp.where(bad, sent, true), false, message), client.link_state
 
     return link(encode, name=name)
 

@@ -44,7 +44,7 @@ def copy_initial_model(state: State) -> BaselineModel:
     """A copy of jaxfed's model before the first round."""
     tables = state.shared.params["tables"]
     items = {name: jnp.array(tables[name].rows) for name in ("item", "bias")}
-    return BaselineModel(items, jnp.array(state.memory.work["private"]["user"][:, 0]))
+    return BaselineModel(items, jnp.array(state.client_states.work["private"]["user"][:, 0]))
 
 
 def flatten_parameters(model: BaselineModel) -> dict[str, Any]:

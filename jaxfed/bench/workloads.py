@@ -121,7 +121,9 @@ def jaxfed_runner(experiment: Experiment) -> Runner:
 
     def params():
         tables = state.shared.params["tables"]
-        return {name: x.rows for name, x in tables.items()} | {"user": state.memory.work["private"]["user"][:, 0]}
+        return {name: x.rows for name, x in tables.items()} | {
+            "user": state.client_states.work["private"]["user"][:, 0]
+        }
 
     return Runner(go, TOGETHER, seconds, params)
 

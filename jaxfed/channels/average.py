@@ -71,7 +71,7 @@ def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
 
     def encode(update, sent, client):
         weight = weigh(client)
-        return (map_averaged(lambda update: scale_tree(weight, update), update), weight), client.memory
+        return (map_averaged(lambda update: scale_tree(weight, update), update), weight), client.link_state
 
     def decode(total, state, round):
         update, weight = total
@@ -104,7 +104,11 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
     def encode(update, sent, client):
         weight = weigh(client)
         held = Weights(Table(jnp.where(client.held, counted * weight, 0.0)))
-        return (map_averaged(lambda update: scale_tree(weight, update), update), held, counted * weight), client.memory
+        return (
+            map_averaged(lambda update: scale_tree(weight, update), update),
+            held,
+            counted * weight,
+        ), client.link_state
 
     def decode(total, state, round):
         update, held, weight = total
@@ -129,7 +133,7 @@ def cluster_mean() -> Channel:
 
     def encode(update, sent, client):
         membership, held = update.extra
-        return (update.params, Weights(clear_padding(held, client.held)), membership), client.memory
+        return (update.params, Weights(clear_padding(held, client.held)), membership), client.link_state
 
     def decode(total, state, round):
         params, held, members = total

@@ -38,7 +38,7 @@ def clip(bound: float = 1.0) -> Channel:
         return {"clip/clients": Mean(1.0 * (l2_norm(update) > bound), 1.0)}
 
     return link(
-        lambda update, sent, client: (shrink_to_bound(update, bound)[0], client.memory),
+        lambda update, sent, client: (shrink_to_bound(update, bound)[0], client.link_state),
         l2_gain=lambda before: min(before, bound),
         metrics=metrics,
         name="clip",
@@ -58,7 +58,7 @@ def clip_per_row(bound: float = 0.1) -> Channel:
         return x * jnp.minimum(1, bound / jnp.where(length > 0, length, 1))
 
     def encode(update, sent, client):
-        return map_tables(rows, lambda x: shrink_to_bound(x, bound)[0], update), client.memory
+        return map_tables(rows, lambda x: shrink_to_bound(x, bound)[0], update), client.link_state
 
     return link(encode, l2_gain=lambda before: before, name="clip_per_row")
 
@@ -73,7 +73,7 @@ def zero_out(bound: float = 10.0) -> Channel:
 
     def encode(update, sent, client):
         kept = l2_norm(update) <= bound
-        return jax.tree.map(lambda x: jnp.where(kept, x, jnp.zeros_like(x)), update), client.memory
+        return jax.tree.map(lambda x: jnp.where(kept, x, jnp.zeros_like(x)), update), client.link_state
 
     def metrics(update, sent, client):
         return {"zero_out/clients": Mean(1.0 * (l2_norm(update) > bound), 1.0)}
@@ -107,7 +107,10 @@ def adaptive_clip(
 
     def encode(update, now, client):
         kept, length = shrink_to_bound(update, now)
-        return (scale_tree(1 / now, kept), share * (jnp.where(length <= now, 0.5, -0.5) + 0 * length)), client.memory
+        return (
+            scale_tree(1 / now, kept),
+            share * (jnp.where(length <= now, 0.5, -0.5) + 0 * length),
+        ), client.link_state
 
     def metrics(update, now, client):
         return {"clip/clients": Mean(1.0 * (l2_norm(update) > now), 1.0)}

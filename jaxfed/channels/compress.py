@@ -25,10 +25,12 @@ def with_error_feedback(code: Channel) -> Channel:
     al. 2019). Stores one full item table per client (clients x items x dim numbers)."""
 
     def encode(update, sent, client):
-        corrected = jax.tree.map(jnp.add, update, client.memory)
-        message, _ = encode_message(code, corrected, sent, client._replace(memory=()))
+        corrected = jax.tree.map(jnp.add, update, client.link_state)
+        message, _ = encode_message(code, corrected, sent, client._replace(link_state=()))
         assert code.decode_message
-        return message, subtract(corrected, code.decode_message(message, sent, client._replace(memory=None, key=None)))
+        return message, subtract(
+            corrected, code.decode_message(message, sent, client._replace(link_state=None, key=None))
+        )
 
     # what was held back may come all at once: nothing bounds the norm
     claims = code.claims._replace(l2_gain=None)
@@ -78,7 +80,7 @@ def scaled_code(code: Callable, value: Callable, name: str, bits: int) -> Channe
         ]
         structure = jax.tree.structure(update, is_leaf=is_table)
         codes, scales = (jax.tree.unflatten(structure, [pair[i] for pair in pairs]) for i in (0, 1))
-        return (codes, scales), client.memory
+        return (codes, scales), client.link_state
 
     def decode_message(message, sent, client):
         codes, scales = message
@@ -119,9 +121,9 @@ def keep_weights_apart(code: Channel) -> Channel:
 
     def encode(update, sent, client):
         rest, weights = split(update)
-        message, memory = encode_message(code, rest, sent, client)
-        own = client._replace(memory=(), key=jax.random.fold_in(client.key, WEIGHTS))
-        return (message, encode_message(plain, weights, sent, own)[0]), memory
+        message, link_state = encode_message(code, rest, sent, client)
+        own = client._replace(link_state=(), key=jax.random.fold_in(client.key, WEIGHTS))
+        return (message, encode_message(plain, weights, sent, own)[0]), link_state
 
     def decode_message(message, sent, client):
         assert code.decode_message

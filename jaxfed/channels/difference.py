@@ -25,7 +25,7 @@ def difference() -> Channel:
 
     def encode(update, last, client):
         held, one = Weights(Table(1.0 * client.held)), jnp.ones(())
-        return (map_averaged(lambda update: subtract(update, drop_sums(last)), update), held, one), client.memory
+        return (map_averaged(lambda update: subtract(update, drop_sums(last)), update), held, one), client.link_state
 
     def decode(total, last, round):
         change, held, one = total

@@ -121,7 +121,7 @@ def integer_noise_link(
         return (Mechanism(name, multiplier, l1=l2_gain(bound) ** 2, l2=l2_gain(bound)),)
 
     def encode(update, sent, client):
-        return round_within_norm(update, client.key, unit, longest(client.bound)), client.memory
+        return round_within_norm(update, client.key, unit, longest(client.bound)), client.link_state
 
     def decode(summed, state, round):
         stddev = multiplier * l2_gain(round.bound)

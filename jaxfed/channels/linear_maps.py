@@ -51,7 +51,7 @@ def rotate() -> Channel:
         def turn(x, in_table, key):
             return hadamard_transform(x * signs(x, key)) if columns(x, in_table) else x
 
-        return map_leaves(turn, update, client.public), client.memory
+        return map_leaves(turn, update, client.public), client.link_state
 
     def decode(total, state, round):
         def back(x, in_table, key):
@@ -97,7 +97,7 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
                 return x
             return x @ draw_directions(x.shape[-1], rank, key)
 
-        return map_leaves(one, update, client.public), client.memory
+        return map_leaves(one, update, client.public), client.link_state
 
     def init(example):
         # shapes of the state, which stays zero, say how many columns there were (a checkpoint holds no empty arrays)

@@ -86,7 +86,7 @@ def densify() -> Channel:
         def whole(node):
             return WholeTable(jax.tree.map(spread, node.rows)) if is_table(node) else node
 
-        return jax.tree.map(whole, update, is_leaf=is_table), client.memory
+        return jax.tree.map(whole, update, is_leaf=is_table), client.link_state
 
     def decode(total, state, round):
         def table(node):
@@ -111,7 +111,7 @@ def local_gaussian(multiplier: float = 1.0) -> Channel:
 
     def encode(update, sent, client):
         stddev = multiplier * check_sensitivity("local_gaussian", multiplier, client.bound)
-        return add_normal_noise(update, stddev, client.key), client.memory
+        return add_normal_noise(update, stddev, client.key), client.link_state
 
     def init(example):
         if num_rows(example):

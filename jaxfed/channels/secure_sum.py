@@ -61,7 +61,7 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
     """
 
     def encode(update, sent, client):
-        return round_to_ring(update, client.key, fraction_bits, bound), client.memory
+        return round_to_ring(update, client.key, fraction_bits, bound), client.link_state
 
     def decode(summed, state, round):
         return jax.tree.map(lambda x: x.astype(jnp.float32) / 2.0**fraction_bits, summed), state, {}
@@ -142,7 +142,7 @@ def pads(neighbours: int = 0) -> Channel:
         def add(x, key):
             return x + sum_pads(key, x, slot, client.cohort, all_slots, neighbours)
 
-        return map_with_keys(add, update, client.public), client.memory
+        return map_with_keys(add, update, client.public), client.link_state
 
     def decode(summed, state, round):
         """Takes away the halves whose partner did not report."""

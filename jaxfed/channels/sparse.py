@@ -60,7 +60,7 @@ def sparse_code(share: float, pick: Callable, public_places: bool, gain: Callabl
             chosen = select_largest(jnp.where(filled, pick(x, key), 0), count) & filled
             return Kept(jnp.where(chosen, x, 0) * gain(entries, count), chosen, share, public_places)
 
-        return map_leaves(one, update, jax.random.fold_in(client.public, client.id)), client.memory
+        return map_leaves(one, update, jax.random.fold_in(client.public, client.id)), client.link_state
 
     def decode_message(message, sent, client):
         return jax.tree.map(lambda node: node.values, message, is_leaf=lambda node: isinstance(node, Kept))

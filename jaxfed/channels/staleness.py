@@ -33,7 +33,7 @@ def staleness(exponent: float = 0.5) -> Channel:
 
     def encode(update, sent, client):
         discount = staleness_discount(client.age, exponent)
-        return map_averaged(lambda update: scale_tree(discount, update), update), client.memory
+        return map_averaged(lambda update: scale_tree(discount, update), update), client.link_state
 
     return link(encode, l2_gain=lambda bound: bound, name="staleness")
 

@@ -38,6 +38,7 @@ from jaxfed.core.download import check_download, make_download
 from jaxfed.core.federate import Algorithm, federate
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
+from jaxfed.core.model import Model
 from jaxfed.core.placement import Placement, make_placement, padded_table_rows
 from jaxfed.core.processes import Processes, this_process
 from jaxfed.core.types import Sampler
@@ -52,7 +53,6 @@ from jaxfed.data.preparation import add_notes, prepare_population
 from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
 from jaxfed.evaluation.evaluator import make_evaluator
 from jaxfed.evaluation.split import EvalSplit, make_eval_split, map_to_homes
-from jaxfed.models.model import Model
 from jaxfed.privacy.accountant import PrivacyAccount, make_ledger
 
 LARGE = 1_000_000  # rows from which prepared data are kept on disk
@@ -188,12 +188,12 @@ def build_experiment(
         population.num_clients,
         placement=placement,
         padded_shape=shapes.padded_shape,
-        budget=1e9 * run.client_memory_gb,
+        client_memory_budget=1e9 * run.client_memory_gb,
         chunk=run.chunk,
-        host=run.client_store == "host",
+        store_on_host=run.client_store == "host",
         download=make_download(down, price.sees != "update+rows") if down else None,
-        room=0 if sums else estimate_capacity(population, batching, shapes, sampler),
-        versions=sampler.versions,
+        capacity=0 if sums else estimate_capacity(population, batching, shapes, sampler),
+        history_length=sampler.history_length,
     )
     if population.owner is not None:
         check_merge(model, method, run.client_store)

@@ -9,6 +9,7 @@ import psutil
 
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
+from jaxfed.core.model import Model
 from jaxfed.core.processes import Processes
 from jaxfed.core.tables import take_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype
@@ -16,7 +17,6 @@ from jaxfed.core.types import Sampler, Tree
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes, plan_blocks
 from jaxfed.data.population import Population
-from jaxfed.models.model import Model
 
 EXAMPLE = 40  # bytes of an example while a cohort is packed: random numbers, places, the array that is sent
 
@@ -131,5 +131,5 @@ def check_client_store(run: Any, processes: Processes, method: Method, sampler: 
             "run.client_store: the server of this work reads all clients' memory on one device: leave it out, and run "
             "one process"
         )
-    if sampler.versions and run.shard_tables:
+    if sampler.history_length and run.shard_tables:
         raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")

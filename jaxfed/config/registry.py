@@ -108,6 +108,8 @@ def group_rates(
         each = zip(rests, steps, params, strict=True)
         return tuple(jax.tree.map(part(rest), *pair, is_leaf=is_table) for rest, *pair in each)
 
+    if not weight_decay and not any(item.values()) and not any(user.values()):
+        return core(learning_rate=learning_rate, **rest)
     return optax.chain(core(learning_rate=1.0, **rest), optax.stateless(paced))
 
 
@@ -389,7 +391,7 @@ def section_arguments(section: str, name: str) -> dict[str, Any]:
     found = {
         each.name: each.default
         for each in inspect.signature(function).parameters.values()
-        if isinstance(each.default, bool | int | float | str | tuple) and each.name not in (*fixed, "keep")
+        if type(each.default) in (bool, int, float, str, tuple) and each.name not in (*fixed, "keep")
     }
     return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name not in ("sgd", "solve") else {})
 

@@ -14,13 +14,13 @@ from jaxfed.config.schema import NAMED, build_section, config_to_table
 from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link, list_links, list_mechanisms
 from jaxfed.core.method import Method
+from jaxfed.core.model import Model
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
 from jaxfed.data.interactions import item_numbers
 from jaxfed.data.population import Population
 from jaxfed.evaluation.split import Past
-from jaxfed.models.model import Model
 from jaxfed.privacy.accountant import PrivacyAccount
 from jaxfed.privacy.releases import Sampling
 from jaxfed.sampling.asynchronous import with_clock
@@ -149,7 +149,7 @@ def assign_edges(config: Any, clients: int, sampler: Sampler) -> np.ndarray | No
         return None
     if config.download:
         raise ValueError("server.edges: there are no codes of the download between edges and clients: leave it out")
-    if sampler.versions:
+    if sampler.history_length:
         raise ValueError("server.edges: edges go on in rounds, clients of this cohort at their own pace: take another")
     if config.run.client_store == "host":
         raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
@@ -171,7 +171,7 @@ def known_arguments(config: Any, population: Population, sampler: Sampler) -> di
     return {
         "slots": sampler.slots,
         "sampler": sampler,
-        "population": -(-population.num_clients // max(config.server.edges, 1)),  # that one server hears
+        "num_clients": -(-population.num_clients // max(config.server.edges, 1)),  # that one server hears
         "rounds": config.rounds,
         "num_train": population.num_train,
     }
@@ -181,8 +181,7 @@ def make_method(config: Any, model: Model, **known: Any) -> Method:
     """The method of a configuration, which trains the model. Raises ValueError."""
     check_method_sections(config)
     optimizer = make_client_optimizer(config.work.optimizer)
-    taught = {"initial": model.init, "loss": model.loss, "optimizer": optimizer, "private": model.private}
-    taught |= known | {"closed": model.closed}
+    taught = known | {"model": model, "client_optimizer": optimizer}
     spelled_out = call_registered("work", config.work, **taught)
     method = call_registered("algorithm", config.algorithm, **taught, spelled_out=spelled_out)
     method = keep_own_copy(method) if config.work.keep_copy else method

@@ -12,7 +12,7 @@ from jaxfed.core.types import Messages, Tree
 
 
 class Capacity(NamedTuple):
-    """What an aggregate must have room for."""
+    """How much an aggregate must hold."""
 
     rows: int  # of the tables of the aggregate
     slots: int  # clients of the cohort
@@ -67,7 +67,7 @@ class GatheredMessages(NamedTuple):
 
 
 def empty_messages(messages: Messages, slots: int, message_rows: int) -> Messages:
-    """Room for what a cohort sends, messages like those given: nobody is there yet, and every id lies past all ends."""
+    """Places for what a cohort sends, messages like those given: all are empty, and every id lies past all ends."""
     past = jnp.iinfo(jnp.int32).max
 
     def full(size, x, value=0):
@@ -75,7 +75,7 @@ def empty_messages(messages: Messages, slots: int, message_rows: int) -> Message
 
     return Messages(
         messages=map_tables(lambda x: full(message_rows, x), lambda x: full(slots, x), messages.messages),
-        memory=(),
+        client_states=(),
         present=full(slots, messages.present, False),
         slots=full(slots, messages.slots, past),
         ids=full(slots, messages.ids, past),
@@ -89,7 +89,7 @@ def empty_messages(messages: Messages, slots: int, message_rows: int) -> Message
 
 def append_messages(gathered: GatheredMessages, messages: Messages) -> GatheredMessages:
     """Puts the messages of a block beside those that are there: clients at their slots, rows end to end."""
-    room, used = gathered
+    places, used = gathered
 
     def by_slot(x, new):
         return x.at[messages.slots].set(new, mode="drop")
@@ -97,14 +97,14 @@ def append_messages(gathered: GatheredMessages, messages: Messages) -> GatheredM
     def by_row(x, new):
         return jax.lax.dynamic_update_slice_in_dim(x, new, used, 0)
 
-    beside = room._replace(
-        messages=map_tables(by_row, by_slot, room.messages, messages.messages),
-        present=by_slot(room.present, messages.present),
-        slots=by_slot(room.slots, messages.slots),
-        ids=by_slot(room.ids, messages.ids),
-        rows=by_row(room.rows, messages.rows),
-        held=by_row(room.held, messages.held),
-        owner=by_row(room.owner, messages.owner),
+    beside = places._replace(
+        messages=map_tables(by_row, by_slot, places.messages, messages.messages),
+        present=by_slot(places.present, messages.present),
+        slots=by_slot(places.slots, messages.slots),
+        ids=by_slot(places.ids, messages.ids),
+        rows=by_row(places.rows, messages.rows),
+        held=by_row(places.held, messages.held),
+        owner=by_row(places.owner, messages.owner),
     )
     return GatheredMessages(beside, used + messages.rows.size)
 

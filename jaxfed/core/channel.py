@@ -27,7 +27,7 @@ from jaxfed.core.types import Mean, Mechanism, Tree
 
 
 def chain(*links: Channel) -> Channel:
-    """Joins links into one. State, memory and download are tuples in the order of the links.
+    """Joins links into one. Server state, link state and download are tuples in the order of the links.
 
     Args:
         links: from the model to the wire; chains among them are taken apart.
@@ -61,18 +61,18 @@ def make_init(links: tuple[Channel, ...], bounds: list[float]) -> Callable[[Tree
     """The `init` of a chain, which also checks that each link gives back what it says it does."""
 
     def init(example):
-        states, memories, size = [], [], num_rows(example)
+        states, link_states, size = [], [], num_rows(example)
         messages, read = [example], [example]  # as the client sends it so far, and as the server reads that
         for i, each in enumerate(links):
-            state, memory = each.init(messages[-1] if each.encode else read[-1])
-            sent = message_shapes(each, messages[-1], state, memory, size, bounds[i])
+            state, link_state = each.init(messages[-1] if each.encode else read[-1])
+            sent = message_shapes(each, messages[-1], state, link_state, size, bounds[i])
             check_encoded(each, messages[-1], sent)
             states.append(state)
-            memories.append(memory)
+            link_states.append(link_state)
             messages.append(sent)
             read.append(read_shapes(links[: i + 1], messages, states))
         check_decoded(links, bounds, read[:-1], states, read[-1])
-        return tuple(states), tuple(memories)
+        return tuple(states), tuple(link_states)
 
     return init
 
@@ -83,19 +83,19 @@ def make_client_side(links: tuple[Channel, ...], bounds: list[float]) -> tuple[C
     def at_link(client, i):
         """The client as link i knows it."""
         key = client.key if client.key is None else jax.random.fold_in(client.key, i)
-        memory = client.memory if client.memory is None else client.memory[i]
+        link_state = client.link_state if client.link_state is None else client.link_state[i]
         public = jax.random.fold_in(client.public, i)
-        return client._replace(memory=memory, key=key, public=public, bound=bounds[i])
+        return client._replace(link_state=link_state, key=key, public=public, bound=bounds[i])
 
     def encode_at(i, update, sent, client):
         return encode_message(links[i], clear_padding(update, client.held), sent[i], at_link(client, i))
 
     def encode(update, sent, client):
-        memories = []
+        link_states = []
         for i in range(len(links)):
-            update, memory = encode_at(i, update, sent, client)
-            memories.append(memory)
-        return update, tuple(memories)
+            update, link_state = encode_at(i, update, sent, client)
+            link_states.append(link_state)
+        return update, tuple(link_states)
 
     def metrics(update, sent, client):
         seen: dict[str, Mean] = {}
@@ -169,7 +169,7 @@ def at_client(transform: optax.GradientTransformation) -> Channel:
     Norms are those of the dense update: the rows a client does not hold are zero in it.
     """
     return link(
-        lambda update, sent, client: (transform.update(update, transform.init(update))[0], client.memory),
+        lambda update, sent, client: (transform.update(update, transform.init(update))[0], client.link_state),
         name="at_client",
     )
 

@@ -58,37 +58,37 @@ def check_neighbours(each: Channel, after: Sequence[Channel], private: bool) -> 
         raise ValueError(f"{name} divides by how many reported, which is private: set its count to the expected cohort")
 
 
-def shape_client(memory: Tree, rows: int, size: int, bound: float = math.inf, slots: int = 2) -> ClientView:
+def shape_client(link_state: Tree, rows: int, size: int, bound: float = math.inf, slots: int = 2) -> ClientView:
     """A stand-in client that holds `rows` rows, for shape evaluation only."""
     key = jax.random.key(0)
     one, ids = jnp.float32(1), jnp.zeros(rows, jnp.int32)
-    return ClientView(memory, key, key, jnp.int32(0), one, one, ids, size, jnp.arange(slots), bound=bound)
+    return ClientView(link_state, key, key, jnp.int32(0), one, one, ids, size, jnp.arange(slots), bound=bound)
 
 
 def message_shapes(
-    channel: Channel, example: Tree, state: Tree, memory: Tree, size: int, bound: float = math.inf
+    channel: Channel, example: Tree, state: Tree, link_state: Tree, size: int, bound: float = math.inf
 ) -> Tree:
     """Shapes of one message for an update like `example`, whose tables have as many rows as the client holds.
 
     Raises:
-        ValueError: an `encode` that does not give back (message, memory).
+        ValueError: an `encode` that does not give back (message, link_state).
     """
 
-    def encode(update, state, memory):
+    def encode(update, state, link_state):
         rows = num_rows(update)
         sent = take_rows(broadcast_state(channel, state), jnp.zeros(rows, jnp.int32))
-        encoded = encode_message(channel, update, sent, shape_client(memory, rows, size, bound))
+        encoded = encode_message(channel, update, sent, shape_client(link_state, rows, size, bound))
         if type(encoded) is not tuple or len(encoded) != 2:
             raise ValueError(
-                f"{channel.claims.name}: encode gave back {type(encoded).__name__}, not the pair (message, memory): "
-                "end it with `return message, client.memory`"
+                f"{channel.claims.name}: encode gave back {type(encoded).__name__}, not the pair (message, "
+                "link_state): end it with `return message, client.link_state`"
             )
         return encoded
 
-    sent, kept = jax.eval_shape(encode, example, state, memory)
-    if shapes_of(kept) != shapes_of(memory):
+    sent, kept = jax.eval_shape(encode, example, state, link_state)
+    if shapes_of(kept) != shapes_of(link_state):
         raise ValueError(
-            f"{channel.claims.name}: encode gave back a memory of another shape than init: {describe_shapes(kept)}"
+            f"{channel.claims.name}: encode gave back a link state of another shape than init: {describe_shapes(kept)}"
         )
     return sent
 

@@ -52,7 +52,7 @@ class ClientRound(NamedTuple):
 
 
 def client_view(own: ClientInput, public: PublicRound) -> ClientView:
-    """A client as links see it, before it has computed anything; it has no key and no memory yet."""
+    """A client as links see it, before it has computed anything; it has no key and no link state yet."""
     return ClientView(
         (), None, public.key, own.id, jnp.float32(1), own.num_train, own.rows, public.size, public.cohort, age=own.age
     )
@@ -77,7 +77,7 @@ def client_round(
     secret, noise = jax.random.split(key)
     output = work.update(received.broadcast, own.state.work, own.data, secret)
     facts = {"weight": output.weight, "steps": output.steps, "loss": output.loss}
-    view = client_view(own, public)._replace(memory=own.state.channel, key=noise, **facts)
+    view = client_view(own, public)._replace(link_state=own.state.channel, key=noise, **facts)
     message, kept = encode_message(channel, output.update, received.links, view)
     metrics = output.metrics
     if channel.metrics:
@@ -85,8 +85,8 @@ def client_round(
     # a link that makes integers of what is not a number could hide it
     shown = all(jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in jax.tree.leaves(message))
     hidden = () if shown else output.update
-    is_finite = tree.all_finite((output.weight, output.memory, kept, hidden))
-    return ClientRound(message, ClientState(output.memory, kept), metrics, is_finite, output.weight)
+    is_finite = tree.all_finite((output.weight, output.client_state, kept, hidden))
+    return ClientRound(message, ClientState(output.client_state, kept), metrics, is_finite, output.weight)
 
 
 def open_message(channel: Channel, message: Tree, links: Tree, sender: ClientView) -> tuple[Tree, jax.Array]:
@@ -109,53 +109,53 @@ def simulate_client(plan: Plan, common: tuple, own: ClientInput) -> tuple:
 
     common: what is the same for all. Returns (message, what it keeps, whether all is finite, metrics).
     """
-    shared, past, sent, number, cohort, round_key = common
+    shared, history, sent, number, cohort, round_key = common
     public = PublicRound(round_key, cohort, tables.num_rows(shared))
     view = client_view(own, public)
-    slices = jax.lax.optimization_barrier(receive_rows(plan, shared, past, number, view))
+    slices = jax.lax.optimization_barrier(receive_rows(plan, shared, history, number, view))
     received = ClientDownload(slices, tables.take_rows(sent, own.rows))
     key = jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), own.id)
     done = client_round(plan.method.work, plan.channel, received, own, public, key)
-    sender = view._replace(memory=None, weight=done.weight)
+    sender = view._replace(link_state=None, weight=done.weight)
     if plan.channel.decode_message:
-        now = tree.to_compute_dtype(tables.take_rows(shared, own.rows)) if plan.versions else slices
+        now = tree.to_compute_dtype(tables.take_rows(shared, own.rows)) if plan.history_length else slices
         sender = sender._replace(drift=tree.subtract(now.params, slices.params))
     message, is_finite = open_message(plan.channel, done.message, received.links, sender)
     return message, done.state, done.is_finite & is_finite, done.metrics
 
 
-def receive_rows(plan: Plan, shared: Broadcast, past: Tree, number: jax.Array, me: ClientView) -> Broadcast:
+def receive_rows(plan: Plan, shared: Broadcast, history: Tree, number: jax.Array, me: ClientView) -> Broadcast:
     """The rows of the model that a client starts from: of the one it was sent, `age` rounds ago."""
-    if plan.versions:  # (version, rows) is one indexing, as (client, rows) is
-        return tree.to_compute_dtype(tables.gather_client(past, (number - me.age) % plan.versions, me.rows))
+    if plan.history_length:  # (version, rows) is one indexing, as (client, rows) is
+        return tree.to_compute_dtype(tables.gather_client(history, (number - me.age) % plan.history_length, me.rows))
     return plan.download(shared, me) if plan.download else tree.to_compute_dtype(tables.take_rows(shared, me.rows))
 
 
-def run_client_block(plan: Plan, state: State, ids, present, touched, ages, key, block, memory) -> Messages:
-    """All that happens on devices, one block of clients. Only the messages leave. memory: None to read it here."""
+def run_client_block(plan: Plan, state: State, ids, present, touched, ages, key, block, client_states) -> Messages:
+    """All that happens on devices, one block of clients. Only messages leave. client_states: None to read them here."""
     key, size, nobody = jax.random.fold_in(key, state.round), table_rows_of(state), plan.num_clients
     who = ids.at[block.slots].get(mode="fill", fill_value=nobody)
     held = block.rows if touched is None else touched.at[block.rows].get(mode="fill", fill_value=size)
-    if memory is None:
-        memory = jax.vmap(tables.gather_client, (None, 0, 0))(state.memory, who, held)
+    if client_states is None:
+        client_states = jax.vmap(tables.gather_client, (None, 0, 0))(state.client_states, who, held)
     since = jnp.zeros_like(block.slots) if ages is None else ages.at[block.slots].get(mode="fill", fill_value=0)
-    common = state.shared, state.past, broadcast_state(plan.channel, state.channel), state.round, ids, key
+    common = state.shared, state.model_history, broadcast_state(plan.channel, state.channel), state.round, ids, key
     each = plan.place.clients(lambda common, own: simulate_client(plan, common, own))
-    own = ClientInput(who, memory, held, block.num_train, block.data, since)
-    messages, memory, fine, metrics = each(common, own)
+    own = ClientInput(who, client_states, held, block.num_train, block.data, since)
+    messages, client_states, fine, metrics = each(common, own)
     # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported
     counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)
     ends = size if touched is None else touched.size, size, nobody
     return plan.place.together(
-        flatten_messages(block, counts, who, held, messages, memory, metrics, ends, plan.padded_shape)
+        flatten_messages(block, counts, who, held, messages, client_states, metrics, ends, plan.padded_shape)
     )
 
 
-def flatten_messages(block, counts, ids, held, messages, memory, metrics, ends, padded_shape) -> Messages:
-    """Lays what a block of m clients gave flat, padded to `padded_shape`, with nothing of those who do not count."""
-    room, size, num_clients = ends  # past the end of the total, of the catalogue, of the clients
+def flatten_messages(block, counts, ids, held, messages, client_states, metrics, ends, padded_shape) -> Messages:
+    """Lays what a block of m clients gave flat, nothing of those who do not count, padded to `padded_shape`."""
+    total_rows, size, num_clients = ends  # past the end of the total, of the catalogue, of the clients
     owner = jnp.where(counts, ids, num_clients)
-    places, held = (jnp.where(counts[:, None], x, end).ravel() for x, end in ((block.rows, room), (held, size)))
+    places, held = (jnp.where(counts[:, None], x, end).ravel() for x, end in ((block.rows, total_rows), (held, size)))
     wide, long = padded_shape or (owner.size, held.size)
 
     def clear(x):
@@ -165,16 +165,16 @@ def flatten_messages(block, counts, ids, held, messages, memory, metrics, ends, 
         return jnp.pad(x, (0, to - x.size), constant_values=value)
 
     # rows of those who do not count lie past the end already: no pass over tables to clear them
-    messages, memory = tables.map_tables(lambda x: x, clear, (messages, memory))
-    messages, memory = tables.pad_tables(tables.flatten_tables((messages, memory)), wide, long)
+    messages, client_states = tables.map_tables(lambda x: x, clear, (messages, client_states))
+    messages, client_states = tables.pad_tables(tables.flatten_tables((messages, client_states)), wide, long)
     return Messages(
         messages,
-        memory,
+        client_states,
         present=fill(counts, wide, False),
         sizes=fill(jnp.where(counts, (held.reshape(block.rows.shape) < size).sum(1), 0), wide, 0),
         slots=fill(block.slots, wide, np.iinfo(np.int32).max),
         ids=fill(owner, wide, num_clients),
-        rows=fill(places, long, room),
+        rows=fill(places, long, total_rows),
         held=fill(held, long, size),
         owner=fill(jnp.where(held < size, jnp.repeat(owner, block.rows.shape[1]), num_clients), long, num_clients),
         metrics=jax.tree.map(lambda x: clear(x).sum(0), metrics),

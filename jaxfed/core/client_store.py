@@ -14,7 +14,7 @@ import numpy as np
 from jaxfed.core.tables import map_tables
 from jaxfed.core.types import Block, Cohort, Messages, Tree
 
-TOGETHER = 1 << 16  # clients whose memory is made at a time
+TOGETHER = 1 << 16  # clients whose states are made at a time
 
 
 def on_host(store: Tree) -> bool:
@@ -64,9 +64,9 @@ def gather_or_end(x: np.ndarray, index: np.ndarray, end: int) -> np.ndarray:
 
 
 def write_clients(store: Tree, parts: Iterable[Messages]) -> Tree:
-    """Waits for the parts of a round and writes their memory into the store, in place."""
+    """Waits for the parts of a round and writes their client states into the store, in place."""
     for part in parts:
-        new, ids, owner, held = jax.device_get((part.memory, part.ids, part.owner, part.held))
+        new, ids, owner, held = jax.device_get((part.client_states, part.ids, part.owner, part.held))
 
         def leaf(x, y, ids=ids):
             x[ids[ids < len(x)]] = y[ids < len(x)]

@@ -48,36 +48,48 @@ def federate(
     num_clients: int,
     placement: Placement | None = None,
     padded_shape: tuple[int, int] | None = None,
-    budget: float = 8e9,
+    client_memory_budget: float = 8e9,
     chunk: int = 0,
-    host: bool = False,
+    store_on_host: bool = False,
     download: Callable[[Broadcast, ClientView], Broadcast] | None = None,
-    room: int = 0,
-    versions: int = 0,
+    capacity: int = 0,
+    history_length: int = 0,
 ) -> Algorithm:
     """Builds an algorithm from a method and a channel, which comes after the method's own links.
 
     num_clients: rows of the client store.
     padded_shape: (clients, table rows) to which the part of every block is padded, so that one program adds all shapes.
-    budget: bytes of client memory above which `init` raises ValueError.
+    client_memory_budget: bytes of client states above which `init` raises ValueError.
     chunk: blocks whose messages are held at a time, for memory; 0: all of a cohort's. Only for sums.
-    host: the client store stays in the host's memory (`client_store`); a round then waits for its clients.
+    store_on_host: the client store stays in the host's memory (`client_store`); a round then waits for its clients.
     download: what a client reads of the model that it is sent (`download`); None: the model's rows as they are.
-    room: for a reduction of a link's own, blocks padded to `padded_shape` whose messages find room side by side, so
-    that one program reduces cohorts of fewer blocks, too; for more the room is doubled. 0: as many as there are.
-    versions: of the model that are kept, for cohorts whose clients were sent different ones (`Cohort.ages`); each takes
-    a copy of the model a round, and counts as client memory does. 0: all are sent the present one.
+    capacity: for a reduction of a link's own, blocks padded to `padded_shape` whose messages fit in side by side, so
+    that one program reduces cohorts of fewer blocks, too; for more it is doubled. 0: as many as there are.
+    history_length: models that are kept, for cohorts whose clients were sent different ones (`Cohort.ages`); each takes
+    a copy of the model a round, and counts as client states do. 0: all are sent the present one.
     """
     if (
         method.links or not channel.claims.links
     ):  # else a chain, or what wraps one and would be lost by chaining it anew
         channel = chain(*method.links, channel)
     placed = placement or make_placement()
-    plan = Plan(method, channel, num_clients, placed, padded_shape, budget, chunk, host, download, room, versions)
+    plan = Plan(
+        method=method,
+        channel=channel,
+        num_clients=num_clients,
+        place=placed,
+        padded_shape=padded_shape,
+        client_memory_budget=client_memory_budget,
+        chunk=chunk,
+        store_on_host=store_on_host,
+        download=download,
+        capacity=capacity,
+        history_length=history_length,
+    )
     if chunk and not plan.aggregator.streams:
         raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
     check_comparison(method, channel)
-    if versions and download:
+    if history_length and download:
         raise ValueError(
             "clients of different rounds (cohort.buffered) are sent the model as it was: leave [[download]] and "
             "server.edges out"
@@ -98,13 +110,13 @@ def run_round(
     """One round. Every block is a program of its own, so several run side by side."""
     check_cohort(plan, cohort)
     ids, asked, blocks, touched, ages = cohort
-    end, store = table_rows_of(state), state.memory if stores.on_host(state.memory) else None
+    end, store = table_rows_of(state), state.client_states if stores.on_host(state.client_states) else None
     if store is not None:
-        state = state._replace(memory=())
+        state = state._replace(client_states=())
     size = end if touched is None else len(touched)
     tally: Accumulator | None = None
     for low in range(0, len(blocks), plan.chunk or len(blocks)):
-        now = state if tally is None else state._replace(memory=tally.memory)
+        now = state if tally is None else state._replace(client_states=tally.client_states)
         parts = []
         for block in blocks[low:][: plan.chunk or None]:
             kept = None if store is None else plan.place.block(stores.read_block_clients(store, cohort, block, end))
@@ -114,19 +126,20 @@ def run_round(
             tally = programs.init_accumulator(
                 parts[0], asked, size, message_capacity(plan, parts[0].rows.size, message_rows)
             )
-            tally = tally._replace(memory=state.memory)
+            tally = tally._replace(client_states=state.client_states)
         for part in parts:
-            tally = programs.accumulate(tally, part if store is None else part._replace(memory=()))
+            tally = programs.accumulate(tally, part if store is None else part._replace(client_states=()))
         if store is not None:
             store = stores.write_clients(store, parts)
     assert tally  # a cohort has a block at least
-    tally, memory = tally._replace(memory=()), tally.memory
-    state, info = programs.server_update(state._replace(memory=memory), tally, ids, asked, touched, key)
+    tally, client_states = tally._replace(client_states=()), tally.client_states
+    state, info = programs.server_update(state._replace(client_states=client_states), tally, ids, asked, touched, key)
     if store is not None:
-        state = state._replace(memory=store)
+        state = state._replace(client_states=store)
     if programs.compare_clients:
-        kept, figures = programs.compare_clients(state.shared.params, state.memory.work)
-        state, info = state._replace(memory=state.memory._replace(work=plan.place.common(kept))), info | figures
+        kept, figures = programs.compare_clients(state.shared.params, state.client_states.work)
+        client_states = state.client_states._replace(work=plan.place.common(kept))
+        state, info = state._replace(client_states=client_states), info | figures
     return state, info
 
 
@@ -143,15 +156,15 @@ def check_cohort(plan: Plan, cohort: Cohort) -> None:
         raise ValueError(
             f"{plan.channel.claims.name}: it needs every row, and the cohort lists some: set server.lazy = false"
         )
-    if cohort.ages is not None and not plan.versions:
-        raise ValueError("the cohort's clients were sent models of different rounds: federate with versions")
+    if cohort.ages is not None and not plan.history_length:
+        raise ValueError("the cohort's clients were sent models of different rounds: pass history_length to federate")
 
 
 def message_capacity(plan: Plan, each: int, needed: int) -> int:
-    """Rows for which a link's own reduction finds room, where a block has `each` and all of them `needed`."""
+    """Rows that a link's own reduction has places for, where a block has `each` and all of them `needed`."""
     if plan.aggregator.streams:
         return 0
-    long = plan.room * each
+    long = plan.capacity * each
     while long < needed:
         long = 2 * long or needed
     return long

@@ -41,17 +41,17 @@ class Claims(NamedTuple):
 class Channel(NamedTuple):
     """What a link does. Left of the aggregator tables are slices [K, ...], right of it they are whole [N, ...].
 
-    init(example) -> (state, memory): from what the link will see, as arrays or shapes: a client's message, or, for a
-        link that does nothing on the client, what the server reads of it.
-    encode(message, sent, client) -> (message, memory): on the client; `sent` is what it downloaded of the state.
+    init(example) -> (state, link_state): of the server and of each client, from what the link will see, as arrays or
+        shapes: a client's message, or, for a link that does nothing on the client, what the server reads of it.
+    encode(message, sent, client) -> (message, link_state): on the client; `sent` is what it downloaded of the state.
     decode(total, state, round) -> (total, state, info): on the server. State changes only here.
     decode_message(message, sent, client) -> message: on the server, one message at a time before the sum, for codes
-        that mean something alone only; the client has neither memory nor a key of its own there.
+        that mean something alone only; the client has neither link state nor a key of its own there.
     aggregator: how messages become one; None where any will do.
     broadcast(state) -> the part of the state that every client downloads (its tables: the client's rows).
     metrics(message, sent, client) -> {name: Mean}: the simulator's view of what the link does to one client's message.
 
-    `client` and `round` know the link's own memory and keys, and `bound`: the largest norm that a message can have
+    `client` and `round` know the link's own state and keys, and `bound`: the largest norm that a message can have
     where it comes to the link (`Claims.l2_gain` of the links before).
     """
 
@@ -89,7 +89,7 @@ def link(
         ValueError: a `decode` without `is_average`.
 
     Example:
-        >>> half = link(lambda update, sent, client: (update / 2, client.memory), name="half")
+        >>> half = link(lambda update, sent, client: (update / 2, client.link_state), name="half")
         >>> half.claims.name
         'half'
     """
@@ -122,7 +122,7 @@ def broadcast_state(channel: Channel, state: Tree) -> Tree:
 
 def encode_message(channel: Channel, message: Tree, sent: Tree, client: ClientView) -> tuple[Tree, Tree]:
     """(what a link or chain makes of a client's message, what it keeps there)."""
-    return channel.encode(message, sent, client) if channel.encode else (message, client.memory)
+    return channel.encode(message, sent, client) if channel.encode else (message, client.link_state)
 
 
 def decode_total(channel: Channel, total: Tree, state: Tree, round: RoundView) -> tuple[Tree, Tree, dict[str, Any]]:

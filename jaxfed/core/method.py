@@ -11,6 +11,8 @@ from jaxfed.core.link import Channel
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, Tree
 
+AVERAGE = optax.sgd(1.0)  # the server optimiser that moves the model by the aggregate as it is
+
 
 class Method(NamedTuple):
     """A federated method.
@@ -34,7 +36,7 @@ class Method(NamedTuple):
 
     work: ClientWork
     links: tuple[Channel, ...] = ()
-    server: optax.GradientTransformation = optax.sgd(1.0)
+    server: optax.GradientTransformation = AVERAGE
     move_extra: Callable[[Tree, Tree], Tree] = subtract
     private_part: Callable[[Tree], Tree] = identity
     compare_clients: Callable[[Tree, Tree], tuple[Tree, dict[str, jax.Array]]] | None = None

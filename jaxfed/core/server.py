@@ -19,7 +19,7 @@ class Accumulator(NamedTuple):
     """What the server has heard so far in a round."""
 
     total: Tree  # of the aggregator: a running sum, tables whole; or all messages beside each other
-    memory: Tree  # the client store, new memories written
+    client_states: Tree  # the client store, new states written
     present: jax.Array  # bool [M]
     metrics: dict[str, Mean]
     rows: jax.Array  # int [M]: table rows that each has sent
@@ -42,7 +42,9 @@ def accumulate(plan: Plan, heard: Accumulator, messages: Messages) -> Accumulato
     """Adds one block's messages to what the server has heard."""
     return Accumulator(
         plan.aggregator.add(heard.total, messages),
-        tables.scatter_clients(heard.memory, messages.ids, messages.owner, messages.held, messages.memory),
+        tables.scatter_clients(
+            heard.client_states, messages.ids, messages.owner, messages.held, messages.client_states
+        ),
         heard.present.at[messages.slots].set(messages.present, mode="drop"),
         jax.tree.map(jnp.add, heard.metrics, messages.metrics),
         heard.rows.at[messages.slots].set(messages.sizes, mode="drop"),
@@ -85,7 +87,7 @@ def server_update(
     plan: Plan, state: State, heard: Accumulator, ids: jax.Array, asked: jax.Array, touched: jax.Array | None, key: Key
 ) -> tuple[State, dict[str, jax.Array]]:
     """Undoes the links and moves the model, of its tables only the rows touched."""
-    shared, opt, links, memory, number, past = state
+    shared, opt, links, client_states, number, history = state
     seen = (shared, opt, links) if touched is None else tables.take_rows((shared, opt, links), touched)
     seen = tree.to_compute_dtype(seen[0]), *seen[1:]
     round = RoundView(jax.random.fold_in(key, number), ids, heard.present)
@@ -103,9 +105,9 @@ def server_update(
     opt, links = tables.put_rows((opt, links), at, (moves.opt, moves.links))
     shared, opt, links = plan.place.server((shared, opt, links))
     number += 1
-    if plan.versions:
-        past = jax.tree.map(lambda x, new: x.at[number % plan.versions].set(new), past, shared)
-    return State(shared, opt, links, memory, number, past), round_figures(plan, heard, ids, asked) | info
+    if plan.history_length:
+        history = jax.tree.map(lambda x, new: x.at[number % plan.history_length].set(new), history, shared)
+    return State(shared, opt, links, client_states, number, history), round_figures(plan, heard, ids, asked) | info
 
 
 def round_figures(plan: Plan, heard: Accumulator, ids: jax.Array, asked: jax.Array) -> dict[str, jax.Array]:

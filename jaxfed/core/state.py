@@ -22,9 +22,9 @@ class State(NamedTuple):
     shared: Broadcast
     opt: Tree  # of the server optimiser
     channel: Tree  # of the links, at the server
-    memory: Any  # `ClientState` of all clients [n, ...], tables [n, N, ...]; () where the host holds it during a round
+    client_states: Any  # `ClientState` of all clients [n, ...], tables [n, N, ...]; () while the host holds it
     round: jax.Array  # int []: rounds done
-    past: Tree = ()  # what was shared before round t, at t % versions: [versions, ...], tables [versions, N, ...]
+    model_history: Tree = ()  # what was shared before round t, at t % length: [length, ...], tables [length, N, ...]
 
 
 class Plan(NamedTuple):
@@ -35,12 +35,12 @@ class Plan(NamedTuple):
     num_clients: int
     place: Placement
     padded_shape: tuple[int, int] | None
-    budget: float
+    client_memory_budget: float
     chunk: int
-    host: bool
+    store_on_host: bool
     download: Callable[[Broadcast, ClientView], Broadcast] | None
-    room: int
-    versions: int
+    capacity: int
+    history_length: int
 
     @property
     def aggregator(self) -> Aggregator:
@@ -55,7 +55,7 @@ def server_model(state: State) -> Tree:
 
 def table_rows_of(state: State) -> int:
     """Rows of the tables that are shared or kept by clients (0: there are none)."""
-    return max(tables.num_rows(state.shared), tables.num_rows(state.memory, axis=1))
+    return max(tables.num_rows(state.shared), tables.num_rows(state.client_states, axis=1))
 
 
 def initial_client_states(plan: Plan, params: Tree, ids: jax.Array, key: Key) -> Tree:
@@ -73,16 +73,16 @@ def check_client_memory(plan: Plan, params: Tree, key: Key) -> None:
     shared, _ = jax.eval_shape(plan.method.work.init, params, key)
     everyone = jax.ShapeDtypeStruct((plan.num_clients,), jnp.int32)
     held = tree.count_bytes(jax.eval_shape(partial(initial_client_states, plan), params, everyone, key))
-    budget = f"the budget is {plan.budget / 1e9:.1f}"
-    if (past := plan.versions * tree.count_bytes(shared)) > plan.budget:
+    budget = f"the budget is {plan.client_memory_budget / 1e9:.1f}"
+    if (history := plan.history_length * tree.count_bytes(shared)) > plan.client_memory_budget:
         raise ValueError(
-            f"{plan.versions} versions of the model take {past / 1e9:.1f} GB, {budget}: set cohort.max_age lower, or "
-            "raise the budget (run.client_memory_gb)"
+            f"{plan.history_length} versions of the model take {history / 1e9:.1f} GB, {budget}: set cohort.max_age "
+            "lower, or raise the budget (run.client_memory_gb)"
         )
-    if held > plan.budget:
+    if held > plan.client_memory_budget:
         raise ValueError(
-            f"client memory takes {held / 1e9:.1f} GB, {budget}: keep less on a client (memory of tables costs clients "
-            "x catalogue) or raise the budget (run.client_memory_gb)"
+            f"client states take {held / 1e9:.1f} GB, {budget}: keep less on a client (what is kept by table row costs "
+            "clients x catalogue) or raise the budget (run.client_memory_gb)"
         )
 
 
@@ -94,14 +94,15 @@ def initial_state(plan: Plan, params: Tree, key: Key) -> State:
         params = jax.tree.map(jnp.copy, params)  # a step donates its state: never the caller's arrays
         shared, _ = plan.method.work.init(params, key)
         full = tree.to_compute_dtype(shared)
-        store = () if plan.host else initial_client_states(plan, params, jnp.arange(plan.num_clients), key)
+        store = () if plan.store_on_host else initial_client_states(plan, params, jnp.arange(plan.num_clients), key)
         links = plan.channel.init(jax.eval_shape(plan.method.work.update_shapes, full))[0]
-        past = jax.tree.map(lambda x: jnp.broadcast_to(x, (plan.versions, *x.shape)), shared) if plan.versions else ()
-        return State(shared, plan.method.server.init(full.params), links, store, jnp.int32(0), past)
+        stack = partial(jax.tree.map, lambda x: jnp.broadcast_to(x, (plan.history_length, *x.shape)))
+        history = stack(shared) if plan.history_length else ()
+        return State(shared, plan.method.server.init(full.params), links, store, jnp.int32(0), history)
 
     shared, opt, links, *rest = jax.jit(fresh)(params, key)
     state = State(*plan.place.server((shared, opt, links)), *plan.place.common(rest))
-    if plan.host:
+    if plan.store_on_host:
         some = jax.jit(lambda ids: initial_client_states(plan, params, ids, key))
-        state = state._replace(memory=stores.make_host_store(some, plan.num_clients))
+        state = state._replace(client_states=stores.make_host_store(some, plan.num_clients))
     return state

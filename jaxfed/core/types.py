@@ -45,7 +45,7 @@ class RoundView(NamedTuple):
 class ClientView(NamedTuple):
     """What one client may know while it encodes. Drop-outs are not known yet, so `present` is not here."""
 
-    memory: Tree  # what this link keeps on the client between rounds; tables [K, ...]
+    link_state: Tree  # what this link keeps on the client between rounds; tables [K, ...]
     key: Any  # randomness nobody else has, a (seed, round, client, link); None where the server opens a message
     public: Key  # randomness everyone has, one key a (seed, round, link)
     id: jax.Array  # int []
@@ -115,7 +115,7 @@ class ClientOutput(NamedTuple):
     """What a client's computation gives back. `update` points uphill, like a gradient."""
 
     update: Broadcast  # tables [K, ...]
-    memory: Tree  # its private state after training
+    client_state: Tree  # of the client work, after training
     weight: jax.Array  # float []: training examples used
     metrics: dict[str, Mean]
     steps: Any = 1.0  # float []: optimiser steps taken
@@ -138,7 +138,9 @@ class Cohort(NamedTuple):
     present: Array  # bool [M]: who will report
     blocks: tuple[Block, ...]
     rows: Array | None = None  # int [U]: rows of the catalogue it holds, ascending, past the end: unused; None: all N
-    ages: Array | None = None  # int [M]: rounds since each was sent its model, below `federate.versions`; None: none
+    ages: Array | None = (
+        None  # int [M]: rounds since each was sent its model, below `federate.history_length`; None: none
+    )
 
 
 class Sampler(NamedTuple):
@@ -151,8 +153,10 @@ class Sampler(NamedTuple):
     draw: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
     kind: str  # poisson | fixed (without replacement) | everyone | cyclic: what the accountant needs to know; or others
     size: int  # of a cohort; poisson: expected
-    versions: int = 0  # of the model that clients of one cohort may have been sent; 0: all were sent the present one
-    ages: Callable[[int, int], np.ndarray] | None = None  # (seed, round) -> int [slots]: rounds since; below `versions`
+    history_length: int = 0  # models that clients of one cohort may have been sent; 0: all were sent the present one
+    ages: Callable[[int, int], np.ndarray] | None = (
+        None  # (seed, round) -> int [slots]: rounds since; below `history_length`
+    )
     clock: Callable[[int, int], float] | None = None  # (seed, round) -> simulated seconds at the end of the round
 
 
@@ -163,7 +167,7 @@ class Messages(NamedTuple):
     """
 
     messages: Tree  # tables [R, ...], other leaves [W, ...], these zero for the absent
-    memory: Tree  # new client memory: tables [R, ...], other leaves [W, ...]
+    client_states: Tree  # new ones: tables [R, ...], other leaves [W, ...]
     present: jax.Array  # bool [W]
     sizes: jax.Array  # int [W]: table rows that each has sent
     slots: jax.Array  # int [W]: positions in the cohort

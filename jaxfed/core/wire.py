@@ -215,8 +215,8 @@ def coded_shapes(channel: Channel | None, tree: Tree, size: int) -> Tree:
     if channel is None:
         return tree
     example = jax.eval_shape(to_compute_dtype, tree)
-    state, memory = jax.eval_shape(channel.init, example)
-    return message_shapes(channel, example, state, memory, size)
+    state, link_state = jax.eval_shape(channel.init, example)
+    return message_shapes(channel, example, state, link_state, size)
 
 
 def make_wire(
@@ -236,8 +236,8 @@ def make_wire(
     state, _ = jax.eval_shape(channel.init, jax.eval_shape(lambda x: sends(to_compute_dtype(x)), shared))
     mine = jax.eval_shape(partial(take_rows, ids=jnp.zeros(1, jnp.int32)), (shared, broadcast_state(channel, state)))
     update = jax.eval_shape(lambda x: sends(to_compute_dtype(x)), mine[0])  # float32, whatever the model is stored in
-    memory = jax.eval_shape(channel.init, update)[1]
-    sent = message_shapes(channel, update, state, memory, everything)
+    link_state = jax.eval_shape(channel.init, update)[1]
+    sent = message_shapes(channel, update, state, link_state, everything)
     received = (
         coded_shapes(download, mine[0], everything),
         mine[1],

@@ -16,6 +16,7 @@ import numpy as np
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.client_store import on_host, read_clients
 from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message
+from jaxfed.core.model import Model
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.tables import num_rows
@@ -23,7 +24,6 @@ from jaxfed.core.types import Array, ClientView, History, Key, Mean, RoundView, 
 from jaxfed.data.population import Label
 from jaxfed.evaluation.metrics import LABELLED, classification_metrics, exposure_at_k, finalize_metric, ranking_metrics
 from jaxfed.evaluation.split import DECILES, EvalBatch, EvalSplit, make_eval_batches
-from jaxfed.models.model import Model
 
 BY_DECILE = ("hr@10", "ndcg@10", "rating/rmse", "click/log_loss")
 
@@ -122,10 +122,10 @@ def make_message_sum(channel: Channel) -> Callable[..., tuple[Tree, Tree]]:
         def encode(sums, client, num_train, decile):
             spread = jax.nn.one_hot(decile, DECILES)  # the place of the client's decile
             message = jax.tree.map(lambda x: jnp.multiply.outer(x, spread), sums)
-            state, memory = channel.init(message)
+            state, link_state = channel.init(message)
             secret = jax.random.fold_in(jax.random.fold_in(key, CLIENTS), client)
             rows = jnp.zeros(0, jnp.int32)
-            view = ClientView(memory, secret, key, client, jnp.float32(1), num_train, rows, 0, cohort)
+            view = ClientView(link_state, secret, key, client, jnp.float32(1), num_train, rows, 0, cohort)
             return encode_message(channel, message, broadcast_state(channel, state), view)[0], state
 
         messages, states = jax.vmap(encode)(*clients)

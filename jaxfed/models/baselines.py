@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import Loss, Model, from_module, take_vectors
+from jaxfed.core.model import Model
+from jaxfed.models.model import Loss, from_module, take_vectors
 
 
 class ItemCount(nn.Module):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from jaxfed.core.model import ClosedForm, Model
 from jaxfed.core.tables import Table, num_rows, unwrap, wrap
 from jaxfed.core.types import History, Key, Mean, Tree
-from jaxfed.models.model import ClosedForm, Model, check_positive
+from jaxfed.models.model import check_positive
 
 
 def no_private_part(key: Key) -> Tree:

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxfed.core.model import Model
 from jaxfed.models.model import (
     LossName,
-    Model,
     TableDtype,
     check_positive,
     find_loss,

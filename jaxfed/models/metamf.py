@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfed.models.model import LossName, Model, check_positive, find_loss, from_module, normal_variable, take_vectors
+from jaxfed.core.model import Model
+from jaxfed.models.model import LossName, check_positive, find_loss, from_module, normal_variable, take_vectors
 
 
 class GeneratedItems(nn.Module):

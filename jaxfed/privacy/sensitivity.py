@@ -54,15 +54,15 @@ def search_largest_gain(
     links: of a chain. bounds: what each was told of the norm of its messages (`channel_checks.check_order`). example:
     an update with marked tables, of which every client holds every row.
 
-    A sum is decoded up to the noise, with the client and without it, its memory as it became in the rounds before. Of
-    a message that is private by itself the norm is that of what comes to its noise.
+    A sum is decoded up to the noise, with the client and without it, its link state as it became in the rounds before.
+    Of a message that is private by itself the norm is that of what comes to its noise.
     """
     mechanisms = [list_mechanisms(each, bound) for each, bound in zip(links, bounds, strict=True)]
     chain = ProbedChain(links, bounds, mechanisms, max(num_rows(example), 1))
-    states, memories = init_links(chain, example)
+    states, link_states = init_links(chain, example)
 
     def draw(key):
-        of_all = jax.tree.map(lambda x: jnp.broadcast_to(x, (OTHERS + 1, *jnp.shape(x))), tuple(memories))
+        of_all = jax.tree.map(lambda x: jnp.broadcast_to(x, (OTHERS + 1, *jnp.shape(x))), tuple(link_states))
         run = partial(run_probed_round, chain, example)
         return jax.lax.scan(run, (states, of_all), jax.random.split(key, rounds))[1].max()
 
@@ -72,21 +72,21 @@ def search_largest_gain(
 def init_links(chain: ProbedChain, example: Tree) -> tuple[list[Tree], list[Tree]]:
     """The states of the links on the server and on one client."""
     states: list[Tree] = []
-    memories: list[Tree] = []
+    link_states: list[Tree] = []
     for i, each in enumerate(chain.links):
         encoded = jax.eval_shape(
-            lambda i=i: encoded_example(chain.links[:i], chain.bounds, states, memories, example, chain.size)
+            lambda i=i: encoded_example(chain.links[:i], chain.bounds, states, link_states, example, chain.size)
         )
-        state, memory = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), encoded))
+        state, link_state = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), encoded))
         states.append(state)
-        memories.append(memory)
-    return states, memories
+        link_states.append(link_state)
+    return states, link_states
 
 
 def send_update(
-    chain: ProbedChain, update: Tree, memory: tuple, states: list, key: Key, public: Key, id: jax.Array
+    chain: ProbedChain, update: Tree, link_state: tuple, states: list, key: Key, public: Key, id: jax.Array
 ) -> tuple[Tree, tuple, jax.Array]:
-    """(message as the server reads it, memory, the norms that came to local noise, over those claimed)."""
+    """(message as the server reads it, link_state, the norms that came to local noise, over those claimed)."""
     weight, num_train = 10 ** jax.random.uniform(key, (2,), minval=-2, maxval=4)
     rows, cohort = jnp.arange(chain.size), jnp.arange(OTHERS + 1)
     client_view = ClientView((), key, public, id, weight, num_train, rows, chain.size, cohort)
@@ -94,24 +94,24 @@ def send_update(
     for i, each in enumerate(chain.links):
         if chain.mechanisms[i] and chain.mechanisms[i][0].kind == "local":
             local = jnp.maximum(local, optax.tree.norm(update) / chain.mechanisms[i][0].l2)
-        view = client_at_link(client_view, i)._replace(memory=memory[i], bound=chain.bounds[i])
+        view = client_at_link(client_view, i)._replace(link_state=link_state[i], bound=chain.bounds[i])
         views.append(view)
         update, kept = encode_message(each, update, broadcast_state(each, states[i]), view)
         after.append(kept)
     for i, each in reversed(list(enumerate(chain.links))):
         if each.decode_message:
-            server_view = views[i]._replace(memory=None, key=None)
+            server_view = views[i]._replace(link_state=None, key=None)
             update = each.decode_message(update, broadcast_state(each, states[i]), server_view)
     return update, tuple(after), local
 
 
 def run_probed_round(chain: ProbedChain, example: Tree, carry: tuple, key: Key) -> tuple[tuple, jax.Array]:
-    """((the states of the links, the clients' memories), the largest gain) of one round, for a scan."""
-    states, memory = carry
+    """((the states of the links, the clients' link_states), the largest gain) of one round, for a scan."""
+    states, link_state = carry
     ids, keys = jnp.arange(OTHERS + 1), jax.random.split(key, OTHERS + 2)
     updates = jax.vmap(lambda k: draw_update(jax.random.fold_in(k, 1), example))(keys[1:])
     run = jax.vmap(partial(send_update, chain), (0, 0, None, 0, None, 0))
-    messages, memory, local = run(updates, memory, states, keys[1:], keys[0], ids)
+    messages, link_state, local = run(updates, link_state, states, keys[1:], keys[0], ids)
     sums = [jax.tree.map(lambda x, low=low: x[low:].sum(0, dtype=x.dtype), messages) for low in (0, 1)]
     worst, new = local.max(), list(states)
     all_present, without_first = ids >= 0, ids > 0
@@ -125,7 +125,7 @@ def run_probed_round(chain: ProbedChain, example: Tree, carry: tuple, key: Key) 
             for x, present in zip(sums, (all_present, without_first), strict=True)
         ]
         sums, new[i] = [total for total, _, _ in decoded], decoded[0][1]
-    return (new, memory), worst
+    return (new, link_state), worst
 
 
 def client_at_link(client: ClientView, i: int) -> ClientView:
@@ -134,12 +134,12 @@ def client_at_link(client: ClientView, i: int) -> ClientView:
 
 
 def encoded_example(
-    links: Sequence[Channel], bounds: Sequence[float], states: list, memories: list, update: Tree, size: int
+    links: Sequence[Channel], bounds: Sequence[float], states: list, link_states: list, update: Tree, size: int
 ) -> Tree:
     """What comes out of some links, for shapes."""
     key, one = jax.random.key(0), jnp.float32(1)
     for i, each in enumerate(links):
         cohort = jnp.arange(OTHERS + 1)
-        view = ClientView(memories[i], key, key, jnp.int32(0), one, one, jnp.arange(size), size, cohort)
+        view = ClientView(link_states[i], key, key, jnp.int32(0), one, one, jnp.arange(size), size, cohort)
         update, _ = encode_message(each, update, broadcast_state(each, states[i]), view._replace(bound=bounds[i]))
     return update

@@ -48,7 +48,7 @@ def play_schedule(play: Callable[[int], Iterator[T]]) -> Callable[[int, int], T]
 
 
 def make_scheduled_sampler(
-    play: Callable[[int], Iterator[ScheduledRound]], slots: int, kind: str, size: int, versions: int = 0
+    play: Callable[[int], Iterator[ScheduledRound]], slots: int, kind: str, size: int, history_length: int = 0
 ) -> Sampler:
     """The sampler of a play."""
     at = play_schedule(play)
@@ -57,8 +57,8 @@ def make_scheduled_sampler(
         lambda seed, round: at(seed, round)[:2],
         kind,
         size,
-        versions,
-        (lambda seed, round: at(seed, round).ages) if versions else None,
+        history_length,
+        (lambda seed, round: at(seed, round).ages) if history_length else None,
         lambda seed, round: at(seed, round).time,
     )
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp  # takes long to import: functions do where they need it
 
 SILENT = logging.CRITICAL + 1
-FORMAT = 2  # 1: the digest was that of the arrays alone, and the record was not protected
+FORMAT = 3  # 1: the digest was that of the arrays alone, the record not protected; 2: a state's fields had other names
 
 
 @contextmanager

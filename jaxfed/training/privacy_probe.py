@@ -39,16 +39,18 @@ class ReleaseChange(NamedTuple):
 
 def record_link(link: Channel) -> Channel:
     """The same private link, which keeps what it was given before its noise: a sum in its state at the server, the norm
-    of a message in its memory on the client."""
+    of a message in its link state on the client."""
 
     def init(example):
-        state, memory = link.init(example)
-        total = message_shapes(link, example, state, memory, num_rows(example), bound=1.0)  # of any bound, for shapes
-        return (state, zeros_like(total)), (memory, jnp.zeros(()))
+        state, link_state = link.init(example)
+        total = message_shapes(
+            link, example, state, link_state, num_rows(example), bound=1.0
+        )  # of any bound, for shapes
+        return (state, zeros_like(total)), (link_state, jnp.zeros(()))
 
     def encode(update, sent, client):
-        message, memory = encode_message(link, update, sent, client._replace(memory=client.memory[0]))
-        return message, (memory, l2_norm(update))
+        message, link_state = encode_message(link, update, sent, client._replace(link_state=client.link_state[0]))
+        return message, (link_state, l2_norm(update))
 
     def decode(total, state, round):
         released, after, info = decode_total(link, total, state[0], round)
@@ -77,7 +79,7 @@ def recorded_inputs(state: State, channel: Channel) -> RecordedInputs:
     """Reads what links of `record_link` kept."""
     places = [i for i, each in enumerate(list_links(channel)) if each.claims.mechanisms]
     sums = [[np.asarray(x) for x in jax.tree.leaves(state.channel[i][1])] for i in places]
-    return RecordedInputs(sums, [np.asarray(state.memory.channel[i][1]) for i in places])
+    return RecordedInputs(sums, [np.asarray(state.client_states.channel[i][1]) for i in places])
 
 
 def relative_distance(mechanism: Mechanism, one: list[np.ndarray], other: list[np.ndarray]) -> float:

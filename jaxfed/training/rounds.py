@@ -128,7 +128,7 @@ def initial_arrays(experiment: Experiment, seed: int) -> dict[str, Tree]:
 
 def scored_model(experiment: Experiment, state: State) -> tuple[Tree, Tree]:
     """(shared parameters, the clients' private parts): what is evaluated. Copy what must outlive a step."""
-    return state.shared.params, experiment.method.private_part(state.memory.work)
+    return state.shared.params, experiment.method.private_part(state.client_states.work)
 
 
 def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequence[int] = ()) -> PreparedRound:
@@ -178,7 +178,7 @@ def compile_programs(experiment: Experiment, state: State, key: Key) -> float:
     """Compiles every program of a round by running nobody through every shape of block; returns seconds."""
     begin = time.perf_counter()
     empty = empty_cohort(experiment.data.population, experiment.batching, experiment.shapes)
-    empty = empty._replace(ages=np.zeros(len(empty.ids), np.int32) if experiment.sampler.versions else None)
+    empty = empty._replace(ages=np.zeros(len(empty.ids), np.int32) if experiment.sampler.history_length else None)
 
     def run(block):
         copy = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, state)

@@ -42,11 +42,12 @@ from tests.small import (
     bce,
     close,
     dense_cohort,
+    loss_model,  # fmt: skip
     mse,
     row_cohort,
     run,
     user,
-)  # fmt: skip
+)
 
 RATE = 0.05
 SGD = optax.sgd(RATE)
@@ -69,11 +70,13 @@ ROWS = {  # on tables with private vectors, every method beside FedAvg at the se
     "agnostic, one group": (agnostic_fedavg(bce, SGD, USERS, [1, 2], 1, 0.5, user), weighted_mean()),
     "mimelite, sgd": (mime(bce, SGD, USERS, False, mean(), user), mean()),
     "feddyn's clients, strength 0": (
-        federate(feddyn_method(bce, SGD, user, 0.0, population=1)._replace(links=()), mean(), USERS),
+        federate(
+            feddyn_method(loss_model(bce, user), SGD, strength=0.0, num_clients=1)._replace(links=()), mean(), USERS
+        ),
         mean(),
     ),
     "scaffold, nobody's variate moves c": (
-        federate(scaffold_method(bce, SGD, user, population=1 << 30), mean(), USERS),
+        federate(scaffold_method(loss_model(bce, user), SGD, num_clients=1 << 30), mean(), USERS),
         mean(),
     ),
 }
@@ -84,7 +87,9 @@ def test_at_its_neutral_setting_each_is_its_neighbour(name):
     made, channel = ROWS[name]
     rounds = 1 if "scaffold" in name else 3  # from the second round on c_i acts
     got, _ = run(made, row_cohort(), MARKED, rounds)
-    want, _ = run(federate(Method(local_steps(bce, SGD, user)), channel, USERS), row_cohort(), MARKED, rounds)
+    want, _ = run(
+        federate(Method(local_steps(loss_model(bce, user), SGD)), channel, USERS), row_cohort(), MARKED, rounds
+    )
     close(server_model(got), server_model(want), atol=1e-5)
 
 
@@ -101,7 +106,7 @@ def test_the_pull_of_fedprox_by_hand():
 @pytest.mark.parametrize("by_row", [True, False])
 def test_a_strong_pull_holds_clients_where_they_started(by_row):
     def distance(mu):
-        work = local_steps(bce, optax.sgd(0.01), user, by_row, mu)
+        work = local_steps(loss_model(bce, user), optax.sgd(0.01), by_row=by_row, proximal=mu)
         state, _ = run(federate(Method(work), mean(), USERS), row_cohort(), rounds=1)
         return float(optax.tree.norm(jax.tree.map(jnp.subtract, server_model(state), server_model(run_start()))))
 
@@ -109,7 +114,7 @@ def test_a_strong_pull_holds_clients_where_they_started(by_row):
 
 
 def run_start():
-    return federate(Method(local_steps(bce, SGD, user)), mean(), USERS).init(MARKED, KEY)
+    return federate(Method(local_steps(loss_model(bce, user), SGD)), mean(), USERS).init(MARKED, KEY)
 
 
 def test_scaffold_is_that_of_the_paper():
@@ -132,7 +137,7 @@ def test_scaffold_is_that_of_the_paper():
         x, c = x + np.mean(moves, 0), c + share * np.mean(changes, 0)
     np.testing.assert_allclose(flat(server_model(state)), x, rtol=2e-5)
     np.testing.assert_allclose(flat(state.shared.extra.mean), c, rtol=2e-5, atol=1e-6)
-    kept = state.memory[0].variate
+    kept = state.client_states[0].variate
     np.testing.assert_allclose(np.c_[kept["w"], kept["b"]], own, rtol=2e-5, atol=1e-6)
 
 
@@ -190,7 +195,7 @@ def clients_of_one_step(ids, present, rows):
 
 def variate_of(cohorts, channel):
     """SCAFFOLD's c of row 0 after some cohorts, and its model's way since."""
-    method = scaffold_method(steepness_one, optax.sgd(0.1), population=EIGHT, by_row=True)
+    method = scaffold_method(loss_model(steepness_one), optax.sgd(0.1), num_clients=EIGHT, by_row=True)
     algorithm = federate(method, channel, EIGHT)
     state = algorithm.init({"t": Table(jnp.zeros(EIGHT))}, KEY)
     for cohort in cohorts:
@@ -203,7 +208,7 @@ def test_the_variate_of_all_is_the_mean_of_the_clients_whoever_drops_out(channel
     """All eight are asked, every other one reports, in turn: after four rounds each c_i is 1, and so is c."""
     cohorts = [clients_of_one_step(range(8), np.arange(8) % 2 == t % 2, [[0]] * 8) for t in range(4)]
     state = variate_of(cohorts, channel)
-    np.testing.assert_allclose(state.memory[0].variate["t"].rows[:, 0], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(state.client_states[0].variate["t"].rows[:, 0], 1.0, rtol=1e-6)
     assert float(state.shared.extra.mean["t"].rows[0]) == pytest.approx(1.0, rel=1e-6)
     assert float(state.shared.extra.holders.rows[0]) == 8
 
@@ -225,7 +230,7 @@ def test_links_that_scale_an_update_leave_what_is_to_be_summed(link):
     """Of an old update, or one of several steps: SCAFFOLD's change of c and its counts of holders would shrink."""
     update = Broadcast({"w": jnp.full(3, 6.0)}, Summed(jnp.full(2, 1.0)))
     client = shape_client((), 0, 0)._replace(age=jnp.int32(3), steps=jnp.float32(2))
-    message, _ = chain(link).encode(update, ((),), client._replace(memory=((),)))
+    message, _ = chain(link).encode(update, ((),), client._replace(link_state=((),)))
     sent = message if isinstance(message, Broadcast) else message[0]
     np.testing.assert_array_equal(sent.extra.values, 1.0)
     np.testing.assert_allclose(sent.params["w"], 3.0)  # (1 + 3) ^ -1/2, and one of two steps
@@ -235,7 +240,7 @@ def test_what_clients_without_tables_change_is_counted_over_all_of_them():
     """The paper's c: those who never took part have a c_i of 0, whoever drops out of however large a cohort."""
     algorithm, present = scaffold(mse, SGD, N), np.arange(N) < 3
     state, _ = algorithm.step(algorithm.init(DENSE, KEY), dense_cohort(range(N), present), KEY)
-    kept = state.memory[0].variate["w"]
+    kept = state.client_states[0].variate["w"]
     assert (np.asarray(kept[3:]) == 0).all()
     np.testing.assert_allclose(state.shared.extra.mean["w"], np.mean(np.asarray(kept), 0), rtol=1e-5)
 
@@ -292,7 +297,7 @@ def test_agnostic_weights_grow_where_the_loss_is_high():
     num_train, rate = np.asarray([len(DATA[c][0]) for c in range(USERS)]), 0.4
     made = agnostic_fedavg(bce, SGD, USERS, num_train, 2, rate, user)
     start = made.init(MARKED, KEY)
-    users, shared = np.asarray(start.memory[0]["user"]), jax.tree.map(np.asarray, server_model(start))
+    users, shared = np.asarray(start.client_states[0]["user"]), jax.tree.map(np.asarray, server_model(start))
     state, _ = made.step(start, row_cohort(), KEY)
     bound, losses, counts = np.quantile(num_train, 0.5), np.zeros(2), np.zeros(2)
     for c in WHO:
@@ -337,8 +342,8 @@ def test_the_first_step_of_mime_follows_the_mean_gradient_alone():
 
 def test_what_cannot_be_is_refused():
     for make in (
-        lambda: local_steps(mse, SGD, proximal=-1.0),
-        lambda: feddyn_method(mse, SGD, strength=-1.0, population=2),
+        lambda: local_steps(loss_model(mse), SGD, proximal=-1.0),
+        lambda: feddyn_method(loss_model(mse), SGD, strength=-1.0, num_clients=2),
         lambda: fair_mean(-1.0),
         lambda: fair_mean(1.0, 0.0),
         lambda: agnostic_mean([1, 2], 0),
@@ -347,15 +352,15 @@ def test_what_cannot_be_is_refused():
         with pytest.raises(ValueError, match=r"must|lies"):
             make()
     with pytest.raises(ValueError, match="both make a mean"):
-        federate(Method(local_steps(mse, SGD), server=SGD), chain(fair_mean(), mean()), N)
+        federate(Method(local_steps(loss_model(mse), SGD), server=SGD), chain(fair_mean(), mean()), N)
 
 
 def test_a_second_round_of_agnostic_weighs_by_what_the_first_left():
     """By hand: a client weighs lambda_g n / N_g, of which a round forgets a fifth of N_g and keeps all of lambda_g."""
     rate, forget, group = 0.1, 0.2, np.arange(N) // (N // 2)  # by train interactions, which is the client's number
     cohort = dense_cohort()
-    cohort = cohort._replace(blocks=(cohort.blocks[0]._replace(num_train=IDS.astype(np.float32)),))
-    algorithm = federate(Method(local_steps(mse, SGD)), agnostic_mean(np.arange(N), 2, rate, forget), N)
+    cohort = cohort._replace(blocks=(cohort.blocks[0]._replace(activity=IDS.astype(np.float32)),))
+    algorithm = federate(Method(local_steps(loss_model(mse), SGD)), agnostic_mean(np.arange(N), 2, rate, forget), N)
     state, _ = run(algorithm, cohort, DENSE, 2)
     start, lam, share, mine = flat(DENSE), np.full(2, 0.5), np.full(2, 0.5), group[IDS]
     for _ in range(2):
@@ -401,9 +406,9 @@ def test_a_proximal_pull_by_row_acts_in_the_steps_that_hold_the_row():
     between = 0.05 * 0.975**8
     want = {True: 0.05 + 0.05 * (0.95 - 0.025), False: between + 0.05 * (1 - between - 0.5 * between)}
     for by_row, value in want.items():
-        work = local_steps(towards, optax.sgd(0.05), by_row=by_row, proximal=0.5)
-        shared, memory = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
-        moved = work.update(shared, memory, steps, KEY).update.params["t"].rows[0, 0]
+        work = local_steps(loss_model(towards), optax.sgd(0.05), by_row=by_row, proximal=0.5)
+        shared, client_state = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
+        moved = work.update(shared, client_state, steps, KEY).update.params["t"].rows[0, 0]
         assert -float(moved) == pytest.approx(value, rel=1e-5)
     assert want[True] == pytest.approx(0.09625)
 
@@ -414,12 +419,12 @@ def test_rare_rows_go_to_the_optimum(name, by_row):
     """FedAvg ends at 0, half way between the clients, however rare the row is at one of them."""
     sgd = optax.sgd(0.05)
     method = (
-        scaffold_method(towards, sgd, population=2, by_row=by_row)
+        scaffold_method(loss_model(towards), sgd, num_clients=2, by_row=by_row)
         if name == "scaffold"
-        else feddyn_method(towards, sgd, strength=0.1, by_row=by_row, population=2)
+        else feddyn_method(loss_model(towards), sgd, strength=0.1, by_row=by_row, num_clients=2)
     )
     params, work = {"t": Table(jnp.zeros((TEN, 1)))}, method.work
-    shared, memory = work.init(params, KEY)
+    shared, client_state = work.init(params, KEY)
 
     def round(carry, _):
         shared, memories, gathered = carry
@@ -429,10 +434,10 @@ def test_rare_rows_go_to_the_optimum(name, by_row):
         gathered = jax.tree.map(jnp.add, gathered, update.params) if name == "feddyn" else gathered
         now = jax.tree.map(lambda x, d, h: x - d - h, shared.params, update.params, gathered)
         extra = method.move_extra(shared.extra, change) if name == "scaffold" else ()
-        return (Broadcast(now, extra), [each.memory for each in reports], gathered), None
+        return (Broadcast(now, extra), [each.client_state for each in reports], gathered), None
 
     nothing = jax.tree.map(jnp.zeros_like, params)
-    (shared, _, _), _ = jax.lax.scan(round, (shared, [memory, memory], nothing), length=2000)
+    (shared, _, _), _ = jax.lax.scan(round, (shared, [client_state, client_state], nothing), length=2000)
     assert float(shared.params["t"].rows[0, 0]) == pytest.approx(LEAST, abs=0.01)  # local steps of 0.05 end beside it
 
 
@@ -440,7 +445,10 @@ def test_rare_rows_go_to_the_optimum(name, by_row):
 def test_mime_moves_a_rare_row_as_often_as_it_is_due(known):
     """Each of ten rows in one of ten steps: g(y) - g(x) is 0 there, and the mean gradient c acts ten times in it. Where
     none is known, the gradient itself acts once."""
-    c, work = {"t": Table(jnp.arange(TEN, dtype=jnp.float32)[:, None])}, mime_method(towards, optax.sgd(0.01)).work
+    c, work = (
+        {"t": Table(jnp.arange(TEN, dtype=jnp.float32)[:, None])},
+        mime_method(loss_model(towards), optax.sgd(0.01)).work,
+    )
     shared, _ = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
     frozen = shared.extra._replace(gradient=c, known={"t": Table(jnp.full(TEN, known))})
     if not known:

@@ -20,7 +20,22 @@ from jaxfed.core.state import server_model
 from jaxfed.core.tables import take_rows
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
 from tests.named import gpfedrec
-from tests.small import DATA, ITEMS, KEY, MARKED, USERS, WHO, bce, close, row_block, row_cohort, run, same, user
+from tests.small import (
+    DATA,
+    ITEMS,
+    KEY,
+    MARKED,
+    USERS,
+    WHO,
+    bce,
+    close,
+    loss_model,
+    row_block,
+    row_cohort,
+    run,
+    same,
+    user,
+)
 
 SGD = optax.sgd(1.0)  # large, so that clients differ by more than float32 loses in a cosine
 TABLE = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}
@@ -28,7 +43,7 @@ CONTENT = load_data(make_config({"data": TABLE}).data)
 
 
 def guided(channel=None, **how):
-    return federate(gpfedrec_method(bce, SGD, user, **how), channel or mean(), USERS)
+    return federate(gpfedrec_method(loss_model(bce, user), SGD, **how), channel or mean(), USERS)
 
 
 def graph_by_hand(models, known, count, threshold):
@@ -60,7 +75,7 @@ def test_the_servers_step_is_that_of_numpy():
     """From what clients sent in a round: models with rows of the server's where they hold none, and their means."""
     cohort = row_cohort(present=[1, 1, 0, 1, 1, 1, 1, 1])
     algorithm = guided(neighbours_count=3, strength=0.0)
-    plain = federate(Method(local_steps(bce, SGD, user)), mean(), USERS)
+    plain = federate(Method(local_steps(loss_model(bce, user), SGD)), mean(), USERS)
     state, info = run(algorithm, cohort, rounds=1)
     params = state.shared.params
     there = [c for i, c in enumerate(WHO) if cohort.present[i]]
@@ -83,7 +98,7 @@ def test_the_servers_step_is_that_of_numpy():
     models = {name: np.stack([of(c, name) for c in range(USERS)]) for name in params}
     flat = np.concatenate([models[name].reshape(USERS, -1) for name in models], 1)
     weights = graph_by_hand(flat, np.isin(np.arange(USERS), there), 3, 1.0)
-    around = state.memory[0].around
+    around = state.client_states[0].around
     for name, each in models.items():
         close(jax.tree.leaves(around[name])[0], np.tensordot(weights, each, 1).astype(np.float32))
     assert float(info["graph/neighbours"]) == pytest.approx(3)
@@ -94,7 +109,7 @@ def test_a_client_is_pulled_to_its_neighbours():
     algorithm = guided(neighbours_count=3, strength=2.0)
     cohort = row_cohort()
     state, _ = run(algorithm, cohort, rounds=1)
-    before = jax.tree.map(lambda x: jnp.array(x[WHO[0]]), state.memory[0])
+    before = jax.tree.map(lambda x: jnp.array(x[WHO[0]]), state.client_states[0])
     start = jax.tree.map(jnp.array, state.shared.params)
     state, _ = algorithm.step(state, cohort, KEY)
     block = row_block([0])
@@ -103,7 +118,7 @@ def test_a_client_is_pulled_to_its_neighbours():
     both = slices, before.own.private
     (end, mine), _, _ = local_sgd(loss_of_pair(bce), proximal_optimizer(SGD, 2.0), both, steps, anchor=around)
     held = DATA[WHO[0]][0]
-    own = jax.tree.map(lambda x: x[WHO[0]], state.memory[0]).own
+    own = jax.tree.map(lambda x: x[WHO[0]], state.client_states[0]).own
     close(own.copy["item"].rows[held], end["item"].rows[: len(held)])
     close(own.private, mine)
     free, _, _ = local_sgd(loss_of_pair(bce), SGD, both, steps)
@@ -114,19 +129,19 @@ def test_without_a_pull_it_is_fedavg():
     for channel in (mean, per_row_mean):
         algorithm = guided(channel(), strength=0.0)
         got, _ = run(algorithm, row_cohort())
-        want, _ = run(federate(Method(local_steps(bce, SGD, user)), channel(), USERS), row_cohort())
+        want, _ = run(federate(Method(local_steps(loss_model(bce, user), SGD)), channel(), USERS), row_cohort())
         same(server_model(got), server_model(want))
-        same(got.memory[0].own.private, want.memory[0])
+        same(got.client_states[0].own.private, want.client_states[0])
 
 
 def test_everyone_a_neighbour_is_the_mean_and_fedprox():
     """All clients take part and are all neighbours: what a client is pulled to is the server's model, where it
     starts."""
     algorithm = guided(strength=0.5, threshold=-1e9)
-    prox = federate(Method(local_steps(bce, SGD, user, proximal=0.5)), mean(), USERS)
+    prox = federate(Method(local_steps(loss_model(bce, user), SGD, proximal=0.5)), mean(), USERS)
     got, info = run(algorithm, row_cohort(), rounds=1)
     assert float(info["graph/neighbours"]) == len(WHO)
-    around = jax.tree.map(lambda x: x[WHO[0]], got.memory[0].around)
+    around = jax.tree.map(lambda x: x[WHO[0]], got.client_states[0].around)
     for name in ("item", "bias"):  # rows that a client does not hold are the server's, which has moved by the others
         share = np.array([np.isin(np.arange(ITEMS), DATA[c][0]) for c in WHO]).mean(0)
         start, now, seen = (np.asarray(x[name].rows) for x in (MARKED, got.shared.params, around))
@@ -153,13 +168,13 @@ def test_what_the_server_cannot_compare_is_refused():
     with pytest.raises(ValueError, match="clip changes it: keep to a mean"):
         guided(channel=clip(1.0))
     with pytest.raises(ValueError, match="must not be negative"):
-        gpfedrec_method(bce, SGD, user, strength=-1.0)
+        gpfedrec_method(loss_model(bce, user), SGD, strength=-1.0)
     table = {"data": TABLE, "work": {"name": "graph_guided"}, "cohort": {"name": "everyone"}}
     table["run"] = {"client_store": "host"}
     with pytest.raises(ValueError, match="reads all clients"):
         build_experiment(make_config(table), CONTENT)
     table["run"] = {"client_memory_gb": 1e-5}
-    with pytest.raises(ValueError, match="client memory takes"):
+    with pytest.raises(ValueError, match="client states take"):
         initial_arrays(build_experiment(make_config(table), CONTENT), 0)
 
 

@@ -17,10 +17,10 @@ from jaxfed.config.schema import make_config
 from jaxfed.core.channel import chain
 from jaxfed.core.federate import federate
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
-from tests.small import KEY, MARKED, USERS, WHO, bce, close, on_rows, row_cohort, run, same, user
+from tests.small import KEY, MARKED, USERS, WHO, bce, close, loss_model, on_rows, row_cohort, run, same, user
 
 SGD = optax.sgd(0.1)
-PLAIN = train_locally(bce, SGD, user)
+PLAIN = train_locally(loss_model(bce, user), SGD)
 HALVES = np.arange(USERS) % 2
 THREE = np.arange(USERS) % 3
 TABLE = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}
@@ -50,7 +50,7 @@ def test_one_edge_is_fedavg(link, cohort):
     got, info = run(edges(LINKS[link](), np.zeros(USERS, int)), cohort)
     want, told = run(flat(LINKS[link]()), cohort)
     close(select_model(got.shared.params, 0), want.shared.params)
-    close(got.memory, want.memory)
+    close(got.client_states, want.client_states)
     assert float(info["train/loss"]) == pytest.approx(float(told["train/loss"]), rel=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_edges_that_meet_every_round_are_fedavg_by_examples(edge, link, per_row)
     want, _ = run(flat(link()), cohort)
     for e in range(edge.max() + 1):
         close(select_model(got.shared.params, e), want.shared.params, atol=1e-5)
-    close(got.memory, want.memory, atol=1e-5)
+    close(got.client_states, want.client_states, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_an_edge_of_which_nobody_reports_rests_and_then_takes_the_mean():
 
 def test_works_with_a_state_have_one_at_each_edge():
     """SCAFFOLD at two edges that never meet is SCAFFOLD of each half."""
-    method = scaffold(bce, SGD, user, population=4)
+    method = scaffold(loss_model(bce, user), SGD, num_clients=4)
     state, _ = run(edges(mean(), every=99, method=method), row_cohort(), rounds=2)
     for e in (0, 1):
         want, _ = run(flat(mean(), method), row_cohort(present=HALVES[WHO] == e), rounds=2)

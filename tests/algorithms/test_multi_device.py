@@ -15,7 +15,7 @@ from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
 from tests.data.test_data import made, owned
-from tests.small import DATA, KEY, MARKED, PLAIN, USERS, WHO, bce, close, row_cohort, run, same, user
+from tests.small import DATA, KEY, MARKED, PLAIN, USERS, WHO, bce, close, loss_model, row_cohort, run, same, user
 
 TABLE = {"name": "synthetic", "users": 50, "items": 40, "mean_length": 9.0}
 MF = {"model": {"name": "mf", "dim": 4, "init_scale": 0.5}, "channel": [{"name": "per_row_mean"}]}
@@ -89,7 +89,7 @@ def test_cold_users_leave_with_all_of_their_devices():
 
 
 def plain():
-    return federate(Method(local_steps(bce, optax.sgd(0.1), user)), weighted_mean(), USERS)
+    return federate(Method(local_steps(loss_model(bce, user), optax.sgd(0.1))), weighted_mean(), USERS)
 
 
 def test_one_device_a_user_changes_no_bit():
@@ -106,7 +106,7 @@ def test_two_devices_by_hand():
     weight = np.array([len(DATA[c][0]) for c in range(USERS)], float)
     algorithm = with_merged_devices(plain(), LINE, weight)
     state, info = run(algorithm, in_one_step(row_cohort(present=there)), rounds=1)
-    start = algorithm.init(MARKED, KEY).memory[0]["user"]
+    start = algorithm.init(MARKED, KEY).client_states[0]["user"]
     same(start[2], start[4])  # a user begins with one part
     item, bias = (np.asarray(PLAIN[name], np.float64) for name in ("item", "bias"))
     after = {}
@@ -115,7 +115,7 @@ def test_two_devices_by_hand():
         slope = 1 / (1 + np.exp(-(item[items] @ np.asarray(start[c], np.float64) + bias[items]))) - labels
         after[c] = np.asarray(start[c]) - 0.1 * (slope @ item[items]) / len(items)
     both = (weight[2] * after[2] + weight[3] * after[3]) / (weight[2] + weight[3])
-    got = np.asarray(state.memory[0]["user"])
+    got = np.asarray(state.client_states[0]["user"])
     for device in (2, 3, 4):
         close(got[device], both.astype(np.float32), rtol=1e-5)
     close(got[0], after[1].astype(np.float32))  # who was not asked has what the user's other device learned
@@ -150,7 +150,7 @@ def test_one_device_a_user_is_the_run_without_devices():
 def test_users_are_asked_once_with_what_all_their_devices_have_seen():
     """Ranked by hand from the first device's part, which is that of all of them."""
     it, state = trained(TABLE | {"clients": "device", "devices": 3})
-    population, vectors = it.data.population, np.asarray(state.memory[0]["private"]["user"][:, 0])
+    population, vectors = it.data.population, np.asarray(state.client_states[0]["private"]["user"][:, 0])
     tables = {name: np.asarray(x.rows) for name, x in state.shared.params["tables"].items()}
     hits = []
     for u in range(50):

@@ -31,12 +31,13 @@ from tests.small import (
     bce,
     close,
     dense_cohort,
+    loss_model,  # fmt: skip
     mse,
     row_cohort,
     run,
     same,
     user,
-)  # fmt: skip
+)
 
 GRADIENTS = np.array([[-3.0, -2.0, -1.0], [-2.0, -1.0, 0.0]], np.float32)
 THETA = {"w": jnp.array([1.0, 2.0, 3.0])}
@@ -112,7 +113,7 @@ def test_the_reference_form_sends_what_changed():
 
     def measure(update, sent, client):
         jax.debug.callback(lambda x: norms.append(float(x)), optax.tree.norm(update[0]))
-        return update, client.memory
+        return update, client.link_state
 
     algorithm = fedsgd(mse, optax.sgd(0.01), N, chain(difference(), link(measure), mean()))
     run(algorithm, dense_cohort(xy=alike), DENSE, 2)
@@ -182,15 +183,15 @@ def test_a_server_rate_of_zero_moves_nothing_shared_but_trains_the_private_part(
     before = jax.tree.map(np.asarray, algorithm.init(MARKED, KEY))
     state, _ = run(algorithm, row_cohort(), rounds=1)
     same(server_model(state), server_model(before))
-    moved = np.abs(subtract(state.memory[0], before.memory[0])["user"]).max(1) > 0
+    moved = np.abs(subtract(state.client_states[0], before.client_states[0])["user"]).max(1) > 0
     assert set(np.flatnonzero(moved)) == set(WHO)
 
 
 def test_gradient_of_uneven_batches_is_that_of_the_pooled_mean():
     """The last batch is short; examples weigh alike, not batches."""
-    algorithm = federate(fedsgd_method(bce, optax.sgd(0.0), user), weighted_mean(), USERS)
+    algorithm = federate(fedsgd_method(loss_model(bce, user), optax.sgd(0.0)), weighted_mean(), USERS)
     init = algorithm.init(MARKED, KEY)
-    users = np.asarray(init.memory[0]["user"])
+    users = np.asarray(init.client_states[0]["user"])
     state, _ = algorithm.step(init, row_cohort(), KEY)
 
     def pooled(item):

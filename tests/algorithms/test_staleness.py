@@ -40,12 +40,13 @@ from tests.small import (
     close,
     dense_cohort,
     factorisation,
+    loss_model,  # fmt: skip
     mse,
     on_rows,
     row_cohort,
     same,
     user,
-)  # fmt: skip
+)
 
 RATE, VERSIONS = 0.05, 4
 SGD = optax.sgd(RATE)
@@ -118,16 +119,16 @@ def test_fedasync_on_rows_mixes_the_rows_that_a_client_holds():
 def test_without_delay_it_is_a_synchronous_round(lists, server):
     """Bit for bit, whatever the exponent: a model of this round is this round's model."""
     synchronous = factorisation(per_row_mean(), server=server)
-    late = factorisation(chain(staleness(0.7), per_row_mean()), server=server, versions=3)
+    late = factorisation(chain(staleness(0.7), per_row_mean()), server=server, history_length=3)
     cohort = lists(row_cohort())
     a = steps(synchronous, [cohort] * 4, MARKED)
     b = steps(late, [cohort._replace(ages=np.zeros(len(WHO), np.int32))] * 4, MARKED)
-    same((a.shared, a.memory[0], a.opt), (b.shared, b.memory[0], b.opt))
+    same((a.shared, a.client_states[0], a.opt), (b.shared, b.client_states[0], b.opt))
 
 
 def test_late_rows_are_those_of_their_round():
     """On listed rows, with clients of several ages, as on all of them; the ring holds the models of the last rounds."""
-    late = factorisation(chain(staleness(0.5), mean()), versions=3)
+    late = factorisation(chain(staleness(0.5), mean()), history_length=3)
     ages = [np.array(a, np.int32) for a in ([0] * 8, [1, 0] * 4, [2, 1, 0, 0] * 2, [0, 1, 2, 1] * 2)]
     blocks = ((0, 1, 2, 3), (4, 5, 6, 7)), ((0, 1), (2, 3), (4, 5), (6, 7))
     cohorts = [[lists(row_cohort(blocks=b))._replace(ages=a) for a in ages]
@@ -137,20 +138,20 @@ def test_late_rows_are_those_of_their_round():
         close(server_model(first), server_model(other), atol=1e-5)
     for back in range(3):
         then = steps(late, cohorts[0][: 4 - back], MARKED)
-        slot = jax.tree.map(lambda x, at=4 - back: x[at % 3], first.past)
+        slot = jax.tree.map(lambda x, at=4 - back: x[at % 3], first.model_history)
         same(unwrap(slot.params), server_model(then))
 
 
 def test_what_clients_keep_is_what_they_left():
     """A client's private part is its own of its last report, however old the model it was sent."""
-    late = factorisation(mean(), versions=2)
+    late = factorisation(mean(), history_length=2)
     cohort = row_cohort()
     a = late.step(late.init(MARKED, KEY), cohort._replace(ages=np.zeros(8, np.int32)), KEY)[0]
-    kept = np.array(a.memory[0]["user"])
+    kept = np.array(a.client_states[0]["user"])
     b = late.step(a, cohort._replace(ages=np.ones(8, np.int32)), KEY)[0]
-    assert (np.array(b.memory[0]["user"])[WHO] != kept[WHO]).any(1).all()
+    assert (np.array(b.client_states[0]["user"])[WHO] != kept[WHO]).any(1).all()
     rest = np.setdiff1d(np.arange(USERS), WHO)
-    assert (np.array(b.memory[0]["user"])[rest] == kept[rest]).all()
+    assert (np.array(b.client_states[0]["user"])[rest] == kept[rest]).all()
 
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
@@ -158,28 +159,31 @@ def test_over_devices_it_is_the_same(kind):
     ages = [np.array(a, np.int32) for a in ([0] * 8, [1, 0] * 4, [2, 1, 0, 0] * 2)]
     cohorts = [on_rows(row_cohort())._replace(ages=a) for a in ages]
     links = chain(staleness(0.5), mean())
-    one, four = factorisation(links, versions=3), factorisation(links, versions=3, placement=make_placement(kind, 4))
+    one, four = (
+        factorisation(links, history_length=3),
+        factorisation(links, history_length=3, placement=make_placement(kind, 4)),
+    )
     close(server_model(steps(one, cohorts, MARKED)), jax.device_get(server_model(steps(four, cohorts, MARKED))))
 
 
 def test_it_lowers():
-    late = factorisation(chain(mixing(), mean()), versions=3)
+    late = factorisation(chain(mixing(), mean()), history_length=3)
     cohort = on_rows(row_cohort())._replace(ages=np.zeros(len(WHO), np.int32))
     lowered(jax.jit(late.step), jax.eval_shape(late.init, MARKED, KEY), cohort, KEY)
 
 
 def test_what_cannot_be():
-    work = local_steps(mse, SGD)
+    work = local_steps(loss_model(mse), SGD)
     with pytest.raises(ValueError, match="hides all but the sum"):
         chain(mixing(), mean(), ring(4, 8, bound=1.0))
     with pytest.raises(ValueError, match="cannot work on the codes"):
         chain(mixing(), per_row_mean())
     with pytest.raises(ValueError, match="put it first"):
         federate(Method(work), chain(per_row_mean(), mixing()), N).init(DENSE, KEY)
-    with pytest.raises(ValueError, match="federate with versions"):
+    with pytest.raises(ValueError, match="pass history_length to federate"):
         steps(federate(Method(work), mean(), N), [dense_cohort()._replace(ages=np.zeros(6, int))])
     with pytest.raises(ValueError, match="3 versions of the model take"):
-        federate(Method(work), mean(), N, budget=10.0, versions=3).init(DENSE, KEY)
+        federate(Method(work), mean(), N, client_memory_budget=10.0, history_length=3).init(DENSE, KEY)
     for wrong in (lambda: staleness(-1.0), lambda: mixing(exponent=-1.0), lambda: mixing(0.0), lambda: mixing(1.5)):
         with pytest.raises(ValueError, match=r"must not be negative|lies above 0"):
             wrong()

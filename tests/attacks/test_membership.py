@@ -145,7 +145,7 @@ def overheard(channel, cohort=None):
     parts = []
 
     def reduce(part, size):
-        seen = part._replace(memory=(), metrics={})
+        seen = part._replace(client_states=(), metrics={})
         jax.debug.callback(lambda part: parts.append(jax.tree.map(np.asarray, part)), seen)
         return sum_messages(part, size)
 
@@ -204,7 +204,7 @@ def test_what_the_simulator_knows_is_not_read():
     """Of a part whose messages name no rows, the rows held, private parts and metrics may be anything."""
     part = overheard((clip(1.0), densify(), local_gaussian(0.1)))
     assert all(each.held.size == 0 for each in membership.split_messages(part, ITEMS))
-    other = part._replace(held=np.flip(part.held), memory=np.ones(3), sizes=0 * part.sizes, metrics={"x": 1.0})
+    other = part._replace(held=np.flip(part.held), client_states=np.ones(3), sizes=0 * part.sizes, metrics={"x": 1.0})
     a, b = seen_of(part), seen_of(other)
     assert all(seen.sent.all() for seen in a.values())  # noise is on every row
     jax.tree.map(np.testing.assert_array_equal, a, b)

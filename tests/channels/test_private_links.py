@@ -117,7 +117,7 @@ def test_a_mean_by_row_whose_weights_are_noised_too():
 def longer(factor):
     """A link that says that it makes a message so much longer."""
     return link(
-        lambda update, sent, client: (jax.tree.map(lambda x: factor * x, update), client.memory),
+        lambda update, sent, client: (jax.tree.map(lambda x: factor * x, update), client.link_state),
         l2_gain=lambda bound: factor * bound,
         name="longer",
     )
@@ -198,7 +198,7 @@ def test_the_ring_is_the_mean_to_its_last_bit():
 
 def test_a_ring_cuts_what_is_beyond_its_bound():
     """Eight clients send a million, which would wrap: it is 2 of each of them, and 16 together."""
-    much = link(lambda update, sent, client: (jax.tree.map(lambda x: jnp.full_like(x, 1e6), update), client.memory))
+    much = link(lambda update, sent, client: (jax.tree.map(lambda x: jnp.full_like(x, 1e6), update), client.link_state))
     sums, _ = run(factorisation(chain(much, ring(COHORT, 20, bound=2.0))), row_cohort(whole=True), rounds=1)
     close(PLAIN["bias"] - server_model(sums)["bias"], jnp.full_like(PLAIN["bias"], 16.0))
 
@@ -215,7 +215,7 @@ def test_what_a_ring_cuts_of_weights_is_counted():
 
 def test_clients_round_each_for_itself():
     """All send a half, made 0 or 1 in the ring: by one key they would all go the same way, in every entry."""
-    half = link(lambda update, sent, client: (jax.tree.map(lambda x: jnp.full_like(x, 0.5), update), client.memory))
+    half = link(lambda update, sent, client: (jax.tree.map(lambda x: jnp.full_like(x, 0.5), update), client.link_state))
     sums, _ = run(factorisation(chain(half, ring(COHORT, 0, bound=2.0))), row_cohort(whole=True), rounds=1)
     moved = np.asarray(PLAIN["bias"] - server_model(sums)["bias"])
     assert set(np.unique(moved)) <= set(range(COHORT + 1))
@@ -268,7 +268,7 @@ def test_no_public_key_leads_to_a_clients_own():
 
     def spy(update, sent, client):
         jax.debug.callback(lambda key: seen.add(key.tobytes()), jax.random.key_data(client.key))
-        return update, client.memory
+        return update, client.link_state
 
     run(factorisation(chain(mean(), link(spy, name="spy"), link(spy, name="spy"))), row_cohort(), rounds=1)
     jax.effects_barrier()

@@ -238,7 +238,7 @@ def test_blocks_change_nothing_and_the_absent_count_for_nothing(channel):
     want = run(factorisation(link()), row_cohort(present=present), rounds=1)[0]
     for blocks in (((7, 3, 0, 5), (2, 1, 6, 4)), tuple((i,) for i in range(8)), ((0, 1, 2, 3), (5, 6, 7, 8))):
         got = run(factorisation(link()), row_cohort(present=present, blocks=blocks), rounds=1)[0]
-        close((server_model(got), got.memory), (server_model(want), want.memory), atol=1e-5)
+        close((server_model(got), got.client_states), (server_model(want), want.client_states), atol=1e-5)
     other = run(factorisation(link()), row_cohort(), rounds=1)[0]
     assert float(jnp.abs(server_model(other)["item"] - server_model(want)["item"]).max()) > 1e-3
 
@@ -265,7 +265,7 @@ def test_the_median_of_rows_is_over_their_holders_and_per_row_mean_gives_it():
 
 
 def test_one_program_reduces_cohorts_of_fewer_blocks(compiled):
-    algorithm = factorisation(chain(per_row_mean(), median()), padded_shape=(4, 128), room=3)
+    algorithm = factorisation(chain(per_row_mean(), median()), padded_shape=(4, 128), capacity=3)
     want = server_model(run(factorisation(chain(per_row_mean(), median())), row_cohort())[0])
     state = algorithm.init(MARKED, KEY)
     state, _ = algorithm.step(state, row_cohort(), KEY)
@@ -385,7 +385,7 @@ def chain_of(*links):
     """A chain whose links keep nothing, with plain () for what it keeps."""
     whole = chain(*links)
     none = tuple(() for _ in links)
-    return whole._replace(encode=lambda u, sent, c: (whole.encode(u, none, c._replace(memory=none))[0], ()))
+    return whole._replace(encode=lambda u, sent, c: (whole.encode(u, none, c._replace(link_state=none))[0], ()))
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -520,7 +520,7 @@ def exposed(channel, malice):
     state = initial_arrays(made, 0)["state"]
     for done in run_rounds(made, state, 0, 0, 12):
         state = done.state
-    values = evaluate_model(made, (state.shared.params, state.memory[0]), "val", make_run_keys(0).evaluation)
+    values = evaluate_model(made, (state.shared.params, state.client_states[0]), "val", make_run_keys(0).evaluation)
     assert values["val/full/er@5"] <= values["val/full/er@10"] <= values["val/full/er@20"]
     return values["val/full/er@10"]
 

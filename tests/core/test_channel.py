@@ -35,6 +35,7 @@ from tests.small import (
     bce,
     close,
     factorisation,
+    loss_model,
     row_cohort,
     run,
     same,
@@ -51,16 +52,16 @@ def middle(part, size):
 def test_chain_encodes_left_to_right_and_decodes_right_to_left():
     def tagged(name, factor):
         return link(
-            lambda u, sent, c: (jax.tree.map(lambda x: x * factor + 1, u), c.memory),
+            lambda u, sent, c: (jax.tree.map(lambda x: x * factor + 1, u), c.link_state),
             lambda t, s, r: (jax.tree.map(lambda x: x / factor, t), s, {name: jnp.float32(0)}),
             is_average=False,
         )
 
     path = chain(tagged("a", 2.0), tagged("b", 3.0))
-    state, memory = path.init({"w": jnp.ones(())})
+    state, link_state = path.init({"w": jnp.ones(())})
     from jaxfed.core.channel_checks import shape_client
 
-    message, _ = path.encode({"w": jnp.float32(1)}, path.broadcast(state), shape_client(memory, 0, 0))
+    message, _ = path.encode({"w": jnp.float32(1)}, path.broadcast(state), shape_client(link_state, 0, 0))
     assert float(message["w"]) == (1 * 2 + 1) * 3 + 1
     from jaxfed.core.types import RoundView
 
@@ -168,10 +169,10 @@ def test_wire():
 
 
 def test_what_the_server_sees_follows_from_the_chain():
-    hidden = chain(link(lambda u, sent, c: (u, c.memory), reveals="sum"), mean())
+    hidden = chain(link(lambda u, sent, c: (u, c.link_state), reveals="sum"), mean())
     assert make_wire(hidden, Broadcast(DENSE)).sees == "sum"
     back = lambda total, state, round: (Broadcast(MARKED), state, {})
-    flat = link(lambda u, sent, c: (jnp.zeros((c.size, DIM)), c.memory), back, is_average=False, reveals="sum")
+    flat = link(lambda u, sent, c: (jnp.zeros((c.size, DIM)), c.link_state), back, is_average=False, reveals="sum")
     dense = 4 * (ITEMS * DIM + ITEMS + 1)
     # an upload that hides its rows is worth nothing after a request for them: the whole table comes down
     assert price(flat, Broadcast(MARKED), 10) == (4 * ITEMS * DIM, dense, "sum")
@@ -188,16 +189,16 @@ def changed(tree, by):
 
 WRONG = {
     "one row of every table": (
-        link(lambda u, sent, c: (changed(u, lambda x: x[:1] if x.ndim else x), c.memory), name="short"),
+        link(lambda u, sent, c: (changed(u, lambda x: x[:1] if x.ndim else x), c.link_state), name="short"),
         r"short: encode made a table of \(1,\) out of 60 rows",
     ),
-    "no memory": (link(lambda u, sent, c: u, name="forgets"), r"forgets: encode gave back Broadcast, not the pair"),
-    "another memory": (
+    "no link state": (link(lambda u, sent, c: u, name="forgets"), r"forgets: encode gave back Broadcast, not the pair"),
+    "another link state": (
         link(lambda u, sent, c: (u, jnp.zeros(3)), name="keeps"),
-        "keeps: encode gave back a memory of another shape than init",
+        "keeps: encode gave back a link state of another shape than init",
     ),
     "a shape that nothing undoes": (
-        link(lambda u, sent, c: (u._replace(params={"scale": u.params["scale"]}), c.memory), name="drops"),
+        link(lambda u, sent, c: (u._replace(params={"scale": u.params["scale"]}), c.link_state), name="drops"),
         "drops: encode changes the shape of a message .* and nothing undoes it",
     ),
     "half of a decode": (
@@ -218,7 +219,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_link_that_does_not_keep_to_the_form_is_refused_by_name(name):
     wrong, message = WRONG[name]
-    algorithm = federate(Method(local_steps(bce, optax.sgd(0.1), user)), chain(wrong, mean()), USERS)
+    algorithm = federate(Method(local_steps(loss_model(bce, user), optax.sgd(0.1))), chain(wrong, mean()), USERS)
     with pytest.raises(ValueError, match=message) as error:
         algorithm.init(MARKED, KEY)
     assert "\n" not in str(error.value)
@@ -247,7 +248,7 @@ def test_a_decode_that_cannot_read_its_sum_is_named_in_one_line():
         is_average=False,
         name="stranger",
     )
-    algorithm = federate(Method(local_steps(bce, optax.sgd(0.1), user)), chain(wrong, mean()), USERS)
+    algorithm = federate(Method(local_steps(loss_model(bce, user), optax.sgd(0.1))), chain(wrong, mean()), USERS)
     with pytest.raises(ValueError, match="stranger: decode cannot read a sum of") as error:
         algorithm.init(MARKED, KEY)
     assert "\n" not in str(error.value)
@@ -258,12 +259,12 @@ def test_no_link_sees_padding():
     seen = []
 
     def ones(update, sent, client):
-        return changed(update, lambda x: x + 1), client.memory
+        return changed(update, lambda x: x + 1), client.link_state
 
     def look(update, sent, client):
         table = update.params["item"].rows
         jax.debug.callback(lambda x, held: seen.append((x[~held], x[held])), table, client.held)
-        return update, client.memory
+        return update, client.link_state
 
     run(factorisation(chain(mean(), link(ones), link(look))), row_cohort(), rounds=1)
     jax.effects_barrier()

@@ -104,8 +104,8 @@ def test_whole_tables_are_one_message_for_all():
 def test_the_price_is_the_length_of_what_the_packer_writes(name, rows):
     links = chain(CODES[name]())
     mine = jax.tree.map(lambda x: x[HELD] if x.shape[0] == N else x, MODEL)
-    state, memory = links.init(mine)
-    client = who()._replace(rows=jnp.where(jnp.arange(K) < rows, HELD, N), memory=memory)
+    state, link_state = links.init(mine)
+    client = who()._replace(rows=jnp.where(jnp.arange(K) < rows, HELD, N), link_state=link_state)
     message, _ = links.encode(mine, links.broadcast(state), client)
     price = make_wire(mean(), MODEL, links)
     assert price.down(np.int64(rows)) == len(pack_message(message, np.asarray(HELD[:rows])))
@@ -122,7 +122,7 @@ def test_without_one_the_price_is_that_of_the_arrays():
     assert make_wire(chain(mean(), densify()), MODEL).down(np.int64(5)) == N * (4 * D + 4) + 48
 
 
-GIVEN = {"agnostic": {"num_train": [1, 2, 3]}, "feddyn": {"population": 4}}  # by the program
+GIVEN = {"agnostic": {"activity": [1, 2, 3]}, "feddyn": {"num_clients": 4}}  # by the program
 
 
 def accepted(name):
@@ -148,7 +148,7 @@ def test_an_update_is_the_change_from_what_was_received():
     """A work that goes nowhere sends zeros, however coarse its download; the model then stays where it was."""
     here = lambda params, key: (Broadcast(params), ())
     idle = ClientWork(
-        here, lambda shared, memory, steps, key: ClientOutput(jax.tree.map(jnp.zeros_like, shared), (), 1.0, {})
+        here, lambda shared, client_state, steps, key: ClientOutput(jax.tree.map(jnp.zeros_like, shared), (), 1.0, {})
     )
     algorithm = federate(Method(idle), mean(), USERS, download=make_download(chain(quantize(2)), False))
     same(server_model(run(algorithm, row_cohort())[0]), PLAIN)
@@ -157,7 +157,7 @@ def test_an_update_is_the_change_from_what_was_received():
 def test_a_client_starts_from_what_it_received():
     """A work that sends its model as the update: by hand, the mean of what each client reads of its rows."""
     here = lambda params, key: (Broadcast(params), ())
-    echo = ClientWork(here, lambda shared, memory, steps, key: ClientOutput(shared, (), jnp.float32(1), {}))
+    echo = ClientWork(here, lambda shared, client_state, steps, key: ClientOutput(shared, (), jnp.float32(1), {}))
     receive, cohort = make_download(chain(quantize(2)), False), row_cohort()
     state, _ = run(federate(Method(echo), mean(), USERS, download=receive), cohort, rounds=1)
     total = np.zeros((ITEMS, DIM), np.float32)

@@ -43,6 +43,7 @@ from tests.small import (
     close,
     dense_cohort,
     factorisation,
+    loss_model,  # fmt: skip
     mse,
     on_rows,
     row_block,
@@ -50,11 +51,11 @@ from tests.small import (
     run,
     same,
     user,
-)  # fmt: skip
+)
 
 
 def linear(channel, lr=0.05, **more):
-    return federate(Method(local_steps(mse, optax.sgd(lr))), channel, N, **more)
+    return federate(Method(local_steps(loss_model(mse), optax.sgd(lr))), channel, N, **more)
 
 
 def test_fedavg_by_hand():
@@ -76,7 +77,7 @@ def test_row_sparse_is_dense_fedavg_of_a_factorisation(weighted, whole):
     params, users = by_hand(weighted)
     close(server_model(state), params)
     for client, own in users.items():
-        close({"user": state.memory[0]["user"][client]}, own)
+        close({"user": state.client_states[0]["user"][client]}, own)
 
 
 @pytest.mark.parametrize("channel", [mean, weighted_mean, per_row_mean, lambda: chain(difference(), per_row_mean())])
@@ -87,7 +88,7 @@ def test_a_round_on_the_cohorts_rows_is_the_round_on_all(channel, server):
     want, told = run(factorisation(channel(), server=server), cohort)
     got, info = run(factorisation(channel(), server=server), on_rows(cohort))
     close(server_model(got), server_model(want))
-    close(got.memory, want.memory)
+    close(got.client_states, want.client_states)
     close(info, told)
 
 
@@ -115,12 +116,12 @@ def test_a_server_with_a_state_is_lazy_on_the_rows_of_the_cohort():
 
 def test_memory_of_tables_is_found_by_the_catalogue():
     """Private tables [clients, catalogue] are read and written at the catalogue's rows, whatever list a round has."""
-    work = local_steps(bce, optax.sgd(0.1), lambda key: {**user(key), "seen": Table(jnp.zeros(ITEMS))})
+    work = local_steps(loss_model(bce, lambda key: {**user(key), "seen": Table(jnp.zeros(ITEMS))}), optax.sgd(0.1))
 
     def counting(shared, mine, steps, key):
         report = work.update(shared, mine, steps, key)
-        seen = {**report.memory, "seen": Table(mine["seen"].rows + 1)}
-        return report._replace(memory=seen)
+        seen = {**report.client_state, "seen": Table(mine["seen"].rows + 1)}
+        return report._replace(client_state=seen)
 
     cohort = row_cohort()
     algorithm = federate(Method(work._replace(update=counting)), mean(), USERS)
@@ -128,7 +129,7 @@ def test_memory_of_tables_is_found_by_the_catalogue():
     want = np.zeros((USERS, ITEMS))
     for client in WHO:
         want[client, DATA[client][0]] = 3
-    same(state.memory[0]["seen"].rows, want)
+    same(state.client_states[0]["seen"].rows, want)
 
 
 def test_per_row_mean_by_hand():
@@ -151,7 +152,7 @@ def test_no_array_of_clients_by_catalogue():
 
     def look(update, sent, client):
         shapes.add(update.params["item"].rows.shape)
-        return update, client.memory
+        return update, client.link_state
 
     cohort = row_cohort()
     wide = tuple(b._replace(rows=np.where(b.rows == ITEMS, big, b.rows)) for b in cohort.blocks)
@@ -187,12 +188,12 @@ def test_private_leaf_never_in_a_message():
 
     def spy(update, sent, client):
         jax.debug.callback(lambda *leaves: messages.extend(leaves), *jax.tree.leaves(update))
-        return update, client.memory
+        return update, client.link_state
 
     def still(params, private, batch):  # a loss that leaves the private part as it is
         return mse({"w": params["item"][0], "b": 0.0}, (), (params["item"], jnp.zeros(len(params["item"]))))
 
-    work = local_steps(still, optax.sgd(0.1), lambda key: {"user": jnp.full(DIM, sevens)})
+    work = local_steps(loss_model(still, lambda key: {"user": jnp.full(DIM, sevens)}), optax.sgd(0.1))
     algorithm = federate(Method(work), chain(link(spy), mean()), USERS)
     run(algorithm, row_cohort(), rounds=1)
     jax.effects_barrier()
@@ -205,7 +206,7 @@ def test_messages_have_the_structure_of_the_shared_part_alone():
 
     def spy(update, sent, client):
         seen.append(jax.tree.structure(unwrap(update.params)))
-        return update, client.memory
+        return update, client.link_state
 
     run(factorisation(chain(link(spy), mean())), row_cohort(), rounds=1)
     assert set(seen) == {jax.tree.structure(PLAIN)}
@@ -222,10 +223,10 @@ def test_the_absent_count_for_nothing_and_keep_their_memory(channel, server, lay
     cohort = row_cohort(present=present)._replace(blocks=(row_block(slots[:4]), row_block(slots[4:])))
     never, _ = run(factorisation(channel(), server=server), lay(cohort))
     same(server_model(some), server_model(never))
-    same(some.memory, never.memory)
-    fresh = factorisation(channel()).init(MARKED, KEY).memory[0]["user"]
+    same(some.client_states, never.client_states)
+    fresh = factorisation(channel()).init(MARKED, KEY).client_states[0]["user"]
     away = np.array([WHO[slot] for slot in gone])
-    same(some.memory[0]["user"][away], fresh[away])
+    same(some.client_states[0]["user"][away], fresh[away])
     assert int(info["clients/reported"]) == sum(present)
 
 
@@ -264,7 +265,7 @@ def test_a_client_whose_update_is_not_finite_withdraws_and_is_counted(poison):
     state, info = run(factorisation(mean()), poisoned, rounds=1)
     without, _ = run(factorisation(mean()), row_cohort(present=np.arange(8) != 2), rounds=1)
     same(server_model(state), server_model(without))
-    same(state.memory, without.memory)
+    same(state.client_states, without.client_states)
     assert int(info["clients/refused"]) == 1
     assert int(info["clients/reported"]) == 7
     assert np.isfinite(float(info["train/loss"]))
@@ -272,7 +273,7 @@ def test_a_client_whose_update_is_not_finite_withdraws_and_is_counted(poison):
 
 def test_integers_do_not_hide_an_update_that_is_not_finite():
     """In a ring what is no number becomes one; nothing else of the client is amiss."""
-    work = local_steps(bce, optax.sgd(0.1), user)
+    work = local_steps(loss_model(bce, user), optax.sgd(0.1))
     most = max(len(DATA[c][0]) for c in WHO)  # of one client
 
     def run_badly(shared, mine, steps, key):
@@ -292,7 +293,7 @@ def test_integers_do_not_hide_an_update_that_is_not_finite():
 
 def test_a_message_that_overflows_withdraws_too():
     """Finite as an update, infinite once it is weighed: it would be, in the sum."""
-    huge = link(lambda u, sent, c: (jax.tree.map(lambda x: jnp.where(c.id == 4, 2e38, x), u), c.memory))
+    huge = link(lambda u, sent, c: (jax.tree.map(lambda x: jnp.where(c.id == 4, 2e38, x), u), c.link_state))
     state, info = run(factorisation(chain(huge, weighted_mean())), row_cohort(), rounds=1)
     without, _ = run(factorisation(weighted_mean()), row_cohort(present=np.array(WHO) != 4), rounds=1)
     same(server_model(state), server_model(without))
@@ -316,7 +317,7 @@ def test_the_order_of_slots_and_blocks_is_nothing():
 
 def test_integer_sums_do_not_depend_on_blocks_at_all():
     to_int = link(
-        lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**12).astype(jnp.int32), u), c.memory),
+        lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**12).astype(jnp.int32), u), c.link_state),
         lambda t, s, r: (jax.tree.map(lambda x: x * jnp.float32(2**-12), t), s, {}),
         is_average=False,
     )
@@ -336,11 +337,11 @@ def test_a_step_consumes_its_state_but_never_the_callers_parameters():
     algorithm = factorisation(mean())
     params = jax.tree.map(jnp.copy, MARKED)
     state = algorithm.init(params, KEY)
-    old = state.shared.params["item"].rows, state.memory[0]["user"]
+    old = state.shared.params["item"].rows, state.client_states[0]["user"]
     at = [x.unsafe_buffer_pointer() for x in old]
     state, _ = algorithm.step(state, row_cohort(), KEY)
     assert all(x.is_deleted() for x in old)
-    assert [x.unsafe_buffer_pointer() for x in (state.shared.params["item"].rows, state.memory[0]["user"])] == at
+    assert [x.unsafe_buffer_pointer() for x in (state.shared.params["item"].rows, state.client_states[0]["user"])] == at
     same(params, MARKED)
 
 
@@ -354,8 +355,8 @@ def test_resume_is_exact():
 
 
 def test_client_memory_beyond_the_budget_is_refused_in_words():
-    with pytest.raises(ValueError, match="client memory takes"):
-        factorisation(mean(), budget=10.0).init(MARKED, KEY)
+    with pytest.raises(ValueError, match="client states take"):
+        factorisation(mean(), client_memory_budget=10.0).init(MARKED, KEY)
 
 
 def test_randomness_is_a_function_of_seed_round_client_and_link():
@@ -365,7 +366,7 @@ def test_randomness_is_a_function_of_seed_round_client_and_link():
         jax.debug.callback(
             lambda i, k: keys.append((int(i), tuple(np.asarray(k)))), client.id, jax.random.key_data(client.key)
         )
-        return update, client.memory
+        return update, client.link_state
 
     def seen(cohort, rounds=2):
         keys.clear()
@@ -383,7 +384,7 @@ def test_randomness_is_a_function_of_seed_round_client_and_link():
 
 
 def test_private_parts_start_as_a_function_of_the_client():
-    store = factorisation(mean()).init(MARKED, KEY).memory[0]["user"]
+    store = factorisation(mean()).init(MARKED, KEY).client_states[0]["user"]
     for client in (0, 5):
         close(store[client], user(jax.random.fold_in(KEY, client))["user"])
 
@@ -409,7 +410,7 @@ def test_every_placement_is_one_device(kind, devices, channel):
 def test_integer_sums_are_the_same_on_any_devices(devices, shard_tables):
     """What clients send as integers adds up to the same bits, and so does the model the server makes of them."""
     fixed = link(
-        lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**16).astype(jnp.int32), u), c.memory),
+        lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**16).astype(jnp.int32), u), c.link_state),
         lambda t, s, r: (jax.tree.map(lambda x: x / jnp.float32(2**16), t), s, {}),
         aggregator=SUM,
         is_average=False,
@@ -437,7 +438,7 @@ def test_a_cohort_in_chunks_is_the_cohort(chunk):
     cohort = row_cohort(blocks=((0, 1, 2, 3), (4, 5, 8, 8), (6, 7, 8, 8)), present=[1, 1, 0, 1, 1, 1, 1, 0])
     want, told = run(factorisation(per_row_mean()), cohort)
     got, info = run(factorisation(per_row_mean(), chunk=chunk), cohort)
-    same((server_model(got), got.memory, info), (server_model(want), want.memory, told))
+    same((server_model(got), got.client_states, info), (server_model(want), want.client_states, told))
 
 
 @pytest.mark.optimised
@@ -447,18 +448,18 @@ def test_a_client_store_on_the_host_is_the_same_store(chunk, laid):
     """Private parts, and what a link keeps of the tables on each client, are read and written where they lie."""
 
     def feedback(update, sent, client):
-        kept = jax.tree.map(jnp.add, update, client.memory)
+        kept = jax.tree.map(jnp.add, update, client.link_state)
         return jax.tree.map(jnp.round, kept), jax.tree.map(lambda x: x - jnp.round(x), kept)
 
     channel = chain(link(feedback, init=lambda example: ((), tree.zeros_like(example))), mean())
     present = [1, 1, 0, 1, 1, 1, 1, 0]
     cohort = laid(row_cohort(blocks=((0, 1, 2, 3), (4, 5, 8, 8), (6, 7, 8, 8)), present=present))
     want, told = run(factorisation(channel, chunk=chunk), cohort)
-    got, info = run(factorisation(channel, chunk=chunk, host=True), cohort)
-    assert all(type(x) is np.ndarray for x in jax.tree.leaves(got.memory))
-    kept = got.memory[1][0].params["item"].rows
+    got, info = run(factorisation(channel, chunk=chunk, store_on_host=True), cohort)
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(got.client_states))
+    kept = got.client_states[1][0].params["item"].rows
     assert [bool(kept[who].any()) for who in WHO] == [bool(there) for there in present]
-    same((server_model(got), got.memory, info), (server_model(want), want.memory, told))
+    same((server_model(got), got.client_states, info), (server_model(want), want.client_states, told))
 
 
 def test_chunks_are_for_sums():
@@ -513,7 +514,9 @@ def test_rounds_of_one_shape_scan():
     got, seen = jax.lax.scan(
         lambda state, cohort: algorithm.step(state, cohort, KEY), algorithm.init(MARKED, KEY), stacked
     )
-    close((server_model(got), got.memory, got.opt), (server_model(want), want.memory, want.opt), atol=1e-6)
+    close(
+        (server_model(got), got.client_states, got.opt), (server_model(want), want.client_states, want.opt), atol=1e-6
+    )
     close(jax.tree.map(lambda x: x[-1], seen), info, atol=1e-6)
 
 
@@ -547,7 +550,7 @@ def test_tables_in_bfloat16_are_stored_so_and_computed_with_in_float32():
     state, _ = run(algorithm, row_cohort(), HALF)
     dtypes = lambda tree: {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
     assert dtypes((state.shared.params["item"], state.shared.params["bias"])) == {"bfloat16"}
-    assert dtypes((state.opt, state.memory, state.shared.params["scale"])) == {"float32"}
+    assert dtypes((state.opt, state.client_states, state.shared.params["scale"])) == {"float32"}
     text = str(jax.make_jaxpr(algorithm.step)(algorithm.init(HALF, KEY), row_cohort(), KEY))
     assert "bf16" in text
     sums = [line for line in text.splitlines() if re.search(r"= (scatter-add|dot_general|reduce_sum)\[", line)]

@@ -131,7 +131,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_link_that_asks_for_its_host_is_refused(name):
     function, reason = REFUSED[name]
-    encode = lambda update, sent, client: (jax.tree.map(function, update), client.memory)
+    encode = lambda update, sent, client: (jax.tree.map(function, update), client.link_state)
     algorithm = factorisation(chain(link(encode), mean()))
     args = jax.eval_shape(algorithm.init, MARKED, KEY), row_cohort(), KEY
     with pytest.raises(ValueError, match=reason):

@@ -45,7 +45,7 @@ def test_a_client_is_given_nothing_of_others_of_the_model_or_of_the_past(monkeyp
     blocks = [row_block([slot], steps=9) for slot in range(8)]
     cohort = row_cohort()._replace(blocks=tuple(blocks), ages=np.zeros(8, np.int32))
     channel = chain(mean(), clip(1.0), at_server(optax.trace(0.9)))
-    algorithm = factorisation(channel, server=optax.sgd(1.0, momentum=0.9), versions=3)
+    algorithm = factorisation(channel, server=optax.sgd(1.0, momentum=0.9), history_length=3)
     run(algorithm, cohort, rounds=1)
     (received, own, public), *_ = seen
     width = blocks[0].rows.shape[1]
@@ -68,7 +68,7 @@ def rounds_apart(name, folder, state, channel, key):
     for slot, who in enumerate(WHO):
         held = block.rows[slot]
         received = ClientDownload(take_rows(broadcast, held), take_rows(links, held))
-        kept = gather_client(state.memory, jnp.int32(who), held)
+        kept = gather_client(state.client_states, jnp.int32(who), held)
         data = jax.tree.map(lambda x, slot=slot: x[slot], block.data)
         own = ClientInput(np.int32(who), kept, held, block.num_train[slot], data)
         own_key = jax.random.fold_in(jax.random.fold_in(key, CLIENTS), who)
@@ -85,7 +85,7 @@ def rounds_apart(name, folder, state, channel, key):
         count = int((own.rows < ITEMS).sum())
         message, ids = unpack_message(data, like, count, ITEMS)
         np.testing.assert_array_equal(ids, own.rows[:count])
-        view = client_view(own, public)._replace(memory=None, rows=jnp.asarray(ids), weight=facts["weight"])
+        view = client_view(own, public)._replace(link_state=None, rows=jnp.asarray(ids), weight=facts["weight"])
         links = jax.tree.map(lambda x: x, received.links)
         message, is_finite = open_message(channel, jax.tree.map(jnp.asarray, message), links, view)
         assert is_finite

@@ -50,11 +50,11 @@ CODES = {
 
 
 def client_of(channel, held, seed=0):
-    """A client that holds the rows `held` in a slice of K, with fresh memory for them."""
+    """A client that holds the rows `held` in a slice of K, with a fresh link state for them."""
     rows = np.full(K, N, np.int32)
     rows[: len(held)] = held
-    state, memory = channel.init(WHOLE)
-    cut = jax.tree.map(lambda x: Table(x.rows[jnp.minimum(rows, N - 1)]) if isinstance(x, Table) else x, memory,
+    state, link_state = channel.init(WHOLE)
+    cut = jax.tree.map(lambda x: Table(x.rows[jnp.minimum(rows, N - 1)]) if isinstance(x, Table) else x, link_state,
                        is_leaf=lambda x: isinstance(x, Table))  # fmt: skip
     who = shape_client(cut, K, N)._replace(
         rows=jnp.array(rows), key=jax.random.key(seed), public=jax.random.key(seed + 1)
@@ -87,7 +87,7 @@ def opened(channel, sent, who):
     if not channel.decode_message:
         return sent
     state, _ = channel.init(WHOLE)
-    return channel.decode_message(sent, broadcast_state(channel, state), who._replace(memory=None, key=None))
+    return channel.decode_message(sent, broadcast_state(channel, state), who._replace(link_state=None, key=None))
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -174,7 +174,9 @@ def test_right_on_average(name):
     def once(key):
         me = who._replace(key=key, public=jax.random.fold_in(key, 1))
         message, _ = encode_message(channel, update, broadcast_state(channel, state), me)
-        message = channel.decode_message(message, broadcast_state(channel, state), me._replace(memory=None, key=None))
+        message = channel.decode_message(
+            message, broadcast_state(channel, state), me._replace(link_state=None, key=None)
+        )
         from jaxfed.core.types import RoundView
 
         return channel.decode(message, state, RoundView(me.public, who.cohort, jnp.ones(2, bool)))[0]
@@ -219,12 +221,15 @@ def test_top_k_is_the_largest(rows, share, seed):
 def test_error_feedback_forgets_nothing(name):
     """What was read at the server and what the client keeps add up to what there was to send, in two rounds."""
     channel, held = chain(CODES[name]()), np.arange(K)
-    (sent, memory), who = sent_by(channel, held)
-    again, memory = encode_message(
-        channel, update_of(held, 5), broadcast_state(channel, channel.init(WHOLE)[0]), who._replace(memory=memory)
+    (sent, link_state), who = sent_by(channel, held)
+    again, link_state = encode_message(
+        channel,
+        update_of(held, 5),
+        broadcast_state(channel, channel.init(WHOLE)[0]),
+        who._replace(link_state=link_state),
     )
     read = [opened(channel, each, who) for each in (sent, again)]
-    total = jax.tree.map(lambda *x: sum(x), *read, memory[0])
+    total = jax.tree.map(lambda *x: sum(x), *read, link_state[0])
     there = jax.tree.map(jnp.add, update_of(held), update_of(held, 5))
     for x, y in zip(jax.tree.leaves(total), jax.tree.leaves(there), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-6)  # twice the roundings of one round
@@ -233,10 +238,10 @@ def test_error_feedback_forgets_nothing(name):
 def test_low_rank_with_a_gain_of_zero_is_right_on_average():
     """Two of eight directions, drawn anew 4,000 times; five deviations of a mean."""
     made, tree, draws = low_rank(2, gain=0.0), {"w": jax.random.normal(jax.random.key(0), (3, D))}, 4000
-    state, memory = made.init(tree)
+    state, link_state = made.init(tree)
 
     def once(key):
-        sent, _ = made.encode(tree, (), shape_client(memory, K, N)._replace(public=key))
+        sent, _ = made.encode(tree, (), shape_client(link_state, K, N)._replace(public=key))
         return made.decode(sent, state, RoundView(key, jnp.zeros(1, int), jnp.ones(1, bool)))[0]["w"]
 
     got = np.asarray(jax.vmap(once)(jax.random.split(jax.random.key(1), draws)))

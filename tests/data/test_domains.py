@@ -116,7 +116,7 @@ def test_who_has_few_rows_in_a_domain_gains_from_the_other():
         values = evaluate_model(it, scored_model(it, state), "test", KEY)
         few, _ = (values[name] for name in values if name.startswith("test/full/hr@10/decile_"))  # the least active
         found.append(few)
-        vectors = np.asarray(state.memory[0]["private"]["user"][:, 0]).reshape(USERS, 2, -1)
+        vectors = np.asarray(state.client_states[0]["private"]["user"][:, 0]).reshape(USERS, 2, -1)
         assert (vectors[:, 0] == vectors[:, 1]).all() == (each.owner is not None)
     assert found[0] > found[1] + 0.15  # a third of the users more, when this was written
 

@@ -12,6 +12,7 @@ from jaxfed.cli import main
 from jaxfed.config.build import Data, build_experiment
 from jaxfed.config.schema import make_config
 from jaxfed.core.link import link
+from jaxfed.core.model import Model
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import make_block_shapes
 from jaxfed.data.packing import pack_cohort
@@ -21,7 +22,6 @@ from jaxfed.evaluation.evaluator import flatten_metrics, make_evaluator
 from jaxfed.evaluation.metrics import classification_metrics, click_metrics
 from jaxfed.evaluation.split import make_eval_split
 from jaxfed.models.mf import mf
-from jaxfed.models.model import Model
 from jaxfed.training.records import lower_is_better
 from jaxfed.training.rounds import Progress
 

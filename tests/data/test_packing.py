@@ -203,7 +203,7 @@ def test_a_round_on_narrow_steps_is_the_round_on_wide_ones(monkeypatch):
         state = initial_arrays(it, 0)["state"]
         for t in range(3):
             state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)
-        made.append((it.shapes.kinds, state.shared.params, state.memory))
+        made.append((it.shapes.kinds, state.shared.params, state.client_states))
     assert len(made[1][0]) > len(made[0][0])
     close(made[1][1:], made[0][1:])
 

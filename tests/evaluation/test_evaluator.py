@@ -8,6 +8,7 @@ import pytest
 from jaxfed.channels.average import mean
 from jaxfed.core.channel import chain
 from jaxfed.core.link import link
+from jaxfed.core.model import Model
 from jaxfed.data.batching import sample_untouched_items
 from jaxfed.data.population import SAMPLED
 from jaxfed.data.preparation import prepare_population
@@ -15,7 +16,6 @@ from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.evaluation.evaluator import flatten_metrics, make_evaluator
 from jaxfed.evaluation.metrics import ranking_metrics
 from jaxfed.evaluation.split import DRAWS, make_eval_split
-from jaxfed.models.model import Model
 
 KEY = jax.random.key(0)
 
@@ -244,7 +244,7 @@ def test_memory_is_bounded_by_the_chunk_and_the_chunk_changes_nothing():
 def ring():
     """Fixed point in a ring of integers, as secure sums need it: exact for counts, 2^-16 for the rest."""
     return link(
-        lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**16).astype(jnp.int32), u), c.memory),
+        lambda u, sent, c: (jax.tree.map(lambda x: jnp.round(x * 2**16).astype(jnp.int32), u), c.link_state),
         lambda t, s, r: (jax.tree.map(lambda x: x / jnp.float32(2**16), t), s, {}),
         is_average=False,
     )
@@ -266,7 +266,7 @@ def test_the_server_hears_only_sums_over_clients():
 
     def spy(update, sent, client):
         heard.append([leaf.shape for leaf in jax.tree.leaves(update)])
-        return update, client.memory
+        return update, client.link_state
 
     make_evaluator(table_model(scores), chain(link(spy)))((), private, make_eval_split(population, "test"), KEY)
     assert all(set(shapes) == {(10,), (DRAWS, 10)} for shapes in heard)  # by decile: nothing as long as the catalogue

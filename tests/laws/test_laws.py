@@ -184,12 +184,12 @@ def keeps_structure(case):
     it = experiment(case)
     state = it.start()
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    before = jax.tree.map(np.asarray, (server_model(state), state.memory[0]))
+    before = jax.tree.map(np.asarray, (server_model(state), state.client_states[0]))
     state, info = it.step(state, it.cohort(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
     assert int(state.round) == 1
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
-    after = jax.tree.map(np.asarray, (server_model(state), state.memory[0]))
+    after = jax.tree.map(np.asarray, (server_model(state), state.client_states[0]))
     moved = [(a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
     assert any(moved)
     assert np.isfinite(float(info["train/loss"]))
@@ -216,20 +216,20 @@ def ignores_the_absent(case):
     nobody = it.made.data.population.num_clients
     some, _ = it.step(it.start(), it.cohort(0, present=there))
     never, _ = it.step(it.start(), it.cohort(0, there, np.where(there, ids, nobody)))
-    close((server_model(some), some.memory), (server_model(never), never.memory), atol=1e-5)
+    close((server_model(some), some.client_states), (server_model(never), never.client_states), atol=1e-5)
     untouched = ids[~there]
     start, server_tells = (
         it.start(),
         bool(it.made.method.compare_clients),
     )  # of what it makes for all, also for those absent
-    kept = [(s.memory[0].own if server_tells else s.memory[0], s.memory[1]) for s in (some, start)]
+    kept = [(s.client_states[0].own if server_tells else s.client_states[0], s.client_states[1]) for s in (some, start)]
     same(*(jax.tree.map(lambda x: np.asarray(x)[untouched], each) for each in kept))
 
 
 def vmaps(case):
     """Clients side by side are clients one at a time."""
-    one, many = experiment(case, steps_per_block=1), experiment(case)
-    a, b = ((server_model(s), s.memory) for s in (it.step(it.start(), it.cohort(0))[0] for it in (one, many)))
+    one, many = experiment(case, area=1), experiment(case)
+    a, b = ((server_model(s), s.client_states) for s in (it.step(it.start(), it.cohort(0))[0] for it in (one, many)))
     # yogi and adam divide by the root of a mean of squares near zero, which magnifies the order of sums
     close(a, b, atol=2e-4 if case["server"] != "sgd" or case["optimizer"] == "adam" else 1e-5, rtol=1e-4)
 
@@ -241,7 +241,9 @@ def ignores_the_order_of_slots(case):
     a = it.step(it.start(), it.cohort(0))[0]
     b = it.step(it.start(), it.cohort(0, there[::-1], ids[::-1]))[0]
     loose = case["server"] != "sgd" or case["optimizer"] == "adam"
-    close((server_model(a), a.memory), (server_model(b), b.memory), atol=2e-4 if loose else 1e-5, rtol=1e-4)
+    close(
+        (server_model(a), a.client_states), (server_model(b), b.client_states), atol=2e-4 if loose else 1e-5, rtol=1e-4
+    )
 
 
 def resumes(case):

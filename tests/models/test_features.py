@@ -155,7 +155,7 @@ def spied(experiment):
 
     def spy(update, sent, client):
         jax.debug.callback(lambda id, tree: messages.append((int(id), tree)), client.id, update.params)
-        return update, client.memory
+        return update, client.link_state
 
     clients = experiment.data.population.num_clients
     algorithm = federate(experiment.method._replace(server=jax_sgd()), chain(link(spy), mean()), clients)

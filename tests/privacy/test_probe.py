@@ -95,7 +95,7 @@ def test_weights_of_padding_are_found(monkeypatch):
 
     def padded(floor: float = 0.0):
         def encode(update, sent, client):
-            return (update, Weights(Table(jnp.ones(client.rows.shape))), jnp.ones(())), client.memory
+            return (update, Weights(Table(jnp.ones(client.rows.shape))), jnp.ones(())), client.link_state
 
         return per_row_mean(floor=floor)._replace(encode=encode)
 

@@ -73,7 +73,7 @@ def unsound(*links, bound):
 
 
 def doubled(update, sent, client):
-    return jax.tree.map(lambda x: 2 * x, update), client.memory
+    return jax.tree.map(lambda x: 2 * x, update), client.link_state
 
 
 UNSOUND = {

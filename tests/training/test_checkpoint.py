@@ -162,7 +162,7 @@ def test_every_flipped_bit_of_a_record_is_noticed_or_changes_nothing():
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"format": 1}, "format 1, this version reads format 2"),
+        ({"format": 1}, "format 1, this version reads format 3"),
         ({"standing": {"round": 41}}, "written by another version"),
         ({"standing": None}, "written by another version"),
         ({"standing": dataclasses.asdict(Progress(round=51))}, "belongs to round 51"),
@@ -175,7 +175,7 @@ def test_records_of_other_versions_and_rounds_say_what_is_wrong(changes, what):
     assert what in (checkpoint.find_damage(record, 41) or record_problem(record))
 
 
-@pytest.mark.parametrize("document", [None, 3, "x", [], {}, {"sha256": 3}, {"format": 2}])
+@pytest.mark.parametrize("document", [None, 3, "x", [], {}, {"sha256": 3}, {"format": 3}])
 def test_other_documents_are_no_records(document):
     assert checkpoint.find_damage(document, 3)
 
@@ -218,7 +218,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
     saved(tmp_path / "c", (1,))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="none .* its record has format 99, this version reads format 2"):
+    with pytest.raises(ValueError, match="none .* its record has format 99, this version reads format 3"):
         restored(tmp_path / "c")
     assert (tmp_path / "c" / "1").is_dir()
 

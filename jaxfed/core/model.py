@@ -1,0 +1,47 @@
+"""What a recommender is to jaxfed: a Flax module whose variable collections say where each variable lives.
+
+| collection       | lives                  | leading axis         |
+|------------------|------------------------|----------------------|
+| `params`         | shared, sent whole     |                      |
+| `tables`         | shared, sent by row    | the catalogue [N]    |
+| `private`        | never leaves a client  |                      |
+| `private_tables` | never leaves a client  | the catalogue [N]    |
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from jaxfed.core.types import History, Key, Mean, Tree
+
+
+class ClosedForm(NamedTuple):
+    """statistics(shared, history) -> (what one user adds to the sums, how badly the shared part fits it): its tables
+    are rows like those of the shared part. solve(sums, shared) -> shared: the model, from the sums over all."""
+
+    statistics: Callable[[Tree, History], tuple[Tree, Mean]]
+    solve: Callable[[Tree, Tree], Tree]
+
+
+class Model(NamedTuple):
+    """A model as pure functions.
+
+    init(key) -> shared parameters, tables marked. private(key) -> one client's own part.
+    loss(shared, private, batch) -> Mean over examples. score(shared, private, user) -> [rows]: a logit for every row
+    of the tables given, for one of the client's users. pairwise: batches are pairs of a positive and a negative.
+    fold_in(shared, history) -> the private part of a client with this one user; None: it cannot be had from a history.
+    closed: how the shared part follows from sums over users; None: it has no such form.
+    features: the sides, of `user` and `item`, of which it reads features. Batches then have `user_features` and
+    `item_features`, and score(..., of_user, of_item) and fold_in(..., of_user, of_item) take them: numbers [F] of the
+    user, [rows, F] of the items, past the end of the vocabulary where unused. They are data, and never trained.
+    """
+
+    init: Callable[[Key], Tree]
+    private: Callable[[Key], Tree]
+    loss: Callable[[Tree, Tree, Tree], Mean]
+    score: Callable[..., jax.Array]
+    pairwise: bool = False
+    fold_in: Callable[..., Tree] | None = None
+    closed: ClosedForm | None = None
+    features: tuple[str, ...] = ()
