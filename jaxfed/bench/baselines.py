@@ -145,6 +145,21 @@ def compile_c_library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(library))
 
 
+def lay_out_cohort(experiment: Experiment, seed: int, num_items: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """The first cohort as `limit.c` reads it: (ids [M], (the first example of each client, the position of each
+    example's item among the client's rows, labels, the first row of each client, the items of the rows))."""
+    ids, drawn, first = cohort_examples(experiment, seed, 0)
+    client = np.repeat(drawn.client, drawn.examples)
+    pair, order = sort_pairs(client, drawn.item[:, 0], len(ids), num_items)
+    fresh = np.diff(pair, prepend=-1) != 0
+    held, owner = drawn.item[order, 0][fresh], client[order][fresh]
+    start = np.searchsorted(owner, np.arange(len(ids) + 1))
+    position = np.empty(len(order), np.int32)
+    position[order] = np.cumsum(fresh) - 1 - start[client[order]]
+    examples = first.astype(np.int32), position, drawn.label.astype(np.float32)
+    return ids, (*examples, start.astype(np.int32), held)
+
+
 def c_baseline(experiment: Experiment, rate: float, seed: int) -> Baseline | None:
     """The arithmetic in C on one core. Its state holds a cohort laid out beforehand: a round is arithmetic alone."""
     if (library := compile_c_library()) is None:
@@ -154,22 +169,10 @@ def c_baseline(experiment: Experiment, rate: float, seed: int) -> Baseline | Non
     numbers = [ctypes.c_int] * 3 + [ctypes.c_float]
     library.fed_round.argtypes = [floats] * 4 + [ints] * 2 + [floats] + [ints] * 2 + numbers + [floats] * 4
 
-    def lay_out(model, number):
-        ids, drawn, first = cohort_examples(experiment, seed, number)
-        client = np.repeat(drawn.client, drawn.examples)
-        pair, order = sort_pairs(client, drawn.item[:, 0], len(ids), model.items["item"].shape[0])
-        fresh = np.diff(pair, prepend=-1) != 0
-        held, owner = drawn.item[order, 0][fresh], client[order][fresh]
-        start = np.searchsorted(owner, np.arange(len(ids) + 1))
-        position = np.empty(len(order), np.int32)
-        position[order] = np.cumsum(fresh) - 1 - start[client[order]]
-        examples = first.astype(np.int32), position, drawn.label.astype(np.float32)
-        return ids, (*examples, start.astype(np.int32), held)
-
     def begin_c(state):
         model = copy_initial_model(state)
         items = {name: np.array(x) for name, x in model.items.items()}
-        ids, laid = lay_out(model, 0)
+        ids, laid = lay_out_cohort(experiment, seed, model.items["item"].shape[0])
         most, dim = np.diff(laid[3]).max(), model.users.shape[1]
         scratch = (
             np.zeros((most, dim), np.float32),

@@ -17,7 +17,7 @@ from jaxfed.training.log import log
 from jaxfed.training.records import HEADLINES
 from jaxfed.training.run_dir import check_folder, write_file
 from jaxfed.training.runs import shared_runner
-from jaxfed.training.sweep import average_seeds
+from jaxfed.training.sweep_results import average_seeds
 
 QUICK = 20  # rounds
 THREE = (0, 1, 2)

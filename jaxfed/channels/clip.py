@@ -85,6 +85,13 @@ def zero_out(bound: float = 10.0) -> Channel:
     return link(encode, l2_gain=lambda before: min(before, bound), metrics=metrics, name="zero_out")
 
 
+def check_adaptive_clip(bound: float, quantile: float, rate: float, share: float) -> None:
+    """Raises ValueError for arguments of `adaptive_clip` that cannot be."""
+    check_bound("adaptive_clip.bound", bound)
+    if not 0 < quantile < 1 or rate <= 0 or share <= 0:
+        raise ValueError("adaptive_clip: the quantile lies between 0 and 1, rate and share are positive")
+
+
 @named("channel")
 def adaptive_clip(
     bound: float = 1.0, quantile: float = 0.5, rate: float = 0.2, share: float = 0.1, count: int = 0
@@ -101,9 +108,7 @@ def adaptive_clip(
         share: Magnitude of the extra number (+share/2 or -share/2) that says whether the norm was within the bound.
         count: Expected cohort size; required under differential privacy. 0: number of clients that reported.
     """
-    check_bound("adaptive_clip.bound", bound)
-    if not 0 < quantile < 1 or rate <= 0 or share <= 0:
-        raise ValueError("adaptive_clip: the quantile lies between 0 and 1, rate and share are positive")
+    check_adaptive_clip(bound, quantile, rate, share)
 
     def encode(update, now, client):
         kept, length = shrink_to_bound(update, now)
@@ -117,8 +122,7 @@ def adaptive_clip(
 
     def decode(total, now, round):
         update, within = total
-        asked = count or jnp.maximum(round.present.sum(), 1)
-        fraction = jnp.clip(within / share / asked + 0.5, 0, 1)
+        fraction = jnp.clip(within / share / (count or jnp.maximum(round.present.sum(), 1)) + 0.5, 0, 1)
         return scale_tree(now, update), now * jnp.exp(-rate * (fraction - quantile)), {"clip/bound": now}
 
     return link(

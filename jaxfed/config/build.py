@@ -45,13 +45,14 @@ from jaxfed.core.types import Sampler
 from jaxfed.core.wire import Wire, make_wire
 from jaxfed.data import cache
 from jaxfed.data.batching import Batching
+from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions, data_digest, item_numbers
-from jaxfed.data.packing import BlockShapes, make_block_shapes
 from jaxfed.data.population import Labels, Population, ProcessShare
 from jaxfed.data.preparation import add_notes, prepare_population
 from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
-from jaxfed.evaluation.evaluator import EvalSplit, make_eval_split, make_evaluator, map_to_homes
+from jaxfed.evaluation.evaluator import make_evaluator
+from jaxfed.evaluation.split import EvalSplit, make_eval_split, map_to_homes
 from jaxfed.privacy.accountant import PrivacyAccount, make_ledger
 
 LARGE = 1_000_000  # rows from which prepared data are kept on disk

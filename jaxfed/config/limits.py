@@ -15,7 +15,7 @@ from jaxfed.core.tables import take_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype
 from jaxfed.core.types import Sampler, Tree
 from jaxfed.data.batching import Batching
-from jaxfed.data.packing import BlockShapes, plan_blocks
+from jaxfed.data.blocks import BlockShapes, plan_blocks
 from jaxfed.data.population import Population
 
 EXAMPLE = 40  # bytes of an example while a cohort is packed: random numbers, places, the array that is sent

@@ -33,21 +33,24 @@ from jaxfed.algorithms.scaffold import scaffold
 from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
 from jaxfed.channels.average import cluster_mean, mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
-from jaxfed.channels.compress import drive, low_rank, quantize, random_k, rotate, sign, top_k
+from jaxfed.channels.compress import drive, quantize, sign
 from jaxfed.channels.correlated import correlated
 from jaxfed.channels.difference import difference
 from jaxfed.channels.discrete import discrete_gaussian
 from jaxfed.channels.integer_noise import skellam
+from jaxfed.channels.krum import krum
+from jaxfed.channels.linear_maps import low_rank, rotate
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
-from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
+from jaxfed.channels.robust import geometric_median, median, trimmed_mean
 from jaxfed.channels.secure_sum import pads, ring
+from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.core import channel
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.recipe import named
 from jaxfed.data.batching import Batching
-from jaxfed.data.preparation import prepare_population
+from jaxfed.data.preparation import PopulationOptions
 from jaxfed.data.sources.files import read_interactions
 from jaxfed.data.sources.movielens import ml_100k
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -328,7 +331,7 @@ class ServerOptions(NamedTuple):
 
 # whose arguments a section takes beside those of its function
 SOURCES: dict[str, tuple[Callable, ...]] = {
-    "data": (prepare_population,),
+    "data": (PopulationOptions,),
     "work": (Batching, WorkOptions),
     "optimizer": (OptimizerOptions,),
     "server": (ServerOptions,),

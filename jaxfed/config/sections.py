@@ -21,8 +21,9 @@ from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
 from jaxfed.data.interactions import item_numbers
 from jaxfed.data.population import Population
-from jaxfed.evaluation.evaluator import Past
-from jaxfed.privacy.accountant import PrivacyAccount, Sampling
+from jaxfed.evaluation.split import Past
+from jaxfed.privacy.accountant import PrivacyAccount
+from jaxfed.privacy.releases import Sampling
 from jaxfed.sampling.asynchronous import with_clock
 
 

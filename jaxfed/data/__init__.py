@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from jaxfed.data.loading import from_arrays as from_arrays
     from jaxfed.data.loading import from_pandas as from_pandas
     from jaxfed.data.loading import load as load
+    from jaxfed.data.loading import read as read
     from jaxfed.data.sources.files import from_arrow as from_arrow
-    from jaxfed.data.sources.files import read_interactions as read
 
 # the module of each public name, imported when it is first used: reading files takes libraries that rounds do not
 _WHERE = {
@@ -21,7 +21,7 @@ _WHERE = {
     "from_pandas": ("loading", "from_pandas"),
     "load": ("loading", "load"),
     "partition": ("clients", "partition"),
-    "read": ("sources.files", "read_interactions"),
+    "read": ("loading", "read"),
 }
 __all__ = ["Batching", "Clients", "from_arrays", "from_arrow", "from_pandas", "load", "partition", "read"]
 

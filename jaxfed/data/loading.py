@@ -1,15 +1,18 @@
 """Data sets by name, and from arrays and data frames in memory."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxfed.core.excerpt import shorten
+from jaxfed.core.recipe import named
 from jaxfed.data.interactions import Dataset
-from jaxfed.data.sources.files import from_arrow
+from jaxfed.data.sources.files import from_arrow, read_interactions
 from jaxfed.data.sources.movielens import ml_100k
 from jaxfed.data.sources.synthetic import synthetic_data
+from jaxfed.data.sources.tables import file_kind
 
 NAMED: dict[str, Callable[..., Dataset]] = {"ml-100k": ml_100k, "synthetic": synthetic_data}
 
@@ -38,6 +41,50 @@ def load(name: str, **options: Any) -> Dataset:
             f"no data set {shorten(name)!r}: choose one of {', '.join(NAMED)}, or read a file with jaxfed.data.read"
         )
     return NAMED[name](**options)
+
+
+@named("data", "read")
+def read(
+    path: str,
+    kind: str = "",
+    user: str = "",
+    item: str = "",
+    rating: str = "",
+    time: str = "",
+    keep: str = "",
+    **options: Any,
+) -> Dataset:
+    """A data set from a file, in the order of its rows.
+
+    Args:
+        path: the file of interactions: csv, tsv, parquet (or a folder of parts) or RecBole's .inter, gzipped or not.
+        kind: csv, tsv, parquet or inter. Empty: from the file's ending.
+        user: the column of users; empty: found by usual names (user_id, user, ...).
+        item: the column of items; empty: found by usual names (item_id, movie_id, ...).
+        rating: the column of ratings; empty: found by usual names; `none`: every row counts 1.
+        time: the column of times, numbers or ISO dates; empty: found by usual names; `none`: the order of the rows
+            counts as time.
+        keep: a column to keep, for clients that are its values.
+        options: further fields of `jaxfed.data.sources.files.FileOptions`: `delimiter`, `columns`, `titles`,
+            `user_features`, `item_features`, `time_format`, `encoding`, ...
+
+    Returns:
+        The data set. Its notes say which columns were taken.
+
+    Raises:
+        ValueError: the file cannot be read, a column is missing, or a value cannot be: one line that names it.
+
+    Example:
+        >>> import jaxfed as jf, pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "clicks.csv"
+        >>> _ = file.write_text("user,item,time\\n1,a,1\\n1,b,2\\n1,c,3\\n")
+        >>> len(jf.data.read(str(file)).items)
+        3
+    """
+    kind = kind or file_kind(path) or ("parquet" if Path(path).expanduser().is_dir() else "")
+    if not kind:
+        raise ValueError(f'cannot tell the kind of {shorten(path)} from its ending: pass, for example, kind="csv"')
+    return read_interactions(path=path, kind=kind, user=user, item=item, rating=rating, time=time, keep=keep, **options)
 
 
 def from_arrays(users: Any, items: Any, ratings: Any = None, times: Any = None) -> Dataset:

@@ -138,6 +138,16 @@ def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: 
     )
 
 
+def count_successors(history: History, rows: int, window: int, decay: float) -> jax.Array:
+    """[rows, N]: a user's pairs (i, then j, at most `window` later), which weigh decay^(gap - 1)."""
+    places = jnp.arange(history.ids.shape[0])
+    then = places[:, None] + jnp.arange(1, window + 1)
+    ids = history.ids.at[then].get(mode="fill", fill_value=history.size)
+    first = jnp.where(history.live, history.rows, rows)[:, None]
+    weights = jnp.broadcast_to(decay ** jnp.arange(window), then.shape)
+    return jnp.zeros((rows, history.size)).at[first, ids].add(weights, mode="drop")
+
+
 @named("model")
 def transitions(
     num_items: int,
@@ -165,14 +175,6 @@ def transitions(
     """
     check_positive("model.window", window)
 
-    def after(history, rows):
-        places = jnp.arange(history.ids.shape[0])
-        then = places[:, None] + jnp.arange(1, window + 1)
-        ids = history.ids.at[then].get(mode="fill", fill_value=history.size)
-        first = jnp.where(history.live, history.rows, rows)[:, None]
-        weights = jnp.broadcast_to(decay ** jnp.arange(window), then.shape)
-        return jnp.zeros((rows, history.size)).at[first, ids].add(weights, mode="drop")
-
     def solve(sums):
         counts = sums["next"]
         norms = jnp.sqrt(jnp.outer(jnp.maximum(counts.sum(1), 1), jnp.maximum(counts.sum(0), 1)))
@@ -194,11 +196,20 @@ def transitions(
     return item_item_model(
         num_items,
         ["item", "next"],
-        lambda history, rows: {"item": gram_rows(history, rows), "next": after(history, rows)},
+        lambda history, rows: {
+            "item": gram_rows(history, rows),
+            "next": count_successors(history, rows, window, decay),
+        },
         solve,
         fold_in,
         score,
     )
+
+
+def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
+    """Symmetric matrices [..., d, d] from their upper halves [..., d (d + 1) / 2]."""
+    half = jnp.zeros((*packed.shape[:-1], dim, dim)).at[..., *jnp.triu_indices(dim)].set(packed)
+    return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
 
 
 @named("model")
@@ -229,17 +240,6 @@ def ials(
     real = num_items if real_items is None else real_items
     upper = jnp.triu_indices(dim)
 
-    def whole(packed):
-        """Symmetric matrices [..., d, d] from their upper halves [..., d (d + 1) / 2]."""
-        half = jnp.zeros((*packed.shape[:-1], dim, dim)).at[..., *upper].set(packed)
-        return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
-
-    def solved(items, weights, every, count, others):
-        """The vector of a user, or of an item: items [L, d] are the other side's, weights [L] whether they count."""
-        own = jnp.einsum("l,li,lj->ij", weights, items, items)
-        ridge = l2 * (count + unobserved * others)
-        return solve_positive(own + unobserved * every + ridge * jnp.eye(dim), weights @ items)
-
     def init(key):
         items = init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0)
         return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
@@ -247,7 +247,9 @@ def ials(
     def fold_in(shared, history):
         items = unwrap(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
         weights = 1.0 * history.live
-        return solved(items, weights, shared["params"]["gram"], weights.sum(), real)
+        own = jnp.einsum("l,li,lj->ij", weights, items, items)
+        ridge = l2 * (weights.sum() + unobserved * real)
+        return solve_positive(own + unobserved * shared["params"]["gram"] + ridge * jnp.eye(dim), weights @ items)
 
     def statistics(shared, history):
         user, rows = fold_in(shared, history), num_rows(shared)
@@ -262,7 +264,8 @@ def ials(
         item_sums, users = unwrap(sums)["tables"]["item"], sums["params"]["users"]
         own, right, count = item_sums[:, : -dim - 1], item_sums[:, -dim - 1 : -1], item_sums[:, -1]
         ridge = l2 * (count + unobserved * users)
-        left = whole(own) + unobserved * whole(sums["params"]["gram"]) + ridge[:, None, None] * jnp.eye(dim)
+        gram = expand_symmetric(sums["params"]["gram"], dim)
+        left = expand_symmetric(own, dim) + unobserved * gram + ridge[:, None, None] * jnp.eye(dim)
         items = jax.vmap(solve_positive)(left, right)
         return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
 

@@ -100,6 +100,26 @@ def constant_times(
     return Clock(trip, awake_by_hour(num_clients, awake, zones))
 
 
+def draw_slowness(
+    spread: float, shares: tuple[float, ...], slowness: tuple[float, ...], num_clients: int
+) -> np.ndarray:
+    """float [C]: the slowness of each client's class of device, dealt at random. Raises ValueError for what is none."""
+    if spread < 0 or len(shares) != len(slowness) or not shares or min(slowness) <= 0 or min(shares) < 0:
+        raise ValueError("clock: a share and a slowness for each class, spread not negative, slowness above 0")
+    if abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"clock.shares add up to {sum(shares):g}: they must be 1 together")
+    bounds = np.round(np.cumsum(shares) * num_clients).astype(int)
+    members = np.diff(bounds, prepend=0)
+    if not members.all():
+        number = int(members.argmin())
+        raise ValueError(
+            f"clock.shares: nobody is in class {number} ({shares[number]:g} of {num_clients:,} clients): leave it out"
+        )
+    return np.repeat(np.asarray(slowness, float), members)[
+        setup_rng(DEVICE_SEED, SetupStream.DEVICE_CLASSES).permutation(num_clients)
+    ]
+
+
 @named("clock", "lognormal")
 def lognormal_times(
     num_clients: int,
@@ -129,20 +149,7 @@ def lognormal_times(
         zones: In how many time zones clients live, spread evenly over the day.
     """
     check_times(download=download, compute=compute, upload=upload)
-    if spread < 0 or len(shares) != len(slowness) or not shares or min(slowness) <= 0 or min(shares) < 0:
-        raise ValueError("clock: a share and a slowness for each class, spread not negative, slowness above 0")
-    if abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"clock.shares add up to {sum(shares):g}: they must be 1 together")
-    bounds = np.round(np.cumsum(shares) * num_clients).astype(int)
-    members = np.diff(bounds, prepend=0)
-    if not members.all():
-        number = int(members.argmin())
-        raise ValueError(
-            f"clock.shares: nobody is in class {number} ({shares[number]:g} of {num_clients:,} clients): leave it out"
-        )
-    factor = np.repeat(np.asarray(slowness, float), members)[
-        setup_rng(DEVICE_SEED, SetupStream.DEVICE_CLASSES).permutation(num_clients)
-    ]
+    factor = draw_slowness(spread, shares, slowness, num_clients)
 
     def trip(seed, clients, visits):
         angle, radius = np.split(draw_uniform(seed, Stream.TRIPS, clients, visits, 6), 2, axis=1)

@@ -13,7 +13,8 @@ from jaxfed.core.types import Tree
 from jaxfed.data.interactions import Dataset
 from jaxfed.data.population import Population
 from jaxfed.data.splits import LEAST
-from jaxfed.evaluation.evaluator import other_domains_items, predict_scores, user_feature_rows
+from jaxfed.evaluation.evaluator import predict_scores
+from jaxfed.evaluation.split import other_domains_items, user_feature_rows
 
 
 class UserPlace(NamedTuple):

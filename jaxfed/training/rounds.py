@@ -18,7 +18,8 @@ from jaxfed.core.types import Cohort, Key, Tree
 from jaxfed.core.wire import Wire
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.population import SAMPLED
-from jaxfed.evaluation.evaluator import EvalSplit, flatten_metrics
+from jaxfed.evaluation.evaluator import flatten_metrics
+from jaxfed.evaluation.split import EvalSplit
 from jaxfed.training.records import lower_is_better
 from jaxfed.training.timing import STAGES, time_stage
 

@@ -12,10 +12,11 @@ from scipy import stats
 
 from jaxfed.channels.average import mean
 from jaxfed.channels.clip import clip
-from jaxfed.channels.compress import quantize, top_k
+from jaxfed.channels.compress import quantize
 from jaxfed.channels.integer_noise import FLOAT, ROOM, draw_centred_poisson, draw_skellam, skellam
 from jaxfed.channels.noise import densify, gaussian
 from jaxfed.channels.secure_sum import pads
+from jaxfed.channels.sparse import top_k
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.link import list_mechanisms

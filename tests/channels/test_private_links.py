@@ -10,9 +10,11 @@ import pytest
 
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
-from jaxfed.channels.compress import quantize, rotate, top_k
+from jaxfed.channels.compress import quantize
+from jaxfed.channels.linear_maps import rotate
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure_sum import pads, ring
+from jaxfed.channels.sparse import top_k
 from jaxfed.core.aggregate import gather_then, sum_messages
 from jaxfed.core.channel import at_server, chain
 from jaxfed.core.link import link, list_mechanisms

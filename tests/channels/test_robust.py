@@ -16,8 +16,9 @@ from jaxfed.attacks.updates import promote_items, random_update, scale_update, s
 from jaxfed.channels.average import mean, per_row_mean
 from jaxfed.channels.clip import clip
 from jaxfed.channels.correlated import correlated
+from jaxfed.channels.krum import krum
 from jaxfed.channels.noise import densify, gaussian
-from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
+from jaxfed.channels.robust import geometric_median, median, trimmed_mean
 from jaxfed.channels.secure_sum import pads, ring
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config

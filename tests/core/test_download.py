@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from jaxfed.channels.average import mean
-from jaxfed.channels.compress import drive, quantize, random_k, rotate, sign, top_k
+from jaxfed.channels.compress import drive, quantize, sign
+from jaxfed.channels.linear_maps import rotate
 from jaxfed.channels.noise import densify
+from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import config_to_toml, make_config

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import clip
-from jaxfed.channels.compress import drive, keep_weights_apart, low_rank, quantize, random_k, rotate, sign, top_k
+from jaxfed.channels.compress import drive, keep_weights_apart, quantize, sign
 from jaxfed.channels.difference import difference
+from jaxfed.channels.linear_maps import low_rank, rotate
 from jaxfed.channels.secure_sum import ring
+from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import message_shapes, shape_client
 from jaxfed.core.link import broadcast_state, encode_message

@@ -7,7 +7,7 @@ from jaxfed.config.build import Data, build_experiment
 from jaxfed.config.schema import make_config
 from jaxfed.data.batching import Batching, draw_examples, sample_untouched_items
 from jaxfed.data.preparation import prepare_population
-from jaxfed.evaluation.evaluator import make_eval_split
+from jaxfed.evaluation.split import make_eval_split
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
 from tests.data.test_data import made
 from tests.small import same
@@ -56,7 +56,7 @@ def test_a_client_has_one_users_items_of_one_domain_and_is_offered_no_others():
         own = {i for i in of if of[i] == name[-1]}
         had = {*population.train.of(c), *population.valid.of(c)}
         assert had | {*population.test.of(c)} <= own
-        assert set(test.seen.of(c)) == had | (of.keys() - own)
+        assert set(test.masked.of(c)) == had | (of.keys() - own)
         assert len(set(sampled[c, 0])) == 20
         assert set(sampled[c].ravel().tolist()) <= own - had - set(population.test.of(c))
         assert population.user_names[c] == name[:-2]

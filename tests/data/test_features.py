@@ -10,9 +10,10 @@ import pytest
 from jaxfed.config import build
 from jaxfed.config.schema import make_config
 from jaxfed.data.batching import Batching
+from jaxfed.data.blocks import make_block_shapes
 from jaxfed.data.features import Features, encode_features
 from jaxfed.data.interactions import Dataset, Interactions, data_digest
-from jaxfed.data.packing import empty_cohort, make_block_shapes, pack_cohort
+from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.beside import read_features
 from jaxfed.data.sources.files import read_interactions

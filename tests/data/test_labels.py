@@ -14,11 +14,13 @@ from jaxfed.config.schema import make_config
 from jaxfed.core.link import link
 from jaxfed.core.model import Model
 from jaxfed.data.batching import Batching
-from jaxfed.data.packing import make_block_shapes, pack_cohort
+from jaxfed.data.blocks import make_block_shapes
+from jaxfed.data.packing import pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
-from jaxfed.evaluation.evaluator import flatten_metrics, make_eval_split, make_evaluator
+from jaxfed.evaluation.evaluator import flatten_metrics, make_evaluator
 from jaxfed.evaluation.metrics import classification_metrics, click_metrics
+from jaxfed.evaluation.split import make_eval_split
 from jaxfed.models.mf import mf
 from jaxfed.training.records import lower_is_better
 from jaxfed.training.rounds import Progress

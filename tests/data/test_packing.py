@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
-from jaxfed.data import packing
+from jaxfed.data import blocks
 from jaxfed.data.batching import Batching, draw_examples
-from jaxfed.data.packing import block_kinds, empty_cohort, make_block_shapes, pack_cohort
+from jaxfed.data.blocks import block_kinds, make_block_shapes
+from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.ragged import sort_pairs
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -197,7 +198,7 @@ def test_a_round_on_narrow_steps_is_the_round_on_wide_ones(monkeypatch):
     )
     data, made = load_data(config.data), []
     for narrow in (256, 16):
-        monkeypatch.setattr(packing, "block_kinds", partial(block_kinds, narrow=narrow))
+        monkeypatch.setattr(blocks, "block_kinds", partial(block_kinds, narrow=narrow))
         it = build_experiment(config, data)
         state = initial_arrays(it, 0)["state"]
         for t in range(3):

@@ -10,10 +10,12 @@ from jaxfed.core.channel import chain
 from jaxfed.core.link import link
 from jaxfed.core.model import Model
 from jaxfed.data.batching import sample_untouched_items
+from jaxfed.data.population import SAMPLED
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
-from jaxfed.evaluation.evaluator import DRAWS, SAMPLED, flatten_metrics, make_eval_split, make_evaluator
+from jaxfed.evaluation.evaluator import flatten_metrics, make_evaluator
 from jaxfed.evaluation.metrics import ranking_metrics
+from jaxfed.evaluation.split import DRAWS, make_eval_split
 
 KEY = jax.random.key(0)
 
@@ -218,7 +220,7 @@ def test_some_clients_asked_are_those_of_all():
             num_train=whole.num_train[c : c + 1],
             decile=whole.decile[c : c + 1],
             targets=whole.targets.some(np.array([c])),
-            seen=whole.seen.some(np.array([c])),
+            masked=whole.masked.some(np.array([c])),
             sampled=whole.sampled[c : c + 1],
         )
         for c, e in zip(some.who, each, strict=True)

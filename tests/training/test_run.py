@@ -208,7 +208,7 @@ def test_a_profile_of_more_rounds_than_there_are_ends_with_them(tmp_path):
 
 def test_a_chosen_round_is_the_best_of_the_evaluations():
     """One evaluation in three rounds was called the best of three rounds."""
-    from jaxfed.cli.main import describe_best
+    from jaxfed.cli.summary import describe_best
 
     said = {
         (3, 10): "best of 1 evaluation in 3 rounds, by validation: round 3",
@@ -240,7 +240,7 @@ def test_the_star_is_explained_once(tmp_path, capsys):
 
 def test_figures_of_fewer_than_99_negatives_are_marked(plain, capsys):
     """50 items: nobody has 99 that they never met."""
-    from jaxfed.cli.main import print_summary
+    from jaxfed.cli.summary import print_summary
 
     most = plain[0]["sampled_negatives"]
     assert 0 < most < 50

@@ -194,11 +194,16 @@ def read_times(source: Source, column: str, of_day: str = "", hint: str = "", fo
         refuse_row(
             bad, source, column, "{}, which is no time (a number, or YYYY-MM-DD[ HH:MM:SS[.SSS][Z]]),", hint, values
         )
-        zone, first = ("without", "one") if zoned[0] else ("with", "none")
-        zone_hint = f", but row 1 has {first}: write all times with a zone, or all without"
-        refuse_row(zoned != zoned[0], source, column, f"{{}}, a time {zone} a time zone,", zone_hint, values)
+        refuse_mixed_zones(zoned, source, column, values)
         return found
     return integer_times(values, source, column, hint)
+
+
+def refuse_mixed_zones(zoned: np.ndarray, source: Source, column: str, values: pa.ChunkedArray) -> None:
+    """Raises ValueError where some times have a time zone, bool [n], and others none."""
+    zone, first = ("without", "one") if zoned[0] else ("with", "none")
+    hint = f", but row 1 has {first}: write all times with a zone, or all without"
+    refuse_row(zoned != zoned[0], source, column, f"{{}}, a time {zone} a time zone,", hint, values)
 
 
 def integer_times(values: pa.ChunkedArray, source: Source, column: str, hint: str) -> np.ndarray:
