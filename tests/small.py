@@ -13,12 +13,22 @@ from jaxfed.config.registry import REGISTRY
 from jaxfed.core.client_work import Batches
 from jaxfed.core.federate import federate
 from jaxfed.core.method import Method
+from jaxfed.core.model import Model
 from jaxfed.core.tables import Table
 from jaxfed.core.types import Block, Cohort, Mean
 from jaxfed.sampling.cohort import cyclic_cohort
 
 KEY = jax.random.key(0)
 EPS = 2e-6  # float32 sums of a few dozen terms of size one, in another order
+
+
+def no_private(key):
+    return ()
+
+
+def loss_model(loss, private=no_private, init=None):
+    """The model of a loss alone, which is not scored."""
+    return Model(init, private, loss, None)
 
 
 def close(a, b, atol=EPS, rtol=1e-5):
@@ -35,7 +45,7 @@ def private_links():
     """The names of the registry's links that release something under noise."""
     known = {
         "slots": 8,
-        "population": 11,
+        "num_clients": 11,
         "rounds": 12,
         "sampler": cyclic_cohort(11, 4),
         "activity": [1, 2],
@@ -174,7 +184,7 @@ def on_rows(cohort, room=ITEMS + 3):
 
 def factorisation(channel, optimizer=None, server=None, by_row=True, **more):
     """FedAvg of the matrix factorisation above."""
-    work = local_steps(bce, optimizer or optax.sgd(0.1), user, by_row)
+    work = local_steps(loss_model(bce, user), optimizer or optax.sgd(0.1), by_row=by_row)
     return federate(Method(work, server=server or optax.sgd(1.0)), channel, USERS, **more)
 
 

@@ -1,20 +1,19 @@
 """Agnostic federated averaging: as good as possible for the group served worst."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed.algorithms.local_training import local_steps, no_private
+from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import divide_or_zero, map_averaged
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.client_work import Loss
 from jaxfed.core.link import Channel, link
-from jaxfed.core.method import Method
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tree import scale_tree
-from jaxfed.core.types import Key, Tree
 
 
 def agnostic_mean(activity: Sequence[float], groups: int = 10, rate: float = 0.1, forget: float = 0.5) -> Channel:
@@ -68,24 +67,39 @@ def agnostic_mean(activity: Sequence[float], groups: int = 10, rate: float = 0.1
 
 
 def agnostic(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
     groups: int = 10,
     rate: float = 0.1,
     forget: float = 0.5,
-    *,
     activity: Sequence[float],
 ) -> Method:
     """Agnostic federated averaging (Mohri et al. 2019; Ro et al. 2021), in place of a mean.
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         groups: How many groups clients are in, by activity. 1: the weighted mean.
         rate: How fast the weights of groups follow their losses.
         forget: Share of the groups' past shares that a round forgets.
         activity: Train interactions of every client.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.agnostic(model, optax.sgd(0.1), groups=2, num_train=[3, 5, 9, 20])
     """
-    return Method(local_steps(loss, optimizer, private, by_row), (agnostic_mean(activity, groups, rate, forget),))
+    return Method(
+        local_steps(model, client_optimizer, by_row),
+        (agnostic_mean(activity, groups, rate, forget),),
+        server=server_optimizer,
+    )

@@ -1,21 +1,21 @@
 """APFL: each client mixes a model of its own with the shared one."""
 
-from collections.abc import Callable
-
 import jax
 import optax
 
-from jaxfed.algorithms.local_training import local_steps, no_private
+from jaxfed.algorithms.local_training import local_steps
 from jaxfed.algorithms.own_model import new_own_model, own_copy, server_view, stamp_rows
-from jaxfed.core.client_work import ClientWork, Loss, local_sgd
-from jaxfed.core.method import Method
-from jaxfed.core.types import Broadcast, Key, Mean, Tree
+from jaxfed.core.client_work import ClientWork, local_sgd
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
+from jaxfed.core.types import Broadcast, Mean
 
 
 def apfl(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
     mixture: float = 0.5,
 ) -> Method:
@@ -24,27 +24,38 @@ def apfl(
     model as w. Stores one full item table per client (clients x items x dim numbers).
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         mixture: Weight of the client's copy in the mixture. 0: the server's model; 1: the copy.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.apfl(model, optax.sgd(0.1))
     """
     if not 0 <= mixture <= 1:
         raise ValueError(f"mixture is {mixture}: it lies between 0 and 1")
-    shared_work = local_steps(loss, optimizer, private, by_row)
+    shared_work = local_steps(model, client_optimizer, by_row)
 
     def mixed(copy, server):
         return jax.tree.map(lambda v, w: mixture * v + (1 - mixture) * w, copy, server)
 
     def init(params, key):
-        return Broadcast(params), new_own_model(params, private(key), private(key))
+        return Broadcast(params), new_own_model(params, model.private(key), model.private(key))
 
     def update(shared, own, steps, key):
         report, start = shared_work.update(shared, own.private, steps, key), shared.params
 
         def aim(both, batch):
             (copy, theirs), (beside, mine) = both
-            plain, blend = loss(theirs, mine, batch), mixed(copy, jax.lax.stop_gradient(theirs))
-            return Mean(plain.total + loss(blend, beside, batch).total, plain.weight)
+            plain, blend = model.loss(theirs, mine, batch), mixed(copy, jax.lax.stop_gradient(theirs))
+            return Mean(plain.total + model.loss(blend, beside, batch).total, plain.weight)
 
         def apart(both):
             (copy, theirs), (beside, mine) = both
@@ -52,10 +63,10 @@ def apfl(
 
         def step(grads, state, params):
             each = zip(apart(grads), state, apart(params), strict=True)
-            ((copy, beside), first), ((theirs, mine), second) = (optimizer.update(*one) for one in each)
+            ((copy, beside), first), ((theirs, mine), second) = (client_optimizer.update(*one) for one in each)
             return ((copy, theirs), (beside, mine)), (first, second)
 
-        pace = optax.GradientTransformation(lambda both: tuple(map(optimizer.init, apart(both))), step)
+        pace = optax.GradientTransformation(lambda both: tuple(map(client_optimizer.init, apart(both))), step)
         both = (own_copy(own, start), start), (own.beside, own.private)
         ((copy, _), (beside, _)), _, _ = local_sgd(aim, pace, both, steps, by_row)
         return report._replace(client_state=stamp_rows(own, private=report.client_state, copy=copy, beside=beside))
@@ -63,4 +74,4 @@ def apfl(
     def personal(params, own):
         return mixed(own_copy(own, params), params), own.beside
 
-    return Method(ClientWork(init, update, views={"": server_view, "personal": personal}))
+    return Method(ClientWork(init, update, views={"": server_view, "personal": personal}), server=server_optimizer)

@@ -8,20 +8,29 @@ import optax
 
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.method import Method
+from jaxfed.core.model import Model
+from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Broadcast, ClientOutput, History
 
 MISSING = "the model has no closed form: take one that has (ease, item_knn, transitions, ials)"
 
 
-def closed_form(closed: Any, num_items: int) -> Method:
+def closed_form(model: Model) -> Method:
     """What each client's history adds to the sums from which the server solves for the model (`solve`). One round of
     everyone is the central model; several, where a client's part depends on the last model (iALS).
 
-    closed: `models.model.ClosedForm`. num_items: rows of the tables. The channel must be a sum. Raises ValueError for
-    None.
+    The channel must be a sum.
+
+    Args:
+        model: a model with a closed form (ease, item_knn, transitions, ials).
+
+    Raises:
+        ValueError: the model has none.
     """
+    closed = model.closed
     if closed is None:
         raise ValueError(f"closed_form: {MISSING}")
+    num_items = num_rows(jax.eval_shape(model.init, jax.random.key(0)))
 
     def update(shared, mine, steps, key):
         history = History(steps.rows.ravel(), steps.batch["id"].ravel(), num_items)

@@ -1,35 +1,45 @@
 """FedAvg and FedProx: clients train the model on their data, the server averages."""
 
-from collections.abc import Callable
-
 import optax
 
-from jaxfed.algorithms.local_training import no_private, train_locally
-from jaxfed.core.client_work import Loss
-from jaxfed.core.method import Method
-from jaxfed.core.types import Key, Tree
+from jaxfed.algorithms.local_training import train_locally
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 
 
 def fedavg(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
 ) -> Method:
     """Federated averaging (McMahan et al. 2017, algorithm 1), with a mean of the user's choice as channel. With a
     server optimiser it is FedOpt (Reddi et al. 2021).
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.fedavg(model, optax.sgd(0.1))
     """
-    return train_locally(loss, optimizer, private, by_row)
+    return train_locally(model, client_optimizer, server_optimizer, by_row=by_row)
 
 
 def fedprox(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
     proximal: float = 0.01,
 ) -> Method:
@@ -37,8 +47,19 @@ def fedprox(
     heterogeneous networks").
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         proximal: mu: the loss has mu / 2 |shared - start|^2 beside it.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.fedprox(model, optax.sgd(0.1))
     """
-    return train_locally(loss, optimizer, private, by_row, proximal)
+    return train_locally(model, client_optimizer, server_optimizer, by_row=by_row, proximal=proximal)

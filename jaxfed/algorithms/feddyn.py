@@ -1,31 +1,30 @@
 """FedDyn: dynamic regularisation, on clients and server."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.algorithms.local_training import no_private, output_facts
+from jaxfed.algorithms.local_training import output_facts
 from jaxfed.algorithms.steering import ControlState, private_part, steered_steps
-from jaxfed.core.client_work import ClientWork, Loss
+from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, link
-from jaxfed.core.method import Method
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tree import scale_tree, subtract, zeros_like
-from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
+from jaxfed.core.types import Broadcast, ClientOutput
 
 
-def add_server_memory(population: int) -> Channel:
+def add_server_memory(num_clients: int) -> Channel:
     """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered of all of them: of each round
-    the sum over those who reported, divided by all clients, `population`. The clients' half is in `feddyn`; it
+    the sum over those who reported, divided by all clients, `num_clients`. The clients' half is in `feddyn`; it
     stands left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace.
 
     Args:
-        population: Number of all clients.
+        num_clients: Number of all clients.
     """
 
     def decode(total, gathered, round):
-        share = round.present.sum() / population
+        share = round.present.sum() / num_clients
         gathered = jax.tree.map(lambda h, d: h + share * d, gathered, total)
         return jax.tree.map(jnp.add, total, gathered), gathered, {}
 
@@ -33,13 +32,13 @@ def add_server_memory(population: int) -> Channel:
 
 
 def feddyn(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     strength: float = 0.1,
     by_row: bool = False,
-    *,
-    population: int,
+    num_clients: int,
 ) -> Method:
     """FedDyn (Acar et al. 2021): a client's loss has - <h_i, shared> + strength / 2 |shared - start|^2 beside it, and
     h_i becomes h_i - strength (end - start); the server adds what it has gathered (`add_server_memory`). Put a mean as
@@ -47,27 +46,38 @@ def feddyn(
     2.
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         strength: alpha of the paper: how strongly a client is held to the model it was sent.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        population: Number of all clients.
+        num_clients: Number of all clients.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.feddyn(model, optax.sgd(0.1), num_clients=1000)
     """
     if strength < 0:
         raise ValueError(f"strength is {strength}: it must not be negative")
 
     def init(params, key):
-        return Broadcast(params), ControlState(private(key), zeros_like(params))
+        return Broadcast(params), ControlState(model.private(key), zeros_like(params))
 
     def update(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine.private)
         (end, own), _, seen = steered_steps(
-            loss, optimizer, both, steps, by_row, scale_tree(-1, mine.variate), strength
+            model.loss, client_optimizer, both, steps, by_row, scale_tree(-1, mine.variate), strength
         )
         now = jax.tree.map(lambda h, x, y: h - strength * (y - x), mine.variate, start, end)
-        said = output_facts(loss, both, steps)
+        said = output_facts(model.loss, both, steps)
         return ClientOutput(
             Broadcast(subtract(start, end)), ControlState(own, now), steps.examples, {"train/loss": seen}, **said
         )
 
-    links = (add_server_memory(population),)
-    return Method(ClientWork(init, update), links, private_part=private_part)
+    links = (add_server_memory(num_clients),)
+    return Method(ClientWork(init, update), links, private_part=private_part, server=server_optimizer)

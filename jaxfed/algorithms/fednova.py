@@ -1,17 +1,14 @@
 """FedNova: updates per step, so that who takes more steps does not pull more."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import optax
 
-from jaxfed.algorithms.local_training import local_steps, no_private
+from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import map_averaged
-from jaxfed.core.client_work import Loss
 from jaxfed.core.link import Channel, link
-from jaxfed.core.method import Method
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tree import scale_tree
-from jaxfed.core.types import Key, Tree
 
 
 def normalize_steps() -> Channel:
@@ -30,16 +27,28 @@ def normalize_steps() -> Channel:
 
 
 def fednova(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
 ) -> Method:
     """FedNova (Wang et al. 2020, "Tackling the objective inconsistency problem in heterogeneous federated
     optimization") of local SGD: put a mean as channel, whose weights are the p_i.
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.fednova(model, optax.sgd(0.1))
     """
-    return Method(local_steps(loss, optimizer, private, by_row), (normalize_steps(),))
+    return Method(local_steps(model, client_optimizer, by_row), (normalize_steps(),), server=server_optimizer)

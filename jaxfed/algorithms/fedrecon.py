@@ -1,21 +1,21 @@
 """FedRecon: the private part is made anew in every round."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import optax
 
-from jaxfed.algorithms.local_training import loss_of_pair, no_private, optimize_part, output_facts, select_steps
-from jaxfed.core.client_work import ClientWork, Loss, local_sgd
-from jaxfed.core.method import Method
+from jaxfed.algorithms.local_training import loss_of_pair, optimize_part, output_facts, select_steps
+from jaxfed.core.client_work import ClientWork, local_sgd
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tree import subtract
-from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
+from jaxfed.core.types import Broadcast, ClientOutput
 
 
 def fedrecon(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
     passes: int = 1,
 ) -> Method:
@@ -25,23 +25,40 @@ def fedrecon(
     Every second step is of the query half; a client with one step has it in both.
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         passes: Times over the support half.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.fedrecon(model, optax.sgd(0.1))
     """
 
     def update(shared, mine, steps, key):
         start, live = shared.params, steps.live.sum()
         odd = jnp.arange(steps.live.shape[0]) % 2 == 1
-        both = start, private(key)
+        both = start, model.private(key)
         for _ in range(passes):
             both, _, _ = local_sgd(
-                loss_of_pair(loss), optimize_part(optimizer, 1), both, select_steps(steps, ~odd), by_row
+                loss_of_pair(model.loss), optimize_part(client_optimizer, 1), both, select_steps(steps, ~odd), by_row
             )
         query = select_steps(steps, odd | (live == 1))
-        (end, _), _, seen = local_sgd(loss_of_pair(loss), optimize_part(optimizer, 0), both, query, by_row)
+        (end, _), _, seen = local_sgd(loss_of_pair(model.loss), optimize_part(client_optimizer, 0), both, query, by_row)
         return ClientOutput(
-            Broadcast(subtract(start, end)), (), steps.examples, {"train/loss": seen}, **output_facts(loss, both, query)
+            Broadcast(subtract(start, end)),
+            (),
+            steps.examples,
+            {"train/loss": seen},
+            **output_facts(model.loss, both, query),
         )
 
-    return Method(ClientWork(lambda params, key: (Broadcast(params), ()), update), sends_difference=True)
+    return Method(
+        ClientWork(lambda params, key: (Broadcast(params), ()), update), sends_difference=True, server=server_optimizer
+    )

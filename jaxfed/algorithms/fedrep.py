@@ -1,20 +1,20 @@
 """FedRep: first the private part alone, then the shared part alone."""
 
-from collections.abc import Callable
-
 import optax
 
-from jaxfed.algorithms.local_training import local_steps, loss_of_pair, no_private, optimize_part, output_facts
-from jaxfed.core.client_work import ClientWork, Loss, local_sgd
-from jaxfed.core.method import Method
+from jaxfed.algorithms.local_training import local_steps, loss_of_pair, optimize_part, output_facts
+from jaxfed.core.client_work import ClientWork, local_sgd
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tree import subtract
-from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
+from jaxfed.core.types import Broadcast, ClientOutput
 
 
 def fedrep(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
     passes: int = 1,
 ) -> Method:
@@ -22,23 +22,38 @@ def fedrep(
     private makes it that of the paper, and `local_steps` then is FedPer (Arivazhagan et al. 2019).
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         passes: Times that the private part goes over the client's steps.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.fedrep(model, optax.sgd(0.1))
     """
 
     def update(shared, mine, steps, key):
         start = shared.params
         both = start, mine
         for _ in range(passes):
-            both, _, _ = local_sgd(loss_of_pair(loss), optimize_part(optimizer, 1), both, steps, by_row)
-        (end, mine), _, seen = local_sgd(loss_of_pair(loss), optimize_part(optimizer, 0), both, steps, by_row)
+            both, _, _ = local_sgd(loss_of_pair(model.loss), optimize_part(client_optimizer, 1), both, steps, by_row)
+        (end, mine), _, seen = local_sgd(
+            loss_of_pair(model.loss), optimize_part(client_optimizer, 0), both, steps, by_row
+        )
         return ClientOutput(
             Broadcast(subtract(start, end)),
             mine,
             steps.examples,
             {"train/loss": seen},
-            **output_facts(loss, both, steps),
+            **output_facts(model.loss, both, steps),
         )
 
-    return Method(ClientWork(local_steps(loss, optimizer, private).init, update), sends_difference=True)
+    return Method(
+        ClientWork(local_steps(model, client_optimizer).init, update), sends_difference=True, server=server_optimizer
+    )

@@ -1,35 +1,51 @@
 """FedSGD: clients send the gradient of all their data."""
 
-from collections.abc import Callable
-
 import jax
 import optax
 
-from jaxfed.algorithms.local_training import loss_of_pair, no_private
-from jaxfed.core.client_work import ClientWork, Loss, pooled_loss
-from jaxfed.core.method import Method
-from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
+from jaxfed.algorithms.local_training import loss_of_pair
+from jaxfed.core.client_work import ClientWork, pooled_loss
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
+from jaxfed.core.types import Broadcast, ClientOutput
 
 
-def fedsgd(loss: Loss, optimizer: optax.GradientTransformation, private: Callable[[Key], Tree] = no_private) -> Method:
+def fedsgd(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+) -> Method:
     """One gradient of the mean loss over all local examples (FedSGD); the private part takes one step of `optimizer`.
 
     `optimizer` sees the pair (shared, private) as in `local_steps`; what it says of the shared part is not used.
+
+    Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.fedsgd(model, optax.sgd(0.1), optax.adam(0.05))
     """
 
     def init(params, key):
-        return Broadcast(params), private(key)
+        return Broadcast(params), model.private(key)
 
     def update(shared, mine, steps, key):
         both = shared.params, mine
 
         def objective(both):
-            seen = pooled_loss(loss_of_pair(loss), both, steps)
+            seen = pooled_loss(loss_of_pair(model.loss), both, steps)
             return seen.value, seen
 
         slope, seen = jax.grad(objective, has_aux=True)(both)
-        step, _ = optimizer.update(slope, optimizer.init(both), both)
+        step, _ = client_optimizer.update(slope, client_optimizer.init(both), both)
         mine = optax.apply_updates(mine, step[1])
         return ClientOutput(Broadcast(slope[0]), mine, steps.examples, {"train/loss": seen}, loss=seen.value)
 
-    return Method(ClientWork(init, update))
+    return Method(ClientWork(init, update), server=server_optimizer)

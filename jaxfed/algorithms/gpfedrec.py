@@ -1,18 +1,18 @@
 """Clients whose server tells them of those like them: a graph of clients by what they last sent."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.algorithms.local_training import loss_of_pair, no_private, output_facts, proximal_optimizer
+from jaxfed.algorithms.local_training import loss_of_pair, output_facts, proximal_optimizer
 from jaxfed.algorithms.own_model import OwnModel, new_own_model, own_copy, server_view, stamp_rows
-from jaxfed.core.client_work import ClientWork, Loss, local_sgd
-from jaxfed.core.method import Method
+from jaxfed.core.client_work import ClientWork, local_sgd
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tree import subtract
-from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
+from jaxfed.core.types import Broadcast, ClientOutput, Tree
 
 
 class GuidedState(NamedTuple):
@@ -43,9 +43,10 @@ def find_neighbours(models: jax.Array, known: jax.Array, count: int, threshold: 
 
 
 def gpfedrec(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
     strength: float = 0.1,
     neighbours_count: int = 0,
@@ -61,25 +62,36 @@ def gpfedrec(
     tables per client (2 x clients x items x dim numbers), and compares all pairs of clients in every round.
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         strength: How strongly a client is pulled to its neighbours' mean.
         neighbours_count: How many neighbours a client has. 0: those above the threshold.
         threshold: Neighbours are those whose cosine is above this times the mean cosine of all pairs.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.gpfedrec(model, optax.sgd(0.1))
     """
     if strength < 0:
         raise ValueError(f"strength is {strength}: it must not be negative")
 
     def init(params, key):
-        return Broadcast(params), GuidedState(new_own_model(params, private(key), ()), params)
+        return Broadcast(params), GuidedState(new_own_model(params, model.private(key), ()), params)
 
     def update(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine.own.private)
         held = {"anchor": mine.around} if strength else {}
-        pace = proximal_optimizer(optimizer, strength) if strength else optimizer
-        (end, kept), _, seen = local_sgd(loss_of_pair(loss), pace, both, steps, by_row, **held)
+        pace = proximal_optimizer(client_optimizer, strength) if strength else client_optimizer
+        (end, kept), _, seen = local_sgd(loss_of_pair(model.loss), pace, both, steps, by_row, **held)
         client_state = mine._replace(own=stamp_rows(mine.own, private=kept, copy=end))
-        said = output_facts(loss, both, steps)
+        said = output_facts(model.loss, both, steps)
         return ClientOutput(Broadcast(subtract(start, end)), client_state, steps.examples, {"train/loss": seen}, **said)
 
     def compare_clients(params, store):
@@ -96,4 +108,6 @@ def gpfedrec(
         "neighbours": lambda params, mine: (mine.around, mine.own.private),
     }
     work = ClientWork(init, update, views=views)
-    return Method(work, compare_clients=compare_clients, own_download=lambda broadcast: broadcast.params)
+    return Method(
+        work, compare_clients=compare_clients, own_download=lambda broadcast: broadcast.params, server=server_optimizer
+    )

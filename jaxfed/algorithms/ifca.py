@@ -1,18 +1,18 @@
 """IFCA: several models side by side, and clients that choose one."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.algorithms.local_training import local_steps, loss_of_pair, no_private
+from jaxfed.algorithms.local_training import local_steps, loss_of_pair
 from jaxfed.channels.average import cluster_mean
-from jaxfed.core.client_work import ClientWork, Loss, pooled_loss
-from jaxfed.core.method import Method
+from jaxfed.core.client_work import ClientWork, pooled_loss
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tables import Table, map_tables, num_rows
-from jaxfed.core.types import Broadcast, Key, Mean, Tree
+from jaxfed.core.types import Broadcast, Mean, Tree
 
 
 class ClusterMember(NamedTuple):
@@ -28,13 +28,12 @@ def select_model(params: Tree, cluster: jax.Array) -> Tree:
 
 
 def ifca(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
     clusters: int = 2,
-    *,
-    initial: Callable[[Key], Tree],
 ) -> Method:
     """IFCA (Ghosh et al. 2020; HypCluster, Mansour et al. 2020): a client takes the model of lowest loss on its data
     and trains that. The link `cluster_mean` averages each over those who chose it; clients download all of them.
@@ -42,25 +41,36 @@ def ifca(
     initial(key) -> parameters: all models but the first one begin there.
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         clusters: How many models there are.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.ifca(model, optax.sgd(0.1))
     """
     if clusters < 1:
         raise ValueError(f"clusters is {clusters}: it must be at least 1")
-    work = local_steps(loss, optimizer, private, by_row)
+    work = local_steps(model, client_optimizer, by_row)
 
     def init(params, key):
-        every = [params, *(initial(jax.random.fold_in(key, j)) for j in range(1, clusters))]
+        every = [params, *(model.init(jax.random.fold_in(key, j)) for j in range(1, clusters))]
         side_by_side = jax.tree.map(lambda *x: jnp.stack(x), *every)
         stacked = map_tables(lambda x: jnp.moveaxis(x, 0, 1), lambda x: x, side_by_side)
         rows = num_rows(params)
         held = Table(jnp.zeros((rows, clusters))) if rows else ()
-        return Broadcast(stacked, (jnp.zeros(clusters), held)), ClusterMember(private(key), jnp.int32(0))
+        return Broadcast(stacked, (jnp.zeros(clusters), held)), ClusterMember(model.private(key), jnp.int32(0))
 
     def update(shared, mine, steps, key):
         def lost(j):
-            return pooled_loss(loss_of_pair(loss), (select_model(shared.params, j), mine.private), steps).value
+            return pooled_loss(loss_of_pair(model.loss), (select_model(shared.params, j), mine.private), steps).value
 
         chosen = jnp.argmin(jnp.stack([lost(j) for j in range(clusters)])).astype(jnp.int32)
         report = work.update(Broadcast(select_model(shared.params, chosen)), mine.private, steps, key)
@@ -84,4 +94,6 @@ def ifca(
     def view(params, mine):
         return select_model(params, mine.cluster), mine.private
 
-    return Method(ClientWork(init, update, views={"": view}), (cluster_mean(),), move_extra=move_extra)
+    return Method(
+        ClientWork(init, update, views={"": view}), (cluster_mean(),), move_extra=move_extra, server=server_optimizer
+    )

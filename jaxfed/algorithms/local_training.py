@@ -7,14 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.core.client_work import Batches, ClientWork, Loss, local_sgd, pooled_loss
-from jaxfed.core.method import Method
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tree import subtract, zeros_like
-from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
-
-
-def no_private(key: Key) -> Tree:
-    """The private part of a model that has none."""
-    return ()
+from jaxfed.core.types import Broadcast, ClientOutput, Tree
 
 
 def loss_of_pair(loss: Loss) -> Callable:
@@ -55,15 +51,14 @@ def select_steps(steps: Batches, chosen: jax.Array) -> Batches:
 
 
 def local_steps(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
     by_row: bool = True,
     proximal: float = 0.0,
 ) -> ClientWork:
     """Mini-batch descent on (shared, private) together; sends start - end of the shared part (McMahan et al. 2017).
 
-    `optimizer` sees the pair (shared, private) and starts afresh each round. Raises ValueError where proximal is
+    `client_optimizer` sees the pair (shared, private) and starts afresh each round. Raises ValueError where proximal is
     negative.
 
     Args:
@@ -75,36 +70,50 @@ def local_steps(
         raise ValueError(f"proximal is {proximal}: it must not be negative")
 
     def init(params, key):
-        return Broadcast(params), private(key)
+        return Broadcast(params), model.private(key)
 
     def update(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine)
         held = {"anchor": start} if proximal else {}
-        pace = proximal_optimizer(optimizer, proximal) if proximal else optimizer
-        (end, mine), _, seen = local_sgd(loss_of_pair(loss), pace, both, steps, by_row, **held)
+        pace = proximal_optimizer(client_optimizer, proximal) if proximal else client_optimizer
+        (end, mine), _, seen = local_sgd(loss_of_pair(model.loss), pace, both, steps, by_row, **held)
         return ClientOutput(
             Broadcast(subtract(start, end)),
             mine,
             steps.examples,
             {"train/loss": seen},
-            **output_facts(loss, both, steps),
+            **output_facts(model.loss, both, steps),
         )
 
     return ClientWork(init, update)
 
 
 def train_locally(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
     proximal: float = 0.0,
 ) -> Method:
     """Local steps, whatever the channel makes of them: FedAvg with a mean, and the half of many other methods.
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         proximal: mu of FedProx (Li et al. 2020): the loss has mu / 2 |shared - start|^2 beside it.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.train_locally(model, optax.sgd(0.1))
     """
-    return Method(local_steps(loss, optimizer, private, by_row, proximal), sends_difference=True)
+    return Method(
+        local_steps(model, client_optimizer, by_row, proximal), sends_difference=True, server=server_optimizer
+    )

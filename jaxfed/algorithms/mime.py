@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.algorithms.local_training import loss_of_pair, no_private, output_facts
+from jaxfed.algorithms.local_training import loss_of_pair, output_facts
 from jaxfed.algorithms.steering import scale_to_all_steps
 from jaxfed.core.client_work import Batches, ClientWork, Loss, local_sgd, pooled_loss
-from jaxfed.core.method import Method
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tables import map_tables, take_rows, unwrap
 from jaxfed.core.tree import subtract, zeros_like
-from jaxfed.core.types import Broadcast, ClientOutput, Key, Mean, Tree
+from jaxfed.core.types import Broadcast, ClientOutput, Mean, Tree
 
 
 class MimeBroadcast(NamedTuple):
@@ -25,9 +26,10 @@ class MimeBroadcast(NamedTuple):
 
 
 def mime(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     correct: bool = True,
 ) -> Method:
     """Mime, or MimeLite where not `correct` (Karimireddy et al. 2021): clients take steps of `optimizer` with the
@@ -37,7 +39,18 @@ def mime(
     one more exchange a round; here it is that of the round before, and what has none yet moves as in MimeLite. By row.
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         correct: Mime, which corrects each batch's gradient by the mean gradient. false: MimeLite.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.mime(model, optax.sgd(0.1))
     """
 
     def known(value, like):
@@ -45,8 +58,8 @@ def mime(
 
     def init(params, key):
         return Broadcast(
-            params, MimeBroadcast(optimizer.init((params, ())), zeros_like(params), known(0.0, params))
-        ), private(key)
+            params, MimeBroadcast(client_optimizer.init((params, ())), zeros_like(params), known(0.0, params))
+        ), model.private(key)
 
     def update(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine)
@@ -54,33 +67,33 @@ def mime(
 
         def step(grads, state, params, statistics, shift):
             both_ways = jax.tree.map(lambda g, c: g + c, grads[0], shift) if correct else grads[0]
-            moved, _ = optimizer.update((both_ways, ()), statistics, (params[0], ()))
-            own, state = optimizer.update(((), grads[1]), state, ((), params[1]))
+            moved, _ = client_optimizer.update((both_ways, ()), statistics, (params[0], ()))
+            own, state = client_optimizer.update(((), grads[1]), state, ((), params[1]))
             return (moved[0], own[1]), state
 
-        pace = optax.GradientTransformationExtraArgs(lambda both: optimizer.init(((), both[1])), step)
-        aim, batches = centred_loss(loss, both, steps, told_of) if correct else (loss_of_pair(loss), steps)
+        pace = optax.GradientTransformationExtraArgs(lambda both: client_optimizer.init(((), both[1])), step)
+        aim, batches = centred_loss(model.loss, both, steps, told_of) if correct else (loss_of_pair(model.loss), steps)
         (end, own), _, _ = local_sgd(
             aim, pace, both, batches, statistics=frozen, shift=scale_to_all_steps(mean_gradient, steps)
         )
 
         def at_start(x):
-            seen = pooled_loss(loss_of_pair(loss), (x, mine), steps)
+            seen = pooled_loss(loss_of_pair(model.loss), (x, mine), steps)
             return seen.value, seen
 
         slope, seen = jax.grad(at_start, has_aux=True)(start)
         sent = Broadcast(subtract(start, end), MimeBroadcast((), slope))
-        return ClientOutput(sent, own, steps.examples, {"train/loss": seen}, **output_facts(loss, both, steps))
+        return ClientOutput(sent, own, steps.examples, {"train/loss": seen}, **output_facts(model.loss, both, steps))
 
     def move_extra(extra, update):
         empty = zeros_like(update.gradient)
-        _, statistics = optimizer.update((update.gradient, ()), extra.statistics, (empty, ()))
+        _, statistics = client_optimizer.update((update.gradient, ()), extra.statistics, (empty, ()))
         return MimeBroadcast(statistics, update.gradient, known(1.0, update.gradient))
 
     def update_shapes(shared):
         return Broadcast(shared.params, MimeBroadcast((), shared.params))
 
-    return Method(ClientWork(init, update, update_shapes), move_extra=move_extra)
+    return Method(ClientWork(init, update, update_shapes), move_extra=move_extra, server=server_optimizer)
 
 
 def centred_loss(loss: Loss, both: Tree, steps: Batches, known: Tree) -> tuple[Callable, Batches]:

@@ -1,20 +1,17 @@
 """q-FedAvg: clients with a higher loss count for more."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.algorithms.local_training import local_steps, no_private
+from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import divide_or_zero, drop_sums, map_averaged
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.client_work import Loss
 from jaxfed.core.link import Channel, link
-from jaxfed.core.method import Method
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tables import squared_norm
 from jaxfed.core.tree import scale_tree
-from jaxfed.core.types import Key, Tree
 
 
 def fair_mean(q: float = 1.0, rate: float = 0.1) -> Channel:
@@ -43,9 +40,10 @@ def fair_mean(q: float = 1.0, rate: float = 0.1) -> Channel:
 
 
 def qfedavg(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
     by_row: bool = True,
     q: float = 1.0,
     rate: float = 0.1,
@@ -53,9 +51,20 @@ def qfedavg(
     """q-FedAvg (Li et al. 2020), in place of a mean.
 
     Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         q: How much more clients with a high loss count. 0: the plain mean.
         rate: The clients' learning rate, 1 / L in the paper.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.qfedavg(model, optax.sgd(0.1))
     """
-    return Method(local_steps(loss, optimizer, private, by_row), (fair_mean(q, rate),))
+    return Method(local_steps(model, client_optimizer, by_row), (fair_mean(q, rate),), server=server_optimizer)

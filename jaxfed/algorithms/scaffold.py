@@ -1,19 +1,19 @@
 """SCAFFOLD: control variates on clients and server."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.algorithms.local_training import no_private, output_facts
+from jaxfed.algorithms.local_training import output_facts
 from jaxfed.algorithms.steering import ControlState, private_part, steered_steps
-from jaxfed.core.client_work import ClientWork, Loss
-from jaxfed.core.method import Method
+from jaxfed.core.client_work import ClientWork
+from jaxfed.core.method import AVERAGE, Method
+from jaxfed.core.model import Model
 from jaxfed.core.tables import Table, map_tables, num_rows
 from jaxfed.core.tree import scale_tree, subtract, zeros_like
-from jaxfed.core.types import Broadcast, ClientOutput, Key, Summed, Tree
+from jaxfed.core.types import Broadcast, ClientOutput, Summed, Tree
 
 
 class Variates(NamedTuple):
@@ -24,38 +24,49 @@ class Variates(NamedTuple):
 
 
 def scaffold(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    private: Callable[[Key], Tree] = no_private,
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
     *,
-    population: int,
+    num_clients: int,
     by_row: bool = False,
 ) -> Method:
     """SCAFFOLD (Karimireddy et al. 2020): a step follows g - c_i + c, both downloaded or kept from round to round.
 
     c_i becomes the mean of the gradients g over the client's local steps, which is the paper's option II for plain SGD,
-    and needs no learning rate. c, which is sent with the model, is the mean of the c_i of all `population` clients,
+    and needs no learning rate. c, which is sent with the model, is the mean of the c_i of all `num_clients` clients,
     those included who never took part and have 0; of a row of a table, of all clients who ever trained it. So it
     follows the sum of the changes of those who reported.
 
     Args:
-        population: Number of all clients.
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        num_clients: Number of all clients.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.scaffold(model, optax.sgd(0.1), num_clients=1000)
     """
 
     def init(params, key):
         rows = num_rows(params)
         nobody = Table(jnp.zeros(rows)) if rows else ()
         return Broadcast(params, Variates(zeros_like(params), nobody)), ControlState(
-            private(key), zeros_like(params), nobody
+            model.private(key), zeros_like(params), nobody
         )
 
     def update(shared, mine, steps, key):
         start, both = shared.params, (shared.params, mine.private)
         shift = subtract(shared.extra.mean, mine.variate)
-        (end, own), slopes, seen = steered_steps(loss, optimizer, both, steps, by_row, shift)
-        said = output_facts(loss, both, steps)
+        (end, own), slopes, seen = steered_steps(model.loss, client_optimizer, both, steps, by_row, shift)
+        said = output_facts(model.loss, both, steps)
         now = scale_tree(1 / jnp.maximum(said["steps"], 1), slopes)
         held = jax.tree.map(jnp.ones_like, mine.held)
         change = Summed(Variates(subtract(now, mine.variate), subtract(held, mine.held)))
@@ -71,10 +82,15 @@ def scaffold(
             before, after = (each.rows.reshape((-1,) + (1,) * (x.ndim - 1)) for each in (extra.holders, holders))
             return (before * c + x) / jnp.maximum(after, 1)
 
-        mean = map_tables(by_holders, lambda c, x: c + x / population, extra.mean, change.values.mean)
+        mean = map_tables(by_holders, lambda c, x: c + x / num_clients, extra.mean, change.values.mean)
         return Variates(mean, holders)
 
     def update_shapes(shared):
         return Broadcast(shared.params, Summed(shared.extra))
 
-    return Method(ClientWork(init, update, update_shapes), move_extra=move_extra, private_part=private_part)
+    return Method(
+        ClientWork(init, update, update_shapes),
+        move_extra=move_extra,
+        private_part=private_part,
+        server=server_optimizer,
+    )

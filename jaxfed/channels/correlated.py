@@ -98,7 +98,7 @@ def noise_strategy(kind: str, rounds: int, apart: int, times: int) -> tuple[np.n
 
 
 def correlated(
-    rounds: int, population: int, sampler: Sampler, multiplier: float = 1.0, kind: Kind = "banded"
+    rounds: int, num_clients: int, sampler: Sampler, multiplier: float = 1.0, kind: Kind = "banded"
 ) -> Channel:
     """Differential privacy by noise that is correlated over the rounds (DP-FTRL, Kairouz et al. 2021).
 
@@ -107,7 +107,7 @@ def correlated(
 
     Args:
         rounds: Number of rounds of the run.
-        population: Number of all clients.
+        num_clients: Number of all clients.
         sampler: How the clients of a round are drawn.
         multiplier: Standard deviation of the noise, over what one client can change of the whole run.
         kind: tree; banded (BandMF, Choquette-Choo et al. 2023), with as many bands as rounds lie between two of a
@@ -115,7 +115,7 @@ def correlated(
     """
     if rounds > LONGEST:
         raise ValueError(f"correlated: its matrix is for {LONGEST:,} rounds at most, and the run has {rounds:,}")
-    patterns = participation_patterns(sampler.kind, population, sampler.size, rounds)
+    patterns = participation_patterns(sampler.kind, num_clients, sampler.size, rounds)
     apart = min((int(np.diff(np.flatnonzero(each)).min(initial=rounds)) for each in patterns), default=rounds)
     matrix, stream = noise_strategy(kind, rounds, apart, int(patterns.sum(1).max()))
 

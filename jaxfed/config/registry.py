@@ -58,6 +58,7 @@ from jaxfed.models.features import fm, two_tower
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
+from jaxfed.models.parametrizations import hashed_tables, identity_parametrization, low_rank_tables
 from jaxfed.sampling import asynchronous, clock, cohort
 
 
@@ -291,6 +292,12 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "lognormal": clock.lognormal_clock,
         "trace": clock.trace_clock,
     },
+    # what the server holds of the model's tables
+    "parametrization": {
+        "identity": identity_parametrization,
+        "low_rank": low_rank_tables,
+        "hashed": hashed_tables,
+    },
 }
 
 
@@ -388,7 +395,7 @@ def section_arguments(section: str, name: str) -> dict[str, Any]:
     found = {
         each.name: each.default
         for each in inspect.signature(function).parameters.values()
-        if isinstance(each.default, bool | int | float | str | tuple) and each.name not in (*fixed, "keep")
+        if type(each.default) in (bool, int, float, str, tuple) and each.name not in (*fixed, "keep")
     }
     return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name not in ("sgd", "solve") else {})
 

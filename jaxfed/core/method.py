@@ -12,6 +12,8 @@ from jaxfed.core.parametrization import Parametrization
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, Tree
 
+AVERAGE = optax.sgd(1.0)  # the server optimiser that moves the model by the aggregate as it is
+
 
 class Method(NamedTuple):
     """A federated method.
@@ -36,7 +38,7 @@ class Method(NamedTuple):
 
     work: ClientWork
     links: tuple[Channel, ...] = ()
-    server: optax.GradientTransformation = optax.sgd(1.0)
+    server: optax.GradientTransformation = AVERAGE
     parametrization: Parametrization | None = None
     move_extra: Callable[[Tree, Tree], Tree] = subtract
     private_part: Callable[[Tree], Tree] = identity

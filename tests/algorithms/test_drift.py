@@ -42,11 +42,12 @@ from tests.small import (
     bce,
     close,
     dense_cohort,
+    loss_model,  # fmt: skip
     mse,
     row_cohort,
     run,
     user,
-)  # fmt: skip
+)
 
 RATE = 0.05
 SGD = optax.sgd(RATE)
@@ -69,11 +70,13 @@ ROWS = {  # on tables with private vectors, every method beside FedAvg at the se
     "agnostic, one group": (agnostic_fedavg(bce, SGD, USERS, [1, 2], 1, 0.5, user), weighted_mean()),
     "mimelite, sgd": (mime(bce, SGD, USERS, False, mean(), user), mean()),
     "feddyn's clients, strength 0": (
-        federate(feddyn_method(bce, SGD, user, 0.0, population=1)._replace(links=()), mean(), USERS),
+        federate(
+            feddyn_method(loss_model(bce, user), SGD, strength=0.0, num_clients=1)._replace(links=()), mean(), USERS
+        ),
         mean(),
     ),
     "scaffold, nobody's variate moves c": (
-        federate(scaffold_method(bce, SGD, user, population=1 << 30), mean(), USERS),
+        federate(scaffold_method(loss_model(bce, user), SGD, num_clients=1 << 30), mean(), USERS),
         mean(),
     ),
 }
@@ -84,7 +87,9 @@ def test_at_its_neutral_setting_each_is_its_neighbour(name):
     made, channel = ROWS[name]
     rounds = 1 if "scaffold" in name else 3  # from the second round on c_i acts
     got, _ = run(made, row_cohort(), MARKED, rounds)
-    want, _ = run(federate(Method(local_steps(bce, SGD, user)), channel, USERS), row_cohort(), MARKED, rounds)
+    want, _ = run(
+        federate(Method(local_steps(loss_model(bce, user), SGD)), channel, USERS), row_cohort(), MARKED, rounds
+    )
     close(server_model(got), server_model(want), atol=1e-5)
 
 
@@ -101,7 +106,7 @@ def test_the_pull_of_fedprox_by_hand():
 @pytest.mark.parametrize("by_row", [True, False])
 def test_a_strong_pull_holds_clients_where_they_started(by_row):
     def distance(mu):
-        work = local_steps(bce, optax.sgd(0.01), user, by_row, mu)
+        work = local_steps(loss_model(bce, user), optax.sgd(0.01), by_row=by_row, proximal=mu)
         state, _ = run(federate(Method(work), mean(), USERS), row_cohort(), rounds=1)
         return float(optax.tree.norm(jax.tree.map(jnp.subtract, server_model(state), server_model(run_start()))))
 
@@ -109,7 +114,7 @@ def test_a_strong_pull_holds_clients_where_they_started(by_row):
 
 
 def run_start():
-    return federate(Method(local_steps(bce, SGD, user)), mean(), USERS).init(MARKED, KEY)
+    return federate(Method(local_steps(loss_model(bce, user), SGD)), mean(), USERS).init(MARKED, KEY)
 
 
 def test_scaffold_is_that_of_the_paper():
@@ -190,7 +195,7 @@ def clients_of_one_step(ids, present, rows):
 
 def variate_of(cohorts, channel):
     """SCAFFOLD's c of row 0 after some cohorts, and its model's way since."""
-    method = scaffold_method(steepness_one, optax.sgd(0.1), population=EIGHT, by_row=True)
+    method = scaffold_method(loss_model(steepness_one), optax.sgd(0.1), num_clients=EIGHT, by_row=True)
     algorithm = federate(method, channel, EIGHT)
     state = algorithm.init({"t": Table(jnp.zeros(EIGHT))}, KEY)
     for cohort in cohorts:
@@ -337,8 +342,8 @@ def test_the_first_step_of_mime_follows_the_mean_gradient_alone():
 
 def test_what_cannot_be_is_refused():
     for make in (
-        lambda: local_steps(mse, SGD, proximal=-1.0),
-        lambda: feddyn_method(mse, SGD, strength=-1.0, population=2),
+        lambda: local_steps(loss_model(mse), SGD, proximal=-1.0),
+        lambda: feddyn_method(loss_model(mse), SGD, strength=-1.0, num_clients=2),
         lambda: fair_mean(-1.0),
         lambda: fair_mean(1.0, 0.0),
         lambda: agnostic_mean([1, 2], 0),
@@ -347,7 +352,7 @@ def test_what_cannot_be_is_refused():
         with pytest.raises(ValueError, match=r"must|lies"):
             make()
     with pytest.raises(ValueError, match="both make a mean"):
-        federate(Method(local_steps(mse, SGD), server=SGD), chain(fair_mean(), mean()), N)
+        federate(Method(local_steps(loss_model(mse), SGD), server=SGD), chain(fair_mean(), mean()), N)
 
 
 def test_a_second_round_of_agnostic_weighs_by_what_the_first_left():
@@ -355,7 +360,7 @@ def test_a_second_round_of_agnostic_weighs_by_what_the_first_left():
     rate, forget, group = 0.1, 0.2, np.arange(N) // (N // 2)  # by activity, which is the client's number
     cohort = dense_cohort()
     cohort = cohort._replace(blocks=(cohort.blocks[0]._replace(activity=IDS.astype(np.float32)),))
-    algorithm = federate(Method(local_steps(mse, SGD)), agnostic_mean(np.arange(N), 2, rate, forget), N)
+    algorithm = federate(Method(local_steps(loss_model(mse), SGD)), agnostic_mean(np.arange(N), 2, rate, forget), N)
     state, _ = run(algorithm, cohort, DENSE, 2)
     start, lam, share, mine = flat(DENSE), np.full(2, 0.5), np.full(2, 0.5), group[IDS]
     for _ in range(2):
@@ -401,7 +406,7 @@ def test_a_proximal_pull_by_row_acts_in_the_steps_that_hold_the_row():
     between = 0.05 * 0.975**8
     want = {True: 0.05 + 0.05 * (0.95 - 0.025), False: between + 0.05 * (1 - between - 0.5 * between)}
     for by_row, value in want.items():
-        work = local_steps(towards, optax.sgd(0.05), by_row=by_row, proximal=0.5)
+        work = local_steps(loss_model(towards), optax.sgd(0.05), by_row=by_row, proximal=0.5)
         shared, client_state = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
         moved = work.update(shared, client_state, steps, KEY).update.params["t"].rows[0, 0]
         assert -float(moved) == pytest.approx(value, rel=1e-5)
@@ -414,9 +419,9 @@ def test_rare_rows_go_to_the_optimum(name, by_row):
     """FedAvg ends at 0, half way between the clients, however rare the row is at one of them."""
     sgd = optax.sgd(0.05)
     method = (
-        scaffold_method(towards, sgd, population=2, by_row=by_row)
+        scaffold_method(loss_model(towards), sgd, num_clients=2, by_row=by_row)
         if name == "scaffold"
-        else feddyn_method(towards, sgd, strength=0.1, by_row=by_row, population=2)
+        else feddyn_method(loss_model(towards), sgd, strength=0.1, by_row=by_row, num_clients=2)
     )
     params, work = {"t": Table(jnp.zeros((TEN, 1)))}, method.work
     shared, client_state = work.init(params, KEY)
@@ -440,7 +445,10 @@ def test_rare_rows_go_to_the_optimum(name, by_row):
 def test_mime_moves_a_rare_row_as_often_as_it_is_due(known):
     """Each of ten rows in one of ten steps: g(y) - g(x) is 0 there, and the mean gradient c acts ten times in it. Where
     none is known, the gradient itself acts once."""
-    c, work = {"t": Table(jnp.arange(TEN, dtype=jnp.float32)[:, None])}, mime_method(towards, optax.sgd(0.01)).work
+    c, work = (
+        {"t": Table(jnp.arange(TEN, dtype=jnp.float32)[:, None])},
+        mime_method(loss_model(towards), optax.sgd(0.01)).work,
+    )
     shared, _ = work.init({"t": Table(jnp.zeros((TEN, 1)))}, KEY)
     frozen = shared.extra._replace(gradient=c, known={"t": Table(jnp.full(TEN, known))})
     if not known:

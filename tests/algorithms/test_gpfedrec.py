@@ -20,7 +20,22 @@ from jaxfed.core.state import server_model
 from jaxfed.core.tables import take_rows
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
 from tests.named import gpfedrec
-from tests.small import DATA, ITEMS, KEY, MARKED, USERS, WHO, bce, close, row_block, row_cohort, run, same, user
+from tests.small import (
+    DATA,
+    ITEMS,
+    KEY,
+    MARKED,
+    USERS,
+    WHO,
+    bce,
+    close,
+    loss_model,
+    row_block,
+    row_cohort,
+    run,
+    same,
+    user,
+)
 
 SGD = optax.sgd(1.0)  # large, so that clients differ by more than float32 loses in a cosine
 TABLE = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}
@@ -28,7 +43,7 @@ CONTENT = load_data(make_config({"data": TABLE}).data)
 
 
 def guided(channel=None, **how):
-    return federate(gpfedrec_method(bce, SGD, user, **how), channel or mean(), USERS)
+    return federate(gpfedrec_method(loss_model(bce, user), SGD, **how), channel or mean(), USERS)
 
 
 def graph_by_hand(models, known, count, threshold):
@@ -60,7 +75,7 @@ def test_the_servers_step_is_that_of_numpy():
     """From what clients sent in a round: models with rows of the server's where they hold none, and their means."""
     cohort = row_cohort(present=[1, 1, 0, 1, 1, 1, 1, 1])
     algorithm = guided(neighbours_count=3, strength=0.0)
-    plain = federate(Method(local_steps(bce, SGD, user)), mean(), USERS)
+    plain = federate(Method(local_steps(loss_model(bce, user), SGD)), mean(), USERS)
     state, info = run(algorithm, cohort, rounds=1)
     params = state.shared.params
     there = [c for i, c in enumerate(WHO) if cohort.present[i]]
@@ -114,7 +129,7 @@ def test_without_a_pull_it_is_fedavg():
     for channel in (mean, per_row_mean):
         algorithm = guided(channel(), strength=0.0)
         got, _ = run(algorithm, row_cohort())
-        want, _ = run(federate(Method(local_steps(bce, SGD, user)), channel(), USERS), row_cohort())
+        want, _ = run(federate(Method(local_steps(loss_model(bce, user), SGD)), channel(), USERS), row_cohort())
         same(server_model(got), server_model(want))
         same(got.client_states[0].own.private, want.client_states[0])
 
@@ -123,7 +138,7 @@ def test_everyone_a_neighbour_is_the_mean_and_fedprox():
     """All clients take part and are all neighbours: what a client is pulled to is the server's model, where it
     starts."""
     algorithm = guided(strength=0.5, threshold=-1e9)
-    prox = federate(Method(local_steps(bce, SGD, user, proximal=0.5)), mean(), USERS)
+    prox = federate(Method(local_steps(loss_model(bce, user), SGD, proximal=0.5)), mean(), USERS)
     got, info = run(algorithm, row_cohort(), rounds=1)
     assert float(info["graph/neighbours"]) == len(WHO)
     around = jax.tree.map(lambda x: x[WHO[0]], got.client_states[0].around)
@@ -153,7 +168,7 @@ def test_what_the_server_cannot_compare_is_refused():
     with pytest.raises(ValueError, match="clip changes it: keep to a mean"):
         guided(channel=clip(1.0))
     with pytest.raises(ValueError, match="must not be negative"):
-        gpfedrec_method(bce, SGD, user, strength=-1.0)
+        gpfedrec_method(loss_model(bce, user), SGD, strength=-1.0)
     table = {"data": TABLE, "work": {"name": "graph_guided"}, "cohort": {"name": "everyone"}}
     table["run"] = {"client_store": "host"}
     with pytest.raises(ValueError, match="reads all clients"):

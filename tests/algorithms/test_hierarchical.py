@@ -17,10 +17,10 @@ from jaxfed.config.schema import make_config
 from jaxfed.core.channel import chain
 from jaxfed.core.federate import federate
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
-from tests.small import KEY, MARKED, USERS, WHO, bce, close, on_rows, row_cohort, run, same, user
+from tests.small import KEY, MARKED, USERS, WHO, bce, close, loss_model, on_rows, row_cohort, run, same, user
 
 SGD = optax.sgd(0.1)
-PLAIN = train_locally(bce, SGD, user)
+PLAIN = train_locally(loss_model(bce, user), SGD)
 HALVES = np.arange(USERS) % 2
 THREE = np.arange(USERS) % 3
 TABLE = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}
@@ -118,7 +118,7 @@ def test_an_edge_of_which_nobody_reports_rests_and_then_takes_the_mean():
 
 def test_works_with_a_state_have_one_at_each_edge():
     """SCAFFOLD at two edges that never meet is SCAFFOLD of each half."""
-    method = scaffold(bce, SGD, user, population=4)
+    method = scaffold(loss_model(bce, user), SGD, num_clients=4)
     state, _ = run(edges(mean(), every=99, method=method), row_cohort(), rounds=2)
     for e in (0, 1):
         want, _ = run(flat(mean(), method), row_cohort(present=HALVES[WHO] == e), rounds=2)

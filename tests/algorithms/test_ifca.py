@@ -16,7 +16,24 @@ from jaxfed.core.link import link
 from jaxfed.core.method import Method
 from jaxfed.core.state import server_model
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
-from tests.small import DENSE, KEY, MARKED, USERS, WHO, N, X, bce, close, dense_cohort, mse, row_cohort, run, same, user
+from tests.small import (
+    DENSE,
+    KEY,
+    MARKED,
+    USERS,
+    WHO,
+    N,
+    X,
+    bce,
+    close,
+    dense_cohort,
+    loss_model,
+    mse,
+    row_cohort,
+    run,
+    same,
+    user,
+)
 
 SGD = optax.sgd(0.1)
 
@@ -28,9 +45,9 @@ def far(key):
 
 @pytest.mark.optimised
 def test_one_cluster_is_fedavg():
-    work = ifca(bce, SGD, user, clusters=1, initial=lambda key: MARKED)
+    work = ifca(loss_model(bce, user, init=lambda key: MARKED), SGD, clusters=1)
     got, info = run(federate(work, link(), USERS), row_cohort())
-    want, _ = run(federate(Method(local_steps(bce, SGD, user)), per_row_mean(), USERS), row_cohort())
+    want, _ = run(federate(Method(local_steps(loss_model(bce, user), SGD)), per_row_mean(), USERS), row_cohort())
     close(select_model(got.shared.params, 0), want.shared.params)
     same(got.client_states[0].private, want.client_states[0])
     assert float(info["clusters/0"]) == 1
@@ -41,20 +58,20 @@ def test_two_clusters_by_hand():
     truth = [DENSE, far(KEY)]
     side = np.arange(N) % 2
     y = jnp.stack([X[i] @ truth[side[i]]["w"] + truth[side[i]]["b"] for i in range(N)]) + 0.1
-    work = ifca(mse, SGD, clusters=2, initial=far)
+    work = ifca(loss_model(mse, init=far), SGD, clusters=2)
     algorithm = federate(work, link(), N)
     state, info = run(algorithm, dense_cohort(range(N), xy=(X, y)), DENSE, 1)
     np.testing.assert_array_equal(state.client_states[0].cluster, side)
     assert [float(info[f"clusters/{j}"]) for j in (0, 1)] == [0.5, 0.5]
     for j in (0, 1):
-        alone = federate(Method(local_steps(mse, SGD)), mean(), N)
+        alone = federate(Method(local_steps(loss_model(mse), SGD)), mean(), N)
         mine = dense_cohort(np.flatnonzero(side == j), xy=(X, y))
         want, _ = run(alone, mine, truth[j], 1)
         close(select_model(server_model(state), j), server_model(want))
 
 
 def test_a_model_that_nobody_chooses_rests():
-    work = ifca(mse, SGD, clusters=3, initial=lambda key: jax.tree.map(lambda x: x + 50.0, DENSE))
+    work = ifca(loss_model(mse, init=lambda key: jax.tree.map(lambda x: x + 50.0, DENSE)), SGD, clusters=3)
     algorithm = federate(work, link(), N)
     before = jax.tree.map(np.asarray, server_model(algorithm.init(DENSE, KEY)))
     state, info = run(algorithm, dense_cohort(), DENSE, 2)
@@ -67,12 +84,12 @@ def test_a_model_that_nobody_chooses_rests():
 def test_rows_are_averaged_over_members_that_hold_them():
     """With tables: each member's row counts in its own model alone, whoever else holds the row."""
     other = MARKED | {"item": jax.tree.map(lambda x: -x, MARKED["item"])}
-    work = ifca(bce, SGD, user, clusters=2, initial=lambda key: other)
+    work = ifca(loss_model(bce, user, init=lambda key: other), SGD, clusters=2)
     state, _ = run(federate(work, link(), USERS), row_cohort(), rounds=1)
     chosen = np.asarray(state.client_states[0].cluster)[WHO]
     assert 0 < chosen.sum() < len(WHO)  # else this shows nothing
     for j, start in enumerate((MARKED, other)):
-        alone = federate(Method(local_steps(bce, SGD, user)), per_row_mean(), USERS)
+        alone = federate(Method(local_steps(loss_model(bce, user), SGD)), per_row_mean(), USERS)
         want, _ = run(alone, row_cohort(present=chosen == j), start, 1)
         close(select_model(state.shared.params, j), want.shared.params)
 
@@ -97,9 +114,9 @@ def test_a_client_is_scored_by_the_model_that_it_chose():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="clusters is 0"):
-        ifca(mse, SGD, clusters=0, initial=far)
+        ifca(loss_model(mse, init=far), SGD, clusters=0)
     with pytest.raises(ValueError, match="nothing says who chose"):
-        federate(Method(local_steps(mse, SGD)), cluster_mean(), N).init(DENSE, KEY)
+        federate(Method(local_steps(loss_model(mse), SGD)), cluster_mean(), N).init(DENSE, KEY)
 
 
 def test_models_without_shared_tables_have_clusters_too():

@@ -15,7 +15,7 @@ from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
 from tests.data.test_data import made, owned
-from tests.small import DATA, KEY, MARKED, PLAIN, USERS, WHO, bce, close, row_cohort, run, same, user
+from tests.small import DATA, KEY, MARKED, PLAIN, USERS, WHO, bce, close, loss_model, row_cohort, run, same, user
 
 TABLE = {"name": "synthetic", "users": 50, "items": 40, "mean_length": 9.0}
 MF = {"model": {"name": "mf", "dim": 4, "init_scale": 0.5}, "channel": [{"name": "per_row_mean"}]}
@@ -89,7 +89,7 @@ def test_cold_users_leave_with_all_of_their_devices():
 
 
 def plain():
-    return federate(Method(local_steps(bce, optax.sgd(0.1), user)), weighted_mean(), USERS)
+    return federate(Method(local_steps(loss_model(bce, user), optax.sgd(0.1))), weighted_mean(), USERS)
 
 
 def test_one_device_a_user_changes_no_bit():

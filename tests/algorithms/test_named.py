@@ -31,12 +31,13 @@ from tests.small import (
     bce,
     close,
     dense_cohort,
+    loss_model,  # fmt: skip
     mse,
     row_cohort,
     run,
     same,
     user,
-)  # fmt: skip
+)
 
 GRADIENTS = np.array([[-3.0, -2.0, -1.0], [-2.0, -1.0, 0.0]], np.float32)
 THETA = {"w": jnp.array([1.0, 2.0, 3.0])}
@@ -188,7 +189,7 @@ def test_a_server_rate_of_zero_moves_nothing_shared_but_trains_the_private_part(
 
 def test_gradient_of_uneven_batches_is_that_of_the_pooled_mean():
     """The last batch is short; examples weigh alike, not batches."""
-    algorithm = federate(fedsgd_method(bce, optax.sgd(0.0), user), weighted_mean(), USERS)
+    algorithm = federate(fedsgd_method(loss_model(bce, user), optax.sgd(0.0)), weighted_mean(), USERS)
     init = algorithm.init(MARKED, KEY)
     users = np.asarray(init.client_states[0]["user"])
     state, _ = algorithm.step(init, row_cohort(), KEY)

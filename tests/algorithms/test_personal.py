@@ -31,16 +31,17 @@ from tests.small import (
     WHO,
     bce,
     close,
+    loss_model,  # fmt: skip
     row_block,
     row_cohort,
     run,
     same,
     slopes,
     user,
-)  # fmt: skip
+)
 
 SGD = optax.sgd(0.1)
-PLAIN = train_locally(bce, SGD, user)
+PLAIN = train_locally(loss_model(bce, user), SGD)
 TABLE = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}
 CONTENT = load_data(make_config({"data": TABLE}).data)
 
@@ -58,7 +59,9 @@ def alone(slot=0):
 
 @pytest.mark.optimised
 @pytest.mark.parametrize(
-    "work", [keep_own_copy(PLAIN), ditto(bce, SGD, user), apfl(bce, SGD, user)], ids=["keep", "ditto", "apfl"]
+    "work",
+    [keep_own_copy(PLAIN), ditto(loss_model(bce, user), SGD), apfl(loss_model(bce, user), SGD)],
+    ids=["keep", "ditto", "apfl"],
 )
 def test_a_copy_of_ones_own_changes_nothing_for_the_server(work):
     got, want = (run(algorithm(each), row_cohort())[0] for each in (work, PLAIN))
@@ -80,13 +83,17 @@ def test_a_model_without_shared_tables_can_be_copied():
 
 def test_who_never_took_part_has_the_server_s_model():
     away = next(c for c in range(USERS) if c not in WHO)
-    for work in (keep_own_copy(PLAIN), ditto(bce, SGD, user), apfl(bce, SGD, user, mixture=0.7)):
+    for work in (
+        keep_own_copy(PLAIN),
+        ditto(loss_model(bce, user), SGD),
+        apfl(loss_model(bce, user), SGD, mixture=0.7),
+    ):
         state, _ = run(algorithm(work), row_cohort())
         close(view(work, state, away)[0], state.shared.params)  # a mixture of a model with itself
 
 
 def test_rows_that_a_client_does_not_hold_are_the_server_s():
-    for work in (keep_own_copy(PLAIN), ditto(bce, SGD, user)):
+    for work in (keep_own_copy(PLAIN), ditto(loss_model(bce, user), SGD)):
         state, _ = run(algorithm(work), row_cohort())
         held = np.unique(DATA[WHO[0]][0])
         others = np.setdiff1d(np.arange(ITEMS), held)
@@ -114,8 +121,10 @@ def test_kept_rows_of_an_earlier_round_are_forgotten():
 
 
 def test_ditto_without_a_pull_is_training_alone_and_with_a_strong_one_the_server():
-    loose, firm = (ditto(bce, optax.sgd(0.01), user, False, strength) for strength in (0.0, 99.0))  # on whole slices
-    cohort, lone = row_cohort(), train_locally(bce, optax.sgd(0.01), user)
+    loose, firm = (
+        ditto(loss_model(bce, user), optax.sgd(0.01), by_row=False, strength=strength) for strength in (0.0, 99.0)
+    )  # on whole slices
+    cohort, lone = row_cohort(), train_locally(loss_model(bce, user), optax.sgd(0.01))
     state, _ = run(algorithm(loose), cohort, rounds=1)
     shared, steps = alone()
     start = jax.tree.map(lambda x: x[WHO[0]], algorithm(lone).init(MARKED, KEY).client_states[0])
@@ -132,7 +141,7 @@ def test_ditto_without_a_pull_is_training_alone_and_with_a_strong_one_the_server
 def test_ditto_pulls_a_copy_to_the_model_that_the_server_sends_now():
     """The second round of one client by hand: from its own copy, pulled to the server's model of after the first."""
     strength, client = 0.7, WHO[0]
-    work = ditto(bce, SGD, user, False, strength)
+    work = ditto(loss_model(bce, user), SGD, by_row=False, strength=strength)
     before, after = (run(algorithm(work), row_cohort(), rounds=n)[0] for n in (1, 2))
     (copy, own), anchor = view(work, before, client), before.shared.params
     (copy, anchor), (items, labels) = (unwrap(x) for x in (copy, anchor)), DATA[client]
@@ -149,7 +158,7 @@ def test_ditto_pulls_a_copy_to_the_model_that_the_server_sends_now():
 @pytest.mark.parametrize("mixture", [0.0, 1.0])
 def test_apfl_at_its_ends(mixture):
     """0: the server's model with a private part of its own; 1: training alone."""
-    work, cohort = apfl(bce, SGD, user, mixture=mixture), row_cohort()
+    work, cohort = apfl(loss_model(bce, user), SGD, mixture=mixture), row_cohort()
     state, _ = run(algorithm(work), cohort, rounds=2)
     got = view(work, state, WHO[0])[0]
     if mixture == 0:
@@ -171,7 +180,7 @@ def test_apfl_is_that_of_the_paper():
         return Mean(0.5 * (params["x"] - 1) ** 2, 1.0)
 
     steps = Batches(jnp.zeros((2, 0), int), jnp.ones(2, bool), jnp.zeros(2), 2.0)
-    work = apfl(half_square, optax.sgd(0.5), mixture=0.5)
+    work = apfl(loss_model(half_square), optax.sgd(0.5), mixture=0.5)
     shared, own = work.work.init({"x": jnp.zeros(())}, KEY)
     w = v = 0.0
     for _ in range(2):
@@ -183,7 +192,7 @@ def test_apfl_is_that_of_the_paper():
 def test_alternate_moves_first_the_private_part_then_the_shared():
     shared, steps = alone()
     mine = user(KEY)
-    report = fedrep(bce, SGD, user).work.update(shared, mine, steps, KEY)
+    report = fedrep(loss_model(bce, user), SGD).work.update(shared, mine, steps, KEY)
     private_only = optax.multi_transform({"a": optax.set_to_zero(), "b": SGD}, ("a", "b"))
     (_, head), _, _ = local_sgd(loss_of_pair(bce), private_only, (shared.params, mine), steps)
     shared_only = optax.multi_transform({"a": SGD, "b": optax.set_to_zero()}, ("a", "b"))
@@ -195,7 +204,7 @@ def test_alternate_moves_first_the_private_part_then_the_shared():
 def test_reconstruction_knows_nothing_of_the_past():
     """What a client held before, and other seeds of the memory, do not matter; half of the steps are of each kind."""
     shared, steps = alone(int(np.argmax([len(DATA[c][0]) for c in WHO])))
-    work = fedrecon(bce, SGD, user)
+    work = fedrecon(loss_model(bce, user), SGD)
     report = work.work.update(shared, (), steps, KEY)
     assert not jax.tree.leaves(report.client_state)
     odd = np.arange(len(steps.live)) % 2 == 1
@@ -213,7 +222,7 @@ def test_reconstruction_knows_nothing_of_the_past():
 def test_a_client_with_steps_has_a_query(live, query):
     """Every second step is one; who has one step has it in both halves."""
     shared, steps = alone(int(np.argmax([len(DATA[c][0]) for c in WHO])))
-    report = fedrecon(bce, SGD, user).work.update(
+    report = fedrecon(loss_model(bce, user), SGD).work.update(
         shared, (), steps._replace(live=np.arange(len(steps.live)) < live), KEY
     )
     assert float(report.steps) == query
@@ -271,9 +280,9 @@ def test_folding_in_descends_the_expected_loss():
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="must not be negative"):
-        ditto(bce, SGD, user, strength=-1.0)
+        ditto(loss_model(bce, user), SGD, strength=-1.0)
     with pytest.raises(ValueError, match="lies between"):
-        apfl(bce, SGD, user, mixture=1.5)
+        apfl(loss_model(bce, user), SGD, mixture=1.5)
     for name in ("gradient", "scaffold", "ditto"):
         with pytest.raises(ValueError, match="keep_copy: this work ends"):
             trained(work={"name": name, "keep_copy": True})

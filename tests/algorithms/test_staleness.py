@@ -40,12 +40,13 @@ from tests.small import (
     close,
     dense_cohort,
     factorisation,
+    loss_model,  # fmt: skip
     mse,
     on_rows,
     row_cohort,
     same,
     user,
-)  # fmt: skip
+)
 
 RATE, VERSIONS = 0.05, 4
 SGD = optax.sgd(RATE)
@@ -172,7 +173,7 @@ def test_it_lowers():
 
 
 def test_what_cannot_be():
-    work = local_steps(mse, SGD)
+    work = local_steps(loss_model(mse), SGD)
     with pytest.raises(ValueError, match="hides all but the sum"):
         chain(mixing(), mean(), ring(4, 8, bound=1.0))
     with pytest.raises(ValueError, match="cannot work on the codes"):

@@ -18,7 +18,7 @@ from jaxfed.channels.secure_sum import ring
 from jaxfed.core.channel import chain
 from jaxfed.core.client import client_round
 from jaxfed.core.wire import pack_message
-from tests.small import ITEMS, bce, user
+from tests.small import ITEMS, bce, loss_model, user
 
 CHANNELS = {
     "floats": lambda: chain(per_row_mean(), clip(0.5)),
@@ -28,7 +28,7 @@ CHANNELS = {
 
 
 def client_work():
-    return local_steps(bce, optax.sgd(0.1), user)
+    return local_steps(loss_model(bce, user), optax.sgd(0.1))
 
 
 def main(name, source, target):

@@ -34,6 +34,7 @@ from tests.small import (
     bce,
     close,
     factorisation,
+    loss_model,
     row_cohort,
     run,
     same,
@@ -217,7 +218,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_link_that_does_not_keep_to_the_form_is_refused_by_name(name):
     wrong, message = WRONG[name]
-    algorithm = federate(Method(local_steps(bce, optax.sgd(0.1), user)), chain(wrong, mean()), USERS)
+    algorithm = federate(Method(local_steps(loss_model(bce, user), optax.sgd(0.1))), chain(wrong, mean()), USERS)
     with pytest.raises(ValueError, match=message) as error:
         algorithm.init(MARKED, KEY)
     assert "\n" not in str(error.value)
@@ -246,7 +247,7 @@ def test_a_decode_that_cannot_read_its_sum_is_named_in_one_line():
         is_average=False,
         name="stranger",
     )
-    algorithm = federate(Method(local_steps(bce, optax.sgd(0.1), user)), chain(wrong, mean()), USERS)
+    algorithm = federate(Method(local_steps(loss_model(bce, user), optax.sgd(0.1))), chain(wrong, mean()), USERS)
     with pytest.raises(ValueError, match="stranger: decode cannot read a sum of") as error:
         algorithm.init(MARKED, KEY)
     assert "\n" not in str(error.value)

@@ -43,6 +43,7 @@ from tests.small import (
     close,
     dense_cohort,
     factorisation,
+    loss_model,  # fmt: skip
     mse,
     on_rows,
     row_block,
@@ -50,11 +51,11 @@ from tests.small import (
     run,
     same,
     user,
-)  # fmt: skip
+)
 
 
 def linear(channel, lr=0.05, **more):
-    return federate(Method(local_steps(mse, optax.sgd(lr))), channel, N, **more)
+    return federate(Method(local_steps(loss_model(mse), optax.sgd(lr))), channel, N, **more)
 
 
 def test_fedavg_by_hand():
@@ -115,7 +116,7 @@ def test_a_server_with_a_state_is_lazy_on_the_rows_of_the_cohort():
 
 def test_memory_of_tables_is_found_by_the_catalogue():
     """Private tables [clients, catalogue] are read and written at the catalogue's rows, whatever list a round has."""
-    work = local_steps(bce, optax.sgd(0.1), lambda key: {**user(key), "seen": Table(jnp.zeros(ITEMS))})
+    work = local_steps(loss_model(bce, lambda key: {**user(key), "seen": Table(jnp.zeros(ITEMS))}), optax.sgd(0.1))
 
     def counting(shared, mine, steps, key):
         report = work.update(shared, mine, steps, key)
@@ -192,7 +193,7 @@ def test_private_leaf_never_in_a_message():
     def still(params, private, batch):  # a loss that leaves the private part as it is
         return mse({"w": params["item"][0], "b": 0.0}, (), (params["item"], jnp.zeros(len(params["item"]))))
 
-    work = local_steps(still, optax.sgd(0.1), lambda key: {"user": jnp.full(DIM, sevens)})
+    work = local_steps(loss_model(still, lambda key: {"user": jnp.full(DIM, sevens)}), optax.sgd(0.1))
     algorithm = federate(Method(work), chain(link(spy), mean()), USERS)
     run(algorithm, row_cohort(), rounds=1)
     jax.effects_barrier()
@@ -272,7 +273,7 @@ def test_a_client_whose_update_is_not_finite_withdraws_and_is_counted(poison):
 
 def test_integers_do_not_hide_an_update_that_is_not_finite():
     """In a ring what is no number becomes one; nothing else of the client is amiss."""
-    work = local_steps(bce, optax.sgd(0.1), user)
+    work = local_steps(loss_model(bce, user), optax.sgd(0.1))
     most = max(len(DATA[c][0]) for c in WHO)  # of one client
 
     def run_badly(shared, mine, steps, key):

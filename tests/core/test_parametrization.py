@@ -37,6 +37,7 @@ from tests.small import (
     bce,
     close,
     dense_cohort,
+    loss_model,
     mse,
     on_rows,
     row_cohort,
@@ -53,7 +54,7 @@ ABSENT = [True, False, True, True, True, False, True, True]
 
 def training(channel, parametrization=None, work=None, server=None, **more):
     """FedAvg of the small matrix factorisation under a parametrization."""
-    method = Method(work or local_steps(bce, optax.sgd(0.1), user), server=server or optax.sgd(1.0))
+    method = Method(work or local_steps(MODEL, optax.sgd(0.1)), server=server or optax.sgd(1.0))
     return federate(method._replace(parametrization=parametrization), channel, USERS, **more)
 
 
@@ -80,7 +81,7 @@ def test_the_identity_written_out_gives_the_same_bits(name, lay):
 
 def test_the_identity_where_something_rides_along():
     """Control variates are of the parameters' shape, and of the rows that a round touches."""
-    method = scaffold(bce, optax.sgd(0.1), user, population=USERS)
+    method = scaffold(MODEL, optax.sgd(0.1), num_clients=USERS)
     for cohort in (row_cohort(), on_rows(row_cohort())):
         got, _ = run(federate(method._replace(parametrization=IDENTITY), mean(), USERS), cohort)
         same(got, run(federate(method, mean(), USERS), cohort)[0])
@@ -175,7 +176,7 @@ def test_codes_of_the_download_are_of_what_is_broadcast():
 def test_a_client_sends_and_receives_the_bytes_of_the_parameters(name):
     """What is broadcast has the shapes of the model's own parameters, whatever the server holds."""
     channel, sizes = chain(per_row_mean(), quantize(4)), np.array([1, 7, 40])
-    method = Method(local_steps(bce, optax.sgd(0.1), user), parametrization=MADE[name])
+    method = Method(local_steps(MODEL, optax.sgd(0.1)), parametrization=MADE[name])
     shapes = jax.eval_shape(lambda: MADE[name].forward(MADE[name].init(KEY), None))
     wires = [make_wire(channel, method.work.init(params, KEY)[0]) for params in (MARKED, shapes)]
     for ours, plain in ((wires[1].up, wires[0].up), (wires[1].down, wires[0].down)):
@@ -236,12 +237,12 @@ def test_what_is_not_the_model_is_refused(other, said):
 
 
 def test_what_keeps_several_models_is_refused():
-    method = ifca(bce, optax.sgd(0.1), user, clusters=2, initial=lambda key: MARKED)._replace(parametrization=IDENTITY)
+    method = ifca(MODEL, optax.sgd(0.1), clusters=2)._replace(parametrization=IDENTITY)
     with pytest.raises(ValueError, match="several models at the server"):
         federate(method, link(), USERS).init(MARKED, KEY)
     with pytest.raises(ValueError, match="of a parametrization the server keeps none"):
         training(mean(), IDENTITY, history_length=2)
-    one = Method(local_steps(bce, optax.sgd(0.1), user), parametrization=IDENTITY)
+    one = Method(local_steps(MODEL, optax.sgd(0.1)), parametrization=IDENTITY)
     with pytest.raises(ValueError, match="server.edges"):
         hierarchical(one, mean(), USERS, edge=np.arange(USERS) % 2)
 
@@ -252,7 +253,9 @@ def test_a_model_without_tables_may_be_parametrized_by_hand():
     start = jax.tree.map(lambda x: x / 2, DENSE)
 
     def stepped(parametrization, rate, params):
-        method = fedsgd(mse, optax.sgd(0.1))._replace(server=optax.sgd(rate), parametrization=parametrization)
+        method = fedsgd(loss_model(mse), optax.sgd(0.1))._replace(
+            server=optax.sgd(rate), parametrization=parametrization
+        )
         return server_model(run(federate(method, mean(), 12), dense_cohort(), params)[0], parametrization)
 
     close(stepped(half, 0.05, start), stepped(None, 0.2, DENSE))

@@ -22,6 +22,8 @@ from jaxfed.data.packing import pack_cohort
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import neumf
 from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
+from jaxfed.training.loop import train_run
+from jaxfed.training.rounds import initial_arrays
 from tests.small import BATCH, DATA, DIM, ITEMS, KEY, MARKED, USERS, WHO, bce, on_rows, row_cohort, run, user
 
 MODEL = Model(lambda key: MARKED, user, bce, lambda shared, private, user: jnp.zeros(ITEMS))
@@ -126,7 +128,7 @@ def test_rounds_against_numpy(name, sends_gradient, rows):
     """float32 against float64, three rounds."""
     made, present = MAKE[name](MODEL), [True, True, False, True, True, True, True, False]
     theta = made.init(jax.random.key(3))
-    method = fedsgd(bce, optax.sgd(LOCAL), user) if sends_gradient else Method(local_steps(bce, optax.sgd(LOCAL), user))
+    method = fedsgd(MODEL, optax.sgd(LOCAL)) if sends_gradient else Method(local_steps(MODEL, optax.sgd(LOCAL)))
     method = method._replace(server=optax.sgd(SERVER), parametrization=made)
     cohort = row_cohort(present=present)
     state, _ = run(federate(method, mean(), USERS), on_rows(cohort) if rows else cohort, theta, ROUNDS)
@@ -255,3 +257,70 @@ def test_what_cannot_be_is_refused(make, said):
 
 def dense_model():
     return MODEL._replace(init=lambda key: {"w": jnp.zeros(3), "bias": Table(jnp.zeros(9))})
+
+
+# --- from a configuration ----------------------------------------
+
+SECTIONS = {
+    "low_rank": {"name": "low_rank", "rank": 2},
+    "hashed": {"name": "hashed", "buckets": 30, "hashes": 2},
+    "identity": {"name": "identity"},
+}
+
+
+def trained(folder, name, rounds=4, **more):
+    """The summary of a small run."""
+    table = TABLE | {"rounds": rounds, "work": {"batch_size": 8}, "channel": [{"name": "per_row_mean"}]}
+    table |= {"server": {"name": "adam"}, "evaluation": {"every": 2}, "cohort": {"size": 8}}
+    table |= {"parametrization": SECTIONS[name], "run": {"out": str(folder / name)}} | more
+    return train_run(make_config(table), resume=True)
+
+
+def test_runs_go_on_and_cost_what_the_model_costs(tmp_path):
+    """A run that is resumed comes to the same bits; a client sends and receives what it does without."""
+    plain = trained(tmp_path / "plain", "identity")
+    for name in MAKE:
+        trained(tmp_path / "two", name, rounds=2)
+        longer, whole = trained(tmp_path / "two", name), trained(tmp_path / "whole", name)
+        assert longer["params_sha256"] == whole["params_sha256"] != plain["params_sha256"]
+        for key in ("bytes_up_total", "bytes_down_total", "server_sees"):
+            assert whole[key] == plain[key]
+
+
+def test_what_is_scored_is_what_is_broadcast():
+    config = make_config(TABLE | {"parametrization": SECTIONS["low_rank"]})
+    it = build_experiment(config, load_data(config.data))
+    arrays = initial_arrays(it, 0)
+    want = it.method.parametrization.forward(arrays["state"].shared.params, None)
+    assert jax.tree.structure(want) == jax.tree.structure(jax.eval_shape(it.model.init, KEY))
+    for a, b in zip(jax.tree.leaves(arrays["best"][0]), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"parametrization": {"name": "low_rank", "rank": 9}}, "parametrization.rank is 9"),
+        ({"parametrization": {"name": "low"}}, 'no parametrization "low"; did you mean "low_rank"'),
+        ({"parametrization": SECTIONS["hashed"], "server": {"edges": 2}}, "server.edges"),
+        ({"parametrization": SECTIONS["hashed"], "model": {"name": "popularity"}}, "no table of item vectors"),
+        (
+            {"parametrization": SECTIONS["hashed"], "model": {"name": "ease"}, "algorithm": {"name": "closed_form"}},
+            "parametrization: a closed form",
+        ),
+        (
+            {
+                "parametrization": SECTIONS["hashed"],
+                "cohort": {"name": "buffered", "size": 4},
+                "clock": {"name": "constant"},
+            },
+            "of a parametrization the server keeps none",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_said_in_one_line(more, said):
+    table = TABLE | {"work": {"batch_size": 8}} | more
+    with pytest.raises(ValueError, match=said) as error:
+        config = make_config(table)
+        build_experiment(config, load_data(config.data))
+    assert "\n" not in str(error.value)
