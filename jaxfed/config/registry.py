@@ -60,6 +60,7 @@ from jaxfed.models.features import fm, two_tower
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
+from jaxfed.models.parametrizations import hashed_tables, identity_parametrization, low_rank_tables
 from jaxfed.sampling import asynchronous, clock, cohort
 
 
@@ -262,6 +263,12 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "constant": clock.constant_times,
         "lognormal": clock.lognormal_times,
         "trace": clock.trace_times,
+    },
+    # what the server holds of the model's tables
+    "parametrization": {
+        "identity": identity_parametrization,
+        "low_rank": low_rank_tables,
+        "hashed": hashed_tables,
     },
 }
 

@@ -146,6 +146,7 @@ NAMED = {
     "server": "sgd",
     "cohort": "uniform",
     "clock": "none",
+    "parametrization": "identity",
 }
 
 

@@ -16,6 +16,7 @@ from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link, list_links, list_mechanisms
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
+from jaxfed.core.parametrization import Parametrization, check_parametrization
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
@@ -186,11 +187,26 @@ def make_method(config: Any, model: Model, **known: Any) -> Method:
     spelled_out = call_registered("work", config.work, **taught)
     method = call_registered("algorithm", config.algorithm, **taught, spelled_out=spelled_out)
     method = keep_own_copy(method) if config.work.keep_copy else method
+    method = method._replace(parametrization=make_parametrization(config, model, method))
     if config.algorithm.name == "custom" or not method.reads_histories:
         return method._replace(server=make_server_optimizer(config, model))
     if config_to_table(config.server) != config_to_table(build_section("server", {}, "server")):
         raise ValueError(f'server: with algorithm.name = "{config.algorithm.name}" the server solves: leave it out')
     return method
+
+
+def make_parametrization(config: Any, model: Model, method: Method) -> Parametrization | None:
+    """What the [parametrization] section names; None: the server holds the model's parameters themselves.
+
+    Raises ValueError where it does not go with the model or the method.
+    """
+    made = call_registered("parametrization", config.parametrization, model=model)
+    if made is None:
+        return None
+    if method.reads_histories:
+        raise ValueError("parametrization: a closed form is solved for the tables themselves: leave it out")
+    check_parametrization(made, model)
+    return made
 
 
 def check_method_sections(config: Any) -> None:

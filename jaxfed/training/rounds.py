@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxfed.config.build import Experiment
+from jaxfed.core.parametrization import apply_parametrization
 from jaxfed.core.state import State
 from jaxfed.core.tree import count_bytes
 from jaxfed.core.types import Cohort, Key, Tree
@@ -122,13 +123,15 @@ def make_run_keys(seed: int) -> RunKeys:
 def initial_arrays(experiment: Experiment, seed: int) -> dict[str, Tree]:
     """A run's arrays before its first round: the state, and the best model so far."""
     keys = make_run_keys(seed)
-    state = experiment.algorithm.init(experiment.model.init(keys.model), keys.memory)
+    held = experiment.method.parametrization or experiment.model
+    state = experiment.algorithm.init(held.init(keys.model), keys.memory)
     return {"state": state, "best": jax.tree.map(lambda x: x.copy(), scored_model(experiment, state))}
 
 
 def scored_model(experiment: Experiment, state: State) -> tuple[Tree, Tree]:
     """(shared parameters, the clients' private parts): what is evaluated. Copy what must outlive a step."""
-    return state.shared.params, experiment.method.private_part(state.client_states.work)
+    shared = apply_parametrization(experiment.method.parametrization, state.shared.params)
+    return shared, experiment.method.private_part(state.client_states.work)
 
 
 def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequence[int] = ()) -> PreparedRound:
