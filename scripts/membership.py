@@ -19,7 +19,7 @@ import numpy as np
 from jaxfed.attacks import membership
 from jaxfed.bench.pages import write_page
 from jaxfed.cli.main import set_up_process
-from jaxfed.config.build import Experiment, build_experiment, load_data
+from jaxfed.config.build import RunParts, build_experiment, load_data
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config, read_config
 from jaxfed.core.aggregate import gather_then, sum_messages
@@ -103,7 +103,7 @@ def configuration(table: dict[str, Any], defence: Defence, clients: int) -> Any:
 
 
 def seen(
-    experiment: Experiment, arrays: Tree, defence: Defence, seed: int, first: int, clients: int
+    experiment: RunParts, arrays: Tree, defence: Defence, seed: int, first: int, clients: int
 ) -> Iterator[tuple[int, membership.ItemEvidence]]:
     """(client, what is seen of it) of one round, or of as many as it takes to ask so many clients: always the same, who
     stand side by side in the circle of all."""
