@@ -122,7 +122,7 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
     model = fit_model(pieces.model, data.population, runtime.table_rows)
     channel = watch(chain(*method.links, pieces.channel))
     check_method(method, pieces, channel, runtime.processes)
-    method = method._replace(links=())
+    method = method._replace(links=(), parametrization=pieces.parametrization)
     batching = fit_batching(pieces.batching, model, method)
     shapes = make_packer(pieces, batching, channel.claims.needs_all_rows or method.needs_all_rows, runtime)
     rounds = make_algorithm(pieces, model, method, channel, batching, shapes, runtime)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
-from jaxfed.core.parametrization import Parametrization, check_parametrization
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
 from jaxfed.data.clients import Clients
@@ -27,11 +27,14 @@ from jaxfed.sampling.asynchronous import with_clock
 
 def call_registered(section: str, config: Any, **given: Any) -> Any:
     """The registry's function with the section's arguments and, of what the program gives, what it asks for."""
-    function = REGISTRY[section][config.name]
+    said = section_arguments(section, config.name).keys() - BESIDE.get(section, {}).keys()
+    return call_with(REGISTRY[section][config.name], given | {name: getattr(config, name) for name in said})
+
+
+def call_with(function: Callable[..., Any], known: dict[str, Any]) -> Any:
+    """What a function gives with those arguments of what is known that it asks for."""
     asked = inspect.signature(function).parameters
-    given = {name: value for name, value in given.items() if name in asked}
-    mine = section_arguments(section, config.name).keys() - BESIDE.get(section, {}).keys()
-    return function(**{name: getattr(config, name) for name in mine}, **given)
+    return function(**{name: value for name, value in known.items() if name in asked})
 
 
 def make_client_optimizer(config: Any) -> optax.GradientTransformation:
@@ -109,26 +112,11 @@ def make_method(config: Any, model: Model, **known: Any) -> Method:
     if config.algorithm.name == "custom" and method.reads_histories != (config.server.name == "solve"):
         raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
     method = keep_own_copy(method) if config.work.keep_copy else method
-    method = method._replace(parametrization=make_parametrization(config, model, method))
     if config.algorithm.name == "custom" or not method.reads_histories:
         return method._replace(server=make_server_optimizer(config, model))
     if config_to_table(config.server) != config_to_table(build_section("server", {}, "server")):
         raise ValueError(f'server: with algorithm.name = "{config.algorithm.name}" the server solves: leave it out')
     return method
-
-
-def make_parametrization(config: Any, model: Model, method: Method) -> Parametrization | None:
-    """What the [parametrization] section names; None: the server holds the model's parameters themselves.
-
-    Raises ValueError where it does not go with the model or the method.
-    """
-    made = call_registered("parametrization", config.parametrization, model=model)
-    if made is None:
-        return None
-    if method.reads_histories:
-        raise ValueError("parametrization: a closed form is solved for the tables themselves: leave it out")
-    check_parametrization(made, model)
-    return made
 
 
 def check_method_sections(config: Any) -> None:
@@ -176,6 +164,7 @@ def make_pieces(config: Any, data: Clients) -> Pieces:
         channel=channel,
         sampler=sampler,
         batching=Batching(**{name: getattr(config.work, name) for name in BESIDE["work"] if name in Batching._fields}),
+        parametrization=call_registered("parametrization", config.parametrization, model=model),
         download=chain_links(config.download, "download") if config.download else None,
         evaluation=config.evaluation,
         evaluation_channel=chain_links(config.evaluation.channel, "evaluation.channel") if at_clients else None,

@@ -17,6 +17,7 @@ from jaxfed.core.federate import Algorithm, federate
 from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
+from jaxfed.core.parametrization import Parametrization, check_parametrization
 from jaxfed.core.placement import Placement, make_placement, padded_table_rows
 from jaxfed.core.processes import Processes, this_process
 from jaxfed.core.streams import SetupStream, setup_rng
@@ -46,6 +47,7 @@ class Pieces(NamedTuple):
     channel: Channel  # beside the method's own links
     sampler: Sampler
     batching: Batching = Batching()
+    parametrization: Parametrization | None = None  # what the server holds in place of the model's parameters
     download: Channel | None = None  # codes of what clients download
     evaluation: Evaluation = Evaluation()
     evaluation_channel: Channel | None = None  # what clients' figures go through; None: the server evaluates
@@ -111,6 +113,10 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         )
     if pieces.sampler.history_length and run.shard_tables:
         raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")
+    if pieces.parametrization is not None:
+        if method.reads_histories:
+            raise ValueError("parametrization: a closed form is solved for the tables themselves: leave it out")
+        check_parametrization(pieces.parametrization, pieces.model)
     if not method.reads_histories:
         return
     if channel.claims.is_average:

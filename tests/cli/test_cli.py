@@ -376,7 +376,7 @@ def test_out_of_memory_is_one_line(here, config, tmp_path, monkeypatch, error, w
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("jaxfed.training.loop.compile_programs", fail)
+    monkeypatch.setattr("jaxfed.training.session.compile_programs", fail)
     code, told = here("train", config, "--out", tmp_path / "new")
     assert code == 2
     assert told.splitlines()[-1].startswith(f"jaxfed: {words}")
@@ -437,12 +437,12 @@ def test_a_run_whose_data_changed_is_not_called_damaged(wrong, here, config, tmp
 
 
 def test_a_run_without_an_evaluation_has_no_best_model(wrong, here, config, tmp_path, monkeypatch):
-    from jaxfed.training import loop
+    from jaxfed.training import session
 
     def stop(*args, **kw):
         raise SystemExit(130)
 
-    monkeypatch.setattr(loop, "evaluate_and_log", stop)
+    monkeypatch.setattr(session, "evaluate_session", stop)
     assert here("train", config, "--out", tmp_path / "o", "--run.checkpoint-every", 1)[0] == 130
     assert "has no evaluation yet (it stopped after round 3)" in wrong("evaluate", tmp_path / "o")
 
