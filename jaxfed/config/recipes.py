@@ -194,7 +194,8 @@ def spell_config(pieces: Pieces, originals: Originals, seed: int, rounds: int, f
             raise UnnamedError("the server optimiser decays weights, which a configuration cannot say")
         edges = {"edges": pieces.edges.number, "edge_rounds": pieces.edges.rounds}
         table["server"] = server | edges | {"lazy": pieces.lazy}
-        table["data"]["deal"] = pieces.edges.seed if pieces.edges.number else table["data"]["deal"]
+        if pieces.edges.number:
+            table["data"]["deal"] = pieces.edges.seed
     return table
 
 
