@@ -67,7 +67,7 @@ def spell_piece(section: str, piece: Any, given: Mapping[str, Any]) -> dict[str,
     for key, value in recipe.arguments.items():
         if key in known:
             table[key] = to_plain(value)
-        elif key in given and not is_same(given[key], value):
+        elif value is not None and key in given and not is_same(given[key], value):
             raise UnnamedError(
                 f"the {section} {recipe.name} has {key} = {value}, a configuration gives it {given[key]}"
             )
@@ -121,7 +121,7 @@ def spell_data(clients: Clients, folder: Path) -> dict[str, Any]:
     elif name not in REGISTRY["data"]:
         raise UnnamedError(f'the data set "{name}" is not registered')
     known = section_arguments("data", name)
-    table = {key: to_plain(value) for key, value in arguments.items() if key in known}
+    table = {key: to_plain(value) for key, value in arguments.items() if key in known and value is not None}
     options = {key: to_plain(value) for key, value in recipe.arguments.items() if key in BESIDE["data"]}
     return {"name": name, **table, **options}
 

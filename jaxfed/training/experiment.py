@@ -148,7 +148,7 @@ class Experiment:
                 asked for before, or as the configuration says.
             evaluate_every: rounds between evaluations on validation. 0: as `evaluation.every` says.
             callbacks: called with each row.
-            loggers: told each row, see `Logger`.
+            loggers: told each row, see `Logger`, and closed when the loop ends or is left.
 
         Returns:
             An iterator of rows: {name: number or word}, as in a run's metrics.jsonl; see `jaxfed.training.records`.
@@ -170,7 +170,11 @@ class Experiment:
             for callback in (*callbacks, *(logger.log_row for logger in loggers)):
                 callback(row)
 
-        return train_until_evaluated(session, Hooks(log_row=tell))
+        try:
+            yield from train_until_evaluated(session, Hooks(log_row=tell))
+        finally:
+            for logger in loggers:
+                logger.close()
 
     def evaluate(self, part: str = "test", best: bool = True) -> dict[str, float]:
         """Figures of a model on held-out items.

@@ -170,10 +170,13 @@ def test_a_frame_is_read_as_its_csv_file(tmp_path):
 
 BAD = {
     "no column": (lambda t: t.drop(columns="who"), "who"),
-    "a missing user": (lambda t: t.astype({"who": object}).where(t.index != 7), "who"),
-    "NaN for a time": (lambda t: t.astype({"when": float}).assign(when=lambda x: x["when"].where(x.index != 7)), "when"),
+    "a missing user": (lambda t: t.assign(who=t["who"].astype(object).where(t.index != 7)), "who"),
+    "NaN for a time": (
+        lambda t: t.astype({"when": float}).assign(when=lambda x: x["when"].where(x.index != 7)),
+        "when",
+    ),
     "a word for a time": (lambda t: t.astype({"when": object}).assign(when=["late"] * len(t)), "when"),
-    "no rows": (lambda t: t[:0], ""),
+    "no rows": (lambda t: t[:0], "no "),
 }
 
 
@@ -325,7 +328,7 @@ def test_what_was_replaced_has_no_name_any_more(clients):
     model = jf.models.mf(clients.num_items, dim=4)
     method = jf.algorithms.fedavg(model, optax.sgd(0.3))._replace(server=optax.adam(0.1))
     run = jf.Experiment(clients, model, method, cohort=jf.sampling.uniform(8))
-    with pytest.raises(UnnamedError, match="the algorithm was not made by a function .* or changed since"):
+    with pytest.raises(UnnamedError, match="the algorithm was not made by a function .* or was changed since"):
         run.to_table()
     plain = make_run(clients, jf.algorithms.fedavg(model, optax.adamw(0.1)))
     with pytest.raises(UnnamedError, match="algorithm fedavg has model|client optimiser"):
@@ -352,7 +355,7 @@ def test_a_folder_with_something_else_is_left_alone(clients, tmp_path):
         (lambda c, m, f: jf.Experiment(c, jf.models.mf(7), f), "tables of 7 rows, the clients have 30 items"),
         (lambda c, m, f: jf.Experiment(c, m, jf.algorithms.closed_form(m)), "closed form"),
         (lambda c, m, f: jf.Experiment(c, m, f, cohort=jf.sampling.uniform(99)), "larger than the population"),
-        (lambda c, m, f: jf.Experiment(c, m, f, jf.channels.ring(4)), "mean"),
+        (lambda c, m, f: jf.Experiment(c, m, f, jf.channels.ring(4)), "ring: nothing bounds"),
         (lambda c, m, f: next(jf.Experiment(c, m, f).train()), "after how many rounds"),
         (lambda c, m, f: jf.Experiment(c, m, f, evaluation=jf.Evaluation(select="val/x")), "no metric"),
     ],
