@@ -134,9 +134,9 @@ def note_ties(data: Dataset, parts: Split) -> tuple[str, ...]:
         if data.ties_in_order
         else "the earliest row counts as the latest, as published)"
     )
-    held = int((parts.part != TRAIN).sum())
+    num_held_out = int((parts.part != TRAIN).sum())
     same = "have the same time as another row of that user"
-    note = f"{parts.by_ties:,} of {held:,} held-out items {same}: the order of rows decided ({rule}"
+    note = f"{parts.by_ties:,} of {num_held_out:,} held-out items {same}: the order of rows decided ({rule}"
     return (note,) if parts.by_ties else ()
 
 

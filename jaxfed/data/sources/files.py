@@ -29,8 +29,8 @@ def read_companions(
 
     named: files that a user gives, by role; they come before those that are found.
     """
-    there = companions(place) if place else {}
-    found = {side: read_source(file, FileFormat(decimal=decimal)) for side, file in there.items()}
+    paths = companions(place) if place else {}
+    found = {side: read_source(file, FileFormat(decimal=decimal)) for side, file in paths.items()}
     used = {"titles": found.get("item"), "user_features": found.get("user"), "item_features": found.get("item")}
     given = {
         role: read_source(Path(file).expanduser(), forms[role], f"--data.{role.replace('_', '-')}-")
