@@ -13,9 +13,11 @@ from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tree import scale_tree
 
 
+@named("channel", "agnostic")
 def agnostic_mean(num_train: Sequence[float], groups: int = 10, rate: float = 0.1, forget: float = 0.5) -> Channel:
     """Agnostic federated averaging (Mohri et al. 2019; Ro et al. 2021), in place of a mean: as good as the worst group.
 
@@ -66,6 +68,7 @@ def agnostic_mean(num_train: Sequence[float], groups: int = 10, rate: float = 0.
     )
 
 
+@named("algorithm")
 def agnostic(
     model: Model,
     client_optimizer: optax.GradientTransformation,

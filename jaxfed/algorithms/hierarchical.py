@@ -125,6 +125,10 @@ def check_edges(method: Method, channel: Channel, num_clients: int, edge: np.nda
         raise ValueError(f"server.edges: {what}: give each client an edge, and each edge a client")
     if method.compare_clients:
         raise ValueError("server.edges: this work's server compares all clients with one model: set server.edges = 0")
+    if method.parametrization:
+        raise ValueError(
+            "server.edges: edges average their models, not what a parametrization makes them of: leave it out"
+        )
     if method.reads_histories:
         raise ValueError("server.edges: a closed form is solved from one sum: set server.edges = 0")
     claims = channel.claims

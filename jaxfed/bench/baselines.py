@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed.config.build import Experiment
+from jaxfed.config.build import RunParts
 from jaxfed.core.state import State
 from jaxfed.data.batching import DrawnExamples, draw_examples
 from jaxfed.data.ragged import sort_pairs
@@ -52,7 +52,7 @@ def flatten_parameters(model: BaselineModel) -> dict[str, Any]:
     return {**model.items, "user": model.users}
 
 
-def cohort_examples(experiment: Experiment, seed: int, number: int) -> tuple[np.ndarray, DrawnExamples, np.ndarray]:
+def cohort_examples(experiment: RunParts, seed: int, number: int) -> tuple[np.ndarray, DrawnExamples, np.ndarray]:
     """(ids [M], their examples, the first example of each [M + 1]) of a round."""
     ids, _ = experiment.sampler.draw(seed, number)
     drawn = draw_examples(experiment.data.population, experiment.batching, ids, seed, number)
@@ -87,7 +87,7 @@ def train_client_densely(rate: float, items: dict[str, jax.Array], user: jax.Arr
     return jax.tree.map(jnp.subtract, end, items), user
 
 
-def sequential_baseline(experiment: Experiment, rate: float, seed: int) -> Baseline:
+def sequential_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline:
     """One jitted client at a time, each with the whole table."""
     size, lengths = experiment.batching.batch_size, np.unique([steps for steps, _ in experiment.shapes.kinds])
 
@@ -112,7 +112,7 @@ def sequential_baseline(experiment: Experiment, rate: float, seed: int) -> Basel
     return Baseline(copy_initial_model, round, flatten_parameters)
 
 
-def dense_vmap_baseline(experiment: Experiment, rate: float, seed: int) -> Baseline:
+def dense_vmap_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline:
     """All clients at once under vmap, each with its own copy of the whole table, padded to the longest."""
     size, lengths = experiment.batching.batch_size, np.unique([steps for steps, _ in experiment.shapes.kinds])
 
@@ -145,7 +145,7 @@ def compile_c_library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(library))
 
 
-def lay_out_cohort(experiment: Experiment, seed: int, num_items: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+def lay_out_cohort(experiment: RunParts, seed: int, num_items: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """The first cohort as `limit.c` reads it: (ids [M], (the first example of each client, the position of each
     example's item among the client's rows, labels, the first row of each client, the items of the rows))."""
     ids, drawn, first = cohort_examples(experiment, seed, 0)
@@ -160,7 +160,7 @@ def lay_out_cohort(experiment: Experiment, seed: int, num_items: int) -> tuple[n
     return ids, (*examples, start.astype(np.int32), held)
 
 
-def c_baseline(experiment: Experiment, rate: float, seed: int) -> Baseline | None:
+def c_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline | None:
     """The arithmetic in C on one core. Its state holds a cohort laid out beforehand: a round is arithmetic alone."""
     if (library := compile_c_library()) is None:
         return None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxfed.channels.linear_maps import rotate
 from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, encode_message, link
+from jaxfed.core.recipe import named
 from jaxfed.core.streams import WEIGHTS
 from jaxfed.core.tables import Table, is_table
 from jaxfed.core.tree import stochastic_round, subtract, sum_last, zeros_like
@@ -144,6 +145,7 @@ def is_weights(node: object) -> bool:
     return isinstance(node, Weights)
 
 
+@named("channel")
 def quantize(bits: int = 8, keep_error: bool = False) -> Channel:
     """Stochastic uniform quantisation (QSGD, Alistarh et al. 2017): integers of `bits` bits in units of the largest
     number, right on average; 2 bits are TernGrad (Wen et al. 2017).
@@ -154,11 +156,12 @@ def quantize(bits: int = 8, keep_error: bool = False) -> Channel:
             table per client (clients x items x dim numbers).
     """
     if not 2 <= bits <= 16:
-        raise ValueError(f"quantise.bits is {bits}: it must be 2 to 16")
-    made = uniform_code(bits, stochastic_round, "quantise")
+        raise ValueError(f"quantize.bits is {bits}: it must be 2 to 16")
+    made = uniform_code(bits, stochastic_round, "quantize")
     return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
+@named("channel")
 def sign(keep_error: bool = True) -> Channel:
     """One bit a number, and the mean of their sizes (scaled sign, Karimireddy et al. 2019).
 
@@ -175,6 +178,7 @@ def sign(keep_error: bool = True) -> Channel:
     return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
+@named("channel")
 def drive() -> Channel:
     """One bit a number after a random rotation, with the scale that makes it right on average (DRIVE, Vargaftik et al.
     2021)."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxfed.channels.noise import add_normal_noise, check_sensitivity
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.types import Key, Mechanism, Sampler, Tree
 
 LONGEST = 4096  # rounds: the sensitivity is computed from the whole matrix
@@ -111,6 +112,7 @@ def add_streamed_noise(stream: Any, total: Tree, state: Tree, stddev: float, key
     return jax.tree.unflatten(structure, [x + n for x, n in zip(leaves, noise, strict=True)]), state
 
 
+@named("channel")
 def correlated(
     rounds: int, num_clients: int, sampler: Sampler, multiplier: float = 1.0, kind: Kind = "banded"
 ) -> Channel:

@@ -13,11 +13,13 @@ from jaxfed.channels.robust import (
 )
 from jaxfed.core.aggregate import gather_then
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.types import Messages
 
 CHUNK = 1 << 23  # numbers of a dense piece of the cohort's messages: 32 MB
 
 
+@named("channel")
 def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
     """Krum: the update with the least summed distance to its n - byzantine - 2 nearest of n; multi-Krum: the mean of
     the `selected` best (Blanchard et al. 2017). For a row: the mean of those of them that hold it, 0 where none does.

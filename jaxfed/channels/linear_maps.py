@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import Table, is_table
 from jaxfed.core.types import Key, Tree
 
@@ -34,6 +35,7 @@ def hadamard_transform(x: jax.Array) -> jax.Array:
     return x / jnp.sqrt(jnp.float32(size))
 
 
+@named("channel")
 def rotate() -> Channel:
     """Random signs, then a Hadamard transform, along the last axis where its length is a power of two (Suresh et al.
     2017): numbers become of one size, and a coarse code loses less. The server turns the sum back."""
@@ -74,6 +76,7 @@ def has_columns(x: jax.Array, in_table: bool) -> bool:
     return x.ndim > 1 or (x.ndim == 1 and not in_table)
 
 
+@named("channel")
 def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
     """Sends the coordinates of each row in `rank` random orthonormal directions, drawn anew each round (in the manner
     of CoLR, Nguyen et al. 2024: one factor is random and known to all, the other is learned).

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxfed.core.aggregate import gather_then
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import is_table, map_tables
 from jaxfed.core.types import Messages, Tree
 
@@ -155,6 +156,7 @@ def check_float_messages(example: Tree) -> tuple[Tree, Tree]:
 MEDIAN = gather_then(reduce_over_holders(trimmed_group_mean(lambda n: jnp.maximum(n - 1, 0) // 2)))
 
 
+@named("channel")
 def median() -> Channel:
     """The coordinate-wise median (Yin et al. 2018), the mean of the middle two of an even number.
 
@@ -163,6 +165,7 @@ def median() -> Channel:
     return link(aggregator=MEDIAN, init=check_float_messages, name="median")
 
 
+@named("channel")
 def trimmed_mean(fraction: float = 0.2) -> Channel:
     """The coordinate-wise mean without a share of the contributions at either end (Yin et al. 2018).
 
@@ -189,6 +192,7 @@ def trimmed_mean(fraction: float = 0.2) -> Channel:
 # --- by distance ----------------------------------------
 
 
+@named("channel")
 def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Channel:
     """The point of least summed distance to the contributions (RFA: Pillutla et al. 2022), by the smoothed Weiszfeld
     algorithm: a mean with weights 1 / max(smoothing, distance to the last one), so many times, from the plain mean.

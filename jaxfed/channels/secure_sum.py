@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import num_rows
 from jaxfed.core.tree import stochastic_round
 from jaxfed.core.types import Key, Mean, Tree
@@ -42,6 +43,7 @@ def round_to_ring(update: Tree, key: Key, fraction_bits: int, bound: float) -> T
     return jax.tree.unflatten(structure, [x.astype(jnp.int32) for x in rounded])
 
 
+@named("channel")
 def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = False) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, whose sum wraps modulo 2^32 and is exact below that.
 
@@ -117,6 +119,7 @@ def map_with_keys(function: Callable[[jax.Array, Key], jax.Array], tree: Tree, k
     return jax.tree.unflatten(structure, [function(x, jax.random.fold_in(key, n)) for n, x in enumerate(leaves)])
 
 
+@named("channel")
 def pads(neighbours: int = 0) -> Channel:
     """Adds to each client's integers the pads it shares with its neighbours, which cancel in the sum bit for bit.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxfed.channels.compress import keep_weights_apart, with_error_feedback
 from jaxfed.channels.linear_maps import map_leaves
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.types import Kept
 
 
@@ -68,6 +69,7 @@ def sparse_code(share: float, pick: Callable, public_places: bool, gain: Callabl
     return link(encode, decode_message=decode_message, name=name)
 
 
+@named("channel")
 def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
     """The largest share of the numbers of each leaf, and where they are (Aji and Heafield 2017).
 
@@ -83,6 +85,7 @@ def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
     return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
+@named("channel")
 def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
     """A share of the numbers of each leaf, at places that client and server draw alike: only the numbers are sent.
 

@@ -69,7 +69,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
     from jaxfed.training.rounds import evaluate_model as examine
 
     experiment, keys, best = open_best_model(args.run)
-    values = count_negatives(experiment.exams["test"]) | examine(experiment, best, args.part, keys.evaluation)
+    values = count_negatives(experiment.eval_splits["test"]) | examine(experiment, best, args.part, keys.evaluation)
     values = mark_leaky(experiment, values)
     if args.json:
         print(to_json(values, 1))

@@ -19,6 +19,7 @@ NOUNS = {
     "server": "server's optimiser",
     "cohort": "way to choose the clients of a round",
     "clock": "clock",
+    "parametrization": "way in which the server holds the tables",
 }
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, Literal, NamedTuple
 
-import jax
 import optax
 
 from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
@@ -49,7 +48,7 @@ from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.core import channel
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
-from jaxfed.core.tables import is_table
+from jaxfed.core.recipe import named
 from jaxfed.data.batching import Batching
 from jaxfed.data.preparation import PopulationOptions
 from jaxfed.data.sources.files import read_interactions
@@ -61,6 +60,7 @@ from jaxfed.models.features import fm, two_tower
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
+from jaxfed.models.parametrizations import hashed_tables, identity_parametrization, low_rank_tables
 from jaxfed.sampling import asynchronous, clock, cohort
 
 
@@ -79,38 +79,6 @@ OPTIMIZERS: dict[str, Callable] = {"sgd": sgd_optimizer} | {
     name: getattr(optax, name)
     for name in ("adam", "yogi", "adagrad", "rmsprop", "adabelief", "adamax", "nadam", "radam", "lion", "amsgrad")
 }
-
-
-def group_rates(
-    core: Callable[..., optax.GradientTransformation],
-    learning_rate: float,
-    weight_decay: float,
-    item: dict[str, float | None],
-    user: dict[str, float | None],
-    **rest: Any,
-) -> optax.GradientTransformation:
-    """A client's optimiser on the pair (shared, private): `item` (the tables of either) and `user` (the rest of the
-    private part) may have a learning rate and weight decay of their own. A step is rate * (core(g) - decay * p)."""
-
-    def of(group):
-        rate, decay = group["learning_rate"], group["weight_decay"]
-        return learning_rate if rate is None else rate, weight_decay if decay is None else decay
-
-    def leaf(rate_decay):
-        rate, decay = rate_decay
-        return lambda step, value: rate * (step - decay * value)
-
-    def paced(steps, params):
-        def part(rest):
-            return lambda step, value: jax.tree.map(leaf(of(item) if is_table(step) else rest), step, value)
-
-        rests = (learning_rate, weight_decay), of(user)
-        each = zip(rests, steps, params, strict=True)
-        return tuple(jax.tree.map(part(rest), *pair, is_leaf=is_table) for rest, *pair in each)
-
-    if not weight_decay and not any(item.values()) and not any(user.values()):
-        return core(learning_rate=learning_rate, **rest)
-    return optax.chain(core(learning_rate=1.0, **rest), optax.stateless(paced))
 
 
 SCHEDULES: dict[str, Callable[[float, int, float], Any]] = {  # (rate, rounds, its last share) -> rate by round
@@ -134,6 +102,7 @@ def server_schedule(rate: float, rounds: int, schedule: str, warmup: int, final:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), rest], [warmup]) if warmup else rest
 
 
+@named("channel", "at_client")
 def optax_at_client(
     transform: Literal["clip_by_global_norm", "clip", "scale"] = "clip_by_global_norm", value: float = 1.0
 ) -> Channel:
@@ -146,6 +115,7 @@ def optax_at_client(
     return channel.at_client(getattr(optax, transform)(value))
 
 
+@named("channel", "at_server")
 def optax_at_server(
     transform: Literal["clip_by_global_norm", "clip", "scale", "trace", "ema"] = "trace", value: float = 0.9
 ) -> Channel:
@@ -255,7 +225,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "skellam": skellam,
         "discrete_gaussian": discrete_gaussian,
         "densify": densify,
-        "quantise": quantize,
+        "quantize": quantize,
         "sign": sign,
         "drive": drive,
         "rotate": rotate,
@@ -285,16 +255,25 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "poisson": cohort.poisson_cohort,
         "cyclic": cohort.cyclic_cohort,
         "everyone": cohort.everyone_cohort,
-        "deadline": asynchronous.deadline,
-        "buffered": asynchronous.buffered,
+        "deadline": asynchronous.deadline_cohort,
+        "buffered": asynchronous.buffered_cohort,
     },
     "clock": {
         "none": clock.no_clock,
-        "constant": clock.constant_clock,
-        "lognormal": clock.lognormal_clock,
-        "trace": clock.trace_clock,
+        "constant": clock.constant_times,
+        "lognormal": clock.lognormal_times,
+        "trace": clock.trace_times,
+    },
+    # what the server holds of the model's tables
+    "parametrization": {
+        "identity": identity_parametrization,
+        "low_rank": low_rank_tables,
+        "hashed": hashed_tables,
     },
 }
+
+# names that configurations may use as well
+ALIASES = {("channel", "quantise"): "quantize"}
 
 
 def register(section: str, name: str, function: Callable) -> None:
@@ -383,6 +362,8 @@ STEADY: dict[str, dict[str, float]] = {
     "server": {"learning_rate": 0.05},
 }
 
+PROVIDED = ("keep", "num_users")  # have a default for programs; under a configuration the program gives them
+
 
 def section_arguments(section: str, name: str) -> dict[str, Any]:
     """{argument: default} of what a section may hold for this name: numbers, words and tuples of them."""
@@ -391,7 +372,7 @@ def section_arguments(section: str, name: str) -> dict[str, Any]:
     found = {
         each.name: each.default
         for each in inspect.signature(function).parameters.values()
-        if type(each.default) in (bool, int, float, str, tuple) and each.name not in (*fixed, "keep")
+        if type(each.default) in (bool, int, float, str, tuple) and each.name not in (*fixed, *PROVIDED)
     }
     return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name not in ("sgd", "solve") else {})
 

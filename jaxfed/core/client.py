@@ -10,7 +10,7 @@ import numpy as np
 from jaxfed.core import tables, tree
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, broadcast_state, encode_message
-from jaxfed.core.state import Plan, State, table_rows_of
+from jaxfed.core.state import Plan, State, broadcast_shapes, table_rows_of
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree
 
@@ -104,15 +104,28 @@ def open_message(channel: Channel, message: Tree, links: Tree, sender: ClientVie
     return message, tree.all_finite(message)
 
 
-def simulate_client(plan: Plan, common: tuple, own: ClientInput) -> tuple:
+def broadcast_model(plan: Plan, shared: Broadcast, touched: jax.Array | None) -> Broadcast:
+    """What the server makes of theta for the clients of a round: the rows that they touch, or all rows (`touched` is
+    None, or codes are made of the whole model)."""
+    assert plan.method.parametrization
+    rows = None if plan.download else touched
+    params = plan.method.parametrization.forward(shared.params, rows)
+    if rows is None:
+        return plan.place.server(Broadcast(params, shared.extra))
+    return plan.place.together(Broadcast(params, tables.take_rows(shared.extra, rows)))
+
+
+def simulate_client(plan: Plan, size: int, common: tuple, own: ClientInput, places: jax.Array | None = None) -> tuple:
     """What is sent to a client, its round, and what the server reads of its message: what is vmapped over a block.
 
-    common: what is the same for all. Returns (message, what it keeps, whether all is finite, metrics).
+    size: rows of the catalogue. common: what is the same for all. places: where the client's rows lie in those that
+    are broadcast; None: these are all there are. Returns (message, what it keeps, whether all is finite, metrics).
     """
     shared, history, sent, number, cohort, round_key = common
-    public = PublicRound(round_key, cohort, tables.num_rows(shared))
+    public = PublicRound(round_key, cohort, size)
     view = client_view(own, public)
-    slices = jax.lax.optimization_barrier(receive_rows(plan, shared, history, number, view))
+    found = view if places is None else view._replace(rows=places)
+    slices = jax.lax.optimization_barrier(receive_rows(plan, shared, history, number, found))
     received = ClientDownload(slices, tables.take_rows(sent, own.rows))
     key = jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), own.id)
     done = client_round(plan.method.work, plan.channel, received, own, public, key)
@@ -131,18 +144,24 @@ def receive_rows(plan: Plan, shared: Broadcast, history: Tree, number: jax.Array
     return plan.download(shared, me) if plan.download else tree.to_compute_dtype(tables.take_rows(shared, me.rows))
 
 
-def run_client_block(plan: Plan, state: State, ids, present, touched, ages, key, block, client_states) -> Messages:
-    """All that happens on devices, one block of clients. Only messages leave. client_states: None to read them here."""
-    key, size, nobody = jax.random.fold_in(key, state.round), table_rows_of(state), plan.num_clients
+def run_client_block(
+    plan: Plan, state: State, ids, present, touched, ages, key, block, client_states, broadcast: Broadcast | None = None
+) -> Messages:
+    """All that happens on devices, one block of clients. Only messages leave. client_states: None to read
+    them here. broadcast: see `broadcast_model`; None: what the server holds."""
+    key, size, nobody = jax.random.fold_in(key, state.round), table_rows_of(plan, state), plan.num_clients
     who = ids.at[block.slots].get(mode="fill", fill_value=nobody)
     held = block.rows if touched is None else touched.at[block.rows].get(mode="fill", fill_value=size)
     if client_states is None:
         client_states = jax.vmap(tables.gather_client, (None, 0, 0))(state.client_states, who, held)
     since = jnp.zeros_like(block.slots) if ages is None else ages.at[block.slots].get(mode="fill", fill_value=0)
-    common = state.shared, state.model_history, broadcast_state(plan.channel, state.channel), state.round, ids, key
-    each = plan.place.clients(lambda common, own: simulate_client(plan, common, own))
+    shared = state.shared if broadcast is None else broadcast
+    common = shared, state.model_history, broadcast_state(plan.channel, state.channel), state.round, ids, key
+    rows = tables.num_rows(broadcast_shapes(plan, state.shared))
+    places = None if broadcast is None or touched is None or plan.download else block.rows
+    each = plan.place.clients(lambda common, one: simulate_client(plan, rows, common, *one))
     own = ClientInput(who, client_states, held, block.num_train, block.data, since)
-    messages, client_states, fine, metrics = each(common, own)
+    messages, client_states, fine, metrics = each(common, (own, places))
     # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported
     counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)
     ends = size if touched is None else touched.size, size, nobody

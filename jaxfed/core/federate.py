@@ -16,9 +16,10 @@ import jax
 
 from jaxfed.core import client_store as stores
 from jaxfed.core.channel import chain
-from jaxfed.core.client import run_client_block
+from jaxfed.core.client import broadcast_model, run_client_block
 from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
+from jaxfed.core.parametrization import apply_parametrization
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
 from jaxfed.core.state import Plan, State, initial_state, table_rows_of
@@ -26,7 +27,10 @@ from jaxfed.core.types import Broadcast, ClientView, Cohort, Key, Tree
 
 
 class Algorithm(NamedTuple):
-    """init(params, key) -> State; step(state, cohort, key) -> (State, info). A step consumes (donates) its state."""
+    """init(params, key) -> State; step(state, cohort, key) -> (State, info). A step consumes (donates) its state.
+
+    params: the model's shared parameters; theta, where the method has a `Parametrization`.
+    """
 
     init: Callable[[Tree, Key], State]
     step: Callable[[State, Cohort, Key], tuple[State, dict[str, jax.Array]]]
@@ -35,6 +39,7 @@ class Algorithm(NamedTuple):
 class Programs(NamedTuple):
     """What is compiled, see the functions of these names."""
 
+    broadcast_model: Callable[..., Any] | None  # None: the server broadcasts what it holds
     run_client_block: Callable[..., Any]
     init_accumulator: Callable[..., Any]
     accumulate: Callable[..., Any]
@@ -86,15 +91,10 @@ def federate(
         capacity=capacity,
         history_length=history_length,
     )
-    if chunk and not plan.aggregator.streams:
-        raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
-    check_comparison(method, channel)
-    if history_length and download:
-        raise ValueError(
-            "clients of different rounds (cohort.buffered) are sent the model as it was: leave [[download]] and "
-            "server.edges out"
-        )
+    check_plan(plan)
+    parametrized = method.parametrization is not None
     programs = Programs(
+        broadcast_model=one_in_flight(jax.jit(partial(broadcast_model, plan))) if parametrized else None,
         run_client_block=one_in_flight(jax.jit(partial(run_client_block, plan))),
         init_accumulator=one_in_flight(jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3))),
         accumulate=one_in_flight(jax.jit(partial(accumulate, plan), donate_argnums=0)),
@@ -110,17 +110,18 @@ def run_round(
     """One round. Every block is a program of its own, so several run side by side."""
     check_cohort(plan, cohort)
     ids, asked, blocks, touched, ages = cohort
-    end, store = table_rows_of(state), state.client_states if stores.on_host(state.client_states) else None
+    end, store = table_rows_of(plan, state), state.client_states if stores.on_host(state.client_states) else None
     if store is not None:
         state = state._replace(client_states=())
     size = end if touched is None else len(touched)
     tally: Accumulator | None = None
+    broadcast = programs.broadcast_model and programs.broadcast_model(state.shared, touched)
     for low in range(0, len(blocks), plan.chunk or len(blocks)):
         now = state if tally is None else state._replace(client_states=tally.client_states)
         parts = []
         for block in blocks[low:][: plan.chunk or None]:
             kept = None if store is None else plan.place.block(stores.read_block_clients(store, cohort, block, end))
-            parts.append(programs.run_client_block(now, ids, asked, touched, ages, key, block, kept))
+            parts.append(programs.run_client_block(now, ids, asked, touched, ages, key, block, kept, broadcast))
         message_rows = sum(part.rows.size for part in parts)
         if tally is None:
             tally = programs.init_accumulator(
@@ -137,17 +138,30 @@ def run_round(
     if store is not None:
         state = state._replace(client_states=store)
     if programs.compare_clients:
-        kept, figures = programs.compare_clients(state.shared.params, state.client_states.work)
+        params = apply_parametrization(plan.method.parametrization, state.shared.params)
+        kept, figures = programs.compare_clients(params, state.client_states.work)
         client_states = state.client_states._replace(work=plan.place.common(kept))
         state, info = state._replace(client_states=client_states), info | figures
     return state, info
 
 
-def check_comparison(method: Method, channel: Channel) -> None:
-    """Raises ValueError for a channel on which the server does not see each update as it was, though it compares."""
-    changed = [each.claims.name for each in list_links(channel) if not each.claims.is_average and each.encode]
-    if method.compare_clients and changed:
+def check_plan(plan: Plan) -> None:
+    """Raises ValueError for arguments of `federate` that do not go together."""
+    if plan.chunk and not plan.aggregator.streams:
+        raise ValueError("run.chunk: only sums can be added chunk by chunk, and a link has a reduction of its own")
+    changed = [each.claims.name for each in list_links(plan.channel) if not each.claims.is_average and each.encode]
+    if plan.method.compare_clients and changed:
         raise ValueError(f"the server compares what each client sends, and {changed[0]} changes it: keep to a mean")
+    if plan.history_length and plan.download:
+        raise ValueError(
+            "clients of different rounds (cohort.buffered) are sent the model as it was: leave [[download]] and "
+            "server.edges out"
+        )
+    if plan.history_length and plan.method.parametrization:
+        raise ValueError(
+            "clients of different rounds (cohort.buffered) are sent the model as it was, and of a parametrization the "
+            "server keeps none: leave it out"
+        )
 
 
 def check_cohort(plan: Plan, cohort: Cohort) -> None:

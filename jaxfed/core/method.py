@@ -8,6 +8,8 @@ import optax
 
 from jaxfed.core.client_work import ClientWork, identity
 from jaxfed.core.link import Channel
+from jaxfed.core.parametrization import Parametrization
+from jaxfed.core.recipe import Recipe
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, Tree
 
@@ -20,6 +22,7 @@ class Method(NamedTuple):
     work: what one client computes.
     links: the method's own links, left of those that a user adds.
     server: moves the model by what the channel made of all updates.
+    parametrization: what the server holds in place of the model's shared parameters; None: these themselves.
     move_extra(extra, update) -> extra: what is broadcast beside the model after a round, from what the channel made of
         all `ClientOutput.update.extra`; tables are the rows that the round touched.
     private_part(client_states) -> the private part of the model, of one client's state or of a store of many; what the
@@ -32,11 +35,13 @@ class Method(NamedTuple):
     needs_all_rows: what clients send concerns every row of the tables, also those that no client of a round holds.
     sends_difference: an update is where the shared part began less where it ended, and a client keeps the private part
         of the model alone.
+    recipe: the call that made the method, see `Recipe`.
     """
 
     work: ClientWork
     links: tuple[Channel, ...] = ()
     server: optax.GradientTransformation = AVERAGE
+    parametrization: Parametrization | None = None
     move_extra: Callable[[Tree, Tree], Tree] = subtract
     private_part: Callable[[Tree], Tree] = identity
     compare_clients: Callable[[Tree, Tree], tuple[Tree, dict[str, jax.Array]]] | None = None
@@ -44,3 +49,4 @@ class Method(NamedTuple):
     reads_histories: bool = False
     needs_all_rows: bool = False
     sends_difference: bool = False
+    recipe: Recipe | None = None

@@ -65,7 +65,7 @@ def named(section: str, name: str = "") -> Callable[[Callable[P, Piece]], Callab
 def leave_recipe(piece: Any, recipe: Recipe) -> Any:
     """The same piece with the recipe in it; a transform of optax, which has no room, has it at its `update`."""
     if isinstance(piece, optax.GradientTransformation):
-        piece.update.recipe = recipe._replace(made=tuple(piece))  # type: ignore[attr-defined]
+        piece.update.recipe = recipe._replace(made=tuple(piece))
         return piece
     if hasattr(piece, "claims"):
         return piece._replace(claims=piece.claims._replace(recipe=recipe._replace(made=strip_recipe(piece))))

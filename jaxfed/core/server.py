@@ -1,5 +1,6 @@
 """The server's side of a round: hear one block after the other, then undo the links and move the model."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,9 +9,11 @@ import optax
 
 from jaxfed.core import tables, tree
 from jaxfed.core.aggregate import Capacity
+from jaxfed.core.client_work import identity
 from jaxfed.core.link import Channel, decode_total
 from jaxfed.core.method import Method
-from jaxfed.core.state import Plan, State
+from jaxfed.core.parametrization import make_pull_back
+from jaxfed.core.state import Plan, State, table_rows_of
 from jaxfed.core.streams import STORE
 from jaxfed.core.types import Broadcast, Key, Mean, Messages, RoundView, Tree
 
@@ -62,24 +65,33 @@ class ServerMoves(NamedTuple):
 
 
 def server_round(
-    method: Method, channel: Channel, broadcast: Broadcast, opt: Tree, links: Tree, aggregate: Tree, round: RoundView
+    method: Method,
+    channel: Channel,
+    broadcast: Broadcast,
+    opt: Tree,
+    links: Tree,
+    aggregate: Tree,
+    round: RoundView,
+    pull_back: Callable[[Tree], Tree] = identity,
 ) -> tuple[ServerMoves, dict[str, jax.Array]]:
     """The server's round: undoes the links on the aggregate, and asks the server optimiser for a step. A pure function.
 
     Args:
         method: whose server this is.
         channel: the channel that the messages came through.
-        broadcast: the model and what rides along, in the dtype that is computed with.
+        broadcast: the model (theta, where there is a parametrization) and what rides along, in the dtype that is
+            computed with.
         opt: the state of `method.server`.
         links: the states of the links.
         aggregate: of all messages, see `Channel.aggregator`.
         round: who was asked, and who reported.
+        pull_back: from an update of params to that of theta (`parametrization.make_pull_back`).
 
     Returns:
         (what moves, figures).
     """
     update, links, info = decode_total(channel, aggregate, links, round)
-    delta, opt = method.server.update(update.params, opt, broadcast.params)
+    delta, opt = method.server.update(pull_back(update.params), opt, broadcast.params)
     return ServerMoves(delta, method.move_extra(broadcast.extra, update.extra), opt, links), info
 
 
@@ -92,9 +104,10 @@ def server_update(
     seen = tree.to_compute_dtype(seen[0]), *seen[1:]
     round = RoundView(jax.random.fold_in(key, number), ids, heard.present)
     summed = plan.aggregator.result(heard.total, heard.sent.size)
-    moves, info = server_round(plan.method, plan.channel, seen[0], seen[1], seen[2], summed, round)
+    pull_back = make_pull_back(plan.method.parametrization, shared.params, touched, heard.sent)
+    moves, info = server_round(plan.method, plan.channel, seen[0], seen[1], seen[2], summed, round, pull_back)
     # what only absent clients hold rests, as if they had not been asked
-    at = None if touched is None else jnp.where(heard.sent, touched, tables.num_rows(shared))
+    at = None if touched is None else jnp.where(heard.sent, touched, table_rows_of(plan, state))
     if tree.has_storage_dtype(shared):
         after = Broadcast(optax.apply_updates(seen[0].params, moves.delta), moves.extra)
         shared = tables.put_rows(shared, at, tree.stochastic_cast(after, shared, jax.random.fold_in(round.key, STORE)))

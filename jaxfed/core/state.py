@@ -12,6 +12,7 @@ from jaxfed.core import tables, tree
 from jaxfed.core.aggregate import SUM, Aggregator
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
+from jaxfed.core.parametrization import Parametrization, apply_parametrization, check_forward, describe_difference
 from jaxfed.core.placement import Placement
 from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Tree
 
@@ -19,7 +20,7 @@ from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Tree
 class State(NamedTuple):
     """All that a run is, beside its seed. Tables are marked (`tables.Table`); `model` takes the marks off."""
 
-    shared: Broadcast
+    shared: Broadcast  # its params: theta, where the method has a `Parametrization`
     opt: Tree  # of the server optimiser
     channel: Tree  # of the links, at the server
     client_states: Any  # `ClientState` of all clients [n, ...], tables [n, N, ...]; () while the host holds it
@@ -48,14 +49,20 @@ class Plan(NamedTuple):
         return self.channel.aggregator or SUM
 
 
-def server_model(state: State) -> Tree:
-    """The server's parameters, without marks."""
-    return tables.unwrap(state.shared.params)
+def server_model(state: State, parametrization: Parametrization | None = None) -> Tree:
+    """The server's parameters, without marks. parametrization: that of the method."""
+    return tables.unwrap(apply_parametrization(parametrization, state.shared.params))
 
 
-def table_rows_of(state: State) -> int:
+def broadcast_shapes(plan: Plan, shared: Broadcast) -> Broadcast:
+    """What is broadcast, all rows of it: shapes, or what the server holds where that is it."""
+    forward = plan.method.parametrization and plan.method.parametrization.forward
+    return shared._replace(params=jax.eval_shape(forward, shared.params, None)) if forward else shared
+
+
+def table_rows_of(plan: Plan, state: State) -> int:
     """Rows of the tables that are shared or kept by clients (0: there are none)."""
-    return max(tables.num_rows(state.shared), tables.num_rows(state.client_states, axis=1))
+    return max(tables.num_rows(broadcast_shapes(plan, state.shared)), tables.num_rows(state.client_states, axis=1))
 
 
 def initial_client_states(plan: Plan, params: Tree, ids: jax.Array, key: Key) -> Tree:
@@ -86,11 +93,23 @@ def check_client_memory(plan: Plan, params: Tree, key: Key) -> None:
         )
 
 
-def initial_state(plan: Plan, params: Tree, key: Key) -> State:
-    """The state before the first round, laid out as the placement says."""
+def check_theta(plan: Plan, theta: Tree, key: Key) -> None:
+    """Raises ValueError where theta does not become what the method's clients are sent."""
+    if plan.method.parametrization is None:
+        return
+    params = check_forward(plan.method.parametrization, theta)
+    sent = jax.eval_shape(plan.method.work.init, params, key)[0].params
+    if describe_difference(sent, params):
+        raise ValueError("Method.parametrization: this method has several models at the server: leave it out")
+
+
+def initial_state(plan: Plan, held: Tree, key: Key) -> State:
+    """The state before the first round, laid out as the placement says. held: the parameters, or theta."""
+    check_theta(plan, held, key)
+    params = apply_parametrization(plan.method.parametrization, held)
     check_client_memory(plan, params, key)
 
-    def fresh(params, key):
+    def fresh(params, held, key):
         params = jax.tree.map(jnp.copy, params)  # a step donates its state: never the caller's arrays
         shared, _ = plan.method.work.init(params, key)
         full = tree.to_compute_dtype(shared)
@@ -98,9 +117,12 @@ def initial_state(plan: Plan, params: Tree, key: Key) -> State:
         links = plan.channel.init(jax.eval_shape(plan.method.work.update_shapes, full))[0]
         stack = partial(jax.tree.map, lambda x: jnp.broadcast_to(x, (plan.history_length, *x.shape)))
         history = stack(shared) if plan.history_length else ()
+        if held is not None:
+            shared, full = shared._replace(params=jax.tree.map(jnp.copy, held)), tree.to_compute_dtype(Broadcast(held))
         return State(shared, plan.method.server.init(full.params), links, store, jnp.int32(0), history)
 
-    shared, opt, links, *rest = jax.jit(fresh)(params, key)
+    theta = held if plan.method.parametrization else None
+    shared, opt, links, *rest = jax.jit(fresh)(params, theta, key)
     state = State(*plan.place.server((shared, opt, links)), *plan.place.common(rest))
     if plan.store_on_host:
         some = jax.jit(lambda ids: initial_client_states(plan, params, ids, key))

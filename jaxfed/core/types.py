@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxfed.core.recipe import Recipe
+
 Array = jax.Array | np.ndarray  # on a device, or still on the host
 Tree = Any
 Key = jax.Array
@@ -158,6 +160,7 @@ class Sampler(NamedTuple):
         None  # (seed, round) -> int [slots]: rounds since; below `history_length`
     )
     clock: Callable[[int, int], float] | None = None  # (seed, round) -> simulated seconds at the end of the round
+    recipe: Recipe | None = None  # the call that made it
 
 
 class Messages(NamedTuple):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.model import ClosedForm, Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import Table, num_rows, unwrap, wrap
 from jaxfed.core.types import History, Key, Mean, Tree
 from jaxfed.models.model import check_positive
@@ -93,7 +94,8 @@ def ridge_weights(gram: jax.Array, l2: float) -> jax.Array:
     return jnp.fill_diagonal(-inverse / jnp.diag(inverse), 0.0, inplace=False)
 
 
-def ease(num_items: int, num_users: int, l2: float = 400.0) -> Model:
+@named("model")
+def ease(num_items: int, num_users: int = 1, l2: float = 400.0) -> Model:
     """EASE (Steck 2019, "Embarrassingly shallow autoencoders"): X'X, and one inversion.
 
     Args:
@@ -109,7 +111,8 @@ def ease(num_items: int, num_users: int, l2: float = 400.0) -> Model:
     )
 
 
-def item_knn(num_items: int, num_users: int, neighbours: int = 200, shrink: float = 10.0) -> Model:
+@named("model")
+def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: float = 10.0) -> Model:
     """Item nearest neighbours (Sarwar et al. 2001) by cosine, shrunk where few users tell; from the X'X of EASE.
 
     Args:
@@ -145,9 +148,10 @@ def count_successors(history: History, rows: int, window: int, decay: float) -> 
     return jnp.zeros((rows, history.size)).at[first, ids].add(weights, mode="drop")
 
 
+@named("model")
 def transitions(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     l2: float = 400.0,
     half_life: float = 10.0,
     window: int = 20,
@@ -208,9 +212,10 @@ def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
     return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
 
 
+@named("model")
 def ials(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 64,
     l2: float = 0.01,
     unobserved: float = 0.3,

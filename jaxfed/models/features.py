@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.models.model import (
     LossName,
     TableDtype,
@@ -78,9 +79,10 @@ class FactorizationMachine(nn.Module):
         return user_logit + take_vectors(item_rest, item) + score_rows(take_vectors(item_vectors, item), user_vector)
 
 
+@named("model")
 def fm(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 16,
     init_scale: float = 0.1,
     features: Sides = "all",
@@ -145,9 +147,10 @@ class TwoTower(nn.Module):
         return logit
 
 
+@named("model")
 def two_tower(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 16,
     hidden: tuple[int, ...] = (32,),
     init_scale: float = 0.1,

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxfed.core.recipe import named
 from jaxfed.core.streams import Stream, host_rng
 from jaxfed.core.types import Sampler
 from jaxfed.sampling.clock import HOUR, Clock
@@ -112,7 +113,8 @@ def select_ready_clients(
     return time, chosen, clock.trip(seed, chosen, np.full(len(chosen), round))
 
 
-def deadline(
+@named("cohort", "deadline")
+def deadline_cohort(
     num_clients: int,
     clock: Clock | None = None,
     size: int = 0,
@@ -221,7 +223,8 @@ def play_buffered_rounds(plan: BufferedPlan, clock: Clock, seed: int) -> Iterato
             arrived, lost, version = [], [], version + 1
 
 
-def buffered(
+@named("cohort", "buffered")
+def buffered_cohort(
     num_clients: int,
     clock: Clock | None = None,
     size: int = 0,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.core.excerpt import shorten
+from jaxfed.core.recipe import Recipe, named
 from jaxfed.core.streams import SetupStream, Stream, setup_rng
 from jaxfed.data.batching import client_random_numbers
 from jaxfed.data.sources.columns import read_floats, read_ids
@@ -27,6 +28,7 @@ class Clock(NamedTuple):
 
     trip: Callable[[int, np.ndarray, np.ndarray], np.ndarray]
     awake: Callable[[int, float], np.ndarray] | None = None
+    recipe: Recipe | None = None  # the call that made it
 
 
 def draw_uniform(seed: int, stream: Stream, clients: np.ndarray, visits: np.ndarray, count: int) -> np.ndarray:
@@ -71,7 +73,8 @@ def no_clock() -> None:
     """No clock: rounds are counted, not timed."""
 
 
-def constant_clock(
+@named("clock", "constant")
+def constant_times(
     num_clients: int,
     num_train: np.ndarray,
     download: float = 2.0,
@@ -117,7 +120,8 @@ def draw_slowness(
     ]
 
 
-def lognormal_clock(
+@named("clock", "lognormal")
+def lognormal_times(
     num_clients: int,
     num_train: np.ndarray,
     download: float = 2.0,
@@ -158,7 +162,8 @@ def lognormal_clock(
     return Clock(trip, awake_by_hour(num_clients, awake, zones))
 
 
-def trace_clock(
+@named("clock", "trace")
+def trace_times(
     num_clients: int, names: np.ndarray, path: str = "", awake: tuple[float, ...] = (1.0,), zones: int = 1
 ) -> Clock:
     """Times as they were measured: a csv, tsv or parquet file, gzipped or not, with the columns client, download,

@@ -15,12 +15,13 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from jaxfed.config.build import Data, Experiment, build_experiment, load_data
+from jaxfed.config.build import RunParts, build_experiment, load_data
 from jaxfed.config.schema import config_to_toml, suggest, with_absolute_paths
 from jaxfed.core.processes import Processes, agree_on, run_on_first, this_process
 from jaxfed.core.state import State
 from jaxfed.core.tree import all_finite, tree_digest, zeros_like
 from jaxfed.core.types import Tree
+from jaxfed.data.clients import Clients
 from jaxfed.data.population import Labels
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.privacy import accountant
@@ -45,12 +46,12 @@ from jaxfed.training.timing import peak_megabytes, profile_rounds, time_stage
 LOWER_RATES = "lower the learning rates (work.optimizer.learning_rate, server.learning_rate)"
 
 
-def check_select(experiment: Experiment, model: Tree, select: str) -> None:
+def check_select(experiment: RunParts, model: Tree, select: str) -> None:
     """Raises ValueError when validation has no such metric."""
-    exam = experiment.exams["val"]
+    exam = experiment.eval_splits["val"]
     one = exam._replace(who=exam.who[:1], chunks=1)
     sums = jax.eval_shape(
-        lambda *args: experiment.examine(*args[:2], one, args[2]), *model, make_run_keys(0).evaluation
+        lambda *args: experiment.evaluator(*args[:2], one, args[2]), *model, make_run_keys(0).evaluation
     )
     values = flatten_metrics("val", jax.tree.map(lambda x: np.zeros(x.shape), sums))
     names = [name for name in values if "decile" not in name and not name.endswith("_sd")]
@@ -105,8 +106,8 @@ def stored_state(config: Any, state: Any) -> Any:
 def train_run(
     config: Any,
     resume: bool = False,
-    load: Callable[[Any], Data] = load_data,
-    assemble: Callable[[Any, Data], Experiment] = build_experiment,
+    load: Callable[[Any], Clients] = load_data,
+    assemble: Callable[[Any, Clients], RunParts] = build_experiment,
     loggers: Sequence[Logger] = (),
     extend: bool = True,
 ) -> dict[str, Any]:
@@ -164,8 +165,8 @@ def train_run(
 
 
 def prepare_run(
-    config: Any, data: Data, assemble: Callable[[Any, Data], Experiment]
-) -> tuple[Experiment, dict[str, Tree]]:
+    config: Any, data: Clients, assemble: Callable[[Any, Clients], RunParts]
+) -> tuple[RunParts, dict[str, Tree]]:
     """(the pieces of a run, its arrays before the first round). Raises ValueError where they do not fit."""
     experiment = assemble(config, data)
     for caution in privacy_cautions(config, experiment.account):
@@ -203,7 +204,7 @@ def check_outcome(folder: Path, standing: Progress) -> None:
         raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: {LOWER_RATES}")
 
 
-def load_first_alone(every: Processes, section: Any, load: Callable[[Any], Data]) -> Data:
+def load_first_alone(every: Processes, section: Any, load: Callable[[Any], Clients]) -> Clients:
     """The data, which process 0 reads first: what it has to fetch, the others find."""
     if every.rank:
         every.meet("fetched", b"", lambda _: b"")
@@ -264,7 +265,7 @@ def training_loop(config, experiment, arrays, standing, checkpoints, loggers) ->
 
 
 def start_rounds(
-    config: Any, experiment: Experiment, state: State, standing: Progress, stopped: list[int]
+    config: Any, experiment: RunParts, state: State, standing: Progress, stopped: list[int]
 ) -> Generator[RoundResult, None, None]:
     """The rounds that are left, some of them traced where the configuration asks for a profile."""
     todo = range(0) if standing.finished else range(standing.round, config.rounds)
@@ -275,7 +276,7 @@ def start_rounds(
     return each
 
 
-def settle_round(experiment: Experiment, standing: Progress, info: dict[str, Any] | None) -> None:
+def settle_round(experiment: RunParts, standing: Progress, info: dict[str, Any] | None) -> None:
     """Waits for a round and books what was sent in it; the first time that updates are discarded it says so."""
     with time_stage(standing.stages, "compute"):
         gone = standing.record_round(experiment.wire, info) if info else 0
@@ -357,7 +358,7 @@ def privacy_cautions(config: Any, account: accountant.PrivacyAccount) -> list[st
     return found
 
 
-def epsilon_so_far(experiment: Experiment, rounds: int) -> dict[str, float | None]:
+def epsilon_so_far(experiment: RunParts, rounds: int) -> dict[str, float | None]:
     """epsilon and delta after so many rounds; nothing (null) where no link is private."""
     account, noised = experiment.account, bool(experiment.account.mechanisms)
     return {"epsilon": experiment.epsilon(rounds) if noised else None, "delta": account.delta if noised else None}
@@ -401,7 +402,7 @@ def summarize(config, experiment, arrays, standing, loggers) -> dict[str, Any]:
         **privacy_record(config, experiment.account, standing.round),
         "params_sha256": tree_digest(jax.tree.map(np.asarray, scored_model(experiment, state))),
         "data_sha256": experiment.data.digest,
-        **count_negatives(experiment.exams["test"]),
+        **count_negatives(experiment.eval_splits["test"]),
         **val,
         **test,
     }

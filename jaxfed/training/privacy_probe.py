@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.config.build import Data, Experiment, build_experiment
+from jaxfed.config.build import RunParts, build_experiment
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message, list_links, list_mechanisms
@@ -19,6 +19,7 @@ from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.tables import l2_norm, num_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Mechanism, Tree
+from jaxfed.data.clients import Clients
 from jaxfed.data.packing import pack_cohort
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 
@@ -95,7 +96,7 @@ def relative_distance(mechanism: Mechanism, one: list[np.ndarray], other: list[n
 
 
 def play_round(
-    experiment: Experiment, state: State, seed: int, round: int, ids: np.ndarray, present: np.ndarray
+    experiment: RunParts, state: State, seed: int, round: int, ids: np.ndarray, present: np.ndarray
 ) -> tuple[State, np.ndarray]:
     """(the state after a round of these clients, bool [slots]: who reported); `state` is not consumed."""
     sampler, place = experiment.sampler, experiment.placement
@@ -117,7 +118,7 @@ def choose_slots(num_train: np.ndarray, count: int) -> np.ndarray:
     return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
 
 
-def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) -> Iterator[ReleaseChange]:
+def probe_rounds(config: Any, data: Clients, clients: int = 16, rounds: int = 2) -> Iterator[ReleaseChange]:
     """Removes some clients of each of the first rounds in turn, and puts others in their place.
 
     Args:

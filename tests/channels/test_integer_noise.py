@@ -115,7 +115,7 @@ REFUSED = {
     "too fine": (lambda: chain(clip(1.0), skellam(8, 1.0, 20)), "set skellam.fraction_bits to 16"),
     "too many": (lambda: chain(clip(1.0), skellam(10**6, 1.0, 14)), "lower skellam.fraction_bits to 10"),
     "codes": (lambda: chain(clip(), quantize(), skellam(8)), "nothing to its left bounds"),
-    "noise twice": (lambda: chain(clip(), skellam(8), gaussian(), quantize()), "quantise after gaussian lets"),
+    "noise twice": (lambda: chain(clip(), skellam(8), gaussian(), quantize()), "quantize after gaussian lets"),
 }
 
 

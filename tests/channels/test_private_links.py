@@ -138,7 +138,7 @@ REFUSED = {
     "weighted mean before noise": (lambda: chain(weighted_mean(), gaussian()), "nothing to its left bounds"),
     "weights after noise": (lambda: chain(clip(), gaussian(), weighted_mean()), "weighted_mean after gaussian"),
     "noise before top-k": (lambda: chain(clip(), gaussian(), top_k()), "top_k after gaussian"),
-    "noise before quantise": (lambda: chain(clip(), gaussian(), quantize()), "quantise after gaussian"),
+    "noise before quantize": (lambda: chain(clip(), gaussian(), quantize()), "quantize after gaussian"),
     "a server that enlarges": (lambda: chain(clip(), gaussian(), at_server(optax.scale(9.0))), "after gaussian"),
     "who reported": (lambda: chain(mean(), clip(), gaussian()), "mean divides by how many reported"),
     "what doubles after noise": (lambda: chain(clip(), gaussian(), longer(2.0)), "longer after gaussian lets"),

@@ -350,9 +350,9 @@ def test_other_data_than_the_run_was_on(wrong, tmp_path, config):
 
 
 def test_a_cohort_that_the_device_cannot_hold(wrong, config, tmp_path, monkeypatch):
-    from jaxfed.config import limits
+    from jaxfed.config import memory
 
-    monkeypatch.setattr(limits, "device_memory", lambda: 3_000)
+    monkeypatch.setattr(memory, "device_memory", lambda: 3_000)
     line = wrong("train", config, "--out", tmp_path / "w", "--run.area", "4")
     assert "set run.chunk to 1" in line
     assert not (tmp_path / "w").exists()

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from jaxfed.cli import main
-from jaxfed.config.build import Data, build_experiment
+from jaxfed.config.build import build_experiment
 from jaxfed.config.schema import make_config
 from jaxfed.core.link import link
 from jaxfed.core.model import Model
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import make_block_shapes
+from jaxfed.data.clients import Clients
 from jaxfed.data.packing import pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -156,7 +157,7 @@ def test_ratings_are_learned_by_their_squared_error():
     data, population, _ = rated()
     table = {"model": {"dim": 3, "loss": "squared"}, "work": {"negatives": 0}, "data": {"label": "rating"}}
     table |= {"cohort": {"name": "everyone"}}
-    made = build_experiment(make_config(table), Data(data, population, "", False))
+    made = build_experiment(make_config(table), Clients(data, population, "", False))
     shared, private = made.model.init(KEY), made.model.private(KEY)
     label = jnp.array(np.r_[[5.0, 0.5, 3.0], np.zeros(population.num_items - 3)])
     batch = {"label": label, "weight": (jnp.arange(len(label)) < 3) * 1.0}

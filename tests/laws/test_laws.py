@@ -37,7 +37,7 @@ CHANNELS = {name: [name] if name in ALONE else [*NEEDS.get(name, ["mean"]), name
 CHANNELS |= {name: [name, "mean"] for name in ("fednova", "feddyn")}
 CHANNELS |= {
     "per_row_mean, clip": ["per_row_mean", "clip"],
-    "per_row_mean, rotate, quantise": ["per_row_mean", "rotate", "quantise"],
+    "per_row_mean, rotate, quantize": ["per_row_mean", "rotate", "quantize"],
     "per_row_mean, top_k": ["per_row_mean", "top_k"],
     "weighted_mean, clip, ring": ["weighted_mean", "clip", "ring"],
     "adaptive_clip, gaussian": [PRIVATE, {"name": "adaptive_clip", "count": 20}, "gaussian"],

@@ -78,7 +78,7 @@ def doubled(update, sent, client):
 
 UNSOUND = {
     "noise before top-k": (clip(0.5), gaussian(), top_k(0.1)),
-    "noise before quantise": (clip(0.5), gaussian(), quantize(4)),
+    "noise before quantize": (clip(0.5), gaussian(), quantize(4)),
     "weighted mean before noise": (clip(0.5), weighted_mean(), gaussian()),
     "mean by row before noise": (clip(0.5), per_row_mean(), gaussian()),
     "what doubles, before local noise": (clip(0.5), link(doubled, name="doubled"), densify(), local_gaussian()),

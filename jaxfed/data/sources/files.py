@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfed.core.excerpt import excerpt, shorten_list
+from jaxfed.core.recipe import named
 from jaxfed.data.features import SIDES
 from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.sources.beside import read_features, read_titles
@@ -153,6 +154,7 @@ def read_interactions(*args: Any, **options: Any) -> Dataset:
     return data._replace(notes=(*data.notes, note)) if read else data
 
 
+@named("data", "table")
 def from_arrow(
     interactions: Any,
     user: str = "",

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxfed.core.recipe import named
 from jaxfed.data.features import encode_features
 from jaxfed.data.interactions import Dataset, Interactions, data_digest, number_ids
 from jaxfed.data.sources.movielens_files import cache_folder, fetch_raw_files, user_examples
@@ -71,6 +72,7 @@ def check_content(data: Dataset) -> Dataset:
     return data._replace(notes=(f"the {what} differ from the MovieLens-100K that our figures were measured on",))
 
 
+@named("data", "ml-100k")
 def ml_100k(folder: str = "") -> Dataset:
     """MovieLens-100K: 943 users, 1,682 items, 100,000 ratings in the order of u.data; features: age, gender and
     occupation of users, genres of items.

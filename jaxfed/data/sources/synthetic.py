@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxfed.core.recipe import named
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions
@@ -28,6 +29,7 @@ def sort_as_log(random: np.random.Generator, user: np.ndarray, item: np.ndarray,
     )
 
 
+@named("data", "synthetic")
 def synthetic_data(
     users: int = 1000,
     items: int = 500,

@@ -1,16 +1,10 @@
-"""What does not go together, or does not fit: found before a run begins, and said in one line."""
-
-from typing import Any
+"""Whether a run fits into the machine and its devices: found before it begins, and said in one line."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from jaxfed.core.link import Channel
-from jaxfed.core.method import Method
-from jaxfed.core.model import Model
-from jaxfed.core.processes import Processes
 from jaxfed.core.tables import take_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype
 from jaxfed.core.types import Sampler, Tree
@@ -79,57 +73,3 @@ def check_memory(population, batching: Batching, shapes: BlockShapes, sends, sha
             f"the {blocks} blocks of a cohort may hold {blocks * block / 1e9:.1f} GB of messages, a device has "
             f"{room / 1e9:.1f} GB: set run.chunk to {fit} (blocks held at a time), or run.area lower"
         )
-
-
-def check_closed_form(method: Method, config: Any, channel: Channel, population: Population) -> None:
-    """Raises ValueError for a closed form whose halves do not meet, or whose sums are none."""
-    if config.algorithm.name == "custom" and method.reads_histories != (config.server.name == "solve"):
-        raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
-    if not method.reads_histories:
-        return
-    if channel.claims.is_average:
-        raise ValueError("a closed form is solved from sums, and a link makes a mean of them: set channel = []")
-    if population.users_per_client > 1:
-        raise ValueError('in a closed form a client is one user\'s history: set data.clients = "user"')
-
-
-def check_cold_start(model: Model, method: Method) -> None:
-    """Raises ValueError where the server's model and a history do not suffice to score a client never seen before."""
-    if model.fold_in is None:
-        raise ValueError(
-            "data.cold: the model has no way from a history to the private part of a new client: take one that has "
-            '(mf or neumf with loss = "bce" or "squared", ease, item_knn, transitions, ials)'
-        )
-    key = jax.random.key(0)
-    sent, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[0].params, model.init(key)))
-    if sent != own:
-        raise ValueError("data.cold: with several models side by side new clients have none yet: take another work")
-
-
-def check_merge(model: Model, method: Method, client_store: str) -> None:
-    """Raises ValueError where what clients keep is not the model's private part alone, on the device."""
-    if client_store == "host":
-        raise ValueError("run.client_store: the parts of a user's devices are merged where rounds run: leave it out")
-    if method.reads_histories:
-        raise ValueError('data.merge: in a closed form a client is all of a user\'s history: set data.clients = "user"')
-    key = jax.random.key(0)
-    kept, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[1], model.private(key)))
-    if jax.tree.leaves(kept) and kept != own:
-        raise ValueError(
-            "data.merge: this work keeps more on a client than the private part that a user's devices have in common: "
-            "take local_steps, gradient, alternate or reconstruct"
-        )
-
-
-def check_client_store(run: Any, processes: Processes, method: Method, sampler: Sampler) -> None:
-    """Raises ValueError where what is kept would not lie where it is read; run: the [run] section."""
-    host, several = run.client_store == "host", processes.size > 1
-    if several and host:
-        raise ValueError("run.client_store: a store on the host is for one process: leave it out for several")
-    if method.compare_clients and (host or several):
-        raise ValueError(
-            "run.client_store: the server of this work reads all clients' memory on one device: leave it out, and run "
-            "one process"
-        )
-    if sampler.history_length and run.shard_tables:
-        raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")
