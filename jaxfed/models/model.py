@@ -102,7 +102,7 @@ def fit_private(
     return jax.lax.fori_loop(0, FOLD_STEPS, step, (start, pace.init(start)))[0]
 
 
-def batch_logits(logits: Callable[..., jax.Array], batch: dict[str, jax.Array], known: tuple) -> list[jax.Array]:
+def score_batch(logits: Callable[..., jax.Array], batch: dict[str, jax.Array], known: tuple) -> list[jax.Array]:
     """The logits of a batch's items and of those that they are compared with, as far as it has them; else of all rows.
 
     logits(user, item, *known): item None is every row once.
@@ -144,7 +144,7 @@ def from_module(
 
     def value(shared, private, batch):
         known = (batch.get("user_features"), batch.get("item_features")) if features else ()
-        at = batch_logits(partial(logits, shared, private), batch, known)
+        at = score_batch(partial(logits, shared, private), batch, known)
         each = loss.value(at[0] - at[1]) if loss.pairwise else loss.value(at[0], batch["label"])
         if penalty:
             more = penalty(unwrap(shared), unwrap(private))
