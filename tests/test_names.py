@@ -23,7 +23,6 @@ TOO_LONG = {
     ("algorithms/ifca.py", "ifca"),
     ("algorithms/mime.py", "mime"),
     ("algorithms/scaffold.py", "scaffold"),
-    ("config/build.py", "build_experiment"),
     ("core/placement.py", "make_placement"),
 }
 TOO_LONG_FILES = {"config/registry.py", "config/schema.py", "training/loop.py"}
