@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.cli.main import open_best_model, set_up_process
-from jaxfed.evaluation.evaluator import user_feature_rows
+from jaxfed.cli.evaluate import open_best_model
+from jaxfed.cli.main import set_up_process
 from jaxfed.evaluation.metrics import LABELLED, finalize_metric
+from jaxfed.evaluation.split import user_feature_rows
 
 EDGES = (0, 1, 5, 20, 50, 100, 1 << 30)
 
@@ -30,7 +31,7 @@ def predicted(experiment, shared, private) -> np.ndarray:
             if experiment.model.features
             else ()
         )
-        out[user] = score(shared, mine, np.int32(user - population.first[client]), *known)
+        out[user] = score(shared, mine, np.int32(user - population.client_offsets[client]), *known)
     return out
 
 

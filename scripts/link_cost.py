@@ -13,8 +13,8 @@ from jaxfed.cli.main import set_up_process
 CLIP, MEAN = {"name": "clip", "bound": 1.0}, {"name": "mean", "count": 128}
 CHAINS: dict[str, list[dict[str, Any]]] = {
     "clip": [*PLAIN, CLIP],
-    "clip, quantise 8": [*PLAIN, CLIP, {"name": "quantise", "bits": 8}],
-    "rotate, quantise 4": [*PLAIN, {"name": "rotate"}, {"name": "quantise", "bits": 4}],
+    "clip, quantize 8": [*PLAIN, CLIP, {"name": "quantize", "bits": 8}],
+    "rotate, quantize 4": [*PLAIN, {"name": "rotate"}, {"name": "quantize", "bits": 4}],
     "top_k 10 %": [*PLAIN, {"name": "top_k"}],
     "low_rank 8": [*PLAIN, {"name": "low_rank", "rank": 8}],
     "clip, ring": [*PLAIN, CLIP, {"name": "ring"}],
@@ -22,7 +22,7 @@ CHAINS: dict[str, list[dict[str, Any]]] = {
     "clip, skellam": [MEAN, CLIP, {"name": "skellam"}],
     "median": [*PLAIN, {"name": "median"}],
 }
-PROMISED = {"clip, quantise 8": 1.3, "clip, ring": 1.5}
+PROMISED = {"clip, quantize 8": 1.3, "clip, ring": 1.5}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxfed.attacks import membership
 from jaxfed.bench.pages import write_page
 from jaxfed.cli.main import set_up_process
-from jaxfed.config.build import Experiment, build_experiment, load_data
+from jaxfed.config.build import RunParts, build_experiment, load_data
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config, read_config
 from jaxfed.core.aggregate import gather_then, sum_messages
@@ -54,7 +54,7 @@ def defences(clients: int, small: int = 16) -> list[Defence]:
     return [
         Defence("none", [mean]),
         Defence("none, 16 negatives a positive", [mean], beside={"work": {"negatives": 16}}),
-        Defence("quantise, 4 bits", [mean, named("quantise", bits=4)]),
+        Defence("quantize, 4 bits", [mean, named("quantize", bits=4)]),
         Defence("sign", [mean, named("sign", keep_error=False)]),
         Defence("top_k, 10 %", [mean, named("top_k", share=0.1, keep_error=False)]),
         Defence("clip: also the trusted server of noise", [mean, clip]),
@@ -103,7 +103,7 @@ def configuration(table: dict[str, Any], defence: Defence, clients: int) -> Any:
 
 
 def seen(
-    experiment: Experiment, arrays: Tree, defence: Defence, seed: int, first: int, clients: int
+    experiment: RunParts, arrays: Tree, defence: Defence, seed: int, first: int, clients: int
 ) -> Iterator[tuple[int, membership.ItemEvidence]]:
     """(client, what is seen of it) of one round, or of as many as it takes to ask so many clients: always the same, who
     stand side by side in the circle of all."""

@@ -18,17 +18,17 @@ from jaxfed.data.batching import Batching, draw_examples, draw_negatives
 
 
 def on_device(population, batching, clients):
-    """A compiled draw(ids, round) of [clients, most positives x negatives]: uniform over what a user may not avoid."""
+    """A compiled draw(ids, round) of [clients, most positives x negatives]: uniform over a user's negatives."""
     most = int(population.train.counts.max())
-    avoid = population.avoid.padded(np.arange(population.num_clients), 1 << 30)
-    gaps = jnp.asarray(np.where(avoid < 1 << 30, avoid - np.arange(avoid.shape[1]), avoid))
-    free = jnp.asarray(population.num_items - population.avoid.counts)
+    excluded = population.excluded.padded(np.arange(population.num_clients), 1 << 30)
+    gaps = jnp.asarray(np.where(excluded < 1 << 30, excluded - np.arange(excluded.shape[1]), excluded))
+    num_negatives = jnp.asarray(population.num_items - population.excluded.counts)
 
     @jax.jit
     def draw(ids, round):
         def one(id):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), round), id)
-            r = jax.random.randint(key, (most * batching.negatives,), 0, free[id])
+            r = jax.random.randint(key, (most * batching.negatives,), 0, num_negatives[id])
             return r + jnp.searchsorted(gaps[id], r, side="right")
 
         return jax.vmap(one)(ids)
@@ -48,7 +48,7 @@ def main() -> None:
     random = np.random.default_rng(0)
     for round in range(args.rounds + 1):
         ids = random.choice(population.num_clients, args.clients, replace=False)
-        user = np.repeat(ids, population.activity[ids])
+        user = np.repeat(ids, population.num_train[ids])
         bits = random.integers(0, 1 << 32, (len(user), batching.negatives), np.uint64)
         for name, run in (
             ("host, negatives", partial(draw_negatives, population, user, bits)),

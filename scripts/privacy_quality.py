@@ -18,7 +18,8 @@ from jaxfed.channels.integer_noise import FLOAT, ROOM
 from jaxfed.config.build import load_data
 from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import config_to_table, make_config, read_config
-from jaxfed.privacy.accountant import Sampling, calibrate_noise
+from jaxfed.privacy.accountant import calibrate_noise
+from jaxfed.privacy.releases import Sampling
 from jaxfed.sampling.cohort import check_cohort_size, poisson_cohort
 from jaxfed.training.runs import train_in_process
 

@@ -1,6 +1,6 @@
 """What each compressor costs in quality and saves in bytes: trains a configuration with every one of them in turn.
 
-python scripts/rate_quality.py [--rounds 400] [--seeds 0 1 2] [--only "quantise 8" "top_k 10 %"] [--section.key value]
+python scripts/rate_quality.py [--rounds 400] [--seeds 0 1 2] [--only "quantize 8" "top_k 10 %"] [--section.key value]
 
 Each row is a `jaxfed train` in a folder of its own under runs/rate_quality, resumed where it was. Writes table.md
 (and, with --page docs/results/compression.md, the table there), rows.json (a flat object for each method and seed)
@@ -45,19 +45,19 @@ def link(name: str, **values: Any) -> dict[str, Any]:
 def methods(base: list[dict[str, Any]], dim: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """{name: sections of a configuration}: codes to the right of the base's links."""
     codes: dict[str, list[dict[str, Any]]] = {PLAIN: []}
-    codes |= {f"quantise {bits}": [link("quantise", bits=bits)] for bits in (8, 4, 2)}
-    codes |= {f"rotate, quantise {bits}": [link("rotate"), link("quantise", bits=bits)] for bits in (4, 2)}
+    codes |= {f"quantize {bits}": [link("quantize", bits=bits)] for bits in (8, 4, 2)}
+    codes |= {f"rotate, quantize {bits}": [link("rotate"), link("quantize", bits=bits)] for bits in (4, 2)}
     codes |= {"drive": [link("drive")], "sign": [link("sign")], "sign, no feedback": [link("sign", keep_error=False)]}
     codes |= {f"top_k {share} %": [link("top_k", share=share / 100)] for share in (1, 3, 10, 30)}
     codes |= {f"random_k {share} %": [link("random_k", share=share / 100)] for share in (10, 30)}
     ranks = {rank: [link("low_rank", rank=rank, gain=0.0)] for rank in (2, 4, 8, 16, 32) if rank < dim}
     codes |= {f"low_rank {rank}": chosen for rank, chosen in ranks.items()}
-    codes |= {f"low_rank {rank}, quantise 4": [*ranks[rank], link("quantise", bits=4)] for rank in (4, 8) if rank < dim}
+    codes |= {f"low_rank {rank}, quantize 4": [*ranks[rank], link("quantize", bits=4)] for rank in (4, 8) if rank < dim}
     made = {name: {"channel": [*base, *code], "download": []} for name, code in codes.items()}
-    for name in ("rotate, quantise 2", "top_k 10 %", "sign"):
+    for name in ("rotate, quantize 2", "top_k 10 %", "sign"):
         made[f"difference, {name}"] = {"channel": [link("difference"), *base, *codes[name]], "download": []}
     for bits in (8, 4):
-        made[f"download quantise {bits}"] = {"channel": base, "download": [link("quantise", bits=bits)]}
+        made[f"download quantize {bits}"] = {"channel": base, "download": [link("quantize", bits=bits)]}
     for bits, bound in ((20, 2.0), (16, 32.0)):  # 32 bits hold the sum of a thousand clients up to that; beyond is cut
         made[f"ring {bits}"] = {"channel": [*base, link("ring", fraction_bits=bits, bound=bound)], "download": []}
     return made
@@ -78,11 +78,11 @@ def coded_share(run: Path, sample: int) -> float | None:
     key = jax.random.fold_in(make_run_keys(config.seed).rounds, number)
 
     @jax.jit
-    def message(id, held, activity, data):
+    def message(id, held, num_train, data):
         mine, theirs = tables.gather_client(state.client_states, id, held)
         secret, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, CLIENTS), id))
         report = made.method.work.update(to_compute_dtype(tables.take_rows(state.shared, held)), mine, data, secret)
-        me = ClientView(theirs, noise, key, id, report.weight, activity, held, size, jnp.asarray(cohort.ids))
+        me = ClientView(theirs, noise, key, id, report.weight, num_train, held, size, jnp.asarray(cohort.ids))
         return encode_message(
             made.channel, report.update, tables.take_rows(broadcast_state(made.channel, state.channel), held), me
         )[0]
@@ -95,7 +95,7 @@ def coded_share(run: Path, sample: int) -> float | None:
         held = held if cohort.rows is None else np.append(cohort.rows, size)[np.minimum(held, len(cohort.rows))]
         for j in np.flatnonzero(np.isin(slots, chosen)):
             data = jax.tree.map(lambda x, j=j: jnp.asarray(x[j]), block.data)
-            sent = message(jnp.int32(cohort.ids[slots[j]]), jnp.asarray(held[j]), jnp.asarray(block.activity[j]), data)
+            sent = message(jnp.int32(cohort.ids[slots[j]]), jnp.asarray(held[j]), jnp.asarray(block.num_train[j]), data)
             count = int((held[j] < size).sum())
             coded, packed = (
                 coded + wire.entropy_bytes(jax.device_get(sent), count),

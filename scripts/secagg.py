@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from jaxfed.secagg.protocol import ROUNDS, Party, Server, SessionTerms, run_session
+from jaxfed.secagg.protocol import ROUNDS, Party, Server, run_session
+from jaxfed.secagg.terms import SessionTerms
 from jaxfed.training.timing import peak_megabytes
 
 

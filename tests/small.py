@@ -48,7 +48,7 @@ def private_links():
         "num_clients": 11,
         "rounds": 12,
         "sampler": cyclic_cohort(11, 4),
-        "activity": [1, 2],
+        "num_train": [1, 2],
     }
 
     def made(make):

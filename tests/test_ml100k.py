@@ -19,7 +19,9 @@ def trained(data, rounds, **table):
     keys, state = make_run_keys(0), initial_arrays(experiment, 0)["state"]
     for t in range(rounds):
         state, _ = experiment.algorithm.step(state, prepare_round(experiment, 0, t).cohort, keys.rounds)
-    sums = experiment.examine(state.shared.params, state.client_states[0], experiment.exams["test"], keys.evaluation)
+    sums = experiment.evaluator(
+        state.shared.params, state.client_states[0], experiment.eval_splits["test"], keys.evaluation
+    )
     return flatten_metrics("test", sums), experiment, state
 
 
@@ -49,7 +51,9 @@ def test_popularity_scores_what_a_loop_over_users_finds(ml100k):
         ranks.append(1 + (clicks[others] >= clicks[history[-1]]).sum())
     ranks = np.array(ranks)
     exact = {"params": {}, "tables": {"count": Table(clicks.astype(np.float32))}}  # whole numbers keep their ties
-    sums = experiment.examine(exact, state.client_states[0], experiment.exams["test"], make_run_keys(0).evaluation)
+    sums = experiment.evaluator(
+        exact, state.client_states[0], experiment.eval_splits["test"], make_run_keys(0).evaluation
+    )
     got = flatten_metrics("test", sums)
     assert got["test/full/hr@10"] == pytest.approx((ranks <= 10).mean(), rel=1e-6)
     assert got["test/full/ndcg@10"] == pytest.approx(((ranks <= 10) / np.log2(1 + ranks)).mean(), rel=1e-5)

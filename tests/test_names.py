@@ -14,7 +14,19 @@ from jaxfed.config.registry import REGISTRY
 
 ROOT = Path(__file__).parent.parent / "jaxfed"
 ONE_WORD, LONG, LONGER = 0.25, 0.04, 40  # share of names of one word; share of functions longer than so many lines
-LONGEST = 60
+LONGEST, LONGEST_FILE = 60, 300  # lines of a function and of a file
+# what is left to shorten; nothing is added to these
+TOO_LONG = {
+    ("algorithms/apfl.py", "apfl"),
+    ("algorithms/gpfedrec.py", "gpfedrec"),
+    ("algorithms/hierarchical.py", "hierarchical"),
+    ("algorithms/ifca.py", "ifca"),
+    ("algorithms/mime.py", "mime"),
+    ("algorithms/scaffold.py", "scaffold"),
+    ("config/build.py", "build_experiment"),
+    ("core/placement.py", "make_placement"),
+}
+TOO_LONG_FILES = {"config/registry.py", "config/schema.py", "training/loop.py"}
 SAME = {"main"}  # may be defined twice: what an entry point calls
 
 GLOSSARY = tomllib.loads((Path(__file__).parent / "glossary.toml").read_text())
@@ -80,21 +92,20 @@ def test_functions_are_verb_phrases_or_nouns_of_the_field():
     assert not odd, f"say what they do or give ({odd}), or add a word to tests/glossary.toml"
 
 
-@pytest.mark.xfail(strict=True, reason="some are longer: see the next tests")
 def test_no_function_is_too_long():
-    assert not [each for each in lengths() if each[0] > LONGEST]
+    """But for those of a list, from which goes what no longer is."""
+    assert {(path, name) for length, path, name in lengths() if length > LONGEST} == TOO_LONG
 
 
-@pytest.mark.xfail(strict=True, reason="it is 6 %")
 def test_few_functions_are_long():
     every = lengths()
     assert sum(each[0] > LONGER for each in every) <= LONG * len(every)
 
 
-def test_no_function_is_longer_than_those_of_today():
-    """Until no function is too long."""
-    assert len([each for each in lengths() if each[0] > LONGEST]) <= 13
-    assert lengths()[0][0] <= 90
+def test_no_file_is_too_long():
+    """But for those of a list, from which goes what no longer is."""
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
+    assert {path for path, count in lines.items() if count > LONGEST_FILE} == TOO_LONG_FILES
 
 
 @pytest.mark.parametrize(

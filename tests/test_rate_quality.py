@@ -67,7 +67,7 @@ def test_the_entropy_of_messages_that_clients_of_a_run_send(tmp_path):
     shares = {}
     for name, links in {
         "none": BASE,
-        "coarse": [*BASE, {"name": "quantise", "bits": 2}],
+        "coarse": [*BASE, {"name": "quantize", "bits": 2}],
         "ring": [{"name": "mean"}, {"name": "clip"}, {"name": "ring"}],
     }.items():
         table = {

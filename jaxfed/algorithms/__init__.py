@@ -1,1 +1,47 @@
-"""Federated methods, a file each."""
+"""Federated methods, a file each: what clients compute, and what the server makes of it."""
+
+from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
+from jaxfed.algorithms.agnostic import agnostic
+from jaxfed.algorithms.apfl import apfl
+from jaxfed.algorithms.closed_form import closed_form
+from jaxfed.algorithms.ditto import ditto
+from jaxfed.algorithms.fedavg import fedavg, fedprox
+from jaxfed.algorithms.fedbuff import fedasync, fedbuff
+from jaxfed.algorithms.feddyn import feddyn
+from jaxfed.algorithms.fednova import fednova
+from jaxfed.algorithms.fedrecon import fedrecon
+from jaxfed.algorithms.fedrep import fedrep
+from jaxfed.algorithms.fedsgd import fedsgd
+from jaxfed.algorithms.gpfedrec import gpfedrec
+from jaxfed.algorithms.group_rates import group_rates
+from jaxfed.algorithms.ifca import ifca
+from jaxfed.algorithms.mime import mime
+from jaxfed.algorithms.own_model import keep_own_copy
+from jaxfed.algorithms.qfedavg import qfedavg
+from jaxfed.algorithms.scaffold import scaffold
+
+__all__ = [
+    "agnostic",
+    "apfl",
+    "closed_form",
+    "ditto",
+    "fedadagrad",
+    "fedadam",
+    "fedasync",
+    "fedavg",
+    "fedbuff",
+    "feddyn",
+    "fednova",
+    "fedprox",
+    "fedrecon",
+    "fedrep",
+    "fedsgd",
+    "fedyogi",
+    "gpfedrec",
+    "group_rates",
+    "ifca",
+    "keep_own_copy",
+    "mime",
+    "qfedavg",
+    "scaffold",
+]

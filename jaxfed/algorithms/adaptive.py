@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxfed.core.recipe import named
+
 Second = Callable[[jax.Array, jax.Array], jax.Array]  # (second moment, update) -> the second moment after it
 
 
@@ -56,6 +58,7 @@ def adaptive_optimizer(
     return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
 
 
+@named("server")
 def fedadam(
     learning_rate: Any, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
@@ -74,6 +77,7 @@ def fedadam(
     return adaptive_optimizer(learning_rate, b1, tau, initial, lambda v, x: b2 * v + (1 - b2) * jnp.square(x))
 
 
+@named("server")
 def fedyogi(
     learning_rate: Any, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
@@ -96,6 +100,7 @@ def fedyogi(
     return adaptive_optimizer(learning_rate, b1, tau, initial, second)
 
 
+@named("server")
 def fedadagrad(
     learning_rate: Any, b1: float = 0.0, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:

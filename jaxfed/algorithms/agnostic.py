@@ -13,19 +13,21 @@ from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tree import scale_tree
 
 
-def agnostic_mean(activity: Sequence[float], groups: int = 10, rate: float = 0.1, forget: float = 0.5) -> Channel:
+@named("channel", "agnostic")
+def agnostic_mean(num_train: Sequence[float], groups: int = 10, rate: float = 0.1, forget: float = 0.5) -> Channel:
     """Agnostic federated averaging (Mohri et al. 2019; Ro et al. 2021), in place of a mean: as good as the worst group.
 
     A client weighs lambda_g n / N_g: n its examples, g its group, N_g the group's share of them in past rounds. A
-    group's weight lambda_g grows by exp(rate * its mean loss). Groups are the quantiles of `activity`; one group is the
-    weighted mean.
+    group's weight lambda_g grows by exp(rate * its mean loss). Groups are the quantiles of `num_train`; one group is
+    the weighted mean.
 
     Args:
-        activity: Number of train interactions of each client.
-        groups: How many groups clients are in, by activity. 1: the weighted mean.
+        num_train: Number of train interactions of each client.
+        groups: How many groups clients are in, by how many train interactions they have. 1: the weighted mean.
         rate: How fast the weights of groups follow their losses.
         forget: Share of the groups' past shares that a round forgets.
     """
@@ -33,10 +35,10 @@ def agnostic_mean(activity: Sequence[float], groups: int = 10, rate: float = 0.1
         raise ValueError("agnostic: rate must not be negative, forget lies between 0 and 1")
     if groups < 1:
         raise ValueError(f"agnostic.groups is {groups}: it must be at least 1")
-    bounds = np.quantile(activity, np.arange(1, groups) / groups).astype(np.float32)
+    bounds = np.quantile(num_train, np.arange(1, groups) / groups).astype(np.float32)
 
     def encode(update, sent, client):
-        mine = jax.nn.one_hot(jnp.searchsorted(jnp.asarray(bounds), client.activity, side="right"), groups)
+        mine = jax.nn.one_hot(jnp.searchsorted(jnp.asarray(bounds), client.num_train, side="right"), groups)
         weight = jnp.vdot(mine, sent[0] / sent[1]) * client.weight
         sent_update = map_averaged(lambda update: scale_tree(weight, update), update)
         return (sent_update, weight, mine * client.weight * client.loss, mine * client.weight), client.link_state
@@ -66,6 +68,7 @@ def agnostic_mean(activity: Sequence[float], groups: int = 10, rate: float = 0.1
     )
 
 
+@named("algorithm")
 def agnostic(
     model: Model,
     client_optimizer: optax.GradientTransformation,
@@ -75,7 +78,7 @@ def agnostic(
     groups: int = 10,
     rate: float = 0.1,
     forget: float = 0.5,
-    activity: Sequence[float],
+    num_train: Sequence[float],
 ) -> Method:
     """Agnostic federated averaging (Mohri et al. 2019; Ro et al. 2021), in place of a mean.
 
@@ -85,10 +88,10 @@ def agnostic(
         server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        groups: How many groups clients are in, by activity. 1: the weighted mean.
+        groups: How many groups clients are in, by how many train interactions they have. 1: the weighted mean.
         rate: How fast the weights of groups follow their losses.
         forget: Share of the groups' past shares that a round forgets.
-        activity: Train interactions of every client.
+        num_train: Number of train interactions of each client.
 
     Returns:
         The method, what clients and what the server compute.
@@ -100,6 +103,6 @@ def agnostic(
     """
     return Method(
         local_steps(model, client_optimizer, by_row),
-        (agnostic_mean(activity, groups, rate, forget),),
+        (agnostic_mean(num_train, groups, rate, forget),),
         server=server_optimizer,
     )

@@ -8,9 +8,11 @@ from jaxfed.algorithms.own_model import new_own_model, own_copy, server_view, st
 from jaxfed.core.client_work import ClientWork, local_sgd
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.types import Broadcast, Mean
 
 
+@named("algorithm")
 def apfl(
     model: Model,
     client_optimizer: optax.GradientTransformation,

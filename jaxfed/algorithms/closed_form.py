@@ -9,12 +9,14 @@ import optax
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Broadcast, ClientOutput, History
 
 MISSING = "the model has no closed form: take one that has (ease, item_knn, transitions, ials)"
 
 
+@named("algorithm")
 def closed_form(model: Model) -> Method:
     """What each client's history adds to the sums from which the server solves for the model (`solve`). One round of
     everyone is the central model; several, where a client's part depends on the last model (iALS).

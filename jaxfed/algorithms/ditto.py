@@ -7,9 +7,11 @@ from jaxfed.algorithms.own_model import new_own_model, own_copy, own_view, serve
 from jaxfed.core.client_work import ClientWork, local_sgd
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.types import Broadcast
 
 
+@named("algorithm")
 def ditto(
     model: Model,
     client_optimizer: optax.GradientTransformation,

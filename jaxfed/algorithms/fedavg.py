@@ -5,8 +5,10 @@ import optax
 from jaxfed.algorithms.local_training import train_locally
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 
 
+@named("algorithm")
 def fedavg(
     model: Model,
     client_optimizer: optax.GradientTransformation,
@@ -35,6 +37,7 @@ def fedavg(
     return train_locally(model, client_optimizer, server_optimizer, by_row=by_row)
 
 
+@named("algorithm")
 def fedprox(
     model: Model,
     client_optimizer: optax.GradientTransformation,

@@ -6,8 +6,10 @@ from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 
 
+@named("algorithm")
 def fedbuff(
     model: Model,
     client_optimizer: optax.GradientTransformation,
@@ -37,6 +39,7 @@ def fedbuff(
     return Method(local_steps(model, client_optimizer, by_row), (staleness(exponent),), server=server_optimizer)
 
 
+@named("algorithm")
 def fedasync(
     model: Model,
     client_optimizer: optax.GradientTransformation,

@@ -10,10 +10,12 @@ from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, link
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tree import scale_tree, subtract, zeros_like
 from jaxfed.core.types import Broadcast, ClientOutput
 
 
+@named("channel", "feddyn")
 def add_server_memory(num_clients: int) -> Channel:
     """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered of all of them: of each round
     the sum over those who reported, divided by all clients, `num_clients`. The clients' half is in `feddyn`; it
@@ -31,6 +33,7 @@ def add_server_memory(num_clients: int) -> Channel:
     return link(decode=decode, init=lambda example: (zeros_like(example), ()), is_average=False, name="feddyn")
 
 
+@named("algorithm")
 def feddyn(
     model: Model,
     client_optimizer: optax.GradientTransformation,

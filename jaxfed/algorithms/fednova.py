@@ -8,9 +8,11 @@ from jaxfed.channels.average import map_averaged
 from jaxfed.core.link import Channel, link
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tree import scale_tree
 
 
+@named("channel", "fednova")
 def normalize_steps() -> Channel:
     """FedNova (Wang et al. 2020): a client sends its update per step, and its steps; the server multiplies the mean of
     the one by the mean of the other. For plain local SGD; put it before (left of) a mean, whose weights are the p_i."""
@@ -26,6 +28,7 @@ def normalize_steps() -> Channel:
     return link(encode, decode, is_average=False, name="fednova")
 
 
+@named("algorithm")
 def fednova(
     model: Model,
     client_optimizer: optax.GradientTransformation,

@@ -7,10 +7,12 @@ from jaxfed.algorithms.local_training import loss_of_pair, optimize_part, output
 from jaxfed.core.client_work import ClientWork, local_sgd
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, ClientOutput
 
 
+@named("algorithm")
 def fedrecon(
     model: Model,
     client_optimizer: optax.GradientTransformation,

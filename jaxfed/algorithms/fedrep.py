@@ -6,10 +6,12 @@ from jaxfed.algorithms.local_training import local_steps, loss_of_pair, optimize
 from jaxfed.core.client_work import ClientWork, local_sgd
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, ClientOutput
 
 
+@named("algorithm")
 def fedrep(
     model: Model,
     client_optimizer: optax.GradientTransformation,

@@ -7,9 +7,11 @@ from jaxfed.algorithms.local_training import loss_of_pair
 from jaxfed.core.client_work import ClientWork, pooled_loss
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.types import Broadcast, ClientOutput
 
 
+@named("algorithm")
 def fedsgd(
     model: Model,
     client_optimizer: optax.GradientTransformation,

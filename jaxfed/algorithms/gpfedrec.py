@@ -11,6 +11,7 @@ from jaxfed.algorithms.own_model import OwnModel, new_own_model, own_copy, serve
 from jaxfed.core.client_work import ClientWork, local_sgd
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, ClientOutput, Tree
 
@@ -42,6 +43,7 @@ def find_neighbours(models: jax.Array, known: jax.Array, count: int, threshold: 
     return near / near.sum(1, keepdims=True)
 
 
+@named("algorithm")
 def gpfedrec(
     model: Model,
     client_optimizer: optax.GradientTransformation,

@@ -11,6 +11,7 @@ from jaxfed.channels.average import cluster_mean
 from jaxfed.core.client_work import ClientWork, pooled_loss
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import Table, map_tables, num_rows
 from jaxfed.core.types import Broadcast, Mean, Tree
 
@@ -27,6 +28,7 @@ def select_model(params: Tree, cluster: jax.Array) -> Tree:
     return map_tables(lambda x: x[:, cluster], lambda x: x[cluster], params)
 
 
+@named("algorithm")
 def ifca(
     model: Model,
     client_optimizer: optax.GradientTransformation,

@@ -12,6 +12,7 @@ from jaxfed.algorithms.steering import scale_to_all_steps
 from jaxfed.core.client_work import Batches, ClientWork, Loss, local_sgd, pooled_loss
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import map_tables, take_rows, unwrap
 from jaxfed.core.tree import subtract, zeros_like
 from jaxfed.core.types import Broadcast, ClientOutput, Mean, Tree
@@ -25,6 +26,7 @@ class MimeBroadcast(NamedTuple):
     known: Tree = ()  # float, one a row of a table and one for each other leaf: 0 while nobody has told its gradient
 
 
+@named("algorithm")
 def mime(
     model: Model,
     client_optimizer: optax.GradientTransformation,

@@ -10,10 +10,12 @@ from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import squared_norm
 from jaxfed.core.tree import scale_tree
 
 
+@named("channel", "fair")
 def fair_mean(q: float = 1.0, rate: float = 0.1) -> Channel:
     """q-FedAvg (Li et al. 2020, "Fair resource allocation in federated learning", algorithm 2), in place of a mean.
 
@@ -39,6 +41,7 @@ def fair_mean(q: float = 1.0, rate: float = 0.1) -> Channel:
     return link(encode, decode, aggregator=SUM, is_average=True, name="fair")
 
 
+@named("algorithm")
 def qfedavg(
     model: Model,
     client_optimizer: optax.GradientTransformation,

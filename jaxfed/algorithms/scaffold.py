@@ -11,6 +11,7 @@ from jaxfed.algorithms.steering import ControlState, private_part, steered_steps
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import Table, map_tables, num_rows
 from jaxfed.core.tree import scale_tree, subtract, zeros_like
 from jaxfed.core.types import Broadcast, ClientOutput, Summed, Tree
@@ -23,6 +24,7 @@ class Variates(NamedTuple):
     holders: Tree  # float table: how many clients ever trained a row; empty without tables
 
 
+@named("algorithm")
 def scaffold(
     model: Model,
     client_optimizer: optax.GradientTransformation,

@@ -46,13 +46,13 @@ def split_messages(part: Messages, size: int) -> Iterator[ReceivedMessage]:
     messages = jax.tree.map(np.asarray, part.messages)
     named = any(map(is_table, jax.tree.leaves(messages, is_leaf=is_table)))
     for place in np.flatnonzero(part.present):
-        mine = (owner == ids[place]) & (held < size)
+        own_rows = (owner == ids[place]) & (held < size)
 
-        def cut(node, mine=mine, place=place):
-            return Table(jax.tree.map(lambda x: x[mine], node.rows)) if is_table(node) else node[place]
+        def cut(node, own_rows=own_rows, place=place):
+            return Table(jax.tree.map(lambda x: x[own_rows], node.rows)) if is_table(node) else node[place]
 
         message = jax.tree.map(cut, messages, is_leaf=is_table)
-        yield ReceivedMessage(int(ids[place]), held[mine & named], message)
+        yield ReceivedMessage(int(ids[place]), held[own_rows & named], message)
 
 
 def item_matrix(tree: Tree, held: Array, size: int) -> np.ndarray:
@@ -99,14 +99,14 @@ def taste_direction(steps: np.ndarray) -> np.ndarray:
     return along if along[0] >= 0 else -along
 
 
-def score_membership(seen: ItemEvidence, public: np.ndarray) -> AttackScores:
+def score_membership(evidence: ItemEvidence, public: np.ndarray) -> AttackScores:
     """Scores by three attacks; public float [N, D]: the model's own numbers of each item, as `item_matrix` lays them.
 
     rows: was the item's row sent? update: how far does it move along `taste_direction`? taste: what does the model
     recommend to a client whose vector is that direction? Noise on many rows hardly hides what all of them share.
     """
-    along = taste_direction(seen.steps)
-    return AttackScores(1.0 * seen.sent, seen.steps @ along, public @ along)
+    along = taste_direction(evidence.steps)
+    return AttackScores(1.0 * evidence.sent, evidence.steps @ along, public @ along)
 
 
 def standardize(scores: Sequence[np.ndarray]) -> np.ndarray:

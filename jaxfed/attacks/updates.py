@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxfed.core.link import Channel, link
 from jaxfed.core.malicious import check_fraction, is_malicious
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import is_table, map_tables
 from jaxfed.core.tree import scale_tree as times
 from jaxfed.core.tree import sum_first, sum_last
@@ -29,6 +30,7 @@ def malicious_link(name: str, change: Callable[[Tree, ClientView], Tree], fracti
     return link(encode, name=name)
 
 
+@named("channel")
 def sign_flip(fraction: float = 0.2, scale: float = 1.0, seed: int = 0) -> Channel:
     """Malicious clients send their message turned round (Li et al. 2019, RSA).
 
@@ -40,6 +42,7 @@ def sign_flip(fraction: float = 0.2, scale: float = 1.0, seed: int = 0) -> Chann
     return malicious_link("sign_flip", lambda message, client: times(-scale, message), fraction, seed)
 
 
+@named("channel", "scaled")
 def scale_update(fraction: float = 0.2, factor: float = 10.0, seed: int = 0) -> Channel:
     """Malicious clients send a multiple of their message: the boost of model replacement (Bagdasaryan et al. 2020).
 
@@ -51,6 +54,7 @@ def scale_update(fraction: float = 0.2, factor: float = 10.0, seed: int = 0) -> 
     return malicious_link("scaled", lambda message, client: times(factor, message), fraction, seed)
 
 
+@named("channel", "noise")
 def random_update(fraction: float = 0.2, stddev: float = 1.0, seed: int = 0) -> Channel:
     """Malicious clients send normal numbers in place of their message (Blanchard et al. 2017).
 
@@ -69,6 +73,7 @@ def random_update(fraction: float = 0.2, stddev: float = 1.0, seed: int = 0) -> 
     return malicious_link("noise", change, fraction, seed)
 
 
+@named("channel", "promote")
 def promote_items(fraction: float = 0.2, targets: tuple[int, ...] = (), factor: float = 10.0, seed: int = 0) -> Channel:
     """Malicious clients send, for the target rows they hold, their own update made `factor` times as long as the mean
     row of the rest of it: explicit boosting (Bhagoji et al. 2019) of the promotion of items (PipAttack: Zhang et al.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxfed.config.build import Experiment
+from jaxfed.config.build import RunParts
 from jaxfed.core.state import State
 from jaxfed.data.batching import DrawnExamples, draw_examples
 from jaxfed.data.ragged import sort_pairs
@@ -47,12 +47,12 @@ def copy_initial_model(state: State) -> BaselineModel:
     return BaselineModel(items, jnp.array(state.client_states.work["private"]["user"][:, 0]))
 
 
-def flatten_parameters(mine: BaselineModel) -> dict[str, Any]:
+def flatten_parameters(model: BaselineModel) -> dict[str, Any]:
     """Flat, to compare."""
-    return {**mine.items, "user": mine.users}
+    return {**model.items, "user": model.users}
 
 
-def cohort_examples(experiment: Experiment, seed: int, number: int) -> tuple[np.ndarray, DrawnExamples, np.ndarray]:
+def cohort_examples(experiment: RunParts, seed: int, number: int) -> tuple[np.ndarray, DrawnExamples, np.ndarray]:
     """(ids [M], their examples, the first example of each [M + 1]) of a round."""
     ids, _ = experiment.sampler.draw(seed, number)
     drawn = draw_examples(experiment.data.population, experiment.batching, ids, seed, number)
@@ -87,7 +87,7 @@ def train_client_densely(rate: float, items: dict[str, jax.Array], user: jax.Arr
     return jax.tree.map(jnp.subtract, end, items), user
 
 
-def sequential_baseline(experiment: Experiment, rate: float, seed: int) -> Baseline:
+def sequential_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline:
     """One jitted client at a time, each with the whole table."""
     size, lengths = experiment.batching.batch_size, np.unique([steps for steps, _ in experiment.shapes.kinds])
 
@@ -100,19 +100,19 @@ def sequential_baseline(experiment: Experiment, rate: float, seed: int) -> Basel
     def finish(items, total, weight):
         return jax.tree.map(lambda x, t: x + t / weight, items, total)
 
-    def round(mine, number):
+    def round(model, number):
         ids, drawn, first = cohort_examples(experiment, seed, number)
-        total, users = jax.tree.map(jnp.zeros_like, mine.items), mine.users
+        total, users = jax.tree.map(jnp.zeros_like, model.items), model.users
         for id, low, high in zip(ids, first[:-1], first[1:], strict=True):
             steps = int(lengths[np.searchsorted(lengths, -(-(high - low) // size))])
             data = pad_examples(drawn, low, high, steps, size)
-            total, users = one(mine.items, total, users, id, np.float32(high - low), data)
-        return BaselineModel(finish(mine.items, total, np.float32(first[-1])), users)
+            total, users = one(model.items, total, users, id, np.float32(high - low), data)
+        return BaselineModel(finish(model.items, total, np.float32(first[-1])), users)
 
     return Baseline(copy_initial_model, round, flatten_parameters)
 
 
-def dense_vmap_baseline(experiment: Experiment, rate: float, seed: int) -> Baseline:
+def dense_vmap_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline:
     """All clients at once under vmap, each with its own copy of the whole table, padded to the longest."""
     size, lengths = experiment.batching.batch_size, np.unique([steps for steps, _ in experiment.shapes.kinds])
 
@@ -122,13 +122,13 @@ def dense_vmap_baseline(experiment: Experiment, rate: float, seed: int) -> Basel
         mean = jax.tree.map(lambda u: jnp.tensordot(weight / weight.sum(), u, 1), updates)
         return jax.tree.map(jnp.add, items, mean), users.at[ids].set(new)
 
-    def round(mine, number):
+    def round(model, number):
         ids, drawn, first = cohort_examples(experiment, seed, number)
         count = np.diff(first)
         steps = int(lengths[np.searchsorted(lengths, -(-count.max() // size))])
         each = [pad_examples(drawn, low, high, steps, size) for low, high in pairwise(first)]
         data = tuple(np.stack(x) for x in zip(*each, strict=True))
-        return BaselineModel(*all_of_them(mine.items, mine.users, ids, count.astype(np.float32), data))
+        return BaselineModel(*all_of_them(model.items, model.users, ids, count.astype(np.float32), data))
 
     return Baseline(copy_initial_model, round, flatten_parameters)
 
@@ -145,7 +145,22 @@ def compile_c_library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(library))
 
 
-def c_baseline(experiment: Experiment, rate: float, seed: int) -> Baseline | None:
+def lay_out_cohort(experiment: RunParts, seed: int, num_items: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """The first cohort as `limit.c` reads it: (ids [M], (the first example of each client, the position of each
+    example's item among the client's rows, labels, the first row of each client, the items of the rows))."""
+    ids, drawn, first = cohort_examples(experiment, seed, 0)
+    client = np.repeat(drawn.client, drawn.examples)
+    pair, order = sort_pairs(client, drawn.item[:, 0], len(ids), num_items)
+    fresh = np.diff(pair, prepend=-1) != 0
+    held, owner = drawn.item[order, 0][fresh], client[order][fresh]
+    start = np.searchsorted(owner, np.arange(len(ids) + 1))
+    position = np.empty(len(order), np.int32)
+    position[order] = np.cumsum(fresh) - 1 - start[client[order]]
+    examples = first.astype(np.int32), position, drawn.label.astype(np.float32)
+    return ids, (*examples, start.astype(np.int32), held)
+
+
+def c_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline | None:
     """The arithmetic in C on one core. Its state holds a cohort laid out beforehand: a round is arithmetic alone."""
     if (library := compile_c_library()) is None:
         return None
@@ -154,29 +169,17 @@ def c_baseline(experiment: Experiment, rate: float, seed: int) -> Baseline | Non
     numbers = [ctypes.c_int] * 3 + [ctypes.c_float]
     library.fed_round.argtypes = [floats] * 4 + [ints] * 2 + [floats] + [ints] * 2 + numbers + [floats] * 4
 
-    def lay_out(mine, number):
-        ids, drawn, first = cohort_examples(experiment, seed, number)
-        client = np.repeat(drawn.client, drawn.examples)
-        pair, order = sort_pairs(client, drawn.item[:, 0], len(ids), mine.items["item"].shape[0])
-        fresh = np.diff(pair, prepend=-1) != 0
-        held, owner = drawn.item[order, 0][fresh], client[order][fresh]
-        start = np.searchsorted(owner, np.arange(len(ids) + 1))
-        position = np.empty(len(order), np.int32)
-        position[order] = np.cumsum(fresh) - 1 - start[client[order]]
-        examples = first.astype(np.int32), position, drawn.label.astype(np.float32)
-        return ids, (*examples, start.astype(np.int32), held)
-
     def begin_c(state):
-        mine = copy_initial_model(state)
-        items = {name: np.array(x) for name, x in mine.items.items()}
-        ids, laid = lay_out(mine, 0)
-        most, dim = np.diff(laid[3]).max(), mine.users.shape[1]
+        model = copy_initial_model(state)
+        items = {name: np.array(x) for name, x in model.items.items()}
+        ids, laid = lay_out_cohort(experiment, seed, model.items["item"].shape[0])
+        most, dim = np.diff(laid[3]).max(), model.users.shape[1]
         scratch = (
             np.zeros((most, dim), np.float32),
             np.zeros(most, np.float32),
             *(np.zeros_like(items[n]) for n in items),
         )
-        return items, np.array(mine.users), ids, laid, scratch
+        return items, np.array(model.users), ids, laid, scratch
 
     def round(own, number):
         items, users, ids, laid, scratch = own

@@ -17,7 +17,7 @@ from jaxfed.training.log import log
 from jaxfed.training.records import HEADLINES
 from jaxfed.training.run_dir import check_folder, write_file
 from jaxfed.training.runs import shared_runner
-from jaxfed.training.sweep import average_seeds
+from jaxfed.training.sweep_results import average_seeds
 
 QUICK = 20  # rounds
 THREE = (0, 1, 2)
@@ -107,10 +107,10 @@ def plan_runs(rows: dict[str, TableRow], out: Path, quick: bool, words: Sequence
         path = f"configs/ml100k_{config}.toml"
         several = f"train {path} --seed {seeds[0]}" if quick or len(seeds) == 1 else ""
         several = several or f"sweep {path} --seeds {' '.join(map(str, seeds))}"
-        asked = [*own.split(), *words]
-        whole = override_config(read_config(built_in_folder() / Path(path).name), asked)
+        requested = [*own.split(), *words]
+        whole = override_config(read_config(built_in_folder() / Path(path).name), requested)
         short = quick and whole.rounds > QUICK
-        command = " ".join(["jaxfed", several, *asked, *([f"--rounds {QUICK}"] if short else [])])
+        command = " ".join(["jaxfed", several, *requested, *([f"--rounds {QUICK}"] if short else [])])
         for seed in seeds[: 1 if quick else None]:
             run = dataclasses.replace(whole.run, out=str(out / re.sub(r"[^\w.-]+", "_", name) / f"seed_{seed}"))
             rounds = QUICK if short else whole.rounds

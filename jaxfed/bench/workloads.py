@@ -19,8 +19,9 @@ import numpy as np
 from rich.console import Console
 
 from jaxfed.bench.baselines import c_baseline, dense_vmap_baseline, sequential_baseline
-from jaxfed.config.build import Data, Experiment, build_experiment, load_data
+from jaxfed.config.build import RunParts, build_experiment, load_data
 from jaxfed.config.schema import make_config
+from jaxfed.data.clients import Clients
 from jaxfed.data.preparation import prepare_population
 from jaxfed.training.rounds import compile_programs, initial_arrays, make_run_keys, run_rounds
 from jaxfed.training.terminal_table import print_table
@@ -67,7 +68,7 @@ PROMISES: tuple[tuple[str, Callable[[dict], float], Callable[[float], bool], str
 )
 
 
-def spread_over_catalogue(data: Data, items: int) -> Data:
+def spread_over_catalogue(data: Clients, items: int) -> Clients:
     """The same clients, the ids of their items remapped at random into a larger catalogue."""
     rows = data.source.interactions
     ids = np.random.default_rng(SEED).permutation(items)[: len(data.source.items)].astype(np.int32)
@@ -78,7 +79,7 @@ def spread_over_catalogue(data: Data, items: int) -> Data:
     return data._replace(source=source, population=population)
 
 
-def make_bench_experiment(workload: Workload, channel: Sequence[dict[str, Any]] = PLAIN) -> Experiment:
+def make_bench_experiment(workload: Workload, channel: Sequence[dict[str, Any]] = PLAIN) -> RunParts:
     """Matrix factorisation, d 64, item biases and private user vectors; BCE, 4 negatives per positive; SGD 0.1, batches
     of 64 examples, 1 epoch; a uniform cohort, weighted mean (or other links), server sgd(1.)."""
     synthetic = {"name": "synthetic", "users": workload.users, "items": workload.items, "mean_length": 20.0}
@@ -108,7 +109,7 @@ class Runner(NamedTuple):
     params: Callable[[], dict[str, Any]]
 
 
-def jaxfed_runner(experiment: Experiment) -> Runner:
+def jaxfed_runner(experiment: RunParts) -> Runner:
     """Rounds as `jaxfed train` runs them."""
     state = initial_arrays(experiment, SEED)["state"]
     seconds = compile_programs(experiment, state, make_run_keys(SEED).rounds)
@@ -128,7 +129,7 @@ def jaxfed_runner(experiment: Experiment) -> Runner:
     return Runner(go, TOGETHER, seconds, params)
 
 
-def baseline_runner(make: Callable, experiment: Experiment) -> Runner | None:
+def baseline_runner(make: Callable, experiment: RunParts) -> Runner | None:
     """One of `baselines`, a round at a time."""
     if (made := make(experiment, RATE, SEED)) is None:
         return None
@@ -141,7 +142,7 @@ def baseline_runner(make: Callable, experiment: Experiment) -> Runner | None:
     return Runner(go, 1, 0.0, lambda: made.params(own))
 
 
-METHODS: dict[str, Callable[[Experiment], Runner | None]] = {
+METHODS: dict[str, Callable[[RunParts], Runner | None]] = {
     "ours": jaxfed_runner,
     "limit": lambda experiment: baseline_runner(c_baseline, experiment),
     "sequential": lambda experiment: baseline_runner(sequential_baseline, experiment),
@@ -227,14 +228,14 @@ def bench_workload(
 
 def check_targets(figures: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, bool]]:
     """(what, its value, the bound, whether it holds) of every promise that these figures tell."""
-    told = []
+    checked = []
     for what, value, holds, bound in PROMISES:
         try:
             number = value(figures)
         except (KeyError, TypeError):  # a workload that was not run, a baseline that does not fit
             continue
-        told.append((what, number, bound, holds(number)))
-    return told
+        checked.append((what, number, bound, holds(number)))
+    return checked
 
 
 def print_report(figures: dict[str, dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import Table, clear_padding, map_tables
 from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Broadcast, ClientView, Summed, Tree, Weights, is_summed
@@ -18,7 +19,7 @@ def client_weight(by: By, power: float) -> Callable[[ClientView], jax.Array]:
     """What a client's update weighs: (training examples | train interactions | 1) ** power."""
     measures = {
         "examples": lambda client: client.weight,
-        "activity": lambda client: client.activity,
+        "activity": lambda client: client.num_train,
         "uniform": lambda client: jnp.ones_like(client.weight),
     }
     if by not in measures:
@@ -43,6 +44,7 @@ def map_averaged(function: Callable[[Tree], Tree], update: Tree) -> Tree:
     return jax.tree.map(lambda new, old: old if is_summed(new) else new, done, update, is_leaf=is_summed)
 
 
+@named("channel")
 def mean(count: int = 0) -> Channel:
     """The plain mean 1/M over the clients that reported (McMahan et al. 2017, with equal weights), or 1/count: under
     differential privacy the expected cohort, as who reported is private.
@@ -59,6 +61,7 @@ def mean(count: int = 0) -> Channel:
     return link(decode=decode, l2_gain=lambda bound: bound, reads_cohort_size=not count, is_average=True, name="mean")
 
 
+@named("channel")
 def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
     """Mean with weights n_k / n (McMahan et al. 2017, algorithm 1), n_k = measure ** power.
 
@@ -80,6 +83,7 @@ def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
     return link(encode, decode, is_average=True, name="weighted_mean")
 
 
+@named("channel")
 def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, counted: float = 1.0) -> Channel:
     """Divides each row of a table by the summed weight of the clients that hold it, other leaves by that of all.
 
@@ -122,6 +126,7 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
     return link(encode, decode, is_average=True, name="per_row_mean")
 
 
+@named("channel")
 def cluster_mean() -> Channel:
     """Averages each of several models side by side (`algorithms.ifca`) over the clients that chose it, rows of tables
     over those of them that hold the row; what nobody chose rests. In place of a mean."""
@@ -132,13 +137,13 @@ def cluster_mean() -> Channel:
         return (), ()
 
     def encode(update, sent, client):
-        belongs, held = update.extra
-        return (update.params, Weights(clear_padding(held, client.held)), belongs), client.link_state
+        membership, held = update.extra
+        return (update.params, Weights(clear_padding(held, client.held)), membership), client.link_state
 
     def decode(total, state, round):
-        params, held, belongs = total
-        mean = map_tables(lambda x: divide_or_zero(x, held.values.rows), lambda x: divide_or_zero(x, belongs), params)
-        seen = {"clusters/empty": (belongs == 0).sum()}
-        return Broadcast(mean, ()), state, seen
+        params, held, members = total
+        mean = map_tables(lambda x: divide_or_zero(x, held.values.rows), lambda x: divide_or_zero(x, members), params)
+        metrics = {"clusters/empty": (members == 0).sum()}
+        return Broadcast(mean, ()), state, metrics
 
     return link(encode, decode, init, is_average=True, name="cluster_mean")

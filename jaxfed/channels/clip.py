@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import l2_norm, map_tables
 from jaxfed.core.tree import scale_tree, sum_last
 from jaxfed.core.types import Mean, Tree
@@ -24,6 +25,7 @@ def shrink_to_bound(update: Tree, bound: jax.typing.ArrayLike) -> tuple[Tree, ja
     return scale_tree(jnp.minimum(1, bound / jnp.where(length > 0, length, 1)), update), length
 
 
+@named("channel")
 def clip(bound: float = 1.0) -> Channel:
     """Scales an update whose L2 norm is above `bound` down to it (McMahan et al. 2018, "flat clipping").
 
@@ -45,6 +47,7 @@ def clip(bound: float = 1.0) -> Channel:
     )
 
 
+@named("channel")
 def clip_per_row(bound: float = 0.1) -> Channel:
     """Scales each row of a table, and each other leaf as a whole, down to an L2 norm of `bound`.
 
@@ -63,6 +66,7 @@ def clip_per_row(bound: float = 0.1) -> Channel:
     return link(encode, l2_gain=lambda before: before, name="clip_per_row")
 
 
+@named("channel")
 def zero_out(bound: float = 10.0) -> Channel:
     """An update whose L2 norm is above `bound` counts as zero, so outliers are ignored.
 
@@ -81,6 +85,14 @@ def zero_out(bound: float = 10.0) -> Channel:
     return link(encode, l2_gain=lambda before: min(before, bound), metrics=metrics, name="zero_out")
 
 
+def check_adaptive_clip(bound: float, quantile: float, rate: float, share: float) -> None:
+    """Raises ValueError for arguments of `adaptive_clip` that cannot be."""
+    check_bound("adaptive_clip.bound", bound)
+    if not 0 < quantile < 1 or rate <= 0 or share <= 0:
+        raise ValueError("adaptive_clip: the quantile lies between 0 and 1, rate and share are positive")
+
+
+@named("channel")
 def adaptive_clip(
     bound: float = 1.0, quantile: float = 0.5, rate: float = 0.2, share: float = 0.1, count: int = 0
 ) -> Channel:
@@ -96,9 +108,7 @@ def adaptive_clip(
         share: Magnitude of the extra number (+share/2 or -share/2) that says whether the norm was within the bound.
         count: Expected cohort size; required under differential privacy. 0: number of clients that reported.
     """
-    check_bound("adaptive_clip.bound", bound)
-    if not 0 < quantile < 1 or rate <= 0 or share <= 0:
-        raise ValueError("adaptive_clip: the quantile lies between 0 and 1, rate and share are positive")
+    check_adaptive_clip(bound, quantile, rate, share)
 
     def encode(update, now, client):
         kept, length = shrink_to_bound(update, now)
@@ -112,8 +122,7 @@ def adaptive_clip(
 
     def decode(total, now, round):
         update, within = total
-        asked = count or jnp.maximum(round.present.sum(), 1)
-        fraction = jnp.clip(within / share / asked + 0.5, 0, 1)
+        fraction = jnp.clip(within / share / (count or jnp.maximum(round.present.sum(), 1)) + 0.5, 0, 1)
         return scale_tree(now, update), now * jnp.exp(-rate * (fraction - quantile)), {"clip/bound": now}
 
     return link(

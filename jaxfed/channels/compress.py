@@ -1,32 +1,24 @@
-"""Links that make messages smaller.
+"""Links that code the numbers of a message in few bits.
 
-`rotate` and `low_rank` are linear: the server undoes them on the sum. The others make codes that mean something one
-message at a time only: the server reads each before the sum (`Channel.decode_message`), so they come last in a chain.
+Codes mean something one message at a time only: the server reads each before the sum (`Channel.decode_message`), so
+they come last in a chain. So do those of `channels.sparse`; those of `channels.linear_maps` are undone on the sum.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxfed.channels.linear_maps import rotate
 from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, encode_message, link
+from jaxfed.core.recipe import named
 from jaxfed.core.streams import WEIGHTS
 from jaxfed.core.tables import Table, is_table
 from jaxfed.core.tree import stochastic_round, subtract, sum_last, zeros_like
-from jaxfed.core.types import Coded, Kept, Key, Tree, Weights
-
-
-def map_leaves(function: Callable, tree: Tree, key: Key | None = None) -> Tree:
-    """Maps function(array, is it a table?, a key of its own) over a tree; what comes of a table is marked again."""
-    nodes, structure = jax.tree.flatten(tree, is_leaf=is_table)
-
-    def node(i, x):
-        own = None if key is None else jax.random.fold_in(key, i)
-        return Table(function(x.rows, True, own)) if is_table(x) else function(x, False, own)
-
-    return jax.tree.unflatten(structure, [node(i, x) for i, x in enumerate(nodes)])
+from jaxfed.core.types import Coded, Key, Weights
 
 
 def with_error_feedback(code: Channel) -> Channel:
@@ -34,14 +26,38 @@ def with_error_feedback(code: Channel) -> Channel:
     al. 2019). Stores one full item table per client (clients x items x dim numbers)."""
 
     def encode(update, sent, client):
-        wanted = jax.tree.map(jnp.add, update, client.link_state)
-        message, _ = encode_message(code, wanted, sent, client._replace(link_state=()))
+        corrected = jax.tree.map(jnp.add, update, client.link_state)
+        message, _ = encode_message(code, corrected, sent, client._replace(link_state=()))
         assert code.decode_message
-        return message, subtract(wanted, code.decode_message(message, sent, client._replace(link_state=None, key=None)))
+        return message, subtract(
+            corrected, code.decode_message(message, sent, client._replace(link_state=None, key=None))
+        )
 
     # what was held back may come all at once: nothing bounds the norm
     claims = code.claims._replace(l2_gain=None)
     return code._replace(init=lambda example: ((), zeros_like(example)), encode=encode, claims=claims)
+
+
+def split_by_scale(x: jax.Array, in_table: bool) -> jax.Array:
+    """[scales, ...]: numbers by the scale that they have, one for each row of a table with several columns."""
+    return x if in_table and x.ndim > 1 else x[None]  # a number a row: one scale for all rows
+
+
+def encode_node(code: Callable, node: Any, key: Key) -> tuple[Any, Any]:
+    """(codes, scale) of a node by code(x, in a table, key), marked as tables where they have its rows."""
+    x = node.rows if is_table(node) else node
+    codes, scale = code(x, is_table(node), key)
+    by_row = is_table(node) and x.ndim > 1
+    return (Table(codes) if is_table(node) else codes), (Table(scale) if by_row else scale)
+
+
+def read_node(value: Callable, node: Any, scale: Any) -> Any:
+    """What a node of codes means; value(codes): in scales."""
+    coded, in_table = (node.rows, True) if is_table(node) else (node, False)
+    scale = scale.rows if is_table(scale) else scale
+    whole = split_by_scale(value(coded.values), in_table)
+    x = (whole * scale.reshape(scale.shape + (1,) * (whole.ndim - 1))).reshape(coded.values.shape)
+    return Table(x) if in_table else x
 
 
 def scaled_code(code: Callable, value: Callable, name: str, bits: int) -> Channel:
@@ -51,44 +67,31 @@ def scaled_code(code: Callable, value: Callable, name: str, bits: int) -> Channe
     are not there to fill a block; value(codes) -> what a code means, in scales.
     """
 
-    def shape(x, in_table):
-        return x if in_table and x.ndim > 1 else x[None]  # a number a row: one scale for all rows
-
     def encode(update, sent, client):
         def one(x, in_table, key):
-            whole = shape(x, in_table)
+            whole = split_by_scale(x, in_table)
             filled = in_table and x.ndim == 1
             entries = client.held.sum() if filled else math.prod(whole.shape[1:])
             codes, scale = code(whole, key, entries)
             return Coded(codes.reshape(x.shape), bits), scale.reshape(scale.shape[:1])
 
-        pairs = [one_node(one, node, i, client.key) for i, node in enumerate(jax.tree.leaves(update, is_leaf=is_table))]
+        pairs = [
+            encode_node(one, node, jax.random.fold_in(client.key, i))
+            for i, node in enumerate(jax.tree.leaves(update, is_leaf=is_table))
+        ]
         structure = jax.tree.structure(update, is_leaf=is_table)
         codes, scales = (jax.tree.unflatten(structure, [pair[i] for pair in pairs]) for i in (0, 1))
         return (codes, scales), client.link_state
 
-    def one_node(one, node, i, key):
-        x = node.rows if is_table(node) else node
-        codes, scale = one(x, is_table(node), jax.random.fold_in(key, i))
-        by_row = is_table(node) and x.ndim > 1
-        return (Table(codes) if is_table(node) else codes), (Table(scale) if by_row else scale)
-
     def decode_message(message, sent, client):
         codes, scales = message
-
-        def meant(node, scale):
-            coded, in_table = (node.rows, True) if is_table(node) else (node, False)
-            scale = scale.rows if is_table(scale) else scale
-            whole = shape(value(coded.values), in_table)
-            x = (whole * scale.reshape(scale.shape + (1,) * (whole.ndim - 1))).reshape(coded.values.shape)
-            return Table(x) if in_table else x
 
         def stop(node):
             return is_table(node) or isinstance(node, Coded)
 
         structure = jax.tree.structure(codes, is_leaf=stop)
         each = zip(jax.tree.leaves(codes, is_leaf=stop), jax.tree.leaves(scales, is_leaf=is_table), strict=True)
-        return jax.tree.unflatten(structure, [meant(*pair) for pair in each])
+        return jax.tree.unflatten(structure, [read_node(value, *pair) for pair in each])
 
     return link(encode, decode_message=decode_message, name=name)
 
@@ -142,6 +145,7 @@ def is_weights(node: object) -> bool:
     return isinstance(node, Weights)
 
 
+@named("channel")
 def quantize(bits: int = 8, keep_error: bool = False) -> Channel:
     """Stochastic uniform quantisation (QSGD, Alistarh et al. 2017): integers of `bits` bits in units of the largest
     number, right on average; 2 bits are TernGrad (Wen et al. 2017).
@@ -152,11 +156,12 @@ def quantize(bits: int = 8, keep_error: bool = False) -> Channel:
             table per client (clients x items x dim numbers).
     """
     if not 2 <= bits <= 16:
-        raise ValueError(f"quantise.bits is {bits}: it must be 2 to 16")
-    made = uniform_code(bits, stochastic_round, "quantise")
+        raise ValueError(f"quantize.bits is {bits}: it must be 2 to 16")
+    made = uniform_code(bits, stochastic_round, "quantize")
     return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
+@named("channel")
 def sign(keep_error: bool = True) -> Channel:
     """One bit a number, and the mean of their sizes (scaled sign, Karimireddy et al. 2019).
 
@@ -173,6 +178,7 @@ def sign(keep_error: bool = True) -> Channel:
     return keep_weights_apart(with_error_feedback(made) if keep_error else made)
 
 
+@named("channel")
 def drive() -> Channel:
     """One bit a number after a random rotation, with the scale that makes it right on average (DRIVE, Vargaftik et al.
     2021)."""
@@ -184,188 +190,3 @@ def drive() -> Channel:
     return chain(
         rotate(), keep_weights_apart(scaled_code(code, lambda codes: 2 * codes.astype(jnp.float32) - 1, "drive", 1))
     )
-
-
-def hadamard_transform(x: jax.Array) -> jax.Array:
-    """The orthonormal Walsh-Hadamard transform of the last axis, whose length is a power of two; its own inverse."""
-    size, lead = x.shape[-1], x.shape[:-1]
-    half = 1
-    while half < size:
-        pairs = x.reshape(*lead, size // (2 * half), 2, half)
-        x = jnp.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], -2).reshape(
-            *lead, size
-        )
-        half *= 2
-    return x / jnp.sqrt(jnp.float32(size))
-
-
-def rotate() -> Channel:
-    """Random signs, then a Hadamard transform, along the last axis where its length is a power of two (Suresh et al.
-    2017): numbers become of one size, and a coarse code loses less. The server turns the sum back."""
-
-    def signs(x, key):
-        return jax.random.rademacher(key, x.shape[-1:], x.dtype)
-
-    def turns(x):
-        return x.ndim and x.shape[-1] > 1 and x.shape[-1] & (x.shape[-1] - 1) == 0
-
-    def columns(x, in_table):
-        return turns(x) and not (in_table and x.ndim == 1)  # rows are not columns
-
-    def encode(update, sent, client):
-        def turn(x, in_table, key):
-            return hadamard_transform(x * signs(x, key)) if columns(x, in_table) else x
-
-        return map_leaves(turn, update, client.public), client.link_state
-
-    def decode(total, state, round):
-        def back(x, in_table, key):
-            return hadamard_transform(x) * signs(x, key) if columns(x, in_table) else x
-
-        return map_leaves(back, total, round.key), state, {}
-
-    return link(encode, decode, l2_gain=lambda bound: bound, is_average=False, name="rotate")
-
-
-def kept_count(share: float, entries: jax.Array) -> jax.Array:
-    """ceil(share * entries), the share in ten thousandths, without an overflow of int32; see `wire.kept`."""
-    parts = round(share * 10_000)
-    return entries // 10_000 * parts + -(-(entries % 10_000 * parts) // 10_000)
-
-
-def bisect_int32(enough: Callable, wanted: bool | jax.Array = True) -> jax.Array:
-    """The largest int32 t >= 0 for which enough(t) holds; it holds for 0, and for none beyond the first it fails. Not
-    wanted: 0, at no cost if that is so for all clients of a block."""
-
-    def narrow(i, least):
-        higher = least | (1 << (30 - i))
-        return jnp.where(enough(higher), higher, least)
-
-    return jax.lax.fori_loop(0, jnp.where(wanted, 31, 0), narrow, jnp.int32(0))
-
-
-def select_largest(x: jax.Array, count: jax.Array) -> jax.Array:
-    """bool like x: the `count` >= 1 largest of numbers that are not negative, the first of equal ones.
-
-    By bisection on the bits of floats, which are ordered as the numbers are: no sort.
-    """
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
-    least = bisect_int32(lambda t: (bits >= t).sum() >= count)
-    above, equal = bits > least, bits == least
-    place = jnp.arange(x.size)[::-1].reshape(x.shape)
-    left = count - above.sum()
-    tied = equal.sum() > left
-    return above | (equal & (place >= bisect_int32(lambda t: (equal & (place >= t)).sum() >= left, tied)))
-
-
-def sparse_code(share: float, pick: Callable, known: bool, gain: Callable, name: str) -> Channel:
-    """Sends a share of the numbers of each leaf; pick(x, key) -> a size for each, of which the largest are sent."""
-    if not 0.0001 <= share <= 1:
-        raise ValueError(f"{name}.share is {share}: it must lie between 0.0001 and 1")
-
-    def encode(update, sent, client):
-        held = client.held.sum()
-
-        def one(x, in_table, key):
-            here = jnp.ones(x.shape, bool)
-            if in_table:  # rows that are only there to fill a block are nobody's
-                here &= client.held.reshape((-1,) + (1,) * (x.ndim - 1))
-            entries = held * math.prod(x.shape[1:]) if in_table else jnp.int32(x.size)
-            count = kept_count(share, entries)
-            chosen = select_largest(jnp.where(here, pick(x, key), 0), count) & here
-            return Kept(jnp.where(chosen, x, 0) * gain(entries, count), chosen, share, known)
-
-        return map_leaves(one, update, jax.random.fold_in(client.public, client.id)), client.link_state
-
-    def decode_message(message, sent, client):
-        return jax.tree.map(lambda node: node.values, message, is_leaf=lambda node: isinstance(node, Kept))
-
-    return link(encode, decode_message=decode_message, name=name)
-
-
-def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
-    """The largest share of the numbers of each leaf, and where they are (Aji and Heafield 2017).
-
-    Args:
-        share: Share of the numbers that is sent.
-        keep_error: Error feedback: the compression error is added to the client's next message. Stores one full item
-            table per client (clients x items x dim numbers).
-    """
-    made = sparse_code(share, lambda x, key: jnp.abs(x), False, lambda entries, count: 1.0, "top_k")
-    made = made._replace(
-        claims=made.claims._replace(l2_gain=lambda bound: bound)
-    )  # a part of a vector is no longer than it
-    return keep_weights_apart(with_error_feedback(made) if keep_error else made)
-
-
-def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
-    """A share of the numbers of each leaf, at places that client and server draw alike: only the numbers are sent.
-
-    Divided by that share, which makes them right on average, unless errors are fed back.
-
-    Args:
-        share: Share of the numbers that is sent.
-        keep_error: Error feedback: the compression error is added to the client's next message. Stores one full item
-            table per client (clients x items x dim numbers).
-    """
-
-    def pick(x, key):
-        return 1 + jax.random.uniform(key, x.shape)
-
-    def gain(entries, count):
-        return 1.0 if keep_error else entries / jnp.maximum(count, 1)
-
-    made = sparse_code(share, pick, True, gain, "random_k")
-    return keep_weights_apart(with_error_feedback(made) if keep_error else made)
-
-
-def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
-    """Sends the coordinates of each row in `rank` random orthonormal directions, drawn anew each round (in the manner
-    of CoLR, Nguyen et al. 2024: one factor is random and known to all, the other is learned).
-
-    Linear: the server multiplies the sum by the directions, and by `gain`. The directions are columns of a Hadamard
-    matrix with random signs; leaves whose last axis is no power of two above `rank` are sent whole.
-
-    Args:
-        rank: Directions, which are the numbers sent of a row.
-        gain: What the server multiplies by. 0: columns / rank, which makes it right on average.
-    """
-    if rank < 1:
-        raise ValueError(f"low_rank.rank is {rank}: it must be at least 1")
-
-    def cut(columns):
-        return columns > rank and columns & (columns - 1) == 0
-
-    def directions(columns, key):
-        signs, order = jax.random.split(key)
-        flips = jax.random.rademacher(signs, (columns, 1), jnp.float32)
-        return (flips * hadamard_transform(jnp.eye(columns)))[:, jax.random.permutation(order, columns)[:rank]]
-
-    def wide(x, in_table):
-        return x.ndim > 1 or (x.ndim == 1 and not in_table)
-
-    def encode(update, sent, client):
-        def one(x, in_table, key):
-            if not (wide(x, in_table) and cut(x.shape[-1])):
-                return x
-            return x @ directions(x.shape[-1], key)
-
-        return map_leaves(one, update, client.public), client.link_state
-
-    def init(example):
-        # shapes of the state, which stays zero, say how many columns there were (a checkpoint holds no empty arrays)
-        nodes = [(x.rows, True) if is_table(x) else (x, False) for x in jax.tree.leaves(example, is_leaf=is_table)]
-        return [jnp.zeros(x.shape[-1] if wide(x, in_table) else ()) for x, in_table in nodes], ()
-
-    def decode(total, state, round):
-        nodes, structure = jax.tree.flatten(total, is_leaf=is_table)
-        whole = []
-        for i, (node, was) in enumerate(zip(nodes, jax.tree.leaves(state), strict=True)):
-            x, in_table = (node.rows, True) if is_table(node) else (node, False)
-            if was.ndim and cut(was.size):
-                x = (gain or was.size / rank) * x @ directions(was.size, jax.random.fold_in(round.key, i)).T
-            whole.append(Table(x) if in_table else x)
-        return jax.tree.unflatten(structure, whole), state, {}
-
-    l2_gain = (lambda bound: bound) if 0 < gain <= 1 else None
-    return link(encode, decode, init, l2_gain=l2_gain, is_average=False, name="low_rank")

@@ -14,7 +14,8 @@ import numpy as np
 from jaxfed.channels.noise import add_normal_noise, check_sensitivity
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
-from jaxfed.core.types import Mechanism, Sampler
+from jaxfed.core.recipe import named
+from jaxfed.core.types import Key, Mechanism, Sampler, Tree
 
 LONGEST = 4096  # rounds: the sensitivity is computed from the whole matrix
 BUFFERS = 3  # of a BLT; more take minutes to optimise and gain a few per cent
@@ -76,8 +77,8 @@ def tree_noise_stream(rounds: int) -> Any:
 
 
 @functools.cache
-def noise_strategy(kind: str, rounds: int, apart: int, times: int) -> tuple[np.ndarray, Any]:
-    """(C [T, T], C^-1 as a stream) for clients that take part `times` times at most, `apart` rounds apart at least.
+def noise_strategy(kind: str, rounds: int, separation: int, times: int) -> tuple[np.ndarray, Any]:
+    """(C [T, T], C^-1 as a stream) for clients in at most `times` rounds, which are at least `separation` apart.
 
     Both are jax-privacy's, optimised for the mean (banded) or largest (BLT) error of the sums of the first rounds.
     """
@@ -86,17 +87,32 @@ def noise_strategy(kind: str, rounds: int, apart: int, times: int) -> tuple[np.n
     from jax_privacy.matrix_factorization import buffered_toeplitz, toeplitz  # seconds to import
 
     if kind == "banded":
-        coefficients = toeplitz.optimize_banded_toeplitz(rounds, min(apart, rounds))
+        coefficients = toeplitz.optimize_banded_toeplitz(rounds, min(separation, rounds))
         matrix = toeplitz.materialize_lower_triangular(toeplitz.pad_coefs_to_n(coefficients, rounds))
         return np.asarray(matrix, np.float64), toeplitz.inverse_as_streaming_matrix(coefficients)
     with jax.enable_x64():
-        asked = {"n": rounds, "min_sep": apart, "max_participations": times}
-        found = buffered_toeplitz.optimize(**asked, min_buffers=BUFFERS, max_buffers=BUFFERS)
-        matrix = np.asarray(found.materialize(rounds))
-    single = jax.tree.map(lambda x: np.asarray(x, np.float32), found)
+        options = {"n": rounds, "min_sep": separation, "max_participations": times}
+        optimal = buffered_toeplitz.optimize(**options, min_buffers=BUFFERS, max_buffers=BUFFERS)
+        matrix = np.asarray(optimal.materialize(rounds))
+    single = jax.tree.map(lambda x: np.asarray(x, np.float32), optimal)
     return matrix, single.inverse_as_streaming_matrix()
 
 
+def fit_strategy(kind: str, rounds: int, patterns: np.ndarray) -> tuple[np.ndarray, Any]:
+    """`noise_strategy` for clients that take part in the rounds of one of the patterns, bool [patterns, rounds]."""
+    separation = min((int(np.diff(np.flatnonzero(each)).min(initial=rounds)) for each in patterns), default=rounds)
+    return noise_strategy(kind, rounds, separation, int(patterns.sum(1).max()))
+
+
+def add_streamed_noise(stream: Any, total: Tree, state: Tree, stddev: float, key: Key) -> tuple[Tree, Tree]:
+    """(a sum with the next noise of a stream, the stream's state); stddev: of the numbers that the stream mixes."""
+    leaves, structure = jax.tree.flatten(total)
+    drawn = add_normal_noise([jnp.zeros_like(x) for x in leaves], stddev, key)
+    noise, state = stream.multiply_next(drawn, state)
+    return jax.tree.unflatten(structure, [x + n for x, n in zip(leaves, noise, strict=True)]), state
+
+
+@named("channel")
 def correlated(
     rounds: int, num_clients: int, sampler: Sampler, multiplier: float = 1.0, kind: Kind = "banded"
 ) -> Channel:
@@ -116,8 +132,7 @@ def correlated(
     if rounds > LONGEST:
         raise ValueError(f"correlated: its matrix is for {LONGEST:,} rounds at most, and the run has {rounds:,}")
     patterns = participation_patterns(sampler.kind, num_clients, sampler.size, rounds)
-    apart = min((int(np.diff(np.flatnonzero(each)).min(initial=rounds)) for each in patterns), default=rounds)
-    matrix, stream = noise_strategy(kind, rounds, apart, int(patterns.sum(1).max()))
+    matrix, stream = fit_strategy(kind, rounds, patterns)
 
     def init(example):
         return stream.init_multiply(jax.tree.leaves(example)), ()
@@ -128,11 +143,8 @@ def correlated(
     def decode(total, state, round):
         bound = check_sensitivity("correlated", multiplier, round.bound)
         stddev = multiplier * strategy_norm(matrix, patterns) * bound
-        leaves, structure = jax.tree.flatten(total)
-        drawn = add_normal_noise([jnp.zeros_like(x) for x in leaves], stddev, round.key)
-        noise, state = stream.multiply_next(drawn, state)
-        summed = [x + n for x, n in zip(leaves, noise, strict=True)]
-        return jax.tree.unflatten(structure, summed), state, {"noise/stddev": jnp.float32(stddev)}
+        noisy, state = add_streamed_noise(stream, total, state, stddev, round.key)
+        return noisy, state, {"noise/stddev": jnp.float32(stddev)}
 
     return link(
         decode=decode,

@@ -4,11 +4,13 @@ import jax.numpy as jnp
 
 from jaxfed.channels.average import drop_sums, map_averaged
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import Table, map_tables
 from jaxfed.core.tree import subtract, zeros_like
 from jaxfed.core.types import Weights
 
 
+@named("channel")
 def difference() -> Channel:
     """The reference form of federated gradient aggregation: clients send u_k - g, the server adds the mean back.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxfed.channels.integer_noise import integer_noise_link
 from jaxfed.core.link import Channel
+from jaxfed.core.recipe import named
 from jaxfed.core.types import Key
 
 LARGEST = 4096.0  # standard deviation in grid units: the table has some ten entries for each
@@ -49,6 +50,7 @@ def draw_discrete_gaussian(key: Key, stddev: float, shape: tuple[int, ...]) -> j
     return jnp.where(jax.random.bits(for_sign, shape, jnp.uint8) & 1 == 1, -distance, distance)
 
 
+@named("channel")
 def discrete_gaussian(slots: int, multiplier: float = 1.0, fraction_bits: int = 8) -> Channel:
     """Central differential privacy on integers: x * 2^fraction_bits, rounded at random, and discrete Gaussian noise on
     the sum, `multiplier` times what one client can add (Canonne, Kamath and Steinke 2020; Kairouz et al. 2021).

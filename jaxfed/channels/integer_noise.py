@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxfed.channels.noise import check_sensitivity
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, Reveals, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import l2_norm
 from jaxfed.core.tree import stochastic_round
 from jaxfed.core.types import Key, Mechanism, Tree
@@ -145,6 +146,7 @@ def integer_noise_link(
     )
 
 
+@named("channel")
 def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, into a sum modulo 2^32 that has Skellam noise (Agarwal,
     Kairouz and Liu 2021).

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import Table, is_table, num_rows
 from jaxfed.core.types import Key, Mechanism, Tree
 
@@ -38,6 +39,7 @@ def check_sensitivity(name: str, multiplier: float, norm: float) -> float:
     return norm
 
 
+@named("channel")
 def gaussian(multiplier: float = 1.0) -> Channel:
     """Central differential privacy: normal noise on the decoded sum (McMahan et al. 2018, "Learning differentially
     private recurrent language models").
@@ -72,6 +74,7 @@ class WholeTable(NamedTuple):
     rows: Any
 
 
+@named("channel")
 def densify() -> Channel:
     """A client sends every row of every table, zeros where it holds none. Zeros still tell which: only with noise on
     each message (`local_gaussian`) or a sum of hidden ones (`ring`, `pads`) do neither its rows nor their number show.
@@ -97,6 +100,7 @@ def densify() -> Channel:
     return link(encode, decode, is_average=False, l2_gain=lambda bound: bound, needs_all_rows=True, name="densify")
 
 
+@named("channel")
 def local_gaussian(multiplier: float = 1.0) -> Channel:
     """Local differential privacy: each client adds the noise itself, to a message that shows no rows (`densify`).
 

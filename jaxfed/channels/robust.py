@@ -20,12 +20,12 @@ import numpy as np
 
 from jaxfed.core.aggregate import gather_then
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import is_table, map_tables
 from jaxfed.core.types import Messages, Tree
 
 Rule = Callable[[jax.Array, jax.Array, int, jax.Array], jax.Array]
 PIECE = 1 << 13  # contributions that are compared at a time: they stay in the cache
-CHUNK = 1 << 23  # numbers of a dense piece of the cohort's messages: 32 MB
 
 
 def reduce_over_holders(rule: Rule) -> Callable[[Messages, int], Tree]:
@@ -156,6 +156,7 @@ def check_float_messages(example: Tree) -> tuple[Tree, Tree]:
 MEDIAN = gather_then(reduce_over_holders(trimmed_group_mean(lambda n: jnp.maximum(n - 1, 0) // 2)))
 
 
+@named("channel")
 def median() -> Channel:
     """The coordinate-wise median (Yin et al. 2018), the mean of the middle two of an even number.
 
@@ -164,6 +165,7 @@ def median() -> Channel:
     return link(aggregator=MEDIAN, init=check_float_messages, name="median")
 
 
+@named("channel")
 def trimmed_mean(fraction: float = 0.2) -> Channel:
     """The coordinate-wise mean without a share of the contributions at either end (Yin et al. 2018).
 
@@ -190,6 +192,7 @@ def trimmed_mean(fraction: float = 0.2) -> Channel:
 # --- by distance ----------------------------------------
 
 
+@named("channel")
 def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Channel:
     """The point of least summed distance to the contributions (RFA: Pillutla et al. 2022), by the smoothed Weiszfeld
     algorithm: a mean with weights 1 / max(smoothing, distance to the last one), so many times, from the plain mean.
@@ -216,94 +219,3 @@ def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Channel:
         return jax.lax.fori_loop(0, iterations, closer, weighted(jnp.ones((len(x), 1))))
 
     return link(aggregator=gather_then(reduce_over_holders(rule)), init=check_float_messages, name="geometric_median")
-
-
-def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
-    """Krum: the update with the least summed distance to its n - byzantine - 2 nearest of n; multi-Krum: the mean of
-    the `selected` best (Blanchard et al. 2017). For a row: the mean of those of them that hold it, 0 where none does.
-
-    The distance of two clients is the mean squared difference of the coordinates that both have: of the rows that both
-    hold, and of all other leaves. Two that share none are as far apart as the farthest pair. Equal scores: the smaller
-    id. Takes M^2 x (rows of the cohort) x D operations for M clients, in matrix products, and memory for M^2 numbers.
-
-    Raises ValueError where 2 * byzantine + 3 are more than slots: beyond, no choice is safe. The same holds of those
-    who report, which nobody checks.
-
-    Args:
-        slots: The largest number of clients in a round.
-        byzantine: The largest number of malicious clients in a round.
-        selected: How many of the best are averaged. 1: Krum; more: multi-Krum.
-    """
-    if byzantine < 0 or selected < 1:
-        raise ValueError("krum: byzantine must be at least 0 and selected at least 1")
-    if slots < 2 * byzantine + 3:
-        most = max(slots - 3, 0) // 2
-        raise ValueError(f"krum: a cohort of {slots} clients bears at most {most} malicious: lower byzantine")
-
-    def reduce(part, size):
-        ids, chosen = select_best(part, size, byzantine, selected)
-
-        def rule(x, group, size, owner):
-            one = chosen.at[jnp.searchsorted(ids, owner)].get(mode="fill", fill_value=False).astype(x.dtype)[:, None]
-            return sum_groups(one * x, group, size) / jnp.maximum(sum_groups(one, group, size), 1)
-
-        return reduce_over_holders(rule)(part, size)
-
-    return link(aggregator=gather_then(reduce), init=check_float_messages, name="krum")
-
-
-def select_best(part: Messages, size: int, byzantine: int, selected: int) -> tuple[jax.Array, jax.Array]:
-    """(int [M]: ids of the cohort, ascending, bool [M]: who of them has one of the least scores)."""
-    ids, here, square, shared = pairwise_distances(part, size)
-    other = here[:, None] & here & ~jnp.eye(len(ids), dtype=bool)
-    apart = jnp.where(shared > 0, jnp.maximum(square, 0) / jnp.maximum(shared, 1), 0)
-    apart = jnp.where(shared > 0, apart, jnp.max(apart, where=other, initial=0))
-    nearest = jnp.sort(jnp.where(other, apart, jnp.inf), axis=1)
-    place, n = jnp.arange(len(ids)), here.sum()
-    near = (place < jnp.maximum(n - byzantine - 2, 1)) & jnp.isfinite(nearest)
-    score = jnp.sum(jnp.where(near, nearest, 0), 1)
-    order = jnp.lexsort((score, ~here))  # stable
-    return ids, jnp.zeros(len(ids), bool).at[order].set(place < selected) & here
-
-
-def pairwise_distances(part: Messages, size: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(ids [M] ascending, present [M], squared distances [M, M] of the coordinates two share, their number [M, M]).
-
-    Clients in the order of their ids, so that no sum depends on the blocks they came in. Rows are taken in pieces of
-    the catalogue, dense: products of matrices instead of a pass over all rows for each client.
-    """
-    order = jnp.argsort(part.ids)
-    ids, here = part.ids[order], part.present[order]
-    tables, leaves = (concatenate_columns(arrays) for arrays in split_tables(part.messages))
-    square, shared = jnp.zeros((2, len(ids), len(ids)))
-    if leaves.size:
-        square, shared = pairwise_products(leaves[order][:, None], here[:, None])
-    if tables.size:
-        clients, width = len(ids), tables.shape[1]
-        each = max(1, min(CHUNK // (clients * width), size))
-        by_row, end = jnp.argsort(part.rows), jnp.cumsum(count_contributions(part.rows, size))
-        who = jnp.searchsorted(ids, part.owner)
-
-        def piece(total, first):
-            begin = jnp.where(first > 0, end.at[first - 1].get(mode="clip"), 0)
-            entry = by_row.at[begin + jnp.arange(each * clients)].get(mode="fill", fill_value=len(by_row))
-            row = part.rows.at[entry].get(mode="fill", fill_value=size)
-            row = jnp.where((row < size) & (row - first < each), row - first, each)  # the next pieces' lie past the end
-            place = who.at[entry].get(mode="clip"), row
-            dense = jnp.zeros((clients, each, width)).at[place].set(tables.at[entry].get(mode="clip"), mode="drop")
-            held = jnp.zeros((clients, each)).at[place].set(1, mode="drop")
-            return jax.tree.map(jnp.add, total, pairwise_products(dense, held)), None
-
-        (square, shared), _ = jax.lax.scan(piece, (square, shared), jnp.arange(0, size, each))
-    return ids, here, (square + square.T) / 2, shared  # the same both ways to the last bit, or ties are none
-
-
-def pairwise_products(x: jax.Array, held: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(squared distances [M, M], their coordinates [M, M]) of x [M, k, D] over the rows that two clients hold;
-    held [M, k], x is zero elsewhere."""
-    held, flat, norm = held.astype(x.dtype), x.reshape(len(x), -1), jnp.sum(x * x, -1)
-
-    def by(a, b):
-        return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
-
-    return by(norm, held) + by(held, norm) - 2 * by(flat, flat), x.shape[2] * by(held, held)

@@ -4,19 +4,46 @@ The protocol by which parties agree on their pads, and take back those of the lo
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import num_rows
 from jaxfed.core.tree import stochastic_round
-from jaxfed.core.types import Mean
+from jaxfed.core.types import Key, Mean, Tree
 
 BITS = 32
 
 
+def check_ring(slots: int, fraction_bits: int, most: float) -> None:
+    """Raises ValueError where a sum over `slots` clients of numbers up to `most` could wrap."""
+    if most == math.inf:
+        raise ValueError("ring: nothing bounds the numbers it sums: put clip before it, or set ring.bound")
+    need = 1 + math.ceil(math.log2(slots * (most * 2.0**fraction_bits + 1)))
+    if need > BITS:
+        raise ValueError(
+            f"ring: the sum of {slots} clients up to {most:g} with {fraction_bits} fractional bits needs {need} "
+            f"bits, the ring has {BITS}: lower ring.fraction_bits to {fraction_bits - need + BITS}, or clip more"
+        )
+
+
+def round_to_ring(update: Tree, key: Key, fraction_bits: int, bound: float) -> Tree:
+    """An update in int32, x * 2^fraction_bits rounded at random; what is beyond a `bound` above 0 is cut."""
+    leaves, structure = jax.tree.flatten(update)
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
+        raise ValueError("ring: it makes integers of floats, and was given integers: use it once, before pads")
+    keys = jax.random.split(key, len(leaves))
+    rounded = [stochastic_round(x * 2.0**fraction_bits, k) for x, k in zip(leaves, keys, strict=True)]
+    if bound:  # or it would wrap
+        rounded = [jnp.clip(x, -bound * 2.0**fraction_bits, bound * 2.0**fraction_bits) for x in rounded]
+    return jax.tree.unflatten(structure, [x.astype(jnp.int32) for x in rounded])
+
+
+@named("channel")
 def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = False) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, whose sum wraps modulo 2^32 and is exact below that.
 
@@ -35,33 +62,15 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
             not simulated), and the sum is priced by them.
     """
 
-    def check(norm):
-        most = bound or norm
-        if most == math.inf:
-            raise ValueError("ring: nothing bounds the numbers it sums: put clip before it, or set ring.bound")
-        need = 1 + math.ceil(math.log2(slots * (most * 2.0**fraction_bits + 1)))
-        if need > BITS:
-            raise ValueError(
-                f"ring: the sum of {slots} clients up to {most:g} with {fraction_bits} fractional bits needs {need} "
-                f"bits, the ring has {BITS}: lower ring.fraction_bits to {fraction_bits - need + BITS}, or clip more"
-            )
-
     def encode(update, sent, client):
-        leaves, structure = jax.tree.flatten(update)
-        if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
-            raise ValueError("ring: it makes integers of floats, and was given integers: use it once, before pads")
-        keys = jax.random.split(client.key, len(leaves))
-        sent = [stochastic_round(x * 2.0**fraction_bits, k) for x, k in zip(leaves, keys, strict=True)]
-        if bound:  # what is beyond is cut, or it would wrap
-            sent = [jnp.clip(x, -bound * 2.0**fraction_bits, bound * 2.0**fraction_bits) for x in sent]
-        return jax.tree.unflatten(structure, [x.astype(jnp.int32) for x in sent]), client.link_state
+        return round_to_ring(update, client.key, fraction_bits, bound), client.link_state
 
     def decode(summed, state, round):
         return jax.tree.map(lambda x: x.astype(jnp.float32) / 2.0**fraction_bits, summed), state, {}
 
     def metrics(update, sent, client):
-        beyond = [(jnp.abs(x) > bound).any() for x in jax.tree.leaves(update)]
-        return {"ring/cut": Mean(1.0 * jnp.stack(beyond).any(), 1.0)}
+        is_cut = [(jnp.abs(x) > bound).any() for x in jax.tree.leaves(update)]
+        return {"ring/cut": Mean(1.0 * jnp.stack(is_cut).any(), 1.0)}
 
     return link(
         encode,
@@ -70,11 +79,47 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
         aggregator=SUM,
         is_average=False,
         reveals="sum and rows" if union else "sum",
-        check=check,
+        check=lambda norm: check_ring(slots, fraction_bits, bound or norm),
         name="ring",
     )
 
 
+def draw_pad(key: Key, x: jax.Array, slot: jax.Array, other: jax.Array, cohort: jax.Array) -> jax.Array:
+    """The pad that two slots of a cohort share for a leaf like x, as the first of them adds it. key: of the leaf."""
+    low, high = jnp.minimum(cohort[slot], cohort[other]), jnp.maximum(cohort[slot], cohort[other])
+    key = jax.random.fold_in(jax.random.fold_in(key, low), high)
+    bits = jax.lax.bitcast_convert_type(jax.random.bits(key, x.shape, jnp.uint32), jnp.int32)
+    return jnp.where(cohort[slot] == cohort[other], 0, jnp.where(cohort[slot] == low, bits, -bits))
+
+
+def neighbour_offsets(neighbours: int, slots: int) -> jax.Array:
+    """int32: where in the circle of slots those sit with whom a slot shares pads, from its own place."""
+    reach = min(neighbours // 2 or slots, (slots - 1) // 2)
+    offsets = [*range(1, reach + 1), *range(-reach, 0)]
+    if not neighbours and slots % 2 == 0:
+        offsets.append(slots // 2)
+    return jnp.array(offsets or [0], jnp.int32)
+
+
+def sum_pads(
+    key: Key, x: jax.Array, slot: jax.Array, cohort: jax.Array, counts: jax.Array, neighbours: int
+) -> jax.Array:
+    """The sum of the pads that `slot` shares with those who count, bool [M], for a leaf like x. key: of the leaf."""
+
+    def one(sum, step):
+        other = (slot + step) % cohort.size
+        return sum + jnp.where(counts[other], draw_pad(key, x, slot, other, cohort), 0), None
+
+    return jax.lax.scan(one, jnp.zeros(x.shape, jnp.int32), neighbour_offsets(neighbours, cohort.size))[0]
+
+
+def map_with_keys(function: Callable[[jax.Array, Key], jax.Array], tree: Tree, key: Key) -> Tree:
+    """function(leaf, its key) of every leaf."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, [function(x, jax.random.fold_in(key, n)) for n, x in enumerate(leaves)])
+
+
+@named("channel")
 def pads(neighbours: int = 0) -> Channel:
     """Adds to each client's integers the pads it shares with its neighbours, which cancel in the sum bit for bit.
 
@@ -94,51 +139,25 @@ def pads(neighbours: int = 0) -> Channel:
             raise ValueError("pads: they live in a ring of integers, and were given floats: put ring before pads")
         return (), ()
 
-    def shared(leaf_key, x, me, other, cohort):
-        """The pad of two slots, as the first of them adds it."""
-        low, high = jnp.minimum(cohort[me], cohort[other]), jnp.maximum(cohort[me], cohort[other])
-        key = jax.random.fold_in(jax.random.fold_in(leaf_key, low), high)
-        bits = jax.lax.bitcast_convert_type(jax.random.bits(key, x.shape, jnp.uint32), jnp.int32)
-        return jnp.where(cohort[me] == cohort[other], 0, jnp.where(cohort[me] == low, bits, -bits))
-
-    def steps(slots):
-        reach = min(neighbours // 2 or slots, (slots - 1) // 2)
-        offsets = [*range(1, reach + 1), *range(-reach, 0)]
-        if not neighbours and slots % 2 == 0:
-            offsets.append(slots // 2)
-        return jnp.array(offsets or [0], jnp.int32)
-
-    def added(leaf_key, x, me, cohort, counts):
-        """The sum of the pads that slot `me` shares with those who count."""
-
-        def one(sum, step):
-            other = (me + step) % cohort.size
-            return sum + jnp.where(counts[other], shared(leaf_key, x, me, other, cohort), 0), None
-
-        return jax.lax.scan(one, jnp.zeros(x.shape, jnp.int32), steps(cohort.size))[0]
-
     def encode(update, sent, client):
-        me = jnp.argmax(client.cohort == client.id)
-        everyone = jnp.ones(client.cohort.shape, bool)
-        leaves, structure = jax.tree.flatten(update)
-        padded = [
-            x + added(jax.random.fold_in(client.public, n), x, me, client.cohort, everyone)
-            for n, x in enumerate(leaves)
-        ]
-        return jax.tree.unflatten(structure, padded), client.link_state
+        slot, all_slots = jnp.argmax(client.cohort == client.id), jnp.ones(client.cohort.shape, bool)
+
+        def add(x, key):
+            return x + sum_pads(key, x, slot, client.cohort, all_slots, neighbours)
+
+        return map_with_keys(add, update, client.public), client.link_state
 
     def decode(summed, state, round):
         """Takes away the halves whose partner did not report."""
-        leaves, structure = jax.tree.flatten(summed)
 
-        def clean(n, x):
-            def one(sum, me):
-                half = added(jax.random.fold_in(round.key, n), x, me, round.clients, ~round.present)
-                return sum - jnp.where(round.present[me], half, 0), None
+        def clean(x, key):
+            def one(sum, slot):
+                half = sum_pads(key, x, slot, round.clients, ~round.present, neighbours)
+                return sum - jnp.where(round.present[slot], half, 0), None
 
             return jax.lax.scan(one, x, jnp.arange(round.clients.size))[0]
 
-        return jax.tree.unflatten(structure, [clean(n, x) for n, x in enumerate(leaves)]), state, {}
+        return map_with_keys(clean, summed, round.key), state, {}
 
     return link(
         encode,

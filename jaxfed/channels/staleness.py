@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jaxfed.channels.average import map_averaged
 from jaxfed.core.link import Channel, link
+from jaxfed.core.recipe import named
 from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Broadcast, ClientView
 
@@ -20,6 +21,7 @@ def check_exponent(name: str, exponent: float) -> None:
         raise ValueError(f"{name}.exponent is {exponent}: it must not be negative")
 
 
+@named("channel")
 def staleness(exponent: float = 0.5) -> Channel:
     """Multiplies an update by (1 + age)^-exponent (FedBuff: Nguyen et al. 2022); put it before (left of) a mean.
 
@@ -38,6 +40,7 @@ def staleness(exponent: float = 0.5) -> Channel:
     return link(encode, l2_gain=lambda bound: bound, name="staleness")
 
 
+@named("channel")
 def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
     """FedAsync (Xie et al. 2019): the server's model x becomes (1 - a) x + a y with a client's y, a = rate (1 +
     age)^-exponent, on the rows that the client holds. For a cohort of one (`buffered`, size 1) and server sgd(1.); of
@@ -60,7 +63,7 @@ def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
         return (), ()
 
     def decode_message(message, sent, client: ClientView):
-        away = jax.tree.map(jnp.add, message.params, client.drift)  # x - y, whatever y began from
-        return message._replace(params=scale_tree(rate * staleness_discount(client.age, exponent), away))
+        step = jax.tree.map(jnp.add, message.params, client.drift)  # x - y, whatever y began from
+        return message._replace(params=scale_tree(rate * staleness_discount(client.age, exponent), step))
 
     return link(init=init, decode_message=decode_message, name="mixing")

@@ -149,16 +149,16 @@ def folder_size(folder: Path) -> str:
 
 def folder_problems(folder: Path, variable: str) -> list[str]:
     """What is wrong with a folder of a cache, or with where it will be made."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    mend = f"set {variable} to a folder of your own"
-    if not there.is_dir():
-        return [f"{there} is a file, a folder is needed: {mend}"]
-    if not os.access(there, os.W_OK | os.X_OK):
-        return [f"no write access to {there}: {mend}"]
-    if there == folder and there.stat().st_mode & OTHERS_MAY_WRITE:
-        return [f"other users may write to {there}, so it cannot be trusted: chmod go-w {there}"]
-    free = shutil.disk_usage(there).free
-    return [f"only {free / 1e6:,.0f} MB are free at {there}: free some space"] if free < ROOM else []
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    hint = f"set {variable} to a folder of your own"
+    if not existing.is_dir():
+        return [f"{existing} is a file, a folder is needed: {hint}"]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"no write access to {existing}: {hint}"]
+    if existing == folder and existing.stat().st_mode & OTHERS_MAY_WRITE:
+        return [f"other users may write to {existing}, so it cannot be trusted: chmod go-w {existing}"]
+    free = shutil.disk_usage(existing).free
+    return [f"only {free / 1e6:,.0f} MB are free at {existing}: free some space"] if free < ROOM else []
 
 
 def data_lines(problems: list[str]) -> list[str]:
@@ -186,9 +186,9 @@ def extra_lines() -> list[str]:
         offered = [*EXTRAS]
     lines = []
     for extra in (each for each in EXTRAS if each in offered):
-        package, brings = EXTRAS[extra]
+        package, extra_packages = EXTRAS[extra]
         found = installed_version(package) or f"no: pip install 'jaxfed[{extra}]'"
-        lines.append(f"{extra:<14}{brings:<36}{found}")
+        lines.append(f"{extra:<14}{extra_packages:<36}{found}")
     return lines
 
 

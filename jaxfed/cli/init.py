@@ -95,8 +95,10 @@ def file_table(path: str, options: list[str]) -> dict[str, Any]:
     for note in load_data(section).source.notes:
         log(f"data: {note}")
     defaults = section_arguments("data", section.name)
-    said = {key: value for key, value in config_to_table(section).items() if getattr(section, key) != defaults.get(key)}
-    return {"data": {"name": section.name, "path": path} | said}
+    changed = {
+        key: value for key, value in config_to_table(section).items() if getattr(section, key) != defaults.get(key)
+    }
+    return {"data": {"name": section.name, "path": path} | changed}
 
 
 def expand_option(word: str) -> str:
@@ -117,23 +119,25 @@ def starter_text(table: dict[str, Any], name: str) -> str:
 def section_lines(value: Any, given: dict[str, Any], where: str, around: Any = None) -> list[str]:
     """The lines of a part of a configuration: its own keys, then the parts in it. given: what the table says of it;
     around: the part that it is in, which says what holds for a key without a value."""
-    own, inside = [], []
+    own, nested = [], []
     texts = docstring_parser.parse(inspect.cleandoc(type(value).__doc__ or ""))
     hints = typing.get_type_hints(type(value))
-    does = {each.arg_name: each.description or "" for each in texts.params}
+    descriptions = {each.arg_name: each.description or "" for each in texts.params}
     for key in (field.name for field in dataclasses.fields(value)):
-        held, path = getattr(value, key), f"{where}.{key}".lstrip(".")
-        if dataclasses.is_dataclass(held):
-            inside += ["", f"[{path}]", *section_lines(held, given.get(key, {}), path, value)]
-        elif held and isinstance(held, tuple) and dataclasses.is_dataclass(held[0]):
-            for link, said in zip(held, given.get(key) or [{}] * len(held), strict=True):
-                inside += ["", f"[[{path}]]", *section_lines(link, said, path)]
+        entry, path = getattr(value, key), f"{where}.{key}".lstrip(".")
+        if dataclasses.is_dataclass(entry):
+            nested += ["", f"[{path}]", *section_lines(entry, given.get(key, {}), path, value)]
+        elif entry and isinstance(entry, tuple) and dataclasses.is_dataclass(entry[0]):
+            for link, link_table in zip(entry, given.get(key) or [{}] * len(entry), strict=True):
+                nested += ["", f"[[{path}]]", *section_lines(link, link_table, path)]
         elif key not in EMPTY or key in given:
             mark = "" if key in given or key == "name" or not where else "# "
             words = typing.get_args(hints[key]) if typing.get_origin(hints[key]) is typing.Literal else ()
-            own += comment_lines(does.get(key, "") + (f" One of {', '.join(filter(None, words))}." if words else ""))
-            own.append(f"{mark}{key} = {toml_value(getattr(around, key) if held is None else held)}")
-    return [*comment_lines(texts.short_description or "" if where else ""), *own, *inside]
+            own += comment_lines(
+                descriptions.get(key, "") + (f" One of {', '.join(filter(None, words))}." if words else "")
+            )
+            own.append(f"{mark}{key} = {toml_value(getattr(around, key) if entry is None else entry)}")
+    return [*comment_lines(texts.short_description or "" if where else ""), *own, *nested]
 
 
 def comment_lines(text: str) -> list[str]:

@@ -82,9 +82,9 @@ def print_line(text: str) -> None:
     print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
-def print_errors(told: list) -> None:
+def print_errors(error_files: list) -> None:
     """Shows what processes beside 0 said of an error of their own."""
-    for index, file in enumerate(told[1:], 1):
+    for index, file in enumerate(error_files[1:], 1):
         file.seek(0)
         lines = file.read().splitlines()
         begin = next((i for i, line in enumerate(lines) if line.startswith(("jaxfed: ", "Traceback"))), len(lines))
@@ -93,14 +93,16 @@ def print_errors(told: list) -> None:
             print(f"process {index}: {line}", file=sys.stderr)
 
 
-def watch_processes(args: argparse.Namespace, processes: list[subprocess.Popen], told: list, passed: list[int]) -> int:
+def watch_processes(
+    args: argparse.Namespace, processes: list[subprocess.Popen], error_files: list, passed: list[int]
+) -> int:
     """Waits for all; returns the exit code; where one died, says which and how to go on. passed: signals sent on."""
     first, deadline, forced = None, 0.0, False
     while any(each.poll() is None for each in processes):
         time.sleep(0.05)
-        bad = [i for i, each in enumerate(processes) if each.poll() not in (None, 0)]
-        if bad and first is None:
-            first, deadline = bad[0], time.monotonic() + args.heartbeat + GRACE
+        failed = [i for i, each in enumerate(processes) if each.poll() not in (None, 0)]
+        if failed and first is None:
+            first, deadline = failed[0], time.monotonic() + args.heartbeat + GRACE
             code = processes[first].returncode
             if code != 2 and not passed:
                 print_line(
@@ -111,10 +113,10 @@ def watch_processes(args: argparse.Namespace, processes: list[subprocess.Popen],
             forced = True
             for each in processes:
                 each.kill()
-    bad = [i for i, each in enumerate(processes) if each.returncode]
-    if not bad:
+    failed = [i for i, each in enumerate(processes) if each.returncode]
+    if not failed:
         return 0
-    first = bad[0] if first is None else first
+    first = failed[0] if first is None else first
     code = processes[first].returncode
     words = [word for word in args.words if word != "--resume"]
     layout = f"--processes {args.processes} --local-devices {args.local_devices}"
@@ -123,7 +125,7 @@ def watch_processes(args: argparse.Namespace, processes: list[subprocess.Popen],
         print_line(f"stopped; to go on in as many processes: {again}")
         return 128 + passed[0]
     if code > 0 or code == -signal.SIGABRT:  # of its own making, or of another's that JAX then ended
-        print_errors(told)
+        print_errors(error_files)
     if code != 2:
         print_line(
             f"process {first} of {args.processes} {describe_exit(code)}, and with it the run; go on with: {again}"
@@ -139,15 +141,15 @@ def launch_processes(args: argparse.Namespace) -> int:
         args.words = args.words[1:]
     if not args.words:
         raise ValueError("launch runs a command of jaxfed: jaxfed launch -- train CONFIG.toml")
-    port, told, processes = find_free_port(), [], []
+    port, error_files, processes = find_free_port(), [], []
     for index in range(args.processes):
-        told.append(tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115  closed when this program ends
+        error_files.append(tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115  closed when this program ends
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-u", "-m", "jaxfed", *args.words],
                 env=process_environment(args, index, port),
-                stdout=told[-1] if index else subprocess.PIPE,
-                stderr=told[-1] if index else None,
+                stdout=error_files[-1] if index else subprocess.PIPE,
+                stderr=error_files[-1] if index else None,
                 text=True,
                 errors="replace",
                 start_new_session=True,  # a terminal's Ctrl-C comes to them from here, and once
@@ -166,6 +168,6 @@ def launch_processes(args: argparse.Namespace) -> int:
 
     for number in PASSED_ON:
         signal.signal(number, pass_on)
-    code = watch_processes(args, processes, told, passed)
+    code = watch_processes(args, processes, error_files, passed)
     reader.join(5)
     return code

@@ -4,6 +4,7 @@ search for what breaks it."""
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 DRAWN = ("poisson", "uniform", "everyone", "cyclic")  # names of samplers, in a configuration, that have a bound
@@ -22,14 +23,8 @@ NOT_COVERED = (
 )
 
 
-def add_privacy_options(command: Any) -> None:
-    """Adds the command; `command(name, help, ...)` makes a parser."""
-    text = "Calibrate noise, report what a run spent, or test a guarantee empirically."
-    commands = command("privacy", text).add_subparsers(dest="about", required=True)
-
-    def add(name, text):
-        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-
+def add_calibrate_options(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds `calibrate`; `add(name, help)` makes a parser."""
     calibrate = add("calibrate", "The least noise with which a run spends at most epsilon at delta.")
     calibrate.add_argument(
         "config",
@@ -58,6 +53,17 @@ def add_privacy_options(command: Any) -> None:
         metavar="NAME",
         help="rdp (default) or pld. pld: epsilon is lower than with rdp, by 5 to 50 per cent; slower",
     )
+
+
+def add_privacy_options(command: Any) -> None:
+    """Adds the command; `command(name, help, ...)` makes a parser."""
+    text = "Calibrate noise, report what a run spent, or test a guarantee empirically."
+    commands = command("privacy", text).add_subparsers(dest="about", required=True)
+
+    def add(name, text):
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    add_calibrate_options(add)
     spent = add("spent", "What a run spent, and how that figure comes about.")
     spent.add_argument("run", metavar="RUN")
     probe = add(
@@ -152,14 +158,8 @@ def fill_options(args: argparse.Namespace, overrides: list[str]) -> None:
 def calibrate_command(args: argparse.Namespace) -> list[str]:
     """What `jaxfed privacy calibrate` prints. Raises ValueError for what cannot be."""
     from jaxfed.core.excerpt import shorten
-    from jaxfed.privacy.accountant import (
-        SAMPLERS,
-        Mechanism,
-        Sampling,
-        calibrate_noise,
-        check_accounting,
-        compute_spent,
-    )
+    from jaxfed.privacy.accountant import Mechanism, calibrate_noise, compute_spent
+    from jaxfed.privacy.releases import SAMPLERS, Sampling, check_accounting
     from jaxfed.sampling.cohort import poisson_cohort
 
     if args.sampler in ("deadline", "buffered"):

@@ -50,6 +50,7 @@ def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.config.overrides import override_config
     from jaxfed.config.schema import read_config
     from jaxfed.training import sweep as sweeping
+    from jaxfed.training import sweep_results
     from jaxfed.training.log import log
     from jaxfed.training.runs import shared_runner
 
@@ -64,9 +65,11 @@ def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     rows = sweeping.kept_rows(before, todo, keys)
     for row in sweeping.run_sweep(todo, shared_runner(), log, before):
         rows.append(row)
-        every = sweeping.write_results(out, rows, keys)  # after each, so that a sweep which is stopped has its table
-    sweeping.print_results(every, keys, f"{out}: {len(rows)} runs, * the best by validation")
-    if not sweeping.best_row(every):
+        every = sweep_results.write_results(
+            out, rows, keys
+        )  # after each, so that a sweep which is stopped has its table
+    sweep_results.print_results(every, keys, f"{out}: {len(rows)} runs, * the best by validation")
+    if not sweep_results.best_row(every):
         raise ValueError(f"no run worked: {every[0]['problem']}")
-    drawn = bool(keys) and sweeping.draw_figure(every, keys, out / "figure.png", log)
+    drawn = bool(keys) and sweep_results.draw_figure(every, keys, out / "figure.png", log)
     print(f"{out}/results.json, results.md{', figure.png' if drawn else ''}")

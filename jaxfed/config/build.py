@@ -1,78 +1,51 @@
-"""From a configuration to the pieces of a run."""
+"""From a configuration, or from the pieces that a program hands over, to all that a run needs."""
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-
-from jaxfed.algorithms.hierarchical import hierarchical, stack_copies, with_edge_models
-from jaxfed.algorithms.multi_device import with_merged_devices
-from jaxfed.config.limits import (
-    check_client_store,
-    check_closed_form,
-    check_cold_start,
-    check_examples,
-    check_memory,
-    check_merge,
-    estimate_capacity,
-)
+from jaxfed.config.evaluation_stages import make_account, make_evaluators
 from jaxfed.config.registry import BESIDE, REGISTRY
-from jaxfed.config.sections import (
-    assign_edges,
-    averages_by_row,
-    call_registered,
-    choose_history,
-    choose_sampler,
-    known_arguments,
-    make_account,
-    make_batching,
-    make_channel,
-    make_method,
-    make_model,
+from jaxfed.config.sections import call_registered, make_pieces
+from jaxfed.config.stages import (
+    Pieces,
+    check_method,
+    fit_batching,
+    fit_model,
+    make_algorithm,
+    make_packer,
+    make_runtime,
 )
-from jaxfed.core.aggregate import SUM
 from jaxfed.core.channel import chain
-from jaxfed.core.download import check_download, make_download
-from jaxfed.core.federate import Algorithm, federate
+from jaxfed.core.federate import Algorithm
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
-from jaxfed.core.placement import Placement, make_placement, padded_table_rows
-from jaxfed.core.processes import Processes, this_process
+from jaxfed.core.placement import Placement
+from jaxfed.core.processes import Processes
 from jaxfed.core.types import Sampler
-from jaxfed.core.wire import Wire, make_wire
+from jaxfed.core.wire import Wire
 from jaxfed.data import cache
 from jaxfed.data.batching import Batching
+from jaxfed.data.blocks import BlockShapes
+from jaxfed.data.clients import Clients, make_clients
 from jaxfed.data.features import Features
-from jaxfed.data.interactions import Dataset, Interactions, data_digest, item_numbers
-from jaxfed.data.packing import BlockShapes, make_block_shapes
-from jaxfed.data.population import Labels, Population, ProcessShare
-from jaxfed.data.preparation import add_notes, prepare_population
-from jaxfed.data.ragged import Domains, Ragged
-from jaxfed.evaluation.evaluator import EvalSplit, make_eval_split, make_evaluator, map_to_homes
-from jaxfed.privacy.accountant import PrivacyAccount, make_ledger
+from jaxfed.data.interactions import Dataset, Interactions
+from jaxfed.data.population import Labels, Population
+from jaxfed.data.preparation import add_notes
+from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
+from jaxfed.evaluation.split import EvalSplit
+from jaxfed.privacy.accountant import PrivacyAccount
 
 LARGE = 1_000_000  # rows from which prepared data are kept on disk
+KEPT = (Clients, Dataset, Interactions, Features, Population, NegativeIndex, Ragged, Labels, Domains)
 
 
-class Data(NamedTuple):
-    """A configuration's data."""
-
-    source: Dataset
-    population: Population
-    digest: str  # of the rows in their order, as they came, and of features that do not follow from them
-    leaky: bool  # results must be marked
-
-
-KEPT = (Data, Dataset, Interactions, Features, Population, Ragged, Labels, Domains)
-
-
-class Experiment(NamedTuple):
+class RunParts(NamedTuple):
     """All that a run needs, none of it with state."""
 
-    data: Data
+    data: Clients
     model: Model
     batching: Batching
     shapes: BlockShapes
@@ -81,16 +54,16 @@ class Experiment(NamedTuple):
     channel: Channel
     algorithm: Algorithm
     placement: Placement
-    examine: Any  # see `make_evaluator`
-    exams: dict[str, EvalSplit]
+    evaluator: Any  # see `make_evaluator`
+    eval_splits: dict[str, EvalSplit]
     wire: Wire
     account: PrivacyAccount
     epsilon: Callable[[int], float]  # rounds -> what was spent; see `make_ledger`
     processes: Processes = Processes()
-    examine_cold: Any = None  # for clients of which nothing is kept; see `check_cold_start`
+    cold_evaluator: Any = None  # for clients of which nothing is kept; see `check_cold_start`
 
 
-def load_data(config: Any) -> Data:
+def load_data(config: Any) -> Clients:
     """Reads the data of a configuration's [data] section. Raises ValueError with one line where they are not fit.
 
     Large data are prepared once, kept on disk and mapped from there.
@@ -109,110 +82,67 @@ def load_data(config: Any) -> Data:
     return data._replace(source=add_notes(data.source, wrong)) if wrong else data
 
 
-def read_data(config: Any) -> Data:
+def read_data(config: Any) -> Clients:
     """The same from its source."""
-    beside = {name: getattr(config, name) for name in BESIDE["data"]}
-    source = read_source_data(config)
-    content = data_digest(source, features=not source.features_follow)
-    source, population = prepare_population(source, **beside)
-    return Data(source, population, content, config.protocol == "compat-pfedrec")
+    return make_clients(read_source_data(config), **{name: getattr(config, name) for name in BESIDE["data"]})
 
 
 def read_source_data(config: Any) -> Dataset:
     """What a [data] section's source has, before anything is left out of it."""
-    named = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
-    return call_registered("data", config, **({"keep": config.clients} if named else {}))
-
-
-def make_eval_splits(
-    config: Any, data: Data, model: Model, method: Method, placement: Placement, share: ProcessShare
-) -> dict[str, EvalSplit]:
-    """What clients are asked: `val` and `test`, and `test/cold` of clients that never take part, if there are any.
-
-    Raises ValueError where private parts would be folded in, and cannot be.
-    """
-    population, look = data.population, config.evaluation
-    past = choose_history(look, model, method, config.data.label)
-    if past and population.domains:
-        raise ValueError(
-            "data.merge: a private part is folded in from one catalogue, not from domains: keep it instead"
-        )
-
-    def one(who, part, history):
-        asked = look.seed, look.clients, placement.devices, share
-        return make_eval_split(who, part, *asked, history=history, features=model.features)
-
-    exams = {part: map_to_homes(one(population.asked, part, past), population) for part in ("val", "test")}
-    return exams | ({"test/cold": one(population.cold, "test", look.history)} if population.cold else {})
+    is_file = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
+    return call_registered("data", config, **({"keep": config.clients} if is_file else {}))
 
 
 def build_experiment(
-    config: Any, data: Data, watch: Callable[[Channel], Channel] = lambda channel: channel
-) -> Experiment:
+    config: Any, data: Clients, watch: Callable[[Channel], Channel] = lambda channel: channel
+) -> RunParts:
     """Builds everything from a configuration and its data; `watch` may replace the channel by one that records.
 
     Raises ValueError with one line for what cannot be.
     """
-    population, run, processes = data.population, config.run, this_process()
-    placement = make_placement(run.placement, run.devices, run.shard_tables)
-    share = ProcessShare(processes.rank, processes.size)
-    end = padded_table_rows(population.num_items, placement.devices, run.shard_tables)
-    model, sampler = make_model(config, population, end), choose_sampler(config, population)
-    known = known_arguments(config, population, sampler)
+    return build_parts(make_pieces(config, data), watch)
 
-    def chained(configs, where):
-        return make_channel(configs, data.source.items, where, **known)
 
-    channel = chained(config.channel, "channel")
-    method = make_method(config, model, **known, num_items=end)
-    channel = watch(chain(*method.links, channel))
-    method = method._replace(links=())
-    check_closed_form(method, config, channel, population)
-    check_client_store(run, processes, method, sampler)
-    batching = make_batching(config.work, model, method)
-    lazy = config.server.lazy and not (channel.claims.needs_all_rows or method.needs_all_rows)
-    check_examples(population, batching, sampler.slots)
-    shapes = make_block_shapes(population, batching, sampler.slots, placement.devices, run.area, lazy, share, end)
-    shared = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
-    down = chained(config.download, "download") if config.download else None
-    price = make_wire(channel, shared, down, method.work.update_shapes, method.own_download)
-    if down:
-        check_download(down, shared)
-    sums, edge = channel.aggregator in (None, SUM), assign_edges(config, population.num_clients, sampler)
-    meeting = {"edge": edge, "every": config.server.edge_rounds, "per_row": averages_by_row(channel)}
-    build: Callable[..., Algorithm] = federate if edge is None else partial(hierarchical, **meeting)
-    algorithm = build(
-        method,
-        channel,
-        population.num_clients,
-        placement=placement,
-        padded_shape=shapes.padded_shape,
-        client_memory_budget=1e9 * run.client_memory_gb,
-        chunk=run.chunk,
-        store_on_host=run.client_store == "host",
-        download=make_download(down, price.sees != "update+rows") if down else None,
-        capacity=0 if sums else estimate_capacity(population, batching, shapes, sampler),
-        history_length=sampler.history_length,
+def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda channel: channel) -> RunParts:
+    """Builds everything from the pieces of a run, stage by stage: what it runs on, the model, the method and its
+    channel, the blocks that cohorts are packed in, the algorithm, the evaluation, and the account of its privacy.
+
+    Args:
+        pieces: what a configuration names, or a program hands over.
+        watch: may replace the channel by one that records.
+
+    Returns:
+        The parts of the run.
+
+    Raises:
+        ValueError: pieces do not go together or do not fit into the machine: one line that says what to do.
+    """
+    data, sampler, method = pieces.clients, pieces.sampler, pieces.method
+    runtime = make_runtime(pieces.run, data.num_items)
+    model = fit_model(pieces.model, data.population, runtime.table_rows)
+    channel = watch(chain(*method.links, pieces.channel))
+    check_method(method, pieces, channel, runtime.processes)
+    method = method._replace(links=(), parametrization=pieces.parametrization)
+    batching = fit_batching(pieces.batching, model, method)
+    shapes = make_packer(pieces, batching, channel.claims.needs_all_rows or method.needs_all_rows, runtime)
+    rounds = make_algorithm(pieces, model, method, channel, batching, shapes, runtime)
+    evaluation = make_evaluators(pieces, model, rounds.method, runtime)
+    account, epsilon = make_account(pieces, channel)
+    return RunParts(
+        data=data,
+        model=model,
+        batching=batching,
+        shapes=shapes,
+        sampler=sampler,
+        method=rounds.method,
+        channel=channel,
+        algorithm=rounds.algorithm,
+        placement=runtime.placement,
+        evaluator=evaluation.evaluator,
+        eval_splits=evaluation.eval_splits,
+        wire=rounds.wire,
+        account=account,
+        epsilon=epsilon,
+        processes=runtime.processes,
+        cold_evaluator=evaluation.cold_evaluator,
     )
-    if population.owner is not None:
-        check_merge(model, method, run.client_store)
-        algorithm = with_merged_devices(algorithm, population.owner, population.activity)
-    beside = max(config.server.edges, 1)  # so many models lie in a message once it is summed
-    sends, method = method.work.update_shapes, method if edge is None else with_edge_models(method, edge)
-    check_memory(population, batching, shapes, lambda x: stack_copies(sends(x), beside), shared, run.chunk, sums)
-    exams = make_eval_splits(config, data, model, method, placement, share)
-    through = chained(config.evaluation.channel if config.evaluation.where == "clients" else (), "evaluation.channel")
-    promoted = item_numbers(data.source.items, config.evaluation.targets, "evaluation.targets").tolist()
-    examine, examine_cold = make_evaluator(model, through, placement, promoted, method.work.views), None
-    if population.cold:
-        check_cold_start(model, method)
-        examine_cold = make_evaluator(model, through, placement, promoted)
-    if through.claims.mechanisms and config.privacy.seed == "secret":
-        raise ValueError(
-            "evaluation.channel: its noise would come from the seed that config.toml holds, not from the secret one: "
-            "leave the noise out, or privacy.seed"
-        )
-    account = make_account(channel, sampler, population.num_clients, config.privacy)
-    epsilon = make_ledger(account.mechanisms, account.sampling, account.delta, account.relation)
-    made = (data, model, batching, shapes, sampler, method, channel, algorithm, placement, examine, exams, price)
-    return Experiment(*made, account, epsilon, processes, examine_cold)

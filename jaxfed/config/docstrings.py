@@ -35,7 +35,12 @@ def parse_docstring(function: Callable) -> tuple[str, dict[str, str]]:
         return " ".join(re.sub(r"\[([^]]+)\]\([^)]+\)|:\w+:", r"\1", text or "").replace("`", "").split())
 
     what = re.split(r"(?<=[^.][^.]\.) (?=[A-Z])", plain(text.partition("\n\n")[0]))[0]  # the first sentence
-    return what, {each.arg_name: plain(each.description) for each in docstring_parser.parse(text).params}
+    options = inspect.getdoc(inspect.unwrap(own)) or ""  # of a function that takes the fields of a type
+    return what, {
+        each.arg_name: plain(each.description)
+        for docstring in (options, text)
+        for each in docstring_parser.parse(docstring).params
+    }
 
 
 def section_docstring(section: str, name: str) -> str:

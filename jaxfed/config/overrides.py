@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from jaxfed.config.plugins import import_plugins
-from jaxfed.config.registry import REGISTRY, section_arguments
+from jaxfed.config.registry import ALIASES, REGISTRY, section_arguments
 from jaxfed.config.schema import (
     LINKS,
     NAMED,
@@ -64,6 +64,7 @@ def apply_names(table: dict[str, Any], args: list[str]) -> list[str]:
         parent: Any = table
         for step in outer:
             parent = expect_table(parent, place[1]).setdefault(step, none.get(step, {}))
+        value = ALIASES.get((section, value), value)
         if section not in REGISTRY or value not in REGISTRY[section]:
             raise ValueError(
                 f'{place[1]}.name: no {section} "{shorten(value)}"{suggest(value, REGISTRY.get(section, NAMED))}'

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, Literal, NamedTuple
 
-import jax
 import optax
 
 from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
@@ -34,21 +33,24 @@ from jaxfed.algorithms.scaffold import scaffold
 from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
 from jaxfed.channels.average import cluster_mean, mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
-from jaxfed.channels.compress import drive, low_rank, quantize, random_k, rotate, sign, top_k
+from jaxfed.channels.compress import drive, quantize, sign
 from jaxfed.channels.correlated import correlated
 from jaxfed.channels.difference import difference
 from jaxfed.channels.discrete import discrete_gaussian
 from jaxfed.channels.integer_noise import skellam
+from jaxfed.channels.krum import krum
+from jaxfed.channels.linear_maps import low_rank, rotate
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
-from jaxfed.channels.robust import geometric_median, krum, median, trimmed_mean
+from jaxfed.channels.robust import geometric_median, median, trimmed_mean
 from jaxfed.channels.secure_sum import pads, ring
+from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.core import channel
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
-from jaxfed.core.tables import is_table
+from jaxfed.core.recipe import named
 from jaxfed.data.batching import Batching
-from jaxfed.data.preparation import prepare_population
+from jaxfed.data.preparation import PopulationOptions
 from jaxfed.data.sources.files import read_interactions
 from jaxfed.data.sources.movielens import ml_100k
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -79,38 +81,6 @@ OPTIMIZERS: dict[str, Callable] = {"sgd": sgd_optimizer} | {
 }
 
 
-def group_rates(
-    core: Callable[..., optax.GradientTransformation],
-    learning_rate: float,
-    weight_decay: float,
-    item: dict[str, float | None],
-    user: dict[str, float | None],
-    **rest: Any,
-) -> optax.GradientTransformation:
-    """A client's optimiser on the pair (shared, private): `item` (the tables of either) and `user` (the rest of the
-    private part) may have a learning rate and weight decay of their own. A step is rate * (core(g) - decay * p)."""
-
-    def of(group):
-        rate, decay = group["learning_rate"], group["weight_decay"]
-        return learning_rate if rate is None else rate, weight_decay if decay is None else decay
-
-    def leaf(rate_decay):
-        rate, decay = rate_decay
-        return lambda step, value: rate * (step - decay * value)
-
-    def paced(steps, params):
-        def part(rest):
-            return lambda step, value: jax.tree.map(leaf(of(item) if is_table(step) else rest), step, value)
-
-        rests = (learning_rate, weight_decay), of(user)
-        each = zip(rests, steps, params, strict=True)
-        return tuple(jax.tree.map(part(rest), *pair, is_leaf=is_table) for rest, *pair in each)
-
-    if not weight_decay and not any(item.values()) and not any(user.values()):
-        return core(learning_rate=learning_rate, **rest)
-    return optax.chain(core(learning_rate=1.0, **rest), optax.stateless(paced))
-
-
 SCHEDULES: dict[str, Callable[[float, int, float], Any]] = {  # (rate, rounds, its last share) -> rate by round
     "constant": lambda rate, rounds, final: optax.constant_schedule(rate),
     "linear": lambda rate, rounds, final: optax.linear_schedule(rate, final * rate, rounds),
@@ -132,6 +102,7 @@ def server_schedule(rate: float, rounds: int, schedule: str, warmup: int, final:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), rest], [warmup]) if warmup else rest
 
 
+@named("channel", "at_client")
 def optax_at_client(
     transform: Literal["clip_by_global_norm", "clip", "scale"] = "clip_by_global_norm", value: float = 1.0
 ) -> Channel:
@@ -144,6 +115,7 @@ def optax_at_client(
     return channel.at_client(getattr(optax, transform)(value))
 
 
+@named("channel", "at_server")
 def optax_at_server(
     transform: Literal["clip_by_global_norm", "clip", "scale", "trace", "ema"] = "trace", value: float = 0.9
 ) -> Channel:
@@ -253,7 +225,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "skellam": skellam,
         "discrete_gaussian": discrete_gaussian,
         "densify": densify,
-        "quantise": quantize,
+        "quantize": quantize,
         "sign": sign,
         "drive": drive,
         "rotate": rotate,
@@ -283,14 +255,14 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "poisson": cohort.poisson_cohort,
         "cyclic": cohort.cyclic_cohort,
         "everyone": cohort.everyone_cohort,
-        "deadline": asynchronous.deadline,
-        "buffered": asynchronous.buffered,
+        "deadline": asynchronous.deadline_cohort,
+        "buffered": asynchronous.buffered_cohort,
     },
     "clock": {
         "none": clock.no_clock,
-        "constant": clock.constant_clock,
-        "lognormal": clock.lognormal_clock,
-        "trace": clock.trace_clock,
+        "constant": clock.constant_times,
+        "lognormal": clock.lognormal_times,
+        "trace": clock.trace_times,
     },
     # what the server holds of the model's tables
     "parametrization": {
@@ -299,6 +271,9 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "hashed": hashed_tables,
     },
 }
+
+# names that configurations may use as well
+ALIASES = {("channel", "quantise"): "quantize"}
 
 
 def register(section: str, name: str, function: Callable) -> None:
@@ -363,7 +338,7 @@ class ServerOptions(NamedTuple):
 
 # whose arguments a section takes beside those of its function
 SOURCES: dict[str, tuple[Callable, ...]] = {
-    "data": (prepare_population,),
+    "data": (PopulationOptions,),
     "work": (Batching, WorkOptions),
     "optimizer": (OptimizerOptions,),
     "server": (ServerOptions,),
@@ -387,6 +362,8 @@ STEADY: dict[str, dict[str, float]] = {
     "server": {"learning_rate": 0.05},
 }
 
+PROVIDED = ("keep", "num_users")  # have a default for programs; under a configuration the program gives them
+
 
 def section_arguments(section: str, name: str) -> dict[str, Any]:
     """{argument: default} of what a section may hold for this name: numbers, words and tuples of them."""
@@ -395,7 +372,7 @@ def section_arguments(section: str, name: str) -> dict[str, Any]:
     found = {
         each.name: each.default
         for each in inspect.signature(function).parameters.values()
-        if type(each.default) in (bool, int, float, str, tuple) and each.name not in (*fixed, "keep")
+        if type(each.default) in (bool, int, float, str, tuple) and each.name not in (*fixed, *PROVIDED)
     }
     return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name not in ("sgd", "solve") else {})
 

@@ -11,7 +11,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import field, make_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,108 +20,11 @@ import tomli_w
 
 from jaxfed.config.docstrings import section_docstring
 from jaxfed.config.plugins import import_plugins
-from jaxfed.config.registry import REGISTRY, argument_choices, section_arguments
+from jaxfed.config.registry import ALIASES, REGISTRY, argument_choices, section_arguments
+from jaxfed.config.settings import Evaluation, GroupRates, Privacy, Run
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.data.sources.tables import PATHS as DATA_PATHS
 from jaxfed.data.sources.tables import file_kind
-
-
-@dataclass(frozen=True)
-class GroupRates:
-    """Learning rate and weight decay of one parameter group. `item`: all rows of tables, shared or private. `user`:
-    the rest of the private part.
-
-    Args:
-        learning_rate: Left out: the value of [work.optimizer].
-        weight_decay: Left out: the value of [work.optimizer].
-    """
-
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where a run lives and what it runs on. None of this changes what is computed, but for the order of sums.
-
-    Args:
-        out: The folder of the run.
-        checkpoint_every: Number of rounds between checkpoints.
-        keep: Number of checkpoints kept.
-        placement: How clients are spread over devices: jit with sharding, or pmap.
-        devices: Number of devices to use. 0: all there are.
-        shard_tables: Each device keeps a share of the rows of the server's tables.
-        client_store: Where private parts and memories of clients are kept between rounds.
-        area: Size of a block of clients, in local steps. 0: chosen automatically.
-        chunk: Number of blocks whose messages are in memory at once; lower it when memory runs out. 0: all.
-        profile: Number of rounds to trace with the JAX profiler into RUN/profile, after the first two. 0: none.
-        imports: Modules to import before names are looked up, which add links, works, models or data of your own to
-            the registry.
-        client_memory_gb: Limit in GB (10^9 bytes) for private parts and memories of all clients; a run that needs more
-            is refused.
-    """
-
-    out: str = "runs/run"
-    checkpoint_every: int = 25
-    keep: int = 2
-    placement: Literal["jit", "pmap"] = "jit"
-    devices: int = 1
-    shard_tables: bool = False
-    client_store: Literal["device", "host"] = "device"
-    area: int = 0
-    chunk: int = 0
-    profile: int = 0
-    imports: tuple[str, ...] = ()
-    client_memory_gb: float = 8.0
-
-
-@dataclass(frozen=True)
-class Privacy:
-    """Accounting of differential privacy. The amount of noise is set on the links of [[channel]].
-
-    Args:
-        delta: delta of (epsilon, delta)-DP; should be below 1 / number of clients.
-        accountant: Accountant of the final epsilon: pld (tighter) or rdp; the log during training always uses rdp.
-        relation: What is compared: runs with and without a client, or with another in its place. Left out: what the
-            sampler is accounted for.
-        seed: What cohorts, batches and noise are drawn from. run: the seed of the run; whoever knows it can remove the
-            noise. secret: a random number of the operating system that is not stored; such a run cannot be resumed.
-    """
-
-    delta: float = 1e-5
-    accountant: Literal["pld", "rdp"] = "pld"
-    relation: Literal["", "add-or-remove", "replace-one"] = ""
-    seed: Literal["run", "secret"] = "run"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is measured, when, and by which figure the best round is chosen.
-
-    Args:
-        every: Number of rounds between evaluations on validation.
-        select: The metric of validation by which the best round is chosen.
-        patience: Number of evaluations without an improvement after which the run ends. 0: it never ends early.
-        where: At the server, with exact sums; or at the clients, whose figures go through `evaluation.channel`.
-        seed: Seed of the sampled negatives and of the choice of evaluated clients.
-        history: Interactions from which a user's private part is computed where the model does so (closed forms,
-            fold_in): the training ones, or `all`, with validation ones too for the test.
-        fold_in: true: compute each client's private part from its history instead of using the trained one, as for a
-            new client.
-        clients: Evaluate on at most this many clients, drawn once. 0: all.
-        targets: Items, by the source's ids, whose exposure is measured (er@k).
-    """
-
-    every: int = 10
-    select: str = "val/full/ndcg@10"
-    patience: int = 0
-    where: Literal["server", "clients"] = "server"
-    seed: int = 0
-    history: Literal["train", "all"] = "train"
-    fold_in: bool = False
-    clients: int = 10_000
-    targets: tuple[str, ...] = ()
-
 
 WHOLE = """What a run is made of.
 
@@ -220,6 +123,8 @@ def build_section(section: str, table: Any, where: str) -> Any:
     name = table.get("name", NAMED.get(section, "adam"))
     if not isinstance(name, str):
         raise ValueError(f"{where}.name: a name in quotes, not {excerpt(name)}")
+    name = ALIASES.get((section, name), name)
+    table = table | {"name": name} if "name" in table else table
     kind = section_type(section, name, where)
     if section != "work":
         return fill_dataclass(kind, table, where)

@@ -28,7 +28,7 @@ class ClientInput(NamedTuple):
     id: jax.Array
     state: ClientState  # tables: its rows [K, ...]
     rows: jax.Array  # int [K]: the rows that it holds
-    activity: jax.Array  # float []: its number of train interactions
+    num_train: jax.Array  # float []: its number of train interactions
     data: Tree  # what `ClientWork.update` reads
     age: Any = 0  # int []: rounds since the model that it was sent was the server's
 
@@ -54,7 +54,7 @@ class ClientRound(NamedTuple):
 def client_view(own: ClientInput, public: PublicRound) -> ClientView:
     """A client as links see it, before it has computed anything; it has no key and no link state yet."""
     return ClientView(
-        (), None, public.key, own.id, jnp.float32(1), own.activity, own.rows, public.size, public.cohort, age=own.age
+        (), None, public.key, own.id, jnp.float32(1), own.num_train, own.rows, public.size, public.cohort, age=own.age
     )
 
 
@@ -160,7 +160,7 @@ def run_client_block(
     rows = tables.num_rows(broadcast_shapes(plan, state.shared))
     places = None if broadcast is None or touched is None or plan.download else block.rows
     each = plan.place.clients(lambda common, one: simulate_client(plan, rows, common, *one))
-    own = ClientInput(who, client_states, held, block.activity, block.data, since)
+    own = ClientInput(who, client_states, held, block.num_train, block.data, since)
     messages, client_states, fine, metrics = each(common, (own, places))
     # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported
     counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)

@@ -22,7 +22,7 @@ def check_download(channel: Channel, shared: Tree) -> None:
         if for_sums or not each.encode or not undone or jax.tree.leaves(kept):
             raise ValueError(
                 f"download: {each.claims.name} cannot be read at a client, or keeps something between rounds: use "
-                "codes without error feedback (quantise, drive, rotate before quantise)"
+                "codes without error feedback (quantize, drive, rotate before quantize)"
             )
 
 

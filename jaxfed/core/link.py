@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from jaxfed.core.aggregate import Aggregator
+from jaxfed.core.recipe import Recipe
 from jaxfed.core.types import ClientView, Mean, Mechanism, RoundView, Tree
 
 Reveals = Literal["message", "sum", "sum and rows"]
@@ -25,6 +26,7 @@ class Claims(NamedTuple):
     reads_cohort_size: its result depends on how many reported.
     check(bound): raises ValueError for a bound that it cannot take.
     links: of a chain, as they were given.
+    recipe: the call that made the link, see `Recipe`.
     """
 
     name: str = "link"
@@ -36,6 +38,7 @@ class Claims(NamedTuple):
     reads_cohort_size: bool = False
     check: Callable[[float], None] | None = None
     links: tuple["Channel", ...] = ()
+    recipe: Recipe | None = None
 
 
 class Channel(NamedTuple):

@@ -9,6 +9,7 @@ import optax
 from jaxfed.core.client_work import ClientWork, identity
 from jaxfed.core.link import Channel
 from jaxfed.core.parametrization import Parametrization
+from jaxfed.core.recipe import Recipe
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, Tree
 
@@ -34,6 +35,7 @@ class Method(NamedTuple):
     needs_all_rows: what clients send concerns every row of the tables, also those that no client of a round holds.
     sends_difference: an update is where the shared part began less where it ended, and a client keeps the private part
         of the model alone.
+    recipe: the call that made the method, see `Recipe`.
     """
 
     work: ClientWork
@@ -47,3 +49,4 @@ class Method(NamedTuple):
     reads_histories: bool = False
     needs_all_rows: bool = False
     sends_difference: bool = False
+    recipe: Recipe | None = None

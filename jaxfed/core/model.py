@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 
+from jaxfed.core.recipe import Recipe
 from jaxfed.core.types import History, Key, Mean, Tree
 
 
@@ -35,6 +36,7 @@ class Model(NamedTuple):
     features: the sides, of `user` and `item`, of which it reads features. Batches then have `user_features` and
     `item_features`, and score(..., of_user, of_item) and fold_in(..., of_user, of_item) take them: numbers [F] of the
     user, [rows, F] of the items, past the end of the vocabulary where unused. They are data, and never trained.
+    recipe: the call that made the model, see `Recipe`.
     """
 
     init: Callable[[Key], Tree]
@@ -45,3 +47,4 @@ class Model(NamedTuple):
     fold_in: Callable[..., Tree] | None = None
     closed: ClosedForm | None = None
     features: tuple[str, ...] = ()
+    recipe: Recipe | None = None

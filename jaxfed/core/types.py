@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxfed.core.recipe import Recipe
+
 Array = jax.Array | np.ndarray  # on a device, or still on the host
 Tree = Any
 Key = jax.Array
@@ -50,7 +52,7 @@ class ClientView(NamedTuple):
     public: Key  # randomness everyone has, one key a (seed, round, link)
     id: jax.Array  # int []
     weight: jax.Array  # float []: training examples it used
-    activity: jax.Array  # float []: its number of train interactions
+    num_train: jax.Array  # float []: its number of train interactions
     rows: jax.Array  # int [K]: its rows of every table, past the end where unused
     size: int  # rows of the whole catalogue
     cohort: jax.Array  # int [M]: who was asked
@@ -127,7 +129,7 @@ class Block(NamedTuple):
 
     slots: Array  # int [m]: positions in the cohort; M (one past the end) is an empty place
     rows: Array  # int [m, K]: rows a client holds, distinct: positions in the cohort's; past the end is unused
-    activity: Array  # float [m]
+    num_train: Array  # float [m]
     data: Tree  # [m, ...]: what `ClientWork.update` reads
 
 
@@ -158,6 +160,7 @@ class Sampler(NamedTuple):
         None  # (seed, round) -> int [slots]: rounds since; below `history_length`
     )
     clock: Callable[[int, int], float] | None = None  # (seed, round) -> simulated seconds at the end of the round
+    recipe: Recipe | None = None  # the call that made it
 
 
 class Messages(NamedTuple):

@@ -80,56 +80,57 @@ class DrawnExamples(NamedTuple):
 def draw_examples(
     population: Population, batching: Batching, clients: np.ndarray, seed: int, round: int
 ) -> DrawnExamples:
-    """Shuffled (or ordered) positives of the clients, each with its negatives: uniform over the items its user may not
-    avoid."""
+    """Shuffled (or ordered) positives of the clients, each with its negatives: uniform over the items that are not
+    excluded for its user."""
     passes = np.repeat(clients, batching.epochs)
     epoch = np.tile(np.arange(batching.epochs), len(clients))
-    first, count = population.first[passes], population.activity[passes]
+    first, count = population.client_offsets[passes], population.num_train[passes]
     raw = client_random_numbers(seed, Stream.EXAMPLES, passes, epoch, count * (1 + batching.negatives), round)
     raw = raw.reshape(-1, 1 + batching.negatives)  # a positive's place, and its negatives
     owner = np.repeat(np.arange(len(passes)), count)
-    flipped = None if population.flipped is None else population.flipped[passes][owner]
+    label_flipped = None if population.label_flipped is None else population.label_flipped[passes][owner]
 
     chance = (raw[:, 0] >> np.uint64(40)).astype(np.int64)
     row = concatenate_ranges(population.train.start[first], count)
     row = row if batching.ordered else row[sort_pairs(owner, chance, len(passes), 1 << 24)[1]]
-    alone = population.users_per_client == 1
-    user = first[owner] if alone else np.searchsorted(population.train.start, row, "right") - 1
+    one_user = population.users_per_client == 1
+    user = first[owner] if one_user else np.searchsorted(population.train.start, row, "right") - 1
     positive, negative = (
         population.train.values[row][:, None],
         draw_negatives(population, user, raw[:, 1:] >> np.uint64(32)),
     )
     pairs = np.stack([np.broadcast_to(positive, negative.shape), negative], -1)
-    if flipped is not None:
-        pairs[flipped] = pairs[flipped][..., ::-1]
+    if label_flipped is not None:
+        pairs[label_flipped] = pairs[label_flipped][..., ::-1]
     item = pairs.reshape(-1, 2) if batching.pairwise else np.concatenate([positive, negative], 1).reshape(-1, 1)
     each = batching.examples(1)
     label = np.full((len(row), each), batching.pairwise)
     label[:, :1] = True
     if population.labels is not None:
         label = population.labels.train[row][:, None]
-    if flipped is not None and not batching.pairwise:
-        label ^= flipped[:, None]
-    local = np.broadcast_to(0, len(item)) if alone else np.repeat(user - first[owner], each)
+    if label_flipped is not None and not batching.pairwise:
+        label ^= label_flipped[:, None]
+    local = np.broadcast_to(0, len(item)) if one_user else np.repeat(user - first[owner], each)
     step = epoch * (batching.steps(count) // batching.epochs)
     client = np.repeat(np.arange(len(clients)), batching.epochs)
     return DrawnExamples(client, first, step, count * each, local, item, label.ravel())
 
 
 def draw_negatives(population: Population, user: np.ndarray, random32: np.ndarray) -> np.ndarray:
-    """int32 [n, k]: items of its domain that each user [n] does not avoid, uniform up to 2^-32, without rejection.
+    """int32 [n, k]: items of each user's domain that are not excluded, uniform up to 2^-32, without rejection.
 
-    random32 [n, k]: 32 random bits each. The r-th item outside a sorted list a is r + #{j: a[j] - j <= r}.
+    user [n]; random32 [n, k]: 32 random bits each. The r-th item outside a sorted list a is r + #{j: a[j] - j <= r}.
     """
-    avoid, items = population.avoid, population.num_items
-    start = avoid.start[user]
+    excluded, items = population.excluded, population.num_items
+    start = excluded.start[user]
     begin, size = population.span(user)
-    free = size - (avoid.start[user + 1] - start)
-    r = (random32 * free.astype(np.uint64)[:, None] >> np.uint64(32)).astype(np.int64)
-    if population.free is not None:
-        return population.free[(user * items - start)[:, None] + r]
-    low, high = (avoid.start[user.min()], avoid.start[user.max() + 1]) if len(user) else (0, 0)  # theirs alone
-    before = np.searchsorted(population.gaps[low:high], (user * (items + 1))[:, None] + r, "right")
+    num_negatives = size - (excluded.start[user + 1] - start)
+    r = (random32 * num_negatives.astype(np.uint64)[:, None] >> np.uint64(32)).astype(np.int64)
+    gaps, negatives = population.negative_index
+    if negatives is not None:
+        return negatives[(user * items - start)[:, None] + r]
+    low, high = (excluded.start[user.min()], excluded.start[user.max() + 1]) if len(user) else (0, 0)
+    before = np.searchsorted(gaps[low:high], (user * (items + 1))[:, None] + r, "right")
     before += low - start[:, None]
     place = r + before
     return place.astype(np.int32) if population.domains is None else population.domains.items[begin[:, None] + place]
@@ -143,17 +144,17 @@ def sample_untouched_items(population: Population, users: np.ndarray, draws: int
     owner = np.concatenate([np.repeat(np.arange(len(users)), part.counts) for part in lists])
     pairs = np.unique(owner * items + np.concatenate([part.values for part in lists]))
     touched = make_ragged(pairs % items, pairs // items, len(users))
-    gaps, _ = make_negative_index(touched, items, population.domains)
+    gaps = make_negative_index(touched, items, population.domains).gaps
     begin, most = population.span(users)
     row = np.repeat(np.arange(len(users)), draws)
-    free = (most - touched.counts)[row]
-    wanted, out = np.minimum(free, size), np.full((len(row), size), items, np.int32)
+    num_untouched = (most - touched.counts)[row]
+    wanted, out = np.minimum(num_untouched, size), np.full((len(row), size), items, np.int32)
     left, length = np.arange(len(row)), 2 * size
     while len(left):  # the first distinct numbers of a stream, of a longer one where they are too few
         raw = client_random_numbers(
             seed, Stream.EVALUATION_NEGATIVES, users[row[left]], left % draws, np.full(len(left), length)
         ) >> np.uint64(32)
-        r = (raw * np.repeat(free[left], length).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+        r = (raw * np.repeat(num_untouched[left], length).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
         pair, order = sort_pairs(np.repeat(np.arange(len(left)), length), r, len(left), items)
         new = np.zeros(len(order), bool)
         new[order[np.diff(pair, prepend=-1) != 0]] = True

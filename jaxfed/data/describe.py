@@ -40,7 +40,7 @@ def describe_data(data: Any) -> str:
     """Users, items, density, lengths of clients' histories, the popularity curve. `data`: see `build.Data`."""
     rows, population = data.source.interactions, data.population
     users, items, count = len(data.source.users), len(data.source.items), len(rows.user)
-    lengths = np.quantile(population.activity, QUANTILES)
+    lengths = np.quantile(population.num_train, QUANTILES)
     by_item = np.sort(np.bincount(rows.item, minlength=items))[::-1]
     curve = np.cumsum(by_item) / count
     most = population.users_per_client

@@ -31,27 +31,25 @@ def collect_labels(population: Population, users: np.ndarray) -> Labels | None:
     return type(labels)(labels.kind, *(Ragged(values, each.start).some(users).values for values, each in lists))
 
 
-def select_clients(population: Population, who: np.ndarray) -> Population:
-    """The clients `who` [c] by themselves, numbered in that order; the catalogue stays whole."""
-    count = np.diff(population.first)[who]
-    users = concatenate_ranges(population.first[who], count)
-    train, avoid, valid, test = (
-        each.some(users) for each in (population.train, population.avoid, population.valid, population.test)
+def select_clients(population: Population, clients: np.ndarray) -> Population:
+    """The `clients` [c] by themselves, numbered in that order; the catalogue stays whole."""
+    count = np.diff(population.client_offsets)[clients]
+    users = concatenate_ranges(population.client_offsets[clients], count)
+    train, excluded, valid, test = (
+        each.some(users) for each in (population.train, population.excluded, population.valid, population.test)
     )
-    gaps, free = make_negative_index(avoid, population.num_items)
     return population._replace(
-        names=population.names[who],
-        first=np.concatenate([[0], np.cumsum(count)]),
+        names=population.names[clients],
+        client_offsets=np.concatenate([[0], np.cumsum(count)]),
         train=train,
-        avoid=avoid,
-        gaps=gaps,
-        free=free,
+        excluded=excluded,
+        negative_index=make_negative_index(excluded, population.num_items),
         valid=valid,
         test=test,
         user_names=population.user_names[users],
-        activity=population.activity[who],
+        num_train=population.num_train[clients],
         users_per_client=int(count.max()),
-        flipped=None if population.flipped is None else population.flipped[who],
+        label_flipped=None if population.label_flipped is None else population.label_flipped[clients],
         labels=collect_labels(population, users),
         user_features=None if population.user_features is None else population.user_features.some(users),
     )
@@ -71,13 +69,13 @@ def split_cold_clients(population: Population, share: float, seed: int) -> Popul
         raise ValueError(f"data.cold is {share}: a share of the clients, from 0 to below 1")
     if not 0 < count < clients:
         raise ValueError(f"data.cold is {share}: of {clients:,} clients that leaves nobody on one side")
-    away = setup_rng(seed, SetupStream.COLD_CLIENTS).permutation(clients) < count
-    warm, cold = (select_clients(asked, np.flatnonzero(some)) for some in (~away, away))
+    is_cold = setup_rng(seed, SetupStream.COLD_CLIENTS).permutation(clients) < count
+    warm, cold = (select_clients(asked, np.flatnonzero(some)) for some in (~is_cold, is_cold))
     if population.owner is None:
         return warm._replace(cold=cold)
-    stay = ~away[population.owner]
-    owner = np.unique(population.owner[stay], return_inverse=True)[1]
-    devices = select_clients(population, np.flatnonzero(stay))
+    is_warm = ~is_cold[population.owner]
+    owner = np.unique(population.owner[is_warm], return_inverse=True)[1]
+    devices = select_clients(population, np.flatnonzero(is_warm))
     return devices._replace(owner=owner, people=warm, cold=cold)
 
 
@@ -92,24 +90,22 @@ def split_into_devices(people: Population, kind: np.ndarray, names: np.ndarray) 
     user = np.repeat(np.arange(people.num_clients), train.counts)
     pairs, device = np.unique(user * len(names) + kind, return_inverse=True)
     order = np.argsort(device, kind="stable")
-    held = np.unique(device * items + train.values)
-    avoid = make_ragged((held % items).astype(np.int32), held // items, len(pairs))
+    device_items = np.unique(device * items + train.values)
+    excluded = make_ragged((device_items % items).astype(np.int32), device_items // items, len(pairs))
     own = make_ragged(train.values[order], device[order], len(pairs))
-    gaps, free = make_negative_index(avoid, items)
-    owner, none = pairs // len(names), Ragged(np.zeros(0, np.int32), np.zeros(len(pairs) + 1, np.int64))
-    labels, features, nothing = people.labels, people.user_features, np.zeros(0, np.float32)
+    owner, no_items = pairs // len(names), Ragged(np.zeros(0, np.int32), np.zeros(len(pairs) + 1, np.int64))
+    labels, features, no_labels = people.labels, people.user_features, np.zeros(0, np.float32)
     return people._replace(
         names=np.char.add(np.char.add(people.names[owner], "/"), names[pairs % len(names)]),
-        first=np.arange(len(pairs) + 1),
+        client_offsets=np.arange(len(pairs) + 1),
         train=own,
-        avoid=avoid,
-        gaps=gaps,
-        free=free,
-        valid=none,
-        test=none,
+        excluded=excluded,
+        negative_index=make_negative_index(excluded, items),
+        valid=no_items,
+        test=no_items,
         user_names=people.user_names[owner],
-        activity=own.counts,
-        labels=None if labels is None else labels._replace(train=labels.train[order], valid=nothing, test=nothing),
+        num_train=own.counts,
+        labels=None if labels is None else labels._replace(train=labels.train[order], valid=no_labels, test=no_labels),
         user_features=None if features is None else features.some(owner),
         owner=owner,
         people=people,
@@ -136,16 +132,16 @@ def split_into_domains(population: Population, data: Dataset, column: str) -> Po
     item = data.interactions.item
     of = kind[np.unique(item, return_index=True)[1]]
     if (wrong := np.flatnonzero(of[item] != kind)).size:
-        twice, other = item[wrong[0]], names[kind[wrong[0]]]
+        item_id, other_domain = item[wrong[0]], names[kind[wrong[0]]]
         raise ValueError(
-            f'data.merge: item "{shorten(data.items[twice])}" is in {shorten(names[of[twice]])} and in '
-            f"{shorten(other)}: "
+            f'data.merge: item "{shorten(data.items[item_id])}" is in {shorten(names[of[item_id]])} and in '
+            f"{shorten(other_domain)}: "
             "domains have items of their own, give each its own id"
         )
     domains = make_domains(of)
-    gaps, free = make_negative_index(population.avoid, population.num_items, domains)
+    index = make_negative_index(population.excluded, population.num_items, domains)
     owner = np.cumsum(np.append(False, population.user_names[1:] != population.user_names[:-1]))
-    return population._replace(gaps=gaps, free=free, owner=owner, domains=domains)
+    return population._replace(negative_index=index, owner=owner, domains=domains)
 
 
 def assign_devices(data: Dataset, parts: Split, column: str, devices: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.core.excerpt import shorten
+from jaxfed.core.recipe import Recipe
 from jaxfed.data.features import Features
 
 CLIENT = " client"  # the column with the client of each row; a source's columns have no blanks around their names
@@ -39,6 +40,7 @@ class Dataset(NamedTuple):
     item_features: Features | None = None
     ties_in_order: bool = False  # of a user's rows with equal times a later one is later; else it is earlier
     features_follow: bool = False  # from the rows, as in a published data set: the digest is that of the rows alone
+    recipe: Recipe | None = None  # the call that read it
 
 
 def number_ids(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

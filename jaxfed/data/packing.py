@@ -8,147 +8,9 @@ import numpy as np
 from jaxfed.core.client_work import Batches
 from jaxfed.core.types import Block, Cohort
 from jaxfed.data.batching import Batching, DrawnExamples, draw_examples
-from jaxfed.data.population import ALONE, Population, ProcessShare
+from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, plan_blocks
+from jaxfed.data.population import Population
 from jaxfed.data.ragged import concatenate_ranges, sort_pairs
-
-
-class BlockShapes(NamedTuple):
-    """The shapes of blocks: clients of S steps run `area` / S at a time, so that blocks cost alike."""
-
-    kinds: tuple[tuple[int, int], ...]  # (steps, examples of a step at most), both ascending; see `block_kinds`
-    area: int  # steps in a block
-    slots: int  # clients in a cohort
-    devices: int
-    columns: int  # rows an example may touch
-    num_items: int
-    room: int  # rows of the tables that a cohort may touch; a cohort that touches more gets twice the room
-    end: int  # past the end of the tables, which may have more rows than there are items
-    share: ProcessShare = ALONE  # of the clients, and of the places in every block
-
-    def clients(self, steps: int) -> int:
-        """Clients side by side in a block of this length, a multiple of the devices."""
-        return min(max(self.area // steps, 1), -(-self.slots // self.devices)) * self.devices
-
-    def rows(self, steps: int, size: int) -> int:
-        """Rows a client of this kind may hold."""
-        return min(steps * size * self.columns, self.num_items)
-
-    @property
-    def padded_shape(self) -> tuple[int, int]:
-        """(clients, table rows) that the part of any block fits in."""
-        clients, rows = zip(*((self.clients(s), self.clients(s) * self.rows(s, n)) for s, n in self.kinds), strict=True)
-        return max(clients), max(rows)
-
-
-def make_block_shapes(
-    population: Population,
-    batching: Batching,
-    slots: int,
-    devices: int = 1,
-    area: int = 0,
-    lazy: bool = True,
-    share: ProcessShare = ALONE,
-    end: int = 0,
-) -> BlockShapes:
-    """The shapes that serve this population; lazy: a round runs on the rows its cohort holds, else on all; end: rows of
-    the tables, at least the items (0: as many).
-
-    Raises ValueError where batches or negatives cannot be drawn.
-    """
-    for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
-        if (value := getattr(batching, key)) < least:
-            raise ValueError(f"work.{key} is {value}: it must be at least {least}")
-    if population.labels is not None and (batching.negatives or batching.pairwise):
-        raise ValueError(
-            f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'
-        )
-    if batching.pairwise and batching.negatives < 1:
-        raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
-    full = population.avoid.counts >= population.span(np.arange(len(population.user_names)))[1]
-    if batching.negatives and full.any():
-        raise ValueError(
-            f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
-            "set work.negatives = 0 or leave such users out"
-        )
-    kinds = block_kinds(batching, population.activity)
-    expected = int(batching.steps(population.activity).mean() * slots)
-    area = area or max(64, kinds[-1][0], 1 << (expected // 16).bit_length())  # some sixteen blocks a round
-    room = rows_expected(population, batching, slots) if lazy else 0
-    items, columns = population.num_items, batching.width // batching.batch_size
-    return BlockShapes(kinds, area, slots, devices, columns, items, room, end or items, share)
-
-
-def block_kinds(batching: Batching, activity: np.ndarray, narrow: int = 256) -> tuple[tuple[int, int], ...]:
-    """(steps, examples of a step at most) of blocks, both ascending: steps are powers of two and their 3/4 points.
-
-    A step is as wide as a batch, but for clients whose epoch is one batch: it is then as wide as theirs, rounded up to
-    `narrow` times a power of two. So batches of all that a client has cost what it has, not what others have.
-    """
-    steps, size = batching.steps(activity), batching.largest(activity)
-    longest, top = int(steps.max()), int(size.max())
-    points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
-    points = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
-    widths = np.array([narrow << i for i in range(top.bit_length()) if narrow << i < top] + [top])
-    used = widths[np.unique(np.searchsorted(widths, size[steps == batching.epochs]))].tolist() or [top]
-    one = next(p for p in points if p >= batching.epochs)
-    low, high = ([p for p in points if p < one], [p for p in points if p > one])
-    return (*((p, used[0]) for p in low), *((one, width) for width in used), *((p, top) for p in high))
-
-
-def rows_expected(population: Population, batching: Batching, slots: int) -> int:
-    """Rows that hardly any cohort of so many clients exceeds: six standard deviations above the mean of its examples,
-    the negatives among them uniform over the catalogue."""
-    items, activity = population.num_items, population.activity
-    positives = slots * activity.mean() + 6 * np.sqrt(slots) * activity.std()
-    positives = min(positives, activity.sum())
-    negatives = batching.epochs * batching.negatives * positives
-    distinct = min(positives, np.count_nonzero(np.bincount(population.train.values))) + items * -np.expm1(
-        -negatives / items
-    )
-    return int(min(items, -(-distinct // 1024) * 1024))
-
-
-class BlockPlan(NamedTuple):
-    """Where the M clients of a cohort, or this process's among them, lie: longest first, side by side in blocks, all of
-    them end to end."""
-
-    order: np.ndarray  # int64 [M]: the clients in the order they lie
-    shapes: list[tuple[int, int, int, int]]  # of each block: clients, steps, rows of a client, examples of a step
-    lane: np.ndarray  # int64 [M]: its place among the clients of all blocks
-    step: np.ndarray  # int64 [M]: its first step among those of all blocks
-    row: np.ndarray  # int64 [M]: its first row
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """int64 [3]: places for clients, steps and rows in all blocks."""
-        return np.sum([(m, m * s, m * k) for m, s, k, _ in self.shapes], 0)
-
-
-def block_shape(shapes: BlockShapes, steps: int, size: int) -> tuple[int, int, int, int]:
-    """A process's part of a block of this kind; see `Plan.shapes`."""
-    return shapes.clients(steps) // shapes.share.size, steps, shapes.rows(steps, size), size
-
-
-def plan_blocks(shapes: BlockShapes, batching: Batching, activity: np.ndarray, owner: np.ndarray) -> BlockPlan:
-    """Clients of this activity fill blocks from the longest down: a block's clients differ little in length, and only
-    the last blocks have empty places.
-
-    owner: the process of each client. All plan the same blocks, of which each has an equal part of the places.
-    """
-    steps, size = batching.steps(activity), batching.largest(activity)
-    kind = np.maximum(*(np.searchsorted(*each) for each in zip(np.transpose(shapes.kinds), (steps, size), strict=True)))
-    order, low = np.lexsort((-steps, -kind)), 0
-    owned = [order[owner[order] == process] for process in range(shapes.share.size)]
-    mine = owned[shapes.share.rank]
-    made: list[tuple[int, int, int, int]] = []
-    places, at = [], np.zeros((3, 1), np.int64)
-    while not made or any(low < len(some) for some in owned):
-        longest = max((kind[some[low]] for some in owned if low < len(some)), default=0)
-        made.append(block_shape(shapes, *shapes.kinds[longest]))
-        each = np.array([[1], made[-1][1:2], made[-1][2:3]])
-        places.append(at + each * np.arange(np.clip(len(mine) - low, 0, made[-1][0])))
-        low, at = low + made[-1][0], at + each * made[-1][0]
-    return BlockPlan(mine, made, *np.concatenate(places, 1))
 
 
 class CohortLayout(NamedTuple):
@@ -192,6 +54,15 @@ def batch_features(
     return found
 
 
+def fill_table(
+    shape: tuple[int, int], at: np.ndarray, values: np.ndarray, fill: int = 0, dtype: type = np.int32
+) -> np.ndarray:
+    """An array [T, n] with `values` at the flat positions `at`, and `fill` elsewhere."""
+    out: np.ndarray = np.full(shape[0] * shape[1], fill, dtype)
+    out[at] = values
+    return out.reshape(shape)
+
+
 def lay_out_examples(
     population: Population, batching: Batching, drawn: DrawnExamples, where: BlockPlan, end: int
 ) -> CohortLayout:
@@ -201,51 +72,57 @@ def lay_out_examples(
     item alone, and repeats in a step become one row whose weight is their number and whose label is their mean; see
     `models.model.Loss`.
     """
-    items, width, size = population.num_items, batching.width, batching.batch_size
-    _, steps, rows = where.sizes
-
-    def table(at, values, fill=0, dtype=np.int32, wide=size):
-        out = np.full(steps * wide, fill, dtype)
-        out[at] = values
-        return out.reshape(steps, wide)
-
-    columns = drawn.item.shape[1]
-    begin, count = (where.step[drawn.client] + drawn.step) * width, drawn.examples * columns
-    entry, client, item = concatenate_ranges(begin, count), np.repeat(drawn.client, count), drawn.item.ravel()
+    items, width, (_, steps, rows) = population.num_items, batching.width, where.sizes
+    begin, count = (where.step[drawn.client] + drawn.step) * width, drawn.examples * drawn.item.shape[1]
+    client, item = np.repeat(drawn.client, count), drawn.item.ravel()
     pair, order = sort_pairs(client, item, len(where.order), items)
-    entry = entry[order]
+    entry = concatenate_ranges(begin, count)[order]
     fresh = np.diff(pair, prepend=-1) != 0  # the client has the item here for the first time
-    lead = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
-    starts = np.flatnonzero(fresh)
-    new, place = order[starts], order_by_first_use(order[starts], client, len(where.order))
-    held = np.full(rows, end, np.int32)
-    held[where.row[client[new]] + place] = item[new]
-    positions = table(entry[lead], np.repeat(place, np.diff(starts, append=len(pair)))[lead], items, wide=width)
-    told = {}
-    if batching.features:
-        told = batch_features(
-            population, batching, drawn, where, table(entry[lead], item[order][lead], items, wide=width)
-        )
+    step_firsts = np.flatnonzero(fresh | (np.diff(entry // width, prepend=-1) != 0))  # and a step has it
+    first_entries = np.flatnonzero(fresh)
+    new, place = order[first_entries], order_by_first_use(order[first_entries], client, len(where.order))
+    held_items = np.full(rows, end, np.int32)
+    held_items[where.row[client[new]] + place] = item[new]
+    place = np.repeat(place, np.diff(first_entries, append=len(pair)))
+    positions = fill_table((steps, width), entry[step_firsts], place[step_firsts], items)
     live = np.zeros(steps, bool)
     live[concatenate_ranges(begin // width, -(-count // width))] = True
 
+    at, ids, repeats = entry[step_firsts], item[order][step_firsts], np.diff(step_firsts, append=len(pair))
+    batch = {}
+    if batching.features:
+        batch = batch_features(population, batching, drawn, where, fill_table((steps, width), at, ids, items))
     if population.users_per_client == 1 and not batching.pairwise:
-        weight = np.diff(lead, append=len(pair))
-        labels = np.add.reduceat(drawn.label[order], lead, dtype=np.float64)
-        batch = told | {"label": table(entry[lead], labels / weight, 0, np.float32)}
+        labels = np.add.reduceat(drawn.label[order], step_firsts, dtype=np.float64)
+        batch["label"] = fill_table((steps, width), at, labels / repeats, 0, np.float32)
+        batch["weight"] = fill_table((steps, width), at, repeats, 0, np.float32)
         if batching.ordered:
-            batch["id"] = table(entry[lead], item[order][lead], end)
-        return CohortLayout(held, positions, live, batch | {"weight": table(entry[lead], weight, 0, np.float32)})
-    slot = np.empty(len(pair), np.int64)
-    slot[order] = np.repeat(entry[lead] % width, np.diff(lead, append=len(pair)))
-    slots = slot.reshape(-1, columns)
-    example = concatenate_ranges(begin // columns, drawn.examples)
-    batch = told | {"weight": table(example, 1, 0, np.float32), "item": table(example, slots[:, 0])}
+            batch["id"] = fill_table((steps, width), at, ids, end)
+    else:
+        slot = np.empty(len(pair), np.int64)
+        slot[order] = np.repeat(at % width, repeats)
+        batch |= batch_of_examples(population, batching, drawn, begin, slot, steps)
+    return CohortLayout(held_items, positions, live, batch)
+
+
+def batch_of_examples(
+    population: Population, batching: Batching, drawn: DrawnExamples, begin: np.ndarray, slot: np.ndarray, steps: int
+) -> dict[str, np.ndarray]:
+    """What batches carry where an example is more than its item: [T, batch size] each.
+
+    begin: the first entry of each client's pass; slot [E]: the row of its step that each entry lies in.
+    """
+    shape, columns = (steps, batching.batch_size), drawn.item.shape[1]
+    at, slots = concatenate_ranges(begin // columns, drawn.examples), slot.reshape(-1, columns)
+    batch = {
+        "weight": fill_table(shape, at, np.ones(len(at)), 0, np.float32),
+        "item": fill_table(shape, at, slots[:, 0]),
+    }
     if population.users_per_client > 1:
-        batch["user"] = table(example, drawn.user)
+        batch["user"] = fill_table(shape, at, drawn.user)
     if batching.pairwise:
-        return CohortLayout(held, positions, live, batch | {"other": table(example, slots[:, 1])})
-    return CohortLayout(held, positions, live, batch | {"label": table(example, drawn.label, 0, np.float32)})
+        return batch | {"other": fill_table(shape, at, slots[:, 1])}
+    return batch | {"label": fill_table(shape, at, drawn.label, 0, np.float32)}
 
 
 def list_cohort_rows(
@@ -255,9 +132,9 @@ def list_cohort_rows(
 
     union: what the other processes hold too, as bool [end + 1].
     """
-    there = np.zeros(end + 1, bool)
-    there[held] = True
-    distinct = np.flatnonzero(union(there)[:end])
+    is_held = np.zeros(end + 1, bool)
+    is_held[held] = True
+    distinct = np.flatnonzero(union(is_held)[:end])
     while room < len(distinct):
         room *= 2
     rows = np.arange(end, end + room, dtype=np.int32)
@@ -268,9 +145,9 @@ def list_cohort_rows(
 
 
 def split_blocks(
-    where: BlockPlan, laid: CohortLayout, slots: np.ndarray, examples: np.ndarray, activity: np.ndarray
+    where: BlockPlan, laid: CohortLayout, slots: np.ndarray, examples: np.ndarray, num_train: np.ndarray
 ) -> tuple[Block, ...]:
-    """The blocks of what is laid end to end; slots, examples and activity are [places for clients]."""
+    """The blocks of what is laid end to end; slots, examples and num_train are [places for clients]."""
     blocks, at, columns = [], (0, 0, 0), laid.rows.shape[1] // laid.batch["weight"].shape[1]
     for m, length, k, size in where.shapes:
         to = at[0] + m, at[1] + m * length, at[2] + m * k
@@ -285,7 +162,7 @@ def split_blocks(
         }  # features of one user have no places
         batch = {name: x.reshape(m, length, *x.shape[1:]) for name, x in cuts.items()}
         data = Batches(positions, live, batch, examples[lanes])
-        blocks.append(Block(slots[lanes], laid.held[rows].reshape(m, k), activity[lanes], data))
+        blocks.append(Block(slots[lanes], laid.held[rows].reshape(m, k), num_train[lanes], data))
         at = to
     return tuple(blocks)
 
@@ -307,7 +184,7 @@ def pack_cohort(
     """
     clients = ids[ids < population.num_clients]
     owner = shapes.share.owner(clients, population.num_clients)
-    where = plan_blocks(shapes, batching, population.activity[clients], owner)
+    where = plan_blocks(shapes, batching, population.num_train[clients], owner)
     return pack_planned(population, batching, shapes, ids, present, where, seed, round, union)
 
 
@@ -339,7 +216,7 @@ def pack_planned(population, batching, shapes, ids, present, where, seed, round,
         out[where.lane] = values
         return out
 
-    activity = population.activity[clients]
-    examples = lanes(batching.epochs * batching.examples(activity), 0, np.float32)
-    blocks = split_blocks(where, laid, lanes(slots, len(ids), np.int32), examples, lanes(activity, 0, np.float32))
+    num_train = population.num_train[clients]
+    examples = lanes(batching.epochs * batching.examples(num_train), 0, np.float32)
+    blocks = split_blocks(where, laid, lanes(slots, len(ids), np.int32), examples, lanes(num_train, 0, np.float32))
     return Cohort(ids.astype(np.int32), present, blocks, rows)

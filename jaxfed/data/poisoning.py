@@ -26,8 +26,10 @@ def poison_histories(data: Dataset, promoted: tuple[str, ...], fraction: float, 
 
     of = np.repeat(first[bad[client[first]]], len(targets))
     new = np.tile(targets, len(of) // max(len(targets), 1))
-    lacks = ~np.isin(user[of].astype(np.int64) * len(data.items) + new, user.astype(np.int64) * len(data.items) + item)
-    of, new = of[lacks], new[lacks]
+    is_missing = ~np.isin(
+        user[of].astype(np.int64) * len(data.items) + new, user.astype(np.int64) * len(data.items) + item
+    )
+    of, new = of[is_missing], new[is_missing]
     added = user[of], new.astype(item.dtype), np.full(len(of), rating.max()), least[user[of]] - 1
     rows = [np.concatenate([old, more]).astype(old.dtype) for old, more in zip(data.interactions, added, strict=True)]
     columns = {name: np.concatenate([column, column[of]]) for name, column in data.columns.items()}

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxfed.data.features import Features
-from jaxfed.data.ragged import Domains, Ragged
+from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
 
 SAMPLED = 99  # items that a held-out one is ranked among, in figures of a sample
 
@@ -41,19 +41,16 @@ class Population(NamedTuple):
 
     num_items: int
     names: np.ndarray  # str [C]: what the clients are called
-    first: np.ndarray  # int64 [C + 1]: client c holds users first[c] to first[c + 1]
+    client_offsets: np.ndarray  # int64 [C + 1]: client c holds users client_offsets[c] to client_offsets[c + 1]
     train: Ragged  # items of each user, earliest first
-    avoid: Ragged  # items that are no negatives of each user, sorted and distinct
-    gaps: np.ndarray  # int64 [total]: user * (N + 1) + (item, in its domain, that much further than its rank), sorted
-    free: np.ndarray | None  # int32: the items that are negatives of each user, end to end, where that is small enough
+    excluded: Ragged  # items that are no negatives of each user, sorted and distinct
+    negative_index: NegativeIndex  # of `excluded`
     valid: Ragged  # held-out items of each user
     test: Ragged
     user_names: np.ndarray  # str [U]: the source's ids, in this numbering
-    activity: np.ndarray  # int64 [C]: train interactions of each client
+    num_train: np.ndarray  # int64 [C]: train interactions of each client
     users_per_client: int  # the most users that one client holds; 1 when every user is a client
-    flipped: np.ndarray | None = (
-        None  # bool [C]: clients that train with positives and negatives exchanged; None: nobody
-    )
+    label_flipped: np.ndarray | None = None  # bool [C]: trains with positives and negatives exchanged; None: nobody
     cold: "Population | None" = None  # clients that never take part, numbered by themselves, to be tested apart
     owner: np.ndarray | None = None  # int64 [C]: who has a private part in common, ascending; None: nobody
     people: "Population | None" = None  # the owners with all that they did, who are asked in place of clients
@@ -65,12 +62,12 @@ class Population(NamedTuple):
     @property
     def num_clients(self) -> int:
         """How many clients there are."""
-        return len(self.first) - 1
+        return len(self.client_offsets) - 1
 
     @property
     def client_of(self) -> np.ndarray:
         """int64 [U]: the client of each user."""
-        return np.repeat(np.arange(self.num_clients), np.diff(self.first))
+        return np.repeat(np.arange(self.num_clients), np.diff(self.client_offsets))
 
     def span(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(where the items of each user's domain begin in `domains.items`, how many they are)."""

@@ -1,11 +1,10 @@
 """From interactions to a population: who is a client, what is held out, what is poisoned."""
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxfed.core.malicious import check_fraction
-from jaxfed.core.malicious import is_malicious as chosen
+from jaxfed.core.malicious import check_fraction, is_malicious
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.devices import (
     assign_devices,
@@ -94,30 +93,28 @@ def make_population(
 
     avoided = user.astype(np.int64) * items + item
     pairs = np.unique(avoided if parts.leaky else avoided[parts.part == TRAIN])
-    avoid = make_ragged((pairs % items).astype(np.int32), pairs // items, users)
+    excluded = make_ragged((pairs % items).astype(np.int32), pairs // items, users)
     client_of = np.zeros(users, np.int64)
     client_of[user] = data.columns[CLIENT]
-    held, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
-    first = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(held)))])
-    gaps, free = make_negative_index(avoid, items)
+    kept_clients, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(kept_clients)))])
     train = lists(TRAIN)
-    activity, most = np.diff(train.start[first]), int(np.diff(first).max())
+    num_train, most = np.diff(train.start[offsets]), int(np.diff(offsets).max())
     labels = None
     if label != "implicit":
         every = row_labels(rating, label, threshold)
         labels = Labels(label, every[index[TRAIN]], every[index[VALID]], every[index[TEST]])
     return Population(
         items,
-        names[held],
-        first,
+        names[kept_clients],
+        offsets,
         train,
-        avoid,
-        gaps,
-        free,
+        excluded,
+        make_negative_index(excluded, items),
         lists(VALID),
         lists(TEST),
         data.users,
-        activity,
+        num_train,
         most,
         labels=labels,
         user_features=data.user_features,
@@ -146,8 +143,8 @@ def note_ties(data: Dataset, parts: Split) -> tuple[str, ...]:
 def note_few_candidates(population: Population) -> tuple[str, ...]:
     """A note on users with fewer items to rank among than a sample has, if there are any."""
     users = np.arange(len(population.user_names))
-    had = [part.counts for part in (population.train, population.valid, population.test)]
-    left = population.span(users)[1] - np.sum(had, 0)
+    num_negatives = [part.counts for part in (population.train, population.valid, population.test)]
+    left = population.span(users)[1] - np.sum(num_negatives, 0)
     few = int((left < SAMPLED).sum())
     note = (
         f"{few:,} of {len(users):,} users have fewer than {SAMPLED} items that they never interacted with (the fewest: "
@@ -156,29 +153,8 @@ def note_few_candidates(population: Population) -> tuple[str, ...]:
     return (note,) if few and population.labels is None else ()
 
 
-def prepare_population(
-    data: Dataset,
-    clients: str = "user",
-    silos: int = 10,
-    devices: int = 2,
-    merge: Merge = "",
-    protocol: Protocol = "loo-clean",
-    ratio: tuple[float, float] = (0.1, 0.1),
-    user_core: int = 0,
-    item_core: int = 0,
-    label: Label = "implicit",
-    threshold: float = 4.0,
-    malicious: float = 0.0,
-    promoted: tuple[str, ...] = (),
-    label_flip: bool = False,
-    malice: int = 0,
-    cold: float = 0.0,
-    deal: int = 0,
-) -> tuple[Dataset, Population]:
-    """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
-
-    The data set returned is numbered like the users of the population, cold ones still among them, and its notes say
-    all that was left out or put in. Raises ValueError for what cannot be.
+class PopulationOptions(NamedTuple):
+    """How the rows of a source become clients.
 
     Args:
         clients: Who a client is: each user, each silo (users dealt to organisations), each device (a user's train rows
@@ -205,39 +181,100 @@ def prepare_population(
         cold: Share of the users (or silos) that never take part and are tested apart.
         deal: Seed of silos, devices and cold clients.
     """
-    if label != "implicit" and protocol == "compat-pfedrec":
-        raise ValueError(f'data.label = "{label}": no negatives are drawn that could leak: take another data.protocol')
-    if label != "implicit" and label_flip:
-        raise ValueError(f'data.label = "{label}": data.label_flip exchanges clicks and negatives: set it to false')
+
+    clients: str = "user"
+    silos: int = 10
+    devices: int = 2
+    merge: Merge = ""
+    protocol: Protocol = "loo-clean"
+    ratio: tuple[float, float] = (0.1, 0.1)
+    user_core: int = 0
+    item_core: int = 0
+    label: Label = "implicit"
+    threshold: float = 4.0
+    malicious: float = 0.0
+    promoted: tuple[str, ...] = ()
+    label_flip: bool = False
+    malice: int = 0
+    cold: float = 0.0
+    deal: int = 0
+
+    @property
+    def clients_of_user(self) -> Merge:
+        """What a user has several of, as clients of their own: devices or domains; "": neither."""
+        return "devices" if self.clients == "device" else self.merge
+
+
+def prepare_population(data: Dataset, **options: Any) -> tuple[Dataset, Population]:
+    """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
+
+    Args:
+        data: The data set as it came.
+        options: Fields of `PopulationOptions`, by name.
+
+    Returns:
+        The data set, numbered like the users of the population, cold ones still among them, with notes on all that was
+        left out or put in; and the population.
+
+    Raises:
+        ValueError: options do not go together, or with these data.
+    """
+    chosen = PopulationOptions(**options)
+    if chosen.label != "implicit" and chosen.protocol == "compat-pfedrec":
+        raise ValueError(
+            f'data.label = "{chosen.label}": no negatives are drawn that could leak: take another data.protocol'
+        )
+    if chosen.label != "implicit" and chosen.label_flip:
+        raise ValueError(
+            f'data.label = "{chosen.label}": data.label_flip exchanges clicks and negatives: set it to false'
+        )
+    data, names = divide_into_clients(data, chosen)
+    check_fraction(chosen.malicious, "data.malicious")
+    if chosen.promoted:
+        data = poison_histories(data, chosen.promoted, chosen.malicious, chosen.malice)
+    parts = split_histories(data, chosen.protocol, chosen.ratio)
+    data = add_notes(data, *note_ties(data, parts))
+    population = make_population(data, parts, names, chosen.label, chosen.threshold)
+    if chosen.label_flip:
+        clients = np.arange(population.num_clients)
+        population = population._replace(label_flipped=is_malicious(clients, chosen.malicious, chosen.malice))
+    data, population = split_by_kind(data, population, parts, chosen)
+    data = add_notes(data, *note_few_candidates(population.asked))
+    if chosen.cold:
+        warm = split_cold_clients(population, chosen.cold, chosen.deal)
+        every, num_cold = population.asked.num_clients, population.asked.num_clients - warm.asked.num_clients
+        note = f"{num_cold:,} of {every:,} clients are cold: they never take part, and are tested apart"
+        return add_notes(data, note), warm
+    return data, population
+
+
+def divide_into_clients(data: Dataset, options: PopulationOptions) -> tuple[Dataset, np.ndarray]:
+    """(the data set with a client for every row that stays, what the clients are called)."""
     data = drop_repeats(data)
-    if user_core or item_core:
-        data = k_core(data, user_core, item_core)
-    many = "devices" if clients == "device" else merge
-    check_merge_options(clients, merge, devices, malicious, protocol, cold, data.columns)
-    if many == "domains":
+    if options.user_core or options.item_core:
+        data = k_core(data, options.user_core, options.item_core)
+    clients = options.clients
+    check_merge_options(
+        clients, options.merge, options.devices, options.malicious, options.protocol, options.cold, data.columns
+    )
+    if options.clients_of_user == "domains":
         group, names = group_by_user_and_kind(data, clients)
     else:
-        group, names = assign_clients(data, "user" if many else clients, silos, deal)
-    data = drop_short_histories(split_shared_users(data, group))
-    check_fraction(malicious, "data.malicious")
-    if promoted:
-        data = poison_histories(data, promoted, malicious, malice)
-    parts = split_histories(data, protocol, ratio)
-    data = add_notes(data, *note_ties(data, parts))
-    population = make_population(data, parts, names, label, threshold)
-    if label_flip:
-        population = population._replace(flipped=chosen(np.arange(population.num_clients), malicious, malice))
-    if many == "devices":
-        population = split_into_devices(
-            population, *assign_devices(data, parts, clients if merge else "", devices, deal)
-        )
-        data = add_notes(data, f"{population.num_clients:,} devices of {len(data.users):,} users")
-    if many == "domains":
-        population = split_into_domains(population, data, clients)
-        data = add_notes(data, "a user has one client for each domain, and one private part in all of them")
-    data = add_notes(data, *note_few_candidates(population.asked))
-    if cold:
-        every, population = population.asked.num_clients, split_cold_clients(population, cold, deal)
-        gone = every - population.asked.num_clients
-        data = add_notes(data, f"{gone:,} of {every:,} clients are cold: they never take part, and are tested apart")
+        column = "user" if options.clients_of_user else clients
+        group, names = assign_clients(data, column, options.silos, options.deal)
+    return drop_short_histories(split_shared_users(data, group)), names
+
+
+def split_by_kind(
+    data: Dataset, population: Population, parts: Split, options: PopulationOptions
+) -> tuple[Dataset, Population]:
+    """The users of a population as their devices, or its clients as domains, where options say so."""
+    if options.clients_of_user == "devices":
+        column = options.clients if options.merge else ""
+        devices = assign_devices(data, parts, column, options.devices, options.deal)
+        population = split_into_devices(population, *devices)
+        return add_notes(data, f"{population.num_clients:,} devices of {len(data.users):,} users"), population
+    if options.clients_of_user == "domains":
+        note = "a user has one client for each domain, and one private part in all of them"
+        return add_notes(data, note), split_into_domains(population, data, options.clients)
     return data, population

@@ -22,8 +22,8 @@ def sort_pairs(group: np.ndarray, value: np.ndarray, groups: int, values: int) -
     if (groups * values).bit_length() + entry > 63:
         order = np.argsort(pair, kind="stable")
         return pair[order], order
-    both = np.sort((pair << entry) | np.arange(len(pair)))
-    return both >> entry, both & ((1 << entry) - 1)
+    packed = np.sort((pair << entry) | np.arange(len(pair)))
+    return packed >> entry, packed & ((1 << entry) - 1)
 
 
 class Ragged(NamedTuple):
@@ -80,15 +80,20 @@ def make_domains(of: np.ndarray) -> Domains:
     return Domains(of, items, start, place)
 
 
-def make_negative_index(
-    avoid: Ragged, items: int, domains: Domains | None = None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """(`gaps`, `free`) of a population: what the items outside each user's sorted list are found by."""
-    user = np.repeat(np.arange(len(avoid.counts)), avoid.counts)
-    rank = np.arange(len(user)) - avoid.start[user]
-    place = avoid.values if domains is None else domains.place[avoid.values]
+class NegativeIndex(NamedTuple):
+    """What the items outside each user's sorted list are found by."""
+
+    gaps: np.ndarray  # int64 [total]: user * (N + 1) + (item, in its domain, that much further than its rank), sorted
+    negatives: np.ndarray | None  # int32: the items outside each user's list, end to end, where that is small enough
+
+
+def make_negative_index(excluded: Ragged, items: int, domains: Domains | None = None) -> NegativeIndex:
+    """The index of the items that are not excluded. excluded: of each user, sorted and distinct; items: N."""
+    user = np.repeat(np.arange(len(excluded.counts)), excluded.counts)
+    rank = np.arange(len(user)) - excluded.start[user]
+    place = excluded.values if domains is None else domains.place[excluded.values]
     gaps = user * (items + 1) + place - rank
-    if len(avoid.counts) * items > SMALL or domains:
-        return gaps, None
-    every = np.arange(len(avoid.counts) * items)  # a look-up instead of a search for every negative
-    return gaps, (np.delete(every, user * items + avoid.values) % items).astype(np.int32)
+    if len(excluded.counts) * items > SMALL or domains:
+        return NegativeIndex(gaps, None)
+    every = np.arange(len(excluded.counts) * items)  # a look-up instead of a search for every negative
+    return NegativeIndex(gaps, (np.delete(every, user * items + excluded.values) % items).astype(np.int32))

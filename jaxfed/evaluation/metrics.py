@@ -34,13 +34,13 @@ def ranking_metrics(score: jax.Array, real: jax.Array, others: jax.Array, counts
     score = jnp.where(real, score, jnp.nan)
     score = -jnp.sort(-score)  # best first; those that are not numbers last
     place = jnp.arange(1, score.size + 1)
-    targets, behind = real.sum(), count_not_beaten(score, others, counts)
-    rank = jnp.where(place <= targets, place + behind, jnp.iinfo(jnp.int32).max)
+    targets, not_beaten = real.sum(), count_not_beaten(score, others, counts)
+    rank = jnp.where(place <= targets, place + not_beaten, jnp.iinfo(jnp.int32).max)
     gain = jnp.where(place <= targets, 1 / jnp.log2(1.0 + rank), 0)
     best, has = 1 / jnp.log2(1.0 + place), jnp.minimum(targets, 1)
     values = {
         "mrr": 1 / rank[0],
-        "auc": jnp.sum(jnp.where(place <= targets, 1 - behind / jnp.maximum(counts.sum(), 1), 0))
+        "auc": jnp.sum(jnp.where(place <= targets, 1 - not_beaten / jnp.maximum(counts.sum(), 1), 0))
         / jnp.maximum(targets, 1),
     }
     for k in CUTOFFS:
@@ -70,16 +70,17 @@ def classification_metrics(score: jax.Array, real: jax.Array, others: jax.Array,
     }
 
 
-def exposure_at_k(scores: jax.Array, unseen: jax.Array, targets: jax.Array, asks: jax.Array) -> dict[str, Mean]:
+def exposure_at_k(scores: jax.Array, unseen: jax.Array, targets: jax.Array, is_asked: jax.Array) -> dict[str, Mean]:
     """er@k [T] of one user: whether each target [T] is among the first k of all items [N] where `unseen` [N], by their
-    `scores` [N]; it weighs 1 where `asks` [T] and else 0. Ties count against a target, as in `ahead`.
+    `scores` [N]; it weighs 1 where `is_asked` [T] and else 0. Ties count against a target, as in
+    `count_not_beaten`.
 
     The exposure ratio of a promoted item (FedRecAttack: Rong et al. 2022): the share of the users who have not
     interacted with it to whom it is recommended.
     """
     rank, weight = (
         count_not_beaten(scores[targets], scores, unseen),
-        asks * 1.0,
+        is_asked * 1.0,
     )  # does not beat itself: the first has rank 1
     return {f"er@{k}": Mean(jnp.where(rank <= k, weight, 0.0), weight) for k in EXPOSED}
 
@@ -94,13 +95,13 @@ def click_metrics(score: jax.Array, label: jax.Array, real: jax.Array) -> dict[s
     """log_loss of logits [T] for labels 0 and 1 where `real` [T], over all rows; auc of one user: the share of its
     pairs of a 1 and a 0 in the right order, ties half. It weighs 1 for a user with both and 0 for others, and is left
     out where nobody has two rows (T = 1)."""
-    lost = jnp.where(real, jax.nn.softplus(score) - label * score, 0)
-    found = {"log_loss": Mean(lost.sum(), real.sum() * 1.0)}
+    log_loss = jnp.where(real, jax.nn.softplus(score) - label * score, 0)
+    found = {"log_loss": Mean(log_loss.sum(), real.sum() * 1.0)}
     if score.size > 1:
         pair = (real & (label > 0))[:, None] & (real & (label <= 0))
         right = jnp.where(score[:, None] > score, 1.0, jnp.where(score[:, None] == score, 0.5, 0.0))
-        both = pair.any() * 1.0
-        found["auc"] = Mean(both * jnp.sum(right * pair) / jnp.maximum(pair.sum(), 1), both)
+        has_both = pair.any() * 1.0
+        found["auc"] = Mean(has_both * jnp.sum(right * pair) / jnp.maximum(pair.sum(), 1), has_both)
     return found
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.models.model import Loss, from_module, take_vectors
 
 
@@ -21,7 +22,8 @@ class ItemCount(nn.Module):
         return take_vectors(count, item)
 
 
-def popularity(num_items: int, num_users: int) -> Model:
+@named("model")
+def popularity(num_items: int, num_users: int = 1) -> Model:
     """Scores an item by its clicks.
 
     Use the work `gradient` and the link `weighted_mean`: a client's mean gradient times its examples is its clicks.
@@ -29,7 +31,8 @@ def popularity(num_items: int, num_users: int) -> Model:
     return from_module(ItemCount("tables", num_items), Loss(lambda logit, label: -logit * label))
 
 
-def counter(num_items: int, num_users: int) -> Model:
+@named("model")
+def counter(num_items: int, num_users: int = 1) -> Model:
     """The zero-learning leak detector: minus the number of times this client drew the item as a negative.
 
     Use the work `gradient`, which weighs all draws of a client alike.

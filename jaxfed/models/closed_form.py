@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.model import ClosedForm, Model
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import Table, num_rows, unwrap, wrap
 from jaxfed.core.types import History, Key, Mean, Tree
 from jaxfed.models.model import check_positive
@@ -63,10 +64,10 @@ def item_item_model(
 
     def sums(shared, history):
         rows, tables = num_rows(shared), unwrap(shared)["tables"]
-        seen = scatter_to_rows(history, 1.0 * history.live, rows) @ tables[names[0]]
-        gap = (1 - seen.at[history.ids].get(mode="fill", fill_value=0)) ** 2 * history.live
-        told = {"params": {}, "tables": wrap(statistics(history, rows))}
-        return told, Mean(gap.sum(), history.live.sum(dtype=jnp.float32))
+        scores = scatter_to_rows(history, 1.0 * history.live, rows) @ tables[names[0]]
+        gap = (1 - scores.at[history.ids].get(mode="fill", fill_value=0)) ** 2 * history.live
+        statistics_of_user = {"params": {}, "tables": wrap(statistics(history, rows))}
+        return statistics_of_user, Mean(gap.sum(), history.live.sum(dtype=jnp.float32))
 
     def found(sums, shared):
         return {"params": {}, "tables": wrap(solve(unwrap(sums)["tables"]))}
@@ -93,7 +94,8 @@ def ridge_weights(gram: jax.Array, l2: float) -> jax.Array:
     return jnp.fill_diagonal(-inverse / jnp.diag(inverse), 0.0, inplace=False)
 
 
-def ease(num_items: int, num_users: int, l2: float = 400.0) -> Model:
+@named("model")
+def ease(num_items: int, num_users: int = 1, l2: float = 400.0) -> Model:
     """EASE (Steck 2019, "Embarrassingly shallow autoencoders"): X'X, and one inversion.
 
     Args:
@@ -105,11 +107,12 @@ def ease(num_items: int, num_users: int, l2: float = 400.0) -> Model:
         lambda history, rows: {"item": gram_rows(history, rows)},
         lambda sums: {"item": ridge_weights(sums["item"], l2)},
         lambda history: scatter_to_catalogue(history, 1.0 * history.live),
-        lambda tables, liked: liked @ tables["item"],
+        lambda tables, history: history @ tables["item"],
     )
 
 
-def item_knn(num_items: int, num_users: int, neighbours: int = 200, shrink: float = 10.0) -> Model:
+@named("model")
+def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: float = 10.0) -> Model:
     """Item nearest neighbours (Sarwar et al. 2001) by cosine, shrunk where few users tell; from the X'X of EASE.
 
     Args:
@@ -131,13 +134,24 @@ def item_knn(num_items: int, num_users: int, neighbours: int = 200, shrink: floa
         lambda history, rows: {"item": gram_rows(history, rows)},
         solve,
         lambda history: scatter_to_catalogue(history, 1.0 * history.live),
-        lambda tables, liked: liked @ tables["item"],
+        lambda tables, history: history @ tables["item"],
     )
 
 
+def count_successors(history: History, rows: int, window: int, decay: float) -> jax.Array:
+    """[rows, N]: a user's pairs (i, then j, at most `window` later), which weigh decay^(gap - 1)."""
+    places = jnp.arange(history.ids.shape[0])
+    then = places[:, None] + jnp.arange(1, window + 1)
+    ids = history.ids.at[then].get(mode="fill", fill_value=history.size)
+    first = jnp.where(history.live, history.rows, rows)[:, None]
+    weights = jnp.broadcast_to(decay ** jnp.arange(window), then.shape)
+    return jnp.zeros((rows, history.size)).at[first, ids].add(weights, mode="drop")
+
+
+@named("model")
 def transitions(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     l2: float = 400.0,
     half_life: float = 10.0,
     window: int = 20,
@@ -161,18 +175,10 @@ def transitions(
     """
     check_positive("model.window", window)
 
-    def after(history, rows):
-        places = jnp.arange(history.ids.shape[0])
-        then = places[:, None] + jnp.arange(1, window + 1)
-        ids = history.ids.at[then].get(mode="fill", fill_value=history.size)
-        first = jnp.where(history.live, history.rows, rows)[:, None]
-        weights = jnp.broadcast_to(decay ** jnp.arange(window), then.shape)
-        return jnp.zeros((rows, history.size)).at[first, ids].add(weights, mode="drop")
-
     def solve(sums):
         counts = sums["next"]
-        both = jnp.sqrt(jnp.outer(jnp.maximum(counts.sum(1), 1), jnp.maximum(counts.sum(0), 1)))
-        return {"item": ridge_weights(sums["item"], l2), "next": counts / both}
+        norms = jnp.sqrt(jnp.outer(jnp.maximum(counts.sum(1), 1), jnp.maximum(counts.sum(0), 1)))
+        return {"item": ridge_weights(sums["item"], l2), "next": counts / norms}
 
     def fold_in(history):
         age = jnp.maximum(history.age, 0)
@@ -190,16 +196,26 @@ def transitions(
     return item_item_model(
         num_items,
         ["item", "next"],
-        lambda history, rows: {"item": gram_rows(history, rows), "next": after(history, rows)},
+        lambda history, rows: {
+            "item": gram_rows(history, rows),
+            "next": count_successors(history, rows, window, decay),
+        },
         solve,
         fold_in,
         score,
     )
 
 
+def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
+    """Symmetric matrices [..., d, d] from their upper halves [..., d (d + 1) / 2]."""
+    half = jnp.zeros((*packed.shape[:-1], dim, dim)).at[..., *jnp.triu_indices(dim)].set(packed)
+    return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
+
+
+@named("model")
 def ials(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 64,
     l2: float = 0.01,
     unobserved: float = 0.3,
@@ -224,40 +240,32 @@ def ials(
     real = num_items if real_items is None else real_items
     upper = jnp.triu_indices(dim)
 
-    def whole(packed):
-        """Symmetric matrices [..., d, d] from their upper halves [..., d (d + 1) / 2]."""
-        half = jnp.zeros((*packed.shape[:-1], dim, dim)).at[..., *upper].set(packed)
-        return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
-
-    def solved(items, seen, every, count, others):
-        """The vector of a user, or of an item: items [L, d] are the other side's, seen [L] whether they count."""
-        own = jnp.einsum("l,li,lj->ij", seen, items, items)
-        ridge = l2 * (count + unobserved * others)
-        return solve_positive(own + unobserved * every + ridge * jnp.eye(dim), seen @ items)
-
     def init(key):
         items = init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0)
         return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
 
     def fold_in(shared, history):
         items = unwrap(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
-        seen = 1.0 * history.live
-        return solved(items, seen, shared["params"]["gram"], seen.sum(), real)
+        weights = 1.0 * history.live
+        own = jnp.einsum("l,li,lj->ij", weights, items, items)
+        ridge = l2 * (weights.sum() + unobserved * real)
+        return solve_positive(own + unobserved * shared["params"]["gram"] + ridge * jnp.eye(dim), weights @ items)
 
     def statistics(shared, history):
         user, rows = fold_in(shared, history), num_rows(shared)
         own, held = jnp.outer(user, user)[upper], scatter_to_rows(history, 1.0 * history.live, rows)
-        told = jnp.outer(held, jnp.concatenate([own, user, jnp.ones(1)]))
+        item_rows = jnp.outer(held, jnp.concatenate([own, user, jnp.ones(1)]))
         items = unwrap(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
         gap = (1 - items @ user) ** 2 * history.live
         fit = Mean(gap.sum(), history.live.sum(dtype=jnp.float32))
-        return {"params": {"gram": own, "users": jnp.ones(())}, "tables": {"item": Table(told)}}, fit
+        return {"params": {"gram": own, "users": jnp.ones(())}, "tables": {"item": Table(item_rows)}}, fit
 
     def solve(sums, shared):
-        told, users = unwrap(sums)["tables"]["item"], sums["params"]["users"]
-        own, right, count = told[:, : -dim - 1], told[:, -dim - 1 : -1], told[:, -1]
+        item_sums, users = unwrap(sums)["tables"]["item"], sums["params"]["users"]
+        own, right, count = item_sums[:, : -dim - 1], item_sums[:, -dim - 1 : -1], item_sums[:, -1]
         ridge = l2 * (count + unobserved * users)
-        left = whole(own) + unobserved * whole(sums["params"]["gram"]) + ridge[:, None, None] * jnp.eye(dim)
+        gram = expand_symmetric(sums["params"]["gram"], dim)
+        left = expand_symmetric(own, dim) + unobserved * gram + ridge[:, None, None] * jnp.eye(dim)
         items = jax.vmap(solve_positive)(left, right)
         return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.models.model import (
     LossName,
     TableDtype,
@@ -72,15 +73,16 @@ class FactorizationMachine(nn.Module):
             return total, weight + every[..., -1] + 0.5 * (jnp.square(total) - squares).sum(-1)
 
         # (|a + b|^2 - squares) / 2 of both sides' vectors together is <a, b> and what is left of each alone
-        mine, rest_of_user = side("user", users[user], own[user], of_user)
-        theirs, rest_of_item = side("item", items, bias, of_item)
-        alone = self.param("offset", nn.initializers.zeros, ()) + rest_of_user
-        return alone + take_vectors(rest_of_item, item) + score_rows(take_vectors(theirs, item), mine)
+        user_vector, user_rest = side("user", users[user], own[user], of_user)
+        item_vectors, item_rest = side("item", items, bias, of_item)
+        user_logit = self.param("offset", nn.initializers.zeros, ()) + user_rest
+        return user_logit + take_vectors(item_rest, item) + score_rows(take_vectors(item_vectors, item), user_vector)
 
 
+@named("model")
 def fm(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 16,
     init_scale: float = 0.1,
     features: Sides = "all",
@@ -145,9 +147,10 @@ class TwoTower(nn.Module):
         return logit
 
 
+@named("model")
 def two_tower(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 16,
     hidden: tuple[int, ...] = (32,),
     init_scale: float = 0.1,

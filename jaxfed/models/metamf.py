@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.models.model import LossName, check_positive, find_loss, from_module, normal_variable, take_vectors
 
 
@@ -43,9 +44,10 @@ class GeneratedItems(nn.Module):
         return one(user, item)
 
 
+@named("model")
 def metamf(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 32,
     code: int = 16,
     rank: int = 4,

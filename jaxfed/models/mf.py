@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.models.model import (
     LossName,
     TableDtype,
@@ -40,9 +41,10 @@ class MatrixFactorization(nn.Module):
         return logit
 
 
+@named("model")
 def mf(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 64,
     init_scale: float = 0.1,
     bias: bool = True,

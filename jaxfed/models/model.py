@@ -1,6 +1,7 @@
 """From a Flax module to a `Model`, and what models share: losses, and variables that may come cut to some rows."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import optax
 
 from jaxfed.core.model import Model
 from jaxfed.core.tables import num_rows, unwrap, wrap
-from jaxfed.core.types import Mean, Tree
+from jaxfed.core.types import History, Key, Mean, Tree
 
 FOLD_STEPS, FOLD_RATE, FOLD_NEGATIVES = 100, 0.1, 4  # of what makes a private part of a history; see `from_module`
 
@@ -74,6 +75,33 @@ def score_rows(rows: jax.Array, user: jax.Array) -> jax.Array:
     return rows @ user if user.ndim == 1 else jnp.sum(rows * user, -1)
 
 
+def fit_private(
+    loss: Loss,
+    private: Callable[[Key], Tree],
+    score: Callable[..., jax.Array],
+    shared: Tree,
+    history: History,
+    *known: jax.Array,
+) -> Tree:
+    """The private part of a user with this history: descends the expected loss over it and FOLD_NEGATIVES negatives to
+    each of it, from one start."""
+    start, rows = private(jax.random.key(0)), num_rows(shared)
+    label = jnp.zeros(rows).at[jnp.where(history.live, history.rows, rows)].set(1, mode="drop")
+    weight = jnp.where(label > 0, 1, FOLD_NEGATIVES * label.sum() / jnp.maximum(rows - label.sum(), 1))
+
+    def objective(candidate):
+        each = loss.value(score(shared, candidate, jnp.int32(0), *known), label)
+        return jnp.sum(each * weight) / jnp.maximum(weight.sum(), 1e-9)
+
+    pace = optax.adam(FOLD_RATE)
+
+    def step(_, carry):
+        update, state = pace.update(jax.grad(objective)(carry[0]), carry[1])
+        return optax.apply_updates(carry[0], update), state
+
+    return jax.lax.fori_loop(0, FOLD_STEPS, step, (start, pace.init(start)))[0]
+
+
 def from_module(
     module: nn.Module,
     loss: Loss,
@@ -116,23 +144,5 @@ def from_module(
             each += more[batch["item"]] if "item" in batch else more
         return Mean(jnp.sum(each * batch["weight"]), jnp.sum(batch["weight"]))
 
-    def fold_in(shared, history, *known):
-        """Descends the expected loss over the history and FOLD_NEGATIVES negatives to each of it, from one start."""
-        start, rows = private(jax.random.key(0)), num_rows(shared)
-        label = jnp.zeros(rows).at[jnp.where(history.live, history.rows, rows)].set(1, mode="drop")
-        weight = jnp.where(label > 0, 1, FOLD_NEGATIVES * label.sum() / jnp.maximum(rows - label.sum(), 1))
-
-        def objective(mine):
-            each = loss.value(score(shared, mine, jnp.int32(0), *known), label)
-            return jnp.sum(each * weight) / jnp.maximum(weight.sum(), 1e-9)
-
-        pace = optax.adam(FOLD_RATE)
-
-        def step(_, carry):
-            update, state = pace.update(jax.grad(objective)(carry[0]), carry[1])
-            return optax.apply_updates(carry[0], update), state
-
-        return jax.lax.fori_loop(0, FOLD_STEPS, step, (start, pace.init(start)))[0]
-
-    folds = None if loss.pairwise else fold_in
+    folds = None if loss.pairwise else partial(fit_private, loss, private, score)
     return Model(init, private, value, score, loss.pairwise, folds, features=features)

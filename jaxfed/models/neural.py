@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
 from jaxfed.models.model import (
     LossName,
     TableDtype,
@@ -68,9 +69,10 @@ class PersonalHead(nn.Module):
         return score_rows(items, head[user]) + bias[user]
 
 
+@named("model")
 def pfedrec(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 32,
     init_scale: float = 0.1,
     table_dtype: TableDtype = "float32",
@@ -110,9 +112,10 @@ class AdditiveItems(nn.Module):
         return score_rows(take_vectors(both, item), head[user]) + bias[user]
 
 
+@named("model")
 def fedrap(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 32,
     init_scale: float = 0.1,
     apart: float = 0.0,
@@ -141,9 +144,10 @@ def fedrap(
     return from_module(module, find_loss(loss), penalty if apart or sparse else None)
 
 
+@named("model")
 def neumf(
     num_items: int,
-    num_users: int,
+    num_users: int = 1,
     dim: int = 16,
     hidden: tuple[int, ...] = (32, 16),
     init_scale: float = 0.1,

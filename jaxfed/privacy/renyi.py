@@ -34,8 +34,8 @@ def skellam_rdp(orders: Vector, multiplier: float, l1: float, l2: float) -> Vect
 def pure_rdp(orders: Vector, epsilon: float) -> Vector:
     """Any mechanism of pure `epsilon`: at worst it is randomised response (Mironov 2017, proposition 5)."""
     stay, leave = -np.logaddexp(0, [-epsilon, epsilon])  # log probabilities of its two answers
-    both = np.logaddexp(orders * stay + (1 - orders) * leave, orders * leave + (1 - orders) * stay)
-    return both / (orders - 1)
+    log_moment = np.logaddexp(orders * stay + (1 - orders) * leave, orders * leave + (1 - orders) * stay)
+    return log_moment / (orders - 1)
 
 
 def log_binomials(order: int) -> Vector:

@@ -1,6 +1,8 @@
 """A search for what one client can do to a noised sum: it cannot prove a bound, only break one."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import optax
 
 from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message, list_mechanisms
 from jaxfed.core.tables import num_rows
-from jaxfed.core.types import ClientView, Key, RoundView, Tree
+from jaxfed.core.types import ClientView, Key, Mechanism, RoundView, Tree
 
 OTHERS = 3  # clients beside the one that is searched for
 SHAPES = 4  # of updates; see `drawn`
@@ -30,6 +32,15 @@ def draw_update(key: Key, example: Tree) -> Tree:
     return jax.tree.unflatten(structure, [scale * one(x, k) for x, k in zip(leaves, keys, strict=True)])
 
 
+class ProbedChain(NamedTuple):
+    """A chain whose links are searched one by one."""
+
+    links: Sequence[Channel]
+    bounds: Sequence[float]  # what each is told of the norm of its messages
+    mechanisms: Sequence[Sequence[Mechanism]]  # of each
+    size: int  # rows of the tables
+
+
 def search_largest_gain(
     links: Sequence[Channel],
     bounds: Sequence[float],
@@ -46,60 +57,75 @@ def search_largest_gain(
     A sum is decoded up to the noise, with the client and without it, its link state as it became in the rounds before.
     Of a message that is private by itself the norm is that of what comes to its noise.
     """
-    size = max(num_rows(example), 1)
     mechanisms = [list_mechanisms(each, bound) for each, bound in zip(links, bounds, strict=True)]
-    states: list[Tree] = []
-    link_states: list[Tree] = []
-    for i, each in enumerate(links):
-        seen = jax.eval_shape(lambda i=i: encoded_example(links[:i], bounds, states, link_states, example, size))
-        state, link_state = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), seen))
-        states.append(state)
-        link_states.append(link_state)
-
-    def client(update, link_state, states, key, public, id):
-        """(message as the server reads it, link_state, the norms that came to local noise, over those claimed)."""
-        weight, activity = 10 ** jax.random.uniform(key, (2,), minval=-2, maxval=4)
-        me = ClientView((), key, public, id, weight, activity, jnp.arange(size), size, jnp.arange(OTHERS + 1))
-        after, local, steps = [], jnp.float32(0), []
-        for i, each in enumerate(links):
-            if mechanisms[i] and mechanisms[i][0].kind == "local":
-                local = jnp.maximum(local, optax.tree.norm(update) / mechanisms[i][0].l2)
-            own = client_at_link(me, i)._replace(link_state=link_state[i], bound=bounds[i])
-            steps.append(own)
-            update, kept = encode_message(each, update, broadcast_state(each, states[i]), own)
-            after.append(kept)
-        for i, each in reversed(list(enumerate(links))):
-            if each.decode_message:
-                server_view = steps[i]._replace(link_state=None, key=None)
-                update = each.decode_message(update, broadcast_state(each, states[i]), server_view)
-        return update, tuple(after), local
-
-    def one_round(carry, key):
-        states, link_state = carry
-        who, keys = jnp.arange(OTHERS + 1), jax.random.split(key, OTHERS + 2)
-        updates = jax.vmap(lambda k: draw_update(jax.random.fold_in(k, 1), example))(keys[1:])
-        run = jax.vmap(client, (0, 0, None, 0, None, 0))
-        messages, link_state, local = run(updates, link_state, states, keys[1:], keys[0], who)
-        sums = [jax.tree.map(lambda x, low=low: x[low:].sum(0, dtype=x.dtype), messages) for low in (0, 1)]
-        worst, new = local.max(), list(states)
-        for i, each in reversed(list(enumerate(links))):
-            if mechanisms[i] and mechanisms[i][0].kind != "local":
-                moved = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), *sums)
-                worst = jnp.maximum(worst, optax.tree.norm(moved) / mechanisms[i][0].l2)
-            present = [who >= 0, who > 0]
-            public = jax.random.fold_in(keys[0], i)
-            both = [
-                decode_total(each, x, states[i], RoundView(public, who, here, bounds[i]))
-                for x, here in zip(sums, present, strict=True)
-            ]
-            sums, new[i] = [total for total, _, _ in both], both[0][1]
-        return (new, link_state), worst
+    chain = ProbedChain(links, bounds, mechanisms, max(num_rows(example), 1))
+    states, link_states = init_links(chain, example)
 
     def draw(key):
-        everyone = jax.tree.map(lambda x: jnp.broadcast_to(x, (OTHERS + 1, *jnp.shape(x))), tuple(link_states))
-        return jax.lax.scan(one_round, (states, everyone), jax.random.split(key, rounds))[1].max()
+        of_all = jax.tree.map(lambda x: jnp.broadcast_to(x, (OTHERS + 1, *jnp.shape(x))), tuple(link_states))
+        run = partial(run_probed_round, chain, example)
+        return jax.lax.scan(run, (states, of_all), jax.random.split(key, rounds))[1].max()
 
     return float(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(seed), draws)).max())
+
+
+def init_links(chain: ProbedChain, example: Tree) -> tuple[list[Tree], list[Tree]]:
+    """The states of the links on the server and on one client."""
+    states: list[Tree] = []
+    link_states: list[Tree] = []
+    for i, each in enumerate(chain.links):
+        encoded = jax.eval_shape(
+            lambda i=i: encoded_example(chain.links[:i], chain.bounds, states, link_states, example, chain.size)
+        )
+        state, link_state = each.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), encoded))
+        states.append(state)
+        link_states.append(link_state)
+    return states, link_states
+
+
+def send_update(
+    chain: ProbedChain, update: Tree, link_state: tuple, states: list, key: Key, public: Key, id: jax.Array
+) -> tuple[Tree, tuple, jax.Array]:
+    """(message as the server reads it, link_state, the norms that came to local noise, over those claimed)."""
+    weight, num_train = 10 ** jax.random.uniform(key, (2,), minval=-2, maxval=4)
+    rows, cohort = jnp.arange(chain.size), jnp.arange(OTHERS + 1)
+    client_view = ClientView((), key, public, id, weight, num_train, rows, chain.size, cohort)
+    after, local, views = [], jnp.float32(0), []
+    for i, each in enumerate(chain.links):
+        if chain.mechanisms[i] and chain.mechanisms[i][0].kind == "local":
+            local = jnp.maximum(local, optax.tree.norm(update) / chain.mechanisms[i][0].l2)
+        view = client_at_link(client_view, i)._replace(link_state=link_state[i], bound=chain.bounds[i])
+        views.append(view)
+        update, kept = encode_message(each, update, broadcast_state(each, states[i]), view)
+        after.append(kept)
+    for i, each in reversed(list(enumerate(chain.links))):
+        if each.decode_message:
+            server_view = views[i]._replace(link_state=None, key=None)
+            update = each.decode_message(update, broadcast_state(each, states[i]), server_view)
+    return update, tuple(after), local
+
+
+def run_probed_round(chain: ProbedChain, example: Tree, carry: tuple, key: Key) -> tuple[tuple, jax.Array]:
+    """((the states of the links, the clients' link_states), the largest gain) of one round, for a scan."""
+    states, link_state = carry
+    ids, keys = jnp.arange(OTHERS + 1), jax.random.split(key, OTHERS + 2)
+    updates = jax.vmap(lambda k: draw_update(jax.random.fold_in(k, 1), example))(keys[1:])
+    run = jax.vmap(partial(send_update, chain), (0, 0, None, 0, None, 0))
+    messages, link_state, local = run(updates, link_state, states, keys[1:], keys[0], ids)
+    sums = [jax.tree.map(lambda x, low=low: x[low:].sum(0, dtype=x.dtype), messages) for low in (0, 1)]
+    worst, new = local.max(), list(states)
+    all_present, without_first = ids >= 0, ids > 0
+    for i, each in reversed(list(enumerate(chain.links))):
+        if chain.mechanisms[i] and chain.mechanisms[i][0].kind != "local":
+            moved = jax.tree.map(lambda a, b: (a - b).astype(jnp.float32), *sums)
+            worst = jnp.maximum(worst, optax.tree.norm(moved) / chain.mechanisms[i][0].l2)
+        public = jax.random.fold_in(keys[0], i)
+        decoded = [
+            decode_total(each, x, states[i], RoundView(public, ids, present, chain.bounds[i]))
+            for x, present in zip(sums, (all_present, without_first), strict=True)
+        ]
+        sums, new[i] = [total for total, _, _ in decoded], decoded[0][1]
+    return (new, link_state), worst
 
 
 def client_at_link(client: ClientView, i: int) -> ClientView:

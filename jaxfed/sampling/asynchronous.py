@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxfed.core.recipe import named
 from jaxfed.core.streams import Stream, host_rng
 from jaxfed.core.types import Sampler
 from jaxfed.sampling.clock import HOUR, Clock
@@ -38,11 +39,11 @@ def play_schedule(play: Callable[[int], Iterator[T]]) -> Callable[[int, int], T]
         return play(seed), []
 
     def at(seed, round):
-        going, past = begun(seed)
+        iterator, played = begun(seed)
         with lock:
-            while len(past) <= round:
-                past.append(next(going))
-        return past[round]
+            while len(played) <= round:
+                played.append(next(iterator))
+        return played[round]
 
     return at
 
@@ -82,8 +83,8 @@ def with_clock(sampler: Sampler, clock: Clock, num_clients: int) -> Sampler:
         time = 0.0
         for round in itertools.count():
             ids = sampler.draw(seed, round)[0]
-            asked = ids[ids < num_clients]
-            time += float(clock.trip(seed, asked, np.full(len(asked), round)).max(initial=0.0))
+            clients = ids[ids < num_clients]
+            time += float(clock.trip(seed, clients, np.full(len(clients), round)).max(initial=0.0))
             yield time
 
     return sampler._replace(clock=play_schedule(play))
@@ -97,13 +98,23 @@ def find_ready_clients(clock: Clock, seed: int, time: float, free: np.ndarray) -
 def wait_until_ready(clock: Clock, seed: int, time: float, free: np.ndarray) -> tuple[float, np.ndarray]:
     """(the first time from `time` on at which somebody is ready, who: int [m]). Raises ValueError if nobody will be."""
     for _ in range(FRUITLESS):
-        if len(there := find_ready_clients(clock, seed, time, free)):
-            return time, there
+        if len(ready := find_ready_clients(clock, seed, time, free)):
+            return time, ready
         time = (time // HOUR + 1) * HOUR
     raise ValueError("clock.awake: nobody has been awake for two weeks: raise its probabilities")
 
 
-def deadline(
+def select_ready_clients(
+    clock: Clock, seed: int, round: int, time: float, num_clients: int, slots: int
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """(when a round begins, up to `slots` clients of those awake then, the seconds that each will take)."""
+    time, ready = wait_until_ready(clock, seed, time, np.ones(num_clients, bool))
+    chosen = np.sort(host_rng(seed, Stream.COHORT, round).choice(ready, min(slots, len(ready)), replace=False))
+    return time, chosen, clock.trip(seed, chosen, np.full(len(chosen), round))
+
+
+@named("cohort", "deadline")
+def deadline_cohort(
     num_clients: int,
     clock: Clock | None = None,
     size: int = 0,
@@ -129,14 +140,11 @@ def deadline(
     if over < 1 or seconds < 0:
         raise ValueError("cohort.over must be at least 1, cohort.seconds not negative")
     slots, times = min(int(np.ceil(round(over * size, 6))), num_clients), require_clock(clock, "deadline")
-    everyone = np.ones(num_clients, bool)
 
     def play(seed):
         time = 0.0
         for round in itertools.count():
-            time, there = wait_until_ready(times, seed, time, everyone)
-            chosen = np.sort(host_rng(seed, Stream.COHORT, round).choice(there, min(slots, len(there)), replace=False))
-            trip = times.trip(seed, chosen, np.full(len(chosen), round))
+            time, chosen, trip = select_ready_clients(times, seed, round, time, num_clients, slots)
             last = seconds or float(trip.max())
             in_time = np.flatnonzero(draw_present(seed, round, num_clients, dropout)[chosen] & (trip <= last))
             first = in_time[np.argsort(trip[in_time], kind="stable")][:size]
@@ -148,7 +156,75 @@ def deadline(
     return make_scheduled_sampler(play, slots, "deadline", size)
 
 
-def buffered(
+class BufferedPlan(NamedTuple):
+    """What buffered rounds are played by; see `buffered`."""
+
+    num_clients: int
+    size: int
+    concurrency: int
+    max_age: int
+    dropout: float
+
+    @property
+    def slots(self) -> int:
+        """Slots of a cohort: as many again for those who are lost."""
+        return 2 * self.size
+
+
+class Trip(NamedTuple):
+    """A client under way. Trips are ordered by when they end, and those that end together by when they began."""
+
+    arrival: float  # simulated seconds
+    order: int
+    client: int
+    version: int  # of the model that it was sent
+    drops_out: bool
+
+
+def play_buffered_rounds(plan: BufferedPlan, clock: Clock, seed: int) -> Iterator[ScheduledRound]:
+    """The rounds of `buffered`, one after the other."""
+    random, order, version, time = host_rng(seed, Stream.ARRIVALS), itertools.count(), 0, 0.0
+    idle = np.ones(plan.num_clients, bool)
+    under_way: list[Trip] = []
+    arrived: list[tuple[int, int]] = []  # client, age
+    lost: list[tuple[int, int]] = []
+
+    def send_clients(now):
+        """Sends clients out until enough are under way or nobody is ready."""
+        while len(under_way) < plan.concurrency:
+            if under_way and under_way[0].arrival <= now:  # who comes now is heard first
+                break
+            if under_way:
+                ready = find_ready_clients(clock, seed, now, idle)
+            else:
+                now, ready = wait_until_ready(clock, seed, now, idle)
+            if not len(ready):  # they sleep: those who are under way go on
+                break
+            client = int(random.choice(ready))
+            seconds = clock.trip(seed, np.array([client]), np.array([version]))[0]
+            drops_out = random.random() < plan.dropout
+            heapq.heappush(under_way, Trip(now + float(seconds), next(order), client, version, drops_out))
+            idle[client] = False
+
+    while True:
+        send_clients(time)
+        time, _, client, sent, drops_out = heapq.heappop(under_way)
+        if drops_out or version - sent > plan.max_age:
+            idle[client] = len(lost) == plan.size
+            lost += [] if idle[client] else [(client, min(version - sent, plan.max_age))]
+            continue
+        arrived.append((client, version - sent))
+        if len(arrived) == plan.size:
+            reported = arrived + lost
+            ids, ages = np.full(plan.slots, plan.num_clients), np.zeros(plan.slots, int)
+            ids[: len(reported)], ages[: len(reported)] = np.array(reported).T
+            idle[ids[: len(reported)]] = True
+            yield ScheduledRound(ids, np.arange(plan.slots) < plan.size, ages, time)
+            arrived, lost, version = [], [], version + 1
+
+
+@named("cohort", "buffered")
+def buffered_cohort(
     num_clients: int,
     clock: Clock | None = None,
     size: int = 0,
@@ -180,39 +256,10 @@ def buffered(
     check_dropout(dropout)
     if concurrency < 0 or max_age < 0:
         raise ValueError("cohort.concurrency and cohort.max_age must not be negative")
-    slots, times = 2 * size, require_clock(clock, "buffered")  # as many again for those who are lost
+    plan = BufferedPlan(num_clients, size, concurrency, max_age, dropout)
+    times = require_clock(clock, "buffered")
 
     def play(seed):
-        random, order, version, time = host_rng(seed, Stream.ARRIVALS), itertools.count(), 0, 0.0
-        idle = np.ones(num_clients, bool)
-        going: list[tuple[float, int, int, int, bool]] = []  # time of arrival, order, client, version, whether it drops
-        came: list[tuple[int, int]] = []  # client, age
-        lost: list[tuple[int, int]] = []
-        while True:
-            while len(going) < concurrency and not (going and going[0][0] <= time):  # who comes now is heard first
-                time, there = (
-                    (time, find_ready_clients(times, seed, time, idle))
-                    if going
-                    else wait_until_ready(times, seed, time, idle)
-                )
-                if not len(there):  # they sleep: those who are under way go on
-                    break
-                client = int(random.choice(there))
-                trip = times.trip(seed, np.array([client]), np.array([version]))[0]
-                gone = random.random() < dropout
-                heapq.heappush(going, (time + float(trip), next(order), client, version, gone))
-                idle[client] = False
-            time, _, client, sent, gone = heapq.heappop(going)
-            if gone or version - sent > max_age:
-                idle[client] = len(lost) == size
-                lost += [] if idle[client] else [(client, min(version - sent, max_age))]
-                continue
-            came.append((client, version - sent))
-            if len(came) == size:
-                told, ids, ages = came + lost, np.full(slots, num_clients), np.zeros(slots, int)
-                ids[: len(told)], ages[: len(told)] = np.array(told).T
-                idle[ids[: len(told)]] = True
-                yield ScheduledRound(ids, np.arange(slots) < size, ages, time)
-                came, lost, version = [], [], version + 1
+        return play_buffered_rounds(plan, times, seed)
 
-    return make_scheduled_sampler(play, slots, "buffered", size, max_age + 1)
+    return make_scheduled_sampler(play, plan.slots, "buffered", size, max_age + 1)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.core.excerpt import shorten
+from jaxfed.core.recipe import Recipe, named
 from jaxfed.core.streams import SetupStream, Stream, setup_rng
 from jaxfed.data.batching import client_random_numbers
 from jaxfed.data.sources.columns import read_floats, read_ids
@@ -27,6 +28,7 @@ class Clock(NamedTuple):
 
     trip: Callable[[int, np.ndarray, np.ndarray], np.ndarray]
     awake: Callable[[int, float], np.ndarray] | None = None
+    recipe: Recipe | None = None  # the call that made it
 
 
 def draw_uniform(seed: int, stream: Stream, clients: np.ndarray, visits: np.ndarray, count: int) -> np.ndarray:
@@ -71,9 +73,10 @@ def no_clock() -> None:
     """No clock: rounds are counted, not timed."""
 
 
-def constant_clock(
+@named("clock", "constant")
+def constant_times(
     num_clients: int,
-    activity: np.ndarray,
+    num_train: np.ndarray,
     download: float = 2.0,
     compute: float = 0.05,
     upload: float = 4.0,
@@ -92,14 +95,35 @@ def constant_clock(
     check_times(download=download, compute=compute, upload=upload)
 
     def trip(seed, clients, visits):
-        return download + upload + compute * activity[clients]
+        return download + upload + compute * num_train[clients]
 
     return Clock(trip, awake_by_hour(num_clients, awake, zones))
 
 
-def lognormal_clock(
+def draw_slowness(
+    spread: float, shares: tuple[float, ...], slowness: tuple[float, ...], num_clients: int
+) -> np.ndarray:
+    """float [C]: the slowness of each client's class of device, dealt at random. Raises ValueError for what is none."""
+    if spread < 0 or len(shares) != len(slowness) or not shares or min(slowness) <= 0 or min(shares) < 0:
+        raise ValueError("clock: a share and a slowness for each class, spread not negative, slowness above 0")
+    if abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"clock.shares add up to {sum(shares):g}: they must be 1 together")
+    bounds = np.round(np.cumsum(shares) * num_clients).astype(int)
+    members = np.diff(bounds, prepend=0)
+    if not members.all():
+        number = int(members.argmin())
+        raise ValueError(
+            f"clock.shares: nobody is in class {number} ({shares[number]:g} of {num_clients:,} clients): leave it out"
+        )
+    return np.repeat(np.asarray(slowness, float), members)[
+        setup_rng(DEVICE_SEED, SetupStream.DEVICE_CLASSES).permutation(num_clients)
+    ]
+
+
+@named("clock", "lognormal")
+def lognormal_times(
     num_clients: int,
-    activity: np.ndarray,
+    num_train: np.ndarray,
     download: float = 2.0,
     compute: float = 0.05,
     upload: float = 4.0,
@@ -125,33 +149,21 @@ def lognormal_clock(
         zones: In how many time zones clients live, spread evenly over the day.
     """
     check_times(download=download, compute=compute, upload=upload)
-    if spread < 0 or len(shares) != len(slowness) or not shares or min(slowness) <= 0 or min(shares) < 0:
-        raise ValueError("clock: a share and a slowness for each class, spread not negative, slowness above 0")
-    if abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"clock.shares add up to {sum(shares):g}: they must be 1 together")
-    bounds = np.round(np.cumsum(shares) * num_clients).astype(int)
-    members = np.diff(bounds, prepend=0)
-    if not members.all():
-        number = int(members.argmin())
-        raise ValueError(
-            f"clock.shares: nobody is in class {number} ({shares[number]:g} of {num_clients:,} clients): leave it out"
-        )
-    factor = np.repeat(np.asarray(slowness, float), members)[
-        setup_rng(DEVICE_SEED, SetupStream.DEVICE_CLASSES).permutation(num_clients)
-    ]
+    factor = draw_slowness(spread, shares, slowness, num_clients)
 
     def trip(seed, clients, visits):
         angle, radius = np.split(draw_uniform(seed, Stream.TRIPS, clients, visits, 6), 2, axis=1)
         normal = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)  # Box and Muller 1958
         medians = np.stack(
-            [np.full(len(clients), download), compute * activity[clients], np.full(len(clients), upload)]
+            [np.full(len(clients), download), compute * num_train[clients], np.full(len(clients), upload)]
         )
         return factor[clients] * (medians.T * np.exp(spread * normal)).sum(1)
 
     return Clock(trip, awake_by_hour(num_clients, awake, zones))
 
 
-def trace_clock(
+@named("clock", "trace")
+def trace_times(
     num_clients: int, names: np.ndarray, path: str = "", awake: tuple[float, ...] = (1.0,), zones: int = 1
 ) -> Clock:
     """Times as they were measured: a csv, tsv or parquet file, gzipped or not, with the columns client, download,

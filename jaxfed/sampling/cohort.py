@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxfed.core.recipe import named
 from jaxfed.core.streams import Stream, host_rng
 from jaxfed.core.types import Sampler
 
@@ -58,6 +59,7 @@ def check_cohort_size(size: int, num_clients: int, usual: int = USUAL) -> int:
     return size
 
 
+@named("cohort", "uniform")
 def uniform_cohort(num_clients: int, size: int = 0, dropout: float = 0.0) -> Sampler:
     """A fixed number of clients, drawn uniformly without replacement.
 
@@ -73,6 +75,7 @@ def uniform_cohort(num_clients: int, size: int = 0, dropout: float = 0.0) -> Sam
     return make_sampler(choose, size, num_clients, dropout, "fixed")
 
 
+@named("cohort", "poisson")
 def poisson_cohort(num_clients: int, size: int = 0, cap: int = 0, dropout: float = 0.0) -> Sampler:
     """Each client joins independently with the same probability (Poisson sampling). Beyond the cap, clients are left
     out at random.
@@ -95,6 +98,7 @@ def poisson_cohort(num_clients: int, size: int = 0, cap: int = 0, dropout: float
     return make_sampler(choose, slots, num_clients, dropout, "poisson", size)
 
 
+@named("cohort", "cyclic")
 def cyclic_cohort(num_clients: int, size: int = 0, dropout: float = 0.0) -> Sampler:
     """Clients in a fixed random order, the next `size` of them each round.
 
@@ -111,6 +115,7 @@ def cyclic_cohort(num_clients: int, size: int = 0, dropout: float = 0.0) -> Samp
     return make_sampler(choose, size, num_clients, dropout, "cyclic")
 
 
+@named("cohort", "everyone")
 def everyone_cohort(num_clients: int, dropout: float = 0.0) -> Sampler:
     """All clients in every round.
 

@@ -41,10 +41,10 @@ def parse_bytes(parse: Callable, *data: Any) -> Any:
 
 def make_keys() -> tuple[bytes, bytes]:
     """A new (secret, public) key: the one for those who may decrypt, the other for parties and server."""
-    made = import_tenseal().context(import_tenseal().SCHEME_TYPE.CKKS, 2 * SLOTS, coeff_mod_bit_sizes=PRIMES)
-    made.global_scale = SCALE
+    context = import_tenseal().context(import_tenseal().SCHEME_TYPE.CKKS, 2 * SLOTS, coeff_mod_bit_sizes=PRIMES)
+    context.global_scale = SCALE
     sums_only = {"save_galois_keys": False, "save_relin_keys": False}
-    return made.serialize(save_secret_key=True, **sums_only), made.serialize(save_secret_key=False, **sums_only)
+    return context.serialize(save_secret_key=True, **sums_only), context.serialize(save_secret_key=False, **sums_only)
 
 
 def encrypt_vector(public: bytes, vector: np.ndarray) -> bytes:

@@ -77,11 +77,11 @@ def public_key(secret: int) -> bytes:
     return X25519PrivateKey.from_private_bytes(field_bytes(secret)).public_key().public_bytes_raw()
 
 
-def shared_secret(secret: int, theirs: bytes, peer: int) -> bytes:
+def shared_secret(secret: int, peer_key: bytes, peer: int) -> bytes:
     """What only two know, from one's secret and the other's public key. Raises ValueError for a key that hides none."""
     try:
         return X25519PrivateKey.from_private_bytes(field_bytes(secret)).exchange(
-            X25519PublicKey.from_public_bytes(theirs)
+            X25519PublicKey.from_public_bytes(peer_key)
         )
     except ValueError:
         raise ValueError(f"the public key of party {peer} is not valid: leave that party out") from None
@@ -144,12 +144,12 @@ def check_graph(kept: Mapping[int, Collection[int]], least: int) -> None:
     if few := [id for id in kept if len(kept[id]) < least]:
         count = len(kept[few[0]])
         raise ValueError(f"party {few[0]} kept {count} neighbours, {least} are needed: take more neighbours, or all")
-    seen, ahead = set[int](), {min(kept)}
-    while ahead:
-        seen |= ahead
-        ahead = set().union(*(kept[id] for id in ahead)) - seen
-    if len(seen) < len(kept):
-        raise ValueError(f"masks tie {len(seen)} of {len(kept)} parties together: take more neighbours, or all")
+    reached, frontier = set[int](), {min(kept)}
+    while frontier:
+        reached |= frontier
+        frontier = set().union(*(kept[id] for id in frontier)) - reached
+    if len(reached) < len(kept):
+        raise ValueError(f"masks tie {len(reached)} of {len(kept)} parties together: take more neighbours, or all")
 
 
 def is_small_order(key: bytes) -> bool:

@@ -12,12 +12,10 @@ Not promised: that the sum is right (parties may send anything, the server may s
 of them can make a session fail). Peers that deal or reveal false shares are found out, though not always which.
 """
 
-import struct
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache, wraps
-from numbers import Integral
+from functools import wraps
 from secrets import token_bytes
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -37,114 +35,22 @@ from jaxfed.secagg.masks import (
     verify_signature,
 )
 from jaxfed.secagg.messages import pack_parties, pack_party_list, unpack_parties
+from jaxfed.secagg.terms import (
+    SIGNATURE,
+    KeyAdvert,
+    SessionTerms,
+    check_survivors,
+    check_threshold,
+    mask_peers,
+    open_signed,
+    read_adverts,
+    refuse_parties,
+    terms_digest,
+)
 
 ROUNDS = ("advertise", "share", "mask", "consent", "reveal")
-SIGNATURE = 64  # bytes
 NONCE = bytes(12)  # every key of AES-GCM is for one message
-LONGEST = 1 << 30  # entries of a vector: 4 GiB
 SHARE, BOX = 32, 80  # bytes of a share; of two shares in a box, with its tag
-
-
-class SessionTerms(NamedTuple):
-    """What all know before a session, and put into every key and signature.
-
-    session: 32 bytes, never used before, that nobody chose alone: they make the graph of neighbours.
-    roster: Ed25519 public keys (raw, 32 bytes) of the parties, which are named by their place in it.
-    threshold: so many must stay to the end; 2 threshold > parties + bad ones (the paper: over 2/3 of the parties
-        against a third). For two lists of survivors, 2 (threshold - bad) honest parties would have to sign one each.
-    length: of the vectors.
-    neighbours: with how many peers each party shares masks (even; after Bell et al., 2020), for less work. None: all,
-        and only then does the promise hold whoever drops out, and may all but the threshold: see `check_survivors`.
-    """
-
-    session: bytes
-    roster: tuple[bytes, ...]
-    threshold: int
-    length: int
-    neighbours: int | None = None
-
-
-def terms_digest(terms: SessionTerms) -> bytes:
-    """A digest of the terms. Raises ValueError where they are not sound."""
-    session, roster, *numbers, neighbours = terms
-    numbers += [] if neighbours is None else [neighbours]
-    if any(isinstance(each, bool) or not isinstance(each, Integral) for each in numbers):
-        raise ValueError("threshold, length and neighbours must be whole numbers")
-    if not isinstance(roster, tuple) or not all(isinstance(each, bytes) for each in (session, *roster)):
-        raise ValueError("the session must be bytes, and the roster a tuple of public keys, bytes each")
-    return checked_terms_digest(terms)
-
-
-@lru_cache(maxsize=4)
-def checked_terms_digest(terms: SessionTerms) -> bytes:
-    """The same of terms whose parts have the right types."""
-    session, roster, threshold, length, neighbours = terms
-    n = len(roster)
-    if len(session) != 32 or any(len(key) != 32 for key in roster) or len(set(roster)) < n:
-        raise ValueError("the session must be 32 bytes, and the roster different Ed25519 public keys of 32 bytes each")
-    if weak := [place for place, key in enumerate(roster) if masks.is_small_order(key)]:
-        raise ValueError(f"anybody can sign for party {weak[0]}: its public key is of small order: leave it out")
-    if not 1 < threshold <= n < 2 * threshold:
-        raise ValueError(f"the threshold is {threshold} of {n} parties: it must be 2 at least and more than half")
-    if not 1 <= length <= LONGEST or (neighbours is not None and (neighbours % 2 or not 2 <= neighbours < n)):
-        raise ValueError(
-            f"{length} entries, {neighbours} neighbours: the vector must have 1 to {LONGEST} entries, and neighbours "
-            f"must be None or an even number from 2, below {n}"
-        )
-    numbers = struct.pack("<IIQI", n, threshold, length, neighbours or 0)
-    return hash_bytes(b"jaxfed secagg 1" + session + numbers + b"".join(roster))
-
-
-def mask_peers(terms: SessionTerms, id: int) -> frozenset[int]:
-    """With whom a party shares masks."""
-    return masks.mask_graph(terms_digest(terms), len(terms.roster), terms.neighbours)[id]
-
-
-def check_survivors(terms: SessionTerms, survivors: Collection[int]) -> None:
-    """Raises ValueError where a sum over these parties would hide too little; of its neighbours, each must have kept
-    as large a part as the threshold is of the parties.
-    """
-    check_threshold(len(survivors), terms.threshold, "are on the list of survivors")
-    least = (terms.neighbours or 0) * terms.threshold // len(terms.roster)
-    masks.check_graph({id: mask_peers(terms, id).intersection(survivors) for id in survivors}, least)
-
-
-def refuse_parties(ids: Collection[int], what: str) -> None:
-    """Raises ValueError where there are any."""
-    if ids:
-        raise ValueError(f"party {min(ids)} {what}: start a new session")
-
-
-def check_threshold(count: int, threshold: int, what: str) -> None:
-    """Raises ValueError for fewer than the threshold."""
-    if count < threshold:
-        raise ValueError(f"{count} parties {what}, {threshold} are needed: start a new session")
-
-
-def open_signed(terms: SessionTerms, context: bytes, step: str, messages: Mapping[int, bytes]) -> dict[int, bytes]:
-    """The bodies of signed messages, in the order of the parties. Raises ValueError for too few, or a false one."""
-    check_threshold(len(messages), terms.threshold, f"answered {step!r}")
-    refuse_parties([id for id in messages if not 0 <= id < len(terms.roster)], "is not in the roster")
-    bodies = {id: messages[id][:-SIGNATURE] for id in sorted(messages)}
-    for id, body in bodies.items():
-        verify_signature(terms.roster[id], context, step, id, hash_bytes(body), messages[id][-SIGNATURE:])
-    return bodies
-
-
-class KeyAdvert(NamedTuple):
-    """32 bytes each: public keys for boxes and for masks, and what shows later that a seed is the party's own."""
-
-    box: bytes
-    mask: bytes
-    seed: bytes
-
-
-def read_adverts(terms: SessionTerms, messages: Mapping[int, bytes]) -> tuple[dict[int, KeyAdvert], bytes]:
-    """Adverts by party, and the context of all that follows: nothing that is said of other keys is of use then."""
-    bodies = open_signed(terms, terms_digest(terms), "advertise", messages)
-    refuse_parties([id for id, body in bodies.items() if len(body) != 96], "advertised what is no keys")
-    adverts = {id: KeyAdvert(body[:32], body[32:64], body[64:]) for id, body in bodies.items()}
-    return adverts, hash_bytes(terms_digest(terms) + pack_parties(bodies))
 
 
 def signed_step(method: Callable[["Party", bytes], bytes]) -> Callable[..., bytes]:
@@ -256,7 +162,7 @@ class Server:
         self.terms, self.context = terms, terms_digest(terms)
         self.survivors: list[int] = []  # whose vectors are in the sum
 
-    def hear(self, step: str, messages: Mapping[int, bytes], among: Collection[int]) -> dict[int, bytes]:
+    def open_answers(self, step: str, messages: Mapping[int, bytes], among: Collection[int]) -> dict[int, bytes]:
         """The bodies of messages from some of these parties."""
         refuse_parties(messages.keys() - set(among), f"answered {step!r} and had dropped out")
         return open_signed(self.terms, self.context, step, messages)
@@ -268,7 +174,7 @@ class Server:
 
     def share(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
         """To each party what its peers encrypted for it."""
-        boxes = {id: unpack_parties(body) for id, body in self.hear("share", messages, self.adverts).items()}
+        boxes = {id: unpack_parties(body) for id, body in self.open_answers("share", messages, self.adverts).items()}
         refuse_parties(
             [id for id in boxes if boxes[id].keys() != self.adverts.keys() - {id}], "left out a peer's shares"
         )
@@ -280,7 +186,7 @@ class Server:
 
     def mask(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
         """To those whose vectors arrived, the list of them, with their signatures."""
-        bodies = self.hear("mask", messages, self.sharers)
+        bodies = self.open_answers("mask", messages, self.sharers)
         refuse_parties([id for id, body in bodies.items() if len(body) != 4 * self.terms.length], "sent another length")
         self.survivors = list(bodies)
         check_survivors(self.terms, self.survivors)
@@ -293,7 +199,7 @@ class Server:
 
     def consent(self, messages: Mapping[int, bytes]) -> dict[int, bytes]:
         """To those that signed the list, the signatures."""
-        bodies = self.hear("consent", messages, self.survivors)
+        bodies = self.open_answers("consent", messages, self.survivors)
         refuse_parties(
             [id for id, body in bodies.items() if body != pack_party_list(self.survivors)], "signed another list"
         )
@@ -302,20 +208,22 @@ class Server:
 
     def reveal(self, messages: Mapping[int, bytes]) -> np.ndarray:
         """The sum over survivors, uint32 [length], from what the parties reveal."""
-        told = {id: unpack_parties(body) for id, body in self.hear("reveal", messages, self.signers).items()}
+        revealed = {
+            id: unpack_parties(body) for id, body in self.open_answers("reveal", messages, self.signers).items()
+        }
         refuse_parties(
-            [id for id, parts in told.items() if list(parts) != self.sharers], "did not reveal a share of each peer"
+            [id for id, parts in revealed.items() if list(parts) != self.sharers], "did not reveal a share of each peer"
         )
         refuse_parties(
-            [id for id, parts in told.items() if {*map(len, parts.values())} != {SHARE}],
+            [id for id, parts in revealed.items() if {*map(len, parts.values())} != {SHARE}],
             "revealed shares of the wrong length",
         )
-        chosen, total = list(told)[: self.terms.threshold], self.total.copy()
+        chosen, total = list(revealed)[: self.terms.threshold], self.total.copy()
         for id in self.sharers:
-            secret = join_shares({peer + 1: int.from_bytes(told[peer][id], "little") for peer in chosen})
+            secret = join_shares({peer + 1: int.from_bytes(revealed[peer][id], "little") for peer in chosen})
             kept = id in self.survivors
-            shown = masks.commit_seed(secret, id, terms_digest(self.terms)) if kept else public_key(secret)
-            if shown != (self.adverts[id].seed if kept else self.adverts[id].mask):
+            public = masks.commit_seed(secret, id, terms_digest(self.terms)) if kept else public_key(secret)
+            if public != (self.adverts[id].seed if kept else self.adverts[id].mask):
                 raise ValueError(
                     f"the shares of party {id} are not those of its keys: it, or one of {chosen}, is malicious"
                 )
@@ -342,6 +250,8 @@ def run_session(
     last = {id: ROUNDS.index(step) for id, step in (silent or {}).items()}
     inbox: Any = dict.fromkeys(parties, b"")
     for number, step in enumerate(ROUNDS):
-        said = {id: call(parties[id], step, word) for id, word in inbox.items() if number < last.get(id, len(ROUNDS))}
-        inbox = call(server, step, said)
+        answers = {
+            id: call(parties[id], step, word) for id, word in inbox.items() if number < last.get(id, len(ROUNDS))
+        }
+        inbox = call(server, step, answers)
     return inbox

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.config.build import Data, Experiment, build_experiment
+from jaxfed.config.build import RunParts, build_experiment
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message, list_links, list_mechanisms
@@ -19,6 +19,7 @@ from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.tables import l2_norm, num_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Mechanism, Tree
+from jaxfed.data.clients import Clients
 from jaxfed.data.packing import pack_cohort
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 
@@ -95,7 +96,7 @@ def relative_distance(mechanism: Mechanism, one: list[np.ndarray], other: list[n
 
 
 def play_round(
-    experiment: Experiment, state: State, seed: int, round: int, ids: np.ndarray, present: np.ndarray
+    experiment: RunParts, state: State, seed: int, round: int, ids: np.ndarray, present: np.ndarray
 ) -> tuple[State, np.ndarray]:
     """(the state after a round of these clients, bool [slots]: who reported); `state` is not consumed."""
     sampler, place = experiment.sampler, experiment.placement
@@ -111,13 +112,13 @@ def copy_state(state: Tree) -> Tree:
     return jax.tree.map(lambda x: x.copy(), state)
 
 
-def choose_slots(activity: np.ndarray, count: int) -> np.ndarray:
+def choose_slots(num_train: np.ndarray, count: int) -> np.ndarray:
     """`count` places of an array of activities: the least and most active, and others spread evenly between them."""
-    order = np.argsort(activity, kind="stable")
+    order = np.argsort(num_train, kind="stable")
     return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
 
 
-def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) -> Iterator[ReleaseChange]:
+def probe_rounds(config: Any, data: Clients, clients: int = 16, rounds: int = 2) -> Iterator[ReleaseChange]:
     """Removes some clients of each of the first rounds in turn, and puts others in their place.
 
     Args:
@@ -143,9 +144,9 @@ def probe_rounds(config: Any, data: Data, clients: int = 16, rounds: int = 2) ->
         after, reported = play_round(experiment, state, config.seed, round, ids, present)
         filled = np.flatnonzero(reported)
         whole, strangers = recorded_inputs(after, channel), np.setdiff1d(everyone, ids)
-        for slot in filled[choose_slots(population.activity[ids[filled]], clients)] if len(filled) else ():
+        for slot in filled[choose_slots(population.num_train[ids[filled]], clients)] if len(filled) else ():
             client = int(ids[slot])
-            about = {"client": client, "interactions": int(population.activity[client]), "round": round}
+            about = {"client": client, "interactions": int(population.num_train[client]), "round": round}
             others = {"removed": population.num_clients}
             if len(strangers):
                 others["replaced"] = int(setup_rng(config.seed, SetupStream.PROBE, round, client).choice(strangers))

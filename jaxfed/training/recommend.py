@@ -6,14 +6,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxfed.config.build import Experiment
+from jaxfed.config.build import RunParts
 from jaxfed.config.schema import suggest
 from jaxfed.core.excerpt import shorten, shorten_list
 from jaxfed.core.types import Tree
 from jaxfed.data.interactions import Dataset
 from jaxfed.data.population import Population
 from jaxfed.data.splits import LEAST
-from jaxfed.evaluation.evaluator import other_domains_items, predict_scores, user_feature_rows
+from jaxfed.evaluation.evaluator import predict_scores
+from jaxfed.evaluation.split import other_domains_items, user_feature_rows
 
 
 class UserPlace(NamedTuple):
@@ -69,13 +70,13 @@ def why_left_out(data: Dataset, name: str) -> str:
     return f'user "{shorten(name)}" was left out: {why}'
 
 
-def selected_view(experiment: Experiment, select: str) -> str:
+def selected_view(experiment: RunParts, select: str) -> str:
     """Whose model a run was chosen by: that of `val/VIEW/...`, see `Work.views`; "": the server's."""
     name = select.split("/")[1]
     return name if name in experiment.method.work.views else ""
 
 
-def score_items(experiment: Experiment, best: tuple[Tree, Tree], seat: UserPlace, view: str = "") -> np.ndarray:
+def score_items(experiment: RunParts, best: tuple[Tree, Tree], seat: UserPlace, view: str = "") -> np.ndarray:
     """float [N]: the score of every item as evaluations compute it, -inf for what the user had.
 
     view: one of `Work.views`. A private part that nobody keeps is made of all that a user did, as is that of one who
@@ -84,12 +85,12 @@ def score_items(experiment: Experiment, best: tuple[Tree, Tree], seat: UserPlace
     (shared, private), (population, user, client, home) = best, seat
     model, mine, history = experiment.model, (), np.zeros(0, np.int32)
     parts = population.train, population.valid, population.test
-    if home is None or experiment.exams["test"].history.values.size:
+    if home is None or experiment.eval_splits["test"].history.values.size:
         history = np.concatenate([part.of(user) for part in parts]).astype(np.int32)
     if home is not None:
         mine = jax.tree.map(lambda x: x[home], private)
         shared, mine = experiment.method.work.views[view](shared, mine)
-    local = np.asarray(user - population.first[client], np.int32)
+    local = np.asarray(user - population.client_offsets[client], np.int32)
     own = user_feature_rows(population, model.features, np.array(user))
     found = np.array(predict_scores(model, shared, mine, local, history, own))
     # a user may be at several clients, and is offered no item that occurs at any of them

@@ -10,11 +10,13 @@ from typing import Any
 
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, config_to_table, make_config, map_paths, read_config
+from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint
 from jaxfed.training.log import log
 from jaxfed.training.rounds import Progress
 from jaxfed.training.run_dir import check_folder, check_same_config, read_summary
+from jaxfed.training.session import Session, epsilon_so_far
 
 KEYS = {"standing", "config", "data", "trace"}
 ANEW = "Start a new run with another --out"
@@ -31,6 +33,23 @@ def describe_run(config: Any, data: str) -> dict[str, Any]:
     table = map_paths(config_to_table(config), lambda path: "")
     del table["run"]
     return {"config": table, "data": data, "trace": trace_digest(config)}
+
+
+def make_checkpoint(session: Session, described_run: dict[str, Any]) -> tuple[dict[str, Tree], dict[str, Any]]:
+    """(the arrays of a checkpoint, its record).
+
+    Links with correlated noise keep their noise in their states: where the seed is secret zeros are stored, as such a
+    run does not go on from there.
+
+    Args:
+        session: the run as it stands.
+        described_run: see `describe_run`.
+    """
+    state, progress = session.state, session.progress
+    if session.settings.privacy.seed == "secret":
+        state = state._replace(channel=zeros_like(state.channel))
+    record = {"standing": dataclasses.asdict(progress), "privacy": epsilon_so_far(session.parts, progress.round)}
+    return {"state": state, "best": session.best}, described_run | record
 
 
 def trace_digest(config: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxfed.config.build import Experiment
+from jaxfed.config.build import RunParts
 from jaxfed.core.parametrization import apply_parametrization
 from jaxfed.core.state import State
 from jaxfed.core.tree import count_bytes
@@ -19,7 +19,8 @@ from jaxfed.core.types import Cohort, Key, Tree
 from jaxfed.core.wire import Wire
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.population import SAMPLED
-from jaxfed.evaluation.evaluator import EvalSplit, flatten_metrics
+from jaxfed.evaluation.evaluator import flatten_metrics
+from jaxfed.evaluation.split import EvalSplit
 from jaxfed.training.records import lower_is_better
 from jaxfed.training.timing import STAGES, time_stage
 
@@ -119,7 +120,7 @@ def make_run_keys(seed: int) -> RunKeys:
     return RunKeys(*jax.random.split(key, len(RunKeys._fields)))
 
 
-def initial_arrays(experiment: Experiment, seed: int) -> dict[str, Tree]:
+def initial_arrays(experiment: RunParts, seed: int) -> dict[str, Tree]:
     """A run's arrays before its first round: the state, and the best model so far."""
     keys = make_run_keys(seed)
     held = experiment.method.parametrization or experiment.model
@@ -127,13 +128,13 @@ def initial_arrays(experiment: Experiment, seed: int) -> dict[str, Tree]:
     return {"state": state, "best": jax.tree.map(lambda x: x.copy(), scored_model(experiment, state))}
 
 
-def scored_model(experiment: Experiment, state: State) -> tuple[Tree, Tree]:
+def scored_model(experiment: RunParts, state: State) -> tuple[Tree, Tree]:
     """(shared parameters, the clients' private parts): what is evaluated. Copy what must outlive a step."""
     shared = apply_parametrization(experiment.method.parametrization, state.shared.params)
     return shared, experiment.method.private_part(state.client_states.work)
 
 
-def prepare_round(experiment: Experiment, seed: int, round: int, stopped: Sequence[int] = ()) -> PreparedRound:
+def prepare_round(experiment: RunParts, seed: int, round: int, stopped: Sequence[int] = ()) -> PreparedRound:
     """Draws and packs a cohort: a function of (seed, round), so it runs ahead in a thread of its own.
 
     Several processes pack each its own clients, and tell each other which rows those hold. stopped: signals that came.
@@ -176,7 +177,7 @@ def combine_facts(facts: list[bytes]) -> bytes:
     return np.array([down.sum(), signals.max()]).tobytes()
 
 
-def compile_programs(experiment: Experiment, state: State, key: Key) -> float:
+def compile_programs(experiment: RunParts, state: State, key: Key) -> float:
     """Compiles every program of a round by running nobody through every shape of block; returns seconds."""
     begin = time.perf_counter()
     empty = empty_cohort(experiment.data.population, experiment.batching, experiment.shapes)
@@ -204,7 +205,7 @@ class RoundResult(NamedTuple):
 
 
 def run_rounds(
-    experiment: Experiment, state: State, seed: int, start: int, stop: int, stopped: Sequence[int] = ()
+    experiment: RunParts, state: State, seed: int, start: int, stop: int, stopped: Sequence[int] = ()
 ) -> Generator[RoundResult, None, None]:
     """Runs from round `start` to before `stop`; consumes the state it is given, and each it gave.
 
@@ -229,12 +230,12 @@ def run_rounds(
             yield RoundResult(state, info | known, ready._replace(stages=ready.stages | waited))
 
 
-def evaluate_model(experiment: Experiment, model: Tree, part: str, key: Key) -> dict[str, float]:
+def evaluate_model(experiment: RunParts, model: Tree, part: str, key: Key) -> dict[str, float]:
     """Flat metrics of (shared, private) on `val` or `test`; `test/cold/...` are those of clients that never take part,
     from the shared model and their histories."""
-    values = flatten_metrics(part, experiment.examine(*model, experiment.exams[part], key))
-    if cold := experiment.exams.get(f"{part}/cold"):
-        values |= flatten_metrics(f"{part}/cold", experiment.examine_cold(model[0], (), cold, key))
+    values = flatten_metrics(part, experiment.evaluator(*model, experiment.eval_splits[part], key))
+    if cold := experiment.eval_splits.get(f"{part}/cold"):
+        values |= flatten_metrics(f"{part}/cold", experiment.cold_evaluator(model[0], (), cold, key))
     return values
 
 
@@ -245,6 +246,6 @@ def count_negatives(exam: EvalSplit) -> dict[str, int]:
     return {"sampled_negatives": int(here.max())} if here.size and here.min() < SAMPLED else {}
 
 
-def mark_leaky(experiment: Experiment, row: dict[str, Any]) -> dict[str, Any]:
+def mark_leaky(experiment: RunParts, row: dict[str, Any]) -> dict[str, Any]:
     """A row that says so when its numbers come from a protocol that leaks."""
     return {**row, "leaky": True, "protocol": "compat-pfedrec (LEAKY)"} if experiment.data.leaky else row

@@ -9,8 +9,9 @@ from typing import Any
 
 import tomli_w
 
-from jaxfed.config.build import Data, Experiment, build_experiment, load_data
+from jaxfed.config.build import RunParts, build_experiment, load_data
 from jaxfed.config.schema import config_to_table
+from jaxfed.data.clients import Clients
 from jaxfed.training.loop import train_run
 from jaxfed.training.run_dir import read_summary
 
@@ -53,12 +54,12 @@ def shared_runner() -> Callable[[Any], tuple[dict[str, Any], str]]:
     folder uses the same compiled programs.
     """
 
-    def but_seed_and_folder(config: Any, data: Data) -> dict[str, Any]:
+    def but_seed_and_folder(config: Any, data: Clients) -> dict[str, Any]:
         table = config_to_table(config)
         return table | {"seed": 0, "run": table["run"] | {"out": ""}, "digest": data.digest}
 
-    read: Callable[[Any], Data] = cache_last(load_data, config_to_table)
-    build: Callable[[Any, Data], Experiment] = cache_last(build_experiment, but_seed_and_folder)
+    read: Callable[[Any], Clients] = cache_last(load_data, config_to_table)
+    build: Callable[[Any, Clients], RunParts] = cache_last(build_experiment, but_seed_and_folder)
 
     def run(config: Any) -> tuple[dict[str, Any], str]:
         try:

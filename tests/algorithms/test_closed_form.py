@@ -144,7 +144,7 @@ def test_a_history_is_scored_by_its_order():
 @pytest.mark.parametrize("past", ["train", "all"])
 def test_what_is_folded_in_at_the_test_is_asked_for(past):
     it, state = made({"name": "ease", "l2": 5.0}, evaluation={"history": past})
-    sums = it.examine(*scored_model(it, state), it.exams["test"], make_run_keys(0).evaluation)
+    sums = it.evaluator(*scored_model(it, state), it.eval_splits["test"], make_run_keys(0).evaluation)
     got, weights, ranks = flatten_metrics("test", sums), tables(state)["item"], []
     for u, items in enumerate(HISTORIES):
         valid, test = DATA.population.valid.of(u), DATA.population.test.of(u)

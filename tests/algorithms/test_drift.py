@@ -294,12 +294,12 @@ def test_q_fedavg_is_that_of_the_paper():
 
 def test_agnostic_weights_grow_where_the_loss_is_high():
     """By hand: lambda_g after a round is exp(rate * the group's mean loss), normalised."""
-    activity, rate = np.asarray([len(DATA[c][0]) for c in range(USERS)]), 0.4
-    made = agnostic_fedavg(bce, SGD, USERS, activity, 2, rate, user)
+    num_train, rate = np.asarray([len(DATA[c][0]) for c in range(USERS)]), 0.4
+    made = agnostic_fedavg(bce, SGD, USERS, num_train, 2, rate, user)
     start = made.init(MARKED, KEY)
     users, shared = np.asarray(start.client_states[0]["user"]), jax.tree.map(np.asarray, server_model(start))
     state, _ = made.step(start, row_cohort(), KEY)
-    bound, losses, counts = np.quantile(activity, 0.5), np.zeros(2), np.zeros(2)
+    bound, losses, counts = np.quantile(num_train, 0.5), np.zeros(2), np.zeros(2)
     for c in WHO:
         items, labels = DATA[c]
         logit = shared["scale"] * (shared["item"][items] @ users[c]) + shared["bias"][items]
@@ -357,7 +357,7 @@ def test_what_cannot_be_is_refused():
 
 def test_a_second_round_of_agnostic_weighs_by_what_the_first_left():
     """By hand: a client weighs lambda_g n / N_g, of which a round forgets a fifth of N_g and keeps all of lambda_g."""
-    rate, forget, group = 0.1, 0.2, np.arange(N) // (N // 2)  # by activity, which is the client's number
+    rate, forget, group = 0.1, 0.2, np.arange(N) // (N // 2)  # by train interactions, which is the client's number
     cohort = dense_cohort()
     cohort = cohort._replace(blocks=(cohort.blocks[0]._replace(activity=IDS.astype(np.float32)),))
     algorithm = federate(Method(local_steps(loss_model(mse), SGD)), agnostic_mean(np.arange(N), 2, rate, forget), N)

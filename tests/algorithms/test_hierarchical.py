@@ -171,7 +171,7 @@ def test_a_client_pays_for_one_model_and_is_scored_by_that_of_its_edge():
 def test_configured_edges_that_cannot_be():
     for words, more in (
         ("edge 40 has no clients", {"server": {"edges": 41}}),
-        ("codes of the download", {"server": {"edges": 2}, "download": [{"name": "quantise"}]}),
+        ("codes of the download", {"server": {"edges": 2}, "download": [{"name": "quantize"}]}),
         ("new clients have none", {"server": {"edges": 2}, "data": TABLE | {"cold": 0.1}}),
         ("leave it out", {"server": {"edges": 2}, "run": {"client_store": "host"}}),
     ):

@@ -53,9 +53,9 @@ def test_a_users_train_rows_are_dealt_and_nothing_is_lost():
         assert sorted(np.concatenate(parts, dtype=int).tolist()) == sorted(history)
         for part, device in zip(parts, mine, strict=True):
             assert part == [item for item in history if item in part]  # earliest first, as before
-            assert population.avoid.of(device).tolist() == sorted(part)  # what it has not seen may be its negative
+            assert population.excluded.of(device).tolist() == sorted(part)  # what it has not seen may be its negative
             assert not len(population.test.of(device))
-    assert population.activity.sum() == whole.activity.sum()
+    assert population.num_train.sum() == whole.num_train.sum()
     other = prepare_population(source, clients="device", devices=3, deal=1)[1]
     assert (
         other.names.tolist() != population.names.tolist()

@@ -218,7 +218,7 @@ def test_a_run_tells_the_time_and_resumes(tmp_path):
 
 REFUSED = {
     "among those with a bound": {"channel": [{"name": "mean", "count": 5}, {"name": "clip"}, {"name": "gaussian"}]},
-    "leave \\[\\[download\\]\\]": {"download": [{"name": "quantise"}]},
+    "leave \\[\\[download\\]\\]": {"download": [{"name": "quantize"}]},
     "who is quick": {"clock": {"name": "none"}},
     "who is awake": {"cohort": {"name": "uniform", "size": 5}, "clock": {"name": "constant", "awake": [0.5]}},
 }

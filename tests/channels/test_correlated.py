@@ -10,8 +10,8 @@ import pytest
 
 from jaxfed.channels.average import mean
 from jaxfed.channels.clip import clip
-from jaxfed.channels.compress import top_k
 from jaxfed.channels.correlated import correlated, noise_strategy, participation_patterns, strategy_norm, tree_strategy
+from jaxfed.channels.sparse import top_k
 from jaxfed.core.channel import chain
 from jaxfed.core.state import server_model
 from jaxfed.core.types import RoundView

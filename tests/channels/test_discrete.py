@@ -12,7 +12,8 @@ from jaxfed.channels.discrete import LARGEST, discrete_gaussian, draw_discrete_g
 from jaxfed.core.channel import chain
 from jaxfed.core.state import server_model
 from jaxfed.core.types import Mechanism
-from jaxfed.privacy.accountant import Sampling, compute_spent
+from jaxfed.privacy.accountant import compute_spent
+from jaxfed.privacy.releases import Sampling
 from jaxfed.privacy.renyi import gaussian_rdp as gaussian_divergence
 from tests.small import WHO, close, factorisation, row_cohort, run
 

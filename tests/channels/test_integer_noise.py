@@ -12,10 +12,11 @@ from scipy import stats
 
 from jaxfed.channels.average import mean
 from jaxfed.channels.clip import clip
-from jaxfed.channels.compress import quantize, top_k
+from jaxfed.channels.compress import quantize
 from jaxfed.channels.integer_noise import FLOAT, ROOM, draw_centred_poisson, draw_skellam, skellam
 from jaxfed.channels.noise import densify, gaussian
 from jaxfed.channels.secure_sum import pads
+from jaxfed.channels.sparse import top_k
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.link import list_mechanisms
@@ -114,7 +115,7 @@ REFUSED = {
     "too fine": (lambda: chain(clip(1.0), skellam(8, 1.0, 20)), "set skellam.fraction_bits to 16"),
     "too many": (lambda: chain(clip(1.0), skellam(10**6, 1.0, 14)), "lower skellam.fraction_bits to 10"),
     "codes": (lambda: chain(clip(), quantize(), skellam(8)), "nothing to its left bounds"),
-    "noise twice": (lambda: chain(clip(), skellam(8), gaussian(), quantize()), "quantise after gaussian lets"),
+    "noise twice": (lambda: chain(clip(), skellam(8), gaussian(), quantize()), "quantize after gaussian lets"),
 }
 
 

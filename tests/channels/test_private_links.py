@@ -10,9 +10,11 @@ import pytest
 
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
-from jaxfed.channels.compress import quantize, rotate, top_k
+from jaxfed.channels.compress import quantize
+from jaxfed.channels.linear_maps import rotate
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure_sum import pads, ring
+from jaxfed.channels.sparse import top_k
 from jaxfed.core.aggregate import gather_then, sum_messages
 from jaxfed.core.channel import at_server, chain
 from jaxfed.core.link import link, list_mechanisms
@@ -136,7 +138,7 @@ REFUSED = {
     "weighted mean before noise": (lambda: chain(weighted_mean(), gaussian()), "nothing to its left bounds"),
     "weights after noise": (lambda: chain(clip(), gaussian(), weighted_mean()), "weighted_mean after gaussian"),
     "noise before top-k": (lambda: chain(clip(), gaussian(), top_k()), "top_k after gaussian"),
-    "noise before quantise": (lambda: chain(clip(), gaussian(), quantize()), "quantise after gaussian"),
+    "noise before quantize": (lambda: chain(clip(), gaussian(), quantize()), "quantize after gaussian"),
     "a server that enlarges": (lambda: chain(clip(), gaussian(), at_server(optax.scale(9.0))), "after gaussian"),
     "who reported": (lambda: chain(mean(), clip(), gaussian()), "mean divides by how many reported"),
     "what doubles after noise": (lambda: chain(clip(), gaussian(), longer(2.0)), "longer after gaussian lets"),

@@ -350,9 +350,9 @@ def test_other_data_than_the_run_was_on(wrong, tmp_path, config):
 
 
 def test_a_cohort_that_the_device_cannot_hold(wrong, config, tmp_path, monkeypatch):
-    from jaxfed.config import limits
+    from jaxfed.config import memory
 
-    monkeypatch.setattr(limits, "device_memory", lambda: 3_000)
+    monkeypatch.setattr(memory, "device_memory", lambda: 3_000)
     line = wrong("train", config, "--out", tmp_path / "w", "--run.area", "4")
     assert "set run.chunk to 1" in line
     assert not (tmp_path / "w").exists()
@@ -376,7 +376,7 @@ def test_out_of_memory_is_one_line(here, config, tmp_path, monkeypatch, error, w
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("jaxfed.training.loop.compile_programs", fail)
+    monkeypatch.setattr("jaxfed.training.session.compile_programs", fail)
     code, told = here("train", config, "--out", tmp_path / "new")
     assert code == 2
     assert told.splitlines()[-1].startswith(f"jaxfed: {words}")
@@ -437,12 +437,12 @@ def test_a_run_whose_data_changed_is_not_called_damaged(wrong, here, config, tmp
 
 
 def test_a_run_without_an_evaluation_has_no_best_model(wrong, here, config, tmp_path, monkeypatch):
-    from jaxfed.training import loop
+    from jaxfed.training import session
 
     def stop(*args, **kw):
         raise SystemExit(130)
 
-    monkeypatch.setattr(loop, "evaluate_and_log", stop)
+    monkeypatch.setattr(session, "evaluate_session", stop)
     assert here("train", config, "--out", tmp_path / "o", "--run.checkpoint-every", 1)[0] == 130
     assert "has no evaluation yet (it stopped after round 3)" in wrong("evaluate", tmp_path / "o")
 

@@ -18,10 +18,11 @@ from rich.console import Console
 from jaxfed.cli import main
 from jaxfed.cli.init import starter_text
 from jaxfed.cli.privacy import DRAWN
+from jaxfed.cli.summary import print_summary
 from jaxfed.config.overrides import override_config
 from jaxfed.config.registry import REGISTRY, section_arguments
 from jaxfed.config.schema import built_in_configs, config_to_table, make_config, read_config, section_type
-from jaxfed.privacy.accountant import RELATIONS, SAMPLERS
+from jaxfed.privacy.releases import RELATIONS, SAMPLERS
 from jaxfed.training.runs import shared_runner
 from jaxfed.training.terminal_table import print_table
 
@@ -280,7 +281,7 @@ def test_figures_are_never_cut_however_narrow_the_terminal(columns, monkeypatch,
     metrics = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc", "er@10")
     parts = ("val/full", "val/sampled", "test/full", "test/personal/sampled")
     values = {f"{part}/{m}": (17 * i + j) / 1000 for i, part in enumerate(parts) for j, m in enumerate(metrics, 1)}
-    main.print_summary(values, "runs/x: test of the best round")
+    print_summary(values, "runs/x: test of the best round")
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert max(map(len, printed.splitlines())) <= columns

@@ -9,10 +9,11 @@ import pytest
 from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import clip
-from jaxfed.channels.compress import quantize, top_k
+from jaxfed.channels.compress import quantize
 from jaxfed.channels.difference import difference
 from jaxfed.channels.noise import gaussian
 from jaxfed.channels.robust import median
+from jaxfed.channels.sparse import top_k
 from jaxfed.core.aggregate import SUM, gather_then
 from jaxfed.core.channel import at_client, at_server, chain
 from jaxfed.core.federate import federate

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from jaxfed.channels.average import mean
-from jaxfed.channels.compress import drive, quantize, random_k, rotate, sign, top_k
+from jaxfed.channels.compress import drive, quantize, sign
+from jaxfed.channels.linear_maps import rotate
 from jaxfed.channels.noise import densify
+from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import config_to_toml, make_config
@@ -40,9 +42,9 @@ MODEL = Broadcast(
 )
 HELD = jnp.array([7, 3, 44, 0, 49, N, N, N, N, N, N, N])
 CODES = {
-    "quantise 8": quantize,
-    "quantise 4": lambda: quantize(4),
-    "rotate, quantise": lambda: chain(rotate(), quantize(4)),
+    "quantize 8": quantize,
+    "quantize 4": lambda: quantize(4),
+    "rotate, quantize": lambda: chain(rotate(), quantize(4)),
     "drive": drive,
     "random_k": lambda: random_k(0.5),
 }
@@ -135,7 +137,7 @@ def accepted(name):
 
 def test_links_that_a_client_can_read():
     """Codes with feedback keep it; weights, norms, noise and ranks are nothing to read a model from."""
-    assert {name for name in REGISTRY["channel"] if accepted(name)} == {"quantise", "drive", "rotate", "random_k"}
+    assert {name for name in REGISTRY["channel"] if accepted(name)} == {"quantize", "drive", "rotate", "random_k"}
     check_download(chain(sign(False), top_k(0.5, False)), MODEL)
     for kept in (quantize(8, True), sign(), top_k()):
         with pytest.raises(ValueError, match=r"download: \w+ cannot be read at a client"):
@@ -169,7 +171,7 @@ def test_a_client_starts_from_what_it_received():
     close(server_model(state)["item"], PLAIN["item"] - total / len(WHO))
 
 
-BITS = [{"name": "quantise", "bits": 8}]
+BITS = [{"name": "quantize", "bits": 8}]
 
 
 def trained(out, resume=False, **changes):
@@ -240,13 +242,13 @@ def test_who_does_not_show_its_rows_pays_for_whole_tables(links):
 def test_the_command_line_names_links_of_the_download():
     from jaxfed.config.overrides import override_config
 
-    config = override_config({"download": [{"name": "quantise"}]}, ["--download.0.bits", "4"])
+    config = override_config({"download": [{"name": "quantize"}]}, ["--download.0.bits", "4"])
     assert config.download[0].bits == 4
-    config = override_config({"download": [{"name": "quantise"}]}, ["--download.0.name", "drive"])
+    config = override_config({"download": [{"name": "quantize"}]}, ["--download.0.name", "drive"])
     assert config.download[0].name == "drive"
     assert dataclasses.is_dataclass(config.channel[0])
     with pytest.raises(ValueError, match=r"download.1: the configuration has 0 links"):
-        override_config({}, ["--download.1.name", "quantise"])
+        override_config({}, ["--download.1.name", "quantize"])
     refused = make_config({**TABLE, "download": [{"name": "top_k"}]})
     data = load_data(refused.data)
     with pytest.raises(ValueError, match=r"^download: top_k cannot be read at a client[^\n]*$"):

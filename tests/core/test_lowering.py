@@ -60,8 +60,8 @@ def check_round(made):
 
 def check_ends(made):
     """A run's first state, and an evaluation of a few clients."""
-    exam = made.exams["test"]._replace(who=made.exams["test"].who[:3])
-    examine = jax.jit(lambda shared, private, key: made.examine(shared, private, exam, key))
+    exam = made.eval_splits["test"]._replace(who=made.eval_splits["test"].who[:3])
+    examine = jax.jit(lambda shared, private, key: made.evaluator(shared, private, exam, key))
     start, best = jax.jit(lambda: initial_arrays(made, 0)), jax.eval_shape(lambda: initial_arrays(made, 0))["best"]
     lowered(start)
     lowered(examine, *best, make_run_keys(0).evaluation)

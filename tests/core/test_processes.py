@@ -17,15 +17,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxfed.cli.main import open_best_model
+from jaxfed.cli.evaluate import open_best_model
 from jaxfed.core.processes import find_disagreement, receive_processes
 from jaxfed.data.batching import Batching
-from jaxfed.data.packing import empty_cohort, make_block_shapes, pack_cohort
+from jaxfed.data.blocks import make_block_shapes
+from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.population import ProcessShare
 from jaxfed.data.preparation import prepare_population
-from jaxfed.data.ragged import Ragged
+from jaxfed.data.ragged import NegativeIndex, Ragged
 from jaxfed.data.sources.synthetic import synthetic_data
-from jaxfed.evaluation.evaluator import make_eval_batches, make_eval_split
+from jaxfed.evaluation.split import make_eval_batches, make_eval_split
 from tests.small import SMALL
 
 POPULATION = prepare_population(synthetic_data(60, 50, mean_length=10))[1]
@@ -46,10 +47,10 @@ def only(population, share):
             np.where(own, part.values, random.integers(0, 50, len(own))).astype(part.values.dtype), part.start
         )
 
-    parts = {name: spoiled(getattr(population, name)) for name in ("train", "avoid", "valid", "test")}
-    own = np.repeat(mine, population.avoid.counts)
-    gaps = np.where(own, population.gaps, random.integers(-9, 9999, len(own)))
-    return population._replace(**parts, gaps=gaps, free=None)
+    parts = {name: spoiled(getattr(population, name)) for name in ("train", "excluded", "valid", "test")}
+    own = np.repeat(mine, population.excluded.counts)
+    gaps = np.where(own, population.negative_index.gaps, random.integers(-9, 9999, len(own)))
+    return population._replace(**parts, negative_index=NegativeIndex(gaps, None))
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -70,7 +70,7 @@ def rounds_apart(name, folder, state, channel, key):
         received = ClientDownload(take_rows(broadcast, held), take_rows(links, held))
         kept = gather_client(state.client_states, jnp.int32(who), held)
         data = jax.tree.map(lambda x, slot=slot: x[slot], block.data)
-        own = ClientInput(np.int32(who), kept, held, block.activity[slot], data)
+        own = ClientInput(np.int32(who), kept, held, block.num_train[slot], data)
         own_key = jax.random.fold_in(jax.random.fold_in(key, CLIENTS), who)
         asked = jax.tree.map(np.asarray, (received, own, public._replace(key=jax.random.key_data(key))))
         source, target = folder / f"{slot}.in", folder / f"{slot}.out"

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import clip
-from jaxfed.channels.compress import drive, keep_weights_apart, low_rank, quantize, random_k, rotate, sign, top_k
+from jaxfed.channels.compress import drive, keep_weights_apart, quantize, sign
 from jaxfed.channels.difference import difference
+from jaxfed.channels.linear_maps import low_rank, rotate
 from jaxfed.channels.secure_sum import ring
+from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import message_shapes, shape_client
 from jaxfed.core.link import broadcast_state, encode_message
@@ -27,9 +29,9 @@ WHOLE = Broadcast(
     {"item": Table(jnp.zeros((N, D))), "bias": Table(jnp.zeros(N)), "w": jnp.zeros((3, 4)), "one": jnp.zeros(())}
 )
 CODES = {
-    "quantise": quantize,
-    "quantise 4": lambda: quantize(4),
-    "quantise 11": lambda: quantize(11),
+    "quantize": quantize,
+    "quantize 4": lambda: quantize(4),
+    "quantize 11": lambda: quantize(11),
     "terngrad": lambda: quantize(2),
     "kept error": lambda: quantize(3, True),
     "sign": sign,
@@ -38,7 +40,7 @@ CODES = {
     "top_k all": lambda: top_k(1.0, False),
     "random_k": random_k,
     "low_rank": lambda: low_rank(2),
-    "rotate, quantise": lambda: chain(rotate(), quantize(4)),
+    "rotate, quantize": lambda: chain(rotate(), quantize(4)),
     "low_rank, top_k": lambda: chain(low_rank(4), top_k(0.25)),
     "weighted, sign": lambda: chain(weighted_mean(), sign(False)),
     "per row, top_k": lambda: chain(per_row_mean(), top_k()),
@@ -104,7 +106,7 @@ def test_the_packer_writes_what_is_charged(name, rows):
         np.testing.assert_array_equal(a, b[: len(a)] if a.ndim and len(a) != len(b) else b)
 
 
-FORMS = ["quantise 4", "sign", "kept error", "top_k", "random_k", "per row, top_k", "nothing"]
+FORMS = ["quantize 4", "sign", "kept error", "top_k", "random_k", "per row, top_k", "nothing"]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ def test_malformed_messages_say_what_is_wrong(data, like, rows, what):
         unpack_message(data, like, rows, N)
 
 
-@pytest.mark.parametrize("name", ["quantise 4", "terngrad", "random_k"])
+@pytest.mark.parametrize("name", ["quantize 4", "terngrad", "random_k"])
 def test_right_on_average(name):
     """Unbiased: the mean of many codes of one update is the update, within five standard errors."""
     channel, held = chain(CODES[name]()), np.arange(K)
@@ -246,7 +248,7 @@ def test_low_rank_with_a_gain_of_zero_is_right_on_average():
     assert (np.abs(got.mean(0) - tree["w"]) < 5 * got.std(0) / np.sqrt(draws)).all()
 
 
-@pytest.mark.parametrize("name", ["quantise 4", "terngrad", "kept error", "sign", "drive", "top_k", "random_k"])
+@pytest.mark.parametrize("name", ["quantize 4", "terngrad", "kept error", "sign", "drive", "top_k", "random_k"])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_codes_lose_nothing_of_weights(name, rows):
     """What the server divides by is what the client weighs, on each row it holds, and no less."""
@@ -283,7 +285,7 @@ def test_the_size_of_signs_is_that_of_the_rows_held():
 
 
 def test_codes_come_last():
-    with pytest.raises(ValueError, match=r"weighted_mean cannot work on the codes of quantise: put quantise last"):
+    with pytest.raises(ValueError, match=r"weighted_mean cannot work on the codes of quantize: put quantize last"):
         chain(quantize(), weighted_mean())
     assert chain(top_k(), mean()).decode_message  # a link that does nothing on the client may follow
 
@@ -291,7 +293,7 @@ def test_codes_come_last():
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda: quantize(1), "quantise.bits is 1"),
+        (lambda: quantize(1), "quantize.bits is 1"),
         (lambda: top_k(0.0), "top_k.share is 0.0"),
         (lambda: random_k(1.5), "random_k.share is 1.5"),
         (lambda: low_rank(0), "low_rank.rank is 0"),

@@ -168,9 +168,9 @@ def test_silos_share_out_all_users_and_change_nobodys_history():
     by_user = owned(prepare_population(synthetic_data(40, 50, mean_length=8))[1])
     _, population = prepare_population(synthetic_data(40, 50, mean_length=8), clients="silo", silos=4)
     assert population.num_clients == 4
-    assert np.diff(population.first).tolist() == [10] * 4
+    assert np.diff(population.client_offsets).tolist() == [10] * 4
     assert {user: rows for (_, user), rows in owned(population).items()} == {u: r for (_, u), r in by_user.items()}
-    assert population.activity.sum() == sum(len(rows[0]) for rows in by_user.values())
+    assert population.num_train.sum() == sum(len(rows[0]) for rows in by_user.values())
     with pytest.raises(ValueError, match="choose from 1 to 40"):
         prepare_population(synthetic_data(40, 50, mean_length=8), clients="silo", silos=41)
 
@@ -199,7 +199,7 @@ def test_what_is_no_negative(protocol):
         mine = set(population.train.of(u).tolist())
         if protocol == "compat-pfedrec":
             mine |= {*population.valid.of(u).tolist(), *population.test.of(u).tolist()}
-        assert population.avoid.of(u).tolist() == sorted(mine)
+        assert population.excluded.of(u).tolist() == sorted(mine)
 
 
 def test_ragged_pads():

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from jaxfed.config.build import Data, build_experiment
+from jaxfed.config.build import build_experiment
 from jaxfed.config.schema import make_config
 from jaxfed.data.batching import Batching, draw_examples, sample_untouched_items
+from jaxfed.data.clients import Clients
 from jaxfed.data.preparation import prepare_population
-from jaxfed.evaluation.evaluator import make_eval_split
+from jaxfed.evaluation.split import make_eval_split
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
 from tests.data.test_data import made
 from tests.small import same
@@ -56,7 +57,7 @@ def test_a_client_has_one_users_items_of_one_domain_and_is_offered_no_others():
         own = {i for i in of if of[i] == name[-1]}
         had = {*population.train.of(c), *population.valid.of(c)}
         assert had | {*population.test.of(c)} <= own
-        assert set(test.seen.of(c)) == had | (of.keys() - own)
+        assert set(test.masked.of(c)) == had | (of.keys() - own)
         assert len(set(sampled[c, 0])) == 20
         assert set(sampled[c].ravel().tolist()) <= own - had - set(population.test.of(c))
         assert population.user_names[c] == name[:-2]
@@ -100,7 +101,7 @@ def trained(population, data, rounds=40, **more):
         "channel": [{"name": "per_row_mean"}],
         "cohort": {"name": "everyone"},
     }
-    it = build_experiment(make_config(table | more), Data(data, population, "", False))
+    it = build_experiment(make_config(table | more), Clients(data, population, "", False))
     state = initial_arrays(it, 0)["state"]
     for t in range(rounds):
         state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)

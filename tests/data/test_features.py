@@ -10,9 +10,10 @@ import pytest
 from jaxfed.config import build
 from jaxfed.config.schema import make_config
 from jaxfed.data.batching import Batching
+from jaxfed.data.blocks import make_block_shapes
 from jaxfed.data.features import Features, encode_features
 from jaxfed.data.interactions import Dataset, Interactions, data_digest
-from jaxfed.data.packing import empty_cohort, make_block_shapes, pack_cohort
+from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.beside import read_features
 from jaxfed.data.sources.files import read_interactions
@@ -109,7 +110,7 @@ def test_batches_carry_the_features_of_their_rows_and_users(clients, pairwise):
     _, population = tricky(clients)
     batching = Batching(8, 2, 2, pairwise, features=("user", "item"))
     ids = np.arange(population.num_clients)[::-1]
-    shapes = make_block_shapes(population, batching, len(ids), area=16)
+    shapes = make_block_shapes(population, batching, len(ids), steps_per_block=16)
     cohort = pack_cohort(population, batching, shapes, ids, np.ones(len(ids), bool), 0, 0)
     every, of_item, of_user = 0, population.item_features, population.user_features
     for block in cohort.blocks:
@@ -119,7 +120,7 @@ def test_batches_carry_the_features_of_their_rows_and_users(clients, pairwise):
             for step in np.flatnonzero(block.data.live[lane]):
                 at = np.minimum(block.data.rows[lane, step], rows.shape[1])
                 assert (batch["item_features"][lane, step] == of_item.rows(held[at])).all()
-                first, known = population.first[ids[slot]], batch["user_features"][lane, step]
+                first, known = population.client_offsets[ids[slot]], batch["user_features"][lane, step]
                 if clients == "user":
                     assert known.tolist() == of_user.numbers[first].tolist()
                 else:

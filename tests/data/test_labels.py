@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 
 from jaxfed.cli import main
-from jaxfed.config.build import Data, build_experiment
+from jaxfed.config.build import build_experiment
 from jaxfed.config.schema import make_config
 from jaxfed.core.link import link
 from jaxfed.core.model import Model
 from jaxfed.data.batching import Batching
-from jaxfed.data.packing import make_block_shapes, pack_cohort
+from jaxfed.data.blocks import make_block_shapes
+from jaxfed.data.clients import Clients
+from jaxfed.data.packing import pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
-from jaxfed.evaluation.evaluator import flatten_metrics, make_eval_split, make_evaluator
+from jaxfed.evaluation.evaluator import flatten_metrics, make_evaluator
 from jaxfed.evaluation.metrics import classification_metrics, click_metrics
+from jaxfed.evaluation.split import make_eval_split
 from jaxfed.models.mf import mf
 from jaxfed.training.records import lower_is_better
 from jaxfed.training.rounds import Progress
@@ -54,7 +57,7 @@ def test_labels_stay_with_their_rows(clients, label):
             assert got == (by_row[u, i] if label == "rating" else by_row[u, i] >= 3)
     batching = Batching(8, negatives=0, epochs=2)
     ids = np.arange(population.num_clients)
-    shapes = make_block_shapes(population, batching, len(ids), area=16)
+    shapes = make_block_shapes(population, batching, len(ids), steps_per_block=16)
     cohort = pack_cohort(population, batching, shapes, ids, np.ones(len(ids), bool), 0, 0)
     train, rows = {(u, i): y for u, i, y in zip(*lists(population, "train"), strict=True)}, 0
     for block in cohort.blocks:
@@ -63,7 +66,7 @@ def test_labels_stay_with_their_rows(clients, label):
             batch = {name: x[lane, step] for name, x in block.data.batch.items()}
             at = np.minimum(block.data.rows[lane, step], len(held) - 1)
             at = at[batch["item"]] if "item" in batch else at
-            first = population.first[ids[block.slots[lane]]]
+            first = population.client_offsets[ids[block.slots[lane]]]
             for place in np.flatnonzero(batch["weight"]):
                 user = first + (batch["user"][place] if "user" in batch else 0)
                 assert batch["label"][place] == train[user, held[at[place]]]
@@ -86,7 +89,7 @@ def predicting(population):
     scores = np.round(scores, 1).astype(np.float32)  # with ties
     private = np.zeros((population.num_clients, population.users_per_client, population.num_items), np.float32)
     for u, client in enumerate(population.client_of):
-        private[client, u - population.first[client]] = scores[u]
+        private[client, u - population.client_offsets[client]] = scores[u]
     return Model(lambda key: (), lambda key: (), lambda *_: None, lambda s, mine, user: mine[user]), scores, private
 
 
@@ -101,8 +104,8 @@ def test_errors_of_ratings_against_numpy(clients, part):
     assert got[f"{part}/rating/rmse"] == pytest.approx(np.sqrt(np.mean(gap**2)), rel=1e-5)
     assert got[f"{part}/rating/mae"] == pytest.approx(np.abs(gap).mean(), rel=1e-5)
     assert not any("hr@" in name for name in got)  # a held-out row with one star is nothing to rank first
-    edges = np.quantile(population.activity, np.arange(1, 10) / 10)
-    decile = (population.activity[:, None] >= edges).sum(1)[population.client_of[users]]  # 0: the least active
+    edges = np.quantile(population.num_train, np.arange(1, 10) / 10)
+    decile = (population.num_train[:, None] >= edges).sum(1)[population.client_of[users]]  # 0: the least active
     of_most = np.sqrt(np.mean(gap[decile == decile.max()] ** 2))
     assert got[f"{part}/rating/rmse/decile_{decile.max() + 1}"] == pytest.approx(of_most, rel=1e-5)
 
@@ -154,7 +157,7 @@ def test_ratings_are_learned_by_their_squared_error():
     data, population, _ = rated()
     table = {"model": {"dim": 3, "loss": "squared"}, "work": {"negatives": 0}, "data": {"label": "rating"}}
     table |= {"cohort": {"name": "everyone"}}
-    made = build_experiment(make_config(table), Data(data, population, "", False))
+    made = build_experiment(make_config(table), Clients(data, population, "", False))
     shared, private = made.model.init(KEY), made.model.private(KEY)
     label = jnp.array(np.r_[[5.0, 0.5, 3.0], np.zeros(population.num_items - 3)])
     batch = {"label": label, "weight": (jnp.arange(len(label)) < 3) * 1.0}

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
-from jaxfed.data import packing
+from jaxfed.data import blocks
 from jaxfed.data.batching import Batching, draw_examples
-from jaxfed.data.packing import block_kinds, empty_cohort, make_block_shapes, pack_cohort
+from jaxfed.data.blocks import block_kinds, make_block_shapes
+from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.ragged import sort_pairs
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -22,8 +23,8 @@ POPULATION = prepare_population(synthetic_data(60, 50, mean_length=10))[1]
 SILOS = prepare_population(synthetic_data(60, 50, mean_length=10), clients="silo", silos=7)[1]
 
 
-def packed(population, batching, ids, round=0, seed=0, devices=1, area=16):
-    shapes = make_block_shapes(population, batching, len(ids), devices, area)
+def packed(population, batching, ids, round=0, seed=0, devices=1, steps_per_block=16):
+    shapes = make_block_shapes(population, batching, len(ids), devices, steps_per_block)
     return pack_cohort(population, batching, shapes, np.array(ids), np.ones(len(ids), bool), seed, round), shapes
 
 
@@ -48,7 +49,7 @@ def unpacked(population, cohort, batching):
                 assert len(set(used.tolist())) == len(used)  # distinct in a step
                 items = np.append(block.rows[j], population.num_items)[np.minimum(at, block.rows.shape[1])]
                 batch = {name: values[j, s] for name, values in block.data.batch.items()}
-                first = population.first[cohort.ids[slot]]
+                first = population.client_offsets[cohort.ids[slot]]
                 local = batch.get("user", np.zeros(len(batch["weight"]), int))
                 item = items[np.minimum(batch["item"], len(items) - 1)] if "item" in batch else items
                 other = items[np.minimum(batch["other"], len(items) - 1)] if "other" in batch else batch["label"]
@@ -82,7 +83,7 @@ def test_pointwise_blocks_hold_every_positive_once_an_epoch_and_its_negatives(po
             if label > 0:
                 positives[user, item] = positives.get((user, item), 0) + label * weight
             negatives += (1 - label) * weight
-        users = range(population.first[client], population.first[client + 1])
+        users = range(population.client_offsets[client], population.client_offsets[client + 1])
         want = {(u, i): batching.epochs for u in users for i in population.train.of(u).tolist()}
         assert positives == pytest.approx(want)
         count = sum(want.values())
@@ -90,7 +91,7 @@ def test_pointwise_blocks_hold_every_positive_once_an_epoch_and_its_negatives(po
         assert len(steps) == batching.steps(np.array(count // batching.epochs))
         per_step = [sum(x[3] for x in step) for step in steps]
         assert max(per_step) == min(batching.batch_size, max(per_step))
-        assert all(item not in population.avoid.of(user) for user, item, label, _ in flat if label == 0)
+        assert all(item not in population.excluded.of(user) for user, item, label, _ in flat if label == 0)
     assert sorted(unpacked(population, cohort, batching)) == sorted(ids)
 
 
@@ -100,10 +101,10 @@ def test_pairwise_blocks_pair_positives_with_negatives(population):
     cohort, _ = packed(population, batching, [1, 3])
     for client, steps in unpacked(population, cohort, batching).items():
         flat = [x for step in steps for x in step]
-        users = range(population.first[client], population.first[client + 1])
+        users = range(population.client_offsets[client], population.client_offsets[client + 1])
         pairs = sorted((u, i) for u in users for i in population.train.of(u).tolist() for _ in range(2))
         assert sorted((u, i) for u, i, _, _ in flat) == pairs
-        assert all(other not in population.avoid.of(user) for user, _, other, _ in flat)
+        assert all(other not in population.excluded.of(user) for user, _, other, _ in flat)
 
 
 def test_a_clients_examples_are_a_function_of_seed_round_and_client():
@@ -114,20 +115,20 @@ def test_a_clients_examples_are_a_function_of_seed_round_and_client():
 
     alone, among = of([7]), of([3, 9, 7, 20, 31])
     assert alone[7] == among[7]
-    assert of([7], area=64, devices=2)[7] == alone[7]
+    assert of([7], steps_per_block=64, devices=2)[7] == alone[7]
     assert of([7], round=1)[7] != alone[7]
     assert of([7], seed=1)[7] != alone[7]
 
 
 def test_negatives_are_uniform_over_what_is_not_avoided():
     """Chi-square of one client's negatives over many rounds: mean = degrees of freedom, 5 sd is 1 in a million."""
-    client = int(np.argmin(np.abs(POPULATION.activity - 12)))
+    client = int(np.argmin(np.abs(POPULATION.num_train - 12)))
     batching = Batching(8, 20)
     counts = np.zeros(POPULATION.num_items)
     for round in range(40):
         drawn = draw_examples(POPULATION, batching, np.array([client]), 0, round)
         np.add.at(counts, drawn.item[~drawn.label, 0], 1)
-    free = np.setdiff1d(np.arange(POPULATION.num_items), POPULATION.avoid.of(client))
+    free = np.setdiff1d(np.arange(POPULATION.num_items), POPULATION.excluded.of(client))
     assert counts.sum() == counts[free].sum()
     expected = counts.sum() / len(free)
     chi, df = ((counts[free] - expected) ** 2 / expected).sum(), len(free) - 1
@@ -135,7 +136,7 @@ def test_negatives_are_uniform_over_what_is_not_avoided():
 
 
 def test_order_is_shuffled_anew_each_round():
-    client = int(np.argmax(POPULATION.activity))
+    client = int(np.argmax(POPULATION.num_train))
     orders = {
         tuple(draw_examples(POPULATION, Batching(8, 0), np.array([client]), 0, t).item.ravel().tolist())
         for t in range(5)
@@ -169,12 +170,12 @@ def test_blocks_come_in_the_shapes_that_were_announced(devices):
 def test_narrow_steps_hold_what_wide_ones_do(population, batching):
     """Clients whose epoch is one batch have steps of their own width, and nothing else changes."""
     ids = np.arange(population.num_clients)[:40]
-    shapes = make_block_shapes(population, batching, len(ids), area=16)
-    narrow = shapes._replace(kinds=block_kinds(batching, population.activity, 8))
+    shapes = make_block_shapes(population, batching, len(ids), steps_per_block=16)
+    narrow = shapes._replace(kinds=block_kinds(batching, population.num_train, 8))
     args = ids, np.ones(len(ids), bool), 0, 3
     wide, cut = (pack_cohort(population, batching, each, *args) for each in (shapes, narrow))
     assert unpacked(population, cut, batching) == unpacked(population, wide, batching)
-    most = batching.largest(population.activity)
+    most = batching.largest(population.num_train)
     assert shapes.kinds[-1][1] == narrow.kinds[-1][1] == most.max()  # no wider than anybody's
     assert len(narrow.kinds) > len(shapes.kinds) or population is SILOS
     for block in cut.blocks:
@@ -197,7 +198,7 @@ def test_a_round_on_narrow_steps_is_the_round_on_wide_ones(monkeypatch):
     )
     data, made = load_data(config.data), []
     for narrow in (256, 16):
-        monkeypatch.setattr(packing, "block_kinds", partial(block_kinds, narrow=narrow))
+        monkeypatch.setattr(blocks, "block_kinds", partial(block_kinds, narrow=narrow))
         it = build_experiment(config, data)
         state = initial_arrays(it, 0)["state"]
         for t in range(3):
@@ -208,8 +209,8 @@ def test_a_round_on_narrow_steps_is_the_round_on_wide_ones(monkeypatch):
 
 
 def test_kinds_of_blocks():
-    activity = np.array([3, 100, 101, 400, 600, 2000])
-    assert block_kinds(Batching(2048, 4), activity) == (
+    num_train = np.array([3, 100, 101, 400, 600, 2000])
+    assert block_kinds(Batching(2048, 4), num_train) == (
         (1, 256),
         (1, 512),
         (1, 2048),
@@ -218,9 +219,9 @@ def test_kinds_of_blocks():
         (4, 2048),
         (6, 2048),
     )
-    assert block_kinds(Batching(2048, 4, 3), activity[:4]) == ((1, 256), (2, 256), (3, 256), (3, 512), (3, 2000))
-    assert block_kinds(Batching(256, 4), activity[:3]) == ((1, 256), (2, 256))
-    assert block_kinds(Batching(10**9, 0), activity) == ((1, 256), (1, 512), (1, 1024), (1, 2000))
+    assert block_kinds(Batching(2048, 4, 3), num_train[:4]) == ((1, 256), (2, 256), (3, 256), (3, 512), (3, 2000))
+    assert block_kinds(Batching(256, 4), num_train[:3]) == ((1, 256), (2, 256))
+    assert block_kinds(Batching(10**9, 0), num_train) == ((1, 256), (1, 512), (1, 1024), (1, 2000))
 
 
 def test_empty_slots_and_empty_cohorts():
@@ -253,7 +254,7 @@ def test_negatives_of_a_user_who_has_every_item():
     rows = [(u, i) for u in range(3) for i in range(4 + (u == 0))]
     # user 0 has train items 0..2 of 5: free; so shrink the catalogue by hand
     population = prepare_population(made(*map(list, zip(*rows, strict=True))))[1]
-    few = population._replace(num_items=int(population.avoid.counts.max()))
+    few = population._replace(num_items=int(population.excluded.counts.max()))
     with pytest.raises(ValueError, match=r"user 0 has every item.*work.negatives = 0"):
         make_block_shapes(few, Batching(), 1)
     assert make_block_shapes(few, Batching(negatives=0), 1)

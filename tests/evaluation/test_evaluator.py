@@ -10,10 +10,12 @@ from jaxfed.core.channel import chain
 from jaxfed.core.link import link
 from jaxfed.core.model import Model
 from jaxfed.data.batching import sample_untouched_items
+from jaxfed.data.population import SAMPLED
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
-from jaxfed.evaluation.evaluator import DRAWS, SAMPLED, flatten_metrics, make_eval_split, make_evaluator
+from jaxfed.evaluation.evaluator import flatten_metrics, make_evaluator
 from jaxfed.evaluation.metrics import ranking_metrics
+from jaxfed.evaluation.split import DRAWS, make_eval_split
 
 KEY = jax.random.key(0)
 
@@ -60,7 +62,7 @@ def setting(protocol="loo-clean", **kw):
     private = np.zeros((population.num_clients, population.users_per_client, population.num_items), np.float32)
     for u in range(len(scores)):
         c = population.client_of[u]
-        private[c, u - population.first[c]] = scores[u]
+        private[c, u - population.client_offsets[c]] = scores[u]
     return population, scores, private, drawn(population, 0)
 
 
@@ -137,10 +139,10 @@ def test_exposure_against_numpy(case, part, promoted):
 def test_clients_of_one_activity_are_in_one_decile():
     """One whose activity is a decile's bound is above it: beyond a tenth, two tenths, ... of all."""
     population, *_ = setting()
-    activity = np.repeat([4, 4, 4, 7, 9], len(population.activity) // 5)
-    found = make_eval_split(population._replace(activity=activity), "test")
-    bounds = [np.quantile(activity, tenth / 10) for tenth in range(1, 10)]
-    want = [sum(bound <= each for bound in bounds) for each in activity[found.who]]
+    num_train = np.repeat([4, 4, 4, 7, 9], len(population.num_train) // 5)
+    found = make_eval_split(population._replace(num_train=num_train), "test")
+    bounds = [np.quantile(num_train, tenth / 10) for tenth in range(1, 10)]
+    want = [sum(bound <= each for bound in bounds) for each in num_train[found.who]]
     assert found.decile.tolist() == want
     assert sorted(set(want)) == [5, 7, 9]
 
@@ -149,11 +151,11 @@ def test_deciles_of_activity_add_up():
     population, scores, private, _ = setting()
     sums = make_evaluator(table_model(scores), link())((), private, make_eval_split(population, "test"), KEY)
     got = flatten_metrics("test", sums)
-    order = np.argsort(population.activity, kind="stable")
+    order = np.argsort(population.num_train, kind="stable")
     deciles = np.asarray(sums["full/ndcg@10"].weight)
     assert deciles.sum() == 50
     least = order[: int(deciles[0])]
-    assert population.activity[least].max() <= population.activity[order[int(deciles[0]) :]].min()
+    assert population.num_train[least].max() <= population.num_train[order[int(deciles[0]) :]].min()
     alone = [
         reference(
             scores[u],
@@ -215,10 +217,10 @@ def test_some_clients_asked_are_those_of_all():
     whole = make_eval_split(population, "test")
     alone = [
         e._replace(
-            activity=whole.activity[c : c + 1],
+            num_train=whole.num_train[c : c + 1],
             decile=whole.decile[c : c + 1],
             targets=whole.targets.some(np.array([c])),
-            seen=whole.seen.some(np.array([c])),
+            masked=whole.masked.some(np.array([c])),
             sampled=whole.sampled[c : c + 1],
         )
         for c, e in zip(some.who, each, strict=True)

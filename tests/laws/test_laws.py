@@ -37,7 +37,7 @@ CHANNELS = {name: [name] if name in ALONE else [*NEEDS.get(name, ["mean"]), name
 CHANNELS |= {name: [name, "mean"] for name in ("fednova", "feddyn")}
 CHANNELS |= {
     "per_row_mean, clip": ["per_row_mean", "clip"],
-    "per_row_mean, rotate, quantise": ["per_row_mean", "rotate", "quantise"],
+    "per_row_mean, rotate, quantize": ["per_row_mean", "rotate", "quantize"],
     "per_row_mean, top_k": ["per_row_mean", "top_k"],
     "weighted_mean, clip, ring": ["weighted_mean", "clip", "ring"],
     "adaptive_clip, gaussian": [PRIVATE, {"name": "adaptive_clip", "count": 20}, "gaussian"],
@@ -120,7 +120,7 @@ def made_once(case, more):
     return make(dict(case), **dict(more))
 
 
-def make(case, area=8, devices=1, placement="jit", **model):
+def make(case, steps_per_block=8, devices=1, placement="jit", **model):
     """An experiment with more for its model; by default clients have one step or two, so that programs are few."""
     content, table = data(case["clients"])
     own = {} if case["model"] in CONTROLS else {"dim": 4, "loss": case["loss"]}
@@ -145,7 +145,7 @@ def make(case, area=8, devices=1, placement="jit", **model):
             ],
             "server": {"name": case["server"], "learning_rate": 0.5},
             "cohort": {"name": "cyclic" if "correlated" in case["channel"] else "uniform", "size": clients - 1},
-            "run": {"area": area, "devices": devices, "placement": placement},
+            "run": {"area": steps_per_block, "devices": devices, "placement": placement},
         }
     )
     made = build_experiment(config, content)
@@ -280,10 +280,10 @@ def sends_the_same_from_any_block(case):
     writes out a loop of one step, and fuses it otherwise, where `reconstruct` has one."""
     it = experiment(case)
     ids, _ = it.made.sampler.draw(0, 0)
-    activity, nobody = it.made.data.population.activity, it.made.data.population.num_clients
+    num_train, nobody = it.made.data.population.num_train, it.made.data.population.num_clients
     state = it.start()
     together = messages(it, state, it.cohort(0))
-    for client in (ids[np.argmin(activity[ids])], ids[np.argmax(activity[ids])]):
+    for client in (ids[np.argmin(num_train[ids])], ids[np.argmax(num_train[ids])]):
         only = np.where(np.arange(it.slots) == 1, client, nobody)
         alone = messages(it, state, it.cohort(0, only < nobody, only))
         rounded = "at_client" in case["channel"] or case["work"] == "reconstruct"

@@ -209,7 +209,7 @@ def test_an_update_shows_which_vectors_moved():
     messages, _ = told("fm")
     for id, message in messages:
         moved = np.flatnonzero(np.abs(message["params"]["user_features"]).sum(1))
-        first = source.population.first[id]
+        first = source.population.client_offsets[id]
         assert moved.tolist() == sorted(set(known.numbers[first].tolist()))
 
 
@@ -232,7 +232,7 @@ def test_silos_are_given_the_features_of_each_of_their_users():
     messages, _ = spied(experiment)
     population = experiment.data.population
     for id, message in messages:
-        users = np.arange(population.first[id], population.first[id + 1])
+        users = np.arange(population.client_offsets[id], population.client_offsets[id + 1])
         moved = np.flatnonzero(np.abs(message["params"]["user_weights"]))
         assert moved.tolist() == np.unique(population.user_features.numbers[users]).tolist()
 

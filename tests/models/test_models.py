@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxfed.config.registry import CLOSED, REGISTRY, group_rates
+from jaxfed.algorithms.group_rates import Rates, group_rates
+from jaxfed.config.registry import CLOSED, REGISTRY
 from jaxfed.core.tables import Table, is_table, take_rows, unwrap
 from jaxfed.models.baselines import counter, popularity
 from jaxfed.models.metamf import metamf
@@ -174,8 +175,8 @@ def test_groups_of_a_client_s_optimiser():
         REGISTRY["optimizer"]["sgd"],
         0.5,
         0.0,
-        {"learning_rate": 2.0, "weight_decay": 0.1},
-        {"learning_rate": 3.0, "weight_decay": None},
+        Rates(2.0, 0.1),
+        Rates(3.0),
     )
     both = {"t": Table(jnp.ones(2)), "w": jnp.ones(())}
     params = both, both

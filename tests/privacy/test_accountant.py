@@ -27,17 +27,15 @@ from jaxfed.core.streams import Stream, host_rng
 from jaxfed.privacy import renyi
 from jaxfed.privacy.accountant import (
     Mechanism,
-    Sampling,
-    audit_lower_bound,
     calibrate_noise,
     compute_spent,
-    count_participations,
-    crowded_probability,
     make_ledger,
     spent_from_dict,
     spent_to_dict,
 )
+from jaxfed.privacy.audit import audit_lower_bound
 from jaxfed.privacy.loss import hockey_stick_divergence
+from jaxfed.privacy.releases import Sampling, count_participations, crowded_probability
 from jaxfed.sampling import cohort
 from jaxfed.training.run_dir import SUMMARY
 

@@ -14,6 +14,7 @@ from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.types import Mechanism
 from jaxfed.privacy import accountant
+from jaxfed.privacy.releases import Sampling
 from jaxfed.training import checkpoint
 from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round
@@ -40,7 +41,7 @@ def private(tmp_path_factory):
 
 def accounted(kind, method, rounds=4):
     """By hand: 40 clients, 10 expected, at most 10 + 6 sqrt(7.5) = 27 slots."""
-    sampling = accountant.Sampling(kind, 40, 10, 27 if kind == "poisson" else 0)
+    sampling = Sampling(kind, 40, 10, 27 if kind == "poisson" else 0)
     return accountant.compute_spent([Mechanism("gaussian", 1.5)], sampling, rounds, 1e-3, method).epsilon
 
 

@@ -33,7 +33,7 @@ CHAINS = {  # the links, and how many steps a block has: another layout of the s
 }
 
 
-def probed(links, area, clients=4, cohort=POISSON, work="local_steps", rounds=1):
+def probed(links, steps_per_block, clients=4, cohort=POISSON, work="local_steps", rounds=1):
     """What some clients of very different lengths change, in a round in which some drop out."""
     table = {
         "rounds": 4,
@@ -42,7 +42,7 @@ def probed(links, area, clients=4, cohort=POISSON, work="local_steps", rounds=1)
         "work": {"name": work, "batch_size": 16, "negatives": 1, "optimizer": {"learning_rate": 0.5}},
         "channel": [each if isinstance(each, dict) else {"name": each} for each in links],
         "cohort": {"name": "cyclic", "size": 12} if "correlated" in str(links) else cohort,
-        "run": {"area": area},
+        "run": {"area": steps_per_block},
     }
     config = make_config(table)
     return list(probe_rounds(config, load_data(config.data), clients, rounds=rounds))
@@ -51,8 +51,8 @@ def probed(links, area, clients=4, cohort=POISSON, work="local_steps", rounds=1)
 @pytest.mark.parametrize("name", CHAINS)
 def test_no_client_changes_more_than_is_claimed(name):
     """And clients whose updates are clipped change as much, or the search would be blind."""
-    links, area = CHAINS[name]
-    found = probed(links, area)
+    links, steps_per_block = CHAINS[name]
+    found = probed(links, steps_per_block)
     assert max(each.ratio for each in found) <= 1 + TOLERANCE
     assert max(each.interactions for each in found) >= 8 * min(each.interactions for each in found)
     assert {each.done for each in found} == ({"sent"} if name == "local" else {"removed", "replaced"})

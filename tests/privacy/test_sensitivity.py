@@ -7,18 +7,22 @@ import pytest
 
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
-from jaxfed.channels.compress import quantize, rotate, top_k
+from jaxfed.channels.compress import quantize
 from jaxfed.channels.correlated import correlated
 from jaxfed.channels.discrete import discrete_gaussian
 from jaxfed.channels.integer_noise import skellam
+from jaxfed.channels.linear_maps import rotate
 from jaxfed.channels.noise import densify, gaussian, local_gaussian
 from jaxfed.channels.secure_sum import pads, ring
+from jaxfed.channels.sparse import top_k
 from jaxfed.core.channel import chain
 from jaxfed.core.link import link
 from jaxfed.core.state import server_model
 from jaxfed.core.tables import Table
 from jaxfed.core.types import Mechanism
-from jaxfed.privacy.accountant import Sampling, audit_lower_bound, compute_spent, probe_channel
+from jaxfed.privacy.accountant import compute_spent
+from jaxfed.privacy.audit import audit_lower_bound, probe_channel
+from jaxfed.privacy.releases import Sampling
 from jaxfed.privacy.sensitivity import search_largest_gain
 from jaxfed.sampling import cohort
 from tests.small import KEY, MARKED, WHO, factorisation, private_links, row_cohort
@@ -74,7 +78,7 @@ def doubled(update, sent, client):
 
 UNSOUND = {
     "noise before top-k": (clip(0.5), gaussian(), top_k(0.1)),
-    "noise before quantise": (clip(0.5), gaussian(), quantize(4)),
+    "noise before quantize": (clip(0.5), gaussian(), quantize(4)),
     "weighted mean before noise": (clip(0.5), weighted_mean(), gaussian()),
     "mean by row before noise": (clip(0.5), per_row_mean(), gaussian()),
     "what doubles, before local noise": (clip(0.5), link(doubled, name="doubled"), densify(), local_gaussian()),

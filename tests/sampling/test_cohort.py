@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from jaxfed.config.registry import REGISTRY
-from jaxfed.sampling.clock import constant_clock
+from jaxfed.sampling.clock import constant_times
 from jaxfed.sampling.cohort import cyclic_cohort, everyone_cohort, poisson_cohort, uniform_cohort
 
 N = 50
 OWN = {
     "everyone": {},
-    "deadline": {"size": 8, "clock": constant_clock(N, np.ones(N))},
-    "buffered": {"size": 8, "concurrency": 20, "clock": constant_clock(N, np.ones(N))},
+    "deadline": {"size": 8, "clock": constant_times(N, np.ones(N))},
+    "buffered": {"size": 8, "concurrency": 20, "clock": constant_times(N, np.ones(N))},
 }
 MAKERS = {name: partial(make, N, **OWN.get(name, {"size": 8})) for name, make in REGISTRY["cohort"].items()}
 
@@ -102,7 +102,7 @@ def test_cohorts_that_cannot_be(make):
 @pytest.mark.parametrize("name", ["uniform", "poisson", "cyclic", "deadline", "buffered"])
 @pytest.mark.parametrize("clients", [3, 60, 1000])
 def test_a_cohort_whose_size_nobody_said_fits_the_population(name, clients):
-    timed = {"clock": constant_clock(clients, np.ones(clients))} if name in OWN else {}
+    timed = {"clock": constant_times(clients, np.ones(clients))} if name in OWN else {}
     sampler = REGISTRY["cohort"][name](clients, **timed)
     assert sampler.size == (min(32, clients // 6) or 1 if name == "buffered" else min(128, clients))
     assert [(sampler.draw(0, t)[0] < clients).any() for t in range(3)] == [True] * 3

@@ -27,17 +27,8 @@ from jaxfed.secagg.masks import (
     split_secret,
 )
 from jaxfed.secagg.messages import pack_parties, pack_party_list, unpack_parties
-from jaxfed.secagg.protocol import (
-    ROUNDS,
-    SIGNATURE,
-    KeyAdvert,
-    Party,
-    Server,
-    SessionTerms,
-    check_survivors,
-    run_session,
-    terms_digest,
-)
+from jaxfed.secagg.protocol import ROUNDS, Party, Server, run_session
+from jaxfed.secagg.terms import SIGNATURE, KeyAdvert, SessionTerms, check_survivors, terms_digest
 
 IDENTITIES = [Ed25519PrivateKey.from_private_bytes(bytes([i]) * 32) for i in range(100)]
 ROSTER = tuple(key.public_key().public_bytes_raw() for key in IDENTITIES)

@@ -99,7 +99,7 @@ def test_evaluations_find_the_same():
         target = population.valid.of(user)[0]
         rest = np.setdiff1d(np.arange(population.num_items), np.append(population.train.of(user), target))
         hits.append((raw[rest] >= raw[target]).sum() < 10)
-    figures = flatten_metrics("val", experiment.examine(*best, experiment.exams["val"], jax.random.key(0)))
+    figures = flatten_metrics("val", experiment.evaluator(*best, experiment.eval_splits["val"], jax.random.key(0)))
     assert figures["val/full/hr@10"] == pytest.approx(np.mean(hits))
 
 

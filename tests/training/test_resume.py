@@ -22,6 +22,7 @@ from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import config_to_table, make_config, read_config
 from jaxfed.training import checkpoint
 from jaxfed.training import loop as module
+from jaxfed.training import session as session_module
 from jaxfed.training.log import MetricsWriter, terminal
 from jaxfed.training.resume import describe_run, reads_rounds
 from jaxfed.training.rounds import Progress
@@ -130,16 +131,16 @@ def test_a_finished_run_goes_on_to_more_rounds_and_ends_where_these_would(finish
 
 def test_stopped_on_its_way_to_more_rounds_it_goes_on_to_them(finished, eight, monkeypatch, capsys):
     """The summary of fewer rounds does not pass for its own."""
-    judge = module.evaluate_and_log
+    judge = session_module.evaluate_session
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return judge(*args)
 
-    monkeypatch.setattr(module, "evaluate_and_log", interrupted)
+    monkeypatch.setattr(session_module, "evaluate_session", interrupted)
     with pytest.raises(SystemExit):
         train(made(finished, rounds=8), resume=True)
-    monkeypatch.setattr(module, "evaluate_and_log", judge)
+    monkeypatch.setattr(session_module, "evaluate_session", judge)
     assert not (finished / "summary.json").exists()
     with pytest.raises(ValueError, match=r"rounds cannot change from 8 to 4: 7 are done. Ask for more"):
         train(made(finished), resume=True)
@@ -540,7 +541,7 @@ def test_in_a_thread_it_leaves_signals_alone(tmp_path, original):
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_terminal_that_is_closed_stops_a_run_as_others_do(tmp_path, monkeypatch, capsys, number):
-    judge = module.evaluate_and_log
+    judge = session_module.evaluate_session
 
     def gone(*args):
         os.kill(os.getpid(), number)
@@ -548,7 +549,7 @@ def test_a_terminal_that_is_closed_stops_a_run_as_others_do(tmp_path, monkeypatc
             os.kill(os.getpid(), number)
         return judge(*args)
 
-    monkeypatch.setattr(module, "evaluate_and_log", gone)
+    monkeypatch.setattr(session_module, "evaluate_session", gone)
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests may have it ignored
     try:
         with pytest.raises(SystemExit) as stop:

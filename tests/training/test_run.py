@@ -9,8 +9,9 @@ import pytest
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.data.population import Labels
-from jaxfed.training.loop import train_run, worse_than_the_mean
+from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import Progress, initial_arrays, make_run_keys, prepare_round
+from jaxfed.training.summary import worse_than_the_mean
 from tests.small import TABLE
 
 
@@ -153,21 +154,21 @@ def test_a_signal_during_an_evaluation_still_saves(tmp_path, monkeypatch):
     import os
     import signal
 
-    from jaxfed.training import loop as module
+    from jaxfed.training import session as session_module
 
-    judge = module.evaluate_and_log
+    judge = session_module.evaluate_session
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGINT)
         return judge(*args)
 
-    monkeypatch.setattr(module, "evaluate_and_log", interrupted)
+    monkeypatch.setattr(session_module, "evaluate_session", interrupted)
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "i", rounds=40)
     assert stop.value.code == 128 + signal.SIGINT
     saved = [int(f.name) for f in (tmp_path / "i" / "checkpoints").iterdir() if f.name.isdigit()]
     assert max(saved) == 3  # the round after the one that was judged
-    monkeypatch.setattr(module, "evaluate_and_log", judge)
+    monkeypatch.setattr(session_module, "evaluate_session", judge)
     table = {**TABLE, "rounds": 40, "run": {"out": str(tmp_path / "i")}}
     assert (
         train_run(make_config(table), resume=True)["params_sha256"]
@@ -208,7 +209,7 @@ def test_a_profile_of_more_rounds_than_there_are_ends_with_them(tmp_path):
 
 def test_a_chosen_round_is_the_best_of_the_evaluations():
     """One evaluation in three rounds was called the best of three rounds."""
-    from jaxfed.cli.main import describe_best
+    from jaxfed.cli.summary import describe_best
 
     said = {
         (3, 10): "best of 1 evaluation in 3 rounds, by validation: round 3",
@@ -240,7 +241,7 @@ def test_the_star_is_explained_once(tmp_path, capsys):
 
 def test_figures_of_fewer_than_99_negatives_are_marked(plain, capsys):
     """50 items: nobody has 99 that they never met."""
-    from jaxfed.cli.main import print_summary
+    from jaxfed.cli.summary import print_summary
 
     most = plain[0]["sampled_negatives"]
     assert 0 < most < 50

@@ -9,7 +9,7 @@ import pytest
 from jaxfed.cli import main
 from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import make_config, read_config
-from jaxfed.training import runs, sweep
+from jaxfed.training import runs, sweep, sweep_results
 from jaxfed.training.loop import train_run
 from jaxfed.training.records import HEADLINES, SWEEP_FACTS
 
@@ -192,15 +192,20 @@ def test_means_are_over_the_seeds_that_worked():
     """By hand: of .1 and .3 the mean is .2, the deviation of the sample .1 sqrt 2."""
     rows = [figures(8, 1, 0, 0.1), figures(8, 1, 1, 0.3), figures(8, 1, 2, 0, "no room")]
     rows += [figures(16, 1, 0, 0.15), figures(16, 10, 0, 0, "too large")]
-    first, second, third = sweep.average_seeds(rows, ["dim", "rate"])
+    first, second, third = sweep_results.average_seeds(rows, ["dim", "rate"])
     assert (first["seeds"], first["problem"]) == (2, "no room")
     assert first["test/full/hr@10"] == pytest.approx(0.2)
     assert first["test/full/hr@10_sd"] == pytest.approx(0.1 * 2**0.5)
     assert (second["selected"], "selected_sd" in second) == (0.15, False)
     assert (third["seeds"], third["problem"]) == (0, "too large")
-    assert sweep.best_row([first, second, third]) is first
+    assert sweep_results.best_row([first, second, third]) is first
     assert (
-        len({line.count("|") for line in sweep.sweep_markdown([first, second, third], ["dim", "rate"]).splitlines()})
+        len(
+            {
+                line.count("|")
+                for line in sweep_results.sweep_markdown([first, second, third], ["dim", "rate"]).splitlines()
+            }
+        )
         == 1
     )
 
@@ -211,8 +216,8 @@ def test_the_best_of_errors_is_the_least():
         | {"best_round": 1, "seconds": 1.0, "problem": ""}
         for rate, error in ((1, 0.95), (2, 0.92), (3, 1.0))
     ]
-    assert sweep.best_row(every)["rate"] == 2
-    heads, *lines = sweep.table_cells(every, ["rate"])
+    assert sweep_results.best_row(every)["rate"] == 2
+    heads, *lines = sweep_results.table_cells(every, ["rate"])
     assert heads[2:4] == ["val rating rmse", "test rating rmse"]
     assert [line[0] for line in lines] == ["", "*", ""]
     assert lines[1][3] == "1.0200"
@@ -220,18 +225,18 @@ def test_the_best_of_errors_is_the_least():
 
 def test_a_line_for_each_value_of_the_other_keys_in_order():
     rows = [figures(dim, rate, 0, rate * dim) for dim in (16, 8) for rate in (10, 2)]
-    made = sweep.figure_lines(sweep.average_seeds(rows, ["rate", "dim"]), ["rate", "dim"], "selected")
+    made = sweep_results.figure_lines(sweep_results.average_seeds(rows, ["rate", "dim"]), ["rate", "dim"], "selected")
     assert made == {"dim 16": [(2, 32, 0.0), (10, 160, 0.0)], "dim 8": [(2, 16, 0.0), (10, 80, 0.0)]}
 
 
 def test_the_figure(tmp_path, capsys, monkeypatch):
-    every = sweep.average_seeds([figures(8, rate, seed, rate) for rate in (1, 30) for seed in (0, 1)], ["rate"])
+    every = sweep_results.average_seeds([figures(8, rate, seed, rate) for rate in (1, 30) for seed in (0, 1)], ["rate"])
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
-        assert not sweep.draw_figure(every, ["rate"], tmp_path / "figure.png", print)
+        assert not sweep_results.draw_figure(every, ["rate"], tmp_path / "figure.png", print)
         assert "matplotlib is missing" in capsys.readouterr().out
     pytest.importorskip("matplotlib")
-    assert sweep.draw_figure(every, ["rate"], tmp_path / "figure.png", print)
+    assert sweep_results.draw_figure(every, ["rate"], tmp_path / "figure.png", print)
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 

@@ -32,10 +32,10 @@ def id_column(source: Source, side: str, name: str) -> str:
     """The column of ids: what the interactions call it, or a usual name. Raises ValueError where there is none."""
     column = name if name in source.columns else find_column(source, side, "")
     if not column:
-        mend = f"rename the column of {side} ids to {side}_id, or to its name in the interactions"
+        hint = f"rename the column of {side} ids to {side}_id, or to its name in the interactions"
         raise ValueError(
             f"{source.name}: no column of {side} ids among {shorten_list(source.columns)}: "
-            f"{mend}{single_column_hint(source)}"
+            f"{hint}{single_column_hint(source)}"
         )
     return column
 
@@ -53,11 +53,11 @@ def match_rows(source: Source, column: str, known: np.ndarray, side: str) -> np.
     row = dict(zip(found.names.tolist(), first.tolist(), strict=True))
     rows = np.array([row.get(each, -1) for each in known.tolist()], np.int64)
     if (rows < 0).all():
-        theirs, ours = shorten_list(found.names[:3].tolist(), 3), shorten_list(known[:3].tolist(), 3)
+        found_ids, known_ids = shorten_list(found.names[:3].tolist(), 3), shorten_list(known[:3].tolist(), 3)
         one = "an item" if side == "item" else "a user"
         raise ValueError(
-            f"{source.name}: no id in column {excerpt(column)} matches {one} of the interactions (here: {theirs}; in "
-            f"the interactions: {ours}): check that both write ids the same way"
+            f"{source.name}: no id in column {excerpt(column)} matches {one} of the interactions (here: {found_ids}; "
+            f"in the interactions: {known_ids}): check that both write ids the same way"
         )
     return rows
 

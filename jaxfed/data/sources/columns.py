@@ -99,8 +99,8 @@ def read_ids(source: Source, column: str) -> IdColumn:
     number = np.concatenate([np.asarray(chunk.indices) for chunk in coded.chunks])
     distinct = coded.chunk(0).dictionary
     absent = np.asarray(pc.is_in(pc.utf8_lower(distinct), pa.array(NO_ID, pa.large_string())))
-    mend = ": remove these rows or give them real ids"
-    refuse_row(absent[number], source, column, "{}, which stands for no value,", mend, values)
+    hint = ": remove these rows or give them real ids"
+    refuse_row(absent[number], source, column, "{}, which stands for no value,", hint, values)
     long = np.asarray(pc.utf8_length(distinct)) > LONGEST
     refuse_row(long[number], source, column, f"an id of over {LONGEST:,} characters")
     nul = np.asarray(pc.match_substring(distinct, "\0"))
@@ -108,8 +108,8 @@ def read_ids(source: Source, column: str) -> IdColumn:
     names = np.array(distinct.to_pylist())
     whole = whole_numbers(names)
     if whole is not None:
-        mend = ", which usually means a missing value: remove these rows or give them real ids"
-        refuse_row(whole[number] == -1, source, column, "the id -1", mend)
+        hint = ", which usually means a missing value: remove these rows or give them real ids"
+        refuse_row(whole[number] == -1, source, column, "the id -1", hint)
     order = np.argsort(names if whole is None else whole)
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order))
@@ -146,12 +146,12 @@ def read_floats(source: Source, column: str, gaps: bool = False, hint: str = "")
         if found is None:
             bad = find_non_numbers(values, source.decimal)
             comma = source.options and source.decimal == "." and "," in values[int(bad.argmax())].as_py()
-            mend = "; if that is a decimal comma, pass --data.decimal ," if comma else hint
-            refuse_row(bad, source, column, "{}, which is no number,", mend)
+            comma_hint = "; if that is a decimal comma, pass --data.decimal ," if comma else hint
+            refuse_row(bad, source, column, "{}, which is no number,", comma_hint)
         values = found
     if values is None or not is_number_type(values.type):
-        held = "words" if values is None else shorten(str(values.type))
-        raise ValueError(f"{source.name}: column {excerpt(column)} holds {held}, not numbers{hint}")
+        content = "words" if values is None else shorten(str(values.type))
+        raise ValueError(f"{source.name}: column {excerpt(column)} holds {content}, not numbers{hint}")
     values = pc.cast(values, pa.uint8()) if pa.types.is_boolean(values.type) else values
     array = np.asarray(pc.cast(values, pa.float64(), safe=False).fill_null(np.nan))
     refuse_row(np.isinf(array) if gaps else ~np.isfinite(array), source, column, "NaN, an infinity or no value", hint)
@@ -188,17 +188,22 @@ def read_times(source: Source, column: str, of_day: str = "", hint: str = "", fo
         odd = find_non_numbers(values, source.decimal) if bad.any() else bad
         if bad.any() and not (bad & odd).any():
             first, other = ("a number", "a date") if bad[0] else ("a date", "a number")
-            mend = f", but row 1 has {first}, {excerpt(values[0].as_py())}: write all times in one form"
-            refuse_row(bad != bad[0], source, column, f"{{}}, {other},", mend, values)
+            form_hint = f", but row 1 has {first}, {excerpt(values[0].as_py())}: write all times in one form"
+            refuse_row(bad != bad[0], source, column, f"{{}}, {other},", form_hint, values)
         bad = bad & odd  # neither a date nor a number
         refuse_row(
             bad, source, column, "{}, which is no time (a number, or YYYY-MM-DD[ HH:MM:SS[.SSS][Z]]),", hint, values
         )
-        zone, first = ("without", "one") if zoned[0] else ("with", "none")
-        mend = f", but row 1 has {first}: write all times with a zone, or all without"
-        refuse_row(zoned != zoned[0], source, column, f"{{}}, a time {zone} a time zone,", mend, values)
+        refuse_mixed_zones(zoned, source, column, values)
         return found
     return integer_times(values, source, column, hint)
+
+
+def refuse_mixed_zones(zoned: np.ndarray, source: Source, column: str, values: pa.ChunkedArray) -> None:
+    """Raises ValueError where some times have a time zone, bool [n], and others none."""
+    zone, first = ("without", "one") if zoned[0] else ("with", "none")
+    hint = f", but row 1 has {first}: write all times with a zone, or all without"
+    refuse_row(zoned != zoned[0], source, column, f"{{}}, a time {zone} a time zone,", hint, values)
 
 
 def integer_times(values: pa.ChunkedArray, source: Source, column: str, hint: str) -> np.ndarray:

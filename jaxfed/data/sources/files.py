@@ -2,12 +2,14 @@
 in the order of their rows."""
 
 import re
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxfed.core.excerpt import excerpt, shorten_list
+from jaxfed.core.recipe import named
 from jaxfed.data.features import SIDES
 from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.sources.beside import read_features, read_titles
@@ -39,34 +41,8 @@ def read_companions(
     return found, {role: each for role, each in used.items() if each} | given
 
 
-def read_interactions(
-    path: str = "",
-    kind: str = "csv",
-    user: str = "",
-    item: str = "",
-    rating: str = "",
-    time: str = "",
-    delimiter: str = "",
-    columns: tuple[str, ...] = (),
-    titles: str = "",
-    user_features: str = "",
-    item_features: str = "",
-    keep: str = "",
-    time_of_day: str = "",
-    time_format: str = "",
-    encoding: str = "",
-    decimal: str = ".",
-    titles_delimiter: str = "",
-    titles_encoding: str = "",
-    titles_columns: tuple[str, ...] = (),
-    user_features_delimiter: str = "",
-    user_features_encoding: str = "",
-    user_features_columns: tuple[str, ...] = (),
-    item_features_delimiter: str = "",
-    item_features_encoding: str = "",
-    item_features_columns: tuple[str, ...] = (),
-) -> Dataset:
-    """Reads interactions in the order of the file.
+class FileOptions(NamedTuple):
+    """How interactions lie in a file, and what lies beside it.
 
     Args:
         path: The file of interactions; parquet may be a folder of parts. Any file may be gzipped.
@@ -103,6 +79,57 @@ def read_interactions(
             kind of file.
         item_features_encoding: Encoding of the file of item features. Empty: utf-8.
         item_features_columns: Names of all columns, if the file of item features has no header.
+    """
+
+    path: str = ""
+    kind: str = "csv"
+    user: str = ""
+    item: str = ""
+    rating: str = ""
+    time: str = ""
+    delimiter: str = ""
+    columns: tuple[str, ...] = ()
+    titles: str = ""
+    user_features: str = ""
+    item_features: str = ""
+    keep: str = ""
+    time_of_day: str = ""
+    time_format: str = ""
+    encoding: str = ""
+    decimal: str = "."
+    titles_delimiter: str = ""
+    titles_encoding: str = ""
+    titles_columns: tuple[str, ...] = ()
+    user_features_delimiter: str = ""
+    user_features_encoding: str = ""
+    user_features_columns: tuple[str, ...] = ()
+    item_features_delimiter: str = ""
+    item_features_encoding: str = ""
+    item_features_columns: tuple[str, ...] = ()
+
+    @property
+    def columns_of_roles(self) -> tuple[str, str, str, str]:
+        """The columns of users, items, ratings and times."""
+        return self.user, self.item, self.rating, self.time
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """The files beside it, by what they tell."""
+        return {"titles": self.titles, "user_features": self.user_features, "item_features": self.item_features}
+
+    def format_beside(self, role: str) -> FileFormat:
+        """How one of the files beside it is written."""
+        delimiter, encoding, columns = (getattr(self, f"{role}_{key}") for key in ("delimiter", "encoding", "columns"))
+        return FileFormat("", delimiter, encoding, columns, self.decimal)
+
+
+@wraps(FileOptions, assigned=(), updated=())  # whose fields are the arguments, for who asks for the signature
+def read_interactions(*args: Any, **options: Any) -> Dataset:
+    """Reads interactions in the order of the file.
+
+    Args:
+        args: Fields of `FileOptions` in their order: the path, then the kind.
+        options: Fields of `FileOptions` by name.
 
     Returns:
         The data set. Its notes say which columns were taken.
@@ -110,27 +137,24 @@ def read_interactions(
     Raises:
         ValueError: a file cannot be read, a column is missing, or a value cannot be: one line that names it.
     """
-    if not path:
-        raise ValueError(f"data.path is empty: name the {kind} file to read")
-    if decimal not in (".", ","):
-        raise ValueError(f"data.decimal is {excerpt(decimal)}: a point or a comma")
-    place = Path(path).expanduser()
-    source = read_source(place, FileFormat(kind, delimiter, encoding, columns, decimal), "--data.")
-    written = {
-        "titles": (titles_delimiter, titles_encoding, titles_columns),
-        "user_features": (user_features_delimiter, user_features_encoding, user_features_columns),
-        "item_features": (item_features_delimiter, item_features_encoding, item_features_columns),
-    }
-    forms = {role: FileFormat("", *each, decimal) for role, each in written.items()}
-    named = {"titles": titles, "user_features": user_features, "item_features": item_features}
-    found, beside = read_companions(place if kind == "inter" else None, named, forms, decimal)
-    roles, clock = (user, item, rating, time), (time_of_day, time_format)
-    data = make_dataset(source, roles, clock, keep, beside, asked=bool(titles))
+    file = FileOptions(*args, **options)
+    if not file.path:
+        raise ValueError(f"data.path is empty: name the {file.kind} file to read")
+    if file.decimal not in (".", ","):
+        raise ValueError(f"data.decimal is {excerpt(file.decimal)}: a point or a comma")
+    place = Path(file.path).expanduser()
+    form = FileFormat(file.kind, file.delimiter, file.encoding, file.columns, file.decimal)
+    source = read_source(place, form, "--data.")
+    forms = {role: file.format_beside(role) for role in file.beside}
+    found, beside = read_companions(place if file.kind == "inter" else None, file.beside, forms, file.decimal)
+    clock = file.time_of_day, file.time_format
+    data = make_dataset(source, file.columns_of_roles, clock, file.keep, beside, titles_required=bool(file.titles))
     read = [Path(each.name).name for each in found.values() if any(each is one for one in beside.values())]
     note = f"{' and '.join(read)} beside {place.name} {'were' if len(read) > 1 else 'was'} found and read"
     return data._replace(notes=(*data.notes, note)) if read else data
 
 
+@named("data", "table")
 def from_arrow(
     interactions: Any,
     user: str = "",
@@ -169,7 +193,25 @@ def from_arrow(
     tables = {"titles": titles, "user_features": user_features, "item_features": item_features}
     beside = {role: table_source(table, role) for role, table in tables.items() if table is not None}
     source, roles = table_source(interactions, "interactions"), (user, item, rating, time)
-    return make_dataset(source, roles, (time_of_day, time_format), keep, beside, asked=titles is not None)
+    return make_dataset(source, roles, (time_of_day, time_format), keep, beside, titles_required=titles is not None)
+
+
+def read_ratings(source: Source, column: str) -> np.ndarray:
+    """A column of ratings as float64 [n]. Raises ValueError for one that is no number, or too large for float32."""
+    none = option_name(source, "rating", NONE)
+    ratings = read_floats(source, column, hint=f"; name another column, or pass {none}")
+    hint = f", which is too large for a 32-bit float: rescale the ratings, or pass {none}"
+    refuse_row(np.abs(ratings) > LARGEST, source, column, "{}", hint)
+    return ratings
+
+
+def check_kept_column(source: Source, keep: str) -> None:
+    """Raises ValueError where clients are to be the values of a column that is not there."""
+    if keep and keep not in (*source.columns, *NO_COLUMN):
+        raise ValueError(
+            f"{source.name}: clients by {excerpt(keep)}: no such column; choose one of {', '.join(NO_COLUMN)}, or a "
+            f"column: {shorten_list(source.columns)}"
+        )
 
 
 def make_dataset(
@@ -178,12 +220,12 @@ def make_dataset(
     clock: tuple[str, str],
     keep: str,
     beside: dict[str, Source],
-    asked: bool,
+    titles_required: bool,
 ) -> Dataset:
     """A data set from a table of interactions and those `beside` it (`titles`, `user_features`, `item_features`).
 
-    roles: the columns for user, item, rating and time. clock: `time_of_day` and `time_format`. asked: whether somebody
-    asked for titles. The rest as in `read_interactions`, which see.
+    roles: the columns for user, item, rating and time. clock: `time_of_day` and `time_format`.
+    titles_required: whether titles were asked for. The rest as in `read_interactions`, which see.
     """
     time_of_day, time_format = clock
     found = find_columns(source, dict(zip(("user", "item", *OPTIONAL), roles, strict=True)))
@@ -193,20 +235,12 @@ def make_dataset(
             f"{source.name}: the column of dates is missing: pass {option_name(source, 'time')} beside {day!r}"
         )
     users, items = (read_ids(source, found[side]) for side in SIDES)
-    mend = f"; name another column, or pass {option_name(source, 'rating', NONE)}"
     ratings, times = np.ones(len(users.number)), np.arange(len(users.number))
     if found["rating"]:
-        ratings = read_floats(source, found["rating"], hint=mend)
-        mend = ", which is too large for a 32-bit float: rescale the ratings, or pass "
-        mend += option_name(source, "rating", NONE)
-        refuse_row(np.abs(ratings) > LARGEST, source, found["rating"], "{}", mend)
+        ratings = read_ratings(source, found["rating"])
     if found["time"]:
         times = read_times(source, found["time"], day, time_hint(source, found["time"], day), time_format)
-    if keep and keep not in (*source.columns, *NO_COLUMN):
-        raise ValueError(
-            f"{source.name}: clients by {excerpt(keep)}: no such column; choose one of {', '.join(NO_COLUMN)}, or a "
-            f"column: {shorten_list(source.columns)}"
-        )
+    check_kept_column(source, keep)
     notes = [describe_columns(found | ({"time of day": day} if day else {}))]
     if keep == "user" != found["user"] and keep in source.columns:
         notes.append(f"clients are users, as {found['user']} has them; the column called user is not read")
@@ -219,7 +253,7 @@ def make_dataset(
         Interactions(users.number, items.number, ratings.astype(np.float32), times.astype(np.int64)),
         users.names,
         items.names,
-        read_titles(beside["titles"], items.names, asked, found["item"]) if "titles" in beside else None,
+        read_titles(beside["titles"], items.names, titles_required, found["item"]) if "titles" in beside else None,
         {keep: read_ids(source, keep).words} if keep in source.columns and keep != "user" else {},
         tuple(notes),
         known("user", users.names),

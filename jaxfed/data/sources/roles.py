@@ -60,29 +60,29 @@ def find_column(source: Source, role: str, name: str, taken: tuple[str, ...] = (
 
 
 def find_columns(source: Source, wanted: dict[str, str]) -> dict[str, str]:
-    """The column of each role, "" where there is none or it is told that there is none.
+    """The column of each role, "" where there is none or the user says that there is none.
 
     Raises ValueError where user or item have none, one column has two roles, or `none` is a column's name.
     """
-    asked = {role: name for role, name in wanted.items() if not (role in OPTIONAL and name == NONE)}
-    for role in wanted.keys() - asked.keys():
+    requested = {role: name for role, name in wanted.items() if not (role in OPTIONAL and name == NONE)}
+    for role in wanted.keys() - requested.keys():
         if NONE in source.columns:
             raise ValueError(
                 f"{source.name}: {option_name(source, role, NONE)} says that there is none, but a column is called so: "
                 "rename it"
             )
-    told = tuple(filter(None, asked.values()))
-    if twice := [name for name in told if told.count(name) > 1]:
-        roles = " and ".join(role for role, name in asked.items() if name == twice[0])
-        raise ValueError(f"{source.name}: column {excerpt(twice[0])} cannot be the {roles} at once")
-    found = {role: find_column(source, role, name, told) for role, name in asked.items()}
+    named = tuple(filter(None, requested.values()))
+    if repeated := [name for name in named if named.count(name) > 1]:
+        roles = " and ".join(role for role, name in requested.items() if name == repeated[0])
+        raise ValueError(f"{source.name}: column {excerpt(repeated[0])} cannot be the {roles} at once")
+    found = {role: find_column(source, role, name, named) for role, name in requested.items()}
     if missing := [role for role in ("user", "item") if not found[role]]:
-        ask, which = " and ".join(option_name(source, role) for role in missing), " and ".join(missing)
+        options, which = " and ".join(option_name(source, role) for role in missing), " and ".join(missing)
         which = f"which columns are {which}" if len(missing) > 1 else f"which column is {which}"
         headless = f". If the file has no header, name all its columns with {option_name(source, 'columns')}"
         more = single_column_hint(source) or (headless if source.options and source.text else "")
         raise ValueError(
-            f"{source.name}: cannot tell {which} (columns: {shorten_list(source.columns)}): pass {ask}{more}"
+            f"{source.name}: cannot tell {which} (columns: {shorten_list(source.columns)}): pass {options}{more}"
         )
     return dict.fromkeys(wanted, "") | found
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxfed.core.recipe import named
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions
@@ -9,6 +10,26 @@ from jaxfed.data.interactions import Dataset, Interactions
 PHASES = 4  # of a feature
 
 
+def check_sizes(users: int, items: int, mean_length: float, rank: int, order: float) -> None:
+    """Raises ValueError for arguments of `synthetic_data` that cannot be."""
+    if users < 1 or items < 4 or not 3 <= mean_length <= items / 2 or not 0 < order <= 1:
+        raise ValueError("synthetic data need users >= 1, items >= 4, 3 <= mean_length <= items / 2, 0 < order <= 1")
+    if max(users, items, rank) >= 1 << 31:
+        raise ValueError("synthetic data: users, items and rank must lie below 2^31")
+
+
+def sort_as_log(random: np.random.Generator, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> Interactions:
+    """Interactions of many users by time, as they lie in a log; those of a user stay in order."""
+    mixed = np.argsort(time + random.random(len(time)), kind="stable")
+    return Interactions(
+        user[mixed].astype(np.int32),
+        item[mixed].astype(np.int32),
+        np.ones(len(user), np.float32),
+        time[mixed].astype(np.int64),
+    )
+
+
+@named("data", "synthetic")
 def synthetic_data(
     users: int = 1000,
     items: int = 500,
@@ -37,10 +58,7 @@ def synthetic_data(
         order: How much the order of a history follows the phases of its items: 1 sharply, near 0 not at all.
         seed: Random seed of the data.
     """
-    if users < 1 or items < 4 or not 3 <= mean_length <= items / 2 or not 0 < order <= 1:
-        raise ValueError("synthetic data need users >= 1, items >= 4, 3 <= mean_length <= items / 2, 0 < order <= 1")
-    if max(users, items, rank) >= 1 << 31:
-        raise ValueError("synthetic data: users, items and rank must lie below 2^31")
+    check_sizes(users, items, mean_length, rank, order)
     random = setup_rng(seed, SetupStream.SYNTHETIC_DATA)
     length = 3 + np.floor(random.lognormal(0, 1, users) * (mean_length - 2.5) / np.exp(0.5)).astype(np.int64)
     length = np.minimum(length, items // 2)
@@ -56,13 +74,7 @@ def synthetic_data(
     user, item = user[sort], name[item[sort]]
     first = np.searchsorted(user, user)
     time = np.arange(len(user)) - first
-    mixed = np.argsort(time + random.random(len(time)), kind="stable")  # rows come by time, as in a log
-    rows = Interactions(
-        user[mixed].astype(np.int32),
-        item[mixed].astype(np.int32),
-        np.ones(len(user), np.float32),
-        time[mixed].astype(np.int64),
-    )
+    rows = sort_as_log(random, user, item, time)
     present, item_number = np.unique(rows.item, return_inverse=True)
     sign = name.argsort()[present]  # of the vectors
     known = np.stack([item_vectors[sign].argmax(1), rank + (PHASES * phase[sign]).astype(int)], 1).astype(np.int32)

@@ -82,8 +82,8 @@ def read_source(path: Path, form: FileFormat = BY_ENDING, options: str = "") -> 
         else:
             table = read_text(read_content(path), path, form._replace(kind=kind), options)
     except (pa.ArrowException, OSError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: cannot be read as {kind}: {shorten(said)}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: cannot be read as {kind}: {shorten(reason)}") from error
     names, types = [name.strip() for name in table.column_names], {}
     if kind in RECBOLE and not form.columns:
         parts = [name.rpartition(":") for name in names]
@@ -112,8 +112,8 @@ def check_columns(source: Source, names: list[str]) -> Source:
     if source.table.num_rows == 0:
         raise ValueError(f"{source.name}: the table has no rows")
     check_width(len(names), source.name)
-    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise ValueError(f"{source.name}: the columns {shorten_list(twice)} occur more than once: rename them")
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ValueError(f"{source.name}: the columns {shorten_list(repeated)} occur more than once: rename them")
     return source._replace(table=source.table.rename_columns(names))
 
 

@@ -84,10 +84,10 @@ def check_delimiter(start: bytes, path: Path, delimiter: str, form: FileFormat, 
     if delimiter.encode() in first or not other:
         return
     written = "\\t" if other == "\t" else other
-    mend = f"pass {options}delimiter '{written}'" if options else f"write {delimiter!r} between fields"
+    hint = f"pass {options}delimiter '{written}'" if options else f"write {delimiter!r} between fields"
     comma = form.decimal == "." and DECIMAL_COMMA.search(rest[:COMMAS].decode("utf-8", "replace"))
-    mend += " and --data.decimal ," if options and other != "," and comma else ""
-    raise ValueError(f"{path}: no {delimiter!r} in its first line, but '{written}' is there: {mend}")
+    hint += " and --data.decimal ," if options and other != "," and comma else ""
+    raise ValueError(f"{path}: no {delimiter!r} in its first line, but '{written}' is there: {hint}")
 
 
 def decode_to_utf8(buffer: pa.Buffer, path: Path, encoding: str, options: str) -> pa.Buffer:
@@ -119,8 +119,8 @@ def check_utf8(buffer: pa.Buffer, path: Path, options: str) -> None:
         text.decode()
     except UnicodeDecodeError as error:
         line, byte = text.count(b"\n", 0, error.start) + 1, text[error.start]
-        mend = encoding_hint(options, "latin-1")
-        raise ValueError(f"{path}: byte 0x{byte:02x} in line {line:,} is not UTF-8: {mend}") from None
+        hint = encoding_hint(options, "latin-1")
+        raise ValueError(f"{path}: byte 0x{byte:02x} in line {line:,} is not UTF-8: {hint}") from None
 
 
 def encoding_hint(options: str, encoding: str) -> str:
@@ -154,16 +154,16 @@ def well_quoted(data: np.ndarray, delimiter: str) -> bool:
     Of all quotes every other one opens a field, or goes on with it where a quote is doubled. Given anything else a
     fast parser takes what is between two unrelated quotes, rows and all, for one field, and says nothing.
     """
-    bounds, seen = np.frombuffer(f"{delimiter}\r\n{QUOTE}".encode(), np.uint8), 0
+    bounds, num_quotes = np.frombuffer(f"{delimiter}\r\n{QUOTE}".encode(), np.uint8), 0
     for low in range(0, len(data), BLOCK):
         at = low + np.flatnonzero(data[low : low + BLOCK] == ord(QUOTE))
-        opens = (seen + np.arange(len(at))) % 2 == 0
+        opens = (num_quotes + np.arange(len(at))) % 2 == 0
         beside = np.where(opens, at - 1, at + 1)
         beside = beside[(beside >= 0) & (beside < len(data))]
         if not np.isin(data[beside], bounds).all():
             return False
-        seen += len(at)
-    return seen % 2 == 0
+        num_quotes += len(at)
+    return num_quotes % 2 == 0
 
 
 def parse_with_arrow(

@@ -1,0 +1,109 @@
+"""The last stages of `build_parts`: how a run is evaluated, and what its noise is worth."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxfed.config.settings import Evaluation
+from jaxfed.config.stages import Pieces, Runtime
+from jaxfed.core.link import Channel, link, list_mechanisms
+from jaxfed.core.method import Method
+from jaxfed.core.model import Model
+from jaxfed.data.interactions import item_numbers
+from jaxfed.evaluation.evaluator import make_evaluator
+from jaxfed.evaluation.split import EvalSplit, Past, make_eval_split, map_to_homes
+from jaxfed.privacy.accountant import PrivacyAccount, make_ledger
+from jaxfed.privacy.releases import Sampling
+
+
+def choose_history(settings: Evaluation, model: Model, method: Method, label: str) -> Past:
+    """What the [evaluation] section has models fold in: a history where asked to, or where nothing private is kept.
+
+    Raises ValueError where a model cannot.
+    """
+
+    def parts(key):
+        return model.private(key), method.private_part(method.work.init(model.init(key), key)[1])
+
+    needed, kept = (jax.tree.leaves(part) for part in jax.eval_shape(parts, jax.random.key(0)))
+    fold = settings.fold_in or model.closed is not None or bool(needed and not kept)
+    if fold and label != "implicit":
+        raise ValueError(
+            f'data.label = "{label}": histories are folded in as clicks: set evaluation.fold_in to false, and take a '
+            "work that keeps private parts"
+        )
+    if fold and model.fold_in is None:
+        raise ValueError(
+            "evaluation.fold_in: the model has no way from a history to a private part: take a work that keeps it"
+        )
+    return settings.history if fold else ""
+
+
+def check_cold_start(model: Model, method: Method) -> None:
+    """Raises ValueError where the server's model and a history do not suffice to score a client never seen before."""
+    if model.fold_in is None:
+        raise ValueError(
+            "data.cold: the model has no way from a history to the private part of a new client: take one that has "
+            '(mf or neumf with loss = "bce" or "squared", ease, item_knn, transitions, ials)'
+        )
+    key = jax.random.key(0)
+    sent, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[0].params, model.init(key)))
+    if sent != own:
+        raise ValueError("data.cold: with several models side by side new clients have none yet: take another work")
+
+
+def make_eval_splits(pieces: Pieces, model: Model, method: Method, runtime: Runtime) -> dict[str, EvalSplit]:
+    """What clients are asked: `val` and `test`, and `test/cold` of clients that never take part, if there are any.
+
+    Raises ValueError where private parts would be folded in, and cannot be.
+    """
+    population, settings = pieces.clients.population, pieces.evaluation
+    label = population.labels.kind if population.labels else "implicit"
+    past = choose_history(settings, model, method, label)
+    if past and population.domains:
+        raise ValueError(
+            "data.merge: a private part is folded in from one catalogue, not from domains: keep it instead"
+        )
+
+    def make_split(who, part, history):
+        asked = settings.seed, settings.clients, runtime.placement.devices, runtime.share
+        return make_eval_split(who, part, *asked, history=history, features=model.features)
+
+    splits = {part: map_to_homes(make_split(population.asked, part, past), population) for part in ("val", "test")}
+    return splits | ({"test/cold": make_split(population.cold, "test", settings.history)} if population.cold else {})
+
+
+class Evaluators(NamedTuple):
+    """How a run is evaluated."""
+
+    evaluator: Any  # see `make_evaluator`
+    cold_evaluator: Any  # for clients of which nothing is kept; None: there are none
+    eval_splits: dict[str, EvalSplit]
+
+
+def make_evaluators(pieces: Pieces, model: Model, method: Method, runtime: Runtime) -> Evaluators:
+    """The evaluators of a run, and what they ask. Raises ValueError for what cannot be evaluated."""
+    population, settings, through = pieces.clients.population, pieces.evaluation, pieces.evaluation_channel or link()
+    if through.claims.mechanisms and pieces.privacy.seed == "secret":
+        raise ValueError(
+            "evaluation.channel: its noise would come from the seed that config.toml holds, not from the secret one: "
+            "leave the noise out, or privacy.seed"
+        )
+    splits = make_eval_splits(pieces, model, method, runtime)
+    promoted = item_numbers(pieces.clients.source.items, settings.targets, "evaluation.targets").tolist()
+    evaluator, cold = make_evaluator(model, through, runtime.placement, promoted, method.work.views), None
+    if population.cold:
+        check_cold_start(model, method)
+        cold = make_evaluator(model, through, runtime.placement, promoted)
+    return Evaluators(evaluator, cold, splits)
+
+
+def make_account(pieces: Pieces, channel: Channel) -> tuple[PrivacyAccount, Callable[[int], float]]:
+    """(what the accountant needs of a run, rounds -> the epsilon spent)."""
+    sampler, settings = pieces.sampler, pieces.privacy
+    cap = sampler.slots if sampler.kind == "poisson" else 0
+    sampling = Sampling(sampler.kind, pieces.clients.num_clients, sampler.size, cap)
+    relation = settings.relation or None
+    account = PrivacyAccount(list_mechanisms(channel), sampling, settings.delta, settings.accountant, relation)
+    return account, make_ledger(account.mechanisms, account.sampling, account.delta, account.relation)

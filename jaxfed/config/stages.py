@@ -1,0 +1,231 @@
+"""The stages of `build_parts`: each takes its own settings and what came before, and makes its own checks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxfed.algorithms.hierarchical import hierarchical, stack_copies, with_edge_models
+from jaxfed.algorithms.multi_device import with_merged_devices
+from jaxfed.config.memory import check_examples, check_memory, estimate_capacity
+from jaxfed.config.settings import Evaluation, Privacy, Run
+from jaxfed.core.aggregate import SUM
+from jaxfed.core.download import check_download, make_download
+from jaxfed.core.federate import Algorithm, federate
+from jaxfed.core.link import Channel, list_links
+from jaxfed.core.method import Method
+from jaxfed.core.model import Model
+from jaxfed.core.parametrization import Parametrization, check_parametrization
+from jaxfed.core.placement import Placement, make_placement, padded_table_rows
+from jaxfed.core.processes import Processes, this_process
+from jaxfed.core.streams import SetupStream, setup_rng
+from jaxfed.core.tables import num_rows
+from jaxfed.core.types import Sampler
+from jaxfed.core.wire import Wire, make_wire
+from jaxfed.data.batching import Batching
+from jaxfed.data.blocks import BlockShapes, make_block_shapes
+from jaxfed.data.clients import Clients
+from jaxfed.data.population import Population, ProcessShare
+
+
+class Edges(NamedTuple):
+    """Edge servers between clients and server, each with a model of its own."""
+
+    number: int = 0  # 0: there are none
+    rounds: int = 1  # after which the edges average their models
+    seed: int = 0  # of who belongs to which edge
+
+
+class Pieces(NamedTuple):
+    """What a run is made of, as a configuration names it or a program hands it over."""
+
+    clients: Clients
+    model: Model  # tables with a row for each item; where devices share them, `padded_table_rows` rows
+    method: Method
+    channel: Channel  # beside the method's own links
+    sampler: Sampler
+    batching: Batching = Batching()
+    parametrization: Parametrization | None = None  # what the server holds in place of the model's parameters
+    download: Channel | None = None  # codes of what clients download
+    evaluation: Evaluation = Evaluation()
+    evaluation_channel: Channel | None = None  # what clients' figures go through; None: the server evaluates
+    privacy: Privacy = Privacy()
+    run: Run = Run()
+    edges: Edges = Edges()
+    lazy: bool = True  # the server optimiser moves only the rows that a round touched
+
+
+class Runtime(NamedTuple):
+    """Where a run computes."""
+
+    placement: Placement
+    processes: Processes
+    share: ProcessShare
+    table_rows: int  # of every table of the model
+
+
+def make_runtime(run: Run, num_items: int) -> Runtime:
+    """The devices and processes of a run."""
+    placement, processes = make_placement(run.placement, run.devices, run.shard_tables), this_process()
+    rows = padded_table_rows(num_items, placement.devices, run.shard_tables)
+    return Runtime(placement, processes, ProcessShare(processes.rank, processes.size), rows)
+
+
+def fit_model(model: Model, population: Population, table_rows: int) -> Model:
+    """The model, which scores the items alone and knows their features.
+
+    Raises ValueError where its tables are not those of the items.
+    """
+    rows, items = num_rows(jax.eval_shape(model.init, jax.random.key(0))), population.num_items
+    if rows not in (0, table_rows):
+        raise ValueError(
+            f"the model has tables of {rows:,} rows, the clients {items:,} items: make it of {table_rows:,}"
+        )
+    of_item: tuple = ()
+    if model.features:
+        known = population.item_features
+        of_item = (known.rows(np.arange(table_rows)) if known and "item" in model.features else None,)
+
+    def score(*args):  # rows past the items, if any, are nothing to recommend
+        return model.score(*args, *of_item)[:items]
+
+    def fold_in(*args):
+        assert model.fold_in
+        return model.fold_in(*args, *of_item)
+
+    return model._replace(score=score, fold_in=model.fold_in and fold_in)
+
+
+def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Processes) -> None:
+    """Raises ValueError where a method does not go with the clients, the channel, or where clients' states lie.
+
+    channel: the method's links among it.
+    """
+    run, host, several = pieces.run, pieces.run.client_store == "host", processes.size > 1
+    if several and host:
+        raise ValueError("run.client_store: a store on the host is for one process: leave it out for several")
+    if method.compare_clients and (host or several):
+        raise ValueError(
+            "run.client_store: the server of this work reads all clients' memory on one device: leave it out, and run "
+            "one process"
+        )
+    if pieces.sampler.history_length and run.shard_tables:
+        raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")
+    if pieces.parametrization is not None:
+        if method.reads_histories:
+            raise ValueError("parametrization: a closed form is solved for the tables themselves: leave it out")
+        check_parametrization(pieces.parametrization, pieces.model)
+    if not method.reads_histories:
+        return
+    if channel.claims.is_average:
+        raise ValueError("a closed form is solved from sums, and a link makes a mean of them: set channel = []")
+    if pieces.clients.users_per_client > 1:
+        raise ValueError('in a closed form a client is one user\'s history: set data.clients = "user"')
+
+
+def fit_batching(batching: Batching, model: Model, method: Method) -> Batching:
+    """The batches that a method takes of a model's clients; histories are whole and without negatives."""
+    if method.reads_histories:
+        return batching._replace(negatives=0, epochs=1, ordered=True)
+    return batching._replace(pairwise=model.pairwise, features=model.features)
+
+
+def make_packer(pieces: Pieces, batching: Batching, needs_all_rows: bool, runtime: Runtime) -> BlockShapes:
+    """The shapes in which cohorts are packed. needs_all_rows: of the channel or the method."""
+    population, slots = pieces.clients.population, pieces.sampler.slots
+    lazy = pieces.lazy and not needs_all_rows
+    check_examples(population, batching, slots)
+    devices, rows = runtime.placement.devices, runtime.table_rows
+    return make_block_shapes(population, batching, slots, devices, pieces.run.area, lazy, runtime.share, rows)
+
+
+def averages_by_row(channel: Channel) -> bool:
+    """Whether rows are averaged over those who hold them: then edges do so too."""
+    return any(each.claims.name == "per_row_mean" for each in list_links(channel))
+
+
+def assign_edges(pieces: Pieces) -> np.ndarray | None:
+    """int64 [clients]: the edge of each, dealt at random by the seed of the data; None: there are none.
+
+    Raises ValueError for what does not go with edges.
+    """
+    edges, clients = pieces.edges.number, pieces.clients.num_clients
+    if not edges:
+        return None
+    if pieces.download:
+        raise ValueError("server.edges: there are no codes of the download between edges and clients: leave it out")
+    if pieces.sampler.history_length:
+        raise ValueError("server.edges: edges go on in rounds, clients of this cohort at their own pace: take another")
+    if pieces.run.client_store == "host":
+        raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
+    if edges > clients:
+        raise ValueError(f"server.edges: edge {clients} has no clients: there are {clients:,}, lower it to that")
+    return setup_rng(pieces.edges.seed, SetupStream.EDGES, edges).permutation(clients) % edges
+
+
+def check_merge(model: Model, method: Method, client_store: str) -> None:
+    """Raises ValueError where what clients keep is not the model's private part alone, on the device."""
+    if client_store == "host":
+        raise ValueError("run.client_store: the parts of a user's devices are merged where rounds run: leave it out")
+    if method.reads_histories:
+        raise ValueError('data.merge: in a closed form a client is all of a user\'s history: set data.clients = "user"')
+    key = jax.random.key(0)
+    kept, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[1], model.private(key)))
+    if jax.tree.leaves(kept) and kept != own:
+        raise ValueError(
+            "data.merge: this work keeps more on a client than the private part that a user's devices have in common: "
+            "take local_steps, gradient, alternate or reconstruct"
+        )
+
+
+class Rounds(NamedTuple):
+    """What runs the rounds of an experiment."""
+
+    method: Method  # its links are in the channel
+    algorithm: Algorithm
+    wire: Wire
+
+
+def make_algorithm(
+    pieces: Pieces,
+    model: Model,
+    method: Method,
+    channel: Channel,
+    batching: Batching,
+    shapes: BlockShapes,
+    runtime: Runtime,
+) -> Rounds:
+    """The algorithm, and the prices of its messages. Raises ValueError for what does not fit together."""
+    population, run, sampler = pieces.clients.population, pieces.run, pieces.sampler
+    shared = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
+    wire = make_wire(channel, shared, pieces.download, method.work.update_shapes, method.own_download)
+    if pieces.download:
+        check_download(pieces.download, shared)
+    sums, edge = channel.aggregator in (None, SUM), assign_edges(pieces)
+    build: Callable[..., Algorithm] = federate
+    if edge is not None:
+        build = partial(hierarchical, edge=edge, every=pieces.edges.rounds, per_row=averages_by_row(channel))
+    algorithm = build(
+        method,
+        channel,
+        population.num_clients,
+        placement=runtime.placement,
+        padded_shape=shapes.padded_shape,
+        client_memory_budget=1e9 * run.client_memory_gb,
+        chunk=run.chunk,
+        store_on_host=run.client_store == "host",
+        download=make_download(pieces.download, wire.sees != "update+rows") if pieces.download else None,
+        capacity=0 if sums else estimate_capacity(population, batching, shapes, sampler),
+        history_length=sampler.history_length,
+    )
+    if population.owner is not None:
+        check_merge(model, method, run.client_store)
+        algorithm = with_merged_devices(algorithm, population.owner, population.num_train)
+    copies = max(pieces.edges.number, 1)  # so many models lie in a message once it is summed
+    update_shapes = method.work.update_shapes
+    check_memory(
+        population, batching, shapes, lambda x: stack_copies(update_shapes(x), copies), shared, run.chunk, sums
+    )
+    return Rounds(method if edge is None else with_edge_models(method, edge), algorithm, wire)

@@ -1,0 +1,149 @@
+"""The static shapes of blocks of clients, and where the clients of a cohort lie in them, the longest first."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxfed.data.batching import Batching
+from jaxfed.data.population import ALONE, Population, ProcessShare
+
+
+class BlockShapes(NamedTuple):
+    """The shapes of blocks: clients of S steps run `steps_per_block` / S at a time, so that blocks cost alike."""
+
+    kinds: tuple[tuple[int, int], ...]  # (steps, examples of a step at most), both ascending; see `block_kinds`
+    steps_per_block: int
+    slots: int  # clients in a cohort
+    devices: int
+    columns: int  # rows an example may touch
+    num_items: int
+    room: int  # rows of the tables that a cohort may touch; a cohort that touches more gets twice the room
+    end: int  # past the end of the tables, which may have more rows than there are items
+    share: ProcessShare = ALONE  # of the clients, and of the places in every block
+
+    def clients(self, steps: int) -> int:
+        """Clients side by side in a block of this length, a multiple of the devices."""
+        return min(max(self.steps_per_block // steps, 1), -(-self.slots // self.devices)) * self.devices
+
+    def rows(self, steps: int, size: int) -> int:
+        """Rows a client of this kind may hold."""
+        return min(steps * size * self.columns, self.num_items)
+
+    @property
+    def padded_shape(self) -> tuple[int, int]:
+        """(clients, table rows) that the part of any block fits in."""
+        clients, rows = zip(*((self.clients(s), self.clients(s) * self.rows(s, n)) for s, n in self.kinds), strict=True)
+        return max(clients), max(rows)
+
+
+def make_block_shapes(
+    population: Population,
+    batching: Batching,
+    slots: int,
+    devices: int = 1,
+    steps_per_block: int = 0,
+    lazy: bool = True,
+    share: ProcessShare = ALONE,
+    end: int = 0,
+) -> BlockShapes:
+    """The shapes that serve this population; lazy: a round runs on the rows its cohort holds, else on all; end: rows of
+    the tables, at least the items (0: as many).
+
+    Raises ValueError where batches or negatives cannot be drawn.
+    """
+    for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
+        if (value := getattr(batching, key)) < least:
+            raise ValueError(f"work.{key} is {value}: it must be at least {least}")
+    if population.labels is not None and (batching.negatives or batching.pairwise):
+        raise ValueError(
+            f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'
+        )
+    if batching.pairwise and batching.negatives < 1:
+        raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
+    full = population.excluded.counts >= population.span(np.arange(len(population.user_names)))[1]
+    if batching.negatives and full.any():
+        raise ValueError(
+            f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
+            "set work.negatives = 0 or leave such users out"
+        )
+    kinds = block_kinds(batching, population.num_train)
+    expected = int(batching.steps(population.num_train).mean() * slots)
+    # some sixteen blocks a round
+    steps_per_block = steps_per_block or max(64, kinds[-1][0], 1 << (expected // 16).bit_length())
+    room = rows_expected(population, batching, slots) if lazy else 0
+    items, columns = population.num_items, batching.width // batching.batch_size
+    return BlockShapes(kinds, steps_per_block, slots, devices, columns, items, room, end or items, share)
+
+
+def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) -> tuple[tuple[int, int], ...]:
+    """(steps, examples of a step at most) of blocks, both ascending: steps are powers of two and their 3/4 points.
+
+    A step is as wide as a batch, but for clients whose epoch is one batch: it is then as wide as theirs, rounded up to
+    `narrow` times a power of two. So batches of all that a client has cost what it has, not what others have.
+    """
+    steps, size = batching.steps(num_train), batching.largest(num_train)
+    longest, top = int(steps.max()), int(size.max())
+    points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
+    points = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
+    widths = np.array([narrow << i for i in range(top.bit_length()) if narrow << i < top] + [top])
+    used = widths[np.unique(np.searchsorted(widths, size[steps == batching.epochs]))].tolist() or [top]
+    one = next(p for p in points if p >= batching.epochs)
+    low, high = ([p for p in points if p < one], [p for p in points if p > one])
+    return (*((p, used[0]) for p in low), *((one, width) for width in used), *((p, top) for p in high))
+
+
+def rows_expected(population: Population, batching: Batching, slots: int) -> int:
+    """Rows that hardly any cohort of so many clients exceeds: six standard deviations above the mean of its examples,
+    the negatives among them uniform over the catalogue."""
+    items, num_train = population.num_items, population.num_train
+    positives = slots * num_train.mean() + 6 * np.sqrt(slots) * num_train.std()
+    positives = min(positives, num_train.sum())
+    negatives = batching.epochs * batching.negatives * positives
+    distinct = min(positives, np.count_nonzero(np.bincount(population.train.values))) + items * -np.expm1(
+        -negatives / items
+    )
+    return int(min(items, -(-distinct // 1024) * 1024))
+
+
+class BlockPlan(NamedTuple):
+    """Where the M clients of a cohort, or this process's among them, lie: longest first, side by side in blocks, all of
+    them end to end."""
+
+    order: np.ndarray  # int64 [M]: the clients in the order they lie
+    shapes: list[tuple[int, int, int, int]]  # of each block: clients, steps, rows of a client, examples of a step
+    lane: np.ndarray  # int64 [M]: its place among the clients of all blocks
+    step: np.ndarray  # int64 [M]: its first step among those of all blocks
+    row: np.ndarray  # int64 [M]: its first row
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [3]: places for clients, steps and rows in all blocks."""
+        return np.sum([(m, m * s, m * k) for m, s, k, _ in self.shapes], 0)
+
+
+def block_shape(shapes: BlockShapes, steps: int, size: int) -> tuple[int, int, int, int]:
+    """A process's part of a block of this kind; see `Plan.shapes`."""
+    return shapes.clients(steps) // shapes.share.size, steps, shapes.rows(steps, size), size
+
+
+def plan_blocks(shapes: BlockShapes, batching: Batching, num_train: np.ndarray, owner: np.ndarray) -> BlockPlan:
+    """Clients fill blocks from the longest down: a block's clients differ little in length, and only the last blocks
+    have empty places.
+
+    num_train: train interactions of each client; owner: its process. All processes plan the same blocks, of which each
+    has an equal part of the places.
+    """
+    steps, size = batching.steps(num_train), batching.largest(num_train)
+    kind = np.maximum(*(np.searchsorted(*each) for each in zip(np.transpose(shapes.kinds), (steps, size), strict=True)))
+    order, low = np.lexsort((-steps, -kind)), 0
+    owned = [order[owner[order] == process] for process in range(shapes.share.size)]
+    own_order = owned[shapes.share.rank]
+    block_dims: list[tuple[int, int, int, int]] = []
+    places, at = [], np.zeros((3, 1), np.int64)
+    while not block_dims or any(low < len(some) for some in owned):
+        longest = max((kind[some[low]] for some in owned if low < len(some)), default=0)
+        block_dims.append(block_shape(shapes, *shapes.kinds[longest]))
+        each = np.array([[1], block_dims[-1][1:2], block_dims[-1][2:3]])
+        places.append(at + each * np.arange(np.clip(len(own_order) - low, 0, block_dims[-1][0])))
+        low, at = low + block_dims[-1][0], at + each * block_dims[-1][0]
+    return BlockPlan(own_order, block_dims, *np.concatenate(places, 1))

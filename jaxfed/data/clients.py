@@ -1,0 +1,100 @@
+"""`Clients`: a data set dealt to clients, with what is held out of each."""
+
+from typing import Any, Literal, NamedTuple
+
+from jaxfed.core.recipe import Recipe, find_recipe, leave_recipe
+from jaxfed.data.interactions import Dataset, data_digest
+from jaxfed.data.population import Population
+from jaxfed.data.preparation import prepare_population
+
+SplitName = Literal["leave-one-out", "ratio", "compat-pfedrec"]
+PROTOCOLS = {"leave-one-out": "loo-clean", "ratio": "ratio-clean", "compat-pfedrec": "compat-pfedrec"}
+LEAKY = "compat-pfedrec"
+
+
+class Clients(NamedTuple):
+    """The clients of a run and their data."""
+
+    source: Dataset  # numbered like the users of the population; its notes say what was left out
+    population: Population
+    digest: str  # SHA-256 of the rows in their order, as they came, and of features that do not follow from them
+    leaky: bool  # results must be marked
+    recipe: Recipe | None = None  # how they were made; its argument `data` is the recipe of the data set
+
+    @property
+    def num_items(self) -> int:
+        """How many items there are."""
+        return self.population.num_items
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are."""
+        return self.population.num_clients
+
+    @property
+    def users_per_client(self) -> int:
+        """The most users that one client holds: 1 where every user is a client."""
+        return self.population.users_per_client
+
+    @property
+    def vocabulary(self) -> tuple[int, int]:
+        """How many features (users, items) have; what `jaxfed.models.fm` and `two_tower` ask for."""
+        user, item = self.population.user_features, self.population.item_features
+        return len(user.names) if user else 0, len(item.names) if item else 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the data, for the reader."""
+        return self.source.notes
+
+
+def make_clients(data: Dataset, **options: Any) -> Clients:
+    """A data set as clients.
+
+    Args:
+        data: what was read.
+        options: the arguments of `prepare_population`.
+
+    Returns:
+        The clients, without a recipe.
+
+    Raises:
+        ValueError: see `prepare_population`.
+    """
+    digest = data_digest(data, features=not data.features_follow)
+    source, population = prepare_population(data._replace(recipe=None), **options)
+    return Clients(source, population, digest, options.get("protocol") == LEAKY)
+
+
+def partition(data: Dataset, by: str = "user", split: SplitName = "leave-one-out", **options: Any) -> Clients:
+    """Deals a data set to clients, and holds validation and test items out of every history.
+
+    Args:
+        data: a data set, of `load`, `read`, `from_arrays`, `from_pandas` or `from_arrow`.
+        by: who is a client: each `user`, each `silo` (users dealt to organisations), each `device` (a user's rows are
+            dealt to devices), or each value of a column that was kept (`keep` of `read`).
+        split: leave-one-out: each user's latest item is the test item, the one before validates. ratio: the latest
+            shares of each history. compat-pfedrec: leave-one-out as in PFedRec's public code, which leaks; its results
+            are marked LEAKY.
+        options: further arguments of `jaxfed.data.preparation.prepare_population`: `silos`, `devices`, `ratio`,
+            `user_core`, `item_core`, `label`, `threshold`, `cold`, ...
+
+    Returns:
+        The clients. `notes` says what was left out.
+
+    Raises:
+        ValueError: there is no such column or split, or no user has enough interactions.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> clients = jf.data.partition(jf.data.load("synthetic", users=50, items=40), by="user")
+        >>> clients.num_clients, clients.num_items
+        (50, 40)
+    """
+    if split not in PROTOCOLS:
+        raise ValueError(f"partition: no split {split!r}: choose one of {', '.join(PROTOCOLS)}")
+    asked = {"clients": by, "protocol": PROTOCOLS[split], **options}
+    recipe = find_recipe(data)
+    clients = make_clients(data, **asked)
+    arguments = asked | {"data": recipe._replace(made=()) if recipe else None}
+    return leave_recipe(clients, Recipe("clients", "partition", arguments, ()))

@@ -1,0 +1,376 @@
+"""`Experiment`: a run in the hands of a program. The command line does the same from a configuration."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxfed.config.build import RunParts, build_parts, load_data
+from jaxfed.config.program_pieces import join_pieces
+from jaxfed.config.recipes import Originals, spell_config
+from jaxfed.config.sections import make_pieces
+from jaxfed.config.settings import Evaluation, Privacy, Run
+from jaxfed.config.stages import Edges
+from jaxfed.core.excerpt import shorten
+from jaxfed.core.link import Channel
+from jaxfed.core.method import Method
+from jaxfed.core.model import Model
+from jaxfed.core.parametrization import Parametrization
+from jaxfed.core.tables import unwrap
+from jaxfed.core.types import Sampler, Tree
+from jaxfed.data.batching import Batching
+from jaxfed.data.clients import Clients
+from jaxfed.sampling.choices import MakeClock, MakeSampler
+from jaxfed.training.log import Logger
+from jaxfed.training.loop import check_select
+from jaxfed.training.recommend import locate_user, score_items, selected_view
+from jaxfed.training.rounds import Progress, evaluate_model, initial_arrays, make_run_keys, mark_leaky, scored_model
+from jaxfed.training.session import Hooks, Session, Settings, round_seed, train_until_evaluated
+from jaxfed.training.summary import bytes_per_client, params_digest, privacy_record
+
+UNNAMED = "a run of pieces without names"
+
+
+class Experiment:
+    """A federated run: clients, a model and a method, and what lies between client and server.
+
+    Args:
+        clients: the clients and their data, see `jaxfed.data.partition`.
+        model: see `jaxfed.models` and `jaxfed.from_module`.
+        method: what clients and the server compute, see `jaxfed.algorithms`.
+        channel: what happens to updates on their way, see `jaxfed.chain` and `jaxfed.channels`. Left out: rows are
+            averaged over the clients that hold them, unless the method averages by itself.
+        cohort: who takes part in a round, see `jaxfed.sampling`; or a `Sampler`. Left out: 128 clients,
+            drawn uniformly.
+        clock: how long clients take, see `jaxfed.sampling`. Left out: rounds are counted, not timed.
+        seed: of the model's first values, cohorts, batches and noise.
+        batching: how clients cut their data into batches.
+        download: a channel of codes for what clients download. Left out: they download the model as it is.
+        parametrization: what the server holds in place of the model's parameters.
+        evaluation: what is measured, and by which figure the best model is chosen.
+        evaluation_channel: what the clients' figures go through, where clients evaluate.
+        privacy: how noise is accounted for.
+        run: devices, memory and checkpoints.
+        edges: edge servers between clients and server.
+        lazy: the server optimiser moves only the table rows that a round touched.
+
+    Raises:
+        ValueError: pieces do not go together or do not fit: one line that says what to do.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> clients = jf.data.partition(jf.data.load("synthetic", users=60, items=50))
+        >>> model = jf.models.mf(clients.num_items, dim=4)
+        >>> method = jf.algorithms.fedavg(model, client_optimizer=optax.sgd(0.5))
+        >>> run = jf.Experiment(clients, model, method, cohort=jf.sampling.uniform(16))
+        >>> [row["round"] for row in run.train(rounds=4, evaluate_every=2)]
+        [2, 4]
+    """
+
+    def __init__(
+        self,
+        clients: Clients,
+        model: Model,
+        method: Method,
+        channel: Channel | None = None,
+        cohort: Sampler | MakeSampler | None = None,
+        clock: MakeClock | None = None,
+        seed: int = 0,
+        *,
+        batching: Batching = Batching(),
+        download: Channel | None = None,
+        parametrization: Parametrization | None = None,
+        evaluation: Evaluation = Evaluation(),
+        evaluation_channel: Channel | None = None,
+        privacy: Privacy = Privacy(),
+        run: Run = Run(),
+        edges: Edges = Edges(),
+        lazy: bool = True,
+    ):
+        self._pieces, self._originals = join_pieces(
+            clients,
+            model,
+            method,
+            channel,
+            cohort,
+            clock,
+            batching=batching,
+            parametrization=parametrization,
+            download=download,
+            evaluation=evaluation,
+            evaluation_channel=evaluation_channel,
+            privacy=privacy,
+            run=run,
+            edges=edges,
+            lazy=lazy,
+        )
+        self._config: Any = None
+        self._begin(build_parts(self._pieces), Settings(seed, 0, evaluation, privacy, run))
+
+    _originals: Originals | None  # None: a configuration names the pieces
+    _config: Any
+
+    @classmethod
+    def _from_config(cls, config: Any) -> "Experiment":
+        """The experiment of a configuration, which stays its own."""
+        experiment = cls.__new__(cls)
+        experiment._originals, experiment._config = None, config
+        experiment._pieces = make_pieces(config, load_data(config.data))
+        settings = Settings(config.seed, config.rounds, config.evaluation, config.privacy, config.run)
+        experiment._begin(build_parts(experiment._pieces), settings)
+        return experiment
+
+    def _begin(self, parts: RunParts, settings: Settings) -> None:
+        """Puts the experiment before its first round."""
+        arrays = initial_arrays(parts, settings.seed)
+        check_select(parts, arrays["best"], settings.evaluation.select)
+        seed = round_seed(settings, parts.processes)
+        self._session = Session(settings, parts, arrays["state"], arrays["best"], Progress(), seed)
+        self.rows: list[dict[str, Any]] = []
+        self._folder: Path | None = None  # where it was saved
+
+    def train(
+        self,
+        rounds: int = 0,
+        evaluate_every: int = 0,
+        callbacks: Sequence[Callable[[dict[str, Any]], None]] = (),
+        loggers: Sequence[Logger] = (),
+    ) -> Iterator[dict[str, Any]]:
+        """Trains until so many rounds are done in all; yields a row of figures at every evaluation.
+
+        Leaving the loop pauses the run between two rounds: train goes on from there.
+
+        Args:
+            rounds: the number of rounds after which to stop, those that are done already included. 0: as many as were
+                asked for before, or as the configuration says.
+            evaluate_every: rounds between evaluations on validation. 0: as `evaluation.every` says.
+            callbacks: called with each row.
+            loggers: told each row, see `Logger`.
+
+        Returns:
+            An iterator of rows: {name: number or word}, as in a run's metrics.jsonl; see `jaxfed.training.records`.
+
+        Raises:
+            ValueError: the number of rounds is not positive.
+        """
+        session, settings = self._session, self._session.settings
+        rounds = rounds or settings.rounds
+        if rounds < 1:
+            raise ValueError(f"train: rounds is {rounds}: say after how many rounds to stop")
+        every = evaluate_every or settings.evaluation.every
+        if rounds > session.progress.round:
+            session.progress.finished = False
+        session.settings = settings._replace(rounds=rounds, evaluation=replace(settings.evaluation, every=every))
+
+        def tell(row):
+            self.rows.append(row)
+            for callback in (*callbacks, *(logger.log_row for logger in loggers)):
+                callback(row)
+
+        return train_until_evaluated(session, Hooks(log_row=tell))
+
+    def evaluate(self, part: str = "test", best: bool = True) -> dict[str, float]:
+        """Figures of a model on held-out items.
+
+        Args:
+            part: "val" or "test".
+            best: the model of the best evaluation so far; False, or where there was none: the model as it stands.
+
+        Returns:
+            {name: figure}, such as "test/full/ndcg@10".
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        parts = self._session.parts
+        if part not in ("val", "test"):
+            raise ValueError(f"evaluate: no part {shorten(part)!r}: choose val or test")
+        key = make_run_keys(self._session.settings.seed).evaluation
+        return mark_leaky(parts, evaluate_model(parts, self._model(best), part, key))
+
+    def _model(self, best: bool) -> tuple[Tree, Tree]:
+        """(shared parameters, the clients' private parts)."""
+        session = self._session
+        found = best and session.progress.best_round
+        return session.best if found else scored_model(session.parts, session.state)
+
+    @property
+    def round(self) -> int:
+        """Rounds that are done."""
+        return self._session.progress.round
+
+    @property
+    def best_round(self) -> int:
+        """The round of the best evaluation so far; 0: there was none."""
+        return self._session.progress.best_round
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The server's model as it stands: {"params": ..., "tables": {name: [num_items, ...]}} of NumPy arrays."""
+        return self.get_params()
+
+    def get_params(self, best: bool = False) -> dict[str, Any]:
+        """The server's model as NumPy arrays, rows of tables in the order of `item_ids`.
+
+        Args:
+            best: the model of the best evaluation, in place of the model as it stands.
+
+        Returns:
+            {"params": ..., "tables": {name: [num_items, ...]}}.
+        """
+        items = self._session.parts.data.num_items
+        plain = jax.tree.map(np.asarray, unwrap(self._model(best)[0]))
+        if isinstance(plain, dict) and "tables" in plain:
+            return {**plain, "tables": jax.tree.map(lambda x: x[:items], plain["tables"])}
+        return plain
+
+    def get_user_params(self, user: str | int, best: bool = False) -> Any:
+        """What the client of a user keeps to itself, as NumPy arrays.
+
+        In a simulation one can look; in a deployment nobody but the client can.
+
+        Args:
+            user: the user's id in the data.
+            best: of the best evaluation, in place of the last round.
+
+        Returns:
+            The private part of the model, as the method keeps it.
+
+        Raises:
+            ValueError: there is no such user.
+        """
+        place = locate_user(self._session.parts.data.population, str(user), None)
+        if place.home is None:
+            raise ValueError(f"user {shorten(str(user))} never takes part (data.cold): nothing is kept")
+        return jax.tree.map(lambda x: np.asarray(x[place.home]), unwrap(self._model(best)[1]))
+
+    @property
+    def item_ids(self) -> np.ndarray:
+        """str [num_items]: the data's own ids, in the order of the rows of tables."""
+        return self._session.parts.data.source.items
+
+    @property
+    def user_ids(self) -> np.ndarray:
+        """str [users]: the data's own ids of all who are evaluated."""
+        return self._session.parts.data.population.asked.user_names
+
+    @property
+    def bytes_up_per_client(self) -> int:
+        """Bytes that a client sent in a round, on average."""
+        return bytes_per_client(self._session.progress)["bytes_up_per_client"]
+
+    @property
+    def bytes_down_per_client(self) -> int:
+        """Bytes that a client was sent in a round, on average."""
+        return bytes_per_client(self._session.progress)["bytes_down_per_client"]
+
+    @property
+    def privacy(self) -> dict[str, Any]:
+        """What the noise is worth so far: epsilon, delta, and what they rest on; None where there is no noise."""
+        return privacy_record(self._session.settings, self._session.parts.account, self.round)
+
+    @property
+    def params_sha256(self) -> str:
+        """SHA-256 of the model and of what clients keep of it, as `summary.json` has it."""
+        return params_digest(self._session)
+
+    def recommend(self, user: str | int, k: int = 10, best: bool = True) -> list[tuple[str, str, float]]:
+        """The items that a model scores highest for a user, those left out that the user had.
+
+        Args:
+            user: the user's id in the data.
+            k: how many.
+            best: by the model of the best evaluation.
+
+        Returns:
+            [(id, title, score)], the highest first; the title is "" where there is none.
+
+        Raises:
+            ValueError: there is no such user.
+        """
+        parts = self._session.parts
+        place = locate_user(parts.data.population, str(user), None)
+        view = selected_view(parts, self._session.settings.evaluation.select)
+        scores = score_items(parts, self._model(best), place, view)
+        top = np.argsort(-scores, kind="stable")[:k]
+        items, titles = parts.data.source.items, parts.data.source.titles
+        return [
+            (str(items[i]), "" if titles is None else str(titles[i]), float(scores[i]))
+            for i in top
+            if np.isfinite(scores[i])
+        ]
+
+    def with_seed(self, seed: int) -> "Experiment":
+        """The same experiment with another seed, before its first round. It shares what was compiled.
+
+        Args:
+            seed: of the model's first values, cohorts, batches and noise.
+
+        Returns:
+            Another experiment.
+        """
+        other = Experiment.__new__(Experiment)
+        other._originals, other._pieces = self._originals, self._pieces
+        other._config = self._config and replace(self._config, seed=seed)
+        other._begin(self._session.parts, self._session.settings._replace(seed=seed))
+        other._session.compiled = self._session.compiled
+        return other
+
+    def to_table(self, folder: str | Path = ".") -> dict[str, Any]:
+        """The configuration of this experiment, as a table that TOML can hold.
+
+        Args:
+            folder: where the tables of a data set in memory are written.
+
+        Returns:
+            The table.
+
+        Raises:
+            UnnamedError: a ValueError that says which piece configurations cannot name.
+        """
+        settings = self._session.settings
+        if self._originals is None:
+            from jaxfed.config.schema import config_to_table
+
+            changed = replace(
+                self._config,
+                seed=settings.seed,
+                rounds=settings.rounds or self._config.rounds,
+                evaluation=settings.evaluation,
+            )
+            return config_to_table(changed)
+        pieces = self._pieces._replace(evaluation=settings.evaluation)
+        return spell_config(pieces, self._originals, settings.seed, max(settings.rounds, 1), Path(folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the run to a folder, as `jaxfed train` does: its configuration, rows and a checkpoint.
+
+        Where all pieces have names, config.toml reproduces the run, and `jaxfed train FOLDER/config.toml --resume` goes
+        on with it, to the same `params_sha256`. Otherwise there is no config.toml, a line says which piece has no name,
+        and `restore` reads the folder.
+
+        Args:
+            folder: a new folder, or the one that this run was saved to before.
+
+        Raises:
+            ValueError: the folder holds something else.
+        """
+        from jaxfed.training.saved_experiment import save_session  # which opens experiments
+
+        save_session(self, Path(folder))
+
+    def restore(self, folder: str | Path) -> None:
+        """Goes on from where a run of the same pieces was saved.
+
+        Args:
+            folder: of `save`.
+
+        Raises:
+            ValueError: there is no sound checkpoint, or it is of other pieces or data.
+        """
+        from jaxfed.training.saved_experiment import restore_session  # which opens experiments
+
+        restore_session(self, Path(folder))

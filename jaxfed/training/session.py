@@ -1,0 +1,191 @@
+"""A run between two rounds, and its rounds up to the next evaluation: what the command line and programs share."""
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxfed.config.build import RunParts
+from jaxfed.core.processes import Processes, run_on_first
+from jaxfed.core.state import State
+from jaxfed.core.tree import all_finite
+from jaxfed.core.types import Tree
+from jaxfed.training.log import log
+from jaxfed.training.rounds import (
+    Progress,
+    RoundResult,
+    compile_programs,
+    evaluate_model,
+    make_run_keys,
+    mark_leaky,
+    run_rounds,
+    scored_model,
+)
+from jaxfed.training.timing import profile_rounds, time_stage
+
+
+class Settings(NamedTuple):
+    """What a run is beside its pieces; a configuration has the same fields."""
+
+    seed: int
+    rounds: int
+    evaluation: Any  # `settings.Evaluation`
+    privacy: Any  # `settings.Privacy`
+    run: Any  # `settings.Run`
+
+
+@dataclass
+class Session:
+    """A run between two rounds. The only thing that changes while it trains."""
+
+    settings: Any  # `Settings`, or a configuration
+    parts: RunParts
+    state: State
+    best: Tree  # the model of the best evaluation so far
+    progress: Progress
+    seed: int  # of cohorts, batches, noise and rounding
+    compiled: bool = False
+    halt: int = 0  # the signal by which it was stopped; 0: none
+
+
+class Hooks(NamedTuple):
+    """What happens beside the rounds of a run."""
+
+    log_row: Callable[[dict[str, Any]], None] = lambda row: None  # an evaluation
+    save: Callable[[], None] = lambda: None  # a checkpoint is due
+    tick: Callable[[int, float, str], None] = lambda round, speed, text: None  # a round began
+    stopped: Sequence[int] = ()  # signals that came
+
+
+NO_HOOKS = Hooks()
+
+
+def round_seed(config: Any, every: Processes) -> int:
+    """What cohorts, batches and noise are drawn from: `seed`, or a number of the system's that no file holds."""
+    if config.privacy.seed == "run":
+        return config.seed
+    return int(run_on_first(every, "seed", lambda: str(secrets.randbits(63))))
+
+
+def compile_once(session: Session) -> None:
+    """Compiles the programs of a session's rounds, unless that was done."""
+    if session.compiled:
+        return
+    log("compiling, which takes longest the first time: programs are kept for the next run")
+    keys = make_run_keys(session.settings.seed)
+    session.progress.compile_seconds += compile_programs(session.parts, session.state, keys.rounds)
+    session.compiled = True
+
+
+def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generator[dict[str, Any], None, None]:
+    """Runs the rounds that are left; yields the row of every evaluation, once it is logged and saved.
+
+    The session stands between two rounds whenever a row is out, and may be left there.
+    """
+    settings, parts, progress = session.settings, session.parts, session.progress
+    compile_once(session)
+    last, text, begin = None, "", time.perf_counter()
+    with closing(start_rounds(session, hooks.stopped)) as rounds:
+        for session.state, info, ready in rounds:
+            settle_round(parts, progress, last)  # the one before: one round ahead of the devices, no more
+            last = info
+            progress.count_request(ready)
+            hooks.tick(progress.round, progress.updates / (progress.seconds + time.perf_counter() - begin), text)
+            session.halt = ready.halt if parts.processes.size > 1 else sum(hooks.stopped[:1])
+            final = progress.round == settings.rounds
+            due = final or progress.round % settings.evaluation.every == 0
+            keep = session.halt or final or progress.round % settings.run.checkpoint_every == 0
+            if not due and not keep:
+                continue
+            settle_round(parts, progress, last)
+            last = None
+            with time_stage(progress.stages, "compute"):
+                jax.block_until_ready(session.state)
+            progress.seconds += time.perf_counter() - begin
+            row, text = evaluate_session(session, info) if due else ({}, text)
+            if due:
+                hooks.log_row(row)
+                progress.finished = final or 0 < settings.evaluation.patience <= progress.stale
+            if keep or progress.finished:
+                hooks.save()
+            if due:
+                yield row
+            begin = time.perf_counter()
+            if progress.finished or session.halt:
+                break
+
+
+def start_rounds(session: Session, stopped: Sequence[int]) -> Generator[RoundResult, None, None]:
+    """The rounds that are left, some of them traced where the settings ask for a profile."""
+    settings, progress = session.settings, session.progress
+    todo = range(0) if progress.finished else range(progress.round, settings.rounds)
+    rounds = run_rounds(session.parts, session.state, session.seed, todo.start, todo.stop, stopped)
+    if settings.run.profile and todo:
+        return profile_rounds(rounds, Path(settings.run.out) / "profile", settings.run.profile, min(2, len(todo) - 1))
+    return rounds
+
+
+def settle_round(parts: RunParts, progress: Progress, info: dict[str, Any] | None) -> None:
+    """Waits for a round and books what was sent in it; the first time that updates are discarded it says so."""
+    with time_stage(progress.stages, "compute"):
+        discarded = progress.record_round(parts.wire, info) if info else 0
+    if discarded and discarded == progress.refused:
+        log(
+            f"round {progress.round}: the updates of {discarded} clients were discarded because they held NaN or "
+            "infinity; from here on they are only counted"
+        )
+
+
+def evaluate_session(session: Session, info: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """(the row of an evaluation on validation, a word for the progress bar); keeps the model if it is the best so far.
+
+    info: of the last round.
+    """
+    settings, parts, progress = session.settings, session.parts, session.progress
+    key = make_run_keys(settings.seed).evaluation
+    with time_stage(progress.stages, "evaluate"):
+        values = evaluate_model(parts, scored_model(parts, session.state), "val", key)
+    train = {name: float(np.sum(value)) for name, value in info.items() if name != "clients/present"}
+    if not train["clients/reported"]:  # all but counts are means over those who reported: of nobody there is none
+        train |= {name: math.nan for name in train if not name.startswith(("clients/", "rows/"))}
+    totals = progress.totals() | epsilon_so_far(parts, progress.round) | {"server_sees": parts.wire.sees}
+    totals |= {"seconds": round(progress.seconds, 3), **progress.spent()}
+    row = mark_leaky(parts, {"round": progress.round, **train, **values, **totals})
+    # ranks of what is not a number are ranks: no model that holds one is the best
+    value = values[settings.evaluation.select]
+    value = value if math.isfinite(value) and all_finite(scored_model(parts, session.state)[0]) else math.nan
+    better = progress.judge(settings.evaluation.select, value)
+    if better:
+        session.best = jax.tree.map(lambda x: x.copy(), scored_model(parts, session.state))
+    return row, describe_evaluation(session, row, value, better)
+
+
+def describe_evaluation(session: Session, row: dict[str, Any], value: float, better: bool) -> str:
+    """Logs an evaluation in a line, and what is wrong with it; returns a word for the progress bar."""
+    settings, progress = session.settings, session.progress
+    text = f"{'LEAKY ' if session.parts.data.leaky else ''}{settings.evaluation.select} {value:.4f}"
+    if row.get("ring/cut"):
+        log(
+            f"round {progress.round}: the link ring clipped values of {row['ring/cut']:.0%} of the clients to its "
+            'bound: raise its `bound`, or set `by` of the mean to "uniform" if its weights are too large'
+        )
+    first = progress.best_round == progress.round <= settings.evaluation.every
+    star = (" * best so far" if first else " *") if better else ""
+    hit = f"val/sampled/hr@10 {row['val/sampled/hr@10']:.4f}  " if "val/sampled/hr@10" in row else ""
+    speed = progress.updates / max(progress.seconds, 1e-9)
+    loss = f"train/loss {row['train/loss']:.4f}  "
+    log(f"round {progress.round:>5}  {loss}{text}  {hit}{speed:,.0f} clients/s{star}")
+    return text
+
+
+def epsilon_so_far(parts: RunParts, rounds: int) -> dict[str, float | None]:
+    """epsilon and delta after so many rounds; nothing (null) where no link is private."""
+    account, noised = parts.account, bool(parts.account.mechanisms)
+    return {"epsilon": parts.epsilon(rounds) if noised else None, "delta": account.delta if noised else None}
