@@ -17,7 +17,7 @@ from jaxfed.sampling.asynchronous import with_clock
 from jaxfed.sampling.choices import MakeClock, MakeSampler, uniform
 
 
-def give_clients(make: Callable[..., Any], clients: Clients, **more: Any) -> Any:
+def call_with_clients(make: Callable[..., Any], clients: Clients, **more: Any) -> Any:
     """What a cohort or a clock that waits for the clients is with these."""
     population = clients.population
     known = {"num_clients": clients.num_clients, "num_train": population.num_train, "names": population.names}
@@ -65,9 +65,9 @@ def join_pieces(
         ValueError: something is not what it should be.
     """
     check_kinds(clients, model, method)
-    times = give_clients(clock, clients) if clock else None
+    times = call_with_clients(clock, clients) if clock else None
     chosen = cohort or uniform()
-    sampler = chosen if isinstance(chosen, Sampler) else give_clients(chosen, clients, clock=times)
+    sampler = chosen if isinstance(chosen, Sampler) else call_with_clients(chosen, clients, clock=times)
     timed = with_clock(sampler, times, clients.num_clients) if times and not sampler.clock else sampler
     for name in ("download", "evaluation_channel"):  # a link alone is a chain of one, as in a configuration
         if settings.get(name) is not None:

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 import jaxfed as jf
-from jaxfed.config.recipes import UnnamedError
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config, read_config
 from jaxfed.models.model import LOSSES
@@ -98,7 +97,9 @@ def test_a_closed_form_has_no_optimisers(clients, tmp_path, name):
 def test_all_kinds_of_pieces_are_written_down(clients, tmp_path):
     """Links, codes of the download, edges, groups of rates, an adaptive server, noise and settings."""
     model = jf.models.neumf(clients.num_items)
-    rates = jf.algorithms.group_rates(optax.adam, 0.05, item=jf.Rates(0.1), user=jf.Rates(0.2, 0.01), b1=0.8)
+    rates = jf.algorithms.group_rates(
+        optax.adam, 0.05, item=jf.algorithms.Rates(0.1), user=jf.algorithms.Rates(0.2, 0.01), b1=0.8
+    )
     method = jf.algorithms.fedprox(model, rates, jf.algorithms.fedadam(0.03, tau=0.01), proximal=0.1)
     channel = jf.chain(
         jf.channels.per_row_mean(floor=2.0), jf.channels.clip(0.5), jf.channels.gaussian(0.1), jf.channels.densify()
@@ -126,7 +127,8 @@ def test_all_kinds_of_pieces_are_written_down(clients, tmp_path):
 def test_a_parametrization_is_written_down(clients, tmp_path, name):
     model = jf.models.mf(clients.num_items, dim=4)
     held = getattr(jf.models, name)(model, **({"rank": 2} if name == "low_rank_tables" else {"buckets": 8}))
-    run = make_run(clients, parametrization=held)
+    method = jf.algorithms.fedavg(model, optax.sgd(0.5))
+    run = jf.Experiment(clients, model, method, cohort=jf.sampling.uniform(8), parametrization=held)
     train(run, 2)
     assert run.params["tables"]["item"].shape == (clients.num_items, 4)
     run.save(tmp_path / "saved")
@@ -227,16 +229,20 @@ def test_parameters_are_plain_arrays_by_the_ids_of_the_data(clients):
     train(run, 4)
     params = run.params
     assert isinstance(params["tables"]["item"], np.ndarray)
-    assert params["tables"]["item"].shape == (len(run.item_ids), 4)
+    assert params["tables"]["item"].shape == (len(run.latest.item_ids), 4)
     assert not np.array_equal(params["tables"]["item"], start["tables"]["item"])
-    user = run.user_ids[5]
-    vector = run.get_user_params(user)["private"]["user"]
+    user = run.latest.user_ids[5]
+    vector = run.latest.user_params(user)["private"]["user"]
     assert vector.shape == (1, 4)
     had = {str(clients.source.items[i]) for i in clients.population.train.of(5)}
     had |= {str(clients.source.items[part.of(5)[0]]) for part in (clients.population.valid, clients.population.test)}
     scores = params["tables"]["item"] @ vector[0] + params["tables"]["bias"]
-    best = [str(run.item_ids[i]) for i in np.argsort(-scores, kind="stable") if str(run.item_ids[i]) not in had]
-    assert [item for item, _, _ in run.recommend(user, 5, best=False)] == best[:5]
+    best = [
+        str(run.latest.item_ids[i])
+        for i in np.argsort(-scores, kind="stable")
+        if str(run.latest.item_ids[i]) not in had
+    ]
+    assert [item for item, _, _ in run.latest.recommend(user, 5)] == best[:5]
     with pytest.raises(ValueError, match="no user"):
         run.recommend("nobody")
 
@@ -246,7 +252,7 @@ def test_evaluation_is_of_the_best_model_or_of_the_last(clients):
     rows = train(run, 6)
     best = max(row["val/full/ndcg@10"] for row in rows)
     assert run.evaluate("val")["val/full/ndcg@10"] == best
-    assert run.evaluate("val", best=False)["val/full/ndcg@10"] == rows[-1]["val/full/ndcg@10"]
+    assert run.latest.evaluate("val")["val/full/ndcg@10"] == rows[-1]["val/full/ndcg@10"]
     assert "test/full/hr@10" in run.evaluate()
     with pytest.raises(ValueError, match="choose val or test"):
         run.evaluate("train")
@@ -307,7 +313,7 @@ def own_run(clients, **more):
 def test_pieces_without_names_are_trained_saved_and_restored(clients, tmp_path, capsys):
     run, whole = own_run(clients), own_run(clients)
     train(run, 2)
-    with pytest.raises(UnnamedError, match="the model was not made by a function"):
+    with pytest.raises(ValueError, match="the model was not made by a function"):
         run.to_table(tmp_path)
     run.save(tmp_path / "saved")
     assert not (tmp_path / "saved" / "config.toml").exists()
@@ -328,10 +334,10 @@ def test_what_was_replaced_has_no_name_any_more(clients):
     model = jf.models.mf(clients.num_items, dim=4)
     method = jf.algorithms.fedavg(model, optax.sgd(0.3))._replace(server=optax.adam(0.1))
     run = jf.Experiment(clients, model, method, cohort=jf.sampling.uniform(8))
-    with pytest.raises(UnnamedError, match="the algorithm was not made by a function .* or was changed since"):
+    with pytest.raises(ValueError, match="the algorithm was not made by a function .* or was changed since"):
         run.to_table()
     plain = make_run(clients, jf.algorithms.fedavg(model, optax.adamw(0.1)))
-    with pytest.raises(UnnamedError, match="algorithm fedavg has model|client optimiser"):
+    with pytest.raises(ValueError, match="algorithm fedavg has model|client optimiser"):
         plain.to_table()
 
 
@@ -375,4 +381,22 @@ def test_from_config_is_the_run_of_the_command_line(tmp_path):
     assert train_run(config)["params_sha256"] == run.params_sha256
     loaded = jf.load_run(tmp_path / "run")
     same(loaded.params, run.params)
-    assert loaded.recommend(loaded.user_ids[0], 3) == run.recommend(run.user_ids[0], 3)
+    assert loaded.recommend(loaded.latest.user_ids[0], 3) == run.recommend(run.latest.user_ids[0], 3)
+
+
+def test_registered_pieces_are_written_down_with_their_module(clients, tmp_path, monkeypatch):
+    """The command line imports the module, and makes the same run."""
+    (tmp_path / "my_links.py").write_text(
+        "import jaxfed as jf, optax\n"
+        "def scaled(factor: float = 0.5):\n    return jf.at_client(optax.scale(factor))\n"
+        "scaled = jf.register('channel', 'my_scaled', scaled)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_links
+
+    run = make_run(clients, channel=jf.chain(my_links.scaled(0.25), jf.channels.per_row_mean()))
+    train(run, 2)
+    run.save(tmp_path / "saved")
+    assert read_config(tmp_path / "saved")["run"]["imports"] == ["my_links"]
+    assert train_saved(tmp_path / "saved", tmp_path / "new", 2)["params_sha256"] == run.params_sha256
+    del REGISTRY["channel"]["my_scaled"]
