@@ -48,8 +48,9 @@ def test_the_examples_of_extending_run_together(tmp_path):
     made = build_experiment(make_config({"cohort": {"size": 10}, "model": {"dim": 4}}), data)
     model = space["scaled"](data.population.num_items, 1, dim=4)
     keys = make_run_keys(0)
-    plain = space["fedavg"](model.loss, space["optax"].sgd(0.1), model.private)
-    for algorithm in (space["clipped_fedadam"](model, 30), federate(plain, space["damped_mean"](), 30)):
+    sgd = space["optax"].sgd(0.1)
+    methods = space["clipped_fedavg"](model, sgd, bound=0.01), space["fedavg"](model, sgd)
+    for algorithm in (federate(method, space["damped_mean"](), 30) for method in methods):
         state = algorithm.init(model.init(keys.model), keys.memory)
         before = np.asarray(state.shared.params["tables"]["item"].rows)
         state, info = algorithm.step(state, prepare_round(made, 0, 0).cohort, keys.rounds)
@@ -66,8 +67,13 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(README, "python")
     assert len(code.splitlines()) <= 20
-    exec(code, {})
-    assert "update+rows" in capsys.readouterr().out
+    assert code.count("rounds=200, evaluate_every=20") == 1
+    exec(code.replace("rounds=200, evaluate_every=20", "rounds=4, evaluate_every=2"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["2", "4"]
+    assert 0 < float(lines[2].split()[0]) < 1
+    assert lines[2].split()[2] == "None"  # no noise, no epsilon
+    assert (tmp_path / "runs" / "mine" / "config.toml").is_file()
 
 
 @pytest.fixture(scope="module")

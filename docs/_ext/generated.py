@@ -42,7 +42,8 @@ def module_page(folder: str, modules: list[str]) -> str:
     parts = [f"# {folder}\n"]
     for name in [folder, *modules]:
         head = f"\n## {name.rpartition('.')[2]}\n" if name != folder else ""
-        parts.append(f"{head}\n```{{eval-rst}}\n.. automodule:: {name}\n```\n")
+        own = "   :no-members:\n" if name == folder else ""  # a package's names are those of its modules
+        parts.append(f"{head}\n```{{eval-rst}}\n.. automodule:: {name}\n{own}```\n")
     return "".join(parts)
 
 

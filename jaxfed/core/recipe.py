@@ -57,6 +57,7 @@ def named(section: str, name: str = "") -> Callable[[Callable[P, Piece]], Callab
             bound.apply_defaults()
             return put_recipe(piece, Recipe(section, name or function.__name__, dict(bound.arguments), ()))
 
+        make.named_as = section, name or function.__name__  # type: ignore[attr-defined]
         return make
 
     return decorate

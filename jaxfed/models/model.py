@@ -116,7 +116,7 @@ def score_batch(logits: Callable[..., jax.Array], batch: dict[str, jax.Array], k
 
 def from_module(
     module: nn.Module,
-    loss: Loss,
+    loss: Loss | LossName = "bce",
     penalty: Callable[[Tree, Tree], jax.Array] | None = None,
     features: tuple[str, ...] = (),
 ) -> Model:
@@ -127,6 +127,8 @@ def from_module(
     them. Variables are made by `self.variable(collection, name, init)`, so tables may come cut to a client's rows.
     penalty(shared, private) -> [rows]: added to the loss of each example, for the row of its (first) item.
     """
+
+    loss = find_loss(loss) if isinstance(loss, str) else loss
 
     def init(key):
         made = module.init(key, jnp.int32(0), jnp.zeros(1, jnp.int32))

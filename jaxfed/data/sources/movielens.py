@@ -72,7 +72,6 @@ def check_content(data: Dataset) -> Dataset:
     return data._replace(notes=(f"the {what} differ from the MovieLens-100K that our figures were measured on",))
 
 
-@named("data", "ml-100k")
 def encode_users(user: np.ndarray, attributes: dict[str, np.ndarray]) -> Features | None:
     """Age, gender and occupation of each user, from the attributes [n] of the user of each row."""
     one = np.unique(user, return_index=True)[1]  # a row of each user
@@ -81,6 +80,7 @@ def encode_users(user: np.ndarray, attributes: dict[str, np.ndarray]) -> Feature
     return encode_features(known)
 
 
+@named("data", "ml-100k")
 def ml_100k(folder: str = "") -> Dataset:
     """MovieLens-100K: 943 users, 1,682 items, 100,000 ratings in the order of u.data; features: age, gender and
     occupation of users, genres of items.
