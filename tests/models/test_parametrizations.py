@@ -157,7 +157,7 @@ def packed():
     config = make_config(TABLE)
     made = build_experiment(config, load_data(config.data))
     ids, present = made.sampler.draw(0, 0)
-    lengths = made.data.population.activity
+    lengths = made.data.population.num_train
     assert lengths.max() > 4 * lengths.min()
     present = np.array(present)
     present[np.argsort(lengths)[-2]] = False
