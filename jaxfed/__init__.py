@@ -10,36 +10,74 @@ Example:
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
+    from jaxfed import algorithms as algorithms
+    from jaxfed import channels as channels
+    from jaxfed import data as data
+    from jaxfed import models as models
+    from jaxfed import sampling as sampling
+    from jaxfed.config.registry import register as register
+    from jaxfed.config.settings import Evaluation as Evaluation
+    from jaxfed.config.settings import Privacy as Privacy
+    from jaxfed.config.settings import Run as Run
+    from jaxfed.config.stages import Edges as Edges
+    from jaxfed.core.aggregate import SUM as SUM
+    from jaxfed.core.aggregate import Aggregator as Aggregator
+    from jaxfed.core.aggregate import gather_then as gather_then
+    from jaxfed.core.channel import at_client as at_client
+    from jaxfed.core.channel import at_server as at_server
+    from jaxfed.core.channel import chain as chain
+    from jaxfed.core.client_work import Batches as Batches
+    from jaxfed.core.client_work import ClientWork as ClientWork
+    from jaxfed.core.client_work import local_sgd as local_sgd
+    from jaxfed.core.federate import Algorithm as Algorithm
+    from jaxfed.core.federate import federate as federate
+    from jaxfed.core.link import Channel as Channel
+    from jaxfed.core.link import Claims as Claims
+    from jaxfed.core.link import link as link
+    from jaxfed.core.method import Method as Method
+    from jaxfed.core.model import Model as Model
+    from jaxfed.core.parametrization import Parametrization as Parametrization
+    from jaxfed.core.state import State as State
+    from jaxfed.core.tables import Table as Table
+    from jaxfed.core.types import Broadcast as Broadcast
+    from jaxfed.core.types import ClientOutput as ClientOutput
+    from jaxfed.core.types import Cohort as Cohort
+    from jaxfed.core.types import Mean as Mean
+    from jaxfed.core.types import Mechanism as Mechanism
+    from jaxfed.core.types import Sampler as Sampler
+    from jaxfed.data.batching import Batching as Batching
+    from jaxfed.models.model import from_module as from_module
+    from jaxfed.training.experiment import Experiment as Experiment
+    from jaxfed.training.log import Logger as Logger
+    from jaxfed.training.opened_experiment import from_config as from_config
+    from jaxfed.training.opened_experiment import load_run as load_run
+    from jaxfed.training.opened_experiment import train_seeds as train_seeds
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "jaxfed.algorithms.group_rates": ("Rates",),
+    "jaxfed.config.registry": ("register",),
     "jaxfed.config.settings": ("Evaluation", "Privacy", "Run"),
     "jaxfed.config.stages": ("Edges",),
-    "jaxfed.core.parametrization": ("Parametrization",),
-    "jaxfed.core.recipe": ("named",),
-    "jaxfed.config.registry": ("register",),
-    "jaxfed.data.batching": ("Batching",),
-    "jaxfed.data.clients": ("Clients",),
-    "jaxfed.training.experiment": ("Experiment",),
-    "jaxfed.training.log": ("Logger",),
-    "jaxfed.training.saved_experiment": ("from_config", "load_run", "train_seeds"),
     "jaxfed.core.aggregate": ("SUM", "Aggregator", "gather_then"),
     "jaxfed.core.channel": ("at_client", "at_server", "chain"),
-    "jaxfed.core.client": ("client_round", "open_message"),
     "jaxfed.core.client_work": ("Batches", "ClientWork", "local_sgd"),
     "jaxfed.core.federate": ("Algorithm", "federate"),
     "jaxfed.core.link": ("Channel", "Claims", "link"),
     "jaxfed.core.method": ("Method",),
-    "jaxfed.core.server": ("server_round",),
-    "jaxfed.core.state": ("State", "server_model"),
+    "jaxfed.core.model": ("Model",),
+    "jaxfed.core.parametrization": ("Parametrization",),
+    "jaxfed.core.state": ("State",),
     "jaxfed.core.tables": ("Table",),
     "jaxfed.core.types": ("Broadcast", "ClientOutput", "Cohort", "Mean", "Mechanism", "Sampler"),
-    "jaxfed.data.population": ("Population",),
-    "jaxfed.core.model": ("Model",),
+    "jaxfed.data.batching": ("Batching",),
     "jaxfed.models.model": ("from_module",),
+    "jaxfed.training.experiment": ("Experiment",),
+    "jaxfed.training.log": ("Logger",),
+    "jaxfed.training.opened_experiment": ("from_config", "load_run", "train_seeds"),
 }
 _SUBPACKAGES = ("algorithms", "channels", "data", "models", "sampling")
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}

@@ -1,5 +1,6 @@
 """What `import jaxfed` offers."""
 
+import ast
 import doctest
 import importlib
 import subprocess
@@ -17,34 +18,45 @@ PUBLIC = [
     "Aggregator",
     "Algorithm",
     "Batches",
+    "Batching",
     "Broadcast",
     "Channel",
     "Claims",
     "ClientOutput",
     "ClientWork",
     "Cohort",
+    "Edges",
+    "Evaluation",
+    "Experiment",
+    "Logger",
     "Mean",
     "Mechanism",
     "Method",
     "Model",
-    "Population",
+    "Parametrization",
+    "Privacy",
+    "Run",
     "SUM",
     "Sampler",
     "State",
     "Table",
+    "algorithms",
     "at_client",
     "at_server",
     "chain",
-    "client_round",
+    "channels",
+    "data",
     "federate",
-    "from_arrow",
+    "from_config",
     "from_module",
     "gather_then",
     "link",
+    "load_run",
     "local_sgd",
-    "open_message",
-    "server_model",
-    "server_round",
+    "models",
+    "register",
+    "sampling",
+    "train_seeds",
 ]
 
 
@@ -55,6 +67,22 @@ def test_the_public_names_are_these_and_are_there():
         value = getattr(jaxfed, name)
         assert value.__doc__, name
         assert getattr(jaxfed, name) is value
+
+
+@pytest.mark.parametrize("name", ["algorithms", "channels", "data", "models", "sampling"])
+def test_a_subpackage_offers_what_it_says(name):
+    package = getattr(jaxfed, name)
+    assert sorted(package.__all__) == list(package.__all__)
+    for each in package.__all__:
+        assert getattr(package, each).__doc__, each
+
+
+def test_editors_know_every_public_name():
+    """Type checkers do not run `__getattr__`: the imports for them name the same things."""
+    tree = ast.parse((ROOT / "jaxfed" / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    known = {alias.asname for node in block.body for alias in node.names}
+    assert known == {*PUBLIC}
 
 
 def test_another_name_is_an_attribute_error():

@@ -13,7 +13,7 @@ from jaxfed.algorithms.fedrecon import fedrecon
 from jaxfed.algorithms.fedrep import fedrep
 from jaxfed.algorithms.fedsgd import fedsgd
 from jaxfed.algorithms.gpfedrec import gpfedrec
-from jaxfed.algorithms.group_rates import group_rates
+from jaxfed.algorithms.group_rates import Rates, group_rates
 from jaxfed.algorithms.ifca import ifca
 from jaxfed.algorithms.mime import mime
 from jaxfed.algorithms.own_model import keep_own_copy
@@ -21,6 +21,7 @@ from jaxfed.algorithms.qfedavg import qfedavg
 from jaxfed.algorithms.scaffold import scaffold
 
 __all__ = [
+    "Rates",
     "agnostic",
     "apfl",
     "closed_form",

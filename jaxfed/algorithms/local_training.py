@@ -112,7 +112,7 @@ def train_locally(
     Example:
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.train_locally(model, optax.sgd(0.1))
+        >>> method = train_locally(model, optax.sgd(0.1))
     """
     return Method(
         local_steps(model, client_optimizer, by_row, proximal), sends_difference=True, server=server_optimizer

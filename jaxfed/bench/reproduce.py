@@ -145,13 +145,13 @@ def run_figures(plan: PlannedRun, clients: int) -> dict[str, Any]:
 
 def count_clients() -> Callable[[Any], int]:
     """count(config) -> the clients of its data, which are read once."""
-    known: dict[str, int] = {}
+    num_clients: dict[str, int] = {}
 
     def count(config):
         name = json.dumps(config_to_table(config.data), sort_keys=True)
-        if name not in known:
-            known[name] = load_data(config.data).population.num_clients
-        return known[name]
+        if name not in num_clients:
+            num_clients[name] = load_data(config.data).population.num_clients
+        return num_clients[name]
 
     return count
 

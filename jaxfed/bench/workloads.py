@@ -164,16 +164,16 @@ def measure_in_turn(runners: dict[str, Runner], least: int, budget: float) -> di
     second runs a turn that is not counted before each that is: what others left in caches and memory is not theirs.
     """
     times: dict[str, list[float]] = {name: [] for name in runners}
-    wanted, quick = {}, set()
+    turns, quick = {}, set()
     for name, runner in runners.items():
         first = time_rounds(runner, 0)
         quick |= {name} if first < 1 else set()
-        wanted[name] = -(-least // runner.rounds) if first < 1 else int(np.clip(budget / first, 3, least))
-        for turn in range(1, wanted[name] if first < 1 else 2):
+        turns[name] = -(-least // runner.rounds) if first < 1 else int(np.clip(budget / first, 3, least))
+        for turn in range(1, turns[name] if first < 1 else 2):
             runner.go(turn * runner.rounds)
-    for turn in range(max(wanted.values())):
+    for turn in range(max(turns.values())):
         for name, runner in runners.items():
-            if turn < wanted[name]:
+            if turn < turns[name]:
                 if name in quick:
                     runner.go(turn * runner.rounds)
                 times[name].append(time_rounds(runner, turn * runner.rounds))

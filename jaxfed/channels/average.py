@@ -40,8 +40,8 @@ def drop_sums(update: Tree) -> Tree:
 
 def map_averaged(function: Callable[[Tree], Tree], update: Tree) -> Tree:
     """`function` of an update, whose `Summed` parts it does not see and which stay as they are."""
-    done = function(drop_sums(update))
-    return jax.tree.map(lambda new, old: old if is_summed(new) else new, done, update, is_leaf=is_summed)
+    averaged = function(drop_sums(update))
+    return jax.tree.map(lambda new, old: old if is_summed(new) else new, averaged, update, is_leaf=is_summed)
 
 
 @named("channel")

@@ -117,9 +117,6 @@ def adaptive_clip(
             share * (jnp.where(length <= now, 0.5, -0.5) + 0 * length),
         ), client.link_state
 
-    def metrics(update, now, client):
-        return {"clip/clients": Mean(1.0 * (l2_norm(update) > now), 1.0)}
-
     def decode(total, now, round):
         update, within = total
         fraction = jnp.clip(within / share / (count or jnp.maximum(round.present.sum(), 1)) + 0.5, 0, 1)
@@ -131,7 +128,7 @@ def adaptive_clip(
         lambda example: (jnp.float32(bound), ()),
         broadcast=lambda now: now,
         l2_gain=lambda before: math.hypot(1, share / 2),
-        metrics=metrics,
+        metrics=lambda update, now, client: {"clip/clients": Mean(1.0 * (l2_norm(update) > now), 1.0)},
         aggregator=SUM,
         is_average=False,
         reads_cohort_size=not count,

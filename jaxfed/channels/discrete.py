@@ -40,10 +40,10 @@ def draw_discrete_gaussian(key: Key, stddev: float, shape: tuple[int, ...]) -> j
     upper, lower = jax.random.bits(for_high, shape, jnp.uint32), jax.random.bits(for_low, shape, jnp.uint32)
 
     def halve(i, found):  # the number of entries that are not above the random number: a binary search
-        ahead = found + (jnp.int32(1) << (len(table).bit_length() - 1 - i))
-        at = jnp.minimum(ahead, len(table)) - 1
+        beyond = found + (jnp.int32(1) << (len(table).bit_length() - 1 - i))
+        at = jnp.minimum(beyond, len(table)) - 1
         below = (high[at] < upper) | ((high[at] == upper) & (low[at] <= lower))
-        return jnp.where((ahead <= len(table)) & below, ahead, found)
+        return jnp.where((beyond <= len(table)) & below, beyond, found)
 
     distance = jax.lax.fori_loop(0, len(table).bit_length(), halve, jnp.zeros(shape, jnp.int32))
     distance = jnp.minimum(distance, len(table) - 1)

@@ -108,18 +108,15 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
         return [jnp.zeros(x.shape[-1] if has_columns(x, in_table) else ()) for x, in_table in nodes], ()
 
     def decode(total, state, round):
-        nodes, structure = jax.tree.flatten(total, is_leaf=is_table)
-        whole = []
-        for i, (node, dims) in enumerate(zip(nodes, jax.tree.leaves(state), strict=True)):
-            x, in_table = (node.rows, True) if is_table(node) else (node, False)
-            if dims.ndim and cut(dims.size):
-                x = (
-                    (gain or dims.size / rank)
-                    * x
-                    @ draw_directions(dims.size, rank, jax.random.fold_in(round.key, i)).T
-                )
-            whole.append(Table(x) if in_table else x)
-        return jax.tree.unflatten(structure, whole), state, {}
+        sizes = iter(jax.tree.leaves(state))
+
+        def back(x, in_table, key):
+            columns = next(sizes)
+            if not (columns.ndim and cut(columns.size)):
+                return x
+            return (gain or columns.size / rank) * x @ draw_directions(columns.size, rank, key).T
+
+        return map_leaves(back, total, round.key), state, {}
 
     l2_gain = (lambda bound: bound) if 0 < gain <= 1 else None
     return link(encode, decode, init, l2_gain=l2_gain, is_average=False, name="low_rank")

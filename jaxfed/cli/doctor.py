@@ -100,14 +100,14 @@ def device_lines(problems: list[str]) -> list[str]:
 
 def unused_accelerator() -> list[str]:
     """What to do about an accelerator that is here while JAX computes on the CPU."""
-    wanted = os.environ.get("JAX_PLATFORMS", "")
+    platforms = os.environ.get("JAX_PLATFORMS", "")
     for name, extra, places in (
         ("an NVIDIA GPU", "cuda13", ("/dev/nvidia0", "/proc/driver/nvidia/version")),
         ("a TPU", "tpu", ("/dev/accel0",)),
     ):
         if any(Path(place).exists() for place in places):
-            if "cpu" in wanted.split(","):
-                return [f"{name} is here and JAX_PLATFORMS={wanted} hides it: unset JAX_PLATFORMS"]
+            if "cpu" in platforms.split(","):
+                return [f"{name} is here and JAX_PLATFORMS={platforms} hides it: unset JAX_PLATFORMS"]
             if installed_version(plugin := EXTRAS[extra][0]):
                 return [f"{name} is here and JAX does not use it: its driver may be older than {plugin} needs"]
             return [f"{name} is here and JAX computes on the CPU: pip install 'jaxfed[{extra}]'"]

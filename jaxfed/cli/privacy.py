@@ -134,7 +134,7 @@ def probe_command(args: argparse.Namespace, overrides: list[str]) -> None:
 def fill_options(args: argparse.Namespace, overrides: list[str]) -> None:
     """Takes what `calibrate` is not told from its configuration, or the defaults. Raises ValueError with all that is
     missing."""
-    known: dict[str, Any] = {"sampler": "poisson", "accountant": "rdp", "cap": 0}
+    values: dict[str, Any] = {"sampler": "poisson", "accountant": "rdp", "cap": 0}
     if args.config:
         from jaxfed.config.build import load_data
         from jaxfed.config.overrides import override_config
@@ -142,11 +142,11 @@ def fill_options(args: argparse.Namespace, overrides: list[str]) -> None:
 
         config = override_config(read_config(args.config), overrides)
         population = args.population or load_data(config.data).population.num_clients
-        known |= {"population": population, "delta": config.privacy.delta, "rounds": config.rounds}
-        known |= {"sampler": config.cohort.name, "cohort": getattr(config.cohort, "size", 0) or min(128, population)}
-        known |= {"cap": getattr(config.cohort, "cap", 0), "accountant": config.privacy.accountant}
-        known |= {"relation": config.privacy.relation or None}
-    for name, value in known.items():
+        values |= {"population": population, "delta": config.privacy.delta, "rounds": config.rounds}
+        values |= {"sampler": config.cohort.name, "cohort": getattr(config.cohort, "size", 0) or min(128, population)}
+        values |= {"cap": getattr(config.cohort, "cap", 0), "accountant": config.privacy.accountant}
+        values |= {"relation": config.privacy.relation or None}
+    for name, value in values.items():
         if not getattr(args, name) and getattr(args, name) != 0:
             setattr(args, name, value)
     needed = ["epsilon", "delta", "population", "rounds", *(["cohort"] if args.sampler != "everyone" else [])]

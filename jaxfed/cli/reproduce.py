@@ -29,9 +29,9 @@ def add_reproduce_options(command: Any) -> None:
     reproduce.add_argument("--seeds", nargs="+", metavar="SEED", help="run those of a row's seeds only")
     reproduce.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these rows only")
     reproduce.add_argument("--out", metavar="FOLDER", help="folder of the runs (runs/reproduce/TABLE)")
-    there = (CHECKOUT / "pyproject.toml").is_file()
+    is_checkout = (CHECKOUT / "pyproject.toml").is_file()
     files = ("configs/results/ml100k.json", "docs/results/ml100k.md")
-    results, page = (str(CHECKOUT / name) if there else None for name in files)
+    results, page = (str(CHECKOUT / name) if is_checkout else None for name in files)
     reproduce.add_argument("--results", metavar="FILE", default=results, help="the JSON of ml100k")
     reproduce.add_argument("--page", metavar="FILE", default=page, help="the page where the table of ml100k goes")
 

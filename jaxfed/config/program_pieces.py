@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxfed.channels.average import per_row_mean
+from jaxfed.channels.average import mean, per_row_mean
 from jaxfed.config.recipes import Originals
 from jaxfed.config.sections import call_with
 from jaxfed.config.stages import Pieces
+from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
@@ -16,7 +17,7 @@ from jaxfed.sampling.asynchronous import with_clock
 from jaxfed.sampling.choices import MakeClock, MakeSampler, uniform
 
 
-def give_clients(make: Callable[..., Any], clients: Clients, **more: Any) -> Any:
+def call_with_clients(make: Callable[..., Any], clients: Clients, **more: Any) -> Any:
     """What a cohort or a clock that waits for the clients is with these."""
     population = clients.population
     known = {"num_clients": clients.num_clients, "num_train": population.num_train, "names": population.names}
@@ -35,9 +36,11 @@ def check_kinds(clients: Any, model: Any, method: Any) -> None:
 
 
 def default_channel(method: Method) -> Channel:
-    """The mean by row, where a method leaves averaging to the channel; else a link that does nothing."""
-    averages = any(each.claims.is_average or each.aggregator for each in method.links)
-    return link() if averages or method.reads_histories else per_row_mean()
+    """The mean by row, where a method leaves averaging to the channel; the plain mean, where the server reads messages
+    of the method's links one by one; and a link that does nothing, where the method averages or sums by itself."""
+    if method.reads_histories or any(each.claims.is_average or each.aggregator for each in method.links):
+        return link()
+    return mean() if any(each.decode_message for each in method.links) else per_row_mean()
 
 
 def join_pieces(
@@ -62,9 +65,12 @@ def join_pieces(
         ValueError: something is not what it should be.
     """
     check_kinds(clients, model, method)
-    times = give_clients(clock, clients) if clock else None
+    times = call_with_clients(clock, clients) if clock else None
     chosen = cohort or uniform()
-    sampler = chosen if isinstance(chosen, Sampler) else give_clients(chosen, clients, clock=times)
+    sampler = chosen if isinstance(chosen, Sampler) else call_with_clients(chosen, clients, clock=times)
     timed = with_clock(sampler, times, clients.num_clients) if times and not sampler.clock else sampler
+    for name in ("download", "evaluation_channel"):  # a link alone is a chain of one, as in a configuration
+        if settings.get(name) is not None:
+            settings[name] = chain(settings[name])
     pieces = Pieces(clients, model, method, default_channel(method) if channel is None else channel, timed, **settings)
     return pieces, Originals(sampler, times)

@@ -21,10 +21,6 @@ from jaxfed.sampling.clock import Clock
 TABLES = ("interactions", "titles", "user_features", "item_features")  # of a data set in memory
 
 
-class UnnamedError(ValueError):
-    """A piece has no name in configurations."""
-
-
 class Originals(NamedTuple):
     """Pieces as a program handed them over, before they were joined to others."""
 
@@ -44,7 +40,7 @@ def is_same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, np.ndarray | list | tuple) and np.array_equal(a, b)) or bool(np.all(a == b))
 
 
-def spell_piece(section: str, piece: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def describe_piece(section: str, piece: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """The table of a piece: its name and its arguments.
 
     Args:
@@ -53,33 +49,29 @@ def spell_piece(section: str, piece: Any, given: Mapping[str, Any]) -> dict[str,
         given: what a run gives such functions beside what a configuration says.
 
     Raises:
-        UnnamedError: no configuration makes this piece.
+        ValueError: no configuration makes this piece.
     """
     recipe = find_recipe(piece)
     if recipe is None or recipe.section != section:
-        raise UnnamedError(
-            f"the {section} was not made by a function that configurations can name, or was changed since"
-        )
+        raise ValueError(f"the {section} was not made by a function that configurations can name, or was changed since")
     if recipe.name not in REGISTRY[section]:
-        raise UnnamedError(f'the {section} "{recipe.name}" is not registered: see jaxfed.config.registry.register')
+        raise ValueError(f'the {section} "{recipe.name}" is not registered: see jaxfed.config.registry.register')
     known = section_arguments(section, recipe.name)
     table: dict[str, Any] = {"name": recipe.name}
     for key, value in recipe.arguments.items():
         if key in known:
             table[key] = to_plain(value)
-        elif key in given and not is_same(given[key], value):
-            raise UnnamedError(
-                f"the {section} {recipe.name} has {key} = {value}, a configuration gives it {given[key]}"
-            )
+        elif value is not None and key in given and not is_same(given[key], value):
+            raise ValueError(f"the {section} {recipe.name} has {key} = {value}, a configuration gives it {given[key]}")
         elif key not in given and value is not None:
-            raise UnnamedError(f"the {section} {recipe.name} has a {key} that a configuration cannot write down")
+            raise ValueError(f"the {section} {recipe.name} has a {key} that a configuration cannot write down")
     return table
 
 
-def spell_channel(channel: Channel | None, given: Mapping[str, Any], items: np.ndarray) -> list[dict[str, Any]]:
-    """The tables of the links of a channel, in their order. Raises UnnamedError."""
+def describe_channel(channel: Channel | None, given: Mapping[str, Any], items: np.ndarray) -> list[dict[str, Any]]:
+    """The tables of the links of a channel, in their order. Raises ValueError."""
     links = list_links(channel) if channel is not None else ()
-    tables = [spell_piece("channel", each, given) for each in links if not is_empty_link(each)]
+    tables = [describe_piece("channel", each, given) for each in links if not is_empty_link(each)]
     for table in tables:  # a link knows rows, a configuration the names of items
         if "targets" in table:
             table["targets"] = [str(items[row]) for row in table["targets"]]
@@ -91,26 +83,26 @@ def is_empty_link(link: Channel) -> bool:
     return link.claims.recipe is None and not any((link.encode, link.decode, link.decode_message, link.aggregator))
 
 
-def spell_optimizer(optimizer: optax.GradientTransformation, whose: str) -> dict[str, Any]:
-    """The table of an optimiser. Raises UnnamedError."""
+def describe_optimizer(optimizer: optax.GradientTransformation, whose: str) -> dict[str, Any]:
+    """The table of an optimiser. Raises ValueError."""
     table = name_optimizer(optimizer)
     if table is None:
-        raise UnnamedError(
+        raise ValueError(
             f"the {whose} optimiser is none that configurations can name: a function of optax with numbers alone, "
             "such as optax.sgd(0.1), jaxfed.algorithms.group_rates or fedadam"
         )
     return table
 
 
-def spell_data(clients: Clients, folder: Path) -> dict[str, Any]:
+def describe_clients(clients: Clients, folder: Path) -> dict[str, Any]:
     """The [data] section of clients. Tables in memory are written to `folder`, whence a configuration reads them.
 
-    Raises UnnamedError where the clients were not made by `partition` of a data set that `jaxfed.data` read.
+    Raises ValueError where the clients were not made by `partition` of a data set that `jaxfed.data` read.
     """
     recipe = find_recipe(clients)
     source: Recipe | None = recipe.arguments["data"] if recipe else None
     if recipe is None or source is None:
-        raise UnnamedError("the clients were not made by jaxfed.data.partition of a data set that jaxfed.data read")
+        raise ValueError("the clients were not made by jaxfed.data.partition of a data set that jaxfed.data read")
     arguments = source.arguments | source.arguments.get("options", {})
     arguments.pop("options", None)
     name = source.name
@@ -119,9 +111,9 @@ def spell_data(clients: Clients, folder: Path) -> dict[str, Any]:
     elif name == "read":
         name = arguments.pop("kind")
     elif name not in REGISTRY["data"]:
-        raise UnnamedError(f'the data set "{name}" is not registered')
+        raise ValueError(f'the data set "{name}" is not registered')
     known = section_arguments("data", name)
-    table = {key: to_plain(value) for key, value in arguments.items() if key in known}
+    table = {key: to_plain(value) for key, value in arguments.items() if key in known and value is not None}
     options = {key: to_plain(value) for key, value in recipe.arguments.items() if key in BESIDE["data"]}
     return {"name": name, **table, **options}
 
@@ -139,7 +131,7 @@ def write_tables(arguments: dict[str, Any], folder: Path) -> dict[str, str]:
     return paths
 
 
-def spell_config(pieces: Pieces, originals: Originals, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
+def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
     """The table of the configuration that makes the same run.
 
     Args:
@@ -150,7 +142,7 @@ def spell_config(pieces: Pieces, originals: Originals, seed: int, rounds: int, f
         folder: of the run, where tables in memory are written.
 
     Raises:
-        UnnamedError: a piece has no name in configurations; the message says which.
+        ValueError: a piece has no name in configurations; the message says which.
     """
     clients, method, settings = pieces.clients, find_recipe(pieces.method), pieces.evaluation
     everyone = {"num_clients": clients.num_clients, "num_train": clients.population.num_train}
@@ -171,33 +163,50 @@ def spell_config(pieces: Pieces, originals: Originals, seed: int, rounds: int, f
     table: dict[str, Any] = {
         "seed": seed,
         "rounds": rounds,
-        "model": spell_piece("model", pieces.model, sizes | {"vocabulary": clients.vocabulary}),
-        "algorithm": spell_piece("algorithm", pieces.method, given),
+        "model": describe_piece("model", pieces.model, sizes | {"vocabulary": clients.vocabulary}),
+        "algorithm": describe_piece("algorithm", pieces.method, given),
         "work": work,
-        "channel": spell_channel(pieces.channel, run_facts, clients.source.items),
-        "download": spell_channel(pieces.download, run_facts, clients.source.items),
-        "cohort": spell_piece("cohort", originals.sampler, everyone | names),
-        "clock": spell_piece("clock", originals.clock, everyone | names) if originals.clock else {"name": "none"},
-        "evaluation": spell_settings(settings)
-        | {"channel": spell_channel(pieces.evaluation_channel, run_facts, clients.source.items)},
-        "privacy": spell_settings(pieces.privacy),
-        "run": spell_settings(pieces.run),
-        "data": spell_data(clients, folder),
+        "channel": describe_channel(pieces.channel, run_facts, clients.source.items),
+        "download": describe_channel(pieces.download, run_facts, clients.source.items),
+        "cohort": describe_piece("cohort", originals.sampler, everyone | names),
+        "clock": describe_piece("clock", originals.clock, everyone | names) if originals.clock else {"name": "none"},
+        "evaluation": describe_settings(settings)
+        | {"channel": describe_channel(pieces.evaluation_channel, run_facts, clients.source.items)},
+        "privacy": describe_settings(pieces.privacy),
+        "run": describe_settings(pieces.run),
+        "data": describe_clients(clients, folder),
     }
     if pieces.parametrization is not None:
-        table["parametrization"] = spell_piece("parametrization", pieces.parametrization, {"model": pieces.model})
+        table["parametrization"] = describe_piece("parametrization", pieces.parametrization, {"model": pieces.model})
     if "client_optimizer" in optimizers:
-        work["optimizer"] = spell_optimizer(optimizers["client_optimizer"], "client")
+        work["optimizer"] = describe_optimizer(optimizers["client_optimizer"], "client")
     if "server_optimizer" in optimizers:
-        server = spell_optimizer(optimizers["server_optimizer"], "server")
+        server = describe_optimizer(optimizers["server_optimizer"], "server")
         if server.pop("weight_decay", 0.0):
-            raise UnnamedError("the server optimiser decays weights, which a configuration cannot say")
+            raise ValueError("the server optimiser decays weights, which a configuration cannot say")
         edges = {"edges": pieces.edges.number, "edge_rounds": pieces.edges.rounds}
         table["server"] = server | edges | {"lazy": pieces.lazy}
-        table["data"]["deal"] = pieces.edges.seed if pieces.edges.number else table["data"]["deal"]
+        if pieces.edges.number:
+            table["data"]["deal"] = pieces.edges.seed
+    table["run"]["imports"] = sorted({*table["run"]["imports"], *list_modules(table)})
     return table
 
 
-def spell_settings(settings: Any) -> dict[str, Any]:
+def list_modules(table: dict[str, Any]) -> list[str]:
+    """The modules of the functions that a configuration names, those of jaxfed left out.
+
+    Raises ValueError for a function that no module holds.
+    """
+    links = [("channel", each) for key in ("channel", "download") for each in table[key]]
+    links += [("channel", each) for each in table["evaluation"]["channel"]]
+    pieces = [(key, table[key]) for key in ("data", "model", "algorithm", "cohort", "clock")] + links
+    functions = [REGISTRY[section][piece["name"]] for section, piece in pieces]
+    modules = {getattr(each, "func", each).__module__ for each in functions}
+    if "__main__" in modules:
+        raise ValueError("a registered function is defined in the program that runs: move it to a module of its own")
+    return sorted(each for each in modules if each.partition(".")[0] != "jaxfed")
+
+
+def describe_settings(settings: Any) -> dict[str, Any]:
     """A dataclass of settings as a table."""
     return {key: to_plain(value) for key, value in dataclasses.asdict(settings).items() if key != "channel"}

@@ -48,7 +48,7 @@ from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.core import channel
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
-from jaxfed.core.recipe import named
+from jaxfed.core.recipe import P, Piece, named
 from jaxfed.data.batching import Batching
 from jaxfed.data.preparation import PopulationOptions
 from jaxfed.data.sources.files import read_interactions
@@ -276,9 +276,26 @@ REGISTRY: dict[str, dict[str, Callable]] = {
 ALIASES = {("channel", "quantise"): "quantize"}
 
 
-def register(section: str, name: str, function: Callable) -> None:
-    """Adds a function of one's own to what configurations can name; see `plugins`. Raises ValueError for a section that
-    is not there, and for a name that another function has."""
+def register(section: str, name: str, function: Callable[P, Piece]) -> Callable[P, Piece]:
+    """Adds a function of one's own to what configurations can name; see `plugins`.
+
+    Args:
+        section: of a configuration: "model", "algorithm", "channel", "cohort", "data", ...
+        name: what a configuration calls the function.
+        function: its arguments with a default are the keys of that section.
+
+    Returns:
+        The function, which leaves its name in what it makes: `Experiment.save` writes it down.
+
+    Raises:
+        ValueError: there is no such section, or another function has that name.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> def scaled_update(factor: float = 0.5):
+        ...     return jf.at_client(optax.scale(factor))
+        >>> scaled_update = jf.register("channel", "scaled_update", scaled_update)
+    """
     if section not in REGISTRY:
         raise ValueError(f"register: no section {section!r}: choose one of {', '.join(REGISTRY)}")
     taken, new = (
@@ -288,6 +305,7 @@ def register(section: str, name: str, function: Callable) -> None:
     if taken != new:
         raise ValueError(f"register: the {section} {name!r} is there already: choose another name")
     REGISTRY[section][name] = function
+    return named(section, name)(function)
 
 
 class WorkOptions(NamedTuple):

@@ -82,7 +82,8 @@ def fit_model(model: Model, population: Population, table_rows: int) -> Model:
     rows, items = num_rows((shapes, model.frozen)), population.num_items
     if rows not in (0, table_rows):
         raise ValueError(
-            f"the model has tables of {rows:,} rows, the clients {items:,} items: make it of {table_rows:,}"
+            f"the model has tables of {rows:,} rows, the clients have {items:,} items: make the model with "
+            f"num_items={table_rows}"
         )
     of_item: tuple = ()
     if model.features:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import Recipe
 from jaxfed.core.tables import clear_padding, num_rows, take_rows
 from jaxfed.core.tree import to_compute_dtype
 from jaxfed.core.types import Key, Tree
@@ -41,6 +42,7 @@ class Parametrization(NamedTuple):
 
     init: Callable[[Key], Tree]
     forward: Callable[[Tree, jax.Array | None], Tree]
+    recipe: Recipe | None = None  # the call that made it
 
 
 def apply_parametrization(parametrization: Parametrization | None, theta: Tree) -> Tree:

@@ -55,26 +55,26 @@ def named(section: str, name: str = "") -> Callable[[Callable[P, Piece]], Callab
             piece = function(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            return leave_recipe(piece, Recipe(section, name or function.__name__, dict(bound.arguments), ()))
+            return put_recipe(piece, Recipe(section, name or function.__name__, dict(bound.arguments), ()))
 
         return make
 
     return decorate
 
 
-def leave_recipe(piece: Any, recipe: Recipe) -> Any:
+def put_recipe(piece: Any, recipe: Recipe) -> Any:
     """The same piece with the recipe in it; a transform of optax, which has no room, has it at its `update`."""
     if isinstance(piece, optax.GradientTransformation):
         piece.update.recipe = recipe._replace(made=tuple(piece))
         return piece
     if hasattr(piece, "claims"):
-        return piece._replace(claims=piece.claims._replace(recipe=recipe._replace(made=strip_recipe(piece))))
+        return piece._replace(claims=piece.claims._replace(recipe=recipe._replace(made=drop_recipe(piece))))
     if hasattr(piece, "recipe"):
-        return piece._replace(recipe=recipe._replace(made=strip_recipe(piece)))
+        return piece._replace(recipe=recipe._replace(made=drop_recipe(piece)))
     return piece
 
 
-def strip_recipe(piece: Any) -> tuple:
+def drop_recipe(piece: Any) -> tuple:
     """The fields of a piece, those of its claims among them, without its recipe."""
     if isinstance(piece, optax.GradientTransformation):
         return tuple(piece)
@@ -91,6 +91,6 @@ def find_recipe(piece: Any) -> Recipe | None:
         recipe = piece.claims.recipe if hasattr(piece, "claims") else getattr(piece, "recipe", None)
     if recipe is None:
         return None
-    now = strip_recipe(piece)
+    now = drop_recipe(piece)
     same = len(now) == len(recipe.made) and all(a is b for a, b in zip(now, recipe.made, strict=True))
     return recipe if same else None

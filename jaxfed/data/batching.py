@@ -148,7 +148,7 @@ def sample_untouched_items(population: Population, users: np.ndarray, draws: int
     begin, most = population.span(users)
     row = np.repeat(np.arange(len(users)), draws)
     num_untouched = (most - touched.counts)[row]
-    wanted, out = np.minimum(num_untouched, size), np.full((len(row), size), items, np.int32)
+    counts, out = np.minimum(num_untouched, size), np.full((len(row), size), items, np.int32)
     left, length = np.arange(len(row)), 2 * size
     while len(left):  # the first distinct numbers of a stream, of a longer one where they are too few
         raw = client_random_numbers(
@@ -159,8 +159,8 @@ def sample_untouched_items(population: Population, users: np.ndarray, draws: int
         new = np.zeros(len(order), bool)
         new[order[np.diff(pair, prepend=-1) != 0]] = True
         rank = np.cumsum(new.reshape(len(left), length), 1)
-        full = rank[:, -1] >= wanted[left]
-        kept = (new.reshape(rank.shape) & (rank <= wanted[left][:, None]) & full[:, None]).ravel()
+        full = rank[:, -1] >= counts[left]
+        kept = (new.reshape(rank.shape) & (rank <= counts[left][:, None]) & full[:, None]).ravel()
         at, r = np.repeat(left, length)[kept], r[kept]
         before = np.searchsorted(gaps, row[at] * (items + 1) + r, "right") - touched.start[row[at]]
         place = r + before

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
-from jaxfed.core.recipe import Recipe, find_recipe, leave_recipe
+from jaxfed.core.recipe import Recipe, find_recipe, put_recipe
 from jaxfed.data.interactions import Dataset, data_digest
 from jaxfed.data.population import Population
 from jaxfed.data.preparation import prepare_population
@@ -97,4 +97,4 @@ def partition(data: Dataset, by: str = "user", split: SplitName = "leave-one-out
     recipe = find_recipe(data)
     clients = make_clients(data, **asked)
     arguments = asked | {"data": recipe._replace(made=()) if recipe else None}
-    return leave_recipe(clients, Recipe("clients", "partition", arguments, ()))
+    return put_recipe(clients, Recipe("clients", "partition", arguments, ()))

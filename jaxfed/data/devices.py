@@ -17,8 +17,8 @@ def column_kinds(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
     if column == "device" and column not in data.columns:
         raise ValueError("data.merge: devices dealt at random need none: leave data.merge out, or name a column")
     if column not in data.columns:
-        known = shorten_list(["user", "silo", "device", *(name for name in data.columns if name != CLIENT)])
-        raise ValueError(f"clients by {excerpt(column)}: the data have no such column; choose one of {known}")
+        choices = shorten_list(["user", "silo", "device", *(name for name in data.columns if name != CLIENT)])
+        raise ValueError(f"clients by {excerpt(column)}: the data have no such column; choose one of {choices}")
     return np.unique(data.columns[column].astype(str), return_inverse=True)
 
 

@@ -52,13 +52,13 @@ def split_words(column: np.ndarray, parts: str = PARTS) -> tuple[np.ndarray, np.
 
 def quantile_buckets(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The same of numbers, NaN where missing: quantile buckets, named by the least value in them."""
-    there = np.isfinite(column)
-    values = np.unique(column[there])
+    present = np.isfinite(column)
+    values = np.unique(column[present])
     edges = values
     if len(values) > BUCKETS:
-        edges = np.unique(np.quantile(column[there], np.arange(BUCKETS) / BUCKETS, method="higher"))
-    value = np.where(there, np.searchsorted(edges, column, "right") - 1, len(edges))
-    return np.arange(len(column)), value, [f"{edge:g}" for edge in edges] + ([] if there.all() else [""])
+        edges = np.unique(np.quantile(column[present], np.arange(BUCKETS) / BUCKETS, method="higher"))
+    value = np.where(present, np.searchsorted(edges, column, "right") - 1, len(edges))
+    return np.arange(len(column)), value, [f"{edge:g}" for edge in edges] + ([] if present.all() else [""])
 
 
 def encode_features(columns: dict[str, np.ndarray], parts: Mapping[str, str] | None = None) -> Features | None:

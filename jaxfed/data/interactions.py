@@ -65,12 +65,12 @@ def whole_numbers(names: np.ndarray) -> np.ndarray | None:
 def item_numbers(items: np.ndarray, names: Sequence[str], where: str) -> np.ndarray:
     """int64 [len(names)]: the numbers of items [N] by their names. Raises ValueError, which begins with `where`, for
     one that is not there."""
-    known = {name: number for number, name in enumerate(items.tolist())} if len(names) else {}
-    if missing := [name for name in names if name not in known]:
+    numbers = {name: number for number, name in enumerate(items.tolist())} if len(names) else {}
+    if missing := [name for name in names if name not in numbers]:
         raise ValueError(
             f'{where}: no item "{shorten(missing[0])}" in the data; ids are those of the source, in quotes'
         )
-    return np.array([known[name] for name in names], np.int64)
+    return np.array([numbers[name] for name in names], np.int64)
 
 
 def data_digest(data: Dataset, features: bool = False) -> str:
@@ -87,10 +87,10 @@ def data_digest(data: Dataset, features: bool = False) -> str:
         sha.update(np.ascontiguousarray(values, dtype).tobytes() + b";")
     if data.ties_in_order and has_equal_times(data.interactions):
         sha.update(b"ties in order;")
-    for known in (data.user_features, data.item_features) if features else ():
-        if known is not None:
-            sha.update("\n".join(known.names.tolist()).encode() + b";")
-            sha.update(np.ascontiguousarray(known.numbers, "<i4").tobytes() + b";")
+    for table in (data.user_features, data.item_features) if features else ():
+        if table is not None:
+            sha.update("\n".join(table.names.tolist()).encode() + b";")
+            sha.update(np.ascontiguousarray(table.numbers, "<i4").tobytes() + b";")
     return sha.hexdigest()
 
 

@@ -175,7 +175,7 @@ def pack_cohort(
     present: np.ndarray,
     seed: int,
     round: int,
-    union: Callable[[np.ndarray], np.ndarray] = lambda there: there,
+    union: Callable[[np.ndarray], np.ndarray] = lambda is_held: is_held,
 ) -> Cohort:
     """A cohort with its data for one round. ids int [M]: past the end is an empty slot; present bool [M].
 
@@ -194,7 +194,7 @@ def empty_cohort(population: Population, batching: Batching, shapes: BlockShapes
     blocks = [block_shape(shapes, *kind) for kind in shapes.kinds]
     every = BlockPlan(none, blocks, none, none, none)
     return pack_planned(
-        population, batching, shapes, ids, np.zeros(shapes.slots, bool), every, 0, 0, lambda there: there
+        population, batching, shapes, ids, np.zeros(shapes.slots, bool), every, 0, 0, lambda is_held: is_held
     )
 
 

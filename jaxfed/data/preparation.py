@@ -134,9 +134,9 @@ def note_ties(data: Dataset, parts: Split) -> tuple[str, ...]:
         if data.ties_in_order
         else "the earliest row counts as the latest, as published)"
     )
-    held = int((parts.part != TRAIN).sum())
+    num_held_out = int((parts.part != TRAIN).sum())
     same = "have the same time as another row of that user"
-    note = f"{parts.by_ties:,} of {held:,} held-out items {same}: the order of rows decided ({rule}"
+    note = f"{parts.by_ties:,} of {num_held_out:,} held-out items {same}: the order of rows decided ({rule}"
     return (note,) if parts.by_ties else ()
 
 
@@ -205,12 +205,13 @@ class PopulationOptions(NamedTuple):
         return "devices" if self.clients == "device" else self.merge
 
 
-def prepare_population(data: Dataset, **options: Any) -> tuple[Dataset, Population]:
+def prepare_population(data: Dataset, clients: str = "user", **options: Any) -> tuple[Dataset, Population]:
     """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
 
     Args:
         data: The data set as it came.
-        options: Fields of `PopulationOptions`, by name.
+        clients: Who a client is, as in `PopulationOptions`.
+        options: Its other fields, by name.
 
     Returns:
         The data set, numbered like the users of the population, cold ones still among them, with notes on all that was
@@ -219,7 +220,7 @@ def prepare_population(data: Dataset, **options: Any) -> tuple[Dataset, Populati
     Raises:
         ValueError: options do not go together, or with these data.
     """
-    chosen = PopulationOptions(**options)
+    chosen = PopulationOptions(clients, **options)
     if chosen.label != "implicit" and chosen.protocol == "compat-pfedrec":
         raise ValueError(
             f'data.label = "{chosen.label}": no negatives are drawn that could leak: take another data.protocol'
@@ -236,8 +237,8 @@ def prepare_population(data: Dataset, **options: Any) -> tuple[Dataset, Populati
     data = add_notes(data, *note_ties(data, parts))
     population = make_population(data, parts, names, chosen.label, chosen.threshold)
     if chosen.label_flip:
-        clients = np.arange(population.num_clients)
-        population = population._replace(label_flipped=is_malicious(clients, chosen.malicious, chosen.malice))
+        flipped = is_malicious(np.arange(population.num_clients), chosen.malicious, chosen.malice)
+        population = population._replace(label_flipped=flipped)
     data, population = split_by_kind(data, population, parts, chosen)
     data = add_notes(data, *note_few_candidates(population.asked))
     if chosen.cold:

@@ -60,8 +60,8 @@ def split_histories(data: Dataset, protocol: Protocol = "loo-clean", ratio: tupl
         valid, test = (np.maximum((share * count).astype(np.int64), 1) for share in ratio)
         test = np.minimum(test, count - 2)
         valid = np.minimum(valid, count - test - 1)
-    held = np.where(from_end < test[user], TEST, VALID)
-    part = np.where(from_end < (test + valid)[user], held, TRAIN).astype(np.int8)
+    held_out_part = np.where(from_end < test[user], TEST, VALID)
+    part = np.where(from_end < (test + valid)[user], held_out_part, TRAIN).astype(np.int8)
     return Split(part, order, protocol == "compat-pfedrec", count_decided_by_ties(data, part[order], order))
 
 

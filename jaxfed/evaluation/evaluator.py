@@ -87,28 +87,28 @@ class ClientSums(NamedTuple):
 def make_client_sums(
     model: Model, place_on: Placement, promoted: np.ndarray, views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]]
 ) -> Callable[..., ClientSums]:
-    """Builds look(shared, private, frozen, asked, own, label): what clients compute of some users, on all devices.
+    """Builds look(shared, private, frozen, batch, own, label): what clients compute of some users, on all devices.
 
     own: the clients' private parts [m, ...]; None: they are read from `private`.
     """
 
     @one_in_flight
     @partial(jax.jit, static_argnums=5)
-    def look(shared, private, frozen, asked, own, label):
+    def look(shared, private, frozen, batch, own, label):
         if own is None:
-            own = jax.tree.map(lambda x: x.at[asked.client].get(mode="fill", fill_value=0), private)
+            own = jax.tree.map(lambda x: x.at[batch.client].get(mode="fill", fill_value=0), private)
 
-        def client(own, asked):
-            users = asked[EvalBatch._fields.index("user") :]
+        def client(own, batch):
+            users = batch[EvalBatch._fields.index("user") :]
             found: dict[str, Mean] = {}
             for name, view in views.items():
                 params, part = view(shared, own)
-                ask = partial(user_metrics, model, with_frozen(params, frozen), part, promoted, label=label)
-                each = jax.vmap(lambda *one, ask=ask: ask(*one))(*users)
+                metrics_of_user = partial(user_metrics, model, with_frozen(params, frozen), part, promoted, label=label)
+                each = jax.vmap(lambda *one, metrics_of_user=metrics_of_user: metrics_of_user(*one))(*users)
                 found |= {f"{name}/{metric}".lstrip("/"): value for metric, value in each.items()}
             return jax.tree.map(lambda x: x.sum(0), found)
 
-        return place_on.together(ClientSums(jax.vmap(client)(own, asked), asked.client, asked.num_train, asked.decile))
+        return place_on.together(ClientSums(jax.vmap(client)(own, batch), batch.client, batch.num_train, batch.decile))
 
     return look
 
@@ -170,7 +170,7 @@ def make_evaluator(
         total, store, private = (None, private, ()) if on_host(private) else (None, None, private)
         for group in make_eval_batches(exam):
             own = None if store is None else place_on.block(read_clients(store, group[0].client))
-            each = [client_sums(shared, private, frozen, place_on.block(asked), own, exam.label) for asked in group]
+            each = [client_sums(shared, private, frozen, place_on.block(batch), own, exam.label) for batch in group]
             clients = each[0]._replace(sums=reduce(add, (some.sums for some in each)))
             part, state = message_sum(clients, exam.num_clients, exam.cohort, key)
             total = part if total is None else add(total, part)

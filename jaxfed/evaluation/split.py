@@ -151,10 +151,10 @@ def other_domains_items(population: Population, users: np.ndarray) -> Ragged:
     return Ragged(population.domains.items[at], np.concatenate([[0], np.cumsum(rest)]))
 
 
-def map_to_homes(asked: EvalSplit, population: Population) -> EvalSplit:
+def map_to_homes(split: EvalSplit, population: Population) -> EvalSplit:
     """The same questions, each put to the client that holds the private part of who is asked: the first device."""
     homes = population.homes
-    return asked._replace(num_clients=population.num_clients, who=homes[asked.who], cohort=homes[asked.cohort])
+    return split._replace(num_clients=population.num_clients, who=homes[split.who], cohort=homes[split.cohort])
 
 
 def empty_lists(users: int, dtype: type = np.int32) -> Ragged:

@@ -7,14 +7,17 @@ from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.model import from_module
 from jaxfed.models.neural import fedrap, neumf, pfedrec
+from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
 
 __all__ = [
     "ease",
     "fedrap",
     "fm",
     "from_module",
+    "hashed_tables",
     "ials",
     "item_knn",
+    "low_rank_tables",
     "metamf",
     "mf",
     "neumf",

@@ -107,8 +107,8 @@ def fm(
     check_positive("model.dim", dim)
     sizes = vocabulary or (0, 0)
     sides = known_sides(features, sizes)
-    known = {side: size for side, size in zip(("user", "item"), sizes, strict=True) if side in sides}
-    module = FactorizationMachine(num_items, num_users, dim, init_scale, table_dtype, known)
+    known_vocabulary = {side: size for side, size in zip(("user", "item"), sizes, strict=True) if side in sides}
+    module = FactorizationMachine(num_items, num_users, dim, init_scale, table_dtype, known_vocabulary)
     return from_module(module, find_loss(loss), features=sides)
 
 
@@ -180,6 +180,6 @@ def two_tower(
     check_positive("model.hidden", *hidden, 1)
     sizes = vocabulary or (0, 0)
     sides = known_sides(features, sizes)
-    known = {side: size for side, size in zip(("user", "item"), sizes, strict=True) if side in sides}
-    module = TwoTower(num_items, num_users, dim, tuple(hidden), init_scale, bias, table_dtype, known)
+    known_vocabulary = {side: size for side, size in zip(("user", "item"), sizes, strict=True) if side in sides}
+    module = TwoTower(num_items, num_users, dim, tuple(hidden), init_scale, bias, table_dtype, known_vocabulary)
     return from_module(module, find_loss(loss), features=sides)

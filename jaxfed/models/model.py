@@ -113,6 +113,18 @@ def make_frozen(module: nn.Module) -> Tree:
     return jax.jit(make)(key) if jax.tree.leaves(jax.eval_shape(make, key)) else ()
 
 
+def score_batch(logits: Callable[..., jax.Array], batch: dict[str, jax.Array], known: tuple) -> list[jax.Array]:
+    """The logits of a batch's items and of those that they are compared with, as far as it has them; else of all rows.
+
+    logits(user, item, *known): item None is every row once.
+    """
+    names = [name for name in ("item", "other") if name in batch]
+    if "user" in batch:
+        return [logits(batch["user"], batch[name], *known) for name in names]
+    every = logits(jnp.int32(0), None, *known)  # one user: a row's logit is computed once, then picked
+    return [every[batch[name]] for name in names] or [every]
+
+
 def from_module(
     module: nn.Module,
     loss: Loss,
@@ -144,12 +156,7 @@ def from_module(
 
     def value(shared, private, batch):
         known = (batch.get("user_features"), batch.get("item_features")) if features else ()
-        if "user" in batch:
-            names = [name for name in ("item", "other") if name in batch]
-            at = [logits(shared, private, batch["user"], batch[name], *known) for name in names]
-        else:  # one user: a row's logit is computed once, then picked
-            every = score(shared, private, jnp.int32(0), *known)
-            at = [every[batch[name]] for name in ("item", "other") if name in batch] or [every]
+        at = score_batch(partial(logits, shared, private), batch, known)
         each = loss.value(at[0] - at[1]) if loss.pairwise else loss.value(at[0], batch["label"])
         if penalty:
             more = penalty(unwrap(shared), unwrap(private))

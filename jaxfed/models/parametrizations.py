@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxfed.core.model import Model
 from jaxfed.core.parametrization import Parametrization
+from jaxfed.core.recipe import named
 from jaxfed.core.tables import Table, is_table, take_rows
 from jaxfed.core.types import Key, Tree
 
@@ -49,6 +50,7 @@ class FactoredTable(NamedTuple):
     basis: jax.Array  # [r, ...]
 
 
+@named("parametrization", "low_rank")
 def low_rank_tables(model: Model, rank: int = 8) -> Parametrization:
     """Each table of item vectors [N, d] is a product A B of a table A [N, r] and a matrix B [r, d].
 
@@ -116,6 +118,7 @@ def hash_rows(ids: jax.Array, multiplier: int, offset: int, buckets: int) -> jax
     return ((mixed ^ (mixed >> 16)) % jnp.uint32(buckets)).astype(jnp.int32)
 
 
+@named("parametrization", "hashed")
 def hashed_tables(model: Model, buckets: int = 1024, hashes: int = 2, seed: int = 0) -> Parametrization:
     """Each row of a table of item vectors is a sum of rows of a table of `buckets` rows, by hashes of its number.
 

@@ -145,16 +145,16 @@ def compute_spent(
     if accountant not in ACCOUNTANTS:
         raise ValueError(f'no accountant "{accountant}": give {" or ".join(ACCOUNTANTS)}')
     notes = list_remarks(mechanisms, sampling, rounds, delta)
-    wanted = accountant == "pld" and mechanisms and rounds
+    by_loss = accountant == "pld" and mechanisms and rounds
     mechanisms = round_faint_noise(mechanisms)
-    loss = epsilon_by_loss(mechanisms, sampling, rounds, delta, relation) if wanted else None
+    loss = epsilon_by_loss(mechanisms, sampling, rounds, delta, relation) if by_loss else None
     try:
         figure = make_ledger(mechanisms, sampling, delta, relation)(rounds)
     except ValueError:
         if loss is None and not (is_amplified(mechanisms, sampling) and is_faint(mechanisms, relation)):
             raise
         figure = math.inf
-    if wanted and loss is None:
+    if by_loss and loss is None:
         notes.append("no privacy loss distribution is known for this: the figure is that of RDP")
     if loss is not None and loss <= figure:
         return PrivacySpent(loss, delta, "pld", relation, "; ".join(notes))

@@ -5,31 +5,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from jaxfed.config.build import RunParts, build_parts, load_data
 from jaxfed.config.program_pieces import join_pieces
-from jaxfed.config.recipes import Originals, spell_config
+from jaxfed.config.recipes import Originals, describe_config
+from jaxfed.config.schema import config_to_table
 from jaxfed.config.sections import make_pieces
 from jaxfed.config.settings import Evaluation, Privacy, Run
 from jaxfed.config.stages import Edges
-from jaxfed.core.excerpt import shorten
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
 from jaxfed.core.parametrization import Parametrization
-from jaxfed.core.tables import unwrap
 from jaxfed.core.types import Sampler, Tree
 from jaxfed.data.batching import Batching
 from jaxfed.data.clients import Clients
 from jaxfed.sampling.choices import MakeClock, MakeSampler
 from jaxfed.training.log import Logger
 from jaxfed.training.loop import check_select
-from jaxfed.training.recommend import locate_user, score_items, selected_view
-from jaxfed.training.rounds import Progress, evaluate_model, initial_arrays, make_run_keys, mark_leaky, scored_model
+from jaxfed.training.rounds import Progress, initial_arrays, make_run_keys, scored_model
+from jaxfed.training.saved_session import restore_session, save_session
 from jaxfed.training.session import Hooks, Session, Settings, round_seed, train_until_evaluated
 from jaxfed.training.summary import bytes_per_client, params_digest, privacy_record
+from jaxfed.training.trained_model import TrainedModel
 
 UNNAMED = "a run of pieces without names"
 
@@ -148,7 +145,7 @@ class Experiment:
                 asked for before, or as the configuration says.
             evaluate_every: rounds between evaluations on validation. 0: as `evaluation.every` says.
             callbacks: called with each row.
-            loggers: told each row, see `Logger`.
+            loggers: told each row, see `Logger`, and closed when the loop ends or is left.
 
         Returns:
             An iterator of rows: {name: number or word}, as in a run's metrics.jsonl; see `jaxfed.training.records`.
@@ -170,32 +167,39 @@ class Experiment:
             for callback in (*callbacks, *(logger.log_row for logger in loggers)):
                 callback(row)
 
-        return train_until_evaluated(session, Hooks(log_row=tell))
+        try:
+            yield from train_until_evaluated(session, Hooks(log_row=tell))
+        finally:
+            for logger in loggers:
+                logger.close()
 
-    def evaluate(self, part: str = "test", best: bool = True) -> dict[str, float]:
-        """Figures of a model on held-out items.
+    @property
+    def latest(self) -> TrainedModel:
+        """The model as it stands."""
+        return self._trained(*scored_model(self._session.parts, self._session.state))
 
-        Args:
-            part: "val" or "test".
-            best: the model of the best evaluation so far; False, or where there was none: the model as it stands.
+    @property
+    def best(self) -> TrainedModel:
+        """The model of the best evaluation so far; where there was none, as it stands."""
+        return self._trained(*self._session.best) if self.best_round else self.latest
 
-        Returns:
-            {name: figure}, such as "test/full/ndcg@10".
+    def _trained(self, shared: Tree, private: Tree) -> TrainedModel:
+        settings = self._session.settings
+        key = make_run_keys(settings.seed).evaluation
+        return TrainedModel(self._session.parts, shared, private, settings.evaluation.select, key)
 
-        Raises:
-            ValueError: there is no such part.
-        """
-        parts = self._session.parts
-        if part not in ("val", "test"):
-            raise ValueError(f"evaluate: no part {shorten(part)!r}: choose val or test")
-        key = make_run_keys(self._session.settings.seed).evaluation
-        return mark_leaky(parts, evaluate_model(parts, self._model(best), part, key))
+    def evaluate(self, part: str = "test") -> dict[str, Any]:
+        """Figures of the best model on "val" or "test", see `TrainedModel.evaluate`."""
+        return self.best.evaluate(part)
 
-    def _model(self, best: bool) -> tuple[Tree, Tree]:
-        """(shared parameters, the clients' private parts)."""
-        session = self._session
-        found = best and session.progress.best_round
-        return session.best if found else scored_model(session.parts, session.state)
+    def recommend(self, user: str | int, k: int = 10) -> list[tuple[str, str, float]]:
+        """[(id, title, score)] of the best model for a user, see `TrainedModel.recommend`."""
+        return self.best.recommend(user, k)
+
+    @property
+    def params(self) -> Any:
+        """The server's model as it stands, as NumPy arrays, see `TrainedModel.params`."""
+        return self.latest.params
 
     @property
     def round(self) -> int:
@@ -206,56 +210,6 @@ class Experiment:
     def best_round(self) -> int:
         """The round of the best evaluation so far; 0: there was none."""
         return self._session.progress.best_round
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The server's model as it stands: {"params": ..., "tables": {name: [num_items, ...]}} of NumPy arrays."""
-        return self.get_params()
-
-    def get_params(self, best: bool = False) -> dict[str, Any]:
-        """The server's model as NumPy arrays, rows of tables in the order of `item_ids`.
-
-        Args:
-            best: the model of the best evaluation, in place of the model as it stands.
-
-        Returns:
-            {"params": ..., "tables": {name: [num_items, ...]}}.
-        """
-        items = self._session.parts.data.num_items
-        plain = jax.tree.map(np.asarray, unwrap(self._model(best)[0]))
-        if isinstance(plain, dict) and "tables" in plain:
-            return {**plain, "tables": jax.tree.map(lambda x: x[:items], plain["tables"])}
-        return plain
-
-    def get_user_params(self, user: str | int, best: bool = False) -> Any:
-        """What the client of a user keeps to itself, as NumPy arrays.
-
-        In a simulation one can look; in a deployment nobody but the client can.
-
-        Args:
-            user: the user's id in the data.
-            best: of the best evaluation, in place of the last round.
-
-        Returns:
-            The private part of the model, as the method keeps it.
-
-        Raises:
-            ValueError: there is no such user.
-        """
-        place = locate_user(self._session.parts.data.population, str(user), None)
-        if place.home is None:
-            raise ValueError(f"user {shorten(str(user))} never takes part (data.cold): nothing is kept")
-        return jax.tree.map(lambda x: np.asarray(x[place.home]), unwrap(self._model(best)[1]))
-
-    @property
-    def item_ids(self) -> np.ndarray:
-        """str [num_items]: the data's own ids, in the order of the rows of tables."""
-        return self._session.parts.data.source.items
-
-    @property
-    def user_ids(self) -> np.ndarray:
-        """str [users]: the data's own ids of all who are evaluated."""
-        return self._session.parts.data.population.asked.user_names
 
     @property
     def bytes_up_per_client(self) -> int:
@@ -276,32 +230,6 @@ class Experiment:
     def params_sha256(self) -> str:
         """SHA-256 of the model and of what clients keep of it, as `summary.json` has it."""
         return params_digest(self._session)
-
-    def recommend(self, user: str | int, k: int = 10, best: bool = True) -> list[tuple[str, str, float]]:
-        """The items that a model scores highest for a user, those left out that the user had.
-
-        Args:
-            user: the user's id in the data.
-            k: how many.
-            best: by the model of the best evaluation.
-
-        Returns:
-            [(id, title, score)], the highest first; the title is "" where there is none.
-
-        Raises:
-            ValueError: there is no such user.
-        """
-        parts = self._session.parts
-        place = locate_user(parts.data.population, str(user), None)
-        view = selected_view(parts, self._session.settings.evaluation.select)
-        scores = score_items(parts, self._model(best), place, view)
-        top = np.argsort(-scores, kind="stable")[:k]
-        items, titles = parts.data.source.items, parts.data.source.titles
-        return [
-            (str(items[i]), "" if titles is None else str(titles[i]), float(scores[i]))
-            for i in top
-            if np.isfinite(scores[i])
-        ]
 
     def with_seed(self, seed: int) -> "Experiment":
         """The same experiment with another seed, before its first round. It shares what was compiled.
@@ -329,12 +257,10 @@ class Experiment:
             The table.
 
         Raises:
-            UnnamedError: a ValueError that says which piece configurations cannot name.
+            ValueError: configurations cannot name a piece: the message says which.
         """
         settings = self._session.settings
         if self._originals is None:
-            from jaxfed.config.schema import config_to_table
-
             changed = replace(
                 self._config,
                 seed=settings.seed,
@@ -343,7 +269,7 @@ class Experiment:
             )
             return config_to_table(changed)
         pieces = self._pieces._replace(evaluation=settings.evaluation)
-        return spell_config(pieces, self._originals, settings.seed, max(settings.rounds, 1), Path(folder))
+        return describe_config(pieces, self._originals, settings.seed, max(settings.rounds, 1), Path(folder))
 
     def save(self, folder: str | Path) -> None:
         """Writes the run to a folder, as `jaxfed train` does: its configuration, rows and a checkpoint.
@@ -358,9 +284,8 @@ class Experiment:
         Raises:
             ValueError: the folder holds something else.
         """
-        from jaxfed.training.saved_experiment import save_session  # which opens experiments
-
-        save_session(self, Path(folder))
+        save_session(self._session, self.rows, self.to_table, Path(folder), self._folder)
+        self._folder = Path(folder).absolute()
 
     def restore(self, folder: str | Path) -> None:
         """Goes on from where a run of the same pieces was saved.
@@ -371,6 +296,5 @@ class Experiment:
         Raises:
             ValueError: there is no sound checkpoint, or it is of other pieces or data.
         """
-        from jaxfed.training.saved_experiment import restore_session  # which opens experiments
-
-        restore_session(self, Path(folder))
+        self.rows = restore_session(self._session, Path(folder))
+        self._folder = Path(folder).absolute()

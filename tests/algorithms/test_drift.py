@@ -359,7 +359,7 @@ def test_a_second_round_of_agnostic_weighs_by_what_the_first_left():
     """By hand: a client weighs lambda_g n / N_g, of which a round forgets a fifth of N_g and keeps all of lambda_g."""
     rate, forget, group = 0.1, 0.2, np.arange(N) // (N // 2)  # by train interactions, which is the client's number
     cohort = dense_cohort()
-    cohort = cohort._replace(blocks=(cohort.blocks[0]._replace(activity=IDS.astype(np.float32)),))
+    cohort = cohort._replace(blocks=(cohort.blocks[0]._replace(num_train=IDS.astype(np.float32)),))
     algorithm = federate(Method(local_steps(loss_model(mse), SGD)), agnostic_mean(np.arange(N), 2, rate, forget), N)
     state, _ = run(algorithm, cohort, DENSE, 2)
     start, lam, share, mine = flat(DENSE), np.full(2, 0.5), np.full(2, 0.5), group[IDS]

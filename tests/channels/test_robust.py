@@ -444,9 +444,9 @@ SOURCE = synthetic_data(60, 50, mean_length=8)
 @pytest.mark.parametrize("clients", ["user", "silo"])
 @pytest.mark.parametrize("protocol", ["loo-clean", "ratio-clean"])
 def test_poisoned_histories(clients, protocol):
-    honest = prepare_population(SOURCE, clients, 12, protocol=protocol)[1]
+    honest = prepare_population(SOURCE, clients, silos=12, protocol=protocol)[1]
     source, poisoned = prepare_population(
-        SOURCE, clients, 12, protocol=protocol, malicious=0.3, promoted=("7", "9"), malice=2
+        SOURCE, clients, silos=12, protocol=protocol, malicious=0.3, promoted=("7", "9"), malice=2
     )
     targets = set(item_numbers(source.items, ("7", "9"), "here").tolist())
     bad = is_malicious(np.arange(poisoned.num_clients), 0.3, 2)

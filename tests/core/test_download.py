@@ -122,7 +122,7 @@ def test_without_one_the_price_is_that_of_the_arrays():
     assert make_wire(chain(mean(), densify()), MODEL).down(np.int64(5)) == N * (4 * D + 4) + 48
 
 
-GIVEN = {"agnostic": {"activity": [1, 2, 3]}, "feddyn": {"num_clients": 4}}  # by the program
+GIVEN = {"agnostic": {"num_train": [1, 2, 3]}, "feddyn": {"num_clients": 4}}  # by the program
 
 
 def accepted(name):

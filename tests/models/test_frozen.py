@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import jaxfed as jf
 from jaxfed.cli.evaluate import open_best_model
 from jaxfed.config.build import build_experiment, load_data
 from jaxfed.config.registry import REGISTRY
@@ -261,3 +263,24 @@ def test_a_module_without_it_has_none(named):
         for _ in range(2)
     )
     same(a, b)
+
+
+def test_a_program_s_own_module(tmp_path):
+    """Pieces without names: saved and restored, and refused with other values."""
+    clients = jf.data.partition(jf.data.load("synthetic", users=24, items=50, mean_length=8.0))
+
+    def own_run(text):
+        model = make("frozen", True, text)(clients.num_items, 1)
+        method = jf.algorithms.fedavg(model, optax.sgd(0.3))
+        return jf.Experiment(clients, model, method, cohort=jf.sampling.uniform(8))
+
+    run, whole = own_run(TEXT), own_run(TEXT)
+    list(run.train(2))
+    run.save(tmp_path / "saved")
+    again = own_run(TEXT)
+    again.restore(tmp_path / "saved")
+    list(again.train(3))
+    list(whole.train(3))
+    assert again.params_sha256 == whole.params_sha256
+    with pytest.raises(ValueError, match="was run with other frozen values of its model"):
+        own_run(TEXT + 1).restore(tmp_path / "saved")

@@ -40,8 +40,8 @@ def id_column(source: Source, side: str, name: str) -> str:
     return column
 
 
-def match_rows(source: Source, column: str, known: np.ndarray, side: str) -> np.ndarray:
-    """int64 [len(known)]: the row of each of the ids `known`, -1 where there is none.
+def match_rows(source: Source, column: str, ids: np.ndarray, side: str) -> np.ndarray:
+    """int64 [n]: the row of each of the `ids` [n], -1 where there is none.
 
     Raises ValueError where an id comes twice, or none of them is known.
     """
@@ -51,9 +51,9 @@ def match_rows(source: Source, column: str, known: np.ndarray, side: str) -> np.
     again[first] = False
     refuse_row(again, source, column, "{}, an id that came before,")
     row = dict(zip(found.names.tolist(), first.tolist(), strict=True))
-    rows = np.array([row.get(each, -1) for each in known.tolist()], np.int64)
+    rows = np.array([row.get(each, -1) for each in ids.tolist()], np.int64)
     if (rows < 0).all():
-        found_ids, known_ids = shorten_list(found.names[:3].tolist(), 3), shorten_list(known[:3].tolist(), 3)
+        found_ids, known_ids = shorten_list(found.names[:3].tolist(), 3), shorten_list(ids[:3].tolist(), 3)
         one = "an item" if side == "item" else "a user"
         raise ValueError(
             f"{source.name}: no id in column {excerpt(column)} matches {one} of the interactions (here: {found_ids}; "
@@ -62,14 +62,14 @@ def match_rows(source: Source, column: str, known: np.ndarray, side: str) -> np.
     return rows
 
 
-def read_features(source: Source, known: np.ndarray, side: str, name: str = "") -> Features | None:
+def read_features(source: Source, ids: np.ndarray, side: str, name: str = "") -> Features | None:
     """What a table says of users or items.
 
     Args:
         source: a table with a column of ids and any others. Words are sets, numbers are cut to buckets, but for what
             RecBole's types say: a `token` is one word whatever is in it, a `float_seq` is a column for each place. A
             title is no feature of an item, it names it.
-        known: the ids [n] of the users or items.
+        ids: of the users or items [n].
         side: `user` or `item`.
         name: what the interactions call the column of ids.
 
@@ -80,7 +80,7 @@ def read_features(source: Source, known: np.ndarray, side: str, name: str = "") 
         ValueError: there is no column of ids, an id comes twice, or a column holds neither words nor numbers.
     """
     column = id_column(source, side, name)
-    rows = match_rows(source, column, known, side)
+    rows = match_rows(source, column, ids, side)
     title = find_column(source, "title", "") if side == "item" else ""
     columns: dict[str, np.ndarray] = {}
     parts: dict[str, str] = {}
@@ -136,13 +136,13 @@ def sequence_columns(source: Source, column: str) -> dict[str, np.ndarray]:
     return {f"{column}.{i}": values for i, values in enumerate(table)}
 
 
-def read_titles(source: Source, items: np.ndarray, asked: bool = True, name: str = "") -> np.ndarray | None:
+def read_titles(source: Source, items: np.ndarray, required: bool = True, name: str = "") -> np.ndarray | None:
     """What a table calls the items.
 
     Args:
         source: a table with a column of item ids and one of titles; a `release_year`, if there is one, is added.
         items: the ids [n].
-        asked: whether somebody asked for titles; if not, a table without any is no error.
+        required: whether titles were asked for; if not, a table without any is no error.
         name: what the interactions call the column of items.
 
     Returns:
@@ -153,7 +153,7 @@ def read_titles(source: Source, items: np.ndarray, asked: bool = True, name: str
     """
     found = {"item": name if name in source.columns else find_column(source, "item", "")}
     found["title"] = find_column(source, "title", "")
-    if not asked and not found["title"]:
+    if not required and not found["title"]:
         return None
     if missing := [role for role in found if not found[role]]:
         raise ValueError(
@@ -169,7 +169,7 @@ def read_titles(source: Source, items: np.ndarray, asked: bool = True, name: str
     )
     names = []
     for item, row in zip(items.tolist(), rows.tolist(), strict=True):
-        known = title[row] if row >= 0 else ""
-        known += f" ({year[row]})" if known and year and year[row] else ""
-        names.append(shorten(known, TITLE) or item)
+        text = title[row] if row >= 0 else ""
+        text += f" ({year[row]})" if text and year and year[row] else ""
+        names.append(shorten(text, TITLE) or item)
     return np.array(names)

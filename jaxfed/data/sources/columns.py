@@ -83,8 +83,8 @@ def read_words(source: Source, column: str, role: str) -> pa.ChunkedArray:
     try:
         return pc.cast(values, pa.large_string())
     except pa.ArrowException:
-        held = f"{source.name}: column {excerpt(column)} holds {shorten(str(values.type))}"
-        raise ValueError(f"{held}, which cannot be {role}") from None
+        problem = f"{source.name}: column {excerpt(column)} holds {shorten(str(values.type))}"
+        raise ValueError(f"{problem}, which cannot be {role}") from None
 
 
 def read_ids(source: Source, column: str) -> IdColumn:

@@ -30,8 +30,8 @@ def read_companions(
 
     named: files that a user gives, by role; they come before those that are found.
     """
-    there = companions(place) if place else {}
-    found = {side: read_source(file, FileFormat(decimal=decimal)) for side, file in there.items()}
+    paths = companions(place) if place else {}
+    found = {side: read_source(file, FileFormat(decimal=decimal)) for side, file in paths.items()}
     used = {"titles": found.get("item"), "user_features": found.get("user"), "item_features": found.get("item")}
     given = {
         role: read_source(Path(file).expanduser(), forms[role], f"--data.{role.replace('_', '-')}-")
@@ -214,6 +214,17 @@ def check_kept_column(source: Source, keep: str) -> None:
         )
 
 
+def find_roles(source: Source, roles: tuple[str, str, str, str], time_of_day: str) -> tuple[dict[str, str], str]:
+    """(the column of each role, the column of the time of day or ""). Raises ValueError for one that is missing."""
+    found = find_columns(source, dict(zip(("user", "item", *OPTIONAL), roles, strict=True)))
+    day = find_column(source, "time of day", time_of_day) if time_of_day else ""
+    if day and not found["time"]:
+        raise ValueError(
+            f"{source.name}: the column of dates is missing: pass {option_name(source, 'time')} beside {day!r}"
+        )
+    return found, day
+
+
 def make_dataset(
     source: Source,
     roles: tuple[str, str, str, str],
@@ -227,19 +238,13 @@ def make_dataset(
     roles: the columns for user, item, rating and time. clock: `time_of_day` and `time_format`.
     titles_required: whether titles were asked for. The rest as in `read_interactions`, which see.
     """
-    time_of_day, time_format = clock
-    found = find_columns(source, dict(zip(("user", "item", *OPTIONAL), roles, strict=True)))
-    day = find_column(source, "time of day", time_of_day) if time_of_day else ""
-    if day and not found["time"]:
-        raise ValueError(
-            f"{source.name}: the column of dates is missing: pass {option_name(source, 'time')} beside {day!r}"
-        )
+    found, day = find_roles(source, roles, clock[0])
     users, items = (read_ids(source, found[side]) for side in SIDES)
     ratings, times = np.ones(len(users.number)), np.arange(len(users.number))
     if found["rating"]:
         ratings = read_ratings(source, found["rating"])
     if found["time"]:
-        times = read_times(source, found["time"], day, time_hint(source, found["time"], day), time_format)
+        times = read_times(source, found["time"], day, time_hint(source, found["time"], day), clock[1])
     check_kept_column(source, keep)
     notes = [describe_columns(found | ({"time of day": day} if day else {}))]
     if keep == "user" != found["user"] and keep in source.columns:

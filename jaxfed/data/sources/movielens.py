@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxfed.core.recipe import named
-from jaxfed.data.features import encode_features
+from jaxfed.data.features import Features, encode_features
 from jaxfed.data.interactions import Dataset, Interactions, data_digest, number_ids
 from jaxfed.data.sources.movielens_files import cache_folder, fetch_raw_files, user_examples
 
@@ -73,6 +73,14 @@ def check_content(data: Dataset) -> Dataset:
 
 
 @named("data", "ml-100k")
+def encode_users(user: np.ndarray, attributes: dict[str, np.ndarray]) -> Features | None:
+    """Age, gender and occupation of each user, from the attributes [n] of the user of each row."""
+    one = np.unique(user, return_index=True)[1]  # a row of each user
+    known = {name: attributes[name][one] for name in ("age", "gender", "occupation")}
+    known["age"] = np.array([float(each or "nan") for each in known["age"]])
+    return encode_features(known)
+
+
 def ml_100k(folder: str = "") -> Dataset:
     """MovieLens-100K: 943 users, 1,682 items, 100,000 ratings in the order of u.data; features: age, gender and
     occupation of users, genres of items.
@@ -102,16 +110,13 @@ def ml_100k(folder: str = "") -> Dataset:
 
     rows = Interactions(user, item, column("rating")[order].astype(np.float32), column("time")[order].astype(np.int64))
     attributes = {name: per_row(name)[order] for name in ("age", "gender", "occupation", "zip_code")}
-    one = np.unique(user, return_index=True)[1]  # a row of each user
-    known = {name: attributes[name][one] for name in ("age", "gender", "occupation")}
-    known["age"] = np.array([float(each or "nan") for each in known["age"]])
     data = Dataset(
         rows,
         users,
         items,
         per_item("title"),
         attributes,
-        user_features=encode_features(known),
+        user_features=encode_users(user, attributes),
         item_features=encode_features({"genre": per_item("genres")}),
     )
     return check_content(data)

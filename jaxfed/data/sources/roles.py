@@ -55,8 +55,8 @@ def find_column(source: Source, role: str, name: str, taken: tuple[str, ...] = (
         raise ValueError(
             f"{source.name}: no column {excerpt(name)} for {role} among {shorten_list(source.columns)}{hint}"
         )
-    known = {re.sub(r"[\s_-]", "", each.lower()): each for each in reversed(source.columns) if each not in taken}
-    return next((known[usual] for usual in NAMES[role] if usual in known), "")
+    free = {re.sub(r"[\s_-]", "", each.lower()): each for each in reversed(source.columns) if each not in taken}
+    return next((free[usual] for usual in NAMES[role] if usual in free), "")
 
 
 def find_columns(source: Source, wanted: dict[str, str]) -> dict[str, str]:

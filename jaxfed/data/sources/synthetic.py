@@ -67,7 +67,7 @@ def synthetic_data(
     item_vectors = random.normal(size=(items, rank)).astype(np.float32) / np.sqrt(rank)
     phase = random.random(items, np.float32)
     pieces = [_some(random, length[low : low + 4096], share, item_vectors, taste) for low in range(0, users, 4096)]
-    counts, chosen, liked = zip(*pieces, strict=True)
+    counts, chosen, user_factors = zip(*pieces, strict=True)
     user, item = np.repeat(np.arange(users), np.concatenate(counts)), np.concatenate(chosen)
     when = phase[item] + random.normal(size=len(item)) * (1 / order - 1)
     sort = np.lexsort((when, user))
@@ -77,14 +77,14 @@ def synthetic_data(
     rows = sort_as_log(random, user, item, time)
     present, item_number = np.unique(rows.item, return_inverse=True)
     sign = name.argsort()[present]  # of the vectors
-    known = np.stack([item_vectors[sign].argmax(1), rank + (PHASES * phase[sign]).astype(int)], 1).astype(np.int32)
+    item_features = np.stack([item_vectors[sign].argmax(1), rank + (PHASES * phase[sign]).astype(int)], 1)
     factors, phases = [f"factor={i}" for i in range(rank)], [f"phase={i / PHASES:g}" for i in range(PHASES)]
     return Dataset(
         rows._replace(item=item_number.astype(np.int32)),
         np.arange(users).astype(str),
         present.astype(str),
-        user_features=Features(np.concatenate(liked)[:, None].astype(np.int32), np.array(factors)),
-        item_features=Features(known, np.array(factors + phases)),
+        user_features=Features(np.concatenate(user_factors)[:, None].astype(np.int32), np.array(factors)),
+        item_features=Features(item_features.astype(np.int32), np.array(factors + phases)),
         features_follow=True,
     )
 

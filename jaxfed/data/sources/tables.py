@@ -74,8 +74,8 @@ def read_source(path: Path, form: FileFormat = BY_ENDING, options: str = "") -> 
     if in_parts and kind != "parquet":
         raise ValueError(f"{path}: a folder; only parquet files may come in parts")
     if path.is_dir() and not in_parts:
-        there = shorten_list(sorted(each.name for each in path.iterdir()), 5) or "nothing"
-        raise ValueError(f"{path}: a folder must hold parquet parts (*.parquet); it has {there}: name one file")
+        contents = shorten_list(sorted(each.name for each in path.iterdir()), 5) or "nothing"
+        raise ValueError(f"{path}: a folder must hold parquet parts (*.parquet); it has {contents}: name one file")
     try:
         if kind == "parquet":
             table = pyarrow.parquet.read_table(path if path.is_dir() else pa.BufferReader(read_content(path)))

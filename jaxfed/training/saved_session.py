@@ -1,0 +1,121 @@
+"""A run in a program, on disk: saved as the command line saves its runs, and restored."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxfed.config.schema import config_to_toml, make_config, read_config, with_absolute_paths
+from jaxfed.core.types import Tree
+from jaxfed.training import checkpoint
+from jaxfed.training.log import MetricsWriter, log
+from jaxfed.training.resume import (
+    check_frozen,
+    describe_run,
+    frozen_digest,
+    make_checkpoint,
+    record_problem,
+    restore_run,
+)
+from jaxfed.training.rounds import Progress, initial_arrays
+from jaxfed.training.run_dir import PRIVATE, lock_folder, write_file
+from jaxfed.training.session import Session
+
+
+def save_session(
+    session: Session,
+    rows: Sequence[dict[str, Any]],
+    make_table: Callable[[Path], dict[str, Any]],
+    folder: Path,
+    saved_to: Path | None,
+) -> None:
+    """Writes a run to a folder, see `Experiment.save`.
+
+    Args:
+        session: the run as it stands.
+        rows: of its evaluations.
+        make_table: gives its configuration, and may write files of data to the folder. Raises ValueError where a piece
+            has no name.
+        folder: where to write.
+        saved_to: where it was saved before.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    folder.mkdir(PRIVATE, parents=True, exist_ok=True)
+    check_save_folder(folder, saved_to)
+    with lock_folder(folder):
+        config = write_run_config(make_table, folder)
+        digest, frozen = session.parts.data.digest, session.parts.model.frozen
+        described = {"config": {}, "data": digest, "trace": ""} | frozen_digest(frozen)
+        described = described if config is None else describe_run(config, digest, frozen)
+        writer = MetricsWriter(folder, 0, session.progress.round)
+        try:
+            for row in rows:
+                writer.log_row(row)
+            session.progress.position = writer.position()
+        finally:
+            writer.close()
+        with checkpoint.open_checkpoints(folder / "checkpoints", session.settings.run.keep) as checkpoints:
+            if session.progress.round in checkpoint.checkpoint_steps(folder / "checkpoints"):
+                checkpoints.delete(session.progress.round)
+            arrays, record = make_checkpoint(session, described)
+            checkpoint.save_checkpoint(checkpoints, session.progress.round, arrays, record)
+            checkpoints.wait_until_finished()
+
+
+def check_save_folder(folder: Path, saved_to: Path | None) -> None:
+    """Raises ValueError where a folder holds something that this run did not save there."""
+    strangers = [entry.name for entry in folder.iterdir() if entry.name != ".lock"]
+    if strangers and saved_to != folder.absolute():
+        raise ValueError(f"{folder} is not empty ({strangers[0]}): save to another folder")
+
+
+def write_run_config(make_table: Callable[[Path], dict[str, Any]], folder: Path) -> Any:
+    """The configuration of a run, written to its folder; None where a piece has no name, and a line says so."""
+    try:
+        table = make_table(folder)
+    except ValueError as error:
+        log(f"{folder} gets no config.toml, and is read by Experiment.restore alone: {error}")
+        return None
+    table["run"] = {**table["run"], "out": str(folder.absolute())}
+    config = with_absolute_paths(make_config(table))
+    write_file(folder / "config.toml", config_to_toml(config))
+    return config
+
+
+def restore_session(session: Session, folder: Path) -> list[dict[str, Any]]:
+    """Puts a session where a run of the same pieces was saved; returns the rows until then.
+
+    Raises ValueError where there is no sound checkpoint, or it is of other pieces or data.
+    """
+    parts, settings = session.parts, session.settings
+    fresh = initial_arrays(parts, settings.seed)
+    config = make_config(read_config(folder / "config.toml")) if (folder / "config.toml").is_file() else None
+    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
+        if config is not None:
+            arrays, progress, _ = restore_run(folder, config, checkpoints, fresh, parts.data.digest, parts.model.frozen)
+        else:
+            arrays, progress = restore_unnamed(folder, checkpoints, fresh, parts.data.digest, parts.model.frozen)
+    if progress.round == 0:
+        raise ValueError(f"{folder}: no sound checkpoint to go on from")
+    session.state, session.best, session.progress = arrays["state"], arrays["best"], progress
+    rows = (folder / "metrics.jsonl").read_bytes()[: progress.position] if progress.position else b""
+    return [json.loads(line) for line in rows.splitlines()]
+
+
+def restore_unnamed(folder: Path, checkpoints: Any, fresh: Any, data: str, frozen: Tree) -> tuple[Any, Progress]:
+    """(arrays, progress) of a run of pieces without names. Raises ValueError where it is of other pieces or data."""
+
+    def problem(record):
+        wrong = record_problem(record)
+        if not wrong and record["data"] != data:
+            raise ValueError(f"{folder} was run on other data, or on the same rows in another order")
+        if not wrong:
+            check_frozen(folder, record, frozen)
+        return wrong
+
+    found = checkpoint.restore_newest(checkpoints, fresh, log, problem)
+    if found is None:
+        raise ValueError(f"{folder}: no sound checkpoint of a run of these pieces")
+    return found[0], Progress(**found[1]["standing"])

@@ -1,0 +1,402 @@
+"""`Experiment`: the front door. What a program does is what the command line does."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+
+import jaxfed as jf
+from jaxfed.config.registry import REGISTRY
+from jaxfed.config.schema import make_config, read_config
+from jaxfed.models.model import LOSSES
+from jaxfed.training.loop import train_run
+from tests.small import same
+
+SIZES = {"users": 40, "items": 30, "mean_length": 6.0}
+
+
+@pytest.fixture(scope="module")
+def clients():
+    return jf.data.partition(jf.data.load("synthetic", **SIZES))
+
+
+def make_run(clients, method=None, **more):
+    model = jf.models.mf(clients.num_items, dim=4)
+    method = method or jf.algorithms.fedavg(model, optax.sgd(0.5), optax.sgd(1.0))
+    return jf.Experiment(clients, model, method, **{"cohort": jf.sampling.uniform(8)} | more)
+
+
+def train(run, rounds, **more):
+    return list(run.train(rounds, **{"evaluate_every": 2} | more))
+
+
+def train_saved(folder, out, rounds):
+    """The summary of the command line's run of a saved configuration."""
+    table = read_config(folder)
+    return train_run(make_config(table | {"rounds": rounds, "run": table["run"] | {"out": str(out)}}))
+
+
+def test_pause_save_and_resume_end_where_the_command_line_does(clients, tmp_path):
+    """One run to round 6; one that is left at 2, saved at 4 and opened again; the saved configuration, from the start
+    and resumed: all end with the same parameters."""
+    whole = make_run(clients)
+    assert [row["round"] for row in train(whole, 6)] == [2, 4, 6]
+    paused = make_run(clients)
+    for row in paused.train(6, evaluate_every=2):
+        assert row["round"] == paused.round == 2
+        break
+    assert [row["round"] for row in train(paused, 4)] == [4]
+    paused.save(tmp_path / "saved")
+    opened = jf.load_run(tmp_path / "saved")
+    assert opened.rows == json.loads(json.dumps(paused.rows))
+    train(opened, 6)
+    again = train_saved(tmp_path / "saved", tmp_path / "new", 6)
+    config = read_config(tmp_path / "saved")
+    resumed = train_run(make_config(config | {"rounds": 6}), resume=True)
+    found = {whole.params_sha256, opened.params_sha256, again["params_sha256"], resumed["params_sha256"]}
+    assert len(found) == 1
+    assert [row["round"] for row in map(json.loads, (tmp_path / "saved" / "metrics.jsonl").open())][:3] == [2, 4, 6]
+
+
+def algorithm_arguments(name, clients):
+    known = {"num_clients": clients.num_clients, "num_train": clients.population.num_train}
+    asked = {"scaffold": ["num_clients"], "feddyn": ["num_clients"], "agnostic": ["num_train"]}.get(name, [])
+    return {key: known[key] for key in asked}
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTRY["algorithm"] if name not in ("custom", "closed_form")])
+def test_every_algorithm_writes_the_configuration_that_makes_it(clients, tmp_path, name):
+    model = jf.models.mf(clients.num_items, dim=4)
+    make = getattr(jf.algorithms, name)
+    method = make(model, optax.sgd(0.2), optax.sgd(0.5), **algorithm_arguments(name, clients))
+    waiting = name in ("fedbuff", "fedasync")
+    clock = jf.sampling.lognormal_clock(spread=0.3) if waiting else None
+    cohort = jf.sampling.buffered(1 if name == "fedasync" else 4, 12) if waiting else jf.sampling.uniform(8)
+    run = jf.Experiment(clients, model, method, cohort=cohort, clock=clock)
+    train(run, 2)
+    run.save(tmp_path / "saved")
+    table = read_config(tmp_path / "saved")
+    assert table["algorithm"]["name"] == name
+    assert train_saved(tmp_path / "saved", tmp_path / "new", 2)["params_sha256"] == run.params_sha256
+
+
+@pytest.mark.parametrize("name", ["ease", "item_knn", "transitions", "ials"])
+def test_a_closed_form_has_no_optimisers(clients, tmp_path, name):
+    model = getattr(jf.models, name)(clients.num_items)
+    run = jf.Experiment(clients, model, jf.algorithms.closed_form(model), cohort=jf.sampling.everyone())
+    train(run, 1, evaluate_every=1)
+    run.save(tmp_path / "saved")
+    assert train_saved(tmp_path / "saved", tmp_path / "new", 1)["params_sha256"] == run.params_sha256
+
+
+def test_all_kinds_of_pieces_are_written_down(clients, tmp_path):
+    """Links, codes of the download, edges, groups of rates, an adaptive server, noise and settings."""
+    model = jf.models.neumf(clients.num_items)
+    rates = jf.algorithms.group_rates(
+        optax.adam, 0.05, item=jf.algorithms.Rates(0.1), user=jf.algorithms.Rates(0.2, 0.01), b1=0.8
+    )
+    method = jf.algorithms.fedprox(model, rates, jf.algorithms.fedadam(0.03, tau=0.01), proximal=0.1)
+    channel = jf.chain(
+        jf.channels.per_row_mean(floor=2.0), jf.channels.clip(0.5), jf.channels.gaussian(0.1), jf.channels.densify()
+    )
+    run = jf.Experiment(
+        clients,
+        model,
+        method,
+        channel,
+        jf.sampling.poisson(8),
+        seed=3,
+        batching=jf.Batching(batch_size=16, negatives=2, epochs=2),
+        download=jf.channels.quantize(6),
+        evaluation=jf.Evaluation(clients=20, select="val/sampled/hr@10"),
+        privacy=jf.Privacy(delta=1e-4, accountant="rdp"),
+        run=jf.Run(checkpoint_every=3),
+    )
+    train(run, 2)
+    assert run.privacy["epsilon"] > 0
+    run.save(tmp_path / "saved")
+    assert train_saved(tmp_path / "saved", tmp_path / "new", 2)["params_sha256"] == run.params_sha256
+
+
+@pytest.mark.parametrize("name", ["low_rank_tables", "hashed_tables"])
+def test_a_parametrization_is_written_down(clients, tmp_path, name):
+    model = jf.models.mf(clients.num_items, dim=4)
+    held = getattr(jf.models, name)(model, **({"rank": 2} if name == "low_rank_tables" else {"buckets": 8}))
+    method = jf.algorithms.fedavg(model, optax.sgd(0.5))
+    run = jf.Experiment(clients, model, method, cohort=jf.sampling.uniform(8), parametrization=held)
+    train(run, 2)
+    assert run.params["tables"]["item"].shape == (clients.num_items, 4)
+    run.save(tmp_path / "saved")
+    assert train_saved(tmp_path / "saved", tmp_path / "new", 2)["params_sha256"] == run.params_sha256
+
+
+def test_edges_are_written_down(clients, tmp_path):
+    run = make_run(clients, edges=jf.Edges(3, 2, seed=5))
+    train(run, 2)
+    run.save(tmp_path / "saved")
+    assert train_saved(tmp_path / "saved", tmp_path / "new", 2)["params_sha256"] == run.params_sha256
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+def frame(rows=200):
+    random = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "who": random.integers(0, 20, rows),
+            "what": [f"i{i}" for i in random.integers(0, 25, rows)],
+            "when": np.arange(rows),
+            "shop": random.integers(0, 3, rows),
+        }
+    )
+
+
+def test_a_frame_is_read_as_its_csv_file(tmp_path):
+    """An index out of order, columns of objects and categories change nothing."""
+    table, options = frame(), {"user": "who", "item": "what", "time": "when"}
+    table.to_csv(tmp_path / "rows.csv", index=False)
+    want = jf.data.partition(jf.data.read(str(tmp_path / "rows.csv"), **options)).digest
+    objects = table.astype({"who": object, "what": object, "when": object})
+    shuffled = table.set_index(np.random.default_rng(1).permutation(len(table)))
+    for each in (table, objects, shuffled, table.astype({"what": "category"}), table.astype({"what": "string"})):
+        assert jf.data.partition(jf.data.from_pandas(each, **options)).digest == want
+    arrays = jf.data.from_arrays(table["who"], table["what"], times=table["when"])
+    assert jf.data.partition(arrays).digest == want
+
+
+BAD = {
+    "no column": (lambda t: t.drop(columns="who"), "who"),
+    "a missing user": (lambda t: t.assign(who=t["who"].astype(object).where(t.index != 7)), "who"),
+    "NaN for a time": (
+        lambda t: t.astype({"when": float}).assign(when=lambda x: x["when"].where(x.index != 7)),
+        "when",
+    ),
+    "a word for a time": (lambda t: t.astype({"when": object}).assign(when=["late"] * len(t)), "when"),
+    "no rows": (lambda t: t[:0], "no "),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_frame_that_cannot_be_read_is_refused_in_a_line(name):
+    change, word = BAD[name]
+    with pytest.raises(ValueError, match=word) as error:
+        jf.data.partition(jf.data.from_pandas(change(frame()), user="who", item="what", time="when"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: jf.data.load("ml-1b"), "no data set 'ml-1b'"),
+        (lambda: jf.data.from_pandas([1, 2]), "a DataFrame of pandas, not list"),
+        (lambda: jf.data.from_arrays([1, 2], [1]), "of one length"),
+        (lambda: jf.data.from_arrays([[1]], [[1]]), "flat"),
+        (lambda: jf.data.read("nowhere.txt"), 'pass, for example, kind="csv"'),
+        (lambda: jf.data.partition(jf.data.load("synthetic", **SIZES), split="random"), "no split 'random'"),
+        (lambda: jf.data.partition(jf.data.load("synthetic", **SIZES), by="shop"), "shop"),
+    ],
+)
+def test_data_that_cannot_be_are_refused_in_a_line(make, words):
+    with pytest.raises(ValueError, match=words) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_a_frame_is_saved_with_the_run(tmp_path):
+    """The command line reads the rows from the run's folder, clients by a column among them."""
+    data = jf.data.from_pandas(frame(), user="who", item="what", time="when", keep="shop")
+    clients = jf.data.partition(data, by="shop", split="ratio", ratio=(0.2, 0.2))
+    model = jf.models.mf(clients.num_items, num_users=clients.users_per_client, dim=4)
+    run = jf.Experiment(clients, model, jf.algorithms.fedavg(model, optax.sgd(0.5)), cohort=jf.sampling.everyone())
+    train(run, 2)
+    run.save(tmp_path / "saved")
+    summary = train_saved(tmp_path / "saved", tmp_path / "new", 2)
+    assert (summary["params_sha256"], summary["data_sha256"]) == (run.params_sha256, clients.digest)
+
+
+# --- what comes out -----------------------------------------------------------------------------
+
+
+def test_parameters_are_plain_arrays_by_the_ids_of_the_data(clients):
+    run = make_run(clients)
+    start = run.params
+    train(run, 4)
+    params = run.params
+    assert isinstance(params["tables"]["item"], np.ndarray)
+    assert params["tables"]["item"].shape == (len(run.latest.item_ids), 4)
+    assert not np.array_equal(params["tables"]["item"], start["tables"]["item"])
+    user = run.latest.user_ids[5]
+    vector = run.latest.user_params(user)["private"]["user"]
+    assert vector.shape == (1, 4)
+    had = {str(clients.source.items[i]) for i in clients.population.train.of(5)}
+    had |= {str(clients.source.items[part.of(5)[0]]) for part in (clients.population.valid, clients.population.test)}
+    scores = params["tables"]["item"] @ vector[0] + params["tables"]["bias"]
+    best = [
+        str(run.latest.item_ids[i])
+        for i in np.argsort(-scores, kind="stable")
+        if str(run.latest.item_ids[i]) not in had
+    ]
+    assert [item for item, _, _ in run.latest.recommend(user, 5)] == best[:5]
+    with pytest.raises(ValueError, match="no user"):
+        run.recommend("nobody")
+
+
+def test_evaluation_is_of_the_best_model_or_of_the_last(clients):
+    run = make_run(clients)
+    rows = train(run, 6)
+    best = max(row["val/full/ndcg@10"] for row in rows)
+    assert run.evaluate("val")["val/full/ndcg@10"] == best
+    assert run.latest.evaluate("val")["val/full/ndcg@10"] == rows[-1]["val/full/ndcg@10"]
+    assert "test/full/hr@10" in run.evaluate()
+    with pytest.raises(ValueError, match="choose val or test"):
+        run.evaluate("train")
+
+
+def test_callbacks_and_loggers_are_told_each_row(clients):
+    seen, closed = [], []
+
+    class Keep:
+        def log_row(self, row):
+            seen.append(row["round"])
+
+        def close(self):
+            closed.append(True)
+
+    run = make_run(clients)
+    rows = train(run, 4, callbacks=[lambda row: seen.append(-row["round"])], loggers=[Keep()])
+    assert seen == [-2, 2, -4, 4]
+    assert closed == [True]
+    assert rows == run.rows
+
+
+def test_seeds_share_programs_and_are_runs_of_their_own(clients):
+    run = make_run(clients)
+    rows = list(jf.train_seeds(run, [0, 1, 2], rounds=2, evaluate_every=1))
+    assert [(row["seed"], row["round"]) for row in rows] == [(s, r) for s in (0, 1, 2) for r in (1, 2)]
+    assert run.round == 0
+    alone = make_run(clients, seed=2)
+    train(alone, 2, evaluate_every=1)
+    assert rows[-1]["val/full/ndcg@10"] == alone.rows[-1]["val/full/ndcg@10"]
+    assert rows[-1]["test/full/hr@10"] == alone.evaluate("test")["test/full/hr@10"]
+    assert len({row["val/full/ndcg@10"] for row in rows[1::2]}) == 3
+
+
+# --- pieces of one's own -------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """A user's own module."""
+
+    num_items: int
+
+    @nn.compact
+    def __call__(self, user, item=None):
+        items = self.variable("tables", "item", lambda: 0.1 * jnp.ones((self.num_items, 3))).value
+        vector = self.variable("private", "user", lambda: 0.1 * jnp.ones(3)).value
+        scores = nn.Dense(1, use_bias=False)(items * vector)[:, 0]
+        return scores if item is None else scores[item]
+
+
+def own_run(clients, **more):
+    model = jf.from_module(Net(clients.num_items), LOSSES["bce"])
+    double = jf.link(lambda update, sent, client: (jax.tree.map(lambda x: 2 * x, update), client.link_state))
+    method = jf.algorithms.fedavg(model, optax.sgd(0.3))
+    return jf.Experiment(clients, model, method, jf.chain(double, jf.channels.per_row_mean()), **more)
+
+
+def test_pieces_without_names_are_trained_saved_and_restored(clients, tmp_path, capsys):
+    run, whole = own_run(clients), own_run(clients)
+    train(run, 2)
+    with pytest.raises(ValueError, match="the model was not made by a function"):
+        run.to_table(tmp_path)
+    run.save(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "config.toml").exists()
+    again = own_run(clients)
+    again.restore(tmp_path / "saved")
+    assert (again.round, again.rows) == (2, json.loads(json.dumps(run.rows)))
+    train(again, 4)
+    train(whole, 4)
+    assert again.params_sha256 == whole.params_sha256
+    with pytest.raises(ValueError, match="no config.toml"):
+        jf.load_run(tmp_path / "saved")
+    other = jf.data.partition(jf.data.load("synthetic", **SIZES | {"seed": 1}))
+    with pytest.raises(ValueError, match="other data"):
+        own_run(other).restore(tmp_path / "saved")
+
+
+def test_what_was_replaced_has_no_name_any_more(clients):
+    model = jf.models.mf(clients.num_items, dim=4)
+    method = jf.algorithms.fedavg(model, optax.sgd(0.3))._replace(server=optax.adam(0.1))
+    run = jf.Experiment(clients, model, method, cohort=jf.sampling.uniform(8))
+    with pytest.raises(ValueError, match="the algorithm was not made by a function .* or was changed since"):
+        run.to_table()
+    plain = make_run(clients, jf.algorithms.fedavg(model, optax.adamw(0.1)))
+    with pytest.raises(ValueError, match="algorithm fedavg has model|client optimiser"):
+        plain.to_table()
+
+
+def test_a_folder_with_something_else_is_left_alone(clients, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    run = make_run(clients)
+    train(run, 2)
+    with pytest.raises(ValueError, match="not empty"):
+        run.save(tmp_path)
+    run.save(tmp_path / "new")
+    train(run, 4)
+    run.save(tmp_path / "new")
+    assert jf.load_run(tmp_path / "new").round == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda c, m, f: jf.Experiment(c.source, m, f), "clients is a Dataset, not a Clients"),
+        (lambda c, m, f: jf.Experiment(c, f, m), "model is a Method, not a Model"),
+        (lambda c, m, f: jf.Experiment(c, jf.models.mf(7), f), "tables of 7 rows, the clients have 30 items"),
+        (lambda c, m, f: jf.Experiment(c, m, jf.algorithms.closed_form(m)), "closed form"),
+        (lambda c, m, f: jf.Experiment(c, m, f, cohort=jf.sampling.uniform(99)), "larger than the population"),
+        (lambda c, m, f: jf.Experiment(c, m, f, jf.channels.ring(4)), "ring: nothing bounds"),
+        (lambda c, m, f: next(jf.Experiment(c, m, f).train()), "after how many rounds"),
+        (lambda c, m, f: jf.Experiment(c, m, f, evaluation=jf.Evaluation(select="val/x")), "no metric"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_a_line(clients, make, words):
+    model = jf.models.mf(clients.num_items, dim=4)
+    with pytest.raises(ValueError, match=words) as error:
+        make(clients, model, jf.algorithms.fedavg(model, optax.sgd(0.3)))
+    assert "\n" not in str(error.value)
+
+
+def test_from_config_is_the_run_of_the_command_line(tmp_path):
+    table = {"data": {"name": "synthetic", **SIZES}, "cohort": {"size": 8}, "rounds": 2}
+    run = jf.from_config(table, "--seed", "4", "--evaluation.every", "1")
+    assert [row["round"] for row in run.train()] == [1, 2]
+    config = make_config(table | {"seed": 4, "evaluation": {"every": 1}, "run": {"out": str(tmp_path / "run")}})
+    assert train_run(config)["params_sha256"] == run.params_sha256
+    loaded = jf.load_run(tmp_path / "run")
+    same(loaded.params, run.params)
+    assert loaded.recommend(loaded.latest.user_ids[0], 3) == run.recommend(run.latest.user_ids[0], 3)
+
+
+def test_registered_pieces_are_written_down_with_their_module(clients, tmp_path, monkeypatch):
+    """The command line imports the module, and makes the same run."""
+    (tmp_path / "my_links.py").write_text(
+        "import jaxfed as jf, optax\n"
+        "def scaled(factor: float = 0.5):\n    return jf.at_client(optax.scale(factor))\n"
+        "scaled = jf.register('channel', 'my_scaled', scaled)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_links
+
+    run = make_run(clients, channel=jf.chain(my_links.scaled(0.25), jf.channels.per_row_mean()))
+    train(run, 2)
+    run.save(tmp_path / "saved")
+    assert read_config(tmp_path / "saved")["run"]["imports"] == ["my_links"]
+    assert train_saved(tmp_path / "saved", tmp_path / "new", 2)["params_sha256"] == run.params_sha256
+    del REGISTRY["channel"]["my_scaled"]
