@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from jaxfed.algorithms.local_training import local_steps
+from jaxfed.algorithms.local_training import local_steps, loss_of_pair
 from jaxfed.algorithms.own_model import new_own_model, own_copy, server_view, stamp_rows
 from jaxfed.core.client_work import ClientWork, local_sgd
 from jaxfed.core.method import AVERAGE, Method
@@ -43,6 +43,7 @@ def apfl(
     """
     if not 0 <= mixture <= 1:
         raise ValueError(f"mixture is {mixture}: it lies between 0 and 1")
+    loss = loss_of_pair(model.loss)
     shared_work = local_steps(model, client_optimizer, by_row)
 
     def mixed(copy, server):
@@ -54,10 +55,11 @@ def apfl(
     def update(shared, own, steps, key):
         report, start = shared_work.update(shared, own.private, steps, key), shared.params
 
-        def aim(both, batch):
+        def aim(both, batch, *frozen):
             (copy, theirs), (beside, mine) = both
-            plain, blend = model.loss(theirs, mine, batch), mixed(copy, jax.lax.stop_gradient(theirs))
-            return Mean(plain.total + model.loss(blend, beside, batch).total, plain.weight)
+            plain = loss((theirs, mine), batch, *frozen)
+            blend = mixed(copy, jax.lax.stop_gradient(theirs))
+            return Mean(plain.total + loss((blend, beside), batch, *frozen).total, plain.weight)
 
         def apart(both):
             (copy, theirs), (beside, mine) = both

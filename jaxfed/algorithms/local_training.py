@@ -8,14 +8,14 @@ import optax
 
 from jaxfed.core.client_work import Batches, ClientWork, Loss, local_sgd, pooled_loss
 from jaxfed.core.method import AVERAGE, Method
-from jaxfed.core.model import Model
+from jaxfed.core.model import Model, with_frozen
 from jaxfed.core.tree import subtract, zeros_like
 from jaxfed.core.types import Broadcast, ClientOutput, Tree
 
 
 def loss_of_pair(loss: Loss) -> Callable:
     """A loss of the pair (shared, private), which is what a client's optimiser sees."""
-    return lambda both, batch: loss(both[0], both[1], batch)
+    return lambda both, batch, *frozen: loss(with_frozen(both[0], *frozen), both[1], batch)
 
 
 def output_facts(loss: Loss, both: Tree, steps: Batches) -> dict[str, jax.Array]:

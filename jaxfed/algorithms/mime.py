@@ -9,7 +9,7 @@ import optax
 
 from jaxfed.algorithms.local_training import loss_of_pair, output_facts
 from jaxfed.algorithms.steering import scale_to_all_steps
-from jaxfed.core.client_work import Batches, ClientWork, Loss, local_sgd, pooled_loss
+from jaxfed.core.client_work import Batches, ClientWork, Loss, frozen_rows, local_sgd, pooled_loss
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import named
@@ -103,13 +103,13 @@ def centred_loss(loss: Loss, both: Tree, steps: Batches, known: Tree) -> tuple[C
 
     def gradient(rows, batch):
         (start, mine), there = take_rows((both, known), rows)
-        slope = jax.grad(lambda x: loss_of_pair(loss)(unwrap((x, mine)), batch).value)(start)
+        slope = jax.grad(lambda x: loss_of_pair(loss)(unwrap((x, mine)), batch, *frozen_rows(steps, rows)).value)(start)
         return jax.tree.map(lambda x, k: x * k.reshape(k.shape + (1,) * (x.ndim - k.ndim)), slope, there)
 
     at_start = jax.vmap(gradient)(steps.rows, steps.batch)
 
-    def corrected(both, batch):
-        seen, slope = loss_of_pair(loss)(both, batch[0]), unwrap(batch[1])
+    def corrected(both, batch, *frozen):
+        seen, slope = loss_of_pair(loss)(both, batch[0], *frozen), unwrap(batch[1])
         inner = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (slope, both[0])), strict=True))
         return Mean(seen.total - seen.weight * inner, seen.weight)
 

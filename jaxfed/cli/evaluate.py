@@ -28,7 +28,7 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
     from jaxfed.training import checkpoint
     from jaxfed.training.log import log
     from jaxfed.training.loop import LOWER_RATES
-    from jaxfed.training.resume import record_problem, recorded_config
+    from jaxfed.training.resume import check_frozen, record_problem, recorded_config
     from jaxfed.training.rounds import initial_arrays, make_run_keys
     from jaxfed.training.run_dir import locate_run
 
@@ -55,6 +55,8 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
             f"{folder}/config.toml --resume"
         )
     experiment = build_experiment(config, data)
+    if record:
+        check_frozen(path, record, experiment.model.frozen)
     with checkpoint.open_checkpoints(path / "checkpoints") as checkpoints:
         found = checkpoint.restore_newest(checkpoints, initial_arrays(experiment, config.seed), log, record_problem)
     if not found:

@@ -78,7 +78,8 @@ def fit_model(model: Model, population: Population, table_rows: int) -> Model:
 
     Raises ValueError where its tables are not those of the items.
     """
-    rows, items = num_rows(jax.eval_shape(model.init, jax.random.key(0))), population.num_items
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rows, items = num_rows((shapes, model.frozen)), population.num_items
     if rows not in (0, table_rows):
         raise ValueError(
             f"the model has tables of {rows:,} rows, the clients have {items:,} items: make the model with "
@@ -201,7 +202,7 @@ def make_algorithm(
     """The algorithm, and the prices of its messages. Raises ValueError for what does not fit together."""
     population, run, sampler = pieces.clients.population, pieces.run, pieces.sampler
     shared = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
-    wire = make_wire(channel, shared, pieces.download, method.work.update_shapes, method.own_download)
+    wire = make_wire(channel, shared, pieces.download, method.work.update_shapes, method.own_download, model.frozen)
     if pieces.download:
         check_download(pieces.download, shared)
     sums, edge = channel.aggregator in (None, SUM), assign_edges(pieces)
@@ -220,6 +221,7 @@ def make_algorithm(
         download=make_download(pieces.download, wire.sees != "update+rows") if pieces.download else None,
         capacity=0 if sums else estimate_capacity(population, batching, shapes, sampler),
         history_length=sampler.history_length,
+        frozen=model.frozen,
     )
     if population.owner is not None:
         check_merge(model, method, run.client_store)

@@ -20,6 +20,7 @@ class ClientDownload(NamedTuple):
 
     broadcast: Broadcast  # tables: the client's rows [K, ...]
     links: Tree  # what each link broadcasts, its tables likewise
+    frozen: Tree = ()  # the frozen part of the model, its tables likewise; it has that since it first took part
 
 
 class ClientInput(NamedTuple):
@@ -75,7 +76,8 @@ def client_round(
         key: randomness nobody else has.
     """
     secret, noise = jax.random.split(key)
-    output = work.update(received.broadcast, own.state.work, own.data, secret)
+    data = own.data._replace(frozen=received.frozen) if jax.tree.leaves(received.frozen) else own.data
+    output = work.update(received.broadcast, own.state.work, data, secret)
     facts = {"weight": output.weight, "steps": output.steps, "loss": output.loss}
     view = client_view(own, public)._replace(link_state=own.state.channel, key=noise, **facts)
     message, kept = encode_message(channel, output.update, received.links, view)
@@ -121,12 +123,12 @@ def simulate_client(plan: Plan, size: int, common: tuple, own: ClientInput, plac
     size: rows of the catalogue. common: what is the same for all. places: where the client's rows lie in those that
     are broadcast; None: these are all there are. Returns (message, what it keeps, whether all is finite, metrics).
     """
-    shared, history, sent, number, cohort, round_key = common
+    shared, history, sent, frozen, number, cohort, round_key = common
     public = PublicRound(round_key, cohort, size)
     view = client_view(own, public)
     found = view if places is None else view._replace(rows=places)
     slices = jax.lax.optimization_barrier(receive_rows(plan, shared, history, number, found))
-    received = ClientDownload(slices, tables.take_rows(sent, own.rows))
+    received = ClientDownload(slices, *tables.take_rows((sent, frozen), own.rows))
     key = jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), own.id)
     done = client_round(plan.method.work, plan.channel, received, own, public, key)
     sender = view._replace(link_state=None, weight=done.weight)
@@ -145,10 +147,21 @@ def receive_rows(plan: Plan, shared: Broadcast, history: Tree, number: jax.Array
 
 
 def run_client_block(
-    plan: Plan, state: State, ids, present, touched, ages, key, block, client_states, broadcast: Broadcast | None = None
+    plan: Plan,
+    state: State,
+    ids,
+    present,
+    touched,
+    ages,
+    key,
+    block,
+    client_states,
+    broadcast: Broadcast | None = None,
+    frozen: Tree = (),
 ) -> Messages:
     """All that happens on devices, one block of clients. Only messages leave. client_states: None to read
-    them here. broadcast: see `broadcast_model`; None: what the server holds."""
+    them here. broadcast: see `broadcast_model`; None: what the server holds. frozen: see
+    `Model.frozen`."""
     key, size, nobody = jax.random.fold_in(key, state.round), table_rows_of(plan, state), plan.num_clients
     who = ids.at[block.slots].get(mode="fill", fill_value=nobody)
     held = block.rows if touched is None else touched.at[block.rows].get(mode="fill", fill_value=size)
@@ -156,8 +169,8 @@ def run_client_block(
         client_states = jax.vmap(tables.gather_client, (None, 0, 0))(state.client_states, who, held)
     since = jnp.zeros_like(block.slots) if ages is None else ages.at[block.slots].get(mode="fill", fill_value=0)
     shared = state.shared if broadcast is None else broadcast
-    common = shared, state.model_history, broadcast_state(plan.channel, state.channel), state.round, ids, key
-    rows = tables.num_rows(broadcast_shapes(plan, state.shared))
+    common = shared, state.model_history, broadcast_state(plan.channel, state.channel), frozen, state.round, ids, key
+    rows = max(tables.num_rows(broadcast_shapes(plan, state.shared)), plan.frozen_rows)
     places = None if broadcast is None or touched is None or plan.download else block.rows
     each = plan.place.clients(lambda common, one: simulate_client(plan, rows, common, *one))
     own = ClientInput(who, client_states, held, block.num_train, block.data, since)

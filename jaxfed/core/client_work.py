@@ -49,10 +49,16 @@ class Batches(NamedTuple):
     live: Array  # bool [S]: False pads; such a step moves nothing
     batch: Tree  # [S, ...]: what the loss reads, beside the rows
     examples: Array  # float []: how many, the client's weight
+    frozen: Tree = ()  # what the loss reads and nobody trains, tables [K, ...]; see `Model.frozen`
+
+
+def frozen_rows(steps: Batches, rows: jax.Array) -> tuple[Tree, ...]:
+    """What a loss is given beside the batch with these rows: (what is frozen, of it these rows), or () for nothing."""
+    return (unwrap(take_rows_unmasked(steps.frozen, rows)),) if jax.tree.leaves(steps.frozen) else ()
 
 
 def local_sgd(
-    loss: Callable[[Tree, Tree], Mean],
+    loss: Callable[..., Mean],
     optimizer: optax.GradientTransformation,
     params: Tree,
     steps: Batches,
@@ -61,15 +67,16 @@ def local_sgd(
 ) -> tuple[Tree, Tree, Mean]:
     """(parameters, the optimiser's state, the mean of the losses met) after one optimiser step per batch.
 
-    loss(params, batch) sees plain leaves. by_row touches only the rows of the batch: exact for SGD, the lazy version
-    of anything with a state, a decay or a pull. Otherwise every step moves the client's whole slice, K / k times
-    dearer. `extra` trees go to the optimiser, cut like the parameters. By row, unused places of a step read some row: a
-    loss gives them no weight, and what the optimiser makes of them is dropped.
+    loss(params, batch) sees plain leaves; where there is a frozen part, loss(params, batch, frozen). by_row touches
+    only the rows of the batch: exact for SGD, the lazy version of anything with a state, a decay or a pull. Otherwise
+    every step moves the client's whole slice, K / k times dearer. `extra` trees go to the optimiser, cut like the
+    parameters. By row, unused places of a step read some row: a loss gives them no weight, and what the optimiser makes
+    of them is dropped.
     """
     opt = optax.with_extra_args_support(optimizer)
 
     def met(part, rows, batch):
-        return loss(unwrap(part if by_row else take_rows(part, rows)), batch)
+        return loss(unwrap(part if by_row else take_rows(part, rows)), batch, *frozen_rows(steps, rows))
 
     # what a batch weighs does not depend on the model: all of them at once, outside of the loop
     weights = jax.vmap(
@@ -100,11 +107,11 @@ def local_sgd(
     return params, state, jax.tree.map(lambda x: jnp.sum(jnp.where(steps.live, x, 0)), seen)
 
 
-def pooled_loss(loss: Callable[[Tree, Tree], Mean], params: Tree, steps: Batches) -> Mean:
+def pooled_loss(loss: Callable[..., Mean], params: Tree, steps: Batches) -> Mean:
     """The loss over all of a client's batches, examples alike; loss(params, batch) as `local_sgd` gives it."""
 
     def one(rows, live, batch):
-        seen = loss(unwrap(take_rows(params, rows)), batch)
+        seen = loss(unwrap(take_rows(params, rows)), batch, *frozen_rows(steps, rows))
         return jax.tree.map(lambda x: jnp.where(live, x, 0), seen)
 
     return jax.tree.map(jnp.sum, jax.vmap(one)(steps.rows, steps.live, steps.batch))

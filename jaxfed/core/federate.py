@@ -23,6 +23,7 @@ from jaxfed.core.parametrization import apply_parametrization
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
 from jaxfed.core.state import Plan, State, initial_state, table_rows_of
+from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Broadcast, ClientView, Cohort, Key, Tree
 
 
@@ -59,6 +60,7 @@ def federate(
     download: Callable[[Broadcast, ClientView], Broadcast] | None = None,
     capacity: int = 0,
     history_length: int = 0,
+    frozen: Tree = (),
 ) -> Algorithm:
     """Builds an algorithm from a method and a channel, which comes after the method's own links.
 
@@ -72,6 +74,7 @@ def federate(
     that one program reduces cohorts of fewer blocks, too; for more it is doubled. 0: as many as there are.
     history_length: models that are kept, for cohorts whose clients were sent different ones (`Cohort.ages`); each takes
     a copy of the model a round, and counts as client states do. 0: all are sent the present one.
+    frozen: `Model.frozen`, which clients read and nobody trains.
     """
     if (
         method.links or not channel.claims.links
@@ -90,6 +93,7 @@ def federate(
         download=download,
         capacity=capacity,
         history_length=history_length,
+        frozen_rows=num_rows(frozen),
     )
     check_plan(plan)
     parametrized = method.parametrization is not None
@@ -101,11 +105,13 @@ def federate(
         server_update=one_in_flight(jax.jit(partial(server_update, plan), donate_argnums=0)),
         compare_clients=method.compare_clients and one_in_flight(jax.jit(method.compare_clients, donate_argnums=1)),
     )
-    return Algorithm(partial(initial_state, plan), partial(run_round, plan, programs))
+    # an argument of the programs: as a constant it would be compiled into each of them
+    frozen = placed.server(frozen)
+    return Algorithm(partial(initial_state, plan), partial(run_round, plan, programs, frozen))
 
 
 def run_round(
-    plan: Plan, programs: Programs, state: State, cohort: Cohort, key: Key
+    plan: Plan, programs: Programs, frozen: Tree, state: State, cohort: Cohort, key: Key
 ) -> tuple[State, dict[str, jax.Array]]:
     """One round. Every block is a program of its own, so several run side by side."""
     check_cohort(plan, cohort)
@@ -121,7 +127,7 @@ def run_round(
         parts = []
         for block in blocks[low:][: plan.chunk or None]:
             kept = None if store is None else plan.place.block(stores.read_block_clients(store, cohort, block, end))
-            parts.append(programs.run_client_block(now, ids, asked, touched, ages, key, block, kept, broadcast))
+            parts.append(programs.run_client_block(now, ids, asked, touched, ages, key, block, kept, broadcast, frozen))
         message_rows = sum(part.rows.size for part in parts)
         if tally is None:
             tally = programs.init_accumulator(

@@ -6,6 +6,8 @@
 | `tables`         | shared, sent by row    | the catalogue [N]    |
 | `private`        | never leaves a client  |                      |
 | `private_tables` | never leaves a client  | the catalogue [N]    |
+| `frozen`         | read, never trained    |                      |
+| `frozen_tables`  | read by row            | the catalogue [N]    |
 """
 
 from collections.abc import Callable
@@ -36,6 +38,9 @@ class Model(NamedTuple):
     features: the sides, of `user` and `item`, of which it reads features. Batches then have `user_features` and
     `item_features`, and score(..., of_user, of_item) and fold_in(..., of_user, of_item) take them: numbers [F] of the
     user, [rows, F] of the items, past the end of the vocabulary where unused. They are data, and never trained.
+    frozen: what the model reads and nobody trains, tables marked; a dict, or () for nothing. Each client that takes
+        part downloads it once. It is in no message, no optimiser, no checkpoint. loss, score and fold_in are given it
+        beside the entries of `shared`, tables cut like these (`with_frozen`).
     recipe: the call that made the model, see `Recipe`.
     """
 
@@ -47,4 +52,10 @@ class Model(NamedTuple):
     fold_in: Callable[..., Tree] | None = None
     closed: ClosedForm | None = None
     features: tuple[str, ...] = ()
+    frozen: Tree = ()
     recipe: Recipe | None = None
+
+
+def with_frozen(shared: Tree, frozen: Tree = ()) -> Tree:
+    """The shared parameters with what is frozen beside them, as a model's functions read them. See `Model.frozen`."""
+    return {**shared, **frozen} if jax.tree.leaves(frozen) else shared

@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     download: Callable[[Broadcast, ClientView], Broadcast] | None
     capacity: int
     history_length: int
+    frozen_rows: int  # of the tables of the frozen part (0: there are none)
 
     @property
     def aggregator(self) -> Aggregator:
@@ -62,7 +63,8 @@ def broadcast_shapes(plan: Plan, shared: Broadcast) -> Broadcast:
 
 def table_rows_of(plan: Plan, state: State) -> int:
     """Rows of the tables that are shared or kept by clients (0: there are none)."""
-    return max(tables.num_rows(broadcast_shapes(plan, state.shared)), tables.num_rows(state.client_states, axis=1))
+    shared = tables.num_rows(broadcast_shapes(plan, state.shared))
+    return max(shared, plan.frozen_rows, tables.num_rows(state.client_states, axis=1))
 
 
 def initial_client_states(plan: Plan, params: Tree, ids: jax.Array, key: Key) -> Tree:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.link import Channel, broadcast_state
 from jaxfed.core.tables import is_table, num_rows, take_rows
-from jaxfed.core.tree import to_compute_dtype
+from jaxfed.core.tree import count_bytes, to_compute_dtype
 from jaxfed.core.types import Coded, Kept, Tree
 
 ID = 4  # bytes of a row's id
@@ -28,6 +28,7 @@ class Wire(NamedTuple):
     up: Callable[..., np.ndarray]  # int [...] rows (, rows of its whole cohort) -> bytes it sends, row ids included
     down: Callable[..., np.ndarray]  # bytes it receives, its request for rows included
     sees: str  # what the server learns of it: update+rows | update | sum+union | sum
+    frozen: int = 0  # bytes that it receives once, before its first round: the frozen part of the model
 
 
 def is_form(node: Any) -> bool:
@@ -225,9 +226,10 @@ def make_wire(
     download: Channel | None = None,
     sends: Callable[[Tree], Tree] = lambda x: x,
     alone: Callable[[Tree], Tree] = lambda x: (),
+    frozen: Tree = (),
 ) -> Wire:
     """Derived from the chain, from the links of the download, if any, and from shapes. sends: see
-    `ClientWork.update_shapes`; alone: see `Method.own_download`.
+    `ClientWork.update_shapes`; alone: see `Method.own_download`. frozen: see `Model.frozen`.
 
     A client that asks for its rows has shown them, whatever hides its upload: one that sends no rows, or hides all but
     the sum, downloads whole tables, or the rows of its cohort where those are public.
@@ -261,4 +263,4 @@ def make_wire(
         listed = ID * union if sees == "sum+union" else 0  # which rows the cohort holds, each must be told
         return message_bytes(received, rows) if shows_rows else together(received, rows, union) + listed
 
-    return Wire(up, down, sees)
+    return Wire(up, down, sees, count_bytes(frozen))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.client_store import on_host, read_clients
 from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message
-from jaxfed.core.model import Model
+from jaxfed.core.model import Model, with_frozen
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.tables import num_rows
@@ -87,14 +87,14 @@ class ClientSums(NamedTuple):
 def make_client_sums(
     model: Model, place_on: Placement, promoted: np.ndarray, views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]]
 ) -> Callable[..., ClientSums]:
-    """Builds look(shared, private, asked, own, label): what clients compute of some of their users, on all devices.
+    """Builds look(shared, private, frozen, batch, own, label): what clients compute of some users, on all devices.
 
     own: the clients' private parts [m, ...]; None: they are read from `private`.
     """
 
     @one_in_flight
-    @partial(jax.jit, static_argnums=4)
-    def look(shared, private, batch, own, label):
+    @partial(jax.jit, static_argnums=5)
+    def look(shared, private, frozen, batch, own, label):
         if own is None:
             own = jax.tree.map(lambda x: x.at[batch.client].get(mode="fill", fill_value=0), private)
 
@@ -102,7 +102,8 @@ def make_client_sums(
             users = batch[EvalBatch._fields.index("user") :]
             found: dict[str, Mean] = {}
             for name, view in views.items():
-                metrics_of_user = partial(user_metrics, model, *view(shared, own), promoted, label=label)
+                params, part = view(shared, own)
+                metrics_of_user = partial(user_metrics, model, with_frozen(params, frozen), part, promoted, label=label)
                 each = jax.vmap(lambda *one, metrics_of_user=metrics_of_user: metrics_of_user(*one))(*users)
                 found |= {f"{name}/{metric}".lstrip("/"): value for metric, value in each.items()}
             return jax.tree.map(lambda x: x.sum(0), found)
@@ -154,7 +155,7 @@ def make_evaluator(
         raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
     place_on, views = placement or make_placement(), views or {"": lambda *parts: parts}
     client_sums = make_client_sums(model, place_on, np.array(promoted, np.int32), views)
-    message_sum = make_message_sum(channel)
+    message_sum, frozen = make_message_sum(channel), place_on.server(model.frozen)
 
     @one_in_flight
     @jax.jit
@@ -169,7 +170,7 @@ def make_evaluator(
         total, store, private = (None, private, ()) if on_host(private) else (None, None, private)
         for group in make_eval_batches(exam):
             own = None if store is None else place_on.block(read_clients(store, group[0].client))
-            each = [client_sums(shared, private, place_on.block(batch), own, exam.label) for batch in group]
+            each = [client_sums(shared, private, frozen, place_on.block(batch), own, exam.label) for batch in group]
             clients = each[0]._replace(sums=reduce(add, (some.sums for some in each)))
             part, state = message_sum(clients, exam.num_clients, exam.cohort, key)
             total = part if total is None else add(total, part)

@@ -102,6 +102,17 @@ def fit_private(
     return jax.lax.fori_loop(0, FOLD_STEPS, step, (start, pace.init(start)))[0]
 
 
+def make_frozen(module: nn.Module) -> Tree:
+    """The collections `frozen` and `frozen_tables` of a module, the same for every seed; (): it has neither."""
+
+    def make(key):
+        made = module.init(key, jnp.int32(0), jnp.zeros(1, jnp.int32))
+        return {"frozen": made.get("frozen", {}), "frozen_tables": wrap(made.get("frozen_tables", {}))}
+
+    key = jax.random.key(0)
+    return jax.jit(make)(key) if jax.tree.leaves(jax.eval_shape(make, key)) else ()
+
+
 def score_batch(logits: Callable[..., jax.Array], batch: dict[str, jax.Array], known: tuple) -> list[jax.Array]:
     """The logits of a batch's items and of those that they are compared with, as far as it has them; else of all rows.
 
@@ -125,6 +136,7 @@ def from_module(
 
     item: positions in the tables given; None: every row once. user: positions among the client's users, or one of
     them. Variables are made by `self.variable(collection, name, init)`, so tables may come cut to a client's rows.
+    Variables of the collections `frozen` and `frozen_tables` are read and never trained (`Model.frozen`).
     penalty(shared, private) -> [rows]: added to the loss of each example, for the row of its (first) item.
     """
 
@@ -153,5 +165,6 @@ def from_module(
             each += more[batch["item"]] if "item" in batch else more
         return Mean(jnp.sum(each * batch["weight"]), jnp.sum(batch["weight"]))
 
+    frozen = make_frozen(module)
     folds = None if loss.pairwise else partial(fit_private, loss, private, score)
-    return Model(init, private, value, score, loss.pairwise, folds, features=features)
+    return Model(init, private, value, score, loss.pairwise, folds, features=features, frozen=frozen)

@@ -119,7 +119,7 @@ def train_run(
         arrays, standing, before = agree_on(
             every,
             "checkpoint",
-            lambda: restore_run(folder, config, checkpoints, arrays, data.digest),
+            lambda: restore_run(folder, config, checkpoints, arrays, data.digest, experiment.model.frozen),
             lambda found: f"round {found[1].round}",
         )
         # only now is anything changed: a run that is refused leaves all as it was
@@ -141,7 +141,7 @@ def train_run(
 def train_with_checkpoints(session: Session, checkpoints: Any, rows: RunLoggers) -> None:
     """The rounds that are left, with rows and checkpoints, until a signal comes. Raises SystemExit after one."""
     settings, parts, progress = session.settings, session.parts, session.progress
-    described_run = describe_run(settings, parts.data.digest)
+    described_run = describe_run(settings, parts.data.digest, parts.model.frozen)
     stopped: list[int] = []
 
     def save():

@@ -9,6 +9,7 @@ import numpy as np
 from jaxfed.config.build import RunParts
 from jaxfed.config.schema import suggest
 from jaxfed.core.excerpt import shorten, shorten_list
+from jaxfed.core.model import with_frozen
 from jaxfed.core.types import Tree
 from jaxfed.data.interactions import Dataset
 from jaxfed.data.population import Population
@@ -92,7 +93,7 @@ def score_items(experiment: RunParts, best: tuple[Tree, Tree], seat: UserPlace, 
         shared, mine = experiment.method.work.views[view](shared, mine)
     local = np.asarray(user - population.client_offsets[client], np.int32)
     own = user_feature_rows(population, model.features, np.array(user))
-    found = np.array(predict_scores(model, shared, mine, local, history, own))
+    found = np.array(predict_scores(model, with_frozen(shared, model.frozen), mine, local, history, own))
     # a user may be at several clients, and is offered no item that occurs at any of them
     everywhere = find_user(experiment.data.population, str(population.user_names[user]))
     had = [part.of(each) for group, each in everywhere for part in (group.train, group.valid, group.test)]

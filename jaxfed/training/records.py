@@ -54,6 +54,7 @@ FIGURES: dict[str, Figure] = {
     "peak_memory_mb": Figure("MB", "The most memory that the process held.", "less", True),
     "bytes_up_per_client": Figure("bytes", "Mean upload of a client update.", "less", True, True),
     "bytes_down_per_client": Figure("bytes", "Mean download of a client that was asked.", "less", True, True),
+    "bytes_frozen": Figure("bytes", "What a client downloads once: the frozen part of the model.", "less", True),
     "bytes_up_total": Figure("bytes", "Uploads of all clients.", "less"),
     "bytes_down_total": Figure("bytes", "Downloads of all clients.", "less"),
     "server_sees": Figure("", "What the server learns of a client's update.", "", True, True),

@@ -8,9 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, config_to_table, make_config, map_paths, read_config
-from jaxfed.core.tree import zeros_like
+from jaxfed.core.tree import tree_digest, zeros_like
 from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint
 from jaxfed.training.log import log
@@ -23,16 +26,29 @@ ANEW = "Start a new run with another --out"
 FIELDS = {each.name for each in dataclasses.fields(Progress)}
 
 
-def describe_run(config: Any, data: str) -> dict[str, Any]:
+def describe_run(config: Any, data: str, frozen: Tree = ()) -> dict[str, Any]:
     """What a run is, for the records of its checkpoints, in JSON's types.
 
     Args:
         config: the run's configuration. Where it runs and where its files lie is left out: that may change.
         data: the digest of its data.
+        frozen: the frozen part of its model, of which a record has the digest.
     """
     table = map_paths(config_to_table(config), lambda path: "")
     del table["run"]
-    return {"config": table, "data": data, "trace": trace_digest(config)}
+    known = {"config": table, "data": data, "trace": trace_digest(config)}
+    return known | frozen_digest(frozen)
+
+
+def frozen_digest(frozen: Tree) -> dict[str, str]:
+    """{"frozen": the digest of the frozen part of a model}; nothing where there is none."""
+    return {"frozen": tree_digest(jax.tree.map(np.asarray, frozen))} if jax.tree.leaves(frozen) else {}
+
+
+def check_frozen(folder: Path, record: dict[str, Any], frozen: Tree) -> None:
+    """Raises ValueError where a checkpoint is of a model whose frozen part has another digest."""
+    if record.get("frozen") != frozen_digest(frozen).get("frozen"):
+        raise ValueError(f"{folder} was run with other frozen values of its model: restore them, or pass another --out")
 
 
 def make_checkpoint(session: Session, described_run: dict[str, Any]) -> tuple[dict[str, Tree], dict[str, Any]]:
@@ -71,8 +87,9 @@ def record_problem(record: dict[str, Any]) -> str:
     return ""
 
 
-def check_record(folder: Path, record: dict[str, Any], config: Any, data: str) -> None:
-    """Raises ValueError, in one line, where a run cannot go on under a configuration and on data with this digest."""
+def check_record(folder: Path, record: dict[str, Any], config: Any, data: str, frozen: Tree = ()) -> None:
+    """Raises ValueError, in one line, where a run cannot go on under a configuration, on data with this digest, and
+    with this frozen part of its model."""
     check_config(folder, record, config)
     if config.privacy.seed == "secret":
         raise ValueError(
@@ -82,6 +99,7 @@ def check_record(folder: Path, record: dict[str, Any], config: Any, data: str) -
         )
     if record["data"] != data:
         raise ValueError(f"{folder} was run on other data, or on the same rows in another order: pass another --out")
+    check_frozen(folder, record, frozen)
     if record["trace"] != trace_digest(config):
         raise ValueError(f"{folder} was run on other times of its clients (clock.path): pass another --out")
 
@@ -176,7 +194,9 @@ def off_schedule(record: dict[str, Any], config: Any) -> int:
     return best if longer and best % config.evaluation.every else 0
 
 
-def restore_run(folder: Path, config: Any, checkpoints: Any, arrays: Tree, data: str) -> tuple[Tree, Progress, int]:
+def restore_run(
+    folder: Path, config: Any, checkpoints: Any, arrays: Tree, data: str, frozen: Tree = ()
+) -> tuple[Tree, Progress, int]:
     """Where a run goes on from.
 
     Args:
@@ -185,6 +205,7 @@ def restore_run(folder: Path, config: Any, checkpoints: Any, arrays: Tree, data:
         checkpoints: those in the folder.
         arrays: what a run has before its first round.
         data: the digest of its data.
+        frozen: the frozen part of its model.
 
     Returns:
         (arrays, standing, how many rounds were asked for before, where that is another number than now; else 0).
@@ -196,7 +217,7 @@ def restore_run(folder: Path, config: Any, checkpoints: Any, arrays: Tree, data:
     def wrong(record):
         if said := record_problem(record):
             return said
-        check_record(folder, record, config, data)
+        check_record(folder, record, config, data, frozen)
         return ""
 
     found = checkpoint.restore_newest(checkpoints, arrays, log, wrong)

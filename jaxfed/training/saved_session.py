@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxfed.config.schema import config_to_toml, make_config, read_config, with_absolute_paths
+from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint
 from jaxfed.training.log import MetricsWriter, log
-from jaxfed.training.resume import describe_run, make_checkpoint, record_problem, restore_run
+from jaxfed.training.resume import (
+    check_frozen,
+    describe_run,
+    frozen_digest,
+    make_checkpoint,
+    record_problem,
+    restore_run,
+)
 from jaxfed.training.rounds import Progress, initial_arrays
 from jaxfed.training.run_dir import PRIVATE, lock_folder, write_file
 from jaxfed.training.session import Session
@@ -38,8 +46,9 @@ def save_session(
     check_save_folder(folder, saved_to)
     with lock_folder(folder):
         config = write_run_config(make_table, folder)
-        described = {"config": {}, "data": session.parts.data.digest, "trace": ""}
-        described = described if config is None else describe_run(config, session.parts.data.digest)
+        digest, frozen = session.parts.data.digest, session.parts.model.frozen
+        described = {"config": {}, "data": digest, "trace": ""} | frozen_digest(frozen)
+        described = described if config is None else describe_run(config, digest, frozen)
         writer = MetricsWriter(folder, 0, session.progress.round)
         try:
             for row in rows:
@@ -85,9 +94,9 @@ def restore_session(session: Session, folder: Path) -> list[dict[str, Any]]:
     config = make_config(read_config(folder / "config.toml")) if (folder / "config.toml").is_file() else None
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
         if config is not None:
-            arrays, progress, _ = restore_run(folder, config, checkpoints, fresh, parts.data.digest)
+            arrays, progress, _ = restore_run(folder, config, checkpoints, fresh, parts.data.digest, parts.model.frozen)
         else:
-            arrays, progress = restore_unnamed(folder, checkpoints, fresh, parts.data.digest)
+            arrays, progress = restore_unnamed(folder, checkpoints, fresh, parts.data.digest, parts.model.frozen)
     if progress.round == 0:
         raise ValueError(f"{folder}: no sound checkpoint to go on from")
     session.state, session.best, session.progress = arrays["state"], arrays["best"], progress
@@ -95,13 +104,15 @@ def restore_session(session: Session, folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in rows.splitlines()]
 
 
-def restore_unnamed(folder: Path, checkpoints: Any, fresh: Any, data: str) -> tuple[Any, Progress]:
+def restore_unnamed(folder: Path, checkpoints: Any, fresh: Any, data: str, frozen: Tree) -> tuple[Any, Progress]:
     """(arrays, progress) of a run of pieces without names. Raises ValueError where it is of other pieces or data."""
 
     def problem(record):
         wrong = record_problem(record)
         if not wrong and record["data"] != data:
             raise ValueError(f"{folder} was run on other data, or on the same rows in another order")
+        if not wrong:
+            check_frozen(folder, record, frozen)
         return wrong
 
     found = checkpoint.restore_newest(checkpoints, fresh, log, problem)

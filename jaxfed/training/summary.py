@@ -94,6 +94,7 @@ def summarize(session: Session, log_row: Callable[[dict[str, Any]], None] = lamb
         "peak_memory_mb": round(peak_megabytes(), 1),
         **bytes_per_client(progress),
         **progress.totals(),
+        **({"bytes_frozen": parts.wire.frozen} if parts.wire.frozen else {}),
         "server_sees": parts.wire.sees,
         **privacy_record(settings, parts.account, progress.round),
         "params_sha256": params_digest(session),
