@@ -85,8 +85,8 @@ def starting_table(source: str, options: list[str]) -> dict[str, Any]:
 def file_table(path: str, options: list[str]) -> dict[str, Any]:
     """The [data] of a file that can be read, with what the options say beside the defaults."""
     from jaxfed.config.build import load_data
+    from jaxfed.config.options import section_arguments
     from jaxfed.config.overrides import override_config
-    from jaxfed.config.registry import section_arguments
     from jaxfed.config.schema import config_to_table
     from jaxfed.training.log import log
 

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from jaxfed.config.evaluation_stages import make_account, make_evaluators
-from jaxfed.config.registry import BESIDE, REGISTRY
+from jaxfed.config.options import BESIDE
+from jaxfed.config.registry import REGISTRY
 from jaxfed.config.sections import call_registered, make_pieces
 from jaxfed.config.stages import (
     Pieces,

@@ -6,8 +6,9 @@ import re
 from itertools import pairwise
 from typing import Any
 
+from jaxfed.config.options import section_arguments
 from jaxfed.config.plugins import import_plugins
-from jaxfed.config.registry import ALIASES, REGISTRY, section_arguments
+from jaxfed.config.registry import ALIASES, REGISTRY
 from jaxfed.config.schema import (
     LINKS,
     NAMED,

@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal
 import tomli_w
 
 from jaxfed.config.docstrings import section_docstring
+from jaxfed.config.options import argument_choices, section_arguments
 from jaxfed.config.plugins import import_plugins
-from jaxfed.config.registry import ALIASES, REGISTRY, argument_choices, section_arguments
+from jaxfed.config.registry import ALIASES, REGISTRY
 from jaxfed.config.settings import Evaluation, GroupRates, Privacy, Run
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.data.sources.tables import PATHS as DATA_PATHS

@@ -10,7 +10,9 @@ import optax
 
 from jaxfed.algorithms.group_rates import Rates, group_rates
 from jaxfed.algorithms.own_model import keep_own_copy
-from jaxfed.config.registry import BESIDE, REGISTRY, section_arguments, server_schedule
+from jaxfed.config.optax_functions import server_schedule
+from jaxfed.config.options import BESIDE, section_arguments
+from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, build_section, config_to_table
 from jaxfed.config.stages import Edges, Pieces, make_runtime
 from jaxfed.core.channel import chain

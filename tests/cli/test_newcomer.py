@@ -19,8 +19,9 @@ from jaxfed.cli import main
 from jaxfed.cli.init import starter_text
 from jaxfed.cli.privacy import DRAWN
 from jaxfed.cli.summary import print_summary
+from jaxfed.config.options import section_arguments
 from jaxfed.config.overrides import override_config
-from jaxfed.config.registry import REGISTRY, section_arguments
+from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import built_in_configs, config_to_table, make_config, read_config, section_type
 from jaxfed.privacy.releases import RELATIONS, SAMPLERS
 from jaxfed.training.runs import shared_runner
