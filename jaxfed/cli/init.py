@@ -109,11 +109,12 @@ def expand_option(word: str) -> str:
 def starter_text(table: dict[str, Any], name: str) -> str:
     """The text of a configuration's file, `name` with its folder: what the table says, and every other key with its
     default as a comment below what it does."""
+    from jaxfed.config.overrides import with_described_types
     from jaxfed.config.schema import make_config
 
     config = make_config(table)
     lines = [f"# {line}".rstrip() for line in TOP.format(name=name, out=config.run.out).splitlines()]
-    return "\n".join([*lines, "", *section_lines(config, table, "")]) + "\n"
+    return "\n".join([*lines, "", *section_lines(with_described_types(config), table, "")]) + "\n"
 
 
 def section_lines(value: Any, given: dict[str, Any], where: str, around: Any = None) -> list[str]:
