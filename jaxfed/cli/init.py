@@ -62,7 +62,7 @@ def starting_table(source: str, options: list[str]) -> dict[str, Any]:
 
     Raises ValueError for a name that is nothing, and for a file that cannot be read.
     """
-    from jaxfed.config.schema import built_in_configs, read_config
+    from jaxfed.config.config_files import built_in_configs, read_config
     from jaxfed.data.sources.tables import file_kind
 
     place = Path(source).expanduser()

@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jaxfed.config.config_files import map_paths, read_config
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import NAMED, config_to_table, make_config, map_paths, read_config
+from jaxfed.config.schema import NAMED, config_to_table, make_config
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint

@@ -18,11 +18,12 @@ from jaxfed.cli import main
 from jaxfed.cli.init import starter_text
 from jaxfed.cli.privacy import DRAWN
 from jaxfed.cli.summary import print_summary
+from jaxfed.config.config_files import built_in_configs, read_config
 from jaxfed.config.docstrings import section_docstring
 from jaxfed.config.options import section_arguments
 from jaxfed.config.overrides import override_config
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import argument_types, built_in_configs, config_to_table, make_config, read_config
+from jaxfed.config.schema import argument_types, config_to_table, make_config
 from jaxfed.privacy.releases import RELATIONS, SAMPLERS
 from jaxfed.training.runs import shared_runner
 from jaxfed.training.terminal_table import print_table

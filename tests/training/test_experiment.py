@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 import jaxfed as jf
+from jaxfed.config.config_files import read_config
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import make_config, read_config
+from jaxfed.config.schema import make_config
 from jaxfed.models.model import LOSSES
 from jaxfed.training.loop import train_run
 from tests.small import same
