@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxfed.bench.pages import write_page
-from jaxfed.config.schema import read_config
+from jaxfed.config.config_files import read_config
 from jaxfed.training.run_dir import write_file
 from jaxfed.training.runs import train_in_process
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxfed.bench.pages import write_page
 from jaxfed.config.build import load_data
-from jaxfed.config.schema import make_config, read_config
+from jaxfed.config.config_files import read_config
+from jaxfed.config.schema import make_config
 from jaxfed.data.interactions import Dataset
 from jaxfed.training.run_dir import write_file
 from jaxfed.training.runs import train_in_process

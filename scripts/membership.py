@@ -20,8 +20,9 @@ from jaxfed.attacks import membership
 from jaxfed.bench.pages import write_page
 from jaxfed.cli.main import set_up_process
 from jaxfed.config.build import RunParts, build_experiment, load_data
+from jaxfed.config.config_files import read_config
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import make_config, read_config
+from jaxfed.config.schema import make_config
 from jaxfed.core.aggregate import gather_then, sum_messages
 from jaxfed.core.link import Channel, link
 from jaxfed.core.types import Messages, Tree

@@ -16,8 +16,9 @@ from typing import Any
 from jaxfed.bench.pages import write_page
 from jaxfed.channels.integer_noise import FLOAT, ROOM
 from jaxfed.config.build import load_data
+from jaxfed.config.config_files import read_config
 from jaxfed.config.overrides import override_config
-from jaxfed.config.schema import config_to_table, make_config, read_config
+from jaxfed.config.schema import config_to_table, make_config
 from jaxfed.privacy.accountant import calibrate_noise
 from jaxfed.privacy.releases import Sampling
 from jaxfed.sampling.cohort import check_cohort_size, poisson_cohort

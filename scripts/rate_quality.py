@@ -22,7 +22,8 @@ import numpy as np
 
 from jaxfed.bench.pages import write_page
 from jaxfed.config.build import build_experiment, load_data
-from jaxfed.config.schema import LINKS, make_config, read_config
+from jaxfed.config.config_files import read_config
+from jaxfed.config.schema import LINKS, make_config
 from jaxfed.core import tables, wire
 from jaxfed.core.link import broadcast_state, encode_message
 from jaxfed.core.streams import CLIENTS

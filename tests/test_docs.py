@@ -16,8 +16,9 @@ import pytest
 
 from jaxfed.bench.reproduce import format_cell
 from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.config_files import read_config
 from jaxfed.config.overrides import override_config
-from jaxfed.config.schema import make_config, read_config
+from jaxfed.config.schema import make_config
 from jaxfed.core.federate import federate
 from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round
 

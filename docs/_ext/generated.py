@@ -15,8 +15,9 @@ from typing import Any
 
 import jaxfed
 from jaxfed.config.docstrings import parse_docstring
-from jaxfed.config.registry import REGISTRY, SOURCES, argument_choices, section_arguments
-from jaxfed.config.schema import Evaluation, GroupRates, Privacy, Run
+from jaxfed.config.options import SOURCES, argument_choices, section_arguments
+from jaxfed.config.registry import REGISTRY
+from jaxfed.config.settings import Evaluation, GroupRates, Privacy, Run
 from jaxfed.training.records import FIGURES
 
 FOLDER = Path(__file__).parents[1] / "reference" / "generated"

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from jaxfed.bench.pages import find_table_place, replace_table
 from jaxfed.config.build import load_data
+from jaxfed.config.config_files import built_in_folder, read_config
 from jaxfed.config.overrides import override_config
-from jaxfed.config.schema import built_in_folder, config_to_table, read_config, suggest
+from jaxfed.config.schema import config_to_table, suggest
 from jaxfed.training.log import log
 from jaxfed.training.records import HEADLINES
 from jaxfed.training.run_dir import check_folder, write_file

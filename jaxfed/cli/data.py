@@ -19,10 +19,10 @@ def add_data_options(command: Callable[..., argparse.ArgumentParser]) -> None:
 def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed data"""
     from jaxfed.config.build import load_data
+    from jaxfed.config.config_files import built_in_configs, read_config
     from jaxfed.config.overrides import override_config
     from jaxfed.config.plugins import import_entry_points
     from jaxfed.config.registry import REGISTRY
-    from jaxfed.config.schema import built_in_configs, read_config
     from jaxfed.core.excerpt import printable
     from jaxfed.data.describe import describe_data as text
     from jaxfed.data.sources.tables import file_kind

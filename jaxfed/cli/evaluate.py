@@ -24,7 +24,8 @@ def add_evaluate_options(command: Callable[..., argparse.ArgumentParser]) -> Non
 def open_best_model(folder: str) -> tuple[Any, Any, Any]:
     """(experiment, seed's keys, (shared, private) of the best round) of a run."""
     from jaxfed.config.build import build_experiment, load_data
-    from jaxfed.config.schema import make_config, read_config
+    from jaxfed.config.config_files import read_config
+    from jaxfed.config.schema import make_config
     from jaxfed.training import checkpoint
     from jaxfed.training.log import log
     from jaxfed.training.loop import LOWER_RATES
@@ -84,7 +85,8 @@ def recommend_command(args: argparse.Namespace) -> None:
     import numpy as np
 
     from jaxfed.config.build import read_source_data
-    from jaxfed.config.schema import make_config, read_config
+    from jaxfed.config.config_files import read_config
+    from jaxfed.config.schema import make_config
     from jaxfed.core.excerpt import printable
     from jaxfed.training.log import log
     from jaxfed.training.loop import LOWER_RATES

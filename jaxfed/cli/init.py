@@ -62,7 +62,7 @@ def starting_table(source: str, options: list[str]) -> dict[str, Any]:
 
     Raises ValueError for a name that is nothing, and for a file that cannot be read.
     """
-    from jaxfed.config.schema import built_in_configs, read_config
+    from jaxfed.config.config_files import built_in_configs, read_config
     from jaxfed.data.sources.tables import file_kind
 
     place = Path(source).expanduser()
@@ -85,8 +85,8 @@ def starting_table(source: str, options: list[str]) -> dict[str, Any]:
 def file_table(path: str, options: list[str]) -> dict[str, Any]:
     """The [data] of a file that can be read, with what the options say beside the defaults."""
     from jaxfed.config.build import load_data
+    from jaxfed.config.options import section_arguments
     from jaxfed.config.overrides import override_config
-    from jaxfed.config.registry import section_arguments
     from jaxfed.config.schema import config_to_table
     from jaxfed.training.log import log
 
@@ -109,11 +109,12 @@ def expand_option(word: str) -> str:
 def starter_text(table: dict[str, Any], name: str) -> str:
     """The text of a configuration's file, `name` with its folder: what the table says, and every other key with its
     default as a comment below what it does."""
+    from jaxfed.config.overrides import with_described_types
     from jaxfed.config.schema import make_config
 
     config = make_config(table)
     lines = [f"# {line}".rstrip() for line in TOP.format(name=name, out=config.run.out).splitlines()]
-    return "\n".join([*lines, "", *section_lines(config, table, "")]) + "\n"
+    return "\n".join([*lines, "", *section_lines(with_described_types(config), table, "")]) + "\n"
 
 
 def section_lines(value: Any, given: dict[str, Any], where: str, around: Any = None) -> list[str]:

@@ -94,8 +94,8 @@ def privacy_command(args: argparse.Namespace, overrides: list[str]) -> None:
 def probe_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed privacy probe"""
     from jaxfed.config.build import load_data
+    from jaxfed.config.config_files import read_config
     from jaxfed.config.overrides import override_config
-    from jaxfed.config.schema import read_config
     from jaxfed.core.excerpt import printable
     from jaxfed.training.privacy_probe import TOLERANCE, probe_rounds
 
@@ -137,8 +137,8 @@ def fill_options(args: argparse.Namespace, overrides: list[str]) -> None:
     values: dict[str, Any] = {"sampler": "poisson", "accountant": "rdp", "cap": 0}
     if args.config:
         from jaxfed.config.build import load_data
+        from jaxfed.config.config_files import read_config
         from jaxfed.config.overrides import override_config
-        from jaxfed.config.schema import read_config
 
         config = override_config(read_config(args.config), overrides)
         population = args.population or load_data(config.data).population.num_clients

@@ -47,8 +47,8 @@ def check_separators(overrides: list[str]) -> None:
 
 def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed sweep"""
+    from jaxfed.config.config_files import read_config
     from jaxfed.config.overrides import override_config
-    from jaxfed.config.schema import read_config
     from jaxfed.training import sweep as sweeping
     from jaxfed.training import sweep_results
     from jaxfed.training.log import log

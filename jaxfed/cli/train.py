@@ -33,8 +33,9 @@ def train_command(args: argparse.Namespace, overrides: list[str]) -> None:
 
     every = join_processes()  # before any other use of JAX
 
+    from jaxfed.config.config_files import config_to_toml, locate_config, read_config
     from jaxfed.config.overrides import override_config
-    from jaxfed.config.schema import config_to_toml, expect_table, locate_config, read_config
+    from jaxfed.config.schema import expect_table
     from jaxfed.training.loop import train_run as run
     from jaxfed.training.run_dir import holds_run
 

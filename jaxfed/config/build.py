@@ -1,13 +1,15 @@
 """From a configuration, or from the pieces that a program hands over, to all that a run needs."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 from jaxfed.config.evaluation_stages import make_account, make_evaluators
-from jaxfed.config.registry import BESIDE, REGISTRY
+from jaxfed.config.options import BESIDE
+from jaxfed.config.registry import REGISTRY
+from jaxfed.config.schema import config_to_table
 from jaxfed.config.sections import call_registered, make_pieces
+from jaxfed.config.settings import Config, Section
 from jaxfed.config.stages import (
     Pieces,
     check_method,
@@ -63,12 +65,12 @@ class RunParts(NamedTuple):
     cold_evaluator: Any = None  # for clients of which nothing is kept; see `check_cold_start`
 
 
-def load_data(config: Any) -> Clients:
+def load_data(config: Section) -> Clients:
     """Reads the data of a configuration's [data] section. Raises ValueError with one line where they are not fit.
 
     Large data are prepared once, kept on disk and mapped from there.
     """
-    folder = cache.cache_place(dataclasses.asdict(config))
+    folder = cache.cache_place(config_to_table(config))
     found, wrong = cache.read_cache(folder, KEPT)
     if found is not None:
         return found
@@ -82,19 +84,19 @@ def load_data(config: Any) -> Clients:
     return data._replace(source=add_notes(data.source, wrong)) if wrong else data
 
 
-def read_data(config: Any) -> Clients:
+def read_data(config: Section) -> Clients:
     """The same from its source."""
     return make_clients(read_source_data(config), **{name: getattr(config, name) for name in BESIDE["data"]})
 
 
-def read_source_data(config: Any) -> Dataset:
+def read_source_data(config: Section) -> Dataset:
     """What a [data] section's source has, before anything is left out of it."""
     is_file = isinstance(REGISTRY["data"][config.name], partial)  # files keep only the columns asked for
     return call_registered("data", config, **({"keep": config.clients} if is_file else {}))
 
 
 def build_experiment(
-    config: Any, data: Clients, watch: Callable[[Channel], Channel] = lambda channel: channel
+    config: Config, data: Clients, watch: Callable[[Channel], Channel] = lambda channel: channel
 ) -> RunParts:
     """Builds everything from a configuration and its data; `watch` may replace the channel by one that records.
 

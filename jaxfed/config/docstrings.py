@@ -7,7 +7,8 @@ from functools import partial
 
 import docstring_parser
 
-from jaxfed.config.registry import REGISTRY, SOURCES, section_arguments
+from jaxfed.config.options import SOURCES, section_arguments
+from jaxfed.config.registry import REGISTRY
 
 NOUNS = {
     "data": "data set, or kind of file",

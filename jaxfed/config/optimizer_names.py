@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from jaxfed.algorithms.group_rates import Rates
-from jaxfed.config.registry import OPTIMIZERS
+from jaxfed.config.optax_functions import OPTIMIZERS
 from jaxfed.core.recipe import find_recipe
 
 NO_MATCH = 1 << 20  # leaves that differ, where not even the functions are the same

@@ -3,15 +3,18 @@
 import contextlib
 import io
 import re
+from dataclasses import field, fields, make_dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
+from jaxfed.config.docstrings import section_docstring
+from jaxfed.config.options import section_arguments
 from jaxfed.config.plugins import import_plugins
-from jaxfed.config.registry import ALIASES, REGISTRY, section_arguments
+from jaxfed.config.registry import ALIASES, REGISTRY
 from jaxfed.config.schema import (
     LINKS,
     NAMED,
-    check_config_values,
+    argument_types,
     config_to_table,
     expect_table,
     infer_kind,
@@ -19,8 +22,16 @@ from jaxfed.config.schema import (
     make_config,
     suggest,
 )
+from jaxfed.config.settings import Config, Evaluation, Section
 from jaxfed.core.excerpt import printable, shorten
 from jaxfed.data.sources.tables import file_kind
+
+WHOLE = """What a run is made of.
+
+Args:
+    seed: Random seed of the run.
+    rounds: Number of training rounds.
+"""
 
 
 def infer_loader(table: dict[str, Any], args: list[str]) -> list[str]:
@@ -100,7 +111,42 @@ def take_imports(table: dict[str, Any], args: list[str]) -> tuple[dict[str, Any]
     return table | {"run": expect_table(table.get("run", {}), "run") | {"imports": found}}, rest
 
 
-def override_config(table: dict[str, Any], args: list[str]) -> Any:
+def with_described_types(part: Any, section: str = "") -> Any:
+    """A part of a configuration as a dataclass made for it, in which each section has the fields, types and docstring
+    of what it names: what tyro makes options of, and `jaxfed init` comments.
+
+    section: of the registry, where the part is a `Section`.
+    """
+    if isinstance(part, Section):
+        values, kinds = {"name": part.name, **dict(part.arguments)}, argument_types(section, part.name)
+        text = section_docstring(section, part.name)
+    else:
+        values, kinds = {each.name: getattr(part, each.name) for each in fields(part)}, get_type_hints(type(part))
+        text = WHOLE if isinstance(part, Config) else type(part).__doc__ or ""
+    made: list[tuple[str, Any, Any]] = []
+    for key, value in values.items():
+        kind = kinds.get(key)
+        if kind == tuple[Section, ...]:
+            value = tuple(with_described_types(link, "channel") for link in value)
+            kind = tuple_type(tuple(map(type, value)))
+        elif isinstance(value, Section | Evaluation):
+            value = with_described_types(value, key)
+            kind = type(value)
+        made.append((key, kind, field(default=value)))
+    name = section.title() or type(part).__name__
+    return make_dataclass(name, made, frozen=True, namespace={"__doc__": text})()
+
+
+def tuple_type(kinds: tuple[type, ...]) -> Any:
+    """The type of a tuple of these. One of none is no option of the command line, as it has no value to be given."""
+    if kinds:
+        return tuple[kinds]  # type: ignore[valid-type]
+    import tyro  # takes long to import
+
+    return Annotated[tuple[()], tyro.conf.Suppress]
+
+
+def override_config(table: dict[str, Any], args: list[str]) -> Config:
     """A configuration from a TOML table and command-line overrides. Raises ValueError with one line."""
     table, args = take_imports(table, args)
     import_plugins(table)
@@ -115,8 +161,8 @@ def override_config(table: dict[str, Any], args: list[str]) -> Any:
             "With L links, numbered 0 to L-1, --channel.L.name NAME appends one;\n"
             "likewise --download.L.name and --evaluation.channel.L.name."
         )
-        config = make_config(printable_table(config_to_table(config)))
-        return tyro.cli(type(config), default=config, args=args, prog="jaxfed train CONFIG.toml", description=more)
+        shown = with_described_types(make_config(printable_table(config_to_table(config))))
+        tyro.cli(type(shown), default=shown, args=args, prog="jaxfed train CONFIG.toml", description=more)  # and exits
     lists = [key for key, value in iterate_leaves(config_to_table(config)) if isinstance(value, list)]
     args = split_lists(args, [f"--{key.replace('_', '-')}" for key in lists])
     known = [f"--{key.replace('_', '-')}" for key, _ in iterate_leaves(config_to_table(config))]
@@ -126,14 +172,15 @@ def override_config(table: dict[str, Any], args: list[str]) -> Any:
     for flag, word in positive.items():
         if flag.startswith("--") and flag not in known + groups:
             raise ValueError(f"unknown option {word.split('=')[0]}{suggest(flag, known + groups)}")
-    told = io.StringIO()
+    told, options = io.StringIO(), with_described_types(config)
     try:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
-            return check_config_values(tyro.cli(type(config), default=config, args=args))
+            changed = tyro.cli(type(options), default=options, args=args)
     except SystemExit:
         title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", told.getvalue()), ""  # a box: sections between rules
         plain = " ".join((message or title).split()).split(" Got errors:")[0]  # which names the parser's own types
         raise ValueError(re.sub(r"no type matching \S+ could be instantiated from", "not a value:", plain)) from None
+    return make_config(config_to_table(changed))
 
 
 def split_lists(args: list[str], lists: list[str]) -> list[str]:

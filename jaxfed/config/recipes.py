@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from jaxfed.config.optimizer_names import name_optimizer
-from jaxfed.config.registry import BESIDE, REGISTRY, section_arguments
+from jaxfed.config.options import BESIDE, section_arguments
+from jaxfed.config.registry import REGISTRY
 from jaxfed.config.stages import Pieces
 from jaxfed.core.link import Channel, list_links
 from jaxfed.core.recipe import Recipe, find_recipe

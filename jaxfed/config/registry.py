@@ -4,13 +4,9 @@ A section of a configuration holds `name` and that function's keyword arguments 
 (`num_items`, `num_clients`, ...) are given by the program.
 """
 
-import inspect
-import typing
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, Literal, NamedTuple
-
-import optax
+from typing import Any
 
 from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
 from jaxfed.algorithms.agnostic import agnostic, agnostic_mean
@@ -45,12 +41,9 @@ from jaxfed.channels.robust import geometric_median, median, trimmed_mean
 from jaxfed.channels.secure_sum import pads, ring
 from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.channels.staleness import mixing, staleness
-from jaxfed.core import channel
-from jaxfed.core.link import Channel
+from jaxfed.config.optax_functions import OPTIMIZERS, optax_at_client, optax_at_server
 from jaxfed.core.method import Method
 from jaxfed.core.recipe import P, Piece, named
-from jaxfed.data.batching import Batching
-from jaxfed.data.preparation import PopulationOptions
 from jaxfed.data.sources.files import read_interactions
 from jaxfed.data.sources.movielens import ml_100k
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -62,70 +55,6 @@ from jaxfed.models.mf import mf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, identity_parametrization, low_rank_tables
 from jaxfed.sampling import asynchronous, clock, cohort
-
-
-def sgd_optimizer(learning_rate: float, momentum: float = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
-    """Stochastic gradient descent, with momentum where it is not 0.
-
-    Args:
-        momentum: Share of the last step that is added to the next one.
-        nesterov: Nesterov's momentum, which looks one step ahead.
-    """
-    return optax.sgd(learning_rate, momentum or None, nesterov)
-
-
-# optimisers of optax whose step is proportional to their learning rate
-OPTIMIZERS: dict[str, Callable] = {"sgd": sgd_optimizer} | {
-    name: getattr(optax, name)
-    for name in ("adam", "yogi", "adagrad", "rmsprop", "adabelief", "adamax", "nadam", "radam", "lion", "amsgrad")
-}
-
-
-SCHEDULES: dict[str, Callable[[float, int, float], Any]] = {  # (rate, rounds, its last share) -> rate by round
-    "constant": lambda rate, rounds, final: optax.constant_schedule(rate),
-    "linear": lambda rate, rounds, final: optax.linear_schedule(rate, final * rate, rounds),
-    "cosine": lambda rate, rounds, final: optax.cosine_decay_schedule(rate, rounds, final),
-    "exponential": lambda rate, rounds, final: optax.exponential_decay(rate, rounds, final, end_value=final * rate),
-}
-
-
-def server_schedule(rate: float, rounds: int, schedule: str, warmup: int, final: float) -> Any:
-    """A server's learning rate by round, for optax: `warmup` rounds up from 0, then a schedule that comes to
-    final * rate in the last of all rounds. Raises ValueError for what is none."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"server.schedule: no schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
-    if not 0 <= warmup < rounds or not 0 <= final <= 1 or (schedule == "exponential" and not final):
-        raise ValueError("server: warmup lies below the number of rounds, final from 0 to 1 (exponential: above 0)")
-    if schedule == "constant" and not warmup:
-        return rate
-    rest = SCHEDULES[schedule](rate, max(rounds - warmup - 1, 1), final)
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), rest], [warmup]) if warmup else rest
-
-
-@named("channel", "at_client")
-def optax_at_client(
-    transform: Literal["clip_by_global_norm", "clip", "scale"] = "clip_by_global_norm", value: float = 1.0
-) -> Channel:
-    """What a stateless transform of optax makes of an update on the client.
-
-    Args:
-        transform: The name of the transform.
-        value: Its argument: the norm, the largest number, or the factor.
-    """
-    return channel.at_client(getattr(optax, transform)(value))
-
-
-@named("channel", "at_server")
-def optax_at_server(
-    transform: Literal["clip_by_global_norm", "clip", "scale", "trace", "ema"] = "trace", value: float = 0.9
-) -> Channel:
-    """What a transform of optax makes of the decoded update on the server.
-
-    Args:
-        transform: The name of the transform.
-        value: Its argument: the norm, the largest number, the factor, or the decay.
-    """
-    return channel.at_server(getattr(optax, transform)(value))
 
 
 def without_links(make_method: Callable[..., Method]) -> Callable[..., Method]:
@@ -306,98 +235,3 @@ def register(section: str, name: str, function: Callable[P, Piece]) -> Callable[
         raise ValueError(f"register: the {section} {name!r} is there already: choose another name")
     REGISTRY[section][name] = function
     return named(section, name)(function)
-
-
-class WorkOptions(NamedTuple):
-    """What every work takes beside its batches and its own arguments.
-
-    Args:
-        keep_copy: Clients keep what they have trained until their next round, and it is evaluated as `personal`.
-    """
-
-    keep_copy: bool = False
-
-
-class OptimizerOptions(NamedTuple):
-    """What every client optimiser takes beside its own arguments; see `group_rates`.
-
-    Args:
-        learning_rate: Learning rate; [work.optimizer.item] and [work.optimizer.user] may override it.
-        weight_decay: Decoupled weight decay: each step subtracts learning_rate x weight_decay x parameter.
-    """
-
-    learning_rate: float = 0.1
-    weight_decay: float = 0.0
-
-
-class ServerOptions(NamedTuple):
-    """What every server optimiser takes beside its own arguments; see `server_schedule` and `hierarchy`.
-
-    Args:
-        learning_rate: Learning rate of the server optimiser. sgd: factor on the aggregated update (1: plain FedAvg).
-            Adam and other adaptive optimisers: roughly the size of each step.
-        lazy: true: an optimiser with a state updates only the table rows that this round's cohort holds. false: all
-            rows in every round.
-        schedule: How the learning rate changes over the rounds: constant, or a linear, cosine or exponential decay.
-        warmup: Number of rounds at the start in which the learning rate rises from 0.
-        final: Learning rate of the last round, divided by the initial one. Not used by constant.
-        edges: Number of edge servers (hierarchical FL), each with its own model. 0: none.
-        edge_rounds: Number of rounds after which the edge servers average their models.
-    """
-
-    learning_rate: float = 1.0
-    lazy: bool = True
-    schedule: str = "constant"
-    warmup: int = 0
-    final: float = 0.1
-    edges: int = 0
-    edge_rounds: int = 1
-
-
-# whose arguments a section takes beside those of its function
-SOURCES: dict[str, tuple[Callable, ...]] = {
-    "data": (PopulationOptions,),
-    "work": (Batching, WorkOptions),
-    "optimizer": (OptimizerOptions,),
-    "server": (ServerOptions,),
-}
-GIVEN = ("data", "pairwise", "ordered", "features")  # of these, what the program gives
-
-BESIDE: dict[str, dict[str, Any]] = {
-    section: {
-        name: each.default
-        for source in sources
-        for name, each in inspect.signature(source).parameters.items()
-        if name not in GIVEN
-    }
-    for section, sources in SOURCES.items()
-}
-
-# in place of these for adaptive optimisers, which are all but sgd and solve: their steps are about as long as their
-# rate, whatever the model, loss and batch, while those of sgd are as long as the gradient
-STEADY: dict[str, dict[str, float]] = {
-    "optimizer": {"learning_rate": 0.05, "weight_decay": 0.5},
-    "server": {"learning_rate": 0.05},
-}
-
-PROVIDED = ("keep", "num_users")  # have a default for programs; under a configuration the program gives them
-
-
-def section_arguments(section: str, name: str) -> dict[str, Any]:
-    """{argument: default} of what a section may hold for this name: numbers, words and tuples of them."""
-    function = REGISTRY[section][name]
-    fixed = function.keywords if isinstance(function, partial) else {}
-    found = {
-        each.name: each.default
-        for each in inspect.signature(function).parameters.values()
-        if type(each.default) in (bool, int, float, str, tuple) and each.name not in (*fixed, *PROVIDED)
-    }
-    return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name not in ("sgd", "solve") else {})
-
-
-def argument_choices(section: str, name: str, key: str) -> tuple[str, ...]:
-    """The words that an argument may be, where its function names them (a Literal); none otherwise."""
-    for function in (REGISTRY[section][name], *SOURCES.get(section, ())):
-        if key in (parameters := inspect.signature(function, eval_str=True).parameters):
-            return typing.get_args(parameters[key].annotation) if isinstance(parameters[key].default, str) else ()
-    return ()

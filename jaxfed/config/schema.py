@@ -1,46 +1,31 @@
-"""Configurations: a TOML file whose sections are the pipeline's places, read strictly into frozen dataclasses.
+"""From the table of a TOML file to a `Config`, strictly: types and choices come from the signatures of the registry.
 
-`name` picks a function from the registry, the other keys are its arguments; the command line overrides any of them.
+Sections are the places of the pipeline. `name` picks a function from the registry, the other keys are its arguments.
 """
 
 import dataclasses
 import difflib
 import math
-import os
 import re
-import tomllib
 import typing
-from collections.abc import Callable, Iterator
-from dataclasses import field, make_dataclass
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tomli_w
-
-from jaxfed.config.docstrings import section_docstring
+from jaxfed.config.options import argument_choices, section_arguments
 from jaxfed.config.plugins import import_plugins
-from jaxfed.config.registry import ALIASES, REGISTRY, argument_choices, section_arguments
-from jaxfed.config.settings import Evaluation, GroupRates, Privacy, Run
+from jaxfed.config.registry import ALIASES, REGISTRY
+from jaxfed.config.settings import Config, Evaluation, GroupRates, Privacy, Run, Section
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
-from jaxfed.data.sources.tables import PATHS as DATA_PATHS
 from jaxfed.data.sources.tables import file_kind
 
-WHOLE = """What a run is made of.
-
-Args:
-    seed: Random seed of the run.
-    rounds: Number of training rounds.
-"""
 LARGEST_SIZE = 1 << 16  # of a whole number in [model]: sizes of arrays, whose products must be sizes, too
 LARGEST = {"clusters": LARGEST_SIZE, "groups": LARGEST_SIZE, "fraction_bits": 32}
 # keys of [model] that are sizes of arrays: at least 1
 SIZES = ("dim", "hidden", "code", "rank", "neighbours", "window")
+AT_LEAST_ONE = ("rounds", "evaluation.every", "run.keep", "run.checkpoint_every")
 LINKS = ({"name": "per_row_mean"},)  # where a configuration has no [[channel]]
-PATHS = {  # keys that name a file or a folder, by their section
-    "data": DATA_PATHS,
-    "clock": ("path",),
-}
+GROUPS = ("item", "user")  # of parameters that an optimiser may have rates of their own for
 NAMED = {
     "data": "ml-100k",
     "model": "mf",
@@ -60,80 +45,54 @@ def suggest(word: str, words: typing.Iterable[str]) -> str:
     return f'; did you mean "{shorten(found[0])}"?' if found else f"; there are {shorten_list(words)}"
 
 
-def tuple_type(kinds: typing.Iterable[Any]) -> Any:
-    """The type of a tuple of these. One of none is no option of the command line, as it has no value to be given."""
-    if kinds := tuple(kinds):
-        return tuple[kinds]  # type: ignore[valid-type]
-    import tyro  # takes long to import
-
-    return Annotated[tuple[()], tyro.conf.Suppress]
-
-
 def infer_type(default: Any) -> Any:
-    """The type of a field from its default; a tuple is of one type throughout."""
-    return tuple_type((type(default[0]) if default else str, ...)) if isinstance(default, tuple) else type(default)
+    """The type of an argument from its default; a tuple is of one type throughout."""
+    if isinstance(default, tuple):
+        return tuple[(type(default[0]) if default else str, ...)]  # type: ignore[misc]
+    return type(default)
 
 
-def make_section_type(name: str, fields: list, again: Callable[[dict[str, Any]], Any], text: str = "") -> type:
-    """A frozen dataclass made of fields (name, type, default), and its docstring, which the command line shows.
-
-    Each call makes another type. So what it makes is equal where name and values are, and is pickled as the table from
-    which `again` makes it once more.
-    """
-    made = [
-        (key, kind, default if isinstance(default, dataclasses.Field) else field(default=default))
-        for key, kind, default in fields
-    ]
-
-    def same(self, other):
-        return (
-            type(other).__name__ == name
-            and dataclasses.is_dataclass(other)
-            and config_to_table(self) == config_to_table(other)
-        )
-
-    methods = {"__doc__": text, "__eq__": same, "__reduce__": lambda self: (again, (config_to_table(self),))}
-    return make_dataclass(name, made, frozen=True, namespace=methods)
-
-
-def dataclass_fields(value: Any) -> list:
-    """The fields (name, type, default) of a dataclass, with what one of them holds as defaults."""
-    return [(f.name, f.type, getattr(value, f.name)) for f in dataclasses.fields(value)]
-
-
-def section_type(section: str, name: str, where: str = "") -> type:
-    """The dataclass of a section for a name of its registry. Raises ValueError for a name that is not there."""
-    if name not in REGISTRY[section]:
-        raise ValueError(f'{where or section}.name: no {section} "{shorten(name)}"{suggest(name, REGISTRY[section])}')
+def argument_types(section: str, name: str) -> dict[str, Any]:
+    """{key: type} of what a section may hold for a name of its registry."""
     named: Any = Literal
-    fields: list = [("name", named[tuple(REGISTRY[section])], name)]
+    kinds = {"name": named[tuple(REGISTRY[section])]}
     for key, default in section_arguments(section, name).items():
         words = argument_choices(section, name, key)
-        fields.append((key, named[words] if words else infer_type(default), default))
-    if section == "optimizer":
-        fields += [(key, GroupRates, field(default=GroupRates())) for key in ("item", "user")]
-    return make_section_type(
-        section.title(), fields, partial(build_section, section, where=section), section_docstring(section, name)
-    )
+        kinds[key] = named[words] if words else infer_type(default)
+    parts: dict[str, dict[str, Any]] = {
+        "work": {"optimizer": Section},
+        "optimizer": dict.fromkeys(GROUPS, GroupRates),
+    }
+    return kinds | parts.get(section, {})
 
 
-def build_section(section: str, table: Any, where: str) -> Any:
-    """A section from its TOML table."""
+def build_section(section: str, table: Any, where: str) -> Section:
+    """A section from its TOML table, with the defaults of what the table leaves out.
+
+    Args:
+        section: of the registry: "model", "channel", "optimizer", ...
+        table: {key: value}.
+        where: the section in the configuration, for messages.
+
+    Returns:
+        The section.
+
+    Raises:
+        ValueError: one line that says what is wrong.
+    """
     table = expect_table(table, where)
     name = table.get("name", NAMED.get(section, "adam"))
     if not isinstance(name, str):
         raise ValueError(f"{where}.name: a name in quotes, not {excerpt(name)}")
     name = ALIASES.get((section, name), name)
-    table = table | {"name": name} if "name" in table else table
-    kind = section_type(section, name, where)
-    if section != "work":
-        return fill_dataclass(kind, table, where)
-    optimizer = build_section("optimizer", table.get("optimizer", {}), f"{where}.optimizer")
-    rest = fill_dataclass(
-        kind, {key: value for key, value in table.items() if key != "optimizer"}, where, ["optimizer"]
-    )
-    fields = [*dataclass_fields(rest), ("optimizer", type(optimizer), field(default=optimizer))]
-    return make_section_type("Work", fields, partial(build_section, section, where=section), type(rest).__doc__ or "")()
+    if name not in REGISTRY[section]:
+        raise ValueError(f'{where}.name: no {section} "{shorten(name)}"{suggest(name, REGISTRY[section])}')
+    own = ({"optimizer": {}} if section == "work" else {}) | {key: table[key] for key in table if key != "name"}
+    given = coerce_table(argument_types(section, name), own, where)
+    defaults = section_arguments(section, name)
+    if section == "optimizer":
+        defaults |= dict.fromkeys(GROUPS, GroupRates())
+    return Section(name, tuple((defaults | given).items()))
 
 
 def expect_table(value: Any, where: str) -> dict[str, Any]:
@@ -143,16 +102,20 @@ def expect_table(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def fill_dataclass(kind: type, table: Any, where: str, more: list[str] | None = None) -> Any:
-    """A dataclass from a table: unknown keys and values of another type raise ValueError."""
-    table = expect_table(table, where)
-    kinds = typing.get_type_hints(kind)
-    for key in table:
+def coerce_table(kinds: dict[str, Any], table: dict[str, Any], where: str) -> dict[str, Any]:
+    """The values of a table as the types of its keys. Raises ValueError for a key that is none and for another type."""
+    made = {}
+    for key, value in table.items():
+        path = f"{where}.{key}".lstrip(".")
         if key not in kinds:
-            raise ValueError(
-                f'unknown key "{shorten(f"{where}.{key}".lstrip("."))}"{suggest(key, [*kinds, *(more or [])])}'
-            )
-    return kind(**{key: coerce_value(kinds[key], value, f"{where}.{key}".lstrip(".")) for key, value in table.items()})
+            raise ValueError(f'unknown key "{shorten(path)}"{suggest(key, kinds)}')
+        made[key] = coerce_value(kinds[key], value, path)
+    return made
+
+
+def fill_dataclass(kind: type, table: Any, where: str) -> Any:
+    """A dataclass from a table. Raises ValueError, see `coerce_table`."""
+    return kind(**coerce_table(typing.get_type_hints(kind), expect_table(table, where), where))
 
 
 def coerce_value(kind: Any, value: Any, where: str) -> Any:
@@ -166,6 +129,8 @@ def coerce_value(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where}: {excerpt(value)} is no list: put it in brackets, [{excerpt(value)}]")
         return tuple(coerce_value(options[0], each, where) for each in value)
+    if kind is Section:  # the only one that lies in another
+        return build_section("optimizer", value, where)
     if dataclasses.is_dataclass(kind):
         return fill_dataclass(typing.cast(type, kind), value, where)
     kinds = tuple(option for option in options or (kind,) if isinstance(option, type) and option is not type(None))
@@ -197,6 +162,8 @@ def check_numbers(table: Any) -> None:
         key = name.rpartition(".")[2]
         most = LARGEST_SIZE if name.startswith("model.") else LARGEST.get(key, (1 << 63) - 1)
         told = "2^63 - 1" if most == (1 << 63) - 1 else f"{most:,}"
+        if name in AT_LEAST_ONE and value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1")
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, float) and not math.isfinite(each):
                 raise ValueError(f"{name} is {each}: it must be a finite number")
@@ -205,7 +172,7 @@ def check_numbers(table: Any) -> None:
                 raise ValueError(f"{name} is {each}: it must be a whole number from {least} to {told}")
 
 
-def build_links(value: Any, where: str) -> tuple[Any, ...]:
+def build_links(value: Any, where: str) -> tuple[Section, ...]:
     """The sections of a list of links. Raises ValueError for what is none."""
     if not isinstance(value, list):
         raise ValueError(f"{where}: a list of links, each [[{where}]] with a name")
@@ -217,17 +184,11 @@ def build_links(value: Any, where: str) -> tuple[Any, ...]:
     return tuple(made)
 
 
-def build_evaluation(table: Any) -> Any:
+def build_evaluation(table: Any) -> Evaluation:
     """The [evaluation] section from its table."""
-    asked = dict(expect_table(table, "evaluation"))
-    through = build_links(asked.pop("channel", []), "evaluation.channel")
-    fields = [*dataclass_fields(Evaluation()), ("channel", tuple_type(map(type, through)), field(default=through))]
-    return fill_dataclass(
-        make_section_type("Evaluation", fields, build_evaluation, Evaluation.__doc__ or ""),
-        asked,
-        "evaluation",
-        ["channel"],
-    )
+    own = dict(expect_table(table, "evaluation"))
+    links = build_links(own.pop("channel", []), "evaluation.channel")
+    return dataclasses.replace(fill_dataclass(Evaluation, own, "evaluation"), channel=links)
 
 
 def infer_kind(path: str, delimiter: str, mend: str, otherwise: str = "") -> str:
@@ -253,150 +214,60 @@ def with_data_name(section: Any) -> Any:
     return {"name": infer_kind(section["path"], str(section.get("delimiter", "")), mend), **section}
 
 
-def make_config(table: dict[str, Any]) -> Any:
-    """A whole configuration from a TOML document's table. Raises ValueError with one line that says what is wrong."""
+def make_config(table: dict[str, Any]) -> Config:
+    """A whole configuration from the table of a TOML document.
+
+    Args:
+        table: {key or section: value}; what it leaves out has its default.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: one line that says what is wrong.
+
+    Example:
+        >>> make_config({"model": {"name": "mf", "dim": 8}}).model.dim
+        8
+    """
     import_plugins(table)
     table = table | ({"data": with_data_name(table["data"])} if "data" in table else {})
-    known = ["seed", "rounds", *NAMED, "channel", "download", "privacy", "evaluation", "run"]
+    known = [each.name for each in dataclasses.fields(Config)]
     for key in table:
         if key not in known:
             raise ValueError(f'unknown key "{shorten(key)}"{suggest(key, known)}')
     channel = build_links(table.get("channel", list(LINKS)), "channel")
-    down = build_links(table.get("download", []), "download")
+    download = build_links(table.get("download", []), "download")
     evaluation = build_evaluation(table.get("evaluation", {}))
-    sections = {key: build_section(key, table.get(key, {}), key) for key in NAMED}
-    config_type = make_section_type(
-        "Config",
-        [
-            ("seed", int, 0),
-            ("rounds", int, 100),
-            *((key, type(value), field(default=value)) for key, value in sections.items()),
-            ("channel", tuple_type(map(type, channel)), field(default=channel)),
-            ("download", tuple_type(map(type, down)), field(default=down)),
-            ("privacy", Privacy, field(default=fill_dataclass(Privacy, table.get("privacy", {}), "privacy"))),
-            ("evaluation", type(evaluation), field(default=evaluation)),
-            ("run", Run, field(default=fill_dataclass(Run, table.get("run", {}), "run"))),
-        ],
-        make_config,
-        WHOLE,
+    sections: dict[str, Any] = {key: build_section(key, table.get(key, {}), key) for key in NAMED}
+    config = Config(
+        seed=coerce_value(int, table.get("seed", 0), "seed"),
+        rounds=coerce_value(int, table.get("rounds", 100), "rounds"),
+        **sections,
+        channel=channel,
+        download=download,
+        privacy=fill_dataclass(Privacy, table.get("privacy", {}), "privacy"),
+        evaluation=evaluation,
+        run=fill_dataclass(Run, table.get("run", {}), "run"),
     )
-    plain = {key: coerce_value(int, table[key], key) for key in ("seed", "rounds") if key in table}
-    return check_config_values(config_type(**plain))
-
-
-def check_config_values(config: Any) -> Any:
-    """The configuration, if its numbers can be. Raises ValueError."""
-    least = {
-        "rounds": config.rounds,
-        "evaluation.every": config.evaluation.every,
-        "run.keep": config.run.keep,
-        "run.checkpoint_every": config.run.checkpoint_every,
-    }
-    for name, value in least.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1")
     check_numbers(config_to_table(config))
     return config
 
 
 def config_to_table(config: Any) -> dict[str, Any]:
-    """A configuration as a TOML table, every default spelled out."""
+    """A configuration, or a part of one, as a TOML table, every default spelled out."""
 
     def plain(value):
-        if dataclasses.is_dataclass(value):
-            inner = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Section):
+            value = {"name": value.name, **dict(value.arguments)}
+        elif dataclasses.is_dataclass(value):
+            value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            inner = {key: plain(each) for key, each in value.items()}
             return {key: each for key, each in inner.items() if each is not None and each != {}}
         return [plain(each) for each in value] if isinstance(value, tuple) else value
 
     return plain(config)
-
-
-def built_in_folder() -> Path:
-    """The folder of the configurations that come with the program: inside of the package, in a checkout beside it."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
-def built_in_configs() -> dict[str, Path]:
-    """The configurations that come with the program, by their names."""
-    return {each.stem: each for each in sorted(built_in_folder().glob("*.toml"))}
-
-
-def locate_config(path: str | Path) -> Path:
-    """The file of a configuration, or the one in a run's folder; where there is none of that name, the one of that name
-    that comes with the program.
-
-    Raises ValueError where there is neither, or where there are data.
-    """
-    place = Path(path)
-    if (place / "config.toml").is_file():
-        return place / "config.toml"
-    if place.exists() and file_kind(path):
-        raise ValueError(
-            f"{path} is data, not a configuration: `jaxfed init {path}` writes one, or pass CONFIG --data.path {path}"
-        )
-    if place.is_dir():
-        raise ValueError(f"{path} is a folder, but not that of a run (no config.toml): name a configuration's file")
-    if place.exists():
-        return place
-    name, there = place.name.removesuffix(".toml"), built_in_configs()
-    if name in there and place.parent == Path():
-        return there[name]
-    raise ValueError(
-        f"{path}: no such file, and no configuration of that name comes with jaxfed{suggest_names(name, there)}"
-    )
-
-
-def suggest_names(word: str, words: typing.Iterable[str]) -> str:
-    """As `suggest`; where several names begin with the word, all of these."""
-    begin = [each for each in words if word and each.startswith(word)]
-    return f"; there are {shorten_list(begin, 40)}" if len(begin) > 1 else suggest(word, words)
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The table of a configuration's file, or of the one in a run's folder. Raises ValueError where there is none.
-
-    Relative paths in it are those of the working directory; one that is not there is looked for beside the file.
-    """
-    file = locate_config(path)
-    try:
-        table = tomllib.loads(file.read_text("utf-8-sig"))  # some editors begin a file with a byte order mark
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not TOML: {error}") from None
-
-    def beside(text):
-        there = os.path.join(file.parent, text)
-        return there if not os.path.exists(os.path.expanduser(text)) and os.path.exists(there) else text
-
-    return map_paths(table, beside)
-
-
-def map_paths(table: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """The table of a configuration, in which the `PATHS` that are given are changed."""
-    made = dict(table)
-    for section, keys in PATHS.items():
-        if isinstance(made.get(section), dict):
-            given = {key: made[section].get(key) for key in keys}
-            changed = {key: change(text) for key, text in given.items() if isinstance(text, str) and text}
-            made[section] = made[section] | changed
-    return made
-
-
-def absolute_path(path: str) -> str:
-    """A path that means the same wherever it is read, if there is something."""
-    there = os.path.expanduser(path)
-    return os.path.abspath(there) if os.path.exists(there) else path
-
-
-def config_to_toml(config: Any) -> str:
-    """A configuration as TOML; `read` and `make_config` give it back."""
-    return tomli_w.dumps(config_to_table(config))
-
-
-def with_absolute_paths(config: Any) -> Any:
-    """A configuration whose files are found from wherever it is read, and wherever its own file is moved."""
-    return make_config(map_paths(config_to_table(config), absolute_path))
 
 
 def iterate_leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -407,18 +278,3 @@ def iterate_leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from iterate_leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def config_differences(old: Any, new: Any, paths: bool = True) -> list[str]:
-    """`key: old -> new` of all that differs between two configurations outside of [run], and but for `rounds`.
-
-    paths: names of files count, too; false where what is in the files is compared instead.
-    """
-
-    def flat(config):
-        table = map_paths(config_to_table(config), absolute_path if paths else lambda path: "")
-        return {key: value for key, value in iterate_leaves(table) if not key.startswith("run.") and key != "rounds"}
-
-    a, b = flat(old), flat(new)
-    different = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-    return [f"{key}: {shorten(a.get(key, 'unset'))} -> {shorten(b.get(key, 'unset'))}" for key in different]

@@ -1,6 +1,5 @@
 """From one section of a configuration to the piece that it names."""
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +9,11 @@ import optax
 
 from jaxfed.algorithms.group_rates import Rates, group_rates
 from jaxfed.algorithms.own_model import keep_own_copy
-from jaxfed.config.registry import BESIDE, REGISTRY, section_arguments, server_schedule
+from jaxfed.config.optax_functions import server_schedule
+from jaxfed.config.options import BESIDE, section_arguments
+from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, build_section, config_to_table
+from jaxfed.config.settings import Config, Section, replace_arguments
 from jaxfed.config.stages import Edges, Pieces, make_runtime
 from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link
@@ -25,7 +27,7 @@ from jaxfed.data.population import Population
 from jaxfed.sampling.asynchronous import with_clock
 
 
-def call_registered(section: str, config: Any, **given: Any) -> Any:
+def call_registered(section: str, config: Section, **given: Any) -> Any:
     """The registry's function with the section's arguments and, of what the program gives, what it asks for."""
     said = section_arguments(section, config.name).keys() - BESIDE.get(section, {}).keys()
     return call_with(REGISTRY[section][config.name], given | {name: getattr(config, name) for name in said})
@@ -37,28 +39,28 @@ def call_with(function: Callable[..., Any], known: dict[str, Any]) -> Any:
     return function(**{name: value for name, value in known.items() if name in asked})
 
 
-def make_client_optimizer(config: Any) -> optax.GradientTransformation:
+def make_client_optimizer(config: Section) -> optax.GradientTransformation:
     """A client's optimiser from [work.optimizer]."""
     rest = section_arguments("optimizer", config.name).keys() - BESIDE["optimizer"].keys()
-    groups = {name: Rates(**dataclasses.asdict(getattr(config, name))) for name in ("item", "user")}
+    groups = {name: Rates(**vars(getattr(config, name))) for name in ("item", "user")}
     own = {name: getattr(config, name) for name in rest}
     return group_rates(REGISTRY["optimizer"][config.name], config.learning_rate, config.weight_decay, **groups, **own)
 
 
-def make_channel(configs: tuple[Any, ...], items: np.ndarray, where: str, **given: Any) -> Channel:
+def make_channel(configs: tuple[Section, ...], items: np.ndarray, where: str, **given: Any) -> Channel:
     """The chain of some links' sections. A section names items, a link knows their rows. Raises ValueError for an item
     that is not in the data."""
 
     def made(config, number):
         if hasattr(config, "targets"):
             rows = item_numbers(items, config.targets, f"{where}.{number}.targets").tolist()
-            config = dataclasses.replace(config, targets=tuple(rows))
+            config = replace_arguments(config, targets=tuple(rows))
         return call_registered("channel", config, **given)
 
     return chain(*(made(each, number) for number, each in enumerate(configs))) if configs else link()
 
 
-def choose_loss(config: Any) -> str:
+def choose_loss(config: Config) -> str:
     """The loss by which the model learns what the data's rows are labelled with; "": it has none by name.
 
     Raises ValueError where the two do not go together.
@@ -74,16 +76,16 @@ def choose_loss(config: Any) -> str:
     return "rating" if label == "rating" else loss
 
 
-def make_model(config: Any, data: Clients, table_rows: int) -> Model:
+def make_model(config: Config, data: Clients, table_rows: int) -> Model:
     """The model of a configuration, whose tables have `table_rows` rows. Raises ValueError where it does not go with
     the data."""
     loss = choose_loss(config)
-    chosen = dataclasses.replace(config.model, loss=loss) if loss else config.model
+    chosen = replace_arguments(config.model, loss=loss) if loss else config.model
     sizes = {"num_items": table_rows, "num_users": data.users_per_client, "real_items": data.num_items}
     return call_registered("model", chosen, **sizes, vocabulary=data.vocabulary)
 
 
-def choose_sampler(config: Any, population: Population) -> Sampler:
+def choose_sampler(config: Config, population: Population) -> Sampler:
     """The sampler of a configuration, by its clock if it has one."""
     everyone = {"num_clients": population.num_clients, "num_train": population.num_train, "names": population.names}
     clock = call_registered("clock", config.clock, **everyone)
@@ -91,7 +93,7 @@ def choose_sampler(config: Any, population: Population) -> Sampler:
     return with_clock(sampler, clock, population.num_clients) if clock and not sampler.clock else sampler
 
 
-def known_arguments(config: Any, population: Population, sampler: Sampler) -> dict[str, Any]:
+def known_arguments(config: Config, population: Population, sampler: Sampler) -> dict[str, Any]:
     """What works and links may ask of a run, by the names of their arguments."""
     return {
         "slots": sampler.slots,
@@ -102,7 +104,7 @@ def known_arguments(config: Any, population: Population, sampler: Sampler) -> di
     }
 
 
-def make_method(config: Any, model: Model, **known: Any) -> Method:
+def make_method(config: Config, model: Model, **known: Any) -> Method:
     """The method of a configuration, which trains the model. Raises ValueError."""
     check_method_sections(config)
     optimizer = make_client_optimizer(config.work.optimizer)
@@ -119,7 +121,7 @@ def make_method(config: Any, model: Model, **known: Any) -> Method:
     return method
 
 
-def check_method_sections(config: Any) -> None:
+def check_method_sections(config: Config) -> None:
     """Raises ValueError where [algorithm] and [work] do not go together."""
     algorithm, work = config.algorithm.name, config.work.name
     if (algorithm == "fedrecon" or work == "reconstruct") and config.work.epochs > 1:
@@ -138,14 +140,14 @@ def check_method_sections(config: Any) -> None:
             raise ValueError(f'work.{key}: with algorithm.name = "{algorithm}" it is algorithm.{key}')
 
 
-def make_server_optimizer(config: Any, model: Model) -> optax.GradientTransformation:
+def make_server_optimizer(config: Config, model: Model) -> optax.GradientTransformation:
     """The server optimiser of a configuration."""
     pace = config.server
     rate = server_schedule(pace.learning_rate, config.rounds, pace.schedule, pace.warmup, pace.final)
     return call_registered("server", pace, learning_rate=rate, closed=model.closed)
 
 
-def make_pieces(config: Any, data: Clients) -> Pieces:
+def make_pieces(config: Config, data: Clients) -> Pieces:
     """The pieces that a configuration names. Raises ValueError with one line for what cannot be."""
     population, run, server = data.population, config.run, config.server
     model = make_model(config, data, make_runtime(run, data.num_items).table_rows)

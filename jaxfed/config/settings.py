@@ -1,7 +1,65 @@
-"""Settings of a run as dataclasses: what an editor completes, and what a program hands over as a configuration does."""
+"""The types of a configuration, and of its sections: what an editor completes, and what a program hands over, too."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from jaxfed.core.excerpt import shorten, shorten_list
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section that names a function of the registry. Its arguments are attributes: `config.model.dim`.
+
+    Args:
+        name: The name of the function.
+        arguments: (argument, value) of all that a configuration may say, defaults included. That of the clients'
+            optimiser, in [work], is a `Section`.
+
+    Raises:
+        AttributeError: An attribute is no argument; the message lists those there are.
+
+    Example:
+        >>> Section("sgd", (("learning_rate", 0.1), ("momentum", 0.9))).momentum
+        0.9
+    """
+
+    name: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __getattr__(self, key: str) -> Any:
+        """The value of an argument."""
+        found = dict(self.__dict__.get("arguments", ()))  # while it is copied or unpickled there are none yet
+        if key in found:
+            return found[key]
+        raise AttributeError(
+            f'{self.__dict__.get("name")} has no argument "{shorten(key)}"; there are {shorten_list(["name", *found])}'
+        )
+
+    def __dir__(self) -> list[str]:
+        """What an editor completes."""
+        return ["name", "arguments", *dict(self.arguments)]
+
+
+def replace_arguments(section: Section, **values: Any) -> Section:
+    """A section with other values of some arguments; these are not checked again.
+
+    Args:
+        section: of a configuration.
+        values: by the names of the arguments.
+
+    Returns:
+        The changed section.
+
+    Raises:
+        AttributeError: the section has no such argument.
+
+    Example:
+        >>> replace_arguments(Section("mf", (("dim", 32),)), dim=8).dim
+        8
+    """
+    for key in values:
+        getattr(section, key)
+    return Section(section.name, tuple((dict(section.arguments) | values).items()))
 
 
 @dataclass(frozen=True)
@@ -88,6 +146,8 @@ class Evaluation:
             new client.
         clients: Evaluate on at most this many clients, drawn once. 0: all.
         targets: Items, by the source's ids, whose exposure is measured (er@k).
+        channel: Links that the figures of clients go through, each an [[evaluation.channel]]. A program hands them to
+            `Experiment` as `evaluation_channel` instead.
     """
 
     every: int = 10
@@ -99,3 +159,43 @@ class Evaluation:
     fold_in: bool = False
     clients: int = 10_000
     targets: tuple[str, ...] = ()
+    channel: tuple[Section, ...] = ()
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration, every default spelled out. `make_config` makes and checks it.
+
+    Args:
+        seed: Random seed of the run.
+        rounds: Number of training rounds.
+        data: The data set, and how it is divided among clients.
+        model: The model.
+        algorithm: The federated method; "custom" is what `work`, `channel` and `server` spell out.
+        work: What clients compute, their batches, and their optimiser.
+        server: The server's optimiser.
+        cohort: Who takes part in a round.
+        clock: How long clients take.
+        parametrization: What the server holds in place of the model's tables.
+        channel: The links that updates go through.
+        download: The links that clients' downloads go through.
+        privacy: How noise is accounted for.
+        evaluation: What is measured, and when.
+        run: Where the run lives and what it runs on.
+    """
+
+    seed: int
+    rounds: int
+    data: Section
+    model: Section
+    algorithm: Section
+    work: Section
+    server: Section
+    cohort: Section
+    clock: Section
+    parametrization: Section
+    channel: tuple[Section, ...]
+    download: tuple[Section, ...]
+    privacy: Privacy
+    evaluation: Evaluation
+    run: Run

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxfed.config.build import RunParts, build_parts, load_data
-from jaxfed.config.program_pieces import join_pieces
+from jaxfed.config.program_pieces import coerce_setting, join_pieces
 from jaxfed.config.recipes import Originals, describe_config
 from jaxfed.config.schema import config_to_table
 from jaxfed.config.sections import make_pieces
@@ -105,10 +105,10 @@ class Experiment:
             lazy=lazy,
         )
         self._config: Any = None
-        self._begin(build_parts(self._pieces), Settings(seed, 0, evaluation, privacy, run))
+        pieces = self._pieces
+        self._begin(build_parts(pieces), Settings(seed, 0, pieces.evaluation, pieces.privacy, pieces.run))
 
     _originals: Originals | None  # None: a configuration names the pieces
-    _config: Any
 
     @classmethod
     def _from_config(cls, config: Any) -> "Experiment":
@@ -122,6 +122,7 @@ class Experiment:
 
     def _begin(self, parts: RunParts, settings: Settings) -> None:
         """Puts the experiment before its first round."""
+        settings = settings._replace(seed=coerce_setting(int, settings.seed, "seed"))
         arrays = initial_arrays(parts, settings.seed)
         check_select(parts, arrays["best"], settings.evaluation.select)
         seed = round_seed(settings, parts.processes)
@@ -261,12 +262,8 @@ class Experiment:
         """
         settings = self._session.settings
         if self._originals is None:
-            changed = replace(
-                self._config,
-                seed=settings.seed,
-                rounds=settings.rounds or self._config.rounds,
-                evaluation=settings.evaluation,
-            )
+            rounds = settings.rounds or self._config.rounds
+            changed = replace(self._config, seed=settings.seed, rounds=rounds, evaluation=settings.evaluation)
             return config_to_table(changed)
         pieces = self._pieces._replace(evaluation=settings.evaluation)
         return describe_config(pieces, self._originals, settings.seed, max(settings.rounds, 1), Path(folder))

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from jaxfed.config.build import RunParts, build_experiment, load_data
-from jaxfed.config.schema import config_to_toml, suggest, with_absolute_paths
+from jaxfed.config.config_files import config_to_toml, with_absolute_paths
+from jaxfed.config.schema import suggest
 from jaxfed.core.processes import Processes, agree_on, run_on_first, this_process
 from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxfed.config.config_files import read_config
 from jaxfed.config.overrides import override_config
-from jaxfed.config.schema import make_config, read_config
+from jaxfed.config.schema import make_config
 from jaxfed.training.experiment import Experiment
 from jaxfed.training.run_dir import locate_run
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from jaxfed.config.schema import config_differences, make_config, read_config
+from jaxfed.config.config_files import config_differences, read_config
+from jaxfed.config.schema import make_config
 from jaxfed.core.excerpt import shorten
 
 PRIVATE = 0o700  # of a run's folder: its checkpoints hold what clients keep to themselves

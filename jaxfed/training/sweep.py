@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from jaxfed.config.schema import config_differences, make_config, read_config
+from jaxfed.config.config_files import config_differences, read_config
+from jaxfed.config.schema import make_config
 from jaxfed.training.records import SWEEP_FACTS
 from jaxfed.training.sweep_results import test_metric
 

@@ -10,7 +10,7 @@ from jaxfed.algorithms import adaptive
 from jaxfed.algorithms.fedsgd import fedsgd as fedsgd_method
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.difference import difference
-from jaxfed.config.registry import server_schedule
+from jaxfed.config.optax_functions import server_schedule
 from jaxfed.core.channel import chain
 from jaxfed.core.client_work import Batches
 from jaxfed.core.federate import federate

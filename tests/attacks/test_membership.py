@@ -13,8 +13,8 @@ from jaxfed.attacks import membership
 from jaxfed.channels.average import mean, per_row_mean
 from jaxfed.channels.clip import clip, zero_out
 from jaxfed.channels.noise import WholeTable, densify, local_gaussian
+from jaxfed.config.config_files import read_config
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import read_config
 from jaxfed.config.sections import make_channel
 from jaxfed.core.aggregate import gather_then, sum_messages
 from jaxfed.core.channel import chain

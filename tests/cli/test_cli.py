@@ -370,7 +370,7 @@ def test_a_cohort_that_the_device_cannot_hold(wrong, config, tmp_path, monkeypat
     ],
 )
 def test_out_of_memory_is_one_line(here, config, tmp_path, monkeypatch, error, words):
-    from jaxfed.config.schema import read_config
+    from jaxfed.config.config_files import read_config
     from jaxfed.training.runs import shared_runner
 
     def fail(*_):

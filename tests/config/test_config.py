@@ -7,9 +7,11 @@ from pathlib import Path
 import optax
 import pytest
 
+from jaxfed.config.config_files import config_differences, config_to_toml, read_config
+from jaxfed.config.options import section_arguments
 from jaxfed.config.overrides import override_config
-from jaxfed.config.registry import REGISTRY, section_arguments
-from jaxfed.config.schema import config_differences, config_to_table, config_to_toml, make_config, read_config
+from jaxfed.config.registry import REGISTRY
+from jaxfed.config.schema import config_to_table, make_config
 from jaxfed.config.sections import make_client_optimizer
 from jaxfed.core.tables import Table
 

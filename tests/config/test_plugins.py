@@ -15,9 +15,10 @@ import tomli_w
 
 from jaxfed.cli import main
 from jaxfed.config import plugins
+from jaxfed.config.config_files import read_config
 from jaxfed.config.overrides import override_config
 from jaxfed.config.registry import REGISTRY, register
-from jaxfed.config.schema import config_to_table, make_config, read_config
+from jaxfed.config.schema import config_to_table, make_config
 from tests.small import TABLE
 
 MODULE = '''

@@ -13,8 +13,9 @@ from jaxfed.channels.linear_maps import rotate
 from jaxfed.channels.noise import densify
 from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.config_files import config_to_toml
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import config_to_toml, make_config
+from jaxfed.config.schema import make_config
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import shape_client
 from jaxfed.core.client_work import ClientWork

@@ -1,6 +1,5 @@
 """Prepared data on disk: the same as from the source, mapped, and made anew when the source changes."""
 
-import dataclasses
 import json
 import os
 import pickle
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxfed.config import build
-from jaxfed.config.schema import make_config
+from jaxfed.config.schema import config_to_table, make_config
+from jaxfed.config.settings import replace_arguments
 from jaxfed.data import cache
 
 
@@ -59,7 +59,7 @@ def test_a_changed_file_is_read_again(section):
 
 
 def kept(section):
-    return cache.read_cache(cache.cache_place(dataclasses.asdict(section)), build.KEPT)
+    return cache.read_cache(cache.cache_place(config_to_table(section)), build.KEPT)
 
 
 def flip(path, place=0.5, bit=1):
@@ -85,7 +85,7 @@ DAMAGE = {
 def test_damaged_data_are_made_anew_and_it_is_said(section, damage):
     want = build.read_data(section)
     build.load_data(section)
-    folder = cache.cache_place(dataclasses.asdict(section))
+    folder = cache.cache_place(config_to_table(section))
     DAMAGE[damage](folder)
     assert kept(section)[0] is None
     again = build.load_data(section)
@@ -98,7 +98,7 @@ def test_damaged_data_are_made_anew_and_it_is_said(section, damage):
 def test_no_byte_of_what_is_kept_can_change_unnoticed(section):
     """Of 2,226 damages to what was a pickle and bare arrays, 708 once came back as other data."""
     build.load_data(section)
-    folder = cache.cache_place(dataclasses.asdict(section))
+    folder = cache.cache_place(config_to_table(section))
     random = np.random.default_rng(0)
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
@@ -121,7 +121,7 @@ def test_nothing_that_is_read_is_run(section, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     want = build.read_data(section)
     build.load_data(section)
-    folder = cache.cache_place(dataclasses.asdict(section))
+    folder = cache.cache_place(config_to_table(section))
     for name in ("head", "head.json", "0.npy"):
         (folder / name).write_bytes(pickle.dumps(Trap()))
         same(build.load_data(section), want)
@@ -137,7 +137,7 @@ def test_nothing_that_is_read_is_run(section, tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["others may write", "another owner"])
 def test_a_folder_of_others_is_not_read(section, monkeypatch, how):
     want = build.load_data(section)
-    folder = cache.cache_place(dataclasses.asdict(section))
+    folder = cache.cache_place(config_to_table(section))
     if how == "others may write":
         folder.chmod(0o777)
     else:
@@ -158,21 +158,21 @@ def test_what_is_kept_is_for_this_user_alone(section):
         build.load_data(section)
     finally:
         os.umask(old)
-    assert cache.cache_place(dataclasses.asdict(section)).stat().st_mode & 0o777 == 0o700
+    assert cache.cache_place(config_to_table(section)).stat().st_mode & 0o777 == 0o700
 
 
 def test_data_of_another_section_do_not_pass_for_these(section, tmp_path):
     build.load_data(section)
-    folder = cache.cache_place(dataclasses.asdict(section))
-    other = dataclasses.replace(section, user_core=1)
-    folder.rename(cache.cache_place(dataclasses.asdict(other)))
+    folder = cache.cache_place(config_to_table(section))
+    other = replace_arguments(section, user_core=1)
+    folder.rename(cache.cache_place(config_to_table(other)))
     assert kept(other)[0] is None
 
 
 def test_one_file_is_prepared_once_by_any_of_its_names(section, monkeypatch):
-    folder = cache.cache_place(dataclasses.asdict(section))
+    folder = cache.cache_place(config_to_table(section))
     monkeypatch.chdir(os.path.dirname(section.path))
-    assert cache.cache_place(dataclasses.asdict(dataclasses.replace(section, path="mine.csv"))) == folder
+    assert cache.cache_place(config_to_table(replace_arguments(section, path="mine.csv"))) == folder
 
 
 def test_no_room_to_keep_them_is_said_and_stops_nothing(section, monkeypatch):
@@ -185,14 +185,14 @@ def test_no_room_to_keep_them_is_said_and_stops_nothing(section, monkeypatch):
     again = build.load_data(section)
     same(again, want)
     assert "cannot be kept in" in again.source.notes[-1]
-    assert not os.listdir(cache.cache_place(dataclasses.asdict(section)).parent)
+    assert not os.listdir(cache.cache_place(config_to_table(section)).parent)
 
 
 @pytest.mark.parametrize("more", [{"label": "rating"}, {"cold": 0.2}, {"clients": "device"}, {"clients": "silo"}])
 def test_all_that_data_may_hold_comes_back(section, more):
     rows = (f"{u},{(u * 7 + i * i) % 40},{i}\n" for u in range(40) for i in range(8))
     Path(section.path).write_text("user,item,rating\n" + "".join(rows))
-    asked = dataclasses.replace(section, **more)
+    asked = replace_arguments(section, **more)
     want = build.read_data(asked)
     same(build.load_data(asked), want)
     got = kept(asked)[0]

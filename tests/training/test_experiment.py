@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 import jaxfed as jf
+from jaxfed.config.config_files import read_config
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import make_config, read_config
+from jaxfed.config.schema import make_config
 from jaxfed.models.model import LOSSES
 from jaxfed.training.loop import train_run
 from tests.small import same
@@ -400,3 +401,79 @@ def test_registered_pieces_are_written_down_with_their_module(clients, tmp_path,
     assert read_config(tmp_path / "saved")["run"]["imports"] == ["my_links"]
     assert train_saved(tmp_path / "saved", tmp_path / "new", 2)["params_sha256"] == run.params_sha256
     del REGISTRY["channel"]["my_scaled"]
+
+
+# --- settings, checked as a configuration's are ----------------------------------------
+
+
+BAD_SETTINGS = [
+    ({"run": jf.Run(devices="two")}, {"run": {"devices": "two"}}),
+    ({"run": jf.Run(keep=0)}, {"run": {"keep": 0}}),
+    ({"run": jf.Run(placement="tpu")}, {"run": {"placement": "tpu"}}),
+    ({"run": jf.Run(imports="json")}, {"run": {"imports": "json"}}),
+    ({"run": jf.Run(client_memory_gb=float("nan"))}, {"run": {"client_memory_gb": float("nan")}}),
+    ({"evaluation": jf.Evaluation(every=0)}, {"evaluation": {"every": 0}}),
+    ({"evaluation": jf.Evaluation(clients=-1)}, {"evaluation": {"clients": -1}}),
+    ({"evaluation": jf.Evaluation(targets=(3,))}, {"evaluation": {"targets": [3]}}),
+    ({"privacy": jf.Privacy(delta="1e-5")}, {"privacy": {"delta": "1e-5"}}),
+    ({"seed": "x"}, {"seed": "x"}),
+    ({"seed": -1}, {"seed": -1}),
+]
+
+
+@pytest.mark.parametrize(("settings", "table"), BAD_SETTINGS, ids=[str(table) for _, table in BAD_SETTINGS])
+def test_settings_of_a_program_and_of_a_file_are_refused_in_the_same_words(clients, settings, table):
+    with pytest.raises(ValueError) as from_file:  # noqa: PT011  test_config.py holds the words
+        make_config(table)
+    with pytest.raises(ValueError) as from_program:  # noqa: PT011
+        make_run(clients, **settings)
+    assert str(from_program.value) == str(from_file.value)
+    assert "\n" not in str(from_program.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batching": jf.Batching(batch_size="64")}, "batching.batch_size: '64' is not a whole number: write 64"),
+        ({"batching": jf.Batching(epochs=1.5)}, "batching.epochs: 1.5 is not a whole number"),
+        ({"edges": jf.Edges(number=-1)}, "edges.number is -1"),
+        ({"lazy": "no"}, "lazy: 'no' is not true or false"),
+        ({"run": {"devices": 2}}, r"run is a dict: make it with jaxfed.Run\(...\)"),
+        ({"evaluation": jf.Run()}, r"evaluation is a Run: make it with jaxfed.Evaluation\(...\)"),
+        (
+            {"evaluation": jf.Evaluation(channel=make_config({}).channel)},
+            "evaluation.channel is for configurations: pass the links to Experiment as evaluation_channel",
+        ),
+    ],
+)
+def test_wrong_settings_of_a_program_say_what_is_wrong(clients, settings, words):
+    with pytest.raises(ValueError, match=words) as error:
+        make_run(clients, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_and_whole_numbers_serve_in_settings(clients):
+    run = make_run(
+        clients,
+        seed=np.int64(3),
+        batching=jf.Batching(batch_size=np.int32(8)),
+        evaluation=jf.Evaluation(every=np.int64(2)),
+        run=jf.Run(client_memory_gb=4),
+    )
+    table = run.to_table()
+    assert (table["seed"], table["work"]["batch_size"], table["evaluation"]["every"]) == (3, 8, 2)
+    assert type(table["run"]["client_memory_gb"]) is float
+    assert json.loads(json.dumps(table)) == table  # which NumPy's numbers would not pass
+
+
+def test_a_saved_run_evaluates_at_the_clients_where_the_program_did(clients, tmp_path):
+    """The channel of the clients' figures is written down together with `where`, without which no run reads it."""
+    run = make_run(clients, evaluation_channel=jf.chain(jf.channels.mean(), jf.channels.clip(1e-3)))
+    rows = train(run, 2)
+    run.save(tmp_path / "run")
+    config = make_config(read_config(tmp_path / "run"))
+    assert config.evaluation.where == "clients"
+    again = jf.from_config(str(tmp_path / "run"))
+    assert {key: value for key, value in train(again, 2)[0].items() if "seconds" not in key} == {
+        key: value for key, value in rows[0].items() if "seconds" not in key
+    }

@@ -18,8 +18,9 @@ import tomli_w
 
 from jaxfed.cli import main
 from jaxfed.config import build
+from jaxfed.config.config_files import read_config
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import config_to_table, make_config, read_config
+from jaxfed.config.schema import config_to_table, make_config
 from jaxfed.training import checkpoint
 from jaxfed.training import loop as module
 from jaxfed.training import session as session_module
@@ -574,7 +575,8 @@ def test_nohup_is_respected(monkeypatch):
 
 def test_a_configuration_is_the_same_in_another_process(original):
     config = make_config(read_config(original / "config.toml"))
-    code = "import pickle, sys; c = pickle.load(sys.stdin.buffer); from jaxfed.config.schema import *\n"
+    code = "import pickle, sys; c = pickle.load(sys.stdin.buffer)\n"
+    code += "from jaxfed.config.config_files import read_config; from jaxfed.config.schema import make_config\n"
     code += f"assert c == make_config(read_config({str(original / 'config.toml')!r})) != make_config({{}})\n"
     code += "sys.stdout.buffer.write(pickle.dumps((c, c.work, c.channel, c.evaluation, c.run)))"
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(config), capture_output=True)

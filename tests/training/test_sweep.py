@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from jaxfed.cli import main
+from jaxfed.config.config_files import read_config
 from jaxfed.config.overrides import override_config
-from jaxfed.config.schema import make_config, read_config
+from jaxfed.config.schema import make_config
 from jaxfed.training import runs, sweep, sweep_results
 from jaxfed.training.loop import train_run
 from jaxfed.training.records import HEADLINES, SWEEP_FACTS
