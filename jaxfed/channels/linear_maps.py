@@ -38,7 +38,18 @@ def hadamard_transform(x: jax.Array) -> jax.Array:
 @named("channel")
 def rotate() -> Channel:
     """Random signs, then a Hadamard transform, along the last axis where its length is a power of two (Suresh et al.
-    2017): numbers become of one size, and a coarse code loses less. The server turns the sum back."""
+    2017). Then all numbers have a similar size, and a coarse code loses less. The server turns the sum back.
+
+    Returns:
+        The link.
+
+    Example:
+        >>> import jax, jaxfed as jf, jax.numpy as jnp
+        >>> from types import SimpleNamespace
+        >>> client = SimpleNamespace(link_state=(), public=jax.random.key(0))
+        >>> jnp.abs(jf.channels.rotate().encode(jnp.array([2.0, 0.0, 0.0, 0.0]), (), client)[0]).tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
 
     def signs(x, key):
         return jax.random.rademacher(key, x.shape[-1:], x.dtype)
@@ -78,15 +89,28 @@ def has_columns(x: jax.Array, in_table: bool) -> bool:
 
 @named("channel")
 def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
-    """Sends the coordinates of each row in `rank` random orthonormal directions, drawn anew each round (in the manner
-    of CoLR, Nguyen et al. 2024: one factor is random and known to all, the other is learned).
+    """Sends the coordinates of each row in `rank` random orthonormal directions, drawn anew each round (after CoLR,
+    Nguyen et al. 2024: one factor is random and known to all, the other is learned).
 
     Linear: the server multiplies the sum by the directions, and by `gain`. The directions are columns of a Hadamard
     matrix with random signs; leaves whose last axis is no power of two above `rank` are sent whole.
 
     Args:
-        rank: Directions, which are the numbers sent of a row.
+        rank: Number of directions, which is how many numbers are sent of a row.
         gain: What the server multiplies by. 0: columns / rank, which makes it right on average.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: `rank` is below 1.
+
+    Example:
+        >>> import jax, jaxfed as jf, jax.numpy as jnp
+        >>> from types import SimpleNamespace
+        >>> client = SimpleNamespace(link_state=(), public=jax.random.key(0))
+        >>> jf.channels.low_rank(rank=2).encode(jf.Table(jnp.ones((5, 8))), (), client)[0].rows.shape
+        (5, 2)
     """
     if rank < 1:
         raise ValueError(f"low_rank.rank is {rank}: it must be at least 1")

@@ -45,21 +45,33 @@ def round_to_ring(update: Tree, key: Key, fraction_bits: int, bound: float) -> T
 
 @named("channel")
 def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = False) -> Channel:
-    """Sends integers, x * 2^fraction_bits rounded at random, whose sum wraps modulo 2^32 and is exact below that.
+    """Sends integers, x * 2^fraction_bits rounded at random, for a secure sum (Bonawitz et al. 2017).
 
-    What the links to the left let through must be bounded, by them or by `bound`. The server sees the sum alone, if
-    pads (`pads`, `jaxfed.secagg.protocol`) hide the rest; a sum that hides who holds what is one of whole tables, and
-    priced so.
-
-    Raises ValueError where a sum of so many clients could wrap.
+    The sum wraps modulo 2^32 and is exact below that. The numbers that come from the left must be bounded, by links
+    there or by `bound`. The server sees the sum alone, if pads (`pads`, `jaxfed.secagg.protocol`) hide the messages. A
+    sum that hides which client holds which rows is one of whole tables, and its bytes are counted so.
 
     Args:
         slots: The largest number of clients in a round.
         fraction_bits: Binary digits after the point that are kept of a number.
-        bound: The largest number of any message, weights of a mean among them; larger ones are cut, and `ring/cut` is
-            the share of clients of whom something was. 0: what the links to the left let through.
+        bound: The largest number of any message, weights of a mean among them. Larger ones are cut, and `ring/cut` is
+            the share of clients with a cut number. 0: no limit but that of the links to the left.
         union: It is public which rows the cohort holds together (found by a union of sets that hides who holds which,
-            not simulated), and the sum is priced by them.
+            not simulated), and only these are sent.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: in a chain, where a sum of so many clients could wrap, or messages are integers already.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.chain(jf.channels.clip(1.0), jf.channels.ring(slots=10_000))
+        Traceback (most recent call last):
+            ...
+        ValueError: ring: the sum of 10000 clients up to 1 with 20 fractional bits needs 35 bits, the ring has 32: lower
+            ring.fraction_bits to 17, or clip more
     """
 
     def encode(update, sent, client):
@@ -121,15 +133,26 @@ def map_with_keys(function: Callable[[jax.Array, Key], jax.Array], tree: Tree, k
 
 @named("channel")
 def pads(neighbours: int = 0) -> Channel:
-    """Adds to each client's integers the pads it shares with its neighbours, which cancel in the sum bit for bit.
+    """Adds to each client's integers the pads that it shares with its neighbours, which cancel in the sum bit by bit.
 
-    Clients sit in a circle of the round's slots; each shares a pad with as many on either side (Bell et al. 2020), one
-    adding it and the other taking it away. The server takes back the pads of those who did not report. Real pads cost
-    clients x neighbours x message random numbers: for checks, and for few clients. Whole tables only: pads hide
-    numbers, not which rows are sent.
+    Clients sit in a circle of the round's slots. Each shares a pad with as many on either side (Bell et al. 2020): one
+    adds it, the other subtracts it. The server removes the pads of those who did not report. Pads take clients x
+    neighbours x message random numbers, so they are for checks, and for few clients. They hide numbers, not which rows
+    are sent: they need whole tables (`densify`).
 
     Args:
-        neighbours: With how many others a client shares pads. 0: with all (Bonawitz et al. 2017).
+        neighbours: Number of other clients with which a client shares pads. 0: all (Bonawitz et al. 2017).
+
+    Returns:
+        The link; `ring` stands before it.
+
+    Raises:
+        ValueError: in a chain, where a message shows rows, or holds floats.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.channels.pads().claims.reveals  # what the server learns
+        'sum'
     """
 
     def init(example):
