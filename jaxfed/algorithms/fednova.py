@@ -37,7 +37,9 @@ def fednova(
     by_row: bool = True,
 ) -> Method:
     """FedNova (Wang et al. 2020, "Tackling the objective inconsistency problem in heterogeneous federated
-    optimization") of local SGD: put a mean as channel, whose weights are the p_i.
+    optimization"): updates count by step, so that clients with more steps do not pull more.
+
+    For plain local SGD, with a mean as channel, whose weights are the p_i of the paper.
 
     Args:
         model: The model.
@@ -53,5 +55,7 @@ def fednova(
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
         >>> method = jf.algorithms.fednova(model, optax.sgd(0.1))
+        >>> [link.claims.name for link in method.links]
+        ['fednova']
     """
     return Method(local_steps(model, client_optimizer, by_row), (normalize_steps(),), server=server_optimizer)
