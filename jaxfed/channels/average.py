@@ -33,6 +33,11 @@ def divide_or_zero(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, x / jnp.where(weight > 0, weight, 1), 0)
 
 
+def divide_rows(update: Tree, held: jax.Array, weight: jax.Array) -> Tree:
+    """An update divided by its weight, of tables by that of each row [N]; zero where nothing was weighed."""
+    return map_tables(lambda x: divide_or_zero(x, held), lambda x: divide_or_zero(x, weight), update)
+
+
 def drop_sums(update: Tree) -> Tree:
     """An update without its `Summed` parts, whose places stay."""
     return jax.tree.map(lambda node: Summed(()) if is_summed(node) else node, update, is_leaf=is_summed)
@@ -143,20 +148,13 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
     def encode(update, sent, client):
         weight = weigh(client)
         held = Weights(Table(jnp.where(client.held, counted * weight, 0.0)))
-        return (
-            map_averaged(lambda update: scale_tree(weight, update), update),
-            held,
-            counted * weight,
-        ), client.link_state
+        sent_update = map_averaged(lambda update: scale_tree(weight, update), update)
+        return (sent_update, held, counted * weight), client.link_state
 
     def decode(total, state, round):
         update, held, weight = total
         held, weight = (jnp.maximum(x / counted, floor) for x in (held.values.rows, weight))
-
-        def divide(update):
-            return map_tables(lambda x: divide_or_zero(x, held), lambda x: divide_or_zero(x, weight), update)
-
-        return map_averaged(divide, update), state, {}
+        return map_averaged(lambda update: divide_rows(update, held, weight), update), state, {}
 
     return link(encode, decode, is_average=True, name="per_row_mean")
 

@@ -161,8 +161,10 @@ def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Cha
         fraction_bits: Binary digits after the point that are kept of a number.
 
     Returns:
-        The link. `jaxfed.chain` raises ValueError where nothing to its left bounds a message, or integers get too
-        large.
+        The link.
+
+    Raises:
+        ValueError: in a chain, where nothing to the left of the link bounds a message, or integers get too large.
 
     Example:
         >>> import jaxfed as jf

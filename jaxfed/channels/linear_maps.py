@@ -87,6 +87,18 @@ def has_columns(x: jax.Array, in_table: bool) -> bool:
     return x.ndim > 1 or (x.ndim == 1 and not in_table)
 
 
+def is_cut(columns: int, rank: int) -> bool:
+    """Whether so many columns are sent as `rank` numbers: a power of two above it."""
+    return columns > rank and columns & (columns - 1) == 0
+
+
+def note_columns(example: Tree) -> tuple[Tree, Tree]:
+    """The state of `low_rank`, which stays zero. Its shapes say how many columns there were: a checkpoint holds no
+    empty arrays."""
+    nodes = [(x.rows, True) if is_table(x) else (x, False) for x in jax.tree.leaves(example, is_leaf=is_table)]
+    return [jnp.zeros(x.shape[-1] if has_columns(x, in_table) else ()) for x, in_table in nodes], ()
+
+
 @named("channel")
 def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
     """Sends the coordinates of each row in `rank` random orthonormal directions, drawn anew each round (after CoLR,
@@ -115,32 +127,24 @@ def low_rank(rank: int = 8, gain: float = 1.0) -> Channel:
     if rank < 1:
         raise ValueError(f"low_rank.rank is {rank}: it must be at least 1")
 
-    def cut(columns):
-        return columns > rank and columns & (columns - 1) == 0
-
     def encode(update, sent, client):
-        def one(x, in_table, key):
-            if not (has_columns(x, in_table) and cut(x.shape[-1])):
+        def cut(x, in_table, key):
+            if not (has_columns(x, in_table) and is_cut(x.shape[-1], rank)):
                 return x
             return x @ draw_directions(x.shape[-1], rank, key)
 
-        return map_leaves(one, update, client.public), client.link_state
-
-    def init(example):
-        # shapes of the state, which stays zero, say how many columns there were (a checkpoint holds no empty arrays)
-        nodes = [(x.rows, True) if is_table(x) else (x, False) for x in jax.tree.leaves(example, is_leaf=is_table)]
-        return [jnp.zeros(x.shape[-1] if has_columns(x, in_table) else ()) for x, in_table in nodes], ()
+        return map_leaves(cut, update, client.public), client.link_state
 
     def decode(total, state, round):
         sizes = iter(jax.tree.leaves(state))
 
         def back(x, in_table, key):
             columns = next(sizes)
-            if not (columns.ndim and cut(columns.size)):
+            if not (columns.ndim and is_cut(columns.size, rank)):
                 return x
             return (gain or columns.size / rank) * x @ draw_directions(columns.size, rank, key).T
 
         return map_leaves(back, total, round.key), state, {}
 
     l2_gain = (lambda bound: bound) if 0 < gain <= 1 else None
-    return link(encode, decode, init, l2_gain=l2_gain, is_average=False, name="low_rank")
+    return link(encode, decode, note_columns, l2_gain=l2_gain, is_average=False, name="low_rank")

@@ -14,7 +14,7 @@ from jaxfed.core.link import Channel, link
 from jaxfed.core.recipe import named
 from jaxfed.core.tables import num_rows
 from jaxfed.core.tree import stochastic_round
-from jaxfed.core.types import Key, Mean, Tree
+from jaxfed.core.types import Key, Mean, RoundView, Tree
 
 BITS = 32
 
@@ -131,6 +131,28 @@ def map_with_keys(function: Callable[[jax.Array, Key], jax.Array], tree: Tree, k
     return jax.tree.unflatten(structure, [function(x, jax.random.fold_in(key, n)) for n, x in enumerate(leaves)])
 
 
+def check_pad_messages(example: Tree) -> tuple[Tree, Tree]:
+    """What a link without state starts with. Raises ValueError for messages that pads do not hide."""
+    if num_rows(example):
+        raise ValueError("pads: they hide numbers, not which rows a client sends: put densify before ring")
+    if not all(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(example)):
+        raise ValueError("pads: they live in a ring of integers, and were given floats: put ring before pads")
+    return (), ()
+
+
+def drop_lost_pads(summed: Tree, round: RoundView, neighbours: int) -> Tree:
+    """A sum without the halves of pads whose partner did not report."""
+
+    def clean(x, key):
+        def one(sum, slot):
+            half = sum_pads(key, x, slot, round.clients, ~round.present, neighbours)
+            return sum - jnp.where(round.present[slot], half, 0), None
+
+        return jax.lax.scan(one, x, jnp.arange(round.clients.size))[0]
+
+    return map_with_keys(clean, summed, round.key)
+
+
 @named("channel")
 def pads(neighbours: int = 0) -> Channel:
     """Adds to each client's integers the pads that it shares with its neighbours, which cancel in the sum bit by bit.
@@ -155,13 +177,6 @@ def pads(neighbours: int = 0) -> Channel:
         'sum'
     """
 
-    def init(example):
-        if num_rows(example):
-            raise ValueError("pads: they hide numbers, not which rows a client sends: put densify before ring")
-        if not all(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(example)):
-            raise ValueError("pads: they live in a ring of integers, and were given floats: put ring before pads")
-        return (), ()
-
     def encode(update, sent, client):
         slot, all_slots = jnp.argmax(client.cohort == client.id), jnp.ones(client.cohort.shape, bool)
 
@@ -171,24 +186,15 @@ def pads(neighbours: int = 0) -> Channel:
         return map_with_keys(add, update, client.public), client.link_state
 
     def decode(summed, state, round):
-        """Takes away the halves whose partner did not report."""
-
-        def clean(x, key):
-            def one(sum, slot):
-                half = sum_pads(key, x, slot, round.clients, ~round.present, neighbours)
-                return sum - jnp.where(round.present[slot], half, 0), None
-
-            return jax.lax.scan(one, x, jnp.arange(round.clients.size))[0]
-
-        return map_with_keys(clean, summed, round.key), state, {}
+        return drop_lost_pads(summed, round, neighbours), state, {}
 
     return link(
         encode,
         decode,
-        init,
+        check_pad_messages,
         aggregator=SUM,
         is_average=False,
-        l2_gain=lambda bound: bound,
+        l2_gain=lambda x: x,
         reveals="sum",
         name="pads",
     )

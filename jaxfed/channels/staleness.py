@@ -74,11 +74,9 @@ def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
             first.
 
     Example:
-        A client's model is 1 below the server's, and 3 rounds old:
-
         >>> import jaxfed as jf, jax.numpy as jnp
         >>> from types import SimpleNamespace
-        >>> client, update = SimpleNamespace(age=3, drift=jnp.array(0.0)), jf.Broadcast(jnp.array(1.0))
+        >>> client, update = SimpleNamespace(age=3, drift=jnp.array(0.0)), jf.Broadcast(jnp.array(1.0))  # x - y
         >>> float(jf.channels.mixing(rate=0.5, exponent=0.5).decode_message(update, (), client).params)
         0.25
     """
