@@ -20,7 +20,7 @@ class GroupRates:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives and what it runs on. None of this changes what is computed, but for the order of sums.
+    """Where a run is stored and what it runs on. None of this changes what is computed, except for the order of sums.
 
     Args:
         out: The folder of the run.
@@ -37,6 +37,11 @@ class Run:
             the registry.
         client_memory_gb: Limit in GB (10^9 bytes) for private parts and memories of all clients; a run that needs more
             is refused.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Run(devices=0).checkpoint_every
+        25
     """
 
     out: str = "runs/run"
@@ -64,6 +69,11 @@ class Privacy:
             sampler is accounted for.
         seed: What cohorts, batches and noise are drawn from. run: the seed of the run; whoever knows it can remove the
             noise. secret: a random number of the operating system that is not stored; such a run cannot be resumed.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Privacy(delta=1e-6).accountant
+        'pld'
     """
 
     delta: float = 1e-5
@@ -88,6 +98,11 @@ class Evaluation:
             new client.
         clients: Evaluate on at most this many clients, drawn once. 0: all.
         targets: Items, by the source's ids, whose exposure is measured (er@k).
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Evaluation(every=5, select="val/full/hr@10").patience
+        0
     """
 
     every: int = 10
