@@ -62,9 +62,9 @@ def adaptive_optimizer(
 def fedadam(
     learning_rate: Any, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
-    """FedAdam (Reddi et al. 2021): moves the model by learning_rate m / (sqrt(v) + tau).
+    """FedAdam (Reddi et al. 2021): v = b2 v + (1 - b2) x^2 for an update x, without correction of the bias.
 
-    m is the mean of updates x with momentum b1, and v = b2 v + (1 - b2) x^2, without correction of the bias.
+    The model moves by learning_rate m / (sqrt(v) + tau), where m is the mean of updates with momentum b1.
 
     Args:
         learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
@@ -93,9 +93,9 @@ def fedadam(
 def fedyogi(
     learning_rate: Any, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
-    """FedYogi (Reddi et al. 2021): moves the model by learning_rate m / (sqrt(v) + tau).
+    """FedYogi (Reddi et al. 2021): v = v - (1 - b2) x^2 sign(v - x^2) for an update x.
 
-    m is the mean of updates x with momentum b1, and v = v - (1 - b2) x^2 sign(v - x^2).
+    The model moves by learning_rate m / (sqrt(v) + tau), where m is the mean of updates with momentum b1.
 
     Args:
         learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
@@ -128,9 +128,9 @@ def fedyogi(
 def fedadagrad(
     learning_rate: Any, b1: float = 0.0, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
-    """FedAdagrad (Reddi et al. 2021): moves the model by learning_rate m / (sqrt(v) + tau).
+    """FedAdagrad (Reddi et al. 2021): v = v + x^2 for an update x.
 
-    m is the mean of updates x with momentum b1, and v = v + x^2.
+    The model moves by learning_rate m / (sqrt(v) + tau), where m is the mean of updates with momentum b1.
 
     Args:
         learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.

@@ -18,7 +18,7 @@ MISSING = "the model has no closed form: take one that has (ease, item_knn, tran
 
 @named("algorithm")
 def closed_form(model: Model) -> Method:
-    """Clients send what their history adds to some sums, and the server solves for the model by these sums.
+    """Clients send what their history adds to some sums, and the server solves for the model from these sums.
 
     One round of everyone gives the same model as central training. Where what a client sends depends on the last model
     (iALS), it takes several rounds. The channel must be a sum: no mean.

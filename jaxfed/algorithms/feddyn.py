@@ -17,9 +17,10 @@ from jaxfed.core.types import Broadcast, ClientOutput
 
 @named("channel", "feddyn")
 def add_server_memory(num_clients: int) -> Channel:
-    """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered of all of them: of each round
-    the sum over those who reported, divided by all clients, `num_clients`. The clients' half is in `feddyn`; it
-    stands left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace.
+    """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered in all rounds.
+
+    Of each round it gathers the sum over those who reported, divided by `num_clients`. The clients' half is in
+    `feddyn`. The link stands left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace.
 
     Args:
         num_clients: Number of all clients.

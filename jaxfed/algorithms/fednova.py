@@ -14,8 +14,11 @@ from jaxfed.core.tree import scale_tree
 
 @named("channel", "fednova")
 def normalize_steps() -> Channel:
-    """FedNova (Wang et al. 2020): a client sends its update per step, and its steps; the server multiplies the mean of
-    the one by the mean of the other. For plain local SGD; put it before (left of) a mean, whose weights are the p_i."""
+    """FedNova (Wang et al. 2020): a client sends its update divided by its number of steps, and that number.
+
+    The server multiplies the mean of the one by the mean of the other. For plain local SGD; put it before (left of) a
+    mean, whose weights are the p_i of the paper.
+    """
 
     def encode(update, sent, client):
         steps = jnp.maximum(client.steps, 1.0)

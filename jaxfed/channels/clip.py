@@ -61,7 +61,7 @@ def clip(bound: float = 1.0) -> Channel:
 
 @named("channel")
 def clip_per_row(bound: float = 0.1) -> Channel:
-    """Scales each row of a table, and each other leaf as a whole, down to an L2 norm of `bound`.
+    """Scales each row of a table, and each other leaf as a whole, with an L2 norm above `bound` down to it.
 
     Args:
         bound: The largest L2 norm of a row.
