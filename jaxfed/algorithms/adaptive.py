@@ -62,7 +62,9 @@ def adaptive_optimizer(
 def fedadam(
     learning_rate: Any, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
-    """FedAdam: v = b2 v + (1 - b2) x^2, without correction of the bias.
+    """FedAdam (Reddi et al. 2021): v = b2 v + (1 - b2) x^2 for an update x, without correction of the bias.
+
+    The model moves by learning_rate m / (sqrt(v) + tau), where m is the mean of updates with momentum b1.
 
     Args:
         learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
@@ -71,8 +73,18 @@ def fedadam(
         tau: Added to sqrt(v) in the denominator; limits the step where v is small.
         initial: Value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
 
+    Returns:
+        The optimiser, a transform of Optax.
+
+    Raises:
+        ValueError: `b1` is not in [0, 1), or `tau` or `initial` is negative.
+
     Example:
-        >>> optimizer = fedadam(0.1)
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> optimizer = jf.algorithms.fedadam(0.1, b1=0.0, tau=1.0, initial=0.0)
+        >>> step, _ = optimizer.update(jnp.array(10.0), optimizer.init(jnp.array(0.0)))
+        >>> round(float(step), 4)
+        -0.5
     """
     return adaptive_optimizer(learning_rate, b1, tau, initial, lambda v, x: b2 * v + (1 - b2) * jnp.square(x))
 
@@ -81,7 +93,9 @@ def fedadam(
 def fedyogi(
     learning_rate: Any, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
-    """FedYogi: v = v - (1 - b2) x^2 sign(v - x^2).
+    """FedYogi (Reddi et al. 2021): v = v - (1 - b2) x^2 sign(v - x^2) for an update x.
+
+    The model moves by learning_rate m / (sqrt(v) + tau), where m is the mean of updates with momentum b1.
 
     Args:
         learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
@@ -90,8 +104,18 @@ def fedyogi(
         tau: Added to sqrt(v) in the denominator; limits the step where v is small.
         initial: Value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
 
+    Returns:
+        The optimiser, a transform of Optax.
+
+    Raises:
+        ValueError: `b1` is not in [0, 1), or `tau` or `initial` is negative.
+
     Example:
-        >>> optimizer = fedyogi(0.1)
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> optimizer = jf.algorithms.fedyogi(0.1, b1=0.0, tau=1.0, initial=0.0)
+        >>> step, _ = optimizer.update(jnp.array(10.0), optimizer.init(jnp.array(0.0)))
+        >>> round(float(step), 4)
+        -0.5
     """
 
     def second(v, x):
@@ -104,7 +128,9 @@ def fedyogi(
 def fedadagrad(
     learning_rate: Any, b1: float = 0.0, tau: float = 1e-3, initial: float = 1.0
 ) -> optax.GradientTransformation:
-    """FedAdagrad: v = v + x^2.
+    """FedAdagrad (Reddi et al. 2021): v = v + x^2 for an update x.
+
+    The model moves by learning_rate m / (sqrt(v) + tau), where m is the mean of updates with momentum b1.
 
     Args:
         learning_rate: Learning rate: a number, or a schedule of Optax over the rounds.
@@ -112,7 +138,17 @@ def fedadagrad(
         tau: Added to sqrt(v) in the denominator; limits the step where v is small.
         initial: Value of v before round 1, in units of tau^2. Reddi et al. ask for at least 1.
 
+    Returns:
+        The optimiser, a transform of Optax.
+
+    Raises:
+        ValueError: `b1` is not in [0, 1), or `tau` or `initial` is negative.
+
     Example:
-        >>> optimizer = fedadagrad(0.1)
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> optimizer = jf.algorithms.fedadagrad(0.1, tau=1.0, initial=0.0)
+        >>> step, _ = optimizer.update(jnp.array(3.0), optimizer.init(jnp.array(0.0)))
+        >>> round(float(step), 4)
+        -0.075
     """
     return adaptive_optimizer(learning_rate, b1, tau, initial, lambda v, x: v + jnp.square(x))

@@ -80,7 +80,8 @@ def agnostic(
     forget: float = 0.5,
     num_train: Sequence[float],
 ) -> Method:
-    """Agnostic federated averaging (Mohri et al. 2019; Ro et al. 2021), in place of a mean.
+    """Agnostic federated averaging (Mohri et al. 2019; Ro et al. 2021): as good as possible for the group served worst.
+    It averages by itself, so no mean is needed.
 
     Args:
         model: The model.
@@ -96,13 +97,15 @@ def agnostic(
     Returns:
         The method, what clients and what the server compute.
 
+    Raises:
+        ValueError: a number is out of its range.
+
     Example:
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
         >>> method = jf.algorithms.agnostic(model, optax.sgd(0.1), groups=2, num_train=[3, 5, 9, 20])
+        >>> [link.claims.name for link in method.links]
+        ['agnostic']
     """
-    return Method(
-        local_steps(model, client_optimizer, by_row),
-        (agnostic_mean(num_train, groups, rate, forget),),
-        server=server_optimizer,
-    )
+    links = (agnostic_mean(num_train, groups, rate, forget),)
+    return Method(local_steps(model, client_optimizer, by_row), links, server=server_optimizer)

@@ -12,37 +12,10 @@ from jaxfed.core.recipe import named
 from jaxfed.core.types import Broadcast, Mean
 
 
-@named("algorithm")
-def apfl(
-    model: Model,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation = AVERAGE,
-    *,
-    by_row: bool = True,
-    mixture: float = 0.5,
-) -> Method:
-    """APFL (Deng et al. 2020) with a fixed mixture: beside the local steps of FedAvg, each client trains a copy v for
-    the loss of mixture v + (1 - mixture) w, w as it moves in the same steps; evaluated as `personal`, with the server's
-    model as w. Stores one full item table per client (clients x items x dim numbers).
-
-    Args:
-        model: The model.
-        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        mixture: Weight of the client's copy in the mixture. 0: the server's model; 1: the copy.
-
-    Returns:
-        The method, what clients and what the server compute.
-
-    Example:
-        >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.apfl(model, optax.sgd(0.1))
-    """
-    if not 0 <= mixture <= 1:
-        raise ValueError(f"mixture is {mixture}: it lies between 0 and 1")
+def make_apfl_work(
+    model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, mixture: float
+) -> ClientWork:
+    """Local steps of the shared model, and of the client's own copy in the mixture."""
     loss = loss_of_pair(model.loss)
     shared_work = local_steps(model, client_optimizer, by_row)
 
@@ -78,4 +51,45 @@ def apfl(
     def personal(params, own):
         return mixed(own_copy(own, params), params), own.beside
 
-    return Method(ClientWork(init, update, views={"": server_view, "personal": personal}), server=server_optimizer)
+    return ClientWork(init, update, views={"": server_view, "personal": personal})
+
+
+@named("algorithm")
+def apfl(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
+    by_row: bool = True,
+    mixture: float = 0.5,
+) -> Method:
+    """APFL (Deng et al. 2020) with a fixed mixture: each client mixes a copy of its own with the shared model.
+
+    Beside the local steps of FedAvg, a client trains a copy v for the loss of mixture v + (1 - mixture) w, where w is
+    the shared model, which moves in the same steps. The mixture with the server's model is evaluated as `personal`.
+    Stores one full item table per client (clients x items x dim numbers).
+
+    Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        mixture: Weight of the client's copy in the mixture. 0: the server's model; 1: the copy.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Raises:
+        ValueError: the mixture is not between 0 and 1.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.apfl(model, optax.sgd(0.1))
+        >>> sorted(method.work.views)  # the models that are evaluated; "" is the server's
+        ['', 'personal']
+    """
+    if not 0 <= mixture <= 1:
+        raise ValueError(f"mixture is {mixture}: it lies between 0 and 1")
+    return Method(make_apfl_work(model, client_optimizer, by_row, mixture), server=server_optimizer)

@@ -18,16 +18,24 @@ MISSING = "the model has no closed form: take one that has (ease, item_knn, tran
 
 @named("algorithm")
 def closed_form(model: Model) -> Method:
-    """What each client's history adds to the sums from which the server solves for the model (`solve`). One round of
-    everyone is the central model; several, where a client's part depends on the last model (iALS).
+    """Clients send what their history adds to some sums, and the server solves for the model from these sums.
 
-    The channel must be a sum.
+    One round of everyone gives the same model as central training. Where what a client sends depends on the last model
+    (iALS), it takes several rounds. The channel must be a sum: no mean.
 
     Args:
-        model: a model with a closed form (ease, item_knn, transitions, ials).
+        model: A model with a closed form (ease, item_knn, transitions, ials).
+
+    Returns:
+        The method, what clients and what the server compute.
 
     Raises:
-        ValueError: the model has none.
+        ValueError: the model has no closed form.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.algorithms.closed_form(jf.models.ease(num_items=100)).reads_histories
+        True
     """
     closed = model.closed
     if closed is None:

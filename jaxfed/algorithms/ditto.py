@@ -11,37 +11,10 @@ from jaxfed.core.recipe import named
 from jaxfed.core.types import Broadcast
 
 
-@named("algorithm")
-def ditto(
-    model: Model,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation = AVERAGE,
-    *,
-    by_row: bool = True,
-    strength: float = 0.1,
-) -> Method:
-    """Ditto (Li et al. 2021): beside the local steps of FedAvg, each client trains a model of its own, pulled by
-    strength / 2 |own - server's|^2; evaluated as `personal`. Stores one full item table per client
-    (clients x items x dim numbers).
-
-    Args:
-        model: The model.
-        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        strength: lambda of the paper: how strongly a client's own model is pulled to the server's.
-
-    Returns:
-        The method, what clients and what the server compute.
-
-    Example:
-        >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.ditto(model, optax.sgd(0.1))
-    """
-    if strength < 0:
-        raise ValueError(f"strength is {strength}: it must not be negative")
+def make_ditto_work(
+    model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, strength: float
+) -> ClientWork:
+    """Local steps of the shared model, and of the client's own, which is pulled to it."""
     shared_work = local_steps(model, client_optimizer, by_row)
 
     def init(params, key):
@@ -55,4 +28,44 @@ def ditto(
         )
         return report._replace(client_state=stamp_rows(own, private=report.client_state, copy=copy, beside=beside))
 
-    return Method(ClientWork(init, update, views={"": server_view, "personal": own_view}), server=server_optimizer)
+    return ClientWork(init, update, views={"": server_view, "personal": own_view})
+
+
+@named("algorithm")
+def ditto(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
+    by_row: bool = True,
+    strength: float = 0.1,
+) -> Method:
+    """Ditto (Li et al. 2021): beside the local steps of FedAvg, each client trains a model of its own.
+
+    Its loss has strength / 2 |own - server's|^2 beside it, which pulls it to the server's model. It is evaluated as
+    `personal`. Stores one full item table per client (clients x items x dim numbers).
+
+    Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        strength: lambda of the paper: how strongly a client's own model is pulled to the server's.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Raises:
+        ValueError: the strength is negative.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.ditto(model, optax.sgd(0.1))
+        >>> sorted(method.work.views)  # the models that are evaluated; "" is the server's
+        ['', 'personal']
+    """
+    if strength < 0:
+        raise ValueError(f"strength is {strength}: it must not be negative")
+    return Method(make_ditto_work(model, client_optimizer, by_row, strength), server=server_optimizer)

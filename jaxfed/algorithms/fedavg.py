@@ -16,8 +16,8 @@ def fedavg(
     *,
     by_row: bool = True,
 ) -> Method:
-    """Federated averaging (McMahan et al. 2017, algorithm 1), with a mean of the user's choice as channel. With a
-    server optimiser it is FedOpt (Reddi et al. 2021).
+    """Federated averaging (McMahan et al. 2017, algorithm 1), with any mean as channel. With a server optimiser it is
+    FedOpt (Reddi et al. 2021).
 
     Args:
         model: The model.
@@ -33,6 +33,8 @@ def fedavg(
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
         >>> method = jf.algorithms.fedavg(model, optax.sgd(0.1))
+        >>> method.sends_difference  # an update is where the model began less where it ended
+        True
     """
     return train_locally(model, client_optimizer, server_optimizer, by_row=by_row)
 
@@ -46,8 +48,8 @@ def fedprox(
     by_row: bool = True,
     proximal: float = 0.01,
 ) -> Method:
-    """FedAvg whose clients are pulled back to where they started (Li et al. 2020, "Federated optimization in
-    heterogeneous networks").
+    """FedProx (Li et al. 2020, "Federated optimization in heterogeneous networks"): FedAvg whose clients are pulled
+    back to where they started.
 
     Args:
         model: The model.
@@ -55,14 +57,19 @@ def fedprox(
         server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        proximal: mu: the loss has mu / 2 |shared - start|^2 beside it.
+        proximal: mu of the paper: mu / 2 |shared - start|^2 is added to the loss.
 
     Returns:
         The method, what clients and what the server compute.
+
+    Raises:
+        ValueError: `proximal` is negative.
 
     Example:
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
         >>> method = jf.algorithms.fedprox(model, optax.sgd(0.1))
+        >>> method.sends_difference  # an update is where the model began less where it ended
+        True
     """
     return train_locally(model, client_optimizer, server_optimizer, by_row=by_row, proximal=proximal)

@@ -18,7 +18,7 @@ def fedbuff(
     by_row: bool = True,
     exponent: float = 0.5,
 ) -> Method:
-    """Buffered asynchronous aggregation (Nguyen et al. 2022), for cohorts of a buffer (`cohort.buffered`).
+    """FedBuff (Nguyen et al. 2022): buffered asynchronous aggregation, for cohorts of a buffer (`cohort.buffered`).
 
     Args:
         model: The model.
@@ -31,10 +31,15 @@ def fedbuff(
     Returns:
         The method, what clients and what the server compute.
 
+    Raises:
+        ValueError: the exponent is negative.
+
     Example:
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
         >>> method = jf.algorithms.fedbuff(model, optax.sgd(0.1))
+        >>> [link.claims.name for link in method.links]
+        ['staleness']
     """
     return Method(local_steps(model, client_optimizer, by_row), (staleness(exponent),), server=server_optimizer)
 
@@ -49,7 +54,8 @@ def fedasync(
     rate: float = 0.6,
     exponent: float = 0.5,
 ) -> Method:
-    """Asynchronous mixing of whole models (Xie et al. 2019), for cohorts of one client (`cohort.buffered`, size 1).
+    """FedAsync (Xie et al. 2019): asynchronous mixing of whole models, for cohorts of one client (`cohort.buffered`,
+    size 1).
 
     Args:
         model: The model.
@@ -63,9 +69,14 @@ def fedasync(
     Returns:
         The method, what clients and what the server compute.
 
+    Raises:
+        ValueError: the rate is not above 0 and up to 1, or the exponent is negative.
+
     Example:
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
         >>> method = jf.algorithms.fedasync(model, optax.sgd(0.1))
+        >>> [link.claims.name for link in method.links]
+        ['mixing']
     """
     return Method(local_steps(model, client_optimizer, by_row), (mixing(rate, exponent),), server=server_optimizer)

@@ -17,9 +17,10 @@ from jaxfed.core.types import Broadcast, ClientOutput
 
 @named("channel", "feddyn")
 def add_server_memory(num_clients: int) -> Channel:
-    """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered of all of them: of each round
-    the sum over those who reported, divided by all clients, `num_clients`. The clients' half is in `feddyn`; it
-    stands left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace.
+    """FedDyn's server (Acar et al. 2021): adds to the mean update what it has gathered in all rounds.
+
+    Of each round it gathers the sum over those who reported, divided by `num_clients`. The clients' half is in
+    `feddyn`. The link stands left of a mean. Left of a mean by row, a row gathers its holders' mean at the same pace.
 
     Args:
         num_clients: Number of all clients.
@@ -33,40 +34,10 @@ def add_server_memory(num_clients: int) -> Channel:
     return link(decode=decode, init=lambda example: (zeros_like(example), ()), is_average=False, name="feddyn")
 
 
-@named("algorithm")
-def feddyn(
-    model: Model,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation = AVERAGE,
-    *,
-    strength: float = 0.1,
-    by_row: bool = False,
-    num_clients: int,
-) -> Method:
-    """FedDyn (Acar et al. 2021): a client's loss has - <h_i, shared> + strength / 2 |shared - start|^2 beside it, and
-    h_i becomes h_i - strength (end - start); the server adds what it has gathered (`add_server_memory`). Put a mean as
-    channel. By row a step pulls a row by rate x strength x S / (steps that hold it) of the way, which must stay below
-    2.
-
-    Args:
-        model: The model.
-        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
-        strength: alpha of the paper: how strongly a client is held to the model it was sent.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        num_clients: Number of all clients.
-
-    Returns:
-        The method, what clients and what the server compute.
-
-    Example:
-        >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.feddyn(model, optax.sgd(0.1), num_clients=1000)
-    """
-    if strength < 0:
-        raise ValueError(f"strength is {strength}: it must not be negative")
+def make_dynamic_work(
+    model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, strength: float
+) -> ClientWork:
+    """Local steps under dynamic regularisation."""
 
     def init(params, key):
         return Broadcast(params), ControlState(model.private(key), zeros_like(params))
@@ -82,5 +53,48 @@ def feddyn(
             Broadcast(subtract(start, end)), ControlState(own, now), steps.examples, {"train/loss": seen}, **said
         )
 
-    links = (add_server_memory(num_clients),)
-    return Method(ClientWork(init, update), links, private_part=private_part, server=server_optimizer)
+    return ClientWork(init, update)
+
+
+@named("algorithm")
+def feddyn(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
+    strength: float = 0.1,
+    by_row: bool = False,
+    num_clients: int,
+) -> Method:
+    """FedDyn (Acar et al. 2021): dynamic regularisation on clients and server, with a mean as channel. To a
+    client's loss strength / 2 |shared - start|^2 - <h_i, shared> is added, and h_i becomes h_i - strength (end -
+    start). The server adds what it has gathered (`add_server_memory`). By row, each of S steps pulls a row by rate x
+    strength x S / (steps that hold it) of the way, which must stay below 2.
+
+    Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        strength: alpha of the paper: how strongly a client is held to the model it was sent.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        num_clients: Number of all clients.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Raises:
+        ValueError: the strength is negative.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.feddyn(model, optax.sgd(0.1), num_clients=1000)
+        >>> [link.claims.name for link in method.links]
+        ['feddyn']
+    """
+    if strength < 0:
+        raise ValueError(f"strength is {strength}: it must not be negative")
+
+    work = make_dynamic_work(model, client_optimizer, by_row, strength)
+    return Method(work, (add_server_memory(num_clients),), private_part=private_part, server=server_optimizer)

@@ -14,8 +14,11 @@ from jaxfed.core.tree import scale_tree
 
 @named("channel", "fednova")
 def normalize_steps() -> Channel:
-    """FedNova (Wang et al. 2020): a client sends its update per step, and its steps; the server multiplies the mean of
-    the one by the mean of the other. For plain local SGD; put it before (left of) a mean, whose weights are the p_i."""
+    """FedNova (Wang et al. 2020): a client sends its update divided by its number of steps, and that number.
+
+    The server multiplies the mean of the one by the mean of the other. For plain local SGD; put it before (left of) a
+    mean, whose weights are the p_i of the paper.
+    """
 
     def encode(update, sent, client):
         steps = jnp.maximum(client.steps, 1.0)
@@ -37,7 +40,9 @@ def fednova(
     by_row: bool = True,
 ) -> Method:
     """FedNova (Wang et al. 2020, "Tackling the objective inconsistency problem in heterogeneous federated
-    optimization") of local SGD: put a mean as channel, whose weights are the p_i.
+    optimization"): updates count by step, so that clients with more steps do not pull more.
+
+    For plain local SGD, with a mean as channel, whose weights are the p_i of the paper.
 
     Args:
         model: The model.
@@ -53,5 +58,7 @@ def fednova(
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
         >>> method = jf.algorithms.fednova(model, optax.sgd(0.1))
+        >>> [link.claims.name for link in method.links]
+        ['fednova']
     """
     return Method(local_steps(model, client_optimizer, by_row), (normalize_steps(),), server=server_optimizer)

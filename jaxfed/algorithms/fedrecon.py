@@ -12,36 +12,10 @@ from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, ClientOutput
 
 
-@named("algorithm")
-def fedrecon(
-    model: Model,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation = AVERAGE,
-    *,
-    by_row: bool = True,
-    passes: int = 1,
-) -> Method:
-    """FedRecon (Singhal et al. 2021): the private part is made anew from each round's support half, then the shared
-    part descends the query half with it; nothing is kept, so that a client never seen before is as good as any.
-
-    Every second step is of the query half; a client with one step has it in both.
-
-    Args:
-        model: The model.
-        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        passes: Times over the support half.
-
-    Returns:
-        The method, what clients and what the server compute.
-
-    Example:
-        >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.fedrecon(model, optax.sgd(0.1))
-    """
+def make_reconstruction_work(
+    model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, passes: int
+) -> ClientWork:
+    """Steps of a new private part on the support half, then of the shared part on the query half."""
 
     def update(shared, mine, steps, key):
         start, live = shared.params, steps.live.sum()
@@ -61,6 +35,42 @@ def fedrecon(
             **output_facts(model.loss, both, query),
         )
 
-    return Method(
-        ClientWork(lambda params, key: (Broadcast(params), ()), update), sends_difference=True, server=server_optimizer
-    )
+    return ClientWork(lambda params, key: (Broadcast(params), ()), update)
+
+
+@named("algorithm")
+def fedrecon(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
+    by_row: bool = True,
+    passes: int = 1,
+) -> Method:
+    """FedRecon (Singhal et al. 2021): the private part is made anew in every round, and nothing is kept.
+
+    It is trained on one half of a client's steps, the support half; then the shared part is trained on the other, the
+    query half, which is every second step. A client with one step has it in both. As nothing is kept, a client that was
+    never seen before is served as well as any.
+
+    Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        passes: Number of passes over the support half.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.fedrecon(model, optax.sgd(0.1))
+        >>> method.work.init({}, None)[1]  # what a client keeps
+        ()
+    """
+
+    work = make_reconstruction_work(model, client_optimizer, by_row, passes)
+    return Method(work, sends_difference=True, server=server_optimizer)

@@ -11,34 +11,10 @@ from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, ClientOutput
 
 
-@named("algorithm")
-def fedrep(
-    model: Model,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation = AVERAGE,
-    *,
-    by_row: bool = True,
-    passes: int = 1,
-) -> Method:
-    """FedRep (Collins et al. 2021): first the private part alone, then the shared part alone; a model whose head is
-    private makes it that of the paper, and `local_steps` then is FedPer (Arivazhagan et al. 2019).
-
-    Args:
-        model: The model.
-        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        passes: Times that the private part goes over the client's steps.
-
-    Returns:
-        The method, what clients and what the server compute.
-
-    Example:
-        >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.fedrep(model, optax.sgd(0.1))
-    """
+def make_alternating_work(
+    model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, passes: int
+) -> ClientWork:
+    """Steps of the private part, then of the shared part."""
 
     def update(shared, mine, steps, key):
         start = shared.params
@@ -56,6 +32,41 @@ def fedrep(
             **output_facts(model.loss, both, steps),
         )
 
-    return Method(
-        ClientWork(local_steps(model, client_optimizer).init, update), sends_difference=True, server=server_optimizer
-    )
+    return ClientWork(local_steps(model, client_optimizer).init, update)
+
+
+@named("algorithm")
+def fedrep(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
+    by_row: bool = True,
+    passes: int = 1,
+) -> Method:
+    """FedRep (Collins et al. 2021): first the private part is trained alone, then the shared part alone.
+
+    With a model whose head is private (`pfedrec`) it is that of the paper, and `fedavg` is FedPer (Arivazhagan et al.
+    2019).
+
+    Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        passes: Number of passes over a client's steps to train the private part.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.fedrep(model, optax.sgd(0.1))
+        >>> method.sends_difference  # an update is where the shared part began less where it ended
+        True
+    """
+
+    work = make_alternating_work(model, client_optimizer, by_row, passes)
+    return Method(work, sends_difference=True, server=server_optimizer)

@@ -11,29 +11,8 @@ from jaxfed.core.recipe import named
 from jaxfed.core.types import Broadcast, ClientOutput
 
 
-@named("algorithm")
-def fedsgd(
-    model: Model,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation = AVERAGE,
-) -> Method:
-    """One gradient of the mean loss over all local examples (FedSGD); the private part takes one step of `optimizer`.
-
-    `optimizer` sees the pair (shared, private) as in `local_steps`; what it says of the shared part is not used.
-
-    Args:
-        model: The model.
-        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
-
-    Returns:
-        The method, what clients and what the server compute.
-
-    Example:
-        >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.fedsgd(model, optax.sgd(0.1), optax.adam(0.05))
-    """
+def make_gradient_work(model: Model, client_optimizer: optax.GradientTransformation) -> ClientWork:
+    """The gradient of the shared part, and one step of the private part."""
 
     def init(params, key):
         return Broadcast(params), model.private(key)
@@ -50,4 +29,32 @@ def fedsgd(
         mine = optax.apply_updates(mine, step[1])
         return ClientOutput(Broadcast(slope[0]), mine, steps.examples, {"train/loss": seen}, loss=seen.value)
 
-    return Method(ClientWork(init, update), server=server_optimizer)
+    return ClientWork(init, update)
+
+
+@named("algorithm")
+def fedsgd(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+) -> Method:
+    """FedSGD (McMahan et al. 2017): clients send one gradient of the mean loss over all their examples.
+
+    The private part takes one step of `client_optimizer`; what that makes of the shared part is not used.
+
+    Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.fedsgd(model, optax.sgd(0.1), optax.adam(0.05))
+        >>> method.sends_difference  # an update is a gradient
+        False
+    """
+    return Method(make_gradient_work(model, client_optimizer), server=server_optimizer)

@@ -1,5 +1,6 @@
 """Clients whose server tells them of those like them: a graph of clients by what they last sent."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -43,6 +44,43 @@ def find_neighbours(models: jax.Array, known: jax.Array, count: int, threshold: 
     return near / near.sum(1, keepdims=True)
 
 
+def make_guided_work(
+    model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, strength: float
+) -> ClientWork:
+    """Local steps that are pulled to the neighbours' mean."""
+
+    def init(params, key):
+        return Broadcast(params), GuidedState(new_own_model(params, model.private(key), ()), params)
+
+    def update(shared, mine, steps, key):
+        start, both = shared.params, (shared.params, mine.own.private)
+        held = {"anchor": mine.around} if strength else {}
+        pace = proximal_optimizer(client_optimizer, strength) if strength else client_optimizer
+        (end, kept), _, seen = local_sgd(loss_of_pair(model.loss), pace, both, steps, by_row, **held)
+        client_state = mine._replace(own=stamp_rows(mine.own, private=kept, copy=end))
+        said = output_facts(model.loss, both, steps)
+        return ClientOutput(Broadcast(subtract(start, end)), client_state, steps.examples, {"train/loss": seen}, **said)
+
+    views = {
+        "": lambda params, mine: server_view(params, mine.own),
+        "personal": lambda params, mine: (own_copy(mine.own, params, latest=True), mine.own.private),
+        "neighbours": lambda params, mine: (mine.around, mine.own.private),
+    }
+    return ClientWork(init, update, views=views)
+
+
+def average_neighbours(
+    params: Tree, store: GuidedState, count: int, threshold: float
+) -> tuple[Tree, dict[str, jax.Array]]:
+    """What all clients keep [n, ...], with the means of their neighbours made anew, and how many these are."""
+    models = jax.vmap(lambda own: own_copy(own, params, latest=True))(store.own)
+    known = store.own.rounds > 0
+    flat = jnp.concatenate([x.reshape(len(known), -1) for x in jax.tree.leaves(models)], 1)
+    weights = find_neighbours(flat, known, count, threshold)
+    around = jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), models)
+    return store._replace(around=around), {"graph/neighbours": (weights > 0).sum(1).mean()}
+
+
 @named("algorithm")
 def gpfedrec(
     model: Model,
@@ -54,14 +92,16 @@ def gpfedrec(
     neighbours_count: int = 0,
     threshold: float = 1.0,
 ) -> Method:
-    """GPFedRec (Zhang et al. 2024): a client begins where the server's model is and is pulled, by strength / 2
-    |shared - around|^2, to the mean of its neighbours' models, which it downloads beside; by row, on the rows of the
-    step. The server finds neighbours by what each client last sent: see `find_neighbours`.
+    """GPFedRec (Zhang et al. 2024): each client is pulled to the mean of the models of clients like it.
 
-    A client's rows of its last round are its own, the others the server's. Evaluated are the server's model, `personal`
-    (a client's own as it last trained it, which is the paper's) and `neighbours` (their mean). The server's model is
-    what the channel makes of all updates; in the paper, the mean of all that clients are sent. Stores two full item
-    tables per client (2 x clients x items x dim numbers), and compares all pairs of clients in every round.
+    A client begins with the server's model, and also downloads `around`, the mean of its neighbours' models: strength
+    / 2 |shared - around|^2 is added to its loss. By row, this is for the rows of a step. The server finds neighbours by
+    what each client last sent: see `find_neighbours`.
+
+    Of a client's own model, the rows of its last round are its own and the others the server's. Evaluated are the
+    server's model, `personal` (a client's own model, which is the paper's) and `neighbours` (their mean). The server's
+    model is what the channel makes of all updates; in the paper it is the mean of what clients are sent. Stores two
+    full item tables per client (2 x clients x items x dim numbers), and compares all pairs of clients in every round.
 
     Args:
         model: The model.
@@ -76,40 +116,22 @@ def gpfedrec(
     Returns:
         The method, what clients and what the server compute.
 
+    Raises:
+        ValueError: the strength is negative.
+
     Example:
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
         >>> method = jf.algorithms.gpfedrec(model, optax.sgd(0.1))
+        >>> sorted(method.work.views)  # the models that are evaluated; "" is the server's
+        ['', 'neighbours', 'personal']
     """
     if strength < 0:
         raise ValueError(f"strength is {strength}: it must not be negative")
 
-    def init(params, key):
-        return Broadcast(params), GuidedState(new_own_model(params, model.private(key), ()), params)
-
-    def update(shared, mine, steps, key):
-        start, both = shared.params, (shared.params, mine.own.private)
-        held = {"anchor": mine.around} if strength else {}
-        pace = proximal_optimizer(client_optimizer, strength) if strength else client_optimizer
-        (end, kept), _, seen = local_sgd(loss_of_pair(model.loss), pace, both, steps, by_row, **held)
-        client_state = mine._replace(own=stamp_rows(mine.own, private=kept, copy=end))
-        said = output_facts(model.loss, both, steps)
-        return ClientOutput(Broadcast(subtract(start, end)), client_state, steps.examples, {"train/loss": seen}, **said)
-
-    def compare_clients(params, store):
-        models = jax.vmap(lambda own: own_copy(own, params, latest=True))(store.own)
-        known = store.own.rounds > 0
-        flat = jnp.concatenate([x.reshape(len(known), -1) for x in jax.tree.leaves(models)], 1)
-        weights = find_neighbours(flat, known, neighbours_count, threshold)
-        around = jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), models)
-        return store._replace(around=around), {"graph/neighbours": (weights > 0).sum(1).mean()}
-
-    views = {
-        "": lambda params, mine: server_view(params, mine.own),
-        "personal": lambda params, mine: (own_copy(mine.own, params, latest=True), mine.own.private),
-        "neighbours": lambda params, mine: (mine.around, mine.own.private),
-    }
-    work = ClientWork(init, update, views=views)
     return Method(
-        work, compare_clients=compare_clients, own_download=lambda broadcast: broadcast.params, server=server_optimizer
+        make_guided_work(model, client_optimizer, by_row, strength),
+        compare_clients=partial(average_neighbours, count=neighbours_count, threshold=threshold),
+        own_download=lambda broadcast: broadcast.params,
+        server=server_optimizer,
     )

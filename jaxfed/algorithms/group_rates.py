@@ -8,16 +8,36 @@ import optax
 
 from jaxfed.core.recipe import named
 from jaxfed.core.tables import is_table
+from jaxfed.core.types import Tree
 
 
 class Rates(NamedTuple):
-    """Learning rate and weight decay of one group of parameters; None: those of the optimiser."""
+    """Learning rate and weight decay of one group of parameters.
+
+    Args:
+        learning_rate: None: that of the optimiser.
+        weight_decay: None: that of the optimiser.
+
+    Example:
+        >>> Rates(learning_rate=60.0)
+        Rates(learning_rate=60.0, weight_decay=None)
+    """
 
     learning_rate: float | None = None
     weight_decay: float | None = None
 
 
 SAME = Rates()
+
+
+def scale_part(steps: Tree, params: Tree, rest: Rates, of_tables: Rates) -> Tree:
+    """Steps at rate 1 of one part of the parameters, with the rates of tables and of the rest."""
+
+    def scale(step, value):
+        rate, decay = of_tables if is_table(step) else rest
+        return jax.tree.map(lambda x, y: rate * (x - decay * y), step, value)
+
+    return jax.tree.map(scale, steps, params, is_leaf=is_table)
 
 
 @named("optimizer")
@@ -32,43 +52,37 @@ def group_rates(
     """A client's optimiser with a learning rate and weight decay for each group of parameters.
 
     A step is rate x (optimiser's step at rate 1 - decay x parameter). The client's loss is a mean over a batch, in
-    which an item occurs once or twice and the user in every example: items take rates that are larger by about the
+    which an item occurs once or twice and the user in every example. So good rates of items are larger, by about the
     batch size.
 
     Args:
-        optimizer: a function of optax whose step is proportional to its learning rate: `optax.sgd`, `optax.adam`, ...
-        learning_rate: of all that belongs to no group.
-        weight_decay: of all that belongs to no group.
-        item: of the rows of all tables, shared or private.
-        user: of the rest of the private part.
-        options: further arguments of `optimizer`.
+        optimizer: A function of Optax whose step is proportional to its learning rate: `optax.sgd`, `optax.adam`, ...
+        learning_rate: Learning rate of all that belongs to no group.
+        weight_decay: Weight decay of all that belongs to no group.
+        item: Rates of the rows of all tables, shared or private.
+        user: Rates of the rest of the private part.
+        options: Further arguments of `optimizer`.
 
     Returns:
         A transform of the pair (shared, private).
 
     Example:
-        >>> import optax
-        >>> optimizer = group_rates(optax.sgd, 0.5, item=Rates(60.0), user=Rates(2.0, weight_decay=1e-2))
+        >>> import jaxfed as jf, jax.numpy as jnp, optax
+        >>> optimizer = jf.algorithms.group_rates(optax.sgd, 0.5, item=jf.algorithms.Rates(60.0))
+        >>> params = {"item": jf.Table(jnp.ones(1)), "bias": jnp.ones(())}, ()
+        >>> steps, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> float(steps[0]["item"].rows[0]), float(steps[0]["bias"])
+        (-60.0, -0.5)
     """
 
-    def rate_and_decay(group):
+    def fill(group):
         rate, decay = group
-        return learning_rate if rate is None else rate, weight_decay if decay is None else decay
+        return Rates(learning_rate if rate is None else rate, weight_decay if decay is None else decay)
 
-    def scaled_step(rate, decay):
-        return lambda step, value: rate * (step - decay * value)
-
-    def scale_steps(steps, params):
-        def scale_part(rest):
-            def scale_node(step, value):
-                return jax.tree.map(scaled_step(*(rate_and_decay(item) if is_table(step) else rest)), step, value)
-
-            return scale_node
-
-        rests = (learning_rate, weight_decay), rate_and_decay(user)
-        parts = zip(rests, steps, params, strict=True)
-        return tuple(jax.tree.map(scale_part(rest), *pair, is_leaf=is_table) for rest, *pair in parts)
+    def scale_both(steps, params):
+        parts = zip(steps, params, (fill(SAME), fill(user)), strict=True)
+        return tuple(scale_part(*part, fill(item)) for part in parts)
 
     if not weight_decay and item == user == SAME:
         return optimizer(learning_rate=learning_rate, **options)
-    return optax.chain(optimizer(learning_rate=1.0, **options), optax.stateless(scale_steps))
+    return optax.chain(optimizer(learning_rate=1.0, **options), optax.stateless(scale_both))

@@ -144,6 +144,34 @@ def check_edges(method: Method, channel: Channel, num_clients: int, edge: np.nda
         )
 
 
+def average_over_edges(x: jax.Array, weight: jax.Array, axis: int) -> jax.Array:
+    """The mean over an axis of edges, at each of them; as it is where no example is behind it."""
+    weight = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
+    every = weight.sum(axis, keepdims=True)
+    found = (weight / jnp.where(every > 0, every, 1) * to_compute_dtype(x)).sum(axis, keepdims=True)
+    return jnp.where(every > 0, found, x).astype(x.dtype)
+
+
+def make_edge_meeting(every: int, per_row: bool) -> Callable:
+    """The program in which edges average their models, in every `every`-th round; see `hierarchical`."""
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def meet(params, heard, number):
+        """(the models, the examples behind them) after round `number`."""
+
+        def met(params, heard):
+            rows, weight = heard
+            row = (lambda x: rows.rows) if per_row else (lambda x: weight[None])
+            params = map_tables(
+                lambda x: average_over_edges(x, row(x), 1), lambda x: average_over_edges(x, weight, 0), params
+            )
+            return params, jax.tree.map(jnp.zeros_like, heard)
+
+        return jax.lax.cond(number % every == 0, met, lambda *both: both, params, heard)
+
+    return meet
+
+
 def hierarchical(
     method: Method,
     channel: Channel,
@@ -179,23 +207,7 @@ def hierarchical(
         **how | {"download": pick},
     )
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def meet(params, heard, number):
-        """(the models, the examples behind them) after round `number`."""
-
-        def mean(x, weight, axis):
-            weight = weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
-            every = weight.sum(axis, keepdims=True)
-            found = (weight / jnp.where(every > 0, every, 1) * to_compute_dtype(x)).sum(axis, keepdims=True)
-            return jnp.where(every > 0, found, x).astype(x.dtype)
-
-        def met(params, heard):
-            rows, weight = heard
-            row = (lambda x: rows.rows) if per_row else (lambda x: weight[None])
-            params = map_tables(lambda x: mean(x, row(x), 1), lambda x: mean(x, weight, 0), params)
-            return params, jax.tree.map(jnp.zeros_like, heard)
-
-        return jax.lax.cond(number % every == 0, met, lambda *both: both, params, heard)
+    meet = make_edge_meeting(every, per_row)
 
     def step(state, cohort, key):
         state, info = algorithm.step(state, cohort, key)

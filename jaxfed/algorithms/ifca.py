@@ -28,38 +28,10 @@ def select_model(params: Tree, cluster: jax.Array) -> Tree:
     return map_tables(lambda x: x[:, cluster], lambda x: x[cluster], params)
 
 
-@named("algorithm")
-def ifca(
-    model: Model,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation = AVERAGE,
-    *,
-    by_row: bool = True,
-    clusters: int = 2,
-) -> Method:
-    """IFCA (Ghosh et al. 2020; HypCluster, Mansour et al. 2020): a client takes the model of lowest loss on its data
-    and trains that. The link `cluster_mean` averages each over those who chose it; clients download all of them.
-
-    initial(key) -> parameters: all models but the first one begin there.
-
-    Args:
-        model: The model.
-        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        clusters: How many models there are.
-
-    Returns:
-        The method, what clients and what the server compute.
-
-    Example:
-        >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.ifca(model, optax.sgd(0.1))
-    """
-    if clusters < 1:
-        raise ValueError(f"clusters is {clusters}: it must be at least 1")
+def make_ifca_work(
+    model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, clusters: int
+) -> ClientWork:
+    """Local steps of the model that has the lowest loss."""
     work = local_steps(model, client_optimizer, by_row)
 
     def init(params, key):
@@ -90,12 +62,48 @@ def ifca(
             metrics=report.metrics | told,
         )
 
-    def move_extra(extra, update):
-        return extra
-
     def view(params, mine):
         return select_model(params, mine.cluster), mine.private
 
-    return Method(
-        ClientWork(init, update, views={"": view}), (cluster_mean(),), move_extra=move_extra, server=server_optimizer
-    )
+    return ClientWork(init, update, views={"": view})
+
+
+@named("algorithm")
+def ifca(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
+    by_row: bool = True,
+    clusters: int = 2,
+) -> Method:
+    """IFCA (Ghosh et al. 2020; HypCluster, Mansour et al. 2020): several models, of which a client trains the best.
+
+    A client downloads all models, and trains the one with the lowest loss on its data. Its link, `cluster_mean`,
+    averages each model over those who chose it.
+
+    Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        clusters: Number of models.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Raises:
+        ValueError: there are no clusters.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.ifca(model, optax.sgd(0.1))
+        >>> [link.claims.name for link in method.links]
+        ['cluster_mean']
+    """
+    if clusters < 1:
+        raise ValueError(f"clusters is {clusters}: it must be at least 1")
+    work = make_ifca_work(model, client_optimizer, by_row, clusters)
+    return Method(work, (cluster_mean(),), move_extra=lambda extra, update: extra, server=server_optimizer)

@@ -58,7 +58,7 @@ def local_steps(
 ) -> ClientWork:
     """Mini-batch descent on (shared, private) together; sends start - end of the shared part (McMahan et al. 2017).
 
-    `client_optimizer` sees the pair (shared, private) and starts afresh each round. Raises ValueError where proximal is
+    `client_optimizer` sees the pair (shared, private) and starts anew each round. Raises ValueError where proximal is
     negative.
 
     Args:

@@ -26,41 +26,12 @@ class MimeBroadcast(NamedTuple):
     known: Tree = ()  # float, one a row of a table and one for each other leaf: 0 while nobody has told its gradient
 
 
-@named("algorithm")
-def mime(
-    model: Model,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation = AVERAGE,
-    *,
-    correct: bool = True,
-) -> Method:
-    """Mime, or MimeLite where not `correct` (Karimireddy et al. 2021): clients take steps of `optimizer` with the
-    server's statistics held fixed; the server updates them by the mean gradient at the model it sent.
-
-    Mime replaces a batch's gradient g(y) by g(y) - g(x) + c. Its c is the mean gradient of the same cohort, which costs
-    one more exchange a round; here it is that of the round before, and what has none yet moves as in MimeLite. By row.
-
-    Args:
-        model: The model.
-        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
-        correct: Mime, which corrects each batch's gradient by the mean gradient. false: MimeLite.
-
-    Returns:
-        The method, what clients and what the server compute.
-
-    Example:
-        >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.mime(model, optax.sgd(0.1))
-    """
-
-    def known(value, like):
-        return map_tables(lambda x: jnp.full(len(x), value), lambda x: jnp.float32(value), like)
+def make_mime_work(model: Model, client_optimizer: optax.GradientTransformation, correct: bool) -> ClientWork:
+    """Local steps with the server's statistics, and the gradient at the model that was sent."""
 
     def init(params, key):
         return Broadcast(
-            params, MimeBroadcast(client_optimizer.init((params, ())), zeros_like(params), known(0.0, params))
+            params, MimeBroadcast(client_optimizer.init((params, ())), zeros_like(params), mark_known(0.0, params))
         ), model.private(key)
 
     def update(shared, mine, steps, key):
@@ -87,15 +58,57 @@ def mime(
         sent = Broadcast(subtract(start, end), MimeBroadcast((), slope))
         return ClientOutput(sent, own, steps.examples, {"train/loss": seen}, **output_facts(model.loss, both, steps))
 
-    def move_extra(extra, update):
-        empty = zeros_like(update.gradient)
-        _, statistics = client_optimizer.update((update.gradient, ()), extra.statistics, (empty, ()))
-        return MimeBroadcast(statistics, update.gradient, known(1.0, update.gradient))
-
     def update_shapes(shared):
         return Broadcast(shared.params, MimeBroadcast((), shared.params))
 
-    return Method(ClientWork(init, update, update_shapes), move_extra=move_extra, server=server_optimizer)
+    return ClientWork(init, update, update_shapes)
+
+
+def mark_known(value: float, like: Tree) -> Tree:
+    """A value for each row of the tables and for each other leaf."""
+    return map_tables(lambda x: jnp.full(len(x), value), lambda x: jnp.float32(value), like)
+
+
+@named("algorithm")
+def mime(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
+    correct: bool = True,
+) -> Method:
+    """Mime or MimeLite (Karimireddy et al. 2021): clients mimic a central optimiser.
+
+    They take steps of `client_optimizer` with the server's statistics (momentum, ...), which stay fixed in a round. The
+    server updates these by the mean gradient at the model that it sent. Mime also replaces a batch's gradient g(y) by
+    g(y) - g(x) + c. Its c is the mean gradient of the same cohort, which takes one more exchange in a round; here it is
+    that of the round before, and what has none yet moves as in MimeLite. Local steps are by row.
+
+    Args:
+        model: The model.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        correct: true: Mime, which corrects each batch's gradient by the mean gradient. false: MimeLite.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Example:
+        >>> import jax, jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.mime(model, optax.sgd(0.1))
+        >>> key = jax.random.key(0)
+        >>> method.work.init(model.init(key), key)[0].extra._fields  # what is broadcast beside the model
+        ('statistics', 'gradient', 'known')
+    """
+
+    def move_extra(extra, update):
+        empty = zeros_like(update.gradient)
+        _, statistics = client_optimizer.update((update.gradient, ()), extra.statistics, (empty, ()))
+        return MimeBroadcast(statistics, update.gradient, mark_known(1.0, update.gradient))
+
+    work = make_mime_work(model, client_optimizer, correct)
+    return Method(work, move_extra=move_extra, server=server_optimizer)
 
 
 def centred_loss(loss: Loss, both: Tree, steps: Batches, known: Tree) -> tuple[Callable, Batches]:

@@ -54,17 +54,37 @@ def own_view(params: Tree, own: OwnModel) -> tuple[Tree, Tree]:
     return own_copy(own, params), own.beside
 
 
-def keep_own_copy(method: Method) -> Method:
-    """The same method, whose clients keep what they have trained until their next round, to be evaluated as `personal`:
-    rows of their last round are theirs, the others the server's. PFedRec (Zhang et al. 2023) is evaluated so. Raises
-    ValueError for a method of which a client keeps other things.
-    """
+def check_own_copy(method: Method) -> None:
+    """Raises ValueError for a method of which a client keeps other things than the model's private part."""
     if not method.sends_difference:
         raise ValueError(
             "work.keep_copy: this work ends nowhere on the client, or keeps things of its own: set it to false, or "
             "take local_steps, alternate or reconstruct"
         )
 
+
+def keep_own_copy(method: Method) -> Method:
+    """The same method, whose clients keep what they have trained until their next round.
+
+    It is evaluated as `personal`: rows of a client's last round are its own, the others the server's. PFedRec (Zhang et
+    al. 2023) is evaluated so.
+
+    Args:
+        method: A method of which a client keeps the private part of the model alone, such as `fedavg`.
+
+    Returns:
+        The method, with one more view.
+
+    Raises:
+        ValueError: clients of this method keep other things, or end nowhere.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> method = jf.algorithms.fedavg(jf.models.pfedrec(num_items=100), optax.sgd(0.1))
+        >>> sorted(jf.algorithms.keep_own_copy(method).work.views)  # the models that are evaluated; "" is the server's
+        ['', 'personal']
+    """
+    check_own_copy(method)
     work = method.work
 
     def init(params, key):

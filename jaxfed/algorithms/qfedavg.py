@@ -51,7 +51,8 @@ def qfedavg(
     q: float = 1.0,
     rate: float = 0.1,
 ) -> Method:
-    """q-FedAvg (Li et al. 2020), in place of a mean.
+    """q-FedAvg (Li et al. 2020): clients with a higher loss count for more. It averages by itself, so no mean is
+    needed.
 
     Args:
         model: The model.
@@ -65,9 +66,14 @@ def qfedavg(
     Returns:
         The method, what clients and what the server compute.
 
+    Raises:
+        ValueError: `q` is negative, or `rate` is not positive.
+
     Example:
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
         >>> method = jf.algorithms.qfedavg(model, optax.sgd(0.1))
+        >>> [link.claims.name for link in method.links]
+        ['fair']
     """
     return Method(local_steps(model, client_optimizer, by_row), (fair_mean(q, rate),), server=server_optimizer)

@@ -33,6 +33,11 @@ def divide_or_zero(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, x / jnp.where(weight > 0, weight, 1), 0)
 
 
+def divide_rows(update: Tree, held: jax.Array, weight: jax.Array) -> Tree:
+    """An update divided by its weight, of tables by that of each row [N]; zero where nothing was weighed."""
+    return map_tables(lambda x: divide_or_zero(x, held), lambda x: divide_or_zero(x, weight), update)
+
+
 def drop_sums(update: Tree) -> Tree:
     """An update without its `Summed` parts, whose places stay."""
     return jax.tree.map(lambda node: Summed(()) if is_summed(node) else node, update, is_leaf=is_summed)
@@ -46,12 +51,20 @@ def map_averaged(function: Callable[[Tree], Tree], update: Tree) -> Tree:
 
 @named("channel")
 def mean(count: int = 0) -> Channel:
-    """The plain mean 1/M over the clients that reported (McMahan et al. 2017, with equal weights), or 1/count: under
-    differential privacy the expected cohort, as who reported is private.
+    """The plain mean: the sum of all updates, divided by how many clients reported (McMahan et al. 2017, with equal
+    weights) or by `count`.
 
     Args:
         count: Number the sum is divided by; under differential privacy the expected cohort size. 0: number of clients
             that reported.
+
+    Returns:
+        The link.
+
+    Example:
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> jf.channels.mean(count=4).decode({"bias": jnp.array([8.0])}, (), None)[0]["bias"].tolist()
+        [2.0]
     """
 
     def decode(total, state, round):
@@ -63,12 +76,24 @@ def mean(count: int = 0) -> Channel:
 
 @named("channel")
 def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
-    """Mean with weights n_k / n (McMahan et al. 2017, algorithm 1), n_k = measure ** power.
+    """Mean with weights n_k / n (McMahan et al. 2017, algorithm 1), where n_k = measure ** power and n is their sum.
 
     Args:
         by: What a client's update weighs: its training examples, its train interactions (activity), or the same for
             all.
         power: Weight = (value chosen by `by`) ** power.
+
+    Returns:
+        The link. A client sends its update times its weight, and the weight.
+
+    Raises:
+        ValueError: `by` is not one of the three words.
+
+    Example:
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> total = {"bias": jnp.array([8.0])}, jnp.array(4.0)
+        >>> jf.channels.weighted_mean().decode(total, (), None)[0]["bias"].tolist()
+        [2.0]
     """
     weigh = client_weight(by, power)
 
@@ -87,11 +112,11 @@ def weighted_mean(by: By = "examples", power: float = 1.0) -> Channel:
 def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, counted: float = 1.0) -> Channel:
     """Divides each row of a table by the summed weight of the clients that hold it, other leaves by that of all.
 
-    Without it a row that few clients touch moves by (its clients / cohort) of their mean step (FedSubAvg: Ding et al.
-    2022, "Federated submodel optimization for hot and cold data features").
+    This is FedSubAvg (Ding et al. 2022, "Federated submodel optimization for hot and cold data features"). With a plain
+    mean, a row that few clients hold moves by only (its clients / cohort) of their mean step.
 
-    The weights are part of the message: links to the right clip and noise them with the rest. Then set `counted` and
-    `floor`; otherwise rows with small total weight are mostly noise.
+    The weights are part of the message: links to the right clip them and add noise to them with the rest. Then set
+    `counted` and `floor`; otherwise rows with small total weight are mostly noise.
 
     Args:
         by: What a client's update weighs: its training examples, its train interactions (activity), or the same for
@@ -100,6 +125,21 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
         floor: The smallest weight to divide by. Set it under noise: otherwise rows with small total weight are mostly
             noise.
         counted: Factor on the weight column in the message, so that clipping does not let it vanish beside the update.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: `by` is not one of the three words, `floor` is negative, or `counted` is not positive.
+
+    Example:
+        Of three clients, two hold the first row and none the second:
+
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> from jaxfed.core.types import Weights
+        >>> total, holders = jf.Table(jnp.array([[4.0], [0.0]])), Weights(jf.Table(jnp.array([2.0, 0.0])))
+        >>> jf.channels.per_row_mean().decode((total, holders, jnp.array(3.0)), (), None)[0].rows.tolist()
+        [[2.0], [0.0]]
     """
     weigh = client_weight(by, power)
     if floor < 0 or counted <= 0:
@@ -108,28 +148,35 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
     def encode(update, sent, client):
         weight = weigh(client)
         held = Weights(Table(jnp.where(client.held, counted * weight, 0.0)))
-        return (
-            map_averaged(lambda update: scale_tree(weight, update), update),
-            held,
-            counted * weight,
-        ), client.link_state
+        sent_update = map_averaged(lambda update: scale_tree(weight, update), update)
+        return (sent_update, held, counted * weight), client.link_state
 
     def decode(total, state, round):
         update, held, weight = total
         held, weight = (jnp.maximum(x / counted, floor) for x in (held.values.rows, weight))
-
-        def divide(update):
-            return map_tables(lambda x: divide_or_zero(x, held), lambda x: divide_or_zero(x, weight), update)
-
-        return map_averaged(divide, update), state, {}
+        return map_averaged(lambda update: divide_rows(update, held, weight), update), state, {}
 
     return link(encode, decode, is_average=True, name="per_row_mean")
 
 
 @named("channel")
 def cluster_mean() -> Channel:
-    """Averages each of several models side by side (`algorithms.ifca`) over the clients that chose it, rows of tables
-    over those of them that hold the row; what nobody chose rests. In place of a mean."""
+    """Averages each of several models side by side over the clients that chose it (IFCA: Ghosh et al. 2020).
+
+    A row of a table is averaged over those of them that hold the row. What nobody chose stays as it is. It takes the
+    place of a mean; `jaxfed.algorithms.ifca` brings it along.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: in a chain, where clients do not say which model they chose.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.channels.cluster_mean().claims.is_average
+        True
+    """
 
     def init(example):
         if not isinstance(example, Broadcast) or not example.extra:

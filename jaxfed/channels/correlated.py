@@ -118,16 +118,28 @@ def correlated(
 ) -> Channel:
     """Differential privacy by noise that is correlated over the rounds (DP-FTRL, Kairouz et al. 2021).
 
-    The sampler must fix in which rounds a client takes part. State: the model times log2(rounds) for a tree, times the
-    bands, or times 3 for blt.
+    The sampler must fix in which rounds a client takes part. The server keeps copies of the model: log2(rounds) of them
+    for a tree, as many as there are bands, or 3 for blt.
 
     Args:
         rounds: Number of rounds of the run.
         num_clients: Number of all clients.
         sampler: How the clients of a round are drawn.
-        multiplier: Standard deviation of the noise, over what one client can change of the whole run.
-        kind: tree; banded (BandMF, Choquette-Choo et al. 2023), with as many bands as rounds lie between two of a
-            client; or blt (Dvijotham et al. 2024; McMahan et al. 2024).
+        multiplier: Standard deviation of the noise, divided by the most that one client can change in the whole run.
+        kind: tree; banded (BandMF, Choquette-Choo et al. 2023), with as many bands as there are rounds between two
+            rounds of a client; or blt (Dvijotham et al. 2024; McMahan et al. 2024).
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: there are more than 4096 rounds, or the sampler leaves to chance when a client takes part.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> cohort = jf.sampling.cyclic(8)(num_clients=64)
+        >>> jf.channels.correlated(16, 64, cohort, multiplier=2.0, kind="tree").claims.mechanisms(1.0)[0].multiplier
+        2.0
     """
     if rounds > LONGEST:
         raise ValueError(f"correlated: its matrix is for {LONGEST:,} rounds at most, and the run has {rounds:,}")

@@ -52,16 +52,28 @@ def draw_discrete_gaussian(key: Key, stddev: float, shape: tuple[int, ...]) -> j
 
 @named("channel")
 def discrete_gaussian(slots: int, multiplier: float = 1.0, fraction_bits: int = 8) -> Channel:
-    """Central differential privacy on integers: x * 2^fraction_bits, rounded at random, and discrete Gaussian noise on
-    the sum, `multiplier` times what one client can add (Canonne, Kamath and Steinke 2020; Kairouz et al. 2021).
+    """Central differential privacy on integers: discrete Gaussian noise on the sum of x * 2^fraction_bits, rounded at
+    random (Canonne, Kamath and Steinke 2020; Kairouz et al. 2021).
 
-    Its Renyi divergences are at most those of Gaussian noise. Use it in place of `gaussian` where who reads the result
-    may look at the lowest bits of its floats. Unlike `skellam` it does not hide messages from the server.
+    Its Renyi divergences are at most those of Gaussian noise. Use it in place of `gaussian` where a reader of the
+    result may look at the lowest bits of its floats. Unlike `skellam` it does not hide messages from the server.
 
     Args:
         slots: The largest number of clients in a round.
-        multiplier: The noise, over the largest norm of what a client can add.
+        multiplier: Standard deviation of the noise, divided by the largest norm of what a client can add.
         fraction_bits: Binary digits after the point that are kept of a number.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: in a chain, where nothing to the left of the link bounds a message, or integers get too large.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> channel = jf.chain(jf.channels.clip(0.5), jf.channels.discrete_gaussian(slots=100))
+        >>> channel.claims.mechanisms(3.0)[0].kind
+        'discrete_gaussian'
     """
     return integer_noise_link(
         "discrete_gaussian", slots, multiplier, fraction_bits, (4.0, LARGEST), draw_discrete_gaussian

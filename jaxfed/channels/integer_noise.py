@@ -151,14 +151,25 @@ def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Cha
     """Sends integers, x * 2^fraction_bits rounded at random, into a sum modulo 2^32 that has Skellam noise (Agarwal,
     Kairouz and Liu 2021).
 
-    An update that rounding makes longer than that is rounded towards zero instead (in place of the retries of Kairouz
-    et al. 2021), so the norm holds for every draw. The noise is drawn at the sum, whole whoever reports: of a
-    deployment's clients each adds its share, and somebody that of the absent.
+    Where rounding makes an update too long, it is rounded towards zero instead (in place of the retries of Kairouz et
+    al. 2021), so that the bound on its norm always holds. The simulation adds the noise to the sum, all of it whoever
+    reports. In a deployment each client adds its share, and somebody adds the shares of those that do not report.
 
     Args:
         slots: The largest number of clients in a round.
-        multiplier: Standard deviation of the noise, over the largest norm of an update.
+        multiplier: Standard deviation of the noise, divided by the largest norm of an update.
         fraction_bits: Binary digits after the point that are kept of a number.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: in a chain, where nothing to the left of the link bounds a message, or integers get too large.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.chain(jf.channels.clip(0.5), jf.channels.skellam(slots=100)).claims.reveals  # what the server learns
+        'sum'
     """
 
     def noise(key, stddev, shape):

@@ -21,20 +21,33 @@ CHUNK = 1 << 23  # numbers of a dense piece of the cohort's messages: 32 MB
 
 @named("channel")
 def krum(slots: int, byzantine: int = 1, selected: int = 1) -> Channel:
-    """Krum: the update with the least summed distance to its n - byzantine - 2 nearest of n; multi-Krum: the mean of
-    the `selected` best (Blanchard et al. 2017). For a row: the mean of those of them that hold it, 0 where none does.
+    """Krum (Blanchard et al. 2017): of n updates the one with the least summed distance to its n - byzantine - 2
+    nearest ones. Multi-Krum: the mean of the `selected` best; of a row, the mean of those of them that hold it, or 0.
 
     The distance of two clients is the mean squared difference of the coordinates that both have: of the rows that both
-    hold, and of all other leaves. Two that share none are as far apart as the farthest pair. Equal scores: the smaller
-    id. Takes M^2 x (rows of the cohort) x D operations for M clients, in matrix products, and memory for M^2 numbers.
+    hold, and of all other leaves. Two that share none are as far apart as the farthest pair. Of equal scores
+    the smaller id wins. Takes M^2 x (rows of the cohort) x D operations for M clients, in matrix products, and memory
+    for M^2 numbers.
 
-    Raises ValueError where 2 * byzantine + 3 are more than slots: beyond, no choice is safe. The same holds of those
-    who report, which nobody checks.
+    No choice is safe with fewer than 2 * byzantine + 3 clients. Of those that report, nobody checks this.
 
     Args:
         slots: The largest number of clients in a round.
         byzantine: The largest number of malicious clients in a round.
         selected: How many of the best are averaged. 1: Krum; more: multi-Krum.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: a number is too small, or 2 * byzantine + 3 is more than `slots`.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.channels.krum(slots=9, byzantine=4)
+        Traceback (most recent call last):
+            ...
+        ValueError: krum: a cohort of 9 clients bears at most 3 malicious: lower byzantine
     """
     if byzantine < 0 or selected < 1:
         raise ValueError("krum: byzantine must be at least 0 and selected at least 1")

@@ -44,10 +44,24 @@ def gaussian(multiplier: float = 1.0) -> Channel:
     """Central differential privacy: normal noise on the decoded sum (McMahan et al. 2018, "Learning differentially
     private recurrent language models").
 
-    Every row of every table is noised, also those nobody held: a row without noise would say that nobody held it.
+    Every row of every table gets noise, also those that nobody holds: a row without noise would show that nobody holds
+    it.
 
     Args:
-        multiplier: Standard deviation of the noise, over what one client can add to the sum.
+        multiplier: Standard deviation of the noise, divided by the largest norm of what one client can add to the sum.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: in a chain, where the multiplier is not positive, or nothing to the left of the link bounds a
+            message.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> mechanism, = jf.chain(jf.channels.clip(0.5), jf.channels.gaussian(2.0)).claims.mechanisms(3.0)
+        >>> mechanism.multiplier, mechanism.l2  # the noise has a standard deviation of their product
+        (2.0, 0.5)
     """
 
     def mechanisms(bound):
@@ -76,10 +90,21 @@ class WholeTable(NamedTuple):
 
 @named("channel")
 def densify() -> Channel:
-    """A client sends every row of every table, zeros where it holds none. Zeros still tell which: only with noise on
-    each message (`local_gaussian`) or a sum of hidden ones (`ring`, `pads`) do neither its rows nor their number show.
+    """A client sends every row of every table, with zeros in those that it does not hold.
 
-    The price is that of whole tables, up and (as asking for rows would show them) down.
+    Zeros still show which rows these are. Only with noise on each message (`local_gaussian`), or in a sum of hidden
+    messages (`ring`, `pads`), nobody learns which rows a client holds, and how many. Whole tables are sent, and (as
+    asking for some rows would show them) whole tables are downloaded.
+
+    Returns:
+        The link.
+
+    Example:
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> from types import SimpleNamespace
+        >>> client = SimpleNamespace(link_state=(), rows=jnp.array([3, 1]), size=4)  # it holds rows 3 and 1 of 4
+        >>> jf.channels.densify().encode(jf.Table(jnp.array([0.5, 0.25])), (), client)[0].rows.tolist()
+        [0.0, 0.25, 0.0, 0.5]
     """
 
     def encode(update, sent, client):
@@ -102,12 +127,25 @@ def densify() -> Channel:
 
 @named("channel")
 def local_gaussian(multiplier: float = 1.0) -> Channel:
-    """Local differential privacy: each client adds the noise itself, to a message that shows no rows (`densify`).
+    """Local differential privacy (Kasiviswanathan et al. 2011): each client adds normal noise to its own message.
 
-    What comes after sees noise alone and may do anything; but nothing bounds the norm of a noised message.
+    The message must not show rows, so `densify` stands before it. Links to its right see noised messages alone and may
+    do anything with them; but nothing bounds the norm of such a message.
 
     Args:
-        multiplier: Standard deviation of the noise, over the largest norm of a message.
+        multiplier: Standard deviation of the noise, divided by the largest norm of a message.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: in a chain, where the multiplier is not positive, nothing to the left of the link bounds a message,
+            or a message shows rows.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.chain(jf.channels.clip(0.5), jf.channels.local_gaussian(2.0)).claims.mechanisms(3.0)[0].kind
+        'local'
     """
 
     def mechanisms(bound):

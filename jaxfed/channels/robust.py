@@ -158,22 +158,44 @@ MEDIAN = gather_then(reduce_over_holders(trimmed_group_mean(lambda n: jnp.maximu
 
 @named("channel")
 def median() -> Channel:
-    """The coordinate-wise median (Yin et al. 2018), the mean of the middle two of an even number.
+    """The median of each coordinate (Yin et al. 2018); of an even number of clients, the mean of the middle two.
 
-    Takes 32 passes over the table rows that the cohort sent. Bears less than half of a row's holders being malicious.
+    Less than half of the clients that hold a row may be malicious. Takes 32 passes over the table rows that the cohort
+    sent.
+
+    Returns:
+        The link.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.channels.median().aggregator.streams  # messages cannot be added one by one
+        False
     """
     return link(aggregator=MEDIAN, init=check_float_messages, name="median")
 
 
 @named("channel")
 def trimmed_mean(fraction: float = 0.2) -> Channel:
-    """The coordinate-wise mean without a share of the contributions at either end (Yin et al. 2018).
+    """The mean of each coordinate without a share of the contributions at either end (Yin et al. 2018).
 
-    Of n contributions ceil(fraction * n) go at either end, but one or two are always left: rounded down, rows of few
-    holders would not be trimmed at all. Costs what `median` costs. Raises ValueError unless 0 <= fraction < 1/2.
+    Of n contributions ceil(fraction * n) are dropped at either end, but one or two are always left. Rounded down, rows
+    that few clients hold would not be trimmed at all. Costs what `median` costs.
 
     Args:
-        fraction: Share of the contributions that goes at either end, below 1/2.
+        fraction: Share of the contributions that is dropped at either end, below 1/2.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: the fraction is negative, or 1/2 or more.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.channels.trimmed_mean(0.5)
+        Traceback (most recent call last):
+            ...
+        ValueError: trimmed_mean: fraction is 0.5: it must be at least 0 and below 0.5
     """
     if not 0 <= fraction < 0.5:
         raise ValueError(f"trimmed_mean: fraction is {fraction}: it must be at least 0 and below 0.5")
@@ -194,16 +216,29 @@ def trimmed_mean(fraction: float = 0.2) -> Channel:
 
 @named("channel")
 def geometric_median(iterations: int = 8, smoothing: float = 1e-6) -> Channel:
-    """The point of least summed distance to the contributions (RFA: Pillutla et al. 2022), by the smoothed Weiszfeld
-    algorithm: a mean with weights 1 / max(smoothing, distance to the last one), so many times, from the plain mean.
+    """The point of least summed distance to the contributions (RFA: Pillutla et al. 2022).
+
+    It is found by the smoothed Weiszfeld algorithm, which begins with the plain mean. In each iteration the next point
+    is a mean with weights 1 / max(smoothing, distance to the last point).
 
     Each row, with all tables side by side, is a point of its own, and so are all other leaves together: a client that
     is malicious in one row alone is far off there and nowhere else. Each iteration takes three passes over the rows
-    that the cohort sent. Raises ValueError for numbers that cannot be.
+    that the cohort sent.
 
     Args:
-        iterations: Times that the weights are made anew.
+        iterations: Number of iterations.
         smoothing: The least distance that counts, in the units of an update.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: there is no iteration, or `smoothing` is not positive.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.channels.geometric_median().aggregator.streams  # messages cannot be added one by one
+        False
     """
     if iterations < 1 or smoothing <= 0:
         raise ValueError("geometric_median: iterations must be at least 1 and smoothing above 0")

@@ -14,7 +14,7 @@ from jaxfed.core.link import Channel, link
 from jaxfed.core.recipe import named
 from jaxfed.core.tables import num_rows
 from jaxfed.core.tree import stochastic_round
-from jaxfed.core.types import Key, Mean, Tree
+from jaxfed.core.types import Key, Mean, RoundView, Tree
 
 BITS = 32
 
@@ -45,21 +45,33 @@ def round_to_ring(update: Tree, key: Key, fraction_bits: int, bound: float) -> T
 
 @named("channel")
 def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = False) -> Channel:
-    """Sends integers, x * 2^fraction_bits rounded at random, whose sum wraps modulo 2^32 and is exact below that.
+    """Sends integers, x * 2^fraction_bits rounded at random, for a secure sum (Bonawitz et al. 2017).
 
-    What the links to the left let through must be bounded, by them or by `bound`. The server sees the sum alone, if
-    pads (`pads`, `jaxfed.secagg.protocol`) hide the rest; a sum that hides who holds what is one of whole tables, and
-    priced so.
-
-    Raises ValueError where a sum of so many clients could wrap.
+    The sum wraps modulo 2^32 and is exact below that. The numbers that come from the left must be bounded, by links
+    there or by `bound`. The server sees the sum alone, if pads (`pads`, `jaxfed.secagg.protocol`) hide the messages. A
+    sum that hides which client holds which rows is one of whole tables, and its bytes are counted so.
 
     Args:
         slots: The largest number of clients in a round.
         fraction_bits: Binary digits after the point that are kept of a number.
-        bound: The largest number of any message, weights of a mean among them; larger ones are cut, and `ring/cut` is
-            the share of clients of whom something was. 0: what the links to the left let through.
+        bound: The largest number of any message, weights of a mean among them. Larger ones are cut, and `ring/cut` is
+            the share of clients with a cut number. 0: no limit but that of the links to the left.
         union: It is public which rows the cohort holds together (found by a union of sets that hides who holds which,
-            not simulated), and the sum is priced by them.
+            not simulated), and only these are sent.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: in a chain, where a sum of so many clients could wrap, or messages are integers already.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.chain(jf.channels.clip(1.0), jf.channels.ring(slots=10_000))
+        Traceback (most recent call last):
+            ...
+        ValueError: ring: the sum of 10000 clients up to 1 with 20 fractional bits needs 35 bits, the ring has 32: lower
+            ring.fraction_bits to 17, or clip more
     """
 
     def encode(update, sent, client):
@@ -119,25 +131,51 @@ def map_with_keys(function: Callable[[jax.Array, Key], jax.Array], tree: Tree, k
     return jax.tree.unflatten(structure, [function(x, jax.random.fold_in(key, n)) for n, x in enumerate(leaves)])
 
 
+def check_pad_messages(example: Tree) -> tuple[Tree, Tree]:
+    """What a link without state starts with. Raises ValueError for messages that pads do not hide."""
+    if num_rows(example):
+        raise ValueError("pads: they hide numbers, not which rows a client sends: put densify before ring")
+    if not all(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(example)):
+        raise ValueError("pads: they live in a ring of integers, and were given floats: put ring before pads")
+    return (), ()
+
+
+def drop_lost_pads(summed: Tree, round: RoundView, neighbours: int) -> Tree:
+    """A sum without the halves of pads whose partner did not report."""
+
+    def clean(x, key):
+        def one(sum, slot):
+            half = sum_pads(key, x, slot, round.clients, ~round.present, neighbours)
+            return sum - jnp.where(round.present[slot], half, 0), None
+
+        return jax.lax.scan(one, x, jnp.arange(round.clients.size))[0]
+
+    return map_with_keys(clean, summed, round.key)
+
+
 @named("channel")
 def pads(neighbours: int = 0) -> Channel:
-    """Adds to each client's integers the pads it shares with its neighbours, which cancel in the sum bit for bit.
+    """Adds to each client's integers the pads that it shares with its neighbours, which cancel in the sum bit by bit.
 
-    Clients sit in a circle of the round's slots; each shares a pad with as many on either side (Bell et al. 2020), one
-    adding it and the other taking it away. The server takes back the pads of those who did not report. Real pads cost
-    clients x neighbours x message random numbers: for checks, and for few clients. Whole tables only: pads hide
-    numbers, not which rows are sent.
+    Clients sit in a circle of the round's slots. Each shares a pad with as many on either side (Bell et al. 2020): one
+    adds it, the other subtracts it. The server removes the pads of those who did not report. Pads take clients x
+    neighbours x message random numbers, so they are for checks, and for few clients. They hide numbers, not which rows
+    are sent: they need whole tables (`densify`).
 
     Args:
-        neighbours: With how many others a client shares pads. 0: with all (Bonawitz et al. 2017).
-    """
+        neighbours: Number of other clients with which a client shares pads. 0: all (Bonawitz et al. 2017).
 
-    def init(example):
-        if num_rows(example):
-            raise ValueError("pads: they hide numbers, not which rows a client sends: put densify before ring")
-        if not all(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(example)):
-            raise ValueError("pads: they live in a ring of integers, and were given floats: put ring before pads")
-        return (), ()
+    Returns:
+        The link; `ring` stands before it.
+
+    Raises:
+        ValueError: in a chain, where a message shows rows, or holds floats.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.channels.pads().claims.reveals  # what the server learns
+        'sum'
+    """
 
     def encode(update, sent, client):
         slot, all_slots = jnp.argmax(client.cohort == client.id), jnp.ones(client.cohort.shape, bool)
@@ -148,24 +186,15 @@ def pads(neighbours: int = 0) -> Channel:
         return map_with_keys(add, update, client.public), client.link_state
 
     def decode(summed, state, round):
-        """Takes away the halves whose partner did not report."""
-
-        def clean(x, key):
-            def one(sum, slot):
-                half = sum_pads(key, x, slot, round.clients, ~round.present, neighbours)
-                return sum - jnp.where(round.present[slot], half, 0), None
-
-            return jax.lax.scan(one, x, jnp.arange(round.clients.size))[0]
-
-        return map_with_keys(clean, summed, round.key), state, {}
+        return drop_lost_pads(summed, round, neighbours), state, {}
 
     return link(
         encode,
         decode,
-        init,
+        check_pad_messages,
         aggregator=SUM,
         is_average=False,
-        l2_gain=lambda bound: bound,
+        l2_gain=lambda x: x,
         reveals="sum",
         name="pads",
     )

@@ -71,12 +71,26 @@ def sparse_code(share: float, pick: Callable, public_places: bool, gain: Callabl
 
 @named("channel")
 def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
-    """The largest share of the numbers of each leaf, and where they are (Aji and Heafield 2017).
+    """Sends the largest numbers of each leaf, and their places (Aji and Heafield 2017).
 
     Args:
         share: Share of the numbers that is sent.
         keep_error: Error feedback: the compression error is added to the client's next message. Stores one full item
             table per client (clients x items x dim numbers).
+
+    Returns:
+        The link; it stands last in a chain.
+
+    Raises:
+        ValueError: the share is not from 0.0001 to 1.
+
+    Example:
+        The 100 largest of 1000 numbers, 32 bits each, and 10 bits for each place:
+
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> from jaxfed.core.wire import make_wire
+        >>> int(make_wire(jf.channels.top_k(0.1), jf.Broadcast(jnp.zeros(1000))).up(0)) == 100 * (32 + 10) / 8
+        True
     """
     made = sparse_code(share, lambda x, key: jnp.abs(x), False, lambda entries, count: 1.0, "top_k")
     made = made._replace(
@@ -87,14 +101,29 @@ def top_k(share: float = 0.1, keep_error: bool = True) -> Channel:
 
 @named("channel")
 def random_k(share: float = 0.1, keep_error: bool = False) -> Channel:
-    """A share of the numbers of each leaf, at places that client and server draw alike: only the numbers are sent.
+    """Sends numbers of each leaf at random places, which client and server draw alike (Konecny et al. 2016).
 
-    Divided by that share, which makes them right on average, unless errors are fed back.
+    So only the numbers are sent. They are divided by the share, which makes them right on average, unless errors are
+    fed back.
 
     Args:
         share: Share of the numbers that is sent.
         keep_error: Error feedback: the compression error is added to the client's next message. Stores one full item
             table per client (clients x items x dim numbers).
+
+    Returns:
+        The link; it stands last in a chain.
+
+    Raises:
+        ValueError: the share is not from 0.0001 to 1.
+
+    Example:
+        100 of 1000 numbers, 32 bits each:
+
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> from jaxfed.core.wire import make_wire
+        >>> int(make_wire(jf.channels.random_k(0.1), jf.Broadcast(jnp.zeros(1000))).up(0))
+        400
     """
 
     def pick(x, key):

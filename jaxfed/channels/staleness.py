@@ -23,13 +23,26 @@ def check_exponent(name: str, exponent: float) -> None:
 
 @named("channel")
 def staleness(exponent: float = 0.5) -> Channel:
-    """Multiplies an update by (1 + age)^-exponent (FedBuff: Nguyen et al. 2022); put it before (left of) a mean.
+    """Multiplies an update by (1 + age)^-exponent (FedBuff: Nguyen et al. 2022). Put it before (left of) a mean.
 
-    A client learns its age when it reports, and sends the product: so it goes with secure sums, codes and clipping.
-    Nothing is enlarged.
+    A client learns the age of its update when it reports, and sends the product. So it works with secure sums, codes
+    and clipping. It never makes a norm larger.
 
     Args:
         exponent: An update that is `age` rounds old has weight (1 + age)^-exponent. 0: age is ignored.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: the exponent is negative.
+
+    Example:
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> from types import SimpleNamespace
+        >>> client = SimpleNamespace(link_state=(), age=3)
+        >>> float(jf.channels.staleness(exponent=0.5).encode(jnp.array(1.0), (), client)[0])
+        0.5
     """
     check_exponent("staleness", exponent)
 
@@ -42,16 +55,30 @@ def staleness(exponent: float = 0.5) -> Channel:
 
 @named("channel")
 def mixing(rate: float = 0.6, exponent: float = 0.5) -> Channel:
-    """FedAsync (Xie et al. 2019): the server's model x becomes (1 - a) x + a y with a client's y, a = rate (1 +
-    age)^-exponent, on the rows that the client holds. For a cohort of one (`buffered`, size 1) and server sgd(1.); of
-    several, a mean beside it mixes x with the mean of the y.
+    """FedAsync (Xie et al. 2019): the server's model x becomes (1 - a) x + a y, y being a client's model and a = rate
+    (1 + age)^-exponent. This holds for the rows that the client holds.
 
-    Unlike an update, which moves the model by what a client has changed, this undoes what others changed since. The
-    server works it out client by client, so no secure sum can follow.
+    It is for a cohort of one (`buffered`, size 1) and server sgd(1.). With several clients, a mean beside it mixes x
+    with the mean of their models. An update moves the model by what a client has changed; this also undoes what others
+    have changed since. The server computes it client by client, so no secure sum can follow.
 
     Args:
         rate: How far the server's model moves to a client's, above 0, up to 1.
         exponent: A model that is `age` rounds old has weight (1 + age)^-exponent. 0: age is ignored.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: the rate is not above 0 and up to 1, the exponent is negative, or, in a chain, another link comes
+            first.
+
+    Example:
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> from types import SimpleNamespace
+        >>> client, update = SimpleNamespace(age=3, drift=jnp.array(0.0)), jf.Broadcast(jnp.array(1.0))  # x - y
+        >>> float(jf.channels.mixing(rate=0.5, exponent=0.5).decode_message(update, (), client).params)
+        0.25
     """
     check_exponent("mixing", exponent)
     if not 0 < rate <= 1:

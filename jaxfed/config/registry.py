@@ -209,9 +209,9 @@ def register(section: str, name: str, function: Callable[P, Piece]) -> Callable[
     """Adds a function of one's own to what configurations can name; see `plugins`.
 
     Args:
-        section: of a configuration: "model", "algorithm", "channel", "cohort", "data", ...
-        name: what a configuration calls the function.
-        function: its arguments with a default are the keys of that section.
+        section: A section of a configuration: "model", "algorithm", "channel", "cohort", "data", ...
+        name: What a configuration calls the function.
+        function: The function. Its arguments with a default are the keys of that section.
 
     Returns:
         The function, which leaves its name in what it makes: `Experiment.save` writes it down.

@@ -78,7 +78,7 @@ class GroupRates:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives and what it runs on. None of this changes what is computed, but for the order of sums.
+    """Where a run is stored and what it runs on. None of this changes what is computed, except for the order of sums.
 
     Args:
         out: The folder of the run.
@@ -95,6 +95,11 @@ class Run:
             the registry.
         client_memory_gb: Limit in GB (10^9 bytes) for private parts and memories of all clients; a run that needs more
             is refused.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Run(devices=0).checkpoint_every
+        25
     """
 
     out: str = "runs/run"
@@ -122,6 +127,11 @@ class Privacy:
             sampler is accounted for.
         seed: What cohorts, batches and noise are drawn from. run: the seed of the run; whoever knows it can remove the
             noise. secret: a random number of the operating system that is not stored; such a run cannot be resumed.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Privacy(delta=1e-6).accountant
+        'pld'
     """
 
     delta: float = 1e-5
@@ -148,6 +158,11 @@ class Evaluation:
         targets: Items, by the source's ids, whose exposure is measured (er@k).
         channel: Links that the figures of clients go through, each an [[evaluation.channel]]. A program hands them to
             `Experiment` as `evaluation_channel` instead.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Evaluation(every=5, select="val/full/hr@10").patience
+        0
     """
 
     every: int = 10

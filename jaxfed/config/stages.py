@@ -31,11 +31,22 @@ from jaxfed.data.population import Population, ProcessShare
 
 
 class Edges(NamedTuple):
-    """Edge servers between clients and server, each with a model of its own."""
+    """Edge servers between clients and server, each with a model of its own.
 
-    number: int = 0  # 0: there are none
-    rounds: int = 1  # after which the edges average their models
-    seed: int = 0  # of who belongs to which edge
+    Args:
+        number: Number of edge servers. 0: there are none.
+        rounds: Number of rounds after which the edges average their models.
+        seed: Seed of who belongs to which edge.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Edges(number=4).rounds
+        1
+    """
+
+    number: int = 0
+    rounds: int = 1
+    seed: int = 0
 
 
 class Pieces(NamedTuple):

@@ -20,12 +20,19 @@ class Capacity(NamedTuple):
 
 
 class Aggregator(NamedTuple):
-    """Makes one of all messages, block by block: a monoid.
+    """Makes one of all messages of a cohort, block by block: a monoid.
 
-    init(messages, capacity) -> total: of no message yet; `messages` of any block show the shapes.
-    add(total, messages) -> total: with those of one more block.
-    result(total, rows) -> the aggregate, whose tables have so many rows.
-    streams: the total is as large as one message, however many clients there are; so it can be added chunk by chunk.
+    Args:
+        init: init(messages, capacity) -> total, of no message yet; `messages` of any block show the shapes.
+        add: add(total, messages) -> total, with those of one more block.
+        result: result(total, rows) -> the aggregate, whose tables have so many rows.
+        streams: Whether the total is as large as one message, however many clients there are. Then it can be added
+            chunk by chunk.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.SUM.streams, jf.gather_then(lambda messages, rows: messages).streams
+        (True, False)
     """
 
     init: Callable[[Messages, Capacity], Tree]
@@ -110,7 +117,22 @@ def append_messages(gathered: GatheredMessages, messages: Messages) -> GatheredM
 
 
 def gather_then(rule: Callable[[Messages, int], Tree]) -> Aggregator:
-    """An aggregator that keeps all messages of a cohort, and makes rule(messages, rows) of them at the end."""
+    """An aggregator that keeps all messages of a cohort, and applies a rule to all of them at the end.
+
+    Args:
+        rule: rule(messages, rows) -> the aggregate, whose tables have so many rows; see `jaxfed.channels.median` for
+            one. `messages` has leaves of tables [R, ...] with `rows` [R] and `owner` [R], and other leaves [W, ...]
+            with `present` [W], of R table rows and W clients.
+
+    Returns:
+        The aggregator.
+
+    Example:
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> largest = jf.gather_then(lambda messages, rows: jnp.max(messages.messages, 0))
+        >>> jf.link(aggregator=largest, name="largest").aggregator.streams
+        False
+    """
     return Aggregator(
         init=lambda messages, capacity: GatheredMessages(
             empty_messages(messages, capacity.slots, capacity.message_rows), jnp.int32(0)

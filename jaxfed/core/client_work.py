@@ -28,12 +28,23 @@ def model_parts(params: Tree, private: Tree) -> tuple[Tree, Tree]:
 class ClientWork(NamedTuple):
     """What one client computes.
 
-    init(params, key) -> (broadcast, client_state): what the server broadcasts, and what one client keeps.
-    update(broadcast, client_state, batches, key) -> ClientOutput: a pure function of one client; tables are the
-        client's rows [K, ...].
-    update_shapes(broadcast) -> an update's shapes, from arrays or shapes of what is broadcast.
-    views: {name: view(params, private_part) -> (shared, private) as the model scores it}: "" is the server's model, any
-        other one of the clients' own, whose figures carry its name. See `Method.private_part`.
+    Args:
+        init: init(params, key) -> (broadcast, client_state): what the server broadcasts, and what one client keeps.
+        update: update(broadcast, client_state, batches, key) -> `ClientOutput`: a pure function of one client; tables
+            are the client's rows [K, ...].
+        update_shapes: update_shapes(broadcast) -> an update's shapes, from arrays or shapes of what is broadcast.
+        views: {name: view(params, private_part) -> (shared, private) as the model scores it}. The name "" is the
+            server's model, any other one a model of the clients' own, whose figures carry its name. See
+            `Method.private_part`.
+
+    Example:
+        >>> import jaxfed as jf, jax, jax.numpy as jnp
+        >>> def update(broadcast, client_state, batches, key):
+        ...     change = jf.Broadcast(jax.tree.map(jnp.ones_like, broadcast.params))
+        ...     return jf.ClientOutput(change, client_state, batches.examples, metrics={})
+        >>> work = jf.ClientWork(lambda params, key: (jf.Broadcast(params), ()), update)
+        >>> work.init(jnp.zeros(3), jax.random.key(0))[1]  # what a client keeps
+        ()
     """
 
     init: Callable[[Tree, Key], tuple[Broadcast, Tree]]
@@ -43,18 +54,42 @@ class ClientWork(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """One client's mini-batches, S of them with at most k rows each."""
+    """One client's mini-batches: S of them, with at most k rows each.
 
-    rows: Array  # int [S, k]: positions in the client's slice, distinct in a step; past the end: unused
-    live: Array  # bool [S]: False pads; such a step moves nothing
-    batch: Tree  # [S, ...]: what the loss reads, beside the rows
-    examples: Array  # float []: how many, the client's weight
-    frozen: Tree = ()  # what the loss reads and nobody trains, tables [K, ...]; see `Model.frozen`
+    Args:
+        rows: int [S, k]: positions in the client's slice of the tables, distinct in a step; past the end: unused.
+        live: bool [S]: False for padding; such a step moves nothing.
+        batch: [S, ...]: what the loss reads, beside the rows.
+        examples: float []: number of examples, which is the client's weight.
+        frozen: What the loss reads and nobody trains, tables [K, ...], see `Model`.
+
+    Example:
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> rows, live = jnp.array([[0, 1], [2, 0]]), jnp.array([True, True])
+        >>> jf.Batches(rows, live, batch={"label": jnp.ones((2, 2))}, examples=jnp.array(4.0)).rows.shape
+        (2, 2)
+    """
+
+    rows: Array
+    live: Array
+    batch: Tree
+    examples: Array
+    frozen: Tree = ()
 
 
 def frozen_rows(steps: Batches, rows: jax.Array) -> tuple[Tree, ...]:
     """What a loss is given beside the batch with these rows: (what is frozen, of it these rows), or () for nothing."""
     return (unwrap(take_rows_unmasked(steps.frozen, rows)),) if jax.tree.leaves(steps.frozen) else ()
+
+
+def batch_weights(loss: Callable[..., Mean], params: Tree, steps: Batches, by_row: bool) -> jax.Array:
+    """[S]: what each batch weighs, which does not depend on the model: all at once, outside of the loop of steps."""
+
+    def weigh(rows, batch):
+        part = (take_rows_unmasked if by_row else take_rows)(params, rows)
+        return loss(unwrap(part), batch, *frozen_rows(steps, rows)).weight
+
+    return jax.vmap(weigh)(steps.rows, steps.batch)
 
 
 def local_sgd(
@@ -65,30 +100,44 @@ def local_sgd(
     by_row: bool = True,
     **extra: Tree,
 ) -> tuple[Tree, Tree, Mean]:
-    """(parameters, the optimiser's state, the mean of the losses met) after one optimiser step per batch.
+    """One step of an optimiser for each of a client's batches.
 
-    loss(params, batch) sees plain leaves; where there is a frozen part, loss(params, batch, frozen). by_row touches
-    only the rows of the batch: exact for SGD, the lazy version of anything with a state, a decay or a pull. Otherwise
-    every step moves the client's whole slice, K / k times dearer. `extra` trees go to the optimiser, cut like the
-    parameters. By row, unused places of a step read some row: a loss gives them no weight, and what the optimiser makes
-    of them is dropped.
+    By row, unused places of a step read some row: a loss must give them no weight, and what the optimiser makes of them
+    is dropped.
+
+    Args:
+        loss: loss(params, batch) -> `Mean`. It sees plain leaves, without marks of tables. Where the batches have a
+            frozen part: loss(params, batch, frozen).
+        optimizer: A transform of Optax.
+        params: What is trained; tables are the client's rows [K, ...].
+        steps: The batches, of at most k rows each.
+        by_row: True: a step touches only the rows of its batch. This is exact for SGD, and the lazy version of anything
+            with a state, a decay or a pull. False: every step moves all rows of the client, which costs K / k times
+            more.
+        extra: Trees that go to the optimiser, cut like the parameters.
+
+    Returns:
+        (the parameters, the optimiser's state, the mean of the losses met), after all steps.
+
+    Example:
+        >>> import jaxfed as jf, jax.numpy as jnp, optax
+        >>> steps = jf.Batches(jnp.array([[0], [2]]), jnp.array([True, True]), (), jnp.array(2.0))
+        >>> table = jf.Table(jnp.zeros(3))
+        >>> jf.local_sgd(lambda x, batch: jf.Mean(x.sum(), 1.0), optax.sgd(0.5), table, steps)[0].rows.tolist()
+        [-0.5, 0.0, -0.5]
     """
-    opt = optax.with_extra_args_support(optimizer)
+    opt, weights = optax.with_extra_args_support(optimizer), batch_weights(loss, params, steps, by_row)
 
     def met(part, rows, batch):
         return loss(unwrap(part if by_row else take_rows(part, rows)), batch, *frozen_rows(steps, rows))
-
-    # what a batch weighs does not depend on the model: all of them at once, outside of the loop
-    weights = jax.vmap(
-        lambda rows, batch: met(take_rows_unmasked(params, rows) if by_row else params, rows, batch).weight
-    )(steps.rows, steps.batch)
 
     def step(carry, now):
         rows, live, batch, weight = now
         (part, state), more = take_rows_unmasked((carry, extra), rows) if by_row else (carry, extra)
 
         def objective(part):
-            seen = Mean(met(part, rows, batch).total, weight)
+            met = loss(unwrap(part if by_row else take_rows(part, rows)), batch)
+            seen = Mean(met.total, weight)
             return seen.value, seen.total
 
         gradient, seen = jax.grad(objective, has_aux=True)(part)

@@ -28,9 +28,12 @@ from jaxfed.core.types import Broadcast, ClientView, Cohort, Key, Tree
 
 
 class Algorithm(NamedTuple):
-    """init(params, key) -> State; step(state, cohort, key) -> (State, info). A step consumes (donates) its state.
+    """What runs federated rounds; `federate` makes it.
 
-    params: the model's shared parameters; theta, where the method has a `Parametrization`.
+    Args:
+        init: init(params, key) -> `State`. params: the model's shared parameters; theta, where the method has a
+            `Parametrization`.
+        step: step(state, cohort, key) -> (`State`, info): one round. It consumes (donates) its state.
     """
 
     init: Callable[[Tree, Key], State]
@@ -62,30 +65,44 @@ def federate(
     history_length: int = 0,
     frozen: Tree = (),
 ) -> Algorithm:
-    """Builds an algorithm from a method and a channel, which comes after the method's own links.
+    """Builds an algorithm from a method and a channel.
 
-    num_clients: rows of the client store.
-    padded_shape: (clients, table rows) to which the part of every block is padded, so that one program adds all shapes.
-    client_memory_budget: bytes of client states above which `init` raises ValueError.
-    chunk: blocks whose messages are held at a time, for memory; 0: all of a cohort's. Only for sums.
-    store_on_host: the client store stays in the host's memory (`client_store`); a round then waits for its clients.
-    download: what a client reads of the model that it is sent (`download`); None: the model's rows as they are.
-    capacity: for a reduction of a link's own, blocks padded to `padded_shape` whose messages fit in side by side, so
-    that one program reduces cohorts of fewer blocks, too; for more it is doubled. 0: as many as there are.
-    history_length: models that are kept, for cohorts whose clients were sent different ones (`Cohort.ages`); each takes
-    a copy of the model a round, and counts as client states do. 0: all are sent the present one.
-    frozen: `Model.frozen`, which clients read and nobody trains.
+    Args:
+        method: What clients and the server compute.
+        channel: What happens to updates on their way; it comes after the method's own links.
+        num_clients: Number of all clients.
+        placement: The devices, see `make_placement`. None: one device.
+        padded_shape: (clients, table rows) to which the part of every block is padded, so that one program adds all
+            shapes.
+        client_memory_budget: Bytes of client states above which `init` raises ValueError.
+        chunk: Number of blocks whose messages are in memory at once; only for sums. 0: all of a cohort's.
+        store_on_host: What clients keep stays in the host's memory; a round then waits for its clients.
+        download: What a client reads of the model that it is sent. None: the model's rows as they are.
+        capacity: For an aggregator that is no sum: number of blocks, padded to `padded_shape`, whose messages have a
+            place. One program is then for smaller cohorts, too; for larger ones it is doubled. 0: all blocks.
+        frozen: `Model.frozen`, which clients read and nobody trains.
+        history_length: Number of past models that are kept, for cohorts that were sent different ones. 0: none.
+
+    Returns:
+        The algorithm.
+
+    Raises:
+        ValueError: the links, or the arguments, do not go together: one line that says what to do.
+
+    Example:
+        >>> import jaxfed as jf, jax, optax
+        >>> model, key = jf.models.mf(num_items=20, dim=2), jax.random.key(0)
+        >>> algorithm = jf.federate(jf.algorithms.fedavg(model, optax.sgd(0.1)), jf.channels.mean(), num_clients=5)
+        >>> jax.eval_shape(algorithm.init, model.init(key), key).client_states.work["private"]["user"].shape
+        (5, 1, 2)
     """
-    if (
-        method.links or not channel.claims.links
-    ):  # else a chain, or what wraps one and would be lost by chaining it anew
+    if method.links or not channel.claims.links:  # else a chain, or what wraps one, which a new chain would lose
         channel = chain(*method.links, channel)
-    placed = placement or make_placement()
     plan = Plan(
         method=method,
         channel=channel,
         num_clients=num_clients,
-        place=placed,
+        place=placement or make_placement(),
         padded_shape=padded_shape,
         client_memory_budget=client_memory_budget,
         chunk=chunk,
@@ -96,8 +113,16 @@ def federate(
         frozen_rows=num_rows(frozen),
     )
     check_plan(plan)
+    # an argument of the programs: as a constant it would be compiled into each of them
+    frozen = plan.place.server(frozen)
+    return Algorithm(partial(initial_state, plan), partial(run_round, plan, make_programs(plan), frozen))
+
+
+def make_programs(plan: Plan) -> Programs:
+    """The programs of a plan, each compiled when it is first run."""
+    method = plan.method
     parametrized = method.parametrization is not None
-    programs = Programs(
+    return Programs(
         broadcast_model=one_in_flight(jax.jit(partial(broadcast_model, plan))) if parametrized else None,
         run_client_block=one_in_flight(jax.jit(partial(run_client_block, plan))),
         init_accumulator=one_in_flight(jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3))),
@@ -105,9 +130,6 @@ def federate(
         server_update=one_in_flight(jax.jit(partial(server_update, plan), donate_argnums=0)),
         compare_clients=method.compare_clients and one_in_flight(jax.jit(method.compare_clients, donate_argnums=1)),
     )
-    # an argument of the programs: as a constant it would be compiled into each of them
-    frozen = placed.server(frozen)
-    return Algorithm(partial(initial_state, plan), partial(run_round, plan, programs, frozen))
 
 
 def run_round(

@@ -14,19 +14,25 @@ Reveals = Literal["message", "sum", "sum and rows"]
 class Claims(NamedTuple):
     """What a link says of itself: what `chain` checks, and the accountant and the prices rest on.
 
-    name: in errors and summaries.
-    l2_gain(bound) -> the largest L2 norm of what leaves the client, where what comes in has norm `bound` at most, and
-        a decode that enlarges nothing; None: nobody says.
-    mechanisms(bound) -> what it releases under noise, where messages of norm `bound` come in. Raises ValueError where
-        that bounds nothing. None: no noise.
-    reveals: what the server learns of the messages: each one, the aggregate alone, or also which rows the cohort holds
-        together (and then only these are sent).
-    needs_all_rows: it must see every row, also those that no client holds.
-    is_average: it makes a mean of the sum.
-    reads_cohort_size: its result depends on how many reported.
-    check(bound): raises ValueError for a bound that it cannot take.
-    links: of a chain, as they were given.
-    recipe: the call that made the link, see `Recipe`.
+    Args:
+        name: What it is called in errors and summaries.
+        l2_gain: l2_gain(bound) -> the largest L2 norm of what leaves the client, where what comes in has a norm of at
+            most `bound`; its decode must not enlarge anything then. None: nobody says.
+        mechanisms: mechanisms(bound) -> what it releases under noise, where messages of norm `bound` come in. It raises
+            ValueError where that bounds nothing. None: no noise.
+        reveals: What the server learns of the messages: each one ("message"), the aggregate alone ("sum"), or also
+            which rows the cohort holds together ("sum and rows"); then only these are sent.
+        needs_all_rows: Whether it must see every row, also those that no client holds.
+        is_average: Whether it makes a mean of the sum.
+        reads_cohort_size: Whether its result depends on how many clients reported.
+        check: check(bound): raises ValueError for a bound that it cannot take.
+        links: Of a chain, its links as they were given.
+        recipe: The call that made the link, see `Recipe`.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Claims(name="half", l2_gain=lambda bound: bound / 2).l2_gain(3.0)
+        1.5
     """
 
     name: str = "link"
@@ -42,20 +48,33 @@ class Claims(NamedTuple):
 
 
 class Channel(NamedTuple):
-    """What a link does. Left of the aggregator tables are slices [K, ...], right of it they are whole [N, ...].
+    """What a link, or a chain of them, does. `jaxfed.link` makes one from some of these functions.
 
-    init(example) -> (state, link_state): of the server and of each client, from what the link will see, as arrays or
-        shapes: a client's message, or, for a link that does nothing on the client, what the server reads of it.
-    encode(message, sent, client) -> (message, link_state): on the client; `sent` is what it downloaded of the state.
-    decode(total, state, round) -> (total, state, info): on the server. State changes only here.
-    decode_message(message, sent, client) -> message: on the server, one message at a time before the sum, for codes
-        that mean something alone only; the client has neither link state nor a key of its own there.
-    aggregator: how messages become one; None where any will do.
-    broadcast(state) -> the part of the state that every client downloads (its tables: the client's rows).
-    metrics(message, sent, client) -> {name: Mean}: the simulator's view of what the link does to one client's message.
+    Left of the aggregator tables are slices [K, ...], right of it they are whole [N, ...]. `client` and `round` know
+    the link's own state and keys, and `bound`: the largest norm that a message can have where it comes to the link
+    (`Claims.l2_gain` of the links before).
 
-    `client` and `round` know the link's own state and keys, and `bound`: the largest norm that a message can have
-    where it comes to the link (`Claims.l2_gain` of the links before).
+    Args:
+        init: init(example) -> (state, link_state), of the server and of each client. `example` is what the link will
+            see, as arrays or shapes: a client's message, or, for a link that does nothing on the client, what the
+            server reads of it.
+        encode: encode(message, sent, client) -> (message, link_state), on the client; `sent` is what it downloaded of
+            the state.
+        decode: decode(total, state, round) -> (total, state, info), on the server. State changes only here.
+        decode_message: decode_message(message, sent, client) -> message, on the server, one message at a time before
+            the sum: for codes that mean something alone only. The client has neither link state nor a key of its own
+            there.
+        aggregator: How messages become one. None: any will do.
+        broadcast: broadcast(state) -> the part of the state that every client downloads (of its tables, the client's
+            rows).
+        metrics: metrics(message, sent, client) -> {name: Mean}: what the link does to one client's message, which a
+            simulation may look at.
+        claims: What it says of itself.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Channel(init=lambda example: ((), ()), claims=jf.Claims(name="nothing")).claims.name
+        'nothing'
     """
 
     init: Callable[[Tree], tuple[Tree, Tree]]
@@ -80,19 +99,29 @@ def link(
     is_average: bool | None = None,
     **claims: Any,
 ) -> Channel:
-    """Lifts plain functions to a Channel; whatever is left out does nothing.
+    """Makes a link of plain functions, see `Channel`; what is left out does nothing.
 
     Args:
-        encode, decode, init, decode_message, aggregator, broadcast, metrics: see `Channel`.
-        is_average: whether `decode` makes a mean of the sum. A link with a `decode` must say: noise to its left would
+        encode: encode(message, sent, client) -> (message, link_state), on the client.
+        decode: decode(total, state, round) -> (total, state, info), on the server.
+        init: init(example) -> (state, link_state), of the server and of each client. Left out: there is no state.
+        decode_message: decode_message(message, sent, client) -> message, on the server, before the sum.
+        aggregator: How messages become one. None: any will do.
+        broadcast: broadcast(state) -> the part of the state that every client downloads.
+        metrics: metrics(message, sent, client) -> {name: Mean}.
+        is_average: Whether `decode` makes a mean of the sum. A link with a `decode` must say: noise to its left would
             be that of a mean.
-        claims: further fields of `Claims`.
+        claims: Further fields of `Claims`, such as `name` and `l2_gain`.
+
+    Returns:
+        The link.
 
     Raises:
-        ValueError: a `decode` without `is_average`.
+        ValueError: there is a `decode` without `is_average`.
 
     Example:
-        >>> half = link(lambda update, sent, client: (update / 2, client.link_state), name="half")
+        >>> import jaxfed as jf
+        >>> half = jf.link(lambda update, sent, client: (update / 2, client.link_state), name="half")
         >>> half.claims.name
         'half'
     """

@@ -17,25 +17,35 @@ AVERAGE = optax.sgd(1.0)  # the server optimiser that moves the model by the agg
 
 
 class Method(NamedTuple):
-    """A federated method.
+    """A federated method: what clients compute, and what the server makes of it.
 
-    work: what one client computes.
-    links: the method's own links, left of those that a user adds.
-    server: moves the model by what the channel made of all updates.
-    parametrization: what the server holds in place of the model's shared parameters; None: these themselves.
-    move_extra(extra, update) -> extra: what is broadcast beside the model after a round, from what the channel made of
-        all `ClientOutput.update.extra`; tables are the rows that the round touched.
-    private_part(client_states) -> the private part of the model, of one client's state or of a store of many; what the
-        views of the work read beside the server's model.
-    compare_clients(params, client_states) -> (client_states, {name: figure}): what the server makes, after each round,
-        of what all clients keep [n, ...], whose updates it knows one by one. None: nothing.
-    own_download(broadcast) -> shapes of what a client downloads for itself alone, beside what is broadcast; tables are
-        its rows.
-    reads_histories: clients read whole histories in their order, not mini-batches with negatives.
-    needs_all_rows: what clients send concerns every row of the tables, also those that no client of a round holds.
-    sends_difference: an update is where the shared part began less where it ended, and a client keeps the private part
-        of the model alone.
-    recipe: the call that made the method, see `Recipe`.
+    Args:
+        work: What one client computes.
+        links: The method's own links, left of those that a user adds.
+        server: Moves the model by what the channel made of all updates.
+        parametrization: What the server holds in place of the model's shared parameters. None: these themselves.
+        move_extra: move_extra(extra, update) -> extra: what is broadcast beside the model after a round, from what the
+            channel made of all `ClientOutput.update.extra`; tables are the rows that the round touched.
+        private_part: private_part(client_states) -> the private part of the model, of one client's state or of a store
+            of many: what the views of the work read beside the server's model.
+        compare_clients: compare_clients(params, client_states) -> (client_states, {name: figure}): what the server
+            makes, after each round, of what all clients keep [n, ...], whose updates it knows one by one. None:
+            nothing.
+        own_download: own_download(broadcast) -> shapes of what a client downloads for itself alone, beside what is
+            broadcast; tables are its rows.
+        reads_histories: Whether clients read whole histories in their order, not mini-batches with negatives.
+        needs_all_rows: Whether what clients send concerns every row of the tables, also those that no client of a round
+            holds.
+        sends_difference: Whether an update is where the shared part began less where it ended, and a client keeps only
+            the private part of the model.
+        recipe: The call that made the method, see `Recipe`.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> work = jf.algorithms.fedavg(jf.models.mf(num_items=100), optax.sgd(0.1)).work
+        >>> clipped_fedadam = jf.Method(work, links=(jf.channels.clip(0.5),), server=jf.algorithms.fedadam(0.01))
+        >>> clipped_fedadam.links[0].claims.name
+        'clip'
     """
 
     work: ClientWork

@@ -28,20 +28,36 @@ class ClosedForm(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model as pure functions.
+    """A model as pure functions; `jaxfed.from_module` makes one of a Flax module.
 
-    init(key) -> shared parameters, tables marked. private(key) -> one client's own part.
-    loss(shared, private, batch) -> Mean over examples. score(shared, private, user) -> [rows]: a logit for every row
-    of the tables given, for one of the client's users. pairwise: batches are pairs of a positive and a negative.
-    fold_in(shared, history) -> the private part of a client with this one user; None: it cannot be had from a history.
-    closed: how the shared part follows from sums over users; None: it has no such form.
-    features: the sides, of `user` and `item`, of which it reads features. Batches then have `user_features` and
-    `item_features`, and score(..., of_user, of_item) and fold_in(..., of_user, of_item) take them: numbers [F] of the
-    user, [rows, F] of the items, past the end of the vocabulary where unused. They are data, and never trained.
-    frozen: what the model reads and nobody trains, tables marked; a dict, or () for nothing. Each client that takes
-        part downloads it once. It is in no message, no optimiser, no checkpoint. loss, score and fold_in are given it
-        beside the entries of `shared`, tables cut like these (`with_frozen`).
-    recipe: the call that made the model, see `Recipe`.
+    Args:
+        init: init(key) -> shared parameters, their tables marked as `Table`.
+        private: private(key) -> one client's own part.
+        loss: loss(shared, private, batch) -> `Mean` over examples.
+        score: score(shared, private, user) -> [rows]: a logit for every row of the tables given, for one of the
+            client's users.
+        pairwise: Whether batches are pairs of a positive and a negative.
+        fold_in: fold_in(shared, history) -> the private part of a client with this one user. None: a history does not
+            give it.
+        closed: How the shared part follows from sums over users. None: it has no such form.
+        features: The sides, of `user` and `item`, whose features it reads. Batches then have `user_features` and
+            `item_features`, and score(..., of_user, of_item) and fold_in(..., of_user, of_item) take them: numbers [F]
+            of the user, [rows, F] of the items, past the end of the vocabulary where unused. They are never trained.
+        frozen: What the model reads and nobody trains, its tables marked: a dict, or () for nothing. Each client that
+            takes part downloads it once. It is in no message, no optimiser and no checkpoint. loss, score and fold_in
+            are given it beside the entries of `shared`, tables cut like these (`with_frozen`).
+        recipe: The call that made the model, see `Recipe`.
+
+    Example:
+        >>> import jaxfed as jf, jax, jax.numpy as jnp
+        >>> model = jf.Model(
+        ...     init=lambda key: {"params": {}, "tables": {"bias": jf.Table(jnp.zeros(100))}},
+        ...     private=lambda key: (),
+        ...     loss=lambda shared, private, batch: jf.Mean(jnp.square(shared["tables"]["bias"]).sum(), 1.0),
+        ...     score=lambda shared, private, user: shared["tables"]["bias"].rows,
+        ... )
+        >>> model.score(model.init(jax.random.key(0)), (), 0).shape
+        (100,)
     """
 
     init: Callable[[Key], Tree]

@@ -21,18 +21,22 @@ from jaxfed.core.types import Key, Tree
 class Parametrization(NamedTuple):
     """What the server holds in place of the model's shared parameters.
 
-    init(key) -> theta: what the server holds and its optimiser moves. Tables of theta have a row for each row of the
-        catalogue, and only the rows that a round touches are moved. All other leaves are moved in every round.
-    forward(theta, rows) -> params: the model's shared parameters; of tables the rows `rows`, int [U] (past the end:
-        unused, whatever is given there), or all rows where that is None. It is differentiable, and gives float32 for a
-        theta in float32, whatever it is stored in.
+    Args:
+        init: init(key) -> theta: what the server holds and its optimiser moves. Tables of theta have a row for each row
+            of the catalogue, and only the rows that a round touches are moved. All other leaves are moved in every
+            round.
+        forward: forward(theta, rows) -> params: the model's shared parameters; of tables the rows `rows`, int [U] (past
+            the end: unused, whatever is given there), or all rows where that is None. It is differentiable, and gives
+            float32 for a theta in float32, whatever it is stored in.
+        recipe: The call that made it, see `Recipe`.
 
     Example:
         A parametrization that changes nothing:
 
-        >>> from jaxfed.core.tables import Table, take_rows
-        >>> same = Parametrization(
-        ...     init=lambda key: {"item": Table(jax.random.normal(key, (100, 8)))},
+        >>> import jaxfed as jf, jax, jax.numpy as jnp
+        >>> from jaxfed.core.tables import take_rows
+        >>> same = jf.Parametrization(
+        ...     init=lambda key: {"item": jf.Table(jax.random.normal(key, (100, 8)))},
         ...     forward=lambda theta, rows: theta if rows is None else take_rows(theta, rows),
         ... )
         >>> theta = same.init(jax.random.key(0))
@@ -42,7 +46,7 @@ class Parametrization(NamedTuple):
 
     init: Callable[[Key], Tree]
     forward: Callable[[Tree, jax.Array | None], Tree]
-    recipe: Recipe | None = None  # the call that made it
+    recipe: Recipe | None = None
 
 
 def apply_parametrization(parametrization: Parametrization | None, theta: Tree) -> Tree:

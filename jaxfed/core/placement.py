@@ -34,76 +34,85 @@ class Placement(NamedTuple):
     devices: int
 
 
+def choose_devices(kind: Kind, devices: int, shard_tables: bool) -> list[jax.Device]:
+    """The devices of all processes that take part. Raises ValueError for what cannot be."""
+    here = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    if jax.process_count() > 1:
+        check_processes(kind, devices, here, shard_tables)
+        devices = 0
+    if not 0 <= devices <= len(here):
+        raise ValueError(f"{devices} devices asked for, {len(here)} are there: lower run.devices (0 takes all)")
+    return here[: devices or len(here)]
+
+
+def copy_to_devices(x: Any, everywhere: NamedSharding, here: list[jax.Device]) -> jax.Array:
+    """An array that all processes have, on every device: `device_put` would ask them whether they have it."""
+    mine = [jax.device_put(x, device) for device in here if device.process_index == jax.process_index()]
+    return jax.make_array_from_single_device_arrays(x.shape, everywhere, mine)
+
+
+def lay_out_server(tree: Tree, here: list[jax.Device], everywhere: NamedSharding, of_tables: NamedSharding) -> Tree:
+    """What the server keeps, on every device, its tables as `of_tables` says. Inside a program, too."""
+
+    def put(x, where):
+        if isinstance(x, jax.core.Tracer):
+            return jax.lax.with_sharding_constraint(x, where)
+        return copy_to_devices(x, everywhere, here) if jax.process_count() > 1 else jax.device_put(x, where)
+
+    def put_table(x):
+        if of_tables is not everywhere and x.shape[0] % len(here):
+            raise ValueError(
+                f"{x.shape[0]:,} rows do not divide among {len(here)} devices: make tables of `padded_table_rows`"
+            )
+        return put(x, of_tables)
+
+    return map_tables(put_table, partial(put, where=everywhere), tree)
+
+
+def spread_by_pmap(f: Callable, here: list[jax.Device]) -> Callable:
+    """f(common, one) over the leading axis of its second argument, by `jax.pmap`."""
+    each = jax.pmap(jax.vmap(f, (None, 0)), axis_name="clients", in_axes=(None, 0), devices=here)
+
+    def over(common, many):
+        lead = jax.tree.map(lambda x: x.reshape((len(here), -1, *x.shape[1:])), many)
+        return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), each(common, lead))
+
+    return over
+
+
 def make_placement(kind: Kind = "jit", devices: int = 1, shard_tables: bool = False) -> Placement:
     """`jit`: a vmap whose client axis lies over the mesh axis `clients`; `pmap`: the same through `jax.pmap`.
 
     devices: how many (0: all); several processes always use all of theirs. shard_tables: each device keeps its share of
     the rows of the server's tables, which then must divide evenly. Raises ValueError for what cannot be.
     """
-    here, processes = sorted(jax.devices(), key=lambda device: (device.process_index, device.id)), jax.process_count()
-    if processes > 1:
-        check_processes(kind, devices, here, shard_tables)
-        devices = 0
-    if not 0 <= devices <= len(here):
-        raise ValueError(f"{devices} devices asked for, {len(here)} are there: lower run.devices (0 takes all)")
-    here = here[: devices or len(here)]
+    here, processes = choose_devices(kind, devices, shard_tables), jax.process_count()
     mesh = Mesh(here, ("clients",))
     everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("clients"))
+    server = partial(lay_out_server, here=here, everywhere=everywhere, of_tables=split if shard_tables else everywhere)
 
     def common(tree):
-        if processes > 1:  # all have the same: `device_put` would ask them whether they do
-            return jax.tree.map(copied, tree)
+        if processes > 1:
+            return jax.tree.map(partial(copy_to_devices, everywhere=everywhere, here=here), tree)
         return jax.device_put(tree, everywhere)
-
-    def copied(x):
-        mine = [jax.device_put(x, device) for device in here if device.process_index == jax.process_index()]
-        return jax.make_array_from_single_device_arrays(x.shape, everywhere, mine)
 
     def together(tree):
         return jax.lax.with_sharding_constraint(tree, everywhere)
 
-    def server(tree):
-        def rows(x):
-            if x.shape[0] % len(here):
-                raise ValueError(
-                    f"{x.shape[0]:,} rows do not divide among {len(here)} devices: make tables of `padded_table_rows`"
-                )
-            return at(x, split)
-
-        def at(x, where):
-            if isinstance(x, jax.core.Tracer):
-                return jax.lax.with_sharding_constraint(x, where)
-            return copied(x) if processes > 1 else jax.device_put(x, where)
-
-        return map_tables(rows if shard_tables else partial(at, where=everywhere), partial(at, where=everywhere), tree)
+    def block(tree):
+        if processes > 1:
+            return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), tree)
+        # one CPU: the call takes arrays of the host as they are, faster than a transfer of its own
+        return tree if len(here) == 1 and here[0].platform == "cpu" else jax.device_put(tree, split)
 
     if kind == "jit":
-
-        def spread(f):
-            return jax.vmap(f, (None, 0))
-
-        def block(tree):
-            if processes > 1:
-                return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), tree)
-            # one CPU: the call takes arrays of the host as they are, faster than a transfer of its own
-            return tree if len(here) == 1 and here[0].platform == "cpu" else jax.device_put(tree, split)
-
-        return Placement(spread, block, common, together, server, len(here))
-    if kind == "pmap":
-        if shard_tables:
-            raise ValueError('run.shard_tables needs run.placement = "jit": pmap copies its model to every device')
-
-        def spread(f):
-            each = jax.pmap(jax.vmap(f, (None, 0)), axis_name="clients", in_axes=(None, 0), devices=here)
-
-            def over(common, many):
-                lead = jax.tree.map(lambda x: x.reshape((len(here), -1, *x.shape[1:])), many)
-                return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), each(common, lead))
-
-            return over
-
-        return Placement(spread, lambda tree: tree, common, together, server, len(here))
-    raise ValueError(f"no placement {kind!r}: choose jit or pmap")
+        return Placement(lambda f: jax.vmap(f, (None, 0)), block, common, together, server, len(here))
+    if kind != "pmap":
+        raise ValueError(f"no placement {kind!r}: choose jit or pmap")
+    if shard_tables:
+        raise ValueError('run.shard_tables needs run.placement = "jit": pmap copies its model to every device')
+    spread = partial(spread_by_pmap, here=here)
+    return Placement(spread, lambda tree: tree, common, together, server, len(here))
 
 
 def one_in_flight(program: Callable) -> Callable:

@@ -18,7 +18,18 @@ from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Tree
 
 
 class State(NamedTuple):
-    """All that a run is, beside its seed. Tables are marked (`tables.Table`); `model` takes the marks off."""
+    """All that a run is between rounds, beside its seed. `Algorithm.init` makes it.
+
+    Tables are marked (`Table`); `server_model` takes the marks off.
+
+    Args:
+        shared: What the server broadcasts. Its params are theta, where the method has a `Parametrization`.
+        opt: State of the server optimiser.
+        channel: State of the links, at the server.
+        client_states: `ClientState` of all clients [n, ...], tables [n, N, ...]; () while the host holds it.
+        round: int []: number of rounds that are done.
+        model_history: What was shared before round t, at t % length: [length, ...], tables [length, N, ...].
+    """
 
     shared: Broadcast  # its params: theta, where the method has a `Parametrization`
     opt: Tree  # of the server optimiser

@@ -16,7 +16,16 @@ from jaxfed.core.types import Array, Tree
 
 
 class Table(NamedTuple):
-    """A leaf in row coordinates."""
+    """A leaf whose leading axis is the catalogue, or some rows of it: it travels row by row.
+
+    Args:
+        rows: [N, ...] at the server, [K, ...] at a client, [k, ...] in a step; or a tree of such arrays.
+
+    Example:
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> jf.Table(jnp.zeros((100, 8))).rows.shape
+        (100, 8)
+    """
 
     rows: Any
 

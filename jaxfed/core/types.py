@@ -17,14 +17,34 @@ Key = jax.Array
 
 
 class Broadcast(NamedTuple):
-    """Everything the server broadcasts: the model, and what rides along."""
+    """Everything that the server broadcasts: the model, and what is sent with it. Updates have the same form.
+
+    Args:
+        params: The model's shared parameters.
+        extra: What is sent beside them; () where there is nothing.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Broadcast({"bias": 0.0}).extra
+        ()
+    """
 
     params: Tree
     extra: Tree = ()
 
 
 class Mean(NamedTuple):
-    """A weighted mean as a monoid: add the parts, divide once at the end."""
+    """A weighted mean as a monoid: add the parts, divide once at the end.
+
+    Args:
+        total: The sum of weighted values.
+        weight: The sum of the weights.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Mean(total=6.0, weight=4.0).value
+        1.5
+    """
 
     total: jax.Array | float
     weight: jax.Array | float
@@ -73,19 +93,32 @@ class Mechanism(NamedTuple):
 
     gaussian: `multiplier`.
     skellam: integer noise of total variance (multiplier * l2)^2, in grid units. It must not depend on who takes part:
-      an absent client's share is somebody else's to add.
+      somebody else adds the share of an absent client.
     discrete_gaussian: integer noise of standard deviation multiplier * l2, in grid units.
     correlated: `multiplier` is the noise over the sensitivity of the whole run, for the participations that the
       sampler allows: all rounds are one release.
     local: a message that is private by itself, by Gaussian noise (`multiplier`) or a pure guarantee (`epsilon`).
+
+    Args:
+        kind: One of the words above.
+        multiplier: Standard deviation of the noise, divided by the largest L2 norm that one client can add.
+        l1: Of integers: the largest L1 norm that one client can add, in grid units, after rounding.
+        l2: The largest L2 norm that one client can add where the noise is; of integers, in grid units.
+        epsilon: Of local ones: that of one message, for any two inputs.
+        name: What is released, for the reader.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Mechanism("gaussian", multiplier=2.0, l2=0.5).multiplier
+        2.0
     """
 
     kind: str
-    multiplier: float = 0.0  # standard deviation of the noise / the largest L2 norm that one client can add
-    l1: float = 0.0  # of integers: largest L1 norm that one client can add, in grid units, after rounding
-    l2: float = 0.0  # largest L2 norm that one client can add where the noise is (integers: in grid units)
-    epsilon: float = 0.0  # local: of one message, for any two inputs
-    name: str = ""  # what is released, for the reader
+    multiplier: float = 0.0
+    l1: float = 0.0
+    l2: float = 0.0
+    epsilon: float = 0.0
+    name: str = ""
 
 
 class History(NamedTuple):
@@ -114,14 +147,28 @@ class ClientState(NamedTuple):
 
 
 class ClientOutput(NamedTuple):
-    """What a client's computation gives back. `update` points uphill, like a gradient."""
+    """What a client's computation gives back.
 
-    update: Broadcast  # tables [K, ...]
-    client_state: Tree  # of the client work, after training
-    weight: jax.Array  # float []: training examples used
+    Args:
+        update: Points uphill, like a gradient; tables are the client's rows [K, ...].
+        client_state: What the client keeps after training.
+        weight: float []: number of training examples used.
+        metrics: {name: `Mean`}, such as the training loss.
+        steps: float []: number of optimiser steps taken.
+        loss: float []: mean loss at the start; compiled only where a link reads it.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.ClientOutput(jf.Broadcast({"bias": 0.1}), client_state=(), weight=20.0, metrics={}).steps
+        1.0
+    """
+
+    update: Broadcast
+    client_state: Tree
+    weight: jax.Array
     metrics: dict[str, Mean]
-    steps: Any = 1.0  # float []: optimiser steps taken
-    loss: Any = 0.0  # float []: mean loss at the start; compiled only where a link reads it
+    steps: Any = 1.0
+    loss: Any = 0.0
 
 
 class Block(NamedTuple):
@@ -134,33 +181,57 @@ class Block(NamedTuple):
 
 
 class Cohort(NamedTuple):
-    """The clients of one round: a fixed number of slots, and their data in blocks."""
+    """The clients of one round: a fixed number of slots, and their data in blocks.
 
-    ids: Array  # int [M]: the number of clients marks an empty slot
-    present: Array  # bool [M]: who will report
+    Args:
+        ids: int [M]: the clients; the number of all clients marks an empty slot.
+        present: bool [M]: who will report.
+        blocks: Their data, clients of similar length together.
+        rows: int [U]: rows of the catalogue that the cohort holds, ascending; past the end: unused. None: all N.
+        ages: int [M]: rounds since each was sent its model, below `history_length` of `federate`. None: all are sent
+            the present one.
+    """
+
+    ids: Array
+    present: Array
     blocks: tuple[Block, ...]
-    rows: Array | None = None  # int [U]: rows of the catalogue it holds, ascending, past the end: unused; None: all N
-    ages: Array | None = (
-        None  # int [M]: rounds since each was sent its model, below `federate.history_length`; None: none
-    )
+    rows: Array | None = None
+    ages: Array | None = None
 
 
 class Sampler(NamedTuple):
-    """draw(seed, round) -> (ids int [slots], present bool [slots]).
+    """Who takes part in each round; `jaxfed.sampling` makes them.
 
-    A fixed number of slots; `num_clients` (one past the end) is an empty one. present: asked and will report.
+    Args:
+        slots: Number of slots of a cohort, always the same.
+        draw: draw(seed, round) -> (ids int [slots], present bool [slots]). The id `num_clients` (one past the end) is
+            an empty slot. present: who was asked and will report.
+        kind: poisson, fixed (without replacement), everyone or cyclic: what the accountant needs to know; or another
+            word.
+        size: Number of clients of a cohort; of poisson, the expected one.
+        history_length: Number of models that clients of one cohort may have been sent. 0: all were sent the present
+            one.
+        ages: ages(seed, round) -> int [slots]: rounds since each was sent its model, below `history_length`.
+        clock: clock(seed, round) -> simulated seconds at the end of the round.
+        recipe: The call that made it, see `Recipe`.
+
+    Example:
+        Client 0 alone, in every round:
+
+        >>> import jaxfed as jf, numpy as np
+        >>> alone = jf.Sampler(slots=1, draw=lambda seed, round: (np.array([0]), np.array([True])), kind="one", size=1)
+        >>> alone.draw(0, 5)[0].tolist()
+        [0]
     """
 
     slots: int
     draw: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
-    kind: str  # poisson | fixed (without replacement) | everyone | cyclic: what the accountant needs to know; or others
-    size: int  # of a cohort; poisson: expected
-    history_length: int = 0  # models that clients of one cohort may have been sent; 0: all were sent the present one
-    ages: Callable[[int, int], np.ndarray] | None = (
-        None  # (seed, round) -> int [slots]: rounds since; below `history_length`
-    )
-    clock: Callable[[int, int], float] | None = None  # (seed, round) -> simulated seconds at the end of the round
-    recipe: Recipe | None = None  # the call that made it
+    kind: str
+    size: int
+    history_length: int = 0
+    ages: Callable[[int, int], np.ndarray] | None = None
+    clock: Callable[[int, int], float] | None = None
+    recipe: Recipe | None = None
 
 
 class Messages(NamedTuple):

@@ -21,14 +21,22 @@ class Batching(NamedTuple):
             pairs.
         negatives: Items drawn for each positive, anew in every epoch.
         epochs: Passes of a client over its data in a round.
+        pairwise: Whether examples are pairs of a positive and a negative; the model says so.
+        ordered: Whether positives come in their order, earliest first, in place of a shuffle: for histories.
+        features: The sides (`user`, `item`) whose features batches carry: those of a step's users and of its rows.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.Batching(batch_size=64, negatives=4).examples(10)  # of one epoch over 10 positives
+        50
     """
 
-    batch_size: int = 64  # examples of a step, negatives included; pairs of (positive, negative) where pairwise
-    negatives: int = 4  # drawn per positive, anew in every epoch
+    batch_size: int = 64
+    negatives: int = 4
     epochs: int = 1
     pairwise: bool = False
-    ordered: bool = False  # positives as they came, earliest first, in place of a shuffle; for histories
-    features: tuple[str, ...] = ()  # of which sides batches carry features: those of a step's user(s), of its rows
+    ordered: bool = False
+    features: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:

@@ -13,13 +13,21 @@ LEAKY = "compat-pfedrec"
 
 
 class Clients(NamedTuple):
-    """The clients of a run and their data."""
+    """The clients of a run and their data; `jaxfed.data.partition` makes them.
 
-    source: Dataset  # numbered like the users of the population; its notes say what was left out
+    Args:
+        source: The data set, numbered like the users of the population. Its notes say what was left out.
+        population: Who is a client, and the items of each for training, validation and test.
+        digest: SHA-256 of the rows in their order, as they came, and of features that do not follow from them.
+        leaky: Whether results must be marked LEAKY.
+        recipe: How they were made. Its argument `data` is the recipe of the data set.
+    """
+
+    source: Dataset
     population: Population
-    digest: str  # SHA-256 of the rows in their order, as they came, and of features that do not follow from them
-    leaky: bool  # results must be marked
-    recipe: Recipe | None = None  # how they were made; its argument `data` is the recipe of the data set
+    digest: str
+    leaky: bool
+    recipe: Recipe | None = None
 
     @property
     def num_items(self) -> int:
@@ -70,13 +78,13 @@ def partition(data: Dataset, by: str = "user", split: SplitName = "leave-one-out
     """Deals a data set to clients, and holds validation and test items out of every history.
 
     Args:
-        data: a data set, of `load`, `read`, `from_arrays`, `from_pandas` or `from_arrow`.
-        by: who is a client: each `user`, each `silo` (users dealt to organisations), each `device` (a user's rows are
+        data: A data set, of `load`, `read`, `from_arrays`, `from_pandas` or `from_arrow`.
+        by: Who is a client: each `user`, each `silo` (users dealt to organisations), each `device` (a user's rows are
             dealt to devices), or each value of a column that was kept (`keep` of `read`).
         split: leave-one-out: each user's latest item is the test item, the one before validates. ratio: the latest
             shares of each history. compat-pfedrec: leave-one-out as in PFedRec's public code, which leaks; its results
             are marked LEAKY.
-        options: further arguments of `jaxfed.data.preparation.prepare_population`: `silos`, `devices`, `ratio`,
+        options: Further arguments of `jaxfed.data.preparation.prepare_population`: `silos`, `devices`, `ratio`,
             `user_core`, `item_core`, `label`, `threshold`, `cold`, ...
 
     Returns:

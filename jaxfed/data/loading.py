@@ -22,13 +22,14 @@ def load(name: str, **options: Any) -> Dataset:
 
     Args:
         name: "ml-100k", which is fetched once, or "synthetic", a function of a seed.
-        options: of the data set: `folder` of ml-100k; `users`, `items`, `mean_length`, `seed`, ... of synthetic.
+        options: Arguments of the data set: `folder` of ml-100k; `users`, `items`, `mean_length`, `seed`, ... of
+            synthetic.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: there is no data set of that name, or an option cannot be.
+        ValueError: there is no data set of that name, or an option is out of its range.
 
     Example:
         >>> import jaxfed as jf
@@ -57,22 +58,22 @@ def read(
     """A data set from a file, in the order of its rows.
 
     Args:
-        path: the file of interactions: csv, tsv, parquet (or a folder of parts) or RecBole's .inter, gzipped or not.
-        kind: csv, tsv, parquet or inter. Empty: from the file's ending.
-        user: the column of users; empty: found by usual names (user_id, user, ...).
-        item: the column of items; empty: found by usual names (item_id, movie_id, ...).
-        rating: the column of ratings; empty: found by usual names; `none`: every row counts 1.
-        time: the column of times, numbers or ISO dates; empty: found by usual names; `none`: the order of the rows
+        path: The file of interactions: csv, tsv, parquet (or a folder of parts) or RecBole's .inter, gzipped or not.
+        kind: csv, tsv, parquet or inter. Empty: as the file's ending says.
+        user: The column of users. Empty: found by usual names (user_id, user, ...).
+        item: The column of items. Empty: found by usual names (item_id, movie_id, ...).
+        rating: The column of ratings. Empty: found by usual names. `none`: every row counts 1.
+        time: The column of times, numbers or ISO dates. Empty: found by usual names. `none`: the order of the rows
             counts as time.
-        keep: a column to keep, for clients that are its values.
-        options: further fields of `jaxfed.data.sources.files.FileOptions`: `delimiter`, `columns`, `titles`,
+        keep: A column to keep, for clients that are its values.
+        options: Further fields of `jaxfed.data.sources.files.FileOptions`: `delimiter`, `columns`, `titles`,
             `user_features`, `item_features`, `time_format`, `encoding`, ...
 
     Returns:
         The data set. Its notes say which columns were taken.
 
     Raises:
-        ValueError: the file cannot be read, a column is missing, or a value cannot be: one line that names it.
+        ValueError: the file cannot be read, a column is missing, or a value is not valid: one line that names it.
 
     Example:
         >>> import jaxfed as jf, pathlib, tempfile
@@ -91,16 +92,16 @@ def from_arrays(users: Any, items: Any, ratings: Any = None, times: Any = None) 
     """A data set from arrays, a row for each interaction.
 
     Args:
-        users: [n]: ids of users, numbers or words.
-        items: [n]: ids of items.
-        ratings: [n]: ratings; None: every row counts 1.
-        times: [n]: seconds, or dates as NumPy or as words have them; None: the order of the rows counts as time.
+        users: [n]: Ids of users, numbers or words.
+        items: [n]: Ids of items.
+        ratings: [n]: Ratings. None: every row counts 1.
+        times: [n]: Seconds, or dates of NumPy or as words. None: the order of the rows counts as time.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: the arrays differ in length, an id is missing, or a value cannot be: one line that names the row.
+        ValueError: the arrays differ in length, an id is missing, or a value is not valid: one line that names the row.
 
     Example:
         >>> import jaxfed as jf
@@ -123,18 +124,18 @@ def from_pandas(
     read.
 
     Args:
-        frame: the DataFrame. Columns of the dtype object are taken for what they hold.
-        user: the column of users; empty: found by usual names (user_id, user, ...).
-        item: the column of items; empty: found by usual names.
-        rating: the column of ratings; empty: found by usual names; `none`: every row counts 1.
-        time: the column of times; empty: found by usual names; `none`: the order of the rows counts as time.
-        options: further arguments of `from_arrow`: `titles`, `user_features`, `item_features`, `keep`, ...
+        frame: The DataFrame. Columns of the dtype object are taken for what they hold.
+        user: The column of users. Empty: found by usual names (user_id, user, ...).
+        item: The column of items. Empty: found by usual names.
+        rating: The column of ratings. Empty: found by usual names. `none`: every row counts 1.
+        time: The column of times. Empty: found by usual names. `none`: the order of the rows counts as time.
+        options: Further arguments of `from_arrow`: `titles`, `user_features`, `item_features`, `keep`, ...
 
     Returns:
         The data set that a file with the same content gives.
 
     Raises:
-        ValueError: this is no DataFrame, a column is missing, or a value is NaN or cannot be: one line that names it.
+        ValueError: this is no DataFrame, a column is missing, or a value is NaN or not valid: one line that names it.
 
     Example:
         >>> import jaxfed as jf, pandas as pd

@@ -27,6 +27,19 @@ def popularity(num_items: int, num_users: int = 1) -> Model:
     """Scores an item by its clicks.
 
     Use the work `gradient` and the link `weighted_mean`: a client's mean gradient times its examples is its clicks.
+
+    Args:
+        num_items: Number of items.
+        num_users: Not used: nothing is kept for a user.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> clicks = {"params": {}, "tables": {"count": jf.Table(jnp.array([5.0, 1.0, 0.0]))}}
+        >>> jf.models.popularity(num_items=3).score(clicks, {}, 0).tolist()
+        [5.0, 1.0, 0.0]
     """
     return from_module(ItemCount("tables", num_items), Loss(lambda logit, label: -logit * label))
 

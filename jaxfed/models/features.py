@@ -90,19 +90,34 @@ def fm(
     loss: LossName = "bce",
     vocabulary: tuple[int, int] | None = None,
 ) -> Model:
-    """Factorisation machine (Rendle 2010, "Factorization machines", equations 1 and 5): logit = offset + sum of weights
-    + sum over pairs of <v_i, v_j>, over the user, the item, the user's and the item's features.
+    """Factorisation machine (Rendle 2010, "Factorization machines", equations 1 and 5) of the user, the item, and the
+    features of both.
 
-    The user's vector is private; those of features are small, shared and sent whole.
+    logit = offset + sum of weights + sum over pairs of <v_i, v_j>. The user's vector is private; those of features are
+    small, shared and sent whole.
 
     Args:
+        num_items: Number of items.
+        num_users: Number of users of a client.
         dim: Numbers in the vector of a user and of an item.
         init_scale: Standard deviation of the normal numbers that vectors start with.
         features: Whose features are read: of users, of items, none, or all that the data have.
         table_dtype: In what the server stores tables and clients download them; clients compute and send in float32.
         loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
             squared error, of clicks or of ratings.
-        vocabulary: How many features users and items have.
+        vocabulary: Numbers of features (of users, of items), as `Clients.vocabulary` says. None: nothing is known of
+            them.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: `dim` is below 1, there is no such loss, or nothing is known of the side in `features`.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.models.fm(num_items=100, vocabulary=(0, 18)).features  # whose features it reads
+        ('item',)
     """
     check_positive("model.dim", dim)
     sizes = vocabulary or (0, 0)
@@ -160,21 +175,36 @@ def two_tower(
     loss: LossName = "bce",
     vocabulary: tuple[int, int] | None = None,
 ) -> Model:
-    """Two towers (Covington et al. 2016; Yi et al. 2019): each reads the sum of an id's vector and those of its
-    features, through layers of widths `hidden`, and gives `dim` numbers; none: the sums themselves.
+    """Two towers (Covington et al. 2016; Yi et al. 2019): a network for users and one for items, and the inner product.
 
-    The user's vector is private, the towers and the features' vectors are shared and sent whole.
+    A tower reads the sum of an id's vector and those of its features. Its layers have the widths `hidden`, and it gives
+    `dim` numbers; without layers, these are the sums themselves. The user's vector is private, the towers and the
+    features' vectors are shared and sent whole.
 
     Args:
-        dim: Numbers that a tower gives.
+        num_items: Number of items.
+        num_users: Number of users of a client.
+        dim: Number of numbers that a tower gives.
         hidden: Widths of the layers of each tower.
         init_scale: Standard deviation of the normal numbers that vectors start with.
-        bias: An offset, and a number for each user and item, beside the inner product.
+        bias: Whether an offset, and a number for each user and item, are added to the inner product.
         features: Whose features are read: of users, of items, none, or all that the data have.
         table_dtype: In what the server stores tables and clients download them; clients compute and send in float32.
         loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
             squared error, of clicks or of ratings.
-        vocabulary: How many features users and items have.
+        vocabulary: Numbers of features (of users, of items), as `Clients.vocabulary` says. None: nothing is known of
+            them.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a size is below 1, there is no such loss, or nothing is known of the side in `features`.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> jf.models.two_tower(num_items=100, vocabulary=(20, 18)).features  # whose features it reads
+        ('user', 'item')
     """
     check_positive("model.dim", dim)
     check_positive("model.hidden", *hidden, 1)

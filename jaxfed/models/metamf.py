@@ -55,11 +55,14 @@ def metamf(
     init_scale: float = 0.1,
     loss: LossName = "bce",
 ) -> Model:
-    """MetaMF (Lin et al. 2020): a shared network makes each user's item vectors, `rank` numbers an item raised to
-    `dim`, and its score function. In the paper the server keeps the codes and sends what it makes; here a client keeps
-    its code, downloads the network and makes them itself, so that its user is not known to the server.
+    """MetaMF (Lin et al. 2020): a shared network makes each user's item vectors and score function from a private code.
+
+    The vectors are made from `rank` numbers for each item and number of a code. Unlike in the paper, a client keeps its
+    code, downloads the network and makes them itself, so that the server does not know its user.
 
     Args:
+        num_items: Number of items.
+        num_users: Number of users of a client.
         dim: Numbers in the vector made for an item.
         code: Numbers in a user's private code.
         rank: Numbers of an item that the server keeps for each number of a code.
@@ -67,6 +70,18 @@ def metamf(
         init_scale: Standard deviation of the normal numbers that vectors start with.
         loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
             squared error, of clicks or of ratings.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a size is below 1, or there is no such loss.
+
+    Example:
+        >>> import jax, jaxfed as jf
+        >>> model = jf.models.metamf(num_items=100, code=16)
+        >>> jax.eval_shape(model.private, jax.random.key(0))["private"]["code"].shape
+        (1, 16)
     """
     check_positive("model.dim", dim)
     check_positive("model.code, model.rank or model.hidden", code, rank, hidden)

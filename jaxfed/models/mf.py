@@ -51,15 +51,31 @@ def mf(
     table_dtype: TableDtype = "float32",
     loss: LossName = "bce",
 ) -> Model:
-    """Matrix factorisation.
+    """Matrix factorisation (Koren et al. 2009): a logit is the inner product of a user's and an item's vector.
+
+    The user's vector is private and stays on the client (FCF, Ammad-ud-din et al. 2019).
 
     Args:
+        num_items: Number of items.
+        num_users: Number of users of a client.
         dim: Numbers in the vector of a user and of an item.
         init_scale: Standard deviation of the normal numbers that vectors start with.
-        bias: Each item has a number of its own, added to its scores.
+        bias: Whether each item has a number of its own, which is added to its scores.
         table_dtype: In what the server stores tables and clients download them; clients compute and send in float32.
         loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
             squared error, of clicks or of ratings.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: `dim` is below 1, or there is no such loss.
+
+    Example:
+        >>> import jax, jaxfed as jf
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> jax.eval_shape(model.init, jax.random.key(0))["tables"]["item"].rows.shape
+        (100, 8)
     """
     check_positive("model.dim", dim)
     return from_module(MatrixFactorization(num_items, num_users, dim, init_scale, bias, table_dtype), find_loss(loss))

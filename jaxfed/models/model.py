@@ -131,13 +131,34 @@ def from_module(
     penalty: Callable[[Tree, Tree], jax.Array] | None = None,
     features: tuple[str, ...] = (),
 ) -> Model:
-    """Makes a model of a Flax module with __call__(user, item=None) -> logits; with features (see `Model`)
-    __call__(user, item=None, of_user=None, of_item=None), where of_user is [..., F] like `user` and None: unknown.
+    """Makes a model of a Flax module.
 
-    item: positions in the tables given; None: every row once. user: positions among the client's users, or one of
-    them. Variables are made by `self.variable(collection, name, init)`, so tables may come cut to a client's rows.
-    Variables of the collections `frozen` and `frozen_tables` are read and never trained (`Model.frozen`).
-    penalty(shared, private) -> [rows]: added to the loss of each example, for the row of its (first) item.
+    The module has __call__(user, item=None) -> logits. item: positions in the tables given, None: every row once. user:
+    positions among the client's users, or one of them. Its variables are made by `self.variable(collection, name,
+    init)`, so that tables may come cut to a client's rows; the collection says where a variable lives
+    (`params`, `tables`, `private`, `private_tables`; `frozen` and `frozen_tables` are read and never trained).
+
+    Args:
+        module: The module.
+        loss: See `Loss`: the loss of a logit and a label, or of the gap of a pair of logits; or its name: bce, bpr,
+            squared.
+        penalty: penalty(shared, private) -> [rows]: added to the loss of each example, for the row of its (first) item.
+        features: The sides, of `user` and `item`, whose features the module reads. Then it has __call__(user,
+            item=None, of_user=None, of_item=None): numbers of features, of_user [..., F] like `user`. None: unknown.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> import flax.linen as nn, jax, jaxfed as jf, jax.numpy as jnp
+        >>> class Bias(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, user, item=None):
+        ...         bias = self.variable("tables", "bias", jnp.zeros, 100).value
+        ...         return bias if item is None else bias[item]
+        >>> model, key = jf.from_module(Bias(), find_loss("bce")), jax.random.key(0)
+        >>> model.score(model.init(key), model.private(key), 0).shape
+        (100,)
     """
 
     loss = find_loss(loss) if isinstance(loss, str) else loss

@@ -78,16 +78,31 @@ def pfedrec(
     table_dtype: TableDtype = "float32",
     loss: LossName = "bce",
 ) -> Model:
-    """PFedRec (Zhang et al. 2023): item vectors are shared, the linear score function is a client's own. With
-    `work.keep_copy` the paper's mode, in which clients are scored by the table as they last trained it, is beside the
-    server's as `personal`.
+    """PFedRec (Zhang et al. 2023): item vectors are shared, and each client has a linear score function of its own.
+
+    In the paper, clients are scored by the table as they last trained it. With `work.keep_copy`, or
+    `jaxfed.algorithms.keep_own_copy`, this is evaluated as `personal`, beside the server's table.
 
     Args:
+        num_items: Number of items.
+        num_users: Number of users of a client.
         dim: Numbers in the vector of a user and of an item.
         init_scale: Standard deviation of the normal numbers that vectors start with.
         table_dtype: In what the server stores tables and clients download them; clients compute and send in float32.
         loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
             squared error, of clicks or of ratings.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: `dim` is below 1, or there is no such loss.
+
+    Example:
+        >>> import jax, jaxfed as jf
+        >>> model = jf.models.pfedrec(num_items=100, dim=8)
+        >>> sorted(jax.eval_shape(model.private, jax.random.key(0))["private"])  # of the score function
+        ['bias', 'head']
     """
     check_positive("model.dim", dim)
     return from_module(PersonalHead(num_items, num_users, dim, init_scale, table_dtype), find_loss(loss))
@@ -122,17 +137,32 @@ def fedrap(
     sparse: float = 0.0,
     loss: LossName = "bce",
 ) -> Model:
-    """FedRAP (Li et al. 2024): a shared and a private item table, added. The loss of an example has
-    - apart * mean (private - shared)^2 + sparse * mean |shared| of its item beside it. Stores one full item
-    table per client (clients x items x dim numbers).
+    """FedRAP (Li et al. 2024): item vectors are the sum of a shared and a private table.
+
+    For the item of an example, sparse * mean |shared| - apart * mean (private - shared)^2 is added to the loss. Stores
+    one full item table per client (clients x items x dim numbers).
 
     Args:
+        num_items: Number of items.
+        num_users: Number of users of a client.
         dim: Numbers in the vector of a user and of an item.
         init_scale: Standard deviation of the normal numbers that vectors start with.
         apart: How strongly the two tables are driven apart.
-        sparse: The penalty on the size of the shared table's numbers.
+        sparse: Penalty on the size of the shared table's numbers.
         loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
             squared error, of clicks or of ratings.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: `dim` is below 1, or there is no such loss.
+
+    Example:
+        >>> import jax, jaxfed as jf
+        >>> model = jf.models.fedrap(num_items=100, dim=8)
+        >>> jax.eval_shape(model.private, jax.random.key(0))["private_tables"]["item"].rows.shape
+        (100, 8)
     """
     check_positive("model.dim", dim)
 
@@ -154,15 +184,31 @@ def neumf(
     table_dtype: TableDtype = "float32",
     loss: LossName = "bce",
 ) -> Model:
-    """NeuMF: an inner product and a network side by side.
+    """NeuMF (He et al. 2017, "Neural collaborative filtering"): an inner product and a network side by side.
+
+    The user's vectors are private, the network is shared.
 
     Args:
+        num_items: Number of items.
+        num_users: Number of users of a client.
         dim: Numbers in the vectors of a user and of an item, of the product and of the network each.
         hidden: Widths of the network's layers.
         init_scale: Standard deviation of the normal numbers that vectors start with.
         table_dtype: In what the server stores tables and clients download them; clients compute and send in float32.
         loss: bce: cross-entropy, of clicks and negatives. bpr: the click of a pair ranks before the negative. squared:
             squared error, of clicks or of ratings.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a size is below 1, or there is no such loss.
+
+    Example:
+        >>> import jax, jaxfed as jf
+        >>> model = jf.models.neumf(num_items=100)
+        >>> sorted(jax.eval_shape(model.init, jax.random.key(0))["tables"])
+        ['item_network', 'item_product']
     """
     check_positive("model.dim", dim)
     check_positive("model.hidden", *(hidden or (0,)))

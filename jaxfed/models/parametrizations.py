@@ -54,14 +54,17 @@ class FactoredTable(NamedTuple):
 def low_rank_tables(model: Model, rank: int = 8) -> Parametrization:
     """Each table of item vectors [N, d] is a product A B of a table A [N, r] and a matrix B [r, d].
 
-    The server trains both. What travels is as before: the rows of A B that a client holds, and an update of them. A
-    starts with normal numbers so that A B has entries as large as the model's own, B with those of an orthonormal
-    basis, about: a step of A then moves A B like a step of the table itself, seen on r axes. Tables of one dimension
-    (a bias) stay as they are.
+    The server trains both. Clients download the rows of A B that they hold, and send an update of them, as without it.
+    A starts with normal numbers, such that A B has entries as large as the model's own. B starts close to an
+    orthonormal basis, so a step of A moves A B like a step of the table itself along r axes. Tables of one dimension (a
+    bias) stay as they are.
 
     Args:
-        model: whose tables they are.
+        model: The model whose tables they are.
         rank: Number r of columns of A; from 1 to the length d of the vectors.
+
+    Returns:
+        The parametrization, for `jaxfed.Experiment`.
 
     Raises:
         ValueError: the model has no such table, or the rank is not possible.
@@ -126,10 +129,13 @@ def hashed_tables(model: Model, buckets: int = 1024, hashes: int = 2, seed: int 
     same only where all of their hashes agree. Tables of one dimension (a bias) stay as they are.
 
     Args:
-        model: whose tables they are.
+        model: The model whose tables they are.
         buckets: Number of rows of the table that the server trains.
         hashes: Number of hash functions, each of which adds one row.
-        seed: Of the hash functions; everybody may know it.
+        seed: Seed of the hash functions; everybody may know it.
+
+    Returns:
+        The parametrization, for `jaxfed.Experiment`.
 
     Raises:
         ValueError: the model has no such table, or a number is below 1.

@@ -16,8 +16,8 @@ def uniform(size: int = 0, dropout: float = 0.0) -> MakeSampler:
     """A fixed number of clients, drawn uniformly without replacement.
 
     Args:
-        size: number of clients in a round. 0: 128, or all where there are fewer.
-        dropout: probability that a client that was asked drops out.
+        size: Number of clients in a round. 0: 128, or all where there are fewer.
+        dropout: Probability that a client that was asked drops out.
 
     Returns:
         A function of the clients (num_clients) that gives the sampler.
@@ -33,9 +33,9 @@ def poisson(size: int = 0, cap: int = 0, dropout: float = 0.0) -> MakeSampler:
     """Each client joins independently with the same probability.
 
     Args:
-        size: expected number of clients in a round. 0: 128, or all where there are fewer.
-        cap: the largest number of clients in a round. 0: six standard deviations above the mean.
-        dropout: probability that a client that was asked drops out.
+        size: Expected number of clients in a round. 0: 128, or all where there are fewer.
+        cap: The largest number of clients in a round. 0: six standard deviations above the mean.
+        dropout: Probability that a client that was asked drops out.
 
     Returns:
         A function of the clients that gives the sampler.
@@ -51,8 +51,8 @@ def cyclic(size: int = 0, dropout: float = 0.0) -> MakeSampler:
     """Clients in a fixed random order, the next `size` of them each round.
 
     Args:
-        size: number of clients in a round. 0: 128, or all where there are fewer.
-        dropout: probability that a client that was asked drops out.
+        size: Number of clients in a round. 0: 128, or all where there are fewer.
+        dropout: Probability that a client that was asked drops out.
 
     Returns:
         A function of the clients that gives the sampler.
@@ -68,7 +68,7 @@ def everyone(dropout: float = 0.0) -> MakeSampler:
     """All clients in every round.
 
     Args:
-        dropout: probability that a client that was asked drops out.
+        dropout: Probability that a client that was asked drops out.
 
     Returns:
         A function of the clients that gives the sampler.
@@ -85,35 +85,42 @@ def deadline(size: int = 0, over: float = 1.0, seconds: float = 0.0, dropout: fl
     enough have reported, or at its deadline.
 
     Args:
-        size: number of reports that end a round. 0: 128, or all where there are fewer.
-        over: over x size clients are asked.
-        seconds: the deadline, in seconds after the round's start. 0: none.
-        dropout: probability that a client that was asked drops out.
+        size: Number of reports that end a round. 0: 128, or all where there are fewer.
+        over: `over` x `size` clients are asked.
+        seconds: The deadline, in seconds after the start of the round. 0: none.
+        dropout: Probability that a client that was asked drops out.
 
     Returns:
         A function of the clients and a clock that gives the sampler.
 
     Example:
-        >>> cohort = deadline(size=32, over=1.3)
+        >>> import numpy as np
+        >>> clock = constant_clock()(num_clients=10, num_train=np.full(10, 5))
+        >>> deadline(size=4, over=1.5)(num_clients=10, clock=clock).slots  # so many are asked
+        6
     """
     return partial(asynchronous.deadline_cohort, size=size, over=over, seconds=seconds, dropout=dropout)
 
 
 def buffered(size: int = 0, concurrency: int = 0, max_age: int = 20, dropout: float = 0.0) -> MakeSampler:
-    """Asynchronous rounds by a clock (FedBuff: Nguyen et al. 2022): the server moves whenever `size` clients have come
-    in.
+    """Asynchronous rounds by a clock (FedBuff: Nguyen et al. 2022): the server moves whenever `size` clients have
+    reported.
 
     Args:
-        size: number of reports after which the server moves. 0: 32, or a sixth of the clients if that is fewer.
-        concurrency: clients that train at the same time. 0: 128, or number of clients - 2 x size if that is fewer.
-        max_age: number of rounds after which an update is too old and is discarded.
-        dropout: probability that a client that was asked drops out.
+        size: Number of reports after which the server moves. 0: 32, or a sixth of the clients if that is fewer.
+        concurrency: Number of clients that train at the same time. 0: 128, or the number of clients less 2 x size
+            if that is fewer.
+        max_age: Number of rounds after which an update is too old and is discarded.
+        dropout: Probability that a client that was asked drops out.
 
     Returns:
         A function of the clients and a clock that gives the sampler.
 
     Example:
-        >>> cohort = buffered(size=16, concurrency=64)
+        >>> import numpy as np
+        >>> clock = constant_clock()(num_clients=10, num_train=np.full(10, 5))
+        >>> buffered(size=2, concurrency=4)(num_clients=10, clock=clock).size
+        2
     """
     return partial(asynchronous.buffered_cohort, size=size, concurrency=concurrency, max_age=max_age, dropout=dropout)
 
@@ -122,13 +129,16 @@ def constant_clock(**options: Any) -> MakeClock:
     """Every client takes the same seconds for a download, an interaction and an upload.
 
     Args:
-        options: `download`, `compute`, `upload` (seconds), `awake`, `zones`, as in `constant_times`.
+        options: Arguments of `constant_times`: `download`, `compute`, `upload` (seconds), `awake`, `zones`.
 
     Returns:
         A function of the clients that gives the clock.
 
     Example:
-        >>> clock = constant_clock(download=1.0)
+        >>> import numpy as np
+        >>> clock = constant_clock(download=1.0, compute=0.5, upload=2.0)(num_clients=2, num_train=np.array([4, 8]))
+        >>> clock.trip(0, np.array([0, 1]), np.array([0, 0])).tolist()  # seconds
+        [5.0, 7.0]
     """
     return partial(clock.constant_times, **options)
 
@@ -137,13 +147,16 @@ def lognormal_clock(**options: Any) -> MakeClock:
     """Clients whose times differ from visit to visit and by the class of their device.
 
     Args:
-        options: of `lognormal_times`: the medians, `spread`, `shares`, `slowness`, ...
+        options: Arguments of `lognormal_times`: the medians, `spread`, `shares`, `slowness`, ...
 
     Returns:
         A function of the clients that gives the clock.
 
     Example:
-        >>> clock = lognormal_clock(spread=0.3)
+        >>> import numpy as np
+        >>> clock = lognormal_clock(spread=0.0, shares=(1.0,), slowness=(1.0,))(num_clients=1, num_train=np.array([0]))
+        >>> clock.trip(0, np.array([0]), np.array([0])).tolist()  # seconds; with a spread they would differ
+        [6.0]
     """
     return partial(clock.lognormal_times, **options)
 
@@ -152,8 +165,8 @@ def trace_clock(path: str, **options: Any) -> MakeClock:
     """Times as they were measured.
 
     Args:
-        path: a file with the columns client, download, compute and upload (seconds).
-        options: `awake` and `zones`.
+        path: A file with the columns client, download, compute and upload (seconds).
+        options: Arguments of `trace_times`: `awake` and `zones`.
 
     Returns:
         A function of the clients that gives the clock.

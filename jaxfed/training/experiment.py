@@ -35,24 +35,24 @@ class Experiment:
     """A federated run: clients, a model and a method, and what lies between client and server.
 
     Args:
-        clients: the clients and their data, see `jaxfed.data.partition`.
-        model: see `jaxfed.models` and `jaxfed.from_module`.
-        method: what clients and the server compute, see `jaxfed.algorithms`.
-        channel: what happens to updates on their way, see `jaxfed.chain` and `jaxfed.channels`. Left out: rows are
+        clients: The clients and their data, see `jaxfed.data.partition`.
+        model: The model, see `jaxfed.models` and `jaxfed.from_module`.
+        method: What clients and the server compute, see `jaxfed.algorithms`.
+        channel: What happens to updates on their way, see `jaxfed.chain` and `jaxfed.channels`. Left out: rows are
             averaged over the clients that hold them, unless the method averages by itself.
-        cohort: who takes part in a round, see `jaxfed.sampling`; or a `Sampler`. Left out: 128 clients,
+        cohort: Who takes part in a round, see `jaxfed.sampling`; or a `Sampler`. Left out: 128 clients,
             drawn uniformly.
-        clock: how long clients take, see `jaxfed.sampling`. Left out: rounds are counted, not timed.
-        seed: of the model's first values, cohorts, batches and noise.
-        batching: how clients cut their data into batches.
-        download: a channel of codes for what clients download. Left out: they download the model as it is.
-        parametrization: what the server holds in place of the model's parameters.
-        evaluation: what is measured, and by which figure the best model is chosen.
-        evaluation_channel: what the clients' figures go through, where clients evaluate.
-        privacy: how noise is accounted for.
-        run: devices, memory and checkpoints.
-        edges: edge servers between clients and server.
-        lazy: the server optimiser moves only the table rows that a round touched.
+        clock: How long clients take, see `jaxfed.sampling`. Left out: rounds are counted, not timed.
+        seed: The seed of the model's first values, cohorts, batches and noise.
+        batching: How clients cut their data into batches.
+        download: A channel of codes for what clients download. Left out: they download the model as it is.
+        parametrization: What the server holds in place of the model's parameters.
+        evaluation: What is measured, and by which figure the best model is chosen.
+        evaluation_channel: What the clients' figures go through, where clients evaluate.
+        privacy: How noise is accounted for.
+        run: Devices, memory and checkpoints.
+        edges: Edge servers between clients and server.
+        lazy: The server optimiser moves only the table rows that a round touched.
 
     Raises:
         ValueError: pieces do not go together or do not fit: one line that says what to do.
@@ -137,16 +137,16 @@ class Experiment:
         callbacks: Sequence[Callable[[dict[str, Any]], None]] = (),
         loggers: Sequence[Logger] = (),
     ) -> Iterator[dict[str, Any]]:
-        """Trains until so many rounds are done in all; yields a row of figures at every evaluation.
+        """Trains until so many rounds are done in all, and yields a row of figures at every evaluation.
 
         Leaving the loop pauses the run between two rounds: train goes on from there.
 
         Args:
-            rounds: the number of rounds after which to stop, those that are done already included. 0: as many as were
-                asked for before, or as the configuration says.
-            evaluate_every: rounds between evaluations on validation. 0: as `evaluation.every` says.
-            callbacks: called with each row.
-            loggers: told each row, see `Logger`, and closed when the loop ends or is left.
+            rounds: Number of rounds after which to stop, those included that are done already. 0: as many as were asked
+                for before, or as the configuration says.
+            evaluate_every: Number of rounds between evaluations on validation. 0: as `evaluation.every` says.
+            callbacks: Functions that are called with each row.
+            loggers: Objects that are told each row, see `Logger`, and closed when the loop ends or is left.
 
         Returns:
             An iterator of rows: {name: number or word}, as in a run's metrics.jsonl; see `jaxfed.training.records`.
@@ -190,11 +190,11 @@ class Experiment:
         return TrainedModel(self._session.parts, shared, private, settings.evaluation.select, key)
 
     def evaluate(self, part: str = "test") -> dict[str, Any]:
-        """Figures of the best model on "val" or "test", see `TrainedModel.evaluate`."""
+        """Figures of the best model on the held-out items, part "val" or "test"; see `TrainedModel.evaluate`."""
         return self.best.evaluate(part)
 
     def recommend(self, user: str | int, k: int = 10) -> list[tuple[str, str, float]]:
-        """[(id, title, score)] of the best model for a user, see `TrainedModel.recommend`."""
+        """[(id, title, score)] of the k best items for a user, by the best model; see `TrainedModel.recommend`."""
         return self.best.recommend(user, k)
 
     @property
@@ -236,7 +236,7 @@ class Experiment:
         """The same experiment with another seed, before its first round. It shares what was compiled.
 
         Args:
-            seed: of the model's first values, cohorts, batches and noise.
+            seed: The seed of the model's first values, cohorts, batches and noise.
 
         Returns:
             Another experiment.
@@ -252,13 +252,13 @@ class Experiment:
         """The configuration of this experiment, as a table that TOML can hold.
 
         Args:
-            folder: where the tables of a data set in memory are written.
+            folder: Where the tables of a data set in memory are written.
 
         Returns:
             The table.
 
         Raises:
-            ValueError: configurations cannot name a piece: the message says which.
+            ValueError: a configuration cannot name a piece: the message says which.
         """
         settings = self._session.settings
         if self._originals is None:
@@ -276,7 +276,7 @@ class Experiment:
         and `restore` reads the folder.
 
         Args:
-            folder: a new folder, or the one that this run was saved to before.
+            folder: A new folder, or the one that this run was saved to before.
 
         Raises:
             ValueError: the folder holds something else.
@@ -288,7 +288,7 @@ class Experiment:
         """Goes on from where a run of the same pieces was saved.
 
         Args:
-            folder: of `save`.
+            folder: The folder of `save`.
 
         Raises:
             ValueError: there is no sound checkpoint, or it is of other pieces or data.

@@ -27,13 +27,27 @@ LOGGER = logging.getLogger("jaxfed")
 
 
 class Logger(Protocol):
-    """What is told of a run: the rows of metrics.jsonl, as flat dicts by the names of `records`."""
+    """What is told of a run: the rows of metrics.jsonl, as flat dicts by the names of `records`.
+
+    Any object with these two methods is one.
+
+    Example:
+        >>> class Printer:
+        ...     def log_row(self, row):
+        ...         print("round", row["round"])
+        ...
+        ...     def close(self):
+        ...         print("done")
+        >>> logger: Logger = Printer()  # for Experiment.train(loggers=[logger])
+        >>> logger.log_row({"round": 10})
+        round 10
+    """
 
     def log_row(self, row: dict[str, Any]) -> None:
         """Takes a row of figures.
 
         Args:
-            row: {name: number, word or None}; `round` is in it.
+            row: {name: number, word or None}, with `round` among the names.
         """
 
     def close(self) -> None:

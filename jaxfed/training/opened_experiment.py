@@ -15,8 +15,8 @@ def from_config(config: str | Path | dict[str, Any], *overrides: str) -> Experim
     """The experiment of a configuration.
 
     Args:
-        config: a TOML file, the name of a configuration that comes with jaxfed, or a table.
-        overrides: words as on the command line: "--rounds", "20", "--model.dim", "16".
+        config: A TOML file, the name of a configuration that comes with jaxfed, or a table.
+        overrides: Words as on the command line: "--rounds", "20", "--model.dim", "16".
 
     Returns:
         The experiment, before its first round.
@@ -35,16 +35,16 @@ def from_config(config: str | Path | dict[str, Any], *overrides: str) -> Experim
 
 
 def load_run(folder: str | Path) -> Experiment:
-    """A run that was saved or trained to a folder, where its newest checkpoint stands.
+    """A run that was saved or trained to a folder, as its newest checkpoint has it.
 
     Args:
-        folder: of `jaxfed train`, or of `Experiment.save`.
+        folder: The folder of `jaxfed train`, or of `Experiment.save`.
 
     Returns:
         The experiment: it can be evaluated, recommends, and trains on.
 
     Raises:
-        ValueError: there is no run, or it cannot go on from there.
+        ValueError: there is no run in the folder, or it cannot go on from there.
 
     Example:
         >>> import jaxfed as jf, tempfile
@@ -68,14 +68,14 @@ def train_seeds(
     """Trains an experiment from several seeds, one after the other; all use the same compiled programs.
 
     Args:
-        experiment: it is left as it is.
-        seeds: of the runs.
-        rounds: see `Experiment.train`.
-        evaluate_every: see `Experiment.train`.
+        experiment: The experiment; it is left as it is.
+        seeds: The seeds of the runs.
+        rounds: See `Experiment.train`.
+        evaluate_every: See `Experiment.train`.
 
     Returns:
-        An iterator of rows as of `Experiment.train`, with "seed"; the last row of each seed has the figures of
-        the test, too.
+        An iterator of rows, as of `Experiment.train`, with "seed". The last row of each seed has the figures of the
+        test, too.
 
     Example:
         >>> import jaxfed as jf

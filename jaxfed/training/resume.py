@@ -8,19 +8,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 import jax
 import numpy as np
 
-from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import NAMED, config_to_table, make_config, map_paths, read_config
-from jaxfed.core.tree import tree_digest, zeros_like
-=======
 from jaxfed.config.config_files import map_paths, read_config
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, config_to_table, make_config
-from jaxfed.core.tree import zeros_like
->>>>>>> wt-config
+from jaxfed.core.tree import tree_digest, zeros_like
 from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint
 from jaxfed.training.log import log

@@ -5,13 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from jaxfed.config.schema import config_to_toml, make_config, read_config, with_absolute_paths
-from jaxfed.core.types import Tree
-=======
 from jaxfed.config.config_files import config_to_toml, read_config, with_absolute_paths
 from jaxfed.config.schema import make_config
->>>>>>> wt-config
+from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint
 from jaxfed.training.log import MetricsWriter, log
 from jaxfed.training.resume import (

@@ -48,7 +48,7 @@ class TrainedModel(NamedTuple):
         """What the client of a user keeps of the model, as NumPy arrays.
 
         Args:
-            user: the user's id in the data.
+            user: The user's id in the data.
 
         Returns:
             The private part: {"private": {name: [users of the client, ...]}, "private_tables": ...}.
@@ -65,7 +65,7 @@ class TrainedModel(NamedTuple):
         """Figures on held-out items.
 
         Args:
-            part: "val" or "test".
+            part: The held-out items, "val" or "test".
 
         Returns:
             {name: figure}, such as "test/full/ndcg@10".
@@ -79,11 +79,11 @@ class TrainedModel(NamedTuple):
         return mark_leaky(self.parts, values)
 
     def recommend(self, user: str | int, k: int = 10) -> list[tuple[str, str, float]]:
-        """The items with the highest scores for a user, but for those that the user had.
+        """The items with the highest scores for a user, without those that the user had.
 
         Args:
-            user: the user's id in the data.
-            k: how many.
+            user: The user's id in the data.
+            k: Number of items.
 
         Returns:
             [(id, title, score)], the highest first; the title is "" where the data have none.

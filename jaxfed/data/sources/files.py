@@ -168,27 +168,34 @@ def from_arrow(
     time_of_day: str = "",
     time_format: str = "",
 ) -> Dataset:
-    """The same of tables in memory: whatever has Arrow's `__arrow_c_stream__` (a DataFrame of pandas or polars, a
-    relation of duckdb, a pyarrow.Table), or a dict of NumPy arrays.
+    """A data set from a table in memory, a row for each interaction, in the order of its rows.
+
+    Tables are whatever has Arrow's `__arrow_c_stream__` (a DataFrame of pandas or polars, a relation of duckdb, a
+    pyarrow.Table), or a dict of NumPy arrays.
 
     Args:
-        interactions: a table, a row for each interaction.
-        user: the column of users; empty: found by usual names, as in `read_interactions`.
-        item: the column of items.
-        rating: the column of ratings, or `none`.
-        time: the column of times, or `none`.
-        titles: a table with item ids and titles, or None.
-        user_features: a table with user ids and any other columns, or None.
-        item_features: the same of items.
-        keep: a column to keep, for clients that are its values.
-        time_of_day: column with the time of day, if `time` holds only dates.
-        time_format: how dates that are words are written, if not as ISO dates, in words of strptime.
+        interactions: A table, a row for each interaction.
+        user: The column of users. Empty: found by usual names (user_id, user, ...).
+        item: The column of items. Empty: found by usual names.
+        rating: The column of ratings. Empty: found by usual names. `none`: every row counts 1.
+        time: The column of times. Empty: found by usual names. `none`: the order of the rows counts as time.
+        titles: A table with item ids and titles, or None.
+        user_features: A table with user ids and any other columns, or None.
+        item_features: A table with item ids and any other columns, or None.
+        keep: A column to keep, for clients that are its values.
+        time_of_day: The column with the time of day, if `time` holds only dates.
+        time_format: How dates that are words are written, if not as ISO dates, in words of strptime.
 
     Returns:
         The data set that a file with the same content gives.
 
     Raises:
-        ValueError: as `read_interactions`.
+        ValueError: a column is missing, or a value is not valid: one line that names it.
+
+    Example:
+        >>> import jaxfed as jf, pyarrow as pa
+        >>> jf.data.from_arrow(pa.table({"user": [1, 1, 1], "item": [7, 8, 9]})).items.tolist()
+        ['7', '8', '9']
     """
     tables = {"titles": titles, "user_features": user_features, "item_features": item_features}
     beside = {role: table_source(table, role) for role, table in tables.items() if table is not None}
