@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import docstring_parser
@@ -184,3 +185,11 @@ def test_docstrings_have_an_example(name):
 def test_docstrings_name_their_source(name):
     """Authors and year, or the name is in the list of what has none."""
     assert bool(re.search(r"[A-Z]\w+.{0,20}\s(19|20)\d\d", inspect.getdoc(VALUES[name]), re.DOTALL)) != (name in OWN)
+
+
+def test_the_version_is_said_alike_everywhere():
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    newest = re.findall(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert citation
+    assert jaxfed.__version__ == package == citation[1] == newest

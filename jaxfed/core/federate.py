@@ -80,8 +80,8 @@ def federate(
         download: What a client reads of the model that it is sent. None: the model's rows as they are.
         capacity: For an aggregator that is no sum: number of blocks, padded to `padded_shape`, whose messages have a
             place. One program is then for smaller cohorts, too; for larger ones it is doubled. 0: all blocks.
-        frozen: `Model.frozen`, which clients read and nobody trains.
         history_length: Number of past models that are kept, for cohorts that were sent different ones. 0: none.
+        frozen: `Model.frozen`, which clients read and nobody trains.
 
     Returns:
         The algorithm.

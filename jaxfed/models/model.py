@@ -149,6 +149,9 @@ def from_module(
     Returns:
         The model.
 
+    Raises:
+        ValueError: there is no loss of that name.
+
     Example:
         >>> import flax.linen as nn, jax, jaxfed as jf, jax.numpy as jnp
         >>> class Bias(nn.Module):
@@ -156,7 +159,7 @@ def from_module(
         ...     def __call__(self, user, item=None):
         ...         bias = self.variable("tables", "bias", jnp.zeros, 100).value
         ...         return bias if item is None else bias[item]
-        >>> model, key = jf.from_module(Bias(), find_loss("bce")), jax.random.key(0)
+        >>> model, key = jf.from_module(Bias(), "bce"), jax.random.key(0)
         >>> model.score(model.init(key), model.private(key), 0).shape
         (100,)
     """

@@ -228,7 +228,7 @@ def ignores_the_absent(case):
 
 def vmaps(case):
     """Clients side by side are clients one at a time."""
-    one, many = experiment(case, area=1), experiment(case)
+    one, many = experiment(case, steps_per_block=1), experiment(case)
     a, b = ((server_model(s), s.client_states) for s in (it.step(it.start(), it.cohort(0))[0] for it in (one, many)))
     # yogi and adam divide by the root of a mean of squares near zero, which magnifies the order of sums
     close(a, b, atol=2e-4 if case["server"] != "sgd" or case["optimizer"] == "adam" else 1e-5, rtol=1e-4)
