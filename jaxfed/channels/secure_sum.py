@@ -67,7 +67,7 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
 
     Example:
         >>> import jaxfed as jf
-        >>> jf.chain(jf.channels.clip(1.0), jf.channels.ring(slots=1000)).claims.reveals
+        >>> jf.chain(jf.channels.clip(1.0), jf.channels.ring(slots=100)).claims.reveals  # what the server learns
         'sum'
     """
 
