@@ -14,6 +14,7 @@ from jaxfed.config.build import load_data
 from jaxfed.config.config_files import built_in_folder, read_config
 from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import config_to_table, suggest
+from jaxfed.config.settings import Config
 from jaxfed.training.log import log
 from jaxfed.training.records import HEADLINES
 from jaxfed.training.run_dir import check_folder, write_file
@@ -98,7 +99,7 @@ class PlannedRun(NamedTuple):
     name: str
     seed: int
     command: str  # of the row
-    config: Any
+    config: Config
 
 
 def plan_runs(rows: dict[str, TableRow], out: Path, quick: bool, words: Sequence[str]) -> list[PlannedRun]:

@@ -233,5 +233,6 @@ def register(section: str, name: str, function: Callable[P, Piece]) -> Callable[
     )  # a module may be imported anew
     if taken != new:
         raise ValueError(f"register: the {section} {name!r} is there already: choose another name")
-    REGISTRY[section][name] = function
-    return named(section, name)(function)
+    if REGISTRY[section].get(name) is not function:
+        REGISTRY[section][name] = named(section, name)(function)
+    return REGISTRY[section][name]

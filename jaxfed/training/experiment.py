@@ -10,7 +10,7 @@ from jaxfed.config.program_pieces import coerce_setting, join_pieces
 from jaxfed.config.recipes import Originals, describe_config
 from jaxfed.config.schema import config_to_table
 from jaxfed.config.sections import make_pieces
-from jaxfed.config.settings import Evaluation, Privacy, Run
+from jaxfed.config.settings import Config, Evaluation, Privacy, Run
 from jaxfed.config.stages import Edges
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
@@ -111,7 +111,7 @@ class Experiment:
     _originals: Originals | None  # None: a configuration names the pieces
 
     @classmethod
-    def _from_config(cls, config: Any) -> "Experiment":
+    def _from_config(cls, config: Config) -> "Experiment":
         """The experiment of a configuration, which stays its own."""
         experiment = cls.__new__(cls)
         experiment._originals, experiment._config = None, config

@@ -4,13 +4,14 @@ A search: it can show that a guarantee does not hold, never that it does.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.config.build import RunParts, build_experiment
+from jaxfed.config.settings import Config
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.link import Channel, broadcast_state, decode_total, encode_message, list_links, list_mechanisms
@@ -118,7 +119,7 @@ def choose_slots(num_train: np.ndarray, count: int) -> np.ndarray:
     return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
 
 
-def probe_rounds(config: Any, data: Clients, clients: int = 16, rounds: int = 2) -> Iterator[ReleaseChange]:
+def probe_rounds(config: Config, data: Clients, clients: int = 16, rounds: int = 2) -> Iterator[ReleaseChange]:
     """Removes some clients of each of the first rounds in turn, and puts others in their place.
 
     Args:

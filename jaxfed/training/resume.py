@@ -14,6 +14,7 @@ import numpy as np
 from jaxfed.config.config_files import map_paths, read_config
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, config_to_table, make_config
+from jaxfed.config.settings import Config
 from jaxfed.core.tree import tree_digest, zeros_like
 from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint
@@ -27,7 +28,7 @@ ANEW = "Start a new run with another --out"
 FIELDS = {each.name for each in dataclasses.fields(Progress)}
 
 
-def describe_run(config: Any, data: str, frozen: Tree = ()) -> dict[str, Any]:
+def describe_run(config: Config, data: str, frozen: Tree = ()) -> dict[str, Any]:
     """What a run is, for the records of its checkpoints, in JSON's types.
 
     Args:
@@ -69,7 +70,7 @@ def make_checkpoint(session: Session, described_run: dict[str, Any]) -> tuple[di
     return {"state": state, "best": session.best}, described_run | record
 
 
-def trace_digest(config: Any) -> str:
+def trace_digest(config: Config) -> str:
     """SHA-256 of the file that a clock reads its times from; "": it reads none."""
     path = os.path.expanduser(getattr(config.clock, "path", ""))
     if not path:
@@ -88,7 +89,7 @@ def record_problem(record: dict[str, Any]) -> str:
     return ""
 
 
-def check_record(folder: Path, record: dict[str, Any], config: Any, data: str, frozen: Tree = ()) -> None:
+def check_record(folder: Path, record: dict[str, Any], config: Config, data: str, frozen: Tree = ()) -> None:
     """Raises ValueError, in one line, where a run cannot go on under a configuration, on data with this digest, and
     with this frozen part of its model."""
     check_config(folder, record, config)
@@ -105,7 +106,7 @@ def check_record(folder: Path, record: dict[str, Any], config: Any, data: str, f
         raise ValueError(f"{folder} was run on other times of its clients (clock.path): pass another --out")
 
 
-def check_config(folder: Path, record: dict[str, Any], config: Any) -> None:
+def check_config(folder: Path, record: dict[str, Any], config: Config) -> None:
     """Raises ValueError where a checkpoint is of another configuration, or its number of rounds cannot be changed."""
     old = recorded_config(folder, record, config)
     if old.rounds == config.rounds:
@@ -125,7 +126,7 @@ def check_config(folder: Path, record: dict[str, Any], config: Any) -> None:
         )
 
 
-def recorded_config(folder: Path, record: dict[str, Any], config: Any) -> Any:
+def recorded_config(folder: Path, record: dict[str, Any], config: Config) -> Config:
     """The configuration that a checkpoint is of, where it is `config` but for its rounds. Raises ValueError if not."""
     try:
         old = make_config({**record["config"], "run": config_to_table(config)["run"]})
@@ -135,7 +136,7 @@ def recorded_config(folder: Path, record: dict[str, Any], config: Any) -> Any:
     return old
 
 
-def reads_rounds(config: Any) -> str:
+def reads_rounds(config: Config) -> str:
     """What of a configuration is made for its number of rounds, so that more of them are not the same and more; "":
     nothing is."""
     if config.server.schedule != "constant":
@@ -149,7 +150,7 @@ def reads_rounds(config: Any) -> str:
     return ""
 
 
-def read_rounds(folder: Path, config: Any) -> int:
+def read_rounds(folder: Path, config: Config) -> int:
     """The number of rounds of the run in a folder; where there is none yet, that of the configuration."""
     if record := checkpoint.newest_record(folder / "checkpoints", record_problem):  # which nobody edits by hand
         return recorded_config(folder, record, config).rounds
@@ -157,7 +158,7 @@ def read_rounds(folder: Path, config: Any) -> int:
     return make_config(read_config(known)).rounds if known.is_file() else config.rounds
 
 
-def keep_rounds(folder: Path, config: Any) -> Any:
+def keep_rounds(folder: Path, config: Config) -> Config:
     """`config` with the number of rounds that the run in its folder has, and a word about it where that is another.
 
     Raises ValueError, see `train_run`.
@@ -172,7 +173,7 @@ def keep_rounds(folder: Path, config: Any) -> Any:
     return dataclasses.replace(config, rounds=rounds)
 
 
-def finished_summary(folder: Path, config: Any, resume: bool) -> str:
+def finished_summary(folder: Path, config: Config, resume: bool) -> str:
     """The summary of a run that has ended, as JSON; "": it has not, or is to go on. Raises ValueError, see `train`."""
     checkpoint.check_checkpoint_path(folder)
     check_folder(folder, config, resume)
@@ -187,7 +188,7 @@ def finished_summary(folder: Path, config: Any, resume: bool) -> str:
         return ""
 
 
-def off_schedule(record: dict[str, Any], config: Any) -> int:
+def off_schedule(record: dict[str, Any], config: Config) -> int:
     """The best round of a checkpoint, where a run of as many rounds as `config` says would not have evaluated it; 0: it
     would."""
     best = record["standing"]["best_round"]
@@ -196,7 +197,7 @@ def off_schedule(record: dict[str, Any], config: Any) -> int:
 
 
 def restore_run(
-    folder: Path, config: Any, checkpoints: Any, arrays: Tree, data: str, frozen: Tree = ()
+    folder: Path, config: Config, checkpoints: Any, arrays: Tree, data: str, frozen: Tree = ()
 ) -> tuple[Tree, Progress, int]:
     """Where a run goes on from.
 

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from jaxfed.config.config_files import config_differences, read_config
 from jaxfed.config.schema import make_config
+from jaxfed.config.settings import Config
 from jaxfed.core.excerpt import shorten
 
 PRIVATE = 0o700  # of a run's folder: its checkpoints hold what clients keep to themselves
@@ -24,7 +25,7 @@ SUMMARY: dict[str, Any] = {  # what every summary says, and others read
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def check_folder(folder: Path, config: Any, resume: bool) -> None:
+def check_folder(folder: Path, config: Config, resume: bool) -> None:
     """Raises ValueError when the folder holds a run that is not to be resumed, or one of another configuration.
 
     The number of rounds may differ, see `resume.check_config`.
@@ -51,7 +52,7 @@ def is_unstarted_file(entry: Path) -> bool:
     return entry.name in (".lock", "config.toml.partial")
 
 
-def check_same_config(folder: Path, old: Any, config: Any, paths: bool = True) -> None:
+def check_same_config(folder: Path, old: Config, config: Config, paths: bool = True) -> None:
     """Raises ValueError where a run's configuration is another one; paths: see `config_differences`."""
     if changed := config_differences(old, config, paths):
         raise ValueError(f"{folder} was run with another configuration ({'; '.join(changed)}): pass another --out")

@@ -8,8 +8,10 @@ import optax
 import pytest
 
 from jaxfed.algorithms.group_rates import Rates, group_rates
+from jaxfed.config.optax_functions import OPTIMIZERS
 from jaxfed.config.optimizer_names import name_optimizer
-from jaxfed.config.registry import OPTIMIZERS, REGISTRY, STEADY
+from jaxfed.config.options import STEADY
+from jaxfed.config.registry import REGISTRY
 from jaxfed.core.recipe import find_recipe, named
 
 ROOT = Path(__file__).parents[2] / "jaxfed"
