@@ -128,17 +128,13 @@ def local_sgd(
     """
     opt, weights = optax.with_extra_args_support(optimizer), batch_weights(loss, params, steps, by_row)
 
-    def met(part, rows, batch):
-        return loss(unwrap(part if by_row else take_rows(part, rows)), batch, *frozen_rows(steps, rows))
-
     def step(carry, now):
         rows, live, batch, weight = now
         (part, state), more = take_rows_unmasked((carry, extra), rows) if by_row else (carry, extra)
 
         def objective(part):
-            met = loss(unwrap(part if by_row else take_rows(part, rows)), batch)
-            seen = Mean(met.total, weight)
-            return seen.value, seen.total
+            met = loss(unwrap(part if by_row else take_rows(part, rows)), batch, *frozen_rows(steps, rows))
+            return Mean(met.total, weight).value, met.total
 
         gradient, seen = jax.grad(objective, has_aux=True)(part)
         update, after = opt.update(gradient, state, part, **more)

@@ -72,14 +72,12 @@ def federate(
         channel: What happens to updates on their way; it comes after the method's own links.
         num_clients: Number of all clients.
         placement: The devices, see `make_placement`. None: one device.
-        padded_shape: (clients, table rows) to which the part of every block is padded, so that one program adds all
-            shapes.
+        padded_shape: (clients, table rows) that the part of every block is padded to: one program then adds all.
         client_memory_budget: Bytes of client states above which `init` raises ValueError.
         chunk: Number of blocks whose messages are in memory at once; only for sums. 0: all of a cohort's.
         store_on_host: What clients keep stays in the host's memory; a round then waits for its clients.
         download: What a client reads of the model that it is sent. None: the model's rows as they are.
-        capacity: For an aggregator that is no sum: number of blocks, padded to `padded_shape`, whose messages have a
-            place. One program is then for smaller cohorts, too; for larger ones it is doubled. 0: all blocks.
+        capacity: For an aggregator that is no sum: number of padded blocks whose messages have a place. 0: all.
         history_length: Number of past models that are kept, for cohorts that were sent different ones. 0: none.
         frozen: `Model.frozen`, which clients read and nobody trains.
 
@@ -90,11 +88,9 @@ def federate(
         ValueError: the links, or the arguments, do not go together: one line that says what to do.
 
     Example:
-        >>> import jaxfed as jf, jax, optax
-        >>> model, key = jf.models.mf(num_items=20, dim=2), jax.random.key(0)
-        >>> algorithm = jf.federate(jf.algorithms.fedavg(model, optax.sgd(0.1)), jf.channels.mean(), num_clients=5)
-        >>> jax.eval_shape(algorithm.init, model.init(key), key).client_states.work["private"]["user"].shape
-        (5, 1, 2)
+        >>> import jaxfed as jf, optax
+        >>> method = jf.algorithms.fedavg(jf.models.mf(num_items=20, dim=2), optax.sgd(0.1))
+        >>> algorithm = jf.federate(method, jf.channels.mean(), num_clients=5)
     """
     if method.links or not channel.claims.links:  # else a chain, or what wraps one, which a new chain would lose
         channel = chain(*method.links, channel)
