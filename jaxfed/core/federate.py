@@ -76,7 +76,7 @@ def federate(
         client_memory_budget: Bytes of client states above which `init` raises ValueError.
         chunk: Number of blocks whose messages are in memory at once; only for sums. 0: all of a cohort's.
         store_on_host: What clients keep stays in the host's memory; a round then waits for its clients.
-        download: What a client reads of the model that it is sent. None: the model's rows as they are.
+        download: What a client reads of the model that it is sent. None: the rows as they are.
         capacity: For an aggregator that is no sum: number of padded blocks whose messages have a place. 0: all.
         history_length: Number of past models that are kept, for cohorts that were sent different ones. 0: none.
         frozen: `Model.frozen`, which clients read and nobody trains.
@@ -109,8 +109,7 @@ def federate(
         frozen_rows=num_rows(frozen),
     )
     check_plan(plan)
-    # an argument of the programs: as a constant it would be compiled into each of them
-    frozen = plan.place.server(frozen)
+    frozen = plan.place.server(frozen)  # an argument of the programs: as a constant it would be compiled into each
     return Algorithm(partial(initial_state, plan), partial(run_round, plan, make_programs(plan), frozen))
 
 

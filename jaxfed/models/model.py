@@ -134,9 +134,8 @@ def from_module(
     """Makes a model of a Flax module.
 
     The module has __call__(user, item=None) -> logits. item: positions in the tables given, None: every row once. user:
-    positions among the client's users, or one of them. Its variables are made by `self.variable(collection, name,
-    init)`, so that tables may come cut to a client's rows; the collection says where a variable lives
-    (`params`, `tables`, `private`, `private_tables`; `frozen` and `frozen_tables` are read and never trained).
+    positions among the client's users, or one of them. Tables may come cut to a client's rows. The collection says
+    where a variable lives: `params`, `tables`, `private`, `private_tables`; `frozen`, `frozen_tables` (never trained).
 
     Args:
         module: The module.
@@ -155,8 +154,7 @@ def from_module(
         >>> class Bias(nn.Module):
         ...     @nn.compact
         ...     def __call__(self, user, item=None):
-        ...         bias = self.variable("tables", "bias", jnp.zeros, 100).value
-        ...         return bias if item is None else bias[item]
+        ...         return take_vectors(self.variable("tables", "bias", jnp.zeros, 100).value, item)
         >>> model = from_module(Bias(), "bce")
     """
     loss = find_loss(loss) if isinstance(loss, str) else loss
