@@ -19,9 +19,11 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from jaxfed import models as models
     from jaxfed import sampling as sampling
     from jaxfed.config.registry import register as register
+    from jaxfed.config.settings import Config as Config
     from jaxfed.config.settings import Evaluation as Evaluation
     from jaxfed.config.settings import Privacy as Privacy
     from jaxfed.config.settings import Run as Run
+    from jaxfed.config.settings import Section as Section
     from jaxfed.config.stages import Edges as Edges
     from jaxfed.core.aggregate import SUM as SUM
     from jaxfed.core.aggregate import Aggregator as Aggregator
@@ -60,7 +62,7 @@ __version__ = "0.2.0"
 
 _MODULES = {
     "jaxfed.config.registry": ("register",),
-    "jaxfed.config.settings": ("Evaluation", "Privacy", "Run"),
+    "jaxfed.config.settings": ("Config", "Evaluation", "Privacy", "Run", "Section"),
     "jaxfed.config.stages": ("Edges",),
     "jaxfed.core.aggregate": ("SUM", "Aggregator", "gather_then"),
     "jaxfed.core.channel": ("at_client", "at_server", "chain"),

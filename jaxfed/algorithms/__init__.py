@@ -1,4 +1,4 @@
-"""Federated methods, a file each: what clients compute, and what the server makes of it."""
+"""Federated methods and their optimisers: what clients compute, and how the server moves the model."""
 
 from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
 from jaxfed.algorithms.agnostic import agnostic

@@ -23,7 +23,7 @@ def fedbuff(
     Args:
         model: The model.
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         exponent: An update that is `age` rounds old has weight (1 + age)^-exponent. 0: age is ignored.
@@ -60,7 +60,7 @@ def fedasync(
     Args:
         model: The model.
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         rate: How far the server's model moves to a client's, above 0, up to 1.

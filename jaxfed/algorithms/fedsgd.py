@@ -45,7 +45,7 @@ def fedsgd(
     Args:
         model: The model.
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
 
     Returns:
         The method, what clients and what the server compute.

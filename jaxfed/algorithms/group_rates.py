@@ -57,8 +57,8 @@ def group_rates(
 
     Args:
         optimizer: A function of Optax whose step is proportional to its learning rate: `optax.sgd`, `optax.adam`, ...
-        learning_rate: Learning rate of all that belongs to no group.
-        weight_decay: Weight decay of all that belongs to no group.
+        learning_rate: Learning rate of all parameters, unless their group has its own.
+        weight_decay: Weight decay of all parameters, unless their group has its own.
         item: Rates of the rows of all tables, shared or private.
         user: Rates of the rest of the private part.
         options: Further arguments of `optimizer`.

@@ -87,7 +87,7 @@ def mime(
     Args:
         model: The model.
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
         correct: true: Mime, which corrects each batch's gradient by the mean gradient. false: MimeLite.
 
     Returns:

@@ -57,7 +57,7 @@ def qfedavg(
     Args:
         model: The model.
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: it adds that to the model.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         q: How much more clients with a high loss count. 0: the plain mean.

@@ -61,11 +61,17 @@ def mean(count: int = 0) -> Channel:
     Returns:
         The link.
 
+    Raises:
+        ValueError: count is negative.
+
     Example:
         >>> import jaxfed as jf, jax.numpy as jnp
         >>> jf.channels.mean(count=4).decode({"bias": jnp.array([8.0])}, (), None)[0]["bias"].tolist()
         [2.0]
     """
+
+    if count < 0:
+        raise ValueError(f"mean.count is {count}: it must be at least 0")
 
     def decode(total, state, round):
         share = 1 / (count or jnp.maximum(round.present.sum(), 1))

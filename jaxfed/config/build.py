@@ -13,10 +13,10 @@ from jaxfed.config.settings import Config, Section
 from jaxfed.config.stages import (
     Pieces,
     check_method,
+    choose_block_shapes,
     fit_batching,
     fit_model,
     make_algorithm,
-    make_packer,
     make_runtime,
 )
 from jaxfed.core.channel import chain
@@ -85,7 +85,7 @@ def load_data(config: Section) -> Clients:
 
 
 def read_data(config: Section) -> Clients:
-    """The same from its source."""
+    """Reads the clients of a [data] section from their source, without the prepared data on disk."""
     return make_clients(read_source_data(config), **{name: getattr(config, name) for name in BESIDE["data"]})
 
 
@@ -126,7 +126,7 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
     check_method(method, pieces, channel, runtime.processes)
     method = method._replace(links=(), parametrization=pieces.parametrization)
     batching = fit_batching(pieces.batching, model, method)
-    shapes = make_packer(pieces, batching, channel.claims.needs_all_rows or method.needs_all_rows, runtime)
+    shapes = choose_block_shapes(pieces, batching, channel.claims.needs_all_rows or method.needs_all_rows, runtime)
     rounds = make_algorithm(pieces, model, method, channel, batching, shapes, runtime)
     evaluation = make_evaluators(pieces, model, rounds.method, runtime)
     account, epsilon = make_account(pieces, channel)

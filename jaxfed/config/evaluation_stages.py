@@ -1,4 +1,4 @@
-"""The last stages of `build_parts`: how a run is evaluated, and what its noise is worth."""
+"""The last stages of `build_parts`: how a run is evaluated, and its privacy account."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from jaxfed.privacy.releases import Sampling
 
 
 def choose_history(settings: Evaluation, model: Model, method: Method, label: str) -> Past:
-    """What the [evaluation] section has models fold in: a history where asked to, or where nothing private is kept.
+    """The history that models fold in, where the settings ask for it or no private part is kept; "": none.
 
     Raises ValueError where a model cannot.
     """

@@ -15,21 +15,28 @@ from jaxfed.algorithms.group_rates import Rates
 from jaxfed.config.optax_functions import OPTIMIZERS
 from jaxfed.core.recipe import find_recipe
 
+DEEPEST = 30  # functions within functions
 NO_MATCH = 1 << 20  # leaves that differ, where not even the functions are the same
 
 
-def describe_closure(value: Any, numbers: list[Any]) -> Any:
+def describe_closure(value: Any, numbers: list[Any], depth: int = 0) -> Any:
     """What a function is made of, without its numbers: these are appended to `numbers`, in a fixed order."""
+    if depth > DEEPEST:  # it closes over itself
+        return "endless", id(value)
     if isinstance(value, partial):
-        return "partial", *(describe_closure(each, numbers) for each in (value.func, value.args, value.keywords))
+        return "partial", *(
+            describe_closure(each, numbers, depth + 1) for each in (value.func, value.args, value.keywords)
+        )
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        inner = [describe_closure(each, numbers) for each in (*cells, value.__defaults__, value.__kwdefaults__)]
+        inner = [
+            describe_closure(each, numbers, depth + 1) for each in (*cells, value.__defaults__, value.__kwdefaults__)
+        ]
         return value.__module__, value.__qualname__, *inner
     if isinstance(value, tuple | list):
-        return type(value).__name__, *(describe_closure(each, numbers) for each in value)
+        return type(value).__name__, *(describe_closure(each, numbers, depth + 1) for each in value)
     if isinstance(value, dict):
-        return "dict", *((key, describe_closure(each, numbers)) for key, each in sorted(value.items()))
+        return "dict", *((key, describe_closure(each, numbers, depth + 1)) for key, each in sorted(value.items()))
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float | np.generic) or (isinstance(value, jax.Array | np.ndarray) and value.ndim == 0):

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_type_hints
 
+import optax
+
 from jaxfed.channels.average import mean, per_row_mean
 from jaxfed.config.recipes import Originals, to_plain
 from jaxfed.config.schema import check_numbers, coerce_table, coerce_value
@@ -12,13 +14,15 @@ from jaxfed.config.settings import Evaluation, Privacy, Run
 from jaxfed.config.stages import Edges, Pieces
 from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link
-from jaxfed.core.method import Method
+from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.recipe import find_recipe
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
 from jaxfed.data.clients import Clients
 from jaxfed.sampling.asynchronous import with_clock
 from jaxfed.sampling.choices import MakeClock, MakeSampler, uniform
+from jaxfed.sampling.clock import Clock
 
 SETTINGS: dict[str, Any] = {
     "batching": Batching,
@@ -30,10 +34,21 @@ SETTINGS: dict[str, Any] = {
 
 
 def call_with_clients(make: Callable[..., Any], clients: Clients, **more: Any) -> Any:
-    """What a cohort or a clock that waits for the clients is with these."""
+    """Makes a cohort or a clock for these clients."""
     population = clients.population
     known = {"num_clients": clients.num_clients, "num_train": population.num_train, "names": population.names}
     return call_with(make, known | more)
+
+
+def make_waiting(name: str, make: Any, kind: type, clients: Clients, **more: Any) -> Any:
+    """The cohort or clock that waits for the clients. Raises ValueError where it is none."""
+    made = call_with_clients(make, clients, **more) if callable(make) else make
+    if not isinstance(made, kind):
+        raise ValueError(
+            f"Experiment: {name} is a {type(make).__name__} that gives no {kind.__name__}: call a function of "
+            "jaxfed.sampling, such as " + ("uniform(128)" if name == "cohort" else "lognormal_clock()")
+        )
+    return made
 
 
 def check_kinds(clients: Any, model: Any, method: Any) -> None:
@@ -70,6 +85,54 @@ def coerce_settings(name: str, settings: Any) -> Any:
     return kind(**made)
 
 
+def check_channels(**channels: Any) -> None:
+    """Raises ValueError for a channel that is none; None stands for the default."""
+    for name, value in channels.items():
+        if value is None or isinstance(value, Channel):
+            continue
+        mend = "make it with jaxfed.chain and the links of jaxfed.channels"
+        if isinstance(value, optax.GradientTransformation):
+            mend = "wrap it in jaxfed.at_client or jaxfed.at_server"
+        elif isinstance(value, list | tuple):
+            mend = "use jaxfed.chain(*links)"
+        elif callable(value):
+            mend = "call it to make the link"
+        raise ValueError(f"Experiment: {name} is a {type(value).__name__}, not a Channel: {mend}")
+
+
+def check_method_arguments(method: Method, model: Model, batching: Batching, num_clients: int) -> None:
+    """Raises ValueError where a method was made with optimisers that are none, or for another model or population.
+
+    num_clients: that one server hears.
+    """
+    recipe = find_recipe(method)
+    arguments = recipe.arguments if recipe else {}
+    for name in ("client_optimizer", "server_optimizer"):
+        if not isinstance(arguments.get(name, AVERAGE), optax.GradientTransformation):
+            raise ValueError(
+                f"Experiment: {name} of the method is a {type(arguments[name]).__name__}: pass an optimiser of optax, "
+                "such as optax.sgd(0.5)"
+            )
+    if arguments.get("model", model) is not model:
+        raise ValueError("Experiment: the method was made for another model: make it with the one of the experiment")
+    if arguments.get("num_clients", num_clients) != num_clients:
+        raise ValueError(
+            f"Experiment: the method was made for {arguments['num_clients']:,} clients, there are {num_clients:,}: "
+            f"pass num_clients={num_clients}"
+        )
+    if recipe and recipe.name == "fedrecon" and batching.epochs > 1:
+        raise ValueError("fedrecon parts the steps of one pass into two halves: leave epochs at 1, and set passes")
+
+
+def check_loss(model: Model, clients: Clients) -> None:
+    """Raises ValueError where a model's loss is not that of the labels of the data."""
+    recipe, labels = find_recipe(model), clients.population.labels
+    loss = recipe.arguments.get("loss") if recipe else None
+    wanted = {"rating": "rating", "click": "bce"}[labels.kind] if labels else loss
+    if loss and loss != wanted:
+        raise ValueError(f'data.label = "{labels.kind}": make the model with loss="{wanted}"' if labels else "")
+
+
 def default_channel(method: Method) -> Channel:
     """The mean by row, where a method leaves averaging to the channel; the plain mean, where the server reads messages
     of the method's links one by one; and a link that does nothing, where the method averages or sums by itself."""
@@ -104,9 +167,9 @@ def join_pieces(
     settings["lazy"] = coerce_setting(bool, settings["lazy"], "lazy")
     if settings["evaluation_channel"] is not None:
         settings["evaluation"] = replace(settings["evaluation"], where="clients")
-    times = call_with_clients(clock, clients) if clock else None
-    chosen = cohort or uniform()
-    sampler = chosen if isinstance(chosen, Sampler) else call_with_clients(chosen, clients, clock=times)
+    times = make_waiting("clock", clock, Clock, clients) if clock is not None else None
+    chosen = uniform() if cohort is None else cohort
+    sampler = chosen if isinstance(chosen, Sampler) else make_waiting("cohort", chosen, Sampler, clients, clock=times)
     timed = with_clock(sampler, times, clients.num_clients) if times and not sampler.clock else sampler
     for name in ("download", "evaluation_channel"):  # a link alone is a chain of one, as in a configuration
         if settings.get(name) is not None:

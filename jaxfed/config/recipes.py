@@ -11,12 +11,13 @@ import optax
 from jaxfed.config.optimizer_names import name_optimizer
 from jaxfed.config.options import BESIDE, section_arguments
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.stages import Pieces
+from jaxfed.config.sections import reads_rounds
+from jaxfed.config.stages import Pieces, make_runtime
 from jaxfed.core.link import Channel, list_links
 from jaxfed.core.recipe import Recipe, find_recipe
 from jaxfed.core.types import Sampler
 from jaxfed.data.clients import Clients
-from jaxfed.data.sources.tables import table_source
+from jaxfed.data.sources.tables import file_kind, table_source
 from jaxfed.sampling.clock import Clock
 
 TABLES = ("interactions", "titles", "user_features", "item_features")  # of a data set in memory
@@ -56,14 +57,16 @@ def describe_piece(section: str, piece: Any, given: Mapping[str, Any]) -> dict[s
     if recipe is None or recipe.section != section:
         raise ValueError(f"the {section} was not made by a function that configurations can name, or was changed since")
     if recipe.name not in REGISTRY[section]:
-        raise ValueError(f'the {section} "{recipe.name}" is not registered: see jaxfed.config.registry.register')
+        raise ValueError(f'the {section} "{recipe.name}" is not registered: call jaxfed.register')
     known = section_arguments(section, recipe.name)
     table: dict[str, Any] = {"name": recipe.name}
     for key, value in recipe.arguments.items():
         if key in known:
             table[key] = to_plain(value)
         elif value is not None and key in given and not is_same(given[key], value):
-            raise ValueError(f"the {section} {recipe.name} has {key} = {value}, a configuration gives it {given[key]}")
+            raise ValueError(
+                f"the {section} {recipe.name} was made with another {key} than that of the run: make it with the same"
+            )
         elif key not in given and value is not None:
             raise ValueError(f"the {section} {recipe.name} has a {key} that a configuration cannot write down")
     return table
@@ -81,7 +84,9 @@ def describe_channel(channel: Channel | None, given: Mapping[str, Any], items: n
 
 def is_empty_link(link: Channel) -> bool:
     """Whether a link does nothing, as the channel of a program that wants none."""
-    return link.claims.recipe is None and not any((link.encode, link.decode, link.decode_message, link.aggregator))
+    claims = link.claims
+    said = claims.recipe or claims.mechanisms or claims.check or claims.needs_all_rows or claims.reads_cohort_size
+    return not said and not any(link[1:-1])
 
 
 def describe_optimizer(optimizer: optax.GradientTransformation, whose: str) -> dict[str, Any]:
@@ -89,14 +94,14 @@ def describe_optimizer(optimizer: optax.GradientTransformation, whose: str) -> d
     table = name_optimizer(optimizer)
     if table is None:
         raise ValueError(
-            f"the {whose} optimiser is none that configurations can name: a function of optax with numbers alone, "
+            f"a configuration cannot name the {whose} optimiser: use a function of optax with numbers alone, "
             "such as optax.sgd(0.1), jaxfed.algorithms.group_rates or fedadam"
         )
     return table
 
 
 def describe_clients(clients: Clients, folder: Path) -> dict[str, Any]:
-    """The [data] section of clients. Tables in memory are written to `folder`, whence a configuration reads them.
+    """The [data] section of clients. Tables in memory are written to `folder`, from where a configuration reads them.
 
     Raises ValueError where the clients were not made by `partition` of a data set that `jaxfed.data` read.
     """
@@ -110,7 +115,7 @@ def describe_clients(clients: Clients, folder: Path) -> dict[str, Any]:
     if name == "table":
         name, arguments = "parquet", arguments | write_tables(arguments, folder)
     elif name == "read":
-        name = arguments.pop("kind")
+        name = arguments.pop("kind") or file_kind(arguments["path"]) or "parquet"  # as `read` chooses it
     elif name not in REGISTRY["data"]:
         raise ValueError(f'the data set "{name}" is not registered')
     known = section_arguments("data", name)
@@ -142,12 +147,18 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
         rounds: of the run.
         folder: of the run, where tables in memory are written.
 
+    Returns:
+        The table.
+
     Raises:
         ValueError: a piece has no name in configurations; the message says which.
     """
     clients, method, settings = pieces.clients, find_recipe(pieces.method), pieces.evaluation
     everyone = {"num_clients": clients.num_clients, "num_train": clients.population.num_train}
-    run_facts = everyone | {"slots": pieces.sampler.slots, "sampler": pieces.sampler, "rounds": rounds}
+    heard = -(-clients.num_clients // max(pieces.edges.number, 1))  # by one server
+    run_facts = (
+        everyone | {"num_clients": heard} | {"slots": pieces.sampler.slots, "sampler": pieces.sampler, "rounds": rounds}
+    )
     optimizers = (
         {}
         if method is None
@@ -158,7 +169,8 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
         }
     )
     given = run_facts | optimizers | {"model": pieces.model}
-    sizes = {"num_items": clients.num_items, "num_users": clients.users_per_client, "real_items": clients.num_items}
+    rows = make_runtime(pieces.run, clients.num_items).table_rows
+    sizes = {"num_items": rows, "num_users": clients.users_per_client, "real_items": clients.num_items}
     names = {"names": clients.population.names, "clock": originals.clock}
     work: dict[str, Any] = {key: getattr(pieces.batching, key) for key in ("batch_size", "negatives", "epochs")}
     table: dict[str, Any] = {
@@ -184,13 +196,31 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
     if "server_optimizer" in optimizers:
         server = describe_optimizer(optimizers["server_optimizer"], "server")
         if server.pop("weight_decay", 0.0):
-            raise ValueError("the server optimiser decays weights, which a configuration cannot say")
-        edges = {"edges": pieces.edges.number, "edge_rounds": pieces.edges.rounds}
-        table["server"] = server | edges | {"lazy": pieces.lazy}
-        if pieces.edges.number:
-            table["data"]["deal"] = pieces.edges.seed
+            raise ValueError("the server optimiser decays weights, which a configuration cannot set: leave it out")
+        table["server"] = server
+    if pieces.edges.number or not pieces.lazy:
+        edges = {"edges": pieces.edges.number, "edge_rounds": pieces.edges.rounds, "lazy": pieces.lazy}
+        table["server"] = table.get("server", {}) | edges
+    if pieces.edges.number and table["data"].setdefault("deal", pieces.edges.seed) != pieces.edges.seed:
+        raise ValueError(
+            "a configuration has one seed for edges, silos and devices: give Edges the `deal` of partition"
+        )
+    if table["model"].get("loss") == "rating":  # which a configuration infers from the labels
+        table["model"]["loss"] = "squared"
     table["run"]["imports"] = sorted({*table["run"]["imports"], *list_modules(table)})
     return table
+
+
+def planned_rounds(pieces: Pieces, config: Any) -> int:
+    """The number of rounds that a piece was made for, such as correlated noise or a schedule; 0: none was.
+
+    config: what names the pieces; None: they are a program's.
+    """
+    if config is not None:
+        return config.rounds if reads_rounds(config) else 0
+    links = [link for each in (pieces.channel, pieces.download) if each is not None for link in list_links(each)]
+    recipes = [find_recipe(each) for each in (*links, pieces.method, pieces.model, pieces.sampler)]
+    return max((int(each.arguments.get("rounds", 0)) for each in recipes if each), default=0)
 
 
 def list_modules(table: dict[str, Any]) -> list[str]:
@@ -200,7 +230,9 @@ def list_modules(table: dict[str, Any]) -> list[str]:
     """
     links = [("channel", each) for key in ("channel", "download") for each in table[key]]
     links += [("channel", each) for each in table["evaluation"]["channel"]]
-    pieces = [(key, table[key]) for key in ("data", "model", "algorithm", "cohort", "clock")] + links
+    pieces = [
+        (key, table[key]) for key in REGISTRY if isinstance(table.get(key), dict) and "name" in table[key]
+    ] + links
     functions = [REGISTRY[section][piece["name"]] for section, piece in pieces]
     modules = {getattr(each, "func", each).__module__ for each in functions}
     if "__main__" in modules:

@@ -28,13 +28,13 @@ from jaxfed.sampling.asynchronous import with_clock
 
 
 def call_registered(section: str, config: Section, **given: Any) -> Any:
-    """The registry's function with the section's arguments and, of what the program gives, what it asks for."""
+    """Calls the registry's function with the section's arguments, and with what it asks of what the program gives."""
     said = section_arguments(section, config.name).keys() - BESIDE.get(section, {}).keys()
     return call_with(REGISTRY[section][config.name], given | {name: getattr(config, name) for name in said})
 
 
 def call_with(function: Callable[..., Any], known: dict[str, Any]) -> Any:
-    """What a function gives with those arguments of what is known that it asks for."""
+    """Calls a function with those of the known values that are among its arguments."""
     asked = inspect.signature(function).parameters
     return function(**{name: value for name, value in known.items() if name in asked})
 
@@ -108,9 +108,9 @@ def make_method(config: Config, model: Model, **known: Any) -> Method:
     """The method of a configuration, which trains the model. Raises ValueError."""
     check_method_sections(config)
     optimizer = make_client_optimizer(config.work.optimizer)
-    taught = known | {"model": model, "client_optimizer": optimizer}
-    spelled_out = call_registered("work", config.work, **taught)
-    method = call_registered("algorithm", config.algorithm, **taught, spelled_out=spelled_out)
+    available = known | {"model": model, "client_optimizer": optimizer}
+    spelled_out = call_registered("work", config.work, **available)
+    method = call_registered("algorithm", config.algorithm, **available, spelled_out=spelled_out)
     if config.algorithm.name == "custom" and method.reads_histories != (config.server.name == "solve"):
         raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
     method = keep_own_copy(method) if config.work.keep_copy else method
@@ -175,3 +175,17 @@ def make_pieces(config: Config, data: Clients) -> Pieces:
         edges=Edges(server.edges, server.edge_rounds, config.data.deal),
         lazy=server.lazy,
     )
+
+
+def reads_rounds(config: Config) -> str:
+    """What of a configuration is made for its number of rounds, so that more of them are not the same and more; "":
+    nothing is."""
+    if config.server.schedule != "constant":
+        return f'server.schedule = "{config.server.schedule}"'
+    named = [(key, key, getattr(config, key)) for key in NAMED]
+    lists = (("channel", config.channel), ("download", config.download), ("channel", config.evaluation.channel))
+    named += [("channel", key, link) for key, some in lists for link in some]
+    for section, key, part in named:
+        if "rounds" in inspect.signature(REGISTRY[section][part.name]).parameters:
+            return f'the {key} "{part.name}"'
+    return ""

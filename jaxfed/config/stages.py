@@ -91,7 +91,12 @@ def fit_model(model: Model, population: Population, table_rows: int) -> Model:
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rows, items = num_rows((shapes, model.frozen)), population.num_items
-    if rows not in (0, table_rows):
+    if not rows:
+        raise ValueError(
+            "the model has no tables: put its item rows in the collection `tables`, with a row for each item "
+            f"(num_items={table_rows})"
+        )
+    if rows != table_rows:
         raise ValueError(
             f"the model has tables of {rows:,} rows, the clients have {items:,} items: make the model with "
             f"num_items={table_rows}"
@@ -133,7 +138,7 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
     if not method.reads_histories:
         return
     if channel.claims.is_average:
-        raise ValueError("a closed form is solved from sums, and a link makes a mean of them: set channel = []")
+        raise ValueError("a closed form is solved from sums, not from a mean: take the mean out (channel = [])")
     if pieces.clients.users_per_client > 1:
         raise ValueError('in a closed form a client is one user\'s history: set data.clients = "user"')
 
@@ -142,10 +147,10 @@ def fit_batching(batching: Batching, model: Model, method: Method) -> Batching:
     """The batches that a method takes of a model's clients; histories are whole and without negatives."""
     if method.reads_histories:
         return batching._replace(negatives=0, epochs=1, ordered=True)
-    return batching._replace(pairwise=model.pairwise, features=model.features)
+    return batching._replace(pairwise=model.pairwise, features=model.features, ordered=False)
 
 
-def make_packer(pieces: Pieces, batching: Batching, needs_all_rows: bool, runtime: Runtime) -> BlockShapes:
+def choose_block_shapes(pieces: Pieces, batching: Batching, needs_all_rows: bool, runtime: Runtime) -> BlockShapes:
     """The shapes in which cohorts are packed. needs_all_rows: of the channel or the method."""
     population, slots = pieces.clients.population, pieces.sampler.slots
     lazy = pieces.lazy and not needs_all_rows
@@ -170,7 +175,7 @@ def assign_edges(pieces: Pieces) -> np.ndarray | None:
     if pieces.download:
         raise ValueError("server.edges: there are no codes of the download between edges and clients: leave it out")
     if pieces.sampler.history_length:
-        raise ValueError("server.edges: edges go on in rounds, clients of this cohort at their own pace: take another")
+        raise ValueError("server.edges: edges need synchronous rounds, this cohort is asynchronous: take another")
     if pieces.run.client_store == "host":
         raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
     if edges > clients:
@@ -210,7 +215,7 @@ def make_algorithm(
     shapes: BlockShapes,
     runtime: Runtime,
 ) -> Rounds:
-    """The algorithm, and the prices of its messages. Raises ValueError for what does not fit together."""
+    """The algorithm, and the bytes of its messages. Raises ValueError for what does not fit together."""
     population, run, sampler = pieces.clients.population, pieces.run, pieces.sampler
     shared = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
     wire = make_wire(channel, shared, pieces.download, method.work.update_shapes, method.own_download, model.frozen)

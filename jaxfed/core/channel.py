@@ -45,6 +45,12 @@ def chain(*links: Channel) -> Channel:
         >>> channel.claims.name, channel.claims.is_average
         ('mean, clip, gaussian', True)
     """
+    for each in links:
+        if not isinstance(each, Channel):
+            raise ValueError(
+                f"chain: a {type(each).__name__} is no link: pass links one by one, call functions that make them, and "
+                "wrap transforms of optax in at_client or at_server"
+            )
     links = sum((list_links(each) for each in links), ())
     wanted = {each.aggregator: each.claims.name for each in reversed(links) if each.aggregator}
     if len(wanted) > 1:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from jaxfed.core.aggregate import Aggregator
 from jaxfed.core.recipe import Recipe
@@ -125,6 +125,10 @@ def link(
         >>> half.claims.name
         'half'
     """
+    if unknown := claims.keys() - set(Claims._fields):
+        raise ValueError(f"link: no claim {min(unknown)!r}: there are {', '.join(Claims._fields)}")
+    if claims.get("reveals", "message") not in get_args(Reveals):
+        raise ValueError(f"link: reveals is {claims['reveals']!r}: choose one of {', '.join(get_args(Reveals))}")
     if decode is not None and is_average is None:
         raise ValueError(
             f"{claims.get('name', 'link')}: a link with a decode must say whether it makes a mean of the sum: pass "

@@ -99,6 +99,11 @@ def partition(data: Dataset, by: str = "user", split: SplitName = "leave-one-out
         >>> clients.num_clients, clients.num_items
         (50, 40)
     """
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            f"partition: a data set, not a {type(data).__name__}: read it with jaxfed.data.from_pandas, from_arrow, "
+            "from_arrays, read or load"
+        )
     if split not in PROTOCOLS:
         raise ValueError(f"partition: no split {split!r}: choose one of {', '.join(PROTOCOLS)}")
     asked = {"clients": by, "protocol": PROTOCOLS[split], **options}

@@ -1,6 +1,6 @@
 """From interactions to a population: who is a client, what is held out, what is poisoned."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -221,6 +221,8 @@ def prepare_population(data: Dataset, clients: str = "user", **options: Any) -> 
         ValueError: options do not go together, or with these data.
     """
     chosen = PopulationOptions(clients, **options)
+    if chosen.label not in get_args(Label):
+        raise ValueError(f"data.label: no label {chosen.label!r}: choose one of {', '.join(get_args(Label))}")
     if chosen.label != "implicit" and chosen.protocol == "compat-pfedrec":
         raise ValueError(
             f'data.label = "{chosen.label}": no negatives are drawn that could leak: take another data.protocol'

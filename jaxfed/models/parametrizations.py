@@ -55,7 +55,8 @@ def low_rank_tables(model: Model, rank: int = 8) -> Parametrization:
     """Each table of item vectors [N, d] is a product A B of a table A [N, r] and a matrix B [r, d].
 
     The server trains both. Clients download the rows of A B that they hold, and send an update of them, as without it.
-    A starts with normal numbers, such that A B has entries as large as the model's own. B starts close to an
+    A starts with normal numbers, such that A B has entries as large as the model's own.
+    For r much smaller than d, B starts close to an
     orthonormal basis, so a step of A moves A B like a step of the table itself along r axes. Tables of one dimension (a
     bias) stay as they are.
 
@@ -125,8 +126,9 @@ def hash_rows(ids: jax.Array, multiplier: int, offset: int, buckets: int) -> jax
 def hashed_tables(model: Model, buckets: int = 1024, hashes: int = 2, seed: int = 0) -> Parametrization:
     """Each row of a table of item vectors is a sum of rows of a table of `buckets` rows, by hashes of its number.
 
-    Svenstrup et al. 2017, "Hash embeddings for efficient word representations", with weights of 1. Two items are the
-    same only where all of their hashes agree. Tables of one dimension (a bias) stay as they are.
+    Svenstrup et al. 2017, "Hash embeddings for efficient word representations", with weights of 1. Two items have the
+    same vector where their hashes give the same buckets, in any order. Tables of one dimension (a bias)
+    stay as they are.
 
     Args:
         model: The model whose tables they are.

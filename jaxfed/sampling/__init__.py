@@ -1,4 +1,4 @@
-"""Who takes part in a round, and when. Each waits for the clients: `uniform(128)` is a cohort of any of them."""
+"""Who takes part in a round, and when. Each gives a function of the clients, which an experiment calls."""
 
 from jaxfed.sampling.choices import (
     buffered,

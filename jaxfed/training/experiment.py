@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxfed.config.build import RunParts, build_parts, load_data
 from jaxfed.config.program_pieces import coerce_setting, join_pieces
-from jaxfed.config.recipes import Originals, describe_config
+from jaxfed.config.recipes import Originals, describe_config, planned_rounds
 from jaxfed.config.schema import config_to_table
 from jaxfed.config.sections import make_pieces
 from jaxfed.config.settings import Config, Evaluation, Privacy, Run
@@ -23,12 +25,10 @@ from jaxfed.sampling.choices import MakeClock, MakeSampler
 from jaxfed.training.log import Logger
 from jaxfed.training.loop import check_select
 from jaxfed.training.rounds import Progress, initial_arrays, make_run_keys, scored_model
-from jaxfed.training.saved_session import restore_session, save_session
+from jaxfed.training.saved_session import RunTables, restore_session, save_session
 from jaxfed.training.session import Hooks, Session, Settings, round_seed, train_until_evaluated
 from jaxfed.training.summary import bytes_per_client, params_digest, privacy_record
 from jaxfed.training.trained_model import TrainedModel
-
-UNNAMED = "a run of pieces without names"
 
 
 class Experiment:
@@ -39,7 +39,7 @@ class Experiment:
         model: The model, see `jaxfed.models` and `jaxfed.from_module`.
         method: What clients and the server compute, see `jaxfed.algorithms`.
         channel: What happens to updates on their way, see `jaxfed.chain` and `jaxfed.channels`. Left out: rows are
-            averaged over the clients that hold them, unless the method averages by itself.
+            averaged over the clients that hold them, unless the method averages by itself or needs the plain mean.
         cohort: Who takes part in a round, see `jaxfed.sampling`; or a `Sampler`. Left out: 128 clients,
             drawn uniformly.
         clock: How long clients take, see `jaxfed.sampling`. Left out: rounds are counted, not timed.
@@ -129,6 +129,7 @@ class Experiment:
         self._session = Session(settings, parts, arrays["state"], arrays["best"], Progress(), seed)
         self.rows: list[dict[str, Any]] = []
         self._folder: Path | None = None  # where it was saved
+        self._planned = planned_rounds(self._pieces, self._config)
 
     def train(
         self,
@@ -152,12 +153,14 @@ class Experiment:
             An iterator of rows: {name: number or word}, as in a run's metrics.jsonl; see `jaxfed.training.records`.
 
         Raises:
-            ValueError: the number of rounds is not positive.
+            ValueError: the number of rounds is not positive; raised when the first row is asked for.
         """
         session, settings = self._session, self._session.settings
         rounds = rounds or settings.rounds
         if rounds < 1:
             raise ValueError(f"train: rounds is {rounds}: say after how many rounds to stop")
+        if self._planned and rounds > self._planned:
+            raise ValueError(f"train: a piece was made for {self._planned} rounds, not {rounds}: make it anew for more")
         every = evaluate_every or settings.evaluation.every
         if rounds > session.progress.round:
             session.progress.finished = False
@@ -177,7 +180,8 @@ class Experiment:
     @property
     def latest(self) -> TrainedModel:
         """The model as it stands."""
-        return self._trained(*scored_model(self._session.parts, self._session.state))
+        model = scored_model(self._session.parts, self._session.state)
+        return self._trained(*jax.tree.map(lambda x: x.copy(), model))  # the next round consumes the state
 
     @property
     def best(self) -> TrainedModel:
@@ -224,7 +228,7 @@ class Experiment:
 
     @property
     def privacy(self) -> dict[str, Any]:
-        """What the noise is worth so far: epsilon, delta, and what they rest on; None where there is no noise."""
+        """{"epsilon", "delta", "privacy"} of the rounds done, the last their record; None where there is no noise."""
         return privacy_record(self._session.settings, self._session.parts.account, self.round)
 
     @property
@@ -266,7 +270,15 @@ class Experiment:
             changed = replace(self._config, seed=settings.seed, rounds=rounds, evaluation=settings.evaluation)
             return config_to_table(changed)
         pieces = self._pieces._replace(evaluation=settings.evaluation)
-        return describe_config(pieces, self._originals, settings.seed, max(settings.rounds, 1), Path(folder))
+        return describe_config(
+            pieces, self._originals, settings.seed, self._planned or max(settings.rounds, 1), Path(folder)
+        )
+
+    def _make_tables(self) -> RunTables:
+        pieces = self._pieces
+        settings = {"seed": self._session.settings.seed, "batching": pieces.batching, "edges": pieces.edges}
+        settings |= {"evaluation": pieces.evaluation, "privacy": pieces.privacy, "lazy": pieces.lazy}
+        return RunTables(self.to_table, {key: str(value) for key, value in settings.items()})
 
     def save(self, folder: str | Path) -> None:
         """Writes the run to a folder, as `jaxfed train` does: its configuration, rows and a checkpoint.
@@ -281,7 +293,7 @@ class Experiment:
         Raises:
             ValueError: the folder holds something else.
         """
-        save_session(self._session, self.rows, self.to_table, Path(folder), self._folder)
+        save_session(self._session, self.rows, self._make_tables(), Path(folder), self._folder)
         self._folder = Path(folder).absolute()
 
     def restore(self, folder: str | Path) -> None:
@@ -293,5 +305,5 @@ class Experiment:
         Raises:
             ValueError: there is no sound checkpoint, or it is of other pieces or data.
         """
-        self.rows = restore_session(self._session, Path(folder))
+        self.rows = restore_session(self._session, self._make_tables(), Path(folder))
         self._folder = Path(folder).absolute()

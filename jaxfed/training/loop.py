@@ -168,7 +168,7 @@ def prepare_run(
 ) -> tuple[RunParts, dict[str, Tree]]:
     """(the pieces of a run, its arrays before the first round). Raises ValueError where they do not fit."""
     experiment = assemble(config, data)
-    for caution in privacy_cautions(config, experiment.account):
+    for caution in privacy_cautions(config, experiment.account, config.rounds):
         log(f"privacy: {caution}")
     arrays = initial_arrays(experiment, config.seed)
     check_select(experiment, arrays["best"], config.evaluation.select)

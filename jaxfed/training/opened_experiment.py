@@ -1,5 +1,6 @@
 """Experiments from a configuration or a run's folder, and several seeds of one."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def from_config(config: str | Path | dict[str, Any], *overrides: str) -> Experim
         >>> jf.from_config(table, "--cohort.name", "everyone").latest.item_ids.size
         50
     """
-    table = dict(config) if isinstance(config, dict) else read_config(config)
+    table = copy.deepcopy(config) if isinstance(config, dict) else read_config(config)
     return Experiment._from_config(override_config(table, list(overrides)))
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import os
 from pathlib import Path
@@ -12,8 +11,8 @@ import jax
 import numpy as np
 
 from jaxfed.config.config_files import map_paths, read_config
-from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import NAMED, config_to_table, make_config
+from jaxfed.config.schema import config_to_table, make_config
+from jaxfed.config.sections import reads_rounds
 from jaxfed.config.settings import Config
 from jaxfed.core.tree import tree_digest, zeros_like
 from jaxfed.core.types import Tree
@@ -134,20 +133,6 @@ def recorded_config(folder: Path, record: dict[str, Any], config: Config) -> Con
         raise ValueError(f"{folder} was written by another version of jaxfed ({error}): pass another --out") from None
     check_same_config(folder, old, config, paths=False)
     return old
-
-
-def reads_rounds(config: Config) -> str:
-    """What of a configuration is made for its number of rounds, so that more of them are not the same and more; "":
-    nothing is."""
-    if config.server.schedule != "constant":
-        return f'server.schedule = "{config.server.schedule}"'
-    named = [(key, key, getattr(config, key)) for key in NAMED]
-    lists = (("channel", config.channel), ("download", config.download), ("channel", config.evaluation.channel))
-    named += [("channel", key, link) for key, some in lists for link in some]
-    for section, key, part in named:
-        if "rounds" in inspect.signature(REGISTRY[section][part.name]).parameters:
-            return f'the {key} "{part.name}"'
-    return ""
 
 
 def read_rounds(folder: Path, config: Config) -> int:

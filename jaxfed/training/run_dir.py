@@ -63,6 +63,10 @@ def locate_run(folder: str) -> Path:
     path = Path(folder)
     if path.is_file():
         raise ValueError(f"{folder} is a file: name the folder of a run, which jaxfed train leaves at its run.out")
+    if (path / "checkpoints").is_dir() and not (path / "config.toml").is_file():
+        raise ValueError(
+            f"{folder} was saved by a program from pieces without names: make the same Experiment and call its restore"
+        )
     if not (path / "config.toml").is_file():
         raise ValueError(f"{folder}: no run here (no config.toml): name the folder that jaxfed train left (run.out)")
     return path

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 from jaxfed.config.config_files import config_to_toml, read_config, with_absolute_paths
 from jaxfed.config.schema import make_config
@@ -19,24 +20,32 @@ from jaxfed.training.resume import (
     restore_run,
 )
 from jaxfed.training.rounds import Progress, initial_arrays
-from jaxfed.training.run_dir import PRIVATE, lock_folder, write_file
+from jaxfed.training.run_dir import PRIVATE, check_same_config, lock_folder, write_file
 from jaxfed.training.session import Session
 
 
+class RunTables(NamedTuple):
+    """What a run is, for its folder.
+
+    Args:
+        make_table: make_table(folder) -> its configuration. It may write files of data to the folder. Raises ValueError
+            where a piece has no name.
+        settings: what is known of a run whose pieces have no names, in JSON's types.
+    """
+
+    make_table: Callable[[Path], dict[str, Any]]
+    settings: dict[str, Any]
+
+
 def save_session(
-    session: Session,
-    rows: Sequence[dict[str, Any]],
-    make_table: Callable[[Path], dict[str, Any]],
-    folder: Path,
-    saved_to: Path | None,
+    session: Session, rows: Sequence[dict[str, Any]], tables: RunTables, folder: Path, saved_to: Path | None
 ) -> None:
     """Writes a run to a folder, see `Experiment.save`.
 
     Args:
         session: the run as it stands.
         rows: of its evaluations.
-        make_table: gives its configuration, and may write files of data to the folder. Raises ValueError where a piece
-            has no name.
+        tables: what the run is.
         folder: where to write.
         saved_to: where it was saved before.
 
@@ -46,10 +55,14 @@ def save_session(
     folder.mkdir(PRIVATE, parents=True, exist_ok=True)
     check_save_folder(folder, saved_to)
     with lock_folder(folder):
-        config = write_run_config(make_table, folder)
+        config = write_run_config(tables.make_table, folder)
         digest, frozen = session.parts.data.digest, session.parts.model.frozen
-        described = {"config": {}, "data": digest, "trace": ""} | frozen_digest(frozen)
+        described = {"config": tables.settings, "data": digest, "trace": ""} | frozen_digest(frozen)
         described = described if config is None else describe_run(config, digest, frozen)
+        if config is not None and session.progress.round < config.rounds:
+            session.progress.finished = False  # the run is paused on its way to these
+        if (folder / "summary.json").exists():  # of fewer rounds
+            (folder / "summary.json").replace(folder / f"summary_{session.progress.round}_before.json")
         writer = MetricsWriter(folder, 0, session.progress.round)
         try:
             for row in rows:
@@ -76,42 +89,67 @@ def write_run_config(make_table: Callable[[Path], dict[str, Any]], folder: Path)
     """The configuration of a run, written to its folder; None where a piece has no name, and a line says so."""
     try:
         table = make_table(folder)
+        table["run"] = {**table["run"], "out": str(folder.absolute())}
+        config = with_absolute_paths(make_config(table))
     except ValueError as error:
-        log(f"{folder} gets no config.toml, and is read by Experiment.restore alone: {error}")
+        for file in folder.glob("*.parquet"):  # data that no configuration would read
+            file.unlink()
+        log(
+            f"{folder} gets no config.toml, and is read by Experiment.restore alone: {error}; jaxfed.register gives a "
+            "piece of your own a name"
+        )
         return None
-    table["run"] = {**table["run"], "out": str(folder.absolute())}
-    config = with_absolute_paths(make_config(table))
     write_file(folder / "config.toml", config_to_toml(config))
     return config
 
 
-def restore_session(session: Session, folder: Path) -> list[dict[str, Any]]:
+def check_same_run(folder: Path, saved: Any, tables: RunTables) -> None:
+    """Raises ValueError where a run's configuration is not that of the folder; rounds and [run] may differ."""
+    with TemporaryDirectory() as elsewhere:
+        try:
+            own = make_config(tables.make_table(Path(elsewhere)))
+        except ValueError as error:
+            raise ValueError(f"{folder} was saved with a configuration, this run has none: {error}") from None
+    check_same_config(folder, saved, own, paths=False)
+
+
+def restore_session(session: Session, tables: RunTables, folder: Path) -> list[dict[str, Any]]:
     """Puts a session where a run of the same pieces was saved; returns the rows until then.
 
     Raises ValueError where there is no sound checkpoint, or it is of other pieces or data.
     """
     parts, settings = session.parts, session.settings
+    if settings.privacy.seed == "secret":
+        raise ValueError(f"{folder}: the secret seed is not stored, so this run cannot be resumed: train it again")
     fresh = initial_arrays(parts, settings.seed)
     config = make_config(read_config(folder / "config.toml")) if (folder / "config.toml").is_file() else None
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
         if config is not None:
+            check_same_run(folder, config, tables)
             arrays, progress, _ = restore_run(folder, config, checkpoints, fresh, parts.data.digest, parts.model.frozen)
         else:
-            arrays, progress = restore_unnamed(folder, checkpoints, fresh, parts.data.digest, parts.model.frozen)
-    if progress.round == 0:
+            known = tables.settings, parts.data.digest, parts.model.frozen
+            arrays, progress = restore_unnamed(folder, checkpoints, fresh, *known)
+    if progress.round == 0 and 0 not in checkpoint.checkpoint_steps(folder / "checkpoints"):
         raise ValueError(f"{folder}: no sound checkpoint to go on from")
     session.state, session.best, session.progress = arrays["state"], arrays["best"], progress
+    session.pending.clear()
     rows = (folder / "metrics.jsonl").read_bytes()[: progress.position] if progress.position else b""
     return [json.loads(line) for line in rows.splitlines()]
 
 
-def restore_unnamed(folder: Path, checkpoints: Any, fresh: Any, data: str, frozen: Tree) -> tuple[Any, Progress]:
+def restore_unnamed(
+    folder: Path, checkpoints: Any, fresh: Any, settings: dict[str, Any], data: str, frozen: Tree
+) -> tuple[Any, Progress]:
     """(arrays, progress) of a run of pieces without names. Raises ValueError where it is of other pieces or data."""
 
     def problem(record):
         wrong = record_problem(record)
         if not wrong and record["data"] != data:
             raise ValueError(f"{folder} was run on other data, or on the same rows in another order")
+        if not wrong and record["config"] != settings:
+            other = [key for key, value in settings.items() if record["config"].get(key) != value]
+            raise ValueError(f"{folder} was run with another {other[0] if other else 'configuration'}")
         if not wrong:
             check_frozen(folder, record, frozen)
         return wrong

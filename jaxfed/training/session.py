@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ class Session:
     best: Tree  # the model of the best evaluation so far
     progress: Progress
     seed: int  # of cohorts, batches, noise and rounding
+    pending: list[dict[str, Any]] = field(default_factory=list)  # figures of rounds that were started and not counted
     compiled: bool = False
     halt: int = 0  # the signal by which it was stopped; 0: none
 
@@ -67,11 +68,11 @@ class Hooks(NamedTuple):
 NO_HOOKS = Hooks()
 
 
-def round_seed(config: Any, every: Processes) -> int:
+def round_seed(config: Any, processes: Processes) -> int:
     """What cohorts, batches and noise are drawn from: `seed`, or a number of the system's that no file holds."""
     if config.privacy.seed == "run":
         return config.seed
-    return int(run_on_first(every, "seed", lambda: str(secrets.randbits(63))))
+    return int(run_on_first(processes, "seed", lambda: str(secrets.randbits(63))))
 
 
 def compile_once(session: Session) -> None:
@@ -91,12 +92,12 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
     """
     settings, parts, progress = session.settings, session.parts, session.progress
     compile_once(session)
-    last, text, begin = None, "", time.perf_counter()
+    text, begin = "", time.perf_counter()
     with closing(start_rounds(session, hooks.stopped)) as rounds:
         for session.state, info, ready in rounds:
-            settle_round(parts, progress, last)  # the one before: one round ahead of the devices, no more
-            last = info
             progress.count_request(ready)
+            session.pending.append(info)
+            settle_rounds(session, 1)  # those before: one round ahead of the devices, no more
             hooks.tick(progress.round, progress.updates / (progress.seconds + time.perf_counter() - begin), text)
             session.halt = ready.halt if parts.processes.size > 1 else sum(hooks.stopped[:1])
             final = progress.round == settings.rounds
@@ -104,8 +105,7 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
             keep = session.halt or final or progress.round % settings.run.checkpoint_every == 0
             if not due and not keep:
                 continue
-            settle_round(parts, progress, last)
-            last = None
+            settle_rounds(session, 0)
             with time_stage(progress.stages, "compute"):
                 jax.block_until_ready(session.state)
             progress.seconds += time.perf_counter() - begin
@@ -132,15 +132,19 @@ def start_rounds(session: Session, stopped: Sequence[int]) -> Generator[RoundRes
     return rounds
 
 
-def settle_round(parts: RunParts, progress: Progress, info: dict[str, Any] | None) -> None:
-    """Waits for a round and books what was sent in it; the first time that updates are discarded it says so."""
-    with time_stage(progress.stages, "compute"):
-        discarded = progress.record_round(parts.wire, info) if info else 0
-    if discarded and discarded == progress.refused:
-        log(
-            f"round {progress.round}: the updates of {discarded} clients were discarded because they held NaN or "
-            "infinity; from here on they are only counted"
-        )
+def settle_rounds(session: Session, ahead: int) -> None:
+    """Waits for the rounds that were started, but for the last `ahead`, and counts what was sent in them; says so the
+    first time that updates are discarded."""
+    progress = session.progress
+    while len(session.pending) > ahead:
+        with time_stage(progress.stages, "compute"):
+            discarded = progress.record_round(session.parts.wire, session.pending[0])
+        session.pending.pop(0)
+        if discarded and discarded == progress.refused:
+            log(
+                f"round {progress.round - len(session.pending)}: the updates of {discarded} clients were discarded "
+                "because they held NaN or infinity; from here on they are only counted"
+            )
 
 
 def evaluate_session(session: Session, info: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -153,12 +157,13 @@ def evaluate_session(session: Session, info: dict[str, Any]) -> tuple[dict[str, 
     with time_stage(progress.stages, "evaluate"):
         values = evaluate_model(parts, scored_model(parts, session.state), "val", key)
     train = {name: float(np.sum(value)) for name, value in info.items() if name != "clients/present"}
-    if not train["clients/reported"]:  # all but counts are means over those who reported: of nobody there is none
+    # all but counts are means over those who reported: without reports there is no mean
+    if not train["clients/reported"]:
         train |= {name: math.nan for name in train if not name.startswith(("clients/", "rows/"))}
     totals = progress.totals() | epsilon_so_far(parts, progress.round) | {"server_sees": parts.wire.sees}
     totals |= {"seconds": round(progress.seconds, 3), **progress.spent()}
     row = mark_leaky(parts, {"round": progress.round, **train, **values, **totals})
-    # ranks of what is not a number are ranks: no model that holds one is the best
+    # NaN scores can still be ranked, so a model that holds NaN must never count as the best
     value = values[settings.evaluation.select]
     value = value if math.isfinite(value) and all_finite(scored_model(parts, session.state)[0]) else math.nan
     better = progress.judge(settings.evaluation.select, value)

@@ -1,4 +1,4 @@
-"""What a run comes to: its figures, and what its readers must know."""
+"""The summary of a run: its figures, and what readers must know about them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,11 +37,11 @@ def worse_than_the_mean(labels: Labels | None, values: dict[str, float]) -> str:
     )
 
 
-def privacy_cautions(config: Any, account: accountant.PrivacyAccount) -> list[str]:
+def privacy_cautions(config: Any, account: accountant.PrivacyAccount, rounds: int) -> list[str]:
     """What a reader of a private run's figure must know."""
     if not account.mechanisms:
         return []
-    found = accountant.list_remarks(account.mechanisms, account.sampling, config.rounds, account.delta)
+    found = accountant.list_remarks(account.mechanisms, account.sampling, rounds, account.delta)
     if config.privacy.seed == "run":
         found.append(
             "the noise can be recomputed from the seed in config.toml, so epsilon holds only against readers who do "
@@ -64,7 +64,7 @@ def privacy_record(config: Any, account: accountant.PrivacyAccount, rounds: int)
     if not mechanisms:
         return {"epsilon": None, "delta": None, "privacy": None}
     found = accountant.compute_spent(mechanisms, sampling, rounds, delta, how, relation)
-    more = [each for each in privacy_cautions(config, account) if each not in found.note]
+    more = [each for each in privacy_cautions(config, account, rounds) if each not in found.note]
     found = found._replace(note="; ".join([found.note, *more]))
     record = accountant.spent_to_dict(mechanisms, sampling, rounds, found)
     return {"epsilon": found.epsilon, "delta": delta, "privacy": record}

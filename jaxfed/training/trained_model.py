@@ -1,4 +1,4 @@
-"""`TrainedModel`: what a model of a run holds, recommends and is worth, by the ids of the data."""
+"""`TrainedModel`: the parameters, recommendations and figures of a model of a run."""
 
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class TrainedModel(NamedTuple):
             The private part: {"private": {name: [users of the client, ...]}, "private_tables": ...}.
 
         Raises:
-            ValueError: there is no such user, or nothing is kept.
+            ValueError: there is no such user, the user is at several clients, or nothing is kept.
         """
         place = locate_user(self.parts.data.population, str(user), None)
         if place.home is None:
