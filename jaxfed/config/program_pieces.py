@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_type_hints
 
+import jax
 import optax
 
 from jaxfed.channels.average import mean, per_row_mean
@@ -17,6 +18,7 @@ from jaxfed.core.link import Channel, link
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import find_recipe
+from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
 from jaxfed.data.clients import Clients
@@ -124,6 +126,14 @@ def check_method_arguments(method: Method, model: Model, batching: Batching, num
         raise ValueError("fedrecon parts the steps of one pass into two halves: leave epochs at 1, and set passes")
 
 
+def check_tables(model: Model) -> None:
+    """Raises ValueError for a model of a program's own that has no tables: nothing of it would be about items."""
+    if find_recipe(model) is None and not num_rows(jax.eval_shape(model.init, jax.random.key(0))):
+        raise ValueError(
+            "Experiment: the model has no tables: put its item rows in the collection `tables`, a row for each item"
+        )
+
+
 def check_loss(model: Model, clients: Clients) -> None:
     """Raises ValueError where a model's loss is not that of the labels of the data."""
     recipe, labels = find_recipe(model), clients.population.labels
@@ -165,6 +175,15 @@ def join_pieces(
     check_kinds(clients, model, method)
     settings |= {name: coerce_settings(name, settings[name]) for name in SETTINGS}
     settings["lazy"] = coerce_setting(bool, settings["lazy"], "lazy")
+    check_channels(channel=channel, **{name: settings[name] for name in ("download", "evaluation_channel")})
+    edges = max(settings["edges"].number, 1)
+    check_method_arguments(method, model, settings["batching"], -(-clients.num_clients // edges))
+    check_tables(model)
+    check_loss(model, clients)
+    if method.parametrization is not None:
+        if settings["parametrization"] is not None:
+            raise ValueError("Experiment: the method has a parametrization already: leave one of the two out")
+        settings["parametrization"] = method.parametrization
     if settings["evaluation_channel"] is not None:
         settings["evaluation"] = replace(settings["evaluation"], where="clients")
     times = make_waiting("clock", clock, Clock, clients) if clock is not None else None

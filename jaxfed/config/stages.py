@@ -91,12 +91,7 @@ def fit_model(model: Model, population: Population, table_rows: int) -> Model:
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rows, items = num_rows((shapes, model.frozen)), population.num_items
-    if not rows:
-        raise ValueError(
-            "the model has no tables: put its item rows in the collection `tables`, with a row for each item "
-            f"(num_items={table_rows})"
-        )
-    if rows != table_rows:
+    if rows not in (0, table_rows):
         raise ValueError(
             f"the model has tables of {rows:,} rows, the clients have {items:,} items: make the model with "
             f"num_items={table_rows}"

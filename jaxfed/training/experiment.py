@@ -266,7 +266,7 @@ class Experiment:
         """
         settings = self._session.settings
         if self._originals is None:
-            rounds = settings.rounds or self._config.rounds
+            rounds = self._planned or settings.rounds or self._config.rounds
             changed = replace(self._config, seed=settings.seed, rounds=rounds, evaluation=settings.evaluation)
             return config_to_table(changed)
         pieces = self._pieces._replace(evaluation=settings.evaluation)

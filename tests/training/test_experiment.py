@@ -16,8 +16,10 @@ from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config
 from jaxfed.models.model import LOSSES
 from jaxfed.training.loop import train_run
+from jaxfed.training.rounds import Progress
 from tests.small import same
 
+SGD = optax.sgd(0.3)
 SIZES = {"users": 40, "items": 30, "mean_length": 6.0}
 
 
@@ -30,6 +32,20 @@ def make_run(clients, method=None, **more):
     model = jf.models.mf(clients.num_items, dim=4)
     method = method or jf.algorithms.fedavg(model, optax.sgd(0.5), optax.sgd(1.0))
     return jf.Experiment(clients, model, method, **{"cohort": jf.sampling.uniform(8)} | more)
+
+
+def wrong_size(clients):
+    model = jf.models.mf(7)
+    return jf.Experiment(clients, model, jf.algorithms.fedavg(model, SGD))
+
+
+def tableless():
+    class Flat(nn.Module):
+        @nn.compact
+        def __call__(self, user, item=None):
+            return self.param("w", nn.initializers.zeros, 30)
+
+    return jf.from_module(Flat())
 
 
 def train(run, rounds, **more):
@@ -324,7 +340,7 @@ def test_pieces_without_names_are_trained_saved_and_restored(clients, tmp_path, 
     train(again, 4)
     train(whole, 4)
     assert again.params_sha256 == whole.params_sha256
-    with pytest.raises(ValueError, match="no config.toml"):
+    with pytest.raises(ValueError, match="pieces without names"):
         jf.load_run(tmp_path / "saved")
     other = jf.data.partition(jf.data.load("synthetic", **SIZES | {"seed": 1}))
     with pytest.raises(ValueError, match="other data"):
@@ -360,7 +376,35 @@ def test_a_folder_with_something_else_is_left_alone(clients, tmp_path):
     [
         (lambda c, m, f: jf.Experiment(c.source, m, f), "clients is a Dataset, not a Clients"),
         (lambda c, m, f: jf.Experiment(c, f, m), "model is a Method, not a Model"),
-        (lambda c, m, f: jf.Experiment(c, jf.models.mf(7), f), "tables of 7 rows, the clients have 30 items"),
+        (lambda c, m, f: wrong_size(c), "tables of 7 rows, the clients have 30 items"),
+        (lambda c, m, f: jf.Experiment(c, jf.models.mf(c.num_items), f), "made for another model"),
+        (
+            lambda c, m, f: jf.Experiment(c, m, f, channel=[jf.channels.mean()]),
+            r"channel is a list.*jaxfed.chain\(\*links",
+        ),
+        (lambda c, m, f: jf.Experiment(c, m, f, channel=jf.channels.mean), "channel is a function.*call it"),
+        (lambda c, m, f: jf.Experiment(c, m, f, channel=optax.clip(1.0)), "wrap it in jaxfed.at_client"),
+        (lambda c, m, f: jf.chain([jf.channels.mean()]), "a list is no link"),
+        (lambda c, m, f: jf.Experiment(c, m, f, cohort="uniform"), "cohort is a str that gives no Sampler"),
+        (
+            lambda c, m, f: jf.Experiment(c, m, f, cohort=jf.sampling.uniform),
+            "cohort is a function that gives no Sampler",
+        ),
+        (lambda c, m, f: jf.Experiment(c, m, f, clock="lognormal"), "clock is a str that gives no Clock"),
+        (
+            lambda c, m, f: jf.Experiment(c, m, jf.algorithms.fedavg(m, "sgd")),
+            "client_optimizer of the method is a str",
+        ),
+        (
+            lambda c, m, f: jf.Experiment(c, m, jf.algorithms.scaffold(m, SGD, num_clients=7)),
+            "made for 7 clients, there are",
+        ),
+        (lambda c, m, f: jf.Experiment(c, tableless(), f), "the model has no tables|another model"),
+        (lambda c, m, f: jf.data.partition(frame()), "a data set, not a DataFrame"),
+        (lambda c, m, f: jf.data.partition(c.source, label="ratings"), "no label 'ratings'"),
+        (lambda c, m, f: jf.link(lambda u, s, v: u, reveals="nothing"), "reveals is 'nothing': choose one of"),
+        (lambda c, m, f: jf.link(decode=lambda t, s, r: t, is_averag=True), "no claim 'is_averag'"),
+        (lambda c, m, f: jf.channels.mean(count=-3), "mean.count is -3"),
         (lambda c, m, f: jf.Experiment(c, m, jf.algorithms.closed_form(m)), "closed form"),
         (lambda c, m, f: jf.Experiment(c, m, f, cohort=jf.sampling.uniform(99)), "larger than the population"),
         (lambda c, m, f: jf.Experiment(c, m, f, jf.channels.ring(4)), "ring: nothing bounds"),
@@ -478,3 +522,122 @@ def test_a_saved_run_evaluates_at_the_clients_where_the_program_did(clients, tmp
     assert {key: value for key, value in train(again, 2)[0].items() if "seconds" not in key} == {
         key: value for key, value in rows[0].items() if "seconds" not in key
     }
+
+
+# --- what a pause, a folder and a file must not lose ------------------------------------------------
+
+
+def test_a_model_without_tables_is_refused(clients):
+    model = tableless()
+    with pytest.raises(ValueError, match="the model has no tables"):
+        jf.Experiment(clients, model, jf.algorithms.fedavg(model, SGD))
+
+
+def test_a_file_without_a_kind_is_written_down_with_it(tmp_path):
+    frame().to_csv(tmp_path / "rows.csv", index=False)
+    data = jf.data.read(str(tmp_path / "rows.csv"), user="who", item="what", time="when")
+    run = make_run(jf.data.partition(data))
+    train(run, 2)
+    run.save(tmp_path / "saved")
+    assert train_saved(tmp_path / "saved", tmp_path / "new", 2)["params_sha256"] == run.params_sha256
+
+
+def test_an_interrupt_while_a_round_is_counted_loses_nothing(clients, monkeypatch):
+    """Counting waits for the devices, and that is where Ctrl-C comes."""
+    whole, stopped = make_run(clients), make_run(clients)
+    train(whole, 6)
+    record, calls = Progress.record_round, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return record(self, *args)
+
+    monkeypatch.setattr(Progress, "record_round", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, 6)
+    train(stopped, 6)
+    assert stopped.params_sha256 == whole.params_sha256
+    assert stopped.rows[-1]["bytes_up_total"] == whole.rows[-1]["bytes_up_total"]
+
+
+def test_a_folder_of_another_run_is_not_restored(clients, tmp_path):
+    run = make_run(clients)
+    train(run, 2)
+    run.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="seed: 0 -> 5"):
+        make_run(clients, seed=5).restore(tmp_path / "saved")
+    own = own_run(clients)
+    train(own, 2)
+    own.save(tmp_path / "own")
+    with pytest.raises(ValueError, match="another seed"):
+        own_run(clients, seed=7).restore(tmp_path / "own")
+
+
+def test_a_secret_seed_is_not_resumed(clients, tmp_path):
+    run = own_run(clients, privacy=jf.Privacy(seed="secret"))
+    train(run, 2)
+    run.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="secret seed is not stored"):
+        own_run(clients, privacy=jf.Privacy(seed="secret")).restore(tmp_path / "saved")
+
+
+def test_noise_made_for_some_rounds_is_for_no_more(clients, tmp_path):
+    sampler = jf.sampling.cyclic(8)(num_clients=clients.num_clients)
+    noise = jf.channels.correlated(rounds=4, num_clients=clients.num_clients, sampler=sampler, kind="tree")
+    channel = jf.chain(jf.channels.mean(8), jf.channels.clip(1.0), noise)
+    run = make_run(clients, channel=channel, cohort=sampler)
+    train(run, 2)
+    run.save(tmp_path / "saved")
+    assert read_config(tmp_path / "saved")["rounds"] == 4
+    opened = jf.load_run(tmp_path / "saved")
+    for each in (run, opened):
+        train(each, 4)
+        with pytest.raises(ValueError, match="made for 4 rounds, not 8"):
+            train(each, 8)
+    assert opened.params_sha256 == run.params_sha256
+
+
+def test_a_schedule_keeps_its_rounds(tmp_path):
+    table = {
+        "data": {"name": "synthetic", **SIZES},
+        "cohort": {"size": 8},
+        "rounds": 6,
+        "server": {"schedule": "cosine"},
+    }
+    whole, paused = jf.from_config(table), jf.from_config(table)
+    train(whole, 6)
+    train(paused, 2)
+    paused.save(tmp_path / "saved")
+    resumed = train_run(make_config(read_config(tmp_path / "saved")), resume=True)
+    assert resumed["params_sha256"] == whole.params_sha256
+
+
+def test_the_latest_model_outlives_the_next_round(clients):
+    run = make_run(clients)
+    train(run, 2)
+    before = run.latest
+    params = before.params
+    train(run, 4)
+    same(before.params, params)
+
+
+def test_a_parametrization_of_the_method_counts(clients):
+    model = jf.models.mf(clients.num_items, dim=4)
+    held = jf.models.low_rank_tables(model, rank=2)
+    plain = jf.algorithms.fedavg(model, SGD)
+    runs = [
+        jf.Experiment(clients, model, plain._replace(parametrization=held), cohort=jf.sampling.uniform(8)),
+        jf.Experiment(clients, model, plain, cohort=jf.sampling.uniform(8), parametrization=held),
+    ]
+    a, b = [train(each, 2) and each.params_sha256 for each in runs]
+    assert a == b
+    with pytest.raises(ValueError, match="has a parametrization already"):
+        jf.Experiment(clients, model, plain._replace(parametrization=held), parametrization=held)
+
+
+def test_a_table_of_overrides_is_left_as_it_was():
+    table = {"data": {"name": "synthetic", **SIZES}, "channel": [{"name": "per_row_mean"}]}
+    jf.from_config(table, "--channel.1.name", "clip")
+    assert table["channel"] == [{"name": "per_row_mean"}]
