@@ -126,7 +126,7 @@ def check_method_arguments(method: Method, model: Model, batching: Batching, num
         raise ValueError("fedrecon parts the steps of one pass into two halves: leave epochs at 1, and set passes")
 
 
-def check_tables(model: Model) -> None:
+def check_has_tables(model: Model) -> None:
     """Raises ValueError for a model of a program's own that has no tables: nothing of it would be about items."""
     if find_recipe(model) is None and not num_rows(jax.eval_shape(model.init, jax.random.key(0))):
         raise ValueError(
@@ -178,7 +178,7 @@ def join_pieces(
     check_channels(channel=channel, **{name: settings[name] for name in ("download", "evaluation_channel")})
     edges = max(settings["edges"].number, 1)
     check_method_arguments(method, model, settings["batching"], -(-clients.num_clients // edges))
-    check_tables(model)
+    check_has_tables(model)
     check_loss(model, clients)
     if method.parametrization is not None:
         if settings["parametrization"] is not None:

@@ -156,18 +156,10 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
     clients, method, settings = pieces.clients, find_recipe(pieces.method), pieces.evaluation
     everyone = {"num_clients": clients.num_clients, "num_train": clients.population.num_train}
     heard = -(-clients.num_clients // max(pieces.edges.number, 1))  # by one server
-    run_facts = (
-        everyone | {"num_clients": heard} | {"slots": pieces.sampler.slots, "sampler": pieces.sampler, "rounds": rounds}
-    )
-    optimizers = (
-        {}
-        if method is None
-        else {
-            key: method.arguments.get(key)
-            for key in ("client_optimizer", "server_optimizer")
-            if key in method.arguments
-        }
-    )
+    run_facts = everyone | {"num_clients": heard, "rounds": rounds}
+    run_facts |= {"slots": pieces.sampler.slots, "sampler": pieces.sampler}
+    made_of = method.arguments if method else {}
+    optimizers = {key: made_of[key] for key in ("client_optimizer", "server_optimizer") if key in made_of}
     given = run_facts | optimizers | {"model": pieces.model}
     rows = make_runtime(pieces.run, clients.num_items).table_rows
     sizes = {"num_items": rows, "num_users": clients.users_per_client, "real_items": clients.num_items}
@@ -191,24 +183,35 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
     }
     if pieces.parametrization is not None:
         table["parametrization"] = describe_piece("parametrization", pieces.parametrization, {"model": pieces.model})
+    add_optimizers(table, optimizers)
+    add_edges(table, pieces)
+    if table["model"].get("loss") == "rating":  # which a configuration infers from the labels
+        table["model"]["loss"] = "squared"
+    table["run"]["imports"] = sorted({*table["run"]["imports"], *list_modules(table)})
+    return table
+
+
+def add_optimizers(table: dict[str, Any], optimizers: dict[str, Any]) -> None:
+    """Writes the optimisers of a method into a configuration's table. Raises ValueError for one without a name."""
     if "client_optimizer" in optimizers:
-        work["optimizer"] = describe_optimizer(optimizers["client_optimizer"], "client")
+        table["work"]["optimizer"] = describe_optimizer(optimizers["client_optimizer"], "client")
     if "server_optimizer" in optimizers:
         server = describe_optimizer(optimizers["server_optimizer"], "server")
         if server.pop("weight_decay", 0.0):
             raise ValueError("the server optimiser decays weights, which a configuration cannot set: leave it out")
         table["server"] = server
+
+
+def add_edges(table: dict[str, Any], pieces: Pieces) -> None:
+    """Writes edges, and whether the server is lazy, into the table of a configuration, where they are not the default.
+
+    Raises ValueError where edges are dealt by another seed than silos and devices.
+    """
     if pieces.edges.number or not pieces.lazy:
         edges = {"edges": pieces.edges.number, "edge_rounds": pieces.edges.rounds, "lazy": pieces.lazy}
         table["server"] = table.get("server", {}) | edges
     if pieces.edges.number and table["data"].setdefault("deal", pieces.edges.seed) != pieces.edges.seed:
-        raise ValueError(
-            "a configuration has one seed for edges, silos and devices: give Edges the `deal` of partition"
-        )
-    if table["model"].get("loss") == "rating":  # which a configuration infers from the labels
-        table["model"]["loss"] = "squared"
-    table["run"]["imports"] = sorted({*table["run"]["imports"], *list_modules(table)})
-    return table
+        raise ValueError("a configuration has one seed for edges and silos: give Edges the `deal` of partition")
 
 
 def planned_rounds(pieces: Pieces, config: Any) -> int:

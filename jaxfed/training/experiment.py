@@ -87,23 +87,10 @@ class Experiment:
         edges: Edges = Edges(),
         lazy: bool = True,
     ):
-        self._pieces, self._originals = join_pieces(
-            clients,
-            model,
-            method,
-            channel,
-            cohort,
-            clock,
-            batching=batching,
-            parametrization=parametrization,
-            download=download,
-            evaluation=evaluation,
-            evaluation_channel=evaluation_channel,
-            privacy=privacy,
-            run=run,
-            edges=edges,
-            lazy=lazy,
-        )
+        settings = {"batching": batching, "parametrization": parametrization, "download": download, "lazy": lazy}
+        settings |= {"evaluation": evaluation, "evaluation_channel": evaluation_channel, "privacy": privacy}
+        settings |= {"run": run, "edges": edges}
+        self._pieces, self._originals = join_pieces(clients, model, method, channel, cohort, clock, **settings)
         self._config: Any = None
         pieces = self._pieces
         self._begin(build_parts(pieces), Settings(seed, 0, pieces.evaluation, pieces.privacy, pieces.run))
@@ -270,22 +257,19 @@ class Experiment:
             changed = replace(self._config, seed=settings.seed, rounds=rounds, evaluation=settings.evaluation)
             return config_to_table(changed)
         pieces = self._pieces._replace(evaluation=settings.evaluation)
-        return describe_config(
-            pieces, self._originals, settings.seed, self._planned or max(settings.rounds, 1), Path(folder)
-        )
+        rounds = self._planned or max(settings.rounds, 1)
+        return describe_config(pieces, self._originals, settings.seed, rounds, Path(folder))
 
     def _make_tables(self) -> RunTables:
-        pieces = self._pieces
-        settings = {"seed": self._session.settings.seed, "batching": pieces.batching, "edges": pieces.edges}
-        settings |= {"evaluation": pieces.evaluation, "privacy": pieces.privacy, "lazy": pieces.lazy}
-        return RunTables(self.to_table, {key: str(value) for key, value in settings.items()})
+        pieces, seed = self._pieces, self._session.settings.seed
+        settings = pieces.batching, pieces.edges, pieces.evaluation, pieces.privacy, pieces.lazy
+        return RunTables(self.to_table, {"seed": seed, "settings": str(settings)})
 
     def save(self, folder: str | Path) -> None:
         """Writes the run to a folder, as `jaxfed train` does: its configuration, rows and a checkpoint.
 
         Where all pieces have names, config.toml reproduces the run, and `jaxfed train FOLDER/config.toml --resume` goes
-        on with it, to the same `params_sha256`. Otherwise there is no config.toml, a line says which piece has no name,
-        and `restore` reads the folder.
+        on with it, to the same `params_sha256`. Otherwise a line says which piece has no name, and `restore` reads it.
 
         Args:
             folder: A new folder, or the one that this run was saved to before.
