@@ -159,7 +159,9 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
     run_facts = everyone | {"num_clients": heard, "rounds": rounds}
     run_facts |= {"slots": pieces.sampler.slots, "sampler": pieces.sampler}
     made_of = method.arguments if method else {}
-    optimizers = {key: made_of[key] for key in ("client_optimizer", "server_optimizer") if key in made_of}
+    optimizers: dict[str, Any] = {
+        key: made_of[key] for key in ("client_optimizer", "server_optimizer") if key in made_of
+    }
     given = run_facts | optimizers | {"model": pieces.model}
     rows = make_runtime(pieces.run, clients.num_items).table_rows
     sizes = {"num_items": rows, "num_users": clients.users_per_client, "real_items": clients.num_items}

@@ -87,7 +87,12 @@ class Experiment:
         edges: Edges = Edges(),
         lazy: bool = True,
     ):
-        settings = {"batching": batching, "parametrization": parametrization, "download": download, "lazy": lazy}
+        settings: dict[str, Any] = {
+            "batching": batching,
+            "parametrization": parametrization,
+            "download": download,
+            "lazy": lazy,
+        }
         settings |= {"evaluation": evaluation, "evaluation_channel": evaluation_channel, "privacy": privacy}
         settings |= {"run": run, "edges": edges}
         self._pieces, self._originals = join_pieces(clients, model, method, channel, cohort, clock, **settings)
