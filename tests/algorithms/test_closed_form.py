@@ -178,7 +178,7 @@ def test_a_clipped_statistic_is_bounded_by_the_norm_of_the_history():
 
 REFUSED = {
     "mf has no closed form": ({"name": "mf"}, {}, "closed form"),
-    "a mean": ({"name": "ease"}, {"channel": [{"name": "weighted_mean"}]}, "set channel"),
+    "a mean": ({"name": "ease"}, {"channel": [{"name": "weighted_mean"}]}, "take the mean out"),
     "an optimiser": ({"name": "ease"}, {"server": {"name": "adam"}}, "together"),
     "local steps": ({"name": "ease"}, {"work": {"name": "local_steps"}}, "together"),
     "organisations": ({"name": "ease"}, {"data": TABLE | {"clients": "silo", "silos": 4}}, "one user"),
