@@ -196,7 +196,13 @@ class Config:
         download: The links that clients' downloads go through.
         privacy: How noise is accounted for.
         evaluation: What is measured, and when.
-        run: Where the run lives and what it runs on.
+        run: Where the run is stored and what it runs on.
+
+    Example:
+        >>> from jaxfed.config.schema import make_config
+        >>> config = make_config({"model": {"name": "mf", "dim": 8}})
+        >>> isinstance(config, Config), config.model.dim, config.rounds
+        (True, 8, 100)
     """
 
     seed: int
