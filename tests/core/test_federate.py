@@ -531,7 +531,7 @@ def test_shapes_of_cohorts_do_not_recompile(compiled):
     assert not compiled
 
 
-@pytest.mark.parametrize("count", [None, M])
+@pytest.mark.parametrize("count", [0, M])
 def test_a_fixed_count_is_the_mean_when_all_report(count):
     close(
         server_model(run(linear(mean(count)), dense_cohort(), DENSE)[0]),
