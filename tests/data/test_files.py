@@ -481,7 +481,7 @@ def test_tables_in_memory_give_what_a_file_gives(tmp_path, form):
 
     goods = table(things, ("item_id", "title", "kind", "size"))
     got = from_arrow(table(rows, (*HEADER, "shop"), ["timestamp"]), titles=goods, item_features=goods, keep="shop")
-    same(got, want)
+    same(got._replace(recipe=None), want)
     assert data_digest(got, features=True) == data_digest(want, features=True)
 
 
