@@ -15,6 +15,7 @@ import docstring_parser
 import pytest
 
 import jaxfed
+from jaxfed.config.registry import REGISTRY
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = [path for path in sorted((ROOT / "jaxfed").rglob("*.py")) if ">>> " in path.read_text()]
@@ -105,7 +106,11 @@ def test_the_import_alone_is_light():
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_of_docstrings_run(path):
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    before = {section: dict(functions) for section, functions in REGISTRY.items()}  # examples may register others
     failed, tried = doctest.testmod(importlib.import_module(name))
+    for section, functions in before.items():
+        for added in REGISTRY[section].keys() - functions.keys():
+            del REGISTRY[section][added]
     assert (failed, tried > 0) == (0, True)
 
 
