@@ -19,7 +19,7 @@ import numpy as np
 from jaxfed.attacks import membership
 from jaxfed.bench.pages import write_page
 from jaxfed.cli.main import set_up_process
-from jaxfed.config.build import RunParts, build_experiment, load_data
+from jaxfed.config.build import RunParts, build_from_config, load_data
 from jaxfed.config.config_files import read_config
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config
@@ -180,7 +180,7 @@ def main() -> None:
     table = read_config("configs/ml100k_fedavg.toml")
     config = make_config(table)
     data = load_data(config.data)
-    trained = build_experiment(config, data)
+    trained = build_from_config(config, data)
     state = initial_arrays(trained, args.seed)["state"]
     for done in run_rounds(trained, state, args.seed, 0, args.rounds):
         state = done.state
@@ -189,7 +189,7 @@ def main() -> None:
     print(*lines, sep="\n")
     floor: list[float] = []
     for defence in defences(args.clients):
-        experiment = build_experiment(configuration(table, defence, args.clients), data)
+        experiment = build_from_config(configuration(table, defence, args.clients), data)
         found = seen(experiment, arrays, defence, args.seed, args.rounds, args.clients)
         by = aucs(data.population, arrays, found)
         if not floor:  # the same for all

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.bench.pages import write_page
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.config_files import read_config
 from jaxfed.config.schema import LINKS, make_config
 from jaxfed.core import tables, wire
@@ -68,7 +68,7 @@ def coded_share(run: Path, sample: int) -> float | None:
     """`wire.entropy` as a share of the packed size, of the messages that a sample of clients would send after the last
     round of a run; None where they hide all but their sum."""
     config = make_config(read_config(run / "config.toml"))
-    made = build_experiment(config, load_data(config.data))
+    made = build_from_config(config, load_data(config.data))
     if made.channel.claims.reveals != "message":
         return None
     with checkpoint.open_checkpoints(run / "checkpoints", config.run.keep) as kept:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxfed.bench.reproduce import format_cell
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.config_files import read_config
 from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import make_config
@@ -46,7 +46,7 @@ def test_the_examples_of_extending_run_together(tmp_path):
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout
     data = load_data(make_config({"data": {"name": "synthetic", "users": 30, "items": 40, "mean_length": 5.0}}).data)
-    made = build_experiment(make_config({"cohort": {"size": 10}, "model": {"dim": 4}}), data)
+    made = build_from_config(make_config({"cohort": {"size": 10}, "model": {"dim": 4}}), data)
     model = space["scaled"](data.population.num_items, 1, dim=4)
     keys = make_run_keys(0)
     sgd = space["optax"].sgd(0.1)
@@ -90,7 +90,7 @@ def test_configurations_on_a_page_build(page, population):
     for text in blocks((ROOT / page).read_text(), "toml"):
         config = make_config(tomllib.loads(text))
         if config.data.clients == "user" and not config.data.cold:
-            build_experiment(config, population)
+            build_from_config(config, population)
 
 
 def commands(text):

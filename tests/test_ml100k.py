@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.tables import Table
 from jaxfed.evaluation.evaluator import flatten_metrics
@@ -15,7 +15,7 @@ USER = {"learning_rate": 2.0, "weight_decay": 1e-2}
 
 def trained(data, rounds, **table):
     """(test metrics of the last round, experiment, state) after some rounds."""
-    experiment = build_experiment(make_config({"cohort": {"name": "everyone"}, **table}), data)
+    experiment = build_from_config(make_config({"cohort": {"name": "everyone"}, **table}), data)
     keys, state = make_run_keys(0), initial_arrays(experiment, 0)["state"]
     for t in range(rounds):
         state, _ = experiment.algorithm.step(state, prepare_round(experiment, 0, t).cohort, keys.rounds)
@@ -75,7 +75,7 @@ def test_the_counter_shows_the_leak_and_its_absence(protocol, low, high):
 def test_a_round_compiles_a_program_a_length_and_three_more_and_then_never_again(ml100k, compiled):
     """943 clients, d 64, 128 a round, batches of 64, 4 negatives."""
     table = {"model": {"dim": 64}, "cohort": {"name": "uniform", "size": 128}}
-    experiment = build_experiment(make_config(table), ml100k)
+    experiment = build_from_config(make_config(table), ml100k)
     keys, state = make_run_keys(0), initial_arrays(experiment, 0)["state"]
     rounds = [prepare_round(experiment, 0, t) for t in range(8)]
     compiled.clear()

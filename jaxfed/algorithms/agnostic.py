@@ -38,15 +38,20 @@ def agnostic_mean(num_train: Sequence[float], groups: int = 10, rate: float = 0.
     bounds = np.quantile(num_train, np.arange(1, groups) / groups).astype(np.float32)
 
     def encode(update, sent, client):
-        mine = jax.nn.one_hot(jnp.searchsorted(jnp.asarray(bounds), client.num_train, side="right"), groups)
-        weight = jnp.vdot(mine, sent[0] / sent[1]) * client.weight
+        membership = jax.nn.one_hot(jnp.searchsorted(jnp.asarray(bounds), client.num_train, side="right"), groups)
+        weight = jnp.vdot(membership, sent[0] / sent[1]) * client.weight
         sent_update = map_averaged(lambda update: scale_tree(weight, update), update)
-        return (sent_update, weight, mine * client.weight * client.loss, mine * client.weight), client.link_state
+        return (
+            sent_update,
+            weight,
+            membership * client.weight * client.loss,
+            membership * client.weight,
+        ), client.link_state
 
     def decode(summed, state, round):
         (update, weight, loss, count), (now, counts) = summed, state
-        heard = jnp.where(count > 0, loss / jnp.where(count > 0, count, 1), 0)
-        after = now * jnp.exp(rate * heard)
+        mean_loss = jnp.where(count > 0, loss / jnp.where(count > 0, count, 1), 0)
+        after = now * jnp.exp(rate * mean_loss)
         shares = jnp.where(count.sum() > 0, count / jnp.maximum(count.sum(), 1), counts)
         counts = jnp.maximum((1 - forget) * counts + forget * shares, 1e-3)
         seen = {"agnostic/largest": now.max() * groups}

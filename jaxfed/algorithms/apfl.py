@@ -29,19 +29,19 @@ def make_apfl_work(
         report, start = shared_work.update(shared, own.private, steps, key), shared.params
 
         def aim(both, batch, *frozen):
-            (copy, theirs), (beside, mine) = both
-            plain = loss((theirs, mine), batch, *frozen)
-            blend = mixed(copy, jax.lax.stop_gradient(theirs))
+            (copy, params_now), (beside, private) = both
+            plain = loss((params_now, private), batch, *frozen)
+            blend = mixed(copy, jax.lax.stop_gradient(params_now))
             return Mean(plain.total + loss((blend, beside), batch, *frozen).total, plain.weight)
 
         def apart(both):
-            (copy, theirs), (beside, mine) = both
-            return (copy, beside), (theirs, mine)
+            (copy, params_now), (beside, private) = both
+            return (copy, beside), (params_now, private)
 
         def step(grads, state, params):
             each = zip(apart(grads), state, apart(params), strict=True)
-            ((copy, beside), first), ((theirs, mine), second) = (client_optimizer.update(*one) for one in each)
-            return ((copy, theirs), (beside, mine)), (first, second)
+            ((copy, beside), first), ((params_now, private), second) = (client_optimizer.update(*one) for one in each)
+            return ((copy, params_now), (beside, private)), (first, second)
 
         pace = optax.GradientTransformation(lambda both: tuple(map(client_optimizer.init, apart(both))), step)
         both = (own_copy(own, start), start), (own.beside, own.private)

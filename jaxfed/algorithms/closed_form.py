@@ -42,7 +42,7 @@ def closed_form(model: Model) -> Method:
         raise ValueError(f"closed_form: {MISSING}")
     num_items = num_rows(jax.eval_shape(model.init, jax.random.key(0)))
 
-    def update(shared, mine, steps, key):
+    def update(shared, client_state, steps, key):
         history = History(steps.rows.ravel(), steps.batch["id"].ravel(), num_items)
         sums, fit = closed.statistics(shared.params, history)
         return ClientOutput(Broadcast(sums), (), steps.examples, {"train/loss": fit}, loss=fit.value)

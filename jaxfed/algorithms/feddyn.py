@@ -42,15 +42,15 @@ def make_dynamic_work(
     def init(params, key):
         return Broadcast(params), ControlState(model.private(key), zeros_like(params))
 
-    def update(shared, mine, steps, key):
-        start, both = shared.params, (shared.params, mine.private)
+    def update(shared, client_state, steps, key):
+        start, both = shared.params, (shared.params, client_state.private)
         (end, own), _, seen = steered_steps(
-            model.loss, client_optimizer, both, steps, by_row, scale_tree(-1, mine.variate), strength
+            model.loss, client_optimizer, both, steps, by_row, scale_tree(-1, client_state.variate), strength
         )
-        now = jax.tree.map(lambda h, x, y: h - strength * (y - x), mine.variate, start, end)
-        said = output_facts(model.loss, both, steps)
+        now = jax.tree.map(lambda h, x, y: h - strength * (y - x), client_state.variate, start, end)
+        facts = output_facts(model.loss, both, steps)
         return ClientOutput(
-            Broadcast(subtract(start, end)), ControlState(own, now), steps.examples, {"train/loss": seen}, **said
+            Broadcast(subtract(start, end)), ControlState(own, now), steps.examples, {"train/loss": seen}, **facts
         )
 
     return ClientWork(init, update)

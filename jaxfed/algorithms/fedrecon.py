@@ -17,7 +17,7 @@ def make_reconstruction_work(
 ) -> ClientWork:
     """Steps of a new private part on the support half, then of the shared part on the query half."""
 
-    def update(shared, mine, steps, key):
+    def update(shared, client_state, steps, key):
         start, live = shared.params, steps.live.sum()
         odd = jnp.arange(steps.live.shape[0]) % 2 == 1
         both = start, model.private(key)

@@ -16,17 +16,17 @@ def make_alternating_work(
 ) -> ClientWork:
     """Steps of the private part, then of the shared part."""
 
-    def update(shared, mine, steps, key):
+    def update(shared, private, steps, key):
         start = shared.params
-        both = start, mine
+        both = start, private
         for _ in range(passes):
             both, _, _ = local_sgd(loss_of_pair(model.loss), optimize_part(client_optimizer, 1), both, steps, by_row)
-        (end, mine), _, seen = local_sgd(
+        (end, private), _, seen = local_sgd(
             loss_of_pair(model.loss), optimize_part(client_optimizer, 0), both, steps, by_row
         )
         return ClientOutput(
             Broadcast(subtract(start, end)),
-            mine,
+            private,
             steps.examples,
             {"train/loss": seen},
             **output_facts(model.loss, both, steps),

@@ -17,8 +17,8 @@ def make_gradient_work(model: Model, client_optimizer: optax.GradientTransformat
     def init(params, key):
         return Broadcast(params), model.private(key)
 
-    def update(shared, mine, steps, key):
-        both = shared.params, mine
+    def update(shared, private, steps, key):
+        both = shared.params, private
 
         def objective(both):
             seen = pooled_loss(loss_of_pair(model.loss), both, steps)
@@ -26,8 +26,8 @@ def make_gradient_work(model: Model, client_optimizer: optax.GradientTransformat
 
         slope, seen = jax.grad(objective, has_aux=True)(both)
         step, _ = client_optimizer.update(slope, client_optimizer.init(both), both)
-        mine = optax.apply_updates(mine, step[1])
-        return ClientOutput(Broadcast(slope[0]), mine, steps.examples, {"train/loss": seen}, loss=seen.value)
+        private = optax.apply_updates(private, step[1])
+        return ClientOutput(Broadcast(slope[0]), private, steps.examples, {"train/loss": seen}, loss=seen.value)
 
     return ClientWork(init, update)
 

@@ -52,19 +52,22 @@ def make_guided_work(
     def init(params, key):
         return Broadcast(params), GuidedState(new_own_model(params, model.private(key), ()), params)
 
-    def update(shared, mine, steps, key):
-        start, both = shared.params, (shared.params, mine.own.private)
-        held = {"anchor": mine.around} if strength else {}
+    def update(shared, client_state, steps, key):
+        start, both = shared.params, (shared.params, client_state.own.private)
+        held = {"anchor": client_state.around} if strength else {}
         pace = proximal_optimizer(client_optimizer, strength) if strength else client_optimizer
         (end, kept), _, seen = local_sgd(loss_of_pair(model.loss), pace, both, steps, by_row, **held)
-        client_state = mine._replace(own=stamp_rows(mine.own, private=kept, copy=end))
-        said = output_facts(model.loss, both, steps)
-        return ClientOutput(Broadcast(subtract(start, end)), client_state, steps.examples, {"train/loss": seen}, **said)
+        new_state = client_state._replace(own=stamp_rows(client_state.own, private=kept, copy=end))
+        facts = output_facts(model.loss, both, steps)
+        return ClientOutput(Broadcast(subtract(start, end)), new_state, steps.examples, {"train/loss": seen}, **facts)
 
     views = {
-        "": lambda params, mine: server_view(params, mine.own),
-        "personal": lambda params, mine: (own_copy(mine.own, params, latest=True), mine.own.private),
-        "neighbours": lambda params, mine: (mine.around, mine.own.private),
+        "": lambda params, client_state: server_view(params, client_state.own),
+        "personal": lambda params, client_state: (
+            own_copy(client_state.own, params, latest=True),
+            client_state.own.private,
+        ),
+        "neighbours": lambda params, client_state: (client_state.around, client_state.own.private),
     }
     return ClientWork(init, update, views=views)
 

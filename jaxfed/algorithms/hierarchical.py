@@ -89,18 +89,18 @@ def channel_at_edges(channel: Channel, edge: np.ndarray) -> Channel:
 
     def decode(summed, state, round):
         message, more = summed
-        theirs = home.at[round.clients].get(mode="fill", fill_value=-1)
+        edge_of_asked = home.at[round.clients].get(mode="fill", fill_value=-1)
 
         def one(message, state, number):
             key = jax.random.fold_in(round.key, number)
             return decode_total(
-                channel, message, state, round._replace(key=key, present=round.present & (theirs == number))
+                channel, message, state, round._replace(key=key, present=round.present & (edge_of_asked == number))
             )
 
         update, links, info = map_over_edges(one, message, state[0], jnp.arange(edges))
-        heard = jax.tree.map(jnp.add, state[1], more)
+        gathered = jax.tree.map(jnp.add, state[1], more)
         empty = {"edges/silent": (more[1] == 0).sum()}
-        return update, (links, heard), jax.tree.map(lambda x: x.mean(0), info) | empty
+        return update, (links, gathered), jax.tree.map(lambda x: x.mean(0), info) | empty
 
     def metrics(message, sent, client):
         return channel.metrics(message, select_model(sent, of(client)), client) if channel.metrics else {}
@@ -156,18 +156,18 @@ def make_edge_meeting(every: int, per_row: bool) -> Callable:
     """The program in which edges average their models, in every `every`-th round; see `hierarchical`."""
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def meet(params, heard, number):
+    def meet(params, gathered, number):
         """(the models, the examples behind them) after round `number`."""
 
-        def met(params, heard):
-            rows, weight = heard
+        def met(params, gathered):
+            rows, weight = gathered
             row = (lambda x: rows.rows) if per_row else (lambda x: weight[None])
             params = map_tables(
                 lambda x: average_over_edges(x, row(x), 1), lambda x: average_over_edges(x, weight, 0), params
             )
-            return params, jax.tree.map(jnp.zeros_like, heard)
+            return params, jax.tree.map(jnp.zeros_like, gathered)
 
-        return jax.lax.cond(number % every == 0, met, lambda *both: both, params, heard)
+        return jax.lax.cond(number % every == 0, met, lambda *both: both, params, gathered)
 
     return meet
 
@@ -211,9 +211,9 @@ def hierarchical(
 
     def step(state, cohort, key):
         state, info = algorithm.step(state, cohort, key)
-        links, heard = state.channel
-        params, heard = meet(state.shared.params, heard, state.round)
-        state = state._replace(shared=state.shared._replace(params=params), channel=(links, heard))
+        links, gathered = state.channel
+        params, gathered = meet(state.shared.params, gathered, state.round)
+        state = state._replace(shared=state.shared._replace(params=params), channel=(links, gathered))
         sent = 2.0 * count_bytes(params) * (state.round // every)  # each edge's model up, and the mean down to each
         return state, info | {"edges/bytes_total": sent}
 

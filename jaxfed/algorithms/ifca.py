@@ -42,12 +42,14 @@ def make_ifca_work(
         held = Table(jnp.zeros((rows, clusters))) if rows else ()
         return Broadcast(stacked, (jnp.zeros(clusters), held)), ClusterMember(model.private(key), jnp.int32(0))
 
-    def update(shared, mine, steps, key):
+    def update(shared, client_state, steps, key):
         def lost(j):
-            return pooled_loss(loss_of_pair(model.loss), (select_model(shared.params, j), mine.private), steps).value
+            return pooled_loss(
+                loss_of_pair(model.loss), (select_model(shared.params, j), client_state.private), steps
+            ).value
 
         chosen = jnp.argmin(jnp.stack([lost(j) for j in range(clusters)])).astype(jnp.int32)
-        report = work.update(Broadcast(select_model(shared.params, chosen)), mine.private, steps, key)
+        report = work.update(Broadcast(select_model(shared.params, chosen)), client_state.private, steps, key)
         belongs = jax.nn.one_hot(chosen, clusters)
         apart = map_tables(
             lambda x: x[:, None] * belongs.reshape((1, -1) + (1,) * (x.ndim - 1)),
@@ -55,15 +57,15 @@ def make_ifca_work(
             report.update.params,
         )
         held = jax.tree.map(lambda x: jnp.broadcast_to(belongs, x.shape), shared.extra[1])
-        told = {f"clusters/{j}": Mean(belongs[j], 1.0) for j in range(clusters)}
+        counts = {f"clusters/{j}": Mean(belongs[j], 1.0) for j in range(clusters)}
         return report._replace(
             update=Broadcast(apart, (belongs, held)),
             client_state=ClusterMember(report.client_state, chosen),
-            metrics=report.metrics | told,
+            metrics=report.metrics | counts,
         )
 
-    def view(params, mine):
-        return select_model(params, mine.cluster), mine.private
+    def view(params, client_state):
+        return select_model(params, client_state.cluster), client_state.private
 
     return ClientWork(init, update, views={"": view})
 

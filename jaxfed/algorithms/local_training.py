@@ -72,14 +72,14 @@ def local_steps(
     def init(params, key):
         return Broadcast(params), model.private(key)
 
-    def update(shared, mine, steps, key):
-        start, both = shared.params, (shared.params, mine)
+    def update(shared, private, steps, key):
+        start, both = shared.params, (shared.params, private)
         held = {"anchor": start} if proximal else {}
         pace = proximal_optimizer(client_optimizer, proximal) if proximal else client_optimizer
-        (end, mine), _, seen = local_sgd(loss_of_pair(model.loss), pace, both, steps, by_row, **held)
+        (end, private), _, seen = local_sgd(loss_of_pair(model.loss), pace, both, steps, by_row, **held)
         return ClientOutput(
             Broadcast(subtract(start, end)),
-            mine,
+            private,
             steps.examples,
             {"train/loss": seen},
             **output_facts(model.loss, both, steps),

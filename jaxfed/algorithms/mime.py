@@ -34,8 +34,8 @@ def make_mime_work(model: Model, client_optimizer: optax.GradientTransformation,
             params, MimeBroadcast(client_optimizer.init((params, ())), zeros_like(params), mark_known(0.0, params))
         ), model.private(key)
 
-    def update(shared, mine, steps, key):
-        start, both = shared.params, (shared.params, mine)
+    def update(shared, private, steps, key):
+        start, both = shared.params, (shared.params, private)
         frozen, mean_gradient, told_of = shared.extra
 
         def step(grads, state, params, statistics, shift):
@@ -51,7 +51,7 @@ def make_mime_work(model: Model, client_optimizer: optax.GradientTransformation,
         )
 
         def at_start(x):
-            seen = pooled_loss(loss_of_pair(model.loss), (x, mine), steps)
+            seen = pooled_loss(loss_of_pair(model.loss), (x, private), steps)
             return seen.value, seen
 
         slope, seen = jax.grad(at_start, has_aux=True)(start)
@@ -115,8 +115,10 @@ def centred_loss(loss: Loss, both: Tree, steps: Batches, known: Tree) -> tuple[C
     """(the loss less known * <its gradient at the start, the shared part>, the batches with those gradients)."""
 
     def gradient(rows, batch):
-        (start, mine), there = take_rows((both, known), rows)
-        slope = jax.grad(lambda x: loss_of_pair(loss)(unwrap((x, mine)), batch, *frozen_rows(steps, rows)).value)(start)
+        (start, private), there = take_rows((both, known), rows)
+        slope = jax.grad(lambda x: loss_of_pair(loss)(unwrap((x, private)), batch, *frozen_rows(steps, rows)).value)(
+            start
+        )
         return jax.tree.map(lambda x, k: x * k.reshape(k.shape + (1,) * (x.ndim - k.ndim)), slope, there)
 
     at_start = jax.vmap(gradient)(steps.rows, steps.batch)

@@ -28,26 +28,26 @@ def with_merged_devices(algorithm: Algorithm, owner: np.ndarray, weight: np.ndar
     first, weights = devices[owner, 0], np.asarray(weight, np.float32)
 
     @partial(jax.jit, donate_argnums=0)
-    def begin(mine: Tree) -> Tree:
-        return jax.tree.map(lambda x: x[first], mine)
+    def begin(states: Tree) -> Tree:
+        return jax.tree.map(lambda x: x[first], states)
 
     @partial(jax.jit, donate_argnums=0)
-    def join(mine: Tree, ids: jax.Array, present: jax.Array) -> tuple[Tree, jax.Array]:
+    def join(states: Tree, ids: jax.Array, present: jax.Array) -> tuple[Tree, jax.Array]:
         """(the parts [C, ...] after the devices `ids` [M] have met, of how many users several reported)."""
         whose = jnp.asarray(owner).at[ids].get(mode="fill", fill_value=users)
         who, slot = jnp.unique(whose, size=ids.size, fill_value=users, return_inverse=True)
         mass = jnp.where(present, jnp.asarray(weights).at[ids].get(mode="fill", fill_value=0), 0)
-        total, heard = (jax.ops.segment_sum(x, slot, ids.size) for x in (mass, present.astype(jnp.int32)))
+        total, reports = (jax.ops.segment_sum(x, slot, ids.size) for x in (mass, present.astype(jnp.int32)))
         share = mass / jnp.where(total > 0, total, 1)[slot]  # exactly 1 for a device alone
         to = jnp.asarray(devices).at[who].get(mode="fill", fill_value=clients)
-        to = jnp.where((heard > 0)[:, None], to, clients)
+        to = jnp.where((reports > 0)[:, None], to, clients)
 
         def mean(x):
             parts = x.at[ids].get(mode="fill", fill_value=0)
             parts = share.reshape(share.shape + (1,) * (x.ndim - 1)) * parts
             return x.at[to].set(jax.ops.segment_sum(parts, slot, ids.size)[:, None], mode="drop")
 
-        return jax.tree.map(mean, mine), (heard > 1).sum()
+        return jax.tree.map(mean, states), (reports > 1).sum()
 
     def init(params, key):
         state = algorithm.init(params, key)
@@ -55,7 +55,9 @@ def with_merged_devices(algorithm: Algorithm, owner: np.ndarray, weight: np.ndar
 
     def step(state, cohort, key):
         state, info = algorithm.step(state, cohort, key)
-        mine, several = join(state.client_states.work, cohort.ids, info["clients/present"])
-        return state._replace(client_states=state.client_states._replace(work=mine)), info | {"clients/merged": several}
+        states, several = join(state.client_states.work, cohort.ids, info["clients/present"])
+        return state._replace(client_states=state.client_states._replace(work=states)), info | {
+            "clients/merged": several
+        }
 
     return Algorithm(init, step)

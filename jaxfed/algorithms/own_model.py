@@ -30,12 +30,12 @@ def new_own_model(params: Tree, private: Tree, beside: Tree) -> OwnModel:
 def own_copy(own: OwnModel, params: Tree, latest: bool = False) -> Tree:
     """The copy, where the client has one; latest: of its last round alone."""
 
-    def row(mine, server):
+    def row(copied, server):
         rows = own.written.rows
         there = (rows == own.rounds) & (rows > 0) if latest else rows > 0
-        return jnp.where(there.reshape(there.shape + (1,) * (mine.ndim - 1)), mine, server)
+        return jnp.where(there.reshape(there.shape + (1,) * (copied.ndim - 1)), copied, server)
 
-    return map_tables(row, lambda mine, server: jnp.where(own.rounds > 0, mine, server), own.copy, params)
+    return map_tables(row, lambda copied, server: jnp.where(own.rounds > 0, copied, server), own.copy, params)
 
 
 def stamp_rows(own: OwnModel, **new: Tree) -> OwnModel:

@@ -35,17 +35,17 @@ def make_scaffold_work(model: Model, client_optimizer: optax.GradientTransformat
             model.private(key), zeros_like(params), nobody
         )
 
-    def update(shared, mine, steps, key):
-        start, both = shared.params, (shared.params, mine.private)
-        shift = subtract(shared.extra.mean, mine.variate)
+    def update(shared, client_state, steps, key):
+        start, both = shared.params, (shared.params, client_state.private)
+        shift = subtract(shared.extra.mean, client_state.variate)
         (end, own), slopes, seen = steered_steps(model.loss, client_optimizer, both, steps, by_row, shift)
-        said = output_facts(model.loss, both, steps)
-        now = scale_tree(1 / jnp.maximum(said["steps"], 1), slopes)
-        held = jax.tree.map(jnp.ones_like, mine.held)
-        change = Summed(Variates(subtract(now, mine.variate), subtract(held, mine.held)))
-        client_state = ControlState(own, now, held)
+        facts = output_facts(model.loss, both, steps)
+        now = scale_tree(1 / jnp.maximum(facts["steps"], 1), slopes)
+        held = jax.tree.map(jnp.ones_like, client_state.held)
+        change = Summed(Variates(subtract(now, client_state.variate), subtract(held, client_state.held)))
+        new_state = ControlState(own, now, held)
         return ClientOutput(
-            Broadcast(subtract(start, end), change), client_state, steps.examples, {"train/loss": seen}, **said
+            Broadcast(subtract(start, end), change), new_state, steps.examples, {"train/loss": seen}, **facts
         )
 
     def update_shapes(shared):

@@ -52,10 +52,10 @@ def flatten_parameters(model: BaselineModel) -> dict[str, Any]:
     return {**model.items, "user": model.users}
 
 
-def cohort_examples(experiment: RunParts, seed: int, number: int) -> tuple[np.ndarray, DrawnExamples, np.ndarray]:
+def cohort_examples(parts: RunParts, seed: int, number: int) -> tuple[np.ndarray, DrawnExamples, np.ndarray]:
     """(ids [M], their examples, the first example of each [M + 1]) of a round."""
-    ids, _ = experiment.sampler.draw(seed, number)
-    drawn = draw_examples(experiment.data.population, experiment.batching, ids, seed, number)
+    ids, _ = parts.sampler.draw(seed, number)
+    drawn = draw_examples(parts.data.population, parts.batching, ids, seed, number)
     return ids, drawn, np.concatenate([[0], np.cumsum(drawn.examples)])
 
 
@@ -87,9 +87,9 @@ def train_client_densely(rate: float, items: dict[str, jax.Array], user: jax.Arr
     return jax.tree.map(jnp.subtract, end, items), user
 
 
-def sequential_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline:
+def sequential_baseline(parts: RunParts, rate: float, seed: int) -> Baseline:
     """One jitted client at a time, each with the whole table."""
-    size, lengths = experiment.batching.batch_size, np.unique([steps for steps, _ in experiment.shapes.kinds])
+    size, lengths = parts.batching.batch_size, np.unique([steps for steps, _ in parts.shapes.kinds])
 
     @partial(jax.jit, donate_argnums=(1, 2))
     def one(items, total, users, id, weight, data):
@@ -101,7 +101,7 @@ def sequential_baseline(experiment: RunParts, rate: float, seed: int) -> Baselin
         return jax.tree.map(lambda x, t: x + t / weight, items, total)
 
     def round(model, number):
-        ids, drawn, first = cohort_examples(experiment, seed, number)
+        ids, drawn, first = cohort_examples(parts, seed, number)
         total, users = jax.tree.map(jnp.zeros_like, model.items), model.users
         for id, low, high in zip(ids, first[:-1], first[1:], strict=True):
             steps = int(lengths[np.searchsorted(lengths, -(-(high - low) // size))])
@@ -112,9 +112,9 @@ def sequential_baseline(experiment: RunParts, rate: float, seed: int) -> Baselin
     return Baseline(copy_initial_model, round, flatten_parameters)
 
 
-def dense_vmap_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline:
+def dense_vmap_baseline(parts: RunParts, rate: float, seed: int) -> Baseline:
     """All clients at once under vmap, each with its own copy of the whole table, padded to the longest."""
-    size, lengths = experiment.batching.batch_size, np.unique([steps for steps, _ in experiment.shapes.kinds])
+    size, lengths = parts.batching.batch_size, np.unique([steps for steps, _ in parts.shapes.kinds])
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def all_of_them(items, users, ids, weight, data):
@@ -123,7 +123,7 @@ def dense_vmap_baseline(experiment: RunParts, rate: float, seed: int) -> Baselin
         return jax.tree.map(jnp.add, items, mean), users.at[ids].set(new)
 
     def round(model, number):
-        ids, drawn, first = cohort_examples(experiment, seed, number)
+        ids, drawn, first = cohort_examples(parts, seed, number)
         count = np.diff(first)
         steps = int(lengths[np.searchsorted(lengths, -(-count.max() // size))])
         each = [pad_examples(drawn, low, high, steps, size) for low, high in pairwise(first)]
@@ -145,10 +145,10 @@ def compile_c_library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(library))
 
 
-def lay_out_cohort(experiment: RunParts, seed: int, num_items: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+def lay_out_cohort(parts: RunParts, seed: int, num_items: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """The first cohort as `limit.c` reads it: (ids [M], (the first example of each client, the position of each
     example's item among the client's rows, labels, the first row of each client, the items of the rows))."""
-    ids, drawn, first = cohort_examples(experiment, seed, 0)
+    ids, drawn, first = cohort_examples(parts, seed, 0)
     client = np.repeat(drawn.client, drawn.examples)
     pair, order = sort_pairs(client, drawn.item[:, 0], len(ids), num_items)
     fresh = np.diff(pair, prepend=-1) != 0
@@ -160,7 +160,7 @@ def lay_out_cohort(experiment: RunParts, seed: int, num_items: int) -> tuple[np.
     return ids, (*examples, start.astype(np.int32), held)
 
 
-def c_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline | None:
+def c_baseline(parts: RunParts, rate: float, seed: int) -> Baseline | None:
     """The arithmetic in C on one core. Its state holds a cohort laid out beforehand: a round is arithmetic alone."""
     if (library := compile_c_library()) is None:
         return None
@@ -172,7 +172,7 @@ def c_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline | None:
     def begin_c(state):
         model = copy_initial_model(state)
         items = {name: np.array(x) for name, x in model.items.items()}
-        ids, laid = lay_out_cohort(experiment, seed, model.items["item"].shape[0])
+        ids, laid = lay_out_cohort(parts, seed, model.items["item"].shape[0])
         most, dim = np.diff(laid[3]).max(), model.users.shape[1]
         scratch = (
             np.zeros((most, dim), np.float32),
@@ -184,7 +184,7 @@ def c_baseline(experiment: RunParts, rate: float, seed: int) -> Baseline | None:
     def round(own, number):
         items, users, ids, laid, scratch = own
         trained = np.empty((len(ids), users.shape[1]), np.float32)
-        shape = len(ids), experiment.batching.batch_size, users.shape[1]
+        shape = len(ids), parts.batching.batch_size, users.shape[1]
         library.fed_round(items["item"], items["bias"], users[ids], trained, *laid, *shape, rate, *scratch)
         users[ids] = trained
         return own

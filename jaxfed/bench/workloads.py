@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxfed.bench.baselines import c_baseline, dense_vmap_baseline, sequential_baseline
-from jaxfed.config.build import RunParts, build_experiment, load_data
+from jaxfed.config.build import RunParts, build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.data.clients import Clients
 from jaxfed.data.preparation import prepare_population
@@ -97,7 +97,7 @@ def make_bench_experiment(workload: Workload, channel: Sequence[dict[str, Any]] 
     data = load_data(config.data)
     if workload.items and not workload.users:
         data = spread_over_catalogue(data, workload.items)
-    return build_experiment(config, data)
+    return build_from_config(config, data)
 
 
 class Runner(NamedTuple):
@@ -109,14 +109,14 @@ class Runner(NamedTuple):
     params: Callable[[], dict[str, Any]]
 
 
-def jaxfed_runner(experiment: RunParts) -> Runner:
+def jaxfed_runner(parts: RunParts) -> Runner:
     """Rounds as `jaxfed train` runs them."""
-    state = initial_arrays(experiment, SEED)["state"]
-    seconds = compile_programs(experiment, state, make_run_keys(SEED).rounds)
+    state = initial_arrays(parts, SEED)["state"]
+    seconds = compile_programs(parts, state, make_run_keys(SEED).rounds)
 
     def go(number):
         nonlocal state
-        for done in run_rounds(experiment, state, SEED, number, number + TOGETHER):
+        for done in run_rounds(parts, state, SEED, number, number + TOGETHER):
             state = done.state
         jax.block_until_ready(state)
 
@@ -129,11 +129,11 @@ def jaxfed_runner(experiment: RunParts) -> Runner:
     return Runner(go, TOGETHER, seconds, params)
 
 
-def baseline_runner(make: Callable, experiment: RunParts) -> Runner | None:
+def baseline_runner(make: Callable, parts: RunParts) -> Runner | None:
     """One of `baselines`, a round at a time."""
-    if (made := make(experiment, RATE, SEED)) is None:
+    if (made := make(parts, RATE, SEED)) is None:
         return None
-    own = made.begin(initial_arrays(experiment, SEED)["state"])
+    own = made.begin(initial_arrays(parts, SEED)["state"])
 
     def go(number):
         nonlocal own
@@ -144,9 +144,9 @@ def baseline_runner(make: Callable, experiment: RunParts) -> Runner | None:
 
 METHODS: dict[str, Callable[[RunParts], Runner | None]] = {
     "ours": jaxfed_runner,
-    "limit": lambda experiment: baseline_runner(c_baseline, experiment),
-    "sequential": lambda experiment: baseline_runner(sequential_baseline, experiment),
-    "dense_vmap": lambda experiment: baseline_runner(dense_vmap_baseline, experiment),
+    "limit": lambda parts: baseline_runner(c_baseline, parts),
+    "sequential": lambda parts: baseline_runner(sequential_baseline, parts),
+    "dense_vmap": lambda parts: baseline_runner(dense_vmap_baseline, parts),
 }
 
 
@@ -215,8 +215,8 @@ def bench_workload(
             say(f"{error}: left out")  # it does not fit into this machine
             methods.remove(method)
     say(f"{name}: memory of {', '.join(memory)} measured")
-    experiment = make_bench_experiment(workload)
-    made = {method: METHODS[method](experiment) for method in methods}
+    parts = make_bench_experiment(workload)
+    made = {method: METHODS[method](parts) for method in methods}
     runners = {method: runner for method, runner in made.items() if runner}
     times = measure_in_turn(runners, least, budget)
     seconds = {method: statistics.median(each) for method, each in times.items()}

@@ -23,7 +23,7 @@ def add_evaluate_options(command: Callable[..., argparse.ArgumentParser]) -> Non
 
 def open_best_model(folder: str) -> tuple[Any, Any, Any]:
     """(experiment, seed's keys, (shared, private) of the best round) of a run."""
-    from jaxfed.config.build import build_experiment, load_data
+    from jaxfed.config.build import build_from_config, load_data
     from jaxfed.config.config_files import read_config
     from jaxfed.config.schema import make_config
     from jaxfed.training import checkpoint
@@ -55,14 +55,14 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
             else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
             f"{folder}/config.toml --resume"
         )
-    experiment = build_experiment(config, data)
+    parts = build_from_config(config, data)
     if record:
-        check_frozen(path, record, experiment.model.frozen)
+        check_frozen(path, record, parts.model.frozen)
     with checkpoint.open_checkpoints(path / "checkpoints") as checkpoints:
-        found = checkpoint.restore_newest(checkpoints, initial_arrays(experiment, config.seed), log, record_problem)
+        found = checkpoint.restore_newest(checkpoints, initial_arrays(parts, config.seed), log, record_problem)
     if not found:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    return experiment, make_run_keys(config.seed), found[0]["best"]
+    return parts, make_run_keys(config.seed), found[0]["best"]
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
@@ -71,9 +71,9 @@ def evaluate_command(args: argparse.Namespace) -> None:
     from jaxfed.training.rounds import count_negatives, mark_leaky
     from jaxfed.training.rounds import evaluate_model as examine
 
-    experiment, keys, best = open_best_model(args.run)
-    values = count_negatives(experiment.eval_splits["test"]) | examine(experiment, best, args.part, keys.evaluation)
-    values = mark_leaky(experiment, values)
+    parts, keys, best = open_best_model(args.run)
+    values = count_negatives(parts.eval_splits["test"]) | examine(parts, best, args.part, keys.evaluation)
+    values = mark_leaky(parts, values)
     if args.json:
         print(to_json(values, 1))
     else:
@@ -94,16 +94,16 @@ def recommend_command(args: argparse.Namespace) -> None:
 
     if args.k < 1:
         raise ValueError(f"-k is {args.k}: it must be at least 1")
-    experiment, _, best = open_best_model(args.run)
+    parts, _, best = open_best_model(args.run)
     config = make_config(read_config(Path(args.run) / "config.toml"))
-    source, population = experiment.data.source, experiment.data.population
+    source, population = parts.data.source, parts.data.population
     seat = locate_user(population, args.user, args.client, lambda: read_source_data(config.data))
-    view = selected_view(experiment, config.evaluation.select)
+    view = selected_view(parts, config.evaluation.select)
     if seat.home is None:
         log("this user did not take part in training: ranked from their own interactions")
     elif view:
         log(f"by the {view} model, by which the best round was chosen")
-    score = score_items(experiment, best, seat, view)
+    score = score_items(parts, best, seat, view)
     if np.isnan(score).any():
         raise ValueError(
             f"the run in {args.run} diverged (scores are not numbers): train again in another folder, and {LOWER_RATES}"

@@ -95,7 +95,7 @@ def read_source_data(config: Section) -> Dataset:
     return call_registered("data", config, **({"keep": config.clients} if is_file else {}))
 
 
-def build_experiment(
+def build_from_config(
     config: Config, data: Clients, watch: Callable[[Channel], Channel] = lambda channel: channel
 ) -> RunParts:
     """Builds everything from a configuration and its data; `watch` may replace the channel by one that records.

@@ -13,7 +13,7 @@ import optax
 
 from jaxfed.algorithms.group_rates import Rates
 from jaxfed.config.optax_functions import OPTIMIZERS
-from jaxfed.core.recipe import find_recipe
+from jaxfed.core.recipe import Recipe, find_recipe
 
 DEEPEST = 30  # functions within functions
 NO_MATCH = 1 << 20  # leaves that differ, where not even the functions are the same
@@ -91,7 +91,7 @@ def name_optimizer(optimizer: optax.GradientTransformation) -> dict[str, Any] | 
         0.5
     """
     if recipe := find_recipe(optimizer):
-        return name_group_rates(recipe.arguments) if recipe.section == "optimizer" else table_of(recipe.name, recipe)
+        return (name_group_rates if recipe.section == "optimizer" else name_server_optimizer)(recipe)
     numbers: list[float] = []
     wanted = describe_closure(tuple(optimizer), numbers), numbers
     for name, make in OPTIMIZERS.items():
@@ -100,14 +100,15 @@ def name_optimizer(optimizer: optax.GradientTransformation) -> dict[str, Any] | 
     return None
 
 
-def table_of(name: str, recipe: Any) -> dict[str, Any] | None:
+def name_server_optimizer(recipe: Recipe) -> dict[str, Any] | None:
     """The table of a server optimiser of our own; None where its learning rate is a schedule."""
     numbers = {key: value for key, value in recipe.arguments.items() if isinstance(value, bool | int | float)}
-    return {"name": name, **numbers} if len(numbers) == len(recipe.arguments) else None
+    return {"name": recipe.name, **numbers} if len(numbers) == len(recipe.arguments) else None
 
 
-def name_group_rates(arguments: dict[str, Any]) -> dict[str, Any] | None:
+def name_group_rates(recipe: Recipe) -> dict[str, Any] | None:
     """The table of an optimiser of `group_rates`; None where it is of an optimiser without a name."""
+    arguments = recipe.arguments
     made = arguments["optimizer"](learning_rate=1.0, **arguments.get("options", {}))
     named = name_optimizer(made)
     if named is None:

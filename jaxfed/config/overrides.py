@@ -172,12 +172,12 @@ def override_config(table: dict[str, Any], args: list[str]) -> Config:
     for flag, word in positive.items():
         if flag.startswith("--") and flag not in known + groups:
             raise ValueError(f"unknown option {word.split('=')[0]}{suggest(flag, known + groups)}")
-    told, options = io.StringIO(), with_described_types(config)
+    output, options = io.StringIO(), with_described_types(config)
     try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             changed = tyro.cli(type(options), default=options, args=args)
     except SystemExit:
-        title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", told.getvalue()), ""  # a box: sections between rules
+        title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", output.getvalue()), ""  # a box: sections between rules
         plain = " ".join((message or title).split()).split(" Got errors:")[0]  # which names the parser's own types
         raise ValueError(re.sub(r"no type matching \S+ could be instantiated from", "not a value:", plain)) from None
     return make_config(config_to_table(changed))

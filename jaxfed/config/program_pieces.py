@@ -42,7 +42,7 @@ def call_with_clients(make: Callable[..., Any], clients: Clients, **more: Any) -
     return call_with(make, known | more)
 
 
-def make_waiting(name: str, make: Any, kind: type, clients: Clients, **more: Any) -> Any:
+def make_for_clients(name: str, make: Any, kind: type, clients: Clients, **more: Any) -> Any:
     """The cohort or clock that waits for the clients. Raises ValueError where it is none."""
     made = call_with_clients(make, clients, **more) if callable(make) else make
     if not isinstance(made, kind):
@@ -102,7 +102,7 @@ def check_channels(**channels: Any) -> None:
         raise ValueError(f"Experiment: {name} is a {type(value).__name__}, not a Channel: {mend}")
 
 
-def check_method_arguments(method: Method, model: Model, batching: Batching, num_clients: int) -> None:
+def check_method_arguments(method: Method, model: Model, num_clients: int) -> None:
     """Raises ValueError where a method was made with optimisers that are none, or for another model or population.
 
     num_clients: that one server hears.
@@ -122,8 +122,6 @@ def check_method_arguments(method: Method, model: Model, batching: Batching, num
             f"Experiment: the method was made for {arguments['num_clients']:,} clients, there are {num_clients:,}: "
             f"pass num_clients={num_clients}"
         )
-    if recipe and recipe.name == "fedrecon" and batching.epochs > 1:
-        raise ValueError("fedrecon parts the steps of one pass into two halves: leave epochs at 1, and set passes")
 
 
 def check_has_tables(model: Model) -> None:
@@ -138,9 +136,8 @@ def check_loss(model: Model, clients: Clients) -> None:
     """Raises ValueError where a model's loss is not that of the labels of the data."""
     recipe, labels = find_recipe(model), clients.population.labels
     loss = recipe.arguments.get("loss") if recipe else None
-    wanted = {"rating": "rating", "click": "bce"}[labels.kind] if labels else loss
-    if loss and loss != wanted:
-        raise ValueError(f'data.label = "{labels.kind}": make the model with loss="{wanted}"' if labels else "")
+    if labels and loss and loss != (wanted := {"rating": "rating", "click": "bce"}[labels.kind]):
+        raise ValueError(f'data.label = "{labels.kind}": make the model with loss="{wanted}"')
 
 
 def default_channel(method: Method) -> Channel:
@@ -177,7 +174,7 @@ def join_pieces(
     settings["lazy"] = coerce_setting(bool, settings["lazy"], "lazy")
     check_channels(channel=channel, **{name: settings[name] for name in ("download", "evaluation_channel")})
     edges = max(settings["edges"].number, 1)
-    check_method_arguments(method, model, settings["batching"], -(-clients.num_clients // edges))
+    check_method_arguments(method, model, -(-clients.num_clients // edges))
     check_has_tables(model)
     check_loss(model, clients)
     if method.parametrization is not None:
@@ -186,9 +183,11 @@ def join_pieces(
         settings["parametrization"] = method.parametrization
     if settings["evaluation_channel"] is not None:
         settings["evaluation"] = replace(settings["evaluation"], where="clients")
-    times = make_waiting("clock", clock, Clock, clients) if clock is not None else None
+    times = make_for_clients("clock", clock, Clock, clients) if clock is not None else None
     chosen = uniform() if cohort is None else cohort
-    sampler = chosen if isinstance(chosen, Sampler) else make_waiting("cohort", chosen, Sampler, clients, clock=times)
+    sampler = (
+        chosen if isinstance(chosen, Sampler) else make_for_clients("cohort", chosen, Sampler, clients, clock=times)
+    )
     timed = with_clock(sampler, times, clients.num_clients) if times and not sampler.clock else sampler
     for name in ("download", "evaluation_channel"):  # a link alone is a chain of one, as in a configuration
         if settings.get(name) is not None:

@@ -85,8 +85,8 @@ def describe_channel(channel: Channel | None, given: Mapping[str, Any], items: n
 def is_empty_link(link: Channel) -> bool:
     """Whether a link does nothing, as the channel of a program that wants none."""
     claims = link.claims
-    said = claims.recipe or claims.mechanisms or claims.check or claims.needs_all_rows or claims.reads_cohort_size
-    return not said and not any(link[1:-1])
+    acts = claims.recipe or claims.mechanisms or claims.check or claims.needs_all_rows or claims.reads_cohort_size
+    return not acts and not any(link[1:-1])
 
 
 def describe_optimizer(optimizer: optax.GradientTransformation, whose: str) -> dict[str, Any]:
@@ -155,8 +155,8 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
     """
     clients, method, settings = pieces.clients, find_recipe(pieces.method), pieces.evaluation
     everyone = {"num_clients": clients.num_clients, "num_train": clients.population.num_train}
-    heard = -(-clients.num_clients // max(pieces.edges.number, 1))  # by one server
-    run_facts = everyone | {"num_clients": heard, "rounds": rounds}
+    clients_per_server = -(-clients.num_clients // max(pieces.edges.number, 1))  # by one server
+    run_facts = everyone | {"num_clients": clients_per_server, "rounds": rounds}
     run_facts |= {"slots": pieces.sampler.slots, "sampler": pieces.sampler}
     made_of = method.arguments if method else {}
     optimizers: dict[str, Any] = {
@@ -223,7 +223,12 @@ def planned_rounds(pieces: Pieces, config: Any) -> int:
     """
     if config is not None:
         return config.rounds if reads_rounds(config) else 0
-    links = [link for each in (pieces.channel, pieces.download) if each is not None for link in list_links(each)]
+    links = [
+        link
+        for each in (pieces.channel, pieces.download, pieces.evaluation_channel)
+        if each is not None
+        for link in list_links(each)
+    ]
     recipes = [find_recipe(each) for each in (*links, pieces.method, pieces.model, pieces.sampler)]
     return max((int(each.arguments.get("rounds", 0)) for each in recipes if each), default=0)
 

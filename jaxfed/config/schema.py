@@ -161,7 +161,7 @@ def check_numbers(table: Any) -> None:
     for name, value in iterate_leaves(table):
         key = name.rpartition(".")[2]
         most = LARGEST_SIZE if name.startswith("model.") else LARGEST.get(key, (1 << 63) - 1)
-        told = "2^63 - 1" if most == (1 << 63) - 1 else f"{most:,}"
+        largest = "2^63 - 1" if most == (1 << 63) - 1 else f"{most:,}"
         if name in AT_LEAST_ONE and value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1")
         for each in value if isinstance(value, list) else [value]:
@@ -169,7 +169,7 @@ def check_numbers(table: Any) -> None:
                 raise ValueError(f"{name} is {each}: it must be a finite number")
             least = 1 if name.startswith("model.") and key in SIZES else 0
             if isinstance(each, int) and not least <= each <= most and key != "learning_rate":
-                raise ValueError(f"{name} is {each}: it must be a whole number from {least} to {told}")
+                raise ValueError(f"{name} is {each}: it must be a whole number from {least} to {largest}")
 
 
 def build_links(value: Any, where: str) -> tuple[Section, ...]:

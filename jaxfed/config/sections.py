@@ -29,8 +29,8 @@ from jaxfed.sampling.asynchronous import with_clock
 
 def call_registered(section: str, config: Section, **given: Any) -> Any:
     """Calls the registry's function with the section's arguments, and with what it asks of what the program gives."""
-    said = section_arguments(section, config.name).keys() - BESIDE.get(section, {}).keys()
-    return call_with(REGISTRY[section][config.name], given | {name: getattr(config, name) for name in said})
+    keys = section_arguments(section, config.name).keys() - BESIDE.get(section, {}).keys()
+    return call_with(REGISTRY[section][config.name], given | {name: getattr(config, name) for name in keys})
 
 
 def call_with(function: Callable[..., Any], known: dict[str, Any]) -> Any:
@@ -124,10 +124,6 @@ def make_method(config: Config, model: Model, **known: Any) -> Method:
 def check_method_sections(config: Config) -> None:
     """Raises ValueError where [algorithm] and [work] do not go together."""
     algorithm, work = config.algorithm.name, config.work.name
-    if (algorithm == "fedrecon" or work == "reconstruct") and config.work.epochs > 1:
-        raise ValueError(
-            "work.epochs: reconstruction parts the steps of one pass into two halves: leave it at 1, and set passes"
-        )
     if algorithm == "custom":
         return
     if work != NAMED["work"]:

@@ -124,6 +124,10 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
             "run.client_store: the server of this work reads all clients' memory on one device: leave it out, and run "
             "one process"
         )
+    if method.recipe and method.recipe.name == "fedrecon" and pieces.batching.epochs > 1:
+        raise ValueError(
+            "work.epochs: reconstruction parts the steps of one pass into two halves: leave it at 1, and set passes"
+        )
     if pieces.sampler.history_length and run.shard_tables:
         raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")
     if pieces.parametrization is not None:

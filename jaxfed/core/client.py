@@ -139,11 +139,15 @@ def simulate_client(plan: Plan, size: int, common: tuple, own: ClientInput, plac
     return message, done.state, done.is_finite & is_finite, done.metrics
 
 
-def receive_rows(plan: Plan, shared: Broadcast, history: Tree, number: jax.Array, me: ClientView) -> Broadcast:
+def receive_rows(plan: Plan, shared: Broadcast, history: Tree, number: jax.Array, client: ClientView) -> Broadcast:
     """The rows of the model that a client starts from: of the one it was sent, `age` rounds ago."""
     if plan.history_length:  # (version, rows) is one indexing, as (client, rows) is
-        return tree.to_compute_dtype(tables.gather_client(history, (number - me.age) % plan.history_length, me.rows))
-    return plan.download(shared, me) if plan.download else tree.to_compute_dtype(tables.take_rows(shared, me.rows))
+        return tree.to_compute_dtype(
+            tables.gather_client(history, (number - client.age) % plan.history_length, client.rows)
+        )
+    return (
+        plan.download(shared, client) if plan.download else tree.to_compute_dtype(tables.take_rows(shared, client.rows))
+    )
 
 
 def run_client_block(
@@ -174,9 +178,9 @@ def run_client_block(
     places = None if broadcast is None or touched is None or plan.download else block.rows
     each = plan.place.clients(lambda common, one: simulate_client(plan, rows, common, *one))
     own = ClientInput(who, client_states, held, block.num_train, block.data, since)
-    messages, client_states, fine, metrics = each(common, (own, places))
+    messages, client_states, is_finite, metrics = each(common, (own, places))
     # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported
-    counts = fine & present.at[block.slots].get(mode="fill", fill_value=False)
+    counts = is_finite & present.at[block.slots].get(mode="fill", fill_value=False)
     ends = size if touched is None else touched.size, size, nobody
     return plan.place.together(
         flatten_messages(block, counts, who, held, messages, client_states, metrics, ends, plan.padded_shape)

@@ -38,13 +38,13 @@ def make_download(channel: Channel, whole: bool) -> Callable[[Broadcast, ClientV
         ids, held = (jnp.int32(0), jnp.arange(client.size)) if whole else (client.id, client.rows)
         sent = to_compute_dtype(shared if whole else take_rows(shared, held))
         state, link_state = channel.init(sent)
-        me = client._replace(
+        link_view = client._replace(
             link_state=link_state, key=jax.random.fold_in(secret, ids), public=public, id=ids, rows=held
         )
-        message, _ = encode_message(channel, sent, broadcast_state(channel, state), me)
+        message, _ = encode_message(channel, sent, broadcast_state(channel, state), link_view)
         if channel.decode_message:
             message = channel.decode_message(
-                message, broadcast_state(channel, state), me._replace(link_state=None, key=None)
+                message, broadcast_state(channel, state), link_view._replace(link_state=None, key=None)
             )
         read, _, _ = decode_total(channel, message, state, RoundView(public, ids[None], jnp.ones(1, bool)))
         return take_rows(read, client.rows) if whole else read

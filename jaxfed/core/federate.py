@@ -137,27 +137,29 @@ def run_round(
     if store is not None:
         state = state._replace(client_states=())
     size = end if touched is None else len(touched)
-    tally: Accumulator | None = None
+    accumulated: Accumulator | None = None
     broadcast = programs.broadcast_model and programs.broadcast_model(state.shared, touched)
     for low in range(0, len(blocks), plan.chunk or len(blocks)):
-        now = state if tally is None else state._replace(client_states=tally.client_states)
+        now = state if accumulated is None else state._replace(client_states=accumulated.client_states)
         parts = []
         for block in blocks[low:][: plan.chunk or None]:
             kept = None if store is None else plan.place.block(stores.read_block_clients(store, cohort, block, end))
             parts.append(programs.run_client_block(now, ids, asked, touched, ages, key, block, kept, broadcast, frozen))
         message_rows = sum(part.rows.size for part in parts)
-        if tally is None:
-            tally = programs.init_accumulator(
+        if accumulated is None:
+            accumulated = programs.init_accumulator(
                 parts[0], asked, size, message_capacity(plan, parts[0].rows.size, message_rows)
             )
-            tally = tally._replace(client_states=state.client_states)
+            accumulated = accumulated._replace(client_states=state.client_states)
         for part in parts:
-            tally = programs.accumulate(tally, part if store is None else part._replace(client_states=()))
+            accumulated = programs.accumulate(accumulated, part if store is None else part._replace(client_states=()))
         if store is not None:
             store = stores.write_clients(store, parts)
-    assert tally  # a cohort has a block at least
-    tally, client_states = tally._replace(client_states=()), tally.client_states
-    state, info = programs.server_update(state._replace(client_states=client_states), tally, ids, asked, touched, key)
+    assert accumulated  # a cohort has a block at least
+    accumulated, client_states = accumulated._replace(client_states=()), accumulated.client_states
+    state, info = programs.server_update(
+        state._replace(client_states=client_states), accumulated, ids, asked, touched, key
+    )
     if store is not None:
         state = state._replace(client_states=store)
     if programs.compare_clients:

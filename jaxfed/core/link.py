@@ -136,9 +136,9 @@ def link(
         )
     if encode is None and decode is None and decode_message is None:
         claims = {"l2_gain": lambda bound: bound} | claims
-    said = Claims(is_average=bool(is_average), **claims)
+    all_claims = Claims(is_average=bool(is_average), **claims)
     start = init or (lambda example: ((), ()))
-    return Channel(start, encode, decode, decode_message, aggregator, broadcast, metrics, said)
+    return Channel(start, encode, decode, decode_message, aggregator, broadcast, metrics, all_claims)
 
 
 def list_links(channel: Channel) -> tuple[Channel, ...]:

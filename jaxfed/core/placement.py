@@ -47,8 +47,8 @@ def choose_devices(kind: Kind, devices: int, shard_tables: bool) -> list[jax.Dev
 
 def copy_to_devices(x: Any, everywhere: NamedSharding, here: list[jax.Device]) -> jax.Array:
     """An array that all processes have, on every device: `device_put` would ask them whether they have it."""
-    mine = [jax.device_put(x, device) for device in here if device.process_index == jax.process_index()]
-    return jax.make_array_from_single_device_arrays(x.shape, everywhere, mine)
+    local_shards = [jax.device_put(x, device) for device in here if device.process_index == jax.process_index()]
+    return jax.make_array_from_single_device_arrays(x.shape, everywhere, local_shards)
 
 
 def lay_out_server(tree: Tree, here: list[jax.Device], everywhere: NamedSharding, of_tables: NamedSharding) -> Tree:

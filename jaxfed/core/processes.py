@@ -28,13 +28,13 @@ T = TypeVar("T")
 class Processes(NamedTuple):
     """Which process this is, of how many.
 
-    meet(topic, mine, combine) -> what `combine` makes, in process 0, of the words of all in their order. Every process
+    meet(topic, words, combine) -> what `combine` makes, in process 0, of the words of all in their order. Every process
     must come, and to a topic always from the same thread.
     """
 
     rank: int = 0
     size: int = 1
-    meet: Callable[[str, bytes, Callable[[list[bytes]], bytes]], bytes] = lambda topic, mine, combine: combine([mine])
+    meet: Callable[[str, bytes, Callable[[list[bytes]], bytes]], bytes] = lambda topic, words, combine: combine([words])
 
 
 def join_processes() -> Processes:
@@ -158,19 +158,19 @@ def joined_process() -> Processes:
     index, count = jax.process_index(), jax.process_count()
     numbers: dict[str, itertools.count] = defaultdict(itertools.count)
 
-    def meet(topic, mine, combine):
+    def meet(topic, words, combine):
         turn = next(numbers[topic])
         place = f"jaxfed/{topic}/{turn}"
         if index:
-            client.key_value_set_bytes(f"{place}/{index}", mine)
+            client.key_value_set_bytes(f"{place}/{index}", words)
             return client.blocking_key_value_get_bytes(f"{place}/all", PATIENCE)
-        said = [mine, *(client.blocking_key_value_get_bytes(f"{place}/{i}", PATIENCE) for i in range(1, count))]
-        heard = combine(said)
-        client.key_value_set_bytes(f"{place}/all", heard)
+        all_words = [words, *(client.blocking_key_value_get_bytes(f"{place}/{i}", PATIENCE) for i in range(1, count))]
+        combined = combine(all_words)
+        client.key_value_set_bytes(f"{place}/all", combined)
         for i in range(1, count):
             client.key_value_delete(f"{place}/{i}")
         client.key_value_delete(f"jaxfed/{topic}/{turn - 1}/all")  # all are here, so all have read it
-        return heard
+        return combined
 
     return Processes(index, count, meet)
 
@@ -186,11 +186,11 @@ def agree_on(here: Processes, what: str, work: Callable[[], T], mark: Callable[[
     made, error = None, None
     try:
         made = work()
-        said = "=" + mark(made)
+        words = "=" + mark(made)
     except (ValueError, OSError) as problem:
-        error, said = problem, f"!{problem}"
+        error, words = problem, f"!{problem}"
     verdict = here.meet(
-        what, said.encode(), lambda words: find_disagreement(what, [word.decode() for word in words]).encode()
+        what, words.encode(), lambda found: find_disagreement(what, [each.decode() for each in found]).encode()
     )
     if not verdict:
         return made  # type: ignore[return-value]
@@ -199,14 +199,14 @@ def agree_on(here: Processes, what: str, work: Callable[[], T], mark: Callable[[
     raise error or ValueError(verdict.decode())
 
 
-def find_disagreement(what: str, said: list[str]) -> str:
+def find_disagreement(what: str, by_process: list[str]) -> str:
     """What is wrong with the words of all processes: `!error` or `=mark`; nothing where all say the same."""
-    first = said[0].splitlines()
-    for index, words in enumerate(said):
+    first = by_process[0].splitlines()
+    for index, words in enumerate(by_process):
         if words.startswith("!"):
             return f"process {index}: {words[1:]}"
-    for index, words in enumerate(said):
-        if words != said[0]:
+    for index, words in enumerate(by_process):
+        if words != by_process[0]:
             pairs = itertools.zip_longest(first, words.splitlines(), fillvalue="")
             one, other = next(pair for pair in pairs if pair[0] != pair[1])
             return (
@@ -218,11 +218,11 @@ def find_disagreement(what: str, said: list[str]) -> str:
 
 def run_on_first(here: Processes, what: str, work: Callable[[], str]) -> str:
     """Process 0 does the work, all have its result; where it raises, the others leave without a word."""
-    told = ""
+    text = ""
 
-    def mine():
-        nonlocal told
-        told = work() if here.rank == 0 else ""
+    def work_on_first():
+        nonlocal text
+        text = work() if here.rank == 0 else ""
 
-    agree_on(here, what, mine, lambda made: "")
-    return here.meet(what, told.encode(), lambda words: words[0]).decode()
+    agree_on(here, what, work_on_first, lambda made: "")
+    return here.meet(what, text.encode(), lambda words: words[0]).decode()

@@ -41,17 +41,17 @@ def init_accumulator(plan: Plan, messages: Messages, asked: jax.Array, rows: int
     return Accumulator(total, (), present, metrics, count, plan.place.together(jnp.zeros(rows, bool)))
 
 
-def accumulate(plan: Plan, heard: Accumulator, messages: Messages) -> Accumulator:
+def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accumulator:
     """Adds one block's messages to what the server has heard."""
     return Accumulator(
-        plan.aggregator.add(heard.total, messages),
+        plan.aggregator.add(accumulated.total, messages),
         tables.scatter_clients(
-            heard.client_states, messages.ids, messages.owner, messages.held, messages.client_states
+            accumulated.client_states, messages.ids, messages.owner, messages.held, messages.client_states
         ),
-        heard.present.at[messages.slots].set(messages.present, mode="drop"),
-        jax.tree.map(jnp.add, heard.metrics, messages.metrics),
-        heard.rows.at[messages.slots].set(messages.sizes, mode="drop"),
-        heard.sent.at[messages.rows].set(True, mode="drop"),
+        accumulated.present.at[messages.slots].set(messages.present, mode="drop"),
+        jax.tree.map(jnp.add, accumulated.metrics, messages.metrics),
+        accumulated.rows.at[messages.slots].set(messages.sizes, mode="drop"),
+        accumulated.sent.at[messages.rows].set(True, mode="drop"),
     )
 
 
@@ -96,18 +96,24 @@ def server_round(
 
 
 def server_update(
-    plan: Plan, state: State, heard: Accumulator, ids: jax.Array, asked: jax.Array, touched: jax.Array | None, key: Key
+    plan: Plan,
+    state: State,
+    accumulated: Accumulator,
+    ids: jax.Array,
+    asked: jax.Array,
+    touched: jax.Array | None,
+    key: Key,
 ) -> tuple[State, dict[str, jax.Array]]:
     """Undoes the links and moves the model, of its tables only the rows touched."""
     shared, opt, links, client_states, number, history = state
     seen = (shared, opt, links) if touched is None else tables.take_rows((shared, opt, links), touched)
     seen = tree.to_compute_dtype(seen[0]), *seen[1:]
-    round = RoundView(jax.random.fold_in(key, number), ids, heard.present)
-    summed = plan.aggregator.result(heard.total, heard.sent.size)
-    pull_back = make_pull_back(plan.method.parametrization, shared.params, touched, heard.sent)
+    round = RoundView(jax.random.fold_in(key, number), ids, accumulated.present)
+    summed = plan.aggregator.result(accumulated.total, accumulated.sent.size)
+    pull_back = make_pull_back(plan.method.parametrization, shared.params, touched, accumulated.sent)
     moves, info = server_round(plan.method, plan.channel, seen[0], seen[1], seen[2], summed, round, pull_back)
     # what only absent clients hold rests, as if they had not been asked
-    at = None if touched is None else jnp.where(heard.sent, touched, table_rows_of(plan, state))
+    at = None if touched is None else jnp.where(accumulated.sent, touched, table_rows_of(plan, state))
     if tree.has_storage_dtype(shared):
         after = Broadcast(optax.apply_updates(seen[0].params, moves.delta), moves.extra)
         shared = tables.put_rows(shared, at, tree.stochastic_cast(after, shared, jax.random.fold_in(round.key, STORE)))
@@ -120,12 +126,14 @@ def server_update(
     number += 1
     if plan.history_length:
         history = jax.tree.map(lambda x, new: x.at[number % plan.history_length].set(new), history, shared)
-    return State(shared, opt, links, client_states, number, history), round_figures(plan, heard, ids, asked) | info
+    return State(shared, opt, links, client_states, number, history), round_figures(
+        plan, accumulated, ids, asked
+    ) | info
 
 
-def round_figures(plan: Plan, heard: Accumulator, ids: jax.Array, asked: jax.Array) -> dict[str, jax.Array]:
+def round_figures(plan: Plan, accumulated: Accumulator, ids: jax.Array, asked: jax.Array) -> dict[str, jax.Array]:
     """What the clients reported, and how many did."""
-    counts = {"clients/reported": heard.present.sum(), "clients/refused": (asked & ~heard.present).sum()}
+    counts = {"clients/reported": accumulated.present.sum(), "clients/refused": (asked & ~accumulated.present).sum()}
     counts |= {"clients/dropped": ((ids < plan.num_clients) & ~asked).sum()}
-    counts |= {"clients/present": heard.present, "rows/sent": heard.rows}  # [M], as are no other figures
-    return {name: mean.value for name, mean in heard.metrics.items()} | counts
+    counts |= {"clients/present": accumulated.present, "rows/sent": accumulated.rows}  # [M], as are no other figures
+    return {name: mean.value for name, mean in accumulated.metrics.items()} | counts

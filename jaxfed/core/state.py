@@ -31,12 +31,12 @@ class State(NamedTuple):
         model_history: What was shared before round t, at t % length: [length, ...], tables [length, N, ...].
     """
 
-    shared: Broadcast  # its params: theta, where the method has a `Parametrization`
-    opt: Tree  # of the server optimiser
-    channel: Tree  # of the links, at the server
-    client_states: Any  # `ClientState` of all clients [n, ...], tables [n, N, ...]; () while the host holds it
-    round: jax.Array  # int []: rounds done
-    model_history: Tree = ()  # what was shared before round t, at t % length: [length, ...], tables [length, N, ...]
+    shared: Broadcast
+    opt: Tree
+    channel: Tree
+    client_states: Any
+    round: jax.Array
+    model_history: Tree = ()
 
 
 class Plan(NamedTuple):
@@ -81,11 +81,11 @@ def table_rows_of(plan: Plan, state: State) -> int:
 def initial_client_states(plan: Plan, params: Tree, ids: jax.Array, key: Key) -> Tree:
     """What clients `ids` [m] keep before their first round: (of the work, of the links), leaves [m, ...]."""
     full, shared = tree.to_compute_dtype(params), jax.eval_shape(plan.method.work.init, params, key)[0]
-    mine = jax.vmap(lambda i: plan.method.work.init(full, jax.random.fold_in(key, i))[1])(ids)
-    theirs = plan.channel.init(
+    work_states = jax.vmap(lambda i: plan.method.work.init(full, jax.random.fold_in(key, i))[1])(ids)
+    link_states = plan.channel.init(
         jax.eval_shape(lambda x: plan.method.work.update_shapes(tree.to_compute_dtype(x)), shared)
     )[1]
-    return ClientState(mine, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), theirs))
+    return ClientState(work_states, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), link_states))
 
 
 def check_client_memory(plan: Plan, params: Tree, key: Key) -> None:

@@ -236,14 +236,18 @@ def make_wire(
     """
     everything = num_rows(shared)
     state, _ = jax.eval_shape(channel.init, jax.eval_shape(lambda x: sends(to_compute_dtype(x)), shared))
-    mine = jax.eval_shape(partial(take_rows, ids=jnp.zeros(1, jnp.int32)), (shared, broadcast_state(channel, state)))
-    update = jax.eval_shape(lambda x: sends(to_compute_dtype(x)), mine[0])  # float32, whatever the model is stored in
+    row_shapes = jax.eval_shape(
+        partial(take_rows, ids=jnp.zeros(1, jnp.int32)), (shared, broadcast_state(channel, state))
+    )
+    update = jax.eval_shape(
+        lambda x: sends(to_compute_dtype(x)), row_shapes[0]
+    )  # float32, whatever the model is stored in
     link_state = jax.eval_shape(channel.init, update)[1]
     sent = message_shapes(channel, update, state, link_state, everything)
     received = (
-        coded_shapes(download, mine[0], everything),
-        mine[1],
-        jax.eval_shape(lambda x: alone(to_compute_dtype(x)), mine[0]),
+        coded_shapes(download, row_shapes[0], everything),
+        row_shapes[1],
+        jax.eval_shape(lambda x: alone(to_compute_dtype(x)), row_shapes[0]),
     )
     shows_rows = num_rows(open_shapes(sent)) > 0 and channel.claims.reveals == "message"
     sees = "update+rows" if shows_rows else "update"

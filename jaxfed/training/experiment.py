@@ -23,10 +23,9 @@ from jaxfed.data.batching import Batching
 from jaxfed.data.clients import Clients
 from jaxfed.sampling.choices import MakeClock, MakeSampler
 from jaxfed.training.log import Logger
-from jaxfed.training.loop import check_select
 from jaxfed.training.rounds import Progress, initial_arrays, make_run_keys, scored_model
 from jaxfed.training.saved_session import RunTables, restore_session, save_session
-from jaxfed.training.session import Hooks, Session, Settings, round_seed, train_until_evaluated
+from jaxfed.training.session import Hooks, Session, Settings, check_select, round_seed, train_until_evaluated
 from jaxfed.training.summary import bytes_per_client, params_digest, privacy_record
 from jaxfed.training.trained_model import TrainedModel
 
@@ -40,8 +39,7 @@ class Experiment:
         method: What clients and the server compute, see `jaxfed.algorithms`.
         channel: What happens to updates on their way, see `jaxfed.chain` and `jaxfed.channels`. Left out: rows are
             averaged over the clients that hold them, unless the method averages by itself or needs the plain mean.
-        cohort: Who takes part in a round, see `jaxfed.sampling`; or a `Sampler`. Left out: 128 clients,
-            drawn uniformly.
+        cohort: Who takes part in a round, see `jaxfed.sampling`; or a `Sampler`. Left out: 128 drawn uniformly.
         clock: How long clients take, see `jaxfed.sampling`. Left out: rounds are counted, not timed.
         seed: The seed of the model's first values, cohorts, batches and noise.
         batching: How clients cut their data into batches.
@@ -67,6 +65,9 @@ class Experiment:
         [2, 4]
     """
 
+    _originals: Originals | None  # None: a configuration names the pieces
+    _config: Config | None  # None: a program made the pieces
+
     def __init__(
         self,
         clients: Clients,
@@ -91,16 +92,16 @@ class Experiment:
             "batching": batching,
             "parametrization": parametrization,
             "download": download,
+            "evaluation": evaluation,
+            "evaluation_channel": evaluation_channel,
+            "privacy": privacy,
+            "run": run,
+            "edges": edges,
             "lazy": lazy,
         }
-        settings |= {"evaluation": evaluation, "evaluation_channel": evaluation_channel, "privacy": privacy}
-        settings |= {"run": run, "edges": edges}
         self._pieces, self._originals = join_pieces(clients, model, method, channel, cohort, clock, **settings)
-        self._config: Any = None
-        pieces = self._pieces
+        self._config, pieces = None, self._pieces
         self._begin(build_parts(pieces), Settings(seed, 0, pieces.evaluation, pieces.privacy, pieces.run))
-
-    _originals: Originals | None  # None: a configuration names the pieces
 
     @classmethod
     def _from_config(cls, config: Config) -> "Experiment":
@@ -257,11 +258,12 @@ class Experiment:
             ValueError: a configuration cannot name a piece: the message says which.
         """
         settings = self._session.settings
-        if self._originals is None:
+        if self._config is not None:
             rounds = self._planned or settings.rounds or self._config.rounds
             changed = replace(self._config, seed=settings.seed, rounds=rounds, evaluation=settings.evaluation)
             return config_to_table(changed)
         pieces = self._pieces._replace(evaluation=settings.evaluation)
+        assert self._originals  # a program made the pieces
         rounds = self._planned or max(settings.rounds, 1)
         return describe_config(pieces, self._originals, settings.seed, rounds, Path(folder))
 

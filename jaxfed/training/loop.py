@@ -6,44 +6,26 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from jaxfed.config.build import RunParts, build_experiment, load_data
+from jaxfed.config.build import RunParts, build_from_config, load_data
 from jaxfed.config.config_files import config_to_toml, with_absolute_paths
-from jaxfed.config.schema import suggest
 from jaxfed.core.processes import Processes, agree_on, run_on_first, this_process
 from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
-from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.training import checkpoint
 from jaxfed.training.log import Logger, MetricsWriter, NullWriter, RunLoggers, log, mute, progress_bar, to_json
 from jaxfed.training.resume import describe_run, finished_summary, keep_rounds, make_checkpoint, restore_run
 from jaxfed.training.rounds import (
     Progress,
     initial_arrays,
-    make_run_keys,
 )
-from jaxfed.training.run_dir import PRIVATE, check_folder, disk_full_errors, lock_folder, write_file
-from jaxfed.training.session import Hooks, Session, compile_once, round_seed, train_until_evaluated
+from jaxfed.training.run_dir import PRIVATE, check_folder, disk_full_errors, lock_folder, set_summary_aside, write_file
+from jaxfed.training.session import Hooks, Session, check_select, compile_once, round_seed, train_until_evaluated
 from jaxfed.training.summary import LOWER_RATES, privacy_cautions, summarize
 from jaxfed.training.timing import time_stage
-
-
-def check_select(experiment: RunParts, model: Tree, select: str) -> None:
-    """Raises ValueError when validation has no such metric."""
-    exam = experiment.eval_splits["val"]
-    one = exam._replace(who=exam.who[:1], chunks=1)
-    sums = jax.eval_shape(
-        lambda *args: experiment.evaluator(*args[:2], one, args[2]), *model, make_run_keys(0).evaluation
-    )
-    values = flatten_metrics("val", jax.tree.map(lambda x: np.zeros(x.shape), sums))
-    names = [name for name in values if "decile" not in name and not name.endswith("_sd")]
-    if select not in names:
-        raise ValueError(f'evaluation.select: no metric "{select}"{suggest(select, names)}')
 
 
 @contextmanager
@@ -81,7 +63,7 @@ def train_run(
     config: Any,
     resume: bool = False,
     load: Callable[[Any], Clients] = load_data,
-    assemble: Callable[[Any, Clients], RunParts] = build_experiment,
+    assemble: Callable[[Any, Clients], RunParts] = build_from_config,
     loggers: Sequence[Logger] = (),
     extend: bool = True,
 ) -> dict[str, Any]:
@@ -92,49 +74,49 @@ def train_run(
         resume: go on with the run that is there. Its configuration must be the same, but for [run], and for the number
             of rounds where nothing was made for it (see `resume.check_config`).
         load, assemble: where the data and the pieces come from, for many runs that share them (`runs.shared_runner`).
-        loggers: told every row of metrics.jsonl. A run that is resumed tells rows since the checkpoint once more.
-        extend: whether a run that is resumed goes on to the number of rounds of `config`. False: it ends where it was
-            to end when it began, whatever `config` says.
+        loggers: told every row of metrics.jsonl; where a run is resumed, rows since the checkpoint once more.
+        extend: a run that is resumed goes on to the rounds of `config`. False: to those that it began with.
 
     Raises:
         ValueError: what a user can mend.
         SystemExit: with 128 + signal, when stopped; resume then goes on.
     """
-    folder, every = Path(config.run.out), this_process()
-    if every.rank:
+    folder, processes = Path(config.run.out), this_process()
+    if processes.rank:
         mute()
-    agree_on(every, "configuration", lambda: None, lambda _: config_to_toml(config))
+    agree_on(processes, "configuration", lambda: None, lambda _: config_to_toml(config))
     if resume and not extend:
-        rounds = run_on_first(every, "rounds", lambda: str(keep_rounds(folder, config).rounds))
+        rounds = run_on_first(processes, "rounds", lambda: str(keep_rounds(folder, config).rounds))
         config = dataclasses.replace(config, rounds=int(rounds))
-    if done := run_on_first(every, "folder", lambda: finished_summary(folder, config, resume)):
+    if done := run_on_first(processes, "folder", lambda: finished_summary(folder, config, resume)):
         log(f"{folder} is finished ({json.loads(done)['rounds']} rounds){'' if extend else '; --rounds N adds more'}")
         return json.loads(done)
-    data = agree_on(every, "data set", lambda: load_first_alone(every, config.data, load), lambda data: data.digest)
+    read = partial(load_first_alone, processes, config.data, load)
+    data = agree_on(processes, "data set", read, lambda data: data.digest)
     for note in data.source.notes:
         log(f"data: {note}")
-    experiment, arrays = agree_on(every, "experiment", lambda: prepare_run(config, data, assemble), lambda _: "")
+    parts, arrays = agree_on(processes, "experiment", lambda: prepare_run(config, data, assemble), lambda _: "")
     with disk_full_errors(folder), ExitStack() as held:
-        run_on_first(every, "folder", lambda: enter_folder(folder, config, resume, held))
+        run_on_first(processes, "folder", lambda: enter_folder(folder, config, resume, held))
         checkpoints = held.enter_context(checkpoint.open_checkpoints(folder / "checkpoints", config.run.keep))
-        arrays, standing, before = agree_on(
-            every,
+        arrays, progress, before = agree_on(
+            processes,
             "checkpoint",
-            lambda: restore_run(folder, config, checkpoints, arrays, data.digest, experiment.model.frozen),
+            lambda: restore_run(folder, config, checkpoints, arrays, data.digest, parts.model.frozen),
             lambda found: f"round {found[1].round}",
         )
         # only now is anything changed: a run that is refused leaves all as it was
-        run_on_first(every, "folder", lambda: write_config(folder, config, before))
-        files = NullWriter() if every.rank else MetricsWriter(folder, standing.position, standing.round)
-        rows = RunLoggers(files, () if every.rank else tuple(loggers))
-        session = Session(config, experiment, arrays["state"], arrays["best"], standing, round_seed(config, every))
+        run_on_first(processes, "folder", lambda: write_config(folder, config, before))
+        files = NullWriter() if processes.rank else MetricsWriter(folder, progress.position, progress.round)
+        rows = RunLoggers(files, () if processes.rank else tuple(loggers))
+        session = Session(config, parts, arrays["state"], arrays["best"], progress, round_seed(config, processes))
         try:
             train_with_checkpoints(session, checkpoints, rows)
             check_outcome(folder, session.progress)
             summary = summarize(session, rows.log_row)
         finally:
             rows.close()
-        if not every.rank:
+        if not processes.rank:
             write_file(folder / "summary.json", to_json(summary, 1) + "\n")
     return summary
 
@@ -167,12 +149,12 @@ def prepare_run(
     config: Any, data: Clients, assemble: Callable[[Any, Clients], RunParts]
 ) -> tuple[RunParts, dict[str, Tree]]:
     """(the pieces of a run, its arrays before the first round). Raises ValueError where they do not fit."""
-    experiment = assemble(config, data)
-    for caution in privacy_cautions(config, experiment.account, config.rounds):
+    parts = assemble(config, data)
+    for caution in privacy_cautions(config, parts.account, config.rounds):
         log(f"privacy: {caution}")
-    arrays = initial_arrays(experiment, config.seed)
-    check_select(experiment, arrays["best"], config.evaluation.select)
-    return experiment, arrays
+    arrays = initial_arrays(parts, config.seed)
+    check_select(parts, arrays["best"], config.evaluation.select)
+    return parts, arrays
 
 
 def enter_folder(folder: Path, config: Any, resume: bool, held: ExitStack) -> str:
@@ -185,30 +167,30 @@ def enter_folder(folder: Path, config: Any, resume: bool, held: ExitStack) -> st
 
 def write_config(folder: Path, config: Any, before: int) -> str:
     """Writes config.toml, and sets the summary of a run that is extended after `before` rounds aside; ""."""
-    if before and (folder / "summary.json").exists():
-        (folder / "summary.json").replace(folder / f"summary_{before}.json")
+    if before:
+        set_summary_aside(folder, before)
     write_file(folder / "config.toml", config_to_toml(with_absolute_paths(config)))
     return ""
 
 
-def check_outcome(folder: Path, standing: Progress) -> None:
+def check_outcome(folder: Path, progress: Progress) -> None:
     """Raises ValueError where a run has come to its end and to nothing."""
-    if not standing.updates:
+    if not progress.updates:
         raise ValueError(
-            f"{folder}: no client ever reported an update: of {standing.asked:,} clients asked, {standing.dropped:,} "
-            f"dropped out (cohort.dropout) or came too late, and the updates of {standing.refused:,} were discarded "
+            f"{folder}: no client ever reported an update: of {progress.asked:,} clients asked, {progress.dropped:,} "
+            f"dropped out (cohort.dropout) or came too late, and the updates of {progress.refused:,} were discarded "
             f"because they held NaN or infinity: lower cohort.dropout, or {LOWER_RATES}"
         )
-    if not standing.best_round:
+    if not progress.best_round:
         raise ValueError(f"{folder}: the run diverged, no evaluation found numbers: {LOWER_RATES}")
 
 
-def load_first_alone(every: Processes, section: Any, load: Callable[[Any], Clients]) -> Clients:
+def load_first_alone(processes: Processes, section: Any, load: Callable[[Any], Clients]) -> Clients:
     """The data, which process 0 reads first: what it has to fetch, the others find."""
-    if every.rank:
-        every.meet("fetched", b"", lambda _: b"")
+    if processes.rank:
+        processes.meet("fetched", b"", lambda _: b"")
     try:
         return load(section)
     finally:
-        if not every.rank:
-            every.meet("fetched", b"", lambda _: b"")
+        if not processes.rank:
+            processes.meet("fetched", b"", lambda _: b"")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.config.build import RunParts, build_experiment
+from jaxfed.config.build import RunParts, build_from_config
 from jaxfed.config.settings import Config
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import message_shapes
@@ -97,14 +97,14 @@ def relative_distance(mechanism: Mechanism, one: list[np.ndarray], other: list[n
 
 
 def play_round(
-    experiment: RunParts, state: State, seed: int, round: int, ids: np.ndarray, present: np.ndarray
+    parts: RunParts, state: State, seed: int, round: int, ids: np.ndarray, present: np.ndarray
 ) -> tuple[State, np.ndarray]:
     """(the state after a round of these clients, bool [slots]: who reported); `state` is not consumed."""
-    sampler, place = experiment.sampler, experiment.placement
-    cohort = pack_cohort(experiment.data.population, experiment.batching, experiment.shapes, ids, present, seed, round)
+    sampler, place = parts.sampler, parts.placement
+    cohort = pack_cohort(parts.data.population, parts.batching, parts.shapes, ids, present, seed, round)
     ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
     cohort = cohort._replace(blocks=place.block(cohort.blocks), ages=ages)
-    state, info = experiment.algorithm.step(copy_state(state), cohort, make_run_keys(seed).rounds)
+    state, info = parts.algorithm.step(copy_state(state), cohort, make_run_keys(seed).rounds)
     return state, np.asarray(info["clients/present"])
 
 
@@ -134,15 +134,15 @@ def probe_rounds(config: Config, data: Clients, clients: int = 16, rounds: int =
     Raises:
         ValueError: where no link is private, or several processes take part.
     """
-    experiment = build_experiment(config, data, record_channel)
-    if experiment.processes.size > 1:
+    parts = build_from_config(config, data, record_channel)
+    if parts.processes.size > 1:
         raise ValueError("jaxfed privacy probe works in one process: start it without a launcher")
-    population, mechanisms, channel = data.population, list_mechanisms(experiment.channel), experiment.channel
+    population, mechanisms, channel = data.population, list_mechanisms(parts.channel), parts.channel
     names = [each.claims.name for each in list_links(channel) if each.claims.mechanisms]
-    state, everyone = initial_arrays(experiment, config.seed)["state"], np.arange(population.num_clients)
+    state, everyone = initial_arrays(parts, config.seed)["state"], np.arange(population.num_clients)
     for round in range(rounds):
-        ids, present = experiment.sampler.draw(config.seed, round)
-        after, reported = play_round(experiment, state, config.seed, round, ids, present)
+        ids, present = parts.sampler.draw(config.seed, round)
+        after, reported = play_round(parts, state, config.seed, round, ids, present)
         filled = np.flatnonzero(reported)
         whole, strangers = recorded_inputs(after, channel), np.setdiff1d(everyone, ids)
         for slot in filled[choose_slots(population.num_train[ids[filled]], clients)] if len(filled) else ():
@@ -154,7 +154,7 @@ def probe_rounds(config: Config, data: Clients, clients: int = 16, rounds: int =
             for done, other in others.items():
                 now = np.where(np.arange(len(ids)) == slot, other, ids)
                 there = present & (now < population.num_clients)
-                rest = recorded_inputs(play_round(experiment, state, config.seed, round, now, there)[0], channel)
+                rest = recorded_inputs(play_round(parts, state, config.seed, round, now, there)[0], channel)
                 for i, mechanism in enumerate(mechanisms):
                     if mechanism.kind != "local":
                         most = 2.0 if done == "replaced" else 1.0

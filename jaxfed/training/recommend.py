@@ -71,31 +71,31 @@ def why_left_out(data: Dataset, name: str) -> str:
     return f'user "{shorten(name)}" was left out: {why}'
 
 
-def selected_view(experiment: RunParts, select: str) -> str:
+def selected_view(parts: RunParts, select: str) -> str:
     """Whose model a run was chosen by: that of `val/VIEW/...`, see `Work.views`; "": the server's."""
     name = select.split("/")[1]
-    return name if name in experiment.method.work.views else ""
+    return name if name in parts.method.work.views else ""
 
 
-def score_items(experiment: RunParts, best: tuple[Tree, Tree], seat: UserPlace, view: str = "") -> np.ndarray:
+def score_items(parts: RunParts, best: tuple[Tree, Tree], seat: UserPlace, view: str = "") -> np.ndarray:
     """float [N]: the score of every item as evaluations compute it, -inf for what the user had.
 
     view: one of `Work.views`. A private part that nobody keeps is made of all that a user did, as is that of one who
     never took part.
     """
     (shared, private), (population, user, client, home) = best, seat
-    model, mine, history = experiment.model, (), np.zeros(0, np.int32)
-    parts = population.train, population.valid, population.test
-    if home is None or experiment.eval_splits["test"].history.values.size:
-        history = np.concatenate([part.of(user) for part in parts]).astype(np.int32)
+    model, client_private, history = parts.model, (), np.zeros(0, np.int32)
+    histories = population.train, population.valid, population.test
+    if home is None or parts.eval_splits["test"].history.values.size:
+        history = np.concatenate([part.of(user) for part in histories]).astype(np.int32)
     if home is not None:
-        mine = jax.tree.map(lambda x: x[home], private)
-        shared, mine = experiment.method.work.views[view](shared, mine)
+        client_private = jax.tree.map(lambda x: x[home], private)
+        shared, client_private = parts.method.work.views[view](shared, client_private)
     local = np.asarray(user - population.client_offsets[client], np.int32)
     own = user_feature_rows(population, model.features, np.array(user))
-    found = np.array(predict_scores(model, with_frozen(shared, model.frozen), mine, local, history, own))
+    found = np.array(predict_scores(model, with_frozen(shared, model.frozen), client_private, local, history, own))
     # a user may be at several clients, and is offered no item that occurs at any of them
-    everywhere = find_user(experiment.data.population, str(population.user_names[user]))
+    everywhere = find_user(parts.data.population, str(population.user_names[user]))
     had = [part.of(each) for group, each in everywhere for part in (group.train, group.valid, group.test)]
     had += [other_domains_items(population, np.array([user])).of(0)] if population.domains else []
     found[np.concatenate(had)] = -np.inf

@@ -80,11 +80,11 @@ def trace_digest(config: Config) -> str:
 
 def record_problem(record: dict[str, Any]) -> str:
     """What is wrong with the contents of a sound record: another version may have written it; "": nothing is."""
-    standing = record.get("standing")
-    if not record.keys() >= KEYS or not isinstance(standing, dict) or standing.keys() != FIELDS:
+    progress = record.get("standing")
+    if not record.keys() >= KEYS or not isinstance(progress, dict) or progress.keys() != FIELDS:
         return "its record was written by another version of jaxfed"
-    if standing["round"] != record["step"]:
-        return f"its record belongs to round {standing['round']}"
+    if progress["round"] != record["step"]:
+        return f"its record belongs to round {progress['round']}"
     return ""
 
 
@@ -110,17 +110,17 @@ def check_config(folder: Path, record: dict[str, Any], config: Config) -> None:
     old = recorded_config(folder, record, config)
     if old.rounds == config.rounds:
         return
-    asked, standing = f"rounds cannot change from {old.rounds} to {config.rounds}", Progress(**record["standing"])
+    asked, progress = f"rounds cannot change from {old.rounds} to {config.rounds}", Progress(**record["standing"])
     if reader := reads_rounds(config):
         raise ValueError(f"{folder}: {asked}: {reader} depends on it. {ANEW}")
-    if standing.round >= config.rounds:
-        raise ValueError(f"{folder}: {asked}: {standing.round} are done. Ask for more, or: {ANEW}")
+    if progress.round >= config.rounds:
+        raise ValueError(f"{folder}: {asked}: {progress.round} are done. Ask for more, or: {ANEW}")
     every, patience = config.evaluation.every, config.evaluation.patience
-    if patience and standing.finished and standing.stale >= patience:
-        raise ValueError(f"{folder}: {asked}: evaluation.patience ended the run after round {standing.round}. {ANEW}")
-    if patience and standing.finished and standing.round % every:
+    if patience and progress.finished and progress.stale >= patience:
+        raise ValueError(f"{folder}: {asked}: evaluation.patience ended the run after round {progress.round}. {ANEW}")
+    if patience and progress.finished and progress.round % every:
         raise ValueError(
-            f"{folder}: {asked}: evaluation.patience counted the evaluation after round {standing.round}, where a "
+            f"{folder}: {asked}: evaluation.patience counted the evaluation after round {progress.round}, where a "
             f"longer run has none (evaluation.every = {every}). {ANEW}"
         )
 
@@ -202,8 +202,8 @@ def restore_run(
     """
 
     def wrong(record):
-        if said := record_problem(record):
-            return said
+        if problem := record_problem(record):
+            return problem
         check_record(folder, record, config, data, frozen)
         return ""
 
@@ -233,11 +233,11 @@ def restore_run(
     arrays, record, damaged = found
     for step in damaged:  # the run will come to their rounds again
         checkpoints.delete(step)
-    standing, asked = Progress(**record["standing"]), numbers[-1]
+    progress, asked = Progress(**record["standing"]), numbers[-1]
     if asked == config.rounds:
-        log(f"resuming {folder} after round {standing.round}")
-        return arrays, standing, 0
-    log(f"resuming {folder} after round {standing.round}, to round {config.rounds} instead of {asked}")
-    standing.extended = numbers
-    standing.finished = False
-    return arrays, standing, asked
+        log(f"resuming {folder} after round {progress.round}")
+        return arrays, progress, 0
+    log(f"resuming {folder} after round {progress.round}, to round {config.rounds} instead of {asked}")
+    progress.extended = numbers
+    progress.finished = False
+    return arrays, progress, asked

@@ -120,49 +120,49 @@ def make_run_keys(seed: int) -> RunKeys:
     return RunKeys(*jax.random.split(key, len(RunKeys._fields)))
 
 
-def initial_arrays(experiment: RunParts, seed: int) -> dict[str, Tree]:
+def initial_arrays(parts: RunParts, seed: int) -> dict[str, Tree]:
     """A run's arrays before its first round: the state, and the best model so far."""
     keys = make_run_keys(seed)
-    held = experiment.method.parametrization or experiment.model
-    state = experiment.algorithm.init(held.init(keys.model), keys.memory)
-    return {"state": state, "best": jax.tree.map(lambda x: x.copy(), scored_model(experiment, state))}
+    held = parts.method.parametrization or parts.model
+    state = parts.algorithm.init(held.init(keys.model), keys.memory)
+    return {"state": state, "best": jax.tree.map(lambda x: x.copy(), scored_model(parts, state))}
 
 
-def scored_model(experiment: RunParts, state: State) -> tuple[Tree, Tree]:
+def scored_model(parts: RunParts, state: State) -> tuple[Tree, Tree]:
     """(shared parameters, the clients' private parts): what is evaluated. Copy what must outlive a step."""
-    shared = apply_parametrization(experiment.method.parametrization, state.shared.params)
-    return shared, experiment.method.private_part(state.client_states.work)
+    shared = apply_parametrization(parts.method.parametrization, state.shared.params)
+    return shared, parts.method.private_part(state.client_states.work)
 
 
-def prepare_round(experiment: RunParts, seed: int, round: int, stopped: Sequence[int] = ()) -> PreparedRound:
+def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int] = ()) -> PreparedRound:
     """Draws and packs a cohort: a function of (seed, round), so it runs ahead in a thread of its own.
 
     Several processes pack each its own clients, and tell each other which rows those hold. stopped: signals that came.
     """
-    population, meet, sampler = experiment.data.population, experiment.processes.meet, experiment.sampler
+    population, meet, sampler = parts.data.population, parts.processes.meet, parts.sampler
     stages: dict[str, float] = {}
 
     def union(there):
-        if experiment.processes.size == 1:
+        if parts.processes.size == 1:
             return there
-        told = meet("rows", np.packbits(there).tobytes(), union_bits)
-        return np.unpackbits(np.frombuffer(told, np.uint8), count=len(there)).astype(bool)
+        combined = meet("rows", np.packbits(there).tobytes(), union_bits)
+        return np.unpackbits(np.frombuffer(combined, np.uint8), count=len(there)).astype(bool)
 
     with time_stage(stages, "sample"):
         ids, present = sampler.draw(seed, round)
         ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
         time = sampler.clock(seed, round) if sampler.clock else None
     with time_stage(stages, "pack"):
-        cohort = pack_cohort(population, experiment.batching, experiment.shapes, ids, present, seed, round, union)
-    end = experiment.shapes.end if cohort.rows is None else len(cohort.rows)
+        cohort = pack_cohort(population, parts.batching, parts.shapes, ids, present, seed, round, union)
+    end = parts.shapes.end if cohort.rows is None else len(cohort.rows)
     held = np.concatenate([(block.rows < end).sum(1)[block.slots < len(ids)] for block in cohort.blocks])
     items = population.num_items
     rows = items if cohort.rows is None else int((np.asarray(cohort.rows) < items).sum())
-    asked, down = int((ids < population.num_clients).sum()), int(experiment.wire.down(held, rows).sum())
-    told = meet("facts", np.array([down, *stopped[:1], 0], np.int64)[:2].tobytes(), combine_facts)
-    down, halt = np.frombuffer(told, np.int64).tolist()
+    asked, down = int((ids < population.num_clients).sum()), int(parts.wire.down(held, rows).sum())
+    combined = meet("facts", np.array([down, *stopped[:1], 0], np.int64)[:2].tobytes(), combine_facts)
+    down, halt = np.frombuffer(combined, np.int64).tolist()
     with time_stage(stages, "transfer"):
-        placed = cohort._replace(blocks=jax.block_until_ready(experiment.placement.block(cohort.blocks)), ages=ages)
+        placed = cohort._replace(blocks=jax.block_until_ready(parts.placement.block(cohort.blocks)), ages=ages)
     return PreparedRound(placed, asked, rows, down, halt, time, stages)
 
 
@@ -177,20 +177,20 @@ def combine_facts(facts: list[bytes]) -> bytes:
     return np.array([down.sum(), signals.max()]).tobytes()
 
 
-def compile_programs(experiment: RunParts, state: State, key: Key) -> float:
+def compile_programs(parts: RunParts, state: State, key: Key) -> float:
     """Compiles every program of a round by running nobody through every shape of block; returns seconds."""
     begin = time.perf_counter()
-    empty = empty_cohort(experiment.data.population, experiment.batching, experiment.shapes)
-    empty = empty._replace(ages=np.zeros(len(empty.ids), np.int32) if experiment.sampler.history_length else None)
+    empty = empty_cohort(parts.data.population, parts.batching, parts.shapes)
+    empty = empty._replace(ages=np.zeros(len(empty.ids), np.int32) if parts.sampler.history_length else None)
 
     def run(block):
         copy = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, state)
-        alone = empty._replace(blocks=(experiment.placement.block(block),))
-        jax.block_until_ready(experiment.algorithm.step(copy, alone, key))
+        alone = empty._replace(blocks=(parts.placement.block(block),))
+        jax.block_until_ready(parts.algorithm.step(copy, alone, key))
 
     run(empty.blocks[0])  # the programs that all shapes share, once
     # each has a copy of the state; and what spans processes must be launched in one order everywhere
-    side_by_side = os.cpu_count() if count_bytes(state) < 1e9 and experiment.processes.size == 1 else 1
+    side_by_side = os.cpu_count() if count_bytes(state) < 1e9 and parts.processes.size == 1 else 1
     with ThreadPoolExecutor(side_by_side) as pool:
         list(pool.map(run, empty.blocks[1:]))
     return time.perf_counter() - begin
@@ -205,7 +205,7 @@ class RoundResult(NamedTuple):
 
 
 def run_rounds(
-    experiment: RunParts, state: State, seed: int, start: int, stop: int, stopped: Sequence[int] = ()
+    parts: RunParts, state: State, seed: int, start: int, stop: int, stopped: Sequence[int] = ()
 ) -> Generator[RoundResult, None, None]:
     """Runs from round `start` to before `stop`; consumes the state it is given, and each it gave.
 
@@ -214,15 +214,15 @@ def run_rounds(
     """
     key = make_run_keys(seed).rounds
     with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(prepare_round, experiment, seed, start, stopped)
+        coming = ahead.submit(prepare_round, parts, seed, start, stopped)
         for number in range(start, stop):
             waited: dict[str, float] = {}
             with time_stage(waited, "wait"):
                 ready = coming.result()
             if number + 1 < stop:
-                coming = ahead.submit(prepare_round, experiment, seed, number + 1, stopped)
+                coming = ahead.submit(prepare_round, parts, seed, number + 1, stopped)
             with time_stage(waited, "compute"):
-                state, info = experiment.algorithm.step(state, ready.cohort, key)
+                state, info = parts.algorithm.step(state, ready.cohort, key)
             known: dict[str, Any] = {"rows/union": ready.rows}
             if ready.cohort.ages is not None:
                 ages = ready.cohort.ages[np.asarray(ready.cohort.present)]
@@ -230,22 +230,22 @@ def run_rounds(
             yield RoundResult(state, info | known, ready._replace(stages=ready.stages | waited))
 
 
-def evaluate_model(experiment: RunParts, model: Tree, part: str, key: Key) -> dict[str, float]:
+def evaluate_model(parts: RunParts, model: Tree, part: str, key: Key) -> dict[str, float]:
     """Flat metrics of (shared, private) on `val` or `test`; `test/cold/...` are those of clients that never take part,
     from the shared model and their histories."""
-    values = flatten_metrics(part, experiment.evaluator(*model, experiment.eval_splits[part], key))
-    if cold := experiment.eval_splits.get(f"{part}/cold"):
-        values |= flatten_metrics(f"{part}/cold", experiment.cold_evaluator(model[0], (), cold, key))
+    values = flatten_metrics(part, parts.evaluator(*model, parts.eval_splits[part], key))
+    if cold := parts.eval_splits.get(f"{part}/cold"):
+        values |= flatten_metrics(f"{part}/cold", parts.cold_evaluator(model[0], (), cold, key))
     return values
 
 
-def count_negatives(exam: EvalSplit) -> dict[str, int]:
+def count_negatives(split: EvalSplit) -> dict[str, int]:
     """{"sampled_negatives": the most among which a held-out item is ranked}, where some users have fewer candidates
     than figures of a sample want; else nothing."""
-    here = (exam.sampled < exam.num_items).sum(-1)
+    here = (split.sampled < split.num_items).sum(-1)
     return {"sampled_negatives": int(here.max())} if here.size and here.min() < SAMPLED else {}
 
 
-def mark_leaky(experiment: RunParts, row: dict[str, Any]) -> dict[str, Any]:
+def mark_leaky(parts: RunParts, row: dict[str, Any]) -> dict[str, Any]:
     """A row that says so when its numbers come from a protocol that leaks."""
-    return {**row, "leaky": True, "protocol": "compat-pfedrec (LEAKY)"} if experiment.data.leaky else row
+    return {**row, "leaky": True, "protocol": "compat-pfedrec (LEAKY)"} if parts.data.leaky else row

@@ -92,6 +92,12 @@ def write_file(path: Path, text: str) -> None:
         raise
 
 
+def set_summary_aside(folder: Path, rounds: int) -> None:
+    """Renames the summary of a run that goes on beyond `rounds` rounds, if there is one: `summary_ROUNDS.json`."""
+    if (folder / "summary.json").exists():
+        (folder / "summary.json").replace(folder / f"summary_{rounds}.json")
+
+
 def read_summary(folder: Path, select: str = "rounds") -> dict[str, Any]:
     """What RUN/summary.json says. Raises ValueError, which names the file, where it is damaged, or lacks `select`."""
     path = folder / "summary.json"

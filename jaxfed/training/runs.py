@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli_w
 
-from jaxfed.config.build import RunParts, build_experiment, load_data
+from jaxfed.config.build import RunParts, build_from_config, load_data
 from jaxfed.config.schema import config_to_table
 from jaxfed.data.clients import Clients
 from jaxfed.training.loop import train_run
@@ -59,7 +59,7 @@ def shared_runner() -> Callable[[Any], tuple[dict[str, Any], str]]:
         return table | {"seed": 0, "run": table["run"] | {"out": ""}, "digest": data.digest}
 
     read: Callable[[Any], Clients] = cache_last(load_data, config_to_table)
-    build: Callable[[Any, Clients], RunParts] = cache_last(build_experiment, but_seed_and_folder)
+    build: Callable[[Any, Clients], RunParts] = cache_last(build_from_config, but_seed_and_folder)
 
     def run(config: Any) -> tuple[dict[str, Any], str]:
         try:
@@ -67,7 +67,7 @@ def shared_runner() -> Callable[[Any], tuple[dict[str, Any], str]]:
         except (ValueError, MemoryError, RuntimeError) as error:  # the last of memory alone
             if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            said = str(error).splitlines()[:1] or ["out of memory"]
-            return {}, " ".join(said[0].split())
+            lines = str(error).splitlines()[:1] or ["out of memory"]
+            return {}, " ".join(lines[0].split())
 
     return run

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from jaxfed.config.config_files import config_to_toml, read_config, with_absolute_paths
+from jaxfed.config.recipes import TABLES
 from jaxfed.config.schema import make_config
 from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint
@@ -20,7 +21,7 @@ from jaxfed.training.resume import (
     restore_run,
 )
 from jaxfed.training.rounds import Progress, initial_arrays
-from jaxfed.training.run_dir import PRIVATE, check_same_config, lock_folder, write_file
+from jaxfed.training.run_dir import PRIVATE, check_same_config, lock_folder, read_summary, set_summary_aside, write_file
 from jaxfed.training.session import Session
 
 
@@ -61,8 +62,9 @@ def save_session(
         described = described if config is None else describe_run(config, digest, frozen)
         if config is not None and session.progress.round < config.rounds:
             session.progress.finished = False  # the run is paused on its way to these
-        if (folder / "summary.json").exists():  # of fewer rounds
-            (folder / "summary.json").replace(folder / f"summary_{session.progress.round}_before.json")
+        finished = summary_rounds(folder)
+        if finished is not None and finished != session.progress.round:
+            set_summary_aside(folder, finished)
         writer = MetricsWriter(folder, 0, session.progress.round)
         try:
             for row in rows:
@@ -76,6 +78,14 @@ def save_session(
             arrays, record = make_checkpoint(session, described)
             checkpoint.save_checkpoint(checkpoints, session.progress.round, arrays, record)
             checkpoints.wait_until_finished()
+
+
+def summary_rounds(folder: Path) -> int | None:
+    """The number of rounds that the summary in a folder is of; None: there is none that can be read."""
+    try:
+        return read_summary(folder)["rounds"]
+    except (OSError, ValueError):
+        return None
 
 
 def check_save_folder(folder: Path, saved_to: Path | None) -> None:
@@ -92,8 +102,8 @@ def write_run_config(make_table: Callable[[Path], dict[str, Any]], folder: Path)
         table["run"] = {**table["run"], "out": str(folder.absolute())}
         config = with_absolute_paths(make_config(table))
     except ValueError as error:
-        for file in folder.glob("*.parquet"):  # data that no configuration would read
-            file.unlink()
+        for name in TABLES:  # data that no configuration would read
+            (folder / f"{name}.parquet").unlink(missing_ok=True)
         log(
             f"{folder} gets no config.toml, and is read by Experiment.restore alone: {error}; jaxfed.register gives a "
             "piece of your own a name"

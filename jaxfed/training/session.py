@@ -13,10 +13,12 @@ import jax
 import numpy as np
 
 from jaxfed.config.build import RunParts
+from jaxfed.config.schema import suggest
 from jaxfed.core.processes import Processes, run_on_first
 from jaxfed.core.state import State
 from jaxfed.core.tree import all_finite
 from jaxfed.core.types import Tree
+from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.training.log import log
 from jaxfed.training.rounds import (
     Progress,
@@ -66,6 +68,17 @@ class Hooks(NamedTuple):
 
 
 NO_HOOKS = Hooks()
+
+
+def check_select(parts: RunParts, model: Tree, select: str) -> None:
+    """Raises ValueError when validation has no such metric."""
+    split = parts.eval_splits["val"]
+    one = split._replace(who=split.who[:1], chunks=1)
+    sums = jax.eval_shape(lambda *args: parts.evaluator(*args[:2], one, args[2]), *model, make_run_keys(0).evaluation)
+    values = flatten_metrics("val", jax.tree.map(lambda x: np.zeros(x.shape), sums))
+    names = [name for name in values if "decile" not in name and not name.endswith("_sd")]
+    if select not in names:
+        raise ValueError(f'evaluation.select: no metric "{select}"{suggest(select, names)}')
 
 
 def round_seed(config: Any, processes: Processes) -> int:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.registry import CLOSED
 from jaxfed.config.schema import make_config
 from jaxfed.core.types import History
@@ -24,7 +24,7 @@ def made(model, channel=(), rounds=1, data=DATA, **more):
     """(experiment, state) after some rounds of everyone."""
     table = {"model": model, "work": {"name": "statistics", "batch_size": 4}, "server": {"name": "solve"}}
     config = make_config({"cohort": {"name": "everyone"}, "channel": list(channel), **table, **more})
-    it = build_experiment(config, data)
+    it = build_from_config(config, data)
     state = initial_arrays(it, 0)["state"]
     for t in range(rounds):
         state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)
@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_refused(name):
     table = {"data": TABLE, "model": model, "work": {"name": "statistics"}, "server": {"name": "solve"}, "channel": []}
     config = make_config(table | {"cohort": {"name": "everyone"}} | more)
     with pytest.raises(ValueError, match=message):
-        build_experiment(config, load_data(config.data))
+        build_from_config(config, load_data(config.data))
 
 
 def test_a_closed_form_has_no_loss():

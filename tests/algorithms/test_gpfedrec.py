@@ -11,7 +11,7 @@ from jaxfed.algorithms.gpfedrec import gpfedrec as gpfedrec_method
 from jaxfed.algorithms.local_training import local_steps, loss_of_pair, proximal_optimizer
 from jaxfed.channels.average import mean, per_row_mean
 from jaxfed.channels.clip import clip
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.client_work import local_sgd
 from jaxfed.core.federate import federate
@@ -154,7 +154,7 @@ def test_everyone_a_neighbour_is_the_mean_and_fedprox():
 def test_it_is_evaluated_three_ways_and_priced():
     table = {"data": TABLE, "work": {"name": "graph_guided"}, "model": {"name": "pfedrec", "dim": 4}}
     table |= {"channel": [{"name": "mean"}], "cohort": {"name": "everyone"}}
-    it = build_experiment(make_config(table), CONTENT)
+    it = build_from_config(make_config(table), CONTENT)
     state = initial_arrays(it, 0)["state"]
     state, info = it.algorithm.step(state, prepare_round(it, 0, 0).cohort, make_run_keys(0).rounds)
     assert 1 <= float(info["graph/neighbours"]) < 40
@@ -172,10 +172,10 @@ def test_what_the_server_cannot_compare_is_refused():
     table = {"data": TABLE, "work": {"name": "graph_guided"}, "cohort": {"name": "everyone"}}
     table["run"] = {"client_store": "host"}
     with pytest.raises(ValueError, match="reads all clients"):
-        build_experiment(make_config(table), CONTENT)
+        build_from_config(make_config(table), CONTENT)
     table["run"] = {"client_memory_gb": 1e-5}
     with pytest.raises(ValueError, match="client states take"):
-        initial_arrays(build_experiment(make_config(table), CONTENT), 0)
+        initial_arrays(build_from_config(make_config(table), CONTENT), 0)
 
 
 def test_by_its_name():

@@ -12,7 +12,7 @@ from jaxfed.algorithms.scaffold import scaffold
 from jaxfed.channels.average import mean, per_row_mean, weighted_mean
 from jaxfed.channels.compress import quantize
 from jaxfed.channels.robust import median
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.channel import chain
 from jaxfed.core.federate import federate
@@ -142,7 +142,7 @@ def test_edges_that_cannot_be():
 def trained(rounds=4, server=None, **more):
     table = {"model": {"name": "mf", "dim": 4, "init_scale": 0.5}, "channel": [{"name": "per_row_mean"}]} | more
     config = make_config({"data": TABLE, "cohort": {"name": "everyone"}, "server": server or {}} | table)
-    it = build_experiment(config, load_data(config.data))
+    it = build_from_config(config, load_data(config.data))
     state = initial_arrays(it, 0)["state"]
     for t in range(rounds):
         state, info = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)

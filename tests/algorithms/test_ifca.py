@@ -9,7 +9,7 @@ import pytest
 from jaxfed.algorithms.ifca import ifca, select_model
 from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import cluster_mean, mean, per_row_mean
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.federate import federate
 from jaxfed.core.link import link
@@ -103,7 +103,7 @@ def test_a_client_is_scored_by_the_model_that_it_chose():
         "channel": [{"name": "cluster_mean"}],
         "cohort": {"name": "everyone"},
     }
-    it = build_experiment(make_config(config), load_data(make_config({"data": table}).data))
+    it = build_from_config(make_config(config), load_data(make_config({"data": table}).data))
     state = initial_arrays(it, 0)["state"]
     state, _ = it.algorithm.step(state, prepare_round(it, 0, 0).cohort, make_run_keys(0).rounds)
     assert 0 < np.asarray(state.client_states[0].cluster).sum() < 40
@@ -128,6 +128,6 @@ def test_models_without_shared_tables_have_clusters_too():
         "channel": [{"name": "cluster_mean"}],
         "cohort": {"name": "everyone"},
     }
-    it = build_experiment(make_config(config), load_data(make_config({"data": table}).data))
+    it = build_from_config(make_config(config), load_data(make_config({"data": table}).data))
     _, info = it.algorithm.step(initial_arrays(it, 0)["state"], prepare_round(it, 0, 0).cohort, make_run_keys(0).rounds)
     assert int(info["clusters/empty"]) == 1  # equal models: all take the first

@@ -7,7 +7,7 @@ import pytest
 from jaxfed.algorithms.local_training import local_steps
 from jaxfed.algorithms.multi_device import with_merged_devices
 from jaxfed.channels.average import weighted_mean
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.federate import federate
 from jaxfed.core.method import Method
@@ -25,7 +25,7 @@ LINE = np.array([0, 0, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10])  # of the clients o
 def trained(table, rounds=3, **more):
     """(experiment, state) after some rounds of everyone."""
     config = make_config({"data": table, "cohort": {"name": "everyone"}} | MF | more)
-    it = build_experiment(config, load_data(config.data))
+    it = build_from_config(config, load_data(config.data))
     state = initial_arrays(it, 0)["state"]
     for t in range(rounds):
         state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)

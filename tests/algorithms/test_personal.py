@@ -13,7 +13,7 @@ from jaxfed.algorithms.fedrep import fedrep
 from jaxfed.algorithms.local_training import loss_of_pair, train_locally
 from jaxfed.algorithms.own_model import OwnModel, keep_own_copy, own_copy
 from jaxfed.channels.average import mean
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.client_work import Batches, local_sgd
 from jaxfed.core.federate import federate
@@ -231,7 +231,7 @@ def test_a_client_with_steps_has_a_query(live, query):
 
 def trained(rounds=6, **table):
     table = {"cohort": {"name": "everyone"}, "model": {"name": "mf", "dim": 4}, "channel": [{"name": "mean"}]} | table
-    it = build_experiment(make_config({"data": TABLE} | table), CONTENT)
+    it = build_from_config(make_config({"data": TABLE} | table), CONTENT)
     state = initial_arrays(it, 0)["state"]
     for t in range(rounds):
         state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)

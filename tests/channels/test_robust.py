@@ -20,7 +20,7 @@ from jaxfed.channels.krum import krum
 from jaxfed.channels.noise import densify, gaussian
 from jaxfed.channels.robust import geometric_median, median, trimmed_mean
 from jaxfed.channels.secure_sum import pads, ring
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.aggregate import GatheredMessages, sum_messages
 from jaxfed.core.channel import at_client, chain
@@ -516,7 +516,7 @@ def exposed(channel, malice):
             "evaluation": {"targets": targets},
         }
     )
-    made = build_experiment(config, load_data(config.data))
+    made = build_from_config(config, load_data(config.data))
     state = initial_arrays(made, 0)["state"]
     for done in run_rounds(made, state, 0, 0, 12):
         state = done.state
@@ -541,7 +541,7 @@ def test_targets_that_are_not_there():
         ({"channel": [{"name": "mean"}, {"name": "promote", "targets": ["x"]}]}, "channel.1.targets"),
     ):
         with pytest.raises(ValueError, match=rf'{where}: no item "x" in the data'):
-            build_experiment(make_config({"data": data, "cohort": {"size": 10}, **more}), content)
+            build_from_config(make_config({"data": data, "cohort": {"size": 10}, **more}), content)
 
 
 # --- what cannot be ----------------------------------------

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.overrides import override_config
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config
@@ -50,7 +50,7 @@ OWN = ("feddyn", "fednova", "fair", "agnostic", "staleness", "mixing", "cluster_
 
 
 def after_two_rounds(table):
-    it = build_experiment(make_config(TABLE | table), CONTENT)
+    it = build_from_config(make_config(TABLE | table), CONTENT)
     state = initial_arrays(it, 0)["state"]
     for t in range(2):
         state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)
@@ -101,7 +101,7 @@ WRONG = {
 def test_what_does_not_go_together_is_one_line(name):
     table, words = WRONG[name]
     with pytest.raises(ValueError, match=words) as error:
-        build_experiment(make_config(TABLE | table), CONTENT)
+        build_from_config(make_config(TABLE | table), CONTENT)
     assert "\n" not in str(error.value)
 
 

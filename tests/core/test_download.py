@@ -12,7 +12,7 @@ from jaxfed.channels.compress import drive, quantize, sign
 from jaxfed.channels.linear_maps import rotate
 from jaxfed.channels.noise import densify
 from jaxfed.channels.sparse import random_k, top_k
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.config_files import config_to_toml
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config
@@ -227,7 +227,7 @@ def test_who_does_not_show_its_rows_pays_for_whole_tables(links):
     """By hand: 48 or 50 rows of 4 numbers of a byte and a scale, and of a bias of a byte; a scale for all biases."""
     channel = [{"name": "mean"}, *({"name": name} for name in links)]
     config = make_config({**TABLE, "channel": channel, "download": BITS})
-    experiment = build_experiment(config, load_data(config.data))
+    experiment = build_from_config(config, load_data(config.data))
     items = experiment.data.population.num_items
     ready = prepare_round(experiment, 0, 0)
     assert ready.bytes_down == ready.asked * (items * (4 + 4 + 1) + 4)
@@ -253,4 +253,4 @@ def test_the_command_line_names_links_of_the_download():
     refused = make_config({**TABLE, "download": [{"name": "top_k"}]})
     data = load_data(refused.data)
     with pytest.raises(ValueError, match=r"^download: top_k cannot be read at a client[^\n]*$"):
-        build_experiment(refused, data)
+        build_from_config(refused, data)

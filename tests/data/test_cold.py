@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.types import History
 from jaxfed.data.interactions import select_rows
@@ -21,7 +21,7 @@ MF = {"model": {"name": "mf", "dim": 4, "init_scale": 0.5}, "channel": [{"name":
 
 def trained(data, rounds=4, **table):
     """(experiment, state) after some rounds of everyone."""
-    it = build_experiment(make_config({"cohort": {"name": "everyone"}} | table), data)
+    it = build_from_config(make_config({"cohort": {"name": "everyone"}} | table), data)
     state = initial_arrays(it, 0)["state"]
     for t in range(rounds):
         state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxfed.config.build import build_experiment
+from jaxfed.config.build import build_from_config
 from jaxfed.config.schema import make_config
 from jaxfed.data.batching import Batching, draw_examples, sample_untouched_items
 from jaxfed.data.clients import Clients
@@ -101,7 +101,7 @@ def trained(population, data, rounds=40, **more):
         "channel": [{"name": "per_row_mean"}],
         "cohort": {"name": "everyone"},
     }
-    it = build_experiment(make_config(table | more), Clients(data, population, "", False))
+    it = build_from_config(make_config(table | more), Clients(data, population, "", False))
     state = initial_arrays(it, 0)["state"]
     for t in range(rounds):
         state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)

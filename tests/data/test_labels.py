@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxfed.cli import main
-from jaxfed.config.build import build_experiment
+from jaxfed.config.build import build_from_config
 from jaxfed.config.schema import make_config
 from jaxfed.core.link import link
 from jaxfed.core.model import Model
@@ -157,7 +157,7 @@ def test_ratings_are_learned_by_their_squared_error():
     data, population, _ = rated()
     table = {"model": {"dim": 3, "loss": "squared"}, "work": {"negatives": 0}, "data": {"label": "rating"}}
     table |= {"cohort": {"name": "everyone"}}
-    made = build_experiment(make_config(table), Clients(data, population, "", False))
+    made = build_from_config(make_config(table), Clients(data, population, "", False))
     shared, private = made.model.init(KEY), made.model.private(KEY)
     label = jnp.array(np.r_[[5.0, 0.5, 3.0], np.zeros(population.num_items - 3)])
     batch = {"label": label, "weight": (jnp.arange(len(label)) < 3) * 1.0}
@@ -241,7 +241,7 @@ def test_wrong_combinations_say_what_is_wrong(folder, name):
     data, model, more, words = WRONG[name]
     config = make_config(table(folder, data, model, more))
     with pytest.raises(ValueError, match=re.escape(words)) as error:
-        build_experiment(config, load_data(config.data))
+        build_from_config(config, load_data(config.data))
     assert "\n" not in str(error.value)
 
 

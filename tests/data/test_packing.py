@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.data import blocks
 from jaxfed.data.batching import Batching, draw_examples
@@ -199,7 +199,7 @@ def test_a_round_on_narrow_steps_is_the_round_on_wide_ones(monkeypatch):
     data, made = load_data(config.data), []
     for narrow in (256, 16):
         monkeypatch.setattr(blocks, "block_kinds", partial(block_kinds, narrow=narrow))
-        it = build_experiment(config, data)
+        it = build_from_config(config, data)
         state = initial_arrays(it, 0)["state"]
         for t in range(3):
             state, _ = it.algorithm.step(state, prepare_round(it, 0, t).cohort, make_run_keys(0).rounds)

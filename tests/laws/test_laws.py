@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.registry import CLOSED, REGISTRY
 from jaxfed.config.schema import make_config
 from jaxfed.core.state import server_model
@@ -148,7 +148,7 @@ def make(case, steps_per_block=8, devices=1, placement="jit", **model):
             "run": {"area": steps_per_block, "devices": devices, "placement": placement},
         }
     )
-    made = build_experiment(config, content)
+    made = build_from_config(config, content)
 
     def cohort(t, present=None, ids=None):
         who, there = made.sampler.draw(0, t)

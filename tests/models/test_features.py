@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxfed.channels.average import mean
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.channel import chain
 from jaxfed.core.federate import federate
@@ -146,7 +146,7 @@ def made(name="fm", clients="user", source=None, optimizer=None, **model):
         "work": {"batch_size": 64, "negatives": 2, "optimizer": optimizer or {"name": "sgd", "learning_rate": 0.1}},
         "cohort": {"name": "everyone"},
     }
-    return build_experiment(make_config(config), source or content)
+    return build_from_config(make_config(config), source or content)
 
 
 def spied(experiment):

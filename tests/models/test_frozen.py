@@ -11,7 +11,7 @@ import pytest
 
 import jaxfed as jf
 from jaxfed.cli.evaluate import open_best_model
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config
 from jaxfed.core.tree import count_bytes, tree_digest
@@ -86,7 +86,7 @@ def named(monkeypatch):
 
     def build(name, **more):
         config = make_config(TABLE | {"model": {"name": name}} | more)
-        return build_experiment(config, load_data(config.data))
+        return build_from_config(config, load_data(config.data))
 
     return build
 

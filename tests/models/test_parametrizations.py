@@ -9,7 +9,7 @@ import pytest
 from jaxfed.algorithms.fedsgd import fedsgd
 from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import mean
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.federate import federate
 from jaxfed.core.link import link
@@ -155,7 +155,7 @@ TABLE = {
 def packed():
     """(experiment, cohort) of the real packer: clients of very different lengths, and one that drops out."""
     config = make_config(TABLE)
-    made = build_experiment(config, load_data(config.data))
+    made = build_from_config(config, load_data(config.data))
     ids, present = made.sampler.draw(0, 0)
     lengths = made.data.population.num_train
     assert lengths.max() > 4 * lengths.min()
@@ -289,7 +289,7 @@ def test_runs_go_on_and_cost_what_the_model_costs(tmp_path):
 
 def test_what_is_scored_is_what_is_broadcast():
     config = make_config(TABLE | {"parametrization": SECTIONS["low_rank"]})
-    it = build_experiment(config, load_data(config.data))
+    it = build_from_config(config, load_data(config.data))
     arrays = initial_arrays(it, 0)
     want = it.method.parametrization.forward(arrays["state"].shared.params, None)
     assert jax.tree.structure(want) == jax.tree.structure(jax.eval_shape(it.model.init, KEY))
@@ -323,7 +323,7 @@ def test_what_does_not_go_together_is_said_in_one_line(more, said):
 
     def build():
         config = make_config(table)
-        return build_experiment(config, load_data(config.data))
+        return build_from_config(config, load_data(config.data))
 
     with pytest.raises(ValueError, match=said) as error:
         build()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxfed.cli.privacy import spent_command
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.types import Mechanism
 from jaxfed.privacy import accountant
@@ -60,7 +60,7 @@ def test_every_row_says_what_was_spent_until_then(private):
 
 def test_a_checkpoint_holds_the_ledger(private):
     config = make_config(table(private[1]))
-    arrays = initial_arrays(build_experiment(config, load_data(config.data)), 0)
+    arrays = initial_arrays(build_from_config(config, load_data(config.data)), 0)
     with checkpoint.open_checkpoints(private[1] / "checkpoints", 2) as kept:
         _, meta, _ = checkpoint.restore_newest(kept, arrays, print, lambda meta: None)
     assert meta["privacy"] == {"epsilon": pytest.approx(accounted("poisson", "rdp")), "delta": 1e-3}
@@ -75,7 +75,7 @@ def test_the_run_can_be_explained(private):
 def test_who_was_clipped_and_who_did_not_answer_is_counted(private):
     """So small a bound clips everybody who reports; who was asked and did not report was dropped."""
     summary, out = private
-    experiment = build_experiment(config := make_config(table(out)), load_data(config.data))
+    experiment = build_from_config(config := make_config(table(out)), load_data(config.data))
     drawn = [prepare_round(experiment, 0, t) for t in range(4)]
     reported = sum(int(ready.cohort.present.sum()) for ready in drawn)
     asked = sum(ready.asked for ready in drawn)
@@ -111,7 +111,7 @@ def test_a_secret_seed_is_in_no_file_and_decides_the_noise(tmp_path, monkeypatch
         content = file.read_bytes()
         for form in (str(secret).encode(), f"{secret:x}".encode(), secret.to_bytes(8, "little"), secret.to_bytes(8)):
             assert form not in content
-    arrays = initial_arrays(build_experiment(config, load_data(config.data)), 0)
+    arrays = initial_arrays(build_from_config(config, load_data(config.data)), 0)
     with checkpoint.open_checkpoints(tmp_path / "a" / "checkpoints", 2) as kept:
         state = checkpoint.restore_newest(kept, arrays, print)[0]["state"]
     assert not any(np.asarray(x).any() for x in jax.tree.leaves(state.channel))
@@ -167,7 +167,7 @@ def test_only_what_a_sampler_earns_is_claimed(kind):
     config = make_config({
         "data": TABLE["data"], "channel": NOISED, "privacy": DELTA, "cohort": {"name": kind, **size},
     })  # fmt: skip
-    made = build_experiment(config, load_data(config.data))
+    made = build_from_config(config, load_data(config.data))
     known = {"uniform": "fixed"}.get(kind, kind)
     assert made.account.sampling == (known, 40, size.get("size", 40), 27 if kind == "poisson" else 0)
     best = accounted("poisson", "rdp")
@@ -182,5 +182,5 @@ def test_the_table_of_epsilons_trains_with_the_noise_of_its_epsilon(kind):
     table = {"rounds": 8, "data": TABLE["data"], "privacy": DELTA | {"accountant": "rdp"}, "cohort": cohort}
     multiplier = script["noise"](kind, 8.0, make_config(table), 40, 0.5)
     config = make_config(table | {"channel": script["links"](kind, multiplier, 10, 0.5)})
-    made = build_experiment(config, load_data(config.data))
+    made = build_from_config(config, load_data(config.data))
     assert 7.9 < accountant.compute_spent(*made.account[:2], 8, *made.account[2:]).epsilon < 8.01

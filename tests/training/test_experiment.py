@@ -399,7 +399,6 @@ def test_a_folder_with_something_else_is_left_alone(clients, tmp_path):
             lambda c, m, f: jf.Experiment(c, m, jf.algorithms.scaffold(m, SGD, num_clients=7)),
             "made for 7 clients, there are",
         ),
-        (lambda c, m, f: jf.Experiment(c, tableless(), f), "the model has no tables|another model"),
         (lambda c, m, f: jf.data.partition(frame()), "a data set, not a DataFrame"),
         (lambda c, m, f: jf.data.partition(c.source, label="ratings"), "no label 'ratings'"),
         (lambda c, m, f: jf.link(lambda u, s, v: u, reveals="nothing"), "reveals is 'nothing': choose one of"),
@@ -641,3 +640,60 @@ def test_a_table_of_overrides_is_left_as_it_was():
     table = {"data": {"name": "synthetic", **SIZES}, "channel": [{"name": "per_row_mean"}]}
     jf.from_config(table, "--channel.1.name", "clip")
     assert table["channel"] == [{"name": "per_row_mean"}]
+
+
+def test_a_finished_run_that_goes_on_has_no_summary_of_fewer_rounds(tmp_path):
+    """The command line would take it for that of the run; where no round was added, it stays."""
+    table = {"data": {"name": "synthetic", **SIZES}, "cohort": {"size": 8}, "rounds": 2}
+    train_run(make_config(table | {"run": {"out": str(tmp_path / "run")}}))
+    run = jf.load_run(tmp_path / "run")
+    run.save(tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").exists()
+    train(run, 4)
+    run.save(tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert (tmp_path / "run" / "summary_2.json").exists()
+    resumed = train_run(make_config(read_config(tmp_path / "run")), resume=True)
+    assert (resumed["rounds"], resumed["params_sha256"]) == (4, run.params_sha256)
+
+
+def test_a_save_without_a_configuration_leaves_other_files_alone(clients, tmp_path):
+    run = own_run(clients)
+    train(run, 2)
+    run.save(tmp_path / "saved")
+    (tmp_path / "saved" / "notes.parquet").write_bytes(b"mine")
+    run.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "notes.parquet").read_bytes() == b"mine"
+
+
+def test_a_module_of_ones_own_reads_features():
+    """The features of the table reach training and recommendations: who likes what is written in them alone."""
+
+    class ByKind(nn.Module):
+        num_items: int
+
+        @nn.compact
+        def __call__(self, user, item=None, of_user=None, of_item=None):
+            match = self.param("match", nn.initializers.zeros, (3, 3))
+            bias = self.variable("tables", "bias", jnp.zeros, self.num_items).value
+            known = of_user is not None and of_item is not None  # neither is when the variables are made
+            scores = bias + match[of_user[0]][of_item[:, 0]] if known else bias
+            return scores if item is None else scores[item]
+
+    random = np.random.default_rng(0)
+    kind_of_user, kind_of_item = random.integers(0, 2, 40), random.integers(0, 2, 30)
+    rows = [(u, i) for u in range(40) for i in random.permutation(np.flatnonzero(kind_of_item == kind_of_user[u]))[:8]]
+    who, what = np.array(rows).T
+    data = jf.data.from_arrow(
+        {"user_id": who, "item_id": what},
+        user_features={"user_id": np.arange(40), "kind": np.array(["a", "b"])[kind_of_user]},
+        item_features={"item_id": np.arange(30), "kind": np.array(["a", "b"])[kind_of_item]},
+    )
+    clients = jf.data.partition(data)
+    model = jf.from_module(ByKind(clients.num_items), features=("user", "item"))
+    method = jf.algorithms.fedavg(model, optax.sgd(1.0))
+    run = jf.Experiment(clients, model, method, jf.channels.mean(), jf.sampling.everyone())
+    train(run, 20, evaluate_every=20)
+    for user in run.latest.user_ids[:6]:
+        items = [int(item) for item, _, _ in run.latest.recommend(user, 3)]
+        assert (kind_of_item[items] == kind_of_user[int(user)]).all()

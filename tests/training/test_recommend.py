@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.registry import CLOSED, REGISTRY
 from jaxfed.config.schema import make_config
 from jaxfed.core.tables import map_tables
@@ -39,7 +39,7 @@ def made(work="local_steps", model="mf", server=None, **data):
             "server": server or {"name": "solve" if work == "statistics" else "sgd"},
         }
     )
-    experiment = build_experiment(config, found)
+    experiment = build_from_config(config, found)
     return experiment, initial_arrays(experiment, 0)["best"]
 
 

@@ -30,7 +30,7 @@ from jaxfed.training.rounds import Progress
 from jaxfed.training.run_dir import lock_folder, read_summary
 from tests.small import TABLE
 
-ASSEMBLE, EXPERIMENTS = build.build_experiment, {}
+ASSEMBLE, EXPERIMENTS = build.build_from_config, {}
 
 
 def assembled(config, data):
@@ -80,7 +80,7 @@ def program(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, args)])
         monkeypatch.setattr(main, "set_up_process", lambda: None)
         monkeypatch.setattr(module, "train_run", train)
-        monkeypatch.setattr(build, "build_experiment", assembled)
+        monkeypatch.setattr(build, "build_from_config", assembled)
         code = 0
         try:
             main.main()

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxfed.config.build import build_experiment, load_data
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.data.population import Labels
 from jaxfed.training.loop import train_run
@@ -75,7 +75,7 @@ def test_tables_over_devices_have_rows_that_nobody_is_asked_about(plain, tmp_pat
     """48 items do not divide among 5 devices: the tables get more rows, which no client holds and no ranking shows."""
     on = {"out": str(tmp_path / "t"), "devices": 5, "shard_tables": True}
     config = make_config({**TABLE, "server": {"lazy": lazy}, "run": on})
-    experiment = build_experiment(config, load_data(config.data))
+    experiment = build_from_config(config, load_data(config.data))
     assert experiment.shapes.end == 640 > experiment.data.population.num_items
     before, key = initial_arrays(experiment, 0)["state"], make_run_keys(0).rounds
     start = np.array(before.shared.params["tables"]["item"].rows)
@@ -101,7 +101,7 @@ def test_early_stopping(tmp_path):
 def test_bytes_are_those_of_the_arrays_a_client_sends(plain, tmp_path):
     """By hand: rows x (4 factors + 1 bias + 1 id) x 4 bytes, and the weight."""
     config = make_config(TABLE)
-    experiment = build_experiment(config, load_data(config.data))
+    experiment = build_from_config(config, load_data(config.data))
     ready = prepare_round(experiment, 0, 0)
     items = experiment.data.population.num_items
     held = [(int((block.rows[j] < items).sum()), bool(ready.cohort.present[slot]))
