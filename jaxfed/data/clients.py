@@ -52,6 +52,12 @@ class Clients(NamedTuple):
         return self.population.num_items
 
     @property
+    def density(self) -> float:
+        """Share of all pairs of a user and an item that are train interactions; what `jaxfed.models.ials` asks for."""
+        population = self.population
+        return len(population.train.values) / (len(population.user_names) * population.num_items)
+
+    @property
     def num_clients(self) -> int:
         """How many clients there are."""
         return self.population.num_clients
