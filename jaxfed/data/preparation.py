@@ -18,9 +18,15 @@ from jaxfed.data.devices import (
 from jaxfed.data.given_parts import add_given_negatives, check_given_parts, prepare_parts
 from jaxfed.data.interactions import CLIENT, Dataset, drop_repeats, k_core
 from jaxfed.data.poisoning import poison_histories
-from jaxfed.data.population import SAMPLED, Label, Labels, Population
+from jaxfed.data.population import Label, Labels, Population
 from jaxfed.data.ragged import make_negative_index, make_ragged
-from jaxfed.data.split_notes import describe_file_order, describe_protocol, note_file_order, note_ties
+from jaxfed.data.split_notes import (
+    describe_file_order,
+    describe_protocol,
+    note_few_candidates,
+    note_file_order,
+    note_ties,
+)
 from jaxfed.data.splits import PART, TEST, TRAIN, VALID, Protocol, Split, split_histories
 
 Merge = Literal["", "devices", "domains"]
@@ -127,20 +133,6 @@ def make_population(
 def add_notes(data: Dataset, *notes: str) -> Dataset:
     """The same data with more notes for the reader."""
     return data._replace(notes=(*data.notes, *notes))
-
-
-def note_few_candidates(population: Population) -> tuple[str, ...]:
-    """A note on users with fewer items to rank among than a sample has, if there are any."""
-    users = np.arange(len(population.user_names))
-    num_negatives = [part.counts for part in (population.train, population.valid, population.test)]
-    left = population.span(users)[1] - np.sum(num_negatives, 0)
-    few = int((left < SAMPLED).sum())
-    note = (
-        f"{few:,} of {len(users):,} users have fewer than {SAMPLED} items that they never interacted with (the fewest: "
-        f"{left.min():,}). Their `sampled` metrics use fewer negatives than {SAMPLED} and are too optimistic"
-    )
-    drawn = population.labels is None and population.negatives is None
-    return (note,) if few and drawn else ()
 
 
 class PopulationOptions(NamedTuple):

@@ -1,8 +1,9 @@
-"""What a reader must know of how rows were held out."""
+"""What a reader must know of how rows were held out, and of what they are ranked among."""
 
 import numpy as np
 
 from jaxfed.data.interactions import Dataset
+from jaxfed.data.population import SAMPLED, Population
 from jaxfed.data.splits import PART, Split, needs_validation
 
 SORTED = 0.95  # share of neighbouring rows in one direction from which items are taken for sorted
@@ -55,8 +56,8 @@ def note_file_order(data: Dataset, protocol: str, order: str) -> tuple[str, ...]
             f"that order means nothing, {mend}",
         )
     return (
-        f"CAUTION: {times}, and the rows of each user are sorted by item id: the held-out items are those at the end of "
-        f"the ids. That is another task than a split by time, and figures do not compare with others: {mend}",
+        f"CAUTION: {times}, and the rows of each user are sorted by item id: the held-out items have the last "
+        f"ids. That is another task than a split by time, and figures do not compare with others: {mend}",
     )
 
 
@@ -71,3 +72,17 @@ def describe_protocol(data: Dataset, protocol: str, order: str) -> str:
     elif PART in data.columns and protocol == "compat-pfedrec":
         said = f"given, negatives as in {protocol}"
     return f"{said} ({order})" if order else said
+
+
+def note_few_candidates(population: Population) -> tuple[str, ...]:
+    """A note on users with fewer items to rank among than a sample has, if there are any."""
+    users = np.arange(len(population.user_names))
+    num_negatives = [part.counts for part in (population.train, population.valid, population.test)]
+    left = population.span(users)[1] - np.sum(num_negatives, 0)
+    few = int((left < SAMPLED).sum())
+    note = (
+        f"{few:,} of {len(users):,} users have fewer than {SAMPLED} items that they never interacted with (the fewest: "
+        f"{left.min():,}). Their `sampled` metrics use fewer negatives than {SAMPLED} and are too optimistic"
+    )
+    drawn = population.labels is None and population.negatives is None
+    return (note,) if few and drawn else ()
