@@ -7,6 +7,7 @@
 
 import dataclasses
 import inspect
+import typing
 import pkgutil
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 
 import jaxfed
 from jaxfed.config.docstrings import parse_docstring
-from jaxfed.config.options import SOURCES, argument_choices, section_arguments
+from jaxfed.config.options import SOURCES, argument_type, section_arguments
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.settings import Evaluation, GroupRates, Privacy, Run
 from jaxfed.training.records import FIGURES
@@ -89,7 +90,9 @@ def registry_rows(section: str, name: str, shared: bool) -> Iterator[tuple[str, 
         texts |= parse_docstring(source)[1]
     for key, default in section_arguments(section, name).items():
         if shared != (key in parameters) or (shared and key not in parameters):
-            yield key, default, argument_choices(section, name, key), texts.get(key, "")
+            kind = argument_type(section, name, key, default)
+            words = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+            yield key, default, words, texts.get(key, "")
 
 
 def same_functions(section: str) -> list[list[str]]:

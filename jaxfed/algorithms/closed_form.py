@@ -1,14 +1,11 @@
 """Closed forms: clients send sums, the server solves."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.method import Method
-from jaxfed.core.model import Model
+from jaxfed.core.model import ClosedForm, Model
 from jaxfed.core.recipe import named
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Broadcast, ClientOutput, History
@@ -44,29 +41,41 @@ def closed_form(model: Model) -> Method:
 
     def update(shared, client_state, steps, key):
         history = History(steps.rows.ravel(), steps.batch["id"].ravel(), num_items)
-        sums, fit = closed.statistics(shared.params, history)
-        return ClientOutput(Broadcast(sums), (), steps.examples, {"train/loss": fit}, loss=fit.value)
+        sums, figures = closed.statistics(shared.params, history)
+        loss = figures["train/loss"].value if "train/loss" in figures else 0.0
+        return ClientOutput(Broadcast(sums), (), steps.examples, figures, loss=loss)
 
     def update_shapes(shared):
+        rows = num_rows(shared)
         nothing = jnp.full(1, num_items)
-        return Broadcast(closed.statistics(shared.params, History(nothing, nothing, num_items))[0])
+        sums = Broadcast(closed.statistics(shared.params, History(nothing, nothing, num_items))[0])
+        if not closed.pair_columns:
+            return sums
+        return jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), sums)  # a history has pairs, not rows
 
     work = ClientWork(lambda params, key: (Broadcast(params), ()), update, update_shapes)
-    return Method(work, server=solve_optimizer(1.0, closed), reads_histories=True, needs_all_rows=True)
+    return Method(work, reads_histories=True, needs_all_rows=not closed.pair_columns, closed=closed)
 
 
-def solve_optimizer(learning_rate: float, closed: Any) -> optax.GradientTransformation:
+def solve(learning_rate: float, closed: ClosedForm | None) -> ClosedForm:
     """The server's half of `statistics`: moves the model to the solution of the sums (1.), or a part of the way.
 
-    Raises ValueError for None.
+    Raises ValueError where the model has no closed form, and for a schedule.
     """
     if closed is None:
         raise ValueError(f"server.solve: {MISSING}")
     if callable(learning_rate):
         raise ValueError("server.solve: a solution has no schedule: leave server.schedule and server.warmup out")
+    if learning_rate == 1:
+        return closed
 
-    def update(sums, state, params=None):
-        found = closed.solve(sums, params)
-        return jax.tree.map(lambda new, old: learning_rate * (new - old), found, params), state
+    @jax.jit
+    def move(shared, found):
+        return jax.tree.map(lambda old, new: old + learning_rate * (new - old), shared, found)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    def solve_in_part(sums, shared, candidate=None):
+        return move(shared, closed.solve(sums, shared, candidate))
+
+    if not closed.solve_bytes and closed.pair_columns:
+        raise ValueError("server.learning_rate: the neighbours of items differ from round to round: leave it at 1")
+    return closed._replace(solve=solve_in_part)

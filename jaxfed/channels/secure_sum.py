@@ -87,6 +87,7 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
         metrics=metrics if bound else None,  # a bound of its own may be less than what comes, as weights of a mean are
         aggregator=SUM,
         is_average=False,
+        by_entry=True,
         reveals="sum and rows" if union else "sum",
         check=lambda norm: check_ring(slots, fraction_bits, bound or norm),
         name="ring",

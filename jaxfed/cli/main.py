@@ -70,9 +70,7 @@ def main() -> None:
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        exit_with_error(
-            f"out of memory: set run.chunk to 1, run.area lower, or cohort.size ({str(error).splitlines()[0]})", 2
-        )
+        exit_with_error(f"out of memory: lower run.chunk, run.area or cohort.size ({str(error).splitlines()[0]})", 2)
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -1,11 +1,15 @@
 """Whether a run fits into the machine and its devices: found before it begins, and said in one line."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from jaxfed.core.tables import take_rows
+from jaxfed.core.model import ClosedForm
+from jaxfed.core.pairs import count_pairs
+from jaxfed.core.tables import repeat_rows, take_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype
 from jaxfed.core.types import Sampler, Tree
 from jaxfed.data.batching import Batching
@@ -16,9 +20,14 @@ EXAMPLE = 40  # bytes of an example while a cohort is packed: random numbers, pl
 
 
 def device_memory() -> int:
-    """Bytes of one device, of the whole machine where the device does not say."""
+    """Bytes of one device; where the device does not say, those that are free on the machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or machine_memory()
+    return stats.get("bytes_limit") or free_memory()
+
+
+def free_memory() -> int:
+    """Bytes of the machine that programs may still take."""
+    return psutil.virtual_memory().available
 
 
 def machine_memory() -> int:
@@ -48,28 +57,97 @@ def estimate_capacity(population: Population, batching: Batching, shapes: BlockS
     return 3 * max(counts) - 2 * min(counts)
 
 
-def check_memory(population, batching: Batching, shapes: BlockShapes, sends, shared: Tree, chunk: int, sums: bool):
-    """Raises ValueError when the messages of a cohort of the largest clients do not fit into a device beside each other
-    and the working copies of one block; three times where a reduction of a link's own collects and compares them."""
-    clients, rows = shapes.padded_shape
-    one, two = (
-        count_bytes(
-            jax.eval_shape(lambda x, k=k: sends(to_compute_dtype(take_rows(x, jnp.zeros(k, jnp.int32)))), shared)
-        )
-        for k in (1, 2)
-    )
-    block = clients * one + (rows - clients) * (two - one)
+def largest_block_bytes(shapes: BlockShapes, sends: Callable[[Tree], Tree], shared: Tree, padded: bool) -> int:
+    """Bytes of the messages of the largest block.
+
+    Args:
+        shapes: the blocks.
+        sends: see `ClientWork.update_shapes`.
+        shared: shapes of what clients are sent.
+        padded: whether all blocks are padded to one shape.
+    """
+
+    def send(rows):
+        some = jax.eval_shape(lambda x: to_compute_dtype(take_rows(x, jnp.zeros(rows, jnp.int32))), shared)
+        return count_bytes(jax.eval_shape(lambda x: repeat_rows(sends(x)), some))
+
+    one, two = send(1), send(2)
+    sizes = [(shapes.clients(steps), shapes.rows(steps, size)) for steps, size in shapes.kinds]
+    if shapes.pairs:
+        sizes = [(clients, count_pairs(rows)) for clients, rows in sizes]
+    sizes = [(clients, clients * rows) for clients, rows in sizes]
+    sizes = [shapes.padded_shape] if padded else sizes
+    return max(clients * one + (rows - clients) * (two - one) for clients, rows in sizes)
+
+
+def choose_chunk(
+    population: Population,
+    batching: Batching,
+    shapes: BlockShapes,
+    block_bytes: Callable[[BlockShapes], int],
+    chunk: int,
+    sums: bool,
+) -> int:
+    """Blocks whose messages are held at a time: `chunk`, or as many as fit into a quarter of what is free.
+
+    The messages of a cohort of the largest clients must fit beside each other and the working copies of one block;
+    three times where a reduction of a link's own collects and compares them.
+
+    Args:
+        population: the clients.
+        batching: how they cut their data into steps.
+        shapes: the blocks.
+        block_bytes: bytes of the messages of the largest block, see `largest_block_bytes`.
+        chunk: as configured; 0: to be chosen.
+        sums: whether messages are summed as they come.
+
+    Returns:
+        The number of blocks; 0: all of a cohort.
+
+    Raises:
+        ValueError: they do not fit: one line that says what would.
+    """
     largest = np.sort(population.num_train)[-shapes.slots :]
     owner = np.arange(len(largest)) % shapes.share.size
     blocks, room = len(plan_blocks(shapes, batching, largest, owner).shapes), device_memory()
-    if not sums and (3 * blocks + 3) * block > room:
+    block = block_bytes(shapes)
+    if not sums:
+        if (3 * blocks + 3) * block > room:
+            raise ValueError(
+                f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
+                f"{3 * blocks * block / 1e9:.1f} GB, {room / 1e9:.1f} GB are free: set cohort.size lower"
+            )
+        return 0
+    fit = room // block - 3  # blocks that fit beside the working copies of one
+    if fit < 1:
         raise ValueError(
-            f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
-            f"{3 * blocks * block / 1e9:.1f} GB, a device has {room / 1e9:.1f} GB: set cohort.size lower"
+            f"a block of clients may send {block / 1e9:.2g} GB of messages and needs four times as much, "
+            f"{room / 1e9:.2g} GB are free: {advise_area(shapes, block_bytes, room)}"
         )
-    if (min(chunk or blocks, blocks) + 3) * block > room:
-        fit = max(1, room // block - 3)
+    if not chunk:
+        return 0 if blocks + 3 <= room // block // 4 else max(1, min(blocks, room // block // 4 - 3))
+    if min(chunk, blocks) > fit:
         raise ValueError(
-            f"the {blocks} blocks of a cohort may hold {blocks * block / 1e9:.1f} GB of messages, a device has "
-            f"{room / 1e9:.1f} GB: set run.chunk to {fit} (blocks held at a time), or run.area lower"
+            f"run.chunk is {chunk}: so many blocks may hold {min(chunk, blocks) * block / 1e9:.1f} GB of messages, "
+            f"{room / 1e9:.1f} GB are free: set run.chunk to {fit} (blocks held at a time), or leave it out"
+        )
+    return chunk
+
+
+def advise_area(shapes: BlockShapes, block_bytes: Callable[[BlockShapes], int], room: int) -> str:
+    """What makes blocks small enough for so much memory."""
+    area, longest = shapes.steps_per_block, shapes.kinds[-1][0]
+    while area > longest:
+        area = max(area // 2, longest)
+        if 4 * block_bytes(shapes._replace(steps_per_block=area)) <= room:
+            return f"set run.area to {area}"
+    return "one client with the longest history does not fit: leave such users out, or take a smaller model"
+
+
+def check_solve(closed: ClosedForm | None) -> None:
+    """Raises ValueError where there is no memory to solve for a model; says what would do, if that is known."""
+    need, free = closed.solve_bytes if closed else 0, free_memory()
+    if closed and need > free:
+        raise ValueError(
+            f"the model is solved in {need / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free: {closed.advice}"
         )

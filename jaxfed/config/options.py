@@ -4,6 +4,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from functools import partial
+from types import UnionType
 from typing import Any, NamedTuple
 
 from jaxfed.config.registry import REGISTRY
@@ -83,7 +84,7 @@ STEADY: dict[str, dict[str, float]] = {
     "server": {"learning_rate": 0.05},
 }
 
-PROVIDED = ("keep", "num_users")  # have a default for programs; under a configuration the program gives them
+PROVIDED = ("keep", "num_users", "density")  # have a default for programs; under a configuration the program gives them
 
 
 def section_arguments(section: str, name: str) -> dict[str, Any]:
@@ -98,9 +99,16 @@ def section_arguments(section: str, name: str) -> dict[str, Any]:
     return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name not in ("sgd", "solve") else {})
 
 
-def argument_choices(section: str, name: str, key: str) -> tuple[str, ...]:
-    """The words that an argument may be, where its function names them (a Literal); none otherwise."""
+def argument_type(section: str, name: str, key: str, default: Any) -> Any:
+    """The type of an argument: that of its default; what its function names, where that is a choice of words (a
+    Literal), of types, or a tuple; a tuple without annotation is of one type throughout."""
     for function in (REGISTRY[section][name], *SOURCES.get(section, ())):
         if key in (parameters := inspect.signature(function, eval_str=True).parameters):
-            return typing.get_args(parameters[key].annotation) if isinstance(parameters[key].default, str) else ()
-    return ()
+            annotation = parameters[key].annotation
+            words = typing.get_origin(annotation) is typing.Literal and isinstance(parameters[key].default, str)
+            types = isinstance(annotation, UnionType) and not isinstance(None, annotation)
+            if words or types or typing.get_origin(annotation) is tuple:
+                return annotation
+    if isinstance(default, tuple):
+        return tuple[(type(default[0]) if default else str, ...)]  # type: ignore[misc]
+    return type(default)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxfed.config.options import argument_choices, section_arguments
+from jaxfed.config.options import argument_type, section_arguments
 from jaxfed.config.plugins import import_plugins
 from jaxfed.config.registry import ALIASES, REGISTRY
 from jaxfed.config.settings import Config, Evaluation, GroupRates, Privacy, Run, Section
@@ -22,7 +22,7 @@ from jaxfed.data.sources.tables import file_kind
 LARGEST_SIZE = 1 << 16  # of a whole number in [model]: sizes of arrays, whose products must be sizes, too
 LARGEST = {"clusters": LARGEST_SIZE, "groups": LARGEST_SIZE, "fraction_bits": 32}
 # keys of [model] that are sizes of arrays: at least 1
-SIZES = ("dim", "hidden", "code", "rank", "neighbours", "window")
+SIZES = ("dim", "hidden", "code", "rank", "window")
 AT_LEAST_ONE = ("rounds", "evaluation.every", "run.keep", "run.checkpoint_every")
 LINKS = ({"name": "per_row_mean"},)  # where a configuration has no [[channel]]
 GROUPS = ("item", "user")  # of parameters that an optimiser may have rates of their own for
@@ -45,20 +45,12 @@ def suggest(word: str, words: typing.Iterable[str]) -> str:
     return f'; did you mean "{shorten(found[0])}"?' if found else f"; there are {shorten_list(words)}"
 
 
-def infer_type(default: Any) -> Any:
-    """The type of an argument from its default; a tuple is of one type throughout."""
-    if isinstance(default, tuple):
-        return tuple[(type(default[0]) if default else str, ...)]  # type: ignore[misc]
-    return type(default)
-
-
 def argument_types(section: str, name: str) -> dict[str, Any]:
     """{key: type} of what a section may hold for a name of its registry."""
     named: Any = Literal
     kinds = {"name": named[tuple(REGISTRY[section])]}
     for key, default in section_arguments(section, name).items():
-        words = argument_choices(section, name, key)
-        kinds[key] = named[words] if words else infer_type(default)
+        kinds[key] = argument_type(section, name, key, default)
     parts: dict[str, dict[str, Any]] = {
         "work": {"optimizer": Section},
         "optimizer": dict.fromkeys(GROUPS, GroupRates),

@@ -82,6 +82,7 @@ def make_model(config: Config, data: Clients, table_rows: int) -> Model:
     loss = choose_loss(config)
     chosen = replace_arguments(config.model, loss=loss) if loss else config.model
     sizes = {"num_items": table_rows, "num_users": data.users_per_client, "real_items": data.num_items}
+    sizes["density"] = data.density
     return call_registered("model", chosen, **sizes, vocabulary=data.vocabulary)
 
 
@@ -114,7 +115,9 @@ def make_method(config: Config, model: Model, **known: Any) -> Method:
     if config.algorithm.name == "custom" and method.reads_histories != (config.server.name == "solve"):
         raise ValueError('a closed form takes work.name = "statistics" and server.name = "solve" together')
     method = keep_own_copy(method) if config.work.keep_copy else method
-    if config.algorithm.name == "custom" or not method.reads_histories:
+    if config.algorithm.name == "custom" and method.reads_histories:
+        return method._replace(closed=make_server_optimizer(config, model))
+    if not method.reads_histories:
         return method._replace(server=make_server_optimizer(config, model))
     if config_to_table(config.server) != config_to_table(build_section("server", {}, "server")):
         raise ValueError(f'server: with algorithm.name = "{config.algorithm.name}" the server solves: leave it out')

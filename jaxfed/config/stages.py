@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxfed.algorithms.hierarchical import hierarchical, stack_copies, with_edge_models
 from jaxfed.algorithms.multi_device import with_merged_devices
-from jaxfed.config.memory import check_examples, check_memory, estimate_capacity
+from jaxfed.config.memory import check_examples, check_solve, choose_chunk, estimate_capacity, largest_block_bytes
 from jaxfed.config.settings import Evaluation, Privacy, Run
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.download import check_download, make_download
@@ -17,9 +17,11 @@ from jaxfed.core.federate import Algorithm, federate
 from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
+from jaxfed.core.pairs import check_pairs
 from jaxfed.core.parametrization import Parametrization, check_parametrization
 from jaxfed.core.placement import Placement, make_placement, padded_table_rows
 from jaxfed.core.processes import Processes, this_process
+from jaxfed.core.state import sent_model
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Sampler
@@ -136,6 +138,12 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         check_parametrization(pieces.parametrization, pieces.model)
     if not method.reads_histories:
         return
+    if pieces.sampler.history_length:
+        raise ValueError("cohort.buffered: a closed form is solved from one sum of its own round: take everyone")
+    if channel.aggregator not in (None, SUM):
+        raise ValueError("a closed form is solved from sums: take the link with a reduction of its own out")
+    if pieces.download and method.closed and method.closed.pair_columns:
+        raise ValueError("download: clients of this closed form download nothing of the model: leave it out")
     if channel.claims.is_average:
         raise ValueError("a closed form is solved from sums, not from a mean: take the mean out (channel = [])")
     if pieces.clients.users_per_client > 1:
@@ -145,7 +153,7 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
 def fit_batching(batching: Batching, model: Model, method: Method) -> Batching:
     """The batches that a method takes of a model's clients; histories are whole and without negatives."""
     if method.reads_histories:
-        return batching._replace(negatives=0, epochs=1, ordered=True)
+        return batching._replace(batch_size=1, negatives=0, epochs=1, ordered=True)
     return batching._replace(pairwise=model.pairwise, features=model.features, ordered=False)
 
 
@@ -155,7 +163,10 @@ def choose_block_shapes(pieces: Pieces, batching: Batching, needs_all_rows: bool
     lazy = pieces.lazy and not needs_all_rows
     check_examples(population, batching, slots)
     devices, rows = runtime.placement.devices, runtime.table_rows
-    return make_block_shapes(population, batching, slots, devices, pieces.run.area, lazy, runtime.share, rows)
+    pairs = pieces.method.closed is not None and pieces.method.closed.pair_columns > 0
+    if pairs:
+        check_pairs(rows)
+    return make_block_shapes(population, batching, slots, devices, pieces.run.area, lazy, runtime.share, rows, pairs)
 
 
 def averages_by_row(channel: Channel) -> bool:
@@ -216,11 +227,21 @@ def make_algorithm(
 ) -> Rounds:
     """The algorithm, and the bytes of its messages. Raises ValueError for what does not fit together."""
     population, run, sampler = pieces.clients.population, pieces.run, pieces.sampler
-    shared = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
-    wire = make_wire(channel, shared, pieces.download, method.work.update_shapes, method.own_download, model.frozen)
+    held = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
+    shared = jax.eval_shape(partial(sent_model, method), held)
+    wire = make_wire(
+        channel, shared, pieces.download, method.work.update_shapes, method.own_download, model.frozen, shapes.pairs
+    )
     if pieces.download:
         check_download(pieces.download, shared)
     sums, edge = channel.aggregator in (None, SUM), assign_edges(pieces)
+    check_solve(method.closed)
+    copies = max(pieces.edges.number, 1)  # so many models lie in a message once it is summed
+
+    def block_bytes(shapes):
+        sends = method.work.update_shapes
+        return largest_block_bytes(shapes, lambda x: stack_copies(sends(x), copies), shared, padded=not method.closed)
+
     build: Callable[..., Algorithm] = federate
     if edge is not None:
         build = partial(hierarchical, edge=edge, every=pieces.edges.rounds, per_row=averages_by_row(channel))
@@ -229,9 +250,9 @@ def make_algorithm(
         channel,
         population.num_clients,
         placement=runtime.placement,
-        padded_shape=shapes.padded_shape,
+        padded_shape=None if method.closed else shapes.padded_shape,
         client_memory_budget=1e9 * run.client_memory_gb,
-        chunk=run.chunk,
+        chunk=choose_chunk(population, batching, shapes, block_bytes, run.chunk, sums),
         store_on_host=run.client_store == "host",
         download=make_download(pieces.download, wire.sees != "update+rows") if pieces.download else None,
         capacity=0 if sums else estimate_capacity(population, batching, shapes, sampler),
@@ -241,9 +262,4 @@ def make_algorithm(
     if population.owner is not None:
         check_merge(model, method, run.client_store)
         algorithm = with_merged_devices(algorithm, population.owner, population.num_train)
-    copies = max(pieces.edges.number, 1)  # so many models lie in a message once it is summed
-    update_shapes = method.work.update_shapes
-    check_memory(
-        population, batching, shapes, lambda x: stack_copies(update_shapes(x), copies), shared, run.chunk, sums
-    )
     return Rounds(method if edge is None else with_edge_models(method, edge), algorithm, wire)

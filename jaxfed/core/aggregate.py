@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.tables import add_rows, map_tables
+from jaxfed.core.tables import add_rows, map_tables, repeat_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Messages, Tree
 
@@ -43,18 +43,20 @@ class Aggregator(NamedTuple):
 
 def accumulate_messages(total: Tree, messages: Messages) -> Tree:
     """Adds messages to a total: the only scatter of messages in a round. Integers wrap: a ring sum."""
-    summed = map_tables(lambda x: x, lambda x: jnp.sum(x, 0, dtype=x.dtype), messages.messages)
+    sent = repeat_rows(messages.messages, messages.present.size)
+    summed = map_tables(lambda x: x, lambda x: jnp.sum(x, 0, dtype=x.dtype), sent)
     return add_rows(total, messages.rows, summed)
 
 
-def total_shapes(messages: Tree, rows: int) -> Tree:
-    """Shapes of the sum of `messages` (tables [R, ...], others [W, ...]), whose tables have so many rows."""
+def total_shapes(messages: Messages, rows: int) -> Tree:
+    """Shapes of the sum of messages (tables [R, ...], others [W, ...]), whose tables have so many rows."""
     shape = jax.ShapeDtypeStruct
-    return map_tables(lambda x: shape((rows, *x.shape[1:]), x.dtype), lambda x: shape(x.shape[1:], x.dtype), messages)
+    sent = jax.eval_shape(lambda x: repeat_rows(x, messages.present.size), messages.messages)
+    return map_tables(lambda x: shape((rows, *x.shape[1:]), x.dtype), lambda x: shape(x.shape[1:], x.dtype), sent)
 
 
 SUM = Aggregator(
-    init=lambda messages, capacity: zeros_like(total_shapes(messages.messages, capacity.rows)),
+    init=lambda messages, capacity: zeros_like(total_shapes(messages, capacity.rows)),
     add=accumulate_messages,
     result=lambda total, rows: total,
     streams=True,

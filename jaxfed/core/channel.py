@@ -21,7 +21,7 @@ from jaxfed.core.link import (
     list_links,
     list_mechanisms,
 )
-from jaxfed.core.tables import clear_padding, num_rows
+from jaxfed.core.tables import clear_padding, num_rows, repeat_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Mean, Mechanism, Tree
 
@@ -79,6 +79,8 @@ def make_init(links: tuple[Channel, ...], bounds: list[float]) -> Callable[[Tree
         states, link_states, size = [], [], num_rows(example)
         messages, read = [example], [example]  # as the client sends it so far, and as the server reads that
         for i, each in enumerate(links):
+            if not each.claims.by_entry:
+                messages[-1], read[-1] = jax.eval_shape(repeat_rows, (messages[-1], read[-1]))
             state, link_state = each.init(messages[-1] if each.encode else read[-1])
             sent = message_shapes(each, messages[-1], state, link_state, size, bounds[i])
             check_encoded(each, messages[-1], sent)
@@ -102,8 +104,13 @@ def make_client_side(links: tuple[Channel, ...], bounds: list[float]) -> tuple[C
         public = jax.random.fold_in(client.public, i)
         return client._replace(link_state=link_state, key=key, public=public, bound=bounds[i])
 
+    def given(i, update, client):
+        """What link i sees of a message."""
+        whole = links[i].encode and not links[i].claims.by_entry
+        return clear_padding(repeat_rows(update) if whole else update, client.held)
+
     def encode_at(i, update, sent, client):
-        return encode_message(links[i], clear_padding(update, client.held), sent[i], at_link(client, i))
+        return encode_message(links[i], given(i, update, client), sent[i], at_link(client, i))
 
     def encode(update, sent, client):
         link_states = []
@@ -116,7 +123,7 @@ def make_client_side(links: tuple[Channel, ...], bounds: list[float]) -> tuple[C
         seen: dict[str, Mean] = {}
         for i, each in enumerate(links):
             if each.metrics:
-                seen |= each.metrics(clear_padding(update, client.held), sent[i], at_link(client, i))
+                seen |= each.metrics(given(i, update, client), sent[i], at_link(client, i))
             update, _ = encode_at(i, update, sent, client)
         return seen
 
@@ -172,6 +179,7 @@ def join_claims(links: tuple[Channel, ...]) -> Claims:
         mechanisms=mechanisms if some("mechanisms") else None,
         reveals="sum and rows" if "sum and rows" in hidden else hidden[0] if hidden else "message",
         needs_all_rows=some("needs_all_rows"),
+        by_entry=all(each.claims.by_entry for each in links),
         is_average=some("is_average"),
         reads_cohort_size=some("reads_cohort_size"),
         links=links,

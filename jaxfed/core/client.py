@@ -10,9 +10,10 @@ import numpy as np
 from jaxfed.core import tables, tree
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, broadcast_state, encode_message
-from jaxfed.core.state import Plan, State, broadcast_shapes, table_rows_of
+from jaxfed.core.pairs import find_pairs, number_pairs
+from jaxfed.core.state import Plan, State, broadcast_shapes, sent_model, sums_pairs, table_rows_of
 from jaxfed.core.streams import CLIENTS
-from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree
+from jaxfed.core.types import Block, Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree
 
 
 class ClientDownload(NamedTuple):
@@ -168,11 +169,11 @@ def run_client_block(
     `Model.frozen`."""
     key, size, nobody = jax.random.fold_in(key, state.round), table_rows_of(plan, state), plan.num_clients
     who = ids.at[block.slots].get(mode="fill", fill_value=nobody)
-    held = block.rows if touched is None else touched.at[block.rows].get(mode="fill", fill_value=size)
+    held, block = locate_rows(plan, state, block, touched)
     if client_states is None:
         client_states = jax.vmap(tables.gather_client, (None, 0, 0))(state.client_states, who, held)
     since = jnp.zeros_like(block.slots) if ages is None else ages.at[block.slots].get(mode="fill", fill_value=0)
-    shared = state.shared if broadcast is None else broadcast
+    shared = sent_model(plan.method, state.shared) if broadcast is None else broadcast
     common = shared, state.model_history, broadcast_state(plan.channel, state.channel), frozen, state.round, ids, key
     rows = max(tables.num_rows(broadcast_shapes(plan, state.shared)), plan.frozen_rows)
     places = None if broadcast is None or touched is None or plan.download else block.rows
@@ -185,6 +186,16 @@ def run_client_block(
     return plan.place.together(
         flatten_messages(block, counts, who, held, messages, client_states, metrics, ends, plan.padded_shape)
     )
+
+
+def locate_rows(plan: Plan, state: State, block: Block, touched: jax.Array | None) -> tuple[Any, Block]:
+    """(int [m, K]: the rows of the catalogue that the clients of a block hold, the block with their positions in the
+    total). Where sums are over pairs of rows, these are the rows."""
+    size = table_rows_of(plan, state)
+    if not sums_pairs(plan.method):
+        return block.rows if touched is None else touched.at[block.rows].get(mode="fill", fill_value=size), block
+    held = jax.vmap(lambda rows: number_pairs(rows, tables.num_rows(state.shared)))(block.rows)
+    return held, block._replace(rows=held if touched is None else find_pairs(held, touched, size))
 
 
 def flatten_messages(block, counts, ids, held, messages, client_states, metrics, ends, padded_shape) -> Messages:

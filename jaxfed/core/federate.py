@@ -21,7 +21,14 @@ from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
 from jaxfed.core.parametrization import apply_parametrization
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
-from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
+from jaxfed.core.server import (
+    Accumulator,
+    accumulate,
+    decode_sums,
+    init_accumulator,
+    server_update,
+    solve_model,
+)
 from jaxfed.core.state import Plan, State, initial_state, table_rows_of
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Broadcast, ClientView, Cohort, Key, Tree
@@ -47,7 +54,7 @@ class Programs(NamedTuple):
     run_client_block: Callable[..., Any]
     init_accumulator: Callable[..., Any]
     accumulate: Callable[..., Any]
-    server_update: Callable[..., Any]
+    server_update: Callable[..., Any]  # of a closed form: `decode_sums`
     compare_clients: Callable[..., Any] | None
 
 
@@ -122,7 +129,11 @@ def make_programs(plan: Plan) -> Programs:
         run_client_block=one_in_flight(jax.jit(partial(run_client_block, plan))),
         init_accumulator=one_in_flight(jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3))),
         accumulate=one_in_flight(jax.jit(partial(accumulate, plan), donate_argnums=0)),
-        server_update=one_in_flight(jax.jit(partial(server_update, plan), donate_argnums=0)),
+        server_update=one_in_flight(
+            jax.jit(partial(decode_sums, plan), static_argnums=0)
+            if method.closed
+            else jax.jit(partial(server_update, plan), donate_argnums=0)
+        ),
         compare_clients=method.compare_clients and one_in_flight(jax.jit(method.compare_clients, donate_argnums=1)),
     )
 
@@ -157,9 +168,12 @@ def run_round(
             store = stores.write_clients(store, parts)
     assert accumulated  # a cohort has a block at least
     accumulated, client_states = accumulated._replace(client_states=()), accumulated.client_states
-    state, info = programs.server_update(
-        state._replace(client_states=client_states), accumulated, ids, asked, touched, key
-    )
+    state, heard = state._replace(client_states=client_states), (accumulated, ids, asked, touched, key)
+    if plan.method.closed:
+        sums, links, number, info = programs.server_update(end, state.channel, state.round, *heard)
+        state, info = solve_model(plan, state._replace(channel=links, round=number), sums, info, touched)
+    else:
+        state, info = programs.server_update(state, *heard)
     if store is not None:
         state = state._replace(client_states=store)
     if programs.compare_clients:

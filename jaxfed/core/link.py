@@ -23,6 +23,7 @@ class Claims(NamedTuple):
         reveals: What the server learns of the messages: each one ("message"), the aggregate alone ("sum"), or also
             which rows the cohort holds together ("sum and rows"); then only these are sent.
         needs_all_rows: Whether it must see every row, also those that no client holds.
+        by_entry: Whether what it makes of one number of a message depends on no other one.
         is_average: Whether it makes a mean of the sum.
         reads_cohort_size: Whether its result depends on how many clients reported.
         check: check(bound): raises ValueError for a bound that it cannot take.
@@ -40,6 +41,7 @@ class Claims(NamedTuple):
     mechanisms: Callable[[float], tuple[Mechanism, ...]] | None = None
     reveals: Reveals = "message"
     needs_all_rows: bool = False
+    by_entry: bool = False
     is_average: bool = False
     reads_cohort_size: bool = False
     check: Callable[[float], None] | None = None

@@ -8,6 +8,7 @@ import optax
 
 from jaxfed.core.client_work import ClientWork, identity
 from jaxfed.core.link import Channel
+from jaxfed.core.model import ClosedForm
 from jaxfed.core.parametrization import Parametrization
 from jaxfed.core.recipe import Recipe
 from jaxfed.core.tree import subtract
@@ -36,6 +37,8 @@ class Method(NamedTuple):
         reads_histories: Whether clients read whole histories in their order, not mini-batches with negatives.
         needs_all_rows: Whether what clients send concerns every row of the tables, also those that no client of a round
             holds.
+        closed: How the server solves for the model from the sum of all messages, in place of `server`. None: `server`
+            moves the model.
         sends_difference: Whether an update is where the shared part began less where it ended, and a client keeps only
             the private part of the model.
         recipe: The call that made the method, see `Recipe`.
@@ -58,5 +61,6 @@ class Method(NamedTuple):
     own_download: Callable[[Broadcast], Tree] = lambda broadcast: ()
     reads_histories: bool = False
     needs_all_rows: bool = False
+    closed: ClosedForm | None = None
     sends_difference: bool = False
     recipe: Recipe | None = None

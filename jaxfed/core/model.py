@@ -20,11 +20,26 @@ from jaxfed.core.types import History, Key, Mean, Tree
 
 
 class ClosedForm(NamedTuple):
-    """statistics(shared, history) -> (what one user adds to the sums, how badly the shared part fits it): its tables
-    are rows like those of the shared part. solve(sums, shared) -> shared: the model, from the sums over all."""
+    """How a model's shared part follows from sums over users.
 
-    statistics: Callable[[Tree, History], tuple[Tree, Mean]]
-    solve: Callable[[Tree, Tree], Tree]
+    Args:
+        statistics: statistics(shared, history) -> (what one user adds to the sums, {name: `Mean`} of figures). Its
+            tables are rows of the user's items, or, with `pair_columns`, one `Table` "pairs" with a row for each pair
+            of the history's places (see `jaxfed.core.pairs`); nothing of the shared part is then read.
+        solve: solve(sums, shared, candidate=None) -> shared: the model, from the sums over all. It runs on the host,
+            outside of compiled programs. With `pair_columns` the table "pairs" of the sums is a `PairSums`.
+        pair_columns: Numbers sent for each pair of a user's items. 0: sums are of rows.
+        candidates: Values of a hyper-parameter of `solve`: one sum serves all, and validation chooses. (): none.
+        solve_bytes: Memory that `solve` takes beside the sums.
+        advice: What to do where that does not fit.
+    """
+
+    statistics: Callable[[Tree, History], tuple[Tree, dict[str, Mean]]]
+    solve: Callable[..., Tree]
+    pair_columns: int = 0
+    candidates: tuple[float, ...] = ()
+    solve_bytes: int = 0
+    advice: str = ""
 
 
 class Model(NamedTuple):

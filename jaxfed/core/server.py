@@ -1,10 +1,11 @@
 """The server's side of a round: hear one block after the other, then undo the links and move the model."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxfed.core import tables, tree
@@ -12,10 +13,12 @@ from jaxfed.core.aggregate import Capacity
 from jaxfed.core.client_work import identity
 from jaxfed.core.link import Channel, decode_total
 from jaxfed.core.method import Method
+from jaxfed.core.pairs import PairSums, count_pairs
 from jaxfed.core.parametrization import make_pull_back
-from jaxfed.core.state import Plan, State, table_rows_of
+from jaxfed.core.placement import Placement
+from jaxfed.core.state import Plan, State, sums_pairs, table_rows_of
 from jaxfed.core.streams import STORE
-from jaxfed.core.types import Broadcast, Key, Mean, Messages, RoundView, Tree
+from jaxfed.core.types import Array, Broadcast, Key, Mean, Messages, RoundView, Tree
 
 
 class Accumulator(NamedTuple):
@@ -93,6 +96,61 @@ def server_round(
     update, links, info = decode_total(channel, aggregate, links, round)
     delta, opt = method.server.update(pull_back(update.params), opt, broadcast.params)
     return ServerMoves(delta, method.move_extra(broadcast.extra, update.extra), opt, links), info
+
+
+def decode_sums(
+    plan: Plan,
+    end: int,
+    links: Tree,
+    number: jax.Array,
+    accumulated: Accumulator,
+    ids: jax.Array,
+    asked: jax.Array,
+    touched: jax.Array | None,
+    key: Key,
+) -> tuple[Tree, Tree, jax.Array, dict[str, jax.Array]]:
+    """What the server of a closed form reads of round `number`: (the sums, the links' states, the number of the next
+    round, figures). end: of the rows."""
+    seen = links if touched is None else tables.take_rows(links, touched)
+    round = RoundView(jax.random.fold_in(key, number), ids, accumulated.present)
+    summed = plan.aggregator.result(accumulated.total, accumulated.sent.size)
+    update, moved, info = decode_total(plan.channel, summed, seen, round)
+    at = None if touched is None else jnp.where(accumulated.sent, touched, end)
+    links = plan.place.server(tables.put_rows(links, at, moved))
+    return update.params, links, number + 1, round_figures(plan, accumulated, ids, asked) | info
+
+
+def solve_model(
+    plan: Plan, state: State, sums: Tree, info: dict[str, Any], touched: Array | None
+) -> tuple[State, dict[str, Any]]:
+    """(the state after a round of a closed form, figures). The model is solved on the host, unless nobody reported.
+
+    Where there are candidates to choose from, the sums are among the figures.
+    """
+    closed, shared = plan.method.closed, state.shared
+    assert closed
+    if np.asarray(info["clients/present"]).any():
+        sums = read_sums(plan, state, sums, touched)
+        if closed.candidates:
+            info = info | {"sums": sums}
+        else:
+            shared = Broadcast(place_solution(plan.place, closed.solve(sums, shared.params)))
+    return state._replace(shared=shared), info
+
+
+def place_solution(place: Placement, params: Tree) -> Tree:
+    """Parameters that the host has solved for, laid out as the server keeps them."""
+    return place.server(params)
+
+
+def read_sums(plan: Plan, state: State, sums: Tree, touched: Array | None) -> Tree:
+    """The sums over clients as `ClosedForm.solve` takes them."""
+    if not sums_pairs(plan.method):
+        return sums
+    size, values = tables.num_rows(state.shared), np.asarray(sums["tables"]["pairs"].rows)
+    ids = np.arange(len(values)) if touched is None else np.asarray(touched, np.int64)
+    used = np.searchsorted(ids, count_pairs(size))  # past the end: unused
+    return {**sums, "tables": {"pairs": PairSums(ids[:used], values[:used], size)}}
 
 
 def server_update(

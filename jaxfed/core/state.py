@@ -12,6 +12,7 @@ from jaxfed.core import tables, tree
 from jaxfed.core.aggregate import SUM, Aggregator
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
+from jaxfed.core.pairs import count_pairs, pair_table
 from jaxfed.core.parametrization import Parametrization, apply_parametrization, check_forward, describe_difference
 from jaxfed.core.placement import Placement
 from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Tree
@@ -66,25 +67,50 @@ def server_model(state: State, parametrization: Parametrization | None = None) -
     return tables.unwrap(apply_parametrization(parametrization, state.shared.params))
 
 
+def sums_pairs(method: Method) -> bool:
+    """Whether clients send sums over pairs of their rows, for which they read nothing of the model."""
+    return method.closed is not None and method.closed.pair_columns > 0
+
+
+def sent_model(method: Method, shared: Broadcast) -> Broadcast:
+    """What clients are sent of what the server holds (arrays or shapes): all of it, or, where they send sums over pairs
+    of rows, a table with a row for each pair and no numbers."""
+    if not sums_pairs(method):
+        return shared
+    return Broadcast({"tables": {"pairs": pair_table(tables.num_rows(shared))}})
+
+
 def broadcast_shapes(plan: Plan, shared: Broadcast) -> Broadcast:
     """What is broadcast, all rows of it: shapes, or what the server holds where that is it."""
+    if sums_pairs(plan.method):
+        return sent_model(plan.method, shared)
     forward = plan.method.parametrization and plan.method.parametrization.forward
     return shared._replace(params=jax.eval_shape(forward, shared.params, None)) if forward else shared
 
 
 def table_rows_of(plan: Plan, state: State) -> int:
-    """Rows of the tables that are shared or kept by clients (0: there are none)."""
+    """Rows of the tables that are shared or kept by clients (0: there are none); their pairs, where sums are over
+    these."""
+    if sums_pairs(plan.method):
+        return count_pairs(tables.num_rows(state.shared))
     shared = tables.num_rows(broadcast_shapes(plan, state.shared))
     return max(shared, plan.frozen_rows, tables.num_rows(state.client_states, axis=1))
+
+
+def sent_shapes(plan: Plan, shared: Broadcast) -> Broadcast:
+    """Shapes of an update with all rows, of what the server holds (arrays or shapes)."""
+
+    def shapes(shared):
+        return plan.method.work.update_shapes(tree.to_compute_dtype(sent_model(plan.method, shared)))
+
+    return jax.eval_shape(shapes, shared)
 
 
 def initial_client_states(plan: Plan, params: Tree, ids: jax.Array, key: Key) -> Tree:
     """What clients `ids` [m] keep before their first round: (of the work, of the links), leaves [m, ...]."""
     full, shared = tree.to_compute_dtype(params), jax.eval_shape(plan.method.work.init, params, key)[0]
     work_states = jax.vmap(lambda i: plan.method.work.init(full, jax.random.fold_in(key, i))[1])(ids)
-    link_states = plan.channel.init(
-        jax.eval_shape(lambda x: plan.method.work.update_shapes(tree.to_compute_dtype(x)), shared)
-    )[1]
+    link_states = plan.channel.init(sent_shapes(plan, shared))[1]
     return ClientState(work_states, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), link_states))
 
 
@@ -122,20 +148,24 @@ def initial_state(plan: Plan, held: Tree, key: Key) -> State:
     params = apply_parametrization(plan.method.parametrization, held)
     check_client_memory(plan, params, key)
 
-    def fresh(params, held, key):
+    def fresh(params, held, key) -> tuple:
         params = jax.tree.map(jnp.copy, params)  # a step donates its state: never the caller's arrays
         shared, _ = plan.method.work.init(params, key)
         full = tree.to_compute_dtype(shared)
         store = () if plan.store_on_host else initial_client_states(plan, params, jnp.arange(plan.num_clients), key)
-        links = plan.channel.init(jax.eval_shape(plan.method.work.update_shapes, full))[0]
+        links = plan.channel.init(sent_shapes(plan, shared))[0]
         stack = partial(jax.tree.map, lambda x: jnp.broadcast_to(x, (plan.history_length, *x.shape)))
         history = stack(shared) if plan.history_length else ()
         if held is not None:
             shared, full = shared._replace(params=jax.tree.map(jnp.copy, held)), tree.to_compute_dtype(Broadcast(held))
-        return State(shared, plan.method.server.init(full.params), links, store, jnp.int32(0), history)
+        opt = plan.method.server.init(full.params)
+        # the rounds of a closed form consume no model, which may be large: it is not copied
+        return () if plan.method.closed else shared, opt, links, store, jnp.int32(0), history
 
     theta = held if plan.method.parametrization else None
     shared, opt, links, *rest = jax.jit(fresh)(params, theta, key)
+    if plan.method.closed:
+        shared = Broadcast(params)
     state = State(*plan.place.server((shared, opt, links)), *plan.place.common(rest))
     if plan.store_on_host:
         some = jax.jit(lambda ids: initial_client_states(plan, params, ids, key))

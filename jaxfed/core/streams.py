@@ -44,6 +44,7 @@ class SetupStream(Enum):
     SILOS = (1, None)
     DEVICE_CLASSES = (0, None)  # slowness of the clock's classes; the same for every seed of a run
     PROBE = (2, 17)  # who takes the place of a client in `jaxfed privacy probe`
+    SPLIT = (1, 19)  # which rows are held out, where chance decides
 
 
 def philox_key(seed: int, stream: Stream, round: int = 0) -> list[int]:

@@ -30,6 +30,42 @@ class Table(NamedTuple):
     rows: Any
 
 
+class SameRows(NamedTuple):
+    """A part of a message that is the same for every row that the client holds: sent once, added to each in the sum.
+
+    Where a link looks at more than one number of a message at a time, it is given the rows themselves (`repeat_rows`).
+
+    Args:
+        values: [...]: one row.
+        places: `Table` [K, 0]: as many rows as the client holds, without numbers.
+    """
+
+    values: Any
+    places: Table
+
+
+def same_rows(values: jax.Array, rows: int) -> SameRows:
+    """A row of a message that is the same for `rows` rows."""
+    return SameRows(values, Table(jnp.zeros((rows, 0))))
+
+
+def is_same_rows(node: Any) -> bool:
+    """Whether a node of a tree is a `SameRows`."""
+    return isinstance(node, SameRows)
+
+
+def repeat_rows(tree: Tree, clients: int | None = None) -> Tree:
+    """The tree with a `Table` in place of each `SameRows`. clients: of so many, rows end to end; None: of one."""
+
+    def repeat(node):
+        if not is_same_rows(node):
+            return node
+        values = node.values[None] if clients is None else node.values
+        return Table(jnp.repeat(values, node.places.rows.shape[0] // (clients or 1), axis=0))
+
+    return jax.tree.map(repeat, tree, is_leaf=is_same_rows)
+
+
 def is_table(node: Any) -> bool:
     """Whether a node of a tree is a `Table`; the `is_leaf` of every walk that must see the marks."""
     return isinstance(node, Table)

@@ -187,7 +187,8 @@ class Cohort(NamedTuple):
         ids: int [M]: the clients; the number of all clients marks an empty slot.
         present: bool [M]: who will report.
         blocks: Their data, clients of similar length together.
-        rows: int [U]: rows of the catalogue that the cohort holds, ascending; past the end: unused. None: all N.
+        rows: int [U]: rows of the catalogue that the cohort holds, ascending; past the end: unused. None: all N. Where
+            sums are over pairs of rows: the pairs; blocks then have rows of the catalogue.
         ages: int [M]: rounds since each was sent its model, below `history_length` of `federate`. None: all are sent
             the present one.
     """

@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.link import Channel, broadcast_state
-from jaxfed.core.tables import is_table, num_rows, take_rows
+from jaxfed.core.pairs import count_paired_rows, count_pairs
+from jaxfed.core.tables import is_table, num_rows, repeat_rows, take_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype
 from jaxfed.core.types import Coded, Kept, Tree
 
@@ -71,29 +72,32 @@ def position_bits(entries: Any) -> Any:
     return np.ceil(np.log2(np.maximum(entries, 1))).astype(np.int64)
 
 
-def message_bytes(tree: Tree, rows: Any) -> Any:
+def message_bytes(tree: Tree, rows: Any, pairs: bool = False) -> Any:
     """Bytes of a message (arrays or shapes) of a client that holds so many rows: each leaf begins a byte, and the ids
-    of its rows come with them. rows: int or an array of them."""
+    of its rows come with them. rows: int or an array of them. pairs: rows are those of pairs of rows, of which the ids
+    are sent."""
     rows, out, ids = np.asarray(rows, np.int64), 0, 0
     for leaf, in_table in iterate_forms(tree):
         shape = form_values(leaf).shape
         entries = rows * math.prod(shape[1:]) if in_table else np.int64(math.prod(shape))
         out, ids = out + -(-form_bits(leaf, entries) // 8), ids or in_table
-    return out + ID * rows * ids
+    return out + ID * (count_paired_rows(rows) if pairs else rows) * ids
 
 
-def pack_message(tree: Tree, held: np.ndarray) -> bytes:
-    """The bytes of one client's message; held int [r]: the ids of its rows, the first r of its tables."""
+def pack_message(tree: Tree, held: np.ndarray, pairs: bool = False) -> bytes:
+    """The bytes of one client's message; held int [r]: the ids of its rows, the first r of its tables. pairs: the
+    tables have a row for each pair of these."""
     out = [np.asarray(held, np.int32).tobytes()] if num_rows(open_shapes(tree)) else []
+    rows = count_pairs(len(held)) if pairs else len(held)
     for leaf, in_table in iterate_forms(tree):
         x = np.asarray(form_values(leaf))
-        x = (x[: len(held)] if in_table else x).ravel()
+        x = (x[:rows] if in_table else x).ravel()
         if isinstance(leaf, Coded):
             out.append(pack_bits(x, leaf.bits))
         elif isinstance(leaf, Kept):
             count = int(kept_entries(leaf.share, x.size))
             chosen = np.asarray(leaf.chosen)
-            chosen = (chosen[: len(held)] if in_table else chosen).ravel()
+            chosen = (chosen[:rows] if in_table else chosen).ravel()
             places = kept_places(chosen, count)
             number = x[places].astype(np.float32).view(np.uint32).astype(np.int64)
             out.append(pack_pairs(number, places, 0 if leaf.known else int(position_bits(x.size))))
@@ -120,7 +124,7 @@ def open_shapes(tree: Tree) -> Tree:
     return jax.tree.map(form_values, tree, is_leaf=is_form)
 
 
-def unpack_message(data: bytes, like: Tree, rows: int, items: int) -> tuple[Tree, np.ndarray]:
+def unpack_message(data: bytes, like: Tree, rows: int, items: int, pairs: bool = False) -> tuple[Tree, np.ndarray]:
     """Undoes `pack`.
 
     Args:
@@ -128,6 +132,7 @@ def unpack_message(data: bytes, like: Tree, rows: int, items: int) -> tuple[Tree
         like: a message of the same forms and shapes. Of forms whose places both ends draw it holds the places.
         rows: how many rows of its tables the client holds.
         items: rows of the whole catalogue.
+        pairs: the tables have a row for each pair of these.
 
     Returns:
         (the message, int32 [rows]: the ids of its rows, in the client's order).
@@ -137,7 +142,8 @@ def unpack_message(data: bytes, like: Tree, rows: int, items: int) -> tuple[Tree
             order, numbers are not finite, or bits are set that say nothing.
     """
     like_leaves, at = iterate_forms(like), 0
-    expected = int(message_bytes(like, rows)) if rows >= 0 else 0
+    table_rows = count_pairs(rows) if pairs else rows
+    expected = int(message_bytes(like, table_rows, pairs)) if rows >= 0 else 0
     refuse_malformed(len(data) != expected, f"{len(data)} bytes where {expected} were expected")
     ids = np.zeros(0, np.int32)
     if any(in_table for _, in_table in like_leaves):
@@ -147,7 +153,7 @@ def unpack_message(data: bytes, like: Tree, rows: int, items: int) -> tuple[Tree
     out = []
     for leaf, in_table in like_leaves:
         shape = form_values(leaf).shape
-        shape = (rows, *shape[1:]) if in_table else shape
+        shape = (table_rows, *shape[1:]) if in_table else shape
         entries = math.prod(shape)
         count = int(-(-form_bits(leaf, np.int64(entries)) // 8))
         out.append(read_leaf(leaf, data[at : at + count], shape, entries))
@@ -227,9 +233,11 @@ def make_wire(
     sends: Callable[[Tree], Tree] = lambda x: x,
     alone: Callable[[Tree], Tree] = lambda x: (),
     frozen: Tree = (),
+    pairs: bool = False,
 ) -> Wire:
     """Derived from the chain, from the links of the download, if any, and from shapes. sends: see
-    `ClientWork.update_shapes`; alone: see `Method.own_download`. frozen: see `Model.frozen`.
+    `ClientWork.update_shapes`; alone: see `Method.own_download`. frozen: see `Model.frozen`. pairs: rows are those of
+    pairs of rows, and nothing of the model is downloaded.
 
     A client that asks for its rows has shown them, whatever hides its upload: one that sends no rows, or hides all but
     the sum, downloads whole tables, or the rows of its cohort where those are public.
@@ -255,16 +263,20 @@ def make_wire(
         public_rows = channel.claims.reveals == "sum and rows" and num_rows(open_shapes(sent))
         sees = "sum+union" if public_rows else "sum"
 
+    whole = jax.eval_shape(repeat_rows, sent)  # what hides its rows cannot say that they are alike
+
     def together(tree, rows, union):
         """Bytes of the rows that all send alike, whose ids need not be told: the cohort's, or all there are."""
         every = np.full(np.shape(rows), union if sees == "sum+union" else everything, np.int64)
         return message_bytes(tree, every) - (ID * every if num_rows(open_shapes(tree)) else 0)
 
     def up(rows, union=0):
-        return message_bytes(sent, rows) if channel.claims.reveals == "message" else together(sent, rows, union)
+        return message_bytes(sent, rows, pairs) if channel.claims.reveals == "message" else together(whole, rows, union)
 
     def down(rows, union=0):
         listed = ID * union if sees == "sum+union" else 0  # which rows the cohort holds, each must be told
+        if pairs:  # no rows are asked for
+            return together(received, rows, union) + listed
         return message_bytes(received, rows) if shows_rows else together(received, rows, union) + listed
 
     return Wire(up, down, sees, count_bytes(frozen))

@@ -4,8 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxfed.core.pairs import count_pairs
 from jaxfed.data.batching import Batching
 from jaxfed.data.population import ALONE, Population, ProcessShare
+
+HISTORY_STEPS = 1 << 13  # interactions of a block of histories, where the longest is no longer
+SHORTEST_HISTORY = 8  # to which shorter ones are padded
 
 
 class BlockShapes(NamedTuple):
@@ -20,6 +24,7 @@ class BlockShapes(NamedTuple):
     room: int  # rows of the tables that a cohort may touch; a cohort that touches more gets twice the room
     end: int  # past the end of the tables, which may have more rows than there are items
     share: ProcessShare = ALONE  # of the clients, and of the places in every block
+    pairs: bool = False  # `room` is that of the pairs of a client's rows, and so is what a cohort touches
 
     def clients(self, steps: int) -> int:
         """Clients side by side in a block of this length, a multiple of the devices."""
@@ -45,9 +50,10 @@ def make_block_shapes(
     lazy: bool = True,
     share: ProcessShare = ALONE,
     end: int = 0,
+    pairs: bool = False,
 ) -> BlockShapes:
     """The shapes that serve this population; lazy: a round runs on the rows its cohort holds, else on all; end: rows of
-    the tables, at least the items (0: as many).
+    the tables, at least the items (0: as many); pairs: sums are over pairs of rows.
 
     Raises ValueError where batches or negatives cannot be drawn.
     """
@@ -68,11 +74,14 @@ def make_block_shapes(
         )
     kinds = block_kinds(batching, population.num_train)
     expected = int(batching.steps(population.num_train).mean() * slots)
-    # some sixteen blocks a round
-    steps_per_block = steps_per_block or max(64, kinds[-1][0], 1 << (expected // 16).bit_length())
-    room = rows_expected(population, batching, slots) if lazy else 0
+    # some sixteen blocks a round; of histories more, whose messages are long
+    most = HISTORY_STEPS if batching.ordered else 1 << 62
+    steps_per_block = steps_per_block or max(64, kinds[-1][0], min(1 << (expected // 16).bit_length(), most))
     items, columns = population.num_items, batching.width // batching.batch_size
-    return BlockShapes(kinds, steps_per_block, slots, devices, columns, items, room, end or items, share)
+    room = rows_expected(population, batching, slots) if lazy else 0
+    if pairs:
+        room = pairs_expected(population, slots, end or items) if lazy and share.size == 1 else 0
+    return BlockShapes(kinds, steps_per_block, slots, devices, columns, items, room, end or items, share, pairs)
 
 
 def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) -> tuple[tuple[int, int], ...]:
@@ -85,6 +94,8 @@ def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) ->
     longest, top = int(steps.max()), int(size.max())
     points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
     points = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
+    if batching.ordered:  # of few items each: they are not worth a program of their own
+        points = [p for p in points if p >= SHORTEST_HISTORY] or points[-1:]
     widths = np.array([narrow << i for i in range(top.bit_length()) if narrow << i < top] + [top])
     used = widths[np.unique(np.searchsorted(widths, size[steps == batching.epochs]))].tolist() or [top]
     one = next(p for p in points if p >= batching.epochs)
@@ -103,6 +114,13 @@ def rows_expected(population: Population, batching: Batching, slots: int) -> int
         -negatives / items
     )
     return int(min(items, -(-distinct // 1024) * 1024))
+
+
+def pairs_expected(population: Population, slots: int, items: int) -> int:
+    """Pairs of items that no cohort of so many clients exceeds; 0 where all pairs are few enough to be summed whole."""
+    lengths = np.sort(population.num_train)[-slots:]
+    most = int(count_pairs(lengths).sum())
+    return -(-most // 1024) * 1024 if 2 * most < count_pairs(items) else 0
 
 
 class BlockPlan(NamedTuple):

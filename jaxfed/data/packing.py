@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.core.client_work import Batches
+from jaxfed.core.pairs import count_pairs, list_pairs
 from jaxfed.core.types import Block, Cohort
 from jaxfed.data.batching import Batching, DrawnExamples, draw_examples
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, plan_blocks
@@ -137,11 +138,17 @@ def list_cohort_rows(
     distinct = np.flatnonzero(union(is_held)[:end])
     while room < len(distinct):
         room *= 2
-    rows = np.arange(end, end + room, dtype=np.int32)
-    rows[: len(distinct)] = distinct
+    rows = pad_rows(distinct, room, end)
     position = np.empty(end + 1, np.int32)
     position[distinct], position[end] = np.arange(len(distinct)), room
     return rows, position[held]
+
+
+def pad_rows(distinct: np.ndarray, room: int, end: int) -> np.ndarray:
+    """int32 [room]: ascending row numbers, past the end where unused."""
+    rows = np.arange(end, end + room, dtype=np.int32)
+    rows[: len(distinct)] = distinct
+    return rows
 
 
 def split_blocks(
@@ -207,7 +214,7 @@ def pack_planned(population, batching, shapes, ids, present, where, seed, round,
         population, batching, draw_examples(population, batching, clients, seed, round), where, shapes.end
     )
     rows = None
-    if shapes.room:
+    if shapes.room and not shapes.pairs:
         rows, held = list_cohort_rows(laid.held, shapes.end, shapes.room, union)
         laid = laid._replace(held=held)
 
@@ -219,4 +226,6 @@ def pack_planned(population, batching, shapes, ids, present, where, seed, round,
     num_train = population.num_train[clients]
     examples = lanes(batching.epochs * batching.examples(num_train), 0, np.float32)
     blocks = split_blocks(where, laid, lanes(slots, len(ids), np.int32), examples, lanes(num_train, 0, np.float32))
+    if shapes.room and shapes.pairs:
+        rows = pad_rows(list_pairs([np.asarray(block.rows) for block in blocks], shapes.end), shapes.room, count_pairs(shapes.end))
     return Cohort(ids.astype(np.int32), present, blocks, rows)

@@ -1,26 +1,43 @@
 """Recommenders that are solved from sums over users: one round of (secure) sums is the central model, bit by bit in its
 sums. What a client needs to be scored it folds in from its history; nothing private is kept."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfed.core.model import ClosedForm, Model
+from jaxfed.core.pairs import PairSums, to_dense
 from jaxfed.core.recipe import named
-from jaxfed.core.tables import Table, num_rows, unwrap, wrap
+from jaxfed.core.tables import num_rows, same_rows, unwrap, wrap
 from jaxfed.core.types import History, Mean, Tree
 from jaxfed.models.item_item import (
     count_successors,
-    gram_rows,
+    dense_shape,
+    gram_pairs,
     item_item_model,
+    mirror_lower,
     no_private_part,
     normalize_successors,
     refuse_loss,
     ridge_weights,
-    scatter_to_catalogue,
-    scatter_to_rows,
+    score_history,
     standardize_scores,
+    successor_pairs,
+    weigh_history,
 )
 from jaxfed.models.model import check_positive
+from jaxfed.models.sparse_items import (
+    sparse_cosine_table,
+    sparse_ridge_table,
+    sparse_shape,
+    sparse_successor_table,
+)
+
+MOST_DENSE = 20_000  # items up to which item_knn keeps the whole matrix
+SHRINK = 10.0  # added to the norms of the cosines by which neighbours are chosen
 
 
 def solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
@@ -38,39 +55,96 @@ def solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, len(right), eliminate, both)[:, -1]
 
 
+def check_candidates(l2: float, l2_grid: tuple[float, ...]) -> None:
+    """Raises ValueError for penalties that are not positive."""
+    for name, value in (("l2", l2), *(("l2_grid", each) for each in l2_grid)):
+        if not value > 0:
+            raise ValueError(f"model.{name}: {value:g} is no penalty: it must be above 0")
+
+
+def describe_solve(num_items: int, tables: int, neighbours: int) -> dict[str, Any]:
+    """The fields `solve_bytes` and `advice` of a `ClosedForm` that solves for some tables [N, N], or of neighbours."""
+    if neighbours:
+        return {"solve_bytes": 0}
+    advice = "set model.neighbours = 200: each item is then solved from its nearest 200, an approximation"
+    return {"solve_bytes": 4 * num_items**2 * (2 * tables + 1), "advice": advice}
+
+
+def item_shapes(num_items: int, neighbours: int) -> Any:
+    """The shapes of an item-item table, whole (no neighbours) or of the nearest items."""
+    return sparse_shape(num_items, neighbours) if neighbours else dense_shape(num_items)
+
+
 @named("model")
-def ease(num_items: int, num_users: int = 1, l2: float = 400.0) -> Model:
+def ease(
+    num_items: int, num_users: int = 1, l2: float = 400.0, l2_grid: tuple[float, ...] = (), neighbours: int = 0
+) -> Model:
     """EASE (Steck 2019, "Embarrassingly shallow autoencoders"): linear weights from item to item, by one inversion of
     X'X.
+
+    A client sends one number for each pair of its items. Beyond some 20,000 items the inversion takes too long:
+    `neighbours` solves for each item from its nearest items alone (Steck 2019, "Markov random fields for collaborative
+    filtering"), which takes memory and time as the pairs that occur.
 
     Args:
         num_items: Number of items.
         num_users: Not used: nothing is kept for a user but the history.
         l2: Penalty on squared weights.
+        l2_grid: Penalties to choose from by validation, in place of `l2`: one sum serves all. (): `l2` alone.
+        neighbours: Items that an item is predicted from, the nearest by cosine. 0: all others, the exact solution.
 
     Returns:
         The model.
 
+    Raises:
+        ValueError: a penalty is not positive.
+
     Example:
-        >>> import jaxfed as jf, jax.numpy as jnp
-        >>> sums = {"params": {}, "tables": {"item": jf.Table(jnp.ones((2, 2)))}}  # one user had both items
-        >>> jf.models.ease(num_items=2, l2=1.0).closed.solve(sums, None)["tables"]["item"].rows.round(3).tolist()
+        >>> import jaxfed as jf, numpy as np
+        >>> both = jf.PairSums(ids=np.array([0, 1, 2]), values=np.ones((3, 1), np.float32), size=2)  # one user had both
+        >>> model = jf.models.ease(num_items=2, l2=1.0)
+        >>> model.closed.solve({"tables": {"pairs": both}}, None)["tables"]["item"].rows.round(3).tolist()
         [[0.0, 0.5], [0.5, 0.0]]
     """
+    check_candidates(l2, l2_grid)
+
+    def solve(sums, candidate):
+        penalty = candidate or l2
+        if neighbours:
+            return {"item": sparse_ridge_table(sums, penalty, neighbours, SHRINK)}
+        return {"item": ridge_weights(sums, penalty)}
+
     return item_item_model(
         num_items,
-        ["item"],
-        lambda history, rows: {"item": gram_rows(history, rows)},
-        lambda sums: {"item": ridge_weights(sums["item"], l2)},
-        lambda history: scatter_to_catalogue(history, 1.0 * history.live),
-        lambda tables, history: history @ tables["item"],
+        {"item": item_shapes(num_items, neighbours)},
+        1,
+        gram_pairs,
+        solve,
+        lambda history: weigh_history(history, 1.0 * history.live),
+        lambda tables, history: score_history(history, tables["item"]),
+        candidates=l2_grid,
+        **describe_solve(num_items, 1, neighbours),
     )
+
+
+def cosine_table(sums: PairSums, neighbours: int, shrink: float) -> np.ndarray:
+    """float32 [N, N]: the shrunken cosine of each item with its `neighbours` nearest, in its column; 0 for the others.
+    Equals of the last neighbour stay."""
+    matrix = mirror_lower(to_dense(sums))
+    counts = np.diag(matrix).copy()
+    matrix /= np.sqrt(np.outer(counts, counts)) + np.float32(shrink + 1e-9)
+    np.fill_diagonal(matrix, 0)
+    most = min(neighbours, len(matrix))
+    least = -np.partition(-matrix, most - 1, axis=1)[:, most - 1 : most]
+    return np.where(matrix >= least, matrix, 0).T
 
 
 @named("model")
 def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: float = 10.0) -> Model:
     """Item nearest neighbours (Sarwar et al. 2001) by cosine, which is shrunk for pairs with few users. From X'X, as
     EASE.
+
+    Beyond 20,000 items only the neighbours are kept, of equals those with the first numbers.
 
     Args:
         num_items: Number of items.
@@ -85,28 +159,27 @@ def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: 
         ValueError: there are no neighbours.
 
     Example:
-        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> import jaxfed as jf, numpy as np
         >>> model = jf.models.item_knn(num_items=2, shrink=0.0)
-        >>> sums = {"params": {}, "tables": {"item": jf.Table(jnp.array([[4.0, 2.0], [2.0, 4.0]]))}}
-        >>> model.closed.solve(sums, None)["tables"]["item"].rows.round(3).tolist()
+        >>> sums = jf.PairSums(ids=np.array([0, 1, 2]), values=np.array([[4], [2], [4]], np.float32), size=2)
+        >>> model.closed.solve({"tables": {"pairs": sums}}, None)["tables"]["item"].rows.round(3).tolist()
         [[0.0, 0.5], [0.5, 0.0]]
     """
     check_positive("model.neighbours", neighbours)
+    kept = neighbours if num_items > MOST_DENSE else 0
 
-    def solve(sums):
-        counts = jnp.diag(sums["item"])
-        near = sums["item"] / (jnp.sqrt(jnp.outer(counts, counts)) + shrink + 1e-9)
-        near = jnp.fill_diagonal(near, 0.0, inplace=False)
-        least = jax.lax.top_k(near, min(neighbours, num_items))[0][:, -1:]
-        return {"item": jnp.where(near >= least, near, 0).T}  # the neighbours of an item in its column
+    def solve(sums, candidate):
+        return {"item": (sparse_cosine_table if kept else cosine_table)(sums, neighbours, shrink)}
 
     return item_item_model(
         num_items,
-        ["item"],
-        lambda history, rows: {"item": gram_rows(history, rows)},
+        {"item": item_shapes(num_items, kept)},
+        1,
+        gram_pairs,
         solve,
-        lambda history: scatter_to_catalogue(history, 1.0 * history.live),
-        lambda tables, history: history @ tables["item"],
+        lambda history: weigh_history(history, 1.0 * history.live),
+        lambda tables, history: score_history(history, tables["item"]),
+        **describe_solve(num_items, 1, kept),
     )
 
 
@@ -120,6 +193,8 @@ def transitions(
     decay: float = 0.9,
     last: float = 0.7,
     blend: float = 1.0,
+    l2_grid: tuple[float, ...] = (),
+    neighbours: int = 0,
 ) -> Model:
     """EASE (Steck 2019) on a history whose weights halve every `half_life` interactions, plus which item followed
     which.
@@ -137,12 +212,14 @@ def transitions(
         decay: A pair's weight is decay^(gap - 1), with gap the number of positions from the first item to the second.
         last: An item's weight when predicting successors is last^age, with age the number of later interactions.
         blend: Weight of the score of successors beside that of EASE.
+        l2_grid: Penalties to choose from by validation, in place of `l2`: one sum serves all. (): `l2` alone.
+        neighbours: Items that an item is predicted from, see `ease`. 0: all others, the exact solution.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: the window is below 1.
+        ValueError: the window is below 1, or a penalty is not positive.
 
     Example:
         >>> import jax, jaxfed as jf
@@ -151,25 +228,29 @@ def transitions(
         ['item', 'next']
     """
     check_positive("model.window", window)
+    check_candidates(l2, l2_grid)
 
-    def solve(sums):
-        return {"item": ridge_weights(sums["item"], l2), "next": normalize_successors(sums["next"])}
+    def solve(sums, candidate):
+        penalty = candidate or l2
+        if neighbours:
+            weights = sparse_ridge_table(sums, penalty, neighbours, SHRINK)
+            return {"item": weights, "next": sparse_successor_table(sums, neighbours)}
+        return {"item": ridge_weights(sums, penalty), "next": normalize_successors(count_successors(sums))}
 
     def fold_in(history):
         age = jnp.maximum(history.age, 0)
-        return {
-            "liked": scatter_to_catalogue(history, jnp.where(history.live, 0.5 ** (age / half_life), 0)),
-            "last": scatter_to_catalogue(history, jnp.where(history.live, last**age, 0)),
-        }
+        return {"liked": weigh_history(history, 0.5 ** (age / half_life)), "last": weigh_history(history, last**age)}
 
-    def score(tables, private):
-        liked, followed = private["liked"] @ tables["item"], private["last"] @ tables["next"]
+    def score(tables, folded):
+        liked, followed = score_history(folded["liked"], tables["item"]), score_history(folded["last"], tables["next"])
         return standardize_scores(liked) + blend * standardize_scores(followed)
 
-    def statistics(history, rows):
-        return {"item": gram_rows(history, rows), "next": count_successors(history, rows, window, decay)}
+    def statistics(history):
+        return jnp.concatenate([gram_pairs(history), successor_pairs(history, window, decay)], 1)
 
-    return item_item_model(num_items, ["item", "next"], statistics, solve, fold_in, score)
+    empty = {name: item_shapes(num_items, neighbours) for name in ("item", "next")}
+    closed = {"candidates": l2_grid, **describe_solve(num_items, 2, neighbours)}
+    return item_item_model(num_items, empty, 3, statistics, solve, fold_in, score, **closed)
 
 
 def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
@@ -188,15 +269,15 @@ def solve_user(shared: Tree, history: History, l2: float, unobserved: float, rea
     return solve_positive(left, weights @ items)
 
 
-def sum_user(shared: Tree, history: History, user: jax.Array) -> tuple[Tree, Mean]:
+def sum_user(shared: Tree, history: History, user: jax.Array) -> tuple[Tree, dict[str, Mean]]:
     """What a user of iALS adds to the sums, and how badly the item table fits the user."""
-    own, rows = jnp.outer(user, user)[jnp.triu_indices(len(user))], num_rows(shared)
-    held = scatter_to_rows(history, 1.0 * history.live, rows)
-    item_rows = jnp.outer(held, jnp.concatenate([own, user, jnp.ones(1)]))
+    own = jnp.outer(user, user)[jnp.triu_indices(len(user))]
+    item_rows = same_rows(jnp.concatenate([own, user, jnp.ones(1)]), num_rows(shared))
     items = unwrap(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
     gap = (1 - items @ user) ** 2 * history.live
     fit = Mean(gap.sum(), history.live.sum(dtype=jnp.float32))
-    return {"params": {"gram": own, "users": jnp.ones(())}, "tables": {"item": Table(item_rows)}}, fit
+    sums = {"params": {"gram": own, "users": jnp.ones(())}, "tables": {"item": item_rows}}
+    return sums, {"train/loss": fit}
 
 
 def solve_items(sums: Tree, dim: int, l2: float, unobserved: float) -> Tree:
@@ -216,7 +297,9 @@ def ials(
     num_users: int = 1,
     dim: int = 64,
     l2: float = 0.01,
-    unobserved: float = 0.3,
+    unobserved: float = 0.0,
+    unobserved_ratio: float = 4.85,
+    density: float = 0.0625,
     init_scale: float = 0.1,
     real_items: int | None = None,
 ) -> Model:
@@ -225,14 +308,18 @@ def ials(
 
     The loss of a user x is sum over interactions (1 - x.y)^2 + unobserved * sum over all items (x.y)^2 + l2 *
     (interactions + unobserved * N) |x|^2, and that of an item y likewise. A client solves for x from its items' rows
-    and Y'Y. It sends x x' (halved by symmetry) and x for each of its items, and x x' once.
+    and Y'Y. It sends x x' (halved by symmetry) and x, alike for all of its items, and x x' once.
 
     Args:
         num_items: Number of items.
         num_users: Not used: nothing is kept for a user but the history.
         dim: Numbers in the vector of a user and of an item.
         l2: Penalty on squared vectors, for each interaction.
-        unobserved: Weight of every pair of a user and an item, beside those that are interactions.
+        unobserved: Weight of every pair of a user and an item, beside those that are interactions. 0: by
+            `unobserved_ratio`.
+        unobserved_ratio: Weight of all pairs together, over that of all interactions. A weight that suits a small
+            catalogue makes all predictions 0 on a large and sparse one; this ratio suits both.
+        density: Share of all pairs that are interactions. Configurations take it from the data.
         init_scale: Standard deviation of the normal numbers that vectors start with.
         real_items: Rows of the table that are items. None: all.
 
@@ -240,7 +327,7 @@ def ials(
         The model.
 
     Raises:
-        ValueError: `dim` is below 1.
+        ValueError: `dim` is below 1, or a weight is negative.
 
     Example:
         >>> import jax, jaxfed as jf
@@ -249,20 +336,24 @@ def ials(
         (100, 8)
     """
     check_positive("model.dim", dim)
-    real = num_items if real_items is None else real_items
+    if min(unobserved, unobserved_ratio, density) < 0:
+        raise ValueError("model.unobserved, unobserved_ratio and density must not be negative")
+    real, weight = num_items if real_items is None else real_items, unobserved or unobserved_ratio * density
 
     def init(key):
         items = init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0)
         return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
 
     def fold_in(shared, history):
-        return solve_user(shared, history, l2, unobserved, real)
+        return solve_user(shared, history, l2, weight, real)
 
     def statistics(shared, history):
         return sum_user(shared, history, fold_in(shared, history))
 
-    def solve(sums, shared):
-        return solve_items(sums, dim, l2, unobserved)
+    solve_sums = jax.jit(partial(solve_items, dim=dim, l2=l2, unobserved=weight))
+
+    def solve(sums, shared, candidate=None):
+        return solve_sums(sums)
 
     def score(shared, private, user):
         return unwrap(shared)["tables"]["item"] @ private

@@ -168,11 +168,12 @@ def save_checkpoint(checkpoints: "ocp.CheckpointManager", step: int, state: Tree
 
 @contextmanager
 def background_saver(
-    checkpoints: "ocp.CheckpointManager", several: bool = False
+    checkpoints: "ocp.CheckpointManager", several: bool = False, consumed: bool = True
 ) -> Iterator[Callable[[int, Tree, dict[str, Any]], None]]:
     """Yields save(step, state, record), which returns as soon as the state is copied; on leaving, all are written.
 
-    several: processes that save together, for which Orbax must be called by the main thread.
+    several: processes that save together, for which Orbax must be called by the main thread. consumed: whether the
+    next step consumes the state, which must be copied then.
 
     Orbax writes in the background too, but holds its caller for 20 to 60 ms before it does. An error of one save is
     raised by the next, or on leaving. A process that is killed leaves a save whole, or none.
@@ -190,7 +191,7 @@ def background_saver(
     def later(step, state, record):
         while pending:  # one at a time: a disk that falls behind slows the run, and does not fill its memory
             pending.pop().result()
-        copy = jax.tree.map(np.array, jax.device_get(state))  # the next step consumes the state
+        copy = jax.tree.map(np.array if consumed else np.asarray, jax.device_get(state))
         pending.append(pool.submit(write, step, copy, record))
 
     with ThreadPoolExecutor(1) as pool:

@@ -134,7 +134,7 @@ def train_with_checkpoints(session: Session, checkpoints: Any, rows: RunLoggers)
             write(progress.round, arrays, record)
 
     compile_once(session)  # before signals wait for the end of a round
-    background = checkpoint.background_saver(checkpoints, parts.processes.size > 1)
+    background = checkpoint.background_saver(checkpoints, parts.processes.size > 1, not parts.method.closed)
     with catch_signals(log, stopped), background as write, progress_bar(settings.rounds, progress.round) as tick:
         for _ in train_until_evaluated(session, Hooks(rows.log_row, save, tick, stopped)):
             pass

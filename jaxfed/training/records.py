@@ -137,6 +137,11 @@ def lower_is_better(name: str) -> bool:
     return found is not None and found.better == "less"
 
 
+def is_better(name: str, value: float, other: float) -> bool:
+    """Whether a value of a figure is better than another one; NaN is better than nothing."""
+    return value < other if lower_is_better(name) else value > other
+
+
 def describe_figure(name: str) -> str:
     """What a figure means, with its unit; "" for one that is not listed."""
     found = find_figure(name)

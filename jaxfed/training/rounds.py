@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxfed.config.build import RunParts
+from jaxfed.core.pairs import count_pairs
 from jaxfed.core.parametrization import apply_parametrization
 from jaxfed.core.state import State
 from jaxfed.core.tree import count_bytes
@@ -21,7 +22,7 @@ from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.population import SAMPLED
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.evaluation.split import EvalSplit
-from jaxfed.training.records import lower_is_better
+from jaxfed.training.records import is_better
 from jaxfed.training.timing import STAGES, time_stage
 
 
@@ -96,8 +97,7 @@ class Progress:
 
     def judge(self, name: str, value: float) -> bool:
         """Whether a metric is better than ever; notes what it was, or that it was not."""
-        ahead = self.best_value - value if lower_is_better(name) else value - self.best_value
-        better = ahead > 0 if self.best_round else not math.isnan(value)
+        better = is_better(name, value, self.best_value) if self.best_round else not math.isnan(value)
         self.stale = 0 if better else self.stale + 1
         if better:
             self.best_round, self.best_value = self.round, value
@@ -125,7 +125,13 @@ def initial_arrays(parts: RunParts, seed: int) -> dict[str, Tree]:
     keys = make_run_keys(seed)
     held = parts.method.parametrization or parts.model
     state = parts.algorithm.init(held.init(keys.model), keys.memory)
-    return {"state": state, "best": jax.tree.map(lambda x: x.copy(), scored_model(parts, state))}
+    return {"state": state, "best": keep_model(parts, state)}
+
+
+def keep_model(parts: RunParts, state: State) -> tuple[Tree, Tree]:
+    """What is evaluated, to outlive a step. The rounds of a closed form consume no model: it is not copied."""
+    model = scored_model(parts, state)
+    return model if parts.method.closed else jax.tree.map(lambda x: x.copy(), model)
 
 
 def scored_model(parts: RunParts, state: State) -> tuple[Tree, Tree]:
@@ -154,16 +160,23 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
         time = sampler.clock(seed, round) if sampler.clock else None
     with time_stage(stages, "pack"):
         cohort = pack_cohort(population, parts.batching, parts.shapes, ids, present, seed, round, union)
-    end = parts.shapes.end if cohort.rows is None else len(cohort.rows)
-    held = np.concatenate([(block.rows < end).sum(1)[block.slots < len(ids)] for block in cohort.blocks])
-    items = population.num_items
-    rows = items if cohort.rows is None else int((np.asarray(cohort.rows) < items).sum())
+    held, rows = count_rows(parts, cohort)
     asked, down = int((ids < population.num_clients).sum()), int(parts.wire.down(held, rows).sum())
     combined = meet("facts", np.array([down, *stopped[:1], 0], np.int64)[:2].tobytes(), combine_facts)
     down, halt = np.frombuffer(combined, np.int64).tolist()
     with time_stage(stages, "transfer"):
         placed = cohort._replace(blocks=jax.block_until_ready(parts.placement.block(cohort.blocks)), ages=ages)
     return PreparedRound(placed, asked, rows, down, halt, time, stages)
+
+
+def count_rows(parts: RunParts, cohort: Cohort) -> tuple[np.ndarray, int]:
+    """(int [clients]: rows that each client of a cohort holds, rows that they hold together); pairs of rows, where sums
+    are over these."""
+    shapes, items = parts.shapes, parts.data.population.num_items
+    end = shapes.end if cohort.rows is None or shapes.pairs else len(cohort.rows)
+    held = np.concatenate([(block.rows < end).sum(1)[block.slots < len(cohort.ids)] for block in cohort.blocks])
+    held, size = (count_pairs(held), count_pairs(items)) if shapes.pairs else (held, items)
+    return held, size if cohort.rows is None else int((np.asarray(cohort.rows) < size).sum())
 
 
 def union_bits(sets: list[bytes]) -> bytes:
@@ -178,13 +191,16 @@ def combine_facts(facts: list[bytes]) -> bytes:
 
 
 def compile_programs(parts: RunParts, state: State, key: Key) -> float:
-    """Compiles every program of a round by running nobody through every shape of block; returns seconds."""
+    """Compiles every program of a round by running nobody through every shape of block; returns seconds. A closed form
+    is not solved where nobody reports."""
     begin = time.perf_counter()
     empty = empty_cohort(parts.data.population, parts.batching, parts.shapes)
     empty = empty._replace(ages=np.zeros(len(empty.ids), np.int32) if parts.sampler.history_length else None)
 
     def run(block):
-        copy = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, state)
+        copy = state
+        if not parts.method.closed:
+            copy = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, state)
         alone = empty._replace(blocks=(parts.placement.block(block),))
         jax.block_until_ready(parts.algorithm.step(copy, alone, key))
 

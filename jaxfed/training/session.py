@@ -15,16 +15,19 @@ import numpy as np
 from jaxfed.config.build import RunParts
 from jaxfed.config.schema import suggest
 from jaxfed.core.processes import Processes, run_on_first
+from jaxfed.core.server import place_solution
 from jaxfed.core.state import State
 from jaxfed.core.tree import all_finite
 from jaxfed.core.types import Tree
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.training.log import log
+from jaxfed.training.records import is_better
 from jaxfed.training.rounds import (
     Progress,
     RoundResult,
     compile_programs,
     evaluate_model,
+    keep_model,
     make_run_keys,
     mark_leaky,
     run_rounds,
@@ -167,8 +170,12 @@ def evaluate_session(session: Session, info: dict[str, Any]) -> tuple[dict[str, 
     """
     settings, parts, progress = session.settings, session.parts, session.progress
     key = make_run_keys(settings.seed).evaluation
-    with time_stage(progress.stages, "evaluate"):
-        values = evaluate_model(parts, scored_model(parts, session.state), "val", key)
+    if "sums" in info:
+        values, chosen = choose_candidate(session, info.pop("sums"))
+        info["solve/candidate"] = chosen
+    else:
+        with time_stage(progress.stages, "evaluate"):
+            values = evaluate_model(parts, scored_model(parts, session.state), "val", key)
     train = {name: float(np.sum(value)) for name, value in info.items() if name != "clients/present"}
     # all but counts are means over those who reported: without reports there is no mean
     if not train["clients/reported"]:
@@ -181,8 +188,29 @@ def evaluate_session(session: Session, info: dict[str, Any]) -> tuple[dict[str, 
     value = value if math.isfinite(value) and all_finite(scored_model(parts, session.state)[0]) else math.nan
     better = progress.judge(settings.evaluation.select, value)
     if better:
-        session.best = jax.tree.map(lambda x: x.copy(), scored_model(parts, session.state))
+        session.best = keep_model(parts, session.state)
     return row, describe_evaluation(session, row, value, better)
+
+
+def choose_candidate(session: Session, sums: Tree) -> tuple[dict[str, float], float]:
+    """Solves for the model with every candidate of a closed form, from the sums of one round, and keeps the best by
+    validation. Returns (its figures, the candidate)."""
+    settings, parts, stages = session.settings, session.parts, session.progress.stages
+    closed, select, before = parts.method.closed, settings.evaluation.select, session.state
+    assert closed
+    found: tuple[dict[str, float], float] | None = None
+    for candidate in closed.candidates:
+        with time_stage(stages, "solve"):
+            params = place_solution(parts.placement, closed.solve(sums, before.shared.params, candidate))
+        state = before._replace(shared=before.shared._replace(params=params))
+        with time_stage(stages, "evaluate"):
+            key = make_run_keys(settings.seed).evaluation
+            values = evaluate_model(parts, scored_model(parts, state), "val", key)
+        log(f"candidate {candidate:g}: {select} {values[select]:.4f}")
+        if found is None or is_better(select, values[select], found[0][select]):
+            found, session.state = (values, candidate), state
+    assert found
+    return found
 
 
 def describe_evaluation(session: Session, row: dict[str, Any], value: float, better: bool) -> str:
@@ -198,7 +226,7 @@ def describe_evaluation(session: Session, row: dict[str, Any], value: float, bet
     star = (" * best so far" if first else " *") if better else ""
     hit = f"val/sampled/hr@10 {row['val/sampled/hr@10']:.4f}  " if "val/sampled/hr@10" in row else ""
     speed = progress.updates / max(progress.seconds, 1e-9)
-    loss = f"train/loss {row['train/loss']:.4f}  "
+    loss = f"train/loss {row['train/loss']:.4f}  " if "train/loss" in row else ""
     log(f"round {progress.round:>5}  {loss}{text}  {hit}{speed:,.0f} clients/s{star}")
     return text
 

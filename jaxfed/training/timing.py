@@ -18,7 +18,7 @@ from typing import TypeVar
 import jax
 import psutil
 
-STAGES = ("sample", "pack", "transfer", "wait", "compute", "evaluate", "checkpoint")
+STAGES = ("sample", "pack", "transfer", "wait", "compute", "solve", "evaluate", "checkpoint")
 Done = TypeVar("Done")
 
 

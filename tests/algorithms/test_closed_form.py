@@ -8,10 +8,12 @@ import pytest
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.registry import CLOSED
 from jaxfed.config.schema import make_config
+from jaxfed.core.pairs import to_dense
 from jaxfed.core.types import History
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.models import closed_form
 from jaxfed.models.closed_form import solve_positive
+from jaxfed.models.item_item import mirror_lower
 from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round, scored_model
 
 USERS, ITEMS = 40, 30
@@ -59,7 +61,7 @@ def central_transitions(window, decay):
 
 
 def test_the_sums_of_ease_are_whole_numbers_and_exact(monkeypatch):
-    monkeypatch.setattr(closed_form, "ridge_weights", lambda gram, l2: gram)
+    monkeypatch.setattr(closed_form, "ridge_weights", lambda sums, l2: mirror_lower(to_dense(sums)))
     for channel in ((), [{"name": "clip", "bound": 1e6}, {"name": "ring", "fraction_bits": 4}]):
         _, state = made({"name": "ease"}, channel)
         np.testing.assert_array_equal(tables(state)["item"], binary().T @ binary())
@@ -166,11 +168,12 @@ def test_rounds_of_some_clients_sum_those():
 
 
 def test_a_clipped_statistic_is_bounded_by_the_norm_of_the_history():
-    """|x x'| = |x|^2, so that clipping the one bounds the other, for differential privacy."""
+    """A message is a number for each of the L (L + 1) / 2 pairs, so that clipping bounds it, for differential privacy."""
     it, _ = made({"name": "ease"})
     history = History(*[jnp.array(HISTORIES[5])] * 2, ITEMS)
     told, _ = it.model.closed.statistics(initial_arrays(it, 0)["state"].shared.params, history)
-    assert float(jnp.linalg.norm(told["tables"]["item"].rows)) == pytest.approx(len(HISTORIES[5]))
+    length = len(HISTORIES[5])
+    assert float(jnp.linalg.norm(told["tables"]["pairs"].rows)) == pytest.approx((length * (length + 1) / 2) ** 0.5)
     it, state = made({"name": "ease"}, [{"name": "clip", "bound": 4.0}, {"name": "gaussian", "multiplier": 1.0}])
     assert it.account.mechanisms
     assert np.isfinite(tables(state)["item"]).all()

@@ -1,0 +1,114 @@
+"""Item-item tables that keep few weights of each item: for catalogues whose whole matrix does not fit, or is not worth
+its time."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+
+from jaxfed.core.pairs import PairSums, split_pairs
+
+WIDE = 2  # a row keeps so many times the neighbours of a column: items differ in how often they are a neighbour
+
+
+def sparse_shape(num_items: int, neighbours: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a table {"items": int [N, R], "weights": [N, R]}: what row i adds to the scores of its `items`."""
+    shape = (num_items, min(WIDE * neighbours, num_items))
+    return {"items": jax.ShapeDtypeStruct(shape, jnp.int32), "weights": jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+
+def to_sparse(sums: PairSums, column: int = 0) -> scipy.sparse.csr_array:
+    """The symmetric matrix [N, N] whose entries are a column of the sums, zeros left out."""
+    high, low = split_pairs(sums.ids)
+    values = sums.values[:, column]
+    used = values != 0
+    high, low, values = high[used], low[used], values[used]
+    beside = high != low
+    rows, columns = np.concatenate([high, low[beside]]), np.concatenate([low, high[beside]])
+    entries = np.concatenate([values, values[beside]])
+    return scipy.sparse.csr_array((entries, (rows, columns)), shape=(sums.size, sums.size))
+
+
+def shrunken_cosines(gram: scipy.sparse.csr_array, shrink: float) -> scipy.sparse.csr_array:
+    """The cosines of all pairs of items with users in common, by X'X; `shrink` is added to the norms."""
+    counts, cosines = gram.diagonal(), gram.tocoo()
+    near = cosines.data / (np.sqrt(counts[cosines.row] * counts[cosines.col]) + shrink + 1e-9)
+    off = cosines.row != cosines.col
+    return scipy.sparse.csr_array((near[off], (cosines.row[off], cosines.col[off])), shape=gram.shape)
+
+
+def keep_largest(matrix: scipy.sparse.csr_array, most: int) -> scipy.sparse.csr_array:
+    """The `most` entries of each row that are largest by size; of equal ones those of the first columns."""
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -np.abs(matrix.data), row))
+    kept = np.sort(order[np.arange(len(order)) - matrix.indptr[row] < most])
+    return scipy.sparse.csr_array((matrix.data[kept], (row[kept], matrix.indices[kept])), shape=matrix.shape)
+
+
+def ridge_of_neighbours(gram: scipy.sparse.csr_array, near: scipy.sparse.csr_array, l2: float) -> Any:
+    """The weights that predict each item from its neighbours alone with an l2 penalty, a column for each item: EASE
+    where the inverse is restricted to a pattern (Steck 2019, "Markov random fields for collaborative filtering").
+
+    near: row j has the neighbours of item j. With all items as neighbours this is EASE.
+    """
+    size, weights = gram.shape[0], near.copy()
+    place = np.full(size, -1)
+    for item in range(size):
+        low, high = near.indptr[item], near.indptr[item + 1]
+        chosen = near.indices[low:high]
+        if len(chosen) == 0:
+            continue
+        place[chosen] = np.arange(len(chosen))
+        rows = gram[chosen]
+        there = place[rows.indices]
+        inside = there >= 0
+        matrix = np.zeros((len(chosen), len(chosen)), np.float32)
+        matrix[np.repeat(np.arange(len(chosen)), np.diff(rows.indptr))[inside], there[inside]] = rows.data[inside]
+        matrix[np.diag_indices(len(chosen))] += l2
+        own = slice(gram.indptr[item], gram.indptr[item + 1])
+        right, there = np.zeros(len(chosen), np.float32), place[gram.indices[own]]
+        right[there[there >= 0]] = gram.data[own][there >= 0]
+        weights.data[low:high] = scipy.linalg.solve(matrix, right, assume_a="pos", check_finite=False)
+        place[chosen] = -1
+    return weights.T.tocsr()
+
+
+def lay_out_rows(matrix: scipy.sparse.csr_array, width: int) -> dict[str, np.ndarray]:
+    """A table of `sparse_shape` from a sparse matrix: of a row with more than `width` entries the largest by size."""
+    kept = keep_largest(matrix, width)
+    size = matrix.shape[0]
+    row = np.repeat(np.arange(size), np.diff(kept.indptr))
+    at = row, np.arange(len(row)) - kept.indptr[row]
+    items, weights = np.full((size, width), size, np.int32), np.zeros((size, width), np.float32)
+    items[at], weights[at] = kept.indices, kept.data
+    return {"items": items, "weights": weights}
+
+
+def sparse_ridge_table(sums: PairSums, l2: float, neighbours: int, shrink: float) -> dict[str, np.ndarray]:
+    """The table of `ridge_of_neighbours`, of the `neighbours` nearest items of each by their shrunken cosines."""
+    gram = to_sparse(sums)
+    near = keep_largest(shrunken_cosines(gram, shrink), neighbours)
+    return lay_out_rows(ridge_of_neighbours(gram, near, l2), min(WIDE * neighbours, sums.size))
+
+
+def sparse_cosine_table(sums: PairSums, neighbours: int, shrink: float) -> dict[str, np.ndarray]:
+    """The table of the `neighbours` nearest items of each item, the neighbours of an item in its column."""
+    near = keep_largest(shrunken_cosines(to_sparse(sums), shrink), neighbours)
+    return lay_out_rows(near.T.tocsr(), min(WIDE * neighbours, sums.size))
+
+
+def sparse_successor_table(sums: PairSums, neighbours: int) -> dict[str, np.ndarray]:
+    """The table of the items that followed each item most, normalised as `item_item.normalize_successors` does."""
+    high, low = split_pairs(sums.ids)
+    parts = [(low, high, sums.values[:, 1]), (high, low, sums.values[:, 2])]
+    first, then, counts = (np.concatenate(each) for each in zip(*parts, strict=True))
+    used = counts > 0
+    first, then, counts = first[used], then[used], counts[used]
+    before = np.maximum(np.bincount(first, counts, sums.size), 1)
+    after = np.maximum(np.bincount(then, counts, sums.size), 1)
+    values = (counts / np.sqrt(before[first] * after[then])).astype(np.float32)
+    matrix = scipy.sparse.csr_array((values, (first, then)), shape=(sums.size, sums.size))
+    return lay_out_rows(matrix, min(WIDE * neighbours, sums.size))
