@@ -20,7 +20,7 @@ from jaxfed.data.clients import Clients
 from jaxfed.data.sources.tables import file_kind, table_source
 from jaxfed.sampling.clock import Clock
 
-TABLES = ("interactions", "titles", "user_features", "item_features")  # of a data set in memory
+TABLES = ("interactions", "titles", "user_features", "item_features", "valid", "test", "negatives")  # in memory
 
 
 class Originals(NamedTuple):

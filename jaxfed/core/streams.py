@@ -38,11 +38,13 @@ class SetupStream(Enum):
     EVALUATED_CLIENTS = (0, 3)
     COLD_CLIENTS = (0, 5)
     SYNTHETIC_DATA = (0, 7)
+    SHAPED_DATA = (0, 19)
     DEVICES = (1, 7)
     EDGES = (1, 13)
     SILOS = (1, None)
     DEVICE_CLASSES = (0, None)  # slowness of the clock's classes; the same for every seed of a run
     PROBE = (2, 17)  # who takes the place of a client in `jaxfed privacy probe`
+    SPLIT = (1, 19)  # which rows are held out, where chance decides
 
 
 def philox_key(seed: int, stream: Stream, round: int = 0) -> list[int]:

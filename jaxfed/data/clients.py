@@ -3,12 +3,29 @@
 from typing import Any, Literal, NamedTuple
 
 from jaxfed.core.recipe import Recipe, find_recipe, put_recipe
+from jaxfed.data.given_parts import given_parts_digest
 from jaxfed.data.interactions import Dataset, data_digest
 from jaxfed.data.population import Population
 from jaxfed.data.preparation import prepare_population
 
-SplitName = Literal["leave-one-out", "ratio", "compat-pfedrec"]
-PROTOCOLS = {"leave-one-out": "loo-clean", "ratio": "ratio-clean", "compat-pfedrec": "compat-pfedrec"}
+SplitName = Literal[
+    "leave-one-out",
+    "ratio",
+    "random-leave-one-out",
+    "random-ratio",
+    "global-random",
+    "global-time",
+    "compat-pfedrec",
+]
+PROTOCOLS = {
+    "leave-one-out": "loo-clean",
+    "ratio": "ratio-clean",
+    "random-leave-one-out": "loo-random",
+    "random-ratio": "ratio-random",
+    "global-random": "global-random",
+    "global-time": "global-time",
+    "compat-pfedrec": "compat-pfedrec",
+}
 LEAKY = "compat-pfedrec"
 
 
@@ -57,6 +74,11 @@ class Clients(NamedTuple):
         return len(user.names) if user else 0, len(item.names) if item else 0
 
     @property
+    def protocol(self) -> str:
+        """How what is held out was chosen, in some words."""
+        return self.population.protocol
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was done to the data, for the reader."""
         return self.source.notes
@@ -75,7 +97,7 @@ def make_clients(data: Dataset, **options: Any) -> Clients:
     Raises:
         ValueError: see `prepare_population`.
     """
-    digest = data_digest(data, features=not data.features_follow)
+    digest = given_parts_digest(data_digest(data, features=not data.features_follow), data)
     source, population = prepare_population(data._replace(recipe=None), **options)
     return Clients(source, population, digest, options.get("protocol") == LEAKY)
 
@@ -88,10 +110,13 @@ def partition(data: Dataset, by: str = "user", split: SplitName = "leave-one-out
         by: Who is a client: each `user`, each `silo` (users dealt to organisations), each `device` (a user's rows are
             dealt to devices), or each value of a column that was kept (`keep` of `read`).
         split: leave-one-out: each user's latest item is the test item, the one before validates. ratio: the latest
-            shares of each history. compat-pfedrec: leave-one-out as in PFedRec's public code, which leaks; its results
-            are marked LEAKY.
+            shares of each history. random-leave-one-out, random-ratio: the same by chance, drawn by the seed `deal`.
+            global-random, global-time: random shares, or the latest shares, of all rows. compat-pfedrec: leave-one-out
+            as in PFedRec's public code, which leaks; its results are marked LEAKY. Where the data say which rows test
+            (`test` or `part` of `read`), these do; without validation rows the split takes some from each user's train
+            rows.
         options: Further arguments of `jaxfed.data.preparation.prepare_population`: `silos`, `devices`, `ratio`,
-            `user_core`, `item_core`, `label`, `threshold`, `cold`, ...
+            `user_core`, `item_core`, `label`, `threshold`, `cold`, `deal`, ...
 
     Returns:
         The clients. `notes` says what was left out.

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.core.streams import SetupStream, setup_rng
-from jaxfed.data.interactions import CLIENT, Dataset
+from jaxfed.data.interactions import Dataset
 from jaxfed.data.population import Labels, Population
 from jaxfed.data.ragged import Ragged, concatenate_ranges, make_domains, make_negative_index, make_ragged
 from jaxfed.data.splits import TRAIN, Split
@@ -17,7 +17,7 @@ def column_kinds(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
     if column == "device" and column not in data.columns:
         raise ValueError("data.merge: devices dealt at random need none: leave data.merge out, or name a column")
     if column not in data.columns:
-        choices = shorten_list(["user", "silo", "device", *(name for name in data.columns if name != CLIENT)])
+        choices = shorten_list(["user", "silo", "device", *(name for name in data.columns if name[:1] != " ")])
         raise ValueError(f"clients by {excerpt(column)}: the data have no such column; choose one of {choices}")
     return np.unique(data.columns[column].astype(str), return_inverse=True)
 
@@ -52,6 +52,7 @@ def select_clients(population: Population, clients: np.ndarray) -> Population:
         label_flipped=None if population.label_flipped is None else population.label_flipped[clients],
         labels=collect_labels(population, users),
         user_features=None if population.user_features is None else population.user_features.some(users),
+        negatives=None if population.negatives is None else population.negatives.some(users),
     )
 
 
@@ -109,6 +110,7 @@ def split_into_devices(people: Population, kind: np.ndarray, names: np.ndarray) 
         user_features=None if features is None else features.some(owner),
         owner=owner,
         people=people,
+        negatives=None,
     )
 
 

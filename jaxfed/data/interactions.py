@@ -9,6 +9,7 @@ import numpy as np
 from jaxfed.core.excerpt import shorten
 from jaxfed.core.recipe import Recipe
 from jaxfed.data.features import Features
+from jaxfed.data.given_negatives import GivenNegatives
 
 CLIENT = " client"  # the column with the client of each row; a source's columns have no blanks around their names
 AT_ONCE = 1 << 20  # rows whose ids are joined at a time
@@ -41,6 +42,8 @@ class Dataset(NamedTuple):
     ties_in_order: bool = False  # of a user's rows with equal times a later one is later; else it is earlier
     features_follow: bool = False  # from the rows, as in a published data set: the digest is that of the rows alone
     recipe: Recipe | None = None  # the call that read it
+    has_times: bool = True  # false: the number of each row stands for its time
+    negatives: GivenNegatives | None = None  # what held-out items are ranked among; None: what is drawn
 
 
 def number_ids(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,19 +11,25 @@ from jaxfed.core.recipe import named
 from jaxfed.data.interactions import Dataset
 from jaxfed.data.sources.files import from_arrow, read_interactions
 from jaxfed.data.sources.movielens import ml_100k
+from jaxfed.data.sources.shaped import shaped_data
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.data.sources.tables import file_kind
 
-NAMED: dict[str, Callable[..., Dataset]] = {"ml-100k": ml_100k, "synthetic": synthetic_data}
+NAMED: dict[str, Callable[..., Dataset]] = {
+    "ml-100k": ml_100k,
+    "synthetic": synthetic_data,
+    "shape": shaped_data,
+}
 
 
 def load(name: str, **options: Any) -> Dataset:
     """A data set by name.
 
     Args:
-        name: "ml-100k", which is fetched once, or "synthetic", a function of a seed.
+        name: "ml-100k", which is fetched once; "synthetic", a function of a seed; or "shape", a function of a
+            description and a seed.
         options: Arguments of the data set: `folder` of ml-100k; `users`, `items`, `mean_length`, `seed`, ... of
-            synthetic.
+            synthetic; `description` and `seed` of shape.
 
     Returns:
         The data set.
@@ -67,7 +73,8 @@ def read(
             counts as time.
         keep: A column to keep, for clients that are its values.
         options: Further fields of `jaxfed.data.sources.files.FileOptions`: `delimiter`, `columns`, `titles`,
-            `user_features`, `item_features`, `time_format`, `encoding`, ...
+            `user_features`, `item_features`, `time_format`, `encoding`, ...; `test` and `valid`, files of held-out
+            rows, or `part`, a column that says which rows are; `negatives`, a file of what these are ranked among.
 
     Returns:
         The data set. Its notes say which columns were taken.
@@ -88,7 +95,7 @@ def read(
     return read_interactions(path=path, kind=kind, user=user, item=item, rating=rating, time=time, keep=keep, **options)
 
 
-def from_arrays(users: Any, items: Any, ratings: Any = None, times: Any = None) -> Dataset:
+def from_arrays(users: Any, items: Any, ratings: Any = None, times: Any = None, parts: Any = None) -> Dataset:
     """A data set from arrays, a row for each interaction.
 
     Args:
@@ -96,6 +103,7 @@ def from_arrays(users: Any, items: Any, ratings: Any = None, times: Any = None) 
         items: [n]: Ids of items.
         ratings: [n]: Ratings. None: every row counts 1.
         times: [n]: Seconds, or dates of NumPy or as words. None: the order of the rows counts as time.
+        parts: [n]: The part of each row: train, valid or test. None: `partition` splits the rows.
 
     Returns:
         The data set.
@@ -109,12 +117,13 @@ def from_arrays(users: Any, items: Any, ratings: Any = None, times: Any = None) 
         >>> data.items.tolist()
         ['a', 'b', 'c']
     """
-    columns = {"user": users, "item": items, "rating": ratings, "time": times}
+    columns = {"user": users, "item": items, "rating": ratings, "time": times, "part": parts}
     given = {name: np.asarray(values) for name, values in columns.items() if values is not None}
     if any(values.ndim != 1 for values in given.values()) or len({len(values) for values in given.values()}) > 1:
         shapes = ", ".join(f"{name} {values.shape}" for name, values in given.items())
         raise ValueError(f"from_arrays: arrays must be flat and of one length: {shapes}")
-    return from_arrow(given, **{name: name if name in given else "none" for name in ("rating", "time")})
+    roles = {name: name if name in given else "none" for name in ("rating", "time")}
+    return from_arrow(given, **roles, part="part" if parts is not None else "")
 
 
 def from_pandas(
@@ -129,7 +138,8 @@ def from_pandas(
         item: The column of items. Empty: found by usual names.
         rating: The column of ratings. Empty: found by usual names. `none`: every row counts 1.
         time: The column of times. Empty: found by usual names. `none`: the order of the rows counts as time.
-        options: Further arguments of `from_arrow`: `titles`, `user_features`, `item_features`, `keep`, ...
+        options: Further arguments of `from_arrow`: `titles`, `user_features`, `item_features`, `keep`, `part`, `valid`,
+            `test`, `negatives`, ...
 
     Returns:
         The data set that a file with the same content gives.

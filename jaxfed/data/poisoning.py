@@ -4,6 +4,7 @@ import numpy as np
 
 from jaxfed.core.malicious import is_malicious
 from jaxfed.data.interactions import CLIENT, Dataset, item_numbers
+from jaxfed.data.splits import PART, TRAIN
 
 
 def poison_histories(data: Dataset, promoted: tuple[str, ...], fraction: float, seed: int) -> Dataset:
@@ -33,5 +34,7 @@ def poison_histories(data: Dataset, promoted: tuple[str, ...], fraction: float, 
     added = user[of], new.astype(item.dtype), np.full(len(of), rating.max()), least[user[of]] - 1
     rows = [np.concatenate([old, more]).astype(old.dtype) for old, more in zip(data.interactions, added, strict=True)]
     columns = {name: np.concatenate([column, column[of]]) for name, column in data.columns.items()}
+    if PART in columns:
+        columns[PART][len(user) :] = TRAIN
     note = f"{int(bad.sum()):,} of {len(bad):,} clients are malicious, with {len(of):,} rows of promoted items more"
     return data._replace(interactions=type(data.interactions)(*rows), columns=columns, notes=(*data.notes, note))

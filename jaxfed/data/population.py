@@ -58,6 +58,8 @@ class Population(NamedTuple):
     user_features: Features | None = None  # [U]
     item_features: Features | None = None  # [N]
     domains: Domains | None = None  # each user is of one, that of its items, and offered no others; None: one catalogue
+    protocol: str = "loo-clean"  # how what is held out was chosen
+    negatives: Ragged | None = None  # what each user's held-out items are ranked among; None: what is drawn
 
     @property
     def num_clients(self) -> int:

@@ -15,11 +15,19 @@ from jaxfed.data.devices import (
     split_into_devices,
     split_into_domains,
 )
+from jaxfed.data.given_parts import add_given_negatives, check_given_parts, prepare_parts
 from jaxfed.data.interactions import CLIENT, Dataset, drop_repeats, k_core
 from jaxfed.data.poisoning import poison_histories
-from jaxfed.data.population import SAMPLED, Label, Labels, Population
+from jaxfed.data.population import Label, Labels, Population
 from jaxfed.data.ragged import make_negative_index, make_ragged
-from jaxfed.data.splits import TEST, TRAIN, VALID, Protocol, Split, drop_short_histories, split_histories
+from jaxfed.data.split_notes import (
+    describe_file_order,
+    describe_protocol,
+    note_few_candidates,
+    note_file_order,
+    note_ties,
+)
+from jaxfed.data.splits import PART, TEST, TRAIN, VALID, Protocol, Split, split_histories
 
 Merge = Literal["", "devices", "domains"]
 
@@ -127,32 +135,6 @@ def add_notes(data: Dataset, *notes: str) -> Dataset:
     return data._replace(notes=(*data.notes, *notes))
 
 
-def note_ties(data: Dataset, parts: Split) -> tuple[str, ...]:
-    """A note on held-out items that equal times decide, if there are any."""
-    rule = (
-        "a later row counts as later). Finer times, or rows in the order in which they happened, avoid this"
-        if data.ties_in_order
-        else "the earliest row counts as the latest, as published)"
-    )
-    num_held_out = int((parts.part != TRAIN).sum())
-    same = "have the same time as another row of that user"
-    note = f"{parts.by_ties:,} of {num_held_out:,} held-out items {same}: the order of rows decided ({rule}"
-    return (note,) if parts.by_ties else ()
-
-
-def note_few_candidates(population: Population) -> tuple[str, ...]:
-    """A note on users with fewer items to rank among than a sample has, if there are any."""
-    users = np.arange(len(population.user_names))
-    num_negatives = [part.counts for part in (population.train, population.valid, population.test)]
-    left = population.span(users)[1] - np.sum(num_negatives, 0)
-    few = int((left < SAMPLED).sum())
-    note = (
-        f"{few:,} of {len(users):,} users have fewer than {SAMPLED} items that they never interacted with (the fewest: "
-        f"{left.min():,}). Their `sampled` metrics use fewer negatives than {SAMPLED} and are too optimistic"
-    )
-    return (note,) if few and population.labels is None else ()
-
-
 class PopulationOptions(NamedTuple):
     """How the rows of a source become clients.
 
@@ -165,9 +147,12 @@ class PopulationOptions(NamedTuple):
             the values are devices of the same user. domains: the values are item domains with common users. For devices
             and domains a user's private part is shared.
         protocol: loo-clean: each user's latest item is the test item, the one before validates. ratio-clean: the latest
-            shares of each history. compat-pfedrec: leave-one-out as in PFedRec's public code, where training negatives
-            never include held-out items (a leak); results are marked LEAKY.
-        ratio: ratio-clean: the shares of validation and test.
+            shares of each history. loo-random: a random item of each user tests, another validates. ratio-random:
+            random shares of each history. global-random: random shares of all rows. global-time: the latest shares of
+            all rows. compat-pfedrec: loo-clean as in PFedRec's public code, where training negatives never include
+            held-out items (a leak); results are marked LEAKY. Where the test rows are given (data.test, data.part),
+            this says how validation rows are taken from the train rows, if none are given.
+        ratio: The shares of validation and test, where the protocol holds out shares.
         user_core: k-core: drop users with fewer interactions than this, repeated together with item_core until nothing
             changes.
         item_core: k-core: drop items with fewer interactions than this.
@@ -179,7 +164,7 @@ class PopulationOptions(NamedTuple):
         label_flip: Malicious clients train with positives and negatives exchanged.
         malice: Seed of who is malicious.
         cold: Share of the users (or silos) that never take part and are tested apart.
-        deal: Seed of silos, devices and cold clients.
+        deal: Seed of silos, devices, cold clients and random splits.
     """
 
     clients: str = "user"
@@ -206,7 +191,7 @@ class PopulationOptions(NamedTuple):
 
 
 def prepare_population(data: Dataset, clients: str = "user", **options: Any) -> tuple[Dataset, Population]:
-    """From a source's rows to clients: repeats out, k-core, clients, short histories out, split by time.
+    """From a source's rows to clients: repeats out, k-core, clients, short histories out, split.
 
     Args:
         data: The data set as it came.
@@ -231,13 +216,20 @@ def prepare_population(data: Dataset, clients: str = "user", **options: Any) -> 
         raise ValueError(
             f'data.label = "{chosen.label}": data.label_flip exchanges clicks and negatives: set it to false'
         )
-    data, names = divide_into_clients(data, chosen)
+    source, (data, names) = data, divide_into_clients(data, chosen)
     check_fraction(chosen.malicious, "data.malicious")
     if chosen.promoted:
         data = poison_histories(data, chosen.promoted, chosen.malicious, chosen.malice)
     parts = split_histories(data, chosen.protocol, chosen.ratio)
-    data = add_notes(data, *note_ties(data, parts))
+    if PART not in source.columns:  # which only said what chance holds out
+        data = data._replace(columns={name: column for name, column in data.columns.items() if name != PART})
+    order = describe_file_order(data, parts)
+    data = add_notes(data, *note_ties(data, parts), *note_file_order(data, chosen.protocol, order))
     population = make_population(data, parts, names, chosen.label, chosen.threshold)
+    population = population._replace(protocol=describe_protocol(source, chosen.protocol, order))
+    if data.negatives:
+        refused = {"data.promoted": chosen.promoted, "data.merge": chosen.clients_of_user == "domains"}
+        data, population = add_given_negatives(data, population, parts.part, [key for key in refused if refused[key]])
     if chosen.label_flip:
         flipped = is_malicious(np.arange(population.num_clients), chosen.malicious, chosen.malice)
         population = population._replace(label_flipped=flipped)
@@ -253,6 +245,8 @@ def prepare_population(data: Dataset, clients: str = "user", **options: Any) -> 
 
 def divide_into_clients(data: Dataset, options: PopulationOptions) -> tuple[Dataset, np.ndarray]:
     """(the data set with a client for every row that stays, what the clients are called)."""
+    if PART in data.columns:
+        check_given_parts(data, options.user_core, options.item_core)
     data = drop_repeats(data)
     if options.user_core or options.item_core:
         data = k_core(data, options.user_core, options.item_core)
@@ -265,7 +259,8 @@ def divide_into_clients(data: Dataset, options: PopulationOptions) -> tuple[Data
     else:
         column = "user" if options.clients_of_user else clients
         group, names = assign_clients(data, column, options.silos, options.deal)
-    return drop_short_histories(split_shared_users(data, group)), names
+    data = split_shared_users(data, group)
+    return prepare_parts(data, options.protocol, options.ratio, options.deal), names
 
 
 def split_by_kind(

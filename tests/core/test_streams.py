@@ -98,6 +98,7 @@ def test_the_keys_of_clients_streams_stay():
         (SetupStream.EDGES, (4,), [4, 4, 13]),
         (SetupStream.SILOS, (10,), [4, 10]),
         (SetupStream.DEVICE_CLASSES, (), 4),
+        (SetupStream.SPLIT, (100,), [4, 100, 19]),
     ],
 )
 def test_the_numbers_of_deals_stay(deal, sizes, words):

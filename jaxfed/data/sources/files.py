@@ -4,19 +4,24 @@ in the order of their rows."""
 import re
 from functools import wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxfed.core.excerpt import excerpt, shorten_list
 from jaxfed.core.recipe import named
 from jaxfed.data.features import SIDES
+from jaxfed.data.given_parts import join_parts
 from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.sources.beside import read_features, read_titles
 from jaxfed.data.sources.columns import is_text_type, read_floats, read_ids, read_times, refuse_row
+from jaxfed.data.sources.file_options import ColumnChoice, FileOptions
+from jaxfed.data.sources.negatives_file import read_negatives_file, read_negatives_table
+from jaxfed.data.sources.parts import check_part_options, check_same_ratings, read_part_column, roles_of_part
 from jaxfed.data.sources.roles import NONE, OPTIONAL, describe_columns, find_column, find_columns, option_name
 from jaxfed.data.sources.tables import Source, companions, read_source, table_source
 from jaxfed.data.sources.text import FileFormat
+from jaxfed.data.splits import PART, TEST, TRAIN, VALID
 
 NO_COLUMN = ("user", "silo", "device")  # kinds of clients that need no column of their own
 TIME_OF_DAY = re.compile(r"\s*\d{1,2}:\d{2}")
@@ -41,88 +46,6 @@ def read_companions(
     return found, {role: each for role, each in used.items() if each} | given
 
 
-class FileOptions(NamedTuple):
-    """How interactions lie in a file, and what lies beside it.
-
-    Args:
-        path: The file of interactions; parquet may be a folder of parts. Any file may be gzipped.
-        kind: csv, tsv, parquet or inter. Fields of csv may be quoted, those of the others are taken as they are.
-        user: Column of user ids. Empty: found by usual names (user_id, user, ...). No id may be missing: empty, null,
-            nan, na, n/a or none, in any case.
-        item: Column of item ids. Empty: found by usual names (item_id, movie_id, ...).
-        rating: Column of ratings. Empty: found by usual names (rating, score, ...). `none`, or no such column: every
-            row counts 1.
-        time: Column of times, numbers or ISO dates. Empty: found by usual names (timestamp, date, ...). `none`, or no
-            such column: the order of the rows counts as time.
-        delimiter: Field delimiter, one or more characters. Empty: from the kind of file. With a tab or several
-            characters, quotes are ordinary characters.
-        columns: Names of all columns, if the file has no header.
-        titles: File with item ids and titles.
-        user_features: File with user ids and any other columns. Columns of words are sets of features, numbers are put
-            in buckets.
-        item_features: File with item ids and any other columns, in the same way. RecBole's .user and .item files beside
-            an .inter file are found without these options.
-        keep: Column to keep, for clients that are its values.
-        time_of_day: Column with the time of day, if `time` holds only dates.
-        time_format: How dates are written if not as ISO dates, in words of strptime: %d.%m.%Y %H:%M for 15.07.2017
-            13:57. With `time_of_day`: of both columns, with a blank between.
-        encoding: Encoding of the file, such as latin-1. Empty: utf-8.
-        decimal: Decimal separator of numbers in all of these files: a point or a comma.
-        titles_delimiter: Field delimiter of the titles file, one or more characters. Empty: from the kind of file.
-        titles_encoding: Encoding of the titles file. Empty: utf-8.
-        titles_columns: Names of all columns, if the titles file has no header.
-        user_features_delimiter: Field delimiter of the file of user features, one or more characters. Empty: from the
-            kind of file.
-        user_features_encoding: Encoding of the file of user features. Empty: utf-8.
-        user_features_columns: Names of all columns, if the file of user features has no header.
-        item_features_delimiter: Field delimiter of the file of item features, one or more characters. Empty: from the
-            kind of file.
-        item_features_encoding: Encoding of the file of item features. Empty: utf-8.
-        item_features_columns: Names of all columns, if the file of item features has no header.
-    """
-
-    path: str = ""
-    kind: str = "csv"
-    user: str = ""
-    item: str = ""
-    rating: str = ""
-    time: str = ""
-    delimiter: str = ""
-    columns: tuple[str, ...] = ()
-    titles: str = ""
-    user_features: str = ""
-    item_features: str = ""
-    keep: str = ""
-    time_of_day: str = ""
-    time_format: str = ""
-    encoding: str = ""
-    decimal: str = "."
-    titles_delimiter: str = ""
-    titles_encoding: str = ""
-    titles_columns: tuple[str, ...] = ()
-    user_features_delimiter: str = ""
-    user_features_encoding: str = ""
-    user_features_columns: tuple[str, ...] = ()
-    item_features_delimiter: str = ""
-    item_features_encoding: str = ""
-    item_features_columns: tuple[str, ...] = ()
-
-    @property
-    def columns_of_roles(self) -> tuple[str, str, str, str]:
-        """The columns of users, items, ratings and times."""
-        return self.user, self.item, self.rating, self.time
-
-    @property
-    def beside(self) -> dict[str, str]:
-        """The files beside it, by what they tell."""
-        return {"titles": self.titles, "user_features": self.user_features, "item_features": self.item_features}
-
-    def format_beside(self, role: str) -> FileFormat:
-        """How one of the files beside it is written."""
-        delimiter, encoding, columns = (getattr(self, f"{role}_{key}") for key in ("delimiter", "encoding", "columns"))
-        return FileFormat("", delimiter, encoding, columns, self.decimal)
-
-
 @wraps(FileOptions, assigned=(), updated=())  # whose fields are the arguments, for who asks for the signature
 def read_interactions(*args: Any, **options: Any) -> Dataset:
     """Reads interactions in the order of the file.
@@ -142,13 +65,19 @@ def read_interactions(*args: Any, **options: Any) -> Dataset:
         raise ValueError(f"data.path is empty: name the {file.kind} file to read")
     if file.decimal not in (".", ","):
         raise ValueError(f"data.decimal is {excerpt(file.decimal)}: a point or a comma")
+    check_part_options(file.part, bool(file.valid), bool(file.test))
     place = Path(file.path).expanduser()
     form = FileFormat(file.kind, file.delimiter, file.encoding, file.columns, file.decimal)
-    source = read_source(place, form, "--data.")
+    paths = {TRAIN: file.path, VALID: file.valid, TEST: file.test}
+    sources = {part: read_source(Path(path).expanduser(), form, "--data.") for part, path in paths.items() if path}
     forms = {role: file.format_beside(role) for role in file.beside}
     found, beside = read_companions(place if file.kind == "inter" else None, file.beside, forms, file.decimal)
     clock = file.time_of_day, file.time_format
-    data = make_dataset(source, file.columns_of_roles, clock, file.keep, beside, titles_required=bool(file.titles))
+    columns = ColumnChoice(file.columns_of_roles, clock, file.keep, file.part)
+    data = make_dataset(sources, columns, beside, titles_required=bool(file.titles))
+    if file.negatives:
+        negatives = read_negatives_file(Path(file.negatives).expanduser(), form, file.user, file.item)
+        data = data._replace(negatives=negatives)
     read = [Path(each.name).name for each in found.values() if any(each is one for one in beside.values())]
     note = f"{' and '.join(read)} beside {place.name} {'were' if len(read) > 1 else 'was'} found and read"
     return data._replace(notes=(*data.notes, note)) if read else data
@@ -167,6 +96,10 @@ def from_arrow(
     keep: str = "",
     time_of_day: str = "",
     time_format: str = "",
+    part: str = "",
+    valid: Any = None,
+    test: Any = None,
+    negatives: Any = None,
 ) -> Dataset:
     """A data set from a table in memory, a row for each interaction, in the order of its rows.
 
@@ -185,6 +118,10 @@ def from_arrow(
         keep: A column to keep, for clients that are its values.
         time_of_day: The column with the time of day, if `time` holds only dates.
         time_format: How dates that are words are written, if not as ISO dates, in words of strptime.
+        part: The column with the part of each row: train, valid or test. Empty: `partition` splits the rows.
+        valid: A table of the validation rows, or None. `interactions` then has the train rows.
+        test: A table of the test rows, or None. `interactions` then has the train rows.
+        negatives: A table with a user and an item a row, that held-out items are ranked among, or None: they are drawn.
 
     Returns:
         The data set that a file with the same content gives.
@@ -199,8 +136,14 @@ def from_arrow(
     """
     tables = {"titles": titles, "user_features": user_features, "item_features": item_features}
     beside = {role: table_source(table, role) for role, table in tables.items() if table is not None}
-    source, roles = table_source(interactions, "interactions"), (user, item, rating, time)
-    return make_dataset(source, roles, (time_of_day, time_format), keep, beside, titles_required=titles is not None)
+    rows = {"interactions": interactions, "valid": valid, "test": test}
+    check_part_options(part, valid is not None, test is not None)
+    sources = {number: table_source(rows[key], key) for number, key in enumerate(rows) if rows[key] is not None}
+    columns = ColumnChoice((user, item, rating, time), (time_of_day, time_format), keep, part)
+    data = make_dataset(sources, columns, beside, titles_required=titles is not None)
+    if negatives is not None:
+        data = data._replace(negatives=read_negatives_table(table_source(negatives, "negatives"), user, item))
+    return data
 
 
 def read_ratings(source: Source, column: str) -> np.ndarray:
@@ -233,45 +176,58 @@ def find_roles(source: Source, roles: tuple[str, str, str, str], time_of_day: st
 
 
 def make_dataset(
-    source: Source,
-    roles: tuple[str, str, str, str],
-    clock: tuple[str, str],
-    keep: str,
-    beside: dict[str, Source],
-    titles_required: bool,
+    sources: dict[int, Source], columns: ColumnChoice, beside: dict[str, Source], titles_required: bool
 ) -> Dataset:
-    """A data set from a table of interactions and those `beside` it (`titles`, `user_features`, `item_features`).
+    """A data set from a table of interactions, or of a table for each part, and those `beside` it (`titles`,
+    `user_features`, `item_features`).
 
-    roles: the columns for user, item, rating and time. clock: `time_of_day` and `time_format`.
     titles_required: whether titles were asked for. The rest as in `read_interactions`, which see.
     """
-    found, day = find_roles(source, roles, clock[0])
-    users, items = (read_ids(source, found[side]) for side in SIDES)
-    ratings, times = np.ones(len(users.number)), np.arange(len(users.number))
-    if found["rating"]:
-        ratings = read_ratings(source, found["rating"])
-    if found["time"]:
-        times = read_times(source, found["time"], day, time_hint(source, found["time"], day), clock[1])
-    check_kept_column(source, keep)
-    notes = [describe_columns(found | ({"time of day": day} if day else {}))]
-    if keep == "user" != found["user"] and keep in source.columns:
-        notes.append(f"clients are users, as {found['user']} has them; the column called user is not read")
+    read = {part: read_interaction_rows(source, columns, part != TRAIN) for part, source in sources.items()}
+    data, found = read[TRAIN]
+    if len(read) > 1:
+        names = [source.name for source in sources.values()]
+        check_same_ratings(names, [bool(roles["rating"]) for _, roles in read.values()])
+        data = join_parts({part: rows for part, (rows, _) in read.items()})
 
     def known(side, names):
         table = beside.get(f"{side}_features")
         return read_features(table, names, side, found[side]) if table else None
 
+    titles = beside.get("titles")
+    return data._replace(
+        titles=read_titles(titles, data.items, titles_required, found["item"]) if titles else None,
+        user_features=known("user", data.users),
+        item_features=known("item", data.items),
+    )
+
+
+def read_interaction_rows(source: Source, columns: ColumnChoice, held_out: bool) -> tuple[Dataset, dict[str, str]]:
+    """(the interactions of a table, the column of each role). held_out: a table of validation or test rows alone."""
+    roles, keep, (of_day, form) = columns.roles, columns.keep, columns.clock
+    roles = roles_of_part(source, roles) if held_out else roles
+    found, day = find_roles(source, roles, "" if held_out and roles[3] == NONE else of_day)
+    users, items = (read_ids(source, found[side]) for side in SIDES)
+    ratings, times = np.ones(len(users.number)), np.arange(len(users.number))
+    if found["rating"]:
+        ratings = read_ratings(source, found["rating"])
+    if found["time"]:
+        times = read_times(source, found["time"], day, time_hint(source, found["time"], day), form)
+    check_kept_column(source, keep)
+    notes = [describe_columns(found | ({"time of day": day} if day else {}))]
+    if keep == "user" != found["user"] and keep in source.columns:
+        notes.append(f"clients are users, as {found['user']} has them; the column called user is not read")
+    kept = {keep: read_ids(source, keep).words} if keep in source.columns and keep != "user" else {}
+    parts = {PART: read_part_column(source, columns.part)} if columns.part else {}
     return Dataset(
         Interactions(users.number, items.number, ratings.astype(np.float32), times.astype(np.int64)),
         users.names,
         items.names,
-        read_titles(beside["titles"], items.names, titles_required, found["item"]) if "titles" in beside else None,
-        {keep: read_ids(source, keep).words} if keep in source.columns and keep != "user" else {},
-        tuple(notes),
-        known("user", users.names),
-        known("item", items.names),
+        columns=kept | parts,
+        notes=tuple(notes),
         ties_in_order=True,
-    )
+        has_times=bool(found["time"]),
+    ), found
 
 
 def time_hint(source: Source, column: str, day: str) -> str:

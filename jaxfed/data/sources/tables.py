@@ -13,7 +13,16 @@ from jaxfed.data.sources.text import DELIMITERS, RECBOLE, FileFormat, check_widt
 
 KINDS = (*DELIMITERS, "parquet")
 TYPES = ("token", "token_seq", "float", "float_seq")  # what a RecBole header says of a column, behind a colon
-PATHS = ("path", "titles", "user_features", "item_features", "folder")  # keys of a [data] section that name files
+PATHS = (
+    "path",
+    "titles",
+    "user_features",
+    "item_features",
+    "folder",
+    "valid",
+    "test",
+    "negatives",
+)  # keys of a [data] section that name files
 BY_ENDING = FileFormat()
 GZIP = b"\x1f\x8b"
 
