@@ -201,8 +201,12 @@ def make_eval_batches(of: EvalSplit) -> Iterator[list[EvalBatch]]:
     features = np.concatenate(
         [features, features[:1] if len(features) else np.zeros_like(features, shape=(1, features.shape[1]))]
     )
+    # clients of like histories come together: a model that folds them in reads as many places as the longest has
+    order = np.arange(len(of.who) + 1)
+    if most_users == 1:
+        order[:-1] = np.argsort(of.history.counts[of.first[: len(of.who)]], kind="stable")
     for low in range(0, of.chunks * of.clients, of.clients):
-        at = np.minimum(np.arange(low, low + of.clients), len(of.who))
+        at = order[np.minimum(np.arange(low, low + of.clients), len(of.who))]
         group = []
         for start in range(0, most_users, of.users):
             local = np.broadcast_to(start + np.arange(of.users), (of.clients, of.users))

@@ -37,6 +37,7 @@ from jaxfed.models.sparse_items import (
 )
 
 MOST_DENSE = 20_000  # items up to which item_knn keeps the whole matrix
+AT_ONCE = 64  # places of a history that iALS reads at a time
 SHRINK = 10.0  # added to the norms of the cosines by which neighbours are chosen
 
 
@@ -261,12 +262,24 @@ def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
 
 def solve_user(shared: Tree, history: History, l2: float, unobserved: float, real: int) -> jax.Array:
     """[dim]: the vector of a user of iALS, by the history and the item table, of which `real` rows are items."""
-    items = unwrap(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
-    weights = 1.0 * history.live
-    own = jnp.einsum("l,li,lj->ij", weights, items, items)
-    ridge = l2 * (weights.sum() + unobserved * real)
-    left = own + unobserved * shared["params"]["gram"] + ridge * jnp.eye(items.shape[1])
-    return solve_positive(left, weights @ items)
+    table, count = unwrap(shared)["tables"]["item"], history.live.sum()
+    length, dim = history.rows.shape[0], table.shape[1]
+    places = min(AT_ONCE, length)
+
+    def add(step, sums):
+        """The part of the next places, as many as there are; of the last ones some may come twice."""
+        low = jnp.minimum(step * places, length - places)
+        at = low + jnp.arange(places)
+        fresh = (at >= step * places) & (at < count)
+        items = table.at[jax.lax.dynamic_slice_in_dim(history.rows, low, places)].get(mode="fill", fill_value=0)
+        items = jnp.where(fresh[:, None], items, 0)
+        return sums[0] + items.T @ items, sums[1] + items.sum(0)
+
+    zero = jnp.zeros((dim, dim)), jnp.zeros(dim)
+    own, right = jax.lax.fori_loop(0, -(-count // places), add, zero)  # as many places are read as there are items
+    ridge = l2 * (count + unobserved * real)
+    left = own + unobserved * shared["params"]["gram"] + ridge * jnp.eye(dim)
+    return solve_positive(left, right)
 
 
 def sum_user(shared: Tree, history: History, user: jax.Array) -> tuple[Tree, dict[str, Mean]]:
@@ -287,7 +300,7 @@ def solve_items(sums: Tree, dim: int, l2: float, unobserved: float) -> Tree:
     ridge = l2 * (count + unobserved * users)
     gram = expand_symmetric(sums["params"]["gram"], dim)
     left = expand_symmetric(own, dim) + unobserved * gram + ridge[:, None, None] * jnp.eye(dim)
-    items = jax.vmap(solve_positive)(left, right)
+    items = jax.lax.map(lambda each: solve_positive(*each), (left, right), batch_size=AT_ONCE)  # that fit into a cache
     return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
 
 
