@@ -12,7 +12,7 @@ from jaxfed.core.method import Method
 from jaxfed.core.model import Model
 from jaxfed.data.interactions import item_numbers
 from jaxfed.data.population import SAMPLED, Population
-from jaxfed.evaluation.candidates import SampleOptions, item_popularity
+from jaxfed.evaluation.candidates import SampleOptions, count_train_interactions
 from jaxfed.evaluation.evaluator import make_evaluator
 from jaxfed.evaluation.metrics import CUTOFFS
 from jaxfed.evaluation.split import EvalSplit, Past, make_eval_split, map_to_homes
@@ -109,7 +109,7 @@ def choose_samples(settings: Evaluation, population: Population, runtime: Runtim
         )
     if population.asked.negatives is not None:
         raise ValueError("evaluation.negative_sampling: data.negatives gives the negatives: leave one of both out")
-    return SampleOptions(settings.negatives, settings.draws, item_popularity(population.asked))
+    return SampleOptions(settings.negatives, settings.draws, count_train_interactions(population.asked))
 
 
 def make_eval_splits(pieces: Pieces, model: Model, method: Method, runtime: Runtime) -> dict[str, EvalSplit]:

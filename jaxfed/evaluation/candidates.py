@@ -43,7 +43,7 @@ def make_candidates(population: Population, users: np.ndarray, options: SampleOp
     return sample_popular_items(population, users, options, seed)
 
 
-def item_popularity(population: Population) -> np.ndarray:
+def count_train_interactions(population: Population) -> np.ndarray:
     """float [N]: the train interactions of each item."""
     return np.bincount(population.train.values, minlength=population.num_items).astype(np.float64)
 

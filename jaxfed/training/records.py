@@ -138,7 +138,7 @@ def ranking_columns(names: Iterable[str]) -> tuple[str, ...]:
     """The columns of a table of rankings: hr@k and ndcg@k of each cut-off among the names of figures, mrr and auc; none
     where nothing was ranked."""
     found = [re.search(r"/hr@(\d+)$", name) for name in names]
-    cutoffs = dict.fromkeys(each[1] for each in found if each)
+    cutoffs = sorted({int(each[1]) for each in found if each})
     return tuple(f"{metric}@{k}" for k in cutoffs for metric in ("hr", "ndcg")) + ("mrr", "auc") * bool(cutoffs)
 
 
