@@ -23,7 +23,7 @@ LARGEST_SIZE = 1 << 16  # of a whole number in [model]: sizes of arrays, whose p
 LARGEST = {"clusters": LARGEST_SIZE, "groups": LARGEST_SIZE, "fraction_bits": 32}
 # keys of [model] that are sizes of arrays: at least 1
 SIZES = ("dim", "hidden", "code", "rank", "window")
-AT_LEAST_ONE = ("rounds", "evaluation.every", "run.keep", "run.checkpoint_every")
+AT_LEAST_ONE = ("rounds", "evaluation.every", "evaluation.draws", "run.keep", "run.checkpoint_every")
 LINKS = ({"name": "per_row_mean"},)  # where a configuration has no [[channel]]
 GROUPS = ("item", "user")  # of parameters that an optimiser may have rates of their own for
 NAMED = {

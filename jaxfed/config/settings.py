@@ -156,6 +156,12 @@ class Evaluation:
             new client.
         clients: Evaluate on at most this many clients, drawn once. 0: all.
         targets: Items, by the source's ids, whose exposure is measured (er@k).
+        at: The cut-offs k of hr@k, ndcg@k, recall@k, precision@k, f1@k and er@k.
+        negatives: Number of items that a held-out one is ranked among in `sampled` figures, where none are given
+            (data.negatives). 0: there are no such figures.
+        draws: Number of samples of these items; `sampled` figures are means over them.
+        negative_sampling: uniform: all items that the user never interacted with are equally likely. popularity: in
+            proportion to their train interactions, without repeats.
         channel: Links that the figures of clients go through, each an [[evaluation.channel]]. A program hands them to
             `Experiment` as `evaluation_channel` instead.
 
@@ -174,6 +180,10 @@ class Evaluation:
     fold_in: bool = False
     clients: int = 10_000
     targets: tuple[str, ...] = ()
+    at: tuple[int, ...] = (10, 20)
+    negatives: int = 99
+    draws: int = 5
+    negative_sampling: Literal["uniform", "popularity"] = "uniform"
     channel: tuple[Section, ...] = ()
 
 

@@ -159,12 +159,8 @@ def note_missing_validation(data: Dataset, protocol: Protocol) -> Dataset:
     user = data.interactions.user
     single = int((count_train_rows(data, user, len(data.users)) == 1).sum())
     which = "random" if protocol.endswith("random") else "latest"
-    rows = (
-        f"a share of each user's train rows, the {which}"
-        if protocol.startswith("ratio")
-        else (f"a {which} train row of each user" if which == "random" else "the latest train row of each user")
-    )
-    note = f'no validation rows are given: {rows}, validates (data.protocol = "{protocol}")'
+    rows = f"{'a' if which == 'random' else 'the'} {which} {'share' if protocol.startswith('ratio') else 'one'}"
+    note = f'no validation rows are given: {rows} of each user\'s train rows validates (data.protocol = "{protocol}")'
     note += f"; {single:,} users with a single train row have none" if single else ""
     return data._replace(notes=(*data.notes, note))
 

@@ -5,6 +5,7 @@ names here. A link or a method of one's own may write figures that are not liste
 """
 
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -62,9 +63,12 @@ FIGURES: dict[str, Figure] = {
     "data_sha256": Figure(
         "", "Hash of the rows of the data in their order, and of features that are not part of them."
     ),
-    "sampled_negatives": Figure("items", "Where users have fewer than 99 candidates: the most there are for one."),
+    "sampled_negatives": Figure(
+        "items", "Where users have fewer negatives than `negatives` says: the most there are for one."
+    ),
     "leaky": Figure("", "true: train negatives exclude the held-out items, so the metrics are too high."),
-    "protocol": Figure("", "The evaluation protocol, where it leaks."),
+    "protocol": Figure("", "How the held-out rows were chosen; LEAKY where it leaks.", "", True),
+    "negatives": Figure("", "What `sampled` figures rank a held-out item among.", "", True),
     "train/loss": Figure("", "Mean training loss of the clients that reported.", "less"),
     "rows/sent": Figure("rows", "Table rows that the cohort's clients sent, those of each counted."),
     "rows/union": Figure("rows", "Table rows that any client of the cohort holds."),
@@ -104,7 +108,6 @@ METRICS: dict[str, Figure] = {
     "mae": Figure("ratings", "Mean absolute error of predicted ratings.", "less"),
 }
 # what tables show, in this order
-RANKING_COLUMNS = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc")
 ERROR_COLUMNS = ("rmse", "mae", "log_loss", "auc")  # where rows are labelled
 HEADLINES = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
 TERMINAL_FACTS = tuple(name for name, each in FIGURES.items() if each.in_terminal)
@@ -129,6 +132,14 @@ def find_figure(name: str) -> Figure | None:
             return found._replace(meaning=f"{found.meaning} Decile {decile} ({of}).")
         return found
     return FIGURES.get(name) or next((each for key, each in FIGURES.items() if fnmatchcase(name, key)), None)
+
+
+def ranking_columns(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns of a table of rankings: hr@k and ndcg@k of each cut-off among the names of figures, mrr and auc; none
+    where nothing was ranked."""
+    found = [re.search(r"/hr@(\d+)$", name) for name in names]
+    cutoffs = sorted({int(each[1]) for each in found if each})
+    return tuple(f"{metric}@{k}" for k in cutoffs for metric in ("hr", "ndcg")) + ("mrr", "auc") * bool(cutoffs)
 
 
 def lower_is_better(name: str) -> bool:
