@@ -91,7 +91,7 @@ def data_digest(data: Dataset, features: bool = False) -> str:
             sha.update(memoryview(text)[: end if low + AT_ONCE < len(column) else end - 1])  # no line end at the end
         sha.update(b";")
     for values, dtype in ((rating, "<f4"), (time, "<i8")):
-        sha.update(np.ascontiguousarray(values, dtype))
+        sha.update(np.ascontiguousarray(values, dtype).data)
         sha.update(b";")
     if data.ties_in_order and has_equal_times(data.interactions):
         sha.update(b"ties in order;")

@@ -18,7 +18,7 @@ def sort_by_group(group: np.ndarray, groups: int) -> np.ndarray:
 def sort_by_time(time: np.ndarray) -> np.ndarray:
     """int64 [n]: the rows from the earliest to the latest, equal times in their order.
 
-    Where the times and the row numbers fit into 63 bits, one sort of numbers that hold both: twice as fast as `argsort`.
+    Where times and row numbers fit into 63 bits, one sort of numbers that hold both: twice as fast as `argsort`.
     """
     bits = max(len(time) - 1, 1).bit_length()
     low, high = (int(time.min()), int(time.max())) if len(time) else (0, 0)

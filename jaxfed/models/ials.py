@@ -36,6 +36,11 @@ def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
     return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
 
 
+def with_gram(items: jax.Array) -> Tree:
+    """The shared part of iALS, from the item table [N, dim]."""
+    return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
+
+
 def solve_user(shared: Tree, history: History, l2: float, unobserved: float, real: int) -> jax.Array:
     """[dim]: the vector of a user of iALS, by the history and the item table, of which `real` rows are items."""
     table, count = unwrap(shared)["tables"]["item"], history.live.sum()
@@ -77,7 +82,13 @@ def solve_items(sums: Tree, dim: int, l2: float, unobserved: float) -> Tree:
     gram = expand_symmetric(sums["params"]["gram"], dim)
     left = expand_symmetric(own, dim) + unobserved * gram + ridge[:, None, None] * jnp.eye(dim)
     items = jax.lax.map(lambda each: solve_positive(*each), (left, right), batch_size=AT_ONCE)  # that fit into a cache
-    return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
+    return with_gram(items)
+
+
+def check_weights(*weights: float) -> None:
+    """Raises ValueError for a weight of pairs that is negative."""
+    if min(weights) < 0:
+        raise ValueError("model.unobserved, unobserved_ratio and density must not be negative")
 
 
 @named("model")
@@ -125,13 +136,11 @@ def ials(
         (100, 8)
     """
     check_positive("model.dim", dim)
-    if min(unobserved, unobserved_ratio, density) < 0:
-        raise ValueError("model.unobserved, unobserved_ratio and density must not be negative")
+    check_weights(unobserved, unobserved_ratio, density)
     real, weight = num_items if real_items is None else real_items, unobserved or unobserved_ratio * density
 
     def init(key):
-        items = init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0)
-        return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
+        return with_gram(init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0))
 
     def fold_in(shared, history):
         return solve_user(shared, history, l2, weight, real)

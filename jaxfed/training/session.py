@@ -15,7 +15,7 @@ import numpy as np
 from jaxfed.config.build import RunParts
 from jaxfed.config.schema import suggest
 from jaxfed.core.processes import Processes, run_on_first
-from jaxfed.core.server import place_solution
+from jaxfed.core.server import put_solution
 from jaxfed.core.state import State
 from jaxfed.core.tree import all_finite
 from jaxfed.core.types import Tree
@@ -201,7 +201,7 @@ def choose_candidate(session: Session, sums: Tree) -> tuple[dict[str, float], fl
     found: tuple[dict[str, float], float] | None = None
     for candidate in closed.candidates:
         with time_stage(stages, "solve"):
-            params = place_solution(parts.placement, closed.solve(sums, before.shared.params, candidate))
+            params = put_solution(parts.placement, closed.solve(sums, before.shared.params, candidate))
         state = before._replace(shared=before.shared._replace(params=params))
         with time_stage(stages, "evaluate"):
             key = make_run_keys(settings.seed).evaluation
