@@ -11,7 +11,7 @@ from jaxfed.core import tables, tree
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, broadcast_state, encode_message
 from jaxfed.core.pairs import find_pairs, number_row_pairs
-from jaxfed.core.state import Plan, State, broadcast_shapes, sent_model, has_pair_sums, table_rows_of
+from jaxfed.core.state import Plan, State, broadcast_shapes, has_pair_sums, sent_model, table_rows_of
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.types import Block, Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree
 

@@ -1,6 +1,7 @@
 """Recommenders that are solved from sums over users: one round of (secure) sums is the central model, bit by bit in its
 sums. What a client needs to be scored it folds in from its history; nothing private is kept."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,14 +13,14 @@ from jaxfed.core.recipe import named
 from jaxfed.models.item_item import (
     count_successors,
     dense_shape,
-    make_gram_pairs,
     item_item_model,
+    make_gram_pairs,
+    make_successor_pairs,
     mirror_lower,
     normalize_successors,
     ridge_weights,
     score_history,
     standardize_scores,
-    make_successor_pairs,
     weigh_history,
 )
 from jaxfed.models.model import check_positive
@@ -162,12 +163,12 @@ def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: 
     )
 
 
-def solve_transitions(sums: PairSums, l2: float, neighbours: int) -> dict[str, Any]:
+def solve_transitions(sums: PairSums, candidate: float | None, l2: float, neighbours: int) -> dict[str, Any]:
     """The tables of `transitions`."""
     if neighbours:
-        weights = sparse_ridge_table(sums, l2, neighbours, SHRINK)
+        weights = sparse_ridge_table(sums, candidate or l2, neighbours, SHRINK)
         return {"item": weights, "next": sparse_successor_table(sums, neighbours)}
-    return {"item": ridge_weights(sums, l2), "next": normalize_successors(count_successors(sums))}
+    return {"item": ridge_weights(sums, candidate or l2), "next": normalize_successors(count_successors(sums))}
 
 
 @named("model")
@@ -217,9 +218,6 @@ def transitions(
     check_positive("model.window", window)
     check_candidates(l2, l2_grid)
 
-    def solve(sums, candidate):
-        return solve_transitions(sums, candidate or l2, neighbours)
-
     def fold_in(history):
         age = jnp.maximum(history.age, 0)
         return {"liked": weigh_history(history, 0.5 ** (age / half_life)), "last": weigh_history(history, last**age)}
@@ -233,4 +231,5 @@ def transitions(
 
     empty, closed = dict.fromkeys(("item", "next"), item_shapes(num_items, neighbours)), {"candidates": l2_grid}
     closed |= describe_solve(num_items, 2, neighbours)
+    solve = partial(solve_transitions, l2=l2, neighbours=neighbours)
     return item_item_model(empty, 3, statistics, solve, fold_in, score, **closed)

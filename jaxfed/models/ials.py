@@ -115,8 +115,7 @@ def ials(
         num_users: Not used: nothing is kept for a user but the history.
         dim: Numbers in the vector of a user and of an item.
         l2: Penalty on squared vectors, for each interaction.
-        unobserved: Weight of every pair of a user and an item, beside those that are interactions. 0: by
-            `unobserved_ratio`.
+        unobserved: Weight of every pair beside those that are interactions. 0: by `unobserved_ratio`.
         unobserved_ratio: Weight of all pairs together, over that of all interactions. A weight that suits a small
             catalogue makes all predictions 0 on a large and sparse one; this ratio suits both.
         density: Share of all pairs that are interactions. Configurations take it from the data.
@@ -142,18 +141,13 @@ def ials(
     def init(key):
         return with_gram(init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0))
 
-    def fold_in(shared, history):
-        return solve_user(shared, history, l2, weight, real)
-
     def statistics(shared, history):
         return sum_user(shared, history, fold_in(shared, history))
-
-    solve_sums = jax.jit(partial(solve_items, dim=dim, l2=l2, unobserved=weight))
-
-    def solve(sums, shared, candidate=None):
-        return solve_sums(sums)
 
     def score(shared, private, user):
         return unwrap(shared)["tables"]["item"] @ private
 
-    return Model(init, no_private_part, refuse_loss, score, fold_in=fold_in, closed=ClosedForm(statistics, solve))
+    fold_in = partial(solve_user, l2=l2, unobserved=weight, real=real)
+    solve_sums = jax.jit(partial(solve_items, dim=dim, l2=l2, unobserved=weight))
+    closed = ClosedForm(statistics, lambda sums, shared, candidate=None: solve_sums(sums))
+    return Model(init, no_private_part, refuse_loss, score, fold_in=fold_in, closed=closed)

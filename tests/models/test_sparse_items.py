@@ -11,7 +11,7 @@ from jaxfed.core.types import History
 from jaxfed.models import closed_form
 from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.item_item import ridge_weights, score_history, weigh_history
-from jaxfed.models.sparse_items import keep_largest, compute_cosines, sparse_ridge_table, to_sparse
+from jaxfed.models.sparse_items import compute_cosines, keep_largest, sparse_ridge_table, to_sparse
 
 ITEMS, USERS = 40, 60
 random = np.random.default_rng(0)
