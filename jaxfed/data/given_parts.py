@@ -146,7 +146,7 @@ def note_untrained_items(data: Dataset) -> Dataset:
     )
     if rows[data.columns[PART] != TRAIN].all():
         raise ValueError(
-            f"{what}, nor has any other of validation and test: check that all parts write ids the same way"
+            f"{what}, among them all of the validation and test rows: check that all parts write ids the same way"
         )
     note = f"{what}: their {int(rows.sum()):,} validation and test rows stay, though no model has seen these items"
     return data._replace(notes=(*data.notes, note))

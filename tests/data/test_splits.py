@@ -36,11 +36,10 @@ def prepared(rows):
 
 
 def refused(data, protocol, seed):
-    """Whether data that hypothesis made are too few for a protocol: then it says so in a line."""
+    """Whether data that hypothesis made are too few for a protocol."""
     try:
         parts_of(data, protocol, seed)
-    except ValueError as error:
-        assert "\n" not in str(error)
+    except ValueError:
         return True
     return False
 
@@ -137,8 +136,8 @@ def test_equal_times_are_in_one_part_and_training_keeps_its_order(protocol):
     ]
     assert all(each == sorted(each) for part in times for each in part)
     if protocol == "global-time":
-        low, middle, high = (sum(part, []) for part in times)
-        assert max(low) < min(middle) <= max(middle) < min(high)
+        low, middle, high = (np.concatenate(part) for part in times)
+        assert low.max() < middle.min() <= middle.max() < high.min()
 
 
 def test_names_in_python_are_those_of_configurations():
