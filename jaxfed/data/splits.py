@@ -163,8 +163,7 @@ def assign_parts(data: Dataset, protocol: Protocol, ratio: tuple[float, float], 
 
 
 def rank_by_chance(data: Dataset, seed: int) -> np.ndarray:
-    """int64 [n]: a random rank of each row, all different, drawn in the order of ids: at which client a user is does not
-    matter."""
+    """int64 [n]: a random rank of each row, all different, drawn in the order of ids: it is the same at any client."""
     user, item = data.interactions.user, data.interactions.item
     rank, by_id = np.empty(len(user), np.int64), np.unique(data.users, return_inverse=True)[1]
     pairs = sort_pairs(by_id[user], item, len(data.users), len(data.items))[1]
