@@ -46,10 +46,12 @@ from jaxfed.core.method import Method
 from jaxfed.core.recipe import P, Piece, named
 from jaxfed.data.sources.files import read_interactions
 from jaxfed.data.sources.movielens import ml_100k
+from jaxfed.data.sources.shaped import shaped_data
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.models.baselines import counter, popularity
-from jaxfed.models.closed_form import ease, ials, item_knn, transitions
+from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.features import fm, two_tower
+from jaxfed.models.ials import ials
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
@@ -78,6 +80,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
     "data": {
         "ml-100k": ml_100k,
         "synthetic": synthetic_data,
+        "shape": shaped_data,
         **{kind: partial(read_interactions, kind=kind) for kind in ("csv", "tsv", "parquet", "inter")},
     },
     "model": {

@@ -38,6 +38,7 @@ class SetupStream(Enum):
     EVALUATED_CLIENTS = (0, 3)
     COLD_CLIENTS = (0, 5)
     SYNTHETIC_DATA = (0, 7)
+    SHAPED_DATA = (0, 19)
     DEVICES = (1, 7)
     EDGES = (1, 13)
     SILOS = (1, None)

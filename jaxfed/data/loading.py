@@ -11,19 +11,25 @@ from jaxfed.core.recipe import named
 from jaxfed.data.interactions import Dataset
 from jaxfed.data.sources.files import from_arrow, read_interactions
 from jaxfed.data.sources.movielens import ml_100k
+from jaxfed.data.sources.shaped import shaped_data
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.data.sources.tables import file_kind
 
-NAMED: dict[str, Callable[..., Dataset]] = {"ml-100k": ml_100k, "synthetic": synthetic_data}
+NAMED: dict[str, Callable[..., Dataset]] = {
+    "ml-100k": ml_100k,
+    "synthetic": synthetic_data,
+    "shape": shaped_data,
+}
 
 
 def load(name: str, **options: Any) -> Dataset:
     """A data set by name.
 
     Args:
-        name: "ml-100k", which is fetched once, or "synthetic", a function of a seed.
+        name: "ml-100k", which is fetched once; "synthetic", a function of a seed; or "shape", a function of a
+            description and a seed.
         options: Arguments of the data set: `folder` of ml-100k; `users`, `items`, `mean_length`, `seed`, ... of
-            synthetic.
+            synthetic; `description` and `seed` of shape.
 
     Returns:
         The data set.

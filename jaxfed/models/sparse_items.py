@@ -47,8 +47,8 @@ def keep_largest(matrix: scipy.sparse.csr_array, most: int) -> scipy.sparse.csr_
         least = np.partition(size[own], -most)[-most]
         kept[own] = size[own] > least
         kept[own.start + np.flatnonzero(size[own] == least)[: most - kept[own].sum()]] = True
-    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[kept]
-    return scipy.sparse.csr_array((matrix.data[kept], (row, matrix.indices[kept])), shape=matrix.shape)
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[kept]
+    return scipy.sparse.csr_array((matrix.data[kept], (rows, matrix.indices[kept])), shape=matrix.shape)
 
 
 def ridge_of_neighbours(
