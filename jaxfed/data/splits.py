@@ -166,10 +166,10 @@ def assign_parts(data: Dataset, protocol: Protocol, ratio: tuple[float, float], 
 
 
 def rank_by_chance(data: Dataset, seed: int) -> np.ndarray:
-    """int64 [n]: a random rank of each row, all different."""
-    user, item = data.interactions.user.astype(np.int64), data.interactions.item
-    rank = np.empty(len(user), np.int64)
-    pairs = sort_pairs(user, item, len(data.users), len(data.items))[1]
+    """int64 [n]: a random rank of each row, all different, drawn in the order of ids: it is the same at any client."""
+    user, item = data.interactions.user, data.interactions.item
+    rank, by_id = np.empty(len(user), np.int64), np.unique(data.users, return_inverse=True)[1]
+    pairs = sort_pairs(by_id[user], item, len(data.users), len(data.items))[1]
     rank[pairs] = setup_rng(seed, SetupStream.SPLIT, len(user)).permutation(len(user))
     return rank
 

@@ -67,7 +67,8 @@ def why_left_out(data: Dataset, name: str) -> str:
     if not len(number):
         return ""
     count = len(np.unique(data.interactions.item[data.interactions.user == number[0]]))
-    why = f"fewer than {LEAST} interactions" if count < LEAST else "the k-core (data.user_core, data.item_core)"
+    k_core = "the k-core (data.user_core, data.item_core), or no row among those that train (data.protocol)"
+    why = f"fewer than {LEAST} interactions" if count < LEAST else k_core
     train = data.columns.get(PART, np.zeros(0)) == TRAIN
     if len(train) and not (data.interactions.user[train] == number[0]).any():
         why = "no train row"
