@@ -247,11 +247,9 @@ def make_dataset(
     """
     found, day = find_roles(source, roles, clock[0])
     users, items = (read_ids(source, found[side]) for side in SIDES)
-    ratings, times = np.ones(len(users.number)), np.arange(len(users.number))
-    if found["rating"]:
-        ratings = read_ratings(source, found["rating"])
-    if found["time"]:
-        times = read_times(source, found["time"], day, time_hint(source, found["time"], day), clock[1])
+    rows, time = len(users.number), found["time"]
+    ratings = read_ratings(source, found["rating"]) if found["rating"] else np.ones(rows)
+    times = read_times(source, time, day, time_hint(source, time, day), clock[1]) if time else np.arange(rows)
     check_kept_column(source, keep)
     notes = [describe_columns(found | ({"time of day": day} if day else {}))]
     if keep == "user" != found["user"] and keep in source.columns:
@@ -262,7 +260,7 @@ def make_dataset(
         return read_features(table, names, side, found[side]) if table else None
 
     return Dataset(
-        Interactions(users.number, items.number, ratings.astype(np.float32), times.astype(np.int64)),
+        Interactions(users.number, items.number, ratings.astype(np.float32), times.astype(np.int64, copy=False)),
         users.names,
         items.names,
         read_titles(beside["titles"], items.names, titles_required, found["item"]) if "titles" in beside else None,
