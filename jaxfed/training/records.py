@@ -28,6 +28,7 @@ FIGURES: dict[str, Figure] = {
     "round": Figure("rounds", "Rounds that were done when the row was written."),
     "rounds": Figure("rounds", "Rounds that the run did.", in_sweep=True),
     "best_round": Figure("rounds", "Round of the best model, by `evaluation.select`.", in_sweep=True),
+    "past_its_best": Figure("", "What became of the model after its best round, where it lost half of its figure."),
     "extended": Figure("rounds", "Numbers of rounds that were asked for before the run was extended."),
     "simulated_seconds": Figure("s", "Time by the simulated clock of [clock].", "less", in_terminal=True),
     "seconds": Figure("s", "Time of the rounds, without compilation and evaluation.", "less", True, True),
