@@ -20,7 +20,7 @@ BITS = 32
 MOST_DIGITS = 20  # binary digits after the point that "auto" keeps
 
 
-def bits_needed(slots: int, fraction_bits: int, most: float) -> int:
+def count_ring_bits(slots: int, fraction_bits: int, most: float) -> int:
     """Bits of a sum over `slots` clients of numbers up to `most`, with so many binary digits after the point."""
     return 1 + math.ceil(math.log2(slots * (most * 2.0**fraction_bits + 1)))
 
@@ -33,7 +33,7 @@ def choose_fraction_bits(fraction_bits: int | str, slots: int, most: float) -> i
             raise ValueError(f'ring: fraction_bits is {fraction_bits!r}: it is a whole number, or "auto"')
         if most == math.inf:  # which the chain refuses
             return MOST_DIGITS
-        return max((bits for bits in range(MOST_DIGITS + 1) if bits_needed(slots, bits, most) <= BITS), default=0)
+        return max((bits for bits in range(MOST_DIGITS + 1) if count_ring_bits(slots, bits, most) <= BITS), default=0)
     if not 0 <= fraction_bits <= BITS:
         raise ValueError(f"ring: fraction_bits is {fraction_bits}: it must be from 0 to {BITS}")
     return fraction_bits
@@ -43,7 +43,7 @@ def check_ring(slots: int, fraction_bits: int, most: float) -> None:
     """Raises ValueError where a sum over `slots` clients of numbers up to `most` could wrap."""
     if most == math.inf:
         raise ValueError("ring: nothing bounds the numbers it sums: put clip before it, or set ring.bound")
-    need = bits_needed(slots, fraction_bits, most)
+    need = count_ring_bits(slots, fraction_bits, most)
     if need > BITS:
         raise ValueError(
             f"ring: the sum of {slots} clients up to {most:g} with {fraction_bits} fractional bits needs {need} "

@@ -92,8 +92,8 @@ def choose_chunk(
 ) -> int:
     """Blocks whose messages are held at a time: `chunk`, or as many as take little of what is free.
 
-    The messages of a cohort of the largest clients must fit beside each other and the working copies of one block;
-    three times where a reduction of a link's own collects and compares them.
+    Messages must fit beside each other and the working copies of one block; three times where they are not summed as
+    they come.
 
     Args:
         population: the clients.
@@ -114,17 +114,13 @@ def choose_chunk(
     blocks, room = len(plan_blocks(shapes, batching, largest, owner).shapes), device_memory()
     block = block_bytes(shapes)
     if not sums:
-        if (3 * blocks + 3) * block > room:
-            raise ValueError(
-                f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
-                f"{3 * blocks * block / 1e9:.1f} GB, {room / 1e9:.1f} GB are free: set cohort.size lower"
-            )
+        check_gathered(blocks, block, room)
         return 0
     fit = room // block - 3  # blocks that fit beside the working copies of one
     if fit < 1:
         raise ValueError(
             f"a block of clients may send {block / 1e9:.2g} GB of messages and needs four times as much, "
-            f"{room / 1e9:.2g} GB are free: {advise_area(shapes, block_bytes, room)}"
+            f"{room / 1e9:.2g} GB are free: {suggest_area(shapes, block_bytes, room)}"
         )
     if not chunk:
         fit = min(room // 4, MOST_MESSAGES) // block - 3
@@ -137,7 +133,16 @@ def choose_chunk(
     return chunk
 
 
-def advise_area(shapes: BlockShapes, block_bytes: Callable[[BlockShapes], int], room: int) -> str:
+def check_gathered(blocks: int, block: int, room: int) -> None:
+    """Raises ValueError where so many blocks of messages, gathered and compared, do not fit."""
+    if (3 * blocks + 3) * block > room:
+        raise ValueError(
+            f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
+            f"{3 * blocks * block / 1e9:.1f} GB, {room / 1e9:.1f} GB are free: set cohort.size lower"
+        )
+
+
+def suggest_area(shapes: BlockShapes, block_bytes: Callable[[BlockShapes], int], room: int) -> str:
     """What makes blocks small enough for so much memory."""
     area, longest = shapes.steps_per_block, shapes.kinds[-1][0]
     while area > longest:

@@ -51,7 +51,7 @@ def check_pairs(rows: int) -> None:
         )
 
 
-def number_pairs(rows: jax.Array, size: int) -> jax.Array:
+def number_row_pairs(rows: jax.Array, size: int) -> jax.Array:
     """int32 [K (K + 1) / 2]: the pairs (a, b), a <= b, of a client's rows [K], in the order of `np.triu_indices`; past
     the end where one of the two is unused. size: rows of the catalogue."""
     first, second = np.triu_indices(rows.shape[0])

@@ -43,6 +43,25 @@ class BlockShapes(NamedTuple):
         return max(clients), max(rows)
 
 
+def check_batching(population: Population, batching: Batching) -> None:
+    """Raises ValueError where batches or negatives cannot be drawn."""
+    for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
+        if (value := getattr(batching, key)) < least:
+            raise ValueError(f"work.{key} is {value}: it must be at least {least}")
+    if population.labels is not None and (batching.negatives or batching.pairwise):
+        raise ValueError(
+            f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'
+        )
+    if batching.pairwise and batching.negatives < 1:
+        raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
+    full = population.excluded.counts >= population.span(np.arange(len(population.user_names)))[1]
+    if batching.negatives and full.any():
+        raise ValueError(
+            f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
+            "set work.negatives = 0 or leave such users out"
+        )
+
+
 def make_block_shapes(
     population: Population,
     batching: Batching,
@@ -59,21 +78,7 @@ def make_block_shapes(
 
     Raises ValueError where batches or negatives cannot be drawn.
     """
-    for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
-        if (value := getattr(batching, key)) < least:
-            raise ValueError(f"work.{key} is {value}: it must be at least {least}")
-    if population.labels is not None and (batching.negatives or batching.pairwise):
-        raise ValueError(
-            f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'
-        )
-    if batching.pairwise and batching.negatives < 1:
-        raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
-    full = population.excluded.counts >= population.span(np.arange(len(population.user_names)))[1]
-    if batching.negatives and full.any():
-        raise ValueError(
-            f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
-            "set work.negatives = 0 or leave such users out"
-        )
+    check_batching(population, batching)
     lengths = population.num_train
     kinds = history_kinds(lengths, pairs) if batching.ordered else block_kinds(batching, lengths)
     expected = int(batching.steps(lengths).mean() * slots)
@@ -83,7 +88,7 @@ def make_block_shapes(
     items, columns = population.num_items, batching.width // batching.batch_size
     room = rows_expected(population, batching, slots) if lazy else 0
     if pairs:
-        room = pairs_expected(population, slots, end or items) if lazy and share.size == 1 else 0
+        room = count_expected_pairs(population, slots, end or items) if lazy and share.size == 1 else 0
     return BlockShapes(kinds, steps_per_block, slots, devices, columns, items, room, end or items, share, pairs)
 
 
@@ -129,7 +134,7 @@ def rows_expected(population: Population, batching: Batching, slots: int) -> int
     return int(min(items, -(-distinct // 1024) * 1024))
 
 
-def pairs_expected(population: Population, slots: int, items: int) -> int:
+def count_expected_pairs(population: Population, slots: int, items: int) -> int:
     """Pairs of items that no cohort of so many clients exceeds; 0 where all pairs are few enough to be summed whole."""
     lengths = np.sort(population.num_train)[-slots:]
     most = int(count_pairs(lengths).sum())

@@ -11,7 +11,7 @@ from jaxfed.core.excerpt import shorten
 from jaxfed.core.recipe import Recipe
 from jaxfed.data.features import Features
 from jaxfed.data.given_negatives import GivenNegatives
-from jaxfed.data.sorting import renumber, sort_histories, sort_pairs_of_rows
+from jaxfed.data.sorting import find_repeats, list_starts, renumber, sort_histories, sort_pairs_of_rows
 
 CLIENT = " client"  # the column with the client of each row; a source's columns have no blanks around their names
 AT_ONCE = 1 << 20  # rows whose ids are joined at a time
@@ -91,7 +91,7 @@ def data_digest(data: Dataset, features: bool = False) -> str:
             sha.update(memoryview(text)[: end if low + AT_ONCE < len(column) else end - 1])  # no line end at the end
         sha.update(b";")
     for values, dtype in ((rating, "<f4"), (time, "<i8")):
-        sha.update(np.ascontiguousarray(values, dtype))
+        sha.update(np.ascontiguousarray(values, dtype).data)
         sha.update(b";")
     if data.ties_in_order and has_equal_times(data.interactions):
         sha.update(b"ties in order;")
@@ -134,16 +134,14 @@ def drop_repeats(data: Dataset) -> Dataset:
     """Keeps the earliest row of each (user, item): a later one would be a test item seen in training."""
     user, item, _, time = data.interactions
     order = sort_pairs_of_rows(user, item, len(data.users), len(data.items))
-    by_user, by_item = user[order], item[order]
-    again = np.append(False, (by_user[1:] == by_user[:-1]) & (by_item[1:] == by_item[:-1]))
+    again = find_repeats(item[order], list_starts(np.bincount(user, minlength=len(data.users))))
     if not again.any():
         return data
-    repeated = again.copy()
-    repeated[:-1] |= again[1:]
-    pair, rows = np.cumsum(~again[repeated]), order[repeated]  # of these alone times decide
-    by_time = np.lexsort((rows, time[rows], pair))
+    repeated = again | np.append(again[1:], False)
+    rows, later = order[repeated], again[repeated]
+    by_time = np.lexsort((time[rows], np.cumsum(~later)))  # pair by pair; equal times stay in the order of rows
     keep = np.ones(len(order), bool)
-    keep[rows[by_time[np.append(False, np.diff(pair[by_time]) == 0)]]] = False
+    keep[rows[by_time[later]]] = False
     return select_rows(data, keep, f"{int(again.sum()):,} repeated (user, item) rows left out, the earliest kept")
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxfed.data.sorting import sort_by_group
+from jaxfed.data.sorting import find_repeats, list_starts, sort_by_group
 
 SMALL = 1 << 24  # users x items up to which every user's negatives are listed
 
@@ -52,12 +52,12 @@ class Ragged(NamedTuple):
 
     def distinct(self, values: int) -> "Ragged":
         """The distinct values of each list, ascending; all of them are below `values`."""
-        number = np.repeat(np.arange(len(self.start) - 1), self.counts)
+        lists = len(self.start) - 1
+        number = np.repeat(np.arange(lists, dtype=np.int32), self.counts)
         by_value = sort_by_group(self.values, values)
-        order = by_value[sort_by_group(number[by_value], len(self.start) - 1)]
-        value, again = self.values[order], np.zeros(len(order), bool)
-        again[1:] = (value[1:] == value[:-1]) & (number[1:] == number[:-1])
-        return make_ragged(value[~again], number[~again], len(self.start) - 1)
+        value = self.values[by_value][sort_by_group(number[by_value], lists)]
+        again = find_repeats(value, self.start)
+        return make_ragged(value[~again], number[~again], lists) if again.any() else Ragged(value, self.start)
 
     def padded(self, lists: np.ndarray, fill: int, wide: int = 0) -> np.ndarray:
         """[len(lists), longest of all lists, at least `wide`]: some of the lists, filled up."""
@@ -70,7 +70,7 @@ class Ragged(NamedTuple):
 
 def make_ragged(values: np.ndarray, group: np.ndarray, groups: int) -> Ragged:
     """Lists of `values` by `group` (sorted)."""
-    return Ragged(values, np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))]))
+    return Ragged(values, list_starts(np.bincount(group, minlength=groups)))
 
 
 class Domains(NamedTuple):

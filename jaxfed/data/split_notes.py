@@ -87,7 +87,7 @@ def note_few_candidates(population: Population) -> tuple[str, ...]:
     few = int((left < SAMPLED).sum())
     note = (
         f"{few:,} of {len(users):,} users have fewer than {SAMPLED} items that they never interacted with (the fewest: "
-        f"{left.min():,}). With that many evaluation.negatives their `sampled` metrics use fewer and are too optimistic"
+        f"{left.min():,}). Where evaluation.negatives is {SAMPLED}, their `sampled` metrics have fewer and are too high"
     )
     drawn = population.labels is None and population.negatives is None
     return (note,) if few and drawn else ()

@@ -125,10 +125,11 @@ def hold_out_last(group: np.ndarray, rows: np.ndarray, valid: np.ndarray, test: 
 def count_decided_by_ties(data: Dataset, part: np.ndarray, order: np.ndarray) -> int:
     """How many held-out rows have the time of a row of the same user in another part; part [n], in `order`."""
     user, time = data.interactions.user[order], data.interactions.time[order]
-    same = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
+    same = np.append(False, (user[1:] == user[:-1]) & (time[1:] == time[:-1]))  # as the row before
     if not same.any():
         return 0
-    first = np.flatnonzero(np.append(True, ~same))  # of rows with equal times
+    tied = same | np.append(same[1:], False)
+    part, first = part[tied], np.flatnonzero(~same[tied])
     mixed = np.minimum.reduceat(part, first) != np.maximum.reduceat(part, first)
     return int(np.add.reduceat(part != TRAIN, first)[mixed].sum())
 

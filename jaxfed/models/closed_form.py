@@ -1,6 +1,7 @@
 """Recommenders that are solved from sums over users: one round of (secure) sums is the central model, bit by bit in its
 sums. What a client needs to be scored it folds in from its history; nothing private is kept."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,14 +13,14 @@ from jaxfed.core.recipe import named
 from jaxfed.models.item_item import (
     count_successors,
     dense_shape,
-    gram_pairs,
     item_item_model,
+    make_gram_pairs,
+    make_successor_pairs,
     mirror_lower,
     normalize_successors,
     ridge_weights,
     score_history,
     standardize_scores,
-    successor_pairs,
     weigh_history,
 )
 from jaxfed.models.model import check_positive
@@ -80,7 +81,8 @@ def ease(
 
     Example:
         >>> import jaxfed as jf, numpy as np
-        >>> both = jf.PairSums(ids=np.array([0, 1, 2]), values=np.ones((3, 1), np.float32), size=2)  # one user had both
+        >>> from jaxfed.core.pairs import PairSums
+        >>> both = PairSums(ids=np.array([0, 1, 2]), values=np.ones((3, 1), np.float32), size=2)  # of one user
         >>> model = jf.models.ease(num_items=2, l2=1.0)
         >>> model.closed.solve({"tables": {"pairs": both}}, None)["tables"]["item"].rows.round(3).tolist()
         [[0.0, 0.5], [0.5, 0.0]]
@@ -94,10 +96,9 @@ def ease(
         return {"item": ridge_weights(sums, penalty)}
 
     return item_item_model(
-        num_items,
         {"item": item_shapes(num_items, neighbours)},
         1,
-        gram_pairs,
+        make_gram_pairs,
         solve,
         lambda history: weigh_history(history, 1.0 * history.live),
         lambda tables, history: score_history(history, tables["item"]),
@@ -123,7 +124,7 @@ def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: 
     """Item nearest neighbours (Sarwar et al. 2001) by cosine, which is shrunk for pairs with few users. From X'X, as
     EASE.
 
-    Beyond 20,000 items only the neighbours are kept, of equals those with the first numbers.
+    Beyond 20,000 items only the neighbours are kept.
 
     Args:
         num_items: Number of items.
@@ -139,8 +140,9 @@ def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: 
 
     Example:
         >>> import jaxfed as jf, numpy as np
+        >>> from jaxfed.core.pairs import PairSums
         >>> model = jf.models.item_knn(num_items=2, shrink=0.0)
-        >>> sums = jf.PairSums(ids=np.array([0, 1, 2]), values=np.array([[4], [2], [4]], np.float32), size=2)
+        >>> sums = PairSums(ids=np.array([0, 1, 2]), values=np.array([[4], [2], [4]], np.float32), size=2)
         >>> model.closed.solve({"tables": {"pairs": sums}}, None)["tables"]["item"].rows.round(3).tolist()
         [[0.0, 0.5], [0.5, 0.0]]
     """
@@ -151,15 +153,22 @@ def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: 
         return {"item": (sparse_cosine_table if kept else cosine_table)(sums, neighbours, shrink)}
 
     return item_item_model(
-        num_items,
         {"item": item_shapes(num_items, kept)},
         1,
-        gram_pairs,
+        make_gram_pairs,
         solve,
         lambda history: weigh_history(history, 1.0 * history.live),
         lambda tables, history: score_history(history, tables["item"]),
         **describe_solve(num_items, 1, kept),
     )
+
+
+def solve_transitions(sums: PairSums, candidate: float | None, l2: float, neighbours: int) -> dict[str, Any]:
+    """The tables of `transitions`."""
+    if neighbours:
+        weights = sparse_ridge_table(sums, candidate or l2, neighbours, SHRINK)
+        return {"item": weights, "next": sparse_successor_table(sums, neighbours)}
+    return {"item": ridge_weights(sums, candidate or l2), "next": normalize_successors(count_successors(sums))}
 
 
 @named("model")
@@ -209,13 +218,6 @@ def transitions(
     check_positive("model.window", window)
     check_candidates(l2, l2_grid)
 
-    def solve(sums, candidate):
-        penalty = candidate or l2
-        if neighbours:
-            weights = sparse_ridge_table(sums, penalty, neighbours, SHRINK)
-            return {"item": weights, "next": sparse_successor_table(sums, neighbours)}
-        return {"item": ridge_weights(sums, penalty), "next": normalize_successors(count_successors(sums))}
-
     def fold_in(history):
         age = jnp.maximum(history.age, 0)
         return {"liked": weigh_history(history, 0.5 ** (age / half_life)), "last": weigh_history(history, last**age)}
@@ -225,8 +227,9 @@ def transitions(
         return standardize_scores(liked) + blend * standardize_scores(followed)
 
     def statistics(history):
-        return jnp.concatenate([gram_pairs(history), successor_pairs(history, window, decay)], 1)
+        return jnp.concatenate([make_gram_pairs(history), make_successor_pairs(history, window, decay)], 1)
 
-    empty = {name: item_shapes(num_items, neighbours) for name in ("item", "next")}
-    closed = {"candidates": l2_grid, **describe_solve(num_items, 2, neighbours)}
-    return item_item_model(num_items, empty, 3, statistics, solve, fold_in, score, **closed)
+    empty, closed = dict.fromkeys(("item", "next"), item_shapes(num_items, neighbours)), {"candidates": l2_grid}
+    closed |= describe_solve(num_items, 2, neighbours)
+    solve = partial(solve_transitions, l2=l2, neighbours=neighbours)
+    return item_item_model(empty, 3, statistics, solve, fold_in, score, **closed)

@@ -36,6 +36,11 @@ def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
     return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
 
 
+def with_gram(items: jax.Array) -> Tree:
+    """The shared part of iALS, from the item table [N, dim]."""
+    return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
+
+
 def solve_user(shared: Tree, history: History, l2: float, unobserved: float, real: int) -> jax.Array:
     """[dim]: the vector of a user of iALS, by the history and the item table, of which `real` rows are items."""
     table, count = unwrap(shared)["tables"]["item"], history.live.sum()
@@ -77,7 +82,13 @@ def solve_items(sums: Tree, dim: int, l2: float, unobserved: float) -> Tree:
     gram = expand_symmetric(sums["params"]["gram"], dim)
     left = expand_symmetric(own, dim) + unobserved * gram + ridge[:, None, None] * jnp.eye(dim)
     items = jax.lax.map(lambda each: solve_positive(*each), (left, right), batch_size=AT_ONCE)  # that fit into a cache
-    return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
+    return with_gram(items)
+
+
+def check_weights(*weights: float) -> None:
+    """Raises ValueError for a weight of pairs that is negative."""
+    if min(weights) < 0:
+        raise ValueError("model.unobserved, unobserved_ratio and density must not be negative")
 
 
 @named("model")
@@ -104,8 +115,7 @@ def ials(
         num_users: Not used: nothing is kept for a user but the history.
         dim: Numbers in the vector of a user and of an item.
         l2: Penalty on squared vectors, for each interaction.
-        unobserved: Weight of every pair of a user and an item, beside those that are interactions. 0: by
-            `unobserved_ratio`.
+        unobserved: Weight of every pair beside those that are interactions. 0: by `unobserved_ratio`.
         unobserved_ratio: Weight of all pairs together, over that of all interactions. A weight that suits a small
             catalogue makes all predictions 0 on a large and sparse one; this ratio suits both.
         density: Share of all pairs that are interactions. Configurations take it from the data.
@@ -125,26 +135,19 @@ def ials(
         (100, 8)
     """
     check_positive("model.dim", dim)
-    if min(unobserved, unobserved_ratio, density) < 0:
-        raise ValueError("model.unobserved, unobserved_ratio and density must not be negative")
+    check_weights(unobserved, unobserved_ratio, density)
     real, weight = num_items if real_items is None else real_items, unobserved or unobserved_ratio * density
 
     def init(key):
-        items = init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0)
-        return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
-
-    def fold_in(shared, history):
-        return solve_user(shared, history, l2, weight, real)
+        return with_gram(init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0))
 
     def statistics(shared, history):
         return sum_user(shared, history, fold_in(shared, history))
 
-    solve_sums = jax.jit(partial(solve_items, dim=dim, l2=l2, unobserved=weight))
-
-    def solve(sums, shared, candidate=None):
-        return solve_sums(sums)
-
     def score(shared, private, user):
         return unwrap(shared)["tables"]["item"] @ private
 
-    return Model(init, no_private_part, refuse_loss, score, fold_in=fold_in, closed=ClosedForm(statistics, solve))
+    fold_in = partial(solve_user, l2=l2, unobserved=weight, real=real)
+    solve_sums = jax.jit(partial(solve_items, dim=dim, l2=l2, unobserved=weight))
+    closed = ClosedForm(statistics, lambda sums, shared, candidate=None: solve_sums(sums))
+    return Model(init, no_private_part, refuse_loss, score, fold_in=fold_in, closed=closed)

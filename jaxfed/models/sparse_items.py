@@ -30,7 +30,7 @@ def to_sparse(sums: PairSums, column: int = 0) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array((entries, (rows, columns)), shape=(sums.size, sums.size))
 
 
-def shrunken_cosines(gram: scipy.sparse.csr_array, shrink: float) -> scipy.sparse.csr_array:
+def compute_cosines(gram: scipy.sparse.csr_array, shrink: float) -> scipy.sparse.csr_array:
     """The cosines of all pairs of items with users in common, by X'X; `shrink` is added to the norms."""
     counts, cosines = gram.diagonal(), gram.tocoo()
     near = cosines.data / (np.sqrt(counts[cosines.row] * counts[cosines.col]) + shrink + 1e-9)
@@ -51,9 +51,7 @@ def keep_largest(matrix: scipy.sparse.csr_array, most: int) -> scipy.sparse.csr_
     return scipy.sparse.csr_array((matrix.data[kept], (rows, matrix.indices[kept])), shape=matrix.shape)
 
 
-def ridge_of_neighbours(
-    gram: scipy.sparse.csr_array, near: scipy.sparse.csr_array, l2: float
-) -> scipy.sparse.csr_array:
+def solve_neighbours(gram: scipy.sparse.csr_array, near: scipy.sparse.csr_array, l2: float) -> scipy.sparse.csr_array:
     """The weights that predict each item from its neighbours alone with an l2 penalty, a column for each item: EASE
     where the inverse is restricted to a pattern (Steck 2019, "Markov random fields for collaborative filtering").
 
@@ -90,15 +88,15 @@ def lay_out_rows(matrix: scipy.sparse.csr_array, width: int) -> dict[str, np.nda
 
 
 def sparse_ridge_table(sums: PairSums, l2: float, neighbours: int, shrink: float) -> dict[str, np.ndarray]:
-    """The table of `ridge_of_neighbours`, of the `neighbours` nearest items of each by their shrunken cosines."""
+    """The table of `solve_neighbours`, of the `neighbours` nearest items of each by their shrunken cosines."""
     gram = to_sparse(sums)
-    near = keep_largest(shrunken_cosines(gram, shrink), neighbours)
-    return lay_out_rows(ridge_of_neighbours(gram, near, l2), min(WIDE * neighbours, sums.size))
+    near = keep_largest(compute_cosines(gram, shrink), neighbours)
+    return lay_out_rows(solve_neighbours(gram, near, l2), min(WIDE * neighbours, sums.size))
 
 
 def sparse_cosine_table(sums: PairSums, neighbours: int, shrink: float) -> dict[str, np.ndarray]:
     """The table of the `neighbours` nearest items of each item, the neighbours of an item in its column."""
-    near = keep_largest(shrunken_cosines(to_sparse(sums), shrink), neighbours)
+    near = keep_largest(compute_cosines(to_sparse(sums), shrink), neighbours)
     return lay_out_rows(near.T.tocsr(), min(WIDE * neighbours, sums.size))
 
 

@@ -120,7 +120,10 @@ GOOD = {
     "--data.path rows.csv": ("loo-clean", "99 uniform, 5 draws"),
     "--data.path untimed.csv": ("loo-clean (order of the file)", "99 uniform, 5 draws"),
     "--data.path sorted.csv": ("loo-clean (rows sorted by item id)", "99 uniform, 5 draws"),
-    "--data.path sorted.csv --data.protocol loo-random --evaluation.draws 2": ("loo-random", "99 uniform, 2 draws"),
+    "--data.path sorted.csv --data.protocol loo-random --evaluation.negatives 20": (
+        "loo-random",
+        "20 uniform, 5 draws",
+    ),
     "--data.path rows.csv --data.protocol global-random": ("global-random", "99 uniform, 5 draws"),
     "--data.path train.csv --data.test test.csv --data.negatives good.negative": (
         "given, validation loo-clean", "given, 25 a user",

@@ -18,7 +18,7 @@ from jaxfed.core.pairs import (
     count_pairs,
     find_pairs,
     list_pairs,
-    number_pairs,
+    number_row_pairs,
     pair_table,
     split_pairs,
     to_dense,
@@ -31,7 +31,7 @@ from jaxfed.core.wire import make_wire, message_bytes, pack_message, unpack_mess
 def test_pairs_are_numbered_row_by_row():
     numbers = {(i, j): i * (i + 1) // 2 + j for i in range(5) for j in range(i + 1)}
     assert sorted(numbers.values()) == list(range(count_pairs(5)))
-    got = np.asarray(number_pairs(jnp.array([3, 0, 4, 5]), 5))  # the last is unused
+    got = np.asarray(number_row_pairs(jnp.array([3, 0, 4, 5]), 5))  # the last is unused
     want = [numbers[3, 3], numbers[3, 0], numbers[4, 3], 15, numbers[0, 0], numbers[4, 0], 15, numbers[4, 4], 15, 15]
     assert got.tolist() == want
 
@@ -44,7 +44,7 @@ def test_a_pair_is_split_into_its_rows(pair):
 
 
 def test_the_largest_catalogue_has_numbers_of_31_bits():
-    last = np.asarray(number_pairs(jnp.array([MOST_ROWS - 1, MOST_ROWS - 2]), MOST_ROWS))
+    last = np.asarray(number_row_pairs(jnp.array([MOST_ROWS - 1, MOST_ROWS - 2]), MOST_ROWS))
     assert last.tolist() == [count_pairs(MOST_ROWS) - 1, count_pairs(MOST_ROWS) - 2, count_pairs(MOST_ROWS - 1) - 1]
     assert list_pairs([np.array([[MOST_ROWS - 1, MOST_ROWS - 2]])], MOST_ROWS).tolist() == sorted(last.tolist())
     with pytest.raises(ValueError, match="at most 65,535 items, there are 65,536"):
@@ -67,7 +67,7 @@ def test_the_pairs_of_clients_are_listed_and_found(clients):
     want = {count_pairs(max(a, b)) + min(a, b) for items in clients for a in items for b in items}
     assert got.tolist() == sorted(want)
     for client, items in enumerate(clients):
-        ids = number_pairs(jnp.asarray(rows[client]), 13)
+        ids = number_row_pairs(jnp.asarray(rows[client]), 13)
         places = np.asarray(find_pairs(ids, jnp.asarray(got), count_pairs(13)))
         assert ((places < len(got)) == (np.asarray(ids) < count_pairs(13))).all()
         assert sorted(got[places[places < len(got)]]) == sorted({int(i) for i in ids if i < count_pairs(13)})

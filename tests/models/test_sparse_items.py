@@ -11,7 +11,7 @@ from jaxfed.core.types import History
 from jaxfed.models import closed_form
 from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.item_item import ridge_weights, score_history, weigh_history
-from jaxfed.models.sparse_items import keep_largest, shrunken_cosines, sparse_ridge_table, to_sparse
+from jaxfed.models.sparse_items import compute_cosines, keep_largest, sparse_ridge_table, to_sparse
 
 ITEMS, USERS = 40, 60
 random = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_the_largest_entries_of_a_row_are_kept_and_of_equals_the_first():
 
 def test_cosines_are_those_of_numpy():
     want, _ = nearest(1)
-    np.testing.assert_allclose(shrunken_cosines(to_sparse(SUMS), 10.0).toarray(), want, rtol=1e-5)
+    np.testing.assert_allclose(compute_cosines(to_sparse(SUMS), 10.0).toarray(), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", [3, 30])  # of 40 items: places are read one by one, or the whole catalogue
