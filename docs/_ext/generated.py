@@ -7,8 +7,8 @@
 
 import dataclasses
 import inspect
-import typing
 import pkgutil
+import typing
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

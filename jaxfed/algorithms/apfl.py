@@ -38,12 +38,14 @@ def make_apfl_work(
             (copy, params_now), (beside, private) = both
             return (copy, beside), (params_now, private)
 
-        def step(grads, state, params):
+        inner = optax.with_extra_args_support(client_optimizer)
+
+        def step(grads, state, params, **more):
             each = zip(apart(grads), state, apart(params), strict=True)
-            ((copy, beside), first), ((params_now, private), second) = (client_optimizer.update(*one) for one in each)
+            ((copy, beside), first), ((params_now, private), second) = (inner.update(*one, **more) for one in each)
             return ((copy, params_now), (beside, private)), (first, second)
 
-        pace = optax.GradientTransformation(lambda both: tuple(map(client_optimizer.init, apart(both))), step)
+        pace = optax.GradientTransformationExtraArgs(lambda both: tuple(map(client_optimizer.init, apart(both))), step)
         both = (own_copy(own, start), start), (own.beside, own.private)
         ((copy, _), (beside, _)), _, _ = local_sgd(aim, pace, both, steps, by_row)
         return report._replace(client_state=stamp_rows(own, private=report.client_state, copy=copy, beside=beside))

@@ -14,6 +14,8 @@ from jaxfed.core.types import Broadcast, ClientOutput
 def make_gradient_work(model: Model, client_optimizer: optax.GradientTransformation) -> ClientWork:
     """The gradient of the shared part, and one step of the private part."""
 
+    inner = optax.with_extra_args_support(client_optimizer)
+
     def init(params, key):
         return Broadcast(params), model.private(key)
 
@@ -25,7 +27,7 @@ def make_gradient_work(model: Model, client_optimizer: optax.GradientTransformat
             return seen.value, seen
 
         slope, seen = jax.grad(objective, has_aux=True)(both)
-        step, _ = client_optimizer.update(slope, client_optimizer.init(both), both)
+        step, _ = inner.update(slope, inner.init(both), both, examples=seen.weight)
         private = optax.apply_updates(private, step[1])
         return ClientOutput(Broadcast(slope[0]), private, steps.examples, {"train/loss": seen}, loss=seen.value)
 

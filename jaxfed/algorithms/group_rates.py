@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxfed.core.recipe import named
-from jaxfed.core.tables import is_table
+from jaxfed.core.tables import is_table, map_tables
 from jaxfed.core.types import Tree
 
 
@@ -17,14 +18,17 @@ class Rates(NamedTuple):
     Args:
         learning_rate: None: that of the optimiser.
         weight_decay: None: that of the optimiser.
+        per_example: Whether the weight decay is that of the sum of the losses of a batch's examples; the steps of
+            tables are then larger by the number of examples. None: no, it is that of their mean.
 
     Example:
         >>> Rates(learning_rate=60.0)
-        Rates(learning_rate=60.0, weight_decay=None)
+        Rates(learning_rate=60.0, weight_decay=None, per_example=None)
     """
 
     learning_rate: float | None = None
     weight_decay: float | None = None
+    per_example: bool | None = None
 
 
 SAME = Rates()
@@ -34,10 +38,20 @@ def scale_part(steps: Tree, params: Tree, rest: Rates, of_tables: Rates) -> Tree
     """Steps at rate 1 of one part of the parameters, with the rates of tables and of the rest."""
 
     def scale(step, value):
-        rate, decay = of_tables if is_table(step) else rest
+        rate, decay, _ = of_tables if is_table(step) else rest
         return jax.tree.map(lambda x, y: rate * (x - decay * y), step, value)
 
     return jax.tree.map(scale, steps, params, is_leaf=is_table)
+
+
+def sum_over_examples() -> optax.GradientTransformationExtraArgs:
+    """The gradient of a batch's mean loss, times the examples of the batch where it is of tables. Whoever calls it says
+    how many these are (`examples`)."""
+
+    def update(gradient, state, params=None, *, examples, **more):
+        return map_tables(lambda x: x * examples, lambda x: x, gradient), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 @named("optimizer")
@@ -53,7 +67,8 @@ def group_rates(
 
     A step is rate x (optimiser's step at rate 1 - decay x parameter). The client's loss is a mean over a batch, in
     which an item occurs once or twice and the user in every example. So good rates of items are larger, by about the
-    batch size.
+    batch size; or `item.per_example` takes the sum over the batch for tables, and their rate means the same whatever
+    the length of a batch.
 
     Args:
         optimizer: A function of Optax whose step is proportional to its learning rate: `optax.sgd`, `optax.adam`, ...
@@ -76,13 +91,23 @@ def group_rates(
     """
 
     def fill(group):
-        rate, decay = group
-        return Rates(learning_rate if rate is None else rate, weight_decay if decay is None else decay)
+        rate, decay, per_example = group
+        own = learning_rate if rate is None else rate, weight_decay if decay is None else decay
+        return Rates(*own, per_example)
 
-    def scale_both(steps, params):
-        parts = zip(steps, params, (fill(SAME), fill(user)), strict=True)
+    def scale_both(steps, params, examples=1.0):
+        rate, decay, per_example = fill(user)
+        own = Rates(rate, decay / examples if per_example else decay)
+        parts = zip(steps, params, (fill(SAME), own), strict=True)
         return tuple(scale_part(*part, fill(item)) for part in parts)
+
+    def scale_told(steps, state, params=None, *, examples, **more):
+        return scale_both(steps, params, jnp.maximum(examples, 1)), state
 
     if not weight_decay and item == user == SAME:
         return optimizer(learning_rate=learning_rate, **options)
-    return optax.chain(optimizer(learning_rate=1.0, **options), optax.stateless(scale_both))
+    steps = optimizer(learning_rate=1.0, **options)
+    if not item.per_example and not user.per_example:
+        return optax.chain(steps, optax.stateless(scale_both))
+    summed = [sum_over_examples()] if item.per_example else []
+    return optax.chain(*summed, steps, optax.GradientTransformationExtraArgs(optax.init_empty_state, scale_told))

@@ -28,21 +28,25 @@ def proximal_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """`optimizer` of (shared, private) with strength / 2 |shared - anchor|^2 added to the loss; see `local_sgd`."""
 
-    def update(steps, state, params, anchor):
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(steps, state, params, anchor, **more):
         pull = jax.tree.map(lambda g, x, a: g + strength * (x - a), steps[0], params[0], anchor)
-        return optimizer.update((pull, steps[1]), state, params)
+        return inner.update((pull, steps[1]), state, params, **more)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
-def optimize_part(optimizer: optax.GradientTransformation, part: int) -> optax.GradientTransformation:
+def optimize_part(optimizer: optax.GradientTransformation, part: int) -> optax.GradientTransformationExtraArgs:
     """`optimizer` of (shared, private) that moves the shared (0) or the private part (1), and leaves the other."""
 
-    def update(steps, state, params):
-        moved, state = optimizer.update(steps, state, params)
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(steps, state, params, **more):
+        moved, state = inner.update(steps, state, params, **more)
         return tuple(x if i == part else zeros_like(x) for i, x in enumerate(moved)), state
 
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def select_steps(steps: Batches, chosen: jax.Array) -> Batches:

@@ -29,6 +29,8 @@ class MimeBroadcast(NamedTuple):
 def make_mime_work(model: Model, client_optimizer: optax.GradientTransformation, correct: bool) -> ClientWork:
     """Local steps with the server's statistics, and the gradient at the model that was sent."""
 
+    inner = optax.with_extra_args_support(client_optimizer)
+
     def init(params, key):
         return Broadcast(
             params, MimeBroadcast(client_optimizer.init((params, ())), zeros_like(params), mark_known(0.0, params))
@@ -38,10 +40,10 @@ def make_mime_work(model: Model, client_optimizer: optax.GradientTransformation,
         start, both = shared.params, (shared.params, private)
         frozen, mean_gradient, told_of = shared.extra
 
-        def step(grads, state, params, statistics, shift):
+        def step(grads, state, params, statistics, shift, **more):
             both_ways = jax.tree.map(lambda g, c: g + c, grads[0], shift) if correct else grads[0]
-            moved, _ = client_optimizer.update((both_ways, ()), statistics, (params[0], ()))
-            own, state = client_optimizer.update(((), grads[1]), state, ((), params[1]))
+            moved, _ = inner.update((both_ways, ()), statistics, (params[0], ()), **more)
+            own, state = inner.update(((), grads[1]), state, ((), params[1]), **more)
             return (moved[0], own[1]), state
 
         pace = optax.GradientTransformationExtraArgs(lambda both: client_optimizer.init(((), both[1])), step)
@@ -102,9 +104,11 @@ def mime(
         ('statistics', 'gradient', 'known')
     """
 
+    inner = optax.with_extra_args_support(client_optimizer)
+
     def move_extra(extra, update):
         empty = zeros_like(update.gradient)
-        _, statistics = client_optimizer.update((update.gradient, ()), extra.statistics, (empty, ()))
+        _, statistics = inner.update((update.gradient, ()), extra.statistics, (empty, ()), examples=1.0)
         return MimeBroadcast(statistics, update.gradient, mark_known(1.0, update.gradient))
 
     work = make_mime_work(model, client_optimizer, correct)

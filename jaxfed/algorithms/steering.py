@@ -42,12 +42,14 @@ def steered_optimizer(optimizer: optax.GradientTransformation) -> optax.Gradient
     """`optimizer` of (shared, private) whose shared gradient is g + shift + pull (value - anchor); its state also sums
     the gradients g. shift, pull and anchor, trees like the shared part, come through `local_sgd`."""
 
+    inner = optax.with_extra_args_support(optimizer)
+
     def init(params):
         return zeros_like(params[0]), optimizer.init(params)
 
-    def update(steps, state, params, shift, pull, anchor):
+    def update(steps, state, params, shift, pull, anchor, **more):
         moved = jax.tree.map(lambda g, s, p, x, a: g + s + p * (x - a), steps[0], shift, pull, params[0], anchor)
-        steps_now, after = optimizer.update((moved, steps[1]), state[1], params)
+        steps_now, after = inner.update((moved, steps[1]), state[1], params, **more)
         return steps_now, (jax.tree.map(jnp.add, state[0], steps[0]), after)
 
     return optax.GradientTransformationExtraArgs(init, update)

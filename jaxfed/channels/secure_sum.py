@@ -17,13 +17,33 @@ from jaxfed.core.tree import stochastic_round
 from jaxfed.core.types import Key, Mean, RoundView, Tree
 
 BITS = 32
+MOST_DIGITS = 20  # binary digits after the point that "auto" keeps
+
+
+def count_ring_bits(slots: int, fraction_bits: int, most: float) -> int:
+    """Bits of a sum over `slots` clients of numbers up to `most`, with so many binary digits after the point."""
+    return 1 + math.ceil(math.log2(slots * (most * 2.0**fraction_bits + 1)))
+
+
+def choose_fraction_bits(fraction_bits: int | str, slots: int, most: float) -> int:
+    """The digits asked for; for "auto" as many as a sum over `slots` clients of numbers up to `most` has room for, at
+    most MOST_DIGITS. Raises ValueError for another word, or a number that is out of range."""
+    if isinstance(fraction_bits, str):
+        if fraction_bits != "auto":
+            raise ValueError(f'ring: fraction_bits is {fraction_bits!r}: it is a whole number, or "auto"')
+        if most == math.inf:  # which the chain refuses
+            return MOST_DIGITS
+        return max((bits for bits in range(MOST_DIGITS + 1) if count_ring_bits(slots, bits, most) <= BITS), default=0)
+    if not 0 <= fraction_bits <= BITS:
+        raise ValueError(f"ring: fraction_bits is {fraction_bits}: it must be from 0 to {BITS}")
+    return fraction_bits
 
 
 def check_ring(slots: int, fraction_bits: int, most: float) -> None:
     """Raises ValueError where a sum over `slots` clients of numbers up to `most` could wrap."""
     if most == math.inf:
         raise ValueError("ring: nothing bounds the numbers it sums: put clip before it, or set ring.bound")
-    need = 1 + math.ceil(math.log2(slots * (most * 2.0**fraction_bits + 1)))
+    need = count_ring_bits(slots, fraction_bits, most)
     if need > BITS:
         raise ValueError(
             f"ring: the sum of {slots} clients up to {most:g} with {fraction_bits} fractional bits needs {need} "
@@ -44,7 +64,7 @@ def round_to_ring(update: Tree, key: Key, fraction_bits: int, bound: float) -> T
 
 
 @named("channel")
-def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = False) -> Channel:
+def ring(slots: int, fraction_bits: int | str = "auto", bound: float = 0.0, union: bool = False) -> Channel:
     """Sends integers, x * 2^fraction_bits rounded at random, for a secure sum (Bonawitz et al. 2017).
 
     The sum wraps modulo 2^32 and is exact below that. The numbers that come from the left must be bounded, by links
@@ -53,7 +73,8 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
 
     Args:
         slots: The largest number of clients in a round.
-        fraction_bits: Binary digits after the point that are kept of a number.
+        fraction_bits: Binary digits after the point that are kept of a number. "auto": as many as the sum has room for
+            by its clients and their bound, at most 20.
         bound: The largest number of any message, weights of a mean among them. Larger ones are cut, and `ring/cut` is
             the share of clients with a cut number. 0: no limit but that of the links to the left.
         union: It is public which rows the cohort holds together (found by a union of sets that hides who holds which,
@@ -71,11 +92,14 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
         'sum'
     """
 
+    def digits(most):
+        return choose_fraction_bits(fraction_bits, slots, bound or most)
+
     def encode(update, sent, client):
-        return round_to_ring(update, client.key, fraction_bits, bound), client.link_state
+        return round_to_ring(update, client.key, digits(client.bound), bound), client.link_state
 
     def decode(summed, state, round):
-        return jax.tree.map(lambda x: x.astype(jnp.float32) / 2.0**fraction_bits, summed), state, {}
+        return jax.tree.map(lambda x: x.astype(jnp.float32) / 2.0 ** digits(round.bound), summed), state, {}
 
     def metrics(update, sent, client):
         is_cut = [(jnp.abs(x) > bound).any() for x in jax.tree.leaves(update)]
@@ -89,7 +113,7 @@ def ring(slots: int, fraction_bits: int = 20, bound: float = 0.0, union: bool = 
         is_average=False,
         by_entry=True,
         reveals="sum and rows" if union else "sum",
-        check=lambda norm: check_ring(slots, fraction_bits, bound or norm),
+        check=lambda norm: check_ring(slots, digits(norm), bound or norm),
         name="ring",
     )
 

@@ -67,13 +67,16 @@ def open_best_model(folder: str) -> tuple[Any, Any, Any]:
 
 def evaluate_command(args: argparse.Namespace) -> None:
     """jaxfed evaluate"""
+    from jaxfed.config.config_files import read_config
+    from jaxfed.config.schema import make_config
     from jaxfed.training.log import to_json
-    from jaxfed.training.rounds import count_negatives, mark_leaky
+    from jaxfed.training.rounds import count_negatives, evaluation_facts, mark_leaky
     from jaxfed.training.rounds import evaluate_model as examine
 
     parts, keys, best = open_best_model(args.run)
-    values = count_negatives(parts.eval_splits["test"]) | examine(parts, best, args.part, keys.evaluation)
-    values = mark_leaky(parts, values)
+    settings = make_config(read_config(Path(args.run) / "config.toml")).evaluation
+    values = evaluation_facts(parts, settings) | count_negatives(parts.eval_splits["test"])
+    values = mark_leaky(parts, values | examine(parts, best, args.part, keys.evaluation))
     if args.json:
         print(to_json(values, 1))
     else:

@@ -16,14 +16,14 @@ def print_summary(values: dict[str, Any], title: str) -> None:
     from rich.console import Console
 
     from jaxfed.core.excerpt import printable
-    from jaxfed.training.records import ERROR_COLUMNS, RANKING_COLUMNS, TERMINAL_FACTS, format_fact
+    from jaxfed.training.records import ERROR_COLUMNS, TERMINAL_FACTS, format_fact, ranking_columns
     from jaxfed.training.terminal_table import print_table
 
     leaky = " (LEAKY: train negatives exclude the held-out items)" if values.get("leaky") else ""
     out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     exposed = ("er@10",) if any(name.endswith("/er@10") for name in values) else ()
-    ranked = any(name.endswith("/hr@10") for name in values)
-    usual = RANKING_COLUMNS if ranked else ERROR_COLUMNS
+    ranked = ranking_columns(values)
+    usual = ranked or ERROR_COLUMNS
     columns = [each for each in (*usual, *exposed) if any(name.endswith(f"/{each}") for name in values)]
     first, lines = f"/{columns[0]}" if columns else "", []
     for part in [name.removesuffix(first) for name in values if first and name.endswith(first)]:

@@ -11,7 +11,10 @@ from jaxfed.core.link import Channel, link, list_mechanisms
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
 from jaxfed.data.interactions import item_numbers
+from jaxfed.data.population import SAMPLED, Population
+from jaxfed.evaluation.candidates import SampleOptions, count_train_interactions
 from jaxfed.evaluation.evaluator import make_evaluator
+from jaxfed.evaluation.metrics import CUTOFFS
 from jaxfed.evaluation.split import EvalSplit, Past, make_eval_split, map_to_homes
 from jaxfed.privacy.accountant import PrivacyAccount, make_ledger
 from jaxfed.privacy.releases import Sampling
@@ -53,6 +56,62 @@ def check_cold_start(model: Model, method: Method) -> None:
         raise ValueError("data.cold: with several models side by side new clients have none yet: take another work")
 
 
+def count_candidates(settings: Evaluation, population: Population) -> tuple[int, int]:
+    """(the fewest, the most) negatives of a user in `sampled` figures, unless the catalogue has fewer; 0: there are no
+    such figures."""
+    if population.labels or not settings.negatives:
+        return 0, 0
+    given = [each.negatives.counts for each in (population.asked, population.cold) if each and each.negatives]
+    if given:
+        return min(int(each.min()) for each in given), max(int(each.max()) for each in given)
+    return settings.negatives, settings.negatives
+
+
+def describe_candidates(settings: Evaluation, population: Population) -> str:
+    """What held-out items are ranked among in `sampled` figures, in some words; "": there are none."""
+    low, high = count_candidates(settings, population)
+    if not high:
+        return ""
+    if population.asked.negatives is not None:
+        return f"given, {low:,} to {high:,} a user" if low < high else f"given, {high:,} a user"
+    how = {"uniform": "uniform", "popularity": "by popularity"}[settings.negative_sampling]
+    return f"{high:,} {how}, {settings.draws} draw{'s' * (settings.draws > 1)}"
+
+
+def check_cutoffs(settings: Evaluation, population: Population) -> None:
+    """Raises ValueError for cut-offs that no ranking reaches, and samples beyond the catalogue. The defaults are asked
+    of every catalogue."""
+    items, (_, most) = population.num_items, count_candidates(settings, population)
+    if not settings.at or min(settings.at) < 1:
+        raise ValueError(f"evaluation.at is {list(settings.at)}: cut-offs are whole numbers from 1, such as [10, 20]")
+    if settings.at != CUTOFFS and max(settings.at) > items:
+        raise ValueError(f"evaluation.at: {max(settings.at):,} is beyond the catalogue of {items:,} items: lower it")
+    if most and max(settings.at) > most + 1:
+        more = "raise evaluation.negatives, or " * (population.asked.negatives is None)
+        raise ValueError(
+            f"evaluation.at: {max(settings.at):,} is beyond the {most + 1:,} candidates of `sampled` figures: lower "
+            f"it, {more}leave these figures out (evaluation.negatives = 0)"
+        )
+    if most != SAMPLED and most >= items:
+        raise ValueError(
+            f"evaluation.negatives is {most:,}, the catalogue has {items:,} items: lower it; `full` figures rank all"
+        )
+
+
+def choose_samples(settings: Evaluation, population: Population, runtime: Runtime) -> SampleOptions:
+    """How candidates are drawn. Raises ValueError where they cannot be."""
+    if settings.negative_sampling == "uniform":
+        return SampleOptions(settings.negatives, settings.draws)
+    if runtime.share.size > 1:
+        raise ValueError(
+            "evaluation.negative_sampling: popularity is counted over all clients, and of several processes each knows "
+            "its own: take uniform, or one process"
+        )
+    if population.asked.negatives is not None:
+        raise ValueError("evaluation.negative_sampling: data.negatives gives the negatives: leave one of both out")
+    return SampleOptions(settings.negatives, settings.draws, count_train_interactions(population.asked))
+
+
 def make_eval_splits(pieces: Pieces, model: Model, method: Method, runtime: Runtime) -> dict[str, EvalSplit]:
     """What clients are asked: `val` and `test`, and `test/cold` of clients that never take part, if there are any.
 
@@ -66,9 +125,11 @@ def make_eval_splits(pieces: Pieces, model: Model, method: Method, runtime: Runt
             "data.merge: a private part is folded in from one catalogue, not from domains: keep it instead"
         )
 
+    candidates = choose_samples(settings, population, runtime)
+
     def make_split(who, part, history):
         asked = settings.seed, settings.clients, runtime.placement.devices, runtime.share
-        return make_eval_split(who, part, *asked, history=history, features=model.features)
+        return make_eval_split(who, part, *asked, history=history, features=model.features, candidates=candidates)
 
     splits = {part: map_to_homes(make_split(population.asked, part, past), population) for part in ("val", "test")}
     return splits | ({"test/cold": make_split(population.cold, "test", settings.history)} if population.cold else {})
@@ -90,12 +151,13 @@ def make_evaluators(pieces: Pieces, model: Model, method: Method, runtime: Runti
             "evaluation.channel: its noise would come from the seed that config.toml holds, not from the secret one: "
             "leave the noise out, or privacy.seed"
         )
+    check_cutoffs(settings, population)
     splits = make_eval_splits(pieces, model, method, runtime)
     promoted = item_numbers(pieces.clients.source.items, settings.targets, "evaluation.targets").tolist()
-    evaluator, cold = make_evaluator(model, through, runtime.placement, promoted, method.work.views), None
+    evaluator, cold = make_evaluator(model, through, runtime.placement, promoted, method.work.views, settings.at), None
     if population.cold:
         check_cold_start(model, method)
-        cold = make_evaluator(model, through, runtime.placement, promoted)
+        cold = make_evaluator(model, through, runtime.placement, promoted, cutoffs=settings.at)
     return Evaluators(evaluator, cold, splits)
 
 

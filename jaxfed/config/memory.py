@@ -16,6 +16,8 @@ from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes, plan_blocks
 from jaxfed.data.population import Population
 
+MOST_MESSAGES = 1 << 30  # bytes of messages and working copies that are held at a time, unless run.chunk says more
+ROW = 12  # bytes of a row's numbers: in the total, in the catalogue, and whose it is
 EXAMPLE = 40  # bytes of an example while a cohort is packed: random numbers, places, the array that is sent
 
 
@@ -77,7 +79,7 @@ def largest_block_bytes(shapes: BlockShapes, sends: Callable[[Tree], Tree], shar
         sizes = [(clients, count_pairs(rows)) for clients, rows in sizes]
     sizes = [(clients, clients * rows) for clients, rows in sizes]
     sizes = [shapes.padded_shape] if padded else sizes
-    return max(clients * one + (rows - clients) * (two - one) for clients, rows in sizes)
+    return max(clients * one + (rows - clients) * (two - one) + ROW * rows for clients, rows in sizes)
 
 
 def choose_chunk(
@@ -88,10 +90,10 @@ def choose_chunk(
     chunk: int,
     sums: bool,
 ) -> int:
-    """Blocks whose messages are held at a time: `chunk`, or as many as fit into a quarter of what is free.
+    """Blocks whose messages are held at a time: `chunk`, or as many as take little of what is free.
 
-    The messages of a cohort of the largest clients must fit beside each other and the working copies of one block;
-    three times where a reduction of a link's own collects and compares them.
+    Messages must fit beside each other and the working copies of one block; three times where they are not summed as
+    they come.
 
     Args:
         population: the clients.
@@ -112,20 +114,17 @@ def choose_chunk(
     blocks, room = len(plan_blocks(shapes, batching, largest, owner).shapes), device_memory()
     block = block_bytes(shapes)
     if not sums:
-        if (3 * blocks + 3) * block > room:
-            raise ValueError(
-                f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
-                f"{3 * blocks * block / 1e9:.1f} GB, {room / 1e9:.1f} GB are free: set cohort.size lower"
-            )
+        check_gathered(blocks, block, room)
         return 0
     fit = room // block - 3  # blocks that fit beside the working copies of one
     if fit < 1:
         raise ValueError(
             f"a block of clients may send {block / 1e9:.2g} GB of messages and needs four times as much, "
-            f"{room / 1e9:.2g} GB are free: {advise_area(shapes, block_bytes, room)}"
+            f"{room / 1e9:.2g} GB are free: {suggest_area(shapes, block_bytes, room)}"
         )
     if not chunk:
-        return 0 if blocks + 3 <= room // block // 4 else max(1, min(blocks, room // block // 4 - 3))
+        fit = min(room // 4, MOST_MESSAGES) // block - 3
+        return 0 if blocks <= fit else max(1, fit)
     if min(chunk, blocks) > fit:
         raise ValueError(
             f"run.chunk is {chunk}: so many blocks may hold {min(chunk, blocks) * block / 1e9:.1f} GB of messages, "
@@ -134,7 +133,16 @@ def choose_chunk(
     return chunk
 
 
-def advise_area(shapes: BlockShapes, block_bytes: Callable[[BlockShapes], int], room: int) -> str:
+def check_gathered(blocks: int, block: int, room: int) -> None:
+    """Raises ValueError where so many blocks of messages, gathered and compared, do not fit."""
+    if (3 * blocks + 3) * block > room:
+        raise ValueError(
+            f"a link has a reduction of its own, for which {blocks} blocks of messages may take "
+            f"{3 * blocks * block / 1e9:.1f} GB, {room / 1e9:.1f} GB are free: set cohort.size lower"
+        )
+
+
+def suggest_area(shapes: BlockShapes, block_bytes: Callable[[BlockShapes], int], room: int) -> str:
     """What makes blocks small enough for so much memory."""
     area, longest = shapes.steps_per_block, shapes.kinds[-1][0]
     while area > longest:
@@ -147,7 +155,7 @@ def advise_area(shapes: BlockShapes, block_bytes: Callable[[BlockShapes], int], 
 def check_solve(closed: ClosedForm | None) -> None:
     """Raises ValueError where there is no memory to solve for a model; says what would do, if that is known."""
     need, free = closed.solve_bytes if closed else 0, free_memory()
-    if closed and need > free:
+    if closed and need > 0.8 * free:  # other things take memory, too
         raise ValueError(
             f"the model is solved in {need / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free: {closed.advice}"
         )

@@ -167,7 +167,8 @@ def override_config(table: dict[str, Any], args: list[str]) -> Config:
     args = split_lists(args, [f"--{key.replace('_', '-')}" for key in lists])
     known = [f"--{key.replace('_', '-')}" for key, _ in iterate_leaves(config_to_table(config))]
     known += ["--out", "--resume", "--profile"]  # the command's own, for who misspells them
-    groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in ("learning-rate", "weight-decay")]
+    rates = ("learning-rate", "weight-decay", "per-example")
+    groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in rates]
     positive = {re.sub(r"\.no-([^.]*)$", r".\1", word.split("=")[0].replace("_", "-")): word for word in args}
     for flag, word in positive.items():
         if flag.startswith("--") and flag not in known + groups:

@@ -11,10 +11,10 @@ from jaxfed.channels.average import mean, per_row_mean
 from jaxfed.config.recipes import Originals, to_plain
 from jaxfed.config.schema import check_numbers, coerce_table, coerce_value
 from jaxfed.config.sections import call_with
-from jaxfed.config.settings import Evaluation, Privacy, Run
+from jaxfed.config.settings import Evaluation, Privacy, Run, with_patience
 from jaxfed.config.stages import Edges, Pieces
 from jaxfed.core.channel import chain
-from jaxfed.core.link import Channel, link
+from jaxfed.core.link import Channel, link, list_links
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import find_recipe
@@ -192,5 +192,7 @@ def join_pieces(
     for name in ("download", "evaluation_channel"):  # a link alone is a chain of one, as in a configuration
         if settings.get(name) is not None:
             settings[name] = chain(settings[name])
-    pieces = Pieces(clients, model, method, default_channel(method) if channel is None else channel, timed, **settings)
-    return pieces, Originals(sampler, times)
+    chosen_channel = default_channel(method) if channel is None else channel
+    noisy = any(each.claims.mechanisms for each in (*list_links(chosen_channel), *method.links))
+    settings["evaluation"] = with_patience(settings["evaluation"], noisy)
+    return Pieces(clients, model, method, chosen_channel, timed, **settings), Originals(sampler, times)

@@ -49,8 +49,9 @@ from jaxfed.data.sources.movielens import ml_100k
 from jaxfed.data.sources.shaped import shaped_data
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.models.baselines import counter, popularity
-from jaxfed.models.closed_form import ease, ials, item_knn, transitions
+from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.features import fm, two_tower
+from jaxfed.models.ials import ials
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import fedrap, neumf, pfedrec

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from jaxfed.config.options import argument_type, section_arguments
 from jaxfed.config.plugins import import_plugins
 from jaxfed.config.registry import ALIASES, REGISTRY
-from jaxfed.config.settings import Config, Evaluation, GroupRates, Privacy, Run, Section
+from jaxfed.config.settings import Config, Evaluation, GroupRates, Privacy, Run, Section, with_patience
+from jaxfed.config.untuned import with_rule
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.data.sources.tables import file_kind
 
@@ -23,8 +24,9 @@ LARGEST_SIZE = 1 << 16  # of a whole number in [model]: sizes of arrays, whose p
 LARGEST = {"clusters": LARGEST_SIZE, "groups": LARGEST_SIZE, "fraction_bits": 32}
 # keys of [model] that are sizes of arrays: at least 1
 SIZES = ("dim", "hidden", "code", "rank", "window")
-AT_LEAST_ONE = ("rounds", "evaluation.every", "run.keep", "run.checkpoint_every")
+AT_LEAST_ONE = ("rounds", "evaluation.every", "evaluation.draws", "run.keep", "run.checkpoint_every")
 LINKS = ({"name": "per_row_mean"},)  # where a configuration has no [[channel]]
+NOISE = ("gaussian", "local_gaussian", "correlated", "skellam", "discrete_gaussian")  # links that add some
 GROUPS = ("item", "user")  # of parameters that an optimiser may have rates of their own for
 NAMED = {
     "data": "ml-100k",
@@ -176,11 +178,12 @@ def build_links(value: Any, where: str) -> tuple[Section, ...]:
     return tuple(made)
 
 
-def build_evaluation(table: Any) -> Evaluation:
-    """The [evaluation] section from its table."""
+def build_evaluation(table: Any, noisy: bool) -> Evaluation:
+    """The [evaluation] section from its table; noisy: whether a link of the channel adds noise."""
     own = dict(expect_table(table, "evaluation"))
     links = build_links(own.pop("channel", []), "evaluation.channel")
-    return dataclasses.replace(fill_dataclass(Evaluation, own, "evaluation"), channel=links)
+    made = dataclasses.replace(fill_dataclass(Evaluation, own, "evaluation"), channel=links)
+    return with_patience(made, noisy)
 
 
 def infer_kind(path: str, delimiter: str, mend: str, otherwise: str = "") -> str:
@@ -228,9 +231,10 @@ def make_config(table: dict[str, Any]) -> Config:
     for key in table:
         if key not in known:
             raise ValueError(f'unknown key "{shorten(key)}"{suggest(key, known)}')
+    table = with_rule(table)
     channel = build_links(table.get("channel", list(LINKS)), "channel")
     download = build_links(table.get("download", []), "download")
-    evaluation = build_evaluation(table.get("evaluation", {}))
+    evaluation = build_evaluation(table.get("evaluation", {}), any(each.name in NOISE for each in channel))
     sections: dict[str, Any] = {key: build_section(key, table.get(key, {}), key) for key in NAMED}
     config = Config(
         seed=coerce_value(int, table.get("seed", 0), "seed"),

@@ -81,7 +81,7 @@ def make_model(config: Config, data: Clients, table_rows: int) -> Model:
     the data."""
     loss = choose_loss(config)
     chosen = replace_arguments(config.model, loss=loss) if loss else config.model
-    sizes = {"num_items": table_rows, "num_users": data.users_per_client, "real_items": data.num_items}
+    sizes: dict[str, Any] = {"num_items": table_rows, "num_users": data.users_per_client, "real_items": data.num_items}
     sizes["density"] = data.density
     return call_registered("model", chosen, **sizes, vocabulary=data.vocabulary)
 

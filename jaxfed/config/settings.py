@@ -1,9 +1,11 @@
 """The types of a configuration, and of its sections: what an editor completes, and what a program hands over, too."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxfed.core.excerpt import shorten, shorten_list
+
+PATIENCE = 10  # evaluations without an improvement, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,14 @@ class GroupRates:
     Args:
         learning_rate: Left out: the value of [work.optimizer].
         weight_decay: Left out: the value of [work.optimizer].
+        per_example: true: the weight decay is that of the sum of the losses of a batch's examples, and steps of `item`
+            are of that sum, so that a number means the same for clients with few examples and with many. Left out: of
+            their mean.
     """
 
     learning_rate: float | None = None
     weight_decay: float | None = None
+    per_example: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,8 @@ class Evaluation:
     Args:
         every: Number of rounds between evaluations on validation.
         select: The metric of validation by which the best round is chosen.
-        patience: Number of evaluations without an improvement after which the run ends. 0: it never ends early.
+        patience: Number of evaluations in a row without an improvement after which the run ends. 0: it never ends
+            early. Left out: 10; 0 where the channel adds noise, as the round of a stop would tell about the data.
         where: At the server, with exact sums; or at the clients, whose figures go through `evaluation.channel`.
         seed: Seed of the sampled negatives and of the choice of evaluated clients.
         history: Interactions from which a user's private part is computed where the model does so (closed forms,
@@ -156,25 +163,44 @@ class Evaluation:
             new client.
         clients: Evaluate on at most this many clients, drawn once. 0: all.
         targets: Items, by the source's ids, whose exposure is measured (er@k).
+        at: The cut-offs k of hr@k, ndcg@k, recall@k, precision@k, f1@k and er@k.
+        negatives: Number of items that a held-out one is ranked among in `sampled` figures, where none are given
+            (data.negatives). 0: there are no such figures.
+        draws: Number of samples of these items; `sampled` figures are means over them.
+        negative_sampling: uniform: all items that the user never interacted with are equally likely. popularity: in
+            proportion to their train interactions, without repeats.
         channel: Links that the figures of clients go through, each an [[evaluation.channel]]. A program hands them to
             `Experiment` as `evaluation_channel` instead.
 
     Example:
         >>> import jaxfed as jf
-        >>> jf.Evaluation(every=5, select="val/full/hr@10").patience
-        0
+        >>> jf.Evaluation(every=5, select="val/full/hr@10", patience=3).patience
+        3
     """
 
     every: int = 10
     select: str = "val/full/ndcg@10"
-    patience: int = 0
+    patience: int | None = None
     where: Literal["server", "clients"] = "server"
     seed: int = 0
     history: Literal["train", "all"] = "train"
     fold_in: bool = False
     clients: int = 10_000
     targets: tuple[str, ...] = ()
+    at: tuple[int, ...] = (10, 20)
+    negatives: int = 99
+    draws: int = 5
+    negative_sampling: Literal["uniform", "popularity"] = "uniform"
     channel: tuple[Section, ...] = ()
+
+
+def with_patience(evaluation: Evaluation, noisy: bool) -> Evaluation:
+    """The settings, with the patience that they leave out.
+
+    noisy: whether the channel adds noise.
+    """
+    usual = 0 if noisy else PATIENCE
+    return evaluation if evaluation.patience is not None else replace(evaluation, patience=usual)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxfed.core.tables import add_rows, map_tables, repeat_rows
+from jaxfed.core.tables import Table, add_rows, is_same_rows, is_table, map_tables, repeat_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Messages, Tree
+
+DENSE = 32  # a client holds many rows where this times their number is at least the whole
 
 
 class Capacity(NamedTuple):
@@ -43,9 +45,29 @@ class Aggregator(NamedTuple):
 
 def accumulate_messages(total: Tree, messages: Messages) -> Tree:
     """Adds messages to a total: the only scatter of messages in a round. Integers wrap: a ring sum."""
-    sent = repeat_rows(messages.messages, messages.present.size)
-    summed = map_tables(lambda x: x, lambda x: jnp.sum(x, 0, dtype=x.dtype), sent)
-    return add_rows(total, messages.rows, summed)
+
+    def add(part, sent):
+        if is_same_rows(sent):
+            return Table(add_same_rows(part.rows, messages.rows, sent.values))
+        summed = map_tables(lambda x: x, lambda x: jnp.sum(x, 0, dtype=x.dtype), sent)
+        return add_rows(part, messages.rows, summed)
+
+    return jax.tree.map(add, total, messages.messages, is_leaf=lambda node: is_table(node) or is_same_rows(node))
+
+
+def add_same_rows(table: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+    """Adds row c of `values` [W, ...] to each of the rows of client c, which lie end to end in `rows` [R].
+
+    As a product with who holds what, where a client holds many of the rows: a scatter reads and writes the table once
+    for each row that is held.
+    """
+    clients = values.shape[0]
+    held, flat = rows.size // clients, values.reshape(clients, -1)
+    if held * DENSE < table.shape[0]:
+        return table.at[rows].add(jnp.repeat(values, held, axis=0), mode="drop")
+    who = jnp.repeat(jnp.arange(clients), held)
+    holds = jnp.zeros((clients, table.shape[0]), values.dtype).at[who, rows].add(1, mode="drop")
+    return table + (holds.T @ flat).reshape(table.shape)
 
 
 def total_shapes(messages: Messages, rows: int) -> Tree:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxfed.core import tables, tree
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, broadcast_state, encode_message
-from jaxfed.core.pairs import find_pairs, number_pairs
-from jaxfed.core.state import Plan, State, broadcast_shapes, sent_model, sums_pairs, table_rows_of
+from jaxfed.core.pairs import find_pairs, number_row_pairs
+from jaxfed.core.state import Plan, State, broadcast_shapes, has_pair_sums, sent_model, table_rows_of
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.types import Block, Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree
 
@@ -192,9 +192,9 @@ def locate_rows(plan: Plan, state: State, block: Block, touched: jax.Array | Non
     """(int [m, K]: the rows of the catalogue that the clients of a block hold, the block with their positions in the
     total). Where sums are over pairs of rows, these are the rows."""
     size = table_rows_of(plan, state)
-    if not sums_pairs(plan.method):
+    if not has_pair_sums(plan.method):
         return block.rows if touched is None else touched.at[block.rows].get(mode="fill", fill_value=size), block
-    held = jax.vmap(lambda rows: number_pairs(rows, tables.num_rows(state.shared)))(block.rows)
+    held = jax.vmap(lambda rows: number_row_pairs(rows, tables.num_rows(state.shared)))(block.rows)
     return held, block._replace(rows=held if touched is None else find_pairs(held, touched, size))
 
 

@@ -1,5 +1,6 @@
 """What one client computes: `ClientWork`, its mini-batches `Batches`, and `local_sgd`, the loop that they share."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,6 +93,12 @@ def batch_weights(loss: Callable[..., Mean], params: Tree, steps: Batches, by_ro
     return jax.vmap(weigh)(steps.rows, steps.batch)
 
 
+def takes_examples(update: Callable[..., Any]) -> bool:
+    """Whether an optimiser's update may be told `examples`."""
+    parameters = inspect.signature(update).parameters
+    return "examples" in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
 def local_sgd(
     loss: Callable[..., Mean],
     optimizer: optax.GradientTransformation,
@@ -108,7 +115,8 @@ def local_sgd(
     Args:
         loss: loss(params, batch) -> `Mean`. It sees plain leaves, without marks of tables. Where the batches have a
             frozen part: loss(params, batch, frozen).
-        optimizer: A transform of Optax.
+        optimizer: A transform of Optax. Where its update takes `examples`, or any keyword, it is told how many examples
+            the batch's mean is over.
         params: What is trained; tables are the client's rows [K, ...].
         steps: The batches, of at most k rows each.
         by_row: True: a step touches only the rows of its batch. This is exact for SGD, and the lazy version of anything
@@ -127,6 +135,7 @@ def local_sgd(
         [-0.5, 0.0, -0.5]
     """
     opt, weights = optax.with_extra_args_support(optimizer), batch_weights(loss, params, steps, by_row)
+    told = takes_examples(opt.update)
 
     def step(carry, now):
         rows, live, batch, weight = now
@@ -137,6 +146,7 @@ def local_sgd(
             return Mean(met.total, weight).value, met.total
 
         gradient, seen = jax.grad(objective, has_aux=True)(part)
+        more = more | ({"examples": weight} if told else {})
         update, after = opt.update(gradient, state, part, **more)
         update = jax.tree.map(lambda x: jnp.where(live, x, 0), update)
         after = jax.tree.map(lambda new, old: jnp.where(live, new, old), after, state)

@@ -51,7 +51,7 @@ def check_pairs(rows: int) -> None:
         )
 
 
-def number_pairs(rows: jax.Array, size: int) -> jax.Array:
+def number_row_pairs(rows: jax.Array, size: int) -> jax.Array:
     """int32 [K (K + 1) / 2]: the pairs (a, b), a <= b, of a client's rows [K], in the order of `np.triu_indices`; past
     the end where one of the two is unused. size: rows of the catalogue."""
     first, second = np.triu_indices(rows.shape[0])
@@ -71,10 +71,17 @@ def list_pairs(rows: list[np.ndarray], size: int) -> np.ndarray:
         first, second = np.triu_indices(block.shape[1])
         step = max(1, AT_ONCE // len(first))
         for low in range(0, len(block), step):
-            some = block[low : low + step].astype(np.int64)
-            high, lower = np.maximum(some[:, first], some[:, second]), np.minimum(some[:, first], some[:, second])
-            found.append(np.unique((count_pairs(high) + lower)[high < size].astype(np.int32)))
-    return np.unique(np.concatenate(found))
+            some = np.ascontiguousarray(block[low : low + step].T, dtype=np.int32)
+            high, lower = np.maximum(some[first], some[second]), np.minimum(some[first], some[second])
+            pairs = ((high + 1) >> 1) * (high | 1) + lower  # no overflow before halving
+            found.append(sort_distinct(pairs[high < size]))
+    return sort_distinct(np.concatenate(found))
+
+
+def sort_distinct(values: np.ndarray) -> np.ndarray:
+    """The distinct values, ascending; by a sort, which is several times as fast as `np.unique` here."""
+    values = np.sort(values)
+    return values[np.append(True, values[1:] != values[:-1])[: len(values)]]
 
 
 def split_pairs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

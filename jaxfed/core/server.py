@@ -16,7 +16,7 @@ from jaxfed.core.method import Method
 from jaxfed.core.pairs import PairSums, count_pairs
 from jaxfed.core.parametrization import make_pull_back
 from jaxfed.core.placement import Placement
-from jaxfed.core.state import Plan, State, sums_pairs, table_rows_of
+from jaxfed.core.state import Plan, State, has_pair_sums, table_rows_of
 from jaxfed.core.streams import STORE
 from jaxfed.core.types import Array, Broadcast, Key, Mean, Messages, RoundView, Tree
 
@@ -134,18 +134,18 @@ def solve_model(
         if closed.candidates:
             info = info | {"sums": sums}
         else:
-            shared = Broadcast(place_solution(plan.place, closed.solve(sums, shared.params)))
+            shared = Broadcast(put_solution(plan.place, closed.solve(sums, shared.params)))
     return state._replace(shared=shared), info
 
 
-def place_solution(place: Placement, params: Tree) -> Tree:
+def put_solution(place: Placement, params: Tree) -> Tree:
     """Parameters that the host has solved for, laid out as the server keeps them."""
     return place.server(params)
 
 
 def read_sums(plan: Plan, state: State, sums: Tree, touched: Array | None) -> Tree:
     """The sums over clients as `ClosedForm.solve` takes them."""
-    if not sums_pairs(plan.method):
+    if not has_pair_sums(plan.method):
         return sums
     size, values = tables.num_rows(state.shared), np.asarray(sums["tables"]["pairs"].rows)
     ids = np.arange(len(values)) if touched is None else np.asarray(touched, np.int64)

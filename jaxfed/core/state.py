@@ -67,7 +67,7 @@ def server_model(state: State, parametrization: Parametrization | None = None) -
     return tables.unwrap(apply_parametrization(parametrization, state.shared.params))
 
 
-def sums_pairs(method: Method) -> bool:
+def has_pair_sums(method: Method) -> bool:
     """Whether clients send sums over pairs of their rows, for which they read nothing of the model."""
     return method.closed is not None and method.closed.pair_columns > 0
 
@@ -75,14 +75,14 @@ def sums_pairs(method: Method) -> bool:
 def sent_model(method: Method, shared: Broadcast) -> Broadcast:
     """What clients are sent of what the server holds (arrays or shapes): all of it, or, where they send sums over pairs
     of rows, a table with a row for each pair and no numbers."""
-    if not sums_pairs(method):
+    if not has_pair_sums(method):
         return shared
     return Broadcast({"tables": {"pairs": pair_table(tables.num_rows(shared))}})
 
 
 def broadcast_shapes(plan: Plan, shared: Broadcast) -> Broadcast:
     """What is broadcast, all rows of it: shapes, or what the server holds where that is it."""
-    if sums_pairs(plan.method):
+    if has_pair_sums(plan.method):
         return sent_model(plan.method, shared)
     forward = plan.method.parametrization and plan.method.parametrization.forward
     return shared._replace(params=jax.eval_shape(forward, shared.params, None)) if forward else shared
@@ -91,7 +91,7 @@ def broadcast_shapes(plan: Plan, shared: Broadcast) -> Broadcast:
 def table_rows_of(plan: Plan, state: State) -> int:
     """Rows of the tables that are shared or kept by clients (0: there are none); their pairs, where sums are over
     these."""
-    if sums_pairs(plan.method):
+    if has_pair_sums(plan.method):
         return count_pairs(tables.num_rows(state.shared))
     shared = tables.num_rows(broadcast_shapes(plan, state.shared))
     return max(shared, plan.frozen_rows, tables.num_rows(state.client_states, axis=1))

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxfed.core.streams import Stream, philox_key
 from jaxfed.data.population import Population
-from jaxfed.data.ragged import concatenate_ranges, make_negative_index, make_ragged, sort_pairs
+from jaxfed.data.ragged import Ragged, concatenate_ranges, make_negative_index, make_ragged, sort_pairs
 
 
 class Batching(NamedTuple):
@@ -144,14 +144,21 @@ def draw_negatives(population: Population, user: np.ndarray, random32: np.ndarra
     return place.astype(np.int32) if population.domains is None else population.domains.items[begin[:, None] + place]
 
 
+def find_touched_items(population: Population, users: np.ndarray) -> Ragged:
+    """The items that each of the users interacted with, in any part: sorted and distinct."""
+    items, lists = (
+        population.num_items,
+        [part.some(users) for part in (population.train, population.valid, population.test)],
+    )
+    owner = np.concatenate([np.repeat(np.arange(len(users)), part.counts) for part in lists])
+    pairs = np.unique(owner * items + np.concatenate([part.values for part in lists]))
+    return make_ragged(pairs % items, pairs // items, len(users))
+
+
 def sample_untouched_items(population: Population, users: np.ndarray, draws: int, size: int, seed: int) -> np.ndarray:
     """int32 [len(users), draws, size]: distinct items of its domain that each user never interacted with, uniform, by
     (seed, user, draw); N where there are fewer."""
-    items = population.num_items
-    lists = [part.some(users) for part in (population.train, population.valid, population.test)]
-    owner = np.concatenate([np.repeat(np.arange(len(users)), part.counts) for part in lists])
-    pairs = np.unique(owner * items + np.concatenate([part.values for part in lists]))
-    touched = make_ragged(pairs % items, pairs // items, len(users))
+    items, touched = population.num_items, find_touched_items(population, users)
     gaps = make_negative_index(touched, items, population.domains).gaps
     begin, most = population.span(users)
     row = np.repeat(np.arange(len(users)), draws)

@@ -8,8 +8,10 @@ from jaxfed.core.pairs import count_pairs
 from jaxfed.data.batching import Batching
 from jaxfed.data.population import ALONE, Population, ProcessShare
 
-HISTORY_STEPS = 1 << 13  # interactions of a block of histories, where the longest is no longer
-SHORTEST_HISTORY = 8  # to which shorter ones are padded
+PAIR_STEPS = 1 << 13  # items of a block of histories whose clients send pairs of them
+HISTORY_STEPS = 1 << 14  # items of a block of other histories
+SHORTEST_PAIRED = 8  # items to which shorter histories are padded, whose pairs are sent
+SHORTEST_HISTORY = 64  # items to which other histories are padded
 
 
 class BlockShapes(NamedTuple):
@@ -41,6 +43,25 @@ class BlockShapes(NamedTuple):
         return max(clients), max(rows)
 
 
+def check_batching(population: Population, batching: Batching) -> None:
+    """Raises ValueError where batches or negatives cannot be drawn."""
+    for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
+        if (value := getattr(batching, key)) < least:
+            raise ValueError(f"work.{key} is {value}: it must be at least {least}")
+    if population.labels is not None and (batching.negatives or batching.pairwise):
+        raise ValueError(
+            f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'
+        )
+    if batching.pairwise and batching.negatives < 1:
+        raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
+    full = population.excluded.counts >= population.span(np.arange(len(population.user_names)))[1]
+    if batching.negatives and full.any():
+        raise ValueError(
+            f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
+            "set work.negatives = 0 or leave such users out"
+        )
+
+
 def make_block_shapes(
     population: Population,
     batching: Batching,
@@ -57,30 +78,17 @@ def make_block_shapes(
 
     Raises ValueError where batches or negatives cannot be drawn.
     """
-    for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
-        if (value := getattr(batching, key)) < least:
-            raise ValueError(f"work.{key} is {value}: it must be at least {least}")
-    if population.labels is not None and (batching.negatives or batching.pairwise):
-        raise ValueError(
-            f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'
-        )
-    if batching.pairwise and batching.negatives < 1:
-        raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
-    full = population.excluded.counts >= population.span(np.arange(len(population.user_names)))[1]
-    if batching.negatives and full.any():
-        raise ValueError(
-            f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
-            "set work.negatives = 0 or leave such users out"
-        )
-    kinds = block_kinds(batching, population.num_train)
-    expected = int(batching.steps(population.num_train).mean() * slots)
-    # some sixteen blocks a round; of histories more, whose messages are long
-    most = HISTORY_STEPS if batching.ordered else 1 << 62
+    check_batching(population, batching)
+    lengths = population.num_train
+    kinds = history_kinds(lengths, pairs) if batching.ordered else block_kinds(batching, lengths)
+    expected = int(batching.steps(lengths).mean() * slots)
+    # some sixteen blocks a round; more of histories, from which long messages are made
+    most = (PAIR_STEPS if pairs else HISTORY_STEPS) if batching.ordered else 1 << 62
     steps_per_block = steps_per_block or max(64, kinds[-1][0], min(1 << (expected // 16).bit_length(), most))
     items, columns = population.num_items, batching.width // batching.batch_size
     room = rows_expected(population, batching, slots) if lazy else 0
     if pairs:
-        room = pairs_expected(population, slots, end or items) if lazy and share.size == 1 else 0
+        room = count_expected_pairs(population, slots, end or items) if lazy and share.size == 1 else 0
     return BlockShapes(kinds, steps_per_block, slots, devices, columns, items, room, end or items, share, pairs)
 
 
@@ -94,13 +102,23 @@ def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) ->
     longest, top = int(steps.max()), int(size.max())
     points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
     points = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
-    if batching.ordered:  # of few items each: they are not worth a program of their own
-        points = [p for p in points if p >= SHORTEST_HISTORY] or points[-1:]
     widths = np.array([narrow << i for i in range(top.bit_length()) if narrow << i < top] + [top])
     used = widths[np.unique(np.searchsorted(widths, size[steps == batching.epochs]))].tolist() or [top]
     one = next(p for p in points if p >= batching.epochs)
     low, high = ([p for p in points if p < one], [p for p in points if p > one])
     return (*((p, used[0]) for p in low), *((one, width) for width in used), *((p, top) for p in high))
+
+
+def history_kinds(lengths: np.ndarray, pairs: bool) -> tuple[tuple[int, int], ...]:
+    """(items, 1) of blocks of whole histories, ascending. What pairs of items cost grows with the square of a length:
+    lengths are then powers of two and their 3/4 points. Else they are powers of four, for few programs."""
+    longest = int(lengths.max())
+    least, grow = (SHORTEST_PAIRED, (1.5, 4 / 3)) if pairs else (SHORTEST_HISTORY, (4, 4))
+    points = [least]
+    while points[-1] < longest:
+        points.append(round(points[-1] * grow[(len(points) - 1) % 2]))
+    points[-1] = min(points[-1], -(-longest // least) * least)
+    return tuple((point, 1) for point in points)
 
 
 def rows_expected(population: Population, batching: Batching, slots: int) -> int:
@@ -116,7 +134,7 @@ def rows_expected(population: Population, batching: Batching, slots: int) -> int
     return int(min(items, -(-distinct // 1024) * 1024))
 
 
-def pairs_expected(population: Population, slots: int, items: int) -> int:
+def count_expected_pairs(population: Population, slots: int, items: int) -> int:
     """Pairs of items that no cohort of so many clients exceeds; 0 where all pairs are few enough to be summed whole."""
     lengths = np.sort(population.num_train)[-slots:]
     most = int(count_pairs(lengths).sum())

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal, NamedTuple
 
+import pyarrow as pa
+
 from jaxfed.core.recipe import Recipe, find_recipe, put_recipe
 from jaxfed.data.given_parts import given_parts_digest
 from jaxfed.data.interactions import Dataset, data_digest
@@ -97,6 +99,7 @@ def make_clients(data: Dataset, **options: Any) -> Clients:
     Raises:
         ValueError: see `prepare_population`.
     """
+    pa.default_memory_pool().release_unused()  # what the file was read in: Arrow would keep it
     digest = given_parts_digest(data_digest(data, features=not data.features_follow), data)
     source, population = prepare_population(data._replace(recipe=None), **options)
     return Clients(source, population, digest, options.get("protocol") == LEAKY)

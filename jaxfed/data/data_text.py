@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxfed.data.population import Population
 from jaxfed.data.sources.roles import OPTIONAL
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -36,6 +37,13 @@ def describe_times(times: np.ndarray, notes: tuple[str, ...] = ()) -> str:
     return f"times {low} to {high}"
 
 
+def count_held_out_rows(population: Population) -> str:
+    """How many rows train, validate and test."""
+    asked = population.asked
+    rows = {"train": asked.train, "validation": asked.valid, "test": asked.test}
+    return ", ".join(f"{len(lists.values):,} {name} rows" for name, lists in rows.items())
+
+
 def describe_data(data: Any) -> str:
     """Users, items, density, lengths of clients' histories, the popularity curve. `data`: see `build.Data`."""
     rows, population = data.source.interactions, data.population
@@ -48,6 +56,7 @@ def describe_data(data: Any) -> str:
     lines = [
         f"{users:,} users x {items:,} items, {count:,} interactions, density {count / users / items:.4%}",
         f"{population.num_clients:,} clients, {each}",
+        f"protocol {data.protocol}: {count_held_out_rows(population)}",
         f"{describe_ratings(rows.rating)}; {describe_times(rows.time, data.source.notes)}",
         "",
         "train interactions of a client, quantiles",

@@ -114,8 +114,8 @@ def count_train_rows(data: Dataset, ids: np.ndarray, count: int) -> np.ndarray:
 def drop_untrained_users(data: Dataset, most: float) -> Dataset:
     """Leaves out users without a train row, and says who.
 
-    most: the share of the users with held-out rows that may be left out. Raises ValueError where they are more, or no
-    test row is left.
+    most: the share of the users with held-out rows that may be left out. Raises ValueError where they are more, or a
+    part would be empty.
     """
     user, part = data.interactions.user, data.columns[PART]
     unknown = count_train_rows(data, user, len(data.users)) == 0
@@ -126,7 +126,7 @@ def drop_untrained_users(data: Dataset, most: float) -> Dataset:
         f"{int(unknown.sum()):,} of {held_out:,} users with validation or test rows have no train row (the first: "
         f'"{shorten(data.users[unknown.argmax()])}")'
     )
-    if unknown.sum() > most * held_out or not (part[~rows] == TEST).any():
+    if unknown.sum() > most * held_out or len(np.unique(part[~rows])) < len(np.unique(part)):
         mend = "check that all parts write ids the same way, or leave these users out"
         raise ValueError(f"{what}: {mend if most < 1 else 'choose another data.protocol'}")
     return select_rows(data, ~rows, f"{what}: left out, with {int(rows.sum()):,} rows")
@@ -146,7 +146,7 @@ def note_untrained_items(data: Dataset) -> Dataset:
     )
     if rows[data.columns[PART] != TRAIN].all():
         raise ValueError(
-            f"{what}, nor has any other of validation and test: check that all parts write ids the same way"
+            f"{what}, among them all of the validation and test rows: check that all parts write ids the same way"
         )
     note = f"{what}: their {int(rows.sum()):,} validation and test rows stay, though no model has seen these items"
     return data._replace(notes=(*data.notes, note))
@@ -159,12 +159,8 @@ def note_missing_validation(data: Dataset, protocol: Protocol) -> Dataset:
     user = data.interactions.user
     single = int((count_train_rows(data, user, len(data.users)) == 1).sum())
     which = "random" if protocol.endswith("random") else "latest"
-    rows = (
-        f"a share of each user's train rows, the {which}"
-        if protocol.startswith("ratio")
-        else (f"a {which} train row of each user" if which == "random" else "the latest train row of each user")
-    )
-    note = f'no validation rows are given: {rows}, validates (data.protocol = "{protocol}")'
+    rows = f"{'a' if which == 'random' else 'the'} {which} {'share' if protocol.startswith('ratio') else 'one'}"
+    note = f'no validation rows are given: {rows} of each user\'s train rows validates (data.protocol = "{protocol}")'
     note += f"; {single:,} users with a single train row have none" if single else ""
     return data._replace(notes=(*data.notes, note))
 

@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from jaxfed.core.excerpt import shorten
 from jaxfed.core.recipe import Recipe
 from jaxfed.data.features import Features
 from jaxfed.data.given_negatives import GivenNegatives
+from jaxfed.data.sorting import find_repeats, list_starts, renumber, sort_histories, sort_pairs_of_rows
 
 CLIENT = " client"  # the column with the client of each row; a source's columns have no blanks around their names
 AT_ONCE = 1 << 20  # rows whose ids are joined at a time
+FEW = 64  # a few users are one of so many
 
 
 class Interactions(NamedTuple):
@@ -81,13 +84,15 @@ def data_digest(data: Dataset, features: bool = False) -> str:
     user, item, rating, time = data.interactions
     sha = hashlib.sha256()
     for ids, column in ((data.users, user), (data.items, item)):
-        names = ids.tolist()
+        lines = pa.array([f"{name}\n" for name in ids.tolist()], pa.large_string())
         for low in range(0, len(column), AT_ONCE):
-            text = "\n".join([names[number] for number in column[low : low + AT_ONCE].tolist()])
-            sha.update(f"{text}\n".encode() if low + AT_ONCE < len(column) else text.encode())
+            _, ends, text = lines.take(pa.array(column[low : low + AT_ONCE])).buffers()
+            end = int(np.frombuffer(ends, np.int64)[min(AT_ONCE, len(column) - low)])
+            sha.update(memoryview(text)[: end if low + AT_ONCE < len(column) else end - 1])  # no line end at the end
         sha.update(b";")
     for values, dtype in ((rating, "<f4"), (time, "<i8")):
-        sha.update(np.ascontiguousarray(values, dtype).tobytes() + b";")
+        sha.update(np.ascontiguousarray(values, dtype).data)
+        sha.update(b";")
     if data.ties_in_order and has_equal_times(data.interactions):
         sha.update(b"ties in order;")
     for table in (data.user_features, data.item_features) if features else ():
@@ -99,21 +104,22 @@ def data_digest(data: Dataset, features: bool = False) -> str:
 
 def has_equal_times(rows: Interactions) -> bool:
     """Whether a user has two rows with the same time."""
-    user, since = rows.user.astype(np.int64), rows.time - rows.time.min(initial=0)
-    span = int(since.max(initial=0)) + 1
-    if (int(user.max(initial=0)) + 1) * span < 1 << 63 and since.min(initial=0) >= 0:  # one sort, where 63 bits suffice
-        return bool((np.diff(np.sort(user * span + since)) == 0).any())
-    order = np.lexsort((rows.time, user))
-    return bool(((np.diff(user[order]) == 0) & (np.diff(rows.time[order]) == 0)).any())
+    users = int(rows.user.max(initial=0)) + 1
+    for some in (rows.at(rows.user < users // FEW), rows):  # where there are any, a few users have some
+        order = sort_histories(some.user, some.time, users)
+        user, time = some.user[order], some.time[order]
+        if ((user[1:] == user[:-1]) & (time[1:] == time[:-1])).any():
+            return True
+    return False
 
 
 def select_rows(data: Dataset, keep: np.ndarray, note: str = "") -> Dataset:
     """The rows where `keep` (bool [n]), users and items renumbered to those that are left."""
     rows = data.interactions.at(keep)
-    users, user = np.unique(rows.user, return_inverse=True)
-    items, item = np.unique(rows.item, return_inverse=True)
+    users, user = renumber(rows.user, len(data.users))
+    items, item = renumber(rows.item, len(data.items))
     return data._replace(
-        interactions=rows._replace(user=user.astype(np.int32), item=item.astype(np.int32)),
+        interactions=rows._replace(user=user, item=item),
         users=data.users[users],
         items=data.items[items],
         titles=None if data.titles is None else data.titles[items],
@@ -127,17 +133,16 @@ def select_rows(data: Dataset, keep: np.ndarray, note: str = "") -> Dataset:
 def drop_repeats(data: Dataset) -> Dataset:
     """Keeps the earliest row of each (user, item): a later one would be a test item seen in training."""
     user, item, _, time = data.interactions
-    order = np.lexsort((np.arange(len(time)), time, item, user))
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(user[order]) != 0) | (np.diff(item[order]) != 0)
-    keep = np.zeros(len(order), bool)
-    keep[order[new]] = True
-    repeats = int((~keep).sum())
-    return (
-        select_rows(data, keep, f"{repeats:,} repeated (user, item) rows left out, the earliest kept")
-        if repeats
-        else data
-    )
+    order = sort_pairs_of_rows(user, item, len(data.users), len(data.items))
+    again = find_repeats(item[order], list_starts(np.bincount(user, minlength=len(data.users))))
+    if not again.any():
+        return data
+    repeated = again | np.append(again[1:], False)
+    rows, later = order[repeated], again[repeated]
+    by_time = np.lexsort((time[rows], np.cumsum(~later)))  # pair by pair; equal times stay in the order of rows
+    keep = np.ones(len(order), bool)
+    keep[rows[by_time[later]]] = False
+    return select_rows(data, keep, f"{int(again.sum()):,} repeated (user, item) rows left out, the earliest kept")
 
 
 def k_core(data: Dataset, users: int, items: int) -> Dataset:

@@ -227,5 +227,7 @@ def pack_planned(population, batching, shapes, ids, present, where, seed, round,
     examples = lanes(batching.epochs * batching.examples(num_train), 0, np.float32)
     blocks = split_blocks(where, laid, lanes(slots, len(ids), np.int32), examples, lanes(num_train, 0, np.float32))
     if shapes.room and shapes.pairs:
-        rows = pad_rows(list_pairs([np.asarray(block.rows) for block in blocks], shapes.end), shapes.room, count_pairs(shapes.end))
+        rows = pad_rows(
+            list_pairs([np.asarray(block.rows) for block in blocks], shapes.end), shapes.room, count_pairs(shapes.end)
+        )
     return Cohort(ids.astype(np.int32), present, blocks, rows)

@@ -49,14 +49,27 @@ def assign_clients(data: Dataset, clients: str, silos: int, seed: int) -> tuple[
     return group, names
 
 
+def number_pairs(group: np.ndarray, user: np.ndarray, users: int) -> tuple[np.ndarray, np.ndarray]:
+    """(group * users + user of each pair that there is, ascending; int [n]: the place of each row's pair there)."""
+    group_of = np.full(users, -1, np.int64)
+    group_of[user] = group
+    if (group_of[user] != group).any():  # somebody is in several
+        return np.unique(group * users + user, return_inverse=True)
+    there = np.flatnonzero(group_of >= 0)
+    order = there[np.argsort(group_of[there], kind="stable")]
+    place = np.empty(users, np.int64)
+    place[order] = np.arange(len(order))
+    return group_of[order] * users + order, place[user]
+
+
 def split_shared_users(data: Dataset, group: np.ndarray) -> Dataset:
     """Makes users of (client, user) pairs: who appears at two clients is two users, as neither knows of the other.
 
     Numbers them client by client and adds the column `CLIENT`, the client of each row.
     """
     user = data.interactions.user
-    pairs, number = np.unique(group * len(data.users) + user, return_inverse=True)
-    ids = len(np.unique(user))
+    pairs, number = number_pairs(group, user, len(data.users))
+    ids = int((np.bincount(user, minlength=len(data.users)) > 0).sum())
     note = (
         ()
         if len(pairs) == ids
@@ -94,19 +107,19 @@ def make_population(
     """Lays a split data set out by client. Users are numbered client by client (`split_shared_users`)."""
     user, item, rating, _ = data.interactions
     users, items = len(data.users), len(data.items)
-    index = {part: parts.order[parts.part[parts.order] == part] for part in (TRAIN, VALID, TEST)}
+    in_order = parts.part[parts.order]
+    index = {part: parts.order[in_order == part] for part in (TRAIN, VALID, TEST)}
 
     def lists(part):
         return make_ragged(item[index[part]], user[index[part]], users)
 
-    avoided = user.astype(np.int64) * items + item
-    pairs = np.unique(avoided if parts.leaky else avoided[parts.part == TRAIN])
-    excluded = make_ragged((pairs % items).astype(np.int32), pairs // items, users)
+    train = lists(TRAIN)
+    avoided = make_ragged(item[parts.order], user[parts.order], users) if parts.leaky else train
+    excluded = avoided.distinct(items)
     client_of = np.zeros(users, np.int64)
     client_of[user] = data.columns[CLIENT]
     kept_clients, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
     offsets = np.concatenate([[0], np.cumsum(np.bincount(client, minlength=len(kept_clients)))])
-    train = lists(TRAIN)
     num_train, most = np.diff(train.start[offsets]), int(np.diff(offsets).max())
     labels = None
     if label != "implicit":

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxfed.data.sorting import find_repeats, list_starts, sort_by_group
+
 SMALL = 1 << 24  # users x items up to which every user's negatives are listed
 
 
@@ -48,6 +50,15 @@ class Ragged(NamedTuple):
             self.values[concatenate_ranges(self.start[lists], count)], np.concatenate([[0], np.cumsum(count)])
         )
 
+    def distinct(self, values: int) -> "Ragged":
+        """The distinct values of each list, ascending; all of them are below `values`."""
+        lists = len(self.start) - 1
+        number = np.repeat(np.arange(lists, dtype=np.int32), self.counts)
+        by_value = sort_by_group(self.values, values)
+        value = self.values[by_value][sort_by_group(number[by_value], lists)]
+        again = find_repeats(value, self.start)
+        return make_ragged(value[~again], number[~again], lists) if again.any() else Ragged(value, self.start)
+
     def padded(self, lists: np.ndarray, fill: int, wide: int = 0) -> np.ndarray:
         """[len(lists), longest of all lists, at least `wide`]: some of the lists, filled up."""
         counts = self.counts
@@ -59,7 +70,7 @@ class Ragged(NamedTuple):
 
 def make_ragged(values: np.ndarray, group: np.ndarray, groups: int) -> Ragged:
     """Lists of `values` by `group` (sorted)."""
-    return Ragged(values, np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))]))
+    return Ragged(values, list_starts(np.bincount(group, minlength=groups)))
 
 
 class Domains(NamedTuple):
@@ -89,11 +100,12 @@ class NegativeIndex(NamedTuple):
 
 def make_negative_index(excluded: Ragged, items: int, domains: Domains | None = None) -> NegativeIndex:
     """The index of the items that are not excluded. excluded: of each user, sorted and distinct; items: N."""
-    user = np.repeat(np.arange(len(excluded.counts)), excluded.counts)
-    rank = np.arange(len(user)) - excluded.start[user]
-    place = excluded.values if domains is None else domains.place[excluded.values]
-    gaps = user * (items + 1) + place - rank
+    users = np.arange(len(excluded.counts))
+    gaps = np.repeat(users * (items + 1) + excluded.start[:-1], excluded.counts)
+    gaps += excluded.values if domains is None else domains.place[excluded.values]
+    gaps -= np.arange(len(gaps))
     if len(excluded.counts) * items > SMALL or domains:
         return NegativeIndex(gaps, None)
+    user = np.repeat(users, excluded.counts)
     every = np.arange(len(excluded.counts) * items)  # a look-up instead of a search for every negative
     return NegativeIndex(gaps, (np.delete(every, user * items + excluded.values) % items).astype(np.int32))

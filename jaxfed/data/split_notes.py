@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxfed.data.interactions import Dataset
 from jaxfed.data.population import SAMPLED, Population
-from jaxfed.data.splits import PART, Split, needs_validation
+from jaxfed.data.splits import PART, TEST, Split, needs_validation
 
 SORTED = 0.95  # share of neighbouring rows in one direction from which items are taken for sorted
 
@@ -27,8 +27,12 @@ def is_sorted_by_item(data: Dataset, order: np.ndarray) -> bool:
     order int [n]: row numbers by user, then from the earliest to the latest.
     """
     same_user = np.diff(data.interactions.user[order]) == 0
-    step = np.diff(data.interactions.item[order])[same_user]
-    return bool(len(step)) and max((step > 0).mean(), (step < 0).mean()) >= SORTED
+    words = np.argsort(np.lexsort((data.items, np.char.str_len(data.items))))  # i9 before i10
+    for rank in (np.arange(len(data.items)), words):
+        step = np.diff(rank[data.interactions.item[order]])[same_user]
+        if len(step) and max((step > 0).mean(), (step < 0).mean()) >= SORTED:
+            return True
+    return False
 
 
 def describe_file_order(data: Dataset, parts: Split) -> str:
@@ -37,7 +41,8 @@ def describe_file_order(data: Dataset, parts: Split) -> str:
     by_file = not data.has_times or parts.by_ties > parts.by_order / 2
     if not parts.by_order or not by_file:
         return ""
-    if is_sorted_by_item(data, parts.order):
+    given_test = PART in data.columns and parts.part[parts.order] == TEST  # which come from elsewhere
+    if is_sorted_by_item(data, parts.order[~np.broadcast_to(given_test, len(parts.order))]):
         return "rows sorted by item id"
     return "" if data.has_times else "order of the file"
 
@@ -82,7 +87,7 @@ def note_few_candidates(population: Population) -> tuple[str, ...]:
     few = int((left < SAMPLED).sum())
     note = (
         f"{few:,} of {len(users):,} users have fewer than {SAMPLED} items that they never interacted with (the fewest: "
-        f"{left.min():,}). Their `sampled` metrics use fewer negatives than {SAMPLED} and are too optimistic"
+        f"{left.min():,}). Where evaluation.negatives is {SAMPLED}, their `sampled` metrics have fewer and are too high"
     )
     drawn = population.labels is None and population.negatives is None
     return (note,) if few and drawn else ()

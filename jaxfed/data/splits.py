@@ -7,6 +7,7 @@ import numpy as np
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.interactions import Dataset, select_rows
 from jaxfed.data.ragged import sort_pairs
+from jaxfed.data.sorting import sort_histories
 
 Protocol = Literal[
     "loo-clean",
@@ -29,7 +30,7 @@ class Split(NamedTuple):
     """Which part each row belongs to, and where a row stands in its user's history."""
 
     part: np.ndarray  # int8 [n]: TRAIN, VALID or TEST
-    order: np.ndarray  # int64 [n]: row numbers sorted by user, then from the earliest to the latest
+    order: np.ndarray  # int [n]: row numbers sorted by user, then from the earliest to the latest
     leaky: bool  # train negatives leave held-out items out, so every result is marked
     by_ties: int = 0  # held-out rows with the time of a row of the same user in another part, which the order decided
     by_order: int = 0  # rows that are held out as the latest of their user
@@ -71,8 +72,7 @@ def split_histories(data: Dataset, protocol: Protocol = "loo-clean", ratio: tupl
     """
     check_protocol(protocol, ratio)
     user, time = data.interactions.user, data.interactions.time
-    number = np.arange(len(user))
-    order = np.lexsort((number if data.ties_in_order else -number, time, user))
+    order = sort_histories(user, time, len(data.users), data.ties_in_order)
     leaky = protocol == "compat-pfedrec"
     if PART not in data.columns:
         valid, test = count_held_out(np.bincount(user, minlength=len(data.users)), protocol, ratio)
@@ -124,7 +124,11 @@ def hold_out_last(group: np.ndarray, rows: np.ndarray, valid: np.ndarray, test: 
 def count_decided_by_ties(data: Dataset, part: np.ndarray, order: np.ndarray) -> int:
     """How many held-out rows have the time of a row of the same user in another part; part [n], in `order`."""
     user, time = data.interactions.user[order], data.interactions.time[order]
-    first = np.flatnonzero(np.append(True, (np.diff(user) != 0) | (np.diff(time) != 0)))  # of rows with equal times
+    same = np.append(False, (user[1:] == user[:-1]) & (time[1:] == time[:-1]))  # as the row before
+    if not same.any():
+        return 0
+    tied = same | np.append(same[1:], False)
+    part, first = part[tied], np.flatnonzero(~same[tied])
     mixed = np.minimum.reduceat(part, first) != np.maximum.reduceat(part, first)
     return int(np.add.reduceat(part != TRAIN, first)[mixed].sum())
 
@@ -163,10 +167,10 @@ def assign_parts(data: Dataset, protocol: Protocol, ratio: tuple[float, float], 
 
 
 def rank_by_chance(data: Dataset, seed: int) -> np.ndarray:
-    """int64 [n]: a random rank of each row, all different."""
-    user, item = data.interactions.user.astype(np.int64), data.interactions.item
-    rank = np.empty(len(user), np.int64)
-    pairs = sort_pairs(user, item, len(data.users), len(data.items))[1]
+    """int64 [n]: a random rank of each row, all different, drawn in the order of ids: it is the same at any client."""
+    user, item = data.interactions.user, data.interactions.item
+    rank, by_id = np.empty(len(user), np.int64), np.unique(data.users, return_inverse=True)[1]
+    pairs = sort_pairs(by_id[user], item, len(data.users), len(data.items))[1]
     rank[pairs] = setup_rng(seed, SetupStream.SPLIT, len(user)).permutation(len(user))
     return rank
 

@@ -22,7 +22,14 @@ from jaxfed.core.streams import CLIENTS
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Array, ClientView, History, Key, Mean, RoundView, Tree
 from jaxfed.data.population import Label
-from jaxfed.evaluation.metrics import LABELLED, classification_metrics, exposure_at_k, finalize_metric, ranking_metrics
+from jaxfed.evaluation.metrics import (
+    CUTOFFS,
+    LABELLED,
+    classification_metrics,
+    exposure_at_k,
+    finalize_metric,
+    ranking_metrics,
+)
 from jaxfed.evaluation.split import DECILES, EvalBatch, EvalSplit, make_eval_batches
 
 BY_DECILE = ("hr@10", "ndcg@10", "rating/rmse", "click/log_loss")
@@ -52,26 +59,27 @@ def user_metrics(
     labels,
     user_features,
     label: Label = "implicit",
+    cutoffs: tuple[int, ...] = CUTOFFS,
 ) -> dict[str, Mean]:
-    """Metrics of one user: `full/...` scalars, `full/er@k` [promoted] if any are, `sampled/...` [DRAWS]; where rows
-    have labels, `rating/...` or `click/...` scalars in place of ranks."""
+    """Metrics of one user: `full/...` scalars, `full/er@k` [promoted] if any are, `sampled/...` [draws] if there are
+    candidates; where rows have labels, `rating/...` or `click/...` scalars in place of ranks."""
     scores = predict_scores(model, shared, private, user, history, user_features)
     items, real = scores.shape[0], targets < scores.shape[0]
     score = scores.at[targets].get(mode="fill", fill_value=jnp.nan)
     ranked = jnp.ones(items, bool).at[masked].set(False, mode="drop")
     others = ranked.at[targets].set(False, mode="drop")
-    full = {} if label in LABELLED else ranking_metrics(score, real, scores, others)
+    full = {} if label in LABELLED else ranking_metrics(score, real, scores, others, cutoffs)
     if len(promoted):
-        full |= exposure_at_k(scores, ranked, jnp.array(promoted), others[promoted] & real.any())
+        full |= exposure_at_k(scores, ranked, jnp.array(promoted), others[promoted] & real.any(), cutoffs)
     if label in LABELLED:
         each = LABELLED[label](score, labels, real)
         return {f"full/{k}": v for k, v in full.items()} | {f"{label}/{k}": v for k, v in each.items()}
 
     def sampled_metrics(ids):
         args = score, real, scores.at[ids].get(mode="fill", fill_value=0), ids < items
-        return ranking_metrics(*args) | classification_metrics(*args)
+        return ranking_metrics(*args, cutoffs) | classification_metrics(*args)
 
-    by_draw = jax.vmap(sampled_metrics)(sampled)
+    by_draw = jax.vmap(sampled_metrics)(sampled) if sampled.shape[-1] else {}
     return {f"full/{k}": v for k, v in full.items()} | {f"sampled/{k}": v for k, v in by_draw.items()}
 
 
@@ -85,7 +93,11 @@ class ClientSums(NamedTuple):
 
 
 def make_client_sums(
-    model: Model, place_on: Placement, promoted: np.ndarray, views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]]
+    model: Model,
+    place_on: Placement,
+    promoted: np.ndarray,
+    views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]],
+    cutoffs: tuple[int, ...],
 ) -> Callable[..., ClientSums]:
     """Builds look(shared, private, frozen, batch, own, label): what clients compute of some users, on all devices.
 
@@ -103,7 +115,8 @@ def make_client_sums(
             found: dict[str, Mean] = {}
             for name, view in views.items():
                 params, part = view(shared, own)
-                metrics_of_user = partial(user_metrics, model, with_frozen(params, frozen), part, promoted, label=label)
+                known = model, with_frozen(params, frozen), part, promoted
+                metrics_of_user = partial(user_metrics, *known, label=label, cutoffs=cutoffs)
                 each = jax.vmap(lambda *one, metrics_of_user=metrics_of_user: metrics_of_user(*one))(*users)
                 found |= {f"{name}/{metric}".lstrip("/"): value for metric, value in each.items()}
             return jax.tree.map(lambda x: x.sum(0), found)
@@ -144,17 +157,19 @@ def make_evaluator(
     placement: Placement | None = None,
     promoted: Sequence[int] = (),
     views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]] | None = None,
+    cutoffs: tuple[int, ...] = CUTOFFS,
 ) -> Callable[[Tree, Tree, EvalSplit, Key], dict[str, Mean]]:
-    """Builds run(shared, private, exam, key) -> {metric: Mean [DECILES], [DRAWS, DECILES] or [promoted, DECILES]}.
+    """Builds run(shared, private, exam, key) -> {metric: Mean [DECILES], [draws, DECILES] or [promoted, DECILES]}.
 
     `private` is the client store of the model's private part [clients, ...]; results come through `channel`. promoted:
     items whose exposure is asked for. views: see `ClientWork`; figures of another one than "" begin with its name.
+    cutoffs: the k of hr@k, ndcg@k, ...
     Raises ValueError for a channel with a reduction of its own.
     """
     if channel.aggregator not in (None, SUM):
         raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
     place_on, views = placement or make_placement(), views or {"": lambda *parts: parts}
-    client_sums = make_client_sums(model, place_on, np.array(promoted, np.int32), views)
+    client_sums = make_client_sums(model, place_on, np.array(promoted, np.int32), views, cutoffs)
     message_sum, frozen = make_message_sum(channel), place_on.server(model.frozen)
 
     @one_in_flight

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxfed.core.types import Mean
 
 CUTOFFS = (10, 20)
-EXPOSED = (5, *CUTOFFS)
 
 
 def finalize_metric(name: str, value: Any) -> Any:
@@ -24,12 +23,14 @@ def count_not_beaten(score: jax.Array, others: jax.Array, counts: jax.Array) -> 
     return jax.lax.map(lambda s: jnp.sum(~(others < s) & counts), score)
 
 
-def ranking_metrics(score: jax.Array, real: jax.Array, others: jax.Array, counts: jax.Array) -> dict[str, Mean]:
+def ranking_metrics(
+    score: jax.Array, real: jax.Array, others: jax.Array, counts: jax.Array, cutoffs: tuple[int, ...] = CUTOFFS
+) -> dict[str, Mean]:
     """Metrics of one user: targets' scores [T] where `real` [T], against `others` [n] where `counts` [n].
 
-    The j-th best target ranks j + (others not beaten). hr@k: any target in the first k; recall@k, precision@k, f1@k:
-    of all targets; ndcg@k: gains 1 / log2(1 + rank) over their best possible sum; mrr: of the best target; auc: share
-    of others beaten. All weigh 1 for a user with targets and 0 for one without.
+    The j-th best target ranks j + (others not beaten). For each cut-off k, hr@k: any target in the first k; recall@k,
+    precision@k, f1@k: of all targets; ndcg@k: gains 1 / log2(1 + rank) over their best possible sum. mrr: of the best
+    target; auc: share of others beaten. All weigh 1 for a user with targets and 0 for one without.
     """
     score = jnp.where(real, score, jnp.nan)
     score = -jnp.sort(-score)  # best first; those that are not numbers last
@@ -43,7 +44,7 @@ def ranking_metrics(score: jax.Array, real: jax.Array, others: jax.Array, counts
         "auc": jnp.sum(jnp.where(place <= targets, 1 - not_beaten / jnp.maximum(counts.sum(), 1), 0))
         / jnp.maximum(targets, 1),
     }
-    for k in CUTOFFS:
+    for k in cutoffs:
         hits = jnp.sum(rank <= k)
         ideal = jnp.sum(jnp.where(place <= jnp.minimum(targets, k), best, 0))
         values[f"hr@{k}"] = jnp.minimum(hits, 1)
@@ -70,7 +71,13 @@ def classification_metrics(score: jax.Array, real: jax.Array, others: jax.Array,
     }
 
 
-def exposure_at_k(scores: jax.Array, unseen: jax.Array, targets: jax.Array, is_asked: jax.Array) -> dict[str, Mean]:
+def exposure_at_k(
+    scores: jax.Array,
+    unseen: jax.Array,
+    targets: jax.Array,
+    is_asked: jax.Array,
+    cutoffs: tuple[int, ...] = CUTOFFS,
+) -> dict[str, Mean]:
     """er@k [T] of one user: whether each target [T] is among the first k of all items [N] where `unseen` [N], by their
     `scores` [N]; it weighs 1 where `is_asked` [T] and else 0. Ties count against a target, as in
     `count_not_beaten`.
@@ -82,7 +89,8 @@ def exposure_at_k(scores: jax.Array, unseen: jax.Array, targets: jax.Array, is_a
         count_not_beaten(scores[targets], scores, unseen),
         is_asked * 1.0,
     )  # does not beat itself: the first has rank 1
-    return {f"er@{k}": Mean(jnp.where(rank <= k, weight, 0.0), weight) for k in EXPOSED}
+    exposed = dict.fromkeys((5, *cutoffs))
+    return {f"er@{k}": Mean(jnp.where(rank <= k, weight, 0.0), weight) for k in exposed}
 
 
 def rating_errors(score: jax.Array, label: jax.Array, real: jax.Array) -> dict[str, Mean]:

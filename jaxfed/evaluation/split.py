@@ -6,11 +6,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxfed.core.streams import SetupStream, setup_rng
-from jaxfed.data.batching import sample_untouched_items
 from jaxfed.data.population import ALONE, SAMPLED, Label, Population, ProcessShare
 from jaxfed.data.ragged import Ragged, concatenate_ranges
+from jaxfed.evaluation.candidates import DRAWS, UNIFORM, SampleOptions, make_candidates
 
-DRAWS = 5
 DECILES = 10
 Past = Literal["", "train", "all"]
 
@@ -25,7 +24,7 @@ class EvalBatch(NamedTuple):
     targets: np.ndarray  # int [m, U, T]: held-out items; N where unused
     masked: np.ndarray  # int [m, U, L]: items left out of the ranking; N where unused
     history: np.ndarray  # int [m, U, H]: what a model may fold in, earliest first; past all ends where unused
-    sampled: np.ndarray  # int [m, U, DRAWS, SAMPLED]: candidates beside the targets; N where a user has fewer
+    sampled: np.ndarray  # int [m, U, draws, most]: candidates beside the targets; N where a user has fewer
     labels: np.ndarray  # float [m, U, T]: of the targets; [m, U, 0] where every row is a click
     user_features: np.ndarray  # int [m, U, F]: features of the users; [m, U, 0] where the model reads none
 
@@ -45,7 +44,7 @@ class EvalSplit(NamedTuple):
     targets: Ragged  # held-out items of each user
     masked: Ragged  # items left out of the ranking
     history: Ragged  # what a model may fold in; empty where it need not
-    sampled: np.ndarray  # int32 [U, DRAWS, SAMPLED]
+    sampled: np.ndarray  # int32 [U, draws, most]: candidates beside the targets
     labels: Ragged  # of the held-out items; empty where every row is a click
     user_features: np.ndarray  # int32 [U, F]: features of the users; [U, 0] where the model reads none
     clients: int  # at a time
@@ -75,20 +74,26 @@ def make_eval_split(
     budget: int = 1 << 22,
     history: Past = "",
     features: tuple[str, ...] = (),
+    candidates: SampleOptions = UNIFORM,
 ) -> EvalSplit:
     """part: `val` (train items are left out of the ranking) or `test` (train and validation items are).
 
     most: so many clients are asked, drawn by the seed; 0: all. devices: over which a chunk of clients is spread.
     history: what a model folds in of its users (see `Model.fold_in`): their `train` items; `all` that are left out of
     the ranking, for a test the validation items too; or nothing. features: the sides that the model reads.
+    candidates: how those of sampled figures are drawn, where they are not given.
     budget: scores and histories [clients, users, N + longest] held at a time: memory does not grow with the population.
     """
     if part not in ("val", "test"):
         raise ValueError(f"no part {part!r}: choose val or test")
     cohort = sample_eval_cohort(population.num_clients, most, seed)
     longest = longest_lengths(population, part, cohort, history)
+    if not longest[1]:
+        name = {"val": "validation", "test": "test"}[part]
+        raise ValueError(f"none of the {len(cohort):,} clients that are asked has a {name} item: ask more of them")
     users = min(longest[0], 64)
-    numbers = users * (population.num_items + sum(longest[1:]))  # of a client
+    more = max(candidates.draws * candidates.size - DRAWS * SAMPLED, 0)  # than a budget is meant for
+    numbers = users * (population.num_items + sum(longest[1:]) + more)  # of a client
     clients = int(np.clip(budget // numbers, 1, min(len(cohort), 256)))
     clients = max(clients // devices, 1) * devices // share.size
     owner = share.owner(cohort, population.num_clients)
@@ -106,9 +111,7 @@ def make_eval_split(
         num_train=num_train.astype(np.float32),
         decile=np.searchsorted(edges, num_train, "right"),
         **held_out_lists(population, part, user, history),
-        sampled=np.zeros((len(user), DRAWS, 0), np.int32)
-        if labelled
-        else sample_untouched_items(population, user, DRAWS, SAMPLED, seed),
+        sampled=make_candidates(population, user, candidates, seed),
         user_features=user_feature_rows(population, features, user),
         clients=clients,
         users=users,
@@ -198,8 +201,12 @@ def make_eval_batches(of: EvalSplit) -> Iterator[list[EvalBatch]]:
     features = np.concatenate(
         [features, features[:1] if len(features) else np.zeros_like(features, shape=(1, features.shape[1]))]
     )
+    # clients of like histories come together: a model that folds them in reads as many places as the longest has
+    order = np.arange(len(of.who) + 1)
+    if most_users == 1:
+        order[:-1] = np.argsort(of.history.counts[of.first[: len(of.who)]], kind="stable")
     for low in range(0, of.chunks * of.clients, of.clients):
-        at = np.minimum(np.arange(low, low + of.clients), len(of.who))
+        at = order[np.minimum(np.arange(low, low + of.clients), len(of.who))]
         group = []
         for start in range(0, most_users, of.users):
             local = np.broadcast_to(start + np.arange(of.users), (of.clients, of.users))

@@ -1,8 +1,9 @@
 """Recommender models. A Flax module of your own becomes one by `jaxfed.from_module`."""
 
 from jaxfed.models.baselines import popularity
-from jaxfed.models.closed_form import ease, ials, item_knn, transitions
+from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.features import fm, two_tower
+from jaxfed.models.ials import ials
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.model import from_module

@@ -4,28 +4,23 @@ sums. What a client needs to be scored it folds in from its history; nothing pri
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.core.model import ClosedForm, Model
+from jaxfed.core.model import Model
 from jaxfed.core.pairs import PairSums, to_dense
 from jaxfed.core.recipe import named
-from jaxfed.core.tables import num_rows, same_rows, unwrap, wrap
-from jaxfed.core.types import History, Mean, Tree
 from jaxfed.models.item_item import (
     count_successors,
     dense_shape,
-    gram_pairs,
     item_item_model,
+    make_gram_pairs,
+    make_successor_pairs,
     mirror_lower,
-    no_private_part,
     normalize_successors,
-    refuse_loss,
     ridge_weights,
     score_history,
     standardize_scores,
-    successor_pairs,
     weigh_history,
 )
 from jaxfed.models.model import check_positive
@@ -38,21 +33,6 @@ from jaxfed.models.sparse_items import (
 
 MOST_DENSE = 20_000  # items up to which item_knn keeps the whole matrix
 SHRINK = 10.0  # added to the norms of the cosines by which neighbours are chosen
-
-
-def solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
-    """x [d] of matrix x = right, for a symmetric positive definite matrix [d, d]: elimination, which needs no pivots.
-
-    Not jnp.linalg.solve: a batch of those is LAPACK calls in XLA's pool of threads, for which their program waits in a
-    thread of that pool. Two programs side by side, as a round's are, can wait for each other for ever (jaxlib 0.10.2).
-    """
-
-    def eliminate(i, both):
-        row = both[i] / both[i, i]
-        return (both - jnp.outer(both[:, i], row)).at[i].set(row)
-
-    both = jnp.concatenate([matrix, right[:, None]], 1)
-    return jax.lax.fori_loop(0, len(right), eliminate, both)[:, -1]
 
 
 def check_candidates(l2: float, l2_grid: tuple[float, ...]) -> None:
@@ -101,7 +81,8 @@ def ease(
 
     Example:
         >>> import jaxfed as jf, numpy as np
-        >>> both = jf.PairSums(ids=np.array([0, 1, 2]), values=np.ones((3, 1), np.float32), size=2)  # one user had both
+        >>> from jaxfed.core.pairs import PairSums
+        >>> both = PairSums(ids=np.array([0, 1, 2]), values=np.ones((3, 1), np.float32), size=2)  # of one user
         >>> model = jf.models.ease(num_items=2, l2=1.0)
         >>> model.closed.solve({"tables": {"pairs": both}}, None)["tables"]["item"].rows.round(3).tolist()
         [[0.0, 0.5], [0.5, 0.0]]
@@ -115,10 +96,9 @@ def ease(
         return {"item": ridge_weights(sums, penalty)}
 
     return item_item_model(
-        num_items,
         {"item": item_shapes(num_items, neighbours)},
         1,
-        gram_pairs,
+        make_gram_pairs,
         solve,
         lambda history: weigh_history(history, 1.0 * history.live),
         lambda tables, history: score_history(history, tables["item"]),
@@ -144,7 +124,7 @@ def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: 
     """Item nearest neighbours (Sarwar et al. 2001) by cosine, which is shrunk for pairs with few users. From X'X, as
     EASE.
 
-    Beyond 20,000 items only the neighbours are kept, of equals those with the first numbers.
+    Beyond 20,000 items only the neighbours are kept.
 
     Args:
         num_items: Number of items.
@@ -160,8 +140,9 @@ def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: 
 
     Example:
         >>> import jaxfed as jf, numpy as np
+        >>> from jaxfed.core.pairs import PairSums
         >>> model = jf.models.item_knn(num_items=2, shrink=0.0)
-        >>> sums = jf.PairSums(ids=np.array([0, 1, 2]), values=np.array([[4], [2], [4]], np.float32), size=2)
+        >>> sums = PairSums(ids=np.array([0, 1, 2]), values=np.array([[4], [2], [4]], np.float32), size=2)
         >>> model.closed.solve({"tables": {"pairs": sums}}, None)["tables"]["item"].rows.round(3).tolist()
         [[0.0, 0.5], [0.5, 0.0]]
     """
@@ -172,15 +153,22 @@ def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: 
         return {"item": (sparse_cosine_table if kept else cosine_table)(sums, neighbours, shrink)}
 
     return item_item_model(
-        num_items,
         {"item": item_shapes(num_items, kept)},
         1,
-        gram_pairs,
+        make_gram_pairs,
         solve,
         lambda history: weigh_history(history, 1.0 * history.live),
         lambda tables, history: score_history(history, tables["item"]),
         **describe_solve(num_items, 1, kept),
     )
+
+
+def solve_transitions(sums: PairSums, candidate: float | None, l2: float, neighbours: int) -> dict[str, Any]:
+    """The tables of `transitions`."""
+    if neighbours:
+        weights = sparse_ridge_table(sums, candidate or l2, neighbours, SHRINK)
+        return {"item": weights, "next": sparse_successor_table(sums, neighbours)}
+    return {"item": ridge_weights(sums, candidate or l2), "next": normalize_successors(count_successors(sums))}
 
 
 @named("model")
@@ -230,13 +218,6 @@ def transitions(
     check_positive("model.window", window)
     check_candidates(l2, l2_grid)
 
-    def solve(sums, candidate):
-        penalty = candidate or l2
-        if neighbours:
-            weights = sparse_ridge_table(sums, penalty, neighbours, SHRINK)
-            return {"item": weights, "next": sparse_successor_table(sums, neighbours)}
-        return {"item": ridge_weights(sums, penalty), "next": normalize_successors(count_successors(sums))}
-
     def fold_in(history):
         age = jnp.maximum(history.age, 0)
         return {"liked": weigh_history(history, 0.5 ** (age / half_life)), "last": weigh_history(history, last**age)}
@@ -246,116 +227,9 @@ def transitions(
         return standardize_scores(liked) + blend * standardize_scores(followed)
 
     def statistics(history):
-        return jnp.concatenate([gram_pairs(history), successor_pairs(history, window, decay)], 1)
+        return jnp.concatenate([make_gram_pairs(history), make_successor_pairs(history, window, decay)], 1)
 
-    empty = {name: item_shapes(num_items, neighbours) for name in ("item", "next")}
-    closed = {"candidates": l2_grid, **describe_solve(num_items, 2, neighbours)}
-    return item_item_model(num_items, empty, 3, statistics, solve, fold_in, score, **closed)
-
-
-def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
-    """Symmetric matrices [..., d, d] from their upper halves [..., d (d + 1) / 2]."""
-    half = jnp.zeros((*packed.shape[:-1], dim, dim)).at[..., *jnp.triu_indices(dim)].set(packed)
-    return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
-
-
-def solve_user(shared: Tree, history: History, l2: float, unobserved: float, real: int) -> jax.Array:
-    """[dim]: the vector of a user of iALS, by the history and the item table, of which `real` rows are items."""
-    items = unwrap(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
-    weights = 1.0 * history.live
-    own = jnp.einsum("l,li,lj->ij", weights, items, items)
-    ridge = l2 * (weights.sum() + unobserved * real)
-    left = own + unobserved * shared["params"]["gram"] + ridge * jnp.eye(items.shape[1])
-    return solve_positive(left, weights @ items)
-
-
-def sum_user(shared: Tree, history: History, user: jax.Array) -> tuple[Tree, dict[str, Mean]]:
-    """What a user of iALS adds to the sums, and how badly the item table fits the user."""
-    own = jnp.outer(user, user)[jnp.triu_indices(len(user))]
-    item_rows = same_rows(jnp.concatenate([own, user, jnp.ones(1)]), num_rows(shared))
-    items = unwrap(shared)["tables"]["item"].at[history.rows].get(mode="fill", fill_value=0)
-    gap = (1 - items @ user) ** 2 * history.live
-    fit = Mean(gap.sum(), history.live.sum(dtype=jnp.float32))
-    sums = {"params": {"gram": own, "users": jnp.ones(())}, "tables": {"item": item_rows}}
-    return sums, {"train/loss": fit}
-
-
-def solve_items(sums: Tree, dim: int, l2: float, unobserved: float) -> Tree:
-    """The shared part of iALS, from the sums over users."""
-    item_sums, users = unwrap(sums)["tables"]["item"], sums["params"]["users"]
-    own, right, count = item_sums[:, : -dim - 1], item_sums[:, -dim - 1 : -1], item_sums[:, -1]
-    ridge = l2 * (count + unobserved * users)
-    gram = expand_symmetric(sums["params"]["gram"], dim)
-    left = expand_symmetric(own, dim) + unobserved * gram + ridge[:, None, None] * jnp.eye(dim)
-    items = jax.vmap(solve_positive)(left, right)
-    return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
-
-
-@named("model")
-def ials(
-    num_items: int,
-    num_users: int = 1,
-    dim: int = 64,
-    l2: float = 0.01,
-    unobserved: float = 0.0,
-    unobserved_ratio: float = 4.85,
-    density: float = 0.0625,
-    init_scale: float = 0.1,
-    real_items: int | None = None,
-) -> Model:
-    """Implicit alternating least squares (iALS: Hu et al. 2008; Rendle et al. 2022), with a private solution on each
-    client (FCF, Ammad-ud-din et al. 2019). An epoch is a round of everyone.
-
-    The loss of a user x is sum over interactions (1 - x.y)^2 + unobserved * sum over all items (x.y)^2 + l2 *
-    (interactions + unobserved * N) |x|^2, and that of an item y likewise. A client solves for x from its items' rows
-    and Y'Y. It sends x x' (halved by symmetry) and x, alike for all of its items, and x x' once.
-
-    Args:
-        num_items: Number of items.
-        num_users: Not used: nothing is kept for a user but the history.
-        dim: Numbers in the vector of a user and of an item.
-        l2: Penalty on squared vectors, for each interaction.
-        unobserved: Weight of every pair of a user and an item, beside those that are interactions. 0: by
-            `unobserved_ratio`.
-        unobserved_ratio: Weight of all pairs together, over that of all interactions. A weight that suits a small
-            catalogue makes all predictions 0 on a large and sparse one; this ratio suits both.
-        density: Share of all pairs that are interactions. Configurations take it from the data.
-        init_scale: Standard deviation of the normal numbers that vectors start with.
-        real_items: Rows of the table that are items. None: all.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: `dim` is below 1, or a weight is negative.
-
-    Example:
-        >>> import jax, jaxfed as jf
-        >>> model = jf.models.ials(num_items=100, dim=8)
-        >>> jax.eval_shape(model.init, jax.random.key(0))["tables"]["item"].rows.shape
-        (100, 8)
-    """
-    check_positive("model.dim", dim)
-    if min(unobserved, unobserved_ratio, density) < 0:
-        raise ValueError("model.unobserved, unobserved_ratio and density must not be negative")
-    real, weight = num_items if real_items is None else real_items, unobserved or unobserved_ratio * density
-
-    def init(key):
-        items = init_scale * jax.random.normal(key, (num_items, dim)).at[real:].set(0)
-        return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
-
-    def fold_in(shared, history):
-        return solve_user(shared, history, l2, weight, real)
-
-    def statistics(shared, history):
-        return sum_user(shared, history, fold_in(shared, history))
-
-    solve_sums = jax.jit(partial(solve_items, dim=dim, l2=l2, unobserved=weight))
-
-    def solve(sums, shared, candidate=None):
-        return solve_sums(sums)
-
-    def score(shared, private, user):
-        return unwrap(shared)["tables"]["item"] @ private
-
-    return Model(init, no_private_part, refuse_loss, score, fold_in=fold_in, closed=ClosedForm(statistics, solve))
+    empty, closed = dict.fromkeys(("item", "next"), item_shapes(num_items, neighbours)), {"candidates": l2_grid}
+    closed |= describe_solve(num_items, 2, neighbours)
+    solve = partial(solve_transitions, l2=l2, neighbours=neighbours)
+    return item_item_model(empty, 3, statistics, solve, fold_in, score, **closed)

@@ -66,7 +66,6 @@ def score_history(weighed: Tree, table: Any) -> jax.Array:
 
 
 def item_item_model(
-    num_items: int,
     empty: dict[str, Any],
     columns: int,
     statistics: Callable[[History], jax.Array],
@@ -78,7 +77,6 @@ def item_item_model(
     """A model of item-item tables that are solved from sums over pairs of items.
 
     Args:
-        num_items: number of items, N.
         empty: {name: shapes of a table, before the first round}, see `dense_shape`, `sparse_items.sparse_shape`.
         columns: numbers that a client sends for each pair of its items.
         statistics: statistics(history) -> [P, columns]: a user's part of the sums, of the pairs of the history's places
@@ -118,13 +116,13 @@ def dense_shape(num_items: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((num_items, num_items), jnp.float32)
 
 
-def gram_pairs(history: History) -> jax.Array:
+def make_gram_pairs(history: History) -> jax.Array:
     """[P, 1]: a user's part of X'X, 1 for each pair of items: whole numbers, of which sums are exact up to 2^24."""
     first, second = np.triu_indices(history.ids.shape[0])
     return 1.0 * (history.live[first] & history.live[second])[:, None]
 
 
-def successor_pairs(history: History, window: int, decay: float) -> jax.Array:
+def make_successor_pairs(history: History, window: int, decay: float) -> jax.Array:
     """[P, 2]: what a user adds for (an item, then another at most `window` later), which weighs decay^(gap - 1): in the
     first column where the earlier item has the lower number, in the second where it has the higher."""
     first, second = np.triu_indices(history.ids.shape[0])
@@ -168,7 +166,7 @@ def ridge_weights(sums: PairSums, l2: float) -> np.ndarray:
 
 
 def count_successors(sums: PairSums) -> np.ndarray:
-    """float32 [N, N]: the sums of `successor_pairs`, which are columns 1 and 2: row i, then column j."""
+    """float32 [N, N]: the sums of `make_successor_pairs`, which are columns 1 and 2: row i, then column j."""
     return add_to_dense(to_dense(sums, 2), sums, 1, upper=True)  # column 2: the earlier item has the higher number
 
 

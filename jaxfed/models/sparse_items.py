@@ -1,8 +1,6 @@
 """Item-item tables that keep few weights of each item: for catalogues whose whole matrix does not fit, or is not worth
 its time."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +30,7 @@ def to_sparse(sums: PairSums, column: int = 0) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array((entries, (rows, columns)), shape=(sums.size, sums.size))
 
 
-def shrunken_cosines(gram: scipy.sparse.csr_array, shrink: float) -> scipy.sparse.csr_array:
+def compute_cosines(gram: scipy.sparse.csr_array, shrink: float) -> scipy.sparse.csr_array:
     """The cosines of all pairs of items with users in common, by X'X; `shrink` is added to the norms."""
     counts, cosines = gram.diagonal(), gram.tocoo()
     near = cosines.data / (np.sqrt(counts[cosines.row] * counts[cosines.col]) + shrink + 1e-9)
@@ -42,36 +40,38 @@ def shrunken_cosines(gram: scipy.sparse.csr_array, shrink: float) -> scipy.spars
 
 def keep_largest(matrix: scipy.sparse.csr_array, most: int) -> scipy.sparse.csr_array:
     """The `most` entries of each row that are largest by size; of equal ones those of the first columns."""
-    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -np.abs(matrix.data), row))
-    kept = np.sort(order[np.arange(len(order)) - matrix.indptr[row] < most])
-    return scipy.sparse.csr_array((matrix.data[kept], (row[kept], matrix.indices[kept])), shape=matrix.shape)
+    matrix.sort_indices()
+    size, kept = np.abs(matrix.data), np.ones(len(matrix.data), bool)
+    for row in np.flatnonzero(np.diff(matrix.indptr) > most):
+        own = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        least = np.partition(size[own], -most)[-most]
+        kept[own] = size[own] > least
+        kept[own.start + np.flatnonzero(size[own] == least)[: most - kept[own].sum()]] = True
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[kept]
+    return scipy.sparse.csr_array((matrix.data[kept], (rows, matrix.indices[kept])), shape=matrix.shape)
 
 
-def ridge_of_neighbours(gram: scipy.sparse.csr_array, near: scipy.sparse.csr_array, l2: float) -> Any:
+def solve_neighbours(gram: scipy.sparse.csr_array, near: scipy.sparse.csr_array, l2: float) -> scipy.sparse.csr_array:
     """The weights that predict each item from its neighbours alone with an l2 penalty, a column for each item: EASE
     where the inverse is restricted to a pattern (Steck 2019, "Markov random fields for collaborative filtering").
 
-    near: row j has the neighbours of item j. With all items as neighbours this is EASE.
+    near: row j has the neighbours of item j. With all other items as neighbours this is EASE.
     """
-    size, weights = gram.shape[0], near.copy()
-    place = np.full(size, -1)
-    for item in range(size):
-        low, high = near.indptr[item], near.indptr[item + 1]
-        chosen = near.indices[low:high]
-        if len(chosen) == 0:
-            continue
+    weights, place = near.copy(), np.full(gram.shape[0], -1, np.int32)
+    for item in np.flatnonzero(np.diff(near.indptr)):
+        own = slice(near.indptr[item], near.indptr[item + 1])
+        chosen = near.indices[own]
         place[chosen] = np.arange(len(chosen))
         rows = gram[chosen]
-        there = place[rows.indices]
-        inside = there >= 0
-        matrix = np.zeros((len(chosen), len(chosen)), np.float32)
-        matrix[np.repeat(np.arange(len(chosen)), np.diff(rows.indptr))[inside], there[inside]] = rows.data[inside]
-        matrix[np.diag_indices(len(chosen))] += l2
-        own = slice(gram.indptr[item], gram.indptr[item + 1])
-        right, there = np.zeros(len(chosen), np.float32), place[gram.indices[own]]
-        right[there[there >= 0]] = gram.data[own][there >= 0]
-        weights.data[low:high] = scipy.linalg.solve(matrix, right, assume_a="pos", check_finite=False)
+        columns = place[rows.indices]
+        inside = np.flatnonzero(columns >= 0)
+        matrix = l2 * np.eye(len(chosen), dtype=np.float32)
+        matrix[np.searchsorted(rows.indptr, inside, "right") - 1, columns[inside]] += rows.data[inside]
+        rest = slice(gram.indptr[item], gram.indptr[item + 1])
+        columns = place[gram.indices[rest]]
+        right = np.zeros(len(chosen), np.float32)
+        right[columns[columns >= 0]] = gram.data[rest][columns >= 0]
+        weights.data[own] = scipy.linalg.lapack.sposv(matrix, right)[1]
         place[chosen] = -1
     return weights.T.tocsr()
 
@@ -88,15 +88,15 @@ def lay_out_rows(matrix: scipy.sparse.csr_array, width: int) -> dict[str, np.nda
 
 
 def sparse_ridge_table(sums: PairSums, l2: float, neighbours: int, shrink: float) -> dict[str, np.ndarray]:
-    """The table of `ridge_of_neighbours`, of the `neighbours` nearest items of each by their shrunken cosines."""
+    """The table of `solve_neighbours`, of the `neighbours` nearest items of each by their shrunken cosines."""
     gram = to_sparse(sums)
-    near = keep_largest(shrunken_cosines(gram, shrink), neighbours)
-    return lay_out_rows(ridge_of_neighbours(gram, near, l2), min(WIDE * neighbours, sums.size))
+    near = keep_largest(compute_cosines(gram, shrink), neighbours)
+    return lay_out_rows(solve_neighbours(gram, near, l2), min(WIDE * neighbours, sums.size))
 
 
 def sparse_cosine_table(sums: PairSums, neighbours: int, shrink: float) -> dict[str, np.ndarray]:
     """The table of the `neighbours` nearest items of each item, the neighbours of an item in its column."""
-    near = keep_largest(shrunken_cosines(to_sparse(sums), shrink), neighbours)
+    near = keep_largest(compute_cosines(to_sparse(sums), shrink), neighbours)
     return lay_out_rows(near.T.tocsr(), min(WIDE * neighbours, sums.size))
 
 

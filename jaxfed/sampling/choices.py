@@ -12,12 +12,13 @@ MakeSampler = Callable[..., Sampler]
 MakeClock = Callable[..., Clock]
 
 
-def uniform(size: int = 0, dropout: float = 0.0) -> MakeSampler:
+def uniform(size: int = 0, dropout: float = 0.0, share: float = 0.0) -> MakeSampler:
     """A fixed number of clients, drawn uniformly without replacement.
 
     Args:
-        size: Number of clients in a round. 0: 128, or all where there are fewer.
+        size: Number of clients in a round. 0: as `share` says; without it 128, or all where there are fewer.
         dropout: Probability that a client that was asked drops out.
+        share: Share of all clients that is in a round where `size` is 0, at least 128 and at most 8,192 of them.
 
     Returns:
         A function of the clients (num_clients) that gives the sampler.
@@ -26,7 +27,7 @@ def uniform(size: int = 0, dropout: float = 0.0) -> MakeSampler:
         >>> uniform(3)(num_clients=10).size
         3
     """
-    return partial(cohort.uniform_cohort, size=size, dropout=dropout)
+    return partial(cohort.uniform_cohort, size=size, dropout=dropout, share=share)
 
 
 def poisson(size: int = 0, cap: int = 0, dropout: float = 0.0) -> MakeSampler:

@@ -13,7 +13,7 @@ from jaxfed.core.model import with_frozen
 from jaxfed.core.types import Tree
 from jaxfed.data.interactions import Dataset
 from jaxfed.data.population import Population
-from jaxfed.data.splits import LEAST
+from jaxfed.data.splits import LEAST, PART, TRAIN
 from jaxfed.evaluation.evaluator import predict_scores
 from jaxfed.evaluation.split import other_domains_items, user_feature_rows
 
@@ -67,7 +67,11 @@ def why_left_out(data: Dataset, name: str) -> str:
     if not len(number):
         return ""
     count = len(np.unique(data.interactions.item[data.interactions.user == number[0]]))
-    why = f"fewer than {LEAST} interactions" if count < LEAST else "the k-core (data.user_core, data.item_core)"
+    k_core = "the k-core (data.user_core, data.item_core), or no row among those that train (data.protocol)"
+    why = f"fewer than {LEAST} interactions" if count < LEAST else k_core
+    train = data.columns.get(PART, np.zeros(0)) == TRAIN
+    if len(train) and not (data.interactions.user[train] == number[0]).any():
+        why = "no train row"
     return f'user "{shorten(name)}" was left out: {why}'
 
 

@@ -5,6 +5,7 @@ names here. A link or a method of one's own may write figures that are not liste
 """
 
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -27,15 +28,18 @@ FIGURES: dict[str, Figure] = {
     "round": Figure("rounds", "Rounds that were done when the row was written."),
     "rounds": Figure("rounds", "Rounds that the run did.", in_sweep=True),
     "best_round": Figure("rounds", "Round of the best model, by `evaluation.select`.", in_sweep=True),
+    "past_its_best": Figure("", "What became of the model after its best round, where it lost half of its figure."),
     "extended": Figure("rounds", "Numbers of rounds that were asked for before the run was extended."),
     "simulated_seconds": Figure("s", "Time by the simulated clock of [clock].", "less", in_terminal=True),
     "seconds": Figure("s", "Time of the rounds, without compilation and evaluation.", "less", True, True),
     "compile_seconds": Figure("s", "Time to compile the programs of a round.", "less", in_terminal=True),
+    "solve/candidate": Figure("", "The value of a hyper-parameter that validation chose (`l2_grid`).", ""),
     "seconds/sample": Figure("s", "Time to draw cohorts, while devices compute.", "less"),
     "seconds/pack": Figure("s", "Time to pack cohorts, while devices compute.", "less"),
     "seconds/transfer": Figure("s", "Time to put cohorts on devices, while they compute.", "less"),
     "seconds/wait": Figure("s", "Time in which the rounds waited for their cohort.", "less"),
     "seconds/compute": Figure("s", "Time to start programs and to wait for their results.", "less"),
+    "seconds/solve": Figure("s", "Time to solve for candidates.", "less"),
     "seconds/evaluate": Figure("s", "Time of evaluations.", "less"),
     "seconds/checkpoint": Figure("s", "Time in which checkpoints held the rounds.", "less"),
     "client_updates_per_second": Figure("updates/s", "Client updates per second of `seconds`.", "more", True),
@@ -62,9 +66,12 @@ FIGURES: dict[str, Figure] = {
     "data_sha256": Figure(
         "", "Hash of the rows of the data in their order, and of features that are not part of them."
     ),
-    "sampled_negatives": Figure("items", "Where users have fewer than 99 candidates: the most there are for one."),
+    "sampled_negatives": Figure(
+        "items", "Where users have fewer negatives than `negatives` says: the most there are for one."
+    ),
     "leaky": Figure("", "true: train negatives exclude the held-out items, so the metrics are too high."),
-    "protocol": Figure("", "The evaluation protocol, where it leaks."),
+    "protocol": Figure("", "How the held-out rows were chosen; LEAKY where it leaks.", "", True),
+    "negatives": Figure("", "What `sampled` figures rank a held-out item among.", "", True),
     "train/loss": Figure("", "Mean training loss of the clients that reported.", "less"),
     "rows/sent": Figure("rows", "Table rows that the cohort's clients sent, those of each counted."),
     "rows/union": Figure("rows", "Table rows that any client of the cohort holds."),
@@ -104,7 +111,6 @@ METRICS: dict[str, Figure] = {
     "mae": Figure("ratings", "Mean absolute error of predicted ratings.", "less"),
 }
 # what tables show, in this order
-RANKING_COLUMNS = ("hr@10", "ndcg@10", "hr@20", "ndcg@20", "mrr", "auc")
 ERROR_COLUMNS = ("rmse", "mae", "log_loss", "auc")  # where rows are labelled
 HEADLINES = ("test/full/hr@10", "test/full/ndcg@10", "test/sampled/hr@10", "test/sampled/ndcg@10")
 TERMINAL_FACTS = tuple(name for name, each in FIGURES.items() if each.in_terminal)
@@ -129,6 +135,14 @@ def find_figure(name: str) -> Figure | None:
             return found._replace(meaning=f"{found.meaning} Decile {decile} ({of}).")
         return found
     return FIGURES.get(name) or next((each for key, each in FIGURES.items() if fnmatchcase(name, key)), None)
+
+
+def ranking_columns(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns of a table of rankings: hr@k and ndcg@k of each cut-off among the names of figures, mrr and auc; none
+    where nothing was ranked."""
+    found = [re.search(r"/hr@(\d+)$", name) for name in names]
+    cutoffs = sorted({int(each[1]) for each in found if each})
+    return tuple(f"{metric}@{k}" for k in cutoffs for metric in ("hr", "ndcg")) + ("mrr", "auc") * bool(cutoffs)
 
 
 def lower_is_better(name: str) -> bool:

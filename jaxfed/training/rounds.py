@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from jaxfed.config.build import RunParts
+from jaxfed.config.evaluation_stages import describe_candidates
+from jaxfed.config.settings import Evaluation
 from jaxfed.core.pairs import count_pairs
 from jaxfed.core.parametrization import apply_parametrization
 from jaxfed.core.state import State
@@ -19,7 +21,6 @@ from jaxfed.core.tree import count_bytes
 from jaxfed.core.types import Cohort, Key, Tree
 from jaxfed.core.wire import Wire
 from jaxfed.data.packing import empty_cohort, pack_cohort
-from jaxfed.data.population import SAMPLED
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.evaluation.split import EvalSplit
 from jaxfed.training.records import is_better
@@ -258,10 +259,18 @@ def evaluate_model(parts: RunParts, model: Tree, part: str, key: Key) -> dict[st
 def count_negatives(split: EvalSplit) -> dict[str, int]:
     """{"sampled_negatives": the most among which a held-out item is ranked}, where some users have fewer candidates
     than figures of a sample want; else nothing."""
-    here = (split.sampled < split.num_items).sum(-1)
-    return {"sampled_negatives": int(here.max())} if here.size and here.min() < SAMPLED else {}
+    here, wanted = (split.sampled < split.num_items).sum(-1), split.sampled.shape[-1]
+    return {"sampled_negatives": int(here.max())} if here.size and here.min() < wanted else {}
+
+
+def evaluation_facts(parts: RunParts, settings: Evaluation) -> dict[str, str]:
+    """{"protocol": how the held-out rows were chosen, "negatives": what they are ranked among in `sampled` figures, if
+    there are any}."""
+    population = parts.data.population
+    negatives = describe_candidates(settings, population)
+    return {"protocol": population.protocol, **({"negatives": negatives} if negatives else {})}
 
 
 def mark_leaky(parts: RunParts, row: dict[str, Any]) -> dict[str, Any]:
     """A row that says so when its numbers come from a protocol that leaks."""
-    return {**row, "leaky": True, "protocol": "compat-pfedrec (LEAKY)"} if parts.data.leaky else row
+    return {**row, "leaky": True, "protocol": f"{parts.data.protocol} (LEAKY)"} if parts.data.leaky else row

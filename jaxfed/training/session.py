@@ -15,7 +15,7 @@ import numpy as np
 from jaxfed.config.build import RunParts
 from jaxfed.config.schema import suggest
 from jaxfed.core.processes import Processes, run_on_first
-from jaxfed.core.server import place_solution
+from jaxfed.core.server import put_solution
 from jaxfed.core.state import State
 from jaxfed.core.tree import all_finite
 from jaxfed.core.types import Tree
@@ -59,6 +59,7 @@ class Session:
     pending: list[dict[str, Any]] = field(default_factory=list)  # figures of rounds that were started and not counted
     compiled: bool = False
     halt: int = 0  # the signal by which it was stopped; 0: none
+    last_value: float | None = None  # of the last evaluation, of the metric that chooses; None: it was none of these
 
 
 class Hooks(NamedTuple):
@@ -128,7 +129,10 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
             row, text = evaluate_session(session, info) if due else ({}, text)
             if due:
                 hooks.log_row(row)
-                progress.finished = final or 0 < settings.evaluation.patience <= progress.stale
+                impatient = 0 < settings.evaluation.patience <= progress.stale
+                progress.finished = final or impatient
+                if impatient and not final:
+                    log(describe_stop(progress, settings))
             if keep or progress.finished:
                 hooks.save()
             if due:
@@ -186,6 +190,7 @@ def evaluate_session(session: Session, info: dict[str, Any]) -> tuple[dict[str, 
     # NaN scores can still be ranked, so a model that holds NaN must never count as the best
     value = values[settings.evaluation.select]
     value = value if math.isfinite(value) and all_finite(scored_model(parts, session.state)[0]) else math.nan
+    session.last_value = value
     better = progress.judge(settings.evaluation.select, value)
     if better:
         session.best = keep_model(parts, session.state)
@@ -201,7 +206,7 @@ def choose_candidate(session: Session, sums: Tree) -> tuple[dict[str, float], fl
     found: tuple[dict[str, float], float] | None = None
     for candidate in closed.candidates:
         with time_stage(stages, "solve"):
-            params = place_solution(parts.placement, closed.solve(sums, before.shared.params, candidate))
+            params = put_solution(parts.placement, closed.solve(sums, before.shared.params, candidate))
         state = before._replace(shared=before.shared._replace(params=params))
         with time_stage(stages, "evaluate"):
             key = make_run_keys(settings.seed).evaluation
@@ -211,6 +216,15 @@ def choose_candidate(session: Session, sums: Tree) -> tuple[dict[str, float], fl
             found, session.state = (values, candidate), state
     assert found
     return found
+
+
+def describe_stop(progress: Progress, settings: Any) -> str:
+    """Why a run ends before its last round, and how to go on."""
+    return (
+        f"stopped after round {progress.round} of {settings.rounds}: {settings.evaluation.select} was best at round "
+        f"{progress.best_round} ({progress.best_value:.4f}), and {progress.stale} evaluations since were no better; "
+        "--evaluation.patience 0 turns this off"
+    )
 
 
 def describe_evaluation(session: Session, row: dict[str, Any], value: float, better: bool) -> str:

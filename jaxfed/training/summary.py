@@ -1,5 +1,6 @@
 """The summary of a run: its figures, and what readers must know about them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,12 @@ from jaxfed.core.tree import tree_digest
 from jaxfed.data.population import Labels
 from jaxfed.privacy import accountant
 from jaxfed.training.log import log
+from jaxfed.training.records import lower_is_better
 from jaxfed.training.rounds import (
     Progress,
     count_negatives,
     evaluate_model,
+    evaluation_facts,
     make_run_keys,
     mark_leaky,
     scored_model,
@@ -21,7 +24,26 @@ from jaxfed.training.rounds import (
 from jaxfed.training.session import Session
 from jaxfed.training.timing import peak_megabytes, time_stage
 
+KEPT = 0.5  # share of the best figure below which a run is said to have trained past its best
 LOWER_RATES = "lower the learning rates (work.optimizer.learning_rate, server.learning_rate)"
+
+
+def describe_decline(name: str, best: tuple[int, float], last: tuple[int, float | None]) -> str:
+    """What to say where a model lost half of its figure after its best round; "": nothing.
+
+    name: of the figure. best, last: (round, value); where less is better, a value has doubled. NaN is worse than any.
+    """
+    (best_round, best_value), (last_round, last_value) = best, last
+    if last_value is None or last_round <= best_round:
+        return ""
+    below, above = (best_value, last_value) if lower_is_better(name) else (last_value, best_value)
+    if below > KEPT * above:
+        return ""
+    then = "numbers were not finite" if math.isnan(last_value) else f"it was {last_value:.4f}"
+    return (
+        f"best at round {best_round} ({name} {best_value:.4f}); at round {last_round} {then}: the learning rates are "
+        f"too large for so many rounds: {LOWER_RATES}, or stop earlier (rounds, evaluation.patience)"
+    )
 
 
 def worse_than_the_mean(labels: Labels | None, values: dict[str, float]) -> str:
@@ -82,11 +104,16 @@ def summarize(session: Session, log_row: Callable[[dict[str, Any]], None] = lamb
         val = evaluate_model(parts, session.best, "val", key)
     if caution := worse_than_the_mean(parts.data.population.labels, val):
         log(caution)
+    select = settings.evaluation.select
+    last = progress.round, session.last_value
+    if caution := describe_decline(select, (progress.best_round, progress.best_value), last):
+        log(caution)
     log_row(mark_leaky(parts, {"round": progress.best_round, **test}))
     summary = {
         "rounds": progress.round,
         "best_round": progress.best_round,
         "extended": progress.extended,
+        **({"past_its_best": caution} if caution else {}),
         "seconds": round(progress.seconds, 3),
         "compile_seconds": round(progress.compile_seconds, 3),
         **progress.spent(),
@@ -99,6 +126,7 @@ def summarize(session: Session, log_row: Callable[[dict[str, Any]], None] = lamb
         **privacy_record(settings, parts.account, progress.round),
         "params_sha256": params_digest(session),
         "data_sha256": parts.data.digest,
+        **evaluation_facts(parts, settings.evaluation),
         **count_negatives(parts.eval_splits["test"]),
         **val,
         **test,

@@ -1,5 +1,7 @@
 """Closed forms: sums of clients are the central model of NumPy, through every kind of sum."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +14,10 @@ from jaxfed.core.pairs import to_dense
 from jaxfed.core.types import History
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.models import closed_form
-from jaxfed.models.closed_form import solve_positive
+from jaxfed.models.ials import solve_positive
 from jaxfed.models.item_item import mirror_lower
-from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round, scored_model
+from jaxfed.training.loop import train_run
+from jaxfed.training.rounds import compile_programs, initial_arrays, make_run_keys, prepare_round, scored_model
 
 USERS, ITEMS = 40, 30
 TABLE = {"name": "synthetic", "users": USERS, "items": ITEMS, "mean_length": 9.0}
@@ -167,8 +170,95 @@ def test_rounds_of_some_clients_sum_those():
     np.testing.assert_allclose(tables(state)["item"], want, rtol=1e-4, atol=1e-6)
 
 
+GRID = {"model": {"name": "ease", "l2_grid": [0.5, 5.0, 500.0]}, "algorithm": {"name": "closed_form"}, "channel": []}
+
+
+@pytest.fixture
+def solved(monkeypatch):
+    """The penalties that X'X was inverted with, one after the other."""
+    asked, solve = [], closed_form.ridge_weights
+    monkeypatch.setattr(closed_form, "ridge_weights", lambda sums, l2: asked.append(l2) or solve(sums, l2))
+    return asked
+
+
+def test_one_sum_serves_all_candidates_and_validation_chooses(solved, tmp_path):
+    table = GRID | {"data": TABLE, "rounds": 1, "cohort": {"name": "everyone"}, "evaluation": {"every": 1}}
+    summary = train_run(make_config(table | {"run": {"out": str(tmp_path / "grid")}}))
+    assert solved == [0.5, 5.0, 500.0]
+    alone = {}
+    for l2 in GRID["model"]["l2_grid"]:
+        single = table | {"model": {"name": "ease", "l2": l2}, "run": {"out": str(tmp_path / f"{l2}")}}
+        alone[l2] = train_run(make_config(single))
+    best = max(alone, key=lambda l2: alone[l2]["val/full/ndcg@10"])
+    assert summary["params_sha256"] == alone[best]["params_sha256"]
+    rows = [json.loads(line) for line in (tmp_path / "grid" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["solve/candidate"] == best
+    assert summary["bytes_up_total"] == alone[best]["bytes_up_total"]  # one sum
+
+
+def test_compiling_solves_nothing(solved):
+    it, _ = made({"name": "ease"}, rounds=0)
+    state = initial_arrays(it, 0)["state"]
+    compile_programs(it, state, make_run_keys(0).rounds)
+    assert solved == []
+    it.algorithm.step(state, prepare_round(it, 0, 0).cohort, make_run_keys(0).rounds)
+    assert solved == [400.0]
+
+
+def test_where_nobody_reports_the_model_stays(solved):
+    it, state = made({"name": "ease"})
+    cohort = prepare_round(it, 0, 1).cohort
+    after, _ = it.algorithm.step(state, cohort._replace(present=np.zeros_like(cohort.present)), make_run_keys(0).rounds)
+    assert len(solved) == 1
+    assert int(after.round) == 2
+    np.testing.assert_array_equal(tables(after)["item"], tables(state)["item"])
+
+
+@pytest.mark.parametrize("name", ["ease", "transitions", "ials"])
+def test_sums_do_not_depend_on_blocks_and_chunks(name):
+    first, second = (made({"name": name}, run=run)[1] for run in ({"area": 24}, {"area": 640, "chunk": 1}))
+    for a, b in zip(*(jax.tree.leaves(x.shared.params) for x in (first, second)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)  # sums of float32 in another order, then solved
+
+
+def test_pairs_that_occur_are_summed_where_they_are_few():
+    """Few users of many items: the sum has a place for each pair of some client, not for all pairs."""
+    data = load_data(make_config({"data": TABLE | {"users": 12, "items": 400, "mean_length": 5.0}}).data)
+    sparse, _ = made({"name": "ease"}, rounds=0, data=data)
+    whole, _ = made({"name": "ease"}, rounds=0, data=data, server={"name": "solve", "lazy": False})
+    cohort = prepare_round(sparse, 0, 0).cohort
+    assert len(cohort.rows) == sparse.shapes.room < 400 * 401 // 20
+    assert prepare_round(whole, 0, 0).cohort.rows is None
+    one, two = (made({"name": "ease"}, data=data, server={"name": "solve", "lazy": lazy})[1] for lazy in (True, False))
+    np.testing.assert_array_equal(tables(one)["item"], tables(two)["item"])
+
+
+def test_noise_on_all_pairs_needs_their_whole_sum():
+    channel = [{"name": "clip", "bound": 4.0}, {"name": "gaussian", "multiplier": 1.0}]
+    data = load_data(make_config({"data": TABLE | {"users": 12, "items": 400, "mean_length": 5.0}}).data)
+    it, state = made({"name": "ease"}, channel, data=data)
+    assert prepare_round(it, 0, 0).cohort.rows is None
+    weights = tables(state)["item"]
+    seen = np.unique(data.population.train.values)
+    unseen = np.setdiff1d(np.arange(400), seen)[:2]
+    assert (weights[np.ix_(unseen, unseen)] != 0).sum() == 2  # pairs that nobody has are noised as all others
+
+
+def test_weights_of_ials_suit_small_and_sparse_catalogues():
+    """The weight of what is not seen is relative to what is: predictions do not shrink to 0 on a sparse catalogue."""
+    data = load_data(make_config({"data": TABLE | {"users": 300, "items": 3000, "mean_length": 5.0}}).data)
+    it, state = made({"name": "ials", "dim": 8}, rounds=4, data=data)
+    items = data.population.train.of(0)
+    history = History(*[jnp.asarray(items)] * 2, 3000)
+    scores = it.model.score(state.shared.params, it.model.fold_in(state.shared.params, history), 0)
+    assert float(scores[items].mean()) > 0.1
+    absolute, state = made({"name": "ials", "dim": 8, "unobserved": 0.3}, rounds=4, data=data)
+    scores = absolute.model.score(state.shared.params, absolute.model.fold_in(state.shared.params, history), 0)
+    assert float(jnp.abs(scores).max()) < 0.01
+
+
 def test_a_clipped_statistic_is_bounded_by_the_norm_of_the_history():
-    """A message is a number for each of the L (L + 1) / 2 pairs, so that clipping bounds it, for differential privacy."""
+    """A message has 1 for each of L (L + 1) / 2 pairs, so that clipping bounds it, for differential privacy."""
     it, _ = made({"name": "ease"})
     history = History(*[jnp.array(HISTORIES[5])] * 2, ITEMS)
     told, _ = it.model.closed.statistics(initial_arrays(it, 0)["state"].shared.params, history)
@@ -185,6 +275,14 @@ REFUSED = {
     "an optimiser": ({"name": "ease"}, {"server": {"name": "adam"}}, "together"),
     "local steps": ({"name": "ease"}, {"work": {"name": "local_steps"}}, "together"),
     "organisations": ({"name": "ease"}, {"data": TABLE | {"clients": "silo", "silos": 4}}, "one user"),
+    "a penalty of 0": ({"name": "ease", "l2_grid": [1.0, 0.0]}, {}, "l2_grid: 0 is no penalty"),
+    "a part of the way": (
+        {"name": "ease", "neighbours": 3},
+        {"server": {"name": "solve", "learning_rate": 0.5}},
+        "leave it at 1",
+    ),
+    "codes of a download": ({"name": "ease"}, {"download": [{"name": "quantize"}]}, "download nothing"),
+    "a reduction": ({"name": "ease"}, {"channel": [{"name": "median"}]}, "take the link"),
     "no way from a history": (
         {"name": "mf", "loss": "bpr"},
         {"work": {}, "server": {}, "channel": [{"name": "mean"}], "evaluation": {"fold_in": True}},

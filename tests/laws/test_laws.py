@@ -204,7 +204,8 @@ def compiles_once(case):
     for t in range(3):
         state, _ = it.step(state, it.cohort(t))
     shapes, method = len(it.made.shapes.kinds), it.made.method
-    assert 4 <= it.programs <= shapes + 3 + bool(method.compare_clients) + bool(method.closed) * (shapes + 1 + (case["model"] == "ials"))
+    of_solution = shapes + 1 + (case["model"] == "ials") if method.closed else 0
+    assert 4 <= it.programs <= shapes + 3 + bool(method.compare_clients) + of_solution
 
 
 def ignores_the_absent(case):

@@ -16,6 +16,7 @@ from jaxfed.data.sources.tables import Source
 MISSING = pa.array(["", "NaN", "nan", "NULL", "null"], pa.large_string())  # what stands for no value
 NO_ID = ("null", "nan", "na", "n/a", "none")  # ids that stand for no value, in small or capital letters
 NUMBER = r"^[+-]?(\d+{point}?\d*|{point}\d+)([eE][+-]?\d+)?$"
+HEX = ("0x", "0X")
 LONGEST = 1_000  # characters of an id: arrays of words have the longest one's room for each
 EXACT = 1 << 53  # up to which floats hold every whole number
 
@@ -71,6 +72,14 @@ def trimmed(source: Source, column: str) -> pa.ChunkedArray:
     return pc.if_else(missing, pa.scalar(None, pa.large_string()), values) if pc.any(missing).as_py() else values
 
 
+def numbers_of_text(source: Source, column: str, kind: pa.DataType) -> pa.ChunkedArray | None:
+    """A column of words as numbers of a type; None where one is none, is missing or has blanks around it, or there are
+    no words: what most columns are, is read once."""
+    values = source.table[column]
+    plain = (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)) and not values.null_count
+    return parse_numbers(values, source.decimal, kind) if plain else None
+
+
 def read_words(source: Source, column: str, role: str) -> pa.ChunkedArray:
     """A column as words, whole numbers of any type without a point. Raises ValueError for what has no words."""
     values = trimmed(source, column)
@@ -87,33 +96,49 @@ def read_words(source: Source, column: str, role: str) -> pa.ChunkedArray:
         raise ValueError(f"{problem}, which cannot be {role}") from None
 
 
+def distinct_words(source: Source, column: str) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """(int [n]: of each row, its place among the words; [k]: the words of a column of ids, null for no value).
+
+    What is the same in the column is looked at once. Words may come twice, as `7` and `7.0` of numbers with a point do.
+    """
+    values = source.table[column]
+    if pa.types.is_dictionary(values.type):
+        values = pc.cast(values, values.type.value_type)
+    try:
+        coded = pc.dictionary_encode(values, null_encoding="encode").unify_dictionaries()
+    except pa.ArrowException:  # types that it does not take, which may have words
+        coded = pc.dictionary_encode(read_words(source, column, "ids"), null_encoding="encode").unify_dictionaries()
+    number = np.concatenate([np.asarray(chunk.indices) for chunk in coded.chunks])
+    distinct = source._replace(table=pa.table({column: coded.chunk(0).dictionary}))
+    return number, read_words(distinct, column, "ids")
+
+
 def read_ids(source: Source, column: str) -> IdColumn:
     """A column of ids: words as they are written, which sort as numbers where all of them are whole numbers that 64
     bits hold, written as numbers are: 007, 7 and 7.0 are three.
 
     Raises ValueError where one is missing or one of `NO_ID`, is -1 among numbers, or longer than `LONGEST`.
     """
-    values = read_words(source, column, "ids")
-    refuse_row(np.asarray(values.is_null()), source, column, "no value (NaN or empty)")
-    coded = pc.dictionary_encode(values).unify_dictionaries()
-    number = np.concatenate([np.asarray(chunk.indices) for chunk in coded.chunks])
-    distinct = coded.chunk(0).dictionary
-    absent = np.asarray(pc.is_in(pc.utf8_lower(distinct), pa.array(NO_ID, pa.large_string())))
-    hint = ": remove these rows or give them real ids"
-    refuse_row(absent[number], source, column, "{}, which stands for no value,", hint, values)
-    long = np.asarray(pc.utf8_length(distinct)) > LONGEST
-    refuse_row(long[number], source, column, f"an id of over {LONGEST:,} characters")
-    nul = np.asarray(pc.match_substring(distinct, "\0"))
-    refuse_row(nul[number], source, column, "an id with a NUL character", ": remove it")
-    names = np.array(distinct.to_pylist())
+    number, words = distinct_words(source, column)
+
+    def refuse(bad, what, hint=""):
+        if bad.any():
+            row = int(bad[number].argmax())
+            what = what.replace("{}", excerpt(words[number[row]].as_py()))
+            raise ValueError(f"{source.name}: column {excerpt(column)} has {what} in row {row + 1:,}{hint}")
+
+    refuse(np.asarray(words.is_null()), "no value (NaN or empty)")
+    absent = np.asarray(pc.is_in(pc.utf8_lower(words), pa.array(NO_ID, pa.large_string())))
+    refuse(absent, "{}, which stands for no value,", ": remove these rows or give them real ids")
+    refuse(np.asarray(pc.utf8_length(words)) > LONGEST, f"an id of over {LONGEST:,} characters")
+    refuse(np.asarray(pc.match_substring(words, "\0")), "an id with a NUL character", ": remove it")
+    names = np.array(words.to_pylist())
     whole = whole_numbers(names)
     if whole is not None:
         hint = ", which usually means a missing value: remove these rows or give them real ids"
-        refuse_row(whole[number] == -1, source, column, "the id -1", hint)
-    order = np.argsort(names if whole is None else whole)
-    place = np.empty(len(order), np.int32)
-    place[order] = np.arange(len(order))
-    return IdColumn(place[number], names[order])
+        refuse(whole == -1, "the id -1", hint)
+    kept, place = np.unique(names if whole is None else whole, return_inverse=True)
+    return IdColumn(place.astype(np.int32)[number], kept.astype(names.dtype))
 
 
 def parse_numbers(values: pa.ChunkedArray, decimal: str, kind: pa.DataType) -> pa.ChunkedArray | None:
@@ -122,8 +147,8 @@ def parse_numbers(values: pa.ChunkedArray, decimal: str, kind: pa.DataType) -> p
         if pc.any(pc.match_substring(values, ".")).as_py():
             return None
         values = pc.replace_substring(values, decimal, ".")
-    if pa.types.is_integer(kind) and pc.any(pc.match_substring(values, "x", ignore_case=True)).as_py():
-        return None  # hexadecimal to Arrow, words to us
+    if pa.types.is_integer(kind) and any(pc.any(pc.starts_with(values, hexadecimal)).as_py() for hexadecimal in HEX):
+        return None  # numbers to Arrow, words to us
     with contextlib.suppress(pa.ArrowException):
         return pc.cast(values, kind)
     return None
@@ -140,7 +165,8 @@ def read_floats(source: Source, column: str, gaps: bool = False, hint: str = "")
 
     Raises ValueError for a value that is none, followed by the hint what to do.
     """
-    values = trimmed(source, column)
+    found = numbers_of_text(source, column, pa.float64())
+    values = trimmed(source, column) if found is None else found
     if is_text_type(values.type):
         found = parse_numbers(values, source.decimal, pa.float64())
         if found is None:
@@ -165,6 +191,9 @@ def read_times(source: Source, column: str, of_day: str = "", hint: str = "", fo
     of_day: a second column, with the times of day, where the first has dates alone. form: how dates are written, in
     words of strptime; "": as ISO. Raises ValueError for a value that is none, followed by the hint what to do.
     """
+    whole = None if of_day or form else numbers_of_text(source, column, pa.int64())
+    if whole is not None:
+        return np.asarray(whole)
     values = trimmed(source, column)
     day = time = values
     if of_day:

@@ -220,7 +220,7 @@ def read_interaction_rows(source: Source, columns: ColumnChoice, held_out: bool)
     kept = {keep: read_ids(source, keep).words} if keep in source.columns and keep != "user" else {}
     parts = {PART: read_part_column(source, columns.part)} if columns.part else {}
     return Dataset(
-        Interactions(users.number, items.number, ratings.astype(np.float32), times.astype(np.int64)),
+        Interactions(users.number, items.number, ratings.astype(np.float32), times.astype(np.int64, copy=False)),
         users.names,
         items.names,
         columns=kept | parts,

@@ -154,13 +154,14 @@ def well_quoted(data: np.ndarray, delimiter: str) -> bool:
     Of all quotes every other one opens a field, or goes on with it where a quote is doubled. Given anything else a
     fast parser takes what is between two unrelated quotes, rows and all, for one field, and says nothing.
     """
-    bounds, num_quotes = np.frombuffer(f"{delimiter}\r\n{QUOTE}".encode(), np.uint8), 0
+    is_bound, num_quotes = np.zeros(256, bool), 0
+    is_bound[np.frombuffer(f"{delimiter}\r\n{QUOTE}".encode(), np.uint8)] = True
     for low in range(0, len(data), BLOCK):
         at = low + np.flatnonzero(data[low : low + BLOCK] == ord(QUOTE))
         opens = (num_quotes + np.arange(len(at))) % 2 == 0
         beside = np.where(opens, at - 1, at + 1)
         beside = beside[(beside >= 0) & (beside < len(data))]
-        if not np.isin(data[beside], bounds).all():
+        if not is_bound[data[beside]].all():
             return False
         num_quotes += len(at)
     return num_quotes % 2 == 0

@@ -1,0 +1,60 @@
+"""What a configuration trains with that says nothing of training: rates that follow the data, whatever their shape."""
+
+from typing import Any
+
+# Why these, and what they are worth: docs/methods/rates.md
+RULE: dict[str, Any] = {
+    "rounds": 400,
+    "model": {"init_scale": 0.01},
+    "optimizer": {
+        "name": "sgd",
+        "item": {"learning_rate": 1.0, "weight_decay": 0.02, "per_example": True},
+        "user": {"learning_rate": 2.0, "weight_decay": 0.64, "per_example": True},
+    },
+    "channel": [{"name": "per_row_mean", "floor": 4.0}],
+    "cohort": {"name": "uniform", "share": 0.25},
+}
+LOCAL = ("custom", "fedavg", "fedprox", "fednova", "qfedavg", "agnostic", "fedbuff", "fedasync")
+COVERED = {  # what of some sections the rule is for; anything else has rates of its own
+    "data": ("label", ("implicit",)),
+    "model": ("name", ("mf",)),
+    "algorithm": ("name", LOCAL),
+    "work": ("name", ("local_steps",)),
+    "server": ("name", ("sgd",)),
+}
+
+
+def is_covered(table: dict[str, Any]) -> bool:
+    """Whether a configuration's table leaves the rates to the rule: a matrix factorisation that learns from
+    interactions by local steps, of whose clients' optimiser nothing is said."""
+    sections = {name: table.get(name, {}) for name in COVERED}
+    if not all(isinstance(each, dict) for each in sections.values()) or "optimizer" in sections["work"]:
+        return False
+    covered = all(sections[name].get(key, words[0]) in words for name, (key, words) in COVERED.items())
+    return covered and sections["model"].get("loss", "bce") == "bce"
+
+
+def with_rule(table: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's table, with the rule's values for what it leaves out, where it follows the rule.
+
+    Args:
+        table: As `make_config` takes it. What it says stays as it is.
+
+    Returns:
+        The table, or another one.
+
+    Example:
+        >>> with_rule({"work": {"batch_size": 32}})["work"]["optimizer"]["item"]["learning_rate"]
+        1.0
+        >>> with_rule({"work": {"optimizer": {"name": "adam"}}})  # says by itself how it trains
+        {'work': {'optimizer': {'name': 'adam'}}}
+    """
+    if not is_covered(table):
+        return table
+    made = dict(table)
+    made["model"] = RULE["model"] | made.get("model", {})
+    made["work"] = made.get("work", {}) | {"optimizer": RULE["optimizer"]}
+    cohort = made.get("cohort", {})
+    if isinstance(cohort, dict) and cohort.get("name", "uniform") == "uniform" and not cohort.get("size"):
+        made["cohort"] = RULE["cohort"] | cohort
+    return {"rounds": RULE["rounds"], "channel": RULE["channel"]} | made
