@@ -3,42 +3,66 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jaxfed.cli import init
 from jaxfed.core.excerpt import shorten
+
+TEXT = """What a data set is like.
+
+Options of the loader: --path FILE, --user COLUMN, ... --json prints a description, from which data of the same shape
+are made by: jaxfed data shape --description FILE.json. It holds no ids and no rows, and a length in it is a mean over
+ten users."""
 
 
 def add_data_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The options of `data`."""
     data = command(
-        "data", "Fetch a data set and describe it.", "Options of the loader: --path FILE, --user COLUMN, ..."
+        "data",
+        "Fetch a data set and describe it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    data.description = TEXT
     data.add_argument("name", metavar="NAME|FILE|CONFIG.toml")
+    data.add_argument("--json", action="store_true", help="print a description as one JSON object, and nothing else")
+    data.add_argument("--write", metavar="FILE", help="write the rows to a new file that ends in .csv or .parquet")
 
 
 def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed data"""
-    from jaxfed.config.build import load_data
-    from jaxfed.config.config_files import built_in_configs, read_config
+    from jaxfed.config.build import load_data, read_source_data
     from jaxfed.config.overrides import override_config
+    from jaxfed.core.excerpt import printable
+    from jaxfed.data.data_text import describe_data
+    from jaxfed.data.shape_description import describe
+    from jaxfed.data.writing import write_rows
+    from jaxfed.training.log import to_json
+
+    section = override_config(*data_words(args.name, overrides)).data
+    if args.write:
+        write_rows(read_source_data(section), args.write)
+    if args.json:
+        print(to_json(describe(read_source_data(section))))
+        return
+    for line in describe_data(load_data(section)).split("\n"):
+        print(printable(line))
+
+
+def data_words(name: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """(the table, the options) of the data that a name, a file or a configuration stands for. Raises ValueError."""
+    from jaxfed.config.config_files import built_in_configs, read_config
     from jaxfed.config.plugins import import_entry_points
     from jaxfed.config.registry import REGISTRY
-    from jaxfed.core.excerpt import printable
-    from jaxfed.data.describe import describe_data as text
     from jaxfed.data.sources.tables import file_kind
 
-    name, table = args.name, {}
     import_entry_points()  # they may have data
     own = [*map(init.expand_option, overrides)]
     if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         whole = read_config(name)
-        table = {"data": whole.get("data", {}), "run": whole.get("run", {})}  # which says what to import
-    elif name in REGISTRY["data"]:
-        table = {"data": {"name": name}}
-    elif file_kind(name) or Path(name).expanduser().exists():
-        own = [f"--data.path={name}", *own]
-    else:
-        names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter (.gz may follow)"
-        raise ValueError(f'no data set "{shorten(name)}": give one of {names}, or a file that ends in {ends}')
-    for line in text(load_data(override_config(table, own).data)).split("\n"):
-        print(printable(line))
+        return {"data": whole.get("data", {}), "run": whole.get("run", {})}, own  # which says what to import
+    if name in REGISTRY["data"]:
+        return {"data": {"name": name}}, own
+    if file_kind(name) or Path(name).expanduser().exists():
+        return {}, [f"--data.path={name}", *own]
+    names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter (.gz may follow)"
+    raise ValueError(f'no data set "{shorten(name)}": give one of {names}, or a file that ends in {ends}')

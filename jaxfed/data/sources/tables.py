@@ -22,6 +22,7 @@ PATHS = (
     "valid",
     "test",
     "negatives",
+    "description",
 )  # keys of a [data] section that name files
 BY_ENDING = FileFormat()
 GZIP = b"\x1f\x8b"
