@@ -1,5 +1,6 @@
 """`Clients`: a data set dealt to clients, with what is held out of each."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ from jaxfed.core.recipe import Recipe, find_recipe, put_recipe
 from jaxfed.data.interactions import Dataset, data_digest
 from jaxfed.data.population import Population
 from jaxfed.data.preparation import prepare_population
+from jaxfed.data.stages import announce_stage
 
 SplitName = Literal["leave-one-out", "ratio", "compat-pfedrec"]
 PROTOCOLS = {"leave-one-out": "loo-clean", "ratio": "ratio-clean", "compat-pfedrec": "compat-pfedrec"}
@@ -72,9 +74,11 @@ def make_clients(data: Dataset, **options: Any) -> Clients:
         ValueError: see `prepare_population`.
     """
     pa.default_memory_pool().release_unused()  # what the file was read in: Arrow would keep it
-    digest = data_digest(data, features=not data.features_follow)
-    source, population = prepare_population(data._replace(recipe=None), **options)
-    return Clients(source, population, digest, options.get("protocol") == LEAKY)
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(data_digest, data, features=not data.features_follow)
+        source, population = prepare_population(data._replace(recipe=None), **options)
+        with announce_stage(f"hashing {len(data.interactions.user):,} rows"):  # what is left of it
+            return Clients(source, population, digest.result(), options.get("protocol") == LEAKY)
 
 
 def partition(data: Dataset, by: str = "user", split: SplitName = "leave-one-out", **options: Any) -> Clients:

@@ -88,7 +88,7 @@ def data_digest(data: Dataset, features: bool = False) -> str:
             sha.update(memoryview(text)[: end if low + AT_ONCE < len(column) else end - 1])  # no line end at the end
         sha.update(b";")
     for values, dtype in ((rating, "<f4"), (time, "<i8")):
-        sha.update(np.ascontiguousarray(values, dtype))
+        sha.update(np.ascontiguousarray(values, dtype).data)
         sha.update(b";")
     if data.ties_in_order and has_equal_times(data.interactions):
         sha.update(b"ties in order;")
@@ -103,9 +103,8 @@ def has_equal_times(rows: Interactions) -> bool:
     """Whether a user has two rows with the same time."""
     users = int(rows.user.max(initial=0)) + 1
     for some in (rows.at(rows.user < users // FEW), rows):  # where there are any, a few users have some
-        order = sort_histories(some.user, some.time, users)
-        user, time = some.user[order], some.time[order]
-        if ((user[1:] == user[:-1]) & (time[1:] == time[:-1])).any():
+        time = some.time[sort_histories(some.user, some.time, users)]
+        if find_repeats(time, list_starts(np.bincount(some.user, minlength=users))).any():
             return True
     return False
 

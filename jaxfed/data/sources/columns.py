@@ -12,6 +12,7 @@ from jaxfed.core.excerpt import excerpt, shorten
 from jaxfed.data.interactions import whole_numbers
 from jaxfed.data.sources.dates import arrow_ticks, join_day_and_time, parse_dates, parse_dates_of_form
 from jaxfed.data.sources.tables import Source
+from jaxfed.data.stages import announce_stage
 
 MISSING = pa.array(["", "NaN", "nan", "NULL", "null"], pa.large_string())  # what stands for no value
 NO_ID = ("null", "nan", "na", "n/a", "none")  # ids that stand for no value, in small or capital letters
@@ -119,7 +120,8 @@ def read_ids(source: Source, column: str) -> IdColumn:
 
     Raises ValueError where one is missing or one of `NO_ID`, is -1 among numbers, or longer than `LONGEST`.
     """
-    number, words = distinct_words(source, column)
+    with announce_stage(f"numbering the ids of column {shorten(column)}"):
+        number, words = distinct_words(source, column)
 
     def refuse(bad, what, hint=""):
         if bad.any():
