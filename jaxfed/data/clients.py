@@ -9,7 +9,7 @@ from jaxfed.core.recipe import Recipe, find_recipe, put_recipe
 from jaxfed.data.interactions import Dataset, data_digest
 from jaxfed.data.population import Population
 from jaxfed.data.preparation import prepare_population
-from jaxfed.data.stages import announce_stage
+from jaxfed.data.stages import log_stage
 
 SplitName = Literal["leave-one-out", "ratio", "compat-pfedrec"]
 PROTOCOLS = {"leave-one-out": "loo-clean", "ratio": "ratio-clean", "compat-pfedrec": "compat-pfedrec"}
@@ -77,7 +77,7 @@ def make_clients(data: Dataset, **options: Any) -> Clients:
     with ThreadPoolExecutor(1) as beside:
         digest = beside.submit(data_digest, data, features=not data.features_follow)
         source, population = prepare_population(data._replace(recipe=None), **options)
-        with announce_stage(f"hashing {len(data.interactions.user):,} rows"):  # what is left of it
+        with log_stage(f"hashing {len(data.interactions.user):,} rows"):  # what is left of it
             return Clients(source, population, digest.result(), options.get("protocol") == LEAKY)
 
 

@@ -20,7 +20,7 @@ from jaxfed.data.poisoning import poison_histories
 from jaxfed.data.population import SAMPLED, Label, Labels, Population
 from jaxfed.data.ragged import make_negative_index, make_ragged
 from jaxfed.data.splits import TEST, TRAIN, VALID, Protocol, Split, drop_short_histories, split_histories
-from jaxfed.data.stages import announce_stage
+from jaxfed.data.stages import log_stage
 
 Merge = Literal["", "devices", "domains"]
 
@@ -245,15 +245,15 @@ def prepare_population(data: Dataset, clients: str = "user", **options: Any) -> 
         raise ValueError(
             f'data.label = "{chosen.label}": data.label_flip exchanges clicks and negatives: set it to false'
         )
-    with announce_stage("dividing the rows into clients"):
+    with log_stage("dividing the rows into clients"):
         data, names = divide_into_clients(data, chosen)
     check_fraction(chosen.malicious, "data.malicious")
     if chosen.promoted:
         data = poison_histories(data, chosen.promoted, chosen.malicious, chosen.malice)
-    with announce_stage("splitting the clients' histories"):
+    with log_stage("splitting the clients' histories"):
         parts = split_histories(data, chosen.protocol, chosen.ratio)
     data = add_notes(data, *note_ties(data, parts))
-    with announce_stage("laying the histories out client by client"):
+    with log_stage("laying the histories out client by client"):
         population = make_population(data, parts, names, chosen.label, chosen.threshold)
     if chosen.label_flip:
         flipped = is_malicious(np.arange(population.num_clients), chosen.malicious, chosen.malice)

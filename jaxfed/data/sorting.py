@@ -53,7 +53,7 @@ def sort_pairs_of_rows(user: np.ndarray, item: np.ndarray, users: int, items: in
     return by_item[sort_by_group(user[by_item], users)]
 
 
-def renumber(number: np.ndarray, numbers: int) -> tuple[np.ndarray, np.ndarray]:
+def number_present(number: np.ndarray, numbers: int) -> tuple[np.ndarray, np.ndarray]:
     """(the numbers below `numbers` that occur, ascending; [n]: the place of each row's among them)."""
     occurs = np.bincount(number, minlength=numbers) > 0
     place = (np.cumsum(occurs) - 1).astype(number.dtype)

@@ -9,7 +9,7 @@ LOGGER = logging.getLogger("jaxfed.data")
 
 
 @contextmanager
-def announce_stage(text: str) -> Iterator[None]:
+def log_stage(text: str) -> Iterator[None]:
     """Logs at DEBUG that its body begins, in these words, and that it ends; `stage_begins` of a record says which."""
     LOGGER.debug("%s", text, extra={"stage_begins": True})
     try:

@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from jaxfed.core.excerpt import shorten, shorten_list
 from jaxfed.data.sources.text import DELIMITERS, RECBOLE, FileFormat, check_width, read_text
-from jaxfed.data.stages import announce_stage
+from jaxfed.data.stages import log_stage
 
 KINDS = (*DELIMITERS, "parquet")
 TYPES = ("token", "token_seq", "float", "float_seq")  # what a RecBole header says of a column, behind a colon
@@ -78,7 +78,7 @@ def read_source(path: Path, form: FileFormat = BY_ENDING, options: str = "") -> 
         contents = shorten_list(sorted(each.name for each in path.iterdir()), 5) or "nothing"
         raise ValueError(f"{path}: a folder must hold parquet parts (*.parquet); it has {contents}: name one file")
     try:
-        with announce_stage(f"reading {path.name}"):
+        with log_stage(f"reading {path.name}"):
             if kind == "parquet":
                 table = pyarrow.parquet.read_table(path if path.is_dir() else pa.BufferReader(read_content(path)))
             else:
