@@ -165,7 +165,7 @@ def find_same_arrays(tree: Tree) -> list[list[int]]:
     return [[place, earlier] for place, earlier in enumerate(places) if place != earlier]
 
 
-def leave_out_same(leaves: list[Any], same: list[list[int]]) -> list[Any]:
+def drop_same_arrays(leaves: list[Any], same: list[list[int]]) -> list[Any]:
     """The leaves with an empty array in place of each that is the same as an earlier one."""
     left_out = {place for place, _ in same}
     return [np.zeros(0, np.float32) if place in left_out else leaf for place, leaf in enumerate(leaves)]
@@ -177,7 +177,7 @@ def save_checkpoint(checkpoints: "ocp.CheckpointManager", step: int, state: Tree
 
     same = find_same_arrays(state)
     record = seal_record({**record, "same": same}, step, tree_digest(state))
-    once = jax.tree.unflatten(jax.tree.structure(state), leave_out_same(jax.tree.leaves(state), same))
+    once = jax.tree.unflatten(jax.tree.structure(state), drop_same_arrays(jax.tree.leaves(state), same))
     arguments = ocp.args.Composite(state=ocp.args.StandardSave(once), meta=ocp.args.JsonSave(record))
     checkpoints.save(step, args=arguments, force=True)
 
@@ -227,7 +227,7 @@ def read_arrays(
     import orbax.checkpoint as ocp
 
     structure = jax.tree.structure(shapes)
-    once = jax.tree.unflatten(structure, leave_out_same(jax.tree.leaves(shapes), same))
+    once = jax.tree.unflatten(structure, drop_same_arrays(jax.tree.leaves(shapes), same))
     wanted = ocp.args.Composite(state=ocp.args.StandardRestore(once))
     try:
         leaves = jax.tree.leaves(checkpoints.restore(step, args=wanted)["state"])
