@@ -67,7 +67,8 @@ def test_a_round_by_the_rule_is_that_by_hand(rows):
         moved, moved_bias, touched, _ = train_by_hand(vectors, bias, own, drawn, config.work.optimizer)
         total, shift, holders = total + moved, shift + moved_bias, holders + touched
     floor = config.channel[0].floor
-    assert floor == 2 and set(holders) >= {0, 1, 2, 3}
+    assert floor == 2
+    assert set(holders) >= {0, 1, 2, 3}
     after, _ = parts.algorithm.step(state, ready.cohort, key)
     for name, start, sums in (("item", vectors, total), ("bias", bias, shift)):
         by = np.maximum(holders, floor).reshape((-1,) + (1,) * (sums.ndim - 1))
@@ -81,7 +82,7 @@ def test_steps_of_a_sum_do_not_depend_on_how_long_a_batch_is():
     pace = group_rates(REGISTRY["optimizer"]["sgd"], 0.5, 0.0, rates, Rates(3.0, 0.6, per_example=True))
     params = {"t": Table(np.ones(2, np.float32))}, {"w": np.float32(1.0)}
     for examples in (1.0, 8.0):
-        mean = jax.tree.map(lambda x: x / np.float32(examples), params)  # noqa: B023
+        mean = jax.tree.map(lambda x: x / np.float32(examples), params)
         got, _ = pace.update(mean, pace.init(params), params, examples=np.float32(examples))
         np.testing.assert_allclose(got[0]["t"].rows, 2.0 * (-1 - 0.1), rtol=1e-6)
         np.testing.assert_allclose(got[1]["w"], -3.0 * (1 + 0.6) / examples, rtol=1e-6)
@@ -89,7 +90,7 @@ def test_steps_of_a_sum_do_not_depend_on_how_long_a_batch_is():
 
 def test_what_says_how_it_trains_is_left_alone():
     rule = make_config({})
-    assert rule.work.optimizer.item.per_example and rule.model.init_scale == 0.01 and rule.channel[0].floor == 4
+    assert (rule.work.optimizer.item.per_example, rule.model.init_scale, rule.channel[0].floor) == (True, 0.01, 4)
     assert make_config(config_to_table(rule)) == rule
     others = (
         {"work": {"optimizer": {"name": "adam"}}},
