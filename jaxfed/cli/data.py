@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxfed.cli import init
+from jaxfed.cli.cache import ACTIONS, cache_command
 from jaxfed.core.excerpt import shorten
 
 
@@ -13,11 +14,26 @@ def add_data_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     data = command(
         "data", "Fetch a data set and describe it.", "Options of the loader: --path FILE, --user COLUMN, ..."
     )
-    data.add_argument("name", metavar="NAME|FILE|CONFIG.toml")
+    data.add_argument("name", metavar="NAME|FILE|CONFIG.toml", nargs="?")
+    data.add_argument(
+        "--cache",
+        nargs="?",
+        const="list",
+        choices=ACTIONS,
+        help="list what is kept on disk (prepared data, fetched data, compiled programs), or clear it: --cache clear, "
+        "or of one kind --cache clear prepared, fetched or programs",
+    )
 
 
 def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed data"""
+    if args.cache:
+        if overrides:
+            raise ValueError(f"--cache {args.cache}: unknown option {overrides[0]}")
+        cache_command(args.cache, args.name)
+        return
+    if args.name is None:
+        raise ValueError("jaxfed data: name a data set, a file or a configuration, or pass --cache")
     from jaxfed.config.build import load_data
     from jaxfed.config.config_files import built_in_configs, read_config
     from jaxfed.config.overrides import override_config
