@@ -80,7 +80,7 @@ def load_data(config: Section) -> Clients:
     if len(data.source.interactions.user) >= LARGE:
         try:
             with log_stage("keeping the prepared data on disk"):
-                cache.write_cache(folder, data, KEPT)
+                cache.write_cache(folder, data, KEPT, config_to_table(config))
                 data = cache.read_cache(folder, KEPT)[0] or data
         except OSError as error:
             wrong = f"prepared data cannot be kept in {folder} ({error.strerror}): they are read anew each time"
