@@ -101,13 +101,14 @@ def section_arguments(section: str, name: str) -> dict[str, Any]:
 
 def argument_type(section: str, name: str, key: str, default: Any) -> Any:
     """The type of an argument: that of its default; what its function names, where that is a choice of words (a
-    Literal), of types, or a tuple; a tuple without annotation is of one type throughout."""
+    Literal), of types, or a tuple of numbers. Another tuple is of one type throughout; an empty one is of words, by
+    which a section names items where a link knows their rows."""
     for function in (REGISTRY[section][name], *SOURCES.get(section, ())):
         if key in (parameters := inspect.signature(function, eval_str=True).parameters):
             annotation = parameters[key].annotation
             words = typing.get_origin(annotation) is typing.Literal and isinstance(parameters[key].default, str)
             types = isinstance(annotation, UnionType) and not isinstance(None, annotation)
-            if words or types or typing.get_origin(annotation) is tuple:
+            if words or types or annotation == tuple[float, ...]:
                 return annotation
     if isinstance(default, tuple):
         return tuple[(type(default[0]) if default else str, ...)]  # type: ignore[misc]
