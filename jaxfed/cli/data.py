@@ -3,42 +3,82 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jaxfed.cli import init
+from jaxfed.cli.cache import ACTIONS, cache_command
 from jaxfed.core.excerpt import shorten
+
+TEXT = """What a data set is like.
+
+Options of the loader: --path FILE, --user COLUMN, ... --json prints a description, from which data of the same shape
+are made by: jaxfed data shape --description FILE.json. It holds no ids and no rows, and a length in it is a mean over
+ten users."""
 
 
 def add_data_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The options of `data`."""
     data = command(
-        "data", "Fetch a data set and describe it.", "Options of the loader: --path FILE, --user COLUMN, ..."
+        "data",
+        "Fetch a data set and describe it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    data.add_argument("name", metavar="NAME|FILE|CONFIG.toml")
+    data.description = TEXT
+    data.add_argument("name", metavar="NAME|FILE|CONFIG.toml", nargs="?")
+    data.add_argument("--json", action="store_true", help="print a description as one JSON object, and nothing else")
+    data.add_argument("--write", metavar="FILE", help="write the rows to a new file that ends in .csv or .parquet")
+    data.add_argument(
+        "--cache",
+        nargs="?",
+        const="list",
+        choices=ACTIONS,
+        help="list what is kept on disk (prepared data, fetched data, compiled programs), or clear it: --cache clear, "
+        "or of one kind --cache clear prepared, fetched or programs",
+    )
 
 
 def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed data"""
-    from jaxfed.config.build import load_data
-    from jaxfed.config.config_files import built_in_configs, read_config
+    if args.cache:
+        if overrides:
+            raise ValueError(f"--cache {args.cache}: unknown option {overrides[0]}")
+        cache_command(args.cache, args.name)
+        return
+    if args.name is None:
+        raise ValueError("jaxfed data: name a data set, a file or a configuration, or pass --cache")
+    from jaxfed.config.build import load_data, read_source_data
     from jaxfed.config.overrides import override_config
+    from jaxfed.core.excerpt import printable
+    from jaxfed.data.data_text import describe_data
+    from jaxfed.data.shape_description import describe
+    from jaxfed.data.writing import write_rows
+    from jaxfed.training.log import to_json
+
+    section = override_config(*data_words(args.name, overrides)).data
+    if args.write:
+        write_rows(read_source_data(section), args.write)
+    if args.json:
+        print(to_json(describe(read_source_data(section))))
+        return
+    for line in describe_data(load_data(section)).split("\n"):
+        print(printable(line))
+
+
+def data_words(name: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """(the table, the options) of the data that a name, a file or a configuration stands for. Raises ValueError."""
+    from jaxfed.config.config_files import built_in_configs, read_config
     from jaxfed.config.plugins import import_entry_points
     from jaxfed.config.registry import REGISTRY
-    from jaxfed.core.excerpt import printable
-    from jaxfed.data.describe import describe_data as text
     from jaxfed.data.sources.tables import file_kind
 
-    name, table = args.name, {}
     import_entry_points()  # they may have data
     own = [*map(init.expand_option, overrides)]
     if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         whole = read_config(name)
-        table = {"data": whole.get("data", {}), "run": whole.get("run", {})}  # which says what to import
-    elif name in REGISTRY["data"]:
-        table = {"data": {"name": name}}
-    elif file_kind(name) or Path(name).expanduser().exists():
-        own = [f"--data.path={name}", *own]
-    else:
-        names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter (.gz may follow)"
-        raise ValueError(f'no data set "{shorten(name)}": give one of {names}, or a file that ends in {ends}')
-    for line in text(load_data(override_config(table, own).data)).split("\n"):
-        print(printable(line))
+        return {"data": whole.get("data", {}), "run": whole.get("run", {})}, own  # which says what to import
+    if name in REGISTRY["data"]:
+        return {"data": {"name": name}}, own
+    if file_kind(name) or Path(name).expanduser().exists():
+        return {}, [f"--data.path={name}", *own]
+    names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter (.gz may follow)"
+    raise ValueError(f'no data set "{shorten(name)}": give one of {names}, or a file that ends in {ends}')

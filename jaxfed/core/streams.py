@@ -39,6 +39,7 @@ class SetupStream(Enum):
     COLD_CLIENTS = (0, 5)
     SYNTHETIC_DATA = (0, 7)
     SHAPED_DATA = (0, 19)
+    SHAPE_ESTIMATES = (0, 23)
     DEVICES = (1, 7)
     EDGES = (1, 13)
     SILOS = (1, None)

@@ -1,5 +1,6 @@
 """Data sets by name, and from arrays and data frames in memory."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,30 @@ def load(name: str, **options: Any) -> Dataset:
             f"no data set {shorten(name)!r}: choose one of {', '.join(NAMED)}, or read a file with jaxfed.data.read"
         )
     return NAMED[name](**options)
+
+
+def from_description(description: dict[str, Any] | str, seed: int = 0) -> Dataset:
+    """Interactions of people that do not exist, of the shape that a description gives.
+
+    Args:
+        description: What `jaxfed.data.describe` gives; the path of a JSON file that holds it (`jaxfed data --json`
+            prints it); or the name of a shape that comes with jaxfed: dense-films, very-sparse-shop, sparse-shop,
+            check-ins or small.
+        seed: Random seed of the data.
+
+    Returns:
+        The data set, a function of the description and the seed.
+
+    Raises:
+        ValueError: this is no description, or it cannot be: one line that names the key.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> shape = {"users": 90, "items": 40, "rows": 600, "lengths": [[0, 3], [0.5, 6], [1, 15]]}
+        >>> len(jf.data.from_description(shape | {"popularity": [[4, 0.4], [40, 1]]}).interactions.user)
+        600
+    """
+    return shaped_data(json.dumps(description) if isinstance(description, dict) else description, seed)
 
 
 @named("data", "read")

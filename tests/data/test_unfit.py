@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from jaxfed.data.describe import describe_ratings, describe_times
+from jaxfed.data.data_text import describe_ratings, describe_times
 from jaxfed.data.sources.files import read_interactions
 
 EUROPE = "user;item;rating\n1;2;3,5\n2;3;4,0\n"

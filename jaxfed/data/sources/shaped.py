@@ -70,6 +70,7 @@ def make_interactions(shape: Shape, seed: int = 0) -> Dataset:
         np.arange(shape.items).astype(str),
         notes=() if shape.times else (describe_columns(COLUMNS),),
         ties_in_order=True,
+        has_times=shape.times,
     )
 
 

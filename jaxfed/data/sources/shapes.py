@@ -130,7 +130,8 @@ def round_to_total(values: np.ndarray, total: int) -> np.ndarray:
 
 
 def read_shape(description: Any) -> Shape:
-    """A shape from its description: a dict, the path of a JSON file, or the name of a shape of `SHAPES`.
+    """A shape from its description: a dict or its JSON, the path of a JSON file, or the name of a shape of
+    `SHAPES`.
 
     Raises ValueError, in one line, where it is none.
     """
@@ -138,21 +139,26 @@ def read_shape(description: Any) -> Shape:
         return parse_shape(description, "description")
     if not isinstance(description, str):
         raise ValueError(f"description: a path, a name or a dict, not {excerpt(description)}")
-    if description in SHAPES:
-        return parse_shape(SHAPES[description], description)
+    if description.lstrip().startswith("{"):
+        return parse_shape(parse_json(description, "description"), "description")
     place = Path(description).expanduser()
+    if not place.is_file() and place.name in SHAPES:  # a name, which may have become a path where there is a folder
+        return parse_shape(SHAPES[place.name], place.name)
     if not place.is_file():
         raise ValueError(
             f"no description {shorten(description)!r}: give a JSON file that jaxfed data --json printed, or one of "
             f"{', '.join(SHAPES)}"
         )
+    where = shorten(description)
+    return parse_shape(parse_json(place.read_bytes().decode("utf-8", "replace"), where), where)
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Raises ValueError, which begins with `where`, where it is none."""
     try:
-        table = json.loads(place.read_text(encoding="utf-8"))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{shorten(description)}: not JSON ({shorten(error)}): make it with jaxfed data --json"
-        ) from None
-    return parse_shape(table, shorten(description))
+        raise ValueError(f"{where}: not JSON ({shorten(error)}): make it with jaxfed data --json") from None
 
 
 def parse_shape(table: Any, where: str) -> Shape:
