@@ -1,16 +1,17 @@
 """Candidates of sampled figures by popularity, their number and draws, and cut-offs."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from jaxfed.config.evaluation_stages import check_cutoffs, count_candidates, describe_candidates
+from jaxfed.config.evaluation_stages import check_cutoffs, choose_samples, count_candidates, describe_candidates
 from jaxfed.config.settings import Evaluation
 from jaxfed.core.link import link
-from jaxfed.data.population import SAMPLED
+from jaxfed.data.population import SAMPLED, ProcessShare
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.evaluation import candidates
@@ -174,6 +175,17 @@ def test_what_no_ranking_reaches_is_refused_in_a_line(settings, words):
         check_cutoffs(settings, GIVEN)
     assert str(error.value).startswith(words)
     assert "\n" not in str(error.value)
+
+
+def test_popularity_is_known_to_one_process_alone():
+    def choose(processes, population=GIVEN):
+        runtime = SimpleNamespace(share=ProcessShare(0, processes))
+        return choose_samples(Evaluation(negative_sampling="popularity", draws=2), population, runtime)
+
+    assert choose(1)[:2] == (99, 2)
+    assert (choose(1).popularity == np.bincount(GIVEN.train.values, minlength=120)).all()
+    with pytest.raises(ValueError, match="popularity is counted over all clients, and of several processes each knows"):
+        choose(2)
 
 
 def test_cut_offs_that_can_be():
