@@ -115,8 +115,7 @@ def local_sgd(
     Args:
         loss: loss(params, batch) -> `Mean`. It sees plain leaves, without marks of tables. Where the batches have a
             frozen part: loss(params, batch, frozen).
-        optimizer: A transform of Optax. Where its update takes `examples`, or any keyword, it is told how many examples
-            the batch's mean is over.
+        optimizer: A transform of Optax. It is told the `examples` of the batch, where its update takes them.
         params: What is trained; tables are the client's rows [K, ...].
         steps: The batches, of at most k rows each.
         by_row: True: a step touches only the rows of its batch. This is exact for SGD, and the lazy version of anything

@@ -12,7 +12,16 @@ import pytest
 from jaxfed.config.overrides import override_config
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import config_to_table, make_config
-from jaxfed.config.settings import Config, Evaluation, GroupRates, Privacy, Run, Section, replace_arguments
+from jaxfed.config.settings import (
+    Config,
+    Evaluation,
+    GroupRates,
+    Privacy,
+    Run,
+    Section,
+    replace_arguments,
+    with_patience,
+)
 
 TABLE = {
     "model": {"name": "neumf", "hidden": [8, 4]},
@@ -78,7 +87,7 @@ def test_a_section_lists_its_arguments():
 
 def test_the_settings_that_a_program_makes_are_those_of_an_empty_file():
     config = make_config({})
-    assert (config.evaluation, config.privacy, config.run) == (Evaluation(), Privacy(), Run())
+    assert (config.evaluation, config.privacy, config.run) == (with_patience(Evaluation(), False), Privacy(), Run())
 
 
 @pytest.mark.parametrize("section", [name for name in REGISTRY if name not in ("optimizer", "channel")])
