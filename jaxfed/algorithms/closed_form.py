@@ -46,8 +46,7 @@ def closed_form(model: Model) -> Method:
         return ClientOutput(Broadcast(sums), (), steps.examples, figures, loss=loss)
 
     def update_shapes(shared):
-        rows = num_rows(shared)
-        nothing = jnp.full(1, num_items)
+        rows, nothing = num_rows(shared), jnp.full(1, num_items)
         sums = Broadcast(closed.statistics(shared.params, History(nothing, nothing, num_items))[0])
         if not closed.pair_columns:
             return sums

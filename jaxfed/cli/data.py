@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxfed.cli import init
+from jaxfed.cli.cache import ACTIONS, cache_command
 from jaxfed.core.excerpt import shorten
 
 TEXT = """What a data set is like.
@@ -23,13 +24,28 @@ def add_data_options(command: Callable[..., argparse.ArgumentParser]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     data.description = TEXT
-    data.add_argument("name", metavar="NAME|FILE|CONFIG.toml")
+    data.add_argument("name", metavar="NAME|FILE|CONFIG.toml", nargs="?")
     data.add_argument("--json", action="store_true", help="print a description as one JSON object, and nothing else")
     data.add_argument("--write", metavar="FILE", help="write the rows to a new file that ends in .csv or .parquet")
+    data.add_argument(
+        "--cache",
+        nargs="?",
+        const="list",
+        choices=ACTIONS,
+        help="list what is kept on disk (prepared data, fetched data, compiled programs), or clear it: --cache clear, "
+        "or of one kind --cache clear prepared, fetched or programs",
+    )
 
 
 def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed data"""
+    if args.cache:
+        if overrides:
+            raise ValueError(f"--cache {args.cache}: unknown option {overrides[0]}")
+        cache_command(args.cache, args.name)
+        return
+    if args.name is None:
+        raise ValueError("jaxfed data: name a data set, a file or a configuration, or pass --cache")
     from jaxfed.config.build import load_data, read_source_data
     from jaxfed.config.overrides import override_config
     from jaxfed.config.suggestions import is_suggested_for, suggest_config

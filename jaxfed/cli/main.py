@@ -126,6 +126,8 @@ def set_up_process() -> None:
 
     import jax
 
+    import jaxfed.training.log  # noqa: F401  it shows what takes long
+
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(doctor.xla_cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

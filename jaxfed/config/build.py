@@ -37,6 +37,7 @@ from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.population import Labels, Population
 from jaxfed.data.preparation import add_notes
 from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
+from jaxfed.data.stages import log_stage
 from jaxfed.evaluation.split import EvalSplit
 from jaxfed.privacy.accountant import PrivacyAccount
 
@@ -71,14 +72,16 @@ def load_data(config: Section) -> Clients:
     Large data are prepared once, kept on disk and mapped from there.
     """
     folder = cache.cache_place(config_to_table(config))
-    found, wrong = cache.read_cache(folder, KEPT)
+    with log_stage("checking prepared data on disk"):
+        found, wrong = cache.read_cache(folder, KEPT)
     if found is not None:
         return found
     data = read_data(config)
     if len(data.source.interactions.user) >= LARGE:
         try:
-            cache.write_cache(folder, data, KEPT)
-            data = cache.read_cache(folder, KEPT)[0] or data
+            with log_stage("keeping the prepared data on disk"):
+                cache.write_cache(folder, data, KEPT, config_to_table(config))
+                data = cache.read_cache(folder, KEPT)[0] or data
         except OSError as error:
             wrong = f"prepared data cannot be kept in {folder} ({error.strerror}): they are read anew each time"
     return data._replace(source=add_notes(data.source, wrong)) if wrong else data

@@ -120,8 +120,7 @@ def local_sgd(
         params: What is trained; tables are the client's rows [K, ...].
         steps: The batches, of at most k rows each.
         by_row: True: a step touches only the rows of its batch. This is exact for SGD, and the lazy version of anything
-            with a state, a decay or a pull. False: every step moves all rows of the client, which costs K / k times
-            more.
+            with a state, a decay or a pull. False: every step moves all rows of the client, at K / k times the cost.
         extra: Trees that go to the optimiser, cut like the parameters.
 
     Returns:
@@ -135,7 +134,7 @@ def local_sgd(
         [-0.5, 0.0, -0.5]
     """
     opt, weights = optax.with_extra_args_support(optimizer), batch_weights(loss, params, steps, by_row)
-    told = takes_examples(opt.update)
+    reads_examples = takes_examples(opt.update)
 
     def step(carry, now):
         rows, live, batch, weight = now
@@ -146,7 +145,7 @@ def local_sgd(
             return Mean(met.total, weight).value, met.total
 
         gradient, seen = jax.grad(objective, has_aux=True)(part)
-        more = more | ({"examples": weight} if told else {})
+        more = more | ({"examples": weight} if reads_examples else {})
         update, after = opt.update(gradient, state, part, **more)
         update = jax.tree.map(lambda x: jnp.where(live, x, 0), update)
         after = jax.tree.map(lambda new, old: jnp.where(live, new, old), after, state)

@@ -86,8 +86,10 @@ def stored_file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_cache(folder: Path, value: Any, kinds: Sequence[type]) -> None:
+def write_cache(folder: Path, value: Any, kinds: Sequence[type], origin: dict[str, Any] | None = None) -> None:
     """Writes a value (named tuples `kinds`, tuples and dicts of arrays) whole or not at all, and to disk.
+
+    origin: the [data] section that it is of, in JSON's types, for who lists what is kept.
 
     Raises OSError where it cannot be written, TypeError for another value.
     """
@@ -96,6 +98,7 @@ def write_cache(folder: Path, value: Any, kinds: Sequence[type]) -> None:
     try:
         arrays: list[np.ndarray] = []
         head: dict[str, Any] = {"format": FORMAT, "name": folder.name, "value": flatten_value(value, arrays)}
+        head["origin"] = {key: full_path(each) if key in PATHS else each for key, each in (origin or {}).items()}
         head["files"] = [write_array(partial / f"{number}.npy", array) for number, array in enumerate(arrays)]
         head["sha256"] = head_digest(head)
         (partial / "head.json").write_text(json.dumps(head))

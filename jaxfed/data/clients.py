@@ -1,5 +1,6 @@
 """`Clients`: a data set dealt to clients, with what is held out of each."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ from jaxfed.data.given_parts import given_parts_digest
 from jaxfed.data.interactions import Dataset, data_digest
 from jaxfed.data.population import Population
 from jaxfed.data.preparation import prepare_population
+from jaxfed.data.stages import log_stage
 
 SplitName = Literal[
     "leave-one-out",
@@ -100,8 +102,11 @@ def make_clients(data: Dataset, **options: Any) -> Clients:
         ValueError: see `prepare_population`.
     """
     pa.default_memory_pool().release_unused()  # what the file was read in: Arrow would keep it
-    digest = given_parts_digest(data_digest(data, features=not data.features_follow), data)
-    source, population = prepare_population(data._replace(recipe=None), **options)
+    with ThreadPoolExecutor(1) as beside:
+        rows_digest = beside.submit(data_digest, data, features=not data.features_follow)
+        source, population = prepare_population(data._replace(recipe=None), **options)
+        with log_stage(f"hashing {len(data.interactions.user):,} rows"):  # what is left of it
+            digest = given_parts_digest(rows_digest.result(), data)
     return Clients(source, population, digest, options.get("protocol") == LEAKY)
 
 

@@ -11,7 +11,7 @@ from jaxfed.core.excerpt import shorten
 from jaxfed.core.recipe import Recipe
 from jaxfed.data.features import Features
 from jaxfed.data.given_negatives import GivenNegatives
-from jaxfed.data.sorting import find_repeats, list_starts, renumber, sort_histories, sort_pairs_of_rows
+from jaxfed.data.sorting import find_repeats, list_starts, number_present, sort_histories, sort_pairs_of_rows
 
 CLIENT = " client"  # the column with the client of each row; a source's columns have no blanks around their names
 AT_ONCE = 1 << 20  # rows whose ids are joined at a time
@@ -106,9 +106,8 @@ def has_equal_times(rows: Interactions) -> bool:
     """Whether a user has two rows with the same time."""
     users = int(rows.user.max(initial=0)) + 1
     for some in (rows.at(rows.user < users // FEW), rows):  # where there are any, a few users have some
-        order = sort_histories(some.user, some.time, users)
-        user, time = some.user[order], some.time[order]
-        if ((user[1:] == user[:-1]) & (time[1:] == time[:-1])).any():
+        time = some.time[sort_histories(some.user, some.time, users)]
+        if find_repeats(time, list_starts(np.bincount(some.user, minlength=users))).any():
             return True
     return False
 
@@ -116,8 +115,8 @@ def has_equal_times(rows: Interactions) -> bool:
 def select_rows(data: Dataset, keep: np.ndarray, note: str = "") -> Dataset:
     """The rows where `keep` (bool [n]), users and items renumbered to those that are left."""
     rows = data.interactions.at(keep)
-    users, user = renumber(rows.user, len(data.users))
-    items, item = renumber(rows.item, len(data.items))
+    users, user = number_present(rows.user, len(data.users))
+    items, item = number_present(rows.item, len(data.items))
     return data._replace(
         interactions=rows._replace(user=user, item=item),
         users=data.users[users],

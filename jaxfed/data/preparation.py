@@ -28,6 +28,7 @@ from jaxfed.data.split_notes import (
     note_ties,
 )
 from jaxfed.data.splits import PART, TEST, TRAIN, VALID, Protocol, Split, split_histories
+from jaxfed.data.stages import log_stage
 
 Merge = Literal["", "devices", "domains"]
 
@@ -229,16 +230,20 @@ def prepare_population(data: Dataset, clients: str = "user", **options: Any) -> 
         raise ValueError(
             f'data.label = "{chosen.label}": data.label_flip exchanges clicks and negatives: set it to false'
         )
-    source, (data, names) = data, divide_into_clients(data, chosen)
+    source = data
+    with log_stage("dividing the rows into clients"):
+        data, names = divide_into_clients(data, chosen)
     check_fraction(chosen.malicious, "data.malicious")
     if chosen.promoted:
         data = poison_histories(data, chosen.promoted, chosen.malicious, chosen.malice)
-    parts = split_histories(data, chosen.protocol, chosen.ratio)
+    with log_stage("splitting the clients' histories"):
+        parts = split_histories(data, chosen.protocol, chosen.ratio)
     if PART not in source.columns:  # which only said what chance holds out
         data = data._replace(columns={name: column for name, column in data.columns.items() if name != PART})
     order = describe_file_order(data, parts)
     data = add_notes(data, *note_ties(data, parts), *note_file_order(data, chosen.protocol, order))
-    population = make_population(data, parts, names, chosen.label, chosen.threshold)
+    with log_stage("laying the histories out client by client"):
+        population = make_population(data, parts, names, chosen.label, chosen.threshold)
     population = population._replace(protocol=describe_protocol(source, chosen.protocol, order))
     if data.negatives:
         refused = {"data.promoted": chosen.promoted, "data.merge": chosen.clients_of_user == "domains"}

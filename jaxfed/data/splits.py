@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.interactions import Dataset, select_rows
-from jaxfed.data.ragged import sort_pairs
+from jaxfed.data.ragged import concatenate_ranges, sort_pairs
 from jaxfed.data.sorting import sort_histories
 
 Protocol = Literal[
@@ -114,10 +114,11 @@ def hold_out_last(group: np.ndarray, rows: np.ndarray, valid: np.ndarray, test: 
     group int [n]; rows: row numbers by group, in each those to be held out last; all others train.
     """
     count = np.bincount(group[rows], minlength=len(valid))
-    from_end = np.cumsum(count)[group[rows]] - 1 - np.arange(len(rows))  # 0: the last row of its group
-    held_out_part = np.where(from_end < test[group[rows]], TEST, VALID)
+    held_out, end = np.clip(valid + test, 0, count), np.cumsum(count)
+    test = np.clip(test, 0, held_out)
     part = np.full(len(group), TRAIN, np.int8)
-    part[rows] = np.where(from_end < (test + valid)[group[rows]], held_out_part, TRAIN)
+    part[rows[concatenate_ranges(end - test, test)]] = TEST
+    part[rows[concatenate_ranges(end - held_out, held_out - test)]] = VALID
     return part
 
 

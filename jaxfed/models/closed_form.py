@@ -122,9 +122,7 @@ def cosine_table(sums: PairSums, neighbours: int, shrink: float) -> np.ndarray:
 @named("model")
 def item_knn(num_items: int, num_users: int = 1, neighbours: int = 200, shrink: float = 10.0) -> Model:
     """Item nearest neighbours (Sarwar et al. 2001) by cosine, which is shrunk for pairs with few users. From X'X, as
-    EASE.
-
-    Beyond 20,000 items only the neighbours are kept.
+    EASE. Beyond 20,000 items only the neighbours are kept.
 
     Args:
         num_items: Number of items.
@@ -211,12 +209,12 @@ def transitions(
 
     Example:
         >>> import jax, jaxfed as jf
-        >>> model = jf.models.transitions(num_items=100)
-        >>> sorted(jax.eval_shape(model.init, jax.random.key(0))["tables"])
+        >>> sorted(jax.eval_shape(jf.models.transitions(num_items=9).init, jax.random.key(0))["tables"])
         ['item', 'next']
     """
     check_positive("model.window", window)
     check_candidates(l2, l2_grid)
+    solve = partial(solve_transitions, l2=l2, neighbours=neighbours)
 
     def fold_in(history):
         age = jnp.maximum(history.age, 0)
@@ -229,7 +227,6 @@ def transitions(
     def statistics(history):
         return jnp.concatenate([make_gram_pairs(history), make_successor_pairs(history, window, decay)], 1)
 
-    empty, closed = dict.fromkeys(("item", "next"), item_shapes(num_items, neighbours)), {"candidates": l2_grid}
-    closed |= describe_solve(num_items, 2, neighbours)
-    solve = partial(solve_transitions, l2=l2, neighbours=neighbours)
+    empty = dict.fromkeys(("item", "next"), item_shapes(num_items, neighbours))
+    closed = {"candidates": l2_grid, **describe_solve(num_items, 2, neighbours)}
     return item_item_model(empty, 3, statistics, solve, fold_in, score, **closed)

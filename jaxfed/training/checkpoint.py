@@ -157,12 +157,28 @@ def newest_record(folder: Path, problem: Callable[[dict[str, Any]], str] = lambd
     return {}
 
 
+def find_same_arrays(tree: Tree) -> list[list[int]]:
+    """[leaf, an earlier one] of all leaves that are the same array: a large model that is state and best at once is
+    written once."""
+    first: dict[int, int] = {}
+    places = [first.setdefault(id(leaf), place) for place, leaf in enumerate(jax.tree.leaves(tree))]
+    return [[place, earlier] for place, earlier in enumerate(places) if place != earlier]
+
+
+def drop_same_arrays(leaves: list[Any], same: list[list[int]]) -> list[Any]:
+    """The leaves with an empty array in place of each that is the same as an earlier one."""
+    left_out = {place for place, _ in same}
+    return [np.zeros(0, np.float32) if place in left_out else leaf for place, leaf in enumerate(leaves)]
+
+
 def save_checkpoint(checkpoints: "ocp.CheckpointManager", step: int, state: Tree, record: dict[str, Any]) -> None:
     """Writes a checkpoint in the background; the record is JSON."""
     import orbax.checkpoint as ocp
 
-    record = seal_record(record, step, tree_digest(state))
-    arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
+    same = find_same_arrays(state)
+    record = seal_record({**record, "same": same}, step, tree_digest(state))
+    once = jax.tree.unflatten(jax.tree.structure(state), drop_same_arrays(jax.tree.leaves(state), same))
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(once), meta=ocp.args.JsonSave(record))
     checkpoints.save(step, args=arguments, force=True)
 
 
@@ -191,7 +207,11 @@ def background_saver(
     def later(step, state, record):
         while pending:  # one at a time: a disk that falls behind slows the run, and does not fill its memory
             pending.pop().result()
-        copy = jax.tree.map(np.array if consumed else np.asarray, jax.device_get(state))
+        copied: dict[int, np.ndarray] = {}  # the same arrays stay the same
+        for leaf in jax.tree.leaves(state):
+            if id(leaf) not in copied:
+                copied[id(leaf)] = (np.array if consumed else np.asarray)(leaf)
+        copy = jax.tree.map(lambda leaf: copied[id(leaf)], state)
         pending.append(pool.submit(write, step, copy, record))
 
     with ThreadPoolExecutor(1) as pool:
@@ -200,13 +220,20 @@ def background_saver(
             pending.pop().result()
 
 
-def read_arrays(checkpoints: "ocp.CheckpointManager", step: int, shapes: Tree) -> tuple[Any, str]:
-    """(the arrays of a checkpoint, "") or (None, why they cannot be read)."""
+def read_arrays(
+    checkpoints: "ocp.CheckpointManager", step: int, shapes: Tree, same: list[list[int]]
+) -> tuple[Any, str]:
+    """(the arrays of a checkpoint, "") or (None, why they cannot be read). same: see `find_same_arrays`."""
     import orbax.checkpoint as ocp
 
-    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+    structure = jax.tree.structure(shapes)
+    once = jax.tree.unflatten(structure, drop_same_arrays(jax.tree.leaves(shapes), same))
+    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(once))
     try:
-        return checkpoints.restore(step, args=wanted)["state"], ""
+        leaves = jax.tree.leaves(checkpoints.restore(step, args=wanted)["state"])
+        for place, earlier in same:
+            leaves[place] = leaves[earlier]
+        return jax.tree.unflatten(structure, leaves), ""
     except Exception as error:  # Orbax raises a bare Exception for truncated data, and a dozen other kinds
         return None, f"its arrays cannot be read: {type(error).__name__}"
 
@@ -241,7 +268,7 @@ def restore_newest(
         record, wrong = read_record(folder, step)
         wrong = wrong or problem(record)
         if not wrong:
-            state, wrong = read_arrays(checkpoints, step, shapes)
+            state, wrong = read_arrays(checkpoints, step, shapes, record.get("same", []))
         if not wrong and tree_digest(state) != record["arrays"]:
             wrong = "its arrays do not match their SHA-256"
         if not wrong and int(state["state"].round) != step:

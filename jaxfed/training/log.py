@@ -12,12 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from jaxfed.core.excerpt import printable
+from jaxfed.data.stages import LOGGER as STAGES
 from jaxfed.training.records import describe_figure
 
 if TYPE_CHECKING:
@@ -177,6 +178,41 @@ class TerminalHandler(logging.Handler):
             mute()
 
 
+class StageLine(logging.Handler):
+    """Shows in a terminal which stage of reading and preparing data is at work and for how long, in a line that goes
+    away (`jaxfed.data.stages`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages: list[str] = []
+        self.line: Any = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """The line of the stage that begins; after one that ends, of the stage around it."""
+        if getattr(record, "stage_begins", False):
+            self.stages.append(printable(record.getMessage()))
+        elif self.stages:
+            self.stages.pop()
+        if self.line and not self.stages:
+            self.line.stop()
+            self.line = None
+        elif self.stages and (self.line or is_watched()):
+            self.show(self.stages[-1])
+
+    def show(self, text: str) -> None:
+        """Shows a text, unless another line that moves is there."""
+        from rich.errors import LiveError
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+        self.line = self.line or Progress(*columns, console=terminal(), transient=True)
+        with suppress(LiveError):
+            self.line.start()
+            for task in self.line.task_ids:
+                self.line.remove_task(task)
+            self.line.add_task(text, total=None)
+
+
 @cache
 def terminal() -> "Console":
     """The console on standard error."""
@@ -192,6 +228,10 @@ def add_terminal_handler() -> None:
         LOGGER.propagate = False  # or a handler of the root logger would print each line once more
     if LOGGER.level == logging.NOTSET:
         LOGGER.setLevel(logging.INFO)
+    if not STAGES.handlers:
+        STAGES.addHandler(StageLine())
+        STAGES.setLevel(logging.DEBUG)
+        STAGES.propagate = False
 
 
 add_terminal_handler()
@@ -202,11 +242,16 @@ def mute() -> None:
     terminal().quiet = True
 
 
+def is_watched() -> bool:
+    """Whether somebody sees what moves: lines are shown, and in a terminal."""
+    shown = LOGGER.isEnabledFor(logging.INFO) and any(isinstance(each, TerminalHandler) for each in LOGGER.handlers)
+    return shown and not terminal().quiet and sys.stderr.isatty()
+
+
 @contextmanager
 def progress_bar(rounds: int, done: int) -> Iterator[Any]:
     """tick(round, clients_per_second, text): a bar in a terminal, nothing elsewhere or where lines are not shown."""
-    shown = LOGGER.isEnabledFor(logging.INFO) and any(isinstance(each, TerminalHandler) for each in LOGGER.handlers)
-    if not shown or terminal().quiet or not sys.stderr.isatty():
+    if not is_watched():
         yield lambda round, speed, text: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

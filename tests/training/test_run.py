@@ -11,7 +11,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.data.population import Labels
 from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import Progress, initial_arrays, make_run_keys, prepare_round
-from jaxfed.training.summary import worse_than_the_mean
+from jaxfed.training.summary import describe_decline, worse_than_the_mean
 from tests.small import TABLE
 
 
@@ -91,11 +91,54 @@ def test_tables_over_devices_have_rows_that_nobody_is_asked_about(plain, tmp_pat
     assert summary["bytes_down_total"] == plain[0]["bytes_down_total"]
 
 
-def test_early_stopping(tmp_path):
+def test_early_stopping(tmp_path, capsys):
     frozen = {"optimizer": {"name": "sgd", "learning_rate": 0.0}, "batch_size": 64}
     summary, rows = run(tmp_path / "e", work=frozen, rounds=40, evaluation={"every": 2, "patience": 3})
     assert (summary["rounds"], summary["best_round"]) == (8, 2)
     assert [row["round"] for row in rows] == [2, 4, 6, 8, 2]
+    said = capsys.readouterr().err
+    assert "stopped after round 8 of 40: val/full/ndcg@10 was best at round 2" in said
+    assert "--evaluation.patience 0 turns this off" in said
+
+
+def test_patience_is_the_default_but_under_noise(tmp_path):
+    frozen = {"optimizer": {"name": "sgd", "learning_rate": 0.0}, "batch_size": 64}
+    summary, _ = run(tmp_path / "e", work=frozen, rounds=40, evaluation={"every": 1})
+    assert (summary["rounds"], summary["best_round"]) == (11, 1)  # and ten evaluations that are no better
+    private = [{"name": "clip"}, {"name": "mean", "count": 32}, {"name": "gaussian"}]
+    assert make_config(TABLE | {"channel": private}).evaluation.patience == 0
+    assert make_config(TABLE | {"channel": private, "evaluation": {"patience": 3}}).evaluation.patience == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "best", "last", "said"),
+    [
+        ("val/full/ndcg@10", (30, 0.081), (100, 0.017), "best at round 30 (val/full/ndcg@10 0.0810); at round 100 it"),
+        ("val/full/ndcg@10", (30, 0.081), (100, 0.041), ""),  # a little more than half is left
+        ("val/full/ndcg@10", (30, 0.081), (30, 0.081), ""),
+        ("val/full/ndcg@10", (30, 0.081), (100, float("nan")), "at round 100 numbers were not finite"),
+        ("val/rating/rmse", (30, 0.9), (100, 1.9), "at round 100 it was 1.9000"),
+        ("val/rating/rmse", (30, 0.9), (100, 1.7), ""),
+        ("val/full/ndcg@10", (30, 0.081), (100, None), ""),  # nothing was evaluated since the run was resumed
+    ],
+)
+def test_a_decline_is_one_to_half_of_the_best(name, best, last, said):
+    got = describe_decline(name, best, last)
+    assert said in got
+    assert bool(got) == bool(said)
+    assert ("stop earlier" in got) == bool(said)
+
+
+def test_a_run_that_trained_past_its_best_says_so(plain, tmp_path, capsys, monkeypatch):
+    """With a rate far beyond what is stable. On so few items chance alone keeps more than half: any loss counts."""
+    monkeypatch.setattr("jaxfed.training.summary.KEPT", 1.0)
+    wild = {"optimizer": {"name": "sgd", "learning_rate": 400.0}, "batch_size": 64}
+    summary, rows = run(tmp_path / "w", work=wild, rounds=8, evaluation={"every": 1, "patience": 0})
+    values = [row["val/full/ndcg@10"] for row in rows if "val/full/ndcg@10" in row]
+    assert values[-1] < max(values)  # else the run shows nothing
+    assert summary["past_its_best"].startswith(f"best at round {summary['best_round']} (val/full/ndcg@10")
+    assert summary["past_its_best"] in " ".join(capsys.readouterr().err.split())
+    assert "past_its_best" not in plain[0]
 
 
 def test_bytes_are_those_of_the_arrays_a_client_sends(plain, tmp_path):

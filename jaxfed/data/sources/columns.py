@@ -12,6 +12,7 @@ from jaxfed.core.excerpt import excerpt, shorten
 from jaxfed.data.interactions import whole_numbers
 from jaxfed.data.sources.dates import arrow_ticks, join_day_and_time, parse_dates, parse_dates_of_form
 from jaxfed.data.sources.tables import Source
+from jaxfed.data.stages import log_stage
 
 MISSING = pa.array(["", "NaN", "nan", "NULL", "null"], pa.large_string())  # what stands for no value
 NO_ID = ("null", "nan", "na", "n/a", "none")  # ids that stand for no value, in small or capital letters
@@ -119,7 +120,8 @@ def read_ids(source: Source, column: str) -> IdColumn:
 
     Raises ValueError where one is missing or one of `NO_ID`, is -1 among numbers, or longer than `LONGEST`.
     """
-    number, words = distinct_words(source, column)
+    with log_stage(f"numbering the ids of column {shorten(column)}"):
+        number, words = distinct_words(source, column)
 
     def refuse(bad, what, hint=""):
         if bad.any():
@@ -209,23 +211,27 @@ def read_times(source: Source, column: str, of_day: str = "", hint: str = "", fo
         kinds = pa.int64(), pa.decimal128(38, 9), pa.float64()
         numbers = (parse_numbers(values, source.decimal, kind) for kind in kinds)
         values = next((each for each in numbers if each is not None), values)
-    if is_text_type(values.type):
-        found, bad, zoned = parse_dates(values)
-        if of_day:
-            refuse_row(parse_dates(day)[1], source, column, "{}, which is no date (YYYY-MM-DD),", hint, day)
-            refuse_row(bad, source, of_day, "{}, which is no time of day (HH:MM[:SS]),", hint, time)
-        odd = find_non_numbers(values, source.decimal) if bad.any() else bad
-        if bad.any() and not (bad & odd).any():
-            first, other = ("a number", "a date") if bad[0] else ("a date", "a number")
-            form_hint = f", but row 1 has {first}, {excerpt(values[0].as_py())}: write all times in one form"
-            refuse_row(bad != bad[0], source, column, f"{{}}, {other},", form_hint, values)
-        bad = bad & odd  # neither a date nor a number
-        refuse_row(
-            bad, source, column, "{}, which is no time (a number, or YYYY-MM-DD[ HH:MM:SS[.SSS][Z]]),", hint, values
-        )
-        refuse_mixed_zones(zoned, source, column, values)
-        return found
-    return integer_times(values, source, column, hint)
+    if not is_text_type(values.type):
+        return integer_times(values, source, column, hint)
+    if of_day:
+        refuse_row(parse_dates(day)[1], source, column, "{}, which is no date (YYYY-MM-DD),", hint, day)
+        bad = parse_dates(values)[1]
+        refuse_row(bad, source, of_day, "{}, which is no time of day (HH:MM[:SS]),", hint, time)
+    return date_times(values, source, column, hint)
+
+
+def date_times(values: pa.ChunkedArray, source: Source, column: str, hint: str) -> np.ndarray:
+    """Times that are words, ISO dates, as int64 [n]."""
+    found, bad, zoned = parse_dates(values)
+    odd = find_non_numbers(values, source.decimal) if bad.any() else bad
+    if bad.any() and not (bad & odd).any():
+        first, other = ("a number", "a date") if bad[0] else ("a date", "a number")
+        form_hint = f", but row 1 has {first}, {excerpt(values[0].as_py())}: write all times in one form"
+        refuse_row(bad != bad[0], source, column, f"{{}}, {other},", form_hint, values)
+    bad = bad & odd  # neither a date nor a number
+    refuse_row(bad, source, column, "{}, which is no time (a number, or YYYY-MM-DD[ HH:MM:SS[.SSS][Z]]),", hint, values)
+    refuse_mixed_zones(zoned, source, column, values)
+    return found
 
 
 def refuse_mixed_zones(zoned: np.ndarray, source: Source, column: str, values: pa.ChunkedArray) -> None:

@@ -10,6 +10,7 @@ import pyarrow.parquet
 
 from jaxfed.core.excerpt import shorten, shorten_list
 from jaxfed.data.sources.text import DELIMITERS, RECBOLE, FileFormat, check_width, read_text
+from jaxfed.data.stages import log_stage
 
 KINDS = (*DELIMITERS, "parquet")
 TYPES = ("token", "token_seq", "float", "float_seq")  # what a RecBole header says of a column, behind a colon
@@ -87,10 +88,11 @@ def read_source(path: Path, form: FileFormat = BY_ENDING, options: str = "") -> 
         contents = shorten_list(sorted(each.name for each in path.iterdir()), 5) or "nothing"
         raise ValueError(f"{path}: a folder must hold parquet parts (*.parquet); it has {contents}: name one file")
     try:
-        if kind == "parquet":
-            table = pyarrow.parquet.read_table(path if path.is_dir() else pa.BufferReader(read_content(path)))
-        else:
-            table = read_text(read_content(path), path, form._replace(kind=kind), options)
+        with log_stage(f"reading {path.name}"):
+            if kind == "parquet":
+                table = pyarrow.parquet.read_table(path if path.is_dir() else pa.BufferReader(read_content(path)))
+            else:
+                table = read_text(read_content(path), path, form._replace(kind=kind), options)
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: cannot be read as {kind}: {shorten(reason)}") from error
