@@ -24,8 +24,8 @@ def add_init_options(command: Any) -> None:
     init = command(
         "init",
         "Write a configuration to start from, which says what each of its keys does.",
-        "Without a name: the defaults, on MovieLens-100K. For a file: what jaxfed data FILE suggests, and options of the "
-        "loader as for jaxfed data (--user COLUMN, --delimiter ';', ...).",
+        "Without a name: the defaults, on MovieLens-100K. For a file: what jaxfed data FILE suggests, and options of "
+        "the loader as for jaxfed data (--user COLUMN, --delimiter ';', ...).",
     )
     init.add_argument(
         "source",
@@ -126,7 +126,9 @@ def starter_text(table: dict[str, Any], name: str, reasons: dict[str, str] | Non
     default as a comment below what it does. reasons: {key: why it has its value}."""
     from jaxfed.config.overrides import with_described_types
     from jaxfed.config.schema import make_config
+    from jaxfed.config.untuned import with_rule
 
+    table = with_rule(table)  # names are written out, and a named optimiser has no rates by rule
     config = make_config(table)
     lines = [f"# {line}".rstrip() for line in TOP.format(name=name, out=config.run.out).splitlines()]
     return "\n".join([*lines, "", *section_lines(with_described_types(config), table, "", reasons or {})]) + "\n"
@@ -136,7 +138,8 @@ def section_lines(
     value: Any, given: dict[str, Any], where: str, reasons: dict[str, str], around: Any = None
 ) -> list[str]:
     """The lines of a part of a configuration: its own keys, then the parts in it. given: what the table says of it;
-    reasons: {key: why it has its value}; around: the part that it is in, which says what holds for a key without a value."""
+    reasons: {key: why it has its value}; around: the part that it is in, which says what holds for a key without a
+    value, or is silent, and false does."""
     own, nested = [], []
     texts = docstring_parser.parse(inspect.cleandoc(type(value).__doc__ or ""))
     hints = typing.get_type_hints(type(value))
@@ -155,7 +158,7 @@ def section_lines(
                 descriptions.get(key, "") + (f" One of {', '.join(filter(None, words))}." if words else "")
             )
             own += comment_lines(f"Here: {reasons[path]}." if path in reasons else "")
-            own.append(f"{mark}{key} = {toml_value(getattr(around, key) if entry is None else entry)}")
+            own.append(f"{mark}{key} = {toml_value(getattr(around, key, False) if entry is None else entry)}")
     return [*comment_lines(texts.short_description or "" if where else ""), *own, *nested]
 
 
