@@ -48,6 +48,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
         raise ValueError("jaxfed data: name a data set, a file or a configuration, or pass --cache")
     from jaxfed.config.build import load_data, read_source_data
     from jaxfed.config.overrides import override_config
+    from jaxfed.config.suggestions import is_suggested_for, suggest_config
     from jaxfed.core.excerpt import printable
     from jaxfed.data.data_text import describe_data
     from jaxfed.data.shape_description import describe
@@ -60,8 +61,20 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.json:
         print(to_json(describe(read_source_data(section))))
         return
-    for line in describe_data(load_data(section)).split("\n"):
+    clients = load_data(section)
+    lines = describe_data(clients).split("\n")
+    if is_suggested_for(section):
+        lines += ["", "a configuration for these data: jaxfed init FILE writes it, with other --model too"]
+        lines += suggestion_lines(suggest_config(clients))
+    for line in lines:
         print(printable(line))
+
+
+def suggestion_lines(suggestions: list[Any]) -> list[str]:
+    """A line for each suggested value, its reason to the right."""
+    values = [f"{each.key} = {init.toml_value(each.value)}" for each in suggestions]
+    width = max(map(len, values))
+    return [f"  {value:<{width}}  {each.reason}" for value, each in zip(values, suggestions, strict=True)]
 
 
 def data_words(name: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:

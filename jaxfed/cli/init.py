@@ -24,8 +24,8 @@ def add_init_options(command: Any) -> None:
     init = command(
         "init",
         "Write a configuration to start from, which says what each of its keys does.",
-        "Without a name: the defaults, on MovieLens-100K. For a file, options of the loader as for jaxfed data "
-        "(--user COLUMN, --delimiter ';', ...) are written into the configuration.",
+        "Without a name: the defaults, on MovieLens-100K. For a file: what jaxfed data FILE suggests, and options of "
+        "the loader as for jaxfed data (--user COLUMN, --delimiter ';', ...).",
     )
     init.add_argument(
         "source",
@@ -33,6 +33,9 @@ def add_init_options(command: Any) -> None:
         default="",
         metavar="NAME|FILE",
         help="a configuration that comes with jaxfed (e.g. ml100k_fedavg), or a file of your own data",
+    )
+    init.add_argument(
+        "--model", default="", metavar="NAME", help="for a file: transitions, ease or mf; left out: what suits the data"
     )
     init.add_argument(
         "--out", metavar="CONFIG.toml", help="where it is written (NAME.toml; without a name config.toml)"
@@ -49,16 +52,17 @@ def init_command(args: argparse.Namespace, overrides: list[str]) -> None:
         raise ValueError(f"{place} is there already: pass another --out")
     if not place.parent.is_dir():
         raise ValueError(f"--out {place}: the folder {place.parent} does not exist: create it first")
-    table = starting_table(args.source, overrides)
+    table, reasons = starting_table(args.source, overrides, args.model)
     table["run"] = table.get("run", {}) | {"out": f"runs/{place.stem}"}
-    text = starter_text(table, str(place))
+    text = starter_text(table, str(place), reasons)
     make_config(table)  # before anything is written
     write_file(place, text)
     print(f"{place} is written; now: jaxfed train {place}")
 
 
-def starting_table(source: str, options: list[str]) -> dict[str, Any]:
-    """The table of what to start from; a file of data is read with options of the loader, which are in the table.
+def starting_table(source: str, options: list[str], model: str = "") -> tuple[dict[str, Any], dict[str, str]]:
+    """(the table of what to start from, why keys of it have their values); a file of data is read with options of the
+    loader, which are in the table. model: of a file's configuration; "": what suits the data.
 
     Raises ValueError for a name that is nothing, and for a file that cannot be read.
     """
@@ -69,7 +73,9 @@ def starting_table(source: str, options: list[str]) -> dict[str, Any]:
     if source and (file_kind(source) or (place.exists() and not source.lower().endswith(".toml"))):
         if not place.exists():
             raise ValueError(f"{source}: no such file")
-        return file_table(source, options)
+        return file_table(source, options, model)
+    if model:
+        raise ValueError("--model goes with a file of data: jaxfed init FILE --model NAME")
     if options:
         raise ValueError(
             f"{options[0]}: options of the loader go with a file of data: jaxfed init FILE {options[0]} ..."
@@ -79,26 +85,35 @@ def starting_table(source: str, options: list[str]) -> dict[str, Any]:
             f"no configuration {source!r} comes with jaxfed: name a file of data, or one of "
             f"{', '.join(built_in_configs())}"
         )
-    return read_config(source) if source else {}
+    return (read_config(source) if source else {}), {}
 
 
-def file_table(path: str, options: list[str]) -> dict[str, Any]:
-    """The [data] of a file that can be read, with what the options say beside the defaults."""
+def file_table(path: str, options: list[str], model: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the configuration of a file that can be read: what the options say, then what its data suggest; the reasons)."""
     from jaxfed.config.build import load_data
     from jaxfed.config.options import section_arguments
     from jaxfed.config.overrides import override_config
     from jaxfed.config.schema import config_to_table
+    from jaxfed.config.suggestions import is_suggested_for, make_suggested_table, suggest_config
     from jaxfed.training.log import log
 
     words = [f"--data.path={path}", *map(expand_option, options)]
     section = override_config({}, words).data
-    for note in load_data(section).source.notes:
+    clients = load_data(section)
+    for note in clients.source.notes:
         log(f"data: {note}")
     defaults = section_arguments("data", section.name)
     changed = {
         key: value for key, value in config_to_table(section).items() if getattr(section, key) != defaults.get(key)
     }
-    return {"data": {"name": section.name, "path": path} | changed}
+    data = {"name": section.name, "path": path} | changed
+    if not is_suggested_for(section):
+        if model:
+            raise ValueError("--model: suggestions are for clicks and a client for each user: leave it out")
+        return {"data": data}, {}
+    suggestions = [each for each in suggest_config(clients, model) if each.key.removeprefix("data.") not in changed]
+    table = make_suggested_table(suggestions)
+    return {**table, "data": table.get("data", {}) | data}, {each.key: each.reason for each in suggestions}
 
 
 def expand_option(word: str) -> str:
@@ -106,20 +121,25 @@ def expand_option(word: str) -> str:
     return re.sub(r"^--(?!data\.)", "--data.", word)
 
 
-def starter_text(table: dict[str, Any], name: str) -> str:
+def starter_text(table: dict[str, Any], name: str, reasons: dict[str, str] | None = None) -> str:
     """The text of a configuration's file, `name` with its folder: what the table says, and every other key with its
-    default as a comment below what it does."""
+    default as a comment below what it does. reasons: {key: why it has its value}."""
     from jaxfed.config.overrides import with_described_types
     from jaxfed.config.schema import make_config
+    from jaxfed.config.untuned import with_rule
 
+    table = with_rule(table)  # names are written out, and a named optimiser has no rates by rule
     config = make_config(table)
     lines = [f"# {line}".rstrip() for line in TOP.format(name=name, out=config.run.out).splitlines()]
-    return "\n".join([*lines, "", *section_lines(with_described_types(config), table, "")]) + "\n"
+    return "\n".join([*lines, "", *section_lines(with_described_types(config), table, "", reasons or {})]) + "\n"
 
 
-def section_lines(value: Any, given: dict[str, Any], where: str, around: Any = None) -> list[str]:
+def section_lines(
+    value: Any, given: dict[str, Any], where: str, reasons: dict[str, str], around: Any = None
+) -> list[str]:
     """The lines of a part of a configuration: its own keys, then the parts in it. given: what the table says of it;
-    around: the part that it is in, which says what holds for a key without a value."""
+    reasons: {key: why it has its value}; around: the part that it is in, which says what holds for a key without a
+    value, or is silent, and false does."""
     own, nested = [], []
     texts = docstring_parser.parse(inspect.cleandoc(type(value).__doc__ or ""))
     hints = typing.get_type_hints(type(value))
@@ -127,17 +147,18 @@ def section_lines(value: Any, given: dict[str, Any], where: str, around: Any = N
     for key in (field.name for field in dataclasses.fields(value)):
         entry, path = getattr(value, key), f"{where}.{key}".lstrip(".")
         if dataclasses.is_dataclass(entry):
-            nested += ["", f"[{path}]", *section_lines(entry, given.get(key, {}), path, value)]
+            nested += ["", f"[{path}]", *section_lines(entry, given.get(key, {}), path, reasons, value)]
         elif entry and isinstance(entry, tuple) and dataclasses.is_dataclass(entry[0]):
             for link, link_table in zip(entry, given.get(key) or [{}] * len(entry), strict=True):
-                nested += ["", f"[[{path}]]", *section_lines(link, link_table, path)]
+                nested += ["", f"[[{path}]]", *section_lines(link, link_table, path, reasons)]
         elif key not in EMPTY or key in given:
             mark = "" if key in given or key == "name" or not where else "# "
             words = typing.get_args(hints[key]) if typing.get_origin(hints[key]) is typing.Literal else ()
             own += comment_lines(
                 descriptions.get(key, "") + (f" One of {', '.join(filter(None, words))}." if words else "")
             )
-            own.append(f"{mark}{key} = {toml_value(getattr(around, key) if entry is None else entry)}")
+            own += comment_lines(f"Here: {reasons[path]}." if path in reasons else "")
+            own.append(f"{mark}{key} = {toml_value(getattr(around, key, False) if entry is None else entry)}")
     return [*comment_lines(texts.short_description or "" if where else ""), *own, *nested]
 
 

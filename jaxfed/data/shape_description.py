@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxfed.data.interactions import Dataset, Interactions, drop_repeats
-from jaxfed.data.shape_estimates import estimate_strengths
+from jaxfed.data.interactions import Dataset, drop_repeats
+from jaxfed.data.shape_estimates import estimate_strengths, measure_ties
 from jaxfed.data.sources.shapes import DERIVED, Shape, quantiles_of_lengths, shares_of_items
 
 ALL_TIED = 0.9  # share of a user's rows with the time of the row before, from which times mean nothing
@@ -47,7 +47,7 @@ def describe(data: Dataset, seed: int = 0) -> dict[str, Any]:
         times=times,
         ties=round(ties, 3) if times else 0.0,
     )
-    strengths = estimate_strengths(rows, shape.users, times, ties, seed)
+    strengths = estimate_strengths(rows, shape.users, times, seed)
     order, groups, loyalty = round(strengths.order, 3), strengths.groups, round(strengths.loyalty, 3)
     return describe_shape(shape._replace(order=order, groups=groups, loyalty=loyalty)) | {
         DERIVED: derive_figures(count, shape)
@@ -72,10 +72,3 @@ def derive_figures(count: np.ndarray, shape: Shape) -> dict[str, Any]:
         "mean_length": round(shape.rows / shape.users, 2),
         "holders": {"mean": round(shape.rows / shape.items, 2), **quantiles},
     }
-
-
-def measure_ties(rows: Interactions) -> float:
-    """The share of the rows, but for each user's first, with the same time as the user's row before."""
-    order = np.lexsort((rows.time, rows.user))
-    same_user = np.diff(rows.user[order]) == 0
-    return float((np.diff(rows.time[order])[same_user] == 0).mean()) if same_user.any() else 0.0

@@ -50,13 +50,24 @@ def lay_out_histories(rows: Interactions) -> Histories:
     return Histories(user, item, (user[1:] == user[:-1]) & (time[1:] > time[:-1]))
 
 
-def draw_users(rows: Interactions, users: int, random: np.random.Generator) -> Interactions:
-    """The rows of so many users, drawn at random, that there are about `ROWS`; users and items numbered anew."""
+def measure_ties(rows: Interactions) -> float:
+    """The share of the rows, but for each user's first, with the same time as the user's row before."""
+    order = np.lexsort((rows.time, rows.user))
+    same_user = np.diff(rows.user[order]) == 0
+    return float((np.diff(rows.time[order])[same_user] == 0).mean()) if same_user.any() else 0.0
+
+
+def draw_sample(rows: Interactions, users: int, random: np.random.Generator) -> tuple[Interactions, Shape]:
+    """(the rows of so many of the users, drawn at random, that there are about `ROWS`, users and items numbered anew;
+    their shape)."""
     if len(rows.user) > ROWS:
         kept = random.random(users) < ROWS / len(rows.user)
         rows = rows.at(kept[rows.user])
     user, item = (np.unique(column, return_inverse=True)[1].astype(np.int32) for column in (rows.user, rows.item))
-    return rows._replace(user=user, item=item)
+    rows = rows._replace(user=user, item=item)
+    length, count = np.bincount(user), np.bincount(item)
+    curves = quantiles_of_lengths(length), shares_of_items(count)
+    return rows, Shape(len(length), len(count), len(user), *curves, ties=measure_ties(rows))
 
 
 def measure_order(histories: Histories, random: np.random.Generator) -> float:
@@ -97,45 +108,48 @@ def measure_groups(rows: Interactions, random: np.random.Generator) -> np.ndarra
     return np.pad(values, (0, MOST_GROUPS))[:MOST_GROUPS]
 
 
-def estimate_strengths(rows: Interactions, users: int, times: bool, ties: float, seed: int = 0) -> Strengths:
+def fit_order(rows: Interactions, shape: Shape, random: np.random.Generator, seed: int) -> float:
+    """The order of rows, whose shape is known but for it."""
+
+    def agreement(order):
+        return measure_order(
+            lay_out_histories(make_interactions(shape._replace(order=order), seed).interactions), random
+        )
+
+    return search_strength(agreement, measure_order(lay_out_histories(rows), random))
+
+
+def estimate_order(rows: Interactions, users: int, seed: int = 0) -> float:
+    """The order of interactions as if there were no groups of taste; see `estimate_strengths`."""
+    random = setup_rng(seed, SetupStream.SHAPE_ESTIMATES)
+    return fit_order(*draw_sample(rows, users, random), random, seed)
+
+
+def estimate_strengths(rows: Interactions, users: int, times: bool, seed: int = 0) -> Strengths:
     """The order and the groups of interactions, no two of the same user and item.
 
     Args:
         rows: the interactions.
         users: number of users.
         times: whether times say what came first; without them there is no order.
-        ties: share of the rows with the same time as the user's row before.
         seed: of the users that are looked at, and of the data that are made.
     """
     random = setup_rng(seed, SetupStream.SHAPE_ESTIMATES)
-    rows = draw_users(rows, users, random)
-    length, count = np.bincount(rows.user), np.bincount(rows.item)
-    curves = quantiles_of_lengths(length), shares_of_items(count)
-    shape = Shape(len(length), len(count), len(rows.user), *curves, times=times, ties=ties)
+    rows, shape = draw_sample(rows, users, random)
+    shape = shape._replace(order=fit_order(rows, shape, random, seed) if times else 0.0)
 
-    def like(**strengths):
-        return make_interactions(shape._replace(**strengths), seed).interactions
+    def groups_of(made):
+        return measure_groups(make_interactions(made, seed).interactions, random)
 
-    def fit_order(**strengths):
-        def agreement(order):
-            return measure_order(lay_out_histories(like(order=order, **strengths)), random)
-
-        return search_strength(agreement, measure_order(lay_out_histories(rows), random)) if times else 0.0
-
-    order = fit_order()
-    found = measure_groups(rows, random)
-    by_chance = measure_groups(like(order=order), random)
+    found, by_chance = measure_groups(rows, random), groups_of(shape)
     apart = int((by_chance > APART * np.median(by_chance)).sum())  # by lengths and popularity alone: long histories
     above = int((found > ABOVE * by_chance[apart]).sum())
-    groups = 1 + max(above - apart, 0)
-    if groups == 1:
-        return Strengths(order, 1, 0.0)
-
-    def strength(loyalty):
-        return measure_groups(like(order=order, groups=groups, loyalty=loyalty), random)[:above].mean()
-
-    loyalty = search_strength(strength, found[:above].mean())
-    return Strengths(fit_order(groups=groups, loyalty=loyalty), groups, loyalty)
+    if above <= apart:
+        return Strengths(shape.order, 1, 0.0)
+    shape = shape._replace(groups=1 + above - apart)
+    loyalty = search_strength(lambda x: groups_of(shape._replace(loyalty=x))[:above].mean(), found[:above].mean())
+    shape = shape._replace(loyalty=loyalty)
+    return Strengths(fit_order(rows, shape, random, seed) if times else 0.0, shape.groups, loyalty)
 
 
 def search_strength(measure: Callable[[float], float], wanted: float) -> float:

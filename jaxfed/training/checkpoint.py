@@ -166,9 +166,9 @@ def find_same_arrays(tree: Tree) -> list[list[int]]:
 
 
 def drop_same_arrays(leaves: list[Any], same: list[list[int]]) -> list[Any]:
-    """The leaves with an empty array in place of each that is the same as an earlier one."""
+    """The leaves with a single zero in place of each that is the same as an earlier one; Orbax writes no empty ones."""
     left_out = {place for place, _ in same}
-    return [np.zeros(0, np.float32) if place in left_out else leaf for place, leaf in enumerate(leaves)]
+    return [np.zeros(1, np.float32) if place in left_out else leaf for place, leaf in enumerate(leaves)]
 
 
 def save_checkpoint(checkpoints: "ocp.CheckpointManager", step: int, state: Tree, record: dict[str, Any]) -> None:

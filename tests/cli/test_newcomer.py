@@ -123,7 +123,8 @@ def spelled(table):
     made = config_to_table(make_config(table))
     rest = made["work"]["optimizer"]
     for group in ("item", "user"):
-        rest[group] = {key: rest[key] for key in ("learning_rate", "weight_decay")} | rest.get(group, {})
+        pace = {key: rest[key] for key in ("learning_rate", "weight_decay")} | {"per_example": False}
+        rest[group] = pace | rest.get(group, {})
     return made
 
 
@@ -144,7 +145,7 @@ def test_init_writes_what_can_be_trained_and_overwrites_nothing(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.csv").write_text("user,item\n" + "".join(f"{u},{i}\n" for u in range(9) for i in range(u % 5, 8)))
     assert run(monkeypatch, capsys, "init", "my.csv")[:2] == (0, "my.toml is written; now: jaxfed train my.toml\n")
-    assert read_config("my.toml")["data"] == {"name": "csv", "path": "my.csv"}
+    assert read_config("my.toml")["data"] == {"name": "csv", "path": "my.csv", "protocol": "loo-random"}
     before = (tmp_path / "my.toml").read_bytes()
     code, printed, said = run(monkeypatch, capsys, "init", "my.csv")
     assert (code, printed, said) == (2, "", "jaxfed: my.toml is there already: pass another --out\n")
@@ -200,7 +201,8 @@ def test_init_reads_the_file_and_writes_the_options_that_it_takes(tmp_path, monk
     code, _, said = run(monkeypatch, capsys, "init", "semi.csv", *words)
     assert code == 0, said
     options = {"delimiter": ";", "decimal": ",", "user": "customer number", "item": "SKU", "time": "purchased at"}
-    assert read_config("semi.toml")["data"] == {"name": "csv", "path": "semi.csv"} | options
+    suggested = {"protocol": "loo-clean"}
+    assert read_config("semi.toml")["data"] == {"name": "csv", "path": "semi.csv"} | options | suggested
     assert "9 users x 8 items" in run(monkeypatch, capsys, "data", "semi.toml")[1]
 
 
@@ -328,4 +330,4 @@ def test_rates_that_nobody_gave_suit_the_optimiser(section):
     rates = {name: section_arguments(section, name)["learning_rate"] for name in REGISTRY[section]}
     assert {name for name, rate in rates.items() if rate > 0.1} <= {"sgd", "solve"}
     whole = make_config({"work": {"optimizer": {"name": "adam"}}})
-    assert config_to_table(whole) == config_to_table(make_config({}))  # what is default may be written out
+    assert config_to_table(whole) == config_to_table(make_config({"work": {"optimizer": {}}}))

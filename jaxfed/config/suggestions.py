@@ -1,0 +1,162 @@
+"""A configuration for some data: what their lengths, catalogue, holders and times ask for, each value with its reason.
+
+The rates of a matrix factorisation are left out: they follow the data by a rule of their own (`untuned`).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxfed.config.settings import Section
+from jaxfed.config.untuned import RULE
+from jaxfed.data.clients import Clients
+from jaxfed.data.shape_estimates import estimate_order
+from jaxfed.models.closed_form import MOST_DENSE
+
+ORDER = 0.1  # share of steps that follow from the item before, from which successors are worth counting
+MOST_PAIRS = 200_000_000  # pairs of items, at 12 bytes each, of which a sum is made
+PENALTIES = (1 / 3, 1.0, 3.0)  # times the number of holders that an interaction's item has
+STEPS = 16  # of a client of middle length in a round, beyond which batches are larger
+EXAMPLES = 5  # an interaction and its four negatives
+MODELS = ("transitions", "ease", "mf")  # that are suggested
+# one sum over all clients, of which the server sees nothing else, and one solve
+CLOSED: dict[str, Any] = {
+    "rounds": 1,
+    "work": {"name": "statistics", "optimizer": {"name": "sgd"}},
+    "server": {"name": "solve"},
+    "cohort": {"name": "everyone"},
+    "evaluation": {"every": 1},
+}
+
+
+class DataFacts(NamedTuple):
+    """What a configuration depends on."""
+
+    users: int
+    items: int
+    length: float  # the median number of rows of a user
+    holders: float  # in how many histories the item of an interaction is, on average over interactions
+    pairs: int  # of items that are together in a history: at most so many
+    has_order: bool  # whether times say what came first
+    order: float  # see `Shape`
+
+
+class Suggestion(NamedTuple):
+    """A value of a configuration, and why."""
+
+    key: str  # section.key
+    value: Any
+    reason: str
+
+
+def collect_facts(data: Clients) -> DataFacts:
+    """What the configuration of some clients depends on. The order of histories is estimated from some of them."""
+    source = data.source
+    rows, users, items = source.interactions, len(source.users), data.num_items
+    length = np.bincount(rows.user, minlength=users).astype(np.float64)
+    count = np.bincount(rows.item, minlength=items).astype(np.float64)
+    has_order = source.has_times and not data.protocol.endswith(")")  # in brackets: what stands for time
+    return DataFacts(
+        users=users,
+        items=items,
+        length=float(np.median(length)),
+        holders=float(np.square(count).sum() / count.sum()),
+        pairs=int(min(items * (items + 1) / 2, (length * (length + 1) / 2).sum())),
+        has_order=has_order,
+        order=estimate_order(rows, users) if has_order else 0.0,
+    )
+
+
+def suggest_config(data: Clients, model: str = "") -> list[Suggestion]:
+    """A configuration for some clients, whose rows are clicks of users.
+
+    Args:
+        data: the clients.
+        model: transitions, ease or mf; "": what suits.
+
+    Returns:
+        Values that differ from the defaults, or that are worth knowing, with their reasons; the model's own follow it.
+
+    Raises:
+        ValueError: no suggestions are made for such a model.
+    """
+    if model not in ("", *MODELS):
+        raise ValueError(f"no suggestions for the model {model!r}: choose one of {', '.join(MODELS)}")
+    facts = collect_facts(data)
+    chosen = choose_model(facts)
+    if model and model != chosen.value:
+        chosen = Suggestion("model.name", model, "as asked")
+    own = suggest_factorization(facts) if chosen.value == "mf" else suggest_closed_form(facts)
+    is_given = data.protocol.startswith("given")  # the data say what is held out
+    return [*([] if is_given else [suggest_protocol(facts)]), chosen, *own]
+
+
+def suggest_protocol(facts: DataFacts) -> Suggestion:
+    """Which items are held out."""
+    if facts.has_order:
+        return Suggestion("data.protocol", "loo-clean", "times say which item of each user was the last")
+    return Suggestion(
+        "data.protocol", "loo-random", "no times that tell an order: a random item of each user is tested"
+    )
+
+
+def choose_model(facts: DataFacts) -> Suggestion:
+    """The model: solved from one sum, where the sum fits."""
+    if facts.pairs > MOST_PAIRS:
+        reason = (
+            f"up to {facts.pairs:,} pairs of items are too many for one sum (over {MOST_PAIRS:,}): rounds of training"
+        )
+        return Suggestion("model.name", "mf", reason)
+    solved = f"solved from one sum over all users, without rates; {facts.holders:,.0f} users hold an item of a row"
+    if facts.order >= ORDER:
+        return Suggestion(
+            "model.name", "transitions", f"{solved}; order {facts.order:.2f}: items follow from the last ones"
+        )
+    return Suggestion("model.name", "ease", f"{solved}; order {facts.order:.2f}: what came last says little")
+
+
+def suggest_closed_form(facts: DataFacts) -> list[Suggestion]:
+    """The keys of a model that is solved from one sum."""
+    penalties = tuple(float(f"{facts.holders * each:.1g}") for each in PENALTIES)
+    made = [
+        Suggestion("model.l2_grid", penalties, "about as many as hold an item; validation chooses, from the same sum"),
+    ]
+    if facts.items > MOST_DENSE:
+        reason = f"{facts.items:,} items are too many for the exact solve (over {MOST_DENSE:,})"
+        made.append(Suggestion("model.neighbours", 200, reason))
+    return made
+
+
+def suggest_factorization(facts: DataFacts) -> list[Suggestion]:
+    """The keys of a matrix factorisation that is trained in rounds."""
+    batch = 64
+    while facts.length * EXAMPLES > STEPS * batch:
+        batch *= 2
+    share, rounds = RULE["cohort"]["share"], RULE["rounds"]
+    return [
+        Suggestion("model.dim", 32, "twice as many gained nothing on data of several shapes, 8 lost"),
+        Suggestion(
+            "work.batch_size", batch, f"a history of {facts.length:,.0f} items is at most {STEPS} steps a round"
+        ),
+        Suggestion(
+            "cohort.share", share, f"of {facts.users:,} users, so that several hold most rows that a round moves"
+        ),
+        Suggestion("rounds", rounds, "at most; evaluation.patience ends a run that no longer gets better"),
+    ]
+
+
+def is_suggested_for(section: Section) -> bool:
+    """Whether suggestions are made for a [data] section: of clicks, with a client for each user."""
+    return section.label == "implicit" and section.clients == "user" and not section.cold and not section.malicious
+
+
+def make_suggested_table(suggestions: list[Suggestion]) -> dict[str, Any]:
+    """The table of a configuration with suggested values, without [data]'s own keys."""
+    table: dict[str, Any] = {}
+    for key, value, _ in suggestions:
+        section, _, name = key.rpartition(".")
+        (table.setdefault(section, {}) if section else table)[name] = value
+    if table["model"]["name"] == "mf":
+        return table
+    whole = table["model"]["name"] == "ease"  # numbers, which need no bits for what lies below 1
+    return table | CLOSED | {"channel": [{"name": "ring", "bound": 1.0, "fraction_bits": 0 if whole else "auto"}]}
