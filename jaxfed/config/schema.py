@@ -127,6 +127,8 @@ def coerce_value(kind: Any, value: Any, where: str) -> Any:
         return build_section("optimizer", value, where)
     if dataclasses.is_dataclass(kind):
         return fill_dataclass(typing.cast(type, kind), value, where)
+    if value is None and type(None) in options:  # of a program; TOML has no word for it
+        return None
     kinds = tuple(option for option in options or (kind,) if isinstance(option, type) and option is not type(None))
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
