@@ -6,7 +6,15 @@ import jax.numpy as jnp
 
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import named
-from jaxfed.models.model import LossName, check_positive, find_loss, from_module, normal_variable, take_vectors
+from jaxfed.models.model import (
+    LossName,
+    check_positive,
+    find_loss,
+    from_module,
+    normal_variable,
+    score_one_by_one,
+    take_vectors,
+)
 
 
 class GeneratedItems(nn.Module):
@@ -85,4 +93,5 @@ def metamf(
     """
     check_positive("model.dim", dim)
     check_positive("model.code, model.rank or model.hidden", code, rank, hidden)
-    return from_module(GeneratedItems(num_items, num_users, dim, code, rank, hidden, init_scale), find_loss(loss))
+    model = from_module(GeneratedItems(num_items, num_users, dim, code, rank, hidden, init_scale), find_loss(loss))
+    return model._replace(score=score_one_by_one(model.score))

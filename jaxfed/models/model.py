@@ -75,6 +75,20 @@ def score_rows(rows: jax.Array, user: jax.Array) -> jax.Array:
     return rows @ user if user.ndim == 1 else jnp.sum(rows * user, -1)
 
 
+def score_one_by_one(score: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same scores, of one user after the other where a CPU is to score many.
+
+    The layers of a network over the catalogue then stay in its cache. Those of many users at once are written to memory
+    and read again, layer by layer.
+    """
+    in_turn = jax.custom_batching.sequential_vmap(score)
+
+    def score_in_turn(*args):
+        return (in_turn if jax.default_backend() == "cpu" else score)(*args)
+
+    return score_in_turn
+
+
 def fit_private(
     loss: Loss,
     private: Callable[[Key], Tree],

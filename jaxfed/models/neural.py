@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import named
+from jaxfed.core.tables import unwrap
+from jaxfed.core.types import Tree
 from jaxfed.models.model import (
     LossName,
     TableDtype,
@@ -13,6 +15,7 @@ from jaxfed.models.model import (
     find_loss,
     from_module,
     normal_variable,
+    score_one_by_one,
     score_rows,
     take_vectors,
 )
@@ -48,6 +51,29 @@ class NeuralFactorization(nn.Module):
             x = nn.Dense(size, name=f"hidden_{i}")(nn.relu(x))
         joined = jnp.concatenate([user_product * item_product, nn.relu(x)], -1)
         return nn.Dense(1, name="output")(joined)[..., 0]
+
+
+def score_catalogue(shared: Tree, private: Tree, user: jax.Array) -> jax.Array:
+    """float [rows]: what `NeuralFactorization` gives one user for every row, with less work: the items' half of the
+    first layer once for all users and the user's half once, and layers with the items along their last axis."""
+    params, items, users = shared["params"], unwrap(shared)["tables"], private["private"]
+    first, last = params["item_half"], params["output"]["kernel"][:, 0]
+    hidden = [params[f"hidden_{i}"] for i in range(sum(name.startswith("hidden_") for name in params))]
+    width = len(hidden[-1]["bias"] if hidden else first["bias"])
+    of_product, of_network = jnp.split(last, [len(last) - width])
+
+    def score_network(from_items, from_user, hidden, of_network):
+        x = from_items + from_user[:, None]
+        for layer in hidden:
+            x = layer["kernel"].T @ nn.relu(x) + layer["bias"][:, None]
+        return of_network @ nn.relu(x)
+
+    from_items = (items["item_network"] @ first["kernel"] + first["bias"]).T
+    from_user = users["user_network"][user] @ params["user_half"]["kernel"]
+    product = items["item_product"] @ (users["user_product"][user] * of_product)
+    return (
+        product + score_one_by_one(score_network)(from_items, from_user, hidden, of_network) + params["output"]["bias"]
+    )
 
 
 class PersonalHead(nn.Module):
@@ -213,4 +239,4 @@ def neumf(
     check_positive("model.dim", dim)
     check_positive("model.hidden", *(hidden or (0,)))
     module = NeuralFactorization(num_items, num_users, dim, tuple(hidden), init_scale, table_dtype)
-    return from_module(module, find_loss(loss))
+    return from_module(module, find_loss(loss))._replace(score=score_catalogue)

@@ -12,7 +12,7 @@ from jaxfed.core.tables import Table, is_table, take_rows, unwrap
 from jaxfed.models.baselines import counter, popularity
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
-from jaxfed.models.neural import fedrap, neumf, pfedrec
+from jaxfed.models.neural import NeuralFactorization, fedrap, neumf, pfedrec
 
 N, KEY = 30, jax.random.key(1)
 ROWS = np.array([4, 9, 17, N])  # the last is padding
@@ -103,6 +103,42 @@ def test_neumf_is_the_network_of_the_paper():
     both = jnp.concatenate([own["user_product"][0] * table["item_product"], x], 1)
     want = (both @ net["output"]["kernel"] + net["output"]["bias"])[:, 0]
     np.testing.assert_allclose(model.score(shared, private, jnp.int32(0)), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # on which users are scored in turn, and at once
+@pytest.mark.parametrize("hidden", [(5,), (6, 4), (7, 5, 3)])
+@pytest.mark.parametrize("table_dtype", ["float32", "bfloat16"])
+def test_neumf_scores_a_catalogue_as_its_module_does(monkeypatch, backend, hidden, table_dtype):
+    """Alone, and mapped over clients and their users, as evaluations do; to the rounding of sums in another order."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    model = neumf(N, 2, dim=3, hidden=hidden, table_dtype=table_dtype)
+    module = NeuralFactorization(N, 2, 3, hidden, 0.1, table_dtype)
+    shared = jax.tree.map(lambda x: x + jnp.asarray(0.3, x.dtype), model.init(KEY))
+    private = jax.vmap(model.private)(jax.random.split(KEY, 4))
+    users = jnp.array([[0, 1], [1, 0], [1, 1], [0, 0]])
+
+    def apply(own, user):
+        return module.apply({**unwrap(shared), **unwrap(own)}, user, None)
+
+    def score(own, user):
+        return model.score(shared, own, user)
+
+    over_users = lambda f: jax.vmap(lambda own, users: jax.vmap(lambda user: f(own, user))(users))
+    want = over_users(apply)(private, users)
+    for got in (over_users(score)(private, users), jax.jit(over_users(score))(private, users)):
+        assert (got.shape, got.dtype) == (want.shape, jnp.float32)
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+    own = jax.tree.map(lambda x: x[2], private)
+    np.testing.assert_allclose(score(own, jnp.int32(1)), want[2, 0], rtol=1e-6, atol=1e-6)
+
+
+def test_metamf_scores_many_clients_as_it_scores_one():
+    model = metamf(N, 1, dim=4, code=3, rank=2, hidden=5)
+    shared, private = model.init(KEY), jax.vmap(model.private)(jax.random.split(KEY, 4))
+    got = jax.vmap(lambda own: model.score(shared, own, jnp.int32(0)))(private)
+    for client in range(4):
+        want = model.score(shared, jax.tree.map(lambda x: x[client], private), jnp.int32(0))
+        np.testing.assert_allclose(got[client], want, rtol=1e-6, atol=1e-6)
 
 
 def test_metamf_makes_items_and_score_function_from_a_code():
