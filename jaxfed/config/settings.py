@@ -228,7 +228,7 @@ class Config:
         >>> from jaxfed.config.schema import make_config
         >>> config = make_config({"model": {"name": "mf", "dim": 8}})
         >>> isinstance(config, Config), config.model.dim, config.rounds
-        (True, 8, 100)
+        (True, 8, 400)
     """
 
     seed: int

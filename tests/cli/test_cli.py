@@ -281,7 +281,7 @@ TRAIN_ERRORS = [
     (["--model.loss", "bpr", "--work.negatives", "0"], "set work.negatives to 1 or more"),
     (["--model.loss", "x"], "Expected one of ('bce', 'bpr', 'squared')"),
     (["--channel.0.by", "x"], "Expected one of ('examples', 'activity', 'uniform')"),
-    (["--data.protocol", "loo"], "Expected one of ('loo-clean', 'ratio-clean', 'compat-pfedrec')"),
+    (["--data.protocol", "loo"], "Expected one of ('loo-clean', 'ratio-clean', 'compat-pfedrec', "),
     (["--data.clients", "town"], "the data have no such column"),
     (["--data.name", "csv", "--data.path", "none.csv"], "none.csv: no such file"),
     (["--data.clients", "device", "--data.devices", "0"], "data.devices is 0: a user has at least 1"),
@@ -353,15 +353,17 @@ def test_a_cohort_that_the_device_cannot_hold(wrong, config, tmp_path, monkeypat
     from jaxfed.config import memory
 
     monkeypatch.setattr(memory, "device_memory", lambda: 3_000)
-    line = wrong("train", config, "--out", tmp_path / "w", "--run.area", "4")
-    assert "set run.chunk to 1" in line
+    line = wrong("train", config, "--out", tmp_path / "w", "--run.chunk", "50")
+    fitting = int(line.split("set run.chunk to ")[1].split()[0])
+    assert 0 < fitting < 50
+    assert "so many blocks may hold" in line
     assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."), "out of memory: set run.chunk to 1"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."), "out of memory: lower run.chunk"),
         (
             MemoryError("Unable to allocate 7.28 TiB"),
             "out of memory (Unable to allocate 7.28 TiB): the data or the model",
