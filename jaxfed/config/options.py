@@ -84,7 +84,8 @@ STEADY: dict[str, dict[str, float]] = {
     "server": {"learning_rate": 0.05},
 }
 
-PROVIDED = ("keep", "num_users", "density")  # have a default for programs; under a configuration the program gives them
+FROM_DATA = {"density": 0.0}  # where a configuration leaves them out, which 0 stands for, the data say
+PROVIDED = ("keep", "num_users")  # have a default for programs; under a configuration the program gives them
 
 
 def section_arguments(section: str, name: str) -> dict[str, Any]:
@@ -96,6 +97,7 @@ def section_arguments(section: str, name: str) -> dict[str, Any]:
         for each in inspect.signature(function).parameters.values()
         if type(each.default) in (bool, int, float, str, tuple) and each.name not in (*fixed, *PROVIDED)
     }
+    found |= {key: value for key, value in FROM_DATA.items() if key in found}
     return found | BESIDE.get(section, {}) | (STEADY.get(section, {}) if name not in ("sgd", "solve") else {})
 
 

@@ -10,7 +10,7 @@ import optax
 from jaxfed.algorithms.group_rates import Rates, group_rates
 from jaxfed.algorithms.own_model import keep_own_copy
 from jaxfed.config.optax_functions import server_schedule
-from jaxfed.config.options import BESIDE, section_arguments
+from jaxfed.config.options import BESIDE, FROM_DATA, section_arguments
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, build_section, config_to_table
 from jaxfed.config.settings import Config, Section, replace_arguments
@@ -82,7 +82,8 @@ def make_model(config: Config, data: Clients, table_rows: int) -> Model:
     loss = choose_loss(config)
     chosen = replace_arguments(config.model, loss=loss) if loss else config.model
     sizes: dict[str, Any] = {"num_items": table_rows, "num_users": data.users_per_client, "real_items": data.num_items}
-    sizes["density"] = data.density
+    if getattr(chosen, "density", None) == FROM_DATA["density"]:
+        chosen = replace_arguments(chosen, density=data.density)
     return call_registered("model", chosen, **sizes, vocabulary=data.vocabulary)
 
 

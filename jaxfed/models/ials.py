@@ -118,7 +118,7 @@ def ials(
         unobserved: Weight of every pair beside those that are interactions. 0: by `unobserved_ratio`.
         unobserved_ratio: Weight of all pairs together, over that of all interactions. A weight that suits a small
             catalogue makes all predictions 0 on a large and sparse one; this ratio suits both.
-        density: Share of all pairs that are interactions. Configurations take it from the data.
+        density: Share of all pairs that are interactions. In a configuration 0, the default, takes it from the data.
         init_scale: Standard deviation of the normal numbers that vectors start with.
         real_items: Rows of the table that are items. None: all.
 
