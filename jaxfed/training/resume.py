@@ -115,14 +115,16 @@ def check_config(folder: Path, record: dict[str, Any], config: Config) -> None:
         raise ValueError(f"{folder}: {asked}: {reader} depends on it. {ANEW}")
     if progress.round >= config.rounds:
         raise ValueError(f"{folder}: {asked}: {progress.round} are done. Ask for more, or: {ANEW}")
-    every, patience = config.evaluation.every, config.evaluation.patience
-    if patience and progress.finished and progress.stale >= patience:
+    patience = config.evaluation.patience
+    if patience and progress.finished and on_schedule(progress, config).stale >= patience:
         raise ValueError(f"{folder}: {asked}: evaluation.patience ended the run after round {progress.round}. {ANEW}")
-    if patience and progress.finished and progress.round % every:
-        raise ValueError(
-            f"{folder}: {asked}: evaluation.patience counted the evaluation after round {progress.round}, where a "
-            f"longer run has none (evaluation.every = {every}). {ANEW}"
-        )
+
+
+def on_schedule(progress: Progress, config: Config) -> Progress:
+    """Where a finished run stands for a longer one, which does not evaluate after its last round if that is off the
+    schedule: an evaluation there that was no better is not counted by patience. See `off_schedule` for a better one."""
+    extra = progress.finished and progress.round % config.evaluation.every and progress.best_round < progress.round
+    return dataclasses.replace(progress, stale=progress.stale - 1) if extra else progress
 
 
 def recorded_config(folder: Path, record: dict[str, Any], config: Config) -> Config:
@@ -238,6 +240,5 @@ def restore_run(
         log(f"resuming {folder} after round {progress.round}")
         return arrays, progress, 0
     log(f"resuming {folder} after round {progress.round}, to round {config.rounds} instead of {asked}")
-    progress.extended = numbers
-    progress.finished = False
+    progress = dataclasses.replace(on_schedule(progress, config), extended=numbers, finished=False)
     return arrays, progress, asked
