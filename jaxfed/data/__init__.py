@@ -1,20 +1,45 @@
 """Interactions, clients, batches and blocks. `load` or `read` a data set, then `partition` it among clients."""
 
-from jaxfed.data.batching import Batching
-from jaxfed.data.clients import Clients, partition
-from jaxfed.data.loading import from_arrays, from_description, from_pandas, load, read
-from jaxfed.data.shape_description import describe
-from jaxfed.data.sources.files import from_arrow
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Batching",
-    "Clients",
-    "describe",
-    "from_arrays",
-    "from_arrow",
-    "from_description",
-    "from_pandas",
-    "load",
-    "partition",
-    "read",
-]
+if TYPE_CHECKING:
+    from jaxfed.data.batching import Batching as Batching
+    from jaxfed.data.clients import Clients as Clients
+    from jaxfed.data.clients import partition as partition
+    from jaxfed.data.loading import from_arrays as from_arrays
+    from jaxfed.data.loading import from_description as from_description
+    from jaxfed.data.loading import from_pandas as from_pandas
+    from jaxfed.data.loading import load as load
+    from jaxfed.data.loading import read as read
+    from jaxfed.data.shape_description import describe as describe
+    from jaxfed.data.sources.files import from_arrow as from_arrow
+
+# the module of each public name, imported when it is first used: reading files takes libraries that rounds do not
+_WHERE = {
+    "Batching": ("batching", "Batching"),
+    "Clients": ("clients", "Clients"),
+    "describe": ("shape_description", "describe"),
+    "from_arrays": ("loading", "from_arrays"),
+    "from_arrow": ("sources.files", "from_arrow"),
+    "from_description": ("loading", "from_description"),
+    "from_pandas": ("loading", "from_pandas"),
+    "load": ("loading", "load"),
+    "partition": ("clients", "partition"),
+    "read": ("loading", "read"),
+}
+__all__ = list(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that defines it."""
+    from importlib import import_module
+
+    if name not in _WHERE:
+        raise AttributeError(f"module 'jaxfed.data' has no attribute {name!r}")
+    module, own_name = _WHERE[name]
+    return getattr(import_module(f"jaxfed.data.{module}"), own_name)
+
+
+def __dir__() -> list[str]:
+    """What an editor completes."""
+    return list(__all__)

@@ -568,7 +568,7 @@ def test_the_other_commands(wrong, finished, tmp_path):
     assert "unknown option --modle" in wrong("evaluate", finished[0], "--modle")
     assert 'no user "nobody"' in wrong("recommend", finished[0], "--user", "nobody")
     assert "must be at least 1" in wrong("recommend", finished[0], "--user", "1", "-k", "0")
-    assert 'no data set "ml-10k": give one of ml-100k, synthetic, csv' in wrong("data", "ml-10k")
+    assert 'no data set "ml-10k": give one of ml-100k, synthetic, shape, csv' in wrong("data", "ml-10k")
     assert "no such file, and no configuration of that name" in wrong("train", tmp_path / "x.toml")
     (tmp_path / "empty.csv").write_text("user,item\n")
     assert "the table has no rows" in wrong("data", tmp_path / "empty.csv")
