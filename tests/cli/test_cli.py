@@ -350,13 +350,15 @@ def test_other_data_than_the_run_was_on(wrong, tmp_path, config):
 
 
 def test_a_cohort_that_the_device_cannot_hold(wrong, config, tmp_path, monkeypatch):
-    from jaxfed.config import memory
+    from jaxfed.config import memory, stages
 
-    monkeypatch.setattr(memory, "device_memory", lambda: 3_000)
-    line = wrong("train", config, "--out", tmp_path / "w", "--run.chunk", "50")
-    fitting = int(line.split("set run.chunk to ")[1].split()[0])
-    assert 0 < fitting < 50
-    assert "so many blocks may hold" in line
+    monkeypatch.setattr(memory, "device_memory", lambda: 5_000)
+    monkeypatch.setattr(stages, "largest_block_bytes", lambda *args, **options: 1_000)
+    line = wrong("train", config, "--out", tmp_path / "w", "--run.area", "4", "--run.chunk", "50")
+    assert "set run.chunk to 2" in line  # beside three blocks that are worked on
+    monkeypatch.setattr(stages, "largest_block_bytes", lambda shapes, *args, **options: 1_000 * shapes.steps_per_block)
+    line = wrong("train", config, "--out", tmp_path / "w", "--run.area", "16")
+    assert "set run.area to 2" in line or "take a smaller model" in line
     assert not (tmp_path / "w").exists()
 
 
