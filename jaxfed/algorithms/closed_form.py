@@ -56,7 +56,7 @@ def closed_form(model: Model) -> Method:
     return Method(work, reads_histories=True, needs_all_rows=not closed.pair_columns, closed=closed)
 
 
-def solve(learning_rate: float, closed: ClosedForm | None) -> ClosedForm:
+def move_to_solution(learning_rate: float, closed: ClosedForm | None) -> ClosedForm:
     """The server's half of `statistics`: moves the model to the solution of the sums (1.), or a part of the way.
 
     Raises ValueError where the model has no closed form, and for a schedule.
@@ -75,6 +75,6 @@ def solve(learning_rate: float, closed: ClosedForm | None) -> ClosedForm:
     def solve_in_part(sums, shared, candidate=None):
         return move(shared, closed.solve(sums, shared, candidate))
 
-    if not closed.solve_bytes and closed.pair_columns:
+    if closed.pair_columns and not closed.solve_bytes:  # tables of few neighbours, which hold item numbers
         raise ValueError("server.learning_rate: the neighbours of items differ from round to round: leave it at 1")
     return closed._replace(solve=solve_in_part)

@@ -11,7 +11,7 @@ from typing import Any
 from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
 from jaxfed.algorithms.agnostic import agnostic, agnostic_mean
 from jaxfed.algorithms.apfl import apfl
-from jaxfed.algorithms.closed_form import closed_form, solve
+from jaxfed.algorithms.closed_form import closed_form, move_to_solution
 from jaxfed.algorithms.ditto import ditto
 from jaxfed.algorithms.fedavg import fedavg, fedprox
 from jaxfed.algorithms.fedbuff import fedasync, fedbuff
@@ -180,7 +180,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "fedadam": fedadam,
         "fedyogi": fedyogi,
         "fedadagrad": fedadagrad,
-        "solve": solve,
+        "solve": move_to_solution,
     },
     "cohort": {
         "uniform": cohort.uniform_cohort,

@@ -67,7 +67,8 @@ def add_same_rows(table: jax.Array, rows: jax.Array, values: jax.Array) -> jax.A
         return table.at[rows].add(jnp.repeat(values, held, axis=0), mode="drop")
     who = jnp.repeat(jnp.arange(clients), held)
     holds = jnp.zeros((clients, table.shape[0]), values.dtype).at[who, rows].add(1, mode="drop")
-    return table + (holds.T @ flat).reshape(table.shape)
+    added = jnp.matmul(holds.T, flat, precision=jax.lax.Precision.HIGHEST)  # accelerators would round a sum to bfloat16
+    return table + added.reshape(table.shape)
 
 
 def total_shapes(messages: Messages, rows: int) -> Tree:

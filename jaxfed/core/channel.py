@@ -104,13 +104,13 @@ def make_client_side(links: tuple[Channel, ...], bounds: list[float]) -> tuple[C
         public = jax.random.fold_in(client.public, i)
         return client._replace(link_state=link_state, key=key, public=public, bound=bounds[i])
 
-    def given(i, update, client):
-        """What link i sees of a message."""
+    def prepare_message(i, update, client):
+        """What link i is given of a message."""
         whole = links[i].encode and not links[i].claims.by_entry
         return clear_padding(repeat_rows(update) if whole else update, client.held)
 
     def encode_at(i, update, sent, client):
-        return encode_message(links[i], given(i, update, client), sent[i], at_link(client, i))
+        return encode_message(links[i], prepare_message(i, update, client), sent[i], at_link(client, i))
 
     def encode(update, sent, client):
         link_states = []
@@ -123,7 +123,7 @@ def make_client_side(links: tuple[Channel, ...], bounds: list[float]) -> tuple[C
         seen: dict[str, Mean] = {}
         for i, each in enumerate(links):
             if each.metrics:
-                seen |= each.metrics(given(i, update, client), sent[i], at_link(client, i))
+                seen |= each.metrics(prepare_message(i, update, client), sent[i], at_link(client, i))
             update, _ = encode_at(i, update, sent, client)
         return seen
 

@@ -168,12 +168,12 @@ def run_round(
             store = stores.write_clients(store, parts)
     assert accumulated  # a cohort has a block at least
     accumulated, client_states = accumulated._replace(client_states=()), accumulated.client_states
-    state, heard = state._replace(client_states=client_states), (accumulated, ids, asked, touched, key)
+    state, reports = state._replace(client_states=client_states), (accumulated, ids, asked, touched, key)
     if plan.method.closed:
-        sums, links, number, info = programs.server_update(end, state.channel, state.round, *heard)
+        sums, links, number, info = programs.server_update(end, state.channel, state.round, *reports)
         state, info = solve_model(plan, state._replace(channel=links, round=number), sums, info, touched)
     else:
-        state, info = programs.server_update(state, *heard)
+        state, info = programs.server_update(state, *reports)
     if store is not None:
         state = state._replace(client_states=store)
     if programs.compare_clients:

@@ -247,9 +247,8 @@ def make_wire(
     row_shapes = jax.eval_shape(
         partial(take_rows, ids=jnp.zeros(1, jnp.int32)), (shared, broadcast_state(channel, state))
     )
-    update = jax.eval_shape(
-        lambda x: sends(to_compute_dtype(x)), row_shapes[0]
-    )  # float32, whatever the model is stored in
+    # float32, whatever the model is stored in
+    update = jax.eval_shape(lambda x: sends(to_compute_dtype(x)), row_shapes[0])
     link_state = jax.eval_shape(channel.init, update)[1]
     sent = message_shapes(channel, update, state, link_state, everything)
     received = (

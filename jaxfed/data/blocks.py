@@ -80,12 +80,12 @@ def make_block_shapes(
     """
     check_batching(population, batching)
     lengths = population.num_train
-    kinds = history_kinds(lengths, pairs) if batching.ordered else block_kinds(batching, lengths)
+    items, columns = population.num_items, batching.width // batching.batch_size
+    kinds = history_kinds(lengths, items, pairs) if batching.ordered else block_kinds(batching, lengths)
     expected = int(batching.steps(lengths).mean() * slots)
     # some sixteen blocks a round; more of histories, from which long messages are made
     most = (PAIR_STEPS if pairs else HISTORY_STEPS) if batching.ordered else 1 << 62
     steps_per_block = steps_per_block or max(64, kinds[-1][0], min(1 << (expected // 16).bit_length(), most))
-    items, columns = population.num_items, batching.width // batching.batch_size
     room = rows_expected(population, batching, slots) if lazy else 0
     if pairs:
         room = count_expected_pairs(population, slots, end or items) if lazy and share.size == 1 else 0
@@ -109,15 +109,16 @@ def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) ->
     return (*((p, used[0]) for p in low), *((one, width) for width in used), *((p, top) for p in high))
 
 
-def history_kinds(lengths: np.ndarray, pairs: bool) -> tuple[tuple[int, int], ...]:
-    """(items, 1) of blocks of whole histories, ascending. What pairs of items cost grows with the square of a length:
-    lengths are then powers of two and their 3/4 points. Else they are powers of four, for few programs."""
+def history_kinds(lengths: np.ndarray, items: int, pairs: bool) -> tuple[tuple[int, int], ...]:
+    """(items, 1) of blocks of whole histories, ascending, never more than there are items. What pairs of items cost
+    grows with the square of a length: lengths are then powers of two and their 3/4 points. Else they are powers of
+    four, for few programs."""
     longest = int(lengths.max())
     least, grow = (SHORTEST_PAIRED, (1.5, 4 / 3)) if pairs else (SHORTEST_HISTORY, (4, 4))
     points = [least]
     while points[-1] < longest:
         points.append(round(points[-1] * grow[(len(points) - 1) % 2]))
-    points[-1] = min(points[-1], -(-longest // least) * least)
+    points[-1] = min(points[-1], -(-longest // least) * least, items)
     return tuple((point, 1) for point in points)
 
 

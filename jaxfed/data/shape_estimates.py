@@ -102,7 +102,7 @@ def measure_groups(rows: Interactions, random: np.random.Generator) -> np.ndarra
         exact = vectors.astype(np.float64)
         products = exact.T @ exact
         products += np.eye(size) * 1e-9 * np.trace(products)  # the matrix may have fewer directions
-        vectors = np.float32(exact @ np.linalg.inv(np.linalg.cholesky(products)).T)  # type: ignore[assignment]
+        vectors = (exact @ np.linalg.inv(np.linalg.cholesky(products)).T).astype(np.float32)
     images = matrix @ vectors
     values = np.sqrt(np.maximum(np.linalg.eigvalsh(images.T @ images)[::-1][1:], 0))
     return np.pad(values, (0, MOST_GROUPS))[:MOST_GROUPS]

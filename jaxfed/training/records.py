@@ -4,6 +4,7 @@
 names here. A link or a method of one's own may write figures that are not listed: they are written as they are.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -152,7 +153,9 @@ def lower_is_better(name: str) -> bool:
 
 
 def is_better(name: str, value: float, other: float) -> bool:
-    """Whether a value of a figure is better than another one; NaN is better than nothing."""
+    """Whether a value of a figure is better than another one; any number is better than NaN."""
+    if math.isnan(other):
+        return not math.isnan(value)
     return value < other if lower_is_better(name) else value > other
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxfed as jf
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.registry import CLOSED
 from jaxfed.config.schema import make_config
@@ -194,6 +195,24 @@ def test_one_sum_serves_all_candidates_and_validation_chooses(solved, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "grid" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["solve/candidate"] == best
     assert summary["bytes_up_total"] == alone[best]["bytes_up_total"]  # one sum
+
+
+@pytest.mark.parametrize("items", [5, 13])  # fewer than the shortest block, and than the next one
+@pytest.mark.parametrize("name", CLOSED)
+def test_users_who_have_all_items(name, items):
+    """Histories are padded, but never beyond the catalogue: a client has as many pairs as its block has places for."""
+    users, numbers = np.repeat(np.arange(6), items), np.tile(np.arange(items), 6)
+    clients = jf.data.partition(jf.data.from_arrays(users, numbers, times=numbers))
+    assert clients.population.num_items == items
+    it, state = made({"name": name}, data=clients)
+    assert max(length for length, _ in it.shapes.kinds) <= items
+    if name == "ease":
+        x = np.zeros((6, items))
+        x[:, : items - 2] = 1  # one item validates, one tests
+        p = np.linalg.inv(x.T @ x + 400 * np.eye(items))
+        want = -p / np.diag(p)
+        np.fill_diagonal(want, 0)
+        np.testing.assert_allclose(tables(state)["item"], want, rtol=1e-4, atol=1e-7)
 
 
 def test_compiling_solves_nothing(solved):
