@@ -101,7 +101,7 @@ def group_rates(
         parts = zip(steps, params, (fill(SAME), own), strict=True)
         return tuple(scale_part(*part, fill(item)) for part in parts)
 
-    def scale_told(steps, state, params=None, *, examples, **more):
+    def scale_by_examples(steps, state, params=None, *, examples, **more):
         return scale_both(steps, params, jnp.maximum(examples, 1)), state
 
     if not weight_decay and item == user == SAME:
@@ -110,4 +110,4 @@ def group_rates(
     if not item.per_example and not user.per_example:
         return optax.chain(steps, optax.stateless(scale_both))
     summed = [sum_over_examples()] if item.per_example else []
-    return optax.chain(*summed, steps, optax.GradientTransformationExtraArgs(optax.init_empty_state, scale_told))
+    return optax.chain(*summed, steps, optax.GradientTransformationExtraArgs(optax.init_empty_state, scale_by_examples))
