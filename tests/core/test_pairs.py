@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxfed.channels.clip import clip
 from jaxfed.channels.secure_sum import ring
+from jaxfed.core.aggregate import add_same_rows
 from jaxfed.core.channel import chain
 from jaxfed.core.link import link
 from jaxfed.core.pairs import (
@@ -23,7 +25,7 @@ from jaxfed.core.pairs import (
     split_pairs,
     to_dense,
 )
-from jaxfed.core.tables import Table
+from jaxfed.core.tables import Table, same_rows
 from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import make_wire, message_bytes, pack_message, unpack_message
 
@@ -117,3 +119,32 @@ def test_the_bytes_of_pairs_are_those_that_are_priced():
     np.testing.assert_array_equal(got["pairs"].rows, values)
     with pytest.raises(ValueError, match="malformed"):
         unpack_message(data[:-4], message, 3, 10, pairs=True)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32])
+@pytest.mark.parametrize("items", [20, 2000])  # of which a client holds 4: as a product, or as a scatter
+def test_a_row_that_is_the_same_for_all_is_added_to_each(dtype, items):
+    rows = jnp.array([[3, 0, 7, 1], [0, 3, items, items], [items] * 4])  # past the end: unused, or absent
+    values = jnp.array([[[1, 2], [3, 4]], [[10, 20], [30, 40]], [[0, 0], [0, 0]]], dtype)
+    table = jnp.ones((items, 2, 2), dtype)
+    want = np.ones((items, 2, 2))
+    for client in range(3):
+        for row in rows[client]:
+            if row < items:
+                want[row] += np.asarray(values[client])
+    np.testing.assert_array_equal(add_same_rows(table, rows.ravel(), values), want)
+
+
+def test_a_secure_sum_and_a_clip_send_the_rows_themselves():
+    """A client of 3 rows sends a row of 5 numbers once; what looks at the whole message is given all three."""
+    shared = jax.eval_shape(lambda: Broadcast({"item": Table(jnp.zeros((100, 2)))}))
+
+    def sends(shared):
+        return Broadcast({"item": same_rows(jnp.zeros(5), shared.params["item"].rows.shape[0])})
+
+    def sent(*links):
+        return make_wire(chain(*links), shared, sends=sends).up(3)
+
+    assert sent(link()) == 4 * (5 + 3)
+    assert sent(clip(1.0)) == 4 * (3 * 5 + 3)
+    assert sent(ring(100, bound=1.0)) == 4 * 100 * 5  # of the whole table, as which rows it holds is hidden
