@@ -294,4 +294,4 @@ def test_figures_of_fewer_than_99_negatives_are_marked(plain, capsys):
     assert "test/full (" not in printed
     whole = {name: value for name, value in plain[0].items() if name != "sampled_negatives"}
     print_summary(whole, "run")
-    assert "negatives" not in capsys.readouterr().out
+    assert "(≤" not in capsys.readouterr().out
