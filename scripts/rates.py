@@ -29,7 +29,8 @@ POPULARITY = [
 HAND = [
     *("--work.optimizer.name", "sgd", "--work.optimizer.item.weight-decay", "3e-4", "--server.learning-rate", "0.5"),
     *("--work.optimizer.user.learning-rate", "2", "--work.optimizer.user.weight-decay", "1e-2"),
-    *("--channel.0.name", "per_row_mean", "--model.init-scale", "0.1", "--cohort.share", "1", "--rounds", "400"),
+    *("--channel.0.name", "per_row_mean", "--model.init-scale", "0.1", "--cohort.holders", "160", "--rounds", "400"),
+    *("--evaluation.patience", "20"),
 ]
 RATES = ("2", "6", "20", "60", "120", "240")
 FACTORS = ("0.1", "0.3", "0.5", "2", "3", "10")

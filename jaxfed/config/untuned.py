@@ -15,6 +15,7 @@ RULE: dict[str, Any] = {
     },
     "channel": [{"name": "per_row_mean", "floor": 4.0}],
     "cohort": {"name": "uniform", "holders": 160.0},
+    "evaluation": {"patience": 20},  # figures may rest for a hundred rounds, when popularity alone is learnt
 }
 LOCAL = ("custom", "fedavg", "fedprox", "fednova", "qfedavg", "agnostic", "fedbuff", "fedasync")
 COVERED = {  # what of some sections the rule is for; anything else has rates of its own
@@ -61,4 +62,7 @@ def with_rule(table: dict[str, Any]) -> dict[str, Any]:
     cohort = made.get("cohort", {})
     if isinstance(cohort, dict) and cohort.get("name", "uniform") == "uniform" and not (cohort.get("size") or noisy):
         made["cohort"] = RULE["cohort"] | cohort
+    evaluation = made.get("evaluation", {})
+    if isinstance(evaluation, dict) and not noisy:
+        made["evaluation"] = RULE["evaluation"] | evaluation
     return {"rounds": RULE["rounds"], "channel": RULE["channel"]} | made
