@@ -31,7 +31,7 @@ def add_data_options(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--cache",
         nargs="?",
         const="list",
-        choices=ACTIONS,
+        metavar="|".join(ACTIONS),
         help="list what is kept on disk (prepared data, fetched data, compiled programs), or clear it: --cache clear, "
         "or of one kind --cache clear prepared, fetched or programs",
     )
@@ -41,7 +41,8 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed data"""
     if args.cache:
         if overrides:
-            raise ValueError(f"--cache {args.cache}: unknown option {overrides[0]}")
+            what = "unknown option" if overrides[0].startswith("-") else "name one kind, not more:"
+            raise ValueError(f"--cache {args.cache}: {what} {shorten(overrides[0])}")
         cache_command(args.cache, args.name)
         return
     if args.name is None:
@@ -65,7 +66,8 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     lines = describe_data(clients).split("\n")
     if is_suggested_for(section):
         lines += ["", "a configuration for these data: jaxfed init FILE writes it, with other --model too"]
-        lines += suggestion_lines(suggest_config(clients))
+        asked = {word.partition("=")[0] for word in map(init.expand_option, overrides)}
+        lines += suggestion_lines([each for each in suggest_config(clients) if f"--{each.key}" not in asked])
     for line in lines:
         print(printable(line))
 

@@ -94,7 +94,7 @@ def file_table(path: str, options: list[str], model: str) -> tuple[dict[str, Any
     from jaxfed.config.options import section_arguments
     from jaxfed.config.overrides import override_config
     from jaxfed.config.schema import config_to_table
-    from jaxfed.config.suggestions import is_suggested_for, make_suggested_table, suggest_config
+    from jaxfed.config.suggestions import is_suggested_for, make_suggested_table, suggest_config, suggest_labels
     from jaxfed.training.log import log
 
     words = [f"--data.path={path}", *map(expand_option, options)]
@@ -110,7 +110,8 @@ def file_table(path: str, options: list[str], model: str) -> tuple[dict[str, Any
     if not is_suggested_for(section):
         if model:
             raise ValueError("--model: suggestions are for clicks and a client for each user: leave it out")
-        return {"data": data}, {}
+        labels = section.label != "implicit"
+        return {**(suggest_labels(section) if labels else {}), "data": data}, {}
     suggestions = [each for each in suggest_config(clients, model) if each.key.removeprefix("data.") not in changed]
     table = make_suggested_table(suggestions)
     return {**table, "data": table.get("data", {}) | data}, {each.key: each.reason for each in suggestions}

@@ -84,13 +84,15 @@ def check_cutoffs(settings: Evaluation, population: Population) -> None:
     items, (_, most) = population.num_items, count_candidates(settings, population)
     if not settings.at or min(settings.at) < 1:
         raise ValueError(f"evaluation.at is {list(settings.at)}: cut-offs are whole numbers from 1, such as [10, 20]")
+    if len(set(settings.at)) < len(settings.at):
+        raise ValueError(f"evaluation.at is {list(settings.at)}: a cut-off comes twice, name each once")
     if settings.at != CUTOFFS and max(settings.at) > items:
         raise ValueError(f"evaluation.at: {max(settings.at):,} is beyond the catalogue of {items:,} items: lower it")
     if most and max(settings.at) > most + 1:
-        more = "raise evaluation.negatives, or " * (population.asked.negatives is None)
+        more = ", raise evaluation.negatives," * (population.asked.negatives is None)
         raise ValueError(
             f"evaluation.at: {max(settings.at):,} is beyond the {most + 1:,} candidates of `sampled` figures: lower "
-            f"it, {more}leave these figures out (evaluation.negatives = 0)"
+            f"it{more} or leave these figures out (evaluation.negatives = 0)"
         )
     if most != SAMPLED and most >= items:
         raise ValueError(

@@ -202,10 +202,12 @@ def split_lists(args: list[str], lists: list[str]) -> list[str]:
 
 
 def parse_list(flag: str, value: str) -> list[str]:
-    """A value at its commas; as it is where it may be one word with a comma."""
-    parts = [part.strip() for part in value.split(",")]
+    """A value at its commas, without brackets around them; as it is where it may be one word with a comma."""
+    inner = re.fullmatch(r"\[(.+)\]", value.strip())
+    parts = [part.strip() for part in (inner[1] if inner else value).split(",")]
     numbers = all(re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", part) for part in parts)
-    return parts if len(parts) > 1 and all(parts) and (numbers or flag.endswith("columns")) else [value]
+    several = len(parts) > 1 or inner
+    return parts if several and all(parts) and (numbers or flag.endswith("columns")) else [value]
 
 
 def printable_table(value: Any) -> Any:

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxfed.config.config_files import read_config
 from jaxfed.config.settings import Section
 from jaxfed.config.untuned import RULE
 from jaxfed.data.clients import Clients
-from jaxfed.data.shape_estimates import estimate_order
+from jaxfed.data.shape_description import ALL_TIED
+from jaxfed.data.shape_estimates import estimate_order, estimate_ties
+from jaxfed.evaluation.metrics import CUTOFFS
 from jaxfed.models.closed_form import MOST_DENSE
 
 ORDER = 0.1  # share of steps that follow from the item before, from which successors are worth counting
@@ -56,6 +59,7 @@ def collect_facts(data: Clients) -> DataFacts:
     length = np.bincount(rows.user, minlength=users).astype(np.float64)
     count = np.bincount(rows.item, minlength=items).astype(np.float64)
     has_order = source.has_times and not data.protocol.endswith(")")  # in brackets: what stands for time
+    has_order = has_order and estimate_ties(rows, users) < ALL_TIED
     return DataFacts(
         users=users,
         items=items,
@@ -88,7 +92,7 @@ def suggest_config(data: Clients, model: str = "") -> list[Suggestion]:
         chosen = Suggestion("model.name", model, "as asked")
     own = suggest_factorization(facts) if chosen.value == "mf" else suggest_closed_form(facts)
     is_given = data.protocol.startswith("given")  # the data say what is held out
-    return [*([] if is_given else [suggest_protocol(facts)]), chosen, *own]
+    return [*([] if is_given else [suggest_protocol(facts)]), chosen, *own, *suggest_cutoffs(data)]
 
 
 def suggest_protocol(facts: DataFacts) -> Suggestion:
@@ -98,6 +102,29 @@ def suggest_protocol(facts: DataFacts) -> Suggestion:
     return Suggestion(
         "data.protocol", "loo-random", "no times that tell an order: a random item of each user is tested"
     )
+
+
+def suggest_cutoffs(data: Clients) -> list[Suggestion]:
+    """The cut-offs, where given negatives are too few for the usual ones."""
+    given = data.population.asked.negatives
+    most = int(given.counts.max()) + 1 if given else CUTOFFS[-1]
+    if most >= CUTOFFS[-1]:
+        return []
+    cutoffs = tuple(k for k in (5, 10) if k <= most) or (most,)
+    reason = f"a held-out item is ranked among {most - 1:,} given negatives"
+    select = [Suggestion("evaluation.select", f"val/full/ndcg@{cutoffs[-1]}", "the largest of these cut-offs")]
+    return [Suggestion("evaluation.at", cutoffs, reason), *(select if 10 not in cutoffs else [])]
+
+
+def suggest_labels(section: Section) -> dict[str, Any]:
+    """The table of a model of labels, without [data]: what `configs/ml100k_fm_rating.toml` has, whose rates are for
+    labelled rows; without features it is a matrix factorisation with biases."""
+    table = read_config("ml100k_fm_rating")
+    made = {key: table[key] for key in ("rounds", "model", "work", "channel", "server", "evaluation")}
+    click = section.label == "click"
+    made["model"] |= {"loss": "bce"} if click else {}
+    made["evaluation"] |= {"select": "val/click/log_loss" if click else "val/rating/rmse"}
+    return made | {"cohort": {"name": "uniform", "share": 1.0}}
 
 
 def choose_model(facts: DataFacts) -> Suggestion:
@@ -159,4 +186,12 @@ def make_suggested_table(suggestions: list[Suggestion]) -> dict[str, Any]:
     if table["model"]["name"] == "mf":
         return table
     whole = table["model"]["name"] == "ease"  # numbers, which need no bits for what lies below 1
-    return table | CLOSED | {"channel": [{"name": "ring", "bound": 1.0, "fraction_bits": 0 if whole else "auto"}]}
+    evaluation = table.get("evaluation", {}) | CLOSED["evaluation"]
+    return (
+        table
+        | CLOSED
+        | {
+            "evaluation": evaluation,
+            "channel": [{"name": "ring", "bound": 1.0, "fraction_bits": 0 if whole else "auto"}],
+        }
+    )

@@ -1,10 +1,20 @@
 """What is suggested for data of several shapes, and that it can be trained."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 import jaxfed as jf
 from jaxfed.config.schema import make_config
-from jaxfed.config.suggestions import DataFacts, choose_model, make_suggested_table, suggest_config
+from jaxfed.config.suggestions import (
+    DataFacts,
+    choose_model,
+    make_suggested_table,
+    suggest_config,
+    suggest_cutoffs,
+)
+from jaxfed.data.ragged import make_ragged
 from tests.data.test_shapes import HEAVY
 
 FACTS = DataFacts(users=8000, items=12_000, length=5, holders=13, pairs=500_000, has_order=True, order=0.3)
@@ -32,6 +42,26 @@ def test_the_model_follows_the_data(facts, model):
 def test_times_decide_what_is_held_out():
     assert suggested(order=0.5)[0]["data.protocol"] == "loo-clean"
     assert suggested(times=False)[0]["data.protocol"] == "loo-random"
+
+
+@pytest.mark.parametrize("split", ["leave-one-out", "random-leave-one-out"])
+def test_times_that_are_equal_say_nothing(split):
+    data = jf.data.from_description(HEAVY | {"order": 0.5})
+    same = data._replace(interactions=data.interactions._replace(time=np.zeros_like(data.interactions.time)))
+    made = {each.key: each.value for each in suggest_config(jf.data.partition(same, split=split))}
+    assert made["data.protocol"] == "loo-random"
+    assert made["model.name"] == "ease"
+
+
+@pytest.mark.parametrize(
+    ("most", "cutoffs", "select"), [(99, None, None), (12, (5, 10), None), (6, (5,), 5), (3, (4,), 4)]
+)
+def test_cut_offs_are_below_the_given_negatives(most, cutoffs, select):
+    asked = SimpleNamespace(negatives=make_ragged(np.arange(2 * most), np.repeat([0, 1], most), 2))
+    made = suggest_cutoffs(SimpleNamespace(population=SimpleNamespace(asked=asked)))
+    said = {each.key: each.value for each in made}
+    assert said.get("evaluation.at") == cutoffs
+    assert said.get("evaluation.select") == (f"val/full/ndcg@{select}" if select else None)
 
 
 def test_what_is_suggested_is_a_configuration():
