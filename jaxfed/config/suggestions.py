@@ -10,6 +10,7 @@ import numpy as np
 from jaxfed.config.config_files import read_config
 from jaxfed.config.settings import Section
 from jaxfed.config.untuned import RULE
+from jaxfed.core.pairs import MOST_ROWS, check_pairs
 from jaxfed.data.clients import Clients
 from jaxfed.data.shape_description import ALL_TIED
 from jaxfed.data.shape_estimates import estimate_order, estimate_ties
@@ -82,7 +83,7 @@ def suggest_config(data: Clients, model: str = "") -> list[Suggestion]:
         Values that differ from the defaults, or that are worth knowing, with their reasons; the model's own follow it.
 
     Raises:
-        ValueError: no suggestions are made for such a model.
+        ValueError: no suggestions are made for such a model, or the data have too many items for it.
     """
     if model not in ("", *MODELS):
         raise ValueError(f"no suggestions for the model {model!r}: choose one of {', '.join(MODELS)}")
@@ -90,6 +91,8 @@ def suggest_config(data: Clients, model: str = "") -> list[Suggestion]:
     chosen = choose_model(facts)
     if model and model != chosen.value:
         chosen = Suggestion("model.name", model, "as asked")
+    if chosen.value != "mf":
+        check_pairs(facts.items)
     own = suggest_factorization(facts) if chosen.value == "mf" else suggest_closed_form(facts)
     is_given = data.protocol.startswith("given")  # the data say what is held out
     return [*([] if is_given else [suggest_protocol(facts)]), chosen, *own, *suggest_cutoffs(data)]
@@ -129,6 +132,11 @@ def suggest_labels(section: Section) -> dict[str, Any]:
 
 def choose_model(facts: DataFacts) -> Suggestion:
     """The model: solved from one sum, where the sum fits."""
+    if facts.items > MOST_ROWS:
+        reason = (
+            f"{facts.items:,} items are too many for sums over their pairs (over {MOST_ROWS:,}): rounds of training"
+        )
+        return Suggestion("model.name", "mf", reason)
     if facts.pairs > MOST_PAIRS:
         reason = (
             f"up to {facts.pairs:,} pairs of items are too many for one sum (over {MOST_PAIRS:,}): rounds of training"

@@ -18,6 +18,7 @@ from jaxfed.data.ragged import make_ragged
 from tests.data.test_shapes import HEAVY
 
 FACTS = DataFacts(users=8000, items=12_000, length=5, holders=13, pairs=500_000, has_order=True, order=0.3)
+TINY = SimpleNamespace(protocol="loo-clean", population=SimpleNamespace(asked=SimpleNamespace(negatives=None)))
 
 
 def suggested(model="", **shape):
@@ -33,6 +34,8 @@ def suggested(model="", **shape):
         (FACTS._replace(order=0.02), "ease"),
         (FACTS._replace(has_order=False, order=0.0), "ease"),
         (FACTS._replace(pairs=900_000_000), "mf"),
+        (FACTS._replace(items=65_535), "transitions"),
+        (FACTS._replace(items=65_536), "mf"),
     ],
 )
 def test_the_model_follows_the_data(facts, model):
@@ -75,3 +78,10 @@ def test_what_is_suggested_is_a_configuration():
     assert 5 < middle < 500
     with pytest.raises(ValueError, match="choose one of transitions, ease, mf"):
         suggested("magic")
+
+
+def test_a_sum_over_pairs_that_cannot_be_is_not_written(monkeypatch):
+    monkeypatch.setattr("jaxfed.config.suggestions.collect_facts", lambda data: FACTS._replace(items=70_000))
+    assert {each.key: each.value for each in suggest_config(TINY)}["model.name"] == "mf"
+    with pytest.raises(ValueError, match="at most 65,535 items, there are 70,000"):
+        suggest_config(TINY, "ease")
