@@ -1,6 +1,7 @@
 """jaxfed data"""
 
 import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,24 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.core.excerpt import printable
     from jaxfed.data.data_text import describe_data
     from jaxfed.data.shape_description import describe
+    from jaxfed.data.sources.tables import file_kind
     from jaxfed.data.writing import write_rows
-    from jaxfed.training.log import to_json
+    from jaxfed.training.log import log, to_json
 
     section = override_config(*data_words(args.name, overrides)).data
     if args.write:
-        write_rows(read_source_data(section), args.write)
+        source = read_source_data(section)
+        write_rows(source, args.write)
+        log(f"{args.write} is written: {len(source.interactions.user):,} rows")
     if args.json:
         print(to_json(describe(read_source_data(section))))
+    if args.json or args.write:
         return
     clients = load_data(section)
     lines = describe_data(clients).split("\n")
     if is_suggested_for(section):
-        lines += ["", "a configuration for these data: jaxfed init FILE writes it, with other --model too"]
+        file = shlex.join([args.name, *overrides]) if file_kind(args.name) else "FILE"
+        lines += ["", f"a configuration for these data, which jaxfed init {file} writes:"]
         asked = {word.partition("=")[0] for word in map(init.expand_option, overrides)}
         lines += suggestion_lines([each for each in suggest_config(clients) if f"--{each.key}" not in asked])
     for line in lines:

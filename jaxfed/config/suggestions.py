@@ -142,7 +142,7 @@ def choose_model(facts: DataFacts) -> Suggestion:
             f"up to {facts.pairs:,} pairs of items are too many for one sum (over {MOST_PAIRS:,}): rounds of training"
         )
         return Suggestion("model.name", "mf", reason)
-    solved = f"solved from one sum over all users, without rates; {facts.holders:,.0f} users hold an item of a row"
+    solved = f"solved from one sum over all users, without rates; a row's item is in {facts.holders:,.0f} histories"
     if facts.order >= ORDER:
         return Suggestion(
             "model.name", "transitions", f"{solved}; order {facts.order:.2f}: items follow from the last ones"
@@ -154,7 +154,7 @@ def suggest_closed_form(facts: DataFacts) -> list[Suggestion]:
     """The keys of a model that is solved from one sum."""
     penalties = tuple(float(f"{facts.holders * each:.1g}") for each in PENALTIES)
     made = [
-        Suggestion("model.l2_grid", penalties, "about as many as hold an item; validation chooses, from the same sum"),
+        Suggestion("model.l2_grid", penalties, "around that number; validation chooses, from the same sum"),
     ]
     if facts.items > MOST_DENSE:
         reason = f"{facts.items:,} items are too many for the exact solve (over {MOST_DENSE:,})"
