@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import inspect
 import re
+import shlex
 import textwrap
 import typing
 from pathlib import Path
@@ -57,7 +58,7 @@ def init_command(args: argparse.Namespace, overrides: list[str]) -> None:
     text = starter_text(table, str(place), reasons)
     make_config(table)  # before anything is written
     write_file(place, text)
-    print(f"{place} is written; now: jaxfed train {place}")
+    print(f"{place} is written; now: jaxfed train {shlex.quote(str(place))}")
 
 
 def starting_table(source: str, options: list[str], model: str = "") -> tuple[dict[str, Any], dict[str, str]]:
@@ -131,7 +132,7 @@ def starter_text(table: dict[str, Any], name: str, reasons: dict[str, str] | Non
 
     table = with_rule(table)  # names are written out, and a named optimiser has no rates by rule
     config = make_config(table)
-    lines = [f"# {line}".rstrip() for line in TOP.format(name=name, out=config.run.out).splitlines()]
+    lines = [f"# {line}".rstrip() for line in TOP.format(name=shlex.quote(name), out=config.run.out).splitlines()]
     return "\n".join([*lines, "", *section_lines(with_described_types(config), table, "", reasons or {})]) + "\n"
 
 

@@ -67,6 +67,14 @@ def test_what_cannot_be_used_is_one_line_and_nothing_is_written(words, says, fol
     assert {path.name for path in folder.iterdir()} == {*FILES}
 
 
+def test_a_name_with_a_blank_can_be_typed_again(folder, monkeypatch, capsys):
+    (folder / "my shop.csv").write_text(FILES["plain.csv"])
+    assert "which jaxfed init 'my shop.csv' writes" in run(monkeypatch, capsys, "data", "my shop.csv")[1]
+    printed = run(monkeypatch, capsys, "init", "my shop.csv")[1]
+    assert printed == "my shop.toml is written; now: jaxfed train 'my shop.toml'\n"
+    assert "jaxfed train 'my shop.toml'" in (folder / "my shop.toml").read_text()
+
+
 def test_rows_that_may_be_no_clicks_are_told(folder, monkeypatch, capsys):
     note = "note: 144 of 240 rows have a rating of 0 or less, and count as interactions"
     assert note in run(monkeypatch, capsys, "data", "labelled.csv")[1]
