@@ -18,6 +18,7 @@ from jaxfed.evaluation.metrics import CUTOFFS
 from jaxfed.models.closed_form import MOST_DENSE
 
 ORDER = 0.1  # share of steps that follow from the item before, from which successors are worth counting
+LONG = 10  # items of a user: of shorter histories, hardly any successor is met twice
 MOST_PAIRS = 200_000_000  # pairs of items, at 12 bytes each, of which a sum is made
 PENALTIES = (1 / 3, 1.0, 3.0)  # times the number of holders that an interaction's item has
 STEPS = 16  # of a client of middle length in a round, beyond which batches are larger
@@ -95,16 +96,18 @@ def suggest_config(data: Clients, model: str = "") -> list[Suggestion]:
         check_pairs(facts.items)
     own = suggest_factorization(facts) if chosen.value == "mf" else suggest_closed_form(facts)
     is_given = data.protocol.startswith("given")  # the data say what is held out
-    return [*([] if is_given else [suggest_protocol(facts)]), chosen, *own, *suggest_cutoffs(data)]
+    protocol = [] if is_given else suggest_protocol(facts, chosen.value)
+    return [*protocol, chosen, *own, *suggest_cutoffs(data)]
 
 
-def suggest_protocol(facts: DataFacts) -> Suggestion:
-    """Which items are held out."""
-    if facts.has_order:
-        return Suggestion("data.protocol", "loo-clean", "times say which item of each user was the last")
-    return Suggestion(
-        "data.protocol", "loo-random", "no times that tell an order: a random item of each user is tested"
-    )
+def suggest_protocol(facts: DataFacts, model: str) -> list[Suggestion]:
+    """Which items are held out, and what a test knows of a user, where the model reads histories."""
+    if not facts.has_order:
+        reason = "no times that tell an order: a random item of each user is tested"
+        return [Suggestion("data.protocol", "loo-random", reason)]
+    latest = Suggestion("data.protocol", "loo-clean", "times say which item of each user was the last")
+    reason = "a test knows the validation item, too: both predict the next item"
+    return [latest, *([] if model == "mf" else [Suggestion("evaluation.history", "all", reason)])]
 
 
 def suggest_cutoffs(data: Clients) -> list[Suggestion]:
@@ -143,11 +146,13 @@ def choose_model(facts: DataFacts) -> Suggestion:
         )
         return Suggestion("model.name", "mf", reason)
     solved = f"solved from one sum over all users, without rates; a row's item is in {facts.holders:,.0f} histories"
-    if facts.order >= ORDER:
-        return Suggestion(
-            "model.name", "transitions", f"{solved}; order {facts.order:.2f}: items follow from the last ones"
-        )
-    return Suggestion("model.name", "ease", f"{solved}; order {facts.order:.2f}: what came last says little")
+    if facts.order < ORDER:
+        return Suggestion("model.name", "ease", f"{solved}; order {facts.order:.2f}: what came last says little")
+    if facts.length < LONG:
+        return Suggestion("model.name", "ease", f"{solved}; histories are too short for counts of what came after what")
+    return Suggestion(
+        "model.name", "transitions", f"{solved}; order {facts.order:.2f}: items follow from the last ones"
+    )
 
 
 def suggest_closed_form(facts: DataFacts) -> list[Suggestion]:
@@ -194,12 +199,5 @@ def make_suggested_table(suggestions: list[Suggestion]) -> dict[str, Any]:
     if table["model"]["name"] == "mf":
         return table
     whole = table["model"]["name"] == "ease"  # numbers, which need no bits for what lies below 1
-    evaluation = table.get("evaluation", {}) | CLOSED["evaluation"]
-    return (
-        table
-        | CLOSED
-        | {
-            "evaluation": evaluation,
-            "channel": [{"name": "ring", "bound": 1.0, "fraction_bits": 0 if whole else "auto"}],
-        }
-    )
+    table["evaluation"] = table.get("evaluation", {}) | CLOSED["evaluation"]
+    return CLOSED | table | {"channel": [{"name": "ring", "bound": 1.0, "fraction_bits": 0 if whole else "auto"}]}

@@ -30,12 +30,13 @@ def suggested(model="", **shape):
 @pytest.mark.parametrize(
     ("facts", "model"),
     [
-        (FACTS, "transitions"),
-        (FACTS._replace(order=0.02), "ease"),
+        (FACTS, "ease"),  # of five items, hardly a successor is met twice
+        (FACTS._replace(length=20.0), "transitions"),
+        (FACTS._replace(length=20.0, order=0.02), "ease"),
         (FACTS._replace(has_order=False, order=0.0), "ease"),
         (FACTS._replace(pairs=900_000_000), "mf"),
-        (FACTS._replace(items=65_535), "transitions"),
-        (FACTS._replace(items=65_536), "mf"),
+        (FACTS._replace(length=20.0, items=65_535), "transitions"),
+        (FACTS._replace(length=20.0, items=65_536), "mf"),
     ],
 )
 def test_the_model_follows_the_data(facts, model):
@@ -45,6 +46,12 @@ def test_the_model_follows_the_data(facts, model):
 def test_times_decide_what_is_held_out():
     assert suggested(order=0.5)[0]["data.protocol"] == "loo-clean"
     assert suggested(times=False)[0]["data.protocol"] == "loo-random"
+
+
+def test_a_test_knows_the_validation_item_where_the_model_reads_histories():
+    assert suggested("ease", order=0.5)[1].evaluation.history == "all"
+    assert suggested("ease", times=False)[1].evaluation.history == "train"
+    assert suggested("mf", order=0.5)[1].evaluation.history == "train"  # its vectors are trained, and know train items
 
 
 @pytest.mark.parametrize("split", ["leave-one-out", "random-leave-one-out"])
