@@ -95,6 +95,15 @@ def test_what_is_asked_is_not_suggested_otherwise(folder, monkeypatch, capsys):
     assert "data.protocol = " not in said
 
 
+def test_a_summary_says_what_a_test_knows(folder, monkeypatch, capsys):
+    for model in ("ease", "mf"):
+        run(monkeypatch, capsys, "init", "plain.csv", "--model", model, "--out", f"{model}.toml")
+    known = "history  train and validation items"
+    assert known in run(monkeypatch, capsys, "train", "ease.toml")[1]
+    assert known in run(monkeypatch, capsys, "evaluate", "runs/ease")[1]
+    assert known not in run(monkeypatch, capsys, "train", "mf.toml", "--rounds", "1", "--evaluation.history", "all")[1]
+
+
 @pytest.mark.parametrize(
     ("words", "figure"),
     [
