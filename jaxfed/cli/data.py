@@ -54,11 +54,12 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.core.excerpt import printable
     from jaxfed.data.data_text import describe_data
     from jaxfed.data.shape_description import describe
-    from jaxfed.data.sources.tables import file_kind
     from jaxfed.data.writing import write_rows
     from jaxfed.training.log import log, to_json
 
-    section = override_config(*data_words(args.name, overrides)).data
+    table, words = data_words(args.name, overrides)
+    file = "FILE" if table else shlex.join([args.name, *overrides])
+    section = override_config(table, words).data
     if args.write:
         source = read_source_data(section)
         write_rows(source, args.write)
@@ -70,7 +71,6 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     clients = load_data(section)
     lines = describe_data(clients).split("\n")
     if is_suggested_for(section):
-        file = shlex.join([args.name, *overrides]) if file_kind(args.name) else "FILE"
         lines += ["", f"a configuration for these data, which jaxfed init {file} writes:"]
         asked = {word.partition("=")[0] for word in map(init.expand_option, overrides)}
         lines += suggestion_lines([each for each in suggest_config(clients) if f"--{each.key}" not in asked])
