@@ -172,14 +172,14 @@ def suggest_factorization(facts: DataFacts) -> list[Suggestion]:
     batch = 64
     while facts.length * EXAMPLES > STEPS * batch:
         batch *= 2
-    share, rounds = RULE["cohort"]["share"], RULE["rounds"]
+    holders, rounds = RULE["cohort"]["holders"], RULE["rounds"]
     return [
         Suggestion("model.dim", 32, "twice as many gained nothing on data of several shapes, 8 lost"),
         Suggestion(
             "work.batch_size", batch, f"a history of {facts.length:,.0f} items is at most {STEPS} steps a round"
         ),
         Suggestion(
-            "cohort.share", share, f"of {facts.users:,} users, so that several hold most rows that a round moves"
+            "cohort.holders", holders, f"of a row in a round: {facts.holders:,.0f} of {facts.users:,} users are"
         ),
         Suggestion("rounds", rounds, "at most; evaluation.patience ends a run that no longer gets better"),
     ]
