@@ -80,12 +80,13 @@ def suggestion_lines(suggestions: list[Any]) -> list[str]:
 def data_words(name: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """(the table, the options) of the data that a name, a file or a configuration stands for. Raises ValueError."""
     from jaxfed.config.config_files import built_in_configs, read_config
+    from jaxfed.config.overrides import expand_option
     from jaxfed.config.plugins import import_entry_points
     from jaxfed.config.registry import REGISTRY
     from jaxfed.data.sources.tables import file_kind
 
     import_entry_points()  # they may have data
-    own = [*map(init.expand_option, overrides)]
+    own = [*map(expand_option, overrides)]
     if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         whole = read_config(name)
         return {"data": whole.get("data", {}), "run": whole.get("run", {})}, own  # which says what to import

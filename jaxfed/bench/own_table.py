@@ -1,0 +1,213 @@
+"""The table of a file of one's own: rows whose hyper-parameters follow the data by rules, compared user by user."""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxfed.bench.own_table_text import own_table_markdown, print_own_table
+from jaxfed.bench.reproduce import (
+    QUICK,
+    ROWS,
+    THREE,
+    PlannedRun,
+    check_rows,
+    collect_rows,
+    count_clients,
+    is_finished,
+    plan_runs,
+    run_folder,
+    run_plans,
+    select_plans,
+)
+from jaxfed.bench.row_tests import UserFigures, add_row_tests, average_users
+from jaxfed.config.overrides import expand_option
+from jaxfed.config.schema import make_config
+from jaxfed.config.settings import Config
+from jaxfed.config.suggestions import FileData, collect_facts, is_suggested_for, read_file, suggest_table
+from jaxfed.data.clients import LEAKY
+from jaxfed.training.log import log, to_json
+from jaxfed.training.opened_experiment import load_run
+from jaxfed.training.run_dir import write_file
+from jaxfed.training.runs import load_last
+
+TRANSITIONS = "EASE with transitions"
+RULED = ("popularity", "item-kNN", "EASE", TRANSITIONS, "iALS (FCF)", "FedAvg of MF")
+SEEDS = {"iALS (FCF)": THREE, "FedAvg of MF": THREE}  # of rows that begin with random numbers; others have one
+POPULARITY: dict[str, Any] = {
+    "rounds": 1,
+    "model": {"name": "popularity"},
+    "algorithm": {"name": "fedsgd"},
+    "channel": [{"name": "weighted_mean"}],
+    "cohort": {"name": "everyone"},
+    "evaluation": {"every": 1},
+}
+IALS: dict[str, Any] = {
+    "rounds": 12,  # of which validation chooses one
+    "model": {"name": "ials"},
+    "channel": [{"name": "ring", "bound": 64.0, "fraction_bits": "auto"}],
+}
+
+
+def make_rule_tables(file: FileData) -> dict[str, dict[str, Any]]:
+    """{row: its configuration, which follows the data as `jaxfed init` suggests it}. EASE with transitions is left out
+    where the data have no order."""
+    ease, _ = suggest_table(file, "ease")
+    data = {"data": ease["data"]}
+    tables = {
+        "popularity": data | POPULARITY,
+        "item-kNN": ease | {"model": {"name": "item_knn"}},
+        "EASE": ease,
+        TRANSITIONS: suggest_table(file, "transitions")[0],
+        "iALS (FCF)": ease | IALS,
+        "FedAvg of MF": data,
+    }
+    if not collect_facts(file.clients).has_order:
+        del tables[TRANSITIONS]
+    return tables
+
+
+def describe_rules(file: FileData) -> list[str]:
+    """`key = value: why` of what the data suggest for the rows in closed form."""
+    table, reasons = suggest_table(file, "ease")
+    keys = [key for key in reasons if key != "model.name"]
+    return [f"{key} = {table[key.partition('.')[0]][key.partition('.')[2]]}: {reasons[key]}" for key in keys]
+
+
+def plan_rule_runs(tables: dict[str, dict[str, Any]], words: Sequence[str], out: Path, quick: bool) -> list[PlannedRun]:
+    """The runs of the rows by rules. words: of the command that makes the table."""
+    made = []
+    for name, table in tables.items():
+        command = shlex.join([*words, *["--quick"] * quick, "--only", name])
+        for seed in SEEDS.get(name, (0,))[: 1 if quick else None]:
+            config = make_config(table | {"seed": seed, "run": {"out": run_folder(out, name, seed)}})
+            config = dataclasses.replace(config, rounds=min(config.rounds, QUICK)) if quick else config
+            made.append(PlannedRun(name, seed, command, config))
+    return made
+
+
+def plan_other_runs(data: dict[str, Any], options: Sequence[str], out: Path, quick: bool) -> list[PlannedRun]:
+    """The runs of all other rows of MovieLens-100K's table that do not leak, with its hyper-parameters.
+
+    data: [data] of the rows by rules. options: of the loader, as they were given.
+    """
+    others = {name: row for name, row in ROWS.items() if name not in RULED}
+    leaky = {plan.name for plan in plan_runs(others, out, True, []) if plan.config.data.protocol == LEAKY}
+    words = [f"--data.path={data['path']}", *map(expand_option, options)]
+    words += [f"--data.protocol={data['protocol']}"] if "protocol" in data else []
+    return plan_runs({name: row for name, row in others.items() if name not in leaky}, out, quick, words)
+
+
+def check_file(file: FileData) -> None:
+    """Raises ValueError for data that the rows are not for."""
+    path, label = file.table["path"], file.section.label
+    if label != "implicit":
+        raise ValueError(
+            f'reproduce --table FILE: its rows rank clicks, not rows with labels: leave --label "{label}" out, or '
+            f"measure errors by: jaxfed train CONFIG --data.path {path} --data.label {label}"
+        )
+    if not is_suggested_for(file.section):
+        raise ValueError(
+            "reproduce --table FILE: its rows have a client for each user, all of whom train: leave --clients, --cold "
+            "and --malicious out"
+        )
+
+
+def check_finished_data(plans: Sequence[PlannedRun], digest: str) -> None:
+    """Raises ValueError where a run that is finished was of other data than those that are in the file now."""
+    for folder in (Path(plan.config.run.out) for plan in plans if is_finished(plan)):
+        if json.loads((folder / "summary.json").read_text()).get("data_sha256") != digest:
+            raise ValueError(f"{folder} was run on other data than the file has now: pass another --out, or remove it")
+
+
+def read_users(folder: Path) -> UserFigures:
+    """The figures of each user in the test of a finished run, which are kept in RUN/users.npz."""
+    kept, digest = folder / "users.npz", json.loads((folder / "summary.json").read_text())["params_sha256"]
+    if kept.exists():
+        with np.load(kept) as found:
+            if str(found["params_sha256"]) == digest:
+                return {name: found[name] for name in found if name != "params_sha256"}
+    users = load_run(folder).best.evaluate_users("test")
+    partial = kept.with_suffix(".partial")
+    arrays: dict[str, Any] = users | {"params_sha256": np.array(digest)}
+    with open(partial, "wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(kept)
+    return users
+
+
+def collect_own_rows(
+    plans: Sequence[PlannedRun], clients: Callable[[Config], int], quick: bool
+) -> list[dict[str, Any]]:
+    """A flat object for each row with a run that is finished: as of `collect_rows`, with standard errors over users,
+    and tests."""
+    runs: dict[str, list[UserFigures]] = {}
+    negatives: dict[str, str] = {}
+    for plan in filter(is_finished, plans):
+        folder = Path(plan.config.run.out)
+        runs.setdefault(plan.name, []).append(read_users(folder))
+        negatives[plan.name] = json.loads((folder / "summary.json").read_text()).get("negatives", "")
+    users = {name: average_users(each) for name, each in runs.items()}
+    rows = collect_rows(plans, clients, quick, None)
+    return add_row_tests([row | {"negatives": negatives[row["name"]]} for row in rows], users)
+
+
+def choose_own_plans(
+    rules: Sequence[PlannedRun], others: Sequence[PlannedRun], only: Sequence[str], seeds: Sequence[int] | None
+) -> list[PlannedRun]:
+    """The runs that are asked for: of the rows by rules where none are named. Raises ValueError for a row that is not
+    there."""
+    plans = [*rules, *others]
+    names = list(dict.fromkeys(plan.name for plan in plans))
+    if TRANSITIONS not in names:
+        why = "the data do not say in which order a user's rows came"
+        if TRANSITIONS in only:
+            raise ValueError(f"{TRANSITIONS}: {why}: leave the row out")
+        log(f"no row {TRANSITIONS}: {why}")
+    if leaky := [name for name in only if name in ROWS and name not in names]:
+        raise ValueError(f'row "{leaky[0]}" leaks: it is a row of --table ml100k alone')
+    check_rows(only, names)
+    return select_plans(plans if only else rules, only, seeds)
+
+
+def reproduce_own_table(args: argparse.Namespace, options: list[str]) -> None:
+    """jaxfed reproduce --table FILE: row by row. Exits with 2 where a run failed."""
+    if not Path(args.table).expanduser().exists():
+        raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
+    out = Path(args.out or f"runs/reproduce/{Path(args.table).stem}{'_quick' if args.quick else ''}")
+    file = read_file(args.table, options)
+    check_file(file)
+    tables = make_rule_tables(file)
+    rules = plan_rule_runs(tables, ["jaxfed", "reproduce", "--table", args.table, *options], out, args.quick)
+    others = plan_other_runs(tables["EASE"]["data"], options, out, args.quick)
+    todo, plans = choose_own_plans(rules, others, args.only, args.seeds), [*rules, *others]
+    check_finished_data(plans, file.clients.digest)
+    for line in (
+        *(f"data: {note}" for note in file.clients.source.notes),
+        *map("rule: {}".format, describe_rules(file)),
+    ):
+        log(line)
+    load = load_last()
+    clients = count_clients(load)
+
+    def write(plan: PlannedRun) -> None:
+        rows = collect_own_rows(plans, clients, args.quick)
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(out / "table.md", own_table_markdown(rows))
+        write_file(out / "results.json", to_json(rows, 1) + "\n")
+
+    failed = run_plans(todo, write, load)
+    rows = collect_own_rows(plans, clients, args.quick) if todo else []
+    if rows:
+        print_own_table(rows, args.table)
+        print(f"{out}/table.md, results.json")
+    elif not todo:
+        print("nothing to run")
+    if failed:
+        sys.exit(2)
