@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ from jaxfed.bench.reproduce import (
 from jaxfed.bench.row_tests import UserFigures, add_row_tests, average_users
 from jaxfed.config.overrides import expand_option
 from jaxfed.config.schema import make_config
-from jaxfed.config.settings import Config
+from jaxfed.config.settings import Config, Section
 from jaxfed.config.suggestions import FileData, collect_facts, is_suggested_for, read_file, suggest_table
-from jaxfed.data.clients import LEAKY
+from jaxfed.data.clients import LEAKY, Clients
+from jaxfed.training.best_model import open_best_model
 from jaxfed.training.log import log, to_json
-from jaxfed.training.opened_experiment import load_run
 from jaxfed.training.run_dir import write_file
 from jaxfed.training.runs import load_last
+from jaxfed.training.trained_model import TrainedModel
 
 TRANSITIONS = "EASE with transitions"
 RULED = ("popularity", "item-kNN", "EASE", TRANSITIONS, "iALS (FCF)", "FedAvg of MF")
@@ -126,33 +128,43 @@ def check_finished_data(plans: Sequence[PlannedRun], digest: str) -> None:
             raise ValueError(f"{folder} was run on other data than the file has now: pass another --out, or remove it")
 
 
-def read_users(folder: Path) -> UserFigures:
-    """The figures of each user in the test of a finished run, which are kept in RUN/users.npz."""
+def read_users(folder: Path, load: Callable[[], Clients]) -> UserFigures:
+    """The figures of each user in the test of a finished run, which are kept in RUN/users.npz. load() -> its data."""
     kept, digest = folder / "users.npz", json.loads((folder / "summary.json").read_text())["params_sha256"]
     if kept.exists():
         with np.load(kept) as found:
             if str(found["params_sha256"]) == digest:
                 return {name: found[name] for name in found if name != "params_sha256"}
-    users = load_run(folder).best.evaluate_users("test")
-    partial = kept.with_suffix(".partial")
+    parts, keys, best = open_best_model(str(folder), lambda section: load())
+    users = TrainedModel(parts, *best, "", keys.evaluation).evaluate_users("test")
+    unfinished = kept.with_suffix(".partial")
     arrays: dict[str, Any] = users | {"params_sha256": np.array(digest)}
-    with open(partial, "wb") as file:
+    with open(unfinished, "wb") as file:
         np.savez(file, **arrays)
-    partial.replace(kept)
+    unfinished.replace(kept)
     return users
 
 
+def describe_negatives(summary: dict[str, Any]) -> str:
+    """What `sampled` figures of a run rank a held-out item among; "": there are none."""
+    most = summary.get("sampled_negatives")
+    return summary.get("negatives", "") + (f" (some users have no more than {most})" if most else "")
+
+
 def collect_own_rows(
-    plans: Sequence[PlannedRun], clients: Callable[[Config], int], quick: bool
+    plans: Sequence[PlannedRun],
+    load: Callable[[Section], Clients],
+    clients: Callable[[Config], int],
+    quick: bool,
 ) -> list[dict[str, Any]]:
     """A flat object for each row with a run that is finished: as of `collect_rows`, with standard errors over users,
-    and tests."""
+    and tests. load, clients: of a configuration's data, what they are and how many clients they have."""
     runs: dict[str, list[UserFigures]] = {}
     negatives: dict[str, str] = {}
     for plan in filter(is_finished, plans):
         folder = Path(plan.config.run.out)
-        runs.setdefault(plan.name, []).append(read_users(folder))
-        negatives[plan.name] = json.loads((folder / "summary.json").read_text()).get("negatives", "")
+        runs.setdefault(plan.name, []).append(read_users(folder, partial(load, plan.config.data)))
+        negatives[plan.name] = describe_negatives(json.loads((folder / "summary.json").read_text()))
     users = {name: average_users(each) for name, each in runs.items()}
     rows = collect_rows(plans, clients, quick, None)
     return add_row_tests([row | {"negatives": negatives[row["name"]]} for row in rows], users)
@@ -197,13 +209,13 @@ def reproduce_own_table(args: argparse.Namespace, options: list[str]) -> None:
     clients = count_clients(load)
 
     def write(plan: PlannedRun) -> None:
-        rows = collect_own_rows(plans, clients, args.quick)
+        rows = collect_own_rows(plans, load, clients, args.quick)
         out.mkdir(parents=True, exist_ok=True)
         write_file(out / "table.md", own_table_markdown(rows))
         write_file(out / "results.json", to_json(rows, 1) + "\n")
 
     failed = run_plans(todo, write, load)
-    rows = collect_own_rows(plans, clients, args.quick) if todo else []
+    rows = collect_own_rows(plans, load, clients, args.quick) if todo else []
     if rows:
         print_own_table(rows, args.table)
         print(f"{out}/table.md, results.json")

@@ -90,9 +90,7 @@ def describe_tests(rows: Sequence[dict[str, Any]]) -> list[str]:
             "Differences are of NDCG@10, full, user by user; p: a paired t-test over users, with Holm's correction for "
             "the number of rows."
         )
-        made.append(
-            f"*: the best NDCG@10, full; =: does not differ from it by the same test (p ≥ {format_number(LEVEL)[:-2]})."
-        )
+        made.append(f"*: the best NDCG@10, full; =: does not differ from it by the same test (p ≥ {LEVEL:g}).")
     return made
 
 
