@@ -35,13 +35,13 @@ def format_p(p: float) -> str:
     return f"<{format_number(SMALLEST)}" if p < SMALLEST else format_number(p)
 
 
-def name_row(row: dict[str, Any]) -> str:
+def row_words(row: dict[str, Any]) -> str:
     """What a row is called, with LEAKY and QUICK."""
     marks = ["LEAKY"] * bool(row["leaky"]) + ["QUICK"] * bool(row.get("quick"))
     return f"{row['name']}: {' '.join(marks)}" if marks else row["name"]
 
 
-def name_sample(rows: Sequence[dict[str, Any]]) -> str:
+def describe_sample(rows: Sequence[dict[str, Any]]) -> str:
     """What `sampled` figures are called: the number of negatives, where it is one for all."""
     known = {str(row.get("negatives", "")).partition(" ")[0] for row in rows}
     return known.pop() if len(known) == 1 and all(each.isdecimal() for each in known) else "sampled"
@@ -49,7 +49,7 @@ def name_sample(rows: Sequence[dict[str, Any]]) -> str:
 
 def figure_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The figures of rows: heads, then a line a row."""
-    sample = name_sample(rows)
+    sample = describe_sample(rows)
     heads = ["", "method", "HR@10, full", "NDCG@10, full", f"HR@10, {sample}", f"NDCG@10, {sample}"]
     made = [[*heads, "best round", "MB up", "MB down", "seconds", "seeds"]]
     for row in rows:
@@ -58,7 +58,7 @@ def figure_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         ]
         sizes = [f"{row[key] / 1e6:,.2f}" for key in ("bytes_up", "bytes_down")]
         facts = [f"{row['best_round']:.0f}", *sizes, f"{row['seconds']:,.1f}", str(row["seeds"])]
-        made.append([MARKS[row["place"]], name_row(row), *figures, *facts])
+        made.append([MARKS[row["place"]], row_words(row), *figures, *facts])
     return made
 
 
@@ -73,7 +73,7 @@ def difference_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
             (format_error(row, f"less {base}", "+"), format_p(row.get(f"less {base}_p_holm", math.nan)))
             for base in bases
         ]
-        made.append([MARKS[row["place"]], name_row(row), *(cell for pair in cells for cell in pair)])
+        made.append([MARKS[row["place"]], row_words(row), *(cell for pair in cells for cell in pair)])
     return made
 
 

@@ -21,7 +21,7 @@ def average_users(runs: Sequence[UserFigures]) -> UserFigures:
     return {"user": first["user"]} | {name: np.mean([run[name] for run in runs], 0) for name in first if name != "user"}
 
 
-def pair_users(one: UserFigures, other: UserFigures) -> tuple[np.ndarray, np.ndarray]:
+def match_users(one: UserFigures, other: UserFigures) -> tuple[np.ndarray, np.ndarray]:
     """The compared figure of two rows, of the users that both have, in one order."""
     _, left, right = np.intersect1d(one["user"], other["user"], return_indices=True)
     return one[COMPARED][left], other[COMPARED][right]
@@ -29,7 +29,7 @@ def pair_users(one: UserFigures, other: UserFigures) -> tuple[np.ndarray, np.nda
 
 def compare_rows(users: dict[str, UserFigures], name: str) -> dict[str, tuple[PairedDifference, float]]:
     """{other row: (its difference from the row of this name, p corrected over the other rows)}."""
-    found = {other: compare_paired(*pair_users(users[other], users[name])) for other in users if other != name}
+    found = {other: compare_paired(*match_users(users[other], users[name])) for other in users if other != name}
     corrected = correct_holm([each.p for each in found.values()])
     return {other: (each, p) for (other, each), p in zip(found.items(), corrected, strict=True)}
 

@@ -30,7 +30,7 @@ from jaxfed.evaluation.metrics import (
     finalize_metric,
     ranking_metrics,
 )
-from jaxfed.evaluation.split import DECILES, EvalBatch, EvalSplit, make_eval_batches, place_users
+from jaxfed.evaluation.split import DECILES, EvalBatch, EvalSplit, iterate_users, make_eval_batches
 
 BY_DECILE = ("hr@10", "ndcg@10", "rating/rmse", "click/log_loss")
 
@@ -161,7 +161,7 @@ def make_user_evaluator(
         store, private = (private, ()) if on_host(private) else (None, private)
         users = int(exam.first[-1])
         found: dict[str, Mean] = {}
-        for group, (_, blocks) in zip(make_eval_batches(exam), place_users(exam), strict=True):
+        for group, (_, blocks) in zip(make_eval_batches(exam), iterate_users(exam), strict=True):
             own = None if store is None else place_on.block(read_clients(store, group[0].client))
             for batch, user in zip(group, blocks, strict=True):
                 each = jax.device_get(look(shared, private, frozen, place_on.block(batch), own, exam.label))

@@ -186,7 +186,7 @@ def longest_lengths(population: Population, part: str, clients: np.ndarray, hist
     return int(count.max()), int(targets.max()), int((masked + of_other_domains).max()), int(past)
 
 
-def place_users(of: EvalSplit) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+def iterate_users(of: EvalSplit) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Chunks of clients and blocks of their users, in the order of `make_eval_batches`: (int [m]: places in `who`, past
     its end where there is nobody; for each block int [m, U]: the users, `first[-1]` where there is none)."""
     none, most_users = int(of.first[-1]), of.longest[0]
@@ -221,7 +221,7 @@ def make_eval_batches(of: EvalSplit) -> Iterator[list[EvalBatch]]:
     features = np.concatenate(
         [features, features[:1] if len(features) else np.zeros_like(features, shape=(1, features.shape[1]))]
     )
-    for at, blocks in place_users(of):
+    for at, blocks in iterate_users(of):
         group = []
         for start, user in zip(range(0, most_users, of.users), blocks, strict=True):
             local = np.broadcast_to(start + np.arange(of.users), user.shape)
