@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,28 +82,44 @@ def describe_rules(file: FileData) -> list[str]:
     return [f"{key} = {table[key.partition('.')[0]][key.partition('.')[2]]}: {reasons[key]}" for key in keys]
 
 
-def plan_rule_runs(tables: dict[str, dict[str, Any]], words: Sequence[str], out: Path, quick: bool) -> list[PlannedRun]:
-    """The runs of the rows by rules. words: of the command that makes the table."""
-    made = []
+class OwnTable(NamedTuple):
+    """What is asked for."""
+
+    path: str
+    options: tuple[str, ...]  # of the loader
+    out: Path
+    quick: bool
+    only: tuple[str, ...]  # rows; none: those by rules
+    seeds: tuple[int, ...] | None  # None: all
+
+
+def plan_rule_runs(tables: dict[str, dict[str, Any]], asked: OwnTable) -> list[PlannedRun]:
+    """The runs of the rows by rules."""
+    made, quick = [], asked.quick
     for name, table in tables.items():
-        command = shlex.join([*words, *["--quick"] * quick, "--only", name])
+        words = ["jaxfed", "reproduce", "--table", asked.path, *asked.options, *["--quick"] * quick, "--only", name]
         for seed in SEEDS.get(name, (0,))[: 1 if quick else None]:
-            config = make_config(table | {"seed": seed, "run": {"out": run_folder(out, name, seed)}})
+            config = make_config(table | {"seed": seed, "run": {"out": run_folder(asked.out, name, seed)}})
             config = dataclasses.replace(config, rounds=min(config.rounds, QUICK)) if quick else config
-            made.append(PlannedRun(name, seed, command, config))
+            made.append(PlannedRun(name, seed, shlex.join(words), config))
     return made
 
 
-def plan_other_runs(data: dict[str, Any], options: Sequence[str], out: Path, quick: bool) -> list[PlannedRun]:
-    """The runs of all other rows of MovieLens-100K's table that do not leak, with its hyper-parameters.
+def plan_other_runs(file: FileData, asked: OwnTable, protocol: str) -> list[PlannedRun]:
+    """The runs of rows of MovieLens-100K's table, with its hyper-parameters, that are asked for or were begun before.
 
-    data: [data] of the rows by rules. options: of the loader, as they were given.
+    protocol: of the rows by rules. Raises ValueError for a row that leaks.
     """
-    others = {name: row for name, row in ROWS.items() if name not in RULED}
-    leaky = {plan.name for plan in plan_runs(others, out, True, []) if plan.config.data.protocol == LEAKY}
-    words = [f"--data.path={data['path']}", *map(expand_option, options)]
-    words += [f"--data.protocol={data['protocol']}"] if "protocol" in data else []
-    return plan_runs({name: row for name, row in others.items() if name not in leaky}, out, quick, words)
+    others = {
+        name: row
+        for name, row in ROWS.items()
+        if name not in RULED and (name in asked.only or Path(run_folder(asked.out, name, 0)).parent.exists())
+    }
+    if leaky := [plan.name for plan in plan_runs(others, asked.out, True, []) if plan.config.data.protocol == LEAKY]:
+        raise ValueError(f'row "{leaky[0]}" leaks: it is a row of --table ml100k alone')
+    words = [f"--data.path={asked.path}", *map(expand_option, asked.options)]
+    words += [] if "protocol" in file.table else [f"--data.protocol={protocol}"]
+    return plan_runs(others, asked.out, asked.quick, words)
 
 
 def check_file(file: FileData) -> None:
@@ -121,11 +137,10 @@ def check_file(file: FileData) -> None:
         )
 
 
-def check_finished_data(plans: Sequence[PlannedRun], digest: str) -> None:
-    """Raises ValueError where a run that is finished was of other data than those that are in the file now."""
-    for folder in (Path(plan.config.run.out) for plan in plans if is_finished(plan)):
-        if json.loads((folder / "summary.json").read_text()).get("data_sha256") != digest:
-            raise ValueError(f"{folder} was run on other data than the file has now: pass another --out, or remove it")
+def check_same_data(folder: Path, digest: str) -> None:
+    """Raises ValueError where a finished run was of other data than those that are in the file now."""
+    if json.loads((folder / "summary.json").read_text()).get("data_sha256") != digest:
+        raise ValueError(f"{folder} was run on other data than the file has now: pass another --out, or remove it")
 
 
 def read_users(folder: Path, load: Callable[[], Clients]) -> UserFigures:
@@ -170,56 +185,59 @@ def collect_own_rows(
     return add_row_tests([row | {"negatives": negatives[row["name"]]} for row in rows], users)
 
 
-def choose_own_plans(
-    rules: Sequence[PlannedRun], others: Sequence[PlannedRun], only: Sequence[str], seeds: Sequence[int] | None
-) -> list[PlannedRun]:
-    """The runs that are asked for: of the rows by rules where none are named; the first seed of all rows comes first.
-    Raises ValueError for a row that is not there."""
-    plans = [*rules, *others]
-    names = list(dict.fromkeys(plan.name for plan in plans))
-    if TRANSITIONS not in names:
+def plan_table(file: FileData, asked: OwnTable) -> tuple[list[PlannedRun], list[PlannedRun]]:
+    """(the runs that are asked for, the first seed of all rows first; all runs that the table may hold). Raises
+    ValueError for what cannot be."""
+    tables = make_rule_tables(file)
+    if TRANSITIONS not in tables:
         why = "the data do not say in which order a user's rows came"
-        if TRANSITIONS in only:
+        if TRANSITIONS in asked.only:
             raise ValueError(f"{TRANSITIONS}: {why}: leave the row out")
         log(f"no row {TRANSITIONS}: {why}")
-    if leaky := [name for name in only if name in ROWS and name not in names]:
-        raise ValueError(f'row "{leaky[0]}" leaks: it is a row of --table ml100k alone')
-    check_rows(only, names)
-    return sorted(select_plans(plans if only else rules, only, seeds), key=lambda plan: plan.seed)
+    rules = plan_rule_runs(tables, asked)
+    plans = rules + plan_other_runs(file, asked, rules[0].config.data.protocol)
+    todo = select_plans(plans if asked.only else rules, asked.only, asked.seeds)
+    return sorted(todo, key=lambda plan: plan.seed), plans
+
+
+def read_request(args: argparse.Namespace, options: list[str]) -> OwnTable:
+    """What is asked for. Raises ValueError for a file or a row that is not there."""
+    if not Path(args.table).expanduser().exists():
+        raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
+    check_rows(args.only, [*RULED, *(name for name in ROWS if name not in RULED)])
+    out = Path(args.out or f"runs/reproduce/{Path(args.table).stem}{'_quick' if args.quick else ''}")
+    seeds = None if args.seeds is None else tuple(args.seeds)
+    return OwnTable(args.table, tuple(options), out, args.quick, tuple(args.only), seeds)
 
 
 def reproduce_own_table(args: argparse.Namespace, options: list[str]) -> None:
     """jaxfed reproduce --table FILE: row by row. Exits with 2 where a run failed."""
-    if not Path(args.table).expanduser().exists():
-        raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
-    out = Path(args.out or f"runs/reproduce/{Path(args.table).stem}{'_quick' if args.quick else ''}")
-    file = read_file(args.table, options)
+    asked = read_request(args, options)
+    file = read_file(asked.path, asked.options)
     check_file(file)
-    tables = make_rule_tables(file)
-    rules = plan_rule_runs(tables, ["jaxfed", "reproduce", "--table", args.table, *options], out, args.quick)
-    others = plan_other_runs(tables["EASE"]["data"], options, out, args.quick)
-    todo, plans = choose_own_plans(rules, others, args.only, args.seeds), [*rules, *others]
-    check_finished_data(plans, file.clients.digest)
-    for line in (
-        *(f"data: {note}" for note in file.clients.source.notes),
-        *map("rule: {}".format, describe_rules(file)),
-    ):
-        log(line)
+    todo, plans = plan_table(file, asked)
+    before = {plan.config.run.out for plan in plans if is_finished(plan)}
+    for folder in before:
+        check_same_data(Path(folder), file.clients.digest)
+    for line in describe_rules(file):
+        log(f"rule: {line}")
     load = load_last()
     clients = count_clients(load)
 
-    def write(plan: PlannedRun) -> None:
-        rows = collect_own_rows(plans, load, clients, args.quick)
-        out.mkdir(parents=True, exist_ok=True)
-        write_file(out / "table.md", own_table_markdown(rows))
-        write_file(out / "results.json", to_json(rows, 1) + "\n")
+    def write(plan: PlannedRun | None = None) -> list[dict[str, Any]]:
+        if plan and plan.config.run.out in before:
+            return []
+        rows = collect_own_rows(plans, load, clients, asked.quick)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        write_file(asked.out / "table.md", own_table_markdown(rows))
+        write_file(asked.out / "results.json", to_json(rows, 1) + "\n")
+        return rows
 
     failed = run_plans(todo, write, load)
-    rows = collect_own_rows(plans, load, clients, args.quick) if todo else []
-    if rows:
-        print_own_table(rows, args.table)
-        print(f"{out}/table.md, results.json")
-    elif not todo:
+    if not todo:
         print("nothing to run")
+    elif rows := write():
+        print_own_table(rows, asked.path)
+        print(f"{asked.out}/table.md, results.json")
     if failed:
         sys.exit(2)

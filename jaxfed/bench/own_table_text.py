@@ -64,13 +64,13 @@ def figure_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def difference_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """How rows differ from the baselines that are among them: heads, then a line a row; nothing where they are not."""
-    bases = [base for base in BASELINES if any(f"less {base}" in row for row in rows)]
+    bases = [base for base in BASELINES if any(f"minus {base}" in row for row in rows)]
     if not bases:
         return []
-    made = [["", "method", *(head for base in bases for head in (f"less {base}", "p"))]]
+    made = [["", "method", *(head for base in bases for head in (f"minus {base}", "p"))]]
     for row in rows:
         cells = [
-            (format_error(row, f"less {base}", "+"), format_p(row.get(f"less {base}_p_holm", math.nan)))
+            (format_error(row, f"minus {base}", "+"), format_p(row.get(f"minus {base}_p_holm", math.nan)))
             for base in bases
         ]
         made.append([MARKS[row["place"]], row_words(row), *(cell for pair in cells for cell in pair)])
@@ -87,10 +87,13 @@ def describe_tests(rows: Sequence[dict[str, Any]]) -> list[str]:
     made.append("±: the standard error over users. Of several seeds it is that of each user's mean.")
     if len(rows) > 1:
         made.append(
-            "Differences are of NDCG@10, full, user by user; p: a paired t-test over users, with Holm's correction for "
-            "the number of rows."
+            "Differences are of NDCG@10, full, user by user. p: of a paired t-test over users, with Holm's correction "
+            "in each column."
         )
-        made.append(f"*: the best NDCG@10, full; =: does not differ from it by the same test (p ≥ {LEVEL:g}).")
+        made.append(
+            f"The best NDCG@10, full, is marked *, and rows that do not differ from it by the same test (p ≥ {LEVEL:g}) "
+            "are marked =."
+        )
     return made
 
 

@@ -238,9 +238,7 @@ def select_plans(plans: Sequence[PlannedRun], only: Sequence[str], seeds: Sequen
     return [plan for plan in named if seeds is None or plan.seed in seeds]
 
 
-def run_plans(
-    todo: Sequence[PlannedRun], tell: Callable[[PlannedRun], None], load: Callable[[Section], Clients]
-) -> int:
+def run_plans(todo: Sequence[PlannedRun], tell: Callable[[PlannedRun], Any], load: Callable[[Section], Clients]) -> int:
     """Runs one after the other, and `tell`s of each that is done; returns how many failed."""
     run, failed = shared_runner(load), 0
     for place, plan in enumerate(todo, 1):

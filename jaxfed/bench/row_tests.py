@@ -43,7 +43,7 @@ def add_row_tests(rows: Sequence[dict[str, Any]], users: dict[str, UserFigures])
 
     Returns:
         The rows, each with `users`, how many there are; FIGURE_se, the standard error over users, for the headlines;
-        for each baseline that is among the rows "less BASELINE", the mean difference of the compared figure, with _se,
+        for each baseline that is among the rows "minus BASELINE", the mean difference of the compared figure, with _se,
         _p of a paired t-test and _p_holm, corrected over the rows; and `place`: "best", "equal" where it does not
         differ significantly from the best, or "".
     """
@@ -58,7 +58,7 @@ def add_row_tests(rows: Sequence[dict[str, Any]], users: dict[str, UserFigures])
         for base, found in tests.items():
             if name in found:
                 difference, p = found[name]
-                key = f"less {base}"
+                key = f"minus {base}"
                 more |= {key: difference.mean, f"{key}_se": difference.error, f"{key}_p": difference.p}
                 more[f"{key}_p_holm"] = p
         equal = name in from_best and not from_best[name][1] < LEVEL

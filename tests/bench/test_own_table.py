@@ -87,8 +87,8 @@ def test_the_whole_table_as_a_user_makes_it(rows, tmp_path, monkeypatch, capsys)
         for name in found.keys() - {base}:
             p = stats.ttest_rel(users[name][NDCG], users[base][NDCG]).pvalue
             alike = (users[name][NDCG] == users[base][NDCG]).all()
-            assert found[name][f"less {base}_p"] == pytest.approx(1.0 if alike else p)
-            assert found[name][f"less {base}"] == pytest.approx(found[name][NDCG] - found[base][NDCG], abs=1e-6)
+            assert found[name][f"minus {base}_p"] == pytest.approx(1.0 if alike else p)
+            assert found[name][f"minus {base}"] == pytest.approx(found[name][NDCG] - found[base][NDCG], abs=1e-6)
     assert found["EASE"][NDCG] > found["popularity"][NDCG]  # these users have groups of taste
     text = (out / "table.md").read_text()
     for word in (
@@ -147,8 +147,8 @@ def test_data_without_an_order(unordered, tmp_path, monkeypatch, capsys):
     assert said.count(f"no row {own_table.TRANSITIONS}: the data do not say in which order") == 1
     found = read_rows(tmp_path / "t")
     assert {row["protocol"] for row in found.values()} == {"loo-random"}
-    assert "less item-kNN" not in found["EASE"]
-    assert "less popularity" in found["EASE"]
+    assert "minus item-kNN" not in found["EASE"]
+    assert "minus popularity" in found["EASE"]
     asked = [*words, "--protocol", "loo-clean", "--out", tmp_path / "u", "--only", "popularity"]
     assert run(monkeypatch, capsys, *asked)[0] == 0
     assert read_rows(tmp_path / "u")["popularity"]["protocol"] == "loo-clean (order of the file)"

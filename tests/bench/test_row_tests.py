@@ -45,16 +45,16 @@ def test_the_numbers_are_those_of_numpy_and_scipy():
             assert each[f"{figure}_se"] == pytest.approx(np.std(figures(values)[figure], ddof=1) / 20)
         for base in ("popularity", "item-kNN", "EASE"):
             if base == name:
-                assert f"less {base}" not in each
+                assert f"minus {base}" not in each
                 continue
             other = COMPARED_VALUES[base]
-            assert each[f"less {base}"] == pytest.approx((values - other).mean())
-            assert each[f"less {base}_se"] == pytest.approx(np.std(values - other, ddof=1) / 20)
-            assert each[f"less {base}_p"] == pytest.approx(stats.ttest_rel(values, other).pvalue)
-            alone = each[f"less {base}_p"]  # three rows are compared with each baseline
-            assert alone <= each[f"less {base}_p_holm"] <= min(3 * alone, 1)
-    assert rows["item-kNN"]["less EASE_p_holm"] < 1e-6
-    assert rows["iALS"]["less EASE_p_holm"] > 0.05
+            assert each[f"minus {base}"] == pytest.approx((values - other).mean())
+            assert each[f"minus {base}_se"] == pytest.approx(np.std(values - other, ddof=1) / 20)
+            assert each[f"minus {base}_p"] == pytest.approx(stats.ttest_rel(values, other).pvalue)
+            alone = each[f"minus {base}_p"]  # three rows are compared with each baseline
+            assert alone <= each[f"minus {base}_p_holm"] <= min(3 * alone, 1)
+    assert rows["item-kNN"]["minus EASE_p_holm"] < 1e-6
+    assert rows["iALS"]["minus EASE_p_holm"] > 0.05
     assert json.dumps(made())
 
 
@@ -64,7 +64,7 @@ def test_the_best_and_its_equals_are_marked():
     assert places == {"popularity": "", "item-kNN": "", best: "best", equal: "equal"}
     alone = add_row_tests([row("EASE", EASE)], {"EASE": figures(EASE)})
     assert alone[0]["place"] == "best"
-    assert not any(name.startswith("less") for name in alone[0])
+    assert not any(name.startswith("minus") for name in alone[0])
     assert add_row_tests([], {}) == []
 
 
@@ -75,8 +75,8 @@ def test_users_are_paired_by_their_names():
     users = {"EASE": figures(EASE), "item-kNN": figures(values[order], USERS[order])}
     found = add_row_tests([row("EASE", EASE), row("item-kNN", values)], users)[1]
     assert found["users"] == 300
-    assert found["less EASE_p"] == pytest.approx(stats.ttest_rel(values[order], EASE[order]).pvalue)
-    assert found["less EASE"] == pytest.approx((values - EASE)[order].mean())
+    assert found["minus EASE_p"] == pytest.approx(stats.ttest_rel(values[order], EASE[order]).pvalue)
+    assert found["minus EASE"] == pytest.approx((values - EASE)[order].mean())
 
 
 def test_seeds_are_averaged_user_by_user():
@@ -97,7 +97,7 @@ def test_the_text_of_the_table(capsys):
     assert ease[3] == f"{EASE.mean():.4f} ± {se:.4f}".replace("0.", ".")
     assert ease[6:] == ["3", "1.50", "0.00", "4.0", "1"]
     heads, *lines = difference_cells(rows)
-    assert heads == ["", "method", "less popularity", "p", "less item-kNN", "p", "less EASE", "p"]
+    assert heads == ["", "method", "minus popularity", "p", "minus item-kNN", "p", "minus EASE", "p"]
     knn = next(line for line in lines if line[1] == "item-kNN: QUICK")
     assert knn[4:6] == ["", ""]
     assert knn[6].startswith("-.1")
@@ -106,7 +106,7 @@ def test_the_text_of_the_table(capsys):
     assert len({line.count("|") for line in text.splitlines()[:6]}) == 1
     for words in (
         "400 users; protocol loo-clean",
-        "paired t-test over users, with Holm's",
+        "paired t-test over users, with Holm's correction in each",
         "standard error over users",
     ):
         assert words in text

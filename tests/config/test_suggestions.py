@@ -4,7 +4,14 @@ import pytest
 
 import jaxfed as jf
 from jaxfed.config.schema import make_config
-from jaxfed.config.suggestions import DataFacts, choose_model, make_suggested_table, suggest_config
+from jaxfed.config.suggestions import (
+    DataFacts,
+    choose_model,
+    make_suggested_table,
+    read_file,
+    suggest_config,
+    suggest_table,
+)
 from tests.data.test_shapes import HEAVY
 
 FACTS = DataFacts(users=8000, items=12_000, length=5, holders=13, pairs=500_000, has_order=True, order=0.3)
@@ -45,3 +52,16 @@ def test_what_is_suggested_is_a_configuration():
     assert 5 < middle < 500
     with pytest.raises(ValueError, match="choose one of transitions, ease, mf"):
         suggested("magic")
+
+
+def test_what_was_asked_for_stays(tmp_path):
+    """Also where it is the default."""
+    path = tmp_path / "rows.csv"
+    path.write_text("who,item\n" + "".join(f"u{user},i{item}\n" for user in range(9) for item in range(user, user + 5)))
+    table, reasons = suggest_table(read_file(str(path), ["--user", "who"]))
+    assert (table["data"]["protocol"], table["data"]["user"]) == ("loo-random", "who")
+    assert "data.protocol" in reasons
+    for words in (["--protocol", "loo-clean"], ["--data.protocol=loo-clean"]):
+        table, reasons = suggest_table(read_file(str(path), ["--user", "who", *words]))
+        assert table["data"]["protocol"] == "loo-clean"
+        assert "data.protocol" not in reasons
