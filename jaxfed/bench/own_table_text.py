@@ -67,7 +67,7 @@ def difference_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     bases = [base for base in BASELINES if any(f"minus {base}" in row for row in rows)]
     if not bases:
         return []
-    made = [["", "method", *(head for base in bases for head in (f"minus {base}", "p"))]]
+    made = [["", "method", *(head for base in bases for head in (f"minus {base}", f"p, {base}"))]]
     for row in rows:
         cells = [
             (format_error(row, f"minus {base}", "+"), format_p(row.get(f"minus {base}_p_holm", math.nan)))
@@ -91,8 +91,8 @@ def describe_tests(rows: Sequence[dict[str, Any]]) -> list[str]:
             "in each column."
         )
         made.append(
-            f"The best NDCG@10, full, is marked *, and rows that do not differ from it by the same test (p ≥ {LEVEL:g}) "
-            "are marked =."
+            "The best NDCG@10, full, is marked *, and rows that do not differ from it by the same test "
+            f"(p ≥ {LEVEL:g}) are marked =."
         )
     return made
 

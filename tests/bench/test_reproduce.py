@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxfed.bench import pages
@@ -47,6 +48,48 @@ def run(monkeypatch, capsys, *words):
     except SystemExit as stopped:
         return stopped.code, *capsys.readouterr()
     return 0, *capsys.readouterr()
+
+
+def test_the_table_is_that_of_the_runs(tmp_path, monkeypatch, capsys):
+    """Two seeds of a row, resumed, by hand from the files of the runs; a row that fails loses no others."""
+    data = "--data.name synthetic --data.users 20 --data.items 30"
+    rows = {
+        "tiny": script.TableRow("popularity", data, (0, 1)),
+        "no": script.TableRow("fedavg", f"{data} --cohort.name uniform --cohort.size 500"),
+        "factors": script.TableRow("fedavg", f"{data} --model.dim 4"),
+    }
+    monkeypatch.setattr(script, "ROWS", rows)
+    out, results, page = tmp_path / "t", tmp_path / "ml100k.json", tmp_path / "page.md"
+    page.write_text("<!-- table: ml100k -->\nold\n<!-- end -->\n")
+    words = ["--table", "ml100k", "--out", out, "--results", results, "--page", page]
+    code, printed, said = run(monkeypatch, capsys, *words, "--only", "tiny", "no")
+    assert code == 2
+    assert "failed: cohort.size 500 is larger" in said
+    (row,) = json.loads(results.read_text())
+    runs = [out / "tiny" / f"seed_{seed}" for seed in (0, 1)]
+    found = [json.loads((each / "summary.json").read_text()) for each in runs]
+    values = [each["test/sampled/hr@10"] for each in found]
+    assert row["test/sampled/hr@10"] == pytest.approx(np.mean(values))
+    assert row["test/sampled/hr@10_sd"] == pytest.approx(np.std(values, ddof=1))
+    assert (row["name"], row["leaky"], row["seeds"]) == ("tiny", False, 2)
+    assert row["bytes_up"] == np.mean([each["bytes_up_total"] for each in found]) / 20  # of one round, its best
+    assert row["bytes_total"] == np.mean([each["bytes_up_total"] + each["bytes_down_total"] for each in found])
+    assert row["command"].startswith("jaxfed sweep configs/ml100k_popularity.toml --seeds 0 1 --data.name synthetic")
+    assert all(isinstance(value, int | float | str) for value in row.values())
+    assert printed == script.table_markdown([row])
+    assert page.read_text() == f"<!-- table: ml100k -->\n{printed}<!-- end -->\n"
+
+    monkeypatch.setattr(script, "QUICK", 3)
+    quick = run(monkeypatch, capsys, *words[:2], "--out", tmp_path / "q", "--quick", "--only", "factors", "tiny")
+    assert quick[0] == 0
+    assert quick[1].count("QUICK") == 2
+    made = json.loads((tmp_path / "q" / "results.json").read_text())
+    assert [(each["name"], each["seeds"], each["rounds"]) for each in made] == [("tiny", 1, 1), ("factors", 1, 3)]
+
+    before = {f: f.stat().st_mtime_ns for f in (out / "tiny").rglob("*") if f.is_file()}
+    code, _, said = run(monkeypatch, capsys, *words, "--only", "tiny")
+    assert (code, said.count("is finished")) == (0, 2)
+    assert before == {f: f.stat().st_mtime_ns for f in (out / "tiny").rglob("*") if f.is_file()}
 
 
 @pytest.mark.parametrize(
