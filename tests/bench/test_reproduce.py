@@ -52,7 +52,7 @@ def run(monkeypatch, capsys, *words):
 
 def test_the_table_is_that_of_the_runs(tmp_path, monkeypatch, capsys):
     """Two seeds of a row, resumed, by hand from the files of the runs; a row that fails loses no others."""
-    data = "--data.name synthetic --data.users 20 --data.items 30"
+    data = "--data.name synthetic --data.users 20 --data.items 100"
     rows = {
         "tiny": script.TableRow("popularity", data, (0, 1)),
         "no": script.TableRow("fedavg", f"{data} --cohort.name uniform --cohort.size 500"),
