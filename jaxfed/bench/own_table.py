@@ -175,14 +175,15 @@ def collect_own_rows(
     """A flat object for each row with a run that is finished: as of `collect_rows`, with standard errors over users,
     and tests. load, clients: of a configuration's data, what they are and how many clients they have."""
     runs: dict[str, list[UserFigures]] = {}
-    negatives: dict[str, str] = {}
+    facts: dict[str, dict[str, Any]] = {}
     for plan in filter(is_finished, plans):
         folder = Path(plan.config.run.out)
         runs.setdefault(plan.name, []).append(read_users(folder, partial(load, plan.config.data)))
-        negatives[plan.name] = describe_negatives(json.loads((folder / "summary.json").read_text()))
+        negatives = describe_negatives(json.loads((folder / "summary.json").read_text()))
+        facts[plan.name] = {"negatives": negatives, "clients": clients(plan.config)}
     users = {name: average_users(each) for name, each in runs.items()}
     rows = collect_rows(plans, clients, quick, None)
-    return add_row_tests([row | {"negatives": negatives[row["name"]]} for row in rows], users)
+    return add_row_tests([row | facts[row["name"]] for row in rows], users)
 
 
 def plan_table(file: FileData, asked: OwnTable) -> tuple[list[PlannedRun], list[PlannedRun]]:

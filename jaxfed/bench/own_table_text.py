@@ -81,6 +81,8 @@ def describe_tests(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the numbers of the table are, a sentence or two a line."""
     users = {row["users"] for row in rows}
     many = f"{min(users):,}" if len(users) == 1 else f"{min(users):,} to {max(users):,}"
+    clients = max(row["clients"] for row in rows)
+    many += f" of {clients:,}" if max(users) < clients else ""  # evaluation.clients, and users without a test row
     protocols = ", ".join(dict.fromkeys(row["protocol"] for row in rows))
     negatives = ", ".join(dict.fromkeys(row["negatives"] for row in rows if row.get("negatives")))
     made = [f"{many} users; protocol {protocols}" + (f"; negatives: {negatives}." if negatives else ".")]

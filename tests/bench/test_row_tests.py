@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxfed.bench.own_table_text import difference_cells, figure_cells, format_p, own_table_markdown, print_own_table
+from jaxfed.bench.own_table_text import (
+    describe_tests,
+    difference_cells,
+    figure_cells,
+    format_p,
+    own_table_markdown,
+    print_own_table,
+)
 from jaxfed.bench.row_tests import COMPARED, add_row_tests, average_users
 from jaxfed.training.records import HEADLINES
 
@@ -27,7 +34,7 @@ def figures(values, users=USERS):
 
 def row(name, values, **more):
     facts = {"protocol": "loo-clean", "negatives": "99 uniform, 5 draws", "leaky": False, "best_round": 3.0}
-    facts |= {"bytes_up": 1.5e6, "bytes_down": 2e3, "seconds": 4.0, "seeds": 1}
+    facts |= {"clients": 400, "bytes_up": 1.5e6, "bytes_down": 2e3, "seconds": 4.0, "seeds": 1}
     return {"name": name, **facts, **{each: float(figures(values)[each].mean()) for each in HEADLINES}, **more}
 
 
@@ -124,3 +131,7 @@ def test_small_and_missing_numbers():
     assert leaky[1][1] == "EASE: LEAKY"
     assert leaky[0][4] == "HR@10, sampled"
     assert difference_cells(made({"EASE": EASE})) == []
+    assert (
+        describe_tests(made(clients=2000))[0]
+        == "400 of 2,000 users; protocol loo-clean; negatives: 99 uniform, 5 draws."
+    )
