@@ -86,6 +86,7 @@ def describe_tests(rows: Sequence[dict[str, Any]]) -> list[str]:
     protocols = ", ".join(dict.fromkeys(row["protocol"] for row in rows))
     negatives = ", ".join(dict.fromkeys(row["negatives"] for row in rows if row.get("negatives")))
     made = [f"{many} users; protocol {protocols}" + (f"; negatives: {negatives}." if negatives else ".")]
+    made.append("A test knows the train rows of a user, not the validation row, unless a row says otherwise.")
     made.append("±: the standard error over users. Of several seeds it is that of each user's mean.")
     if len(rows) > 1:
         made.append(

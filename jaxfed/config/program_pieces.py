@@ -10,7 +10,7 @@ import optax
 from jaxfed.channels.average import mean, per_row_mean
 from jaxfed.config.recipes import Originals, to_plain
 from jaxfed.config.schema import check_numbers, coerce_table, coerce_value
-from jaxfed.config.sections import call_with
+from jaxfed.config.sections import call_with, list_client_facts
 from jaxfed.config.settings import Evaluation, Privacy, Run, with_patience
 from jaxfed.config.stages import Edges, Pieces
 from jaxfed.core.channel import chain
@@ -37,9 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 def call_with_clients(make: Callable[..., Any], clients: Clients, **more: Any) -> Any:
     """Makes a cohort or a clock for these clients."""
-    population = clients.population
-    known = {"num_clients": clients.num_clients, "num_train": population.num_train, "names": population.names}
-    return call_with(make, known | more)
+    return call_with(make, list_client_facts(clients.population) | more)
 
 
 def make_for_clients(name: str, make: Any, kind: type, clients: Clients, **more: Any) -> Any:

@@ -11,7 +11,7 @@ import optax
 from jaxfed.config.optimizer_names import name_optimizer
 from jaxfed.config.options import BESIDE, section_arguments
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.sections import reads_rounds
+from jaxfed.config.sections import list_client_facts, reads_rounds
 from jaxfed.config.stages import Pieces, make_runtime
 from jaxfed.core.link import Channel, list_links
 from jaxfed.core.recipe import Recipe, find_recipe
@@ -154,7 +154,7 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
         ValueError: a piece has no name in configurations; the message says which.
     """
     clients, method, settings = pieces.clients, find_recipe(pieces.method), pieces.evaluation
-    everyone = {"num_clients": clients.num_clients, "num_train": clients.population.num_train}
+    everyone = list_client_facts(clients.population)
     clients_per_server = -(-clients.num_clients // max(pieces.edges.number, 1))  # by one server
     run_facts = everyone | {"num_clients": clients_per_server, "rounds": rounds}
     run_facts |= {"slots": pieces.sampler.slots, "sampler": pieces.sampler}
@@ -165,7 +165,6 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
     given = run_facts | optimizers | {"model": pieces.model}
     rows = make_runtime(pieces.run, clients.num_items).table_rows
     sizes = {"num_items": rows, "num_users": clients.users_per_client, "real_items": clients.num_items}
-    names = {"names": clients.population.names, "clock": originals.clock}
     work: dict[str, Any] = {key: getattr(pieces.batching, key) for key in ("batch_size", "negatives", "epochs")}
     table: dict[str, Any] = {
         "seed": seed,
@@ -175,8 +174,8 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
         "work": work,
         "channel": describe_channel(pieces.channel, run_facts, clients.source.items),
         "download": describe_channel(pieces.download, run_facts, clients.source.items),
-        "cohort": describe_piece("cohort", originals.sampler, everyone | names),
-        "clock": describe_piece("clock", originals.clock, everyone | names) if originals.clock else {"name": "none"},
+        "cohort": describe_piece("cohort", originals.sampler, everyone | {"clock": originals.clock}),
+        "clock": describe_piece("clock", originals.clock, everyone) if originals.clock else {"name": "none"},
         "evaluation": describe_settings(settings)
         | {"channel": describe_channel(pieces.evaluation_channel, run_facts, clients.source.items)},
         "privacy": describe_settings(pieces.privacy),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from jaxfed.config.options import argument_type, section_arguments
 from jaxfed.config.plugins import import_plugins
 from jaxfed.config.registry import ALIASES, REGISTRY
-from jaxfed.config.settings import Config, Evaluation, GroupRates, Privacy, Run, Section, with_patience
+from jaxfed.config.settings import NOISE, Config, Evaluation, GroupRates, Privacy, Run, Section, with_patience
 from jaxfed.config.untuned import with_rule
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.data.sources.tables import file_kind
@@ -26,7 +26,6 @@ LARGEST = {"clusters": LARGEST_SIZE, "groups": LARGEST_SIZE, "fraction_bits": 32
 SIZES = ("dim", "hidden", "code", "rank", "window")
 AT_LEAST_ONE = ("rounds", "evaluation.every", "evaluation.draws", "run.keep", "run.checkpoint_every")
 LINKS = ({"name": "per_row_mean"},)  # where a configuration has no [[channel]]
-NOISE = ("gaussian", "local_gaussian", "correlated", "skellam", "discrete_gaussian")  # links that add some
 GROUPS = ("item", "user")  # of parameters that an optimiser may have rates of their own for
 NAMED = {
     "data": "ml-100k",

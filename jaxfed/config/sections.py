@@ -87,9 +87,19 @@ def make_model(config: Config, data: Clients, table_rows: int) -> Model:
     return call_registered("model", chosen, **sizes, vocabulary=data.vocabulary)
 
 
+def list_client_facts(population: Population) -> dict[str, Any]:
+    """What cohorts and clocks may ask of the clients, by the names of their arguments."""
+    return {
+        "num_clients": population.num_clients,
+        "num_train": population.num_train,
+        "names": population.names,
+        "mean_holders": population.mean_holders,
+    }
+
+
 def choose_sampler(config: Config, population: Population) -> Sampler:
     """The sampler of a configuration, by its clock if it has one."""
-    everyone = {"num_clients": population.num_clients, "num_train": population.num_train, "names": population.names}
+    everyone = list_client_facts(population)
     clock = call_registered("clock", config.clock, **everyone)
     sampler = call_registered("cohort", config.cohort, clock=clock, **everyone)
     return with_clock(sampler, clock, population.num_clients) if clock and not sampler.clock else sampler

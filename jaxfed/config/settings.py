@@ -194,6 +194,9 @@ class Evaluation:
     channel: tuple[Section, ...] = ()
 
 
+NOISE = ("gaussian", "local_gaussian", "correlated", "skellam", "discrete_gaussian")  # links that add some
+
+
 def with_patience(evaluation: Evaluation, noisy: bool) -> Evaluation:
     """The settings, with the patience that they leave out.
 

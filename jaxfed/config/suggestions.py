@@ -20,6 +20,7 @@ from jaxfed.data.shape_estimates import estimate_order
 from jaxfed.models.closed_form import MOST_DENSE
 
 ORDER = 0.1  # share of steps that follow from the item before, from which successors are worth counting
+LONG = 10  # items of a user: of shorter histories, hardly any successor is met twice
 MOST_PAIRS = 200_000_000  # pairs of items, at 12 bytes each, of which a sum is made
 PENALTIES = (1 / 3, 1.0, 3.0)  # times the number of holders that an interaction's item has
 STEPS = 16  # of a client of middle length in a round, beyond which batches are larger
@@ -94,16 +95,18 @@ def suggest_config(data: Clients, model: str = "") -> list[Suggestion]:
         chosen = Suggestion("model.name", model, "as asked")
     own = suggest_factorization(facts) if chosen.value == "mf" else suggest_closed_form(facts)
     is_given = data.protocol.startswith("given")  # the data say what is held out
-    return [*([] if is_given else [suggest_protocol(facts)]), chosen, *own]
+    return [*([] if is_given else suggest_protocol(facts)), chosen, *own]
 
 
-def suggest_protocol(facts: DataFacts) -> Suggestion:
-    """Which items are held out."""
-    if facts.has_order:
-        return Suggestion("data.protocol", "loo-clean", "times say which item of each user was the last")
-    return Suggestion(
-        "data.protocol", "loo-random", "no times that tell an order: a random item of each user is tested"
-    )
+def suggest_protocol(facts: DataFacts) -> list[Suggestion]:
+    """Which items are held out, and what a test knows of a user."""
+    if not facts.has_order:
+        reason = "no times that tell an order: a random item of each user is tested"
+        return [Suggestion("data.protocol", "loo-random", reason)]
+    return [
+        Suggestion("data.protocol", "loo-clean", "times say which item of each user was the last"),
+        Suggestion("evaluation.history", "all", "a test knows the validation item, too: both predict the next item"),
+    ]
 
 
 def choose_model(facts: DataFacts) -> Suggestion:
@@ -114,11 +117,13 @@ def choose_model(facts: DataFacts) -> Suggestion:
         )
         return Suggestion("model.name", "mf", reason)
     solved = f"solved from one sum over all users, without rates; {facts.holders:,.0f} users hold an item of a row"
-    if facts.order >= ORDER:
-        return Suggestion(
-            "model.name", "transitions", f"{solved}; order {facts.order:.2f}: items follow from the last ones"
-        )
-    return Suggestion("model.name", "ease", f"{solved}; order {facts.order:.2f}: what came last says little")
+    if facts.order < ORDER:
+        return Suggestion("model.name", "ease", f"{solved}; order {facts.order:.2f}: what came last says little")
+    if facts.length < LONG:
+        return Suggestion("model.name", "ease", f"{solved}; histories are too short for counts of what came after what")
+    return Suggestion(
+        "model.name", "transitions", f"{solved}; order {facts.order:.2f}: items follow from the last ones"
+    )
 
 
 def suggest_closed_form(facts: DataFacts) -> list[Suggestion]:
@@ -138,14 +143,14 @@ def suggest_factorization(facts: DataFacts) -> list[Suggestion]:
     batch = 64
     while facts.length * EXAMPLES > STEPS * batch:
         batch *= 2
-    share, rounds = RULE["cohort"]["share"], RULE["rounds"]
+    holders, rounds = RULE["cohort"]["holders"], RULE["rounds"]
     return [
         Suggestion("model.dim", 32, "twice as many gained nothing on data of several shapes, 8 lost"),
         Suggestion(
             "work.batch_size", batch, f"a history of {facts.length:,.0f} items is at most {STEPS} steps a round"
         ),
         Suggestion(
-            "cohort.share", share, f"of {facts.users:,} users, so that several hold most rows that a round moves"
+            "cohort.holders", holders, f"of a row in a round: {facts.holders:,.0f} of {facts.users:,} users are"
         ),
         Suggestion("rounds", rounds, "at most; evaluation.patience ends a run that no longer gets better"),
     ]
@@ -165,7 +170,8 @@ def make_suggested_table(suggestions: list[Suggestion]) -> dict[str, Any]:
     if table["model"]["name"] == "mf":
         return table
     whole = table["model"]["name"] == "ease"  # numbers, which need no bits for what lies below 1
-    return table | CLOSED | {"channel": [{"name": "ring", "bound": 1.0, "fraction_bits": 0 if whole else "auto"}]}
+    table["evaluation"] = table.get("evaluation", {}) | CLOSED["evaluation"]
+    return CLOSED | table | {"channel": [{"name": "ring", "bound": 1.0, "fraction_bits": 0 if whole else "auto"}]}
 
 
 class FileData(NamedTuple):

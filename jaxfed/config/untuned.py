@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jaxfed.config.settings import NOISE
+
 # Why these, and what they are worth: docs/methods/rates.md
 RULE: dict[str, Any] = {
     "rounds": 400,
@@ -12,7 +14,7 @@ RULE: dict[str, Any] = {
         "user": {"learning_rate": 2.0, "weight_decay": 0.64, "per_example": True},
     },
     "channel": [{"name": "per_row_mean", "floor": 4.0}],
-    "cohort": {"name": "uniform", "share": 1.0},
+    "cohort": {"name": "uniform", "holders": 40.0},
 }
 LOCAL = ("custom", "fedavg", "fedprox", "fednova", "qfedavg", "agnostic", "fedbuff", "fedasync")
 COVERED = {  # what of some sections the rule is for; anything else has rates of its own
@@ -51,10 +53,12 @@ def with_rule(table: dict[str, Any]) -> dict[str, Any]:
     """
     if not is_covered(table):
         return table
-    made = dict(table)
+    made, links = dict(table), table.get("channel", ())
+    # a cohort that follows the data tells of them: where noise hides what clients have, its size is 128 or as given
+    noisy = isinstance(links, list | tuple) and any(isinstance(x, dict) and x.get("name") in NOISE for x in links)
     made["model"] = RULE["model"] | made.get("model", {})
     made["work"] = made.get("work", {}) | {"optimizer": RULE["optimizer"]}
     cohort = made.get("cohort", {})
-    if isinstance(cohort, dict) and cohort.get("name", "uniform") == "uniform" and not cohort.get("size"):
+    if isinstance(cohort, dict) and cohort.get("name", "uniform") == "uniform" and not (cohort.get("size") or noisy):
         made["cohort"] = RULE["cohort"] | cohort
     return {"rounds": RULE["rounds"], "channel": RULE["channel"]} | made

@@ -12,6 +12,9 @@ PAIR_STEPS = 1 << 13  # items of a block of histories whose clients send pairs o
 HISTORY_STEPS = 1 << 14  # items of a block of other histories
 SHORTEST_PAIRED = 8  # items to which shorter histories are padded, whose pairs are sent
 SHORTEST_HISTORY = 64  # items to which other histories are padded
+# what takes as long as a program takes to compile, 2 s of a core:
+WORTH_PAIRS = 60_000_000  # places of two items, in the one round of models that sum pairs
+WORTH_ITEMS = 200_000  # places of one item, in each of ten rounds
 
 
 class BlockShapes(NamedTuple):
@@ -112,14 +115,30 @@ def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) ->
 def history_kinds(lengths: np.ndarray, items: int, pairs: bool) -> tuple[tuple[int, int], ...]:
     """(items, 1) of blocks of whole histories, ascending, never more than there are items. What pairs of items cost
     grows with the square of a length: lengths are then powers of two and their 3/4 points. Else they are powers of
-    four, for few programs."""
+    four. Left out are those that save less padding than a program of their own takes to compile."""
     longest = int(lengths.max())
     least, grow = (SHORTEST_PAIRED, (1.5, 4 / 3)) if pairs else (SHORTEST_HISTORY, (4, 4))
     points = [least]
     while points[-1] < longest:
         points.append(round(points[-1] * grow[(len(points) - 1) % 2]))
     points[-1] = min(points[-1], -(-longest // least) * least, items)
-    return tuple((point, 1) for point in points)
+    return tuple(
+        (point, 1) for point in choose_points(points, lengths, *((2, WORTH_PAIRS) if pairs else (1, WORTH_ITEMS)))
+    )
+
+
+def choose_points(points: list[int], lengths: np.ndarray, power: int, program: float) -> list[int]:
+    """Of ascending points, of which the last is at least the longest length, those that cost least: a length costs the
+    point to which it is padded, to a power, and each point a program."""
+    held = [0, *np.searchsorted(np.sort(lengths), points, "right")]
+    chosen: list[tuple[float, list[int]]] = [(0.0, [])]  # (cost, points) of the lengths up to each point
+    for end, point in enumerate(points, 1):
+        costs = [
+            (before + program + float(held[end] - held[start]) * point**power, [*kept, point])
+            for start, (before, kept) in enumerate(chosen)
+        ]
+        chosen.append(min(costs))
+    return chosen[-1][1]
 
 
 def rows_expected(population: Population, batching: Batching, slots: int) -> int:

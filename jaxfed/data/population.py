@@ -67,6 +67,12 @@ class Population(NamedTuple):
         return len(self.client_offsets) - 1
 
     @property
+    def mean_holders(self) -> float:
+        """In how many histories the item of a train interaction is, on average over interactions."""
+        count = np.bincount(self.train.values).astype(np.float64)
+        return float(np.square(count).sum() / max(count.sum(), 1))
+
+    @property
     def client_of(self) -> np.ndarray:
         """int64 [U]: the client of each user."""
         return np.repeat(np.arange(self.num_clients), np.diff(self.client_offsets))

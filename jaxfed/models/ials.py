@@ -12,22 +12,38 @@ from jaxfed.core.types import History, Mean, Tree
 from jaxfed.models.item_item import no_private_part, refuse_loss
 from jaxfed.models.model import check_positive
 
+COLUMNS = 8  # that are eliminated at a time
 AT_ONCE = 64  # places of a history that are read at a time, and items that are solved for
+multiply = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to bfloat16
+
+
+def eliminate_columns(matrix: jax.Array, low: jax.Array, width: int) -> jax.Array:
+    """A matrix [d, n] in which `width` columns from `low` on have become those of the identity, by row operations."""
+    rows = jax.lax.dynamic_slice_in_dim(matrix, low, width)
+    columns = jax.lax.dynamic_slice_in_dim(matrix, low, width, 1)
+    both = jnp.concatenate([jax.lax.dynamic_slice_in_dim(columns, low, width), rows], 1)
+    for i in range(width):
+        row = both[i] / both[i, i]
+        both = (both - jnp.outer(both[:, i], row)).at[i].set(row)
+    rows = both[:, width:]
+    return jax.lax.dynamic_update_slice_in_dim(matrix - multiply(columns, rows), rows, low, 0)
 
 
 def solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
-    """x [d] of matrix x = right, for a symmetric positive definite matrix [d, d]: elimination, which needs no pivots.
+    """x [d] of matrix x = right, for a symmetric positive definite matrix [d, d]: elimination, which needs no pivots,
+    some columns at a time, since for many clients at once each pass over their matrices is one over memory.
 
     Not jnp.linalg.solve: a batch of those is LAPACK calls in XLA's pool of threads, for which their program waits in a
     thread of that pool. Two programs side by side, as a round's are, can wait for each other for ever (jaxlib 0.10.2).
     """
+    dim, width = len(right), min(COLUMNS, len(right))
+    both, whole = jnp.concatenate([matrix, right[:, None]], 1), dim // width * width
 
-    def eliminate(i, both):
-        row = both[i] / both[i, i]
-        return (both - jnp.outer(both[:, i], row)).at[i].set(row)
+    def eliminate(step, both):
+        return eliminate_columns(both, step * width, width)
 
-    both = jnp.concatenate([matrix, right[:, None]], 1)
-    return jax.lax.fori_loop(0, len(right), eliminate, both)[:, -1]
+    both = jax.lax.fori_loop(0, dim // width, eliminate, both)
+    return (both if whole == dim else eliminate_columns(both, jnp.int32(whole), dim - whole))[:, -1]
 
 
 def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
@@ -38,7 +54,7 @@ def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
 
 def with_gram(items: jax.Array) -> Tree:
     """The shared part of iALS, from the item table [N, dim]."""
-    return {"params": {"gram": items.T @ items}, "tables": wrap({"item": items})}
+    return {"params": {"gram": multiply(items.T, items)}, "tables": wrap({"item": items})}
 
 
 def solve_user(shared: Tree, history: History, l2: float, unobserved: float, real: int) -> jax.Array:
@@ -54,7 +70,7 @@ def solve_user(shared: Tree, history: History, l2: float, unobserved: float, rea
         fresh = (at >= step * places) & (at < count)
         items = table.at[jax.lax.dynamic_slice_in_dim(history.rows, low, places)].get(mode="fill", fill_value=0)
         items = jnp.where(fresh[:, None], items, 0)
-        return sums[0] + items.T @ items, sums[1] + items.sum(0)
+        return sums[0] + multiply(items.T, items), sums[1] + items.sum(0)
 
     zero = jnp.zeros((dim, dim)), jnp.zeros(dim)
     own, right = jax.lax.fori_loop(0, -(-count // places), add, zero)  # as many places are read as there are items
@@ -78,10 +94,14 @@ def solve_items(sums: Tree, dim: int, l2: float, unobserved: float) -> Tree:
     """The shared part of iALS, from the sums over users."""
     item_sums, users = unwrap(sums)["tables"]["item"], sums["params"]["users"]
     own, right, count = item_sums[:, : -dim - 1], item_sums[:, -dim - 1 : -1], item_sums[:, -1]
+    whole = unobserved * expand_symmetric(sums["params"]["gram"], dim)
     ridge = l2 * (count + unobserved * users)
-    gram = expand_symmetric(sums["params"]["gram"], dim)
-    left = expand_symmetric(own, dim) + unobserved * gram + ridge[:, None, None] * jnp.eye(dim)
-    items = jax.lax.map(lambda each: solve_positive(*each), (left, right), batch_size=AT_ONCE)  # that fit into a cache
+
+    def solve_item(each):
+        own, right, ridge = each
+        return solve_positive(expand_symmetric(own, dim) + whole + ridge * jnp.eye(dim), right)
+
+    items = jax.lax.map(solve_item, (own, right, ridge), batch_size=AT_ONCE)  # whose matrices fit into a cache
     return with_gram(items)
 
 

@@ -12,22 +12,23 @@ MakeSampler = Callable[..., Sampler]
 MakeClock = Callable[..., Clock]
 
 
-def uniform(size: int = 0, dropout: float = 0.0, share: float = 0.0) -> MakeSampler:
+def uniform(size: int = 0, dropout: float = 0.0, holders: float = 0.0) -> MakeSampler:
     """A fixed number of clients, drawn uniformly without replacement.
 
     Args:
-        size: Number of clients in a round. 0: as `share` says; without it 128, or all where there are fewer.
+        size: Number of clients in a round. 0: as `holders` says; without it 128, or all where there are fewer.
         dropout: Probability that a client that was asked drops out.
-        share: Share of all clients that is in a round where `size` is 0, at least 128 and at most 8,192 of them.
+        holders: In how many clients of a round the item of an interaction is, on average, where `size` is 0: there are
+            as many clients as that takes, at least 128 and at most 8,192.
 
     Returns:
-        A function of the clients (num_clients) that gives the sampler.
+        A function of the clients (num_clients, mean_holders) that gives the sampler.
 
     Example:
         >>> uniform(3)(num_clients=10).size
         3
     """
-    return partial(cohort.uniform_cohort, size=size, dropout=dropout, share=share)
+    return partial(cohort.uniform_cohort, size=size, dropout=dropout, holders=holders)
 
 
 def poisson(size: int = 0, cap: int = 0, dropout: float = 0.0) -> MakeSampler:

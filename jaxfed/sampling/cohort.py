@@ -9,7 +9,7 @@ from jaxfed.core.recipe import named
 from jaxfed.core.streams import Stream, host_rng
 from jaxfed.core.types import Sampler
 
-MOST = 8192  # clients of a round where a configuration says what share of them
+MOST = 8192  # clients of a round where a configuration says how many holders its rows have
 USUAL = 128  # clients of a round where a configuration does not say how many
 
 
@@ -61,19 +61,24 @@ def check_cohort_size(size: int, num_clients: int, usual: int = USUAL) -> int:
 
 
 @named("cohort", "uniform")
-def uniform_cohort(num_clients: int, size: int = 0, dropout: float = 0.0, share: float = 0.0) -> Sampler:
+def uniform_cohort(
+    num_clients: int, size: int = 0, dropout: float = 0.0, holders: float = 0.0, mean_holders: float | None = None
+) -> Sampler:
     """A fixed number of clients, drawn uniformly without replacement.
 
     Args:
-        size: Number of clients in a round. 0: as `share` says; without it 128, or all where there are fewer.
+        size: Number of clients in a round. 0: as `holders` says; without it 128, or all where there are fewer.
         dropout: Probability that a client that was asked drops out.
-        share: Share of all clients that is in a round where `size` is 0, at least 128 and at most 8,192 of them.
+        holders: In how many clients of a round the item of an interaction is, on average, where `size` is 0: there are
+            as many clients as that takes, at least 128 and at most 8,192.
+        mean_holders: In how many of all clients the item of an interaction is, on average.
 
-    Raises ValueError for a share or a size that cannot be.
+    Raises ValueError for a size that cannot be, and for holders that are negative.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"cohort.share is {share}: it lies from 0 to 1")
-    size = check_cohort_size(size, num_clients, min(max(USUAL, round(share * num_clients)), MOST))
+    if holders < 0:
+        raise ValueError(f"cohort.holders is {holders}: it must not be negative")
+    wanted = math.ceil(holders / (mean_holders or 1.0) * num_clients)
+    size = check_cohort_size(size, num_clients, min(max(USUAL, wanted), MOST))
 
     def choose(seed, round):
         return np.sort(host_rng(seed, Stream.COHORT, round).choice(num_clients, size, replace=False))

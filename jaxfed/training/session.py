@@ -214,6 +214,7 @@ def choose_candidate(session: Session, sums: Tree) -> tuple[dict[str, float], fl
         log(f"candidate {candidate:g}: {select} {values[select]:.4f}")
         if found is None or is_better(select, values[select], found[0][select]):
             found, session.state = (values, candidate), state
+        del params, state  # no worse model is kept while the next one is solved for
     assert found
     return found
 

@@ -121,10 +121,11 @@ def test_ials_is_the_central_model():
 
 def test_solutions_are_those_of_lapack_without_its_calls():
     """Batches of LAPACK calls in programs that run side by side wait for each other for ever; no client makes any."""
-    factors = np.random.default_rng(0).normal(size=(50, 8, 8))
-    matrix, right = factors @ factors.transpose(0, 2, 1) + 0.5 * np.eye(8), factors[:, 0]
-    got = jax.vmap(solve_positive)(jnp.float32(matrix), jnp.float32(right))
-    np.testing.assert_allclose(got, np.linalg.solve(matrix, right[..., None])[..., 0], rtol=1e-3, atol=1e-4)
+    for dim in (1, 3, 8, 21, 64):  # less than the columns of a step, a multiple of them, and a rest
+        factors = np.random.default_rng(0).normal(size=(50, dim, dim))
+        matrix, right = factors @ factors.transpose(0, 2, 1) + 0.5 * np.eye(dim), factors[:, 0]
+        got = jax.vmap(solve_positive)(jnp.float32(matrix), jnp.float32(right))
+        np.testing.assert_allclose(got, np.linalg.solve(matrix, right[..., None])[..., 0], rtol=1e-3, atol=1e-4)
     assert "lapack" in jax.jit(jnp.linalg.solve).lower(matrix, right[..., None]).as_text()
     for name in CLOSED:
         it, state = made({"name": name}, rounds=0)

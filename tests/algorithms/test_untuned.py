@@ -104,7 +104,7 @@ def test_what_says_how_it_trains_is_left_alone():
     for table in others:
         config = make_config(table)
         assert config.work.optimizer.item.per_example is None, table
-        assert (config.rounds, config.cohort.share, config.channel[0].floor) == (100, 0, 0), table
+        assert (config.rounds, config.cohort.holders, config.channel[0].floor) == (100, 0, 0), table
 
 
 def test_a_key_of_the_rule_is_changed_alone():

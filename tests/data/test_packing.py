@@ -11,7 +11,7 @@ from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.data import blocks
 from jaxfed.data.batching import Batching, draw_examples
-from jaxfed.data.blocks import block_kinds, make_block_shapes
+from jaxfed.data.blocks import block_kinds, history_kinds, make_block_shapes
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.ragged import sort_pairs
@@ -258,3 +258,14 @@ def test_negatives_of_a_user_who_has_every_item():
     with pytest.raises(ValueError, match=r"user 0 has every item.*work.negatives = 0"):
         make_block_shapes(few, Batching(), 1)
     assert make_block_shapes(few, Batching(negatives=0), 1)
+
+
+def test_kinds_of_whole_histories():
+    """A program is worth compiling where it saves more padding than it costs: not for a thousand short histories."""
+    short = np.full(1000, 5)
+    assert history_kinds(np.append(short, 165), 2000, pairs=True) == ((168, 1),)
+    assert history_kinds(np.append(short, 165), 100, pairs=True) == ((100, 1),)  # never more than there are items
+    many = np.concatenate([np.full(100_000, 5), np.full(100_000, 30), [165]])
+    assert history_kinds(many, 2000, pairs=True) == ((8, 1), (32, 1), (168, 1))
+    assert history_kinds(many, 2000, pairs=False) == ((64, 1), (192, 1))
+    assert history_kinds(short, 2000, pairs=False) == ((64, 1),)

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+import jaxfed as jf
 from jaxfed.config.registry import REGISTRY
 from jaxfed.sampling.clock import constant_times
 from jaxfed.sampling.cohort import cyclic_cohort, everyone_cohort, poisson_cohort, uniform_cohort
@@ -106,3 +107,29 @@ def test_a_cohort_whose_size_nobody_said_fits_the_population(name, clients):
     sampler = REGISTRY["cohort"][name](clients, **timed)
     assert sampler.size == (min(32, clients // 6) or 1 if name == "buffered" else min(128, clients))
     assert [(sampler.draw(0, t)[0] < clients).any() for t in range(3)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("clients", "mean_holders", "size"),
+    [
+        (6040, 1138.9, 213),
+        (1336, 56.8, 941),
+        (8072, 31.6, 8072),
+        (22363, 100.5, 8192),
+        (943, 900.0, 128),
+        (50, 40.0, 50),
+    ],
+)
+def test_a_cohort_in_which_a_row_has_holders(clients, mean_holders, size):
+    """40 of them: a share 40 / mean_holders of the clients, from 128 to 8,192 of them, and no more than there are."""
+    assert uniform_cohort(clients, holders=40.0, mean_holders=mean_holders).size == size
+    assert uniform_cohort(clients, 7, holders=40.0, mean_holders=mean_holders).size == 7
+
+
+def test_the_mean_holders_of_a_population():
+    """By hand: three users hold item 0, one item 1, so of four interactions three have 3 holders and one 1."""
+    data = jf.data.from_arrays([0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 5, 6, 0, 7, 8, 0, 1, 9, 10])
+    clients = jf.data.partition(data, by="user", split="leave-one-out")
+    assert clients.population.mean_holders == (3 * 3 + 1) / 4
+    sampler = jf.sampling.uniform(holders=1.0)(num_clients=400, mean_holders=2.0)
+    assert sampler.size == 200
