@@ -49,7 +49,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.name is None:
         raise ValueError("jaxfed data: name a data set, a file or a configuration, or pass --cache")
     from jaxfed.config.build import load_data, read_source_data
-    from jaxfed.config.overrides import override_config
+    from jaxfed.config.overrides import expand_option, override_config
     from jaxfed.config.suggestions import is_suggested_for, suggest_config
     from jaxfed.core.excerpt import printable
     from jaxfed.data.data_text import describe_data
@@ -72,7 +72,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     lines = describe_data(clients).split("\n")
     if is_suggested_for(section):
         lines += ["", f"a configuration for these data, which jaxfed init {file} writes:"]
-        asked = {word.partition("=")[0] for word in map(init.expand_option, overrides)}
+        asked = {word.partition("=")[0] for word in map(expand_option, overrides)}
         lines += suggestion_lines([each for each in suggest_config(clients) if f"--{each.key}" not in asked])
     for line in lines:
         print(printable(line))
@@ -88,12 +88,13 @@ def suggestion_lines(suggestions: list[Any]) -> list[str]:
 def data_words(name: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """(the table, the options) of the data that a name, a file or a configuration stands for. Raises ValueError."""
     from jaxfed.config.config_files import built_in_configs, read_config
+    from jaxfed.config.overrides import expand_option
     from jaxfed.config.plugins import import_entry_points
     from jaxfed.config.registry import REGISTRY
     from jaxfed.data.sources.tables import file_kind
 
     import_entry_points()  # they may have data
-    own = [*map(init.expand_option, overrides)]
+    own = [*map(expand_option, overrides)]
     if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         whole = read_config(name)
         return {"data": whole.get("data", {}), "run": whole.get("run", {})}, own  # which says what to import

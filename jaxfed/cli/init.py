@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import inspect
-import re
 import shlex
 import textwrap
 import typing
@@ -91,36 +90,13 @@ def starting_table(source: str, options: list[str], model: str = "") -> tuple[di
 
 def file_table(path: str, options: list[str], model: str) -> tuple[dict[str, Any], dict[str, str]]:
     """(the configuration of a file that can be read: what the options say, then what its data suggest; the reasons)."""
-    from jaxfed.config.build import load_data
-    from jaxfed.config.options import section_arguments
-    from jaxfed.config.overrides import override_config
-    from jaxfed.config.schema import config_to_table
-    from jaxfed.config.suggestions import is_suggested_for, make_suggested_table, suggest_config, suggest_labels
+    from jaxfed.config.suggestions import read_file, suggest_table
     from jaxfed.training.log import log
 
-    words = [f"--data.path={path}", *map(expand_option, options)]
-    section = override_config({}, words).data
-    clients = load_data(section)
-    for note in clients.source.notes:
+    file = read_file(path, options)
+    for note in file.clients.source.notes:
         log(f"data: {note}")
-    defaults = section_arguments("data", section.name)
-    changed = {
-        key: value for key, value in config_to_table(section).items() if getattr(section, key) != defaults.get(key)
-    }
-    data = {"name": section.name, "path": path} | changed
-    if not is_suggested_for(section):
-        if model:
-            raise ValueError("--model: suggestions are for clicks and a client for each user: leave it out")
-        labels = section.label != "implicit"
-        return {**(suggest_labels(section) if labels else {}), "data": data}, {}
-    suggestions = [each for each in suggest_config(clients, model) if each.key.removeprefix("data.") not in changed]
-    table = make_suggested_table(suggestions)
-    return {**table, "data": table.get("data", {}) | data}, {each.key: each.reason for each in suggestions}
-
-
-def expand_option(word: str) -> str:
-    """An option of the loader as the whole program has it: `--user` is `--data.user`."""
-    return re.sub(r"^--(?!data\.)", "--data.", word)
+    return suggest_table(file, model)
 
 
 def starter_text(table: dict[str, Any], name: str, reasons: dict[str, str] | None = None) -> str:

@@ -48,6 +48,11 @@ def infer_loader(table: dict[str, Any], args: list[str]) -> list[str]:
     return [f"--data.name={kind}"] if kind != section.get("name") else []
 
 
+def expand_option(word: str) -> str:
+    """An option of the loader as the whole program has it: `--user` is `--data.user`."""
+    return re.sub(r"^--(?!data\.)", "--data.", word)
+
+
 def kind_in_table(section: dict[str, Any]) -> str:
     """The kind that a [data] section says, or that the ending of its path does; "": neither."""
     return str(section.get("name", "")) or file_kind(str(section.get("path", "")))

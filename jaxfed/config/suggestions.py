@@ -3,11 +3,17 @@
 The rates of a matrix factorisation are left out: they follow the data by a rule of their own (`untuned`).
 """
 
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxfed.config.build import load_data
 from jaxfed.config.config_files import read_config
+from jaxfed.config.options import section_arguments
+from jaxfed.config.overrides import expand_option, override_config
+from jaxfed.config.schema import config_to_table
 from jaxfed.config.settings import Section
 from jaxfed.config.untuned import RULE
 from jaxfed.core.pairs import MOST_ROWS, check_pairs
@@ -201,3 +207,48 @@ def make_suggested_table(suggestions: list[Suggestion]) -> dict[str, Any]:
     whole = table["model"]["name"] == "ease"  # numbers, which need no bits for what lies below 1
     table["evaluation"] = table.get("evaluation", {}) | CLOSED["evaluation"]
     return CLOSED | table | {"channel": [{"name": "ring", "bound": 1.0, "fraction_bits": 0 if whole else "auto"}]}
+
+
+class FileData(NamedTuple):
+    """A file of data, read as a configuration reads it."""
+
+    section: Section  # [data]
+    table: dict[str, Any]  # the same, without defaults that nobody asked for
+    clients: Clients
+
+
+def read_file(path: str, options: Sequence[str]) -> FileData:
+    """Reads a file of data with options of the loader, such as `--user COLUMN` or `--data.user COLUMN`. Raises
+    ValueError where it cannot be read."""
+    words = [f"--data.path={path}", *map(expand_option, options)]
+    section = override_config({}, words).data
+    found = [re.match(r"--data\.([\w-]+)", word) for word in words]
+    said = {each[1].replace("-", "_") for each in found if each}
+    values, defaults = config_to_table(section), section_arguments("data", section.name)
+    chosen = {key: values[key] for key in values if key in said or getattr(section, key) != defaults.get(key)}
+    return FileData(section, {"name": section.name, "path": path} | chosen, load_data(section))
+
+
+def suggest_table(file: FileData, model: str = "") -> tuple[dict[str, Any], dict[str, str]]:
+    """The configuration of a file of data.
+
+    Args:
+        file: what was read, and how.
+        model: transitions, ease or mf; "": what suits the data.
+
+    Returns:
+        (the table: what was asked for, then what the data suggest; {key: why it has its value}). Of data that no
+        suggestions are made for, the table has nothing else than them.
+
+    Raises:
+        ValueError: a model is asked for, and no suggestions are made for it or for such data.
+    """
+    if not is_suggested_for(file.section):
+        if model:
+            raise ValueError("--model: suggestions are for clicks and a client for each user: leave it out")
+        labels = file.section.label != "implicit"
+        return {**(suggest_labels(file.section) if labels else {}), "data": file.table}, {}
+    suggestions = suggest_config(file.clients, model)
+    suggestions = [each for each in suggestions if each.key.removeprefix("data.") not in file.table]
+    table = make_suggested_table(suggestions)
+    return {**table, "data": table.get("data", {}) | file.table}, {each.key: each.reason for each in suggestions}

@@ -11,8 +11,10 @@ from jaxfed.config.suggestions import (
     DataFacts,
     choose_model,
     make_suggested_table,
+    read_file,
     suggest_config,
     suggest_cutoffs,
+    suggest_table,
 )
 from jaxfed.data.ragged import make_ragged
 from tests.data.test_shapes import HEAVY
@@ -92,3 +94,16 @@ def test_a_sum_over_pairs_that_cannot_be_is_not_written(monkeypatch):
     assert {each.key: each.value for each in suggest_config(TINY)}["model.name"] == "mf"
     with pytest.raises(ValueError, match="at most 65,535 items, there are 70,000"):
         suggest_config(TINY, "ease")
+
+
+def test_what_was_asked_for_stays(tmp_path):
+    """Also where it is the default."""
+    path = tmp_path / "rows.csv"
+    path.write_text("who,item\n" + "".join(f"u{user},i{item}\n" for user in range(9) for item in range(user, user + 5)))
+    table, reasons = suggest_table(read_file(str(path), ["--user", "who"]))
+    assert (table["data"]["protocol"], table["data"]["user"]) == ("loo-random", "who")
+    assert "data.protocol" in reasons
+    for words in (["--protocol", "loo-clean"], ["--data.protocol=loo-clean"]):
+        table, reasons = suggest_table(read_file(str(path), ["--user", "who", *words]))
+        assert table["data"]["protocol"] == "loo-clean"
+        assert "data.protocol" not in reasons
