@@ -136,7 +136,7 @@ def suggest_labels(section: Section) -> dict[str, Any]:
     click = section.label == "click"
     made["model"] |= {"loss": "bce"} if click else {}
     made["evaluation"] |= {"select": "val/click/log_loss" if click else "val/rating/rmse"}
-    return made | {"cohort": {"name": "uniform", "share": 1.0}}
+    return made | {"cohort": {"name": "everyone"}}
 
 
 def choose_model(facts: DataFacts) -> Suggestion:
