@@ -14,7 +14,7 @@ RULE: dict[str, Any] = {
         "user": {"learning_rate": 2.0, "weight_decay": 0.64, "per_example": True},
     },
     "channel": [{"name": "per_row_mean", "floor": 4.0}],
-    "cohort": {"name": "uniform", "holders": 40.0},
+    "cohort": {"name": "uniform", "holders": 160.0},
 }
 LOCAL = ("custom", "fedavg", "fedprox", "fednova", "qfedavg", "agnostic", "fedbuff", "fedasync")
 COVERED = {  # what of some sections the rule is for; anything else has rates of its own

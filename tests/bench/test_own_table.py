@@ -125,7 +125,7 @@ def test_rows_follow_the_rules_for_the_data(rows):
     assert ials.evaluation.every == 1  # validation chooses one of them
     mf = configs["FedAvg of MF"]
     assert mf == make_config({"data": tables["EASE"]["data"]})
-    assert (mf.rounds, mf.cohort.share) == (RULE["rounds"], RULE["cohort"]["share"])
+    assert mf.rounds == RULE["rounds"]
     assert mf.work.optimizer.item.per_example
     for config in configs.values():
         assert (config.data, config.evaluation.history) == (configs["EASE"].data, "train")
