@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.cli.evaluate import open_best_model
 from jaxfed.cli.main import set_up_process
 from jaxfed.evaluation.metrics import LABELLED, finalize_metric
 from jaxfed.evaluation.split import user_feature_rows
+from jaxfed.training.best_model import open_best_model
 
 EDGES = (0, 1, 5, 20, 50, 100, 1 << 30)
 

@@ -173,7 +173,7 @@ def test_the_site_builds_without_warnings(tmp_path):
     build_site(tmp_path, execute=False)
     keys = (tmp_path / "reference/generated/configuration.html").read_text()
     assert all(name in keys for section in REGISTRY.values() for name in section)
-    assert (tmp_path / "tutorials/own_data.html").exists()
+    assert all((tmp_path / f"tutorials/{name}.html").exists() for name in ("own_data", "own_file"))
 
 
 @pytest.mark.full

@@ -1,24 +1,25 @@
-"""The table of results: the runs of every row of it, and what is written of what came of them."""
+"""The table of results of MovieLens-100K: the runs of every row of it, and what is written of what came of them."""
 
 import argparse
 import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxfed.bench.pages import find_table_place, replace_table
-from jaxfed.config.build import load_data
 from jaxfed.config.config_files import built_in_folder, read_config
 from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import config_to_table, suggest
-from jaxfed.config.settings import Config
+from jaxfed.config.settings import Config, Section
+from jaxfed.core.excerpt import shorten
+from jaxfed.data.clients import Clients
 from jaxfed.training.log import log
 from jaxfed.training.records import HEADLINES
 from jaxfed.training.run_dir import check_folder, write_file
-from jaxfed.training.runs import shared_runner
+from jaxfed.training.runs import load_last, shared_runner
 from jaxfed.training.sweep_results import average_seeds
 
 QUICK = 20  # rounds
@@ -114,10 +115,15 @@ def plan_runs(rows: dict[str, TableRow], out: Path, quick: bool, words: Sequence
         short = quick and whole.rounds > QUICK
         command = " ".join(["jaxfed", several, *requested, *([f"--rounds {QUICK}"] if short else [])])
         for seed in seeds[: 1 if quick else None]:
-            run = dataclasses.replace(whole.run, out=str(out / re.sub(r"[^\w.-]+", "_", name) / f"seed_{seed}"))
             rounds = QUICK if short else whole.rounds
+            run = dataclasses.replace(whole.run, out=run_folder(out, name, seed))
             made.append(PlannedRun(name, seed, command, dataclasses.replace(whole, seed=seed, rounds=rounds, run=run)))
     return made
+
+
+def run_folder(out: Path, name: str, seed: int) -> str:
+    """Where a run of a row is, in the folder of the table."""
+    return str(out / re.sub(r"[^\w.-]+", "_", name) / f"seed_{seed}")
 
 
 def is_headline(name: str) -> bool:
@@ -125,15 +131,21 @@ def is_headline(name: str) -> bool:
     return name.startswith("test/") and name.endswith(tuple(each.removeprefix("test") for each in HEADLINES))
 
 
-def run_figures(plan: PlannedRun, clients: int) -> dict[str, Any]:
-    """What the table tells of a run, flat; empty where there is none, or one with other settings."""
+def is_finished(plan: PlannedRun) -> bool:
+    """Whether a run is at its end, and has the settings of its row."""
     folder = Path(plan.config.run.out)
     if not (folder / "summary.json").exists():
-        return {}
+        return False
     try:
         check_folder(folder, plan.config, True)
     except ValueError:
-        return {}
+        return False
+    return True
+
+
+def run_figures(plan: PlannedRun, clients: int) -> dict[str, Any]:
+    """What the table tells of a run that is finished, flat."""
+    folder = Path(plan.config.run.out)
     summary = json.loads((folder / "summary.json").read_text())
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     best = next(each for each in log if each["round"] == summary["best_round"] and "bytes_up_total" in each)
@@ -145,14 +157,14 @@ def run_figures(plan: PlannedRun, clients: int) -> dict[str, Any]:
     return {"name": plan.name, "seed": plan.seed, **protocol, **metrics, **sizes, **facts, "command": plan.command}
 
 
-def count_clients() -> Callable[[Any], int]:
-    """count(config) -> the clients of its data, which are read once."""
+def count_clients(load: Callable[[Section], Clients]) -> Callable[[Config], int]:
+    """count(config) -> the clients of its data, which are loaded once."""
     num_clients: dict[str, int] = {}
 
     def count(config):
         name = json.dumps(config_to_table(config.data), sort_keys=True)
         if name not in num_clients:
-            num_clients[name] = load_data(config.data).population.num_clients
+            num_clients[name] = load(config.data).num_clients
         return num_clients[name]
 
     return count
@@ -163,7 +175,7 @@ def collect_rows(
 ) -> list[dict[str, Any]]:
     """A flat object for each row with a run that is finished: means and standard deviations over its seeds. Rows
     without one here stay as the file `results` has them, if they were made by the same command."""
-    found = [row for plan in plans if (row := run_figures(plan, clients(plan.config)))]
+    found = [run_figures(plan, clients(plan.config)) for plan in plans if is_finished(plan)]
     marked = [{"name": each["name"], **({"quick": True} if quick else {}), **each} for each in found]
     rows = {each["name"]: each for each in average_seeds(marked, ["name"])}
     commands = {plan.name: plan.command for plan in plans}
@@ -214,38 +226,48 @@ def write_table(every: Sequence[dict[str, Any]], out: Path, results: Path | None
         write_file(page, replace_table(page.read_text(), results.stem, table))
 
 
-def arrange_table(args: argparse.Namespace, words: list[str]) -> tuple[list[PlannedRun], Path, Path | None]:
-    """(the runs of the table, the folder of its runs, the JSON file of the real one). Raises ValueError."""
-    name = Path(args.table).stem
-    out = Path(args.out or f"runs/reproduce/{name}{'_quick' if args.quick else ''}")
-    own = args.table == "ml100k"
-    if own and words:
-        raise ValueError(f"{words[0]}: loader options are only for --table FILE, not for --table ml100k")
-    if not own and not Path(args.table).exists():
-        raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
-    loader = [] if own else [f"--data.path={args.table}", *(re.sub(r"^--(?!data\.)", "--data.", w) for w in words)]
-    if unknown := [each for each in args.only if each not in ROWS]:
-        raise ValueError(f'no row "{unknown[0]}"{suggest(unknown[0], ROWS)}')
-    plans = plan_runs(ROWS, out, args.quick, loader)
-    plans = plans if own else [plan for plan in plans if plan.config.data.protocol == "loo-clean"]
-    return plans, out, Path(args.results) if args.results and own and not args.quick else None
+def check_rows(only: Sequence[str], names: Iterable[str]) -> None:
+    """Raises ValueError where a row is asked for that the table does not have."""
+    if unknown := [each for each in only if each not in names]:
+        raise ValueError(f'no row "{shorten(unknown[0])}"{suggest(unknown[0], names)}')
 
 
-def reproduce_table(args: argparse.Namespace, words: list[str]) -> None:
-    """jaxfed reproduce: row by row. Exits with 2 where a run failed."""
-    plans, out, results = arrange_table(args, words)
-    clients = count_clients()
-    clients(plans[0].config)
-    todo = [plan for plan in plans if not args.only or plan.name in args.only]
-    todo = [plan for plan in todo if args.seeds is None or plan.seed in args.seeds]
-    page = find_table_place(Path(args.page), results.stem) if args.page and results else None
-    run, failed = shared_runner(), 0
+def select_plans(plans: Sequence[PlannedRun], only: Sequence[str], seeds: Sequence[int] | None) -> list[PlannedRun]:
+    """Those of some rows and some seeds; of all where none are named."""
+    named = [plan for plan in plans if not only or plan.name in only]
+    return [plan for plan in named if seeds is None or plan.seed in seeds]
+
+
+def run_plans(todo: Sequence[PlannedRun], tell: Callable[[PlannedRun], Any], load: Callable[[Section], Clients]) -> int:
+    """Runs one after the other, and `tell`s of each that is done; returns how many failed."""
+    run, failed = shared_runner(load), 0
     for place, plan in enumerate(todo, 1):
         log(f"[{place}/{len(todo)}] {plan.name}, seed {plan.seed}: {plan.command}")
         _, problem = run(plan.config)
         failed += bool(problem)
         log(f"failed: {problem}" if problem else f"{plan.name}: done")
-        write_table(every := collect_rows(plans, clients, args.quick, results), out, results, page)
-    print(table_markdown(every) if todo else "nothing to run", end="")
+        tell(plan)
+    return failed
+
+
+def reproduce_table(args: argparse.Namespace, words: list[str]) -> None:
+    """jaxfed reproduce --table ml100k: row by row. Exits with 2 where a run failed."""
+    if words:
+        raise ValueError(f"{words[0]}: loader options are only for --table FILE, not for --table ml100k")
+    check_rows(args.only, ROWS)
+    out = Path(args.out or f"runs/reproduce/ml100k{'_quick' if args.quick else ''}")
+    load = load_last()
+    plans, clients = plan_runs(ROWS, out, args.quick, []), count_clients(load)
+    results = Path(args.results) if args.results and not args.quick else None
+    clients(plans[0].config)
+    page = find_table_place(Path(args.page), results.stem) if args.page and results else None
+
+    def write(plan: PlannedRun) -> None:
+        write_table(collect_rows(plans, clients, args.quick, results), out, results, page)
+
+    todo = select_plans(plans, args.only, args.seeds)
+    failed = run_plans(todo, write, load)
+    text = table_markdown(collect_rows(plans, clients, args.quick, results)) if todo else "nothing to run"
+    print(text, end="")
     if failed:
         sys.exit(2)

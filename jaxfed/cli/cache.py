@@ -16,11 +16,16 @@ def cache_command(action: str, kind: str | None) -> None:
         kind: what of it: prepared, fetched or programs; None: all.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: there is no such action or kind.
     """
     from jaxfed.data.cache_entries import KINDS, clear_cache, list_cache
     from jaxfed.data.sources.movielens_files import cache_folder
 
+    if action not in ACTIONS:
+        raise ValueError(
+            f"--cache {shorten(action)}: there are {' and '.join(ACTIONS)}, with the kind behind them: "
+            f"--cache clear {KINDS[0]}"
+        )
     if kind not in (None, *KINDS):
         raise ValueError(f'--cache {action}: no kind "{shorten(kind)}" of what is kept: {", ".join(KINDS)}, or none')
     entries = [entry for entry in list_cache() if kind in (None, entry.kind)]

@@ -1,6 +1,7 @@
 """jaxfed data"""
 
 import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def add_data_options(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--cache",
         nargs="?",
         const="list",
-        choices=ACTIONS,
+        metavar="|".join(ACTIONS),
         help="list what is kept on disk (prepared data, fetched data, compiled programs), or clear it: --cache clear, "
         "or of one kind --cache clear prepared, fetched or programs",
     )
@@ -41,31 +42,38 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed data"""
     if args.cache:
         if overrides:
-            raise ValueError(f"--cache {args.cache}: unknown option {overrides[0]}")
+            what = "unknown option" if overrides[0].startswith("-") else "name one kind, not more:"
+            raise ValueError(f"--cache {args.cache}: {what} {shorten(overrides[0])}")
         cache_command(args.cache, args.name)
         return
     if args.name is None:
         raise ValueError("jaxfed data: name a data set, a file or a configuration, or pass --cache")
     from jaxfed.config.build import load_data, read_source_data
-    from jaxfed.config.overrides import override_config
+    from jaxfed.config.overrides import expand_option, override_config
     from jaxfed.config.suggestions import is_suggested_for, suggest_config
     from jaxfed.core.excerpt import printable
     from jaxfed.data.data_text import describe_data
     from jaxfed.data.shape_description import describe
     from jaxfed.data.writing import write_rows
-    from jaxfed.training.log import to_json
+    from jaxfed.training.log import log, to_json
 
-    section = override_config(*data_words(args.name, overrides)).data
+    table, words = data_words(args.name, overrides)
+    file = "FILE" if table else shlex.join([args.name, *overrides])
+    section = override_config(table, words).data
     if args.write:
-        write_rows(read_source_data(section), args.write)
+        source = read_source_data(section)
+        write_rows(source, args.write)
+        log(f"{args.write} is written: {len(source.interactions.user):,} rows")
     if args.json:
         print(to_json(describe(read_source_data(section))))
+    if args.json or args.write:
         return
     clients = load_data(section)
     lines = describe_data(clients).split("\n")
     if is_suggested_for(section):
-        lines += ["", "a configuration for these data: jaxfed init FILE writes it, with other --model too"]
-        lines += suggestion_lines(suggest_config(clients))
+        lines += ["", f"a configuration for these data, which jaxfed init {file} writes:"]
+        asked = {word.partition("=")[0] for word in map(expand_option, overrides)}
+        lines += suggestion_lines([each for each in suggest_config(clients) if f"--{each.key}" not in asked])
     for line in lines:
         print(printable(line))
 
@@ -80,12 +88,13 @@ def suggestion_lines(suggestions: list[Any]) -> list[str]:
 def data_words(name: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """(the table, the options) of the data that a name, a file or a configuration stands for. Raises ValueError."""
     from jaxfed.config.config_files import built_in_configs, read_config
+    from jaxfed.config.overrides import expand_option
     from jaxfed.config.plugins import import_entry_points
     from jaxfed.config.registry import REGISTRY
     from jaxfed.data.sources.tables import file_kind
 
     import_entry_points()  # they may have data
-    own = [*map(init.expand_option, overrides)]
+    own = [*map(expand_option, overrides)]
     if name.lower().endswith(".toml") or name in built_in_configs() or (Path(name) / "config.toml").is_file():
         whole = read_config(name)
         return {"data": whole.get("data", {}), "run": whole.get("run", {})}, own  # which says what to import

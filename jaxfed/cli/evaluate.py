@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jaxfed.cli.summary import print_summary
 
@@ -21,54 +20,11 @@ def add_evaluate_options(command: Callable[..., argparse.ArgumentParser]) -> Non
     recommend.add_argument("-k", type=int, default=10, help="how many items")
 
 
-def open_best_model(folder: str) -> tuple[Any, Any, Any]:
-    """(experiment, seed's keys, (shared, private) of the best round) of a run."""
-    from jaxfed.config.build import build_from_config, load_data
-    from jaxfed.config.config_files import read_config
-    from jaxfed.config.schema import make_config
-    from jaxfed.training import checkpoint
-    from jaxfed.training.log import log
-    from jaxfed.training.loop import LOWER_RATES
-    from jaxfed.training.resume import check_frozen, record_problem, recorded_config
-    from jaxfed.training.rounds import initial_arrays, make_run_keys
-    from jaxfed.training.run_dir import locate_run
-
-    path = locate_run(folder)
-    if not (path / "checkpoints").is_dir():
-        raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    config, record = (
-        make_config(read_config(path / "config.toml")),
-        checkpoint.newest_record(path / "checkpoints", record_problem),
-    )
-    if record:
-        recorded_config(path, record, config)
-    data = load_data(config.data)
-    if record and record["data"] != data.digest:
-        raise ValueError(
-            f"{folder}: the data (or the order of their rows) differ from those of the run: restore the original files"
-        )
-    if record and not record["standing"]["best_round"]:
-        ended, rounds = record["standing"]["finished"], record["standing"]["round"]
-        raise ValueError(
-            f"the run in {folder} diverged: train again in another folder, and {LOWER_RATES}"
-            if ended
-            else f"{folder} has no evaluation yet (it stopped after round {rounds}): jaxfed train "
-            f"{folder}/config.toml --resume"
-        )
-    parts = build_from_config(config, data)
-    if record:
-        check_frozen(path, record, parts.model.frozen)
-    with checkpoint.open_checkpoints(path / "checkpoints") as checkpoints:
-        found = checkpoint.restore_newest(checkpoints, initial_arrays(parts, config.seed), log, record_problem)
-    if not found:
-        raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    return parts, make_run_keys(config.seed), found[0]["best"]
-
-
 def evaluate_command(args: argparse.Namespace) -> None:
     """jaxfed evaluate"""
     from jaxfed.config.config_files import read_config
     from jaxfed.config.schema import make_config
+    from jaxfed.training.best_model import open_best_model
     from jaxfed.training.log import to_json
     from jaxfed.training.rounds import count_negatives, evaluation_facts, mark_leaky
     from jaxfed.training.rounds import evaluate_model as examine
@@ -91,6 +47,7 @@ def recommend_command(args: argparse.Namespace) -> None:
     from jaxfed.config.config_files import read_config
     from jaxfed.config.schema import make_config
     from jaxfed.core.excerpt import printable
+    from jaxfed.training.best_model import open_best_model
     from jaxfed.training.log import log
     from jaxfed.training.loop import LOWER_RATES
     from jaxfed.training.recommend import locate_user, score_items, selected_view

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import inspect
-import re
+import shlex
 import textwrap
 import typing
 from pathlib import Path
@@ -57,7 +57,7 @@ def init_command(args: argparse.Namespace, overrides: list[str]) -> None:
     text = starter_text(table, str(place), reasons)
     make_config(table)  # before anything is written
     write_file(place, text)
-    print(f"{place} is written; now: jaxfed train {place}")
+    print(f"{place} is written; now: jaxfed train {shlex.quote(str(place))}")
 
 
 def starting_table(source: str, options: list[str], model: str = "") -> tuple[dict[str, Any], dict[str, str]]:
@@ -90,35 +90,13 @@ def starting_table(source: str, options: list[str], model: str = "") -> tuple[di
 
 def file_table(path: str, options: list[str], model: str) -> tuple[dict[str, Any], dict[str, str]]:
     """(the configuration of a file that can be read: what the options say, then what its data suggest; the reasons)."""
-    from jaxfed.config.build import load_data
-    from jaxfed.config.options import section_arguments
-    from jaxfed.config.overrides import override_config
-    from jaxfed.config.schema import config_to_table
-    from jaxfed.config.suggestions import is_suggested_for, make_suggested_table, suggest_config
+    from jaxfed.config.suggestions import read_file, suggest_table
     from jaxfed.training.log import log
 
-    words = [f"--data.path={path}", *map(expand_option, options)]
-    section = override_config({}, words).data
-    clients = load_data(section)
-    for note in clients.source.notes:
+    file = read_file(path, options)
+    for note in file.clients.source.notes:
         log(f"data: {note}")
-    defaults = section_arguments("data", section.name)
-    changed = {
-        key: value for key, value in config_to_table(section).items() if getattr(section, key) != defaults.get(key)
-    }
-    data = {"name": section.name, "path": path} | changed
-    if not is_suggested_for(section):
-        if model:
-            raise ValueError("--model: suggestions are for clicks and a client for each user: leave it out")
-        return {"data": data}, {}
-    suggestions = [each for each in suggest_config(clients, model) if each.key.removeprefix("data.") not in changed]
-    table = make_suggested_table(suggestions)
-    return {**table, "data": table.get("data", {}) | data}, {each.key: each.reason for each in suggestions}
-
-
-def expand_option(word: str) -> str:
-    """An option of the loader as the whole program has it: `--user` is `--data.user`."""
-    return re.sub(r"^--(?!data\.)", "--data.", word)
+    return suggest_table(file, model)
 
 
 def starter_text(table: dict[str, Any], name: str, reasons: dict[str, str] | None = None) -> str:
@@ -130,7 +108,7 @@ def starter_text(table: dict[str, Any], name: str, reasons: dict[str, str] | Non
 
     table = with_rule(table)  # names are written out, and a named optimiser has no rates by rule
     config = make_config(table)
-    lines = [f"# {line}".rstrip() for line in TOP.format(name=name, out=config.run.out).splitlines()]
+    lines = [f"# {line}".rstrip() for line in TOP.format(name=shlex.quote(name), out=config.run.out).splitlines()]
     return "\n".join([*lines, "", *section_lines(with_described_types(config), table, "", reasons or {})]) + "\n"
 
 

@@ -58,6 +58,7 @@ class RunParts(NamedTuple):
     algorithm: Algorithm
     placement: Placement
     evaluator: Any  # see `make_evaluator`
+    user_evaluator: Any  # see `make_user_evaluator`
     eval_splits: dict[str, EvalSplit]
     wire: Wire
     account: PrivacyAccount
@@ -144,6 +145,7 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
         algorithm=rounds.algorithm,
         placement=runtime.placement,
         evaluator=evaluation.evaluator,
+        user_evaluator=evaluation.user_evaluator,
         eval_splits=evaluation.eval_splits,
         wire=rounds.wire,
         account=account,

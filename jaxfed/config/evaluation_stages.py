@@ -13,7 +13,7 @@ from jaxfed.core.model import Model
 from jaxfed.data.interactions import item_numbers
 from jaxfed.data.population import SAMPLED, Population
 from jaxfed.evaluation.candidates import SampleOptions, count_train_interactions
-from jaxfed.evaluation.evaluator import make_evaluator
+from jaxfed.evaluation.evaluator import make_evaluator, make_user_evaluator
 from jaxfed.evaluation.metrics import CUTOFFS
 from jaxfed.evaluation.split import EvalSplit, Past, make_eval_split, map_to_homes
 from jaxfed.privacy.accountant import PrivacyAccount, make_ledger
@@ -84,13 +84,15 @@ def check_cutoffs(settings: Evaluation, population: Population) -> None:
     items, (_, most) = population.num_items, count_candidates(settings, population)
     if not settings.at or min(settings.at) < 1:
         raise ValueError(f"evaluation.at is {list(settings.at)}: cut-offs are whole numbers from 1, such as [10, 20]")
+    if len(set(settings.at)) < len(settings.at):
+        raise ValueError(f"evaluation.at is {list(settings.at)}: a cut-off comes twice, name each once")
     if settings.at != CUTOFFS and max(settings.at) > items:
         raise ValueError(f"evaluation.at: {max(settings.at):,} is beyond the catalogue of {items:,} items: lower it")
     if most and max(settings.at) > most + 1:
-        more = "raise evaluation.negatives, or " * (population.asked.negatives is None)
+        more = ", raise evaluation.negatives," * (population.asked.negatives is None)
         raise ValueError(
             f"evaluation.at: {max(settings.at):,} is beyond the {most + 1:,} candidates of `sampled` figures: lower "
-            f"it, {more}leave these figures out (evaluation.negatives = 0)"
+            f"it{more} or leave these figures out (evaluation.negatives = 0)"
         )
     if most != SAMPLED and most >= items:
         raise ValueError(
@@ -140,6 +142,7 @@ class Evaluators(NamedTuple):
 
     evaluator: Any  # see `make_evaluator`
     cold_evaluator: Any  # for clients of which nothing is kept; None: there are none
+    user_evaluator: Any  # of each user, by the server's model; see `make_user_evaluator`
     eval_splits: dict[str, EvalSplit]
 
 
@@ -158,7 +161,8 @@ def make_evaluators(pieces: Pieces, model: Model, method: Method, runtime: Runti
     if population.cold:
         check_cold_start(model, method)
         cold = make_evaluator(model, through, runtime.placement, promoted, cutoffs=settings.at)
-    return Evaluators(evaluator, cold, splits)
+    each = make_user_evaluator(model, runtime.placement, method.work.views[""], settings.at)
+    return Evaluators(evaluator, cold, each, splits)
 
 
 def make_account(pieces: Pieces, channel: Channel) -> tuple[PrivacyAccount, Callable[[int], float]]:

@@ -15,6 +15,7 @@ from jaxfed.core.types import Sampler, Tree
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes, plan_blocks
 from jaxfed.data.population import Population
+from jaxfed.data.room import free_memory
 
 MOST_MESSAGES = 1 << 30  # bytes of messages and working copies that are held at a time, unless run.chunk says more
 ROW = 12  # bytes of a row's numbers: in the total, in the catalogue, and whose it is
@@ -25,11 +26,6 @@ def device_memory() -> int:
     """Bytes of one device; where the device does not say, those that are free on the machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or free_memory()
-
-
-def free_memory() -> int:
-    """Bytes of the machine that programs may still take."""
-    return psutil.virtual_memory().available
 
 
 def machine_memory() -> int:

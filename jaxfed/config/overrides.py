@@ -48,6 +48,11 @@ def infer_loader(table: dict[str, Any], args: list[str]) -> list[str]:
     return [f"--data.name={kind}"] if kind != section.get("name") else []
 
 
+def expand_option(word: str) -> str:
+    """An option of the loader as the whole program has it: `--user` is `--data.user`."""
+    return re.sub(r"^--(?!data\.)", "--data.", word)
+
+
 def kind_in_table(section: dict[str, Any]) -> str:
     """The kind that a [data] section says, or that the ending of its path does; "": neither."""
     return str(section.get("name", "")) or file_kind(str(section.get("path", "")))
@@ -202,10 +207,12 @@ def split_lists(args: list[str], lists: list[str]) -> list[str]:
 
 
 def parse_list(flag: str, value: str) -> list[str]:
-    """A value at its commas; as it is where it may be one word with a comma."""
-    parts = [part.strip() for part in value.split(",")]
+    """A value at its commas, without brackets around them; as it is where it may be one word with a comma."""
+    inner = re.fullmatch(r"\[(.+)\]", value.strip())
+    parts = [part.strip() for part in (inner[1] if inner else value).split(",")]
     numbers = all(re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", part) for part in parts)
-    return parts if len(parts) > 1 and all(parts) and (numbers or flag.endswith("columns")) else [value]
+    several = len(parts) > 1 or inner
+    return parts if several and all(parts) and (numbers or flag.endswith("columns")) else [value]
 
 
 def printable_table(value: Any) -> Any:

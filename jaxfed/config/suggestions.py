@@ -3,14 +3,24 @@
 The rates of a matrix factorisation are left out: they follow the data by a rule of their own (`untuned`).
 """
 
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxfed.config.build import load_data
+from jaxfed.config.config_files import read_config
+from jaxfed.config.options import section_arguments
+from jaxfed.config.overrides import expand_option, override_config
+from jaxfed.config.schema import config_to_table
 from jaxfed.config.settings import Section
 from jaxfed.config.untuned import RULE
+from jaxfed.core.pairs import MOST_ROWS, check_pairs
 from jaxfed.data.clients import Clients
-from jaxfed.data.shape_estimates import estimate_order
+from jaxfed.data.shape_description import ALL_TIED
+from jaxfed.data.shape_estimates import estimate_order, estimate_ties
+from jaxfed.evaluation.metrics import CUTOFFS
 from jaxfed.models.closed_form import MOST_DENSE
 
 ORDER = 0.1  # share of steps that follow from the item before, from which successors are worth counting
@@ -57,6 +67,7 @@ def collect_facts(data: Clients) -> DataFacts:
     length = np.bincount(rows.user, minlength=users).astype(np.float64)
     count = np.bincount(rows.item, minlength=items).astype(np.float64)
     has_order = source.has_times and not data.protocol.endswith(")")  # in brackets: what stands for time
+    has_order = has_order and estimate_ties(rows, users) < ALL_TIED
     return DataFacts(
         users=users,
         items=items,
@@ -79,7 +90,7 @@ def suggest_config(data: Clients, model: str = "") -> list[Suggestion]:
         Values that differ from the defaults, or that are worth knowing, with their reasons; the model's own follow it.
 
     Raises:
-        ValueError: no suggestions are made for such a model.
+        ValueError: no suggestions are made for such a model, or the data have too many items for it.
     """
     if model not in ("", *MODELS):
         raise ValueError(f"no suggestions for the model {model!r}: choose one of {', '.join(MODELS)}")
@@ -87,30 +98,60 @@ def suggest_config(data: Clients, model: str = "") -> list[Suggestion]:
     chosen = choose_model(facts)
     if model and model != chosen.value:
         chosen = Suggestion("model.name", model, "as asked")
+    if chosen.value != "mf":
+        check_pairs(facts.items)
     own = suggest_factorization(facts) if chosen.value == "mf" else suggest_closed_form(facts)
     is_given = data.protocol.startswith("given")  # the data say what is held out
-    return [*([] if is_given else suggest_protocol(facts)), chosen, *own]
+    protocol = [] if is_given else suggest_protocol(facts, chosen.value)
+    return [*protocol, chosen, *own, *suggest_cutoffs(data)]
 
 
-def suggest_protocol(facts: DataFacts) -> list[Suggestion]:
-    """Which items are held out, and what a test knows of a user."""
+def suggest_protocol(facts: DataFacts, model: str) -> list[Suggestion]:
+    """Which items are held out, and what a test knows of a user, where the model reads histories."""
     if not facts.has_order:
         reason = "no times that tell an order: a random item of each user is tested"
         return [Suggestion("data.protocol", "loo-random", reason)]
-    return [
-        Suggestion("data.protocol", "loo-clean", "times say which item of each user was the last"),
-        Suggestion("evaluation.history", "all", "a test knows the validation item, too: both predict the next item"),
-    ]
+    latest = Suggestion("data.protocol", "loo-clean", "times say which item of each user was the last")
+    reason = "a test knows the validation item, too: both predict the next item"
+    return [latest, *([] if model == "mf" else [Suggestion("evaluation.history", "all", reason)])]
+
+
+def suggest_cutoffs(data: Clients) -> list[Suggestion]:
+    """The cut-offs, where given negatives are too few for the usual ones."""
+    given = data.population.asked.negatives
+    most = int(given.counts.max()) + 1 if given else CUTOFFS[-1]
+    if most >= CUTOFFS[-1]:
+        return []
+    cutoffs = tuple(k for k in (5, 10) if k <= most) or (most,)
+    reason = f"a held-out item is ranked among {most - 1:,} given negatives"
+    select = [Suggestion("evaluation.select", f"val/full/ndcg@{cutoffs[-1]}", "the largest of these cut-offs")]
+    return [Suggestion("evaluation.at", cutoffs, reason), *(select if 10 not in cutoffs else [])]
+
+
+def suggest_labels(section: Section) -> dict[str, Any]:
+    """The table of a model of labels, without [data]: what `configs/ml100k_fm_rating.toml` has, whose rates are for
+    labelled rows; without features it is a matrix factorisation with biases."""
+    table = read_config("ml100k_fm_rating")
+    made = {key: table[key] for key in ("rounds", "model", "work", "channel", "server", "evaluation")}
+    click = section.label == "click"
+    made["model"] |= {"loss": "bce"} if click else {}
+    made["evaluation"] |= {"select": "val/click/log_loss" if click else "val/rating/rmse"}
+    return made | {"cohort": {"name": "everyone"}}
 
 
 def choose_model(facts: DataFacts) -> Suggestion:
     """The model: solved from one sum, where the sum fits."""
+    if facts.items > MOST_ROWS:
+        reason = (
+            f"{facts.items:,} items are too many for sums over their pairs (over {MOST_ROWS:,}): rounds of training"
+        )
+        return Suggestion("model.name", "mf", reason)
     if facts.pairs > MOST_PAIRS:
         reason = (
             f"up to {facts.pairs:,} pairs of items are too many for one sum (over {MOST_PAIRS:,}): rounds of training"
         )
         return Suggestion("model.name", "mf", reason)
-    solved = f"solved from one sum over all users, without rates; {facts.holders:,.0f} users hold an item of a row"
+    solved = f"solved from one sum over all users, without rates; a row's item is in {facts.holders:,.0f} histories"
     if facts.order < ORDER:
         return Suggestion("model.name", "ease", f"{solved}; order {facts.order:.2f}: what came last says little")
     if facts.length < LONG:
@@ -124,7 +165,7 @@ def suggest_closed_form(facts: DataFacts) -> list[Suggestion]:
     """The keys of a model that is solved from one sum."""
     penalties = tuple(float(f"{facts.holders * each:.1g}") for each in PENALTIES)
     made = [
-        Suggestion("model.l2_grid", penalties, "about as many as hold an item; validation chooses, from the same sum"),
+        Suggestion("model.l2_grid", penalties, "around that number; validation chooses, from the same sum"),
     ]
     if facts.items > MOST_DENSE:
         reason = f"{facts.items:,} items are too many for the exact solve (over {MOST_DENSE:,})"
@@ -166,3 +207,48 @@ def make_suggested_table(suggestions: list[Suggestion]) -> dict[str, Any]:
     whole = table["model"]["name"] == "ease"  # numbers, which need no bits for what lies below 1
     table["evaluation"] = table.get("evaluation", {}) | CLOSED["evaluation"]
     return CLOSED | table | {"channel": [{"name": "ring", "bound": 1.0, "fraction_bits": 0 if whole else "auto"}]}
+
+
+class FileData(NamedTuple):
+    """A file of data, read as a configuration reads it."""
+
+    section: Section  # [data]
+    table: dict[str, Any]  # the same, without defaults that nobody asked for
+    clients: Clients
+
+
+def read_file(path: str, options: Sequence[str]) -> FileData:
+    """Reads a file of data with options of the loader, such as `--user COLUMN` or `--data.user COLUMN`. Raises
+    ValueError where it cannot be read."""
+    words = [f"--data.path={path}", *map(expand_option, options)]
+    section = override_config({}, words).data
+    found = [re.match(r"--data\.([\w-]+)", word) for word in words]
+    said = {each[1].replace("-", "_") for each in found if each}
+    values, defaults = config_to_table(section), section_arguments("data", section.name)
+    chosen = {key: values[key] for key in values if key in said or getattr(section, key) != defaults.get(key)}
+    return FileData(section, {"name": section.name, "path": path} | chosen, load_data(section))
+
+
+def suggest_table(file: FileData, model: str = "") -> tuple[dict[str, Any], dict[str, str]]:
+    """The configuration of a file of data.
+
+    Args:
+        file: what was read, and how.
+        model: transitions, ease or mf; "": what suits the data.
+
+    Returns:
+        (the table: what was asked for, then what the data suggest; {key: why it has its value}). Of data that no
+        suggestions are made for, the table has nothing else than them.
+
+    Raises:
+        ValueError: a model is asked for, and no suggestions are made for it or for such data.
+    """
+    if not is_suggested_for(file.section):
+        if model:
+            raise ValueError("--model: suggestions are for clicks and a client for each user: leave it out")
+        labels = file.section.label != "implicit"
+        return {**(suggest_labels(file.section) if labels else {}), "data": file.table}, {}
+    suggestions = suggest_config(file.clients, model)
+    suggestions = [each for each in suggestions if each.key.removeprefix("data.") not in file.table]
+    table = make_suggested_table(suggestions)
+    return {**table, "data": table.get("data", {}) | file.table}, {each.key: each.reason for each in suggestions}

@@ -53,6 +53,12 @@ def match_negatives(
         notes.append(f"{given.name}: {len(user) - len(pairs):,} negatives come twice and count once")
     lists = make_ragged((pairs % len(items)).astype(np.int32), pairs // len(items), len(given.users))
     without = np.where(of < 0, True, lists.counts[of] == 0)
+    if without.all():
+        whose, own, known = ("users", given.users, users) if (of < 0).all() else ("items", given.items, items)
+        raise ValueError(
+            f'{given.name}: none of its {whose} is one of the data\'s ("{shorten(own[0])}" here, "{shorten(known[0])}" '
+            "there): check that it writes ids as the data do"
+        )
     if without.any():
         raise ValueError(
             f"{given.name}: {int(without.sum()):,} of {len(users):,} users have no negatives (the first: "

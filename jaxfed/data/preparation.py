@@ -26,6 +26,7 @@ from jaxfed.data.split_notes import (
     note_few_candidates,
     note_file_order,
     note_ties,
+    note_zero_ratings,
 )
 from jaxfed.data.splits import PART, TEST, TRAIN, VALID, Protocol, Split, split_histories
 from jaxfed.data.stages import log_stage
@@ -98,7 +99,10 @@ def row_labels(rating: np.ndarray, label: Label, threshold: float) -> np.ndarray
     if label == "rating":
         return rating
     if not low < threshold <= high:
-        raise ValueError(f"data.threshold is {threshold:g}, ratings are {low:g} to {high:g}: all would be one class")
+        raise ValueError(
+            f"data.threshold is {threshold:g}, ratings are {low:g} to {high:g}: all would be one class; choose a "
+            f"threshold above {low:g} and at most {high:g}"
+        )
     return (rating >= threshold).astype(np.float32)
 
 
@@ -252,7 +256,7 @@ def prepare_population(data: Dataset, clients: str = "user", **options: Any) -> 
         flipped = is_malicious(np.arange(population.num_clients), chosen.malicious, chosen.malice)
         population = population._replace(label_flipped=flipped)
     data, population = split_by_kind(data, population, parts, chosen)
-    data = add_notes(data, *note_few_candidates(population.asked))
+    data = add_notes(data, *note_zero_ratings(data, chosen.label), *note_few_candidates(population.asked))
     if chosen.cold:
         warm = split_cold_clients(population, chosen.cold, chosen.deal)
         every, num_cold = population.asked.num_clients, population.asked.num_clients - warm.asked.num_clients

@@ -125,6 +125,11 @@ def estimate_order(rows: Interactions, users: int, seed: int = 0) -> float:
     return fit_order(*draw_sample(rows, users, random), random, seed)
 
 
+def estimate_ties(rows: Interactions, users: int, seed: int = 0) -> float:
+    """The share of interactions with the same time as the user's one before, of some of the users."""
+    return draw_sample(rows, users, setup_rng(seed, SetupStream.SHAPE_ESTIMATES))[1].ties
+
+
 def estimate_strengths(rows: Interactions, users: int, times: bool, seed: int = 0) -> Strengths:
     """The order and the groups of interactions, no two of the same user and item.
 

@@ -7,6 +7,7 @@ from jaxfed.data.population import SAMPLED, Population
 from jaxfed.data.splits import PART, TEST, Split, needs_validation
 
 SORTED = 0.95  # share of neighbouring rows in one direction from which items are taken for sorted
+ALL_TIED = 0.9  # share of held-out rows that equal times decide, from which times say nothing
 
 
 def note_ties(data: Dataset, parts: Split) -> tuple[str, ...]:
@@ -36,15 +37,15 @@ def is_sorted_by_item(data: Dataset, order: np.ndarray) -> bool:
 
 
 def describe_file_order(data: Dataset, parts: Split) -> str:
-    """What the order of the file stands for: "" where times decide what is held out, "order of the file", or "rows
-    sorted by item id" where that order tells nothing of time."""
+    """What the order of the file stands for: "" where times decide what is held out, "order of the file" where there
+    are none or nearly all are equal, or "rows sorted by item id" where that order tells nothing of time."""
     by_file = not data.has_times or parts.by_ties > parts.by_order / 2
     if not parts.by_order or not by_file:
         return ""
     given_test = PART in data.columns and parts.part[parts.order] == TEST  # which come from elsewhere
     if is_sorted_by_item(data, parts.order[~np.broadcast_to(given_test, len(parts.order))]):
         return "rows sorted by item id"
-    return "" if data.has_times else "order of the file"
+    return "" if data.has_times and parts.by_ties < ALL_TIED * parts.by_order else "order of the file"
 
 
 def note_file_order(data: Dataset, protocol: str, order: str) -> tuple[str, ...]:
@@ -77,6 +78,18 @@ def describe_protocol(data: Dataset, protocol: str, order: str) -> str:
     elif PART in data.columns and protocol == "compat-pfedrec":
         said = f"given, negatives as in {protocol}"
     return f"{said} ({order})" if order else said
+
+
+def note_zero_ratings(data: Dataset, label: str) -> tuple[str, ...]:
+    """A note on rows whose rating may say that the user did not take the item, if there are any and they count as
+    interactions: where label is implicit."""
+    zero = int((data.interactions.rating <= 0).sum()) if label == "implicit" else 0
+    note = (
+        f"{zero:,} of {len(data.interactions.rating):,} rows have a rating of 0 or less, and count as interactions, as "
+        "all rows do. If they are items that a user did not take, leave these rows out, or learn labels: data.label = "
+        '"click"'
+    )
+    return (note,) if zero else ()
 
 
 def note_few_candidates(population: Population) -> tuple[str, ...]:

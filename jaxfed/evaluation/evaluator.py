@@ -30,7 +30,7 @@ from jaxfed.evaluation.metrics import (
     finalize_metric,
     ranking_metrics,
 )
-from jaxfed.evaluation.split import DECILES, EvalBatch, EvalSplit, make_eval_batches
+from jaxfed.evaluation.split import DECILES, EvalBatch, EvalSplit, iterate_users, make_eval_batches
 
 BY_DECILE = ("hr@10", "ndcg@10", "rating/rmse", "click/log_loss")
 
@@ -83,29 +83,18 @@ def user_metrics(
     return {f"full/{k}": v for k, v in full.items()} | {f"sampled/{k}": v for k, v in by_draw.items()}
 
 
-class ClientSums(NamedTuple):
-    """The metrics of m clients, each summed over its users, and what a client says with them."""
-
-    sums: dict[str, Mean]  # [m, ...]
-    client: jax.Array  # int [m]
-    num_train: jax.Array  # float [m]
-    decile: jax.Array  # int [m]
+View = Callable[[Tree, Tree], tuple[Tree, Tree]]
 
 
-def make_client_sums(
-    model: Model,
-    place_on: Placement,
-    promoted: np.ndarray,
-    views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]],
-    cutoffs: tuple[int, ...],
-) -> Callable[..., ClientSums]:
-    """Builds look(shared, private, frozen, batch, own, label): what clients compute of some users, on all devices.
+def make_client_metrics(
+    model: Model, promoted: np.ndarray, views: dict[str, View], cutoffs: tuple[int, ...]
+) -> Callable[..., dict[str, Mean]]:
+    """Builds look(shared, private, frozen, batch, own, label) -> {metric: Mean [m, U, ...]}: the metrics of each of
+    some clients' users, by each view.
 
     own: the clients' private parts [m, ...]; None: they are read from `private`.
     """
 
-    @one_in_flight
-    @partial(jax.jit, static_argnums=5)
     def look(shared, private, frozen, batch, own, label):
         if own is None:
             own = jax.tree.map(lambda x: x.at[batch.client].get(mode="fill", fill_value=0), private)
@@ -119,11 +108,74 @@ def make_client_sums(
                 metrics_of_user = partial(user_metrics, *known, label=label, cutoffs=cutoffs)
                 each = jax.vmap(lambda *one, metrics_of_user=metrics_of_user: metrics_of_user(*one))(*users)
                 found |= {f"{name}/{metric}".lstrip("/"): value for metric, value in each.items()}
-            return jax.tree.map(lambda x: x.sum(0), found)
+            return found
 
-        return place_on.together(ClientSums(jax.vmap(client)(own, batch), batch.client, batch.num_train, batch.decile))
+        return jax.vmap(client)(own, batch)
 
     return look
+
+
+class ClientSums(NamedTuple):
+    """The metrics of m clients, each summed over its users, and what a client says with them."""
+
+    sums: dict[str, Mean]  # [m, ...]
+    client: jax.Array  # int [m]
+    num_train: jax.Array  # float [m]
+    decile: jax.Array  # int [m]
+
+
+def make_client_sums(
+    model: Model,
+    place_on: Placement,
+    promoted: np.ndarray,
+    views: dict[str, View],
+    cutoffs: tuple[int, ...],
+) -> Callable[..., ClientSums]:
+    """Builds look(shared, private, frozen, batch, own, label): what clients compute of some users, on all devices; see
+    `make_client_metrics`."""
+    metrics = make_client_metrics(model, promoted, views, cutoffs)
+
+    @one_in_flight
+    @partial(jax.jit, static_argnums=5)
+    def look(shared, private, frozen, batch, own, label):
+        found = metrics(shared, private, frozen, batch, own, label)
+        sums = jax.tree.map(lambda x: x.sum(1), found)
+        return place_on.together(ClientSums(sums, batch.client, batch.num_train, batch.decile))
+
+    return look
+
+
+def make_user_evaluator(
+    model: Model, placement: Placement | None = None, view: View | None = None, cutoffs: tuple[int, ...] = CUTOFFS
+) -> Callable[[Tree, Tree, EvalSplit], dict[str, Mean]]:
+    """Builds run(shared, private, exam) -> {metric: Mean [U] or [U, draws]}: the metrics of each user of the split, as
+    NumPy arrays. No channel is between: only a simulation sees them.
+
+    view: whose model is scored; None: the server's. The other arguments are those of `make_evaluator`.
+    """
+    place_on, views = placement or make_placement(), {"": view or (lambda *parts: parts)}
+    metrics = make_client_metrics(model, np.zeros(0, np.int32), views, cutoffs)
+    look, frozen = jax.jit(metrics, static_argnums=5), place_on.server(model.frozen)
+
+    def run(shared, private, exam):
+        store, private = (private, ()) if on_host(private) else (None, private)
+        users = int(exam.first[-1])
+        found: dict[str, Mean] = {}
+        for group, (_, blocks) in zip(make_eval_batches(exam), iterate_users(exam), strict=True):
+            own = None if store is None else place_on.block(read_clients(store, group[0].client))
+            for batch, user in zip(group, blocks, strict=True):
+                each = jax.device_get(look(shared, private, frozen, place_on.block(batch), own, exam.label))
+                found = found or jax.tree.map(lambda x: np.zeros((users, *x.shape[2:]), x.dtype), each)
+                jax.tree.map(lambda x, y, at=user: put_users(x, y, at), found, each)
+        return found
+
+    return run
+
+
+def put_users(whole: np.ndarray, some: np.ndarray, user: np.ndarray) -> None:
+    """Writes the values of some users [m, U, ...] into those of all [users, ...]; past the end is nobody."""
+    real = user < len(whole)
+    whole[user[real]] = some[real]
 
 
 def make_message_sum(channel: Channel) -> Callable[..., tuple[Tree, Tree]]:
@@ -156,7 +208,7 @@ def make_evaluator(
     channel: Channel,
     placement: Placement | None = None,
     promoted: Sequence[int] = (),
-    views: dict[str, Callable[[Tree, Tree], tuple[Tree, Tree]]] | None = None,
+    views: dict[str, View] | None = None,
     cutoffs: tuple[int, ...] = CUTOFFS,
 ) -> Callable[[Tree, Tree, EvalSplit, Key], dict[str, Mean]]:
     """Builds run(shared, private, exam, key) -> {metric: Mean [DECILES], [draws, DECILES] or [promoted, DECILES]}.
@@ -210,3 +262,11 @@ def flatten_metrics(part: str, sums: dict[str, Mean]) -> dict[str, float]:
             some = weight.reshape(-1, DECILES).sum(0) > 0
             out |= {f"{part}/{name}/decile_{i + 1}": float(each[i]) for i in np.flatnonzero(some)}
     return out
+
+
+def flatten_user_metrics(part: str, means: dict[str, Mean]) -> dict[str, np.ndarray]:
+    """Rankings of each user, by their run-file names: float [users]; of sampled figures the mean of the draws. Over the
+    users with held-out items their means are the figures of `flatten_metrics`."""
+    ranked = {name: mean for name, mean in means.items() if "@" in name or name.endswith(("/mrr", "/auc"))}
+    totals = {name: np.asarray(mean.total, np.float64) for name, mean in ranked.items()}
+    return {f"{part}/{name}": total.reshape(len(total), -1).mean(1) for name, total in totals.items()}

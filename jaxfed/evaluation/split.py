@@ -39,6 +39,7 @@ class EvalSplit(NamedTuple):
     num_clients: int
     who: np.ndarray  # int32 [A]: clients
     first: np.ndarray  # int64 [A + 1]: the users of each
+    user: np.ndarray  # int64 [U]: their numbers in the population
     num_train: np.ndarray  # float32 [A]
     decile: np.ndarray  # int64 [A]: among all clients
     targets: Ragged  # held-out items of each user
@@ -108,6 +109,7 @@ def make_eval_split(
         num_clients=population.num_clients,
         who=who,
         first=np.concatenate([[0], np.cumsum(count)]),
+        user=user,
         num_train=num_train.astype(np.float32),
         decile=np.searchsorted(edges, num_train, "right"),
         **held_out_lists(population, part, user, history),
@@ -184,9 +186,27 @@ def longest_lengths(population: Population, part: str, clients: np.ndarray, hist
     return int(count.max()), int(targets.max()), int((masked + of_other_domains).max()), int(past)
 
 
+def iterate_users(of: EvalSplit) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Chunks of clients and blocks of their users, in the order of `make_eval_batches`: (int [m]: places in `who`, past
+    its end where there is nobody; for each block int [m, U]: the users, `first[-1]` where there is none)."""
+    none, most_users = int(of.first[-1]), of.longest[0]
+    first = np.append(of.first, none)
+    # clients of like histories come together: a model that folds them in reads as many places as the longest has
+    order = np.arange(len(of.who) + 1)
+    if most_users == 1:
+        order[:-1] = np.argsort(of.history.counts[of.first[: len(of.who)]], kind="stable")
+    for low in range(0, of.chunks * of.clients, of.clients):
+        at = order[np.minimum(np.arange(low, low + of.clients), len(of.who))]
+        blocks = []
+        for start in range(0, most_users, of.users):
+            user = first[at][:, None] + start + np.arange(of.users)
+            blocks.append(np.where(user < first[at + 1][:, None], user, none))
+        yield at, blocks
+
+
 def make_eval_batches(of: EvalSplit) -> Iterator[list[EvalBatch]]:
     """Those asked, in chunks of one shape: for each group of clients the blocks of their users."""
-    items, none, most_users = of.num_items, int(of.first[-1]), of.longest[0]
+    items, most_users = of.num_items, of.longest[0]
     past = np.iinfo(np.int32).max  # tables may have more rows than there are items
     lists = [
         Ragged(each.values, np.append(each.start, each.start[-1]))
@@ -194,24 +214,17 @@ def make_eval_batches(of: EvalSplit) -> Iterator[list[EvalBatch]]:
     ]
     fills, widths = (items, items, past, 0), (*of.longest[1:], 0 if of.label == "implicit" else of.longest[1])
     # after the last client comes nobody, without users, and after the last user one without lists
-    who, first = np.append(of.who, np.int32(of.num_clients)), np.append(of.first, none)
+    who = np.append(of.who, np.int32(of.num_clients))
     num_train, decile = np.append(of.num_train, np.float32(0)), np.append(of.decile, 0)
     sampled = np.concatenate([of.sampled, np.full((1, *of.sampled.shape[1:]), items, np.int32)])
     features = of.user_features
     features = np.concatenate(
         [features, features[:1] if len(features) else np.zeros_like(features, shape=(1, features.shape[1]))]
     )
-    # clients of like histories come together: a model that folds them in reads as many places as the longest has
-    order = np.arange(len(of.who) + 1)
-    if most_users == 1:
-        order[:-1] = np.argsort(of.history.counts[of.first[: len(of.who)]], kind="stable")
-    for low in range(0, of.chunks * of.clients, of.clients):
-        at = order[np.minimum(np.arange(low, low + of.clients), len(of.who))]
+    for at, blocks in iterate_users(of):
         group = []
-        for start in range(0, most_users, of.users):
-            local = np.broadcast_to(start + np.arange(of.users), (of.clients, of.users))
-            user = first[at][:, None] + local
-            user = np.where(user < first[at + 1][:, None], user, none)
+        for start, user in zip(range(0, most_users, of.users), blocks, strict=True):
+            local = np.broadcast_to(start + np.arange(of.users), user.shape)
             targets, masked, history, labels = (
                 each.padded(user.ravel(), fill, width).reshape(*user.shape, width)
                 for each, fill, width in zip(lists, fills, widths, strict=True)

@@ -72,6 +72,7 @@ FIGURES: dict[str, Figure] = {
     ),
     "leaky": Figure("", "true: train negatives exclude the held-out items, so the metrics are too high."),
     "protocol": Figure("", "How the held-out rows were chosen; LEAKY where it leaks.", "", True),
+    "history": Figure("", "What a test knows of a user, where that is more than train items.", "", True),
     "negatives": Figure("", "What `sampled` figures rank a held-out item among.", "", True),
     "train/loss": Figure("", "Mean training loss of the clients that reported.", "less"),
     "rows/sent": Figure("rows", "Table rows that the cohort's clients sent, those of each counted."),

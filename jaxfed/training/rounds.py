@@ -264,11 +264,13 @@ def count_negatives(split: EvalSplit) -> dict[str, int]:
 
 
 def evaluation_facts(parts: RunParts, settings: Evaluation) -> dict[str, str]:
-    """{"protocol": how the held-out rows were chosen, "negatives": what they are ranked among in `sampled` figures, if
-    there are any}."""
+    """{"protocol": how the held-out rows were chosen, "history": what a test knows of a user beside train items, if it
+    knows more, "negatives": what they are ranked among in `sampled` figures, if there are any}."""
     population = parts.data.population
     negatives = describe_candidates(settings, population)
-    return {"protocol": population.protocol, **({"negatives": negatives} if negatives else {})}
+    reads_more = settings.history == "all" and parts.eval_splits["test"].history.values.size > 0
+    history = {"history": "train and validation items"} if reads_more else {}
+    return {"protocol": population.protocol, **history, **({"negatives": negatives} if negatives else {})}
 
 
 def mark_leaky(parts: RunParts, row: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from jaxfed.config.build import RunParts
 from jaxfed.core.excerpt import shorten
 from jaxfed.core.tables import unwrap
 from jaxfed.core.types import Key, Tree
+from jaxfed.evaluation.evaluator import flatten_user_metrics
 from jaxfed.training.recommend import locate_user, score_items, selected_view
 from jaxfed.training.rounds import evaluate_model, mark_leaky
 
@@ -73,10 +74,41 @@ class TrainedModel(NamedTuple):
         Raises:
             ValueError: there is no such part.
         """
-        if part not in ("val", "test"):
-            raise ValueError(f"evaluate: no part {shorten(part)!r}: choose val or test")
+        check_part(part)
         values = evaluate_model(self.parts, (self.shared, self.private), part, self.key)
         return mark_leaky(self.parts, values)
+
+    def evaluate_users(self, part: str = "test") -> dict[str, np.ndarray]:
+        """Rankings of each user with held-out items, by the server's model and what the user's client keeps.
+
+        Args:
+            part: The held-out items, "val" or "test".
+
+        Returns:
+            {"user": str [users], name: float [users]}, with names such as "test/full/ndcg@10"; of sampled figures the
+            means of the draws. The mean over users is the figure of `evaluate`. Runs on the same data have the users in
+            the same order, so that two models can be compared user by user.
+
+        Raises:
+            ValueError: there is no such part, rows have labels and no ranks, or there are several processes.
+
+        Example:
+            >>> import jaxfed as jf
+            >>> run = jf.from_config({"data": {"name": "synthetic", "users": 60, "items": 50}})
+            >>> each = run.latest.evaluate_users("test")
+            >>> bool(abs(each["test/full/mrr"].mean() - run.latest.evaluate("test")["test/full/mrr"]) < 1e-6)
+            True
+        """
+        check_part(part)
+        if self.parts.data.population.labels is not None:
+            raise ValueError("evaluate_users: held-out rows have labels, and no ranks: take evaluate")
+        if self.parts.processes.size > 1:
+            raise ValueError("evaluate_users: each process knows its own clients alone: take one process")
+        exam = self.parts.eval_splits[part]
+        values = flatten_user_metrics(part, self.parts.user_evaluator(self.shared, self.private, exam))
+        asked = exam.targets.counts > 0
+        names = self.parts.data.population.asked.user_names[exam.user]
+        return {"user": names[asked]} | {name: value[asked] for name, value in values.items()}
 
     def recommend(self, user: str | int, k: int = 10) -> list[tuple[str, str, float]]:
         """The items with the highest scores for a user, without those that the user had.
@@ -97,3 +129,9 @@ class TrainedModel(NamedTuple):
         top = [i for i in np.argsort(-scores, kind="stable")[:k] if np.isfinite(scores[i])]
         items, titles = parts.data.source.items, parts.data.source.titles
         return [(str(items[i]), "" if titles is None else str(titles[i]), float(scores[i])) for i in top]
+
+
+def check_part(part: str) -> None:
+    """Raises ValueError for a part that has no held-out items."""
+    if part not in ("val", "test"):
+        raise ValueError(f"evaluate: no part {shorten(part)!r}: choose val or test")

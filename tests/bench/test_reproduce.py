@@ -16,11 +16,13 @@ from jaxfed.config.schema import make_config
 
 ROOT = Path(__file__).parents[2]
 
-OWN = {
-    "tiny": script.TableRow("popularity", seeds=(0, 1)),
-    "factors": script.TableRow("fedavg", "--model.dim 4", (0, 1)),
-}
-OWN["leak"] = script.TableRow("counter", "--data.protocol compat-pfedrec")
+OWN = {"factors": script.TableRow("fedavg", "--model.dim 4", (0, 1))}
+
+
+def test_the_commands_are_those_of_the_figures(tmp_path):
+    """What the table of the documentation was made by."""
+    known = {row["name"]: row["command"] for row in json.loads((ROOT / "configs/results/ml100k.json").read_text())}
+    assert {plan.name: plan.command for plan in script.plan_runs(script.ROWS, tmp_path, False, [])} == known
 
 
 def test_every_row_is_a_configuration(tmp_path):
@@ -38,15 +40,6 @@ def test_every_row_is_a_configuration(tmp_path):
     assert max(plan.config.rounds for plan in quick) == script.QUICK
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    """A file of 20 people, with a column that must be named."""
-    path, random = tmp_path_factory.mktemp("data") / "tiny.csv", np.random.default_rng(0)
-    lines = [f"{who},{item}" for who in range(20) for item in random.permutation(30)[:6]]
-    path.write_text("\n".join(["who,item_id", *lines]) + "\n")
-    return path
-
-
 def run(monkeypatch, capsys, *words):
     """(exit code, what was printed, what was said) of the command in this process."""
     monkeypatch.setattr(sys, "argv", ["jaxfed", "reproduce", *map(str, words)])
@@ -57,70 +50,58 @@ def run(monkeypatch, capsys, *words):
     return 0, *capsys.readouterr()
 
 
-def test_a_file_of_ones_own(file, tmp_path, monkeypatch, capsys):
-    """Two seeds of two clean rows, resumed, by hand from the files of the runs."""
-    monkeypatch.setattr(
-        script, "ROWS", OWN | {"no": script.TableRow("fedavg", "--cohort.name uniform --cohort.size 500")}
-    )
-    out = tmp_path / "t"
-    words = ["--table", file, "--out", out, "--user", "who", "--only", "tiny", "factors"]
-    monkeypatch.setattr(script, "QUICK", 3)
-    code, printed, said = run(monkeypatch, capsys, *words, "--quick")
-    assert code == 0, said
-    assert printed.count("QUICK") == 2
-    rows = json.loads((out / "results.json").read_text())
-    assert [(row["name"], row["seeds"], row["rounds"]) for row in rows] == [("tiny", 1, 1), ("factors", 1, 3)]
-    assert all(row["quick"] for row in rows)
-    assert "test/full/hr@10_sd" not in rows[0]
-
-    code, _, said = run(monkeypatch, capsys, *words[:-2], "tiny", "no")
+def test_the_table_is_that_of_the_runs(tmp_path, monkeypatch, capsys):
+    """Two seeds of a row, resumed, by hand from the files of the runs; a row that fails loses no others."""
+    data = "--data.name synthetic --data.users 20 --data.items 100"
+    rows = {
+        "tiny": script.TableRow("popularity", data, (0, 1)),
+        "no": script.TableRow("fedavg", f"{data} --cohort.name uniform --cohort.size 500"),
+        "factors": script.TableRow("fedavg", f"{data} --model.dim 4"),
+    }
+    monkeypatch.setattr(script, "ROWS", rows)
+    out, results, page = tmp_path / "t", tmp_path / "ml100k.json", tmp_path / "page.md"
+    page.write_text("<!-- table: ml100k -->\nold\n<!-- end -->\n")
+    words = ["--table", "ml100k", "--out", out, "--results", results, "--page", page]
+    code, printed, said = run(monkeypatch, capsys, *words, "--only", "tiny", "no")
     assert code == 2
     assert "failed: cohort.size 500 is larger" in said
-    row = json.loads((out / "results.json").read_text())[0]
+    (row,) = json.loads(results.read_text())
     runs = [out / "tiny" / f"seed_{seed}" for seed in (0, 1)]
     found = [json.loads((each / "summary.json").read_text()) for each in runs]
     values = [each["test/sampled/hr@10"] for each in found]
     assert row["test/sampled/hr@10"] == pytest.approx(np.mean(values))
     assert row["test/sampled/hr@10_sd"] == pytest.approx(np.std(values, ddof=1))
-    assert row["protocol"] == "loo-clean (order of the file)"  # it has no times
     assert (row["name"], row["leaky"], row["seeds"]) == ("tiny", False, 2)
     assert row["bytes_up"] == np.mean([each["bytes_up_total"] for each in found]) / 20  # of one round, its best
     assert row["bytes_total"] == np.mean([each["bytes_up_total"] + each["bytes_down_total"] for each in found])
-    assert row["command"].startswith("jaxfed sweep configs/ml100k_popularity.toml --seeds 0 1 --data.path=")
+    assert row["command"].startswith("jaxfed sweep configs/ml100k_popularity.toml --seeds 0 1 --data.name synthetic")
     assert all(isinstance(value, int | float | str) for value in row.values())
-    assert run(monkeypatch, capsys, *words[:-2], "leak")[:2] == (0, "nothing to run")  # the clean protocol only
+    assert printed == script.table_markdown([row])
+    assert page.read_text() == f"<!-- table: ml100k -->\n{printed}<!-- end -->\n"
+
+    monkeypatch.setattr(script, "QUICK", 3)
+    quick = run(monkeypatch, capsys, *words[:2], "--out", tmp_path / "q", "--quick", "--only", "factors", "tiny")
+    assert quick[0] == 0
+    assert quick[1].count("QUICK") == 2
+    made = json.loads((tmp_path / "q" / "results.json").read_text())
+    assert [(each["name"], each["seeds"], each["rounds"]) for each in made] == [("tiny", 1, 1), ("factors", 1, 3)]
 
     before = {f: f.stat().st_mtime_ns for f in (out / "tiny").rglob("*") if f.is_file()}
-    code, _, said = run(monkeypatch, capsys, *words[:-1])
-    assert code == 0
-    assert said.count("is finished") == 2
+    code, _, said = run(monkeypatch, capsys, *words, "--only", "tiny")
+    assert (code, said.count("is finished")) == (0, 2)
     assert before == {f: f.stat().st_mtime_ns for f in (out / "tiny").rglob("*") if f.is_file()}
-
-
-def test_settings_that_changed_are_not_told_as_the_row(file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "ROWS", {"tiny": OWN["tiny"]})
-    words = ["--table", file, "--out", tmp_path / "t", "--user", "who", "--seeds", "0"]
-    assert run(monkeypatch, capsys, *words)[0] == 0
-    monkeypatch.setattr(script, "ROWS", {"tiny": script.TableRow("popularity", "--evaluation.seed 1", (0, 1))})
-    code, printed, said = run(monkeypatch, capsys, *words)
-    assert code == 2
-    assert "was run with another configuration" in said
-    assert "| tiny" not in printed
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("--table ml100k --only factor", 'no row "factor"; did you mean "factors"'),
-        ("--table ml100k --user who", "--user: loader options are only for --table FILE"),
-        ("--table no.csv", "a file that is there"),
-        ("--table FILE --only tiny --usr who", "unknown option --data.usr"),
+        ("--only factor", 'no row "factor"; did you mean "factors"'),
+        ("--user who", "--user: loader options are only for --table FILE"),
     ],
 )
-def test_what_cannot_be_is_one_line(file, tmp_path, monkeypatch, capsys, words, text):
-    given = [str(file) if word == "FILE" else word for word in words.split()]
+def test_what_cannot_be_is_one_line(tmp_path, monkeypatch, capsys, words, text):
     monkeypatch.setattr(script, "ROWS", OWN)
-    code, printed, said = run(monkeypatch, capsys, *given, "--out", tmp_path / "t")
+    code, printed, said = run(monkeypatch, capsys, "--table", "ml100k", *words.split(), "--out", tmp_path / "t")
     assert (code, printed) == (2, "")
     assert text in said
     assert said.count("\n") == 1

@@ -22,8 +22,8 @@ def jaxfed(monkeypatch, capsys, *words):
 
 def test_a_shape_travels_without_the_data(monkeypatch, capsys, tmp_path):
     rows, shape = tmp_path / "rows.csv", tmp_path / "shape.json"
-    code, _, _ = jaxfed(monkeypatch, capsys, "data", "shape", "--description", "small", "--write", rows)
-    assert code == 0
+    code, told, _ = jaxfed(monkeypatch, capsys, "data", "shape", "--description", "small", "--write", rows)
+    assert (code, told) == (0, "")
     code, told, _ = jaxfed(monkeypatch, capsys, "data", rows, "--json")
     assert code == 0
     found = json.loads(told)

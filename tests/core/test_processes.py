@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import pytest
 
-from jaxfed.cli.evaluate import open_best_model
 from jaxfed.core.processes import find_disagreement, receive_processes
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import make_block_shapes
@@ -27,6 +26,7 @@ from jaxfed.data.preparation import prepare_population
 from jaxfed.data.ragged import NegativeIndex, Ragged
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.evaluation.split import make_eval_batches, make_eval_split
+from jaxfed.training.best_model import open_best_model
 from tests.small import SMALL
 
 POPULATION = prepare_population(synthetic_data(60, 50, mean_length=10))[1]

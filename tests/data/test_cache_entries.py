@@ -177,6 +177,8 @@ def test_data_that_were_cleared_are_prepared_anew(root, tmp_path):
     [
         (["--cache", "clear", "xla"], 'no kind "xla" of what is kept: prepared, fetched, programs, or none'),
         (["--cache", "list", "--users", "5"], "unknown option --users"),
+        (["--cache", "clear", "prepared", "fetched"], "name one kind, not more: fetched"),
+        (["--cache", "prepared"], "--cache prepared: there are list and clear, with the kind behind them"),
         ([], "name a data set, a file or a configuration, or pass --cache"),
     ],
 )
@@ -185,7 +187,9 @@ def test_mistakes_are_one_line(root, monkeypatch, capsys, words, message):
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, *words)
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
     assert files(root) == before
 
 

@@ -242,6 +242,13 @@ def test_synthetic_sizes_that_cannot_be(wrong):
         synthetic_data(**wrong)
 
 
+@pytest.mark.parametrize("size", [{"users": 10**9}, {"items": 10**9}, {"mean_length": 5e7, "items": 10**8}])
+def test_synthetic_data_that_the_machine_cannot_hold(size, monkeypatch):
+    monkeypatch.setattr("jaxfed.data.room.free_memory", lambda: 8_000_000_000)
+    with pytest.raises(ValueError, match=r"take .* GB to make, 8.0 GB are free: lower data.users, data.items"):
+        synthetic_data(**size)
+
+
 # --- MovieLens-100K ----------------------------------------
 
 

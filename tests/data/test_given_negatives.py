@@ -124,6 +124,17 @@ def test_negatives_that_cannot_be_are_refused_in_a_line(name):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("whose", ["users", "items"])
+def test_ids_of_another_spelling_are_told(whose):
+    if whose == "users":
+        other = {f"u{user}": items for user, items in NEGATIVES.items()}
+    else:
+        other = {user: [f"i{item}" for item in items] for user, items in NEGATIVES.items()}
+    said = rf"none of its {whose} is one of the data's \(.* here, .* there\): check that it writes ids as the data do"
+    with pytest.raises(ValueError, match=said):
+        with_negatives(other)
+
+
 def test_strangers_and_repeats_are_left_out_and_counted():
     clients = with_negatives(NEGATIVES | {"x": [1, 2], "a": [7, 5, 6, 6, 99]})
     assert found(clients) == WANTED

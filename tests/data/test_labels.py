@@ -206,7 +206,7 @@ WRONG = {
         {"label": "click", "threshold": 9.0},
         {"loss": "bce"},
         {},
-        "threshold is 9, ratings are 1 to 5",
+        "threshold is 9, ratings are 1 to 5: all would be one class; choose a threshold above 1 and at most 5",
     ),
     "no features": ({"user_features": ""}, {"features": "user"}, {}, 'model.features is "user", but the data have no'),
 }

@@ -153,6 +153,8 @@ def test_a_million_rows_take_seconds():
         ({"popularity": [[1, 0.1]]}, "the last pair must be [400, 1]"),
         ({"popularity": [[1, 0.5], [2, 0.4], [400, 1]]}, "not fall"),
         ({"popularity": "steep"}, "popularity is 'steep'"),
+        ({"popularity": [[1.5, 0.1], [400, 1]]}, "1.5 items: numbers must be whole"),
+        ({"popularity": [[2, 0.3], [400, 1]]}, "2 items cannot have 30.0% of the rows: 500 users have"),
     ],
 )
 def test_what_is_no_description_is_named(more, says):
@@ -160,6 +162,13 @@ def test_what_is_no_description_is_named(more, says):
         parse_shape(HEAVY | more, "my.json")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_the_machine_cannot_hold_is_refused_before_it_is_made(monkeypatch):
+    parse_shape(HEAVY, "my.json")
+    monkeypatch.setattr("jaxfed.data.room.free_memory", lambda: 300_000)  # 5,000 rows take 500 kB
+    with pytest.raises(ValueError, match=r"GB are free: lower users, items and rows of my.json"):
+        parse_shape(HEAVY, "my.json")
 
 
 def test_a_file_that_is_none(tmp_path):

@@ -248,6 +248,9 @@ def test_times_that_are_equal_are_no_times():
     rows = table("numbers") | {"time": np.repeat(7, 48)}
     assert partition(from_arrow(rows)).protocol == "loo-clean (rows sorted by item id)"
     assert "CAUTION: most times are equal" in "".join(partition(from_arrow(rows)).notes)
+    by_chance = partition(from_arrow(table("chance") | {"time": np.repeat(7, 48)}))
+    assert by_chance.protocol == "loo-clean (order of the file)"
+    assert "most times are equal: the order of the file stands for time" in "".join(by_chance.notes)
     rows = table("numbers") | {"time": np.arange(48)}
     clients = partition(from_arrow(rows))
     assert clients.protocol == "loo-clean"

@@ -166,6 +166,7 @@ GIVEN = prepare_population(synthetic_data(60, 120, mean_length=8))[1]._replace(n
         ),
         (Evaluation(negatives=10), "evaluation.at: 20 is beyond the 11 candidates of `sampled` figures"),
         (Evaluation(negatives=120), "evaluation.negatives is 120, the catalogue has 120 items: lower it"),
+        (Evaluation(at=(5, 10, 5)), "evaluation.at is [5, 10, 5]: a cut-off comes twice"),
         (Evaluation(at=()), "evaluation.at is []: cut-offs are whole numbers from 1"),
         (Evaluation(at=(0, 10)), "evaluation.at is [0, 10]: cut-offs are whole numbers from 1"),
     ],
@@ -209,5 +210,7 @@ def test_what_held_out_items_are_ranked_among_in_words():
     assert describe_candidates(Evaluation(), given) == "given, 1 to 2 a user"
     assert count_candidates(Evaluation(), given) == (1, 2)
     assert count_candidates(Evaluation(negatives=0), given) == (0, 0)
-    with pytest.raises(ValueError, match=r"10 is beyond the 3 candidates of `sampled` figures: lower it, leave these"):
+    with pytest.raises(
+        ValueError, match=r"10 is beyond the 3 candidates of `sampled` figures: lower it or leave these"
+    ):
         check_cutoffs(Evaluation(at=(10,)), given)

@@ -10,13 +10,13 @@ import optax
 import pytest
 
 import jaxfed as jf
-from jaxfed.cli.evaluate import open_best_model
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config
 from jaxfed.core.tree import count_bytes, tree_digest
 from jaxfed.data.packing import pack_cohort
 from jaxfed.models.model import find_loss, from_module, normal_variable, score_rows, take_vectors
+from jaxfed.training.best_model import open_best_model
 from jaxfed.training.checkpoint import newest_record
 from jaxfed.training.loop import train_run
 from jaxfed.training.recommend import UserPlace, score_items

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfed.core.excerpt import excerpt, shorten
+from jaxfed.data.room import check_room
 from jaxfed.data.sources.example_shapes import SHAPES
 
 AROUND = 10  # users whose mean length stands for a quantile: no number is one person's
 APART = 2.0  # how far lengths may be from adding up to the rows
 LARGEST = 1 << 31
+ROW, ID = 90, 60  # bytes of a row, and of a user or an item, while data are made (measured)
 
 
 class Shape(NamedTuple):
@@ -218,6 +220,7 @@ def check_sizes_of_shape(shape: Shape, where: str) -> None:
         )
     if shape.groups > items:
         raise ValueError(f"{where}: {shape.groups:,} groups of {items:,} items: there must be an item for each group")
+    check_room(ROW * rows + ID * (users + items), f"users, items and rows of {where}")
 
 
 def check_curves(shape: Shape, where: str) -> None:
@@ -235,5 +238,14 @@ def check_curves(shape: Shape, where: str) -> None:
     point, share = np.array(shape.popularity).T
     if (point < 1).any() or (np.diff(point) <= 0).any() or (np.diff(share) < 0).any() or (share <= 0).any():
         raise ValueError(f"{where}: popularity: items must rise from 1, and shares must lie above 0 and not fall")
+    if (point != np.floor(point)).any():
+        raise ValueError(f"{where}: popularity: {point[point != np.floor(point)][0]:g} items: numbers must be whole")
     if point[-1] != shape.items or share[-1] != 1:
         raise ValueError(f"{where}: popularity: the last pair must be [{shape.items}, 1]: all items have all rows")
+    most = point * shape.users / shape.rows  # every user has them
+    if (share > most * (1 + 1e-6) + 1e-6).any():
+        first = (share > most).argmax()
+        raise ValueError(
+            f"{where}: popularity: {point[first]:,.0f} items cannot have {share[first]:.1%} of the rows: "
+            f"{shape.users:,} users have each of them at most once, which makes {most[first]:.1%}"
+        )

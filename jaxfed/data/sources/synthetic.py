@@ -6,8 +6,14 @@ from jaxfed.core.recipe import named
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions
+from jaxfed.data.room import check_room
 
 PHASES = 4  # of a feature
+ROW, ITEM, FACTOR = (
+    130,
+    20,
+    12,
+)  # bytes of a row, of an item, and of each of its factors, while data are made (measured)
 
 
 def check_sizes(users: int, items: int, mean_length: float, rank: int, order: float) -> None:
@@ -16,6 +22,8 @@ def check_sizes(users: int, items: int, mean_length: float, rank: int, order: fl
         raise ValueError("synthetic data need users >= 1, items >= 4, 3 <= mean_length <= items / 2, 0 < order <= 1")
     if max(users, items, rank) >= 1 << 31:
         raise ValueError("synthetic data: users, items and rank must lie below 2^31")
+    need = ROW * users * mean_length + (ITEM + FACTOR * rank) * items
+    check_room(need, "data.users, data.items, data.mean_length or data.rank")
 
 
 def sort_as_log(random: np.random.Generator, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> Interactions:

@@ -1,0 +1,252 @@
+"""The table of a file of one's own: rows whose hyper-parameters follow the data by rules, compared user by user."""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxfed.bench.own_table_text import own_table_markdown, print_own_table
+from jaxfed.bench.reproduce import (
+    QUICK,
+    ROWS,
+    THREE,
+    PlannedRun,
+    check_rows,
+    collect_rows,
+    count_clients,
+    is_finished,
+    plan_runs,
+    run_folder,
+    run_plans,
+    select_plans,
+)
+from jaxfed.bench.row_tests import UserFigures, add_row_tests, average_users
+from jaxfed.config.overrides import expand_option
+from jaxfed.config.schema import make_config
+from jaxfed.config.settings import Config, Section
+from jaxfed.config.suggestions import FileData, collect_facts, is_suggested_for, read_file, suggest_table
+from jaxfed.data.clients import LEAKY, Clients
+from jaxfed.training.best_model import open_best_model
+from jaxfed.training.log import log, to_json
+from jaxfed.training.run_dir import write_file
+from jaxfed.training.runs import load_last
+from jaxfed.training.trained_model import TrainedModel
+
+TRANSITIONS = "EASE with transitions"
+RULED = ("popularity", "item-kNN", "EASE", TRANSITIONS, "iALS (FCF)", "FedAvg of MF")
+SEEDS = {"iALS (FCF)": THREE, "FedAvg of MF": THREE}  # of rows that begin with random numbers; others have one
+POPULARITY: dict[str, Any] = {
+    "rounds": 1,
+    "model": {"name": "popularity"},
+    "algorithm": {"name": "fedsgd"},
+    "channel": [{"name": "weighted_mean"}],
+    "cohort": {"name": "everyone"},
+    "evaluation": {"every": 1},
+}
+IALS: dict[str, Any] = {
+    "rounds": 40,  # at most: six are enough on dense data, and twelve are too few on very sparse ones
+    "model": {"name": "ials"},
+    "channel": [{"name": "ring", "bound": 64.0, "fraction_bits": "auto"}],
+}
+
+
+def suggest_row(file: FileData, model: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """As `suggest_table`, but that a test knows the train rows alone: a model that is trained in rounds has not seen
+    others, and rows are compared."""
+    table, reasons = suggest_table(file, model)
+    evaluation = {key: value for key, value in table["evaluation"].items() if key != "history"}
+    return table | {"evaluation": evaluation}, {key: reasons[key] for key in reasons if key != "evaluation.history"}
+
+
+def make_rule_tables(file: FileData) -> dict[str, dict[str, Any]]:
+    """{row: its configuration, which follows the data as `jaxfed init` suggests it}. EASE with transitions is left out
+    where the data have no order."""
+    ease, _ = suggest_row(file, "ease")
+    data = {"data": ease["data"]}
+    tables = {
+        "popularity": data | POPULARITY,
+        "item-kNN": ease | {"model": {"name": "item_knn"}},
+        "EASE": ease,
+        TRANSITIONS: suggest_row(file, "transitions")[0],
+        "iALS (FCF)": ease | IALS,
+        "FedAvg of MF": data,
+    }
+    if not collect_facts(file.clients).has_order:
+        del tables[TRANSITIONS]
+    return tables
+
+
+def describe_rules(file: FileData) -> list[str]:
+    """`key = value: why` of what the data suggest for the rows in closed form."""
+    table, reasons = suggest_row(file, "ease")
+    keys = [key for key in reasons if key != "model.name"]
+    return [f"{key} = {table[key.partition('.')[0]][key.partition('.')[2]]}: {reasons[key]}" for key in keys]
+
+
+class OwnTable(NamedTuple):
+    """What is asked for."""
+
+    path: str
+    options: tuple[str, ...]  # of the loader
+    out: Path
+    quick: bool
+    only: tuple[str, ...]  # rows; none: those by rules
+    seeds: tuple[int, ...] | None  # None: all
+
+
+def plan_rule_runs(tables: dict[str, dict[str, Any]], asked: OwnTable) -> list[PlannedRun]:
+    """The runs of the rows by rules."""
+    made, quick = [], asked.quick
+    for name, table in tables.items():
+        words = ["jaxfed", "reproduce", "--table", asked.path, *asked.options, *["--quick"] * quick, "--only", name]
+        for seed in SEEDS.get(name, (0,))[: 1 if quick else None]:
+            config = make_config(table | {"seed": seed, "run": {"out": run_folder(asked.out, name, seed)}})
+            config = dataclasses.replace(config, rounds=min(config.rounds, QUICK)) if quick else config
+            made.append(PlannedRun(name, seed, shlex.join(words), config))
+    return made
+
+
+def plan_other_runs(file: FileData, asked: OwnTable, protocol: str) -> list[PlannedRun]:
+    """The runs of rows of MovieLens-100K's table, with its hyper-parameters, that are asked for or were begun before.
+
+    protocol: of the rows by rules. Raises ValueError for a row that leaks.
+    """
+    others = {
+        name: row
+        for name, row in ROWS.items()
+        if name not in RULED and (name in asked.only or Path(run_folder(asked.out, name, 0)).parent.exists())
+    }
+    if leaky := [plan.name for plan in plan_runs(others, asked.out, True, []) if plan.config.data.protocol == LEAKY]:
+        raise ValueError(f'row "{leaky[0]}" leaks: it is a row of --table ml100k alone')
+    words = [f"--data.path={asked.path}", *map(expand_option, asked.options)]
+    words += [] if "protocol" in file.table else [f"--data.protocol={protocol}"]
+    return plan_runs(others, asked.out, asked.quick, words)
+
+
+def check_file(file: FileData) -> None:
+    """Raises ValueError for data that the rows are not for."""
+    path, label = file.table["path"], file.section.label
+    if label != "implicit":
+        raise ValueError(
+            f'reproduce --table FILE: its rows rank clicks, not rows with labels: leave --label "{label}" out, or '
+            f"measure errors by: jaxfed train CONFIG --data.path {path} --data.label {label}"
+        )
+    if not is_suggested_for(file.section):
+        raise ValueError(
+            "reproduce --table FILE: its rows have a client for each user, all of whom train: leave --clients, --cold "
+            "and --malicious out"
+        )
+
+
+def check_same_data(folder: Path, digest: str) -> None:
+    """Raises ValueError where a finished run was of other data than those that are in the file now."""
+    if json.loads((folder / "summary.json").read_text()).get("data_sha256") != digest:
+        raise ValueError(f"{folder} was run on other data than the file has now: pass another --out, or remove it")
+
+
+def read_users(folder: Path, load: Callable[[], Clients]) -> UserFigures:
+    """The figures of each user in the test of a finished run, which are kept in RUN/users.npz. load() -> its data."""
+    kept, digest = folder / "users.npz", json.loads((folder / "summary.json").read_text())["params_sha256"]
+    if kept.exists():
+        with np.load(kept) as found:
+            if str(found["params_sha256"]) == digest:
+                return {name: found[name] for name in found if name != "params_sha256"}
+    parts, keys, best = open_best_model(str(folder), lambda section: load())
+    users = TrainedModel(parts, *best, "", keys.evaluation).evaluate_users("test")
+    unfinished = kept.with_suffix(".partial")
+    arrays: dict[str, Any] = users | {"params_sha256": np.array(digest)}
+    with open(unfinished, "wb") as file:
+        np.savez(file, **arrays)
+    unfinished.replace(kept)
+    return users
+
+
+def describe_negatives(summary: dict[str, Any]) -> str:
+    """What `sampled` figures of a run rank a held-out item among; "": there are none."""
+    most = summary.get("sampled_negatives")
+    return summary.get("negatives", "") + (f" (some users have no more than {most})" if most else "")
+
+
+def collect_own_rows(
+    plans: Sequence[PlannedRun],
+    load: Callable[[Section], Clients],
+    clients: Callable[[Config], int],
+    quick: bool,
+) -> list[dict[str, Any]]:
+    """A flat object for each row with a run that is finished: as of `collect_rows`, with standard errors over users,
+    and tests. load, clients: of a configuration's data, what they are and how many clients they have."""
+    runs: dict[str, list[UserFigures]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for plan in filter(is_finished, plans):
+        folder = Path(plan.config.run.out)
+        runs.setdefault(plan.name, []).append(read_users(folder, partial(load, plan.config.data)))
+        negatives = describe_negatives(json.loads((folder / "summary.json").read_text()))
+        facts[plan.name] = {"negatives": negatives, "clients": clients(plan.config)}
+    users = {name: average_users(each) for name, each in runs.items()}
+    rows = collect_rows(plans, clients, quick, None)
+    return add_row_tests([row | facts[row["name"]] for row in rows], users)
+
+
+def plan_table(file: FileData, asked: OwnTable) -> tuple[list[PlannedRun], list[PlannedRun]]:
+    """(the runs that are asked for, the first seed of all rows first; all runs that the table may hold). Raises
+    ValueError for what cannot be."""
+    tables = make_rule_tables(file)
+    if TRANSITIONS not in tables:
+        why = "the data do not say in which order a user's rows came"
+        if TRANSITIONS in asked.only:
+            raise ValueError(f"{TRANSITIONS}: {why}: leave the row out")
+        log(f"no row {TRANSITIONS}: {why}")
+    rules = plan_rule_runs(tables, asked)
+    plans = rules + plan_other_runs(file, asked, rules[0].config.data.protocol)
+    todo = select_plans(plans if asked.only else rules, asked.only, asked.seeds)
+    return sorted(todo, key=lambda plan: plan.seed), plans
+
+
+def read_request(args: argparse.Namespace, options: list[str]) -> OwnTable:
+    """What is asked for. Raises ValueError for a file or a row that is not there."""
+    if not Path(args.table).expanduser().exists():
+        raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
+    check_rows(args.only, [*RULED, *(name for name in ROWS if name not in RULED)])
+    out = Path(args.out or f"runs/reproduce/{Path(args.table).stem}{'_quick' if args.quick else ''}")
+    seeds = None if args.seeds is None else tuple(args.seeds)
+    return OwnTable(args.table, tuple(options), out, args.quick, tuple(args.only), seeds)
+
+
+def reproduce_own_table(args: argparse.Namespace, options: list[str]) -> None:
+    """jaxfed reproduce --table FILE: row by row. Exits with 2 where a run failed."""
+    asked = read_request(args, options)
+    file = read_file(asked.path, asked.options)
+    check_file(file)
+    todo, plans = plan_table(file, asked)
+    before = {plan.config.run.out for plan in plans if is_finished(plan)}
+    for folder in before:
+        check_same_data(Path(folder), file.clients.digest)
+    for line in describe_rules(file):
+        log(f"rule: {line}")
+    load = load_last()
+    clients = count_clients(load)
+
+    def write(plan: PlannedRun | None = None) -> list[dict[str, Any]]:
+        if plan and plan.config.run.out in before:
+            return []
+        rows = collect_own_rows(plans, load, clients, asked.quick)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        write_file(asked.out / "table.md", own_table_markdown(rows))
+        write_file(asked.out / "results.json", to_json(rows, 1) + "\n")
+        return rows
+
+    failed = run_plans(todo, write, load)
+    if not todo:
+        print("nothing to run")
+    elif rows := write():
+        print_own_table(rows, asked.path)
+        print(f"{asked.out}/table.md, results.json")
+    if failed:
+        sys.exit(2)
