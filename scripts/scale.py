@@ -33,6 +33,7 @@ class ScaleRun(NamedTuple):
 
 
 EASE = 'name = "ease"'
+PENALTIES = "l2_grid = [100.0, 300.0, 1000.0]"  # a third, once and three times the holders, as jaxfed data suggests
 RUNS = {
     "EASE": ScaleRun("sparse-shop", EASE),
     "EASE, five penalties": ScaleRun("sparse-shop", f"{EASE}\nl2_grid = [50.0, 100.0, 200.0, 400.0, 800.0]"),
@@ -41,7 +42,7 @@ RUNS = {
     "item-kNN": ScaleRun("sparse-shop", 'name = "item_knn"'),
     "iALS": ScaleRun("dense-films", 'name = "ials"', 12),
     "EASE, dense": ScaleRun("dense-films", EASE),
-    "EASE, check-ins, 100 neighbours": ScaleRun("check-ins", f"{EASE}\nneighbours = 100"),
+    "EASE, check-ins, 100 neighbours": ScaleRun("check-ins", f"{EASE}\nneighbours = 100\n{PENALTIES}"),
     "item-kNN, check-ins": ScaleRun("check-ins", 'name = "item_knn"'),
 }
 TABLE = """channel = []
