@@ -42,7 +42,7 @@ RUNS = {
     "item-kNN": ScaleRun("sparse-shop", 'name = "item_knn"'),
     "iALS": ScaleRun("dense-films", 'name = "ials"', 12),
     "EASE, dense": ScaleRun("dense-films", EASE),
-    "EASE, check-ins, 100 neighbours": ScaleRun("check-ins", f"{EASE}\nneighbours = 100\n{PENALTIES}"),
+    "EASE, check-ins, 200 neighbours": ScaleRun("check-ins", f"{EASE}\nneighbours = 200\n{PENALTIES}"),
     "item-kNN, check-ins": ScaleRun("check-ins", 'name = "item_knn"'),
 }
 TABLE = """channel = []

@@ -31,16 +31,25 @@ from jaxfed.bench.row_tests import UserFigures, add_row_tests, average_users
 from jaxfed.config.overrides import expand_option
 from jaxfed.config.schema import make_config
 from jaxfed.config.settings import Config, Section
-from jaxfed.config.suggestions import FileData, collect_facts, is_suggested_for, read_file, suggest_table
+from jaxfed.config.suggestions import (
+    CLOSED,
+    DataFacts,
+    FileData,
+    choose_model,
+    collect_facts,
+    is_suggested_for,
+    read_file,
+    suggest_table,
+)
 from jaxfed.data.clients import LEAKY, Clients
 from jaxfed.training.best_model import open_best_model
 from jaxfed.training.log import log, to_json
 from jaxfed.training.run_dir import write_file
-from jaxfed.training.runs import load_last
+from jaxfed.training.runs import make_cached_loader
 from jaxfed.training.trained_model import TrainedModel
 
 TRANSITIONS = "EASE with transitions"
-RULED = ("popularity", "item-kNN", "EASE", TRANSITIONS, "iALS (FCF)", "FedAvg of MF")
+ROWS_BY_RULE = ("popularity", "item-kNN", "EASE", TRANSITIONS, "iALS (FCF)", "FedAvg of MF")
 SEEDS = {"iALS (FCF)": THREE, "FedAvg of MF": THREE}  # of rows that begin with random numbers; others have one
 POPULARITY: dict[str, Any] = {
     "rounds": 1,
@@ -58,29 +67,48 @@ IALS: dict[str, Any] = {
 
 
 def suggest_row(file: FileData, model: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """As `suggest_table`, but that a test knows the train rows alone: a model that is trained in rounds has not seen
-    others, and rows are compared."""
+    """As `suggest_table`, but a test sees train items alone: rows are compared, and models that are trained in rounds
+    have learnt from those."""
     table, reasons = suggest_table(file, model)
-    evaluation = {key: value for key, value in table["evaluation"].items() if key != "history"}
+    evaluation = {key: value for key, value in table.get("evaluation", {}).items() if key != "history"}
     return table | {"evaluation": evaluation}, {key: reasons[key] for key in reasons if key != "evaluation.history"}
 
 
-def make_rule_tables(file: FileData) -> dict[str, dict[str, Any]]:
-    """{row: its configuration, which follows the data as `jaxfed init` suggests it}. EASE with transitions is left out
-    where the data have no order."""
-    ease, _ = suggest_row(file, "ease")
-    data = {"data": ease["data"]}
+def add_settings(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with further settings, those of [evaluation] beside what it has there."""
+    return base | settings | {"evaluation": base["evaluation"] | settings.get("evaluation", {})}
+
+
+def make_rule_tables(file: FileData, facts: DataFacts) -> dict[str, dict[str, Any]]:
+    """{row: its configuration, which follows the data as `jaxfed init` suggests it}, without the rows that the data
+    are not for, see `list_left_out`. Raises ValueError where nobody is ranked among enough for NDCG@10."""
+    factorization, _ = suggest_row(file, "mf")
+    base = {key: factorization[key] for key in ("data", "evaluation")}
+    if 10 not in base["evaluation"].get("at", (10,)):
+        raise ValueError(
+            "reproduce --table FILE: its methods are compared by NDCG@10, and there are fewer than 9 given negatives: "
+            "leave --negatives out"
+        )
     tables = {
-        "popularity": data | POPULARITY,
-        "item-kNN": ease | {"model": {"name": "item_knn"}},
-        "EASE": ease,
-        TRANSITIONS: suggest_row(file, "transitions")[0],
-        "iALS (FCF)": ease | IALS,
-        "FedAvg of MF": data,
+        "popularity": add_settings(base, POPULARITY),
+        "iALS (FCF)": add_settings(base, CLOSED | IALS),
+        "FedAvg of MF": base,
     }
-    if not collect_facts(file.clients).has_order:
-        del tables[TRANSITIONS]
-    return tables
+    left_out = list_left_out(facts)
+    if "EASE" not in left_out:
+        tables["EASE"] = ease = suggest_row(file, "ease")[0]
+        tables["item-kNN"] = ease | {"model": {"name": "item_knn"}}
+    if TRANSITIONS not in left_out:
+        tables[TRANSITIONS] = suggest_row(file, "transitions")[0]
+    return {name: tables[name] for name in ROWS_BY_RULE if name in tables}
+
+
+def list_left_out(facts: DataFacts) -> dict[str, str]:
+    """{row: why the data are not for it}."""
+    large = choose_model(facts)
+    if large.value == "mf":
+        return dict.fromkeys(("item-kNN", "EASE", TRANSITIONS), large.reason)
+    return {} if facts.has_order else {TRANSITIONS: "the data do not say in which order a user's rows came"}
 
 
 def describe_rules(file: FileData) -> list[str]:
@@ -90,8 +118,8 @@ def describe_rules(file: FileData) -> list[str]:
     return [f"{key} = {table[key.partition('.')[0]][key.partition('.')[2]]}: {reasons[key]}" for key in keys]
 
 
-class OwnTable(NamedTuple):
-    """What is asked for."""
+class TableRequest(NamedTuple):
+    """What `jaxfed reproduce --table FILE` was asked for."""
 
     path: str
     options: tuple[str, ...]  # of the loader
@@ -101,7 +129,7 @@ class OwnTable(NamedTuple):
     seeds: tuple[int, ...] | None  # None: all
 
 
-def plan_rule_runs(tables: dict[str, dict[str, Any]], asked: OwnTable) -> list[PlannedRun]:
+def plan_rule_runs(tables: dict[str, dict[str, Any]], asked: TableRequest) -> list[PlannedRun]:
     """The runs of the rows by rules."""
     made, quick = [], asked.quick
     for name, table in tables.items():
@@ -113,7 +141,7 @@ def plan_rule_runs(tables: dict[str, dict[str, Any]], asked: OwnTable) -> list[P
     return made
 
 
-def plan_other_runs(file: FileData, asked: OwnTable, protocol: str) -> list[PlannedRun]:
+def plan_other_runs(file: FileData, asked: TableRequest, protocol: str) -> list[PlannedRun]:
     """The runs of rows of MovieLens-100K's table, with its hyper-parameters, that are asked for or were begun before.
 
     protocol: of the rows by rules. Raises ValueError for a row that leaks.
@@ -121,10 +149,10 @@ def plan_other_runs(file: FileData, asked: OwnTable, protocol: str) -> list[Plan
     others = {
         name: row
         for name, row in ROWS.items()
-        if name not in RULED and (name in asked.only or Path(run_folder(asked.out, name, 0)).parent.exists())
+        if name not in ROWS_BY_RULE and (name in asked.only or Path(run_folder(asked.out, name, 0)).parent.exists())
     }
     if leaky := [plan.name for plan in plan_runs(others, asked.out, True, []) if plan.config.data.protocol == LEAKY]:
-        raise ValueError(f'row "{leaky[0]}" leaks: it is a row of --table ml100k alone')
+        raise ValueError(f'row "{leaky[0]}" has a leaky protocol: only --table ml100k has it')
     words = [f"--data.path={asked.path}", *map(expand_option, asked.options)]
     words += [] if "protocol" in file.table else [f"--data.protocol={protocol}"]
     return plan_runs(others, asked.out, asked.quick, words)
@@ -135,13 +163,13 @@ def check_file(file: FileData) -> None:
     path, label = file.table["path"], file.section.label
     if label != "implicit":
         raise ValueError(
-            f'reproduce --table FILE: its rows rank clicks, not rows with labels: leave --label "{label}" out, or '
+            f'reproduce --table FILE: its methods learn from clicks, not from labels: leave --label "{label}" out, or '
             f"measure errors by: jaxfed train CONFIG --data.path {path} --data.label {label}"
         )
     if not is_suggested_for(file.section):
         raise ValueError(
-            "reproduce --table FILE: its rows have a client for each user, all of whom train: leave --clients, --cold "
-            "and --malicious out"
+            "reproduce --table FILE: its methods take each user for a client, and train all clients: leave --clients, "
+            "--cold and --malicious out"
         )
 
 
@@ -169,9 +197,9 @@ def read_users(folder: Path, load: Callable[[], Clients]) -> UserFigures:
 
 
 def describe_negatives(summary: dict[str, Any]) -> str:
-    """What `sampled` figures of a run rank a held-out item among; "": there are none."""
+    """What a held-out item is ranked among in the `sampled` figures of a run; "": there are none."""
     most = summary.get("sampled_negatives")
-    return summary.get("negatives", "") + (f" (some users have no more than {most})" if most else "")
+    return summary.get("negatives", "") + (f" (fewer for some users, {most} at most)" if most else "")
 
 
 def collect_own_rows(
@@ -181,42 +209,49 @@ def collect_own_rows(
     quick: bool,
 ) -> list[dict[str, Any]]:
     """A flat object for each row with a run that is finished: as of `collect_rows`, with standard errors over users,
-    and tests. load, clients: of a configuration's data, what they are and how many clients they have."""
+    and tests. load(section) -> its data. clients(config) -> how many clients its data have."""
     runs: dict[str, list[UserFigures]] = {}
     facts: dict[str, dict[str, Any]] = {}
     for plan in filter(is_finished, plans):
         folder = Path(plan.config.run.out)
-        runs.setdefault(plan.name, []).append(read_users(folder, partial(load, plan.config.data)))
+        try:
+            runs.setdefault(plan.name, []).append(read_users(folder, partial(load, plan.config.data)))
+        except ValueError as error:  # the other rows are compared all the same
+            log(f"{plan.name}: no figures of each user: {error}")
+            continue
         negatives = describe_negatives(json.loads((folder / "summary.json").read_text()))
-        facts[plan.name] = {"negatives": negatives, "clients": clients(plan.config)}
+        asked = load(plan.config.data).population.asked
+        facts[plan.name] = {"negatives": negatives, "all_users": len(asked.user_names)}
     users = {name: average_users(each) for name, each in runs.items()}
-    rows = collect_rows(plans, clients, quick, None)
+    rows = [row for row in collect_rows(plans, clients, quick, None) if row["name"] in users]
     return add_row_tests([row | facts[row["name"]] for row in rows], users)
 
 
-def plan_table(file: FileData, asked: OwnTable) -> tuple[list[PlannedRun], list[PlannedRun]]:
+def plan_table(file: FileData, asked: TableRequest) -> tuple[list[PlannedRun], list[PlannedRun]]:
     """(the runs that are asked for, the first seed of all rows first; all runs that the table may hold). Raises
     ValueError for what cannot be."""
-    tables = make_rule_tables(file)
-    if TRANSITIONS not in tables:
-        why = "the data do not say in which order a user's rows came"
-        if TRANSITIONS in asked.only:
-            raise ValueError(f"{TRANSITIONS}: {why}: leave the row out")
-        log(f"no row {TRANSITIONS}: {why}")
+    facts = collect_facts(file.clients)
+    tables = make_rule_tables(file, facts)
+    for name, why in list_left_out(facts).items():
+        if name in asked.only:
+            raise ValueError(f"{name}: {why}: leave the row out")
+        log(f"no row {name}: {why}")
+    for line in describe_rules(file) if "EASE" in tables else []:
+        log(f"rule: {line}")
     rules = plan_rule_runs(tables, asked)
     plans = rules + plan_other_runs(file, asked, rules[0].config.data.protocol)
     todo = select_plans(plans if asked.only else rules, asked.only, asked.seeds)
     return sorted(todo, key=lambda plan: plan.seed), plans
 
 
-def read_request(args: argparse.Namespace, options: list[str]) -> OwnTable:
+def read_request(args: argparse.Namespace, options: list[str]) -> TableRequest:
     """What is asked for. Raises ValueError for a file or a row that is not there."""
     if not Path(args.table).expanduser().exists():
         raise ValueError(f"no table {args.table!r}: give ml100k, or a file that is there")
-    check_rows(args.only, [*RULED, *(name for name in ROWS if name not in RULED)])
+    check_rows(args.only, [*ROWS_BY_RULE, *(name for name in ROWS if name not in ROWS_BY_RULE)])
     out = Path(args.out or f"runs/reproduce/{Path(args.table).stem}{'_quick' if args.quick else ''}")
     seeds = None if args.seeds is None else tuple(args.seeds)
-    return OwnTable(args.table, tuple(options), out, args.quick, tuple(args.only), seeds)
+    return TableRequest(args.table, tuple(options), out, args.quick, tuple(args.only), seeds)
 
 
 def reproduce_own_table(args: argparse.Namespace, options: list[str]) -> None:
@@ -228,15 +263,15 @@ def reproduce_own_table(args: argparse.Namespace, options: list[str]) -> None:
     before = {plan.config.run.out for plan in plans if is_finished(plan)}
     for folder in before:
         check_same_data(Path(folder), file.clients.digest)
-    for line in describe_rules(file):
-        log(f"rule: {line}")
-    load = load_last()
+    load = make_cached_loader()
     clients = count_clients(load)
 
     def write(plan: PlannedRun | None = None) -> list[dict[str, Any]]:
-        if plan and plan.config.run.out in before:
+        if plan and plan.config.run.out in before:  # it was finished when the command began: the table is as it was
             return []
         rows = collect_own_rows(plans, load, clients, asked.quick)
+        if not rows:  # no run is finished: the first one failed
+            return []
         asked.out.mkdir(parents=True, exist_ok=True)
         write_file(asked.out / "table.md", own_table_markdown(rows))
         write_file(asked.out / "results.json", to_json(rows, 1) + "\n")

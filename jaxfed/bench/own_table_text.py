@@ -77,24 +77,27 @@ def difference_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     return made
 
 
-def describe_tests(rows: Sequence[dict[str, Any]]) -> list[str]:
+def list_table_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the numbers of the table are, a sentence or two a line."""
     users = {row["users"] for row in rows}
     many = f"{min(users):,}" if len(users) == 1 else f"{min(users):,} to {max(users):,}"
-    clients = max(row["clients"] for row in rows)
-    many += f" of {clients:,}" if max(users) < clients else ""  # evaluation.clients, and users without a test row
+    whole = max(row["all_users"] for row in rows)
+    many += f" of {whole:,}" if max(users) < whole else ""  # evaluation.clients, and users without a test row
     protocols = ", ".join(dict.fromkeys(row["protocol"] for row in rows))
     negatives = ", ".join(dict.fromkeys(row["negatives"] for row in rows if row.get("negatives")))
     made = [f"{many} users; protocol {protocols}" + (f"; negatives: {negatives}." if negatives else ".")]
-    made.append("A test knows the train rows of a user, not the validation row, unless a row says otherwise.")
+    made.append(
+        "A test sees a user's train items, not the validation item, unless the name of a method says otherwise."
+    )
     made.append("±: the standard error over users. Of several seeds it is that of each user's mean.")
+    made.append("MB: of one client up to the best round. Seconds: of all rounds, without compiling and evaluating.")
     if len(rows) > 1:
         made.append(
             "Differences are of NDCG@10, full, user by user. p: of a paired t-test over users, with Holm's correction "
             "in each column."
         )
         made.append(
-            "The best NDCG@10, full, is marked *, and rows that do not differ from it by the same test "
+            "The best NDCG@10, full, is marked *, and methods that do not differ from it by such a t-test "
             f"(p ≥ {LEVEL:g}) are marked =."
         )
     return made
@@ -107,7 +110,7 @@ def own_table_markdown(rows: Sequence[dict[str, Any]]) -> str:
         heads, *lines = [[cell.replace("|", "\\|") for cell in line] for line in cells]
         rule = "|---|---" + "|---:" * (len(heads) - 2) + "|"
         parts.append("\n".join([f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)]))
-    return "\n\n".join([*parts, "\n".join(f"* {line}" for line in describe_tests(rows))]) + "\n"
+    return "\n\n".join([*parts, "\n".join(f"* {line}" for line in list_table_notes(rows))]) + "\n"
 
 
 def print_own_table(rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -120,5 +123,5 @@ def print_own_table(rows: Sequence[dict[str, Any]], title: str) -> None:
         if cells:
             heads, *lines = [[printable(cell) for cell in line] for line in cells]
             print_table(out, printable(words), heads, lines, 2)
-    for line in describe_tests(rows):
+    for line in list_table_notes(rows):
         out.print(printable(line))

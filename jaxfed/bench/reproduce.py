@@ -19,7 +19,7 @@ from jaxfed.data.clients import Clients
 from jaxfed.training.log import log
 from jaxfed.training.records import HEADLINES
 from jaxfed.training.run_dir import check_folder, write_file
-from jaxfed.training.runs import load_last, shared_runner
+from jaxfed.training.runs import make_cached_loader, shared_runner
 from jaxfed.training.sweep_results import average_seeds
 
 QUICK = 20  # rounds
@@ -256,7 +256,7 @@ def reproduce_table(args: argparse.Namespace, words: list[str]) -> None:
         raise ValueError(f"{words[0]}: loader options are only for --table FILE, not for --table ml100k")
     check_rows(args.only, ROWS)
     out = Path(args.out or f"runs/reproduce/ml100k{'_quick' if args.quick else ''}")
-    load = load_last()
+    load = make_cached_loader()
     plans, clients = plan_runs(ROWS, out, args.quick, []), count_clients(load)
     results = Path(args.results) if args.results and not args.quick else None
     clients(plans[0].config)

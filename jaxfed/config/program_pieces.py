@@ -11,7 +11,7 @@ from jaxfed.channels.average import mean, per_row_mean
 from jaxfed.config.recipes import Originals, to_plain
 from jaxfed.config.schema import check_numbers, coerce_table, coerce_value
 from jaxfed.config.sections import call_with, list_client_facts
-from jaxfed.config.settings import Evaluation, Privacy, Run, with_patience
+from jaxfed.config.settings import Evaluation, Privacy, Run, check_size_is_public, with_patience
 from jaxfed.config.stages import Edges, Pieces
 from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link, list_links
@@ -193,4 +193,6 @@ def join_pieces(
     chosen_channel = default_channel(method) if channel is None else channel
     noisy = any(each.claims.mechanisms for each in (*list_links(chosen_channel), *method.links))
     settings["evaluation"] = with_patience(settings["evaluation"], noisy)
+    if noisy and (recipe := find_recipe(sampler)):
+        check_size_is_public(recipe.arguments)
     return Pieces(clients, model, method, chosen_channel, timed, **settings), Originals(sampler, times)

@@ -15,7 +15,17 @@ from typing import Any, Literal
 from jaxfed.config.options import argument_type, section_arguments
 from jaxfed.config.plugins import import_plugins
 from jaxfed.config.registry import ALIASES, REGISTRY
-from jaxfed.config.settings import NOISE, Config, Evaluation, GroupRates, Privacy, Run, Section, with_patience
+from jaxfed.config.settings import (
+    NOISE,
+    Config,
+    Evaluation,
+    GroupRates,
+    Privacy,
+    Run,
+    Section,
+    check_size_is_public,
+    with_patience,
+)
 from jaxfed.config.untuned import with_rule
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.data.sources.tables import file_kind
@@ -235,7 +245,8 @@ def make_config(table: dict[str, Any]) -> Config:
     table = with_rule(table)
     channel = build_links(table.get("channel", list(LINKS)), "channel")
     download = build_links(table.get("download", []), "download")
-    evaluation = build_evaluation(table.get("evaluation", {}), any(each.name in NOISE for each in channel))
+    noisy = any(each.name in NOISE for each in channel)
+    evaluation = build_evaluation(table.get("evaluation", {}), noisy)
     sections: dict[str, Any] = {key: build_section(key, table.get(key, {}), key) for key in NAMED}
     config = Config(
         seed=coerce_value(int, table.get("seed", 0), "seed"),
@@ -247,6 +258,8 @@ def make_config(table: dict[str, Any]) -> Config:
         evaluation=evaluation,
         run=fill_dataclass(Run, table.get("run", {}), "run"),
     )
+    if noisy:
+        check_size_is_public(dict(config.cohort.arguments))
     check_numbers(config_to_table(config))
     return config
 

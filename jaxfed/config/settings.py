@@ -1,5 +1,6 @@
 """The types of a configuration, and of its sections: what an editor completes, and what a program hands over, too."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -154,7 +155,8 @@ class Evaluation:
         every: Number of rounds between evaluations on validation.
         select: The metric of validation by which the best round is chosen.
         patience: Number of evaluations in a row without an improvement after which the run ends. 0: it never ends
-            early. Left out: 10; 0 where the channel adds noise, as the round of a stop would tell about the data.
+            early. Left out: 10, or 20 with rates by rule; 0 where the channel adds noise, as the round of a stop would
+            tell about the data.
         where: At the server, with exact sums; or at the clients, whose figures go through `evaluation.channel`.
         seed: Seed of the sampled negatives and of the choice of evaluated clients.
         history: Interactions from which a user's private part is computed where the model does so (closed forms,
@@ -195,6 +197,15 @@ class Evaluation:
 
 
 NOISE = ("gaussian", "local_gaussian", "correlated", "skellam", "discrete_gaussian")  # links that add some
+
+
+def check_size_is_public(cohort: Mapping[str, Any]) -> None:
+    """Raises ValueError where the number of clients in a round follows the data. cohort: the arguments of a cohort."""
+    if cohort.get("holders") and not cohort.get("size"):
+        raise ValueError(
+            "cohort.holders: the size of a round would tell about the data that the channel's noise hides: set "
+            "cohort.size"
+        )
 
 
 def with_patience(evaluation: Evaluation, noisy: bool) -> Evaluation:

@@ -107,12 +107,12 @@ def suggest_config(data: Clients, model: str = "") -> list[Suggestion]:
 
 
 def suggest_protocol(facts: DataFacts, model: str) -> list[Suggestion]:
-    """Which items are held out, and what a test knows of a user, where the model reads histories."""
+    """Which items are held out, and what a test sees of a user, where the model reads histories."""
     if not facts.has_order:
         reason = "no times that tell an order: a random item of each user is tested"
         return [Suggestion("data.protocol", "loo-random", reason)]
     latest = Suggestion("data.protocol", "loo-clean", "times say which item of each user was the last")
-    reason = "a test knows the validation item, too: both predict the next item"
+    reason = "a test sees the validation item, too, as a recommender in use would"
     return [latest, *([] if model == "mf" else [Suggestion("evaluation.history", "all", reason)])]
 
 
@@ -151,7 +151,7 @@ def choose_model(facts: DataFacts) -> Suggestion:
             f"up to {facts.pairs:,} pairs of items are too many for one sum (over {MOST_PAIRS:,}): rounds of training"
         )
         return Suggestion("model.name", "mf", reason)
-    solved = f"solved from one sum over all users, without rates; a row's item is in {facts.holders:,.0f} histories"
+    solved = "solved from one sum over all users, without rates"
     if facts.order < ORDER:
         return Suggestion("model.name", "ease", f"{solved}; order {facts.order:.2f}: what came last says little")
     if facts.length < LONG:
@@ -164,9 +164,8 @@ def choose_model(facts: DataFacts) -> Suggestion:
 def suggest_closed_form(facts: DataFacts) -> list[Suggestion]:
     """The keys of a model that is solved from one sum."""
     penalties = tuple(float(f"{facts.holders * each:.1g}") for each in PENALTIES)
-    made = [
-        Suggestion("model.l2_grid", penalties, "around that number; validation chooses, from the same sum"),
-    ]
+    reason = f"around {facts.holders:,.0f}, the users who have the item of a row, on average; validation chooses"
+    made = [Suggestion("model.l2_grid", penalties, reason)]
     if facts.items > MOST_DENSE:
         reason = f"{facts.items:,} items are too many for the exact solve (over {MOST_DENSE:,})"
         made.append(Suggestion("model.neighbours", 200, reason))
@@ -185,7 +184,10 @@ def suggest_factorization(facts: DataFacts) -> list[Suggestion]:
             "work.batch_size", batch, f"a history of {facts.length:,.0f} items is at most {STEPS} steps a round"
         ),
         Suggestion(
-            "cohort.holders", holders, f"of a row in a round: {facts.holders:,.0f} of {facts.users:,} users are"
+            "cohort.holders",
+            holders,
+            f"clients of a round that have the item of a row, on average; of {facts.users:,} users "
+            f"{facts.holders:,.0f} have it",
         ),
         Suggestion("rounds", rounds, "at most; evaluation.patience ends a run that no longer gets better"),
     ]
@@ -237,8 +239,8 @@ def suggest_table(file: FileData, model: str = "") -> tuple[dict[str, Any], dict
         model: transitions, ease or mf; "": what suits the data.
 
     Returns:
-        (the table: what was asked for, then what the data suggest; {key: why it has its value}). Of data that no
-        suggestions are made for, the table has nothing else than them.
+        (the table: what was asked for, then what the data suggest; {key: why it has its value}). Without
+        suggestions there are no reasons, and the table holds [data] and, for labels, a model of labels.
 
     Raises:
         ValueError: a model is asked for, and no suggestions are made for it or for such data.

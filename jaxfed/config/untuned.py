@@ -15,7 +15,7 @@ RULE: dict[str, Any] = {
     },
     "channel": [{"name": "per_row_mean", "floor": 4.0}],
     "cohort": {"name": "uniform", "holders": 160.0},
-    "evaluation": {"patience": 20},  # figures may rest for a hundred rounds, when popularity alone is learnt
+    "evaluation": {"patience": 20},  # figures may stay level for a hundred rounds, while popularity is learnt
 }
 LOCAL = ("custom", "fedavg", "fedprox", "fednova", "qfedavg", "agnostic", "fedbuff", "fedasync")
 COVERED = {  # what of some sections the rule is for; anything else has rates of its own
@@ -55,7 +55,7 @@ def with_rule(table: dict[str, Any]) -> dict[str, Any]:
     if not is_covered(table):
         return table
     made, links = dict(table), table.get("channel", ())
-    # a cohort that follows the data tells of them: where noise hides what clients have, its size is 128 or as given
+    # a size or a last round that follows the data tells about them: beside links that add noise the rule sets neither
     noisy = isinstance(links, list | tuple) and any(isinstance(x, dict) and x.get("name") in NOISE for x in links)
     made["model"] = RULE["model"] | made.get("model", {})
     made["work"] = made.get("work", {}) | {"optimizer": RULE["optimizer"]}

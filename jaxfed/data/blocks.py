@@ -12,9 +12,9 @@ PAIR_STEPS = 1 << 13  # items of a block of histories whose clients send pairs o
 HISTORY_STEPS = 1 << 14  # items of a block of other histories
 SHORTEST_PAIRED = 8  # items to which shorter histories are padded, whose pairs are sent
 SHORTEST_HISTORY = 64  # items to which other histories are padded
-# what takes as long as a program takes to compile, 2 s of a core:
-WORTH_PAIRS = 60_000_000  # places of two items, in the one round of models that sum pairs
-WORTH_ITEMS = 200_000  # places of one item, in each of ten rounds
+# as expensive as compiling one more program, 2 s of a core:
+WORTH_PAIRS = 60_000_000  # padded places of pairs, in the one round of a model that sums pairs
+WORTH_ITEMS = 200_000  # padded places of items in a round, of about ten rounds
 
 
 class BlockShapes(NamedTuple):
@@ -115,7 +115,7 @@ def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) ->
 def history_kinds(lengths: np.ndarray, items: int, pairs: bool) -> tuple[tuple[int, int], ...]:
     """(items, 1) of blocks of whole histories, ascending, never more than there are items. What pairs of items cost
     grows with the square of a length: lengths are then powers of two and their 3/4 points. Else they are powers of
-    four. Left out are those that save less padding than a program of their own takes to compile."""
+    four. A length is left out where padding to the next one costs less than compiling another program."""
     longest = int(lengths.max())
     least, grow = (SHORTEST_PAIRED, (1.5, 4 / 3)) if pairs else (SHORTEST_HISTORY, (4, 4))
     points = [least]
@@ -127,18 +127,22 @@ def history_kinds(lengths: np.ndarray, items: int, pairs: bool) -> tuple[tuple[i
     )
 
 
-def choose_points(points: list[int], lengths: np.ndarray, power: int, program: float) -> list[int]:
-    """Of ascending points, of which the last is at least the longest length, those that cost least: a length costs the
-    point to which it is padded, to a power, and each point a program."""
-    held = [0, *np.searchsorted(np.sort(lengths), points, "right")]
-    chosen: list[tuple[float, list[int]]] = [(0.0, [])]  # (cost, points) of the lengths up to each point
+def choose_points(points: list[int], lengths: np.ndarray, power: int, compile_cost: float) -> list[int]:
+    """Chooses the lengths to which histories are padded, so that padding and compilation together cost least.
+
+    points: what can be chosen, ascending; the last is at least the longest length, and is always chosen. lengths: int
+    [histories]. power: a history that is padded to a point costs point**power places. compile_cost: in places, for each
+    point that is chosen.
+    """
+    fitting = [0, *np.searchsorted(np.sort(lengths), points, "right")]  # histories that fit into each point
+    cheapest: list[tuple[float, list[int]]] = [(0.0, [])]  # (cost, points) of the histories up to each point
     for end, point in enumerate(points, 1):
         costs = [
-            (before + program + float(held[end] - held[start]) * point**power, [*kept, point])
-            for start, (before, kept) in enumerate(chosen)
+            (before + compile_cost + float(fitting[end] - fitting[start]) * point**power, [*kept, point])
+            for start, (before, kept) in enumerate(cheapest)
         ]
-        chosen.append(min(costs))
-    return chosen[-1][1]
+        cheapest.append(min(costs))
+    return cheapest[-1][1]
 
 
 def rows_expected(population: Population, batching: Batching, slots: int) -> int:

@@ -68,7 +68,7 @@ class Population(NamedTuple):
 
     @property
     def mean_holders(self) -> float:
-        """In how many histories the item of a train interaction is, on average over interactions."""
+        """How many users have the item of a train interaction, on average over interactions."""
         count = np.bincount(self.train.values).astype(np.float64)
         return float(np.square(count).sum() / max(count.sum(), 1))
 

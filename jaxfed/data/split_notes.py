@@ -7,7 +7,7 @@ from jaxfed.data.population import SAMPLED, Population
 from jaxfed.data.splits import PART, TEST, Split, needs_validation
 
 SORTED = 0.95  # share of neighbouring rows in one direction from which items are taken for sorted
-ALL_TIED = 0.9  # share of held-out rows that equal times decide, from which times say nothing
+HELD_OUT_TIED = 0.9  # share of held-out rows that equal times decide, from which times say nothing
 
 
 def note_ties(data: Dataset, parts: Split) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ def describe_file_order(data: Dataset, parts: Split) -> str:
     given_test = PART in data.columns and parts.part[parts.order] == TEST  # which come from elsewhere
     if is_sorted_by_item(data, parts.order[~np.broadcast_to(given_test, len(parts.order))]):
         return "rows sorted by item id"
-    return "" if data.has_times and parts.by_ties < ALL_TIED * parts.by_order else "order of the file"
+    return "" if data.has_times and parts.by_ties < HELD_OUT_TIED * parts.by_order else "order of the file"
 
 
 def note_file_order(data: Dataset, protocol: str, order: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from jaxfed.core.types import History, Mean, Tree
 from jaxfed.models.item_item import no_private_part, refuse_loss
 from jaxfed.models.model import check_positive
 
-COLUMNS = 8  # that are eliminated at a time
+COLUMNS = 8  # columns of a matrix that are eliminated in one pass
 AT_ONCE = 64  # places of a history that are read at a time, and items that are solved for
 multiply = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to bfloat16
 
@@ -31,19 +31,19 @@ def eliminate_columns(matrix: jax.Array, low: jax.Array, width: int) -> jax.Arra
 
 def solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
     """x [d] of matrix x = right, for a symmetric positive definite matrix [d, d]: elimination, which needs no pivots,
-    some columns at a time, since for many clients at once each pass over their matrices is one over memory.
+    several columns in a pass: matrices of many clients do not fit into a cache, so each pass reads them from memory.
 
     Not jnp.linalg.solve: a batch of those is LAPACK calls in XLA's pool of threads, for which their program waits in a
     thread of that pool. Two programs side by side, as a round's are, can wait for each other for ever (jaxlib 0.10.2).
     """
     dim, width = len(right), min(COLUMNS, len(right))
-    both, whole = jnp.concatenate([matrix, right[:, None]], 1), dim // width * width
+    both, in_blocks = jnp.concatenate([matrix, right[:, None]], 1), dim // width * width
 
     def eliminate(step, both):
         return eliminate_columns(both, step * width, width)
 
     both = jax.lax.fori_loop(0, dim // width, eliminate, both)
-    return (both if whole == dim else eliminate_columns(both, jnp.int32(whole), dim - whole))[:, -1]
+    return (both if in_blocks == dim else eliminate_columns(both, jnp.int32(in_blocks), dim - in_blocks))[:, -1]
 
 
 def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
@@ -94,12 +94,12 @@ def solve_items(sums: Tree, dim: int, l2: float, unobserved: float) -> Tree:
     """The shared part of iALS, from the sums over users."""
     item_sums, users = unwrap(sums)["tables"]["item"], sums["params"]["users"]
     own, right, count = item_sums[:, : -dim - 1], item_sums[:, -dim - 1 : -1], item_sums[:, -1]
-    whole = unobserved * expand_symmetric(sums["params"]["gram"], dim)
+    of_all_pairs = unobserved * expand_symmetric(sums["params"]["gram"], dim)
     ridge = l2 * (count + unobserved * users)
 
     def solve_item(each):
         own, right, ridge = each
-        return solve_positive(expand_symmetric(own, dim) + whole + ridge * jnp.eye(dim), right)
+        return solve_positive(expand_symmetric(own, dim) + of_all_pairs + ridge * jnp.eye(dim), right)
 
     items = jax.lax.map(solve_item, (own, right, ridge), batch_size=AT_ONCE)  # whose matrices fit into a cache
     return with_gram(items)

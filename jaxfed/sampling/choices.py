@@ -18,8 +18,8 @@ def uniform(size: int = 0, dropout: float = 0.0, holders: float = 0.0) -> MakeSa
     Args:
         size: Number of clients in a round. 0: as `holders` says; without it 128, or all where there are fewer.
         dropout: Probability that a client that was asked drops out.
-        holders: In how many clients of a round the item of an interaction is, on average, where `size` is 0: there are
-            as many clients as that takes, at least 128 and at most 8,192.
+        holders: Where `size` is 0: how many clients of a round have the item of an interaction, on average over
+            interactions. The round is as large as that takes, from 128 to 8,192 clients, of as many as there are.
 
     Returns:
         A function of the clients (num_clients, mean_holders) that gives the sampler.

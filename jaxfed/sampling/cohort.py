@@ -9,7 +9,7 @@ from jaxfed.core.recipe import named
 from jaxfed.core.streams import Stream, host_rng
 from jaxfed.core.types import Sampler
 
-MOST = 8192  # clients of a round where a configuration says how many holders its rows have
+MOST = 8192  # clients of a round where a configuration says `holders`
 USUAL = 128  # clients of a round where a configuration does not say how many
 
 
@@ -69,15 +69,17 @@ def uniform_cohort(
     Args:
         size: Number of clients in a round. 0: as `holders` says; without it 128, or all where there are fewer.
         dropout: Probability that a client that was asked drops out.
-        holders: In how many clients of a round the item of an interaction is, on average, where `size` is 0: there are
-            as many clients as that takes, at least 128 and at most 8,192.
-        mean_holders: In how many of all clients the item of an interaction is, on average.
+        holders: Where `size` is 0: how many clients of a round have the item of an interaction, on average over
+            interactions. The round is as large as that takes, from 128 to 8,192 clients, of as many as there are.
+        mean_holders: The same number for the whole population (`Population.mean_holders`).
 
-    Raises ValueError for a size that cannot be, and for holders that are negative.
+    Raises ValueError for a size that cannot be, and for negative holders.
     """
     if holders < 0:
         raise ValueError(f"cohort.holders is {holders}: it must not be negative")
-    wanted = math.ceil(holders / (mean_holders or 1.0) * num_clients)
+    if holders and mean_holders is None:
+        raise ValueError("uniform: holders need mean_holders, as an experiment gives them: set size instead")
+    wanted = math.ceil(holders / max(mean_holders or 0.0, 1.0) * num_clients)
     size = check_cohort_size(size, num_clients, min(max(USUAL, wanted), MOST))
 
     def choose(seed, round):

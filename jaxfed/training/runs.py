@@ -46,7 +46,7 @@ def cache_last(make: Callable[..., Any], key: Callable[..., Any]) -> Callable[..
     return again
 
 
-def load_last() -> Callable[[Any], Clients]:
+def make_cached_loader() -> Callable[[Any], Clients]:
     """`load_data`, which keeps what it loaded the last time."""
     return cache_last(load_data, config_to_table)
 
@@ -56,14 +56,14 @@ def shared_runner(load: Callable[[Any], Clients] | None = None) -> Callable[[Any
     it cannot be, so that one of them does not lose the others.
 
     A run on the same data as the one before does not read them again; one that also differs in nothing but seed and
-    folder uses the same compiled programs. load: reads data; None: `load_last`.
+    folder uses the same compiled programs. load: reads data; None: `make_cached_loader`.
     """
 
     def but_seed_and_folder(config: Any, data: Clients) -> dict[str, Any]:
         table = config_to_table(config)
         return table | {"seed": 0, "run": table["run"] | {"out": ""}, "digest": data.digest}
 
-    read = load or load_last()
+    read = load or make_cached_loader()
     build: Callable[[Any, Clients], RunParts] = cache_last(build_from_config, but_seed_and_folder)
 
     def run(config: Any) -> tuple[dict[str, Any], str]:

@@ -2,8 +2,10 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
+import jaxfed as jf
 from jaxfed.algorithms.group_rates import Rates, group_rates
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.overrides import override_config
@@ -105,6 +107,23 @@ def test_what_says_how_it_trains_is_left_alone():
         config = make_config(table)
         assert config.work.optimizer.item.per_example is None, table
         assert (config.rounds, config.cohort.holders, config.channel[0].floor) == (100, 0, 0), table
+
+
+def test_beside_noise_nothing_of_the_rule_follows_the_data():
+    """Neither how many clients a round has nor when a run ends; what is written down already is refused."""
+    private = {"channel": [{"name": "mean", "count": 8}, {"name": "clip"}, {"name": "gaussian"}]}
+    config = make_config(private)
+    assert (config.cohort.holders, config.evaluation.patience) == (0, 0)
+    assert config.work.optimizer.item.per_example
+    with pytest.raises(ValueError, match=r"cohort\.holders: the size of a round would tell"):
+        make_config(private | {"cohort": {"holders": 160.0}})
+    assert make_config(private | {"cohort": {"holders": 160.0, "size": 8}}).cohort.size == 8
+    data = jf.data.partition(jf.data.load("synthetic", users=20, items=30, mean_length=8.0))
+    model = jf.models.mf(30)
+    method = jf.algorithms.fedavg(model, client_optimizer=group_rates(optax.sgd, 0.1))
+    channel = jf.chain(jf.channels.mean(8), jf.channels.clip(1.0), jf.channels.gaussian(1.0))
+    with pytest.raises(ValueError, match=r"cohort\.holders"):
+        jf.Experiment(data, model, method, channel, cohort=jf.sampling.uniform(holders=160.0))
 
 
 def test_a_key_of_the_rule_is_changed_alone():

@@ -13,10 +13,10 @@ from jaxfed.bench.reproduce import TableRow
 from jaxfed.cli import main
 from jaxfed.config.config_files import read_config
 from jaxfed.config.schema import make_config
-from jaxfed.config.suggestions import read_file, suggest_table
+from jaxfed.config.suggestions import collect_facts, read_file, suggest_table
 from jaxfed.config.untuned import RULE
 from jaxfed.models.closed_form import MOST_DENSE
-from jaxfed.training.runs import load_last
+from jaxfed.training.runs import make_cached_loader
 
 NDCG = "test/full/ndcg@10"
 OTHERS = {
@@ -70,7 +70,7 @@ def test_the_whole_table_as_a_user_makes_it(rows, tmp_path, monkeypatch, capsys)
     code, printed, said = run(monkeypatch, capsys, *words)
     assert code == 0, said
     found = read_rows(out)
-    assert (*found,) == own_table.RULED
+    assert (*found,) == own_table.ROWS_BY_RULE
     assert "rule: model.l2_grid = (" in said
     users = {}
     for name, row in found.items():
@@ -94,7 +94,7 @@ def test_the_whole_table_as_a_user_makes_it(rows, tmp_path, monkeypatch, capsys)
     for word in (
         "EASE with transitions: QUICK",
         "40 users; protocol loo-clean",
-        "99 uniform, 5 draws (some users have",
+        "99 uniform, 5 draws (fewer for some users",
     ):
         assert word in text
         assert word in printed
@@ -109,8 +109,8 @@ def test_the_whole_table_as_a_user_makes_it(rows, tmp_path, monkeypatch, capsys)
 def test_rows_follow_the_rules_for_the_data(rows):
     """And not MovieLens-100K: what `jaxfed init` suggests, what iALS takes from the data, the empty configuration."""
     file = read_file(str(rows), ["--user", "who"])
-    tables = own_table.make_rule_tables(file)
-    assert (*tables,) == own_table.RULED
+    tables = own_table.make_rule_tables(file, collect_facts(file.clients))
+    assert (*tables,) == own_table.ROWS_BY_RULE
     configs = {name: make_config(table) for name, table in tables.items()}
     for name, model in (("EASE", "ease"), (own_table.TRANSITIONS, "transitions")):
         suggested = suggest_table(file, model)[0]
@@ -130,16 +130,47 @@ def test_rows_follow_the_rules_for_the_data(rows):
     for config in configs.values():
         assert (config.data, config.evaluation.history) == (configs["EASE"].data, "train")
     assert not any("history" in line for line in own_table.describe_rules(file))
-    assert own_table.SEEDS.keys() < {*own_table.RULED}
+    assert own_table.SEEDS.keys() < {*own_table.ROWS_BY_RULE}
 
 
 def test_a_large_catalogue_takes_neighbours(tmp_path):
     path = tmp_path / "large.csv"
     items = range(MOST_DENSE + 25)
     path.write_text("user,item\n" + "".join(f"{item // 5},{item}\n" for item in items))
-    tables = own_table.make_rule_tables(read_file(str(path), []))
+    file = read_file(str(path), [])
+    facts = collect_facts(file.clients)
+    tables = own_table.make_rule_tables(file, facts)
     assert tables["EASE"]["model"]["neighbours"] > 0
     assert own_table.TRANSITIONS not in tables
+    # beyond what a sum over pairs can be, what needs none is left
+    assert (*own_table.make_rule_tables(file, facts._replace(pairs=10**12)),) == (
+        "popularity",
+        "iALS (FCF)",
+        "FedAvg of MF",
+    )
+
+
+def test_given_negatives_that_are_few(rows, tmp_path):
+    """All rows have the cut-offs that they leave, and a table needs NDCG@10."""
+    text = rows.read_text().splitlines()
+    users = sorted({line.split(",")[0] for line in text[1:]})
+    path = tmp_path / "negatives.csv"
+
+    def read(many):
+        made = [f"{user},{item}" for user in users for item in pick(many, user)]
+        path.write_text("\n".join(["user,item", *made]) + "\n")
+        return read_file(str(rows), ["--user", "who", "--negatives", str(path)])
+
+    def pick(many, user):
+        own = {line.split(",")[1] for line in text[1:] if line.split(",")[0] == user}
+        return sorted({line.split(",")[1] for line in text[1:]} - own)[:many]
+
+    file = read(12)
+    for table in own_table.make_rule_tables(file, collect_facts(file.clients)).values():
+        assert make_config(table).evaluation.at == (5, 10)
+    file = read(6)
+    with pytest.raises(ValueError, match="fewer than 9 given negatives"):
+        own_table.make_rule_tables(file, collect_facts(file.clients))
 
 
 def test_data_without_an_order(unordered, tmp_path, monkeypatch, capsys):
@@ -182,7 +213,7 @@ def test_rows_of_movielens_by_name(rows, tmp_path, monkeypatch, capsys):
 def test_figures_of_users_are_read_again_where_the_run_is_another(rows, tmp_path, monkeypatch, capsys):
     words = ["--table", rows, "--user", "who", "--out", tmp_path, "--only", "popularity"]
     assert run(monkeypatch, capsys, *words)[0] == 0
-    folder, load = tmp_path / "popularity" / "seed_0", load_last()
+    folder, load = tmp_path / "popularity" / "seed_0", make_cached_loader()
     config = make_config(read_config(folder))
     kept = own_table.read_users(folder, lambda: load(config.data))
     with open(folder / "users.npz", "wb") as file:
@@ -212,11 +243,11 @@ def test_other_settings_and_other_data(rows, tmp_path, monkeypatch, capsys):
     [
         ("--table no.csv", "no table 'no.csv': give ml100k, or a file that is there"),
         ("--table ROWS --user who --only tin", 'no row "tin"; did you mean "tiny"'),
-        ("--table ROWS --user who --only leak", 'row "leak" leaks: it is a row of --table ml100k alone'),
+        ("--table ROWS --user who --only leak", 'row "leak" has a leaky protocol: only --table ml100k has it'),
         ("--table ROWS --usr who", "unknown option --data.usr"),
         ("--table ROWS", "--data.user"),
-        ("--table ROWS --user who --label rating --rating timestamp", "its rows rank clicks, not rows with labels"),
-        ("--table ROWS --user who --clients silo --silos 4", "its rows have a client for each user"),
+        ("--table ROWS --user who --label rating --rating timestamp", "its methods learn from clicks, not from labels"),
+        ("--table ROWS --user who --clients silo --silos 4", "take each user for a client"),
     ],
 )
 def test_what_cannot_be_is_one_line(rows, tmp_path, monkeypatch, capsys, words, text):
@@ -234,3 +265,20 @@ def test_transitions_are_refused_where_nothing_has_an_order(unordered, tmp_path,
     code, printed, said = run(monkeypatch, capsys, *words)
     assert (code, printed, said.count("\n")) == (2, "", 1)
     assert "do not say in which order a user's rows came: leave the row out" in said
+
+
+def test_the_first_run_fails_and_the_others_are_made(rows, tmp_path, monkeypatch, capsys):
+    """A row whose run cannot be says so; the table holds the others."""
+    tables = own_table.make_rule_tables
+
+    def with_a_bad_row(file, facts):
+        made, beyond = tables(file, facts), {"every": 1, "at": (999,), "select": "val/full/ndcg@999"}
+        return made | {"popularity": made["popularity"] | {"evaluation": beyond}}
+
+    monkeypatch.setattr(own_table, "make_rule_tables", with_a_bad_row)
+    words = ["--table", str(rows), "--user", "who", "--out", str(tmp_path / "out")]
+    code, printed, log = run(monkeypatch, capsys, *words, "--only", "popularity", "EASE")
+    assert code == 2
+    assert "failed: " in log
+    assert "EASE" in printed
+    assert "min()" not in log + printed

@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 from jaxfed.bench.own_table_text import (
-    describe_tests,
     difference_cells,
     figure_cells,
     format_p,
+    list_table_notes,
     own_table_markdown,
     print_own_table,
 )
@@ -34,7 +34,7 @@ def figures(values, users=USERS):
 
 def row(name, values, **more):
     facts = {"protocol": "loo-clean", "negatives": "99 uniform, 5 draws", "leaky": False, "best_round": 3.0}
-    facts |= {"clients": 400, "bytes_up": 1.5e6, "bytes_down": 2e3, "seconds": 4.0, "seeds": 1}
+    facts |= {"all_users": 400, "bytes_up": 1.5e6, "bytes_down": 2e3, "seconds": 4.0, "seeds": 1}
     return {"name": name, **facts, **{each: float(figures(values)[each].mean()) for each in HEADLINES}, **more}
 
 
@@ -132,6 +132,6 @@ def test_small_and_missing_numbers():
     assert leaky[0][4] == "HR@10, sampled"
     assert difference_cells(made({"EASE": EASE})) == []
     assert (
-        describe_tests(made(clients=2000))[0]
+        list_table_notes(made(all_users=2000))[0]
         == "400 of 2,000 users; protocol loo-clean; negatives: 99 uniform, 5 draws."
     )

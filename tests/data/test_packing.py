@@ -264,7 +264,7 @@ def test_kinds_of_whole_histories():
     """A program is worth compiling where it saves more padding than it costs: not for a thousand short histories."""
     short = np.full(1000, 5)
     assert history_kinds(np.append(short, 165), 2000, pairs=True) == ((168, 1),)
-    assert history_kinds(np.append(short, 165), 100, pairs=True) == ((100, 1),)  # never more than there are items
+    assert history_kinds(np.append(short, 165), 166, pairs=True) == ((166, 1),)  # never more than there are items
     many = np.concatenate([np.full(100_000, 5), np.full(100_000, 30), [165]])
     assert history_kinds(many, 2000, pairs=True) == ((8, 1), (32, 1), (168, 1))
     assert history_kinds(many, 2000, pairs=False) == ((64, 1), (192, 1))

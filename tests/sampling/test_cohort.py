@@ -131,5 +131,7 @@ def test_the_mean_holders_of_a_population():
     data = jf.data.from_arrays([0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 5, 6, 0, 7, 8, 0, 1, 9, 10])
     clients = jf.data.partition(data, by="user", split="leave-one-out")
     assert clients.population.mean_holders == (3 * 3 + 1) / 4
+    with pytest.raises(ValueError, match="holders need mean_holders"):
+        jf.sampling.uniform(holders=1.0)(num_clients=400)
     sampler = jf.sampling.uniform(holders=1.0)(num_clients=400, mean_holders=2.0)
     assert sampler.size == 200

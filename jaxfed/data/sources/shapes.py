@@ -14,7 +14,7 @@ from jaxfed.data.sources.example_shapes import SHAPES
 AROUND = 10  # users whose mean length stands for a quantile: no number is one person's
 APART = 2.0  # how far lengths may be from adding up to the rows
 LARGEST = 1 << 31
-ROW, ID = 90, 60  # bytes of a row, and of a user or an item, while data are made (measured)
+ROW_BYTES, ID_BYTES = 90, 60  # bytes of a row, and of a user or an item, while data are made (measured)
 
 
 class Shape(NamedTuple):
@@ -220,7 +220,7 @@ def check_sizes_of_shape(shape: Shape, where: str) -> None:
         )
     if shape.groups > items:
         raise ValueError(f"{where}: {shape.groups:,} groups of {items:,} items: there must be an item for each group")
-    check_room(ROW * rows + ID * (users + items), f"users, items and rows of {where}")
+    check_room(ROW_BYTES * rows + ID_BYTES * (users + items), f"users, items and rows of {where}")
 
 
 def check_curves(shape: Shape, where: str) -> None:

@@ -9,11 +9,8 @@ from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.room import check_room
 
 PHASES = 4  # of a feature
-ROW, ITEM, FACTOR = (
-    130,
-    20,
-    12,
-)  # bytes of a row, of an item, and of each of its factors, while data are made (measured)
+# bytes of a row, of an item, and of each of its factors, while data are made (measured)
+ROW_BYTES, ITEM_BYTES, FACTOR_BYTES = 130, 20, 12
 
 
 def check_sizes(users: int, items: int, mean_length: float, rank: int, order: float) -> None:
@@ -22,7 +19,7 @@ def check_sizes(users: int, items: int, mean_length: float, rank: int, order: fl
         raise ValueError("synthetic data need users >= 1, items >= 4, 3 <= mean_length <= items / 2, 0 < order <= 1")
     if max(users, items, rank) >= 1 << 31:
         raise ValueError("synthetic data: users, items and rank must lie below 2^31")
-    need = ROW * users * mean_length + (ITEM + FACTOR * rank) * items
+    need = ROW_BYTES * users * mean_length + (ITEM_BYTES + FACTOR_BYTES * rank) * items
     check_room(need, "data.users, data.items, data.mean_length or data.rank")
 
 
