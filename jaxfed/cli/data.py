@@ -58,7 +58,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.training.log import log, to_json
 
     table, words = data_words(args.name, overrides)
-    file = shlex.join([args.name, *overrides])
+    is_file, file = not table, shlex.join([args.name, *overrides])
     section = override_config(table, words).data
     if args.write:
         source = read_source_data(section)
@@ -71,7 +71,7 @@ def data_command(args: argparse.Namespace, overrides: list[str]) -> None:
     clients = load_data(section)
     lines = describe_data(clients).split("\n")
     if is_suggested_for(section):
-        writes = "jaxfed init FILE writes one for a file" if table else f"which jaxfed init {file} writes"
+        writes = f"which jaxfed init {file} writes" if is_file else "jaxfed init FILE writes one for a file"
         lines += ["", f"a configuration for these data, {writes}:"]
         asked = {word.partition("=")[0] for word in map(expand_option, overrides)}
         lines += suggestion_lines([each for each in suggest_config(clients) if f"--{each.key}" not in asked])
