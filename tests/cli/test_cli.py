@@ -482,7 +482,7 @@ def test_data_of_files_of_every_ending(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["jaxfed", "data", *map(str, words)])
         monkeypatch.setattr(main, "set_up_process", lambda: None)
         main.main()
-        return re.sub(r"(?<=which jaxfed init ).*(?= writes)", "...", capsys.readouterr().out)
+        return re.sub(r"(?<=a configuration for these data, ).*", "...", capsys.readouterr().out)
 
     dotted, columns = "\n".join(FILE.splitlines()[1:]).replace(",", "::"), ("--data.columns", "user", "item", "time")
     (tmp_path / "ratings.dat.gz").write_bytes(gzip.compress(dotted.encode()))
