@@ -22,6 +22,7 @@ from jaxfed.data.shape_description import ALL_TIED
 from jaxfed.data.shape_estimates import estimate_order, estimate_ties
 from jaxfed.evaluation.metrics import CUTOFFS
 from jaxfed.models.closed_form import MOST_DENSE
+from jaxfed.sampling.cohort import MOST
 
 ORDER = 0.1  # share of steps that follow from the item before, from which successors are worth counting
 LONG = 10  # items of a user: of shorter histories, hardly any successor is met twice
@@ -128,7 +129,7 @@ def suggest_cutoffs(data: Clients) -> list[Suggestion]:
     return [Suggestion("evaluation.at", cutoffs, reason), *(select if 10 not in cutoffs else [])]
 
 
-def suggest_labels(section: Section) -> dict[str, Any]:
+def suggest_labels(section: Section, clients: int) -> dict[str, Any]:
     """The table of a model of labels, without [data]: what `configs/ml100k_fm_rating.toml` has, whose rates are for
     labelled rows; without features it is a matrix factorisation with biases."""
     table = read_config("ml100k_fm_rating")
@@ -136,7 +137,8 @@ def suggest_labels(section: Section) -> dict[str, Any]:
     click = section.label == "click"
     made["model"] |= {"loss": "bce"} if click else {}
     made["evaluation"] |= {"select": "val/click/log_loss" if click else "val/rating/rmse"}
-    return made | {"cohort": {"name": "everyone"}}
+    many = {"name": "uniform", "size": MOST}
+    return made | {"cohort": many if clients > MOST else {"name": "everyone"}}
 
 
 def choose_model(facts: DataFacts) -> Suggestion:
@@ -248,8 +250,12 @@ def suggest_table(file: FileData, model: str = "") -> tuple[dict[str, Any], dict
     if not is_suggested_for(file.section):
         if model:
             raise ValueError("--model: suggestions are for clicks and a client for each user: leave it out")
-        labels = file.section.label != "implicit"
-        return {**(suggest_labels(file.section) if labels else {}), "data": file.table}, {}
+        if file.section.label == "implicit":
+            return {"data": file.table}, {}
+        reasons = {
+            "model.name": "that of ml100k_fm_rating, with its rates, which follow no rule: others may suit your data"
+        }
+        return suggest_labels(file.section, file.clients.num_clients) | {"data": file.table}, reasons
     suggestions = suggest_config(file.clients, model)
     suggestions = [each for each in suggestions if each.key.removeprefix("data.") not in file.table]
     table = make_suggested_table(suggestions)
