@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,7 +141,8 @@ def is_finished(plan: PlannedRun) -> bool:
         check_folder(folder, plan.config, True)
     except ValueError:
         return False
-    return True
+    # of a run that may go on for more rounds; --quick asks for fewer
+    return tomllib.loads((folder / "config.toml").read_text())["rounds"] == plan.config.rounds
 
 
 def run_figures(plan: PlannedRun, clients: int) -> dict[str, Any]:

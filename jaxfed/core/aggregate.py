@@ -10,6 +10,7 @@ from jaxfed.core.tables import Table, add_rows, is_same_rows, is_table, map_tabl
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Messages, Tree
 
+TILE = 256  # rows of a table that are added to at a time
 DENSE = 32  # a client holds many rows where this times their number is at least the whole
 
 
@@ -59,16 +60,27 @@ def add_same_rows(table: jax.Array, rows: jax.Array, values: jax.Array) -> jax.A
     """Adds row c of `values` [W, ...] to each of the rows of client c, which lie end to end in `rows` [R].
 
     As a product with who holds what, where a client holds many of the rows: a scatter reads and writes the table once
-    for each row that is held.
+    for each row that is held. Neither makes an array of the size of the table, or of all rows that are held.
     """
     clients = values.shape[0]
     held, flat = rows.size // clients, values.reshape(clients, -1)
     if held * DENSE < table.shape[0]:
-        return table.at[rows].add(jnp.repeat(values, held, axis=0), mode="drop")
+        by_client = rows.reshape(clients, held)
+        return jax.lax.fori_loop(0, clients, lambda c, table: table.at[by_client[c]].add(values[c], mode="drop"), table)
     who = jnp.repeat(jnp.arange(clients), held)
     holds = jnp.zeros((clients, table.shape[0]), values.dtype).at[who, rows].add(1, mode="drop")
-    added = jnp.matmul(holds.T, flat, precision=jax.lax.Precision.HIGHEST)  # accelerators would round a sum to bfloat16
-    return table + added.reshape(table.shape)
+
+    def add(low, height, table):
+        part = jax.lax.dynamic_slice_in_dim(holds, low, height, 1)
+        added = jnp.matmul(part.T, flat, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to bfloat16
+        added = jax.lax.dynamic_slice_in_dim(table, low, height) + added.reshape(height, *table.shape[1:])
+        return jax.lax.dynamic_update_slice_in_dim(table, added, low, 0)
+
+    # some rows at a time, which is in place: a second table for each block of clients would cost more than the product
+    height = min(TILE, table.shape[0])
+    whole, rest = divmod(table.shape[0], height)
+    table = jax.lax.fori_loop(0, whole, lambda i, table: add(i * height, height, table), table)
+    return add(whole * height, rest, table) if rest else table
 
 
 def total_shapes(messages: Messages, rows: int) -> Tree:
