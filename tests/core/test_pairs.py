@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxfed.channels.clip import clip
 from jaxfed.channels.secure_sum import ring
-from jaxfed.core.aggregate import add_same_rows
+from jaxfed.core.aggregate import TILE, add_same_rows
 from jaxfed.core.channel import chain
 from jaxfed.core.link import link
 from jaxfed.core.pairs import (
@@ -133,6 +133,18 @@ def test_a_row_that_is_the_same_for_all_is_added_to_each(dtype, items):
             if row < items:
                 want[row] += np.asarray(values[client])
     np.testing.assert_array_equal(add_same_rows(table, rows.ravel(), values), want)
+
+
+@pytest.mark.parametrize("items", [TILE - 1, TILE, 2 * TILE + 44])
+def test_rows_are_added_to_a_table_of_several_tiles(items):
+    random = np.random.default_rng(items)
+    rows = np.array([random.choice(items + 9, 40, replace=False) for _ in range(5)])  # some lie past the end
+    values = random.integers(0, 9, (5, 3)).astype(np.float32)
+    want = np.zeros((items, 3))
+    for client in range(5):
+        want[rows[client][rows[client] < items]] += values[client]
+    got = jax.jit(add_same_rows)(jnp.zeros((items, 3)), jnp.array(rows.ravel()), jnp.array(values))
+    np.testing.assert_array_equal(got, want)
 
 
 def test_a_secure_sum_and_a_clip_send_the_rows_themselves():
