@@ -59,11 +59,6 @@ POPULARITY: dict[str, Any] = {
     "cohort": {"name": "everyone"},
     "evaluation": {"every": 1},
 }
-IALS: dict[str, Any] = {
-    "rounds": 40,  # at most: six are enough on dense data, and twelve are too few on very sparse ones
-    "model": {"name": "ials"},
-    "channel": [{"name": "ring", "bound": 64.0, "fraction_bits": "auto"}],
-}
 
 
 def suggest_row(file: FileData, model: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -72,6 +67,16 @@ def suggest_row(file: FileData, model: str) -> tuple[dict[str, Any], dict[str, s
     table, reasons = suggest_table(file, model)
     evaluation = {key: value for key, value in table.get("evaluation", {}).items() if key != "history"}
     return table | {"evaluation": evaluation}, {key: reasons[key] for key in reasons if key != "evaluation.history"}
+
+
+def make_ials_settings(facts: DataFacts) -> dict[str, Any]:
+    """The settings of iALS: the less is known of a user, the larger its penalty. One over the mean length of a history
+    is about MovieLens-100K's 0.01, and near the best of 0.01, 0.03 and 0.1 where histories are short."""
+    return {
+        "rounds": 40,  # at most: six are enough on dense data, and twelve are too few on very sparse ones
+        "model": {"name": "ials", "l2": float(f"{facts.users / facts.rows:.1g}")},
+        "channel": [{"name": "ring", "bound": 64.0, "fraction_bits": "auto"}],
+    }
 
 
 def add_settings(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def make_rule_tables(file: FileData, facts: DataFacts) -> dict[str, dict[str, An
         )
     tables = {
         "popularity": add_settings(base, POPULARITY),
-        "iALS (FCF)": add_settings(base, CLOSED | IALS),
+        "iALS (FCF)": add_settings(base, CLOSED | make_ials_settings(facts)),
         "FedAvg of MF": base,
     }
     left_out = list_left_out(facts)

@@ -46,6 +46,7 @@ class DataFacts(NamedTuple):
 
     users: int
     items: int
+    rows: int
     length: float  # the median number of rows of a user
     holders: float  # in how many histories the item of an interaction is, on average over interactions
     pairs: int  # of items that are together in a history: at most so many
@@ -72,6 +73,7 @@ def collect_facts(data: Clients) -> DataFacts:
     return DataFacts(
         users=users,
         items=items,
+        rows=len(rows.user),
         length=float(np.median(length)),
         holders=float(np.square(count).sum() / count.sum()),
         pairs=int(min(items * (items + 1) / 2, (length * (length + 1) / 2).sum())),

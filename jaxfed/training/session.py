@@ -96,7 +96,8 @@ def compile_once(session: Session) -> None:
     """Compiles the programs of a session's rounds, unless that was done."""
     if session.compiled:
         return
-    log("compiling, which takes longest the first time: programs are kept for the next run")
+    kept = ": programs are kept for the next run" if getattr(jax.config, "jax_compilation_cache_dir", None) else ""
+    log(f"compiling, which takes longest the first time{kept}")
     keys = make_run_keys(session.settings.seed)
     session.progress.compile_seconds += compile_programs(session.parts, session.state, keys.rounds)
     session.compiled = True
@@ -216,6 +217,9 @@ def choose_candidate(session: Session, sums: Tree) -> tuple[dict[str, float], fl
             found, session.state = (values, candidate), state
         del params, state  # no worse model is kept while the next one is solved for
     assert found
+    for end, word in ((min, "smaller"), (max, "larger")):
+        if len(closed.candidates) > 1 and found[1] == end(closed.candidates):
+            log(f"candidate {found[1]:g} was the best, at the end of the list: {word} ones may be better")
     return found
 
 

@@ -19,7 +19,7 @@ from jaxfed.config.suggestions import (
 from jaxfed.data.ragged import make_ragged
 from tests.data.test_shapes import HEAVY
 
-FACTS = DataFacts(users=8000, items=12_000, length=5, holders=13, pairs=500_000, has_order=True, order=0.3)
+FACTS = DataFacts(users=8000, items=12_000, rows=48_000, length=5, holders=13, pairs=500_000, has_order=True, order=0.3)
 TINY = SimpleNamespace(protocol="loo-clean", population=SimpleNamespace(asked=SimpleNamespace(negatives=None)))
 
 
