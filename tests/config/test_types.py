@@ -86,7 +86,7 @@ def test_a_section_lists_its_arguments():
 
 
 def test_the_settings_that_a_program_makes_are_those_of_an_empty_file():
-    config = make_config({})
+    config = make_config({"work": {"optimizer": {"name": "sgd"}}})  # of which no rule says how it trains
     assert (config.evaluation, config.privacy, config.run) == (with_patience(Evaluation(), False), Privacy(), Run())
 
 
