@@ -20,7 +20,7 @@ def format_number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.4f}".replace("0.", ".", 1)
 
 
-def format_error(row: dict[str, Any], name: str, sign: str = "") -> str:
+def format_figure(row: dict[str, Any], name: str, sign: str = "") -> str:
     """`.1234 ± .0056`, a figure with its standard error over users; nothing where there is none."""
     if row.get(name) is None:
         return ""
@@ -54,7 +54,7 @@ def figure_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     made = [[*heads, "best round", "MB up", "MB down", "seconds", "seeds"]]
     for row in rows:
         figures = [
-            format_error(row, f"test/{part}/{metric}@10") for part in ("full", "sampled") for metric in ("hr", "ndcg")
+            format_figure(row, f"test/{part}/{metric}@10") for part in ("full", "sampled") for metric in ("hr", "ndcg")
         ]
         sizes = [f"{row[key] / 1e6:,.2f}" for key in ("bytes_up", "bytes_down")]
         facts = [f"{row['best_round']:.0f}", *sizes, f"{row['seconds']:,.1f}", str(row["seeds"])]
@@ -70,7 +70,7 @@ def difference_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     made = [["", "method", *(head for base in bases for head in (f"minus {base}", f"p, {base}"))]]
     for row in rows:
         cells = [
-            (format_error(row, f"minus {base}", "+"), format_p(row.get(f"minus {base}_p_holm", math.nan)))
+            (format_figure(row, f"minus {base}", "+"), format_p(row.get(f"minus {base}_p_holm", math.nan)))
             for base in bases
         ]
         made.append([MARKS[row["place"]], row_words(row), *(cell for pair in cells for cell in pair)])

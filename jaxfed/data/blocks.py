@@ -123,11 +123,12 @@ def history_kinds(lengths: np.ndarray, items: int, pairs: bool) -> tuple[tuple[i
         points.append(round(points[-1] * grow[(len(points) - 1) % 2]))
     points[-1] = min(points[-1], -(-longest // least) * least, items)
     return tuple(
-        (point, 1) for point in choose_points(points, lengths, *((2, WORTH_PAIRS) if pairs else (1, WORTH_ITEMS)))
+        (point, 1)
+        for point in choose_padded_lengths(points, lengths, *((2, WORTH_PAIRS) if pairs else (1, WORTH_ITEMS)))
     )
 
 
-def choose_points(points: list[int], lengths: np.ndarray, power: int, compile_cost: float) -> list[int]:
+def choose_padded_lengths(points: list[int], lengths: np.ndarray, power: int, compile_cost: float) -> list[int]:
     """Chooses the lengths to which histories are padded, so that padding and compilation together cost least.
 
     points: what can be chosen, ascending; the last is at least the longest length, and is always chosen. lengths: int

@@ -1,7 +1,6 @@
 """`jaxfed reproduce --table FILE`, as a user runs it: rows by rules for the data, and what is written of them."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,13 @@ from scipy import stats
 
 from jaxfed.bench import own_table
 from jaxfed.bench.reproduce import TableRow
-from jaxfed.cli import main
 from jaxfed.config.config_files import read_config
 from jaxfed.config.schema import make_config
 from jaxfed.config.suggestions import collect_facts, read_file, suggest_table
 from jaxfed.config.untuned import RULE
 from jaxfed.models.closed_form import MOST_DENSE
 from jaxfed.training.runs import make_cached_loader
+from tests.bench.test_reproduce import run
 
 NDCG = "test/full/ndcg@10"
 OTHERS = {
@@ -46,16 +45,6 @@ def rows(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unordered(tmp_path_factory):
     return write_rows(tmp_path_factory.mktemp("data") / "unordered.csv", times=False)
-
-
-def run(monkeypatch, capsys, *words):
-    """(exit code, what was printed, what was said) of the command in this process."""
-    monkeypatch.setattr(sys, "argv", ["jaxfed", "reproduce", *map(str, words)])
-    try:
-        main.main()
-    except SystemExit as stopped:
-        return stopped.code, *capsys.readouterr()
-    return 0, *capsys.readouterr()
 
 
 def read_rows(out):
