@@ -41,7 +41,7 @@ test-all: setup lint types
 smoke: setup types
 	rm -rf $(VENV)/smoke
 	$(BIN)/jaxfed train synthetic_1k --data.mean-length 5 --rounds 2 --evaluation.every 1 --out $(VENV)/smoke
-	XLA_FLAGS="$(PLAIN)" JAX_COMPILATION_CACHE_DIR=$(VENV)/xla $(BIN)/python -m pytest $(SMOKE)
+	XLA_FLAGS="$(PLAIN)" JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/xla $(BIN)/python -m pytest $(SMOKE)
 
 SMOKE := $(addprefix tests/,test_pythons.py test_wheel.py config/test_config.py data/test_files.py core/test_tables.py)
 SMOKE += $(addprefix tests/,sampling/test_cohort.py training/test_checkpoint.py cli/test_newcomer.py)

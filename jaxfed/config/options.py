@@ -85,6 +85,7 @@ STEADY: dict[str, dict[str, float]] = {
 }
 
 FROM_DATA = {"density": 0.0}  # where a configuration leaves them out, which 0 stands for, the data say
+FILE_TYPES = {bool, int, float, str}  # of the values that a configuration file holds
 PROVIDED = ("keep", "num_users")  # have a default for programs; under a configuration the program gives them
 
 
@@ -109,7 +110,8 @@ def argument_type(section: str, name: str, key: str, default: Any) -> Any:
         if key in (parameters := inspect.signature(function, eval_str=True).parameters):
             annotation = parameters[key].annotation
             words = typing.get_origin(annotation) is typing.Literal and isinstance(parameters[key].default, str)
-            types = isinstance(annotation, UnionType) and not isinstance(None, annotation)
+            # a union of what a file can hold: not optax's numbers, which may also be arrays
+            types = isinstance(annotation, UnionType) and {*typing.get_args(annotation)} <= FILE_TYPES
             if words or types or annotation == tuple[float, ...]:
                 return annotation
     if isinstance(default, tuple):

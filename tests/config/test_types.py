@@ -7,11 +7,13 @@ import subprocess
 import sys
 import typing
 
+import jax
+import numpy as np
 import pytest
 
 from jaxfed.config.overrides import override_config
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.schema import config_to_table, make_config
+from jaxfed.config.schema import argument_types, config_to_table, make_config
 from jaxfed.config.settings import (
     Config,
     Evaluation,
@@ -93,3 +95,17 @@ def test_the_settings_that_a_program_makes_are_those_of_an_empty_file():
 @pytest.mark.parametrize("section", [name for name in REGISTRY if name not in ("optimizer", "channel")])
 def test_the_sections_are_those_of_the_registry(section):
     assert typing.get_type_hints(Config)[section] is Section
+
+
+def test_a_number_that_may_also_be_an_array_is_a_number(monkeypatch):
+    """optax writes `jax.Array | float` for its rates, of which a file holds the number."""
+
+    def make(rate: jax.Array | np.ndarray | float = 0.9, bits: int | str = "auto"):
+        """Something of a registry."""
+
+    monkeypatch.setitem(REGISTRY["server"], "made_up", make)
+    kinds = argument_types("server", "made_up")
+    assert kinds["rate"] is float
+    assert kinds["bits"] == int | str
+    config = override_config({}, ["--server.name", "made_up", "--server.rate", ".5", "--server.bits", "3"])
+    assert (config.server.rate, config.server.bits) == (0.5, 3)
