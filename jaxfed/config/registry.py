@@ -56,6 +56,7 @@ from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, identity_parametrization, low_rank_tables
+from jaxfed.models.sasrec import bert4rec, sasrec
 from jaxfed.sampling import asynchronous, clock, cohort
 
 
@@ -92,6 +93,8 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "metamf": metamf,
         "fm": fm,
         "two_tower": two_tower,
+        "sasrec": sasrec,
+        "bert4rec": bert4rec,
         "popularity": popularity,
         "counter": counter,
     },

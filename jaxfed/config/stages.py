@@ -154,7 +154,8 @@ def fit_batching(batching: Batching, model: Model, method: Method) -> Batching:
     """The batches that a method takes of a model's clients; histories are whole and without negatives."""
     if method.reads_histories:
         return batching._replace(batch_size=1, negatives=0, epochs=1, ordered=True)
-    return batching._replace(pairwise=model.pairwise, features=model.features, ordered=False)
+    chosen = batching._replace(pairwise=model.pairwise, features=model.features, sequence=model.sequence)
+    return chosen._replace(ordered=False)
 
 
 def choose_block_shapes(pieces: Pieces, batching: Batching, needs_all_rows: bool, runtime: Runtime) -> BlockShapes:

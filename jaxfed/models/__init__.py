@@ -9,11 +9,15 @@ from jaxfed.models.mf import mf
 from jaxfed.models.model import from_module
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
+from jaxfed.models.sasrec import bert4rec, sasrec
+from jaxfed.models.sequence import from_encoder
 
 __all__ = [
+    "bert4rec",
     "ease",
     "fedrap",
     "fm",
+    "from_encoder",
     "from_module",
     "hashed_tables",
     "ials",
@@ -24,6 +28,7 @@ __all__ = [
     "neumf",
     "pfedrec",
     "popularity",
+    "sasrec",
     "transitions",
     "two_tower",
 ]
