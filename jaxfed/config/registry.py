@@ -11,6 +11,7 @@ from typing import Any
 from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
 from jaxfed.algorithms.agnostic import agnostic, agnostic_mean
 from jaxfed.algorithms.apfl import apfl
+from jaxfed.algorithms.central import central
 from jaxfed.algorithms.closed_form import closed_form, move_to_solution
 from jaxfed.algorithms.ditto import ditto
 from jaxfed.algorithms.fedavg import fedavg, fedprox
@@ -119,6 +120,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "ifca": ifca,
         "gpfedrec": gpfedrec,
         "closed_form": closed_form,
+        "central": central,
     },
     # methods without their own links, which a configuration spells out
     "work": {
