@@ -52,6 +52,8 @@ from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.models.baselines import counter, popularity
 from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.features import fm, two_tower
+from jaxfed.models.gru4rec import gru4rec
+from jaxfed.models.hstu import hstu
 from jaxfed.models.ials import ials
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
@@ -95,6 +97,8 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "fm": fm,
         "two_tower": two_tower,
         "sasrec": sasrec,
+        "gru4rec": gru4rec,
+        "hstu": hstu,
         "bert4rec": bert4rec,
         "popularity": popularity,
         "counter": counter,

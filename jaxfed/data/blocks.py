@@ -57,15 +57,15 @@ def check_batching(population: Population, batching: Batching) -> None:
     for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
         if (value := getattr(batching, key)) < least:
             raise ValueError(f"work.{key} is {value}: it must be at least {least}")
+    if batching.sequence:
+        check_sequences(population, batching)
+        return
     if population.labels is not None and (batching.negatives or batching.pairwise):
         raise ValueError(
             f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'
         )
     if batching.pairwise and batching.negatives < 1:
         raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
-    if batching.sequence:
-        check_sequences(population, batching)
-        return
     full = population.excluded.counts >= population.span(np.arange(len(population.user_names)))[1]
     if batching.negatives and full.any():
         raise ValueError(

@@ -3,6 +3,8 @@
 from jaxfed.models.baselines import popularity
 from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.features import fm, two_tower
+from jaxfed.models.gru4rec import gru4rec
+from jaxfed.models.hstu import hstu
 from jaxfed.models.ials import ials
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
@@ -19,7 +21,9 @@ __all__ = [
     "fm",
     "from_encoder",
     "from_module",
+    "gru4rec",
     "hashed_tables",
+    "hstu",
     "ials",
     "item_knn",
     "low_rank_tables",

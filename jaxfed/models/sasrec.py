@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import named
 from jaxfed.models.dropout import drop_out
-from jaxfed.models.model import TableDtype, check_positive
+from jaxfed.models.model import TableDtype
 from jaxfed.models.sequence import from_encoder
 from jaxfed.models.sequence_losses import SequenceLossName
-from jaxfed.models.transformer import BlockName, TransformerBlock, places_from_end, split_key
+from jaxfed.models.transformer import BlockName, TransformerBlock, check_heads, places_from_end, split_key
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -48,16 +48,6 @@ class TransformerEncoder(nn.Module):
             sizes = self.heads, self.hidden, self.rate, self.causal, self.activation, dtype
             x = make_block(self.kind, *sizes, name=f"block_{number}")(x, live, keys[number + 1])
         return nn.LayerNorm(name="norm")(x).astype(jnp.float32)
-
-
-def check_heads(dim: int, heads: int, dropout: float, **sizes: int) -> None:
-    """Raises ValueError for sizes that no transformer has."""
-    for name, size in (("dim", dim), ("heads", heads), *sizes.items()):
-        check_positive(f"model.{name}", size)
-    if dim % heads:
-        raise ValueError(f"model.heads is {heads}, model.dim {dim}: it must be a multiple of the heads")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"model.dropout is {dropout:g}: it must be from 0 to below 1")
 
 
 @named("model")

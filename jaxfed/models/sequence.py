@@ -155,15 +155,19 @@ def predict_targets(
         live = masked = choose_masked(sequence < rows, key, mask_share)
         vectors, target = jnp.asarray(module.apply(shared, sequence, key, masked)), sequence
     else:
-        vectors, target = jnp.asarray(module.apply(shared, sequence[:-1], key)), sequence[1:]
-        live = target < rows
+        target = sequence[1:]
+        live = target < rows  # the last item of a history that is padded is read by no place
+        vectors = jnp.asarray(module.apply(shared, jnp.where(live, sequence[:-1], PAST_END), key))
 
     def one(logits, target):
         positive = logits.at[target].get(mode="fill", fill_value=0)
         return compare(Comparison(positive, logits, drawn.at[target].set(0, mode="drop"), catalogue))
 
     each = jax.vmap(one)(make_logits(shared, vectors, temperature), target)
-    return Mean(jnp.sum(jnp.where(live, each, 0)), jnp.sum(live, dtype=jnp.float32))
+    mean = Mean(jnp.sum(jnp.where(live, each, 0)), jnp.sum(live, dtype=jnp.float32)).value
+    # a history weighs as many as it has next items, however many of its items are masked
+    weight = jnp.maximum(jnp.sum(sequence < rows, dtype=jnp.float32) - 1, 0)
+    return Mean(mean * weight, weight)
 
 
 def init_parameters(module: SequenceEncoder, places: int, key: Key) -> Tree:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.models.dropout import drop_out
+from jaxfed.models.model import check_positive
 
 BlockName = Literal["pre_norm", "paper", "ligr"]
 OUT_OF_SIGHT = -1e30  # finite: a place that sees nobody is no NaN
@@ -38,8 +39,9 @@ class Attention(nn.Module):
         """queries [T, d]; keys [T, d]: of keys and values; live bool [T]. Returns [T, d]."""
         places, dim = queries.shape
         shape = self.heads, dim // self.heads
+        # a bias of keys would shift all logits of a place alike, which a softmax does not see
         query, key_vectors, values = (
-            nn.DenseGeneral(shape, dtype=self.dtype, name=name)(x)
+            nn.DenseGeneral(shape, dtype=self.dtype, use_bias=name != "key", name=name)(x)
             for name, x in (("query", queries), ("key", keys), ("value", keys))
         )
         logits = jnp.einsum("thd,shd->tsh", query, key_vectors).astype(jnp.float32) / shape[1] ** 0.5
@@ -108,3 +110,18 @@ class TransformerBlock(nn.Module):
 def places_from_end(live: jax.Array) -> jax.Array:
     """int [T]: how many places in use come after each: positions that no padding changes. 0 where unused."""
     return jnp.maximum(live.sum() - 1 - jnp.arange(live.shape[0]), 0)
+
+
+def check_dropout(dropout: float) -> None:
+    """Raises ValueError for a share that cannot be dropped."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"model.dropout is {dropout:g}: it must be from 0 to below 1")
+
+
+def check_heads(dim: int, heads: int, dropout: float, **sizes: int) -> None:
+    """Raises ValueError for sizes that no transformer has."""
+    for name, size in (("dim", dim), ("heads", heads), *sizes.items()):
+        check_positive(f"model.{name}", size)
+    if dim % heads:
+        raise ValueError(f"model.heads is {heads}, model.dim {dim}: it must be a multiple of the heads")
+    check_dropout(dropout)
