@@ -53,7 +53,7 @@ def build_central(
     frozen = place.server(frozen)
     start = federate(method._replace(is_central=False), link(), num_clients, place, frozen=frozen)
     add = jax.jit(partial(add_gradient, method, model), donate_argnums=2)
-    move = jax.jit(partial(move_model, method), donate_argnums=(0, 1))
+    move = jax.jit(partial(move_model, method), donate_argnums=0)
 
     def init(params, key):
         state = start.init(params, key)
