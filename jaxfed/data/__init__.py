@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from jaxfed.data.loading import read as read
     from jaxfed.data.shape_description import describe as describe
     from jaxfed.data.sources.files import from_arrow as from_arrow
+    from jaxfed.data.sources.pretrained import Pretrained as Pretrained
+    from jaxfed.data.sources.pretrained import TokenTable as TokenTable
+    from jaxfed.data.sources.pretrained import read_pretrained as read_pretrained
+    from jaxfed.data.sources.pretrained import tokenize_texts as tokenize_texts
 
 # the module of each public name, imported when it is first used: reading files takes libraries that rounds do not
 _WHERE = {
     "Batching": ("batching", "Batching"),
     "Clients": ("clients", "Clients"),
+    "Pretrained": ("sources.pretrained", "Pretrained"),
+    "TokenTable": ("sources.pretrained", "TokenTable"),
     "describe": ("shape_description", "describe"),
     "from_arrays": ("loading", "from_arrays"),
     "from_arrow": ("sources.files", "from_arrow"),
@@ -26,6 +32,8 @@ _WHERE = {
     "load": ("loading", "load"),
     "partition": ("clients", "partition"),
     "read": ("loading", "read"),
+    "read_pretrained": ("sources.pretrained", "read_pretrained"),
+    "tokenize_texts": ("sources.pretrained", "tokenize_texts"),
 }
 __all__ = list(_WHERE)
 

@@ -1,6 +1,7 @@
 """Recommender models. A Flax module of your own becomes one by `jaxfed.from_module`."""
 
 from jaxfed.models.baselines import popularity
+from jaxfed.models.bert_weights import TextEncoder, convert_bert
 from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.features import fm, two_tower
 from jaxfed.models.ials import ials
@@ -11,6 +12,8 @@ from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
 
 __all__ = [
+    "TextEncoder",
+    "convert_bert",
     "ease",
     "fedrap",
     "fm",
