@@ -123,11 +123,11 @@ def federate(
         frozen_rows=num_rows(frozen),
     )
     check_plan(plan)
-    placed = place_frozen(plan, frozen)
+    placed = put_frozen(plan, frozen)
     return Algorithm(partial(initial_state, plan), partial(run_round, plan, make_programs(plan), placed))
 
 
-def place_frozen(plan: Plan, frozen: Tree) -> FrozenParts:
+def put_frozen(plan: Plan, frozen: Tree) -> FrozenParts:
     """What is frozen as an argument of the programs: as a constant it would be compiled into each of them."""
     made = plan.method.parametrization
     return FrozenParts(*plan.place.server((frozen, made.frozen if made else ())))

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from jaxfed.data.batching import Batching as Batching
     from jaxfed.data.clients import Clients as Clients
     from jaxfed.data.clients import partition as partition
-    from jaxfed.data.item_texts import item_texts as item_texts
+    from jaxfed.data.item_descriptions import item_texts as item_texts
     from jaxfed.data.loading import from_arrays as from_arrays
     from jaxfed.data.loading import from_description as from_description
     from jaxfed.data.loading import from_pandas as from_pandas
@@ -30,7 +30,7 @@ _WHERE = {
     "from_arrow": ("sources.files", "from_arrow"),
     "from_description": ("loading", "from_description"),
     "from_pandas": ("loading", "from_pandas"),
-    "item_texts": ("item_texts", "item_texts"),
+    "item_texts": ("item_descriptions", "item_texts"),
     "load": ("loading", "load"),
     "partition": ("clients", "partition"),
     "read": ("loading", "read"),

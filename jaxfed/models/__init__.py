@@ -5,16 +5,21 @@ from jaxfed.models.bert_weights import TextEncoder, convert_bert
 from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.features import fm, two_tower
 from jaxfed.models.ials import ials
+from jaxfed.models.lora import LoraSettings
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.model import from_module
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
+from jaxfed.models.text import text_encoder, text_vectors
+from jaxfed.models.trained_encoder import encode_texts
 
 __all__ = [
+    "LoraSettings",
     "TextEncoder",
     "convert_bert",
     "ease",
+    "encode_texts",
     "fedrap",
     "fm",
     "from_module",
@@ -27,6 +32,8 @@ __all__ = [
     "neumf",
     "pfedrec",
     "popularity",
+    "text_encoder",
+    "text_vectors",
     "transitions",
     "two_tower",
 ]

@@ -22,7 +22,7 @@ SHOWN = 4  # paths in a message
 
 
 class LoraSettings(NamedTuple):
-    """Which products have an adapter, and of what size.
+    """Which products have an adapter (LoRA, Hu et al. 2022), and of what size.
 
     Args:
         rank: Number r of columns of A.

@@ -5,7 +5,7 @@ import pytest
 
 from jaxfed.data.features import encode_features
 from jaxfed.data.interactions import select_rows
-from jaxfed.data.item_texts import item_texts, note_texts
+from jaxfed.data.item_descriptions import item_texts, note_texts
 from jaxfed.data.loading import from_arrays, load
 
 DATA = from_arrays([1, 1, 1, 2, 2, 2], ["a", "b", "c", "d", "b", "a"])
