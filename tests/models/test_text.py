@@ -126,8 +126,8 @@ def test_vectors_are_those_of_the_encoder_as_it_stands(name):
     vectors = np.float64(encode_tokens(BertEncoder(ENCODER.sizes), {"params": params}, jnp.asarray(texts(100))))
     spread = np.sqrt(((before - before.mean(0)) ** 2).sum(1).mean())
     held = theta["model"]["tables"]["item"]
-    want = (vectors - before.mean(0)) / spread @ np.float64(held.kernel) + held.bias
-    want = want + (held.ids.rows if held.ids is not None else 0)
+    want = (vectors - before.mean(0)) / spread @ np.float64(held.kernel) + np.asarray(held.bias)
+    want = want + (np.asarray(held.ids.rows) if held.ids is not None else 0)
     got = made.forward(theta, None, made.frozen)["tables"]["item"].rows
     np.testing.assert_allclose(got, want, atol=3e-5)
     rows = jnp.array([5, 99, 7, 100, 0])  # one past the end
