@@ -3,6 +3,7 @@
 from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
 from jaxfed.algorithms.agnostic import agnostic
 from jaxfed.algorithms.apfl import apfl
+from jaxfed.algorithms.central import central
 from jaxfed.algorithms.closed_form import closed_form
 from jaxfed.algorithms.ditto import ditto
 from jaxfed.algorithms.fedavg import fedavg, fedprox
@@ -24,6 +25,7 @@ __all__ = [
     "Rates",
     "agnostic",
     "apfl",
+    "central",
     "closed_form",
     "ditto",
     "fedadagrad",

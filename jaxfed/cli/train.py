@@ -23,6 +23,11 @@ def add_train_options(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="go on with the run that is there; print a finished one, or with --rounds N go on to N rounds",
     )
     train.add_argument(
+        "--central",
+        action="store_true",
+        help="train its central twin: the same model, data and evaluation, all data in one place, one step a round",
+    )
+    train.add_argument(
         "--profile", action="store_true", help=f"trace {TRACED} rounds into RUN/profile; --run.profile N: so many"
     )
 
@@ -33,6 +38,7 @@ def train_command(args: argparse.Namespace, overrides: list[str]) -> None:
 
     every = join_processes()  # before any other use of JAX
 
+    from jaxfed.config.central_twin import with_central
     from jaxfed.config.config_files import config_to_toml, locate_config, read_config
     from jaxfed.config.overrides import override_config
     from jaxfed.config.schema import expect_table
@@ -43,11 +49,12 @@ def train_command(args: argparse.Namespace, overrides: list[str]) -> None:
         file = locate_config(args.config)
         table, folder = read_config(args.config), file.parent
         of_a_run = file.name == "config.toml" and holds_run(folder)  # which goes on where it lies now
-        given: dict[str, Any] = {"out": str(folder)} if of_a_run else {}
+        given: dict[str, Any] = {"out": str(folder)} if of_a_run and not args.central else {}
         given |= {"out": args.out} if args.out else {}
         given |= {"profile": TRACED} if args.profile else {}
-        table["run"] = {"out": f"runs/{file.stem}"} | expect_table(table.get("run", {}), "run") | given
-        return override_config(table, overrides)
+        name = f"{file.stem}_central" if args.central else file.stem
+        table["run"] = {"out": f"runs/{name}"} | expect_table(table.get("run", {}), "run") | given
+        return override_config(with_central(table) if args.central else table, overrides)
 
     config = agree_on(every, "configuration", configured, config_to_toml)
     extend = any(word.partition("=")[0] == "--rounds" for word in overrides)

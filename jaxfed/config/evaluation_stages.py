@@ -30,7 +30,7 @@ def choose_history(settings: Evaluation, model: Model, method: Method, label: st
         return model.private(key), method.private_part(method.work.init(model.init(key), key)[1])
 
     needed, kept = (jax.tree.leaves(part) for part in jax.eval_shape(parts, jax.random.key(0)))
-    fold = settings.fold_in or model.closed is not None or bool(needed and not kept)
+    fold = settings.fold_in or model.closed is not None or model.sequence is not None or bool(needed and not kept)
     if fold and label != "implicit":
         raise ValueError(
             f'data.label = "{label}": histories are folded in as clicks: set evaluation.fold_in to false, and take a '

@@ -35,8 +35,9 @@ def machine_memory() -> int:
 
 def check_examples(population: Population, batching: Batching, slots: int) -> None:
     """Raises ValueError where the largest cohort has more examples than the machine can hold while it packs them."""
-    largest = int(np.sort(population.num_train)[-slots:].sum())
-    examples = max(batching.epochs, 1) * (1 + max(batching.negatives, 0)) * largest
+    largest = np.sort(population.num_train)[-slots:]
+    positives = len(largest) if batching.sequence else int(largest.sum())  # a history has negatives once
+    examples = max(batching.epochs, 1) * (1 + max(batching.negatives, 0)) * positives
     if (need := EXAMPLE * examples) > (room := machine_memory()):
         raise ValueError(
             f"a round may have {examples:,} examples, which take {need / 1e9:,.0f} GB, the machine has "

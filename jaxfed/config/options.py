@@ -65,7 +65,7 @@ SOURCES: dict[str, tuple[Callable, ...]] = {
     "optimizer": (OptimizerOptions,),
     "server": (ServerOptions,),
 }
-GIVEN = ("data", "pairwise", "ordered", "features")  # of these, what the program gives
+GIVEN = ("data", "pairwise", "ordered", "features", "sequence")  # of these, what the program gives
 
 BESIDE: dict[str, dict[str, Any]] = {
     section: {

@@ -141,7 +141,8 @@ def check_loss(model: Model, clients: Clients) -> None:
 def default_channel(method: Method) -> Channel:
     """The mean by row, where a method leaves averaging to the channel; the plain mean, where the server reads messages
     of the method's links one by one; and a link that does nothing, where the method averages or sums by itself."""
-    if method.reads_histories or any(each.claims.is_average or each.aggregator for each in method.links):
+    averaged = any(each.claims.is_average or each.aggregator for each in method.links)
+    if method.reads_histories or method.is_central or averaged:
         return link()
     return mean() if any(each.decode_message for each in method.links) else per_row_mean()
 

@@ -11,6 +11,7 @@ from typing import Any
 from jaxfed.algorithms.adaptive import fedadagrad, fedadam, fedyogi
 from jaxfed.algorithms.agnostic import agnostic, agnostic_mean
 from jaxfed.algorithms.apfl import apfl
+from jaxfed.algorithms.central import central
 from jaxfed.algorithms.closed_form import closed_form, move_to_solution
 from jaxfed.algorithms.ditto import ditto
 from jaxfed.algorithms.fedavg import fedavg, fedprox
@@ -52,11 +53,14 @@ from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.models.baselines import counter, popularity
 from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.features import fm, two_tower
+from jaxfed.models.gru4rec import gru4rec
+from jaxfed.models.hstu import hstu
 from jaxfed.models.ials import ials
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, identity_parametrization, low_rank_tables
+from jaxfed.models.sasrec import bert4rec, sasrec
 from jaxfed.sampling import asynchronous, clock, cohort
 
 
@@ -93,6 +97,10 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "metamf": metamf,
         "fm": fm,
         "two_tower": two_tower,
+        "sasrec": sasrec,
+        "gru4rec": gru4rec,
+        "hstu": hstu,
+        "bert4rec": bert4rec,
         "popularity": popularity,
         "counter": counter,
     },
@@ -117,6 +125,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "ifca": ifca,
         "gpfedrec": gpfedrec,
         "closed_form": closed_form,
+        "central": central,
     },
     # methods without their own links, which a configuration spells out
     "work": {

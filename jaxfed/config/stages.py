@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxfed.algorithms.central import build_central
 from jaxfed.algorithms.hierarchical import hierarchical, stack_copies, with_edge_models
 from jaxfed.algorithms.multi_device import with_merged_devices
 from jaxfed.config.memory import check_examples, check_solve, choose_chunk, estimate_capacity, largest_block_bytes
@@ -25,7 +26,7 @@ from jaxfed.core.state import sent_model
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Sampler
-from jaxfed.core.wire import Wire, make_wire
+from jaxfed.core.wire import Wire, make_wire, no_wire
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.clients import Clients
@@ -136,6 +137,8 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         if method.reads_histories:
             raise ValueError("parametrization: a closed form is solved for the tables themselves: leave it out")
         check_parametrization(pieces.parametrization, pieces.model)
+    if method.is_central:
+        check_central(pieces, channel, processes)
     if not method.reads_histories:
         return
     if pieces.sampler.history_length:
@@ -150,11 +153,25 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         raise ValueError('in a closed form a client is one user\'s history: set data.clients = "user"')
 
 
+def check_central(pieces: Pieces, channel: Channel, processes: Processes) -> None:
+    """Raises ValueError for what a run without messages has no place for."""
+    links = [each for each in list_links(channel) if each.encode or each.decode or each.aggregator]
+    if links or pieces.download:
+        raise ValueError(
+            "central training has no messages: leave [[channel]] and [[download]] out (channel = []), or give --central"
+        )
+    if pieces.edges.number or pieces.sampler.history_length or pieces.clients.population.owner is not None:
+        raise ValueError("central training has one model and one copy of the data: leave edges, ages and devices out")
+    if processes.size > 1 or pieces.run.client_store == "host":
+        raise ValueError("central training runs in one process, on its devices: leave run.client_store out")
+
+
 def fit_batching(batching: Batching, model: Model, method: Method) -> Batching:
     """The batches that a method takes of a model's clients; histories are whole and without negatives."""
     if method.reads_histories:
         return batching._replace(batch_size=1, negatives=0, epochs=1, ordered=True)
-    return batching._replace(pairwise=model.pairwise, features=model.features, ordered=False)
+    chosen = batching._replace(pairwise=model.pairwise, features=model.features, sequence=model.sequence)
+    return chosen._replace(ordered=False)
 
 
 def choose_block_shapes(pieces: Pieces, batching: Batching, needs_all_rows: bool, runtime: Runtime) -> BlockShapes:
@@ -236,6 +253,9 @@ def make_algorithm(
         check_download(pieces.download, shared)
     sums, edge = channel.aggregator in (None, SUM), assign_edges(pieces)
     check_solve(method.closed)
+    if method.is_central:
+        rounds = build_central(method, model, population.num_clients, runtime.placement, model.frozen)
+        return Rounds(method, rounds, no_wire())
     copies = max(pieces.edges.number, 1)  # so many models lie in a message once it is summed
 
     def block_bytes(shapes):

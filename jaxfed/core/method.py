@@ -41,6 +41,7 @@ class Method(NamedTuple):
             moves the model.
         sends_difference: Whether an update is where the shared part began less where it ended, and a client keeps only
             the private part of the model.
+        is_central: Whether all data are in one place and nothing is sent; see `algorithms.central`.
         recipe: The call that made the method, see `Recipe`.
 
     Example:
@@ -63,4 +64,5 @@ class Method(NamedTuple):
     needs_all_rows: bool = False
     closed: ClosedForm | None = None
     sends_difference: bool = False
+    is_central: bool = False
     recipe: Recipe | None = None

@@ -42,6 +42,26 @@ class ClosedForm(NamedTuple):
     advice: str = ""
 
 
+class SequenceFormat(NamedTuple):
+    """Batches of histories in their order, in place of batches of examples: each step of a client reads one.
+
+    A batch then has `sequence` int [T], positions of the latest items in the rows of the step, earliest first and past
+    the end where unused; `negative` float [k], how often each row of the step was drawn as a negative; and `dropout`
+    uint32 [2], the data of a key of JAX.
+
+    Args:
+        length: Items of a history that are read at most, the latest ones; the last of them is a target alone.
+        whole_catalogue: Whether every step has the rows of all items, each of them a negative once.
+
+    Example:
+        >>> SequenceFormat(length=51).whole_catalogue
+        False
+    """
+
+    length: int
+    whole_catalogue: bool = False
+
+
 class Model(NamedTuple):
     """A model as pure functions; `jaxfed.from_module` makes one of a Flax module.
 
@@ -61,6 +81,8 @@ class Model(NamedTuple):
         frozen: What the model reads and nobody trains, its tables marked: a dict, or () for nothing. Each client that
             takes part downloads it once. It is in no message, no optimiser and no checkpoint. loss, score and fold_in
             are given it beside the entries of `shared`, tables cut like these (`with_frozen`).
+        sequence: What batches of histories it learns from. It then keeps no private part: `fold_in` gives what scores
+            a user from the history. None: it learns from examples.
         recipe: The call that made the model, see `Recipe`.
 
     Example:
@@ -84,6 +106,7 @@ class Model(NamedTuple):
     closed: ClosedForm | None = None
     features: tuple[str, ...] = ()
     frozen: Tree = ()
+    sequence: SequenceFormat | None = None
     recipe: Recipe | None = None
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxfed.core.model import SequenceFormat
 from jaxfed.core.streams import Stream, philox_key
 from jaxfed.data.population import Population
 from jaxfed.data.ragged import Ragged, concatenate_ranges, make_negative_index, make_ragged, sort_pairs
@@ -24,6 +25,9 @@ class Batching(NamedTuple):
         pairwise: Whether examples are pairs of a positive and a negative; the model says so.
         ordered: Whether positives come in their order, earliest first, in place of a shuffle: for histories.
         features: The sides (`user`, `item`) whose features batches carry: those of a step's users and of its rows.
+        sequence: A step is one history in place of examples, with so many `negatives` for all of it, drawn from the
+            whole catalogue. The model says so.
+        shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
 
     Example:
         >>> import jaxfed as jf
@@ -37,6 +41,8 @@ class Batching(NamedTuple):
     pairwise: bool = False
     ordered: bool = False
     features: tuple[str, ...] = ()
+    sequence: SequenceFormat | None = None
+    shared_negatives: bool = False
 
     @property
     def width(self) -> int:
@@ -44,15 +50,25 @@ class Batching(NamedTuple):
         return self.batch_size * (2 if self.pairwise else 1)
 
     def examples(self, positives: Any) -> Any:
-        """Examples of one epoch over so many positives."""
+        """Examples of one epoch over so many positives; of a history its targets, all items read but the first."""
+        if self.sequence:
+            return np.maximum(np.minimum(positives, self.sequence.length) - 1, 0)
         return positives * (self.negatives if self.pairwise else 1 + self.negatives)
 
+    def read(self, positives: Any) -> Any:
+        """How many of so many positives are read."""
+        return np.minimum(positives, self.sequence.length) if self.sequence else positives
+
     def largest(self, positives: Any) -> Any:
-        """Examples of the longest step over so many positives."""
+        """Examples of the longest step over so many positives; the items read of a history."""
+        if self.sequence:
+            return np.minimum(positives, self.sequence.length)
         return np.minimum(self.examples(positives), self.batch_size)
 
     def steps(self, positives: np.ndarray) -> np.ndarray:
         """Steps of a round over so many positives; an epoch ends with a short batch."""
+        if self.sequence:
+            return np.full_like(positives, self.epochs)
         return self.epochs * -(-self.examples(positives) // self.batch_size)
 
 

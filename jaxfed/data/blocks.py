@@ -14,6 +14,7 @@ SHORTEST_PAIRED = 8  # items to which shorter histories are padded, whose pairs 
 SHORTEST_HISTORY = 64  # items to which other histories are padded
 # as expensive as compiling one more program, 2 s of a core:
 WORTH_PAIRS = 60_000_000  # padded places of pairs, in the one round of a model that sums pairs
+WORTH_SEQUENCES = 2_000  # padded places of items, in one round of hundreds
 WORTH_ITEMS = 200_000  # padded places of items in a round, of about ten rounds
 
 
@@ -30,14 +31,19 @@ class BlockShapes(NamedTuple):
     end: int  # past the end of the tables, which may have more rows than there are items
     share: ProcessShare = ALONE  # of the clients, and of the places in every block
     pairs: bool = False  # `room` is that of the pairs of a client's rows, and so is what a cohort touches
+    negatives: int = 0  # rows of a step beside those of its examples
 
     def clients(self, steps: int) -> int:
         """Clients side by side in a block of this length, a multiple of the devices."""
         return min(max(self.steps_per_block // steps, 1), -(-self.slots // self.devices)) * self.devices
 
+    def step_rows(self, size: int) -> int:
+        """Rows a step of this size may hold."""
+        return min(size * self.columns + self.negatives, self.num_items)
+
     def rows(self, steps: int, size: int) -> int:
         """Rows a client of this kind may hold."""
-        return min(steps * size * self.columns, self.num_items)
+        return min(steps * (size * self.columns + self.negatives), self.num_items)
 
     @property
     def padded_shape(self) -> tuple[int, int]:
@@ -51,6 +57,9 @@ def check_batching(population: Population, batching: Batching) -> None:
     for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
         if (value := getattr(batching, key)) < least:
             raise ValueError(f"work.{key} is {value}: it must be at least {least}")
+    if batching.sequence:
+        check_sequences(population, batching)
+        return
     if population.labels is not None and (batching.negatives or batching.pairwise):
         raise ValueError(
             f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'
@@ -63,6 +72,21 @@ def check_batching(population: Population, batching: Batching) -> None:
             f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
             "set work.negatives = 0 or leave such users out"
         )
+
+
+def check_sequences(population: Population, batching: Batching) -> None:
+    """Raises ValueError where clients have no histories that a model of sequences learns from."""
+    assert batching.sequence
+    if population.users_per_client > 1:
+        raise ValueError('a model of sequences reads one history of a client: set data.clients = "user"')
+    if population.domains or population.label_flipped is not None:
+        raise ValueError("a model of sequences compares with all items: leave data.merge and data.label_flip out")
+    if population.labels is not None:
+        raise ValueError(f'data.label = "{population.labels.kind}": a model of sequences counts rows, take mf or fm')
+    if not batching.negatives and not batching.sequence.whole_catalogue:
+        raise ValueError("this loss compares with negatives: set work.negatives, for example to 256")
+    if population.num_train.max() < 2:
+        raise ValueError("no client has two train items: there is no sequence to learn from")
 
 
 def make_block_shapes(
@@ -83,8 +107,12 @@ def make_block_shapes(
     """
     check_batching(population, batching)
     lengths = population.num_train
-    items, columns = population.num_items, batching.width // batching.batch_size
-    kinds = history_kinds(lengths, items, pairs) if batching.ordered else block_kinds(batching, lengths)
+    items, columns, negatives = population.num_items, batching.width // batching.batch_size, 0
+    if batching.sequence:
+        kinds = sequence_kinds(batching, lengths)
+        columns, negatives = 1, items if batching.sequence.whole_catalogue else batching.negatives
+    else:
+        kinds = history_kinds(lengths, items, pairs) if batching.ordered else block_kinds(batching, lengths)
     expected = int(batching.steps(lengths).mean() * slots)
     # some sixteen blocks a round; more of histories, from which long messages are made
     most = (PAIR_STEPS if pairs else HISTORY_STEPS) if batching.ordered else 1 << 62
@@ -92,7 +120,9 @@ def make_block_shapes(
     room = rows_expected(population, batching, slots) if lazy else 0
     if pairs:
         room = count_expected_pairs(population, slots, end or items) if lazy and share.size == 1 else 0
-    return BlockShapes(kinds, steps_per_block, slots, devices, columns, items, room, end or items, share, pairs)
+    return BlockShapes(
+        kinds, steps_per_block, slots, devices, columns, items, room, end or items, share, pairs, negatives
+    )
 
 
 def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) -> tuple[tuple[int, int], ...]:
@@ -110,6 +140,15 @@ def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) ->
     one = next(p for p in points if p >= batching.epochs)
     low, high = ([p for p in points if p < one], [p for p in points if p > one])
     return (*((p, used[0]) for p in low), *((one, width) for width in used), *((p, top) for p in high))
+
+
+def sequence_kinds(batching: Batching, num_train: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(steps, items read at most) of blocks of histories, ascending: lengths are powers of two, up to the longest."""
+    assert batching.sequence
+    longest = int(batching.largest(num_train).max())
+    points = [1 << i for i in range(3, longest.bit_length()) if 1 << i < longest] + [longest]
+    lengths = choose_padded_lengths(points, batching.largest(num_train), 1, WORTH_SEQUENCES)
+    return tuple((batching.epochs, length) for length in lengths)
 
 
 def history_kinds(lengths: np.ndarray, items: int, pairs: bool) -> tuple[tuple[int, int], ...]:
@@ -149,10 +188,13 @@ def choose_padded_lengths(points: list[int], lengths: np.ndarray, power: int, co
 def rows_expected(population: Population, batching: Batching, slots: int) -> int:
     """Rows that hardly any cohort of so many clients exceeds: six standard deviations above the mean of its examples,
     the negatives among them uniform over the catalogue."""
-    items, num_train = population.num_items, population.num_train
+    items, num_train = population.num_items, batching.read(population.num_train)
     positives = slots * num_train.mean() + 6 * np.sqrt(slots) * num_train.std()
     positives = min(positives, num_train.sum())
     negatives = batching.epochs * batching.negatives * positives
+    if batching.sequence:
+        negatives = batching.epochs * batching.negatives * (1 if batching.shared_negatives else slots)
+        negatives = items**2 if batching.sequence.whole_catalogue else negatives
     distinct = min(positives, np.count_nonzero(np.bincount(population.train.values))) + items * -np.expm1(
         -negatives / items
     )

@@ -1,6 +1,7 @@
 """Blocks: a cohort's examples in few static shapes, longest clients first; and the rows of the tables it holds."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxfed.data.batching import Batching, DrawnExamples, draw_examples
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, plan_blocks
 from jaxfed.data.population import Population
 from jaxfed.data.ragged import concatenate_ranges, sort_pairs
+from jaxfed.data.sequences import draw_sequences, lay_out_sequences, list_sequence_widths
 
 
 class CohortLayout(NamedTuple):
@@ -151,22 +153,34 @@ def pad_rows(distinct: np.ndarray, room: int, end: int) -> np.ndarray:
     return rows
 
 
+def list_example_widths(batching: Batching, one_user: bool, size: int) -> dict[str, int]:
+    """{name: places} of what a step of so many examples holds. Features of one user have no places."""
+    columns = batching.width // batching.batch_size
+    names = ("label", "weight", "item", "id", "other", "user", *(() if one_user else ("user_features",)))
+    return {"rows": size * columns, "item_features": size * columns, **dict.fromkeys(names, size)}
+
+
 def split_blocks(
-    where: BlockPlan, laid: CohortLayout, slots: np.ndarray, examples: np.ndarray, num_train: np.ndarray
+    where: BlockPlan,
+    laid: CohortLayout,
+    widths: Callable[[int], dict[str, int]],
+    slots: np.ndarray,
+    examples: np.ndarray,
+    num_train: np.ndarray,
 ) -> tuple[Block, ...]:
-    """The blocks of what is laid end to end; slots, examples and num_train are [places for clients]."""
-    blocks, at, columns = [], (0, 0, 0), laid.rows.shape[1] // laid.batch["weight"].shape[1]
+    """The blocks of what is laid end to end; slots, examples and num_train are [places for clients].
+
+    widths: from the size of a block's steps to the first places of each array of a batch, and of `rows`.
+    """
+    blocks, at = [], (0, 0, 0)
     for m, length, k, size in where.shapes:
         to = at[0] + m, at[1] + m * length, at[2] + m * k
         lanes, steps, rows = map(slice, at, to)
         live = laid.live[steps].reshape(m, length)
         # a step lies in its first places: the others are unused in all steps of a narrower block
-        positions = laid.rows[steps, : size * columns].reshape(m, length, -1)
-        wide = {"item_features": size * columns, "user_features": size}
-        cuts = {
-            name: x[steps] if x.ndim < 2 + (name in wide) else x[steps, : wide.get(name, size)]
-            for name, x in laid.batch.items()
-        }  # features of one user have no places
+        width = widths(size)
+        positions = laid.rows[steps, : width["rows"]].reshape(m, length, -1)
+        cuts = {name: x[steps, : width[name]] if name in width else x[steps] for name, x in laid.batch.items()}
         batch = {name: x.reshape(m, length, *x.shape[1:]) for name, x in cuts.items()}
         data = Batches(positions, live, batch, examples[lanes])
         blocks.append(Block(slots[lanes], laid.held[rows].reshape(m, k), num_train[lanes], data))
@@ -210,9 +224,15 @@ def pack_planned(population, batching, shapes, ids, present, where, seed, round,
     batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
     slots = np.flatnonzero(ids < population.num_clients)[where.order]
     clients = ids[slots].astype(np.int64)
-    laid = lay_out_examples(
-        population, batching, draw_examples(population, batching, clients, seed, round), where, shapes.end
-    )
+    widths: Callable[[int], dict[str, int]]
+    if batching.sequence:
+        sequences = draw_sequences(population, batching, clients, seed, round)
+        laid = CohortLayout(*lay_out_sequences(population.num_items, batching, sequences, where, shapes.end))
+        widths = partial(list_sequence_widths, shapes)
+    else:
+        drawn = draw_examples(population, batching, clients, seed, round)
+        laid = lay_out_examples(population, batching, drawn, where, shapes.end)
+        widths = partial(list_example_widths, batching, population.users_per_client == 1)
     rows = None
     if shapes.room and not shapes.pairs:
         rows, held = list_cohort_rows(laid.held, shapes.end, shapes.room, union)
@@ -225,7 +245,8 @@ def pack_planned(population, batching, shapes, ids, present, where, seed, round,
 
     num_train = population.num_train[clients]
     examples = lanes(batching.epochs * batching.examples(num_train), 0, np.float32)
-    blocks = split_blocks(where, laid, lanes(slots, len(ids), np.int32), examples, lanes(num_train, 0, np.float32))
+    places = lanes(slots, len(ids), np.int32)
+    blocks = split_blocks(where, laid, widths, places, examples, lanes(num_train, 0, np.float32))
     if shapes.room and shapes.pairs:
         rows = pad_rows(
             list_pairs([np.asarray(block.rows) for block in blocks], shapes.end), shapes.room, count_pairs(shapes.end)

@@ -1,0 +1,124 @@
+"""HSTU: blocks of pointwise attention without a softmax."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
+from jaxfed.models.dropout import drop_out
+from jaxfed.models.model import TableDtype
+from jaxfed.models.sasrec import ComputeDtype
+from jaxfed.models.sequence import from_encoder
+from jaxfed.models.sequence_losses import SequenceLossName
+from jaxfed.models.transformer import check_heads, split_key
+
+
+class PointwiseBlock(nn.Module):
+    """[u, v, q, k] = SiLU(W LN x); a = (SiLU(q k' + bias of the distance) / length, causal) v; x += W drop(u * LN a).
+
+    Both normalisations are without scale and shift. The divisor is the length that the model reads, whatever a history
+    is padded to.
+    """
+
+    heads: int
+    length: int
+    rate: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, live: jax.Array, key: jax.Array | None) -> jax.Array:
+        """x [T, d], live bool [T]. Returns [T, d]."""
+        (places, dim), shape = x.shape, (4, self.heads, x.shape[-1] // self.heads)
+        normalize = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)
+        inner = nn.silu(nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name="inner")(normalize(x)))
+        gate, value, query, known = jnp.moveaxis(inner, 1, 0)
+        distance = jnp.arange(places)[:, None] - jnp.arange(places)
+        bias = self.param("distance", nn.initializers.normal(0.02), (self.length,))
+        weights = nn.silu(jnp.einsum("thd,shd->tsh", query, known) + bias[jnp.maximum(distance, 0)][..., None])
+        seen = (distance >= 0) & live
+        weights = jnp.where(seen[..., None], weights, 0) / self.length
+        mixed = normalize(jnp.einsum("tsh,shd->thd", weights, value).reshape(places, dim))
+        mixed = drop_out(gate.reshape(places, dim) * mixed, self.rate, key)
+        return x + nn.Dense(dim, dtype=self.dtype, name="output")(mixed)
+
+
+class PointwiseEncoder(nn.Module):
+    """sqrt(d) times the item vectors through some blocks; order comes from the bias of distances."""
+
+    length: int
+    blocks: int
+    heads: int
+    rate: float
+    compute_dtype: ComputeDtype = "float32"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, vectors, live, key=None, masked=None) -> jax.Array:
+        """See `SequenceEncoder`."""
+        keys, dtype = split_key(key, self.blocks + 1), jnp.dtype(self.compute_dtype)
+        x = drop_out(vectors.shape[-1] ** 0.5 * vectors, self.rate, keys[0]).astype(dtype)
+        make_block: Any = nn.remat(PointwiseBlock) if self.remat else PointwiseBlock
+        for number in range(self.blocks):
+            block = make_block(self.heads, self.length, self.rate, dtype, name=f"block_{number}")
+            x = block(x, live, keys[number + 1])
+        return nn.LayerNorm(name="norm")(x).astype(jnp.float32)
+
+
+@named("model")
+def hstu(
+    num_items: int,
+    num_users: int = 1,
+    dim: int = 64,
+    length: int = 50,
+    blocks: int = 2,
+    heads: int = 1,
+    dropout: float = 0.2,
+    loss: SequenceLossName = "sampled_softmax",
+    temperature: float = 0.05,
+    init_scale: float = 0.02,
+    compute_dtype: ComputeDtype = "float32",
+    remat: bool = False,
+    table_dtype: TableDtype = "float32",
+    real_items: int | None = None,
+) -> Model:
+    """HSTU (Zhai et al. 2024, "Actions speak louder than words"), with the bias of distances alone.
+
+    The bias of times in the authors' code ends at the time of the item to be predicted, which a recommender does not
+    know; it is left out.
+
+    Args:
+        num_items: Number of items.
+        num_users: Not used: nothing is kept for a user but the history.
+        dim: Numbers in the vector of an item, and the width of the blocks.
+        length: Items of a history that are read, the latest.
+        blocks: Number of blocks.
+        heads: Heads of attention; they divide `dim`.
+        dropout: Share of numbers that are dropped in training.
+        loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
+            estimate of it from `work.negatives` items. bce, bpr: see `sequence_losses`.
+        temperature: Above 0: logits are cosines, divided by this number. 0: inner products.
+        init_scale: Standard deviation of the normal numbers that item vectors start with.
+        compute_dtype: What blocks compute in. Parameters, messages and loss are float32.
+        remat: Compute activations again in the backward pass, in place of keeping them.
+        table_dtype: In what the server stores item vectors and clients download them.
+        real_items: Number of items, where tables have more rows than that. None: num_items.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a size is below 1, or heads do not divide `dim`.
+
+    Example:
+        >>> import jaxfed as jf
+        >>> model = jf.models.hstu(num_items=100, dim=8, length=20)
+        >>> jax.tree.map(jnp.shape, model.init(jax.random.key(0))["params"]["encoder"]["block_0"]["distance"])
+        (20,)
+    """
+    check_heads(dim, heads, dropout, length=length, blocks=blocks)
+    encoder = PointwiseEncoder(length, blocks, heads, dropout, compute_dtype, remat)
+    options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale, "table_dtype": table_dtype}
+    return from_encoder(encoder, num_items, dim, length, loss, real_items=real_items, **options)

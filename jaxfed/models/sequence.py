@@ -1,0 +1,201 @@
+"""Recommenders of sequences: an encoder turns the latest items of a history into a user vector, whose products with
+item vectors are the logits. Nothing is kept of a user: the vector is folded in from the history."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.core.model import Model, SequenceFormat
+from jaxfed.core.tables import unwrap, wrap
+from jaxfed.core.types import History, Key, Mean, Tree
+from jaxfed.models.dropout import fold_key
+from jaxfed.models.model import TableDtype, check_positive, normal_variable
+from jaxfed.models.sequence_losses import Comparison, SequenceLossName, choose_sequence_loss
+
+MASK_STREAM = 1 << 20  # of a step's key: which items are masked
+PAST_END = np.iinfo(np.int32).max
+Targets = Literal["next", "masked"]
+
+
+class SequenceEncoder(nn.Module):
+    """The item vectors, and an encoder of those of a history.
+
+    The encoder has __call__(vectors [T, d], live [T], key, masked [T]) -> [T, d]. key: of its dropout; None: there is
+    none. masked: places whose vector it must replace; None: none.
+    """
+
+    encoder: nn.Module
+    num_items: int
+    dim: int
+    init_scale: float
+    table_dtype: TableDtype
+
+    @nn.compact
+    def __call__(self, sequence: jax.Array, key: jax.Array | None = None, masked: jax.Array | None = None) -> jax.Array:
+        """The user vector [T, d] after each place. sequence int [T]: positions in the table, past the end: unused."""
+        shape = self.num_items, self.dim
+        table = normal_variable(self, "tables", "item", shape, self.init_scale, self.table_dtype)
+        vectors = table.astype(jnp.float32).at[sequence].get(mode="fill", fill_value=0)
+        return self.encoder(vectors, sequence < table.shape[0], key, masked)
+
+
+def take_latest(history: History, length: int) -> jax.Array:
+    """int [length]: the latest items of a history, earliest first; past the end of everything where unused."""
+    places = jnp.arange(length)
+    count = jnp.minimum(history.live.sum(), length)
+    found = history.rows[jnp.clip(history.live.sum() - count + places, 0, history.rows.shape[0] - 1)]
+    return jnp.where(places < count, found, PAST_END)
+
+
+def normalize_vectors(vectors: jax.Array) -> jax.Array:
+    """Vectors [..., d] of length 1; a vector of zeros stays one."""
+    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(vectors), -1, keepdims=True), 1e-12))
+
+
+def check_sequence_sizes(dim: int, length: int, temperature: float, mask_share: float) -> None:
+    """Raises ValueError for sizes that no model of sequences has."""
+    check_positive("model.dim", dim)
+    check_positive("model.length", length)
+    if temperature < 0:
+        raise ValueError(f"model.temperature is {temperature:g}: it must not be negative")
+    if not 0 < mask_share <= 1:
+        raise ValueError(f"model.mask_share is {mask_share:g}: it must be above 0 and at most 1")
+
+
+def from_encoder(
+    encoder: nn.Module,
+    num_items: int,
+    dim: int,
+    length: int,
+    loss: SequenceLossName = "sampled_softmax",
+    targets: Targets = "next",
+    *,
+    calibration: float = 0.75,
+    temperature: float = 0.0,
+    mask_share: float = 0.2,
+    init_scale: float = 0.02,
+    table_dtype: TableDtype = "float32",
+    real_items: int | None = None,
+) -> Model:
+    """Makes a recommender of sequences from a Flax module that encodes them.
+
+    Args:
+        encoder: The module, see `SequenceEncoder`.
+        num_items: Number of items.
+        dim: Numbers in the vector of an item, and of a user.
+        length: Items of a history that the encoder reads, the latest.
+        loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
+            estimate of it from negatives. bce, gbce, bpr: see `sequence_losses`.
+        targets: next: the item after each place, from those up to it. masked: items that are masked at random, from all
+            others (Sun et al. 2019).
+        calibration: t of gbce: 0 is bce, 1 gives calibrated probabilities.
+        temperature: Above 0: logits are cosines, divided by this number. 0: inner products.
+        mask_share: Of masked targets: the share of items that are masked in a step.
+        init_scale: Standard deviation of the normal numbers that item vectors start with.
+        table_dtype: In what the server stores item vectors and clients download them.
+        real_items: Number of items, where tables have more rows than that. None: num_items.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a size is below 1, or there is no such loss.
+
+    Example:
+        >>> class SumOfItems(nn.Module):
+        ...     def __call__(self, vectors, live, key=None, masked=None):
+        ...         return vectors.cumsum(0)
+        >>> model = from_encoder(SumOfItems(), num_items=100, dim=8, length=20)
+        >>> model.sequence.length  # twenty are read, and the item after them is a target
+        21
+    """
+    check_sequence_sizes(dim, length, temperature, mask_share)
+    compare = choose_sequence_loss(loss, calibration)
+    module = SequenceEncoder(encoder, num_items, dim, init_scale, table_dtype)
+    share = mask_share if targets == "masked" else 0.0
+
+    def value(shared, private, batch):
+        return predict_targets(module, compare, temperature, share, real_items or num_items, unwrap(shared), batch)
+
+    def score(shared, private, user):
+        return make_logits(unwrap(shared), private["private"]["user"][None], temperature)[0]
+
+    init = partial(init_parameters, module, length + (share > 0))
+    fold_in = partial(encode_history, module, length, share > 0)
+    format = SequenceFormat(length + 1, whole_catalogue=loss == "softmax")
+    return Model(init, lambda key: (), value, score, fold_in=fold_in, sequence=format)
+
+
+def make_logits(shared: Tree, vectors: jax.Array, temperature: float) -> jax.Array:
+    """[T, rows]: the logits of all rows for user vectors [T, d]; see `from_encoder` of the temperature."""
+    table = shared["tables"]["item"].astype(jnp.float32)
+    if temperature:
+        return normalize_vectors(vectors) @ normalize_vectors(table).T / temperature
+    return vectors @ table.T
+
+
+def predict_targets(
+    module: SequenceEncoder,
+    compare: Callable[[Comparison], jax.Array],
+    temperature: float,
+    mask_share: float,
+    catalogue: int,
+    shared: Tree,
+    batch: dict[str, jax.Array],
+) -> Mean:
+    """The loss over the targets of one history; see `SequenceFormat`. mask_share 0: targets are the next items."""
+    sequence, drawn = batch["sequence"], batch["negative"]
+    key, rows = jax.random.wrap_key_data(batch["dropout"], impl="threefry2x32"), shared["tables"]["item"].shape[0]
+    if mask_share:
+        live = masked = choose_masked(sequence < rows, key, mask_share)
+        vectors, target = jnp.asarray(module.apply(shared, sequence, key, masked)), sequence
+    else:
+        target = sequence[1:]
+        live = target < rows  # the last item of a history that is padded is read by no place
+        vectors = jnp.asarray(module.apply(shared, jnp.where(live, sequence[:-1], PAST_END), key))
+
+    def one(logits, target):
+        positive = logits.at[target].get(mode="fill", fill_value=0)
+        return compare(Comparison(positive, logits, drawn.at[target].set(0, mode="drop"), catalogue))
+
+    each = jax.vmap(one)(make_logits(shared, vectors, temperature), target)
+    mean = Mean(jnp.sum(jnp.where(live, each, 0)), jnp.sum(live, dtype=jnp.float32)).value
+    # a history weighs as many as it has next items, however many of its items are masked
+    weight = jnp.maximum(jnp.sum(sequence < rows, dtype=jnp.float32) - 1, 0)
+    return Mean(mean * weight, weight)
+
+
+def init_parameters(module: SequenceEncoder, places: int, key: Key) -> Tree:
+    """The shared parameters, the table marked."""
+    made = module.init(key, jnp.zeros(places, jnp.int32))
+    return {"params": made.get("params", {}), "tables": wrap(made["tables"])}
+
+
+def encode_history(module: SequenceEncoder, length: int, mask: bool, shared: Tree, history: History) -> Tree:
+    """The private part: the user vector after the latest items of a history; zeros after none. mask: that of a masked
+    place after them."""
+    shared = unwrap(shared)
+    latest, count = take_latest(history, length), jnp.minimum(history.live.sum(), length)
+    if mask:
+        latest, masked = jnp.append(latest, PAST_END).at[count].set(0), jnp.arange(length + 1) == count
+        vectors = module.apply(shared, latest, None, masked)
+    else:
+        vectors, count = module.apply(shared, latest), count - 1
+    return {"private": {"user": vectors[jnp.maximum(count, 0)] * history.live.any()}}
+
+
+def choose_masked(live: jax.Array, key: jax.Array, share: float) -> jax.Array:
+    """bool [T]: which of the items in use are masked: each with the same chance, and the last one where none would be.
+
+    A place has numbers of its own, whatever T is.
+    """
+    key = jax.random.fold_in(key, MASK_STREAM)
+    chance = jax.vmap(jax.random.uniform)(fold_key(key, live.shape[0]))
+    chosen = live & (chance < share)
+    last = jnp.arange(live.shape[0]) == live.sum() - 1
+    return jnp.where(chosen.any(), chosen, last & live)
