@@ -19,6 +19,7 @@ from jaxfed.core.types import Block, Cohort, Mean
 from jaxfed.sampling.cohort import cyclic_cohort
 
 KEY = jax.random.key(0)
+SEQUENCES = ("sasrec", "gru4rec", "hstu", "bert4rec")  # models of histories in their order
 EPS = 2e-6  # float32 sums of a few dozen terms of size one, in another order
 
 

@@ -11,8 +11,8 @@ from jaxfed.core.recipe import named
 from jaxfed.models.dropout import drop_out
 from jaxfed.models.model import TableDtype, check_positive
 from jaxfed.models.sequence import from_encoder
-from jaxfed.models.sequence_losses import SequenceLossName
-from jaxfed.models.transformer import check_dropout, split_key
+from jaxfed.models.sequence_losses import SequenceLossName, find_sequence_loss
+from jaxfed.models.transformer import check_dropout_rate, split_key
 
 
 class RecurrentEncoder(nn.Module):
@@ -82,9 +82,7 @@ def gru4rec(
     """
     check_positive("model.hidden", hidden)
     check_positive("model.layers", layers)
-    check_dropout(dropout)
-    options: dict[str, Any] = {"calibration": calibration, "temperature": temperature, "init_scale": init_scale}
-    encoder = RecurrentEncoder(hidden, layers, dropout)
-    return from_encoder(
-        encoder, num_items, dim, length, loss, table_dtype=table_dtype, real_items=real_items, **options
-    )
+    check_dropout_rate(dropout)
+    options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale, "table_dtype": table_dtype}
+    encoder, chosen = RecurrentEncoder(hidden, layers, dropout), find_sequence_loss(loss, calibration)
+    return from_encoder(encoder, num_items, dim, length, chosen, real_items=real_items, **options)

@@ -11,7 +11,7 @@ from jaxfed.core.recipe import named
 from jaxfed.models.dropout import drop_out
 from jaxfed.models.model import TableDtype
 from jaxfed.models.sequence import from_encoder
-from jaxfed.models.sequence_losses import SequenceLossName
+from jaxfed.models.sequence_losses import SequenceLossName, find_sequence_loss
 from jaxfed.models.transformer import BlockName, TransformerBlock, check_heads, places_from_end, split_key
 
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -108,9 +108,9 @@ def sasrec(
     check_heads(dim, heads, dropout, length=length, blocks=blocks, expansion=expansion)
     sizes = length, blocks, heads, expansion * dim, dropout, block
     encoder = TransformerEncoder(*sizes, compute_dtype=compute_dtype, remat=remat)
-    options: dict[str, Any] = {"calibration": calibration, "temperature": temperature, "init_scale": init_scale}
+    options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale}
     options |= {"table_dtype": table_dtype, "real_items": real_items}
-    return from_encoder(encoder, num_items, dim, length, loss, **options)
+    return from_encoder(encoder, num_items, dim, length, find_sequence_loss(loss, calibration), **options)
 
 
 @named("model")

@@ -15,7 +15,7 @@ from jaxfed.core.tables import unwrap, wrap
 from jaxfed.core.types import History, Key, Mean, Tree
 from jaxfed.models.dropout import fold_key
 from jaxfed.models.model import TableDtype, check_positive, normal_variable
-from jaxfed.models.sequence_losses import Comparison, SequenceLossName, choose_sequence_loss
+from jaxfed.models.sequence_losses import Comparison, SequenceLoss, SequenceLossName, find_sequence_loss
 
 MASK_STREAM = 1 << 20  # of a step's key: which items are masked
 PAST_END = np.iinfo(np.int32).max
@@ -72,10 +72,9 @@ def from_encoder(
     num_items: int,
     dim: int,
     length: int,
-    loss: SequenceLossName = "sampled_softmax",
+    loss: SequenceLoss | SequenceLossName = "sampled_softmax",
     targets: Targets = "next",
     *,
-    calibration: float = 0.75,
     temperature: float = 0.0,
     mask_share: float = 0.2,
     init_scale: float = 0.02,
@@ -90,10 +89,9 @@ def from_encoder(
         dim: Numbers in the vector of an item, and of a user.
         length: Items of a history that the encoder reads, the latest.
         loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
-            estimate of it from negatives. bce, gbce, bpr: see `sequence_losses`.
+            estimate of it from negatives. bce, gbce, bpr, and losses of one's own: see `sequence_losses`.
         targets: next: the item after each place, from those up to it. masked: items that are masked at random, from all
             others (Sun et al. 2019).
-        calibration: t of gbce: 0 is bce, 1 gives calibrated probabilities.
         temperature: Above 0: logits are cosines, divided by this number. 0: inner products.
         mask_share: Of masked targets: the share of items that are masked in a step.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
@@ -115,19 +113,19 @@ def from_encoder(
         21
     """
     check_sequence_sizes(dim, length, temperature, mask_share)
-    compare = choose_sequence_loss(loss, calibration)
+    compare = find_sequence_loss(loss) if isinstance(loss, str) else loss
     module = SequenceEncoder(encoder, num_items, dim, init_scale, table_dtype)
-    share = mask_share if targets == "masked" else 0.0
+    share, items = (mask_share if targets == "masked" else 0.0), real_items or num_items
 
     def value(shared, private, batch):
-        return predict_targets(module, compare, temperature, share, real_items or num_items, unwrap(shared), batch)
+        return predict_targets(module, compare.value, temperature, share, items, unwrap(shared), batch)
 
     def score(shared, private, user):
         return make_logits(unwrap(shared), private["private"]["user"][None], temperature)[0]
 
     init = partial(init_parameters, module, length + (share > 0))
     fold_in = partial(encode_history, module, length, share > 0)
-    format = SequenceFormat(length + 1, whole_catalogue=loss == "softmax")
+    format = SequenceFormat(length + 1, whole_catalogue=compare.whole_catalogue)
     return Model(init, lambda key: (), value, score, fold_in=fold_in, sequence=format)
 
 

@@ -55,14 +55,21 @@ def bpr_loss(one: Comparison) -> jax.Array:
     return jnp.sum(one.drawn * each) / jnp.maximum(one.drawn.sum(), 1)
 
 
-def choose_sequence_loss(name: str, calibration: float) -> Callable[[Comparison], jax.Array]:
-    """One of the losses by its name. Raises ValueError."""
-    losses: dict[str, Callable[[Comparison], jax.Array]] = {
-        "softmax": softmax_loss,
-        "sampled_softmax": softmax_loss,
-        "bce": bce_loss,
-        "gbce": lambda one: bce_loss(one, calibration),
-        "bpr": bpr_loss,
+class SequenceLoss(NamedTuple):
+    """A loss of one target, and whether it is compared with all items of the catalogue."""
+
+    value: Callable[[Comparison], jax.Array]
+    whole_catalogue: bool = False
+
+
+def find_sequence_loss(name: str, calibration: float = 0.75) -> SequenceLoss:
+    """One of the losses by its name. calibration: t of gbce. Raises ValueError."""
+    losses = {
+        "softmax": SequenceLoss(softmax_loss, whole_catalogue=True),
+        "sampled_softmax": SequenceLoss(softmax_loss),
+        "bce": SequenceLoss(bce_loss),
+        "gbce": SequenceLoss(lambda one: bce_loss(one, calibration)),
+        "bpr": SequenceLoss(bpr_loss),
     }
     if name not in losses:
         raise ValueError(f"model.loss: no loss {name!r} of sequences: choose one of {', '.join(losses)}")

@@ -112,7 +112,7 @@ def places_from_end(live: jax.Array) -> jax.Array:
     return jnp.maximum(live.sum() - 1 - jnp.arange(live.shape[0]), 0)
 
 
-def check_dropout(dropout: float) -> None:
+def check_dropout_rate(dropout: float) -> None:
     """Raises ValueError for a share that cannot be dropped."""
     if not 0 <= dropout < 1:
         raise ValueError(f"model.dropout is {dropout:g}: it must be from 0 to below 1")
@@ -124,4 +124,4 @@ def check_heads(dim: int, heads: int, dropout: float, **sizes: int) -> None:
         check_positive(f"model.{name}", size)
     if dim % heads:
         raise ValueError(f"model.heads is {heads}, model.dim {dim}: it must be a multiple of the heads")
-    check_dropout(dropout)
+    check_dropout_rate(dropout)

@@ -19,7 +19,7 @@ from jaxfed.core.tables import map_tables
 from jaxfed.data.packing import pack_cohort
 from jaxfed.training.rounds import make_run_keys
 from tests.laws.cover import pairs, pairwise, product
-from tests.small import KEY, close, same
+from tests.small import KEY, SEQUENCES, close, same
 
 MEANS = ("mean", "weighted_mean", "per_row_mean")
 ALONE = (*MEANS, "fair", "agnostic")  # a mean by themselves
@@ -68,6 +68,8 @@ SUMS = {  # closed forms, on channels that are sums
 def allowed(case):
     """Controls have a loss of their own; a server that compares clients takes a mean."""
     compares = case["work"] == "graph_guided" and case["channel"] not in MEANS
+    if case["model"] in SEQUENCES and (case["clients"] == "silo" or case["loss"] == "squared"):
+        return False
     return not compares and (case["model"] not in CONTROLS or case["loss"] == "bce")
 
 
@@ -78,6 +80,7 @@ FIRST = [
     if name != "plain" and set(name.split(", ")) <= {*MEANS, "difference", "at_client", "at_server"}
 ]
 COVERED = AXES | {"channel": FIRST, "work": ["local_steps", "gradient"]}
+COVERED["model"] = [name for name in AXES["model"] if name not in SEQUENCES[1:]]  # one stands for what they share
 COVER = pairwise(COVERED, allowed)
 
 
@@ -126,6 +129,7 @@ def make(case, steps_per_block=8, devices=1, placement="jit", **model):
     own = {} if case["model"] in CONTROLS else {"dim": 4, "loss": case["loss"]}
     if case["model"] in CLOSED:
         own = {"dim": 4} if case["model"] == "ials" else {}
+    own |= {"length": 6} if case["model"] in SEQUENCES else {}
     clients = content.population.num_clients
     apart = case["model"] == "metamf" and case["loss"] == "squared"  # a product of five factors: it soon diverges
     rate = 1e-3 if apart else 0.05

@@ -13,6 +13,7 @@ from jaxfed.models.baselines import counter, popularity
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import NeuralFactorization, fedrap, neumf, pfedrec
+from tests.small import SEQUENCES
 
 N, KEY = 30, jax.random.key(1)
 ROWS = np.array([4, 9, 17, N])  # the last is padding
@@ -22,7 +23,8 @@ def parts(model):
     return model.init(KEY), model.private(KEY)
 
 
-@pytest.mark.parametrize("name", [name for name in REGISTRY["model"] if name not in CLOSED])  # they fold in a user
+# the others fold in a user
+@pytest.mark.parametrize("name", [name for name in REGISTRY["model"] if name not in (*CLOSED, *SEQUENCES)])
 @pytest.mark.parametrize("users", [1, 3])
 def test_scores_of_rows_are_rows_of_scores(name, users):
     """A model must not care whether it is given the catalogue or a client's slice."""

@@ -11,7 +11,7 @@ from jaxfed.core.tables import unwrap
 from jaxfed.core.types import History
 from jaxfed.models.dropout import drop_out
 from jaxfed.models.sequence import take_latest
-from jaxfed.models.sequence_losses import Comparison, bce_loss, bpr_loss, choose_sequence_loss, softmax_loss
+from jaxfed.models.sequence_losses import Comparison, bce_loss, bpr_loss, find_sequence_loss, softmax_loss
 from tests.small import close
 
 N, DIM, LENGTH = 30, 8, 12
@@ -90,7 +90,7 @@ def test_binary_losses_by_hand():
     assert bce_loss(one) == pytest.approx((softplus(-0.8) + negatives) / 4, rel=1e-6)
     beta = 1 - 0.75 * (1 - 3 / 10)
     assert bce_loss(one, 0.75) == pytest.approx((beta * softplus(-0.8) + negatives) / 4, rel=1e-6)
-    assert choose_sequence_loss("gbce", 0.0)(one) == bce_loss(one)
+    assert find_sequence_loss("gbce", 0.0).value(one) == bce_loss(one)
     want = (2 * softplus(1.5 - 0.8) + softplus(2.0 - 0.8)) / 3
     assert bpr_loss(one) == pytest.approx(want, rel=1e-6)
 
