@@ -24,9 +24,10 @@ from jaxfed.core.federate import Algorithm
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
+from jaxfed.core.parametrization import frozen_arguments
 from jaxfed.core.placement import Placement
 from jaxfed.core.processes import Processes
-from jaxfed.core.types import Sampler
+from jaxfed.core.types import Sampler, Tree
 from jaxfed.core.wire import Wire
 from jaxfed.data import cache
 from jaxfed.data.batching import Batching
@@ -65,6 +66,12 @@ class RunParts(NamedTuple):
     epsilon: Callable[[int], float]  # rounds -> what was spent; see `make_ledger`
     processes: Processes = Processes()
     cold_evaluator: Any = None  # for clients of which nothing is kept; see `check_cold_start`
+
+    @property
+    def frozen(self) -> Tree:
+        """What is read and nobody trains: of the model, and of its parametrization, where that has any."""
+        made = self.method.parametrization
+        return (self.model.frozen, made.frozen) if made and frozen_arguments(made.frozen) else self.model.frozen
 
 
 def load_data(config: Section) -> Clients:

@@ -17,6 +17,7 @@ from jaxfed.data.sources.tables import file_kind
 PATHS = {  # keys that name a file or a folder, by their section
     "data": DATA_PATHS,
     "clock": ("path",),
+    "parametrization": ("folder",),
 }
 
 

@@ -17,6 +17,7 @@ from jaxfed.core.link import Channel, list_links
 from jaxfed.core.recipe import Recipe, find_recipe
 from jaxfed.core.types import Sampler
 from jaxfed.data.clients import Clients
+from jaxfed.data.item_descriptions import item_texts
 from jaxfed.data.sources.tables import file_kind, table_source
 from jaxfed.sampling.clock import Clock
 
@@ -183,7 +184,9 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
         "data": describe_clients(clients, folder),
     }
     if pieces.parametrization is not None:
-        table["parametrization"] = describe_piece("parametrization", pieces.parametrization, {"model": pieces.model})
+        table["parametrization"] = describe_piece(
+            "parametrization", pieces.parametrization, {"model": pieces.model, "texts": item_texts(clients.source)}
+        )
     add_optimizers(table, optimizers)
     add_edges(table, pieces)
     if table["model"].get("loss") == "rating":  # which a configuration infers from the labels

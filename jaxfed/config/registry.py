@@ -43,6 +43,7 @@ from jaxfed.channels.secure_sum import pads, ring
 from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.config.optax_functions import OPTIMIZERS, optax_at_client, optax_at_server
+from jaxfed.config.text_parametrizations import read_text_encoder, read_text_vectors
 from jaxfed.core.method import Method
 from jaxfed.core.recipe import P, Piece, named
 from jaxfed.data.sources.files import read_interactions
@@ -210,6 +211,8 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "identity": identity_parametrization,
         "low_rank": low_rank_tables,
         "hashed": hashed_tables,
+        "text_vectors": read_text_vectors,
+        "text_encoder": read_text_encoder,
     },
 }
 

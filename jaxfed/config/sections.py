@@ -19,10 +19,12 @@ from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
+from jaxfed.core.parametrization import Parametrization
 from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching
 from jaxfed.data.clients import Clients
 from jaxfed.data.interactions import item_numbers
+from jaxfed.data.item_descriptions import item_texts
 from jaxfed.data.population import Population
 from jaxfed.sampling.asynchronous import with_clock
 
@@ -157,6 +159,13 @@ def make_server_optimizer(config: Config, model: Model) -> optax.GradientTransfo
     return call_registered("server", pace, learning_rate=rate, closed=model.closed)
 
 
+def make_parametrization(config: Section, model: Model, data: Clients) -> Parametrization | None:
+    """The parametrization of a configuration's model; None: it has none. Raises ValueError."""
+    asked = inspect.signature(REGISTRY["parametrization"][config.name]).parameters
+    texts = {"texts": item_texts(data.source)} if "texts" in asked else {}
+    return call_registered("parametrization", config, model=model, **texts)
+
+
 def make_pieces(config: Config, data: Clients) -> Pieces:
     """The pieces that a configuration names. Raises ValueError with one line for what cannot be."""
     population, run, server = data.population, config.run, config.server
@@ -176,7 +185,7 @@ def make_pieces(config: Config, data: Clients) -> Pieces:
         channel=channel,
         sampler=sampler,
         batching=Batching(**{name: getattr(config.work, name) for name in BESIDE["work"] if name in Batching._fields}),
-        parametrization=call_registered("parametrization", config.parametrization, model=model),
+        parametrization=make_parametrization(config.parametrization, model, data),
         download=chain_links(config.download, "download") if config.download else None,
         evaluation=config.evaluation,
         evaluation_channel=chain_links(config.evaluation.channel, "evaluation.channel") if at_clients else None,

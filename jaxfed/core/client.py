@@ -11,6 +11,7 @@ from jaxfed.core import tables, tree
 from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, broadcast_state, encode_message
 from jaxfed.core.pairs import find_pairs, number_row_pairs
+from jaxfed.core.parametrization import frozen_arguments
 from jaxfed.core.state import Plan, State, broadcast_shapes, has_pair_sums, sent_model, table_rows_of
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.types import Block, Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree
@@ -107,12 +108,12 @@ def open_message(channel: Channel, message: Tree, links: Tree, sender: ClientVie
     return message, tree.all_finite(message)
 
 
-def broadcast_model(plan: Plan, shared: Broadcast, touched: jax.Array | None) -> Broadcast:
+def broadcast_model(plan: Plan, shared: Broadcast, touched: jax.Array | None, frozen: Tree = ()) -> Broadcast:
     """What the server makes of theta for the clients of a round: the rows that they touch, or all rows (`touched` is
-    None, or codes are made of the whole model)."""
+    None, or codes are made of the whole model). frozen: see `Parametrization.frozen`."""
     assert plan.method.parametrization
     rows = None if plan.download else touched
-    params = plan.method.parametrization.forward(shared.params, rows)
+    params = plan.method.parametrization.forward(shared.params, rows, *frozen_arguments(frozen))
     if rows is None:
         return plan.place.server(Broadcast(params, shared.extra))
     return plan.place.together(Broadcast(params, tables.take_rows(shared.extra, rows)))

@@ -47,6 +47,13 @@ class Algorithm(NamedTuple):
     step: Callable[[State, Cohort, Key], tuple[State, dict[str, jax.Array]]]
 
 
+class FrozenParts(NamedTuple):
+    """What is read and nobody trains, where rounds run."""
+
+    clients: Tree  # `Model.frozen`
+    server: Tree  # `Parametrization.frozen`
+
+
 class Programs(NamedTuple):
     """What is compiled, see the functions of these names."""
 
@@ -116,8 +123,14 @@ def federate(
         frozen_rows=num_rows(frozen),
     )
     check_plan(plan)
-    frozen = plan.place.server(frozen)  # an argument of the programs: as a constant it would be compiled into each
-    return Algorithm(partial(initial_state, plan), partial(run_round, plan, make_programs(plan), frozen))
+    placed = put_frozen(plan, frozen)
+    return Algorithm(partial(initial_state, plan), partial(run_round, plan, make_programs(plan), placed))
+
+
+def put_frozen(plan: Plan, frozen: Tree) -> FrozenParts:
+    """What is frozen as an argument of the programs: as a constant it would be compiled into each of them."""
+    made = plan.method.parametrization
+    return FrozenParts(*plan.place.server((frozen, made.frozen if made else ())))
 
 
 def make_programs(plan: Plan) -> Programs:
@@ -139,7 +152,7 @@ def make_programs(plan: Plan) -> Programs:
 
 
 def run_round(
-    plan: Plan, programs: Programs, frozen: Tree, state: State, cohort: Cohort, key: Key
+    plan: Plan, programs: Programs, frozen: FrozenParts, state: State, cohort: Cohort, key: Key
 ) -> tuple[State, dict[str, jax.Array]]:
     """One round. Every block is a program of its own, so several run side by side."""
     check_cohort(plan, cohort)
@@ -149,13 +162,15 @@ def run_round(
         state = state._replace(client_states=())
     size = end if touched is None else len(touched)
     accumulated: Accumulator | None = None
-    broadcast = programs.broadcast_model and programs.broadcast_model(state.shared, touched)
+    broadcast = programs.broadcast_model and programs.broadcast_model(state.shared, touched, frozen.server)
     for low in range(0, len(blocks), plan.chunk or len(blocks)):
         now = state if accumulated is None else state._replace(client_states=accumulated.client_states)
         parts = []
         for block in blocks[low:][: plan.chunk or None]:
             kept = None if store is None else plan.place.block(stores.read_block_clients(store, cohort, block, end))
-            parts.append(programs.run_client_block(now, ids, asked, touched, ages, key, block, kept, broadcast, frozen))
+            parts.append(
+                programs.run_client_block(now, ids, asked, touched, ages, key, block, kept, broadcast, frozen.clients)
+            )
         message_rows = sum(part.rows.size for part in parts)
         if accumulated is None:
             accumulated = programs.init_accumulator(
@@ -173,7 +188,7 @@ def run_round(
         sums, links, number, info = programs.server_update(end, state.channel, state.round, *reports)
         state, info = solve_model(plan, state._replace(channel=links, round=number), sums, info, touched)
     else:
-        state, info = programs.server_update(state, *reports)
+        state, info = programs.server_update(state, *reports, frozen.server)
     if store is not None:
         state = state._replace(client_states=store)
     if programs.compare_clients:

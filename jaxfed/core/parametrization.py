@@ -6,7 +6,7 @@ the server optimiser is given is the gradient of loss(forward(theta)).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,10 @@ class Parametrization(NamedTuple):
             round.
         forward: forward(theta, rows) -> params: the model's shared parameters; of tables the rows `rows`, int [U] (past
             the end: unused, whatever is given there), or all rows where that is None. It is differentiable, and gives
-            float32 for a theta in float32, whatever it is stored in.
+            float32 for a theta in float32, whatever it is stored in. Where there is something frozen, it is
+            forward(theta, rows, frozen).
+        frozen: What forward reads at the server and nobody trains, arrays of NumPy, its tables marked; () for nothing.
+            It is an argument of the compiled programs, and in no message, no optimiser and no checkpoint.
         recipe: The call that made it, see `Recipe`.
 
     Example:
@@ -45,17 +48,34 @@ class Parametrization(NamedTuple):
     """
 
     init: Callable[[Key], Tree]
-    forward: Callable[[Tree, jax.Array | None], Tree]
+    forward: Callable[..., Tree]
+    frozen: Tree = ()
     recipe: Recipe | None = None
+
+
+def frozen_arguments(frozen: Tree) -> tuple:
+    """What forward is given beside theta and rows: what is frozen, where there is any."""
+    return (frozen,) if jax.tree.leaves(frozen) else ()
 
 
 def apply_parametrization(parametrization: Parametrization | None, theta: Tree) -> Tree:
     """The model's shared parameters, all rows of their tables; None: theta itself."""
-    return theta if parametrization is None else jax.jit(parametrization.forward)(theta, None)
+    if parametrization is None:
+        return theta
+    return jax.jit(parametrization.forward)(theta, None, *frozen_arguments(parametrization.frozen))
+
+
+def forward_shapes(parametrization: Parametrization, theta: Tree, rows: Any = None) -> Tree:
+    """The shapes of what forward gives for theta and rows, arrays or shapes themselves."""
+    return jax.eval_shape(parametrization.forward, theta, rows, *frozen_arguments(parametrization.frozen))
 
 
 def make_pull_back(
-    parametrization: Parametrization | None, theta: Tree, rows: jax.Array | None, sent: jax.Array
+    parametrization: Parametrization | None,
+    theta: Tree,
+    rows: jax.Array | None,
+    sent: jax.Array,
+    frozen: Tree = (),
 ) -> Callable[[Tree], Tree]:
     """From an update of params to that of theta, at theta.
 
@@ -64,13 +84,14 @@ def make_pull_back(
         theta: what the server holds.
         rows: int [U]: the rows of the catalogue that updates have, None: all. Those of theta's tables likewise.
         sent: bool [U]: which of `rows` some client sent. What an update has in the others is dropped.
+        frozen: `Parametrization.frozen`.
     """
     if parametrization is None:
         return lambda update: update
-    forward = parametrization.forward
+    forward, beside = parametrization.forward, frozen_arguments(frozen)
 
     def pull_back(update):
-        _, pull = jax.vjp(lambda theta: to_compute_dtype(forward(theta, rows)), to_compute_dtype(theta))
+        _, pull = jax.vjp(lambda theta: to_compute_dtype(forward(theta, rows, *beside)), to_compute_dtype(theta))
         (change,) = pull(update if rows is None else clear_padding(update, sent))
         return change if rows is None else take_rows(change, rows)
 
@@ -93,14 +114,14 @@ def check_forward(parametrization: Parametrization, theta: Tree) -> Tree:
     Raises:
         ValueError: rows are not cut as tables are marked, or a table of theta is not one of the catalogue's rows.
     """
-    whole = jax.eval_shape(parametrization.forward, theta, None)
+    whole = forward_shapes(parametrization, theta)
     ids = jax.ShapeDtypeStruct((2,), jnp.int32)
-    some = jax.eval_shape(parametrization.forward, theta, ids)
+    some = forward_shapes(parametrization, theta, ids)
     if found := describe_difference(some, jax.eval_shape(take_rows, whole, ids)):
         raise ValueError(f"Parametrization.forward of 2 rows: {found}: give the rows asked for, of each marked Table")
     catalogue = num_rows(whole)
     try:
-        held = num_rows(theta)
+        held = num_rows((theta, parametrization.frozen))
     except ValueError as error:
         raise ValueError(f"Parametrization.init: {error}: mark as Table only what has a row for each item") from None
     if held not in (0, catalogue):

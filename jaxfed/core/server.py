@@ -161,14 +161,16 @@ def server_update(
     asked: jax.Array,
     touched: jax.Array | None,
     key: Key,
+    frozen: Tree = (),
 ) -> tuple[State, dict[str, jax.Array]]:
-    """Undoes the links and moves the model, of its tables only the rows touched."""
+    """Undoes the links and moves the model, of its tables only the rows touched. frozen: see
+    `Parametrization.frozen`."""
     shared, opt, links, client_states, number, history = state
     seen = (shared, opt, links) if touched is None else tables.take_rows((shared, opt, links), touched)
     seen = tree.to_compute_dtype(seen[0]), *seen[1:]
     round = RoundView(jax.random.fold_in(key, number), ids, accumulated.present)
     summed = plan.aggregator.result(accumulated.total, accumulated.sent.size)
-    pull_back = make_pull_back(plan.method.parametrization, shared.params, touched, accumulated.sent)
+    pull_back = make_pull_back(plan.method.parametrization, shared.params, touched, accumulated.sent, frozen)
     moves, info = server_round(plan.method, plan.channel, seen[0], seen[1], seen[2], summed, round, pull_back)
     # what only absent clients hold rests, as if they had not been asked
     at = None if touched is None else jnp.where(accumulated.sent, touched, table_rows_of(plan, state))

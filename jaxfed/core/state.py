@@ -13,7 +13,13 @@ from jaxfed.core.aggregate import SUM, Aggregator
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.pairs import count_pairs, pair_table
-from jaxfed.core.parametrization import Parametrization, apply_parametrization, check_forward, describe_difference
+from jaxfed.core.parametrization import (
+    Parametrization,
+    apply_parametrization,
+    check_forward,
+    describe_difference,
+    forward_shapes,
+)
 from jaxfed.core.placement import Placement
 from jaxfed.core.types import Broadcast, ClientState, ClientView, Key, Tree
 
@@ -84,8 +90,8 @@ def broadcast_shapes(plan: Plan, shared: Broadcast) -> Broadcast:
     """What is broadcast, all rows of it: shapes, or what the server holds where that is it."""
     if has_pair_sums(plan.method):
         return sent_model(plan.method, shared)
-    forward = plan.method.parametrization and plan.method.parametrization.forward
-    return shared._replace(params=jax.eval_shape(forward, shared.params, None)) if forward else shared
+    made = plan.method.parametrization
+    return shared._replace(params=forward_shapes(made, shared.params)) if made else shared
 
 
 def table_rows_of(plan: Plan, state: State) -> int:

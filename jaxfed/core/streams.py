@@ -47,6 +47,7 @@ class SetupStream(Enum):
     DEVICE_CLASSES = (0, None)  # slowness of the clock's classes; the same for every seed of a run
     PROBE = (2, 17)  # who takes the place of a client in `jaxfed privacy probe`
     SPLIT = (1, 19)  # which rows are held out, where chance decides
+    COLD_ITEMS = (1, 29)  # which items nobody trains on
 
 
 def philox_key(seed: int, stream: Stream, round: int = 0) -> list[int]:

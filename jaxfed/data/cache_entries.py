@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxfed.data.sources.movielens_files import FILES, KNOWN, SUMS, cache_folder, file_sha256
+from jaxfed.data.sources.pretrained import FILES as MODEL_FILES
 
 KINDS = ("prepared", "fetched", "programs")
 PREPARED = re.compile(r"[0-9a-f]{24}(\.\w+\.partial)?")  # folders of `write_cache`, whole ones and those it is at
 PREPARED_FILE = re.compile(r"head\.json|\d+\.npy")
-HALF_FETCHED = re.compile(r"ml-100k\..+")
+HALF_FETCHED = re.compile(r"(ml-100k|minilm)\..+")
+FETCHED_MODEL = re.compile("|".join(map(re.escape, MODEL_FILES)))
+TEXT_VECTORS = re.compile(r"[0-9a-f]{32}\.npy|tmp\w+\.part")  # of `keep_vectors`
 BUILT, BUILT_PARTS = re.compile(r"[0-9a-f]{16}"), re.compile("jaxfed_ml100k|downloads")  # of tensorflow-datasets
 PROGRAM = re.compile(r".+-[0-9a-f]{64}-(cache|atime)|.+-[0-9a-f]{64}")  # as JAX calls them
 ANYTHING = re.compile(".*")
@@ -45,6 +48,8 @@ def list_cache(folder: Path | None = None) -> list[CacheEntry]:
     found = [
         *(find_entry("prepared", each, PREPARED_FILE) for each in find_folders(root / "prepared", PREPARED)),
         *(find_entry("fetched", each, match_fetched_files(each)) for each in find_folders(root, re.compile("ml-100k"))),
+        *(find_entry("prepared", each, TEXT_VECTORS) for each in find_folders(root, re.compile("text"))),
+        *(find_entry("fetched", each, FETCHED_MODEL) for each in find_folders(root, re.compile("minilm"))),
         *(find_entry("fetched", each, ANYTHING) for each in find_folders(root, HALF_FETCHED)),
         *(find_entry("fetched", each, BUILT_PARTS) for each in find_folders(root / "tfds", BUILT)),
         *(find_entry("programs", each, PROGRAM) for each in find_folders(root, re.compile("xla"))),

@@ -124,7 +124,7 @@ def partition(data: Dataset, by: str = "user", split: SplitName = "leave-one-out
             (`test` or `part` of `read`), these do; without validation rows the split takes some from each user's train
             rows.
         options: Further arguments of `jaxfed.data.preparation.prepare_population`: `silos`, `devices`, `ratio`,
-            `user_core`, `item_core`, `label`, `threshold`, `cold`, `deal`, ...
+            `user_core`, `item_core`, `label`, `threshold`, `cold`, `cold_items`, `deal`, ...
 
     Returns:
         The clients. `notes` says what was left out.

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxfed.core.malicious import check_fraction, is_malicious
 from jaxfed.core.streams import SetupStream, setup_rng
+from jaxfed.data.cold_items import exclude_untrained_items, hold_out_items
 from jaxfed.data.devices import (
     assign_devices,
     check_merge_options,
@@ -20,6 +21,7 @@ from jaxfed.data.interactions import CLIENT, Dataset, drop_repeats, k_core
 from jaxfed.data.poisoning import poison_histories
 from jaxfed.data.population import Label, Labels, Population
 from jaxfed.data.ragged import make_negative_index, make_ragged
+from jaxfed.data.row_labels import row_labels
 from jaxfed.data.split_notes import (
     describe_file_order,
     describe_protocol,
@@ -86,24 +88,6 @@ def split_shared_users(data: Dataset, group: np.ndarray) -> Dataset:
         notes=data.notes + note,
         user_features=None if data.user_features is None else data.user_features.some(who),
     )
-
-
-def row_labels(rating: np.ndarray, label: Label, threshold: float) -> np.ndarray:
-    """float32 [n]: the label of each row. Raises ValueError where ratings say nothing."""
-    low, high = rating.min(), rating.max()
-    if low == high:
-        raise ValueError(
-            f'data.label is "{label}", but every rating is {low:g}: the data have none; name the column '
-            '(--data.rating) or take data.label = "implicit"'
-        )
-    if label == "rating":
-        return rating
-    if not low < threshold <= high:
-        raise ValueError(
-            f"data.threshold is {threshold:g}, ratings are {low:g} to {high:g}: all would be one class; choose a "
-            f"threshold above {low:g} and at most {high:g}"
-        )
-    return (rating >= threshold).astype(np.float32)
 
 
 def make_population(
@@ -182,7 +166,9 @@ class PopulationOptions(NamedTuple):
         label_flip: Malicious clients train with positives and negatives exchanged.
         malice: Seed of who is malicious.
         cold: Share of the users (or silos) that never take part and are tested apart.
-        deal: Seed of silos, devices, cold clients and random splits.
+        cold_items: Share of the items that nobody trains on: all rows with them are test rows. Such items are ranked by
+            their features or their text.
+        deal: Seed of silos, devices, cold clients, cold items and random splits.
     """
 
     clients: str = "user"
@@ -200,6 +186,7 @@ class PopulationOptions(NamedTuple):
     label_flip: bool = False
     malice: int = 0
     cold: float = 0.0
+    cold_items: float = 0.0
     deal: int = 0
 
     @property
@@ -249,6 +236,9 @@ def prepare_population(data: Dataset, clients: str = "user", **options: Any) -> 
     with log_stage("laying the histories out client by client"):
         population = make_population(data, parts, names, chosen.label, chosen.threshold)
     population = population._replace(protocol=describe_protocol(source, chosen.protocol, order))
+    if chosen.cold_items:
+        population = exclude_untrained_items(population)
+        population = population._replace(protocol=f"cold items, validation {population.protocol}")
     if data.negatives:
         refused = {"data.promoted": chosen.promoted, "data.merge": chosen.clients_of_user == "domains"}
         data, population = add_given_negatives(data, population, parts.part, [key for key in refused if refused[key]])
@@ -282,6 +272,8 @@ def divide_into_clients(data: Dataset, options: PopulationOptions) -> tuple[Data
         column = "user" if options.clients_of_user else clients
         group, names = assign_clients(data, column, options.silos, options.deal)
     data = split_shared_users(data, group)
+    if options.cold_items:
+        return hold_out_items(data, options.cold_items, options.protocol, options.ratio, options.deal), names
     return prepare_parts(data, options.protocol, options.ratio, options.deal), names
 
 

@@ -46,7 +46,7 @@ def open_best_model(
         )
     parts = build_from_config(config, data)
     if record:
-        check_frozen(path, record, parts.model.frozen)
+        check_frozen(path, record, parts.frozen)
     with checkpoint.open_checkpoints(path / "checkpoints") as checkpoints:
         found = checkpoint.restore_newest(checkpoints, initial_arrays(parts, config.seed), log, record_problem)
     if not found:

@@ -102,7 +102,7 @@ def train_run(
         arrays, progress, before = agree_on(
             processes,
             "checkpoint",
-            lambda: restore_run(folder, config, checkpoints, arrays, data.digest, parts.model.frozen),
+            lambda: restore_run(folder, config, checkpoints, arrays, data.digest, parts.frozen),
             lambda found: f"round {found[1].round}",
         )
         # only now is anything changed: a run that is refused leaves all as it was
@@ -124,7 +124,7 @@ def train_run(
 def train_with_checkpoints(session: Session, checkpoints: Any, rows: RunLoggers) -> None:
     """The rounds that are left, with rows and checkpoints, until a signal comes. Raises SystemExit after one."""
     settings, parts, progress = session.settings, session.parts, session.progress
-    described_run = describe_run(settings, parts.data.digest, parts.model.frozen)
+    described_run = describe_run(settings, parts.data.digest, parts.frozen)
     stopped: list[int] = []
 
     def save():

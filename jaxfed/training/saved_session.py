@@ -57,7 +57,7 @@ def save_session(
     check_save_folder(folder, saved_to)
     with lock_folder(folder):
         config = write_run_config(tables.make_table, folder)
-        digest, frozen = session.parts.data.digest, session.parts.model.frozen
+        digest, frozen = session.parts.data.digest, session.parts.frozen
         described = {"config": tables.settings, "data": digest, "trace": ""} | frozen_digest(frozen)
         described = described if config is None else describe_run(config, digest, frozen)
         if config is not None and session.progress.round < config.rounds:
@@ -136,9 +136,9 @@ def restore_session(session: Session, tables: RunTables, folder: Path) -> list[d
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
         if config is not None:
             check_same_run(folder, config, tables)
-            arrays, progress, _ = restore_run(folder, config, checkpoints, fresh, parts.data.digest, parts.model.frozen)
+            arrays, progress, _ = restore_run(folder, config, checkpoints, fresh, parts.data.digest, parts.frozen)
         else:
-            known = tables.settings, parts.data.digest, parts.model.frozen
+            known = tables.settings, parts.data.digest, parts.frozen
             arrays, progress = restore_unnamed(folder, checkpoints, fresh, *known)
     if progress.round == 0 and 0 not in checkpoint.checkpoint_steps(folder / "checkpoints"):
         raise ValueError(f"{folder}: no sound checkpoint to go on from")

@@ -66,6 +66,19 @@ def test_each_kind_is_listed_with_size_time_and_origin(root, monkeypatch, capsys
     assert lines[4].startswith(f"{sum(entry.size for entry in entries) / 1e3:.1f} kB in {root}; ")
 
 
+def test_text_models_and_vectors_are_listed_and_removed(root, monkeypatch):
+    """What somebody else put beside them stays."""
+    for name in ("minilm/model.safetensors", "minilm/notes.txt", f"text/{'ab' * 16}.npy", "text/tmpab_1.part"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("x" * 100)
+    (root / "text/other.npy").write_text("x")
+    found = {entry.folder.name: (entry.kind, entry.size, entry.others) for entry in list_cache()}
+    assert found["minilm"] == ("fetched", 100, 1)
+    assert found["text"] == ("prepared", 200, 1)
+    run(monkeypatch, "--cache", "clear")
+    assert files(root) == {"minilm/notes.txt", "text/other.npy"}
+
+
 def test_all_is_removed_and_it_is_said(root, monkeypatch, capsys):
     run(monkeypatch, "--cache", "clear")
     assert files(root) == set()

@@ -156,7 +156,7 @@ def test_it_is_an_argument_of_the_programs(named):
     ids, present = it.sampler.draw(0, 0)
     cohort = pack_cohort(it.data.population, it.batching, it.shapes, ids, present, 0, 0)
     given = state, cohort.ids, cohort.present, cohort.rows, None, jax.random.key(0), cohort.blocks[0], None
-    text = programs.run_client_block.lower(*given, None, frozen).as_text()
+    text = programs.run_client_block.lower(*given, None, frozen.clients).as_text()
     assert f"tensor<{ITEMS}x{WIDTH}xf32>" in text
     assert not re.search(rf"constant .*tensor<{ITEMS}x{WIDTH}xf32>", text)
 

@@ -12,18 +12,17 @@ from jaxfed.channels.average import mean
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.federate import federate
-from jaxfed.core.link import link
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
 from jaxfed.core.parametrization import check_parametrization
 from jaxfed.core.state import server_model
 from jaxfed.core.tables import Table
-from jaxfed.data.packing import pack_cohort
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import neumf
 from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
 from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import initial_arrays
+from tests.composed import TABLE, pack_small_run, round_and_gradient
 from tests.small import BATCH, DATA, DIM, ITEMS, KEY, MARKED, USERS, WHO, bce, on_rows, row_cohort, run, user
 
 MODEL = Model(lambda key: MARKED, user, bce, lambda shared, private, user: jnp.zeros(ITEMS))
@@ -141,70 +140,18 @@ def test_rounds_against_numpy(name, sends_gradient, rows):
 
 # --- the law: a local gradient is the gradient of the whole composed model ----------------------------------------
 
-TABLE = {
-    "rounds": 2,
-    "data": {"name": "synthetic", "users": 30, "items": 80, "mean_length": 12.0},
-    "model": {"dim": 5},
-    "work": {"name": "gradient", "batch_size": 8, "optimizer": {"name": "sgd", "learning_rate": 0.1}},
-    "channel": [],
-    "cohort": {"name": "everyone"},
-}
-
 
 @pytest.fixture(scope="module")
 def packed():
-    """(experiment, cohort) of the real packer: clients of very different lengths, and one that drops out."""
-    config = make_config(TABLE)
-    made = build_from_config(config, load_data(config.data))
-    ids, present = made.sampler.draw(0, 0)
-    lengths = made.data.population.num_train
-    assert lengths.max() > 4 * lengths.min()
-    present = np.array(present)
-    present[np.argsort(lengths)[-2]] = False
-    assert len(made.shapes.kinds) > 1
-    return made, pack_cohort(made.data.population, made.batching, made.shapes, ids, present, 0, 0)
+    return pack_small_run()
 
 
 @pytest.mark.parametrize("name", [*MAKE, "identity"])
 def test_a_gradient_is_that_of_the_composed_model(name, packed):
     """To 1e-6 of the sum over all who reported: one client's message is what the others' are not."""
-    it, cohort = packed
-    made = MAKE[name](it.model) if name != "identity" else None
-    theta = (made or it.model).init(jax.random.key(7))
-    method = it.method._replace(parametrization=made, server=optax.sgd(1.0))
-    algorithm = federate(method, link(), it.data.population.num_clients)
-    state = algorithm.init(theta, KEY)
-    private = jax.tree.map(np.asarray, state.client_states.work)
-    after, _ = algorithm.step(state, cohort, KEY)
-    forward = made.forward if made else lambda theta, rows: theta
-
-    def total_loss(theta):
-        """The sum over clients of the mean loss over a client's examples, on whole tables, without any packing."""
-        params, total = forward(theta, None), 0.0
-        for block in cohort.blocks:
-            for j, slot in enumerate(block.slots):
-                if slot >= len(cohort.ids) or not cohort.present[slot]:
-                    continue
-                own = jax.tree.map(lambda x, i=cohort.ids[slot]: x[i], private)
-                held = block.rows[j] if cohort.rows is None else np.append(cohort.rows, 80)[block.rows[j]]
-                live, batch = block.data.live[j], jax.tree.map(lambda x, j=j: x[j], block.data.batch)
-                items = np.append(held, 80)[np.minimum(block.data.rows[j], len(held))]
-                sums = weights = 0.0
-                for s in np.flatnonzero(live):
-                    cut = jax.tree.map(
-                        lambda x, at=items[s]: (
-                            Table(x.rows.at[at].get(mode="fill", fill_value=0)) if isinstance(x, Table) else x
-                        ),
-                        params,
-                        is_leaf=lambda x: isinstance(x, Table),
-                    )
-                    seen = it.model.loss(cut, own, jax.tree.map(lambda x, s=s: x[s], batch))
-                    sums, weights = sums + seen.total, weights + seen.weight
-                total = total + sums / weights
-        return total
-
-    want = jax.grad(total_loss)(theta)
-    got = jax.tree.map(jnp.subtract, theta, after.shared.params)
+    made = MAKE[name](packed[0].model) if name != "identity" else None
+    theta = (made or packed[0].model).init(jax.random.key(7))
+    got, want = round_and_gradient(*packed, made, theta)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6 * max(1, np.abs(b).max()))
     assert max(np.abs(x).max() for x in jax.tree.leaves(want)) > 0.01

@@ -1,0 +1,122 @@
+"""Parametrizations by text as configurations name them: from the texts of a data set and a folder with a model."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxfed.core.model import Model
+from jaxfed.core.parametrization import Parametrization
+from jaxfed.core.recipe import named
+from jaxfed.core.tables import num_rows
+from jaxfed.data.item_descriptions import note_texts
+from jaxfed.data.sources.pretrained import keep_vectors, read_pretrained, tokenize_texts
+from jaxfed.data.stages import LOGGER, log_stage
+from jaxfed.models.bert_weights import TextEncoder, convert_bert
+from jaxfed.models.lora import LoraSettings
+from jaxfed.models.text import text_encoder, text_vectors
+from jaxfed.models.trained_encoder import ComputeDtype, encode_texts
+
+
+class EncodedTexts(NamedTuple):
+    """The texts of a catalogue, read by a pretrained encoder."""
+
+    encoder: TextEncoder
+    tokens: np.ndarray  # int32 [N, P]
+    vectors: np.ndarray  # float32 [N, W]
+
+
+def encode_catalogue(model: Model, texts: np.ndarray, folder: str, max_pieces: int) -> EncodedTexts:
+    """The texts of a model's items, as pieces and as vectors, these from the user's cache where they are there.
+
+    Raises ValueError where there are no texts, or no encoder can be read.
+    """
+    if not (texts != "").any():
+        raise ValueError(
+            "parametrization: the data have no titles and no features of items, so there are no texts: name a file of "
+            "them (data.titles, data.item_features), or take another parametrization"
+        )
+    pretrained = read_pretrained(folder)
+    encoder = convert_bert(pretrained.config, pretrained.tensors)
+    table = tokenize_texts(pretrained, texts.tolist(), max_pieces)
+    for note in note_texts(texts, table.cut, table.ids.shape[1]):
+        LOGGER.info("data: %s", note)
+    with log_stage(f"encoding {len(texts):,} texts of items"):
+        vectors = keep_vectors(pretrained, table.ids, partial(encode_texts, encoder, table.ids))
+    return pad_catalogue(model, EncodedTexts(encoder, table.ids, vectors))
+
+
+def pad_catalogue(model: Model, encoded: EncodedTexts) -> EncodedTexts:
+    """The same with a row for each row of the model's tables, which may be more than there are items."""
+    more = max(num_rows(jax.eval_shape(model.init, jax.random.key(0))) - len(encoded.tokens), 0)
+    unused = np.full((more, encoded.tokens.shape[1]), encoded.encoder.sizes.vocabulary, np.int32)
+    nothing = np.repeat(encoded.vectors.mean(0, keepdims=True), more, 0)
+    return encoded._replace(
+        tokens=np.concatenate([encoded.tokens, unused]), vectors=np.concatenate([encoded.vectors, nothing])
+    )
+
+
+@named("parametrization", "text_vectors")
+def read_text_vectors(
+    model: Model, texts: np.ndarray, folder: str = "", ids: bool = False, max_pieces: int = 0
+) -> Parametrization:
+    """Each table of item vectors is a trained projection of fixed vectors of the items' texts.
+
+    Args:
+        model: The model whose tables they are.
+        texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
+        folder: A folder with a text encoder in Hugging Face's layout. Left out: all-MiniLM-L6-v2, fetched once.
+        ids: Whether each item has a trained vector beside, which starts at zero.
+        max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
+
+    Returns:
+        The parametrization, see `jaxfed.models.text_vectors`.
+
+    Raises:
+        ValueError: no encoder can be read, there are no texts, or the model has no table of item vectors.
+    """
+    return text_vectors(model, encode_catalogue(model, texts, folder, max_pieces).vectors, ids)
+
+
+@named("parametrization", "text_encoder")
+def read_text_encoder(
+    model: Model,
+    texts: np.ndarray,
+    folder: str = "",
+    trained_layers: int = 0,
+    encoder_rate: float = 0.01,
+    lora_rank: int = 0,
+    lora_alpha: float = 16.0,
+    lora_pattern: str = "query|value",
+    ids: bool = False,
+    max_pieces: int = 0,
+    compute_dtype: ComputeDtype = "float32",
+) -> Parametrization:
+    """Each table of item vectors is what a text encoder gives that the server trains.
+
+    Args:
+        model: The model whose tables they are.
+        texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
+        folder: A folder with a text encoder in Hugging Face's layout. Left out: all-MiniLM-L6-v2, fetched once.
+        trained_layers: Number of upper layers that are trained; the layers below compute once. 0: all, and embeddings.
+        encoder_rate: Without adapters: an adaptive server optimiser moves the encoder by this share of
+            server.learning_rate.
+        lora_rank: Rank of low-rank adapters, which are then trained alone. 0: all parameters of the trained layers are.
+        lora_alpha: What adapters add is scaled by lora_alpha / lora_rank.
+        lora_pattern: A regular expression that the paths of adapted layers have in them, such as layer_5/query.
+        ids: Whether each item has a trained vector beside, which starts at zero.
+        max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
+        compute_dtype: In what the encoder computes; its parameters are in float32.
+
+    Returns:
+        The parametrization, see `jaxfed.models.text_encoder`.
+
+    Raises:
+        ValueError: no encoder can be read, there are no texts, or there cannot be such layers or adapters.
+    """
+    lora = LoraSettings(lora_rank, lora_alpha, lora_pattern) if lora_rank else None
+    known = encode_catalogue(model, texts, folder, max_pieces)
+    return text_encoder(
+        model, known.encoder, known.tokens, trained_layers, lora, encoder_rate, ids, compute_dtype, known.vectors
+    )

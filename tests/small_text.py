@@ -1,0 +1,77 @@
+"""Tiny text encoders as folders in Hugging Face's layout, random weights in them."""
+
+import json
+
+import numpy as np
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "red", "blue", "night", "day", "of", "comedy", "war", "##s", ".")
+SIZES = {
+    "vocab_size": len(WORDS) + 2,
+    "max_position_embeddings": 32,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+}
+
+
+def random_tensors(sizes=SIZES, seed=0):
+    """{name: array} of a BERT encoder as it is published, its head among them."""
+    rng, width = np.random.default_rng(seed), sizes["hidden_size"]
+
+    def normal(*shape):
+        return (rng.normal(size=shape) * 0.3).astype(np.float32)
+
+    tensors = {
+        "embeddings.word_embeddings.weight": normal(sizes["vocab_size"], width),
+        "embeddings.position_embeddings.weight": normal(sizes["max_position_embeddings"], width),
+        "embeddings.token_type_embeddings.weight": normal(sizes["type_vocab_size"], width),
+        "pooler.dense.weight": normal(width, width),
+        "pooler.dense.bias": normal(width),
+        "embeddings.position_ids": np.arange(sizes["max_position_embeddings"])[None],
+    }
+    inner = sizes["intermediate_size"]
+    dense = {"attention.self.query": (width, width), "attention.self.key": (width, width)}
+    dense |= {"attention.self.value": (width, width), "attention.output.dense": (width, width)}
+    dense |= {"intermediate.dense": (inner, width), "output.dense": (width, inner)}
+    norms = ["embeddings.LayerNorm"]
+    for number in range(sizes["num_hidden_layers"]):
+        layer = f"encoder.layer.{number}."
+        norms += [f"{layer}attention.output.LayerNorm", f"{layer}output.LayerNorm"]
+        for name, shape in dense.items():
+            tensors |= {f"{layer}{name}.weight": normal(*shape), f"{layer}{name}.bias": normal(shape[0])}
+    for name in norms:
+        tensors |= {f"{name}.weight": 1 + normal(width), f"{name}.bias": normal(width)}
+    return tensors
+
+
+def write_tokenizer(path, pads=True):
+    """A tokenizer.json of WORDS. pads: it pads and cuts by itself, as published ones do."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    if pads:
+        made.enable_padding(length=128)
+        made.enable_truncation(128)
+    made.save(str(path))
+
+
+def write_encoder(folder, sizes=SIZES, tensors=None, **config):
+    """Writes the three files; returns the tensors."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = random_tensors(sizes) if tensors is None else tensors
+    known = {"model_type": "bert", "hidden_act": "gelu", **sizes, **config}
+    (folder / "config.json").write_text(json.dumps(known))
+    save_file(tensors, folder / "model.safetensors")
+    write_tokenizer(folder / "tokenizer.json")
+    return tensors
