@@ -16,6 +16,7 @@ from jaxfed.core.federate import Algorithm, federate
 from jaxfed.core.link import link
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.parametrization import frozen_arguments
 from jaxfed.core.placement import Placement, make_placement
 from jaxfed.core.recipe import named
 from jaxfed.core.state import State
@@ -50,7 +51,8 @@ def build_central(
 ) -> Algorithm:
     """The rounds of central training, with the same calls as those of `federate`."""
     place = placement or make_placement()
-    frozen = place.server(frozen)
+    made = method.parametrization
+    frozen_parts = place.server((frozen, made.frozen if made else ()))
     start = federate(method._replace(is_central=False), link(), num_clients, place, frozen=frozen)
     add = jax.jit(partial(add_gradient, method, model), donate_argnums=2)
     move = jax.jit(partial(move_model, method), donate_argnums=0)
@@ -64,7 +66,7 @@ def build_central(
         whole = state.shared.params, state.client_states.work
         total: Any = tree.zeros_like(tree.to_compute_dtype(whole)), Mean(jnp.zeros(()), jnp.zeros(()))
         for block in cohort.blocks:
-            total = add(whole, frozen, total, cohort.ids, cohort.present, cohort.rows, block)
+            total = add(whole, frozen_parts, total, cohort.ids, cohort.present, cohort.rows, block)
         state, loss = move(state, total)
         present, nobody = jnp.asarray(cohort.present), cohort.ids < num_clients
         counts = {"clients/reported": present.sum(), "clients/refused": jnp.int32(0)}
@@ -74,9 +76,12 @@ def build_central(
     return Algorithm(init, step)
 
 
-def add_gradient(method: Method, model: Model, whole, frozen, total, ids, present, touched, block) -> tuple[Tree, Mean]:
+def add_gradient(
+    method: Method, model: Model, whole, frozen_parts, total, ids, present, touched, block
+) -> tuple[Tree, Mean]:
     """Adds the gradient of the summed loss of a block's clients, and that loss, by differentiation through the whole
-    model: what is read of tables is a part of it."""
+    model: what is read of tables is a part of it. frozen_parts: of the model, and of the parametrization."""
+    frozen, frozen_at_server = frozen_parts
     loss = loss_of_pair(model.loss)
     end = ids.shape[0]
     who = ids.at[block.slots].get(mode="fill", fill_value=jnp.iinfo(jnp.int32).max)
@@ -86,7 +91,7 @@ def add_gradient(method: Method, model: Model, whole, frozen, total, ids, presen
         held, private = tree.to_compute_dtype(whole)
         forward: Callable | None = method.parametrization and method.parametrization.forward
         if forward:
-            params = tree.to_compute_dtype(forward(held, touched))
+            params = tree.to_compute_dtype(forward(held, touched, *frozen_arguments(frozen_at_server)))
         else:
             params = held if touched is None else tables.take_rows(held, touched)
 

@@ -25,7 +25,9 @@ MODELS = {
     "all items": {"name": "sasrec", "dim": 8, "length": 10, "loss": "softmax"},
     "bert4rec": {"name": "bert4rec", "dim": 8, "length": 10, "loss": "gbce"},
     "shared vectors": {"name": "two_tower", "dim": 4},
+    "low rank": {"name": "sasrec", "dim": 8, "length": 10},
 }
+PARAMETRIZED = {"low rank": {"parametrization": {"name": "low_rank", "rank": 3}}}
 
 
 def run_steps(table, rounds):
@@ -43,7 +45,7 @@ def run_steps(table, rounds):
 @pytest.mark.parametrize("name", MODELS)
 def test_one_step_is_the_gradient_of_the_batch_of_all_clients(name):
     """To 1e-6 of the largest number of the gradient: clients of 1 to 30 items, a quarter of which drop out."""
-    table = TABLE | {"model": MODELS[name]}
+    table = TABLE | {"model": MODELS[name]} | PARAMETRIZED.get(name, {})
     (start, federated), figures, parts = run_steps(table, 1)
     (same_start, central), twin_figures, twin = run_steps(with_central(table), 1)
     close(start, same_start, atol=0, rtol=0)
