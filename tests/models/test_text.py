@@ -15,6 +15,7 @@ from jaxfed.models.bert_weights import convert_bert
 from jaxfed.models.lora import LoraSettings, merge_lora
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import neumf
+from jaxfed.models.sasrec import sasrec
 from jaxfed.models.text import ProjectedTable, text_encoder, text_vectors
 from jaxfed.models.trained_encoder import BATCH, encode_texts
 from tests.composed import pack_small_run, round_and_gradient
@@ -135,8 +136,16 @@ def test_vectors_are_those_of_the_encoder_as_it_stands(name):
     np.testing.assert_allclose(np.delete(some, 3, 0), want[[5, 99, 7, 0]], atol=3e-5)
 
 
+MODELS = [
+    mf(50, 2, dim=6),
+    mf(50, 1, dim=6, table_dtype="bfloat16"),
+    neumf(50, 1, 6),
+    sasrec(50, dim=6, length=5, blocks=1),
+]
+
+
 @pytest.mark.parametrize("name", MAKE)
-@pytest.mark.parametrize("model", [mf(50, 2, dim=6), mf(50, 1, dim=6, table_dtype="bfloat16"), neumf(50, 1, 6)])
+@pytest.mark.parametrize("model", MODELS)
 def test_they_fit_any_model_with_tables(name, model):
     made = MAKE[name](model, 50)
     check_parametrization(made, model)
