@@ -4,6 +4,7 @@ Most of the suite's time is the compiler's. So `make test` has it optimise nothi
 tests marked `optimised`, which hold two programs to the same bits, or run long. `make test-all` optimises all.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -34,6 +35,9 @@ import pytest
 
 from jaxfed.config.build import load_data
 from jaxfed.config.schema import make_config
+
+gc.freeze()  # what is imported stays; JAX makes many small objects, and looking for their cycles took a tenth of the time
+gc.set_threshold(50_000, 10, 5)
 
 
 @pytest.fixture(scope="session")
