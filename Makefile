@@ -33,7 +33,7 @@ check: setup lint types
 
 test: setup lint types
 	XLA_FLAGS="$(PLAIN)" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not full and not optimised"
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "optimised and not full"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "optimised and not full" $$(grep -rl "mark.optimised" tests)
 
 test-all: setup lint types
 	$(BIN)/python -m pytest -n 2 --dist worksteal
