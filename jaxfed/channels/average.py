@@ -147,22 +147,81 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
         >>> jf.channels.per_row_mean().decode((total, holders, jnp.array(3.0)), (), None)[0].rows.tolist()
         [[2.0], [0.0]]
     """
+    return coordinate_mean(None, by, power, floor, counted, "per_row_mean")
+
+
+def coordinate_mean(
+    holds: Callable[[Tree, jax.Array], Tree] | None,
+    by: By = "uniform",
+    power: float = 1.0,
+    floor: float = 0.0,
+    counted: float = 1.0,
+    name: str = "coordinate_mean",
+) -> Channel:
+    """Divides each coordinate of an update by the summed weight of the clients that hold it.
+
+    A client holds some rows of the tables and, of all else, the coordinates of its group, which are public. So a
+    message says what it weighs by a number for each group, and for each row and group, and a sum of them is enough.
+
+    Args:
+        holds: holds(params, round) -> of each leaf, bool [groups, ...]: which of its coordinates each group holds in a
+            round, of a table those of one row. Updates then have the client's group in `Broadcast.extra`, as zeros and
+            a one [groups], and are zero where the client holds nothing. None: there are no groups, and a client holds
+            all of its rows and of the other leaves (`per_row_mean`).
+        by, power, floor, counted: See `per_row_mean`.
+        name: What the link is called.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: `by` is not one of the three words, `floor` is negative, or `counted` is not positive.
+
+    Example:
+        Two groups; the second one holds the first of two numbers. Of three clients two are in it:
+
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> from jaxfed.core.types import Weights
+        >>> link = jf.channels.coordinate_mean(lambda params, round: jnp.array([[True, True], [True, False]]))
+        >>> total = jf.Broadcast(jnp.array([6.0, 5.0])), Weights(()), jnp.array([1.0, 2.0])
+        >>> link.decode(total, jnp.int32(0), None)[0].params.tolist()
+        [2.0, 5.0]
+    """
     weigh = client_weight(by, power)
     if floor < 0 or counted <= 0:
-        raise ValueError("per_row_mean: floor must not be negative, counted must be positive")
+        raise ValueError(f"{name}: floor must not be negative, counted must be positive")
 
     def encode(update, sent, client):
         weight = weigh(client)
-        held = Weights(Table(jnp.where(client.held, counted * weight, 0.0)))
+        weights = counted * weight * update.extra if holds else counted * weight
+        held = Weights(
+            clear_padding(Table(jnp.broadcast_to(weights, (*client.held.shape, *weights.shape))), client.held)
+        )
+        update = Broadcast(update.params) if holds else update
         sent_update = map_averaged(lambda update: scale_tree(weight, update), update)
-        return (sent_update, held, counted * weight), client.link_state
+        return (sent_update, held, weights), client.link_state
 
     def decode(total, state, round):
-        update, held, weight = total
-        held, weight = (jnp.maximum(x / counted, floor) for x in (held.values.rows, weight))
-        return map_averaged(lambda update: divide_rows(update, held, weight), update), state, {}
+        update, held, weights = total
+        held, weights = (jax.tree.map(lambda x: x / counted, each) for each in (held.values, weights))
+        if holds is None:
+            held, weights = jnp.maximum(held.rows, floor), jnp.maximum(weights, floor)
+            return map_averaged(lambda update: divide_rows(update, held, weights), update), state, {}
 
-    return link(encode, decode, is_average=True, name="per_row_mean")
+        def divide(x, group_holds, by_group):
+            count = jnp.tensordot(by_group, group_holds.astype(x.dtype), 1, precision=jax.lax.Precision.HIGHEST)
+            return divide_or_zero(x, jnp.maximum(count, floor))
+
+        averaged = map_tables(
+            lambda x, mask: divide(x, mask, held.rows),
+            lambda x, mask: divide(x, mask, weights),
+            update.params,
+            holds(update.params, state),
+        )
+        return Broadcast(averaged), state + 1, {}
+
+    init = (lambda example: (jnp.int32(0), ())) if holds else None
+    return link(encode, decode, init, is_average=True, name=name)
 
 
 @named("channel")

@@ -82,7 +82,8 @@ def test_pause_save_and_resume_end_where_the_command_line_does(clients, tmp_path
 
 def algorithm_arguments(name, clients):
     known = {"num_clients": clients.num_clients, "num_train": clients.population.num_train}
-    asked = {"scaffold": ["num_clients"], "feddyn": ["num_clients"], "agnostic": ["num_train"]}.get(name, [])
+    asked = dict.fromkeys(("scaffold", "feddyn", "heterofl", "fedrolex"), ["num_clients"]) | {"agnostic": ["num_train"]}
+    asked = asked.get(name, [])
     return {key: known[key] for key in asked}
 
 
