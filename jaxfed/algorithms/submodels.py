@@ -39,7 +39,7 @@ def count_units(rate: float, width: int) -> int:
     return math.ceil(round(rate * width, 6))
 
 
-def axes_of(path: str, shape: tuple[int, ...], product: int) -> Axes:
+def find_axes(path: str, shape: tuple[int, ...], product: int) -> Axes:
     """The axes of a shared leaf of `mf`, `pfedrec`, `neumf` or `two_tower`.
 
     Args:
@@ -70,7 +70,7 @@ def list_axes(params: Tree) -> list[Axes]:
     leaves = jax.tree_util.tree_leaves_with_path(unwrap(params))
     named_leaves = [("/".join(str(getattr(key, "key", key)) for key in path), leaf) for path, leaf in leaves]
     product = next((leaf.shape[1] for path, leaf in named_leaves if path == "tables/item_product"), 0)
-    axes = [axes_of(path, leaf.shape, product) for path, leaf in named_leaves]
+    axes = [find_axes(path, leaf.shape, product) for path, leaf in named_leaves]
     if not any(widths for each in axes for widths in each):
         raise ValueError("the model has no widths to cut: take the model mf, pfedrec, neumf or two_tower")
     return axes
