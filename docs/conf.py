@@ -1,5 +1,6 @@
 """How Sphinx builds the site: `make docs`."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -18,7 +19,10 @@ extensions = [
     "figures",
     "generated",
 ]
-if not tags.has("quick"):  # noqa: F821, which Sphinx defines
+quick = tags.has("quick")  # noqa: F821, which Sphinx defines
+if quick:
+    gc.disable()  # nodes refer to each other, so that looking for cycles among them takes a quarter of a short build
+else:
     extensions.append("sphinx.ext.viewcode")
 exclude_patterns = ["_build", "_ext", "_static"]
 suppress_warnings = ["config.cache"]
@@ -33,17 +37,20 @@ nb_execution_in_temp = True  # runs/ of the notebooks is not left here
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
+autodoc_preserve_defaults = not quick  # it parses the source of every function
 napoleon_numpy_docstring = False
 default_role = "code"
 python_maximum_signature_line_length = 88
 
-html_theme = "sphinx_book_theme"
 html_title = f"jaxfed {version}"
-html_theme_options = {
-    "show_toc_level": 2,
-    "home_page_in_toc": True,
-    "use_download_button": False,
-    "use_fullscreen_button": False,
-}
+if quick:  # the theme writes the whole contents beside every page
+    html_theme, html_sidebars = "basic", {"**": []}
+else:
+    html_theme = "sphinx_book_theme"
+    html_theme_options = {
+        "show_toc_level": 2,
+        "home_page_in_toc": True,
+        "use_download_button": False,
+        "use_fullscreen_button": False,
+    }
 html_copy_source = False

@@ -1,6 +1,7 @@
 """Small problems, and comparisons with a reason for their tolerance."""
 
 import inspect
+import os
 
 import chex
 import jax
@@ -18,6 +19,7 @@ from jaxfed.core.tables import Table
 from jaxfed.core.types import Block, Cohort, Mean
 from jaxfed.sampling.cohort import cyclic_cohort
 
+EIGHT = "--xla_force_host_platform_device_count=8"  # of tests/conftest.py
 KEY = jax.random.key(0)
 SEQUENCES = ("sasrec", "gru4rec", "hstu", "bert4rec")  # models of histories in their order
 EPS = 2e-6  # float32 sums of a few dozen terms of size one, in another order
@@ -57,6 +59,12 @@ def private_links():
         return make(**{name: value for name, value in known.items() if name in asked})
 
     return {name for name, make in REGISTRY["channel"].items() if made(make).claims.mechanisms}
+
+
+def child_environment(**more):
+    """The environment of a program that a test starts: compiled as the suite is, on the devices that there are."""
+    flags = os.environ.get("XLA_FLAGS", "").replace(EIGHT, "")
+    return {**os.environ, "XLA_FLAGS": flags, **more}
 
 
 # --- runs: a configuration as a file, and as a table ----------------------------------------

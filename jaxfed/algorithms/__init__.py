@@ -20,6 +20,7 @@ from jaxfed.algorithms.mime import mime
 from jaxfed.algorithms.own_model import keep_own_copy
 from jaxfed.algorithms.qfedavg import qfedavg
 from jaxfed.algorithms.scaffold import scaffold
+from jaxfed.algorithms.submodels import fedrolex, heterofl
 
 __all__ = [
     "Rates",
@@ -38,10 +39,12 @@ __all__ = [
     "fedprox",
     "fedrecon",
     "fedrep",
+    "fedrolex",
     "fedsgd",
     "fedyogi",
     "gpfedrec",
     "group_rates",
+    "heterofl",
     "ifca",
     "keep_own_copy",
     "mime",

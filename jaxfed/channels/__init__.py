@@ -1,6 +1,6 @@
 """Links: what happens to an update on its way to the server. `jaxfed.chain` joins them, from the model to the wire."""
 
-from jaxfed.channels.average import cluster_mean, mean, per_row_mean, weighted_mean
+from jaxfed.channels.average import cluster_mean, coordinate_mean, mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
 from jaxfed.channels.compress import drive, quantize, sign
 from jaxfed.channels.correlated import correlated
@@ -20,6 +20,7 @@ __all__ = [
     "clip",
     "clip_per_row",
     "cluster_mean",
+    "coordinate_mean",
     "correlated",
     "densify",
     "difference",

@@ -38,6 +38,19 @@ def divide_rows(update: Tree, held: jax.Array, weight: jax.Array) -> Tree:
     return map_tables(lambda x: divide_or_zero(x, held), lambda x: divide_or_zero(x, weight), update)
 
 
+def divide_coordinates(update: Tree, holds: Tree, held: jax.Array, weights: jax.Array, floor: float) -> Tree:
+    """An update divided by the weight of those who hold each coordinate, at least `floor`; zero where nobody does.
+
+    holds: of each leaf, bool [groups, ...]. held: [N, groups], what those who hold a row weigh. weights: [groups].
+    """
+
+    def divide(x, mask, by_group):
+        weight = jnp.tensordot(by_group, mask.astype(x.dtype), 1, precision=jax.lax.Precision.HIGHEST)
+        return divide_or_zero(x, jnp.maximum(weight, floor))
+
+    return map_tables(lambda x, mask: divide(x, mask, held), lambda x, mask: divide(x, mask, weights), update, holds)
+
+
 def drop_sums(update: Tree) -> Tree:
     """An update without its `Summed` parts, whose places stay."""
     return jax.tree.map(lambda node: Summed(()) if is_summed(node) else node, update, is_leaf=is_summed)
@@ -147,22 +160,69 @@ def per_row_mean(by: By = "uniform", power: float = 1.0, floor: float = 0.0, cou
         >>> jf.channels.per_row_mean().decode((total, holders, jnp.array(3.0)), (), None)[0].rows.tolist()
         [[2.0], [0.0]]
     """
+    return coordinate_mean(None, by, power, floor, counted, "per_row_mean")
+
+
+def coordinate_mean(
+    holds: Callable[[Tree, jax.Array], Tree] | None,
+    by: By = "uniform",
+    power: float = 1.0,
+    floor: float = 0.0,
+    counted: float = 1.0,
+    name: str = "coordinate_mean",
+) -> Channel:
+    """Divides each coordinate of an update by the summed weight of the clients that hold it (Diao et al. 2021).
+
+    A client holds some rows of the tables and, of all else, the coordinates of its group, which are public. So a
+    message says what it weighs by a number for each group, and for each row and group, and a sum of them is enough.
+
+    Args:
+        holds: holds(params, round) -> of each leaf, bool [groups, ...]: which of its coordinates each group holds in a
+            round, of a table those of one row. Updates then have the client's group in `Broadcast.extra`, as zeros and
+            a one [groups], and are zero where the client holds nothing. None: there are no groups, and a client holds
+            all of its rows and of the other leaves (`per_row_mean`).
+        by: What a client's update weighs: its training examples, train interactions (activity), or the same for all.
+        power: Weight = (value chosen by `by`) ** power.
+        floor: The smallest weight to divide by.
+        counted: Factor on the weights in the message, see `per_row_mean`.
+        name: What the link is called.
+
+    Returns:
+        The link.
+
+    Raises:
+        ValueError: `by` is not one of the three words, `floor` is negative, or `counted` is not positive.
+
+    Example:
+        Two groups; the second one holds the first of two numbers. Of three clients two are in it:
+
+        >>> import jaxfed as jf, jax.numpy as jnp
+        >>> from jaxfed.core.types import Weights
+        >>> link = jf.channels.coordinate_mean(lambda params, round: jnp.array([[True, True], [True, False]]))
+        >>> total = jf.Broadcast(jnp.array([6.0, 5.0])), Weights(jf.Table(jnp.zeros((0, 2)))), jnp.array([1.0, 2.0])
+        >>> link.decode(total, jnp.int32(0), None)[0].params.tolist()
+        [2.0, 5.0]
+    """
     weigh = client_weight(by, power)
     if floor < 0 or counted <= 0:
-        raise ValueError("per_row_mean: floor must not be negative, counted must be positive")
+        raise ValueError(f"{name}: floor must not be negative, counted must be positive")
 
     def encode(update, sent, client):
         weight = weigh(client)
-        held = Weights(Table(jnp.where(client.held, counted * weight, 0.0)))
-        sent_update = map_averaged(lambda update: scale_tree(weight, update), update)
-        return (sent_update, held, counted * weight), client.link_state
+        weights = counted * weight * update.extra if holds else counted * weight
+        update = Broadcast(update.params) if holds else update
+        held = Weights(clear_padding(Table(jnp.broadcast_to(weights, client.held.shape + weights.shape)), client.held))
+        return (map_averaged(lambda update: scale_tree(weight, update), update), held, weights), client.link_state
 
     def decode(total, state, round):
-        update, held, weight = total
-        held, weight = (jnp.maximum(x / counted, floor) for x in (held.values.rows, weight))
-        return map_averaged(lambda update: divide_rows(update, held, weight), update), state, {}
+        update, held, weights = total[0], total[1].values.rows / counted, total[2] / counted
+        if holds:
+            mean = divide_coordinates(update.params, holds(update.params, state), held, weights, floor)
+            return Broadcast(mean), state + 1, {}
+        held, weights = jnp.maximum(held, floor), jnp.maximum(weights, floor)
+        return map_averaged(lambda update: divide_rows(update, held, weights), update), state, {}
 
-    return link(encode, decode, is_average=True, name="per_row_mean")
+    return link(encode, decode, (lambda example: (jnp.int32(0), ())) if holds else None, is_average=True, name=name)
 
 
 @named("channel")

@@ -27,6 +27,7 @@ from jaxfed.algorithms.local_training import train_locally
 from jaxfed.algorithms.mime import mime
 from jaxfed.algorithms.qfedavg import fair_mean, qfedavg
 from jaxfed.algorithms.scaffold import scaffold
+from jaxfed.algorithms.submodels import fedrolex, heterofl
 from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
 from jaxfed.channels.average import cluster_mean, mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
@@ -124,6 +125,8 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "apfl": apfl,
         "ifca": ifca,
         "gpfedrec": gpfedrec,
+        "heterofl": heterofl,
+        "fedrolex": fedrolex,
         "closed_form": closed_form,
         "central": central,
     },

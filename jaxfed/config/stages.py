@@ -26,7 +26,7 @@ from jaxfed.core.state import sent_model
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Sampler
-from jaxfed.core.wire import Wire, make_wire, no_wire
+from jaxfed.core.wire import Wire, join_wires, make_wire, no_wire
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.clients import Clients
@@ -133,6 +133,10 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         )
     if pieces.sampler.history_length and run.shard_tables:
         raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")
+    if method.submodels and (pieces.sampler.history_length or pieces.edges.number or pieces.parametrization):
+        raise ValueError(
+            "clients that train parts of the model: leave cohort.buffered, server.edges and the parametrization out"
+        )
     if pieces.parametrization is not None:
         if method.reads_histories:
             raise ValueError("parametrization: a closed form is solved for the tables themselves: leave it out")
@@ -246,8 +250,17 @@ def make_algorithm(
     population, run, sampler = pieces.clients.population, pieces.run, pieces.sampler
     held = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
     shared = jax.eval_shape(partial(sent_model, method), held)
-    wire = make_wire(
-        channel, shared, pieces.download, method.work.update_shapes, method.own_download, model.frozen, shapes.pairs
+
+    def wire_of(shared):
+        return make_wire(
+            channel, shared, pieces.download, method.work.update_shapes, method.own_download, model.frozen, shapes.pairs
+        )
+
+    parts = method.submodels
+    wire = (
+        join_wires([wire_of(parts.cut(group, shared)) for group in range(parts.number)], parts.groups)
+        if parts
+        else wire_of(shared)
     )
     if pieces.download:
         check_download(pieces.download, shared)

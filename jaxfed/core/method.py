@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from jaxfed.core.client_work import ClientWork, identity
@@ -15,6 +16,25 @@ from jaxfed.core.tree import subtract
 from jaxfed.core.types import Broadcast, Tree
 
 AVERAGE = optax.sgd(1.0)  # the server optimiser that moves the model by the aggregate as it is
+
+
+class Submodels(NamedTuple):
+    """Who trains which part of a model: what a client's bytes depend on.
+
+    Args:
+        groups: int [clients]: the group of each; those of a group have parts of one size.
+        cut: cut(group, broadcast) -> shapes of the part that a client of the group is sent, of shapes of the whole.
+        number: Number of groups.
+    """
+
+    groups: np.ndarray
+    cut: Callable[[int, Broadcast], Broadcast]
+    number: int
+
+
+def keep_state(client_state: Tree, client: jax.Array) -> Tree:
+    """A client's state as it is."""
+    return client_state
 
 
 class Method(NamedTuple):
@@ -42,6 +62,9 @@ class Method(NamedTuple):
         sends_difference: Whether an update is where the shared part began less where it ended, and a client keeps only
             the private part of the model.
         is_central: Whether all data are in one place and nothing is sent; see `algorithms.central`.
+        place_client: place_client(client_state, client) -> client_state: what a client keeps before its first round,
+            where that depends on which one it is.
+        submodels: Where clients train parts of the model of different sizes. None: all are sent the whole model.
         recipe: The call that made the method, see `Recipe`.
 
     Example:
@@ -65,4 +88,6 @@ class Method(NamedTuple):
     closed: ClosedForm | None = None
     sends_difference: bool = False
     is_central: bool = False
+    place_client: Callable[[Tree, jax.Array], Tree] = keep_state
+    submodels: Submodels | None = None
     recipe: Recipe | None = None

@@ -115,7 +115,9 @@ def sent_shapes(plan: Plan, shared: Broadcast) -> Broadcast:
 def initial_client_states(plan: Plan, params: Tree, ids: jax.Array, key: Key) -> Tree:
     """What clients `ids` [m] keep before their first round: (of the work, of the links), leaves [m, ...]."""
     full, shared = tree.to_compute_dtype(params), jax.eval_shape(plan.method.work.init, params, key)[0]
-    work_states = jax.vmap(lambda i: plan.method.work.init(full, jax.random.fold_in(key, i))[1])(ids)
+    work_states = jax.vmap(
+        lambda i: plan.method.place_client(plan.method.work.init(full, jax.random.fold_in(key, i))[1], i)
+    )(ids)
     link_states = plan.channel.init(sent_shapes(plan, shared))[1]
     return ClientState(work_states, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), link_states))
 

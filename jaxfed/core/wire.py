@@ -5,7 +5,7 @@ entries. Tables are priced by the rows that a client really holds, whatever its 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +26,8 @@ ID = 4  # bytes of a row's id
 class Wire(NamedTuple):
     """What crosses the wire for one client and one round, by the rows it holds."""
 
-    up: Callable[..., np.ndarray]  # int [...] rows (, rows of its whole cohort) -> bytes it sends, row ids included
+    # int [...] rows (, rows of its whole cohort, int [...] ids of clients) -> bytes it sends, row ids included
+    up: Callable[..., np.ndarray]
     down: Callable[..., np.ndarray]  # bytes it receives, its request for rows included
     sees: str  # what the server learns of it: update+rows | update | sum+union | sum
     frozen: int = 0  # bytes that it receives once, before its first round: the frozen part of the model
@@ -278,13 +279,27 @@ def make_wire(
         every = np.full(np.shape(rows), union if sees == "sum+union" else everything, np.int64)
         return message_bytes(tree, every) - (ID * every if num_rows(open_shapes(tree)) else 0)
 
-    def up(rows, union=0):
+    def up(rows, union=0, clients=None):
         return message_bytes(sent, rows, pairs) if channel.claims.reveals == "message" else together(whole, rows, union)
 
-    def down(rows, union=0):
+    def down(rows, union=0, clients=None):
         listed = ID * union if sees == "sum+union" else 0  # which rows the cohort holds, each must be told
         if pairs:  # no rows are asked for
             return together(received, rows, union) + listed
         return message_bytes(received, rows) if shows_rows else together(received, rows, union) + listed
 
     return Wire(up, down, sees, count_bytes(frozen))
+
+
+def join_wires(wires: Sequence[Wire], groups: np.ndarray) -> Wire:
+    """The wire of clients in groups, each of which has one of its own. groups: int [clients]."""
+    groups = np.append(groups, 0)  # of nobody
+
+    def price(name):
+        def by_group(rows, union=0, clients=None):
+            every = np.stack([getattr(each, name)(rows, union) for each in wires])
+            return np.take_along_axis(every, groups[np.asarray(clients)][None], 0)[0]
+
+        return by_group
+
+    return wires[0]._replace(up=price("up"), down=price("down"))

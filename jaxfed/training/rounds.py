@@ -87,7 +87,8 @@ class Progress:
         self.refused += refused
         self.dropped += int(info["clients/dropped"])
         self.clipped += round(float(info.get("clip/clients", 0)) * int(reported.sum()))
-        self.bytes_up += int(wire.up(rows[reported], info.get("rows/union", 0)).sum())
+        clients = np.asarray(info["clients/ids"])[reported] if "clients/ids" in info else None
+        self.bytes_up += int(wire.up(rows[reported], info.get("rows/union", 0), clients).sum())
         return refused
 
     def totals(self) -> dict[str, Any]:
@@ -162,7 +163,8 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
     with time_stage(stages, "pack"):
         cohort = pack_cohort(population, parts.batching, parts.shapes, ids, present, seed, round, union)
     held, rows = count_rows(parts, cohort)
-    asked, down = int((ids < population.num_clients).sum()), int(parts.wire.down(held, rows).sum())
+    who = np.concatenate([ids[block.slots[block.slots < len(ids)]] for block in cohort.blocks])
+    asked, down = int((ids < population.num_clients).sum()), int(parts.wire.down(held, rows, who).sum())
     combined = meet("facts", np.array([down, *stopped[:1], 0], np.int64)[:2].tobytes(), combine_facts)
     down, halt = np.frombuffer(combined, np.int64).tolist()
     with time_stage(stages, "transfer"):

@@ -16,7 +16,7 @@ import pytest
 
 from jaxfed.cli import main
 from jaxfed.config.overrides import override_config
-from tests.small import SMALL
+from tests.small import SMALL, child_environment
 
 SUMMARY = {
     "rounds", "seconds", "compile_seconds", "client_updates_per_second", "peak_memory_mb", "bytes_up_per_client",
@@ -36,7 +36,7 @@ def config(tmp_path_factory):
 
 def jaxfed(*args, **kw):
     """Runs the program in a process of its own, on one device."""
-    env = {**os.environ, "XLA_FLAGS": ""}
+    env = child_environment()
     return subprocess.run(
         [sys.executable, "-m", "jaxfed", *map(str, args)], capture_output=True, text=True, env=env, **kw
     )
@@ -91,7 +91,7 @@ def test_a_finished_run_resumes_to_its_summary(finished, config):
 
 
 def start(*args):
-    env = {**os.environ, "XLA_FLAGS": ""}
+    env = child_environment()
     command = [sys.executable, "-m", "jaxfed", *map(str, args)]
     heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a suite in the background ignores
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -177,7 +177,8 @@ def test_on_another_number_of_devices_it_resumes_too(config, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.wait()
     assert process.returncode == 128 + signal.SIGTERM  # it did not end by itself
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env = child_environment()
+    env["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     args = ["train", str(config), "--out", str(out), "--resume", "--run.devices", "2"]
     done = subprocess.run([sys.executable, "-m", "jaxfed", *args], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ from jaxfed.data.ragged import NegativeIndex, Ragged
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.evaluation.split import make_eval_batches, make_eval_split
 from jaxfed.training.best_model import open_best_model
-from tests.small import SMALL
+from tests.small import SMALL, child_environment
 
 POPULATION = prepare_population(synthetic_data(60, 50, mean_length=10))[1]
 SILOS = prepare_population(synthetic_data(60, 50, mean_length=10), clients="silo", silos=11)[1]
@@ -150,7 +150,7 @@ def command(processes, *words, devices=1):
 
 
 def start(words, at=None, **more):
-    env = {**os.environ, "XLA_FLAGS": "", **more}
+    env = child_environment(**more)
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=at)
 
 

@@ -137,8 +137,9 @@ def make(case, steps_per_block=8, devices=1, placement="jit", **model):
         {
             "data": table,
             "model": {"name": case["model"], **own, **model},
+            **({"algorithm": {"name": case["algorithm"]}} if "algorithm" in case else {}),
             "work": {
-                "name": case["work"],
+                **({} if "algorithm" in case else {"name": case["work"]}),
                 "batch_size": case.get("batch", {"user": 16, "silo": 32}[case["clients"]]),
                 "negatives": 2,
                 "optimizer": {"name": case["optimizer"], "learning_rate": rate, "user": {"weight_decay": 0.01}},
@@ -332,6 +333,13 @@ def test_a_message_is_its_clients_alone_whatever_the_work(work):
 @pytest.mark.parametrize("work", [name for name in AXES["work"] if name not in COVERED["work"]])
 def test_laws_of_later_works(work, law):
     law(USUAL | {"work": work, "channel": "cluster_mean" if work == "clustered" else "weighted_mean"})
+
+
+@pytest.mark.parametrize("name", ["heterofl", "fedrolex"])
+def test_laws_of_parts_of_models(name):
+    """A method that no work spells out, and whose message says which part it is of."""
+    for law in (*LAWS, sends_the_same_from_any_block):
+        law(USUAL | {"algorithm": name, "channel": "plain"})
 
 
 @pytest.mark.full  # see `pytest_generate_tests`

@@ -116,8 +116,15 @@ WORKS = {
 }
 
 
-@pytest.mark.parametrize("bias", [False, True], ids=["dense", "rows"])
-@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize(
+    ("work", "bias"),
+    [
+        pytest.param(work, bias, id=f"{work}-{'rows' if bias else 'dense'}", marks=[] if main else pytest.mark.full)
+        for work in WORKS
+        for bias in (False, True)
+        for main in [bias or work in ("by row", "gradient")]  # without a table: each way to take a gradient once
+    ],
+)
 def test_it_is_as_a_constant_of_the_model(named, work, bias):
     """With a table that is trained and without one; in float32, to the order of sums."""
     section = {"work": TABLE["work"] | WORKS[work]}

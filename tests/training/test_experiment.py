@@ -82,8 +82,8 @@ def test_pause_save_and_resume_end_where_the_command_line_does(clients, tmp_path
 
 def algorithm_arguments(name, clients):
     known = {"num_clients": clients.num_clients, "num_train": clients.population.num_train}
-    asked = {"scaffold": ["num_clients"], "feddyn": ["num_clients"], "agnostic": ["num_train"]}.get(name, [])
-    return {key: known[key] for key in asked}
+    asked = "num_train" if name == "agnostic" else "num_clients"
+    return {asked: known[asked]} if name in ("agnostic", "scaffold", "feddyn", "heterofl", "fedrolex") else {}
 
 
 @pytest.mark.parametrize("name", [name for name in REGISTRY["algorithm"] if name not in ("custom", "closed_form")])

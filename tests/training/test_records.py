@@ -1,7 +1,6 @@
 """The table of the figures of run files: complete for runs of many kinds, and consistent in itself."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -23,7 +22,7 @@ from jaxfed.training.records import (
     ranking_columns,
 )
 from jaxfed.training.run_dir import SUMMARY
-from tests.small import TABLE
+from tests.small import TABLE, child_environment
 
 PRIVATE = [{"name": "mean", "count": 10}, {"name": "adaptive_clip", "count": 10}, {"name": "gaussian"}]
 RING = [{"name": "mean"}, {"name": "zero_out"}, {"name": "ring"}]
@@ -80,7 +79,7 @@ def test_every_figure_of_several_processes_is_listed(tmp_path):
     (tmp_path / "small.toml").write_text(tomli_w.dumps({**TABLE, "rounds": 2, "run": {"devices": 2}}))
     words = ["--processes", 2, "--", "train", tmp_path / "small.toml", "--out", tmp_path / "a"]
     command = [sys.executable, "-m", "jaxfed", "launch", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""})
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     assert done.returncode == 0, done.stderr
     assert unlisted(json.loads((tmp_path / "a" / "summary.json").read_text()), read_rows(tmp_path / "a")) == []
 

@@ -1,0 +1,289 @@
+"""HeteroFL and FedRolex: clients train parts of the model, cut from its widths, as large as each can.
+
+Parts are simulated: each client has the whole model in memory, and what lies outside of its part is masked, so that one
+program serves all. What is counted as sent is the part.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.algorithms.local_training import local_steps
+from jaxfed.channels.average import coordinate_mean
+from jaxfed.core.client_work import ClientWork
+from jaxfed.core.method import AVERAGE, Method, Submodels
+from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
+from jaxfed.core.streams import SetupStream, setup_rng
+from jaxfed.core.tables import unwrap
+from jaxfed.core.types import Broadcast, Tree
+
+Axes = tuple[tuple[int, ...], ...]  # of each axis of a leaf: the widths that lie end to end along it; (): it is not cut
+
+
+class SubmodelMember(NamedTuple):
+    """A client's state: the model's private part, and which of the rates it has."""
+
+    private: Tree
+    group: jax.Array  # int []
+
+
+def count_units(rate: float, width: int) -> int:
+    """How many units of a width a client of a rate trains."""
+    return math.ceil(round(rate * width, 6))
+
+
+def find_axes(path: str, shape: tuple[int, ...], product: int) -> Axes:
+    """The axes of a shared leaf of `mf`, `pfedrec`, `neumf` or `two_tower`.
+
+    Args:
+        path: as "params/item_half/kernel".
+        product: width of the vectors that the output of `neumf` reads before the network's last layer.
+
+    Raises:
+        ValueError: a leaf of another model.
+    """
+    if path.startswith("tables/") and len(shape) <= 2:
+        return ((), shape[1:]) if len(shape) == 2 else ((),)
+    if path == "params/output/kernel":
+        return ((product, shape[0] - product), ())
+    if path == "params/output/bias" or path == "params/offset":
+        return ((),) * len(shape)
+    if re.fullmatch(r"params/(user|item)_features", path):
+        return ((), shape[1:])
+    if re.fullmatch(r"params/((user|item)_(half|output|\d+)|hidden_\d+)/(kernel|bias)", path):
+        return tuple((size,) for size in shape)
+    raise ValueError(
+        f"nobody knows the widths of {path}, so that clients cannot train parts of it: take mf, pfedrec, "
+        "neumf or two_tower"
+    )
+
+
+def list_axes(params: Tree) -> list[Axes]:
+    """The axes of every leaf of the shared parameters, in order. Raises ValueError for a model without known widths."""
+    leaves = jax.tree_util.tree_leaves_with_path(unwrap(params))
+    named_leaves = [("/".join(str(getattr(key, "key", key)) for key in path), leaf) for path, leaf in leaves]
+    product = next((leaf.shape[1] for path, leaf in named_leaves if path == "tables/item_product"), 0)
+    axes = [find_axes(path, leaf.shape, product) for path, leaf in named_leaves]
+    if not any(widths for each in axes for widths in each):
+        raise ValueError("the model has no widths to cut: take the model mf, pfedrec, neumf or two_tower")
+    return axes
+
+
+def hold_units(rates: Sequence[float], widths: tuple[int, ...], shift: Any) -> jax.Array:
+    """bool [rates, sum of widths]: which units each rate holds: of each width d the first ceil(rate d) from `shift`
+    on, modulo d."""
+    held = [
+        (jnp.arange(width) - shift) % width < jnp.array([[count_units(rate, width)] for rate in rates])
+        for width in widths
+    ]
+    return jnp.concatenate(held, 1)
+
+
+def hold_coordinates(rates: Sequence[float], rolls: bool, params: Tree, round: Any) -> Tree:
+    """Of each leaf, bool [rates, ...]: which coordinates clients of each rate hold in a round; of a table, of a row."""
+    tables = jax.tree.leaves(jax.tree_util.tree_map_with_path(lambda path, x: "tables" in str(path[0]), params))
+    masks = []
+    for leaf, axes, in_table in zip(jax.tree.leaves(params), list_axes(params), tables, strict=True):
+        mask = jnp.ones(len(rates), bool)
+        for size, widths in list(zip(leaf.shape, axes, strict=True))[in_table:]:
+            held = hold_units(rates, widths, round if rolls else 0) if widths else jnp.ones((len(rates), size), bool)
+            mask = mask[..., None] & held.reshape(len(rates), *[1] * (mask.ndim - 1), size)
+        masks.append(mask)
+    return jax.tree.unflatten(jax.tree.structure(params), masks)
+
+
+def cut_shapes(rates: Sequence[float], group: int, broadcast: Broadcast) -> Broadcast:
+    """Shapes of what clients of a group are sent."""
+
+    def cut(leaf, axes):
+        sizes = zip(leaf.shape, axes, strict=True)
+        kept = (sum(count_units(rates[group], width) for width in widths) if widths else size for size, widths in sizes)
+        return jax.ShapeDtypeStruct(tuple(kept), leaf.dtype)
+
+    leaves, structure = jax.tree.flatten(broadcast.params)
+    cut_leaves = map(cut, leaves, list_axes(broadcast.params))
+    return broadcast._replace(params=jax.tree.unflatten(structure, cut_leaves))
+
+
+def mask_private(private: Tree, rates: Sequence[float], group: jax.Array, shift: Any) -> Tree:
+    """The private part, zero in the units of users' vectors that the group does not hold."""
+
+    def mask(x):
+        return jnp.where(hold_units(rates, x.shape[-1:], shift)[group], x, 0) if x.ndim == 2 else x
+
+    return jax.tree.map(mask, private)
+
+
+def make_submodel_work(
+    model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, rates: tuple[float, ...], rolls: bool
+) -> ClientWork:
+    """Local steps of the part of the model that the client holds."""
+
+    def init(params, key):
+        list_axes(params)
+        private = model.private(key)
+        if jax.tree.leaves(private.get("private_tables", ())):
+            raise ValueError(
+                "the model keeps tables on clients, which cannot be cut: take mf, pfedrec, neumf or two_tower"
+            )
+        return Broadcast(params, jnp.int32(0) if rolls else ()), SubmodelMember(private, jnp.int32(0))
+
+    def train_whole(shared, member, steps, key):
+        train = local_steps(model, client_optimizer, by_row).update
+        report = train(Broadcast(shared.params), member.private, steps, key)
+        return report._replace(client_state=member._replace(private=report.client_state))
+
+    def update(shared, member, steps, key):
+        rate, shift = jnp.array(rates)[member.group], shared.extra if rolls else 0
+        holds = jax.tree.map(lambda x: x[member.group], hold_coordinates(rates, rolls, shared.params, shift))
+        widens = jax.tree.unflatten(
+            jax.tree.structure(unwrap(shared.params)), [bool(axes and axes[-1]) for axes in list_axes(shared.params)]
+        )
+
+        def loss(params, private, batch):
+            whole = {name: params[name] for name in shared.params}
+            part = jax.tree.map(
+                lambda x, held, wide: jnp.where(held, x, 0) / rate if wide else jnp.where(held, x, 0),
+                whole,
+                unwrap(holds),
+                widens,
+            )
+            return model.loss({**params, **part}, mask_private(private, rates, member.group, shift), batch)
+
+        work = local_steps(model._replace(loss=loss), client_optimizer, by_row)
+        report = work.update(Broadcast(shared.params), member.private, steps, key)
+        part = jax.tree.map(lambda x, held: jnp.where(held, x, 0), report.update.params, holds)
+        private = jax.tree.map(
+            lambda new, old, held: jnp.where(held, new, old),
+            report.client_state,
+            member.private,
+            mask_private(jax.tree.map(lambda x: jnp.ones_like(x, bool), member.private), rates, member.group, shift),
+        )
+        return report._replace(
+            update=Broadcast(part, jax.nn.one_hot(member.group, len(rates))),
+            client_state=member._replace(private=private),
+        )
+
+    def view(params, member):
+        return params, member.private if rolls else mask_private(member.private, rates, member.group, 0)
+
+    if rates == (1.0,):  # masks would change the last bits
+        return ClientWork(init, train_whole, lambda sent: sent._replace(extra=()), {"": view})
+    return ClientWork(init, update, lambda sent: sent._replace(extra=jnp.zeros(len(rates))), {"": view})
+
+
+def make_submodel_method(
+    work: Callable[..., ClientWork],
+    rates: Sequence[float],
+    rolls: bool,
+    server: optax.GradientTransformation,
+    seed: int,
+    num_clients: int,
+) -> Method:
+    """The method of a work of parts. Raises ValueError for rates that are none."""
+    if not rates or not all(0 < rate <= 1 for rate in rates):
+        raise ValueError(f"rates are {', '.join(map(str, rates)) or 'missing'}: they lie above 0, up to 1")
+    groups = setup_rng(seed, SetupStream.SUBMODELS, num_clients).integers(len(rates), size=num_clients)
+    places = jnp.asarray(groups, jnp.int32)
+    holds = None if tuple(rates) == (1.0,) else partial(hold_coordinates, tuple(rates), rolls)
+    return Method(
+        work(rates=tuple(rates), rolls=rolls),
+        (coordinate_mean(holds),),
+        server,
+        move_extra=lambda extra, update: extra + 1 if rolls else (),
+        place_client=lambda member, client: member._replace(group=places[client]),
+        submodels=Submodels(groups, partial(cut_shapes, tuple(rates)), len(rates)),
+    )
+
+
+@named("algorithm")
+def heterofl(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
+    num_clients: int,
+    by_row: bool = True,
+    rates: tuple[float, ...] = (1.0, 0.5),
+    seed: int = 0,
+) -> Method:
+    """HeteroFL (Diao et al. 2021): a client of rate p trains the first ceil(p d) units of every width d of the model.
+
+    In training, what a layer gives is divided by p. Each coordinate is averaged over the clients that hold it; a single
+    rate of 1 is FedAvg with `per_row_mean`. Of item vectors columns are cut, as in HeteFedRec (Yuan et al. 2024), and a
+    user's own vector likewise.
+
+    Args:
+        model: The model: mf, pfedrec, neumf or two_tower.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
+        num_clients: Number of all clients.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        rates: Shares of every width that clients train. Each client has one of them, drawn at random.
+        seed: Seed of which client has which rate.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Raises:
+        ValueError: a rate is not above 0, or above 1; where a run begins: the widths of the model are not known.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.heterofl(model, optax.sgd(0.1), num_clients=1000, rates=(1.0, 0.25))
+        >>> [link.claims.name for link in method.links]
+        ['coordinate_mean']
+    """
+    work = partial(make_submodel_work, model, client_optimizer, by_row)
+    return make_submodel_method(work, rates, False, server_optimizer, seed, num_clients)
+
+
+@named("algorithm")
+def fedrolex(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    server_optimizer: optax.GradientTransformation = AVERAGE,
+    *,
+    num_clients: int,
+    by_row: bool = True,
+    rates: tuple[float, ...] = (1.0, 0.5),
+    seed: int = 0,
+) -> Method:
+    """FedRolex (Alam et al. 2022): as `heterofl`, of units that roll: in round t unit (j + t) mod d in place of unit j.
+
+    So every unit is trained even where no client can hold the whole model.
+
+    Args:
+        model: The model: mf, pfedrec, neumf or two_tower.
+        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
+        server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
+        num_clients: Number of all clients.
+        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
+            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        rates: Shares of every width that clients train. Each client has one of them, drawn at random.
+        seed: Seed of which client has which rate.
+
+    Returns:
+        The method, what clients and what the server compute.
+
+    Raises:
+        ValueError: a rate is not above 0, or above 1; where a run begins: the widths of the model are not known.
+
+    Example:
+        >>> import jaxfed as jf, optax
+        >>> model = jf.models.mf(num_items=100, dim=8)
+        >>> method = jf.algorithms.fedrolex(model, optax.sgd(0.1), num_clients=1000, rates=(0.5, 0.25))
+        >>> [link.claims.name for link in method.links]
+        ['coordinate_mean']
+    """
+    work = partial(make_submodel_work, model, client_optimizer, by_row)
+    return make_submodel_method(work, rates, True, server_optimizer, seed, num_clients)
