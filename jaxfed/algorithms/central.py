@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxfed.algorithms.fedsgd import make_gradient_work
@@ -21,6 +22,7 @@ from jaxfed.core.placement import Placement, make_placement
 from jaxfed.core.recipe import named
 from jaxfed.core.state import State
 from jaxfed.core.types import Broadcast, ClientState, Cohort, Key, Mean, Tree
+from jaxfed.core.wire import Wire
 
 
 @named("algorithm")
@@ -117,3 +119,12 @@ def move_model(method: Method, state: State, total: tuple[Tree, Mean]) -> tuple[
     params, private = tables.add_rows(whole, None, change)
     shared, kept = Broadcast(params, state.shared.extra), ClientState(private, state.client_states.channel)
     return state._replace(shared=shared, client_states=kept, opt=opt, round=state.round + 1), total[1].value
+
+
+def no_wire() -> Wire:
+    """That of central training: nothing is sent, as the server has the data."""
+
+    def nothing(rows, *facts):
+        return np.zeros(np.shape(rows), np.int64)
+
+    return Wire(nothing, nothing, "all data")

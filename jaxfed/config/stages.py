@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxfed.algorithms.central import build_central
+from jaxfed.algorithms.central import build_central, no_wire
 from jaxfed.algorithms.hierarchical import hierarchical, stack_copies, with_edge_models
 from jaxfed.algorithms.multi_device import with_merged_devices
 from jaxfed.config.memory import check_examples, check_solve, choose_chunk, estimate_capacity, largest_block_bytes
@@ -26,7 +26,7 @@ from jaxfed.core.state import sent_model
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Sampler
-from jaxfed.core.wire import Wire, join_wires, make_wire, no_wire
+from jaxfed.core.wire import Wire, join_wires, make_wire
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.clients import Clients

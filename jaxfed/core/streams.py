@@ -45,7 +45,7 @@ class SetupStream(Enum):
     EDGES = (1, 13)
     SILOS = (1, None)
     DEVICE_CLASSES = (0, None)  # slowness of the clock's classes; the same for every seed of a run
-    SUBMODELS = (1, 29)  # which part of the model a client trains
+    SUBMODELS = (1, 31)  # which part of the model a client trains
     PROBE = (2, 17)  # who takes the place of a client in `jaxfed privacy probe`
     SPLIT = (1, 19)  # which rows are held out, where chance decides
     COLD_ITEMS = (1, 29)  # which items nobody trains on

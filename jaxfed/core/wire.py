@@ -33,15 +33,6 @@ class Wire(NamedTuple):
     frozen: int = 0  # bytes that it receives once, before its first round: the frozen part of the model
 
 
-def no_wire() -> Wire:
-    """That of central training: nothing is sent, as the server has the data."""
-
-    def nothing(rows, union=0):
-        return np.zeros(np.shape(rows), np.int64)
-
-    return Wire(nothing, nothing, "all data")
-
-
 def is_form(node: Any) -> bool:
     """Whether a node of a message is a `Coded` or a `Kept`."""
     return isinstance(node, Coded | Kept)
