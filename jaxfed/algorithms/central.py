@@ -30,8 +30,10 @@ def central(model: Model, server_optimizer: optax.GradientTransformation = AVERA
     """Central training, the twin of a federated run: same model, loss, data and evaluation, and no messages.
 
     A round is one step of `server_optimizer` on the mean loss over all examples of the clients of its cohort. It moves
-    the shared parameters and the private parts, as one model. With one gradient a client (`fedsgd`), a mean weighted by
-    examples and `server.lazy = false`, federated rounds are the same steps.
+    the shared parameters and the private parts, as one model. For a model without a private part, federated rounds take
+    the same steps if each client sends one gradient (`fedsgd`), the mean is weighted by examples, and
+    `server.lazy = false`. Private parts differ: here `server_optimizer` moves them, those of absent clients too if it
+    has a momentum.
 
     Args:
         model: The model.
@@ -53,14 +55,14 @@ def build_central(
 ) -> Algorithm:
     """The rounds of central training, with the same calls as those of `federate`."""
     place = placement or make_placement()
-    made = method.parametrization
-    frozen_parts = place.server((frozen, made.frozen if made else ()))
-    start = federate(method._replace(is_central=False), link(), num_clients, place, frozen=frozen)
+    parametrization = method.parametrization
+    frozen_parts = place.server((frozen, parametrization.frozen if parametrization else ()))
+    federated = federate(method._replace(is_central=False), link(), num_clients, place, frozen=frozen)
     add = jax.jit(partial(add_gradient, method, model), donate_argnums=2)
     move = jax.jit(partial(move_model, method), donate_argnums=0)
 
     def init(params, key):
-        state = start.init(params, key)
+        state = federated.init(params, key)
         whole = state.shared.params, state.client_states.work
         return state._replace(opt=place.server(jax.jit(method.server.init)(tree.to_compute_dtype(whole))))
 
@@ -70,9 +72,9 @@ def build_central(
         for block in cohort.blocks:
             total = add(whole, frozen_parts, total, cohort.ids, cohort.present, cohort.rows, block)
         state, loss = move(state, total)
-        present, nobody = jnp.asarray(cohort.present), cohort.ids < num_clients
+        present, asked = jnp.asarray(cohort.present), cohort.ids < num_clients
         counts = {"clients/reported": present.sum(), "clients/refused": jnp.int32(0)}
-        counts |= {"clients/dropped": (nobody & ~present).sum(), "clients/present": present}
+        counts |= {"clients/dropped": (asked & ~present).sum(), "clients/present": present}
         return state, {"train/loss": loss, **counts, "rows/sent": jnp.zeros(len(cohort.ids), jnp.int32)}
 
     return Algorithm(init, step)
@@ -81,8 +83,11 @@ def build_central(
 def add_gradient(
     method: Method, model: Model, whole, frozen_parts, total, ids, present, touched, block
 ) -> tuple[Tree, Mean]:
-    """Adds the gradient of the summed loss of a block's clients, and that loss, by differentiation through the whole
-    model: what is read of tables is a part of it. frozen_parts: of the model, and of the parametrization."""
+    """Adds a block's gradient of the summed loss, and the loss, to `total`.
+
+    Gradients include the parametrization and the look-up of rows. frozen_parts: (`Model.frozen`,
+    `Parametrization.frozen`).
+    """
     frozen, frozen_at_server = frozen_parts
     loss = loss_of_pair(model.loss)
     end = ids.shape[0]
@@ -107,15 +112,15 @@ def add_gradient(
         summed = jax.tree.map(lambda x: jnp.where(counts, x, 0).sum(), each)
         return summed.total, summed
 
-    slope, seen = jax.grad(objective, has_aux=True)(whole)
-    return jax.tree.map(jnp.add, total, (slope, seen))
+    gradient, seen = jax.grad(objective, has_aux=True)(whole)
+    return jax.tree.map(jnp.add, total, (gradient, seen))
 
 
 def move_model(method: Method, state: State, total: tuple[Tree, Mean]) -> tuple[State, jax.Array]:
     """One step of the server's optimiser, on the mean of the loss."""
     whole = state.shared.params, state.client_states.work
-    slope = jax.tree.map(lambda x: Mean(x, total[1].weight).value, total[0])
-    change, opt = method.server.update(slope, state.opt, tree.to_compute_dtype(whole))
+    gradient = jax.tree.map(lambda x: Mean(x, total[1].weight).value, total[0])
+    change, opt = method.server.update(gradient, state.opt, tree.to_compute_dtype(whole))
     params, private = tables.add_rows(whole, None, change)
     shared, kept = Broadcast(params, state.shared.extra), ClientState(private, state.client_states.channel)
     return state._replace(shared=shared, client_states=kept, opt=opt, round=state.round + 1), total[1].value

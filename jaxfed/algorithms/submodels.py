@@ -190,6 +190,8 @@ def make_submodel_method(
     """The method of a work of parts. Raises ValueError for rates that are none."""
     if not rates or not all(0 < rate <= 1 for rate in rates):
         raise ValueError(f"rates are {', '.join(map(str, rates)) or 'missing'}: they lie above 0, up to 1")
+    if not rolls and max(rates) < 1:
+        raise ValueError(f"rates are {', '.join(map(str, rates))}: nobody would train the rest of the model: have 1.0")
     groups = setup_rng(seed, SetupStream.SUBMODELS, num_clients).integers(len(rates), size=num_clients)
     places = jnp.asarray(groups, jnp.int32)
     holds = None if tuple(rates) == (1.0,) else partial(hold_coordinates, tuple(rates), rolls)

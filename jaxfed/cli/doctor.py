@@ -18,7 +18,7 @@ EXTRAS = {  # extra: (the package that tells whether it is there, what it brings
     "tpu": ("libtpu", "runs on TPUs"),
     "homomorphic": ("tenseal", "sums under homomorphic encryption"),
     "plots": ("matplotlib", "the figure of a sweep"),
-    "text": ("tokenizers", "reads pretrained text encoders"),
+    "text": ("safetensors", "reads pretrained text encoders"),
     "docs": ("sphinx", "builds the documentation"),
     "dev": ("pytest", "tests, lint and types"),
 }

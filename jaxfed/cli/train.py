@@ -25,7 +25,7 @@ def add_train_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     train.add_argument(
         "--central",
         action="store_true",
-        help="train its central twin: the same model, data and evaluation, all data in one place, one step a round",
+        help="train the same model on the same data in one place (central training): one server step a round",
     )
     train.add_argument(
         "--profile", action="store_true", help=f"trace {TRACED} rounds into RUN/profile; --run.profile N: so many"
@@ -52,8 +52,9 @@ def train_command(args: argparse.Namespace, overrides: list[str]) -> None:
         given: dict[str, Any] = {"out": str(folder)} if of_a_run and not args.central else {}
         given |= {"out": args.out} if args.out else {}
         given |= {"profile": TRACED} if args.profile else {}
-        name = f"{file.stem}_central" if args.central else file.stem
-        table["run"] = {"out": f"runs/{name}"} | expect_table(table.get("run", {}), "run") | given
+        table["run"] = {"out": f"runs/{file.stem}"} | expect_table(table.get("run", {}), "run") | given
+        if args.central and "out" not in given:
+            table["run"]["out"] += "_central"
         return override_config(with_central(table) if args.central else table, overrides)
 
     config = agree_on(every, "configuration", configured, config_to_toml)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from jaxfed.config.central_twin import check_central
 from jaxfed.config.evaluation_stages import make_account, make_evaluators
 from jaxfed.config.options import BESIDE
 from jaxfed.config.registry import REGISTRY
@@ -135,6 +136,8 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
     model = fit_model(pieces.model, data.population, runtime.table_rows)
     channel = watch(chain(*method.links, pieces.channel))
     check_method(method, pieces, channel, runtime.processes)
+    if method.is_central:
+        check_central(pieces, channel, runtime.processes)
     method = method._replace(links=(), parametrization=pieces.parametrization)
     batching = fit_batching(pieces.batching, model, method)
     shapes = choose_block_shapes(pieces, batching, channel.claims.needs_all_rows or method.needs_all_rows, runtime)

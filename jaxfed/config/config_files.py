@@ -18,6 +18,7 @@ PATHS = {  # keys that name a file or a folder, by their section
     "data": DATA_PATHS,
     "clock": ("path",),
     "parametrization": ("folder",),
+    "model": ("folder",),
 }
 
 

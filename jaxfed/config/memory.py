@@ -37,7 +37,10 @@ def check_examples(population: Population, batching: Batching, slots: int) -> No
     """Raises ValueError where the largest cohort has more examples than the machine can hold while it packs them."""
     largest = np.sort(population.num_train)[-slots:]
     positives = len(largest) if batching.sequence else int(largest.sum())  # a history has negatives once
-    examples = max(batching.epochs, 1) * (1 + max(batching.negatives, 0)) * positives
+    negatives = max(batching.negatives, 0)
+    if batching.sequence and batching.sequence.whole_catalogue:
+        negatives = population.num_items
+    examples = max(batching.epochs, 1) * (1 + negatives) * positives
     if (need := EXAMPLE * examples) > (room := machine_memory()):
         raise ValueError(
             f"a round may have {examples:,} examples, which take {need / 1e9:,.0f} GB, the machine has "

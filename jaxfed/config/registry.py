@@ -44,7 +44,7 @@ from jaxfed.channels.secure_sum import pads, ring
 from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.channels.staleness import mixing, staleness
 from jaxfed.config.optax_functions import OPTIMIZERS, optax_at_client, optax_at_server
-from jaxfed.config.text_parametrizations import read_text_encoder, read_text_vectors
+from jaxfed.config.text_parametrizations import read_text_encoder, read_text_lora, read_text_vectors
 from jaxfed.core.method import Method
 from jaxfed.core.recipe import P, Piece, named
 from jaxfed.data.sources.files import read_interactions
@@ -102,6 +102,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "gru4rec": gru4rec,
         "hstu": hstu,
         "bert4rec": bert4rec,
+        "text_lora": read_text_lora,
         "popularity": popularity,
         "counter": counter,
     },

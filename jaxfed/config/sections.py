@@ -86,6 +86,7 @@ def make_model(config: Config, data: Clients, table_rows: int) -> Model:
     sizes: dict[str, Any] = {"num_items": table_rows, "num_users": data.users_per_client, "real_items": data.num_items}
     if getattr(chosen, "density", None) == FROM_DATA["density"]:
         chosen = replace_arguments(chosen, density=data.density)
+    sizes |= given_texts("model", chosen.name, data)
     return call_registered("model", chosen, **sizes, vocabulary=data.vocabulary)
 
 
@@ -161,9 +162,13 @@ def make_server_optimizer(config: Config, model: Model) -> optax.GradientTransfo
 
 def make_parametrization(config: Section, model: Model, data: Clients) -> Parametrization | None:
     """The parametrization of a configuration's model; None: it has none. Raises ValueError."""
-    asked = inspect.signature(REGISTRY["parametrization"][config.name]).parameters
-    texts = {"texts": item_texts(data.source)} if "texts" in asked else {}
-    return call_registered("parametrization", config, model=model, **texts)
+    return call_registered("parametrization", config, model=model, **given_texts("parametrization", config.name, data))
+
+
+def given_texts(section: str, name: str, data: Clients) -> dict[str, np.ndarray]:
+    """{"texts": str [N]} of the items, where a function of the registry asks for them."""
+    asked = inspect.signature(REGISTRY[section][name]).parameters
+    return {"texts": item_texts(data.source)} if "texts" in asked else {}
 
 
 def make_pieces(config: Config, data: Clients) -> Pieces:

@@ -32,6 +32,8 @@ from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.clients import Clients
 from jaxfed.data.population import Population, ProcessShare
 
+WITH_SUBMODELS = ("clip", "adaptive_clip", "zero_out", "quantize", "top_k")  # links that leave zeros as they are
+
 
 class Edges(NamedTuple):
     """Edge servers between clients and server, each with a model of its own.
@@ -133,16 +135,12 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         )
     if pieces.sampler.history_length and run.shard_tables:
         raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")
-    if method.submodels and (pieces.sampler.history_length or pieces.edges.number or pieces.parametrization):
-        raise ValueError(
-            "clients that train parts of the model: leave cohort.buffered, server.edges and the parametrization out"
-        )
+    if method.submodels:
+        check_submodels(pieces)
     if pieces.parametrization is not None:
         if method.reads_histories:
             raise ValueError("parametrization: a closed form is solved for the tables themselves: leave it out")
         check_parametrization(pieces.parametrization, pieces.model)
-    if method.is_central:
-        check_central(pieces, channel, processes)
     if not method.reads_histories:
         return
     if pieces.sampler.history_length:
@@ -157,17 +155,16 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         raise ValueError('in a closed form a client is one user\'s history: set data.clients = "user"')
 
 
-def check_central(pieces: Pieces, channel: Channel, processes: Processes) -> None:
-    """Raises ValueError for what a run without messages has no place for."""
-    links = [each for each in list_links(channel) if each.encode or each.decode or each.aggregator]
-    if links or pieces.download:
+def check_submodels(pieces: Pieces) -> None:
+    """Raises ValueError for what does not go with clients that train sub-models of different sizes."""
+    if pieces.sampler.history_length or pieces.edges.number or pieces.parametrization:
+        raise ValueError("sub-models: leave cohort.buffered, server.edges and the parametrization out")
+    links = [each.claims.name for each in list_links(pieces.channel) if each.encode or each.aggregator]
+    if refused := [name for name in links if name not in WITH_SUBMODELS]:
         raise ValueError(
-            "central training has no messages: leave [[channel]] and [[download]] out (channel = []), or give --central"
+            f"sub-models: {refused[0]} would change coordinates that a client does not hold: leave it out, or take one "
+            f"of {', '.join(WITH_SUBMODELS)}"
         )
-    if pieces.edges.number or pieces.sampler.history_length or pieces.clients.population.owner is not None:
-        raise ValueError("central training has one model and one copy of the data: leave edges, ages and devices out")
-    if processes.size > 1 or pieces.run.client_store == "host":
-        raise ValueError("central training runs in one process, on its devices: leave run.client_store out")
 
 
 def fit_batching(batching: Batching, model: Model, method: Method) -> Batching:

@@ -1,4 +1,5 @@
-"""Parametrizations by text as configurations name them: from the texts of a data set and a folder with a model."""
+"""Models and parametrizations by text as configurations name them: from the texts of a data set and a folder with a
+model."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +16,9 @@ from jaxfed.data.sources.pretrained import keep_vectors, read_pretrained, tokeni
 from jaxfed.data.stages import LOGGER, log_stage
 from jaxfed.models.bert_weights import TextEncoder, convert_bert
 from jaxfed.models.lora import LoraSettings
+from jaxfed.models.model import LossName
 from jaxfed.models.text import text_encoder, text_vectors
+from jaxfed.models.text_lora import Rule, text_lora
 from jaxfed.models.trained_encoder import ComputeDtype, encode_texts
 
 
@@ -27,8 +30,10 @@ class EncodedTexts(NamedTuple):
     vectors: np.ndarray  # float32 [N, W]
 
 
-def encode_catalogue(model: Model, texts: np.ndarray, folder: str, max_pieces: int) -> EncodedTexts:
+def encode_catalogue(rows: int, texts: np.ndarray, folder: str, max_pieces: int) -> EncodedTexts:
     """The texts of a model's items, as pieces and as vectors, these from the user's cache where they are there.
+
+    rows: of the model's tables, which may be more than there are items.
 
     Raises ValueError where there are no texts, or no encoder can be read.
     """
@@ -44,14 +49,19 @@ def encode_catalogue(model: Model, texts: np.ndarray, folder: str, max_pieces: i
         LOGGER.info("data: %s", note)
     with log_stage(f"encoding {len(texts):,} texts of items"):
         vectors = keep_vectors(pretrained, table.ids, partial(encode_texts, encoder, table.ids))
-    return pad_catalogue(model, EncodedTexts(encoder, table.ids, vectors))
+    return pad_catalogue(rows, EncodedTexts(encoder, table.ids, vectors))
 
 
-def pad_catalogue(model: Model, encoded: EncodedTexts) -> EncodedTexts:
-    """The same with a row for each row of the model's tables, which may be more than there are items."""
-    more = max(num_rows(jax.eval_shape(model.init, jax.random.key(0))) - len(encoded.tokens), 0)
+def count_table_rows(model: Model) -> int:
+    """The rows of a model's tables."""
+    return num_rows(jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def pad_catalogue(rows: int, encoded: EncodedTexts) -> EncodedTexts:
+    """The same with so many rows, if there are fewer."""
+    more = max(rows - len(encoded.tokens), 0)
     unused = np.full((more, encoded.tokens.shape[1]), encoded.encoder.sizes.vocabulary, np.int32)
-    nothing = np.repeat(encoded.vectors.mean(0, keepdims=True), more, 0)
+    nothing = np.full((more, encoded.vectors.shape[1]), np.nan, np.float32)  # they count in no mean
     return encoded._replace(
         tokens=np.concatenate([encoded.tokens, unused]), vectors=np.concatenate([encoded.vectors, nothing])
     )
@@ -76,7 +86,7 @@ def read_text_vectors(
     Raises:
         ValueError: no encoder can be read, there are no texts, or the model has no table of item vectors.
     """
-    return text_vectors(model, encode_catalogue(model, texts, folder, max_pieces).vectors, ids)
+    return text_vectors(model, encode_catalogue(count_table_rows(model), texts, folder, max_pieces).vectors, ids)
 
 
 @named("parametrization", "text_encoder")
@@ -116,7 +126,55 @@ def read_text_encoder(
         ValueError: no encoder can be read, there are no texts, or there cannot be such layers or adapters.
     """
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern) if lora_rank else None
-    known = encode_catalogue(model, texts, folder, max_pieces)
+    known = encode_catalogue(count_table_rows(model), texts, folder, max_pieces)
     return text_encoder(
         model, known.encoder, known.tokens, trained_layers, lora, encoder_rate, ids, compute_dtype, known.vectors
     )
+
+
+@named("model", "text_lora")
+def read_text_lora(
+    num_items: int,
+    texts: np.ndarray,
+    num_users: int = 1,
+    dim: int = 32,
+    folder: str = "",
+    rule: Rule = "fedit",
+    trained_layers: int = 1,
+    lora_rank: int = 8,
+    lora_alpha: float = 16.0,
+    lora_pattern: str = "query|value",
+    loss: LossName = "bce",
+    init_scale: float = 0.1,
+    max_pieces: int = 0,
+    compute_dtype: ComputeDtype = "float32",
+) -> Model:
+    """Matrix factorisation whose item vectors a text encoder gives, with low-rank adapters that clients train.
+
+    Args:
+        num_items: Number of items.
+        texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
+        num_users: Number of users of a client.
+        dim: Numbers in the vector of a user.
+        folder: A folder with a text encoder in Hugging Face's layout. Left out: all-MiniLM-L6-v2, fetched once.
+        rule: What becomes of the factors of an adapter. fedit: both are averaged. ffa: one is frozen, the other is
+            averaged. fedsa: one is averaged, the other is the client's own.
+        trained_layers: Number of upper layers that may have adapters; the layers below compute once. 0: all.
+        lora_rank: Rank of the adapters.
+        lora_alpha: What adapters add is scaled by lora_alpha / lora_rank.
+        lora_pattern: A regular expression that the paths of adapted layers have in them, such as layer_5/query.
+        loss: bce: cross-entropy. bpr: the click of a pair ranks before the negative. squared: squared error.
+        init_scale: Standard deviation of the normal numbers that the projection and user vectors start with.
+        max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
+        compute_dtype: In what the encoder computes; its parameters are in float32.
+
+    Returns:
+        The model, see `jaxfed.models.text_lora`.
+
+    Raises:
+        ValueError: no encoder can be read, there are no texts, or there cannot be such layers or adapters.
+    """
+    known = encode_catalogue(num_items, texts, folder, max_pieces)
+    lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
+    sizes = num_users, dim, lora, rule, trained_layers, loss, init_scale, compute_dtype
+    return text_lora(num_items, known.encoder, known.tokens, *sizes, known.vectors)

@@ -48,7 +48,7 @@ class Algorithm(NamedTuple):
 
 
 class FrozenParts(NamedTuple):
-    """What is read and nobody trains, where rounds run."""
+    """The frozen parts, on their devices."""
 
     clients: Tree  # `Model.frozen`
     server: Tree  # `Parametrization.frozen`

@@ -46,11 +46,12 @@ class SequenceFormat(NamedTuple):
     """Batches of histories in their order, in place of batches of examples: each step of a client reads one.
 
     A batch then has `sequence` int [T], positions of the latest items in the rows of the step, earliest first and past
-    the end where unused; `negative` float [k], how often each row of the step was drawn as a negative; and `dropout`
-    uint32 [2], the data of a key of JAX.
+    the end where unused; `negative` float [k], how often each row of the step was drawn as a negative; `catalogue`
+    float [], the number of items that may be negatives; and `dropout` uint32 [2], the data of a key of JAX.
 
     Args:
-        length: Items of a history that are read at most, the latest ones; the last of them is a target alone.
+        length: The most items of a history in a step, the latest ones. For next-item targets the last one is only a
+            target.
         whole_catalogue: Whether every step has the rows of all items, each of them a negative once.
 
     Example:

@@ -19,7 +19,7 @@ class Batching(NamedTuple):
 
     Args:
         batch_size: Examples of a step, negatives included; pairs of a positive and a negative where the loss is of
-            pairs.
+            pairs. Models of sequences do not read it: a step is one history.
         negatives: Items drawn for each positive, anew in every epoch.
         epochs: Passes of a client over its data in a round.
         pairwise: Whether examples are pairs of a positive and a negative; the model says so.

@@ -51,4 +51,4 @@ def exclude_untrained_items(population: Population) -> Population:
     value = np.concatenate([excluded.values, np.tile(unknown, users)])
     order = np.lexsort((value, owner))
     widened = make_ragged(value[order], owner[order], users).distinct(items)
-    return population._replace(excluded=widened, negative_index=make_negative_index(widened, items))
+    return population._replace(excluded=widened, negative_index=make_negative_index(widened, items), cold_items=unknown)

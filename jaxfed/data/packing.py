@@ -227,7 +227,7 @@ def pack_planned(population, batching, shapes, ids, present, where, seed, round,
     widths: Callable[[int], dict[str, int]]
     if batching.sequence:
         sequences = draw_sequences(population, batching, clients, seed, round)
-        laid = CohortLayout(*lay_out_sequences(population.num_items, batching, sequences, where, shapes.end))
+        laid = CohortLayout(*lay_out_sequences(population, batching, sequences, where, shapes.end))
         widths = partial(list_sequence_widths, shapes)
     else:
         drawn = draw_examples(population, batching, clients, seed, round)

@@ -60,6 +60,7 @@ class Population(NamedTuple):
     domains: Domains | None = None  # each user is of one, that of its items, and offered no others; None: one catalogue
     protocol: str = "loo-clean"  # how what is held out was chosen
     negatives: Ragged | None = None  # what each user's held-out items are ranked among; None: what is drawn
+    cold_items: np.ndarray | None = None  # int32: items that are nobody's negatives; None: there are none
 
     @property
     def num_clients(self) -> int:

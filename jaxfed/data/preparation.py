@@ -272,6 +272,11 @@ def divide_into_clients(data: Dataset, options: PopulationOptions) -> tuple[Data
         column = "user" if options.clients_of_user else clients
         group, names = assign_clients(data, column, options.silos, options.deal)
     data = split_shared_users(data, group)
+    if options.cold_items and (options.clients_of_user or options.promoted):
+        raise ValueError(
+            "data.cold_items: devices, domains and promoted items would bring cold items back into training: leave one "
+            "of the two out"
+        )
     if options.cold_items:
         return hold_out_items(data, options.cold_items, options.protocol, options.ratio, options.deal), names
     return prepare_parts(data, options.protocol, options.ratio, options.deal), names

@@ -29,8 +29,8 @@ class DrawnSequences(NamedTuple):
 def draw_sequences(
     population: Population, batching: Batching, clients: np.ndarray, seed: int, round: int
 ) -> DrawnSequences:
-    """The latest train items of each client, once an epoch, each time with negatives of their own: uniform over the
-    catalogue up to 2^-32."""
+    """Each client's latest train items, once an epoch, with negatives drawn uniformly (up to 2^-32) from the catalogue
+    but for its cold items: for each client, or for all clients of a round (`shared_negatives`)."""
     assert batching.sequence
     drawn = 0 if batching.sequence.whole_catalogue else batching.negatives
     passes, epoch = np.repeat(clients, batching.epochs), np.tile(np.arange(batching.epochs), len(clients))
@@ -41,12 +41,19 @@ def draw_sequences(
         random32 = every[epoch]
     else:
         random32 = raw[:, 1:] >> np.uint64(32)
-    negative = (random32 * np.uint64(population.num_items) >> np.uint64(32)).astype(np.int32)
+    warm = list_warm_items(population)
+    negative = warm[(random32 * np.uint64(len(warm)) >> np.uint64(32)).astype(np.int64)]
     length = batching.largest(population.num_train[passes])
     begin = population.train.start[population.client_offsets[passes] + 1] - length  # one user is a client
     item = population.train.values[concatenate_ranges(begin, length)]
     dropout = np.ascontiguousarray(raw[:, :1]).view(np.uint32).reshape(-1, 2)
     return DrawnSequences(np.repeat(np.arange(len(clients)), batching.epochs), epoch, length, item, negative, dropout)
+
+
+def list_warm_items(population: Population) -> np.ndarray:
+    """int32: the items that may be negatives, ascending: all but the cold ones."""
+    every = np.arange(population.num_items, dtype=np.int32)
+    return every if population.cold_items is None else np.setdiff1d(every, population.cold_items)
 
 
 def list_sequence_widths(shapes: BlockShapes, size: int) -> dict[str, int]:
@@ -69,7 +76,7 @@ def find_distinct(group: np.ndarray, item: np.ndarray, groups: int, items: int) 
 class StepRows(NamedTuple):
     """The rows of S steps, D in all, and which of their clients' they are."""
 
-    step: np.ndarray  # int64 [D]: whose
+    step: np.ndarray  # int64 [D]: the step of each row
     place: np.ndarray  # int64 [D]: among those of the step
     held: np.ndarray  # int64 [D]: the place among those of the client
     client: np.ndarray  # int64 [C]: the client of each row that clients hold
@@ -79,7 +86,7 @@ class StepRows(NamedTuple):
     read: np.ndarray  # int64 [sum of lengths]: the place of each item read among the rows of its step
 
 
-def list_step_rows(items: int, drawn: DrawnSequences, clients: int) -> StepRows:
+def list_step_rows(drawn: DrawnSequences, clients: int, items: int, warm: np.ndarray) -> StepRows:
     """The distinct items of each step, ascending, and those of each client."""
     steps, lengths = len(drawn.client), (drawn.length, np.full(len(drawn.client), drawn.negative.shape[1]))
     step = np.concatenate([np.repeat(np.arange(steps), count) for count in lengths])
@@ -91,22 +98,28 @@ def list_step_rows(items: int, drawn: DrawnSequences, clients: int) -> StepRows:
     return StepRows(owner, place, held_place[held], client, held_place, held_item, negative, place[number[:read]])
 
 
-def list_whole_catalogue(items: int, drawn: DrawnSequences, clients: int) -> StepRows:
-    """The same where each step has all items: a row's place is its number."""
+def list_whole_catalogue(drawn: DrawnSequences, clients: int, items: int, warm: np.ndarray) -> StepRows:
+    """As `list_step_rows`, for steps that hold all items: a row's position is its item number, and each warm item is a
+    negative once."""
     steps = len(drawn.client)
     every, places = np.tile(np.arange(items), steps), np.tile(np.arange(items), clients)
     owner, client = np.repeat(np.arange(steps), items), np.repeat(np.arange(clients), items)
-    return StepRows(owner, every, every, client, places, places, np.ones_like(every), drawn.item)
+    return StepRows(owner, every, every, client, places, places, np.isin(every, warm).astype(np.int64), drawn.item)
 
 
 def lay_out_sequences(
-    items: int, batching: Batching, drawn: DrawnSequences, where: BlockPlan, end: int
+    population: Population, batching: Batching, drawn: DrawnSequences, where: BlockPlan, end: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """The arrays of a `CohortLayout`, the clients in the order they lie."""
+    """The arrays of a `CohortLayout`, the clients in the order they lie.
+
+    drawn: of these clients. where: their places. end: what marks a row that no client holds.
+    """
     assert batching.sequence
     _, all_steps, all_rows = where.sizes
     list_rows = list_whole_catalogue if batching.sequence.whole_catalogue else list_step_rows
-    found = list_rows(items, drawn, len(where.order))
+    items = population.num_items
+    warm = list_warm_items(population)
+    found = list_rows(drawn, len(where.order), items, warm)
     at = where.step[drawn.client] + drawn.epoch  # the place of each step among all
 
     held = np.full(all_rows, end, np.int32)
@@ -122,4 +135,5 @@ def lay_out_sequences(
     sequence[of_item] = found.read
     live, dropout = np.zeros(all_steps, bool), np.zeros((all_steps, 2), np.uint32)
     live[at], dropout[at] = True, drawn.dropout
-    return held, rows, live, {"sequence": sequence, "negative": negative, "dropout": dropout}
+    catalogue = np.full(all_steps, len(warm), np.float32)
+    return held, rows, live, {"sequence": sequence, "negative": negative, "dropout": dropout, "catalogue": catalogue}

@@ -16,6 +16,7 @@ from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
 from jaxfed.models.sasrec import bert4rec, sasrec
 from jaxfed.models.sequence import from_encoder
 from jaxfed.models.text import text_encoder, text_vectors
+from jaxfed.models.text_lora import text_lora
 from jaxfed.models.trained_encoder import encode_texts
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "popularity",
     "sasrec",
     "text_encoder",
+    "text_lora",
     "text_vectors",
     "transitions",
     "two_tower",

@@ -1,4 +1,4 @@
-"""GRU4Rec: a recurrent network over the latest items of a history, the control of models with attention."""
+"""GRU4Rec: a recurrent network over the latest items of a history, a baseline without attention."""
 
 from typing import Any
 
@@ -47,7 +47,6 @@ def gru4rec(
     temperature: float = 0.0,
     init_scale: float = 0.1,
     table_dtype: TableDtype = "float32",
-    real_items: int | None = None,
 ) -> Model:
     """GRU4Rec (Hidasi et al. 2016, "Session-based recommendations with recurrent neural networks"), with item vectors
     that are tied: the same are read and predicted.
@@ -66,7 +65,6 @@ def gru4rec(
         temperature: Above 0: logits are cosines, divided by this number. 0: inner products.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
         table_dtype: In what the server stores item vectors and clients download them.
-        real_items: Number of items, where tables have more rows than that. None: num_items.
 
     Returns:
         The model.
@@ -85,4 +83,4 @@ def gru4rec(
     check_dropout_rate(dropout)
     options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale, "table_dtype": table_dtype}
     encoder, chosen = RecurrentEncoder(hidden, layers, dropout), find_sequence_loss(loss, calibration)
-    return from_encoder(encoder, num_items, dim, length, chosen, real_items=real_items, **options)
+    return from_encoder(encoder, num_items, dim, length, chosen, **options)

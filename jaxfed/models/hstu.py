@@ -34,10 +34,10 @@ class PointwiseBlock(nn.Module):
         (places, dim), shape = x.shape, (4, self.heads, x.shape[-1] // self.heads)
         normalize = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)
         inner = nn.silu(nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name="inner")(normalize(x)))
-        gate, value, query, known = jnp.moveaxis(inner, 1, 0)
+        gate, value, query, keys = jnp.moveaxis(inner, 1, 0)
         distance = jnp.arange(places)[:, None] - jnp.arange(places)
         bias = self.param("distance", nn.initializers.normal(0.02), (self.length,))
-        weights = nn.silu(jnp.einsum("thd,shd->tsh", query, known) + bias[jnp.maximum(distance, 0)][..., None])
+        weights = nn.silu(jnp.einsum("thd,shd->tsh", query, keys) + bias[jnp.maximum(distance, 0)][..., None])
         seen = (distance >= 0) & live
         weights = jnp.where(seen[..., None], weights, 0) / self.length
         mixed = normalize(jnp.einsum("tsh,shd->thd", weights, value).reshape(places, dim))
@@ -82,7 +82,6 @@ def hstu(
     compute_dtype: ComputeDtype = "float32",
     remat: bool = False,
     table_dtype: TableDtype = "float32",
-    real_items: int | None = None,
 ) -> Model:
     """HSTU (Zhai et al. 2024, "Actions speak louder than words"), with the bias of distances alone.
 
@@ -98,13 +97,12 @@ def hstu(
         heads: Heads of attention; they divide `dim`.
         dropout: Share of numbers that are dropped in training.
         loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
-            estimate of it from `work.negatives` items. bce, bpr: see `sequence_losses`.
+            estimate of it from `work.negatives` items. bce, gbce (calibration 0.75), bpr: see `sequence_losses`.
         temperature: Above 0: logits are cosines, divided by this number. 0: inner products.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
         compute_dtype: What blocks compute in. Parameters, messages and loss are float32.
         remat: Compute activations again in the backward pass, in place of keeping them.
         table_dtype: In what the server stores item vectors and clients download them.
-        real_items: Number of items, where tables have more rows than that. None: num_items.
 
     Returns:
         The model.
@@ -121,4 +119,4 @@ def hstu(
     check_heads(dim, heads, dropout, length=length, blocks=blocks)
     encoder = PointwiseEncoder(length, blocks, heads, dropout, compute_dtype, remat)
     options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale, "table_dtype": table_dtype}
-    return from_encoder(encoder, num_items, dim, length, loss, real_items=real_items, **options)
+    return from_encoder(encoder, num_items, dim, length, loss, **options)

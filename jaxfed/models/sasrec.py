@@ -68,7 +68,6 @@ def sasrec(
     compute_dtype: ComputeDtype = "float32",
     remat: bool = False,
     table_dtype: TableDtype = "float32",
-    real_items: int | None = None,
 ) -> Model:
     """SASRec (Kang and McAuley 2018, "Self-attentive sequential recommendation"): a causal transformer predicts the
     next item after each place of a history.
@@ -82,7 +81,8 @@ def sasrec(
         heads: Heads of attention; they divide `dim`.
         expansion: Width of the feed-forward layers, divided by `dim`.
         dropout: Share of numbers that are dropped in training.
-        block: pre_norm, or paper for the block of the authors' code, or ligr for the gated one of eSASRec.
+        block: pre_norm: the equation of the paper. authors_code: queries are normalised, keys and values not. ligr:
+            gated, with SwiGLU (eSASRec).
         loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
             estimate of it from `work.negatives` items. bce, gbce, bpr: see `sequence_losses`.
         calibration: t of gbce: 0 is bce, 1 gives calibrated probabilities.
@@ -91,7 +91,6 @@ def sasrec(
         compute_dtype: What blocks compute in. Parameters, messages, softmax and loss are float32.
         remat: Compute activations again in the backward pass, in place of keeping them.
         table_dtype: In what the server stores item vectors and clients download them.
-        real_items: Number of items, where tables have more rows than that. None: num_items.
 
     Returns:
         The model.
@@ -109,7 +108,7 @@ def sasrec(
     sizes = length, blocks, heads, expansion * dim, dropout, block
     encoder = TransformerEncoder(*sizes, compute_dtype=compute_dtype, remat=remat)
     options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale}
-    options |= {"table_dtype": table_dtype, "real_items": real_items}
+    options |= {"table_dtype": table_dtype}
     return from_encoder(encoder, num_items, dim, length, find_sequence_loss(loss, calibration), **options)
 
 
@@ -129,12 +128,12 @@ def bert4rec(
     compute_dtype: ComputeDtype = "float32",
     remat: bool = False,
     table_dtype: TableDtype = "float32",
-    real_items: int | None = None,
 ) -> Model:
-    """BERT4Rec (Sun et al. 2019): a transformer without order of sight predicts items that are masked at random.
+    """BERT4Rec (Sun et al. 2019): a bidirectional transformer predicts items that are masked at random.
 
-    In validation and test a masked place is appended to the history. It learns slowly: from a share of the items of a
-    history a step (Petrov and Macdonald 2022, "A systematic review and replicability study of BERT4Rec").
+    In validation and test a masked place is appended to the history. It needs more steps than SASRec, since a step has
+    only the masked items as targets (Petrov and Macdonald 2022, "A systematic review and replicability study of
+    BERT4Rec").
 
     Args:
         num_items: Number of items.
@@ -147,12 +146,11 @@ def bert4rec(
         dropout: Share of numbers that are dropped in training.
         mask_share: Share of the items of a history that are masked in a step.
         loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
-            estimate of it from `work.negatives` items. bce, gbce, bpr: see `sequence_losses`.
+            estimate of it from `work.negatives` items. bce, gbce (calibration 0.75), bpr: see `sequence_losses`.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
         compute_dtype: What blocks compute in. Parameters, messages, softmax and loss are float32.
         remat: Compute activations again in the backward pass, in place of keeping them.
         table_dtype: In what the server stores item vectors and clients download them.
-        real_items: Number of items, where tables have more rows than that. None: num_items.
 
     Returns:
         The model.
@@ -171,5 +169,5 @@ def bert4rec(
         *sizes, "pre_norm", causal=False, activation="gelu", compute_dtype=compute_dtype, remat=remat
     )
     options: dict[str, Any] = {"mask_share": mask_share, "init_scale": init_scale}
-    options |= {"table_dtype": table_dtype, "real_items": real_items}
+    options |= {"table_dtype": table_dtype}
     return from_encoder(encoder, num_items, dim, length, loss, "masked", **options)

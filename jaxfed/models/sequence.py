@@ -57,8 +57,10 @@ def normalize_vectors(vectors: jax.Array) -> jax.Array:
     return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(vectors), -1, keepdims=True), 1e-12))
 
 
-def check_sequence_sizes(dim: int, length: int, temperature: float, mask_share: float) -> None:
-    """Raises ValueError for sizes that no model of sequences has."""
+def check_sequence_model(dim: int, length: int, temperature: float, mask_share: float, targets: str) -> None:
+    """Raises ValueError for sizes that no model of sequences has, and for targets that there are none of."""
+    if targets not in ("next", "masked"):
+        raise ValueError(f"from_encoder: no targets {targets!r}: choose next or masked")
     check_positive("model.dim", dim)
     check_positive("model.length", length)
     if temperature < 0:
@@ -79,12 +81,13 @@ def from_encoder(
     mask_share: float = 0.2,
     init_scale: float = 0.02,
     table_dtype: TableDtype = "float32",
-    real_items: int | None = None,
 ) -> Model:
     """Makes a recommender of sequences from a Flax module that encodes them.
 
     Args:
-        encoder: The module, see `SequenceEncoder`.
+        encoder: A module with __call__(vectors float32 [T, d], live bool [T], key, masked bool [T] or None) -> float32
+            [T, d]. Unused positions (`live` False) come last and must not change the others. For `next`, output t may
+            depend on vectors 0 to t alone; for `masked`, none on the vectors at `masked`. key: for dropout; None: none.
         num_items: Number of items.
         dim: Numbers in the vector of an item, and of a user.
         length: Items of a history that the encoder reads, the latest.
@@ -96,7 +99,6 @@ def from_encoder(
         mask_share: Of masked targets: the share of items that are masked in a step.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
         table_dtype: In what the server stores item vectors and clients download them.
-        real_items: Number of items, where tables have more rows than that. None: num_items.
 
     Returns:
         The model.
@@ -112,13 +114,13 @@ def from_encoder(
         >>> model.sequence.length  # twenty are read, and the item after them is a target
         21
     """
-    check_sequence_sizes(dim, length, temperature, mask_share)
+    check_sequence_model(dim, length, temperature, mask_share, targets)
     compare = find_sequence_loss(loss) if isinstance(loss, str) else loss
     module = SequenceEncoder(encoder, num_items, dim, init_scale, table_dtype)
-    share, items = (mask_share if targets == "masked" else 0.0), real_items or num_items
+    share = mask_share if targets == "masked" else 0.0
 
     def value(shared, private, batch):
-        return predict_targets(module, compare.value, temperature, share, items, unwrap(shared), batch)
+        return predict_targets(module, compare.value, temperature, share, unwrap(shared), batch)
 
     def score(shared, private, user):
         return make_logits(unwrap(shared), private["private"]["user"][None], temperature)[0]
@@ -142,7 +144,6 @@ def predict_targets(
     compare: Callable[[Comparison], jax.Array],
     temperature: float,
     mask_share: float,
-    catalogue: int,
     shared: Tree,
     batch: dict[str, jax.Array],
 ) -> Mean:
@@ -154,12 +155,12 @@ def predict_targets(
         vectors, target = jnp.asarray(module.apply(shared, sequence, key, masked)), sequence
     else:
         target = sequence[1:]
-        live = target < rows  # the last item of a history that is padded is read by no place
+        live = target < rows  # the last item is only a target: as an input it would shift the positions of the others
         vectors = jnp.asarray(module.apply(shared, jnp.where(live, sequence[:-1], PAST_END), key))
 
     def one(logits, target):
         positive = logits.at[target].get(mode="fill", fill_value=0)
-        return compare(Comparison(positive, logits, drawn.at[target].set(0, mode="drop"), catalogue))
+        return compare(Comparison(positive, logits, drawn.at[target].set(0, mode="drop"), batch["catalogue"]))
 
     each = jax.vmap(one)(make_logits(shared, vectors, temperature), target)
     mean = Mean(jnp.sum(jnp.where(live, each, 0)), jnp.sum(live, dtype=jnp.float32)).value

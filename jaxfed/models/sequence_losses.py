@@ -18,13 +18,13 @@ class Comparison(NamedTuple):
         positive: float []: the target's logit.
         logits: float [k]: those of all rows of the step.
         drawn: float [k]: how often each row is a negative; 0 for the target itself.
-        num_items: Items of the catalogue.
+        catalogue: float []: number of items that may be negatives.
     """
 
     positive: jax.Array
     logits: jax.Array
     drawn: jax.Array
-    num_items: int
+    catalogue: jax.Array
 
 
 def softmax_loss(one: Comparison) -> jax.Array:
@@ -34,9 +34,9 @@ def softmax_loss(one: Comparison) -> jax.Array:
     uniform negatives (Bengio and Senecal 2008). The target is there with certainty and is not corrected.
     """
     total = one.drawn.sum()
-    scale = jnp.log(one.num_items - 1) - jnp.log(jnp.maximum(total, 1))
-    known = one.drawn > 0
-    others = jnp.where(known, one.logits + jnp.log(jnp.where(known, one.drawn, 1)) + scale, BELOW_ALL)
+    scale = jnp.log(one.catalogue - 1) - jnp.log(jnp.maximum(total, 1))
+    is_negative = one.drawn > 0
+    others = jnp.where(is_negative, one.logits + jnp.log(jnp.where(is_negative, one.drawn, 1)) + scale, BELOW_ALL)
     return jax.nn.logsumexp(jnp.append(others, one.positive)) - one.positive
 
 
@@ -45,7 +45,7 @@ def bce_loss(one: Comparison, calibration: float = 0.0) -> jax.Array:
     calibration of t, gBCE (Petrov and Macdonald 2023, equations 9 and 10): the target's part times
     beta = 1 - t (1 - n / (N - 1))."""
     total = one.drawn.sum()
-    beta = 1 - calibration * (1 - jnp.minimum(total / (one.num_items - 1), 1))
+    beta = 1 - calibration * (1 - jnp.minimum(total / (one.catalogue - 1), 1))
     return (beta * jax.nn.softplus(-one.positive) + jnp.sum(one.drawn * jax.nn.softplus(one.logits))) / (total + 1)
 
 

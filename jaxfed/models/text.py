@@ -99,7 +99,7 @@ def text_vectors(model: Model, vectors: np.ndarray, ids: bool = False) -> Parame
     check_texts("text_vectors", model, len(vectors))
     vectors = np.asarray(vectors, np.float32)
     standard = measure_standard(vectors)
-    frozen = Table((vectors - standard.centre) / standard.spread)
+    frozen = Table(np.nan_to_num((vectors - standard.centre) / standard.spread, posinf=0, neginf=0))
 
     def init(key):
         return init_projections(model, key, vectors.shape[1], ids)
@@ -124,17 +124,17 @@ def text_encoder(
 ) -> Parametrization:
     """Each table of item vectors is what a text encoder at the server gives (Yi et al. 2021, "Efficient-FedRec").
 
-    The server trains the encoder and a projection. A round encodes the items that its clients hold, each once; clients
-    download these vectors and send an update of them, as of a table of ids. The sum of the updates is pulled back
-    through the encoder. Where clients send gradients, that is the gradient of the loss; for an update of several local
-    steps it is an approximation.
+    The server trains the encoder and a projection. A round encodes only the items that its clients hold, without
+    repeats; clients download these vectors and send an update of them, as of a table of ids. The sum of the updates is
+    pulled back through the encoder. Where clients send gradients, that is the gradient of the loss; for an update of
+    several local steps it is an approximation.
 
     Args:
         model: The model whose tables they are.
         encoder: The pretrained encoder.
         tokens: int [N, P]: the pieces of each item's text, see `jaxfed.data.tokenize_texts`.
-        trained_layers: Number of upper layers that are trained. What the layers below give is computed once and kept,
-            P x W numbers for an item. 0: all layers and the embeddings are.
+        trained_layers: Number of upper layers to train. What the layers below give is computed once and kept, P x W
+            numbers for an item. 0: all layers and the embeddings are trained.
         lora: Only adapters in these layers are trained. None: all of their parameters.
         encoder_rate: Without adapters: the server holds the change of the encoder's parameters, divided by this, so
             that an adaptive optimiser moves the encoder by this share of its own rate.

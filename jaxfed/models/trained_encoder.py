@@ -27,7 +27,9 @@ class Standard(NamedTuple):
 
 
 def measure_standard(vectors: np.ndarray) -> Standard:
-    """The mean of vectors [N, W], and the root of the mean of their squared distances to it."""
+    """The mean of vectors [N, W], and the root of the mean of their squared distances to it. Rows that are not finite
+    are no items, but pad a table."""
+    vectors = vectors[np.isfinite(vectors).all(1)]
     centre = np.asarray(np.mean(vectors, 0, np.float32))
     spread = np.sqrt(np.square(vectors - centre).sum(1).mean())
     return Standard(centre, np.array(max(spread, NARROWEST), np.float32))

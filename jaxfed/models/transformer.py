@@ -1,5 +1,4 @@
-"""Blocks of transformers over one sequence [T, d]. Places that are not in use lie at the end, and nobody attends to
-them. With keys for dropout: see `dropout`."""
+"""Blocks of transformers over one sequence [T, d]. Unused positions lie at the end and are masked out of attention."""
 
 from typing import Any, Literal
 
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 from jaxfed.models.dropout import drop_out
 from jaxfed.models.model import check_positive
 
-BlockName = Literal["pre_norm", "paper", "ligr"]
-OUT_OF_SIGHT = -1e30  # finite: a place that sees nobody is no NaN
+BlockName = Literal["pre_norm", "authors_code", "ligr"]
+MASKED_LOGIT = -1e30  # finite: a softmax over masked positions alone is no NaN
 
 
 def split_key(key: jax.Array | None, number: int) -> Any:
@@ -46,7 +45,7 @@ class Attention(nn.Module):
         )
         logits = jnp.einsum("thd,shd->tsh", query, key_vectors).astype(jnp.float32) / shape[1] ** 0.5
         seen = live[None, :] & (jnp.tril(jnp.ones((places, places), bool)) if self.causal else True)
-        weights = jax.nn.softmax(jnp.where(seen[..., None], logits, OUT_OF_SIGHT), 1)
+        weights = jax.nn.softmax(jnp.where(seen[..., None], logits, MASKED_LOGIT), 1)
         mixed = jnp.einsum("tsh,shd->thd", drop_out(weights, self.rate, key).astype(self.dtype), values)
         return nn.DenseGeneral(dim, axis=(-2, -1), dtype=self.dtype, name="output")(mixed)
 
@@ -73,7 +72,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """A block of attention and feed-forward layers.
 
-    pre_norm: x += drop(attention(LN x)); x += drop(ff(LN x)). paper: the one of SASRec's public code, queries
+    pre_norm: x += drop(attention(LN x)); x += drop(ff(LN x)). authors_code: the block of SASRec's public code, queries
     normalised, keys and values not, the residual from the normalised queries. ligr: each residual has a gate
     sigmoid(W x), the feed-forward layer is SwiGLU (eSASRec, 2025).
     """
@@ -95,7 +94,7 @@ class TransformerBlock(nn.Module):
         feed = FeedForward(self.hidden, self.rate, activation, self.dtype, name="feed_forward")
         first = nn.LayerNorm(dtype=self.dtype, name="norm_1")(x)
         second = nn.LayerNorm(dtype=self.dtype, name="norm_2")
-        if self.kind == "paper":
+        if self.kind == "authors_code":
             x = first + drop_out(attend(first, x, live, keys[0]), self.rate, keys[1])
             inner = second(x)
             return inner + drop_out(feed(inner, keys[2]), self.rate, keys[3])
@@ -123,5 +122,5 @@ def check_heads(dim: int, heads: int, dropout: float, **sizes: int) -> None:
     for name, size in (("dim", dim), ("heads", heads), *sizes.items()):
         check_positive(f"model.{name}", size)
     if dim % heads:
-        raise ValueError(f"model.heads is {heads}, model.dim {dim}: it must be a multiple of the heads")
+        raise ValueError(f"model.heads is {heads}, model.dim {dim}: set a dim that the heads divide")
     check_dropout_rate(dropout)

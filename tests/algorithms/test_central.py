@@ -97,7 +97,7 @@ def test_a_program_trains_centrally():
     ("change", "message"),
     [
         ({"channel": [{"name": "weighted_mean"}]}, "central training has no messages"),
-        ({"server": {"name": "sgd", "edges": 2}}, "leave edges"),
+        ({"server": {"name": "sgd", "edges": 2}}, "leave server.edges"),
         ({"run": {"client_store": "host"}}, "leave run.client_store out"),
     ],
 )

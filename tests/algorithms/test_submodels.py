@@ -127,18 +127,18 @@ def test_which_units_are_held():
 
 @pytest.mark.parametrize("model", ["mf", "neumf", "two_tower"])
 def test_what_is_held_is_as_large_as_what_is_sent(model):
-    """And what nobody holds rests: of rates below 1 alone, the outer units."""
-    it = build({"name": "heterofl", "rates": (0.5, 0.3)}, model)
+    """And what nobody holds in a round rests: of rates below 1, the outer units in the first round."""
+    it = build({"name": "fedrolex", "rates": (0.5, 0.3)}, model)
     start = initial_arrays(it, 0)["state"]
     before = jax.tree.map(np.asarray, server_model(start))
     shared = start.shared.params
-    masks = hold_coordinates((0.5, 0.3), False, shared, 0)
+    masks = hold_coordinates((0.5, 0.3), True, shared, 0)
     for group in (0, 1):
         cut = cut_shapes((0.5, 0.3), group, Broadcast(shared)).params
         for mask, part, leaf in zip(*map(jax.tree.leaves, (masks, cut, shared)), strict=True):
             rows = leaf.shape[0] if mask.ndim == leaf.ndim else 1
             assert int(mask[group].sum()) * rows == part.size
-    after = server_model(rounds_of(it)[0])
+    after = server_model(rounds_of(it, 1)[0])
     for old, new, mask in zip(*map(jax.tree.leaves, (before, after, masks)), strict=True):
         held = np.broadcast_to(np.asarray(mask).any(0), old.shape)
         np.testing.assert_array_equal(np.asarray(new)[~held], old[~held])
@@ -171,6 +171,9 @@ def test_a_mean_by_coordinates_by_hand():
     ("algorithm", "model", "more", "said"),
     [
         ({"rates": (0.5, 1.5)}, "mf", {}, "rates are 0.5, 1.5: they lie above 0, up to 1"),
+        ({"rates": (0.5, 0.25)}, "mf", {}, "nobody would train the rest of the model"),
+        ({}, "mf", {"channel": [{"name": "sign"}]}, "sub-models: sign would change coordinates"),
+        ({}, "mf", {"channel": [{"name": "median"}]}, "sub-models: median would change coordinates"),
         ({}, "metamf", {}, "nobody knows the widths of params"),
         ({}, "fedrap", {}, "keeps tables on clients"),
         ({}, "popularity", {}, "no widths to cut"),

@@ -113,3 +113,9 @@ def test_data_that_say_which_rows_test_are_refused():
     given = from_arrays([1, 1, 1, 2, 2], ["a", "b", "c", "a", "b"], parts=["train", "train", "test", "train", "train"])
     with pytest.raises(ValueError, match="the data say which rows test"):
         prepare_population(given, cold_items=0.4)
+
+
+@pytest.mark.parametrize("more", [{"clients": "device"}, {"promoted": ("3",), "malicious": 0.2}])
+def test_what_would_bring_cold_items_back_is_refused(more):
+    with pytest.raises(ValueError, match="bring cold items back into training"):
+        prepare_population(synthetic_data(60, 50, mean_length=12), cold_items=0.3, **more)

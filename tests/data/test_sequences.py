@@ -117,6 +117,19 @@ def test_negatives_are_uniform_over_the_catalogue():
     assert np.abs(deviations).max() < 4.5  # of 50 normal numbers one in 3,000 times above 4
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["all items", "drawn ones"])
+def test_cold_items_are_nobodys_negatives(whole):
+    population = prepare_population(DATA, cold_items=0.3)[1]
+    cold = set(population.cold_items.tolist())
+    assert len(cold) >= 15
+    batching = make_batching(whole_catalogue=whole)
+    shapes = make_block_shapes(population, batching, 20, 1, 16)
+    cohort = pack_cohort(population, batching, shapes, np.arange(20), np.ones(20, bool), 0, 0)
+    negatives = {item for steps in unpacked(cohort).values() for item in steps[0][1]}
+    assert negatives
+    assert not negatives & cold
+
+
 def test_few_shapes_and_an_empty_cohort_for_each():
     batching = make_batching()
     _, shapes = packed(batching, list(range(60)))

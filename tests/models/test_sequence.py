@@ -17,7 +17,7 @@ from tests.small import close
 N, DIM, LENGTH = 30, 8, 12
 MODELS = {
     "sasrec": lambda **more: jf.models.sasrec(N, dim=DIM, length=LENGTH, heads=2, **more),
-    "sasrec, paper": lambda **more: jf.models.sasrec(N, dim=DIM, length=LENGTH, block="paper", **more),
+    "sasrec, authors_code": lambda **more: jf.models.sasrec(N, dim=DIM, length=LENGTH, block="authors_code", **more),
     "sasrec, ligr": lambda **more: jf.models.sasrec(N, dim=DIM, length=LENGTH, block="ligr", **more),
     "bert4rec": lambda **more: jf.models.bert4rec(N, dim=DIM, length=LENGTH, **{"loss": "sampled_softmax"} | more),
     "gru4rec": lambda **more: jf.models.gru4rec(N, dim=DIM, length=LENGTH, hidden=6, **more),
@@ -38,7 +38,8 @@ def make_batch(items, places, seed=5):
     drawn = np.zeros(N, np.float32)
     drawn[[1, 4, 9, 20]] = 1, 2, 1, 3
     dropout = np.array([seed, 99], np.uint32)
-    return {"sequence": jnp.array(sequence), "negative": jnp.array(drawn), "dropout": jnp.array(dropout)}
+    batch = {"sequence": jnp.array(sequence), "negative": jnp.array(drawn), "dropout": jnp.array(dropout)}
+    return batch | {"catalogue": jnp.float32(N)}
 
 
 def shared_of(model, seed=0):
@@ -311,7 +312,7 @@ def test_remat_and_half_precision():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jf.models.sasrec(N, dim=10, heads=4), "multiple of the heads"),
+        (lambda: jf.models.sasrec(N, dim=10, heads=4), "set a dim that the heads divide"),
         (lambda: jf.models.sasrec(N, dropout=1.0), "model.dropout"),
         (lambda: jf.models.sasrec(N, length=0), "model.length"),
         (lambda: jf.models.sasrec(N, loss="cross"), "model.loss"),

@@ -1,0 +1,172 @@
+"""Adapters on clients: a text encoder that every client has, of which low-rank adapters are trained and sent."""
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.core.model import Model
+from jaxfed.core.tables import Table, unwrap
+from jaxfed.core.types import Key, Mean, Tree
+from jaxfed.models.bert_weights import TextEncoder
+from jaxfed.models.lora import LoraSettings
+from jaxfed.models.model import (
+    Loss,
+    LossName,
+    check_positive,
+    find_loss,
+    fit_private,
+    score_batch,
+    score_rows,
+    take_vectors,
+)
+from jaxfed.models.trained_encoder import (
+    ComputeDtype,
+    EncoderParts,
+    divide_encoder,
+    encode_items,
+    find_first_layer,
+    freeze_inputs,
+)
+
+Rule = Literal["fedit", "ffa", "fedsa"]
+
+
+def split_factors(factors: Tree) -> tuple[Tree, Tree]:
+    """(the factors A, the factors B) of a collection `lora`, each a tree of the layers."""
+    if "a" in factors and "b" in factors:
+        return factors["a"], factors["b"]
+    halves = {name: split_factors(each) for name, each in factors.items()}
+    return {name: each[0] for name, each in halves.items()}, {name: each[1] for name, each in halves.items()}
+
+
+def join_factors(left: Tree, right: Tree) -> Tree:
+    """A collection `lora` of its factors A and B; see `split_factors`."""
+    if not isinstance(left, dict):
+        return {"a": left, "b": right}
+    return {name: join_factors(left[name], right[name]) for name in left}
+
+
+class AdaptedModel(NamedTuple):
+    """What the functions of a model with adapters share."""
+
+    parts: EncoderParts
+    rule: Rule
+    num_items: int
+    num_users: int
+    dim: int
+    init_scale: float
+
+
+def encode_rows(parts: EncoderParts, shared: Tree, private: Tree) -> jax.Array:
+    """float32 [rows, W]: the centred vectors of the rows that are given; factors lie where the rule puts them."""
+    left = shared["lora_a"] if "lora_a" in shared else shared["params"]["lora_a"]
+    right = private["private"]["lora_b"] if "lora_b" in private["private"] else shared["params"]["lora_b"]
+    text = shared["text"]
+    tables = {name: Table(text[name]) for name in ("inputs", "live") if name in text}
+    return encode_items(parts, join_factors(left, right), None, text | tables)
+
+
+def init_shared(made: AdaptedModel, key: Key) -> Tree:
+    """The shared parameters: a projection, a vector that all items have, their biases, and factors by the rule."""
+    own, factors_key = jax.random.split(key)
+    left, right = split_factors(made.parts.init(factors_key))
+    kernel = made.init_scale * jax.random.normal(own, (made.parts.module.sizes.width, made.dim))
+    params = {"kernel": kernel, "shift": jnp.zeros(made.dim)}
+    params |= {} if made.rule == "ffa" else {"lora_a": left}
+    params |= {} if made.rule == "fedsa" else {"lora_b": right}
+    return {"params": params, "tables": {"bias": Table(jnp.zeros(made.num_items))}}
+
+
+def init_private(made: AdaptedModel, key: Key) -> Tree:
+    """What a client keeps: the vectors of its users, and factors by the rule."""
+    own: dict[str, Any] = {"user": made.init_scale * jax.random.normal(key, (made.num_users, made.dim))}
+    return {"private": own | ({"lora_b": split_factors(made.parts.init(key))[1]} if made.rule == "fedsa" else {})}
+
+
+def make_text_logits(made: AdaptedModel, shared: Tree, private: Tree, user: Any, item: Any) -> jax.Array:
+    """The logits of a user's items, positions in the rows that are given; None: of all of these."""
+    shared, private = unwrap(shared), unwrap(private)
+    rows = encode_rows(made.parts, shared, private) @ shared["params"]["kernel"] + shared["params"]["shift"]
+    bias, user_vector = take_vectors(shared["tables"]["bias"], item), private["private"]["user"][user]
+    return bias + score_rows(take_vectors(rows, item), user_vector)
+
+
+def compare_examples(made: AdaptedModel, loss: Loss, shared: Tree, private: Tree, batch: dict[str, Any]) -> Mean:
+    """The loss of a batch of examples."""
+    at = score_batch(partial(make_text_logits, made, shared, private), batch, ())
+    each = loss.value(at[0] - at[1]) if loss.pairwise else loss.value(at[0], batch["label"])
+    return Mean(jnp.sum(each * batch["weight"]), jnp.sum(batch["weight"]))
+
+
+def check_adapted_model(num_items: int, texts: int, dim: int, rule: str) -> None:
+    """Raises ValueError for sizes or a rule that cannot be."""
+    check_positive("model.dim", dim)
+    if texts != num_items:
+        raise ValueError(f"text_lora: there are {texts:,} texts for {num_items:,} items: give one for each")
+    if rule not in ("fedit", "ffa", "fedsa"):
+        raise ValueError(f"model.rule: no rule {rule!r}: choose one of fedit, ffa, fedsa")
+
+
+def text_lora(
+    num_items: int,
+    encoder: TextEncoder,
+    tokens: np.ndarray,
+    num_users: int = 1,
+    dim: int = 32,
+    lora: LoraSettings | None = None,
+    rule: Rule = "fedit",
+    trained_layers: int = 0,
+    loss: LossName = "bce",
+    init_scale: float = 0.1,
+    compute_dtype: ComputeDtype = "float32",
+    vectors: np.ndarray | None = None,
+) -> Model:
+    """Matrix factorisation whose item vectors a text encoder gives, with low-rank adapters that clients train.
+
+    logit = <W f(text of i) + c, u> + b_i. Clients have the encoder and the texts of their items, frozen, and download
+    them once. They train the adapters, W, c, the biases b of their items, and their own vector u.
+
+    Rules of aggregation: fedit (Zhang et al. 2024), FFA-LoRA (Sun et al. 2024), FedSA-LoRA (Guo et al. 2025).
+
+    Args:
+        num_items: Number of items.
+        encoder: The pretrained encoder.
+        tokens: int [num_items, P]: the pieces of each item's text, see `jaxfed.data.tokenize_texts`.
+        num_users: Number of users of a client.
+        dim: Numbers in the vector of a user.
+        lora: The adapters. None: of rank 8, for queries and values.
+        rule: What becomes of the factors A and B. fedit: both are averaged, which is not the mean of their products.
+            ffa: A is the same for all and frozen; the mean of B is that of the products. fedsa: A is averaged, B stays.
+        trained_layers: Number of upper layers that may have adapters. What the layers below give is computed once, and
+            is what a client has of a text: P x W numbers. 0: all layers; a client has the pieces.
+        loss: bce: cross-entropy. bpr: the click of a pair ranks before the negative. squared: squared error.
+        init_scale: Standard deviation of the normal numbers that W and u start with.
+        compute_dtype: In what the encoder computes; its parameters are in float32.
+        vectors: float [num_items, W]: what the encoder gives for the texts, where that is known.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the encoder has not as many layers, the number of texts is another, there cannot be such adapters,
+            or there is no such rule.
+    """
+    check_adapted_model(num_items, len(tokens), dim, rule)
+    first, compare = find_first_layer(encoder.sizes, trained_layers), find_loss(loss)
+    parts = divide_encoder(encoder, first, lora or LoraSettings(8), 1.0, compute_dtype, tokens.shape[1])
+    frozen: dict[str, Any] = {"text": freeze_inputs(encoder, tokens, first, vectors)}
+    if rule == "ffa":
+        frozen["lora_a"] = jax.device_get(split_factors(parts.init(jax.random.key(0)))[0])
+
+    made = AdaptedModel(parts, rule, num_items, num_users, dim, init_scale)
+
+    def score(shared, private, user):
+        return make_text_logits(made, shared, private, user, None)
+
+    private, can_fold = partial(init_private, made), not compare.pairwise and rule != "fedsa"
+    folds = partial(fit_private, compare, private, score) if can_fold else None
+    value = partial(compare_examples, made, compare)
+    return Model(partial(init_shared, made), private, value, score, compare.pairwise, folds, frozen=frozen)
