@@ -132,6 +132,7 @@ OWN = {
     "models.low_rank_tables",
     "models.popularity",
     "algorithms.Rates",
+    "algorithms.central",
     "algorithms.closed_form",
     "algorithms.group_rates",
 }

@@ -145,7 +145,6 @@ def read_text_lora(
     lora_alpha: float = 16.0,
     lora_pattern: str = "query|value",
     loss: LossName = "bce",
-    init_scale: float = 0.1,
     max_pieces: int = 0,
     compute_dtype: ComputeDtype = "float32",
 ) -> Model:
@@ -164,7 +163,6 @@ def read_text_lora(
         lora_alpha: What adapters add is scaled by lora_alpha / lora_rank.
         lora_pattern: A regular expression that the paths of adapted layers have in them, such as layer_5/query.
         loss: bce: cross-entropy. bpr: the click of a pair ranks before the negative. squared: squared error.
-        init_scale: Standard deviation of the normal numbers that the projection and user vectors start with.
         max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
         compute_dtype: In what the encoder computes; its parameters are in float32.
 
@@ -176,5 +174,5 @@ def read_text_lora(
     """
     known = encode_catalogue(num_items, texts, folder, max_pieces)
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
-    sizes = num_users, dim, lora, rule, trained_layers, loss, init_scale, compute_dtype
+    sizes = num_users, dim, lora, rule, trained_layers, loss, compute_dtype
     return text_lora(num_items, known.encoder, known.tokens, *sizes, known.vectors)

@@ -28,7 +28,9 @@ class RecurrentEncoder(nn.Module):
         keys = split_key(key, self.layers + 1)
         x = drop_out(vectors, self.rate, keys[0])
         for number in range(self.layers):
-            x = jnp.asarray(nn.RNN(nn.GRUCell(self.hidden), name=f"layer_{number}")(x))
+            # orthogonal numbers, Flax's default, take a QR factorisation, which not every platform has
+            cell = nn.GRUCell(self.hidden, recurrent_kernel_init=nn.initializers.lecun_normal())
+            x = jnp.asarray(nn.RNN(cell, name=f"layer_{number}")(x))
             x = drop_out(x, self.rate, keys[number + 1])
         return nn.Dense(vectors.shape[-1], name="output")(x)
 

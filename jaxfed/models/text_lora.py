@@ -31,6 +31,7 @@ from jaxfed.models.trained_encoder import (
     freeze_inputs,
 )
 
+INIT_SCALE = 0.1  # standard deviation of the normal numbers that projection and user vectors start with
 Rule = Literal["fedit", "ffa", "fedsa"]
 
 
@@ -57,7 +58,6 @@ class AdaptedModel(NamedTuple):
     num_items: int
     num_users: int
     dim: int
-    init_scale: float
 
 
 def encode_rows(parts: EncoderParts, shared: Tree, private: Tree) -> jax.Array:
@@ -73,7 +73,7 @@ def init_shared(made: AdaptedModel, key: Key) -> Tree:
     """The shared parameters: a projection, a vector that all items have, their biases, and factors by the rule."""
     own, factors_key = jax.random.split(key)
     left, right = split_factors(made.parts.init(factors_key))
-    kernel = made.init_scale * jax.random.normal(own, (made.parts.module.sizes.width, made.dim))
+    kernel = INIT_SCALE * jax.random.normal(own, (made.parts.module.sizes.width, made.dim))
     params = {"kernel": kernel, "shift": jnp.zeros(made.dim)}
     params |= {} if made.rule == "ffa" else {"lora_a": left}
     params |= {} if made.rule == "fedsa" else {"lora_b": right}
@@ -82,7 +82,7 @@ def init_shared(made: AdaptedModel, key: Key) -> Tree:
 
 def init_private(made: AdaptedModel, key: Key) -> Tree:
     """What a client keeps: the vectors of its users, and factors by the rule."""
-    own: dict[str, Any] = {"user": made.init_scale * jax.random.normal(key, (made.num_users, made.dim))}
+    own: dict[str, Any] = {"user": INIT_SCALE * jax.random.normal(key, (made.num_users, made.dim))}
     return {"private": own | ({"lora_b": split_factors(made.parts.init(key))[1]} if made.rule == "fedsa" else {})}
 
 
@@ -99,6 +99,24 @@ def compare_examples(made: AdaptedModel, loss: Loss, shared: Tree, private: Tree
     at = score_batch(partial(make_text_logits, made, shared, private), batch, ())
     each = loss.value(at[0] - at[1]) if loss.pairwise else loss.value(at[0], batch["label"])
     return Mean(jnp.sum(each * batch["weight"]), jnp.sum(batch["weight"]))
+
+
+def make_adapted_encoder(
+    encoder: TextEncoder,
+    tokens: np.ndarray,
+    lora: LoraSettings,
+    rule: Rule,
+    trained_layers: int,
+    compute_dtype: ComputeDtype,
+    vectors: np.ndarray | None,
+) -> tuple[EncoderParts, dict[str, Any]]:
+    """(the encoder with adapters, what of it and of the texts is frozen); see `text_lora`."""
+    first = find_first_layer(encoder.sizes, trained_layers)
+    parts = divide_encoder(encoder, first, lora, 1.0, compute_dtype, tokens.shape[1])
+    frozen: dict[str, Any] = {"text": freeze_inputs(encoder, tokens, first, vectors)}
+    if rule == "ffa":
+        frozen["lora_a"] = jax.device_get(split_factors(parts.init(jax.random.key(0)))[0])
+    return parts, frozen
 
 
 def check_adapted_model(num_items: int, texts: int, dim: int, rule: str) -> None:
@@ -120,7 +138,6 @@ def text_lora(
     rule: Rule = "fedit",
     trained_layers: int = 0,
     loss: LossName = "bce",
-    init_scale: float = 0.1,
     compute_dtype: ComputeDtype = "float32",
     vectors: np.ndarray | None = None,
 ) -> Model:
@@ -140,10 +157,8 @@ def text_lora(
         lora: The adapters. None: of rank 8, for queries and values.
         rule: What becomes of the factors A and B. fedit: both are averaged, which is not the mean of their products.
             ffa: A is the same for all and frozen; the mean of B is that of the products. fedsa: A is averaged, B stays.
-        trained_layers: Number of upper layers that may have adapters. What the layers below give is computed once, and
-            is what a client has of a text: P x W numbers. 0: all layers; a client has the pieces.
+        trained_layers: Number of upper layers that may have adapters; the layers below compute once. 0: all.
         loss: bce: cross-entropy. bpr: the click of a pair ranks before the negative. squared: squared error.
-        init_scale: Standard deviation of the normal numbers that W and u start with.
         compute_dtype: In what the encoder computes; its parameters are in float32.
         vectors: float [num_items, W]: what the encoder gives for the texts, where that is known.
 
@@ -153,15 +168,18 @@ def text_lora(
     Raises:
         ValueError: the encoder has not as many layers, the number of texts is another, there cannot be such adapters,
             or there is no such rule.
+
+    Example:
+        >>> from jaxfed.models.bert import BertEncoder, BertSizes
+        >>> tokens, sizes = np.zeros((9, 8), np.int32), BertSizes(10, 8, width=4, layers=1, heads=2, hidden=8)
+        >>> made = TextEncoder(sizes, BertEncoder(sizes).init(jax.random.key(0), tokens, tokens < 10)["params"])
+        >>> sorted(text_lora(9, made, tokens, lora=LoraSettings(2), rule="ffa").init(jax.random.key(0))["params"])
+        ['kernel', 'lora_b', 'shift']
     """
     check_adapted_model(num_items, len(tokens), dim, rule)
-    first, compare = find_first_layer(encoder.sizes, trained_layers), find_loss(loss)
-    parts = divide_encoder(encoder, first, lora or LoraSettings(8), 1.0, compute_dtype, tokens.shape[1])
-    frozen: dict[str, Any] = {"text": freeze_inputs(encoder, tokens, first, vectors)}
-    if rule == "ffa":
-        frozen["lora_a"] = jax.device_get(split_factors(parts.init(jax.random.key(0)))[0])
-
-    made = AdaptedModel(parts, rule, num_items, num_users, dim, init_scale)
+    lora, compare = lora or LoraSettings(8), find_loss(loss)
+    parts, frozen = make_adapted_encoder(encoder, tokens, lora, rule, trained_layers, compute_dtype, vectors)
+    made = AdaptedModel(parts, rule, num_items, num_users, dim)
 
     def score(shared, private, user):
         return make_text_logits(made, shared, private, user, None)
