@@ -19,7 +19,7 @@ from jaxfed.core.tables import map_tables
 from jaxfed.data.packing import pack_cohort
 from jaxfed.training.rounds import make_run_keys
 from tests.laws.cover import pairs, pairwise, product
-from tests.small import KEY, SEQUENCES, close, same
+from tests.small import BY_TEXT, KEY, SEQUENCES, close, same
 
 MEANS = ("mean", "weighted_mean", "per_row_mean")
 ALONE = (*MEANS, "fair", "agnostic")  # a mean by themselves
@@ -46,7 +46,7 @@ CHANNELS.pop("cluster_mean")  # for the work `clustered` alone
 CHANNELS |= {"plain": [], "clip, ring": ["clip", "ring"]}
 CHANNELS |= {f"difference, {name}": ["difference", name] for name in MEANS[1:]}
 AXES = {
-    "model": [name for name in REGISTRY["model"] if name not in CLOSED],
+    "model": [name for name in REGISTRY["model"] if name not in (*CLOSED, *BY_TEXT)],
     "loss": ["bce", "bpr", "squared"],
     "work": [name for name in REGISTRY["work"] if name != "statistics"],
     "channel": list(CHANNELS),

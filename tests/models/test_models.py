@@ -13,7 +13,7 @@ from jaxfed.models.baselines import counter, popularity
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import NeuralFactorization, fedrap, neumf, pfedrec
-from tests.small import SEQUENCES
+from tests.small import BY_TEXT, SEQUENCES
 
 N, KEY = 30, jax.random.key(1)
 ROWS = np.array([4, 9, 17, N])  # the last is padding
@@ -24,7 +24,7 @@ def parts(model):
 
 
 # the others fold in a user
-@pytest.mark.parametrize("name", [name for name in REGISTRY["model"] if name not in (*CLOSED, *SEQUENCES)])
+@pytest.mark.parametrize("name", [name for name in REGISTRY["model"] if name not in (*CLOSED, *SEQUENCES, *BY_TEXT)])
 @pytest.mark.parametrize("users", [1, 3])
 def test_scores_of_rows_are_rows_of_scores(name, users):
     """A model must not care whether it is given the catalogue or a client's slice."""
@@ -38,7 +38,7 @@ def test_scores_of_rows_are_rows_of_scores(name, users):
         np.testing.assert_allclose(some[:3], every[ROWS[:3]], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", REGISTRY["model"])
+@pytest.mark.parametrize("name", [name for name in REGISTRY["model"] if name not in BY_TEXT])
 def test_tables_lead_with_the_catalogue_and_nothing_else_is_marked(name):
     for tree in parts(REGISTRY["model"][name](N, 1)):
         for leaf in jax.tree.leaves(tree, is_leaf=is_table):
