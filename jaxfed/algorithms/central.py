@@ -72,7 +72,7 @@ def build_central(
         for block in cohort.blocks:
             total = add(whole, frozen_parts, total, cohort.ids, cohort.present, cohort.rows, block)
         state, loss = move(state, total)
-        present, asked = jnp.asarray(cohort.present), cohort.ids < num_clients
+        present, asked = jnp.asarray(cohort.present), jnp.asarray(cohort.ids) < num_clients
         counts = {"clients/reported": present.sum(), "clients/refused": jnp.int32(0)}
         counts |= {"clients/dropped": (asked & ~present).sum(), "clients/present": present}
         return state, {"train/loss": loss, **counts, "rows/sent": jnp.zeros(len(cohort.ids), jnp.int32)}
