@@ -13,7 +13,7 @@ from jaxfed.algorithms.fedsgd import make_gradient_work
 from jaxfed.algorithms.local_training import loss_of_pair
 from jaxfed.core import tables, tree
 from jaxfed.core.client_work import pooled_loss
-from jaxfed.core.federate import Algorithm, federate
+from jaxfed.core.federate import Algorithm, FrozenParts, federate, put_frozen
 from jaxfed.core.link import link
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
@@ -55,8 +55,7 @@ def build_central(
 ) -> Algorithm:
     """The rounds of central training, with the same calls as those of `federate`."""
     place = placement or make_placement()
-    parametrization = method.parametrization
-    frozen_parts = place.server((frozen, parametrization.frozen if parametrization else ()))
+    frozen_parts = put_frozen(place, method.parametrization, frozen)
     federated = federate(method._replace(is_central=False), link(), num_clients, place, frozen=frozen)
     add = jax.jit(partial(add_gradient, method, model), donate_argnums=2)
     move = jax.jit(partial(move_model, method), donate_argnums=0)
@@ -81,16 +80,13 @@ def build_central(
 
 
 def add_gradient(
-    method: Method, model: Model, whole, frozen_parts, total, ids, present, touched, block
+    method: Method, model: Model, whole, frozen_parts: FrozenParts, total, ids, present, touched, block
 ) -> tuple[Tree, Mean]:
     """Adds a block's gradient of the summed loss, and the loss, to `total`.
 
-    Gradients include the parametrization and the look-up of rows. frozen_parts: (`Model.frozen`,
-    `Parametrization.frozen`).
+    Gradients include the parametrization and the look-up of rows.
     """
-    frozen, frozen_at_server = frozen_parts
-    loss = loss_of_pair(model.loss)
-    end = ids.shape[0]
+    frozen, loss, end = frozen_parts.clients, loss_of_pair(model.loss), ids.shape[0]
     who = ids.at[block.slots].get(mode="fill", fill_value=jnp.iinfo(jnp.int32).max)
     counts = present.at[block.slots].get(mode="fill", fill_value=False) & (block.slots < end)
 
@@ -98,7 +94,7 @@ def add_gradient(
         held, private = tree.to_compute_dtype(whole)
         forward: Callable | None = method.parametrization and method.parametrization.forward
         if forward:
-            params = tree.to_compute_dtype(forward(held, touched, *frozen_arguments(frozen_at_server)))
+            params = tree.to_compute_dtype(forward(held, touched, *frozen_arguments(frozen_parts.server)))
         else:
             params = held if touched is None else tables.take_rows(held, touched)
 

@@ -1,7 +1,7 @@
-"""HeteroFL and FedRolex: clients train parts of the model, cut from its widths, as large as each can.
+"""HeteroFL and FedRolex: each client trains a sub-model, a share of every width of the model.
 
-Parts are simulated: each client has the whole model in memory, and what lies outside of its part is masked, so that one
-program serves all. What is counted as sent is the part.
+Sub-models are simulated: each client has the whole model in memory, and what lies outside of its sub-model is masked,
+so that one program serves all. What is counted as sent is the sub-model.
 """
 
 import math
@@ -16,13 +16,13 @@ import optax
 
 from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import coordinate_mean
-from jaxfed.core.client_work import ClientWork
+from jaxfed.core.client_work import Batches, ClientWork
 from jaxfed.core.method import AVERAGE, Method, Submodels
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import named
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.tables import unwrap
-from jaxfed.core.types import Broadcast, Tree
+from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
 
 Axes = tuple[tuple[int, ...], ...]  # of each axis of a leaf: the widths that lie end to end along it; (): it is not cut
 
@@ -76,7 +76,7 @@ def list_axes(params: Tree) -> list[Axes]:
     return axes
 
 
-def hold_units(rates: Sequence[float], widths: tuple[int, ...], shift: Any) -> jax.Array:
+def mark_held_units(rates: Sequence[float], widths: tuple[int, ...], shift: Any) -> jax.Array:
     """bool [rates, sum of widths]: which units each rate holds: of each width d the first ceil(rate d) from `shift`
     on, modulo d."""
     held = [
@@ -86,14 +86,16 @@ def hold_units(rates: Sequence[float], widths: tuple[int, ...], shift: Any) -> j
     return jnp.concatenate(held, 1)
 
 
-def hold_coordinates(rates: Sequence[float], rolls: bool, params: Tree, round: Any) -> Tree:
+def mark_held_coordinates(rates: Sequence[float], rolls: bool, params: Tree, round: Any) -> Tree:
     """Of each leaf, bool [rates, ...]: which coordinates clients of each rate hold in a round; of a table, of a row."""
     tables = jax.tree.leaves(jax.tree_util.tree_map_with_path(lambda path, x: "tables" in str(path[0]), params))
     masks = []
     for leaf, axes, in_table in zip(jax.tree.leaves(params), list_axes(params), tables, strict=True):
         mask = jnp.ones(len(rates), bool)
         for size, widths in list(zip(leaf.shape, axes, strict=True))[in_table:]:
-            held = hold_units(rates, widths, round if rolls else 0) if widths else jnp.ones((len(rates), size), bool)
+            held = (
+                mark_held_units(rates, widths, round if rolls else 0) if widths else jnp.ones((len(rates), size), bool)
+            )
             mask = mask[..., None] & held.reshape(len(rates), *[1] * (mask.ndim - 1), size)
         masks.append(mask)
     return jax.tree.unflatten(jax.tree.structure(params), masks)
@@ -116,15 +118,50 @@ def mask_private(private: Tree, rates: Sequence[float], group: jax.Array, shift:
     """The private part, zero in the units of users' vectors that the group does not hold."""
 
     def mask(x):
-        return jnp.where(hold_units(rates, x.shape[-1:], shift)[group], x, 0) if x.ndim == 2 else x
+        return jnp.where(mark_held_units(rates, x.shape[-1:], shift)[group], x, 0) if x.ndim == 2 else x
 
     return jax.tree.map(mask, private)
+
+
+def train_submodel(
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    by_row: bool,
+    rates: tuple[float, ...],
+    rolls: bool,
+    shared: Broadcast,
+    member: SubmodelMember,
+    steps: Batches,
+    key: Key,
+) -> ClientOutput:
+    """Local steps of the sub-model that a client holds; all else rests."""
+    rate, shift = jnp.array(rates)[member.group], shared.extra if rolls else 0
+    held = jax.tree.map(lambda x: x[member.group], mark_held_coordinates(rates, rolls, shared.params, shift))
+    structure = jax.tree.structure(unwrap(shared.params))
+    widens = jax.tree.unflatten(structure, [bool(axes and axes[-1]) for axes in list_axes(shared.params)])
+
+    def cut(x, held, wide):
+        return jnp.where(held, x, 0) / rate if wide else jnp.where(held, x, 0)
+
+    def loss(params, private, batch):
+        whole = {name: params[name] for name in shared.params}
+        part = jax.tree.map(cut, whole, unwrap(held), widens)
+        return model.loss({**params, **part}, mask_private(private, rates, member.group, shift), batch)
+
+    work = local_steps(model._replace(loss=loss), client_optimizer, by_row)
+    report = work.update(Broadcast(shared.params), member.private, steps, key)
+    part = jax.tree.map(lambda x, held: jnp.where(held, x, 0), report.update.params, held)
+    ones = jax.tree.map(lambda x: jnp.ones_like(x, bool), member.private)
+    own = mask_private(ones, rates, member.group, shift)
+    private = jax.tree.map(lambda new, old, own: jnp.where(own, new, old), report.client_state, member.private, own)
+    member, update = member._replace(private=private), Broadcast(part, jax.nn.one_hot(member.group, len(rates)))
+    return report._replace(update=update, client_state=member)
 
 
 def make_submodel_work(
     model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, rates: tuple[float, ...], rolls: bool
 ) -> ClientWork:
-    """Local steps of the part of the model that the client holds."""
+    """Local steps of the sub-model that a client holds."""
 
     def init(params, key):
         list_axes(params)
@@ -141,35 +178,7 @@ def make_submodel_work(
         return report._replace(client_state=member._replace(private=report.client_state))
 
     def update(shared, member, steps, key):
-        rate, shift = jnp.array(rates)[member.group], shared.extra if rolls else 0
-        holds = jax.tree.map(lambda x: x[member.group], hold_coordinates(rates, rolls, shared.params, shift))
-        widens = jax.tree.unflatten(
-            jax.tree.structure(unwrap(shared.params)), [bool(axes and axes[-1]) for axes in list_axes(shared.params)]
-        )
-
-        def loss(params, private, batch):
-            whole = {name: params[name] for name in shared.params}
-            part = jax.tree.map(
-                lambda x, held, wide: jnp.where(held, x, 0) / rate if wide else jnp.where(held, x, 0),
-                whole,
-                unwrap(holds),
-                widens,
-            )
-            return model.loss({**params, **part}, mask_private(private, rates, member.group, shift), batch)
-
-        work = local_steps(model._replace(loss=loss), client_optimizer, by_row)
-        report = work.update(Broadcast(shared.params), member.private, steps, key)
-        part = jax.tree.map(lambda x, held: jnp.where(held, x, 0), report.update.params, holds)
-        private = jax.tree.map(
-            lambda new, old, held: jnp.where(held, new, old),
-            report.client_state,
-            member.private,
-            mask_private(jax.tree.map(lambda x: jnp.ones_like(x, bool), member.private), rates, member.group, shift),
-        )
-        return report._replace(
-            update=Broadcast(part, jax.nn.one_hot(member.group, len(rates))),
-            client_state=member._replace(private=private),
-        )
+        return train_submodel(model, client_optimizer, by_row, rates, rolls, shared, member, steps, key)
 
     def view(params, member):
         return params, member.private if rolls else mask_private(member.private, rates, member.group, 0)
@@ -187,20 +196,20 @@ def make_submodel_method(
     seed: int,
     num_clients: int,
 ) -> Method:
-    """The method of a work of parts. Raises ValueError for rates that are none."""
+    """The method of a work on sub-models. Raises ValueError for rates that are none."""
     if not rates or not all(0 < rate <= 1 for rate in rates):
         raise ValueError(f"rates are {', '.join(map(str, rates)) or 'missing'}: they lie above 0, up to 1")
     if not rolls and max(rates) < 1:
         raise ValueError(f"rates are {', '.join(map(str, rates))}: nobody would train the rest of the model: have 1.0")
     groups = setup_rng(seed, SetupStream.SUBMODELS, num_clients).integers(len(rates), size=num_clients)
     places = jnp.asarray(groups, jnp.int32)
-    holds = None if tuple(rates) == (1.0,) else partial(hold_coordinates, tuple(rates), rolls)
+    holds = None if tuple(rates) == (1.0,) else partial(mark_held_coordinates, tuple(rates), rolls)
     return Method(
         work(rates=tuple(rates), rolls=rolls),
         (coordinate_mean(holds),),
         server,
         move_extra=lambda extra, update: extra + 1 if rolls else (),
-        place_client=lambda member, client: member._replace(group=places[client]),
+        init_client_state=lambda member, client: member._replace(group=places[client]),
         submodels=Submodels(groups, partial(cut_shapes, tuple(rates)), len(rates)),
     )
 
@@ -218,9 +227,8 @@ def heterofl(
 ) -> Method:
     """HeteroFL (Diao et al. 2021): a client of rate p trains the first ceil(p d) units of every width d of the model.
 
-    In training, what a layer gives is divided by p. Each coordinate is averaged over the clients that hold it; a single
-    rate of 1 is FedAvg with `per_row_mean`. Of item vectors columns are cut, as in HeteFedRec (Yuan et al. 2024), and a
-    user's own vector likewise.
+    In training, what a layer gives is divided by p. Each coordinate is averaged over the clients that hold it. Columns
+    of item vectors are cut, as in HeteFedRec (Yuan et al. 2024), and users' vectors likewise. Rate 1 alone is FedAvg.
 
     Args:
         model: The model: mf, pfedrec, neumf or two_tower.
@@ -236,7 +244,7 @@ def heterofl(
         The method, what clients and what the server compute.
 
     Raises:
-        ValueError: a rate is not above 0, or above 1; where a run begins: the widths of the model are not known.
+        ValueError: there are no such rates; or, when a run begins, the widths of the model are not known.
 
     Example:
         >>> import jaxfed as jf, optax
@@ -278,7 +286,7 @@ def fedrolex(
         The method, what clients and what the server compute.
 
     Raises:
-        ValueError: a rate is not above 0, or above 1; where a run begins: the widths of the model are not known.
+        ValueError: there are no such rates; or, when a run begins, the widths of the model are not known.
 
     Example:
         >>> import jaxfed as jf, optax

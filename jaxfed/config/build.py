@@ -8,6 +8,7 @@ from jaxfed.config.central_twin import check_central
 from jaxfed.config.evaluation_stages import make_account, make_evaluators
 from jaxfed.config.options import BESIDE
 from jaxfed.config.registry import REGISTRY
+from jaxfed.config.round_stages import make_algorithm, make_central_rounds
 from jaxfed.config.schema import config_to_table
 from jaxfed.config.sections import call_registered, make_pieces
 from jaxfed.config.settings import Config, Section
@@ -17,7 +18,6 @@ from jaxfed.config.stages import (
     choose_block_shapes,
     fit_batching,
     fit_model,
-    make_algorithm,
     make_runtime,
 )
 from jaxfed.core.channel import chain
@@ -71,8 +71,10 @@ class RunParts(NamedTuple):
     @property
     def frozen(self) -> Tree:
         """What is read and nobody trains: of the model, and of its parametrization, where that has any."""
-        made = self.method.parametrization
-        return (self.model.frozen, made.frozen) if made and frozen_arguments(made.frozen) else self.model.frozen
+        parametrization, frozen = self.method.parametrization, self.model.frozen
+        if parametrization and frozen_arguments(parametrization.frozen):
+            return frozen, parametrization.frozen
+        return frozen
 
 
 def load_data(config: Section) -> Clients:
@@ -141,7 +143,10 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
     method = method._replace(links=(), parametrization=pieces.parametrization)
     batching = fit_batching(pieces.batching, model, method)
     shapes = choose_block_shapes(pieces, batching, channel.claims.needs_all_rows or method.needs_all_rows, runtime)
-    rounds = make_algorithm(pieces, model, method, channel, batching, shapes, runtime)
+    if method.is_central:
+        rounds = make_central_rounds(pieces, model, method, runtime)
+    else:
+        rounds = make_algorithm(pieces, model, method, channel, batching, shapes, runtime)
     evaluation = make_evaluators(pieces, model, rounds.method, runtime)
     account, epsilon = make_account(pieces, channel)
     return RunParts(

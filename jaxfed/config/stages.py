@@ -1,20 +1,13 @@
 """The stages of `build_parts`: each takes its own settings and what came before, and makes its own checks."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from jaxfed.algorithms.central import build_central, no_wire
-from jaxfed.algorithms.hierarchical import hierarchical, stack_copies, with_edge_models
-from jaxfed.algorithms.multi_device import with_merged_devices
-from jaxfed.config.memory import check_examples, check_solve, choose_chunk, estimate_capacity, largest_block_bytes
+from jaxfed.config.memory import check_examples
 from jaxfed.config.settings import Evaluation, Privacy, Run
 from jaxfed.core.aggregate import SUM
-from jaxfed.core.download import check_download, make_download
-from jaxfed.core.federate import Algorithm, federate
 from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
@@ -22,11 +15,8 @@ from jaxfed.core.pairs import check_pairs
 from jaxfed.core.parametrization import Parametrization, check_parametrization
 from jaxfed.core.placement import Placement, make_placement, padded_table_rows
 from jaxfed.core.processes import Processes, this_process
-from jaxfed.core.state import sent_model
-from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Sampler
-from jaxfed.core.wire import Wire, join_wires, make_wire
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.clients import Clients
@@ -185,111 +175,3 @@ def choose_block_shapes(pieces: Pieces, batching: Batching, needs_all_rows: bool
     if pairs:
         check_pairs(rows)
     return make_block_shapes(population, batching, slots, devices, pieces.run.area, lazy, runtime.share, rows, pairs)
-
-
-def averages_by_row(channel: Channel) -> bool:
-    """Whether rows are averaged over those who hold them: then edges do so too."""
-    return any(each.claims.name == "per_row_mean" for each in list_links(channel))
-
-
-def assign_edges(pieces: Pieces) -> np.ndarray | None:
-    """int64 [clients]: the edge of each, dealt at random by the seed of the data; None: there are none.
-
-    Raises ValueError for what does not go with edges.
-    """
-    edges, clients = pieces.edges.number, pieces.clients.num_clients
-    if not edges:
-        return None
-    if pieces.download:
-        raise ValueError("server.edges: there are no codes of the download between edges and clients: leave it out")
-    if pieces.sampler.history_length:
-        raise ValueError("server.edges: edges need synchronous rounds, this cohort is asynchronous: take another")
-    if pieces.run.client_store == "host":
-        raise ValueError("run.client_store: the store of clients of edges lies on the device: leave it out")
-    if edges > clients:
-        raise ValueError(f"server.edges: edge {clients} has no clients: there are {clients:,}, lower it to that")
-    return setup_rng(pieces.edges.seed, SetupStream.EDGES, edges).permutation(clients) % edges
-
-
-def check_merge(model: Model, method: Method, client_store: str) -> None:
-    """Raises ValueError where what clients keep is not the model's private part alone, on the device."""
-    if client_store == "host":
-        raise ValueError("run.client_store: the parts of a user's devices are merged where rounds run: leave it out")
-    if method.reads_histories:
-        raise ValueError('data.merge: in a closed form a client is all of a user\'s history: set data.clients = "user"')
-    key = jax.random.key(0)
-    kept, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[1], model.private(key)))
-    if jax.tree.leaves(kept) and kept != own:
-        raise ValueError(
-            "data.merge: this work keeps more on a client than the private part that a user's devices have in common: "
-            "take local_steps, gradient, alternate or reconstruct"
-        )
-
-
-class Rounds(NamedTuple):
-    """What runs the rounds of an experiment."""
-
-    method: Method  # its links are in the channel
-    algorithm: Algorithm
-    wire: Wire
-
-
-def make_algorithm(
-    pieces: Pieces,
-    model: Model,
-    method: Method,
-    channel: Channel,
-    batching: Batching,
-    shapes: BlockShapes,
-    runtime: Runtime,
-) -> Rounds:
-    """The algorithm, and the bytes of its messages. Raises ValueError for what does not fit together."""
-    population, run, sampler = pieces.clients.population, pieces.run, pieces.sampler
-    held = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
-    shared = jax.eval_shape(partial(sent_model, method), held)
-
-    def wire_of(shared):
-        return make_wire(
-            channel, shared, pieces.download, method.work.update_shapes, method.own_download, model.frozen, shapes.pairs
-        )
-
-    parts = method.submodels
-    wire = (
-        join_wires([wire_of(parts.cut(group, shared)) for group in range(parts.number)], parts.groups)
-        if parts
-        else wire_of(shared)
-    )
-    if pieces.download:
-        check_download(pieces.download, shared)
-    sums, edge = channel.aggregator in (None, SUM), assign_edges(pieces)
-    check_solve(method.closed)
-    if method.is_central:
-        rounds = build_central(method, model, population.num_clients, runtime.placement, model.frozen)
-        return Rounds(method, rounds, no_wire())
-    copies = max(pieces.edges.number, 1)  # so many models lie in a message once it is summed
-
-    def block_bytes(shapes):
-        sends = method.work.update_shapes
-        return largest_block_bytes(shapes, lambda x: stack_copies(sends(x), copies), shared, padded=not method.closed)
-
-    build: Callable[..., Algorithm] = federate
-    if edge is not None:
-        build = partial(hierarchical, edge=edge, every=pieces.edges.rounds, per_row=averages_by_row(channel))
-    algorithm = build(
-        method,
-        channel,
-        population.num_clients,
-        placement=runtime.placement,
-        padded_shape=None if method.closed else shapes.padded_shape,
-        client_memory_budget=1e9 * run.client_memory_gb,
-        chunk=choose_chunk(population, batching, shapes, block_bytes, run.chunk, sums),
-        store_on_host=run.client_store == "host",
-        download=make_download(pieces.download, wire.sees != "update+rows") if pieces.download else None,
-        capacity=0 if sums else estimate_capacity(population, batching, shapes, sampler),
-        history_length=sampler.history_length,
-        frozen=model.frozen,
-    )
-    if population.owner is not None:
-        check_merge(model, method, run.client_store)
-        algorithm = with_merged_devices(algorithm, population.owner, population.num_train)
-    return Rounds(method if edge is None else with_edge_models(method, edge), algorithm, wire)

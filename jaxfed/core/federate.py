@@ -19,7 +19,7 @@ from jaxfed.core.channel import chain
 from jaxfed.core.client import broadcast_model, run_client_block
 from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
-from jaxfed.core.parametrization import apply_parametrization
+from jaxfed.core.parametrization import Parametrization, apply_parametrization
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
 from jaxfed.core.server import (
     Accumulator,
@@ -123,14 +123,13 @@ def federate(
         frozen_rows=num_rows(frozen),
     )
     check_plan(plan)
-    placed = put_frozen(plan, frozen)
+    placed = put_frozen(plan.place, method.parametrization, frozen)
     return Algorithm(partial(initial_state, plan), partial(run_round, plan, make_programs(plan), placed))
 
 
-def put_frozen(plan: Plan, frozen: Tree) -> FrozenParts:
+def put_frozen(place: Placement, parametrization: Parametrization | None, frozen: Tree) -> FrozenParts:
     """What is frozen as an argument of the programs: as a constant it would be compiled into each of them."""
-    made = plan.method.parametrization
-    return FrozenParts(*plan.place.server((frozen, made.frozen if made else ())))
+    return FrozenParts(*place.server((frozen, parametrization.frozen if parametrization else ())))
 
 
 def make_programs(plan: Plan) -> Programs:

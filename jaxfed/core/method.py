@@ -19,11 +19,11 @@ AVERAGE = optax.sgd(1.0)  # the server optimiser that moves the model by the agg
 
 
 class Submodels(NamedTuple):
-    """Who trains which part of a model: what a client's bytes depend on.
+    """The groups of clients, and the shapes of the sub-model that each group is sent: bytes depend on them.
 
     Args:
-        groups: int [clients]: the group of each; those of a group have parts of one size.
-        cut: cut(group, broadcast) -> shapes of the part that a client of the group is sent, of shapes of the whole.
+        groups: int [clients]: the group of each; those of a group have sub-models of one size.
+        cut: cut(group, broadcast) -> shapes of the sub-model that a client of the group is sent, of those of the whole.
         number: Number of groups.
     """
 
@@ -62,9 +62,9 @@ class Method(NamedTuple):
         sends_difference: Whether an update is where the shared part began less where it ended, and a client keeps only
             the private part of the model.
         is_central: Whether all data are in one place and nothing is sent; see `algorithms.central`.
-        place_client: place_client(client_state, client) -> client_state: what a client keeps before its first round,
-            where that depends on which one it is.
-        submodels: Where clients train parts of the model of different sizes. None: all are sent the whole model.
+        init_client_state: init_client_state(client_state, client) -> client_state: what a client keeps before its first
+            round, where that depends on which client it is.
+        submodels: Where clients train sub-models of different sizes. None: all are sent the whole model.
         recipe: The call that made the method, see `Recipe`.
 
     Example:
@@ -88,6 +88,6 @@ class Method(NamedTuple):
     closed: ClosedForm | None = None
     sends_difference: bool = False
     is_central: bool = False
-    place_client: Callable[[Tree, jax.Array], Tree] = keep_state
+    init_client_state: Callable[[Tree, jax.Array], Tree] = keep_state
     submodels: Submodels | None = None
     recipe: Recipe | None = None

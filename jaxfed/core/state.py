@@ -90,8 +90,8 @@ def broadcast_shapes(plan: Plan, shared: Broadcast) -> Broadcast:
     """What is broadcast, all rows of it: shapes, or what the server holds where that is it."""
     if has_pair_sums(plan.method):
         return sent_model(plan.method, shared)
-    made = plan.method.parametrization
-    return shared._replace(params=forward_shapes(made, shared.params)) if made else shared
+    parametrization = plan.method.parametrization
+    return shared._replace(params=forward_shapes(parametrization, shared.params)) if parametrization else shared
 
 
 def table_rows_of(plan: Plan, state: State) -> int:
@@ -116,7 +116,7 @@ def initial_client_states(plan: Plan, params: Tree, ids: jax.Array, key: Key) ->
     """What clients `ids` [m] keep before their first round: (of the work, of the links), leaves [m, ...]."""
     full, shared = tree.to_compute_dtype(params), jax.eval_shape(plan.method.work.init, params, key)[0]
     work_states = jax.vmap(
-        lambda i: plan.method.place_client(plan.method.work.init(full, jax.random.fold_in(key, i))[1], i)
+        lambda i: plan.method.init_client_state(plan.method.work.init(full, jax.random.fold_in(key, i))[1], i)
     )(ids)
     link_states = plan.channel.init(sent_shapes(plan, shared))[1]
     return ClientState(work_states, jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), link_states))

@@ -55,7 +55,7 @@ class Batching(NamedTuple):
             return np.maximum(np.minimum(positives, self.sequence.length) - 1, 0)
         return positives * (self.negatives if self.pairwise else 1 + self.negatives)
 
-    def read(self, positives: Any) -> Any:
+    def count_read(self, positives: Any) -> Any:
         """How many of so many positives are read."""
         return np.minimum(positives, self.sequence.length) if self.sequence else positives
 

@@ -188,7 +188,7 @@ def choose_padded_lengths(points: list[int], lengths: np.ndarray, power: int, co
 def rows_expected(population: Population, batching: Batching, slots: int) -> int:
     """Rows that hardly any cohort of so many clients exceeds: six standard deviations above the mean of its examples,
     the negatives among them uniform over the catalogue."""
-    items, num_train = population.num_items, batching.read(population.num_train)
+    items, num_train = population.num_items, batching.count_read(population.num_train)
     positives = slots * num_train.mean() + 6 * np.sqrt(slots) * num_train.std()
     positives = min(positives, num_train.sum())
     negatives = batching.epochs * batching.negatives * positives

@@ -77,7 +77,7 @@ class LoraProduct(nn.Module):
         return plain + self.settings.scale * jnp.tensordot(low, right, 1, precision=precision)
 
 
-def lora_products(settings: LoraSettings) -> Callable[..., nn.Module]:
+def make_lora_product(settings: LoraSettings) -> Callable[..., nn.Module]:
     """What makes the products of layers, for their `dot_general_cls`.
 
     Args:
@@ -90,7 +90,7 @@ def lora_products(settings: LoraSettings) -> Callable[..., nn.Module]:
         ValueError: the pattern is no regular expression, or the rank is below 1.
 
     Example:
-        >>> layer = nn.Dense(6, dot_general_cls=lora_products(LoraSettings(rank=2, pattern="")))
+        >>> layer = nn.Dense(6, dot_general_cls=make_lora_product(LoraSettings(rank=2, pattern="")))
         >>> made = layer.init(jax.random.key(0), jnp.ones((1, 4)))
         >>> jax.tree.map(jnp.shape, made["lora"])
         {'factors': {'a': (4, 2), 'b': (2, 6)}}
@@ -115,7 +115,7 @@ def init_lora(module: nn.Module, settings: LoraSettings, key: Key, *inputs: Any)
     """The factors of a module with adapters.
 
     Args:
-        module: has `lora_products(settings)` where it makes products.
+        module: has `make_lora_product(settings)` where it makes products.
         settings: of its adapters.
         key: of A.
         inputs: of the module, or their shapes.

@@ -21,7 +21,7 @@ from jaxfed.models.trained_encoder import (
     encode_items,
     find_first_layer,
     freeze_inputs,
-    measure_standard,
+    measure_standardization,
 )
 
 
@@ -98,7 +98,7 @@ def text_vectors(model: Model, vectors: np.ndarray, ids: bool = False) -> Parame
     """
     check_texts("text_vectors", model, len(vectors))
     vectors = np.asarray(vectors, np.float32)
-    standard = measure_standard(vectors)
+    standard = measure_standardization(vectors)
     frozen = Table(np.nan_to_num((vectors - standard.centre) / standard.spread, posinf=0, neginf=0))
 
     def init(key):

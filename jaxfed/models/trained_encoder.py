@@ -11,7 +11,7 @@ from jaxfed.core.tables import Table, take_rows
 from jaxfed.core.types import Key, Tree
 from jaxfed.models.bert import BertEncoder, BertSizes, encode_tokens, is_piece, pool_pieces
 from jaxfed.models.bert_weights import TextEncoder
-from jaxfed.models.lora import COLLECTION, LoraSettings, init_lora, lora_products
+from jaxfed.models.lora import COLLECTION, LoraSettings, init_lora, make_lora_product
 
 BATCH = 64  # texts that are encoded at a time
 NARROWEST = 1e-6  # spread of vectors that is divided by
@@ -19,20 +19,20 @@ NARROWEST = 1e-6  # spread of vectors that is divided by
 ComputeDtype = Literal["float32", "bfloat16"]
 
 
-class Standard(NamedTuple):
+class Standardization(NamedTuple):
     """How vectors become centred ones, whose mean square length is 1."""
 
     centre: np.ndarray  # [W]
     spread: np.ndarray  # []
 
 
-def measure_standard(vectors: np.ndarray) -> Standard:
+def measure_standardization(vectors: np.ndarray) -> Standardization:
     """The mean of vectors [N, W], and the root of the mean of their squared distances to it. Rows that are not finite
     are no items, but pad a table."""
     vectors = vectors[np.isfinite(vectors).all(1)]
     centre = np.asarray(np.mean(vectors, 0, np.float32))
     spread = np.sqrt(np.square(vectors - centre).sum(1).mean())
-    return Standard(centre, np.array(max(spread, NARROWEST), np.float32))
+    return Standardization(centre, np.array(max(spread, NARROWEST), np.float32))
 
 
 def encode_in_batches(encode: Callable[..., jax.Array], tables: tuple[jax.Array, ...]) -> jax.Array:
@@ -120,7 +120,7 @@ def freeze_inputs(
         base: the pretrained parameters; standard: how its vectors are centred; inputs: the tokens, or the hidden states
         below `first`; then also live: which places hold a piece.
     """
-    standard = measure_standard(encode_texts(encoder, tokens) if vectors is None else vectors)
+    standard = measure_standardization(encode_texts(encoder, tokens) if vectors is None else vectors)
     inputs = encode_texts(encoder, tokens, first) if first else np.asarray(tokens, np.int32)
     known = {"base": take_upper_params(encoder, first), "standard": standard, "inputs": Table(inputs)}
     return known | ({"live": Table(np.asarray(tokens) < encoder.sizes.vocabulary)} if first else {})
@@ -138,7 +138,7 @@ def divide_encoder(
     encoder: TextEncoder, first: int, lora: LoraSettings | None, rate: float, dtype: ComputeDtype, pieces: int
 ) -> EncoderParts:
     """The layers from `first` on, as factors of adapters or as a change of all their parameters are trained."""
-    product = lora_products(lora) if lora else None
+    product = make_lora_product(lora) if lora else None
     module = BertEncoder(encoder.sizes, first, dtype=jnp.dtype(dtype), dot_general_cls=product)
     if lora is None:
         shapes = take_upper_params(encoder, first)

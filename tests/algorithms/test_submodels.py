@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxfed as jf
-from jaxfed.algorithms.submodels import cut_shapes, hold_coordinates, hold_units
+from jaxfed.algorithms.submodels import cut_shapes, mark_held_coordinates, mark_held_units
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.state import server_model
@@ -120,9 +120,9 @@ def cohort_of_two():
 
 
 def test_which_units_are_held():
-    assert hold_units((1.0, 0.5, 0.1), (5,), 0).astype(int).tolist() == [[1] * 5, [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
-    assert hold_units((0.5,), (5,), 3).astype(int).tolist() == [[1, 0, 0, 1, 1]]
-    assert hold_units((0.5,), (2, 3), 0).astype(int).tolist() == [[1, 0, 1, 1, 0]]
+    assert mark_held_units((1.0, 0.5, 0.1), (5,), 0).astype(int).tolist() == [[1] * 5, [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
+    assert mark_held_units((0.5,), (5,), 3).astype(int).tolist() == [[1, 0, 0, 1, 1]]
+    assert mark_held_units((0.5,), (2, 3), 0).astype(int).tolist() == [[1, 0, 1, 1, 0]]
 
 
 @pytest.mark.parametrize("model", ["mf", "neumf", "two_tower"])
@@ -132,7 +132,7 @@ def test_what_is_held_is_as_large_as_what_is_sent(model):
     start = initial_arrays(it, 0)["state"]
     before = jax.tree.map(np.asarray, server_model(start))
     shared = start.shared.params
-    masks = hold_coordinates((0.5, 0.3), True, shared, 0)
+    masks = mark_held_coordinates((0.5, 0.3), True, shared, 0)
     for group in (0, 1):
         cut = cut_shapes((0.5, 0.3), group, Broadcast(shared)).params
         for mask, part, leaf in zip(*map(jax.tree.leaves, (masks, cut, shared)), strict=True):

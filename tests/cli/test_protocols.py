@@ -8,7 +8,6 @@ import optax
 import pytest
 
 import jaxfed as jf
-from jaxfed.config.build import load_data
 from jaxfed.config.config_files import read_config
 from jaxfed.config.schema import make_config
 from jaxfed.training.loop import train_run
@@ -159,8 +158,8 @@ def test_a_summary_says_its_protocol(words, folder, monkeypatch, capsys):
     assert code == 0
     assert values.items() <= summary.items()
     assert values["protocol"] == summary["protocol"]
-    if words == next(iter(GOOD)):  # the same figures, as text
-        assert f"protocol  {summary['protocol']}" in run(monkeypatch, capsys, "evaluate", "r")[1]
+    code, text, _ = run(monkeypatch, capsys, "evaluate", "r")
+    assert f"protocol  {summary['protocol']}" in text
     code, text, _ = run(monkeypatch, capsys, "recommend", "r", "--user", "u3", "-k", "2")
     assert (code, len(text.strip().split("\n"))) == (0, 2)
 
@@ -250,10 +249,6 @@ def test_a_saved_run_of_a_program_reproduces(source, folder, tmp_path):
     loaded = jf.load_run(tmp_path / "saved")
     assert loaded.evaluate("test") == test
     table = read_config(tmp_path / "saved")
-    if source not in ("tables", "chance"):  # a run is made again of what was read, wherever that came from
-        again = load_data(make_config(table).data)
-        assert (again.digest, again.protocol) == (clients.digest, clients.protocol)
-        return
     summary = train_run(make_config(table | {"run": table["run"] | {"out": str(tmp_path / "new")}}))
     assert (summary["params_sha256"], summary["data_sha256"]) == (experiment.params_sha256, clients.digest)
     assert test.items() <= summary.items()

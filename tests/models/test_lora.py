@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxfed.models.bert import BertEncoder, BertSizes, encode_tokens
-from jaxfed.models.lora import LoraSettings, init_lora, lora_products, merge_lora
+from jaxfed.models.lora import LoraSettings, init_lora, make_lora_product, merge_lora
 
 KEY = jax.random.key(0)
 MINILM = BertSizes(30522, 512, 384, 6, 12, 1536)
@@ -16,7 +16,7 @@ TOKENS = jax.random.randint(KEY, (3, 8), 0, 24)  # some are padding
 
 
 def adapted(sizes, settings, **more):
-    return BertEncoder(sizes, dot_general_cls=lora_products(settings), **more)
+    return BertEncoder(sizes, dot_general_cls=make_lora_product(settings), **more)
 
 
 def factors_of(sizes, settings, **more):
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 
 def test_attention_of_linen():
     settings = LoraSettings(2, alpha=1.0, pattern="attention/(key|out)")
-    module, x = Attention(lora_products(settings)), jax.random.normal(KEY, (2, 5, 12))
+    module, x = Attention(make_lora_product(settings)), jax.random.normal(KEY, (2, 5, 12))
     params = Attention().init(KEY, x)["params"]
     factors = move(init_lora(module, settings, KEY, x))
     assert jax.tree.map(jnp.shape, factors["attention"]) == {
@@ -100,7 +100,7 @@ def test_attention_of_linen():
 
 def test_one_product_against_numpy():
     settings = LoraSettings(2, alpha=6.0, pattern="^$")  # the path of a layer alone is empty
-    layer, x = nn.Dense(5, dot_general_cls=lora_products(settings)), jax.random.normal(KEY, (3, 4))
+    layer, x = nn.Dense(5, dot_general_cls=make_lora_product(settings)), jax.random.normal(KEY, (3, 4))
     made = layer.init(KEY, x)
     factors = move(made["lora"])
     a, b = (np.float64(factors["factors"][name]) for name in "ab")
@@ -110,7 +110,7 @@ def test_one_product_against_numpy():
 
 def test_half_precision_stays_half():
     settings = LoraSettings(2, pattern="")
-    layer = nn.Dense(5, dtype=jnp.bfloat16, dot_general_cls=lora_products(settings))
+    layer = nn.Dense(5, dtype=jnp.bfloat16, dot_general_cls=make_lora_product(settings))
     x = jax.random.normal(KEY, (3, 4))
     made = layer.init(KEY, x)
     assert layer.apply(made, x).dtype == jnp.bfloat16

@@ -17,7 +17,7 @@ from jaxfed.models.mf import mf
 from jaxfed.models.neural import neumf
 from jaxfed.models.sasrec import sasrec
 from jaxfed.models.text import ProjectedTable, text_encoder, text_vectors
-from jaxfed.models.trained_encoder import BATCH, encode_texts, measure_standard
+from jaxfed.models.trained_encoder import BATCH, encode_texts, measure_standardization
 from tests.composed import pack_small_run, round_and_gradient
 from tests.small_text import SIZES, random_tensors
 
@@ -263,7 +263,7 @@ def test_marks_of_tables_are_where_rows_are():
 def test_rows_that_pad_a_table_count_in_no_mean():
     vectors = encode_texts(ENCODER, texts(9))
     padded = np.concatenate([vectors, np.full((3, WIDTH), np.nan, np.float32)])
-    for one, other in zip(measure_standard(padded), measure_standard(vectors), strict=True):
+    for one, other in zip(measure_standardization(padded), measure_standardization(vectors), strict=True):
         np.testing.assert_array_equal(one, other)
     held, whole = (text_vectors(mf(len(x), 1, dim=4), x).frozen.rows for x in (padded, vectors))
     np.testing.assert_array_equal(held[:9], whole)

@@ -21,7 +21,7 @@ from jaxfed.models.bert import BertEncoder, encode_tokens
 from jaxfed.models.bert_weights import convert_bert
 from jaxfed.models.lora import LoraSettings, merge_lora
 from jaxfed.models.text_lora import join_factors, split_factors, text_lora
-from jaxfed.models.trained_encoder import encode_texts, measure_standard
+from jaxfed.models.trained_encoder import encode_texts, measure_standardization
 from tests.composed import pack_small_run
 from tests.small import KEY, close
 from tests.small_text import SIZES, random_tensors
@@ -92,7 +92,7 @@ def test_scores_are_those_of_merged_kernels(rule, layers):
     right = private["private"].get("lora_b", right)
     params = merge_lora(ENCODER.params, join_factors(left, right), LORA.scale)
     vectors = encode_tokens(BertEncoder(ENCODER.sizes), {"params": params}, jnp.asarray(texts()))
-    standard = measure_standard(encode_texts(ENCODER, texts()))
+    standard = measure_standardization(encode_texts(ENCODER, texts()))
     rows = (vectors - standard.centre) / standard.spread @ shared["params"]["kernel"] + shared["params"]["shift"]
     want = rows @ private["private"]["user"][0] + shared["tables"]["bias"].rows
     got = model.score({**shared, **model.frozen}, private, 0)

@@ -216,7 +216,7 @@ def tokenize_texts(pretrained: Pretrained, texts: Sequence[str], max_pieces: int
 
 def keep_vectors(pretrained: Pretrained, tokens: np.ndarray, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The vectors [N, width] of texts from the user's cache, by the digest of weights and pieces; made and kept where
-    they are not there. What is kept is never wrong: a file that cannot be read is made anew."""
+    they are not there. What is kept is taken as it is: a file that cannot be read is made anew."""
     digest = hashlib.sha256(f"{pretrained.sha256} {json.dumps(pretrained.config, sort_keys=True)}".encode())
     digest.update(f"{tokens.shape}".encode() + np.ascontiguousarray(tokens, "<i4").tobytes())
     path = cache_folder() / "text" / f"{digest.hexdigest()[:32]}.npy"
