@@ -352,13 +352,13 @@ def test_other_data_than_the_run_was_on(wrong, tmp_path, config):
 
 
 def test_a_cohort_that_the_device_cannot_hold(wrong, config, tmp_path, monkeypatch):
-    from jaxfed.config import memory, stages
+    from jaxfed.config import memory, round_stages
 
     monkeypatch.setattr(memory, "device_memory", lambda: 5_000)
-    monkeypatch.setattr(stages, "largest_block_bytes", lambda *args, **options: 1_000)
+    monkeypatch.setattr(round_stages, "largest_block_bytes", lambda *args, **options: 1_000)
     line = wrong("train", config, "--out", tmp_path / "w", "--run.area", "4", "--run.chunk", "50")
     assert "set run.chunk to 2" in line  # beside three blocks that are worked on
-    monkeypatch.setattr(stages, "largest_block_bytes", lambda shapes, *args, **options: 1_000 * shapes.steps_per_block)
+    monkeypatch.setattr(round_stages, "largest_block_bytes", lambda shapes, *args, **options: 1_000 * shapes.steps_per_block)
     line = wrong("train", config, "--out", tmp_path / "w", "--run.area", "16")
     assert "set run.area to 2" in line or "take a smaller model" in line
     assert not (tmp_path / "w").exists()
