@@ -30,6 +30,15 @@ class EncodedTexts(NamedTuple):
     vectors: np.ndarray  # float32 [N, W]
 
 
+def check_texts_given(texts: np.ndarray) -> None:
+    """Raises ValueError where no item has a text."""
+    if not (texts != "").any():
+        raise ValueError(
+            "parametrization: the data have no titles and no features of items, so there are no texts: name a file of "
+            "them (data.titles, data.item_features), or take another parametrization"
+        )
+
+
 def encode_catalogue(rows: int, texts: np.ndarray, folder: str, max_pieces: int) -> EncodedTexts:
     """The texts of a model's items, as pieces and as vectors, these from the user's cache where they are there.
 
@@ -37,11 +46,7 @@ def encode_catalogue(rows: int, texts: np.ndarray, folder: str, max_pieces: int)
 
     Raises ValueError where there are no texts, or no encoder can be read.
     """
-    if not (texts != "").any():
-        raise ValueError(
-            "parametrization: the data have no titles and no features of items, so there are no texts: name a file of "
-            "them (data.titles, data.item_features), or take another parametrization"
-        )
+    check_texts_given(texts)
     pretrained = read_pretrained(folder)
     encoder = convert_bert(pretrained.config, pretrained.tensors)
     table = tokenize_texts(pretrained, texts.tolist(), max_pieces)

@@ -3,7 +3,10 @@
 from jaxfed.models.baselines import popularity
 from jaxfed.models.bert_weights import TextEncoder, convert_bert
 from jaxfed.models.closed_form import ease, item_knn, transitions
+from jaxfed.models.decoder import DecoderSizes
+from jaxfed.models.decoder_weights import TextDecoder, convert_llama
 from jaxfed.models.features import fm, two_tower
+from jaxfed.models.generative import code_decoder, decoder_lora
 from jaxfed.models.gru4rec import gru4rec
 from jaxfed.models.hstu import hstu
 from jaxfed.models.ials import ials
@@ -20,10 +23,15 @@ from jaxfed.models.text_lora import text_lora
 from jaxfed.models.trained_encoder import encode_texts
 
 __all__ = [
+    "DecoderSizes",
     "LoraSettings",
+    "TextDecoder",
     "TextEncoder",
     "bert4rec",
+    "code_decoder",
     "convert_bert",
+    "convert_llama",
+    "decoder_lora",
     "ease",
     "encode_texts",
     "fedrap",

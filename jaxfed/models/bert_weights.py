@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxfed.core.types import Tree
 from jaxfed.models.bert import BertEncoder, BertSizes
+from jaxfed.models.tensor_names import check_tensors, path_shapes, read_numbers, turn_kernel, unflatten_paths
 
 # of an encoder's embeddings and of a layer: the name of a tensor, and its path in the tree of `BertEncoder`
 EMBEDDINGS = {
@@ -39,7 +40,6 @@ SIZES = {  # fields of `BertSizes` by the keys of config.json
     "epsilon": "layer_norm_eps",
 }
 UNUSED = re.compile(r"^(pooler|cls)\.|(^|\.)position_ids$")  # heads of the pretraining; numbers that are no parameters
-SHOWN = 3  # names in a message
 
 
 class TextEncoder(NamedTuple):
@@ -74,12 +74,7 @@ def read_sizes(config: Mapping[str, Any]) -> BertSizes:
             raise ValueError(
                 f'config.json: {key} is "{config[key]}", and only "{wanted}" can be read: take a BERT encoder'
             )
-    if missing := [key for key in SIZES.values() if key not in config]:
-        raise ValueError(f"config.json: {missing[0]} is missing: take the file that belongs to the weights")
-    found = {name: config[key] for name, key in SIZES.items()}
-    for name, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f"config.json: {SIZES[name]} is {value!r}: it must be a number above 0")
+    found = read_numbers(config, SIZES, "BERT encoder")
     sizes = BertSizes(**{name: x if name == "epsilon" else int(x) for name, x in found.items()})
     if sizes.width % sizes.heads:
         raise ValueError(f"config.json: {sizes.heads} heads do not divide a hidden_size of {sizes.width}")
@@ -97,10 +92,14 @@ def map_parameters(sizes: BertSizes) -> dict[str, str]:
     return paths
 
 
-def list_some(names: list[str]) -> str:
-    """A few names, and how many there are beside them."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def encoder_shapes(sizes: BertSizes) -> dict[str, tuple[int, ...]]:
+    """{name of a tensor: its shape in a file} of all parameters of an encoder."""
+    tokens = jnp.zeros((1, sizes.positions), jnp.int32)
+    of_path = path_shapes(jax.eval_shape(BertEncoder(sizes).init, jax.random.key(0), tokens, tokens < 1)["params"])
+    return {
+        name: of_path[path][::-1] if path.endswith("kernel") else of_path[path]
+        for name, path in map_parameters(sizes).items()
+    }
 
 
 def convert_bert(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> TextEncoder:
@@ -126,38 +125,7 @@ def convert_bert(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
     sizes = read_sizes(config)
     held = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
     held = {name: tensor for name, tensor in held.items() if not UNUSED.search(name)}
+    check_tensors(held, encoder_shapes(sizes), "BERT encoder")
     paths = map_parameters(sizes)
-    for said, names in (("missing", paths.keys() - held.keys()), ("of no BERT encoder", held.keys() - paths.keys())):
-        if names:
-            raise ValueError(
-                f"model.safetensors: {len(names)} tensors are {said} ({list_some(sorted(names))}): take the weights "
-                "that belong to config.json"
-            )
-    made = {path: np.asarray(held[name], np.float32) for name, path in paths.items()}
-    made = {path: x.T if path.endswith("kernel") else x for path, x in made.items()}
-    check_shapes(sizes, made, {path: name for name, path in paths.items()})
+    made = {path: turn_kernel(path, np.asarray(held[name], np.float32)) for name, path in paths.items()}
     return TextEncoder(sizes, unflatten_paths(made))
-
-
-def check_shapes(sizes: BertSizes, made: dict[str, np.ndarray], names: dict[str, str]) -> None:
-    """Raises ValueError where an array, by its path, has another shape than an encoder of these sizes has there."""
-    tokens = jnp.zeros((1, sizes.positions), jnp.int32)
-    shapes = jax.eval_shape(BertEncoder(sizes).init, jax.random.key(0), tokens, tokens < 1)["params"]
-    for keys, wanted in jax.tree_util.tree_leaves_with_path(shapes):
-        path = "/".join(each.key for each in keys)
-        if made[path].shape != wanted.shape:
-            turned = path.endswith("kernel")
-            found, right = (list(x.shape[::-1] if turned else x.shape) for x in (made[path], wanted))
-            raise ValueError(f"model.safetensors: {names[path]} is {found}, and config.json says {right}")
-
-
-def unflatten_paths(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of dicts from {path with slashes: array}."""
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *folders, name = path.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = array
-    return tree

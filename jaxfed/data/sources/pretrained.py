@@ -24,6 +24,7 @@ KNOWN = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 FILES = tuple(KNOWN)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # of the weights in several files, the second
 FEWEST = 16  # places of a text; a power of two above holds the longest
 
 
@@ -32,9 +33,9 @@ class Pretrained(NamedTuple):
 
     Args:
         config: What config.json says.
-        tensors: The arrays of model.safetensors, by name.
+        tensors: The arrays of model.safetensors, or of the files that its index names, by name.
         tokenizer: A `tokenizers.Tokenizer` that neither pads nor cuts.
-        sha256: Of model.safetensors.
+        sha256: Of model.safetensors; of several files, of their digests.
 
     Example:
         >>> Pretrained({"vocab_size": 10}, {}, None, "").config["vocab_size"]
@@ -128,19 +129,41 @@ tokenizer.json
         check_extra()
     place = Path(folder).expanduser() if folder else fetch_minilm()
     for name in FILES:
-        if not (place / name).is_file():
+        if not ((place / name).is_file() or (name == WEIGHTS and (place / INDEX).is_file())):
             raise ValueError(f"{place}: {name} is missing: name a folder with {', '.join(FILES)}")
     check_extra()
-    import safetensors.numpy
     import tokenizers
 
     config = load_model_file(place / "config.json", lambda path: json.loads(Path(path).read_text("utf-8")))
-    tensors = load_model_file(place / "model.safetensors", safetensors.numpy.load_file)
+    tensors, sha256 = read_tensors(place)
     tokenizer = load_model_file(place / "tokenizer.json", tokenizers.Tokenizer.from_file)
     tokenizer.no_padding()  # it may pad and cut by itself, each text to its own length
     tokenizer.no_truncation()
     check_vocabulary(place, config, tokenizer)
-    return Pretrained(config, tensors, tokenizer, file_sha256(place / "model.safetensors"))
+    return Pretrained(config, tensors, tokenizer, sha256)
+
+
+def read_tensors(place: Path) -> tuple[dict[str, np.ndarray], str]:
+    """({name: array} of a folder's weights, their digest): of one file, or of those that an index names.
+
+    Raises ValueError where a file cannot be read, is missing, or lacks a tensor that the index says it has.
+    """
+    import safetensors.numpy
+
+    if (place / WEIGHTS).is_file():
+        return load_model_file(place / WEIGHTS, safetensors.numpy.load_file), file_sha256(place / WEIGHTS)
+    where = load_model_file(place / INDEX, lambda path: dict(json.loads(Path(path).read_text("utf-8"))["weight_map"]))
+    tensors, digest = {}, hashlib.sha256()
+    for file in sorted(set(where.values())):
+        if Path(file).name != file or not (place / file).is_file():
+            raise ValueError(f"{place / INDEX} names {file}, which is no file beside it: fetch it, too")
+        held = load_model_file(place / file, safetensors.numpy.load_file)
+        named = {name for name, each in where.items() if each == file}
+        if missing := sorted(named - held.keys()):
+            raise ValueError(f"{place / file}: {missing[0]} is missing, which the index says it has: fetch it anew")
+        tensors |= held
+        digest.update(file_sha256(place / file).encode())
+    return tensors, digest.hexdigest()
 
 
 def check_vocabulary(place: Path, config: Any, tokenizer: Any) -> None:
@@ -172,7 +195,7 @@ class TokenTable(NamedTuple):
     cut: int
 
 
-def tokenize_texts(pretrained: Pretrained, texts: Sequence[str], max_pieces: int = 0) -> TokenTable:
+def tokenize_texts(pretrained: Pretrained, texts: Sequence[str], max_pieces: int = 0, marks: bool = True) -> TokenTable:
     """The pieces of texts, in a table whose width is the power of two that holds the longest, from 16.
 
     Args:
@@ -180,6 +203,7 @@ def tokenize_texts(pretrained: Pretrained, texts: Sequence[str], max_pieces: int
         texts: [N]: the texts.
         max_pieces: The most pieces of a text, its opening and closing mark among them. 0: as many as the model has
             positions for.
+        marks: Whether a text has the pieces that open and close it, as encoders want them.
 
     Returns:
         The table. A text that is longer is cut; the table counts these.
@@ -199,12 +223,12 @@ def tokenize_texts(pretrained: Pretrained, texts: Sequence[str], max_pieces: int
             f"max_pieces is {max_pieces}: set it from 4 to {positions}, the positions of the model, or to 0 for these"
         )
     most = max_pieces or positions
-    pieces = [each.ids for each in tokenizer.encode_batch(list(map(str, texts)))]
+    pieces = [each.ids for each in tokenizer.encode_batch(list(map(str, texts)), add_special_tokens=marks)]
     long = [number for number, each in enumerate(pieces) if len(each) > most]
     if long:  # the tokenizer cuts, so that what closes a text stays
         tokenizer.enable_truncation(most)
         for number in long:
-            pieces[number] = tokenizer.encode(str(texts[number])).ids
+            pieces[number] = tokenizer.encode(str(texts[number]), add_special_tokens=marks).ids
         tokenizer.no_truncation()
     longest = max(map(len, pieces), default=0)
     width = min(max(FEWEST, 1 << (longest - 1).bit_length()), most)

@@ -1,0 +1,61 @@
+"""Generative recommenders as configurations name them: from the texts of a data set and a folder with a decoder."""
+
+import numpy as np
+
+from jaxfed.config.text_parametrizations import check_texts_given
+from jaxfed.core.model import Model
+from jaxfed.core.recipe import named
+from jaxfed.data.item_descriptions import note_texts
+from jaxfed.data.sources.pretrained import read_pretrained, tokenize_texts
+from jaxfed.data.stages import LOGGER
+from jaxfed.models.decoder_weights import convert_llama
+from jaxfed.models.generative import decoder_lora
+from jaxfed.models.lora import LoraSettings
+from jaxfed.models.trained_encoder import ComputeDtype
+
+
+@named("model", "decoder_lora")
+def read_decoder_lora(
+    num_items: int,
+    texts: np.ndarray,
+    folder: str = "",
+    length: int = 20,
+    lora_rank: int = 8,
+    lora_alpha: float = 16.0,
+    lora_pattern: str = "q_proj|v_proj",
+    max_pieces: int = 16,
+    compute_dtype: ComputeDtype = "float32",
+    remat: bool = True,
+) -> Model:
+    """Scores items by the likelihood of their texts after those of a history, by a decoder with low-rank adapters.
+
+    Args:
+        num_items: Number of items.
+        texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
+        folder: A folder with a decoder of the Llama family in Hugging Face's layout. None is fetched: it must be named.
+        length: Items of a history that are read, the latest.
+        lora_rank: Rank of the adapters, which clients train and send.
+        lora_alpha: What adapters add is scaled by lora_alpha / lora_rank.
+        lora_pattern: A regular expression that the paths of adapted layers have in them, such as q_proj.
+        max_pieces: The most pieces of a text that are read. 0: as many as the decoder has positions for.
+        compute_dtype: In what the decoder's layers compute; its parameters are in float32.
+        remat: Compute activations again in the backward pass, in place of keeping them.
+
+    Returns:
+        The model, see `jaxfed.models.decoder_lora`.
+
+    Raises:
+        ValueError: no decoder can be read, there are no texts, or there cannot be such a history or such adapters.
+    """
+    if not folder:
+        raise ValueError("model.folder: name a folder with a decoder of the Llama family; there is none to fetch")
+    check_texts_given(texts)
+    pretrained = read_pretrained(folder)
+    decoder = convert_llama(pretrained.config, pretrained.tensors)
+    # a line for each item: its end is a piece, where the tokenizer has one for it
+    table = tokenize_texts(pretrained, [f"{text}\n" for text in texts], max_pieces, marks=False)
+    for note in note_texts(texts, table.cut, table.ids.shape[1]):
+        LOGGER.info("data: %s", note)
+    more = np.full((max(num_items - len(texts), 0), table.ids.shape[1]), decoder.sizes.vocabulary, np.int32)
+    lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
+    return decoder_lora(num_items, decoder, np.concatenate([table.ids, more]), length, lora, compute_dtype, remat)

@@ -1,0 +1,227 @@
+"""Generative recommenders: a decoder reads the texts, or the codes, of a history, and gives each item the likelihood of
+its own. Nothing is kept of a user: what the decoder keeps of the history is folded in."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxfed.core.model import Model, SequenceFormat
+from jaxfed.core.tables import Table, unwrap
+from jaxfed.core.types import History, Key, Mean, Tree
+from jaxfed.models.decoder import Decoder, DecoderSizes, PastPieces, init_decoder
+from jaxfed.models.decoder_weights import TextDecoder
+from jaxfed.models.lora import COLLECTION, LoraSettings, init_lora, make_lora_product
+from jaxfed.models.model import check_positive
+from jaxfed.models.sequence import take_latest
+from jaxfed.models.trained_encoder import ComputeDtype, encode_in_batches
+from jaxfed.models.transformer import MASKED_LOGIT
+
+
+class GenerativeModel(NamedTuple):
+    """What the functions of a generative recommender share."""
+
+    module: Decoder
+    variables: Callable[[Tree], Tree]  # of the module, from the shared parameters
+    start: int  # the piece that begins a history
+    length: int  # items of a history that are read
+
+
+class Prompt(NamedTuple):
+    """A history as pieces, those in use first."""
+
+    pieces: jax.Array  # int [S]
+    live: jax.Array  # bool [S]
+
+
+def pack_pieces(pieces: jax.Array, vocabulary: int) -> Prompt:
+    """Pieces int [...] one after the other, those past the vocabulary, which are unused, behind the others."""
+    flat = pieces.ravel()
+    order = jnp.argsort(flat >= vocabulary, stable=True)
+    return Prompt(flat[order], flat[order] < vocabulary)
+
+
+def take_texts(made: GenerativeModel, shared: Tree, sequence: jax.Array) -> Prompt:
+    """The pieces of some items int [T], one after the other; positions past the rows given have none."""
+    vocabulary = made.module.sizes.vocabulary
+    found = jnp.asarray(shared["text"]["pieces"]).at[sequence].get(mode="fill", fill_value=vocabulary)
+    return pack_pieces(found, vocabulary)
+
+
+def sum_piece_losses(made: GenerativeModel, shared: Tree, private: Tree, batch: dict[str, jax.Array]) -> Mean:
+    """The cross-entropy of each piece of a history after those before it; see `SequenceFormat`."""
+    shared = unwrap(shared)
+    pieces, live = take_texts(made, shared, batch["sequence"])
+    read = jnp.concatenate([jnp.array([made.start]), pieces[:-1]])
+    logits, _ = made.module.apply(made.variables(shared), read[None], live[None])
+    each = optax.softmax_cross_entropy_with_integer_labels(logits[0], jnp.where(live, pieces, 0))
+    return Mean(jnp.sum(jnp.where(live, each, 0)), jnp.sum(live, dtype=jnp.float32))
+
+
+def read_history(made: GenerativeModel, shared: Tree, history: History) -> Tree:
+    """The private part: what the decoder keeps of a history's latest items, and its logits of the piece after them."""
+    shared = unwrap(shared)
+    pieces, live = take_texts(made, shared, take_latest(history, made.length))
+    pieces, live = (jnp.concatenate([jnp.array([first]), x]) for first, x in ((made.start, pieces), (True, live)))
+    logits, past = made.module.apply(made.variables(shared), pieces[None], live[None])
+    return {"private": {"past": tuple(past), "logits": logits[0, live.sum() - 1]}}
+
+
+def make_likelihoods(made: GenerativeModel, shared: Tree, private: Tree, user: Any) -> jax.Array:
+    """[rows]: the mean log-likelihood of the pieces of each row's text after the history; of an empty text the
+    least."""
+    shared, past = unwrap(shared), PastPieces(*private["private"]["past"])
+    variables, vocabulary = made.variables(shared), made.module.sizes.vocabulary
+
+    def judge(pieces):
+        live = pieces < vocabulary
+        logits, _ = made.module.apply(variables, pieces[None, :-1], live[None, 1:], past)
+        every = jnp.concatenate([private["private"]["logits"][None], logits[0]])
+        found = jnp.take_along_axis(jax.nn.log_softmax(every), jnp.where(live, pieces, 0)[:, None], 1)[:, 0]
+        mean = jnp.sum(jnp.where(live, found, 0)) / jnp.maximum(live.sum(), 1)
+        return jnp.where(live.any(), mean, MASKED_LOGIT)
+
+    return encode_in_batches(jax.vmap(judge), (shared["text"]["pieces"],))
+
+
+def make_generative_model(made: GenerativeModel, init: Callable[[Key], Tree], text: Tree) -> Model:
+    """The model. init: the shared parameters, from a key. text: what is frozen, `pieces` int [N, P] marked."""
+    return Model(
+        init,
+        lambda key: (),
+        partial(sum_piece_losses, made),
+        partial(make_likelihoods, made),
+        fold_in=partial(read_history, made),
+        frozen={"text": text},
+        sequence=SequenceFormat(made.length),
+    )
+
+
+def check_prompt(sizes: DecoderSizes, num_items: int, pieces: Any, length: int) -> None:
+    """Raises ValueError where a decoder has not the positions of a history and of an item after it."""
+    check_positive("model.length", length)
+    texts, width = pieces.shape
+    if texts != num_items:
+        raise ValueError(f"decoder: there are {texts:,} texts for {num_items:,} items: give one for each")
+    if 1 + (length + 1) * width > sizes.positions:
+        most = (sizes.positions - 1) // width - 1
+        raise ValueError(
+            f"model.length is {length}: with {width} pieces of an item, {sizes.positions} positions of the decoder "
+            f"hold a history of {max(most, 0)} items: lower it, or model.max_pieces"
+        )
+
+
+def decoder_lora(
+    num_items: int,
+    decoder: TextDecoder,
+    pieces: np.ndarray,
+    length: int = 20,
+    lora: LoraSettings | None = None,
+    compute_dtype: ComputeDtype = "float32",
+    remat: bool = True,
+) -> Model:
+    """Scores items by the likelihood of their texts after those of a history, by a decoder with low-rank adapters
+    (Hu et al. 2022, "LoRA").
+
+    Clients have the decoder and the texts of their items, frozen, and download them once. They train and send the
+    adapters: the loss is the cross-entropy of each piece of the history after those before it. An item's score is the
+    mean log-likelihood of its pieces.
+
+    Args:
+        num_items: Number of items.
+        decoder: The pretrained decoder. Shapes in place of its parameters: for a model that is compiled and not run.
+        pieces: int [num_items, P]: the pieces of each item's text, past the vocabulary where unused.
+        length: Items of a history that are read, the latest.
+        lora: The adapters. None: of rank 8, for queries and values.
+        compute_dtype: In what the decoder's layers compute.
+        remat: Compute activations again in the backward pass, in place of keeping them.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the decoder has too few positions, the number of texts is another, or there cannot be such adapters.
+
+    Example:
+        >>> sizes = DecoderSizes(10, 64, width=4, layers=1, heads=2, key_value_heads=1, head_width=2, hidden=8)
+        >>> params = init_decoder(Decoder(sizes), jax.random.key(0))["params"]
+        >>> lora = LoraSettings(rank=2, pattern="q_proj")
+        >>> made = decoder_lora(9, TextDecoder(sizes, params, start=1), np.zeros((9, 4), int), 5, lora)
+        >>> made.init(jax.random.key(0))["params"]["lora"]["layers"]["q_proj"]["factors"]["b"].shape
+        (1, 2, 4)
+    """
+    check_prompt(decoder.sizes, num_items, pieces, length)
+    lora = lora or LoraSettings(8, pattern="q_proj|v_proj")
+    module = Decoder(decoder.sizes, remat, jnp.dtype(compute_dtype), make_lora_product(lora))
+    some = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), jnp.bool)
+
+    def init(key):
+        return {"params": {"lora": init_lora(module, lora, key, *some)}}
+
+    def variables(shared):
+        return {"params": shared["text"]["base"], COLLECTION: shared["params"]["lora"]}
+
+    jax.eval_shape(init, jax.random.key(0))  # refuses what cannot be
+    made = GenerativeModel(module, variables, decoder.start, length)
+    return make_generative_model(made, init, {"base": decoder.params, "pieces": Table(np.asarray(pieces, np.int32))})
+
+
+def code_decoder(
+    num_items: int,
+    codes: np.ndarray,
+    length: int = 20,
+    dim: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    compute_dtype: ComputeDtype = "float32",
+    remat: bool = False,
+) -> Model:
+    """Scores items by the likelihood of their semantic codes after those of a history, in the way of TIGER (Rajput et
+    al. 2023), by a decoder that clients train.
+
+    Args:
+        num_items: Number of items.
+        codes: int [num_items, levels]: the codes of each item, different for different items, see `semantic_codes`.
+        length: Items of a history that are read, the latest.
+        dim: Width of the decoder.
+        layers: Number of its layers.
+        heads: Heads of attention; they divide `dim`.
+        compute_dtype: In what the decoder's layers compute.
+        remat: Compute activations again in the backward pass, in place of keeping them.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a size is not possible, or the number of codes is another.
+
+    Example:
+        >>> made = code_decoder(6, np.array([[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]), length=5, dim=8)
+        >>> made.frozen["text"]["pieces"].rows[3].tolist()  # the codes of each level have numbers of their own
+        [1, 4]
+    """
+    check_positive("model.dim", dim)
+    if heads < 1 or dim % (2 * heads):
+        raise ValueError(f"model.heads is {heads}: {dim} numbers must be that many heads of an even width")
+    pieces, vocabulary = number_codes(codes)
+    positions = 1 + (length + 1) * pieces.shape[1]
+    sizes = DecoderSizes(vocabulary + 1, positions, dim, layers, heads, heads, dim // heads, 3 * dim, tied=True)
+    check_prompt(sizes, num_items, pieces, length)
+    module = Decoder(sizes, remat, jnp.dtype(compute_dtype))
+    made = GenerativeModel(module, lambda shared: {"params": shared["params"]}, vocabulary, length)
+    unused = np.where(pieces == vocabulary, vocabulary + 1, pieces)
+    return make_generative_model(
+        made, lambda key: {"params": init_decoder(module, key)["params"]}, {"pieces": Table(unused)}
+    )
+
+
+def number_codes(codes: np.ndarray) -> tuple[np.ndarray, int]:
+    """(int32 [N, levels]: codes as pieces, those of each level behind those of the levels before it, their number in
+    all). Negative codes are none: their piece is that number."""
+    counts = codes.max(0) + 1
+    begin = np.concatenate([[0], np.cumsum(counts)])
+    return np.where(codes < 0, begin[-1], codes + begin[:-1]).astype(np.int32), int(begin[-1])

@@ -1,0 +1,172 @@
+"""Generative recommenders: loss and scores are likelihoods of whole texts; runs from a folder of files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxfed.config.build import build_from_config, load_data
+from jaxfed.config.schema import make_config
+from jaxfed.core.model import with_frozen
+from jaxfed.core.tables import unwrap
+from jaxfed.core.types import History
+from jaxfed.models.decoder import Decoder
+from jaxfed.models.decoder_weights import convert_llama
+from jaxfed.models.generative import code_decoder, decoder_lora, number_codes
+from jaxfed.models.lora import LoraSettings
+from jaxfed.training.loop import train_run
+from tests.small_decoder import CONFIG, random_decoder_tensors, write_decoder
+
+DECODER = convert_llama(CONFIG, random_decoder_tensors())
+N, P, WORDS = 30, 4, CONFIG["vocab_size"]
+_rng = np.random.default_rng(0)
+PIECES = np.where(np.arange(P) < _rng.integers(1, P + 1, (N, 1)), _rng.integers(0, WORDS, (N, P)), WORDS)
+READ = [3, 17, 8, 29, 11]
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """(the model, its shared parameters with adapters that change something)."""
+    model = decoder_lora(N, DECODER, PIECES, 4, LoraSettings(2, 4.0, "q_proj|v_proj"))
+    shared = jax.tree.map(lambda x: x + 0.1, model.init(jax.random.key(0)))
+    return model, unwrap(with_frozen(shared, model.frozen))
+
+
+def logits_of_text(shared, pieces):
+    """[T, words]: of the piece after each, in one pass over one text."""
+    from jaxfed.models.lora import make_lora_product
+
+    module = Decoder(DECODER.sizes, dot_general_cls=make_lora_product(LoraSettings(2, 4.0, "q_proj|v_proj")))
+    variables = {"params": DECODER.params, "lora": shared["params"]["lora"]}
+    return module.apply(variables, np.array([pieces]), np.ones((1, len(pieces)), bool))[0][0]
+
+
+def text_of(items):
+    return [int(piece) for item in items for piece in PIECES[item] if piece < WORDS]
+
+
+def test_the_loss_is_that_of_the_whole_text(adapted):
+    """However the pieces lie, without padding; to the order of float32 sums."""
+    model, shared = adapted
+    got = model.loss(shared, (), {"sequence": jnp.array([*READ, N, N + 7])})
+    pieces = text_of(READ)
+    found = jax.nn.log_softmax(logits_of_text(shared, [CONFIG["bos_token_id"], *pieces[:-1]]))
+    want = -sum(row[piece] for row, piece in zip(found, pieces, strict=True))
+    assert got.weight == len(pieces)
+    assert got.total == pytest.approx(float(want), rel=1e-5)
+
+
+def test_scores_are_likelihoods_after_the_latest_items(adapted):
+    """Each item's text read behind the history in one pass; an empty text is last."""
+    model, shared = adapted
+    shared = shared | {"text": shared["text"] | {"pieces": jnp.array(PIECES).at[5].set(WORDS)}}
+    rows = jnp.array([*READ, 1 << 30, 1 << 30])
+    private = model.fold_in(shared, History(rows, rows, N))
+    got = model.score(shared, private, 0)
+    before = [CONFIG["bos_token_id"], *text_of(READ[1:])]  # the model reads four items
+    for item in (0, 3, 12, 29):
+        own = text_of([item])
+        found = jax.nn.log_softmax(logits_of_text(shared, [*before, *own]))[len(before) - 1 : -1]
+        want = np.mean([row[piece] for row, piece in zip(found, own, strict=True)])
+        assert got[item] == pytest.approx(float(want), abs=1e-5)
+    assert got.argmin() == 5
+
+
+def test_a_user_without_a_history_is_scored(adapted):
+    model, shared = adapted
+    rows = jnp.full(3, 1 << 30)
+    got = model.score(shared, model.fold_in(shared, History(rows, rows, N)), 0)
+    found = jax.nn.log_softmax(logits_of_text(shared, [CONFIG["bos_token_id"], *text_of([3])]))
+    want = np.mean([row[piece] for row, piece in zip(found, text_of([3]), strict=False)])
+    assert got[3] == pytest.approx(float(want), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: decoder_lora(N, DECODER, PIECES, 20), "model.length is 20: with 4 pieces of an item, 64 positions"),
+        (lambda: decoder_lora(N, DECODER, PIECES[:9], 4), "there are 9 texts for 30 items"),
+        (lambda: decoder_lora(N, DECODER, PIECES, 4, LoraSettings(13, 4.0, "q_proj")), "lora_rank is 13"),
+        (lambda: decoder_lora(N, DECODER, PIECES, 4, LoraSettings(2, 4.0, "query")), "is in the path of no layer"),
+        (lambda: code_decoder(N, PIECES, dim=6, heads=2), "6 numbers must be that many heads of an even width"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_codes_of_levels_are_different_pieces():
+    codes = np.array([[0, 2], [1, 0], [1, 1]])
+    pieces, number = number_codes(codes)
+    assert number == 5
+    np.testing.assert_array_equal(pieces, [[0, 4], [1, 2], [1, 3]])
+
+
+# --- runs ----------------------------------------
+
+ITEMS, USERS = 23, 12
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with clicks, titles and a decoder in two files."""
+    pytest.importorskip("safetensors", reason="the extra `text` is not installed")
+    pytest.importorskip("tokenizers", reason="the extra `text` is not installed")
+    monkeypatch.setenv("JAXFED_DATA", str(tmp_path / "cache"))
+    write_decoder(tmp_path / "model", files=2)
+    rng = np.random.default_rng(0)
+    clicks = [(u, i) for u in range(USERS) for i in rng.choice(ITEMS, rng.integers(4, 12), replace=False)]
+    lines = [f"{u},{i},{t}" for t, (u, i) in enumerate(clicks)]
+    (tmp_path / "clicks.csv").write_text("user,item,time\n" + "\n".join(lines) + "\n")
+    words = ["red", "blue", "night", "day", "comedy", "war"]
+    titles = [f"{i},{' '.join(rng.choice(words, rng.integers(1, 5)))}" for i in range(ITEMS)]
+    (tmp_path / "titles.csv").write_text("item,title\n" + "\n".join(titles) + "\n")
+    return tmp_path
+
+
+def table(files, **more):
+    model = {"name": "decoder_lora", "folder": str(files / "model"), "length": 3, "lora_rank": 2}
+    return {
+        "rounds": 6,
+        "data": {"name": "csv", "path": str(files / "clicks.csv"), "titles": str(files / "titles.csv")},
+        "model": model | more,
+        "work": {"optimizer": {"name": "sgd", "learning_rate": 0.3}},
+        "channel": [{"name": "weighted_mean"}],
+        "server": {"name": "adam", "learning_rate": 0.02},
+        "cohort": {"size": 12},
+        "evaluation": {"every": 3},
+        "run": {"out": str(files / "run")},
+    }
+
+
+def test_a_run_trains_and_sends_adapters_alone(files):
+    done = train_run(make_config(table(files, max_pieces=8)))
+    factors = 3 * (12 * 2 + 2 * 24 + 12 * 2 + 2 * 12)  # of q_proj and v_proj in three layers
+    per_client = done["bytes_up_total"] / (6 * 12)
+    assert 4 * factors <= per_client < 4 * factors + 8
+    assert 0 <= done["test/full/hr@10"] <= 1
+
+
+def test_a_folder_must_be_named(files):
+    config = make_config(table(files, folder=""))
+    with pytest.raises(ValueError, match="model.folder: name a folder with a decoder of the Llama family"):
+        build_from_config(config, load_data(config.data))
+
+
+def test_training_makes_the_texts_of_histories_likelier(adapted):
+    model, shared = adapted
+    batch, frozen = {"sequence": jnp.array(READ)}, {"text": shared["text"]}
+    params = {"params": shared["params"]}
+
+    @jax.jit
+    def step(params):
+        value, slope = jax.value_and_grad(lambda p: model.loss({**p, **frozen}, (), batch).total)(params)
+        return value, optax.apply_updates(params, jax.tree.map(lambda x: -0.02 * x, slope))
+
+    values = []
+    for _ in range(10):
+        value, params = step(params)
+        values.append(float(value))
+    assert values[-1] < values[0] - 0.5
