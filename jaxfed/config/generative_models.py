@@ -1,16 +1,18 @@
-"""Generative recommenders as configurations name them: from the texts of a data set and a folder with a decoder."""
+"""Generative recommenders and codes as configurations name them: from the texts of a data set and a folder with a
+model."""
 
 import numpy as np
 
-from jaxfed.config.text_parametrizations import check_texts_given
+from jaxfed.config.text_parametrizations import check_texts_given, count_table_rows, encode_catalogue
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import named
 from jaxfed.data.item_descriptions import note_texts
 from jaxfed.data.sources.pretrained import read_pretrained, tokenize_texts
 from jaxfed.data.stages import LOGGER
 from jaxfed.models.decoder_weights import convert_llama
-from jaxfed.models.generative import decoder_lora
+from jaxfed.models.generative import code_decoder, decoder_lora
 from jaxfed.models.lora import LoraSettings
+from jaxfed.models.semantic_codes import code_rows, semantic_codes
 from jaxfed.models.trained_encoder import ComputeDtype
 
 
@@ -59,3 +61,77 @@ def read_decoder_lora(
     more = np.full((max(num_items - len(texts), 0), table.ids.shape[1]), decoder.sizes.vocabulary, np.int32)
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
     return decoder_lora(num_items, decoder, np.concatenate([table.ids, more]), length, lora, compute_dtype, remat)
+
+
+@named("model", "code_decoder")
+def read_code_decoder(
+    num_items: int,
+    texts: np.ndarray,
+    folder: str = "",
+    length: int = 20,
+    dim: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    levels: int = 3,
+    size: int = 64,
+    codes_seed: int = 0,
+    max_pieces: int = 0,
+    compute_dtype: ComputeDtype = "float32",
+    remat: bool = False,
+) -> Model:
+    """Scores items by the likelihood of their semantic codes after those of a history, by a decoder that clients train.
+
+    Args:
+        num_items: Number of items.
+        texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
+        folder: A folder with a text encoder in Hugging Face's layout. Left out: all-MiniLM-L6-v2, fetched once.
+        length: Items of a history that are read, the latest.
+        dim: Width of the decoder.
+        layers: Number of its layers.
+        heads: Heads of attention; they divide `dim`.
+        levels: Number of codes of an item; one more tells items with the same codes apart.
+        size: Number of codes of a level.
+        codes_seed: Seed of the k-means that makes codes; everybody may know it.
+        max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
+        compute_dtype: In what the decoder's layers compute.
+        remat: Compute activations again in the backward pass, in place of keeping them.
+
+    Returns:
+        The model, see `jaxfed.models.code_decoder`.
+
+    Raises:
+        ValueError: no encoder can be read, there are no texts, or a size is not possible.
+    """
+    vectors = encode_catalogue(num_items, texts, folder, max_pieces).vectors
+    codes = semantic_codes(vectors, levels, size, codes_seed)
+    return code_decoder(num_items, codes, length, dim, layers, heads, compute_dtype, remat)
+
+
+def read_code_rows(
+    model: Model,
+    texts: np.ndarray,
+    folder: str = "",
+    levels: int = 3,
+    size: int = 256,
+    codes_seed: int = 0,
+    max_pieces: int = 0,
+) -> Model:
+    """Each item vector is the sum of rows of codes that clients hold and train: traffic is independent of items.
+
+    Args:
+        model: The model whose tables they are.
+        texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
+        folder: A folder with a text encoder in Hugging Face's layout. Left out: all-MiniLM-L6-v2, fetched once.
+        levels: Number of codes of an item; one more tells items with the same codes apart.
+        size: Number of codes of a level.
+        codes_seed: Seed of the k-means that makes codes; everybody may know it.
+        max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
+
+    Returns:
+        The model, see `jaxfed.models.code_rows`.
+
+    Raises:
+        ValueError: no encoder can be read, there are no texts, or the model has no table of items.
+    """
+    vectors = encode_catalogue(count_table_rows(model), texts, folder, max_pieces).vectors
+    return code_rows(model, semantic_codes(vectors, levels, size, codes_seed))

@@ -124,7 +124,7 @@ def check_method_arguments(method: Method, model: Model, num_clients: int) -> No
 
 def check_has_tables(model: Model) -> None:
     """Raises ValueError for a model of a program's own that has no tables: nothing of it would be about items."""
-    if find_recipe(model) is None and not num_rows(jax.eval_shape(model.init, jax.random.key(0))):
+    if find_recipe(model) is None and not num_rows((jax.eval_shape(model.init, jax.random.key(0)), model.frozen)):
         raise ValueError(
             "Experiment: the model has no tables: put its item rows in the collection `tables`, a row for each item"
         )

@@ -43,7 +43,7 @@ from jaxfed.channels.robust import geometric_median, median, trimmed_mean
 from jaxfed.channels.secure_sum import pads, ring
 from jaxfed.channels.sparse import random_k, top_k
 from jaxfed.channels.staleness import mixing, staleness
-from jaxfed.config.generative_models import read_decoder_lora
+from jaxfed.config.generative_models import read_code_decoder, read_code_rows, read_decoder_lora
 from jaxfed.config.optax_functions import OPTIMIZERS, optax_at_client, optax_at_server
 from jaxfed.config.text_parametrizations import read_text_encoder, read_text_lora, read_text_vectors
 from jaxfed.core.method import Method
@@ -105,6 +105,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "bert4rec": bert4rec,
         "text_lora": read_text_lora,
         "decoder_lora": read_decoder_lora,
+        "code_decoder": read_code_decoder,
         "popularity": popularity,
         "counter": counter,
     },
@@ -219,6 +220,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "hashed": hashed_tables,
         "text_vectors": read_text_vectors,
         "text_encoder": read_text_encoder,
+        "codes": read_code_rows,
     },
 }
 

@@ -160,8 +160,9 @@ def make_server_optimizer(config: Config, model: Model) -> optax.GradientTransfo
     return call_registered("server", pace, learning_rate=rate, closed=model.closed)
 
 
-def make_parametrization(config: Section, model: Model, data: Clients) -> Parametrization | None:
-    """The parametrization of a configuration's model; None: it has none. Raises ValueError."""
+def make_parametrization(config: Section, model: Model, data: Clients) -> Parametrization | Model | None:
+    """The parametrization of a configuration's model; where clients hold it, a model; None: it has none. Raises
+    ValueError."""
     return call_registered("parametrization", config, model=model, **given_texts("parametrization", config.name, data))
 
 
@@ -175,6 +176,9 @@ def make_pieces(config: Config, data: Clients) -> Pieces:
     """The pieces that a configuration names. Raises ValueError with one line for what cannot be."""
     population, run, server = data.population, config.run, config.server
     model = make_model(config, data, make_runtime(run, data.num_items).table_rows)
+    parametrization = make_parametrization(config.parametrization, model, data)
+    if isinstance(parametrization, Model):
+        model, parametrization = parametrization, None
     sampler = choose_sampler(config, population)
     known = known_arguments(config, population, sampler)
 
@@ -190,7 +194,7 @@ def make_pieces(config: Config, data: Clients) -> Pieces:
         channel=channel,
         sampler=sampler,
         batching=Batching(**{name: getattr(config.work, name) for name in BESIDE["work"] if name in Batching._fields}),
-        parametrization=make_parametrization(config.parametrization, model, data),
+        parametrization=parametrization,
         download=chain_links(config.download, "download") if config.download else None,
         evaluation=config.evaluation,
         evaluation_channel=chain_links(config.evaluation.channel, "evaluation.channel") if at_clients else None,

@@ -17,6 +17,7 @@ from jaxfed.models.model import from_module
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
 from jaxfed.models.sasrec import bert4rec, sasrec
+from jaxfed.models.semantic_codes import code_rows, semantic_codes
 from jaxfed.models.sequence import from_encoder
 from jaxfed.models.text import text_encoder, text_vectors
 from jaxfed.models.text_lora import text_lora
@@ -29,6 +30,7 @@ __all__ = [
     "TextEncoder",
     "bert4rec",
     "code_decoder",
+    "code_rows",
     "convert_bert",
     "convert_llama",
     "decoder_lora",
@@ -50,6 +52,7 @@ __all__ = [
     "pfedrec",
     "popularity",
     "sasrec",
+    "semantic_codes",
     "text_encoder",
     "text_lora",
     "text_vectors",
