@@ -147,6 +147,6 @@ def check_code_rows(model: Model, items: int) -> None:
         raise ValueError("parametrization.codes: the model has no table of items: leave the parametrization out")
     if num_rows(tables) != items:
         raise ValueError(
-            f"parametrization.codes: there are codes of {items:,} items, the model has {num_rows(tables):,}: give those of "
-            "each"
+            f"parametrization.codes: there are codes of {items:,} items, the model has {num_rows(tables):,}: give "
+            "those of each"
         )

@@ -1,0 +1,196 @@
+"""The memory that each device needs for a round of a decoder with adapters on clients: compiled, and not run.
+
+python scripts/abstract_memory.py [configs/abstract/decoder_1b_lora.toml] [--lower-only]
+
+No weights, no data and no accelerator are needed: arrays are shapes. For each mesh of the file the round is lowered for
+TPU and CUDA on a mesh without devices, and compiled for as many CPU devices as the mesh has, which are made up. The
+bytes of arguments are exact on any device. Those of temporaries are the CPU compiler's, which multiplies bfloat16 in
+float32: another compiler needs less. --lower-only leaves the compilation out.
+"""
+
+import argparse
+import re
+import tomllib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxfed.algorithms.local_training import local_steps
+from jaxfed.channels.average import weighted_mean
+from jaxfed.core.channel import chain
+from jaxfed.core.client_work import Batches
+from jaxfed.core.federate import FrozenParts, make_programs, run_round
+from jaxfed.core.method import Method
+from jaxfed.core.placement import Placement
+from jaxfed.core.state import Plan, initial_state
+from jaxfed.core.tables import num_rows
+from jaxfed.core.types import Block, Cohort
+from jaxfed.models.decoder import PARTITION_RULES, Decoder, DecoderSizes, init_decoder
+from jaxfed.models.decoder_weights import TextDecoder
+from jaxfed.models.generative import decoder_lora
+from jaxfed.models.lora import LoraSettings
+
+PLATFORMS = ("tpu", "cuda")
+CONFIG = Path(__file__).parent.parent / "configs/abstract/decoder_1b_lora.toml"
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+
+class Arguments(NamedTuple):
+    """The arguments of a round, as shapes that know how they lie over a mesh."""
+
+    frozen: Any
+    state: Any
+    cohort: Cohort
+    key: Any
+
+
+def make_shardings(mesh: Any, rules: Rules, tree: Any) -> Any:
+    """The sharding of each leaf: that of the first rule whose pattern is found in its path; else it is on every
+    device."""
+
+    def place(keys, leaf):
+        path = "/".join(str(getattr(each, "key", getattr(each, "name", each))) for each in keys)
+        found = (spec for pattern, spec in rules if re.search(pattern, path))
+        return NamedSharding(mesh, next(found, PartitionSpec()))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def lay_out(tree: Any, shardings: Any) -> Any:
+    """The same shapes, each with its sharding."""
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
+
+
+def make_mesh_placement(mesh: Any) -> Placement:
+    """Clients over the axis `clients` of a mesh; what the server keeps is on every device."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def replicate(tree):
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, everywhere), tree)
+
+    def spread(f):
+        return jax.vmap(f, (None, 0), spmd_axis_name="clients")
+
+    return Placement(spread, lambda x: x, lambda x: x, replicate, replicate, mesh.size)
+
+
+def make_abstract_model(config: dict[str, Any]) -> Any:
+    """(the model, the number of the base's parameters): shapes in place of the base's parameters and of the texts."""
+    sizes, said = DecoderSizes(**config["decoder"]), config["round"]
+    module = Decoder(sizes)
+    params = jax.eval_shape(lambda key: init_decoder(module, key)["params"], jax.random.key(0))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config["base"]["param_dtype"])), params)
+    pieces = np.broadcast_to(np.int32(0), (said["items"], said["pieces"]))
+    lora = LoraSettings(**config["lora"])
+    decoder = TextDecoder(sizes, params, start=1)
+    model = decoder_lora(said["items"], decoder, pieces, said["length"], lora, "bfloat16")
+    return model, sum(x.size for x in jax.tree.leaves(params))
+
+
+def make_cohort(said: dict[str, int]) -> Cohort:
+    """The shapes of a cohort: one block of clients, each with as many steps over its history."""
+    clients, steps, length = said["clients"], said["steps"], said["length"]
+
+    def shape(*sizes, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    examples = shape(clients, dtype=jnp.float32)
+    batch = {"sequence": shape(clients, steps, length)}
+    data = Batches(shape(clients, steps, length), shape(clients, steps, dtype=jnp.bool), batch, examples)
+    block = Block(shape(clients), shape(clients, length), examples, data)
+    return Cohort(shape(clients), shape(clients, dtype=jnp.bool), (block,))
+
+
+def make_round(mesh: Any, config: dict[str, Any], model: Any) -> tuple[Any, Arguments]:
+    """(the jitted round, its arguments) over a mesh."""
+    said = config["round"]
+    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.frozen)
+    method = Method(local_steps(model, optax.sgd(0.1)), server=optax.adam(1e-3))
+    plan = Plan(
+        method=method,
+        channel=chain(weighted_mean()),
+        num_clients=said["clients"],
+        place=make_mesh_placement(mesh),
+        padded_shape=None,
+        client_memory_budget=8e9,
+        chunk=0,
+        store_on_host=False,
+        download=None,
+        capacity=0,
+        history_length=0,
+        frozen_rows=num_rows(frozen),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(partial(initial_state, plan), jax.eval_shape(model.init, key), key)
+    cohort = make_cohort(said)
+    split = NamedSharding(mesh, PartitionSpec("clients"))
+    on_all = partial(make_shardings, mesh, ())
+    blocks = tuple(lay_out(block, jax.tree.map(lambda _: split, block)) for block in cohort.blocks)
+    arguments = Arguments(
+        lay_out(frozen, make_shardings(mesh, PARTITION_RULES, frozen)),
+        lay_out(state, on_all(state)),
+        lay_out(cohort._replace(blocks=()), on_all(cohort._replace(blocks=())))._replace(blocks=blocks),
+        lay_out(key, on_all(key)),
+    )
+    programs = make_programs(plan)
+
+    def one_round(frozen, state, cohort, key):
+        return run_round(plan, programs, FrozenParts(frozen, ()), state, cohort, key)
+
+    return jax.jit(one_round, donate_argnums=1), arguments
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a tree of shapes on one device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
+
+
+def describe_mesh(clients: int, model: int, config: dict[str, Any], compile_too: bool) -> str:
+    """A line of the table: what a mesh's devices hold."""
+    made, _ = make_abstract_model(config)
+    axes = (clients, model), ("clients", "model")
+    types = {"axis_types": (AxisType.Auto, AxisType.Auto)}
+    program, arguments = make_round(AbstractMesh(*axes, **types), config, made)
+    program.trace(*arguments).lower(lowering_platforms=PLATFORMS)
+    base, kept = device_bytes(arguments.frozen), device_bytes(arguments.state)
+    found = [f"{clients} x {model}", clients * model, f"{base / 1e6:,.0f}", f"{kept / 1e6:,.0f}"]
+    if compile_too:
+        devices = np.array(jax.devices()[: clients * model]).reshape(clients, model)
+        program, arguments = make_round(Mesh(devices, axes[1], **types), config, made)
+        memory = program.lower(*arguments).compile().memory_analysis()
+        found += [f"{each / 1e6:,.0f}" for each in (memory.argument_size_in_bytes, memory.temp_size_in_bytes)]
+    return " | ".join(map(str, found))
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", type=Path, default=CONFIG)
+    parser.add_argument("--lower-only", action="store_true")
+    asked = parser.parse_args()
+    config = tomllib.loads(asked.config.read_text())
+    jax.config.update("jax_num_cpu_devices", max(each["clients"] * each["model"] for each in config["mesh"]))
+    jax.config.update("jax_platforms", "cpu")
+    model, count = make_abstract_model(config)
+    adapters = sum(x.size for x in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
+    print(
+        f"{count / 1e9:.2f} billion parameters of the base; {adapters:,} of the adapters, {4 * adapters / 1e6:.1f} MB"
+    )
+    print("MB a device:")
+    print(
+        "clients x model | devices | base and texts | server" + ("" if asked.lower_only else " | arguments | temporary")
+    )
+    for each in config["mesh"]:
+        print(describe_mesh(each["clients"], each["model"], config, not asked.lower_only), flush=True)
+
+
+if __name__ == "__main__":
+    main()
