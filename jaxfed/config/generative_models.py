@@ -72,6 +72,7 @@ def read_code_decoder(
     dim: int = 64,
     layers: int = 2,
     heads: int = 4,
+    beam: int = 0,
     levels: int = 3,
     size: int = 64,
     codes_seed: int = 0,
@@ -89,6 +90,8 @@ def read_code_decoder(
         dim: Width of the decoder.
         layers: Number of its layers.
         heads: Heads of attention; they divide `dim`.
+        beam: Prefixes of codes that a search keeps at each level; items that it does not find come last. 0: each item
+            is scored.
         levels: Number of codes of an item; one more tells items with the same codes apart.
         size: Number of codes of a level.
         codes_seed: Seed of the k-means that makes codes; everybody may know it.
@@ -104,7 +107,7 @@ def read_code_decoder(
     """
     vectors = encode_catalogue(num_items, texts, folder, max_pieces).vectors
     codes = semantic_codes(vectors, levels, size, codes_seed)
-    return code_decoder(num_items, codes, length, dim, layers, heads, compute_dtype, remat)
+    return code_decoder(num_items, codes, length, dim, layers, heads, beam, compute_dtype, remat)
 
 
 def read_code_rows(

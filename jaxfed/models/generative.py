@@ -13,6 +13,7 @@ import optax
 from jaxfed.core.model import Model, SequenceFormat
 from jaxfed.core.tables import Table, unwrap
 from jaxfed.core.types import History, Key, Mean, Tree
+from jaxfed.models.beam_search import TrieLevel, build_trie, score_found, search_codes
 from jaxfed.models.decoder import Decoder, DecoderSizes, PastPieces, init_decoder
 from jaxfed.models.decoder_weights import TextDecoder
 from jaxfed.models.lora import COLLECTION, LoraSettings, init_lora, make_lora_product
@@ -88,13 +89,24 @@ def make_likelihoods(made: GenerativeModel, shared: Tree, private: Tree, user: A
     return encode_in_batches(jax.vmap(judge), (shared["text"]["pieces"],))
 
 
-def make_generative_model(made: GenerativeModel, init: Callable[[Key], Tree], text: Tree) -> Model:
-    """The model. init: the shared parameters, from a key. text: what is frozen, `pieces` int [N, P] marked."""
+def search_items(made: GenerativeModel, beam: int, shared: Tree, private: Tree, user: Any) -> jax.Array:
+    """[rows]: the mean log-likelihood of each row's codes, where a beam search finds them; else the least."""
+    shared, past = unwrap(shared), PastPieces(*private["private"]["past"])
+    trie = tuple(TrieLevel(children) for children in shared["text"]["trie"])
+    found = search_codes(made.module, made.variables(shared), past, private["private"]["logits"], trie, beam)
+    return score_found(found, jnp.asarray(shared["text"]["pieces"]))
+
+
+def make_generative_model(
+    made: GenerativeModel, init: Callable[[Key], Tree], text: Tree, score: Callable[..., jax.Array] | None = None
+) -> Model:
+    """The model. init: the shared parameters, from a key. text: what is frozen, `pieces` int [N, P] marked. score: what
+    scores items; None: the likelihood of each."""
     return Model(
         init,
         lambda key: (),
         partial(sum_piece_losses, made),
-        partial(make_likelihoods, made),
+        score or partial(make_likelihoods, made),
         fold_in=partial(read_history, made),
         frozen={"text": text},
         sequence=SequenceFormat(made.length),
@@ -177,6 +189,7 @@ def code_decoder(
     dim: int = 64,
     layers: int = 2,
     heads: int = 4,
+    beam: int = 0,
     compute_dtype: ComputeDtype = "float32",
     remat: bool = False,
 ) -> Model:
@@ -190,6 +203,8 @@ def code_decoder(
         dim: Width of the decoder.
         layers: Number of its layers.
         heads: Heads of attention; they divide `dim`.
+        beam: Prefixes of codes that a search keeps at each level; items that it does not find come last. 0: each item
+            is scored.
         compute_dtype: In what the decoder's layers compute.
         remat: Compute activations again in the backward pass, in place of keeping them.
 
@@ -205,6 +220,8 @@ def code_decoder(
         [1, 4]
     """
     check_positive("model.dim", dim)
+    if beam < 0:
+        raise ValueError(f"model.beam is {beam}: it must not be negative; 0 scores each item")
     if heads < 1 or dim % (2 * heads):
         raise ValueError(f"model.heads is {heads}: {dim} numbers must be that many heads of an even width")
     pieces, vocabulary = number_codes(codes)
@@ -213,10 +230,10 @@ def code_decoder(
     check_prompt(sizes, num_items, pieces, length)
     module = Decoder(sizes, remat, jnp.dtype(compute_dtype))
     made = GenerativeModel(module, lambda shared: {"params": shared["params"]}, vocabulary, length)
-    unused = np.where(pieces == vocabulary, vocabulary + 1, pieces)
-    return make_generative_model(
-        made, lambda key: {"params": init_decoder(module, key)["params"]}, {"pieces": Table(unused)}
-    )
+    text: dict[str, Any] = {"pieces": Table(np.where(pieces == vocabulary, vocabulary + 1, pieces))}
+    text |= {"trie": tuple(level.children for level in build_trie(pieces, vocabulary))} if beam else {}
+    score = partial(search_items, made, beam) if beam else None
+    return make_generative_model(made, lambda key: {"params": init_decoder(module, key)["params"]}, text, score)
 
 
 def number_codes(codes: np.ndarray) -> tuple[np.ndarray, int]:

@@ -11,11 +11,14 @@ from jaxfed.config.schema import make_config
 from jaxfed.core.model import with_frozen
 from jaxfed.core.tables import unwrap
 from jaxfed.core.types import History
+from jaxfed.models.beam_search import build_trie
 from jaxfed.models.decoder import Decoder
 from jaxfed.models.decoder_weights import convert_llama
 from jaxfed.models.generative import code_decoder, decoder_lora, number_codes
 from jaxfed.models.lora import LoraSettings
+from jaxfed.models.transformer import MASKED_LOGIT
 from jaxfed.training.loop import train_run
+from tests.small import KEY
 from tests.small_decoder import CONFIG, random_decoder_tensors, write_decoder
 
 DECODER = convert_llama(CONFIG, random_decoder_tensors())
@@ -170,3 +173,43 @@ def test_training_makes_the_texts_of_histories_likelier(adapted):
         value, params = step(params)
         values.append(float(value))
     assert values[-1] < values[0] - 0.5
+
+
+# --- codes under a trie ----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def searched():
+    """searched(beam) -> scores of all items by a decoder of codes; the last row is no item."""
+    codes = np.unique(np.random.default_rng(4).integers(0, 4, (40, 3)), axis=0)
+    codes = np.concatenate([codes, np.full((1, 3), -1)])
+    rows = jnp.array([4, 20, 9, 1 << 30])
+
+    def score(beam):
+        model = code_decoder(len(codes), codes, length=3, dim=8, heads=2, beam=beam)
+        shared = jax.tree.map(lambda x: x + 0.5 * jax.random.normal(jax.random.key(1), x.shape), model.init(KEY))
+        shared = unwrap(with_frozen(shared, model.frozen))
+        return np.asarray(model.score(shared, model.fold_in(shared, History(rows, rows, len(codes))), 0))
+
+    return score
+
+
+def test_a_beam_as_wide_as_the_catalogue_scores_each_item(searched):
+    """Read piece by piece against all at once; what is no item is last."""
+    every, found = searched(0), searched(len(searched(0)))
+    np.testing.assert_allclose(found[:-1], every[:-1], atol=1e-5)
+    assert np.std(every[:-1]) > 0.1
+    assert found[-1] == every[-1] == MASKED_LOGIT
+
+
+def test_a_narrow_beam_finds_items_alone_and_scores_them_alike(searched):
+    every, found = searched(0), searched(5)
+    seen = found > MASKED_LOGIT
+    assert seen.sum() == 5
+    np.testing.assert_allclose(found[seen], every[seen], atol=1e-5)
+
+
+def test_a_trie_has_the_prefixes_of_the_codes():
+    levels = build_trie(np.array([[0, 2], [0, 3], [1, 3], [9, 9]]), 4)
+    np.testing.assert_array_equal(levels[0].children, [[0, 1, -1, -1]])
+    np.testing.assert_array_equal(levels[1].children, [[-1, -1, 0, 1], [-1, -1, -1, 2]])
