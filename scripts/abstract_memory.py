@@ -52,13 +52,22 @@ class Arguments(NamedTuple):
 
 
 def make_shardings(mesh: Any, rules: Rules, tree: Any) -> Any:
-    """The sharding of each leaf: that of the first rule whose pattern is found in its path; else it is on every
-    device."""
+    """The sharding of each leaf: that of the first rule whose pattern is found in its path; else it is on every device.
+
+    Raises ValueError where a leaf does not divide among the devices of an axis.
+    """
 
     def place(keys, leaf):
         path = "/".join(str(getattr(each, "key", getattr(each, "name", each))) for each in keys)
         found = (spec for pattern, spec in rules if re.search(pattern, path))
-        return NamedSharding(mesh, next(found, PartitionSpec()))
+        where = NamedSharding(mesh, next(found, PartitionSpec()))
+        for size, axis in zip(leaf.shape, where.spec, strict=False):
+            if axis and size % mesh.shape[axis]:
+                raise ValueError(
+                    f"{path} is {list(leaf.shape)}: {size} does not divide among the {mesh.shape[axis]} devices of "
+                    f"the axis {axis}, choose another mesh"
+                )
+        return where
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -111,6 +120,11 @@ def make_cohort(said: dict[str, int]) -> Cohort:
 def make_round(mesh: Any, config: dict[str, Any], model: Any) -> tuple[Any, Arguments]:
     """(the jitted round, its arguments) over a mesh."""
     said = config["round"]
+    if said["clients"] % mesh.shape["clients"]:
+        raise ValueError(
+            f"{said['clients']} clients do not divide among the {mesh.shape['clients']} devices of the axis clients: "
+            "choose another mesh"
+        )
     frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.frozen)
     method = Method(local_steps(model, optax.sgd(0.1)), server=optax.adam(1e-3))
     plan = Plan(
