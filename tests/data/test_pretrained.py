@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ pytest.importorskip("tokenizers", reason="the extra `text` is not installed")
 
 from jaxfed.data.sources import pretrained as module
 from jaxfed.data.sources.pretrained import fetch_minilm, keep_vectors, read_pretrained, tokenize_texts
+from tests.small_decoder import write_decoder
 from tests.small_text import SIZES, WORDS, write_encoder
 
 UNUSED = SIZES["vocab_size"]
@@ -151,3 +153,75 @@ def test_where_nothing_can_be_keep_vectors_are_made_anew(folder, tmp_path, monke
     held = read_pretrained(str(folder))
     tokens = tokenize_texts(held, ["red"]).ids
     assert keep_vectors(held, tokens, lambda: np.ones((1, 12), np.float32)).sum() == 12
+
+
+# --- weights in several files ----------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """(a folder whose weights are in three files, its tensors)."""
+    return tmp_path / "model", write_decoder(tmp_path / "model", files=3)
+
+
+def test_several_files_are_one_set_of_weights(shards):
+    folder, tensors = shards
+    found = read_pretrained(str(folder))
+    assert found.tensors.keys() == tensors.keys()
+    for name, x in tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], x)
+    again = read_pretrained(str(folder)).sha256
+    assert again == found.sha256
+    write_decoder(folder, tensors={name: x + 1 for name, x in tensors.items()}, files=3)
+    assert read_pretrained(str(folder)).sha256 != again
+
+
+def test_weights_in_half_precision_are_read(shards):
+    folder, tensors = shards
+    write_decoder(folder, tensors={name: x.astype(jnp.bfloat16) for name, x in tensors.items()}, files=2)
+    found = read_pretrained(str(folder)).tensors["model.norm.weight"]
+    np.testing.assert_array_equal(found, tensors["model.norm.weight"].astype(jnp.bfloat16))
+
+
+def lose_a_file(folder, where):
+    (folder / where["model.norm.weight"]).unlink()
+
+
+def lose_a_tensor(folder, where):
+    where["model.layers.9.norm"] = where["model.norm.weight"]
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def leave_the_folder(folder, where):
+    where["model.norm.weight"] = "../model.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+def forget_the_map(folder, where):
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lose_a_file, "which is no file beside it: fetch it, too"),
+        (lose_a_tensor, "model.layers.9.norm is missing, which the index says it has"),
+        (leave_the_folder, "names ../model.safetensors, which is no file beside it"),
+        (forget_the_map, "model.safetensors.index.json cannot be read"),
+    ],
+)
+def test_an_index_that_says_something_else_is_refused(shards, spoil, said):
+    folder = shards[0]
+    spoil(folder, json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"])
+    with pytest.raises(ValueError, match=said) as error:
+        read_pretrained(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_texts_without_marks(folder):
+    """A decoder reads one text after the other: nothing opens or closes each."""
+    plain, marked = (
+        tokenize_texts(read_pretrained(str(folder)), ["the red day"], marks=x).ids[0] for x in (False, True)
+    )
+    np.testing.assert_array_equal(plain[:3], marked[1:4])
+    assert plain[3] == marked[5] == SIZES["vocab_size"]

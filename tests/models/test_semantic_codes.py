@@ -1,15 +1,21 @@
 """Semantic codes: residual k-means, digits that tell items apart, rows of codes as a model's item vectors."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxfed as jf
+from jaxfed.config.build import build_from_config, load_data
+from jaxfed.config.schema import make_config
 from jaxfed.core.model import with_frozen
-from jaxfed.core.tables import unwrap
+from jaxfed.core.tables import num_rows, unwrap
 from jaxfed.models.semantic_codes import code_rows, count_same_before, semantic_codes, sum_code_rows
+from jaxfed.training.loop import train_run
 from tests.small import KEY, close
+from tests.small_text import write_encoder
 
 _rng = np.random.default_rng(3)
 VECTORS = _rng.normal(size=(60, 5))
@@ -95,16 +101,58 @@ def test_a_vector_is_the_sum_of_its_rows():
     np.testing.assert_array_equal(got, [rows[0] + rows[4] + rows[5], rows[2] + rows[3] + rows[5]])
 
 
-def test_what_travels_is_the_same_whatever_a_client_has():
-    """Clients of very different lengths, and a catalogue ten times as large."""
-    sent = []
+def test_parameters_do_not_grow_with_the_catalogue():
+    numbers = []
     for items in (80, 800):
         codes = semantic_codes(np.random.default_rng(0).normal(size=(items, 5)), 2, 6)
-        model = code_rows(MODELS["mf"](items), np.minimum(codes, 5))
-        shapes = jax.eval_shape(model.init, KEY)
-        sent.append(sum(x.size for x in jax.tree.leaves(shapes)))
-        assert not any("Table" in str(type(x)) for x in jax.tree.leaves(shapes, is_leaf=lambda x: hasattr(x, "rows")))
-    assert sent[0] == sent[1] == 18 * (4 + 1)
+        shapes = jax.eval_shape(code_rows(MODELS["mf"](items), np.minimum(codes, 5)).init, KEY)
+        assert num_rows(shapes) == 0
+        numbers.append(sum(x.size for x in jax.tree.leaves(shapes)))
+    assert numbers == [18 * (4 + 1)] * 2
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with an encoder, clicks of users with very different histories, and titles."""
+    pytest.importorskip("safetensors", reason="the extra `text` is not installed")
+    pytest.importorskip("tokenizers", reason="the extra `text` is not installed")
+    monkeypatch.setenv("JAXFED_DATA", str(tmp_path / "cache"))
+    write_encoder(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    clicks = [(u, i) for u in range(12) for i in rng.choice(23, 4 + u, replace=False)]
+    lines = [f"{u},{i},{t}" for t, (u, i) in enumerate(clicks)]
+    (tmp_path / "clicks.csv").write_text("user,item,time\n" + "\n".join(lines) + "\n")
+    words = ["red", "blue", "night", "day", "comedy", "war"]
+    titles = [f"{i},{' '.join(rng.choice(words, rng.integers(1, 5)))}" for i in range(23)]
+    (tmp_path / "titles.csv").write_text("item,title\n" + "\n".join(titles) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["mf", "sasrec"])
+def test_each_client_sends_the_same_bytes(files, name):
+    """However long its history is; and a run learns."""
+    table = {
+        "rounds": 30,
+        "data": {"name": "csv", "path": str(files / "clicks.csv"), "titles": str(files / "titles.csv")},
+        "model": {"name": name, "dim": 4},
+        "parametrization": {"name": "codes", "folder": str(files / "model"), "levels": 2, "size": 8},
+        "work": {"name": "gradient", "negatives": 4, "optimizer": {"name": "sgd", "learning_rate": 0.5}},
+        "channel": [{"name": "weighted_mean"}],
+        "server": {"name": "adam", "learning_rate": 0.05},
+        "cohort": {"name": "everyone"},
+        "evaluation": {"every": 15},
+        "run": {"out": str(files / "run")},
+    }
+    config = make_config(table)
+    made = build_from_config(config, load_data(config.data))
+    up = made.wire.up(np.array([1, 4, 23]))
+    assert len(np.unique(up)) == 1
+    assert up[0] >= 4 * sum(x.size for x in jax.tree.leaves(jax.eval_shape(made.model.init, KEY)))
+    done = train_run(config)
+    assert done["bytes_up_total"] == 30 * 12 * up[0]
+    lines = map(json.loads, (files / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = [line["train/loss"] for line in lines]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize(
