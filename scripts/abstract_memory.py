@@ -170,15 +170,14 @@ def device_bytes(tree: Any) -> int:
 def describe_mesh(clients: int, model: int, config: dict[str, Any], compile_too: bool) -> str:
     """A line of the table: what a mesh's devices hold."""
     made, _ = make_abstract_model(config)
-    axes = (clients, model), ("clients", "model")
-    types = {"axis_types": (AxisType.Auto, AxisType.Auto)}
-    program, arguments = make_round(AbstractMesh(*axes, **types), config, made)
+    axes, types = ("clients", "model"), (AxisType.Auto, AxisType.Auto)
+    program, arguments = make_round(AbstractMesh((clients, model), axes, axis_types=types), config, made)
     program.trace(*arguments).lower(lowering_platforms=PLATFORMS)
     base, kept = device_bytes(arguments.frozen), device_bytes(arguments.state)
     found = [f"{clients} x {model}", clients * model, f"{base / 1e6:,.0f}", f"{kept / 1e6:,.0f}"]
     if compile_too:
         devices = np.array(jax.devices()[: clients * model]).reshape(clients, model)
-        program, arguments = make_round(Mesh(devices, axes[1], **types), config, made)
+        program, arguments = make_round(Mesh(devices, axes, axis_types=types), config, made)
         memory = program.lower(*arguments).compile().memory_analysis()
         found += [f"{each / 1e6:,.0f}" for each in (memory.argument_size_in_bytes, memory.temp_size_in_bytes)]
     return " | ".join(map(str, found))

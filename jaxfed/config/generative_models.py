@@ -7,7 +7,7 @@ from jaxfed.config.text_parametrizations import check_texts_given, count_table_r
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import named
 from jaxfed.data.item_descriptions import note_texts
-from jaxfed.data.sources.pretrained import read_pretrained, tokenize_texts
+from jaxfed.data.sources.pretrained import Pretrained, read_pretrained, tokenize_texts
 from jaxfed.data.stages import LOGGER
 from jaxfed.models.decoder_weights import convert_llama
 from jaxfed.models.generative import code_decoder, decoder_lora
@@ -51,16 +51,24 @@ def read_decoder_lora(
     """
     if not folder:
         raise ValueError("model.folder: name a folder with a decoder of the Llama family; there is none to fetch")
-    check_texts_given(texts)
     pretrained = read_pretrained(folder)
     decoder = convert_llama(pretrained.config, pretrained.tensors)
-    # a line for each item: its end is a piece, where the tokenizer has one for it
+    lora, pieces = (
+        LoraSettings(lora_rank, lora_alpha, lora_pattern),
+        read_lines(pretrained, texts, num_items, max_pieces),
+    )
+    return decoder_lora(num_items, decoder, pieces, length, lora, compute_dtype, remat)
+
+
+def read_lines(pretrained: Pretrained, texts: np.ndarray, rows: int, max_pieces: int) -> np.ndarray:
+    """int [rows, P]: the pieces of each text as a line of its own, past the vocabulary where unused. Raises ValueError
+    where there are no texts."""
+    check_texts_given(texts)
     table = tokenize_texts(pretrained, [f"{text}\n" for text in texts], max_pieces, marks=False)
     for note in note_texts(texts, table.cut, table.ids.shape[1]):
         LOGGER.info("data: %s", note)
-    more = np.full((max(num_items - len(texts), 0), table.ids.shape[1]), decoder.sizes.vocabulary, np.int32)
-    lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
-    return decoder_lora(num_items, decoder, np.concatenate([table.ids, more]), length, lora, compute_dtype, remat)
+    unused = np.full((max(rows - len(texts), 0), table.ids.shape[1]), int(pretrained.config["vocab_size"]), np.int32)
+    return np.concatenate([table.ids, unused])
 
 
 @named("model", "code_decoder")
@@ -77,8 +85,6 @@ def read_code_decoder(
     size: int = 64,
     codes_seed: int = 0,
     max_pieces: int = 0,
-    compute_dtype: ComputeDtype = "float32",
-    remat: bool = False,
 ) -> Model:
     """Scores items by the likelihood of their semantic codes after those of a history, by a decoder that clients train.
 
@@ -96,8 +102,6 @@ def read_code_decoder(
         size: Number of codes of a level.
         codes_seed: Seed of the k-means that makes codes; everybody may know it.
         max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
-        compute_dtype: In what the decoder's layers compute.
-        remat: Compute activations again in the backward pass, in place of keeping them.
 
     Returns:
         The model, see `jaxfed.models.code_decoder`.
@@ -107,7 +111,7 @@ def read_code_decoder(
     """
     vectors = encode_catalogue(num_items, texts, folder, max_pieces).vectors
     codes = semantic_codes(vectors, levels, size, codes_seed)
-    return code_decoder(num_items, codes, length, dim, layers, heads, beam, compute_dtype, remat)
+    return code_decoder(num_items, codes, length, dim, layers, heads, beam)
 
 
 def read_code_rows(

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxfed.core.types import Tree
 from jaxfed.models.bert import BertEncoder, BertSizes
-from jaxfed.models.tensor_names import check_tensors, path_shapes, read_numbers, turn_kernel, unflatten_paths
+from jaxfed.models.tensor_names import check_tensors, lay_out_kernel, path_shapes, read_numbers, unflatten_paths
 
 # of an encoder's embeddings and of a layer: the name of a tensor, and its path in the tree of `BertEncoder`
 EMBEDDINGS = {
@@ -127,5 +127,5 @@ def convert_bert(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
     held = {name: tensor for name, tensor in held.items() if not UNUSED.search(name)}
     check_tensors(held, encoder_shapes(sizes), "BERT encoder")
     paths = map_parameters(sizes)
-    made = {path: turn_kernel(path, np.asarray(held[name], np.float32)) for name, path in paths.items()}
+    made = {path: lay_out_kernel(path, np.asarray(held[name], np.float32)) for name, path in paths.items()}
     return TextEncoder(sizes, unflatten_paths(made))

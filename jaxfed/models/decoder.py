@@ -97,7 +97,7 @@ class DecoderLayer(nn.Module):
         sizes = self.sizes
         norm = partial(nn.RMSNorm, epsilon=sizes.epsilon, dtype=self.dtype)
         options: dict[str, Any] = {"use_bias": False, "dtype": self.dtype, "dot_general_cls": self.dot_general_cls}
-        dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.02), **options)
+        dense: Any = partial(nn.Dense, kernel_init=nn.initializers.normal(0.02), **options)
 
         def heads(name, count):
             return dense(count * sizes.head_width, name=name)(inner).reshape(*x.shape[:-1], count, sizes.head_width)
@@ -106,16 +106,31 @@ class DecoderLayer(nn.Module):
         query = rotate_pairs(heads("q_proj", sizes.heads), places, sizes.rope_theta)
         key = rotate_pairs(heads("k_proj", sizes.key_value_heads), places, sizes.rope_theta)
         value = heads("v_proj", sizes.key_value_heads)
-        every = (
-            (key, value)
-            if past is None
-            else (jnp.concatenate([old, new], 1) for old, new in zip(past, (key, value), strict=True))
+        keys, values = (
+            (key, value) if past is None else (jnp.concatenate(x, 1) for x in zip(past, (key, value), strict=True))
         )
-        attended = jax.nn.dot_product_attention(query, *every, mask=seen[:, None])
+        attended = jax.nn.dot_product_attention(query, keys, values, mask=seen[:, None])
         x = x + dense(sizes.width, name="o_proj")(attended.reshape(*x.shape[:-1], -1))
         inner = norm(name="post_attention_layernorm")(x)
         hidden = nn.silu(dense(sizes.hidden, name="gate_proj")(inner)) * dense(sizes.hidden, name="up_proj")(inner)
         return x + dense(sizes.width, name="down_proj")(hidden), (key, value)
+
+
+def list_seen(live: jax.Array, past: PastPieces | None) -> jax.Array:
+    """bool [B, T, S + T]: what each place attends to: what comes before it, and itself, of what is a piece."""
+    places = live.shape[1]
+    seen = jnp.broadcast_to(live[:, None], (*live.shape, places)) & jnp.tril(jnp.ones((places, places), bool))
+    if past is None:
+        return seen
+    return jnp.concatenate([jnp.broadcast_to(past.live[:, None], (*live.shape, past.live.shape[1])), seen], 2)
+
+
+def append_pieces(past: PastPieces | None, now: PastPieces) -> PastPieces:
+    """What is kept of all pieces."""
+    if past is None:
+        return now
+    keys, values = (jnp.concatenate(pair, 2) for pair in ((past.keys, now.keys), (past.values, now.values)))
+    return PastPieces(keys, values, jnp.concatenate([past.live, now.live], 1))
 
 
 class Decoder(nn.Module):
@@ -145,11 +160,7 @@ class Decoder(nn.Module):
         """
         sizes = self.sizes
         places = jnp.cumsum(live, 1) - 1 + (0 if past is None else past.live.sum(1, keepdims=True))
-        order = jnp.tril(jnp.ones((live.shape[1],) * 2, bool))
-        seen = jnp.broadcast_to(live[:, None], (*live.shape, live.shape[1])) & order
-        if past is not None:
-            before = jnp.broadcast_to(past.live[:, None], (*live.shape, past.live.shape[1]))
-            seen = jnp.concatenate([before, seen], 2)
+        seen = list_seen(live, past)
         normal = nn.initializers.normal(0.02)
         embedding = jnp.asarray(self.param("embed_tokens", normal, (sizes.vocabulary, sizes.width)))
         x = embedding.at[tokens].get(mode="clip").astype(self.dtype)
@@ -174,14 +185,7 @@ class Decoder(nn.Module):
                 dot_general_cls=self.dot_general_cls,
                 name="lm_head",
             )(x)
-        now = PastPieces(*kept, live)
-        if past is not None:
-            now = PastPieces(
-                jnp.concatenate([past.keys, now.keys], 2),
-                jnp.concatenate([past.values, now.values], 2),
-                jnp.concatenate([past.live, live], 1),
-            )
-        return logits.astype(jnp.float32), now
+        return logits.astype(jnp.float32), append_pieces(past, PastPieces(kept[0], kept[1], live))
 
 
 def init_decoder(module: Decoder, key: jax.Array) -> Tree:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxfed.core.types import Tree
 from jaxfed.models.decoder import Decoder, DecoderSizes, init_decoder
-from jaxfed.models.tensor_names import check_tensors, path_shapes, read_numbers, turn_kernel, unflatten_paths
+from jaxfed.models.tensor_names import check_tensors, lay_out_kernel, path_shapes, read_numbers, unflatten_paths
 
 SIZES = {  # fields of `DecoderSizes` by the keys of config.json
     "vocabulary": "vocab_size",
@@ -144,6 +144,6 @@ def convert_llama(
     check_tensors(held, tensor_shapes(sizes), "decoder of the Llama family")
     found: dict[str, list[np.ndarray]] = {}
     for name, (path, _) in paths.items():  # layers come in their order
-        found.setdefault(path, []).append(turn_kernel(path, np.asarray(held[name], jnp.dtype(param_dtype))))
+        found.setdefault(path, []).append(lay_out_kernel(path, np.asarray(held[name], jnp.dtype(param_dtype))))
     made = {path: np.stack(each) if path.startswith("layers/") else each[0] for path, each in found.items()}
     return TextDecoder(sizes, unflatten_paths(made), start)

@@ -127,6 +127,23 @@ def check_prompt(sizes: DecoderSizes, num_items: int, pieces: Any, length: int) 
         )
 
 
+def make_adapted_decoder(
+    decoder: TextDecoder, lora: LoraSettings, dtype: ComputeDtype, remat: bool, length: int
+) -> tuple[GenerativeModel, Callable[[Key], Tree]]:
+    """(a frozen decoder with adapters, what draws these)."""
+    module = Decoder(decoder.sizes, remat, jnp.dtype(dtype), make_lora_product(lora))
+    some = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), jnp.bool)
+
+    def init(key):
+        return {"params": {"lora": init_lora(module, lora, key, *some)}}
+
+    def variables(shared):
+        return {"params": shared["text"]["base"], COLLECTION: shared["params"]["lora"]}
+
+    jax.eval_shape(init, jax.random.key(0))  # refuses what cannot be
+    return GenerativeModel(module, variables, decoder.start, length), init
+
+
 def decoder_lora(
     num_items: int,
     decoder: TextDecoder,
@@ -136,12 +153,8 @@ def decoder_lora(
     compute_dtype: ComputeDtype = "float32",
     remat: bool = True,
 ) -> Model:
-    """Scores items by the likelihood of their texts after those of a history, by a decoder with low-rank adapters
-    (Hu et al. 2022, "LoRA").
-
-    Clients have the decoder and the texts of their items, frozen, and download them once. They train and send the
-    adapters: the loss is the cross-entropy of each piece of the history after those before it. An item's score is the
-    mean log-likelihood of its pieces.
+    """Scores items by the mean log-likelihood of their texts after those of a history, by a decoder that all clients
+    have, frozen, and whose low-rank adapters they train and send (Hu et al. 2022, "LoRA").
 
     Args:
         num_items: Number of items.
@@ -160,25 +173,14 @@ def decoder_lora(
 
     Example:
         >>> sizes = DecoderSizes(10, 64, width=4, layers=1, heads=2, key_value_heads=1, head_width=2, hidden=8)
-        >>> params = init_decoder(Decoder(sizes), jax.random.key(0))["params"]
-        >>> lora = LoraSettings(rank=2, pattern="q_proj")
-        >>> made = decoder_lora(9, TextDecoder(sizes, params, start=1), np.zeros((9, 4), int), 5, lora)
-        >>> made.init(jax.random.key(0))["params"]["lora"]["layers"]["q_proj"]["factors"]["b"].shape
+        >>> decoder = TextDecoder(sizes, init_decoder(Decoder(sizes), jax.random.key(0))["params"], start=1)
+        >>> made = decoder_lora(9, decoder, np.zeros((9, 4), int), 5, LoraSettings(rank=2, pattern="q_proj"))
+        >>> jax.tree.leaves(made.init(jax.random.key(0)))[1].shape
         (1, 2, 4)
     """
     check_prompt(decoder.sizes, num_items, pieces, length)
-    lora = lora or LoraSettings(8, pattern="q_proj|v_proj")
-    module = Decoder(decoder.sizes, remat, jnp.dtype(compute_dtype), make_lora_product(lora))
-    some = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), jnp.bool)
-
-    def init(key):
-        return {"params": {"lora": init_lora(module, lora, key, *some)}}
-
-    def variables(shared):
-        return {"params": shared["text"]["base"], COLLECTION: shared["params"]["lora"]}
-
-    jax.eval_shape(init, jax.random.key(0))  # refuses what cannot be
-    made = GenerativeModel(module, variables, decoder.start, length)
+    adapters = lora or LoraSettings(8, pattern="q_proj|v_proj")
+    made, init = make_adapted_decoder(decoder, adapters, compute_dtype, remat, length)
     return make_generative_model(made, init, {"base": decoder.params, "pieces": Table(np.asarray(pieces, np.int32))})
 
 
@@ -190,8 +192,6 @@ def code_decoder(
     layers: int = 2,
     heads: int = 4,
     beam: int = 0,
-    compute_dtype: ComputeDtype = "float32",
-    remat: bool = False,
 ) -> Model:
     """Scores items by the likelihood of their semantic codes after those of a history, in the way of TIGER (Rajput et
     al. 2023), by a decoder that clients train.
@@ -205,8 +205,6 @@ def code_decoder(
         heads: Heads of attention; they divide `dim`.
         beam: Prefixes of codes that a search keeps at each level; items that it does not find come last. 0: each item
             is scored.
-        compute_dtype: In what the decoder's layers compute.
-        remat: Compute activations again in the backward pass, in place of keeping them.
 
     Returns:
         The model.
@@ -219,21 +217,30 @@ def code_decoder(
         >>> made.frozen["text"]["pieces"].rows[3].tolist()  # the codes of each level have numbers of their own
         [1, 4]
     """
+    check_code_decoder(dim, heads, beam)
+    pieces, number = number_codes(codes)
+    sizes = code_decoder_sizes(number, pieces.shape[1] * (length + 1), dim, layers, heads)
+    check_prompt(sizes, num_items, pieces, length)
+    module = Decoder(sizes)
+    made = GenerativeModel(module, lambda shared: {"params": shared["params"]}, number, length)
+    text: dict[str, Any] = {"pieces": Table(np.where(pieces == number, sizes.vocabulary, pieces))}
+    text |= {"trie": tuple(level.children for level in build_trie(pieces, number))} if beam else {}
+    score = partial(search_items, made, beam) if beam else None
+    return make_generative_model(made, lambda key: {"params": init_decoder(module, key)["params"]}, text, score)
+
+
+def check_code_decoder(dim: int, heads: int, beam: int) -> None:
+    """Raises ValueError for sizes that no decoder of codes has."""
     check_positive("model.dim", dim)
     if beam < 0:
         raise ValueError(f"model.beam is {beam}: it must not be negative; 0 scores each item")
     if heads < 1 or dim % (2 * heads):
         raise ValueError(f"model.heads is {heads}: {dim} numbers must be that many heads of an even width")
-    pieces, vocabulary = number_codes(codes)
-    positions = 1 + (length + 1) * pieces.shape[1]
-    sizes = DecoderSizes(vocabulary + 1, positions, dim, layers, heads, heads, dim // heads, 3 * dim, tied=True)
-    check_prompt(sizes, num_items, pieces, length)
-    module = Decoder(sizes, remat, jnp.dtype(compute_dtype))
-    made = GenerativeModel(module, lambda shared: {"params": shared["params"]}, vocabulary, length)
-    text: dict[str, Any] = {"pieces": Table(np.where(pieces == vocabulary, vocabulary + 1, pieces))}
-    text |= {"trie": tuple(level.children for level in build_trie(pieces, vocabulary))} if beam else {}
-    score = partial(search_items, made, beam) if beam else None
-    return make_generative_model(made, lambda key: {"params": init_decoder(module, key)["params"]}, text, score)
+
+
+def code_decoder_sizes(codes: int, places: int, dim: int, layers: int, heads: int) -> DecoderSizes:
+    """The sizes of a decoder of so many codes, and a piece that begins a history. places: of a history and an item."""
+    return DecoderSizes(codes + 1, 1 + places, dim, layers, heads, heads, dim // heads, 3 * dim, tied=True)
 
 
 def number_codes(codes: np.ndarray) -> tuple[np.ndarray, int]:

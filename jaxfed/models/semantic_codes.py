@@ -3,7 +3,7 @@ rows."""
 
 import warnings
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from jaxfed.core.model import Model
-from jaxfed.core.tables import Table, is_table, num_rows
+from jaxfed.core.tables import Table, is_table, num_rows, unwrap
 from jaxfed.core.types import Key, Tree
 from jaxfed.models.model import check_positive
 from jaxfed.models.parametrizations import entry_size
@@ -104,37 +104,46 @@ def code_rows(model: Model, codes: np.ndarray) -> Model:
         (14, 8)
     """
     check_code_rows(model, len(codes))
-    counts = codes.max(0) + 1
-    begin, total = np.concatenate([[0], np.cumsum(counts)[:-1]]), int(counts.sum())
-
-    def init(key: Key) -> Tree:
-        model_key, own = jax.random.split(key)
-        held, levels = model.init(model_key), codes.shape[1]
-
-        def draw(number: int, table: Any) -> jax.Array:
-            numbers = jax.random.normal(jax.random.fold_in(own, number), (total, *table.rows.shape[1:]))
-            return (numbers * entry_size(table.rows) / levels**0.5).astype(table.rows.dtype)
-
-        rows = {name: draw(number, table) for number, (name, table) in enumerate(held["tables"].items())}
-        return {"params": {"model": held["params"], "codes": rows}}
-
-    def expand(shared: Tree) -> Tree:
-        found = shared["item_codes"].rows if is_table(shared["item_codes"]) else shared["item_codes"]
-        rows = shared["params"]["codes"]
-        tables = {name: sum_code_rows(jnp.asarray(each), jnp.asarray(found), begin) for name, each in rows.items()}
-        beside = {name: x for name, x in shared.items() if name not in ("params", "item_codes")}
-        return {"params": shared["params"]["model"], "tables": tables} | beside
+    begin, end = find_level_starts(codes)
 
     def on_tables(function: Callable[..., Any]) -> Callable[..., Any]:
-        return wraps(function)(lambda shared, *more: function(expand(shared), *more))
+        return wraps(function)(lambda shared, *more: function(expand_code_rows(begin, shared), *more))
 
     return model._replace(
-        init=init,
+        init=partial(init_code_rows, model, codes.shape[1], end),
         loss=on_tables(model.loss),
         score=on_tables(model.score),
         fold_in=model.fold_in and on_tables(model.fold_in),
         frozen={**(model.frozen or {}), "item_codes": Table(np.asarray(codes, np.int32))},
     )
+
+
+def find_level_starts(codes: np.ndarray) -> tuple[np.ndarray, int]:
+    """(int [levels]: the first row of each level's codes in a table of all, their number in all)."""
+    ends = np.cumsum(codes.max(0) + 1)
+    return np.concatenate([[0], ends[:-1]]), int(ends[-1])
+
+
+def init_code_rows(model: Model, levels: int, number: int, key: Key) -> Tree:
+    """The shared parameters: the model's own, and rows of codes such that their sums have entries as large as the
+    model's tables."""
+    model_key, own = jax.random.split(key)
+    held = model.init(model_key)
+
+    def draw(place: int, table: jax.Array) -> jax.Array:
+        numbers = jax.random.normal(jax.random.fold_in(own, place), (number, *table.shape[1:]))
+        return (numbers * entry_size(table) / levels**0.5).astype(table.dtype)
+
+    rows = {name: draw(place, table.rows) for place, (name, table) in enumerate(held["tables"].items())}
+    return {"params": {"model": held["params"], "codes": rows}}
+
+
+def expand_code_rows(begin: np.ndarray, shared: Tree) -> Tree:
+    """The model's own shared parameters, the rows of its tables as sums; codes are cut to rows as tables would be."""
+    codes = jnp.asarray(unwrap(shared["item_codes"]))
+    tables = {name: sum_code_rows(jnp.asarray(x), codes, begin) for name, x in shared["params"]["codes"].items()}
+    beside = {name: x for name, x in shared.items() if name not in ("params", "item_codes")}
+    return {"params": shared["params"]["model"], "tables": tables} | beside
 
 
 def check_code_rows(model: Model, items: int) -> None:

@@ -37,7 +37,7 @@ def check_tensors(held: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
             raise ValueError(f"{FILE}: {name} is {list(held[name].shape)}, and config.json says {list(shape)}")
 
 
-def read_numbers(config: Mapping[str, Any], keys: Mapping[str, str], kind: str) -> dict[str, float]:
+def read_numbers(config: Mapping[str, Any], keys: Mapping[str, str], kind: str) -> dict[str, Any]:
     """{field: number} that a config.json says.
 
     Args:
@@ -75,6 +75,6 @@ def unflatten_paths(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def turn_kernel(path: str, tensor: np.ndarray) -> np.ndarray:
+def lay_out_kernel(path: str, tensor: np.ndarray) -> np.ndarray:
     """Flax's kernel [in, out] of a file's weight [out, in]; what is no kernel stays as it is."""
     return tensor.T if path.endswith("kernel") else tensor

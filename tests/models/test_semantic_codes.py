@@ -134,13 +134,13 @@ def test_each_client_sends_the_same_bytes(files, name):
     table = {
         "rounds": 30,
         "data": {"name": "csv", "path": str(files / "clicks.csv"), "titles": str(files / "titles.csv")},
-        "model": {"name": name, "dim": 4},
+        "model": {"name": name, "dim": 4} | ({"dropout": 0.0} if name == "sasrec" else {}),
         "parametrization": {"name": "codes", "folder": str(files / "model"), "levels": 2, "size": 8},
         "work": {"name": "gradient", "negatives": 4, "optimizer": {"name": "sgd", "learning_rate": 0.5}},
         "channel": [{"name": "weighted_mean"}],
         "server": {"name": "adam", "learning_rate": 0.05},
         "cohort": {"name": "everyone"},
-        "evaluation": {"every": 15},
+        "evaluation": {"every": 1},
         "run": {"out": str(files / "run")},
     }
     config = make_config(table)
@@ -151,7 +151,7 @@ def test_each_client_sends_the_same_bytes(files, name):
     done = train_run(config)
     assert done["bytes_up_total"] == 30 * 12 * up[0]
     lines = map(json.loads, (files / "run" / "metrics.jsonl").read_text().splitlines())
-    losses = [line["train/loss"] for line in lines]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert losses[-1] < losses[0]
 
 

@@ -153,7 +153,8 @@ def read_tensors(place: Path) -> tuple[dict[str, np.ndarray], str]:
     if (place / WEIGHTS).is_file():
         return load_model_file(place / WEIGHTS, safetensors.numpy.load_file), file_sha256(place / WEIGHTS)
     where = load_model_file(place / INDEX, lambda path: dict(json.loads(Path(path).read_text("utf-8"))["weight_map"]))
-    tensors, digest = {}, hashlib.sha256()
+    tensors: dict[str, np.ndarray] = {}
+    digest = hashlib.sha256()
     for file in sorted(set(where.values())):
         if Path(file).name != file or not (place / file).is_file():
             raise ValueError(f"{place / INDEX} names {file}, which is no file beside it: fetch it, too")
@@ -201,8 +202,7 @@ def tokenize_texts(pretrained: Pretrained, texts: Sequence[str], max_pieces: int
     Args:
         pretrained: The model, whose tokenizer it is.
         texts: [N]: the texts.
-        max_pieces: The most pieces of a text, its opening and closing mark among them. 0: as many as the model has
-            positions for.
+        max_pieces: The most pieces of a text, marks among them. 0: as many as the model has positions for.
         marks: Whether a text has the pieces that open and close it, as encoders want them.
 
     Returns:
