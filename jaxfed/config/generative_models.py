@@ -34,7 +34,7 @@ def read_decoder_lora(
     Args:
         num_items: Number of items.
         texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
-        folder: A folder with a decoder of the Llama family in Hugging Face's layout. None is fetched: it must be named.
+        folder: A folder with a decoder of the Llama family in Hugging Face's layout. It must be named.
         length: Items of a history that are read, the latest.
         lora_rank: Rank of the adapters, which clients train and send.
         lora_alpha: What adapters add is scaled by lora_alpha / lora_rank.
@@ -51,8 +51,7 @@ def read_decoder_lora(
     """
     if not folder:
         raise ValueError("model.folder: name a folder with a decoder of the Llama family; there is none to fetch")
-    pretrained = read_pretrained(folder)
-    decoder = convert_llama(pretrained.config, pretrained.tensors)
+    decoder = convert_llama((pretrained := read_pretrained(folder)).config, pretrained.tensors)
     lora, pieces = (
         LoraSettings(lora_rank, lora_alpha, lora_pattern),
         read_lines(pretrained, texts, num_items, max_pieces),

@@ -80,6 +80,11 @@ def rotate_pairs(x: jax.Array, places: jax.Array, theta: float) -> jax.Array:
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x.dtype)
 
 
+def join_places(before: jax.Array, now: jax.Array) -> jax.Array:
+    """[B, S + T, ...] of [B, S, ...] and [B, T, ...]."""
+    return jnp.concatenate([before, now], 1)
+
+
 class DecoderLayer(nn.Module):
     """Attention and a feed-forward network, each of the normalised input and added to it."""
 
@@ -106,9 +111,7 @@ class DecoderLayer(nn.Module):
         query = rotate_pairs(heads("q_proj", sizes.heads), places, sizes.rope_theta)
         key = rotate_pairs(heads("k_proj", sizes.key_value_heads), places, sizes.rope_theta)
         value = heads("v_proj", sizes.key_value_heads)
-        keys, values = (
-            (key, value) if past is None else (jnp.concatenate(x, 1) for x in zip(past, (key, value), strict=True))
-        )
+        keys, values = (key, value) if past is None else map(join_places, past, (key, value))
         attended = jax.nn.dot_product_attention(query, keys, values, mask=seen[:, None])
         x = x + dense(sizes.width, name="o_proj")(attended.reshape(*x.shape[:-1], -1))
         inner = norm(name="post_attention_layernorm")(x)

@@ -98,15 +98,18 @@ def search_items(made: GenerativeModel, beam: int, shared: Tree, private: Tree, 
 
 
 def make_generative_model(
-    made: GenerativeModel, init: Callable[[Key], Tree], text: Tree, score: Callable[..., jax.Array] | None = None
+    made: GenerativeModel, init: Callable[[Key], Tree], text: dict[str, Any], beam: int = 0
 ) -> Model:
-    """The model. init: the shared parameters, from a key. text: what is frozen, `pieces` int [N, P] marked. score: what
-    scores items; None: the likelihood of each."""
+    """The model. init: the shared parameters, from a key. text: what is frozen, `pieces` int [N, P] marked. beam: of a
+    search for items; 0: each is scored."""
+    if beam:
+        found = np.asarray(text["pieces"].rows)
+        text = text | {"trie": tuple(level.children for level in build_trie(found, made.start))}
     return Model(
         init,
         lambda key: (),
         partial(sum_piece_losses, made),
-        score or partial(make_likelihoods, made),
+        partial(search_items, made, beam) if beam else partial(make_likelihoods, made),
         fold_in=partial(read_history, made),
         frozen={"text": text},
         sequence=SequenceFormat(made.length),
@@ -203,8 +206,7 @@ def code_decoder(
         dim: Width of the decoder.
         layers: Number of its layers.
         heads: Heads of attention; they divide `dim`.
-        beam: Prefixes of codes that a search keeps at each level; items that it does not find come last. 0: each item
-            is scored.
+        beam: Prefixes that a search keeps at each level; items that it does not find come last. 0: all are scored.
 
     Returns:
         The model.
@@ -223,10 +225,8 @@ def code_decoder(
     check_prompt(sizes, num_items, pieces, length)
     module = Decoder(sizes)
     made = GenerativeModel(module, lambda shared: {"params": shared["params"]}, number, length)
-    text: dict[str, Any] = {"pieces": Table(np.where(pieces == number, sizes.vocabulary, pieces))}
-    text |= {"trie": tuple(level.children for level in build_trie(pieces, number))} if beam else {}
-    score = partial(search_items, made, beam) if beam else None
-    return make_generative_model(made, lambda key: {"params": init_decoder(module, key)["params"]}, text, score)
+    text = {"pieces": Table(np.where(pieces == number, sizes.vocabulary, pieces))}
+    return make_generative_model(made, lambda key: {"params": init_decoder(module, key)["params"]}, text, beam)
 
 
 def check_code_decoder(dim: int, heads: int, beam: int) -> None:
