@@ -80,7 +80,8 @@ def read_sizes(config: Mapping[str, Any]) -> BertSizes:
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ValueError(f"config.json: {SIZES[name]} is {value!r}: it must be a number above 0")
-    sizes = BertSizes(**{name: x if name == "epsilon" else int(x) for name, x in found.items()})
+    pooling = config.get("pooling", "mean")
+    sizes = BertSizes(**{name: x if name == "epsilon" else int(x) for name, x in found.items()}, pooling=pooling)
     if sizes.width % sizes.heads:
         raise ValueError(f"config.json: {sizes.heads} heads do not divide a hidden_size of {sizes.width}")
     return sizes
