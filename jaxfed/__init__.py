@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from jaxfed import data as data
     from jaxfed import models as models
     from jaxfed import sampling as sampling
+    from jaxfed.config.mesh import MeshAxes as MeshAxes
+    from jaxfed.config.mesh import Partition as Partition
     from jaxfed.config.registry import register as register
     from jaxfed.config.settings import Config as Config
     from jaxfed.config.settings import Evaluation as Evaluation
@@ -61,6 +63,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
 __version__ = "0.2.0"
 
 _MODULES = {
+    "jaxfed.config.mesh": ("MeshAxes", "Partition"),
     "jaxfed.config.registry": ("register",),
     "jaxfed.config.settings": ("Config", "Evaluation", "Privacy", "Run", "Section"),
     "jaxfed.config.stages": ("Edges",),

@@ -9,9 +9,7 @@ float32: another compiler needs less. --lower-only leaves the compilation out.
 """
 
 import argparse
-import re
 import tomllib
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +26,7 @@ from jaxfed.core.channel import chain
 from jaxfed.core.client_work import Batches
 from jaxfed.core.federate import FrozenParts, make_programs, run_round
 from jaxfed.core.method import Method
+from jaxfed.core.partition import CLIENTS, MODEL, make_shardings
 from jaxfed.core.placement import Placement
 from jaxfed.core.state import Plan, initial_state
 from jaxfed.core.tables import num_rows
@@ -39,7 +38,6 @@ from jaxfed.models.lora import LoraSettings
 
 PLATFORMS = ("tpu", "cuda")
 CONFIG = Path(__file__).parent.parent / "configs/abstract/decoder_1b_lora.toml"
-Rules = Sequence[tuple[str, PartitionSpec]]
 
 
 class Arguments(NamedTuple):
@@ -51,43 +49,19 @@ class Arguments(NamedTuple):
     key: Any
 
 
-def make_shardings(mesh: Any, rules: Rules, tree: Any) -> Any:
-    """The sharding of each leaf: that of the first rule whose pattern is found in its path; else it is on every device.
-
-    Raises ValueError where a leaf does not divide among the devices of an axis.
-    """
-
-    def place(keys, leaf):
-        path = "/".join(str(getattr(each, "key", getattr(each, "name", each))) for each in keys)
-        found = (spec for pattern, spec in rules if re.search(pattern, path))
-        where = NamedSharding(mesh, next(found, PartitionSpec()))
-        for size, axis in zip(leaf.shape, where.spec, strict=False):
-            if axis and size % mesh.shape[axis]:
-                raise ValueError(
-                    f"{path} is {list(leaf.shape)}: {size} does not divide among the {mesh.shape[axis]} devices of "
-                    f"the axis {axis}, choose another mesh"
-                )
-        return where
-
-    return jax.tree_util.tree_map_with_path(place, tree)
-
-
 def lay_out(tree: Any, shardings: Any) -> Any:
     """The same shapes, each with its sharding."""
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
 
 
 def make_mesh_placement(mesh: Any) -> Placement:
-    """Clients over the axis `clients` of a mesh; what the server keeps is on every device."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    """The placement that `jaxfed.core.placement` makes, on a mesh that may have no devices."""
 
-    def replicate(tree):
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, everywhere), tree)
+    def constrain(tree, role):
+        rules = PARTITION_RULES if role == "server" else ()
+        return jax.lax.with_sharding_constraint(tree, make_shardings(mesh, rules, tree))
 
-    def spread(f):
-        return jax.vmap(f, (None, 0), spmd_axis_name="clients")
-
-    return Placement(spread, lambda x: x, lambda x: x, replicate, replicate, mesh.size)
+    return Placement(lambda f: jax.vmap(f, (None, 0)), lambda x: x, constrain, mesh.size, mesh.shape[CLIENTS])
 
 
 def make_abstract_model(config: dict[str, Any]) -> Any:
@@ -120,9 +94,9 @@ def make_cohort(said: dict[str, int]) -> Cohort:
 def make_round(mesh: Any, config: dict[str, Any], model: Any) -> tuple[Any, Arguments]:
     """(the jitted round, its arguments) over a mesh."""
     said = config["round"]
-    if said["clients"] % mesh.shape["clients"]:
+    if said["clients"] % mesh.shape[CLIENTS]:
         raise ValueError(
-            f"{said['clients']} clients do not divide among the {mesh.shape['clients']} devices of the axis clients: "
+            f"{said['clients']} clients do not divide among the {mesh.shape[CLIENTS]} devices of the axis clients: "
             "choose another mesh"
         )
     frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.frozen)
@@ -144,8 +118,8 @@ def make_round(mesh: Any, config: dict[str, Any], model: Any) -> tuple[Any, Argu
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(partial(initial_state, plan), jax.eval_shape(model.init, key), key)
     cohort = make_cohort(said)
-    split = NamedSharding(mesh, PartitionSpec("clients"))
-    on_all = partial(make_shardings, mesh, ())
+    split = NamedSharding(mesh, PartitionSpec(CLIENTS))
+    on_all = partial(make_shardings, mesh, ())  # adapters are on every device
     blocks = tuple(lay_out(block, jax.tree.map(lambda _: split, block)) for block in cohort.blocks)
     arguments = Arguments(
         lay_out(frozen, make_shardings(mesh, PARTITION_RULES, frozen)),
@@ -170,7 +144,7 @@ def device_bytes(tree: Any) -> int:
 def describe_mesh(clients: int, model: int, config: dict[str, Any], compile_too: bool) -> str:
     """A line of the table: what a mesh's devices hold."""
     made, _ = make_abstract_model(config)
-    axes, types = ("clients", "model"), (AxisType.Auto, AxisType.Auto)
+    axes, types = (CLIENTS, MODEL), (AxisType.Auto, AxisType.Auto)
     program, arguments = make_round(AbstractMesh((clients, model), axes, axis_types=types), config, made)
     program.trace(*arguments).lower(lowering_platforms=PLATFORMS)
     base, kept = device_bytes(arguments.frozen), device_bytes(arguments.state)

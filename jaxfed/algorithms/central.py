@@ -63,7 +63,7 @@ def build_central(
     def init(params, key):
         state = federated.init(params, key)
         whole = state.shared.params, state.client_states.work
-        return state._replace(opt=place.server(jax.jit(method.server.init)(tree.to_compute_dtype(whole))))
+        return state._replace(opt=place.constrain(jax.jit(method.server.init)(tree.to_compute_dtype(whole)), "server"))
 
     def step(state: State, cohort: Cohort, key: Key) -> tuple[State, dict[str, jax.Array]]:
         whole = state.shared.params, state.client_states.work

@@ -130,7 +130,7 @@ def make_eval_splits(pieces: Pieces, model: Model, method: Method, runtime: Runt
     candidates = choose_samples(settings, population, runtime)
 
     def make_split(who, part, history):
-        asked = settings.seed, settings.clients, runtime.placement.devices, runtime.share
+        asked = settings.seed, settings.clients, runtime.placement.client_devices, runtime.share
         return make_eval_split(who, part, *asked, history=history, features=model.features, candidates=candidates)
 
     splits = {part: map_to_homes(make_split(population.asked, part, past), population) for part in ("val", "test")}

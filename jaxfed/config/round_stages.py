@@ -11,6 +11,7 @@ from jaxfed.algorithms.central import build_central, no_wire
 from jaxfed.algorithms.hierarchical import hierarchical, stack_copies, with_edge_models
 from jaxfed.algorithms.multi_device import with_merged_devices
 from jaxfed.config.memory import check_solve, choose_chunk, estimate_capacity, largest_block_bytes
+from jaxfed.config.mesh import make_rules
 from jaxfed.config.stages import Pieces, Runtime
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.download import check_download, make_download
@@ -18,6 +19,7 @@ from jaxfed.core.federate import Algorithm, federate
 from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
+from jaxfed.core.partition import check_rules
 from jaxfed.core.state import sent_model
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.types import Broadcast
@@ -88,6 +90,15 @@ def price_messages(
     return join_wires([price(submodels.cut(group, shared)) for group in range(submodels.number)], submodels.groups)
 
 
+def check_partition(pieces: Pieces, model: Model, method: Method, held: Broadcast) -> None:
+    """Raises ValueError for a partition rule that is of nothing that the server holds, or that is frozen."""
+    parametrization = method.parametrization
+    own: tuple = (held.params,)
+    if parametrization:
+        own = jax.eval_shape(parametrization.init, jax.random.key(0)), parametrization.frozen
+    check_rules(make_rules(pieces.run.partition), held.extra, model.frozen, *own)
+
+
 def make_central_rounds(pieces: Pieces, model: Model, method: Method, runtime: Runtime) -> Rounds:
     """The rounds of central training, in which nothing is sent."""
     num_clients = pieces.clients.num_clients
@@ -106,6 +117,7 @@ def make_algorithm(
     """The algorithm, and the bytes of its messages. Raises ValueError for what does not fit together."""
     population, run, sampler = pieces.clients.population, pieces.run, pieces.sampler
     held = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
+    check_partition(pieces, model, method, held)
     shared = jax.eval_shape(partial(sent_model, method), held)
     wire = price_messages(pieces, model, method, channel, shapes, shared)
     if pieces.download:

@@ -135,6 +135,8 @@ def coerce_value(kind: Any, value: Any, where: str) -> Any:
     if kind is Section:  # the only one that lies in another
         return build_section("optimizer", value, where)
     if dataclasses.is_dataclass(kind):
+        if isinstance(value, typing.cast(type, kind)):  # of a program
+            return value
         return fill_dataclass(typing.cast(type, kind), value, where)
     if value is None and type(None) in options:  # of a program; TOML has no word for it
         return None

@@ -1,9 +1,10 @@
 """The types of a configuration, and of its sections: what an editor completes, and what a program hands over, too."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from jaxfed.config.mesh import MeshAxes, Partition
 from jaxfed.core.excerpt import shorten, shorten_list
 
 PATIENCE = 10  # evaluations without an improvement, where nobody says how many
@@ -93,6 +94,8 @@ class Run:
         keep: Number of checkpoints kept.
         placement: How clients are spread over devices: jit with sharding, or pmap.
         devices: Number of devices to use. 0: all there are.
+        mesh: How the devices are laid out; by default all of them are for clients.
+        partition: Rules for what of the server's arrays, and of what is frozen, lies over which axis of the mesh.
         shard_tables: Each device keeps a share of the rows of the server's tables.
         client_store: Where private parts and memories of clients are kept between rounds.
         area: Size of a block of clients, in local steps. 0: chosen automatically.
@@ -114,6 +117,8 @@ class Run:
     keep: int = 2
     placement: Literal["jit", "pmap"] = "jit"
     devices: int = 1
+    mesh: MeshAxes = field(default_factory=MeshAxes)
+    partition: tuple[Partition, ...] = ()
     shard_tables: bool = False
     client_store: Literal["device", "host"] = "device"
     area: int = 0

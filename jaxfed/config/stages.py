@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxfed.config.memory import check_examples
+from jaxfed.config.mesh import count_devices, make_rules
 from jaxfed.config.settings import Evaluation, Privacy, Run
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.link import Channel, list_links
@@ -74,8 +75,9 @@ class Runtime(NamedTuple):
 
 def make_runtime(run: Run, num_items: int) -> Runtime:
     """The devices and processes of a run."""
-    placement, processes = make_placement(run.placement, run.devices, run.shard_tables), this_process()
-    rows = padded_table_rows(num_items, placement.devices, run.shard_tables)
+    rules, devices, model = make_rules(run.partition), count_devices(run.mesh, run.devices), max(run.mesh.model, 1)
+    placement, processes = make_placement(run.placement, devices, run.shard_tables, model, rules), this_process()
+    rows = padded_table_rows(num_items, placement.devices, run.shard_tables or bool(rules))
     return Runtime(placement, processes, ProcessShare(processes.rank, processes.size), rows)
 
 
@@ -123,8 +125,10 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         raise ValueError(
             "work.epochs: reconstruction parts the steps of one pass into two halves: leave it at 1, and set passes"
         )
-    if pieces.sampler.history_length and run.shard_tables:
-        raise ValueError("cohort.buffered: every device keeps the past models whole: leave run.shard_tables out")
+    if pieces.sampler.history_length and (run.shard_tables or run.partition):
+        raise ValueError(
+            "cohort.buffered: every device keeps the past models whole: leave run.shard_tables and run.partition out"
+        )
     if method.submodels:
         check_submodels(pieces)
     if pieces.parametrization is not None:
@@ -170,7 +174,7 @@ def choose_block_shapes(pieces: Pieces, batching: Batching, needs_all_rows: bool
     population, slots = pieces.clients.population, pieces.sampler.slots
     lazy = pieces.lazy and not needs_all_rows
     check_examples(population, batching, slots)
-    devices, rows = runtime.placement.devices, runtime.table_rows
+    devices, rows = runtime.placement.client_devices, runtime.table_rows
     pairs = pieces.method.closed is not None and pieces.method.closed.pair_columns > 0
     if pairs:
         check_pairs(rows)

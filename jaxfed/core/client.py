@@ -115,8 +115,8 @@ def broadcast_model(plan: Plan, shared: Broadcast, touched: jax.Array | None, fr
     rows = None if plan.download else touched
     params = plan.method.parametrization.forward(shared.params, rows, *frozen_arguments(frozen))
     if rows is None:
-        return plan.place.server(Broadcast(params, shared.extra))
-    return plan.place.together(Broadcast(params, tables.take_rows(shared.extra, rows)))
+        return plan.place.constrain(Broadcast(params, shared.extra), "server")
+    return plan.place.constrain(Broadcast(params, tables.take_rows(shared.extra, rows)), "copied")
 
 
 def simulate_client(plan: Plan, size: int, common: tuple, own: ClientInput, places: jax.Array | None = None) -> tuple:
@@ -184,8 +184,8 @@ def run_client_block(
     # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported
     counts = is_finite & present.at[block.slots].get(mode="fill", fill_value=False)
     ends = size if touched is None else touched.size, size, nobody
-    return plan.place.together(
-        flatten_messages(block, counts, who, held, messages, client_states, metrics, ends, plan.padded_shape)
+    return plan.place.constrain(
+        flatten_messages(block, counts, who, held, messages, client_states, metrics, ends, plan.padded_shape), "copied"
     )
 
 

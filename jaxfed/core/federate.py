@@ -129,7 +129,7 @@ def federate(
 
 def put_frozen(place: Placement, parametrization: Parametrization | None, frozen: Tree) -> FrozenParts:
     """What is frozen as an argument of the programs: as a constant it would be compiled into each of them."""
-    return FrozenParts(*place.server((frozen, parametrization.frozen if parametrization else ())))
+    return FrozenParts(*place.constrain((frozen, parametrization.frozen if parametrization else ()), "server"))
 
 
 def make_programs(plan: Plan) -> Programs:
@@ -193,7 +193,7 @@ def run_round(
     if programs.compare_clients:
         params = apply_parametrization(plan.method.parametrization, state.shared.params)
         kept, figures = programs.compare_clients(params, state.client_states.work)
-        client_states = state.client_states._replace(work=plan.place.common(kept))
+        client_states = state.client_states._replace(work=plan.place.constrain(kept, "copied"))
         state, info = state._replace(client_states=client_states), info | figures
     return state, info
 

@@ -10,28 +10,30 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxfed.core.tables import map_tables
+from jaxfed.core.partition import CLIENTS, MODEL, PartitionRules, make_shardings
 from jaxfed.core.types import Tree
 
 Kind = Literal["jit", "pmap"]
+Role = Literal["copied", "server"]
 
 
 class Placement(NamedTuple):
     """clients(f) maps f(common, one) over the leading axis of its second argument; block(x) puts a block there.
 
-    common(x) copies arrays to every device; together(x), inside a program, gathers what lies split. server(x) lays what
-    the server keeps, inside a program too: on every device, or its tables split by rows. `devices` divides the width of
-    every block, of which block(x) is given this process's equal part.
+    constrain(x, role) lays arrays out, inside a program too: "copied" is a copy on every device, "server" is what the
+    server keeps, or what is frozen: its tables split by rows where that was asked for, and every leaf that a partition
+    rule names split as the rule says. `devices` take part; `client_devices` of them divide the width of every block, of
+    which block(x) is given this process's equal part.
     """
 
     clients: Callable[[Callable], Callable]
     block: Callable[[Any], Any]
-    common: Callable[[Any], Any]
-    together: Callable[[Any], Any]
-    server: Callable[[Tree], Tree]
+    constrain: Callable[[Tree, Role], Tree]
     devices: int
+    client_devices: int
 
 
 def choose_devices(kind: Kind, devices: int, shard_tables: bool) -> list[jax.Device]:
@@ -45,28 +47,30 @@ def choose_devices(kind: Kind, devices: int, shard_tables: bool) -> list[jax.Dev
     return here[: devices or len(here)]
 
 
-def copy_to_devices(x: Any, everywhere: NamedSharding, here: list[jax.Device]) -> jax.Array:
+def make_mesh(here: list[jax.Device], model: int) -> Mesh:
+    """Devices as a mesh of (clients, model). Raises ValueError where they do not divide."""
+    if len(here) % model:
+        raise ValueError(
+            f"run.mesh: {len(here)} devices do not divide among {model} of the model axis: set run.devices to a "
+            "multiple of it"
+        )
+    return Mesh(np.array(here).reshape(-1, model), (CLIENTS, MODEL))
+
+
+def copy_to_devices(x: Any, everywhere: NamedSharding) -> jax.Array:
     """An array that all processes have, on every device: `device_put` would ask them whether they have it."""
-    local_shards = [jax.device_put(x, device) for device in here if device.process_index == jax.process_index()]
+    of_process = [device for device in everywhere.mesh.devices.flat if device.process_index == jax.process_index()]
+    local_shards = [jax.device_put(x, device) for device in of_process]
     return jax.make_array_from_single_device_arrays(x.shape, everywhere, local_shards)
 
 
-def lay_out_server(tree: Tree, here: list[jax.Device], everywhere: NamedSharding, of_tables: NamedSharding) -> Tree:
-    """What the server keeps, on every device, its tables as `of_tables` says. Inside a program, too."""
-
-    def put(x, where):
-        if isinstance(x, jax.core.Tracer):
-            return jax.lax.with_sharding_constraint(x, where)
-        return copy_to_devices(x, everywhere, here) if jax.process_count() > 1 else jax.device_put(x, where)
-
-    def put_table(x):
-        if of_tables is not everywhere and x.shape[0] % len(here):
-            raise ValueError(
-                f"{x.shape[0]:,} rows do not divide among {len(here)} devices: make tables of `padded_table_rows`"
-            )
-        return put(x, of_tables)
-
-    return map_tables(put_table, partial(put, where=everywhere), tree)
+def lay_out(tree: Tree, shardings: Tree) -> Tree:
+    """Arrays on their devices, inside a program too."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)):
+        return jax.lax.with_sharding_constraint(tree, shardings)
+    if jax.process_count() > 1:
+        return jax.tree.map(copy_to_devices, tree, shardings)
+    return jax.device_put(tree, shardings)
 
 
 def spread_by_pmap(f: Callable, here: list[jax.Device]) -> Callable:
@@ -80,24 +84,47 @@ def spread_by_pmap(f: Callable, here: list[jax.Device]) -> Callable:
     return over
 
 
-def make_placement(kind: Kind = "jit", devices: int = 1, shard_tables: bool = False) -> Placement:
+def check_kind(kind: str, shard_tables: bool, splits_model: bool) -> None:
+    """Raises ValueError for a placement that there is not, or that cannot split what it is asked to."""
+    if kind not in ("jit", "pmap"):
+        raise ValueError(f"no placement {kind!r}: choose jit or pmap")
+    if kind == "pmap" and (shard_tables or splits_model):
+        raise ValueError(
+            'run.placement = "pmap" copies its model to every device: choose jit for run.shard_tables, run.mesh and '
+            "run.partition"
+        )
+    if splits_model and jax.process_count() > 1:
+        raise ValueError("run.mesh and run.partition work in one process: leave them out for several")
+
+
+def make_placement(
+    kind: Kind = "jit", devices: int = 1, shard_tables: bool = False, model: int = 1, rules: PartitionRules = ()
+) -> Placement:
     """`jit`: a vmap whose client axis lies over the mesh axis `clients`; `pmap`: the same through `jax.pmap`.
 
-    devices: how many (0: all); several processes always use all of theirs. shard_tables: each device keeps its share of
-    the rows of the server's tables, which then must divide evenly. Raises ValueError for what cannot be.
+    Args:
+        kind: `jit`, or `pmap` for a mesh of one axis.
+        devices: How many (0: all); several processes always use all of theirs.
+        shard_tables: Each device keeps its share of the rows of the server's tables, which then must divide evenly.
+        model: Size of the mesh axis `model`; the axis `clients` has the other devices.
+        rules: What of the server's arrays lies over which axes, see `make_shardings`.
+
+    Returns:
+        The placement.
+
+    Raises:
+        ValueError: what cannot be.
     """
     here, processes = choose_devices(kind, devices, shard_tables), jax.process_count()
-    mesh = Mesh(here, ("clients",))
-    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("clients"))
-    server = partial(lay_out_server, here=here, everywhere=everywhere, of_tables=split if shard_tables else everywhere)
+    check_kind(kind, shard_tables, bool(rules) or model > 1)
+    mesh = make_mesh(here, model)
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(CLIENTS))
+    of_tables = PartitionSpec((CLIENTS, MODEL)) if shard_tables else PartitionSpec()
 
-    def common(tree):
-        if processes > 1:
-            return jax.tree.map(partial(copy_to_devices, everywhere=everywhere, here=here), tree)
-        return jax.device_put(tree, everywhere)
-
-    def together(tree):
-        return jax.lax.with_sharding_constraint(tree, everywhere)
+    def constrain(tree, role):
+        if role == "copied":
+            return lay_out(tree, jax.tree.map(lambda _: everywhere, tree))
+        return lay_out(tree, make_shardings(mesh, rules, tree, of_tables))
 
     def block(tree):
         if processes > 1:
@@ -105,14 +132,9 @@ def make_placement(kind: Kind = "jit", devices: int = 1, shard_tables: bool = Fa
         # one CPU: the call takes arrays of the host as they are, faster than a transfer of its own
         return tree if len(here) == 1 and here[0].platform == "cpu" else jax.device_put(tree, split)
 
-    if kind == "jit":
-        return Placement(lambda f: jax.vmap(f, (None, 0)), block, common, together, server, len(here))
-    if kind != "pmap":
-        raise ValueError(f"no placement {kind!r}: choose jit or pmap")
-    if shard_tables:
-        raise ValueError('run.shard_tables needs run.placement = "jit": pmap copies its model to every device')
-    spread = partial(spread_by_pmap, here=here)
-    return Placement(spread, lambda tree: tree, common, together, server, len(here))
+    if kind == "pmap":
+        return Placement(partial(spread_by_pmap, here=here), lambda tree: tree, constrain, len(here), len(here))
+    return Placement(lambda f: jax.vmap(f, (None, 0)), block, constrain, len(here), len(here) // model)
 
 
 def one_in_flight(program: Callable) -> Callable:
@@ -130,11 +152,11 @@ def one_in_flight(program: Callable) -> Callable:
     return run_and_wait
 
 
-def padded_table_rows(items: int, devices: int, shard_tables: bool) -> int:
+def padded_table_rows(items: int, devices: int, splits_tables: bool) -> int:
     """Rows of the tables of so many items: where each device keeps a share of them, they must divide evenly. The same
     for all powers of two up to 128, so that a run can go on with another number of devices."""
     whole = math.lcm(128, devices)
-    return -(-items // whole) * whole if shard_tables else items
+    return -(-items // whole) * whole if splits_tables else items
 
 
 def check_processes(kind: Kind, devices: int, there: list[jax.Device], shard_tables: bool) -> None:

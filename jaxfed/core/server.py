@@ -40,8 +40,8 @@ def init_accumulator(plan: Plan, messages: Messages, asked: jax.Array, rows: int
     """
     start = plan.aggregator.init(messages, Capacity(rows, asked.size, message_rows))
     shapes = messages.metrics, asked, jnp.zeros(len(asked), jnp.int32)
-    total, (metrics, present, count) = plan.place.together((start, tree.zeros_like(shapes)))
-    return Accumulator(total, (), present, metrics, count, plan.place.together(jnp.zeros(rows, bool)))
+    total, (metrics, present, count) = plan.place.constrain((start, tree.zeros_like(shapes)), "copied")
+    return Accumulator(total, (), present, metrics, count, plan.place.constrain(jnp.zeros(rows, bool), "copied"))
 
 
 def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accumulator:
@@ -116,7 +116,7 @@ def decode_sums(
     summed = plan.aggregator.result(accumulated.total, accumulated.sent.size)
     update, moved, info = decode_total(plan.channel, summed, seen, round)
     at = None if touched is None else jnp.where(accumulated.sent, touched, end)
-    links = plan.place.server(tables.put_rows(links, at, moved))
+    links = plan.place.constrain(tables.put_rows(links, at, moved), "server")
     return update.params, links, number + 1, round_figures(plan, accumulated, ids, asked) | info
 
 
@@ -140,7 +140,7 @@ def solve_model(
 
 def put_solution(place: Placement, params: Tree) -> Tree:
     """Parameters that the host has solved for, laid out as the server keeps them."""
-    return place.server(params)
+    return place.constrain(params, "server")
 
 
 def read_sums(plan: Plan, state: State, sums: Tree, touched: Array | None) -> Tree:
@@ -182,7 +182,7 @@ def server_update(
             tables.add_rows(shared.params, at, moves.delta), tables.put_rows(shared.extra, at, moves.extra)
         )
     opt, links = tables.put_rows((opt, links), at, (moves.opt, moves.links))
-    shared, opt, links = plan.place.server((shared, opt, links))
+    shared, opt, links = plan.place.constrain((shared, opt, links), "server")
     number += 1
     if plan.history_length:
         history = jax.tree.map(lambda x, new: x.at[number % plan.history_length].set(new), history, shared)

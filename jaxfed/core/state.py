@@ -174,7 +174,7 @@ def initial_state(plan: Plan, held: Tree, key: Key) -> State:
     shared, opt, links, *rest = jax.jit(fresh)(params, theta, key)
     if plan.method.closed:
         shared = Broadcast(params)
-    state = State(*plan.place.server((shared, opt, links)), *plan.place.common(rest))
+    state = State(*plan.place.constrain((shared, opt, links), "server"), *plan.place.constrain(rest, "copied"))
     if plan.store_on_host:
         some = jax.jit(lambda ids: initial_client_states(plan, params, ids, key))
         state = state._replace(client_states=stores.make_host_store(some, plan.num_clients))

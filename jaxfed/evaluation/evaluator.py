@@ -140,7 +140,7 @@ def make_client_sums(
     def look(shared, private, frozen, batch, own, label):
         found = metrics(shared, private, frozen, batch, own, label)
         sums = jax.tree.map(lambda x: x.sum(1), found)
-        return place_on.together(ClientSums(sums, batch.client, batch.num_train, batch.decile))
+        return place_on.constrain(ClientSums(sums, batch.client, batch.num_train, batch.decile), "copied")
 
     return look
 
@@ -155,7 +155,7 @@ def make_user_evaluator(
     """
     place_on, views = placement or make_placement(), {"": view or (lambda *parts: parts)}
     metrics = make_client_metrics(model, np.zeros(0, np.int32), views, cutoffs)
-    look, frozen = jax.jit(metrics, static_argnums=5), place_on.server(model.frozen)
+    look, frozen = jax.jit(metrics, static_argnums=5), place_on.constrain(model.frozen, "server")
 
     def run(shared, private, exam):
         store, private = (private, ()) if on_host(private) else (None, private)
@@ -222,7 +222,7 @@ def make_evaluator(
         raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
     place_on, views = placement or make_placement(), views or {"": lambda *parts: parts}
     client_sums = make_client_sums(model, place_on, np.array(promoted, np.int32), views, cutoffs)
-    message_sum, frozen = make_message_sum(channel), place_on.server(model.frozen)
+    message_sum, frozen = make_message_sum(channel), place_on.constrain(model.frozen, "server")
 
     @one_in_flight
     @jax.jit

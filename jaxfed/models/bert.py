@@ -1,7 +1,7 @@
 """Encoders of the BERT family (Devlin et al. 2019, "BERT: Pre-training of deep bidirectional transformers")."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from jaxfed.core.types import Tree
 
 SMALLEST = 1e-24  # of a squared norm that is divided by
+
+
+Pooling = Literal["mean", "cls"]  # a text's vector: the mean over its pieces, or the state of the first one
 
 
 class BertSizes(NamedTuple):
@@ -23,6 +26,7 @@ class BertSizes(NamedTuple):
     hidden: int  # units of the feed-forward network of a layer
     token_types: int = 2
     epsilon: float = 1e-12  # of the layer norms
+    pooling: Pooling = "mean"
 
 
 class BertEmbeddings(nn.Module):
@@ -110,9 +114,11 @@ def is_piece(tokens: jax.Array, sizes: BertSizes) -> jax.Array:
     return tokens < sizes.vocabulary
 
 
-def pool_pieces(hidden: jax.Array, live: jax.Array) -> jax.Array:
-    """float32 [B, width] of length 1: the mean of the hidden states [B, P, width] of a text's pieces."""
+def pool_pieces(hidden: jax.Array, live: jax.Array, pooling: Pooling = "mean") -> jax.Array:
+    """float32 [B, width] of length 1: the mean of the hidden states [B, P, width] of a text's pieces, or the first."""
     weight = live.astype(jnp.float32)[..., None]
+    if pooling == "cls":
+        weight = weight * (jnp.arange(hidden.shape[-2]) == 0)[:, None]
     total = jnp.sum(hidden.astype(jnp.float32) * weight, -2) / jnp.maximum(weight.sum(-2), 1)
     return total * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(total), -1, keepdims=True), SMALLEST))
 
@@ -129,4 +135,4 @@ def encode_tokens(encoder: BertEncoder, variables: Tree, tokens: jax.Array) -> j
         float32 [B, width], each of length 1.
     """
     live = is_piece(tokens, encoder.sizes)
-    return pool_pieces(jnp.asarray(encoder.apply(variables, tokens, live)), live)
+    return pool_pieces(jnp.asarray(encoder.apply(variables, tokens, live)), live, encoder.sizes.pooling)

@@ -75,7 +75,8 @@ def read_sizes(config: Mapping[str, Any]) -> BertSizes:
                 f'config.json: {key} is "{config[key]}", and only "{wanted}" can be read: take a BERT encoder'
             )
     found = read_numbers(config, SIZES, "BERT encoder")
-    sizes = BertSizes(**{name: x if name == "epsilon" else int(x) for name, x in found.items()})
+    pooling = config.get("pooling", "mean")
+    sizes = BertSizes(**{name: x if name == "epsilon" else int(x) for name, x in found.items()}, pooling=pooling)
     if sizes.width % sizes.heads:
         raise ValueError(f"config.json: {sizes.heads} heads do not divide a hidden_size of {sizes.width}")
     return sizes

@@ -173,7 +173,7 @@ def encode_items(parts: EncoderParts, trained: Tree, rows: jax.Array | None, fro
 
     def encode(inputs, live=None):
         live = is_piece(inputs, sizes) if live is None else live
-        return pool_pieces(jnp.asarray(parts.module.apply(variables, inputs, live)), live)
+        return pool_pieces(jnp.asarray(parts.module.apply(variables, inputs, live)), live, sizes.pooling)
 
     found = encode_in_batches(encode, tuple(held[name].rows for name in ("inputs", "live") if name in held))
     return (found - held["standard"].centre) / held["standard"].spread

@@ -428,7 +428,7 @@ def test_integer_sums_are_the_same_on_any_devices(devices, shard_tables):
 def test_tables_that_do_not_divide_among_the_devices():
     with pytest.raises(ValueError, match=r"60 rows do not divide among 8 devices: make tables of `padded_table_rows`"):
         factorisation(mean(), placement=make_placement("jit", 8, True)).init(MARKED, KEY)
-    with pytest.raises(ValueError, match=r"needs run.placement"):
+    with pytest.raises(ValueError, match=r"copies its model to every device"):
         make_placement("pmap", 2, True)
 
 

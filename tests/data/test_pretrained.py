@@ -32,6 +32,20 @@ def test_a_folder_is_read(folder):
     assert len(found.sha256) == 64
 
 
+@pytest.mark.parametrize("modes", [["mean_tokens"], ["cls_token"], ["max_tokens"], ["cls_token", "mean_tokens"], []])
+def test_how_pieces_become_a_text(folder, modes):
+    (folder / "1_Pooling").mkdir()
+    kinds = ("cls_token", "mean_tokens", "max_tokens")
+    said = {f"pooling_mode_{kind}": kind in modes for kind in kinds} | {"word_embedding_dimension": 12}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
+    if modes in (["mean_tokens"], ["cls_token"]):
+        want = {"mean_tokens": "mean", "cls_token": "cls"}[modes[0]]
+        assert read_pretrained(str(folder)).config.get("pooling", "mean") == want
+        return
+    with pytest.raises(ValueError, match="a text's vector is made by .*: take an encoder with one of"):
+        read_pretrained(str(folder))
+
+
 def test_texts_become_pieces(folder):
     """The tokenizer's own padding and cut at 128 are switched off; an unknown word is a piece; no text is two."""
     table = tokenize_texts(read_pretrained(str(folder)), ["The red nights.", "", "nonsense"])

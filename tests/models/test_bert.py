@@ -79,6 +79,17 @@ def test_vectors_against_numpy(prefix, remat):
     assert np.std(want, 0).max() > 0.1
 
 
+def test_the_first_piece_for_the_text():
+    """Encoders that pool by it have other vectors: those of the hidden state of [CLS], of length 1."""
+    tensors = random_tensors()
+    encoder = convert_bert(CONFIG | {"pooling": "cls"}, tensors)
+    live = is_piece(TOKENS, encoder.sizes)
+    first = BertEncoder(encoder.sizes).apply({"params": encoder.params}, TOKENS, live)[:, 0]
+    got = vectors_of(encoder, TOKENS)
+    np.testing.assert_allclose(got, first / np.linalg.norm(first, axis=-1, keepdims=True), atol=1e-6)
+    assert np.abs(got - vectors_of(convert_bert(CONFIG, tensors), TOKENS)).max() > 0.1
+
+
 def test_the_upper_layers_go_on_from_the_lower_ones(random_encoder):
     sizes, params = random_encoder.sizes, random_encoder.params
     live = is_piece(TOKENS, sizes)

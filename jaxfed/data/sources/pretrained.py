@@ -25,6 +25,7 @@ KNOWN = {
 }
 FILES = tuple(KNOWN)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # of the weights in several files, the second
+POOLING = "pooling_mode_"  # what keys of 1_Pooling/config.json begin with
 FEWEST = 16  # places of a text; a power of two above holds the longest
 
 
@@ -32,7 +33,8 @@ class Pretrained(NamedTuple):
     """What a folder holds.
 
     Args:
-        config: What config.json says.
+        config: What config.json says; `pooling` in it is `cls` where 1_Pooling/config.json says
+            that the state of the first piece is a text's vector, not the mean.
         tensors: The arrays of model.safetensors, or of the files that its index names, by name.
         tokenizer: A `tokenizers.Tokenizer` that neither pads nor cuts.
         sha256: Of model.safetensors; of several files, of their digests.
@@ -140,6 +142,8 @@ tokenizer.json
     tokenizer.no_padding()  # it may pad and cut by itself, each text to its own length
     tokenizer.no_truncation()
     check_vocabulary(place, config, tokenizer)
+    if (pooling := read_pooling(place)) != "mean":
+        config["pooling"] = pooling
     return Pretrained(config, tensors, tokenizer, sha256)
 
 
@@ -165,6 +169,22 @@ def read_tensors(place: Path) -> tuple[dict[str, np.ndarray], str]:
         tensors |= held
         digest.update(file_sha256(place / file).encode())
     return tensors, digest.hexdigest()
+
+
+def read_pooling(place: Path) -> str:
+    """How the vectors of pieces become that of a text: `mean`, or `cls`. Raises ValueError for another way."""
+    path = place / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "mean"
+    said = load_model_file(path, lambda path: json.loads(Path(path).read_text("utf-8")))
+    chosen = sorted(key for key, value in said.items() if key.startswith(POOLING) and value is True)
+    known = {f"{POOLING}mean_tokens": "mean", f"{POOLING}cls_token": "cls"}
+    if len(chosen) != 1 or chosen[0] not in known:
+        raise ValueError(
+            f"{path}: a text's vector is made by {' and '.join(chosen) or 'nothing'}: take an encoder with one of "
+            f"{', '.join(known)}"
+        )
+    return known[chosen[0]]
 
 
 def check_vocabulary(place: Path, config: Any, tokenizer: Any) -> None:
