@@ -23,7 +23,7 @@ PARTITION_RULES = (
 
 
 class DecoderSizes(NamedTuple):
-    """The sizes of a decoder.
+    """The sizes of a decoder of the Llama family (Touvron et al. 2023).
 
     Args:
         vocabulary: Number of pieces of words.

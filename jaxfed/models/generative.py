@@ -221,7 +221,7 @@ def code_decoder(
     """
     check_code_decoder(dim, heads, beam)
     pieces, number = number_codes(codes)
-    sizes = code_decoder_sizes(number, pieces.shape[1] * (length + 1), dim, layers, heads)
+    sizes = choose_decoder_sizes(number, pieces.shape[1] * (length + 1), dim, layers, heads)
     check_prompt(sizes, num_items, pieces, length)
     module = Decoder(sizes)
     made = GenerativeModel(module, lambda shared: {"params": shared["params"]}, number, length)
@@ -238,7 +238,7 @@ def check_code_decoder(dim: int, heads: int, beam: int) -> None:
         raise ValueError(f"model.heads is {heads}: {dim} numbers must be that many heads of an even width")
 
 
-def code_decoder_sizes(codes: int, places: int, dim: int, layers: int, heads: int) -> DecoderSizes:
+def choose_decoder_sizes(codes: int, places: int, dim: int, layers: int, heads: int) -> DecoderSizes:
     """The sizes of a decoder of so many codes, and a piece that begins a history. places: of a history and an item."""
     return DecoderSizes(codes + 1, 1 + places, dim, layers, heads, heads, dim // heads, 3 * dim, tied=True)
 

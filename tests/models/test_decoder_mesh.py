@@ -68,7 +68,7 @@ def test_a_mesh_without_devices_lowers(model):
 @pytest.mark.parametrize(
     ("mesh", "said"),
     [
-        ((1, 16), "does not divide among the 16 devices of the axis model"),
+        ((1, 16), "has an axis of .*, which does not divide among 16 devices"),
         ((3, 1), "4 clients do not divide among the 3"),
     ],
 )

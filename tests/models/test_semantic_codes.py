@@ -140,7 +140,7 @@ def test_each_client_sends_the_same_bytes(files, name):
         "channel": [{"name": "weighted_mean"}],
         "server": {"name": "adam", "learning_rate": 0.05},
         "cohort": {"name": "everyone"},
-        "evaluation": {"every": 1},
+        "evaluation": {"every": 1, "patience": 0},
         "run": {"out": str(files / "run")},
     }
     config = make_config(table)
