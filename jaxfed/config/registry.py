@@ -24,8 +24,11 @@ from jaxfed.algorithms.fedsgd import fedsgd
 from jaxfed.algorithms.gpfedrec import gpfedrec
 from jaxfed.algorithms.ifca import ifca
 from jaxfed.algorithms.local_training import train_locally
+from jaxfed.algorithms.lora_products import fedex_lora, flexlora, flora
 from jaxfed.algorithms.mime import mime
 from jaxfed.algorithms.qfedavg import fair_mean, qfedavg
+from jaxfed.algorithms.raflora import raflora
+from jaxfed.algorithms.rolora import rolora
 from jaxfed.algorithms.scaffold import scaffold
 from jaxfed.algorithms.submodels import fedrolex, heterofl
 from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
@@ -128,6 +131,11 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "gpfedrec": gpfedrec,
         "heterofl": heterofl,
         "fedrolex": fedrolex,
+        "rolora": rolora,
+        "raflora": raflora,
+        "flora": flora,
+        "fedex_lora": fedex_lora,
+        "flexlora": flexlora,
         "closed_form": closed_form,
         "central": central,
     },
