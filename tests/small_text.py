@@ -75,3 +75,16 @@ def write_encoder(folder, sizes=SIZES, tensors=None, **config):
     save_file(tensors, folder / "model.safetensors")
     write_tokenizer(folder / "tokenizer.json")
     return tensors
+
+
+def make_adapted_model(num_items, num_users=1, rule="fedit", **more):
+    """A model whose clients train adapters of rank 2 of a tiny encoder."""
+    from jaxfed.models.bert_weights import convert_bert
+    from jaxfed.models.lora import LoraSettings
+    from jaxfed.models.text_lora import text_lora
+
+    encoder = convert_bert({"model_type": "bert", "hidden_act": "gelu"} | SIZES, random_tensors())
+    rng, words, pieces = np.random.default_rng(1), SIZES["vocab_size"], 7
+    ids = rng.integers(1, words, (num_items, pieces))
+    tokens = np.where(np.arange(pieces) < rng.integers(2, pieces + 1, (num_items, 1)), ids, words).astype(np.int32)
+    return text_lora(num_items, encoder, tokens, num_users, 5, LoraSettings(2, alpha=4.0), rule, **more)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxfed.core.model import Model
 from jaxfed.core.tables import Table, unwrap
-from jaxfed.core.types import Key, Mean, Tree
+from jaxfed.core.types import History, Key, Mean, Tree
 from jaxfed.models.adapters import BiasSettings, BottleneckSettings
 from jaxfed.models.bert_weights import TextEncoder
 from jaxfed.models.lora import LoraSettings, add_products
@@ -102,12 +102,32 @@ def init_private(made: AdaptedModel, key: Key) -> Tree:
     return {"private": own | ({"lora_b": split_factors(made.parts.init(key))[1]} if made.rule == "fedsa" else {})}
 
 
-def make_text_logits(made: AdaptedModel, shared: Tree, private: Tree, user: Any, item: Any) -> jax.Array:
-    """The logits of a user's items, positions in the rows that are given; None: of all of these."""
+def make_item_vectors(made: AdaptedModel, shared: Tree, private: Tree) -> jax.Array:
+    """float32 [rows, D]: the vectors of the rows that are given, to be multiplied by that of a user."""
     shared, private = unwrap(shared), unwrap(private)
-    rows = encode_rows(made, shared, private) @ shared["params"]["kernel"] + shared["params"]["shift"]
+    return encode_rows(made, shared, private) @ shared["params"]["kernel"] + shared["params"]["shift"]
+
+
+def make_text_logits(
+    made: AdaptedModel, shared: Tree, private: Tree, user: Any, item: Any, rows: jax.Array | None = None
+) -> jax.Array:
+    """The logits of a user's items, positions in the rows that are given; None: of all of these. rows: the vectors of
+    these, where they are known."""
+    rows = make_item_vectors(made, shared, private) if rows is None else rows
+    shared, private = unwrap(shared), unwrap(private)
     bias, user_vector = take_vectors(shared["tables"]["bias"], item), private["private"]["user"][user]
     return bias + score_rows(take_vectors(rows, item), user_vector)
+
+
+def fit_user(made: AdaptedModel, loss: Loss, shared: Tree, history: History) -> Tree:
+    """The vector of a user with this history; items are encoded once."""
+    private = partial(init_private, made)
+    rows = make_item_vectors(made, shared, private(jax.random.key(0)))
+
+    def score(shared, private, user):
+        return make_text_logits(made, shared, private, user, None, rows)
+
+    return fit_private(loss, private, score, shared, history)
 
 
 def compare_examples(made: AdaptedModel, loss: Loss, shared: Tree, private: Tree, batch: dict[str, Any]) -> Mean:
@@ -206,6 +226,6 @@ def text_lora(
         return make_text_logits(made, shared, private, user, None)
 
     private, can_fold = partial(init_private, made), not compare.pairwise and rule != "fedsa"
-    folds = partial(fit_private, compare, private, score) if can_fold else None
+    folds = partial(fit_user, made, compare) if can_fold else None
     value = partial(compare_examples, made, compare)
     return Model(partial(init_shared, made), private, value, score, compare.pairwise, folds, frozen=frozen)
