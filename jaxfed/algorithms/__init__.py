@@ -7,6 +7,7 @@ from jaxfed.algorithms.central import central
 from jaxfed.algorithms.closed_form import closed_form
 from jaxfed.algorithms.discordance import measure_discordance
 from jaxfed.algorithms.ditto import ditto
+from jaxfed.algorithms.fedask import fedask
 from jaxfed.algorithms.fedavg import fedavg, fedprox
 from jaxfed.algorithms.fedbuff import fedasync, fedbuff
 from jaxfed.algorithms.feddyn import feddyn
@@ -35,6 +36,7 @@ __all__ = [
     "ditto",
     "fedadagrad",
     "fedadam",
+    "fedask",
     "fedasync",
     "fedavg",
     "fedbuff",

@@ -14,6 +14,7 @@ from jaxfed.algorithms.apfl import apfl
 from jaxfed.algorithms.central import central
 from jaxfed.algorithms.closed_form import closed_form, move_to_solution
 from jaxfed.algorithms.ditto import ditto
+from jaxfed.algorithms.fedask import fedask
 from jaxfed.algorithms.fedavg import fedavg, fedprox
 from jaxfed.algorithms.fedbuff import fedasync, fedbuff
 from jaxfed.algorithms.feddyn import add_server_memory, feddyn
@@ -132,6 +133,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "heterofl": heterofl,
         "fedrolex": fedrolex,
         "rolora": rolora,
+        "fedask": fedask,
         "raflora": raflora,
         "flora": flora,
         "fedex_lora": fedex_lora,

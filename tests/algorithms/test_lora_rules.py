@@ -137,7 +137,7 @@ def test_rolora_sends_half_of_the_factors():
 
 def test_rolora_goes_with_secure_sums_and_noise():
     it, _, slots = packed()
-    secure = jf.chain(jf.channels.clip(1e3), jf.channels.ring(slots=30))
+    secure = jf.chain(jf.channels.clip(100.0), jf.channels.ring(slots=30))
     got, want = (
         run(jf.algorithms.rolora(it.model, SGD), slots, channel=jf.chain(jf.channels.mean(), each))[0][-1]
         for each in (secure, link())
@@ -204,9 +204,36 @@ def test_a_residual_is_a_change_of_the_base():
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_sums_of_sketches_give_the_best_factors(secure):
+    """Exact where the sketch is no narrower than the mean product; also under a secure sum, to its codes."""
+    it, _, slots = packed()
+    products, together, _ = mean_of_products()
+    hidden = [jf.channels.clip(100.0), jf.channels.ring(slots=30)] if secure else []
+    method = jf.algorithms.fedask(it.model, SGD, sketch=8)  # four clients of rank 2, and A B, of which each has a part
+    after = run(method, slots, channel=jf.chain(per_row_mean(), *hidden))[0][-1]
+    for x, want in zip(jax.tree.leaves(multiply_factors(after)), jax.tree.leaves(products), strict=True):
+        u, s, v = np.linalg.svd(want)
+        np.testing.assert_allclose(x, u[:, :2] * s[:2] @ v[:2], atol=2e-3 if secure else 2e-5)
+    close(after["tables"], together["tables"], atol=1e-3 if secure else 1e-6)
+
+
+def test_sketches_are_what_is_sent():
+    it, _, _ = packed()
+    method, layers, width = jf.algorithms.fedask(it.model, SGD, sketch=3), 4, 12
+    shared = jax.eval_shape(lambda: method.work.init(it.model.init(KEY), KEY)[0])
+    wire = make_wire(jf.chain(*method.links), shared, sends=method.work.update_shapes)
+    plain = make_wire(link(), Broadcast(it.model.init(KEY)))
+    factors = sum(4 * x.size for name in FACTORS for x in jax.tree.leaves(it.model.init(KEY)["params"][name]))
+    assert wire.up(np.array([3])) - plain.up(np.array([3])) == 4 * layers * (3 + 6) * width - factors
+    assert wire.down(np.array([3])) - plain.down(np.array([3])) == 4
+    with pytest.raises(ValueError, match="fedask.sketch is 1: it must be at least the rank of the adapters, 2"):
+        jf.algorithms.fedask(it.model, SGD, sketch=1).work.init(it.model.init(KEY), KEY)
+
+
 SECURE = (
     jf.chain(jf.channels.clip(1.0), jf.channels.ring(slots=30)),
-    jf.chain(jf.channels.clip(1.0), jf.channels.pads(slots=30)),
+    jf.chain(jf.channels.clip(1.0), jf.channels.pads()),
     jf.chain(jf.channels.clip(1.0), jf.channels.gaussian(1.0)),
     jf.channels.median(),
 )
@@ -216,7 +243,7 @@ SECURE = (
 @pytest.mark.parametrize("channel", SECURE, ids=lambda each: each.claims.name)
 def test_rules_that_read_products_are_refused(name, channel):
     method = getattr(jf.algorithms, name)(packed()[0].model, SGD)
-    with pytest.raises(ValueError, match=f"{name} needs each client's message .*take rolora, raflora") as error:
+    with pytest.raises(ValueError, match=f"{name} needs each client's message .*take rolora, fedask, raflora") as error:
         jf.chain(*method.links, channel)
     assert "\n" not in str(error.value)
 
@@ -269,7 +296,7 @@ def test_clients_send_the_ranks_that_they_have():
     assert min(moved) > 1e-5
 
 
-@pytest.mark.parametrize("name", ["rolora", "raflora", *PRODUCTS])
+@pytest.mark.parametrize("name", ["rolora", "raflora", "fedask", *PRODUCTS])
 def test_a_model_without_factors_is_refused(name):
     model = jf.models.mf(num_items=9, dim=2)
     more = {"num_clients": 5} if name == "raflora" else {}
