@@ -1,6 +1,9 @@
-"""FedASK: clients send sketches of the products of their low-rank factors, of which a sum gives the mean product."""
+"""FedASK: clients send sketches of the products of their low-rank factors, of which a sum gives the mean product.
 
-from collections.abc import Callable
+Wen et al. 2025, "Differentially private federated low rank adaptation beyond fixed-matrix". Of one message: Tropp et al.
+2017, "Practical sketching algorithms for low-rank matrix approximation".
+"""
+
 from functools import partial
 
 import jax
@@ -61,14 +64,15 @@ def move_by_sketches(size: int, broadcast: Broadcast, delta: Tree, found: Sketch
     return replace_dense(delta, lora_a=new_left, lora_b=new_right)
 
 
-def replace_factors_by_sketches(shapes: Callable[[], Tree]) -> Channel:
-    """The factors stay on the client; their sketches are sent beside the update. shapes: of the shared parameters."""
+def replace_factors_by_sketches(model: Model) -> Channel:
+    """The factors stay on the client; their sketches are sent beside the update."""
 
     def encode(update, sent, client):
         return update._replace(params=drop_dense(update.params, *FACTORS)), client.link_state
 
     def decode(total, state, round):
-        zeros = {name: jax.tree.map(lambda x: jnp.zeros(x.shape), shapes()["params"][name]) for name in FACTORS}
+        shapes = jax.eval_shape(model.init, jax.random.key(0))["params"]
+        zeros = {name: jax.tree.map(lambda x: jnp.zeros(x.shape), shapes[name]) for name in FACTORS}
         return total._replace(params=replace_dense(total.params, **zeros)), state, {}
 
     return link(encode, decode, l2_gain=lambda bound: bound, is_average=False, name="fedask")
@@ -108,28 +112,24 @@ def fedask(
     by_row: bool = True,
     sketch: int = 16,
 ) -> Method:
-    """Double sketching of FedASK (Wen et al. 2025, "Differentially private federated low rank adaptation beyond fixed-
-    matrix"), in one message: sums of sketches give the server the best factors for the mean of the products A_i B_i.
+    """FedASK (Wen et al. 2025), in one message: sums of sketches give the best factors for the mean of products A_i B_i.
 
-    A client sends A_i (B_i W) and (V' A_i) B_i less those of A B, with public normal numbers W [out, p] and V [in, 2 p]
-    that are drawn anew in each round. With Q an orthonormal basis of the first sum and X from V' Q X = the second one,
-    Q X is the mean of the products, exactly where that has a rank of at most p. The paper asks each client twice, and
-    takes Q in place of V; one message takes another sketch (Tropp et al. 2017, "Practical sketching algorithms for
-    low-rank matrix approximation"). It is a sum, and goes with any channel.
+    A client sends A_i (B_i W) and (V' A_i) B_i less those of A B, with public normal W [out, p] and V [in, 2 p], new in
+    each round. With Q a basis of the first sum and X from V' Q X = the second, Q X is the mean product, exactly where its
+    rank is at most p. The paper asks twice, and takes Q for V; one message takes another sketch (Tropp et al. 2017).
 
     Args:
         model: The model, which shares the factors `lora_a` and `lora_b`: text_lora with the rule fedit.
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves what is no factor by what the channel made of all updates. Left out: optax.sgd(1.0).
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        server_optimizer: Moves what is no factor. Left out: optax.sgd(1.0).
+        by_row: Whether a local step updates only the table rows in its batch, see `fedavg`.
         sketch: The number p. For each layer p * in + 2 p * out numbers are sent.
 
     Returns:
         The method, what clients and what the server compute.
 
     Raises:
-        ValueError: when a run begins: the model has no such factors, or `sketch` is below their rank.
+        ValueError: when a run begins: no such factors, or `sketch` is below their rank.
 
     Example:
         >>> import jaxfed as jf, optax
@@ -139,7 +139,7 @@ def fedask(
     """
     return Method(
         train_and_sketch(model, client_optimizer, by_row, sketch),
-        (replace_factors_by_sketches(partial(jax.eval_shape, model.init, jax.random.key(0))),),
+        (replace_factors_by_sketches(model),),
         server_optimizer,
         move_extra=lambda extra, update: extra + 1,
         move_params=partial(move_by_sketches, sketch),

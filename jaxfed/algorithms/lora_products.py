@@ -170,8 +170,7 @@ def flora(
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
         server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0), of which
             alone the equation holds.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        by_row: Whether a local step updates only the table rows in its batch, see `fedavg`.
         seed: Seed of the factors A of later rounds.
 
     Returns:
@@ -212,8 +211,7 @@ def fedex_lora(
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
         server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0), of which
             alone the equation holds.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        by_row: Whether a local step updates only the table rows in its batch, see `fedavg`.
 
     Returns:
         The method, what clients and what the server compute.
@@ -250,8 +248,7 @@ def flexlora(
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
         server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0), of which
             alone the equation holds.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        by_row: Whether a local step updates only the table rows in its batch, see `fedavg`.
 
     Returns:
         The method, what clients and what the server compute.

@@ -22,7 +22,7 @@ from jaxfed.core.tables import map_tables
 from jaxfed.core.types import Broadcast, Tree
 
 
-def cut_ranks(params: Tree, rank: int) -> Tree:
+def take_ranks(params: Tree, rank: int) -> Tree:
     """The shared parameters with the first `rank` columns of each A, and as many rows of each B."""
     dense = params["params"]
     left = jax.tree.map(lambda a: a[..., :rank], dense["lora_a"])
@@ -136,7 +136,7 @@ def raflora(
     places = jnp.asarray(groups, jnp.int32)
 
     def cut(group, broadcast):
-        return broadcast._replace(params=jax.eval_shape(partial(cut_ranks, rank=ranks[group]), broadcast.params))
+        return broadcast._replace(params=jax.eval_shape(partial(take_ranks, rank=ranks[group]), broadcast.params))
 
     return Method(
         train_ranks(model, client_optimizer, by_row, ranks),

@@ -44,7 +44,7 @@ def clear_resting(number: jax.Array, params: Tree) -> Tree:
     return replace_dense(params, **choose_moving(number, params["params"], zeros_like(params["params"])))
 
 
-def alternate_factors(shapes: Callable[[], Tree]) -> Channel:
+def pack_one_factor(shapes: Callable[[], Tree]) -> Channel:
     """Sends the factors of the round alone. A message is as long as the longer of the two, so that all are alike.
 
     shapes: of the shared parameters.
@@ -107,16 +107,14 @@ def rolora(
     """RoLoRA (Chen et al. 2025, "Robust federated finetuning of LLMs via alternating optimization of LoRA"): one factor
     is trained and sent in a round, the other rests.
 
-    Of adapters s (x A) B, clients train and send B alone in even rounds, counted from 0, and A alone in odd ones. The
-    factor that rests is the same for all, so that the mean of factors is that of their products: mean(A B_i) =
-    A mean(B_i). It is a sum, and goes with any channel.
+    Of adapters s (x A) B, clients train and send B alone in even rounds, counted from 0, and A in odd ones. What rests
+    is the same for all, so that mean(A B_i) = A mean(B_i). It is a sum, and goes with any channel.
 
     Args:
         model: The model, which shares the factors `lora_a` and `lora_b`: text_lora with the rule fedit.
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
         server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        by_row: Whether a local step updates only the table rows in its batch, see `fedavg`.
 
     Returns:
         The method, what clients and what the server compute.
@@ -133,7 +131,7 @@ def rolora(
     shapes = partial(jax.eval_shape, model.init, jax.random.key(0))
     return Method(
         train_one_factor(model, client_optimizer, by_row),
-        (alternate_factors(shapes),),
+        (pack_one_factor(shapes),),
         server_optimizer,
         move_extra=lambda extra, update: extra + 1,
         move_params=lambda broadcast, delta, extra: clear_resting(broadcast.extra, delta),

@@ -183,9 +183,8 @@ def text_lora(
     """Matrix factorisation whose item vectors a text encoder gives, with adapters that clients train.
 
     logit = <W f(text of i) + c, u> + b_i. Clients have the encoder and the texts of their items, frozen, and download
-    them once. They train the adapters, W, c, the biases b of their items, and their own vector u.
-
-    Rules of aggregation: fedit (Zhang et al. 2024), FFA-LoRA (Sun et al. 2024), FedSA-LoRA (Guo et al. 2025).
+    them once. They train the adapters, W, c, the biases b of their items, and their own vector u. Rules of aggregation:
+    fedit (Zhang et al. 2024), FFA-LoRA (Sun et al. 2024), FedSA-LoRA (Guo et al. 2025).
 
     Args:
         num_items: Number of items.
@@ -200,15 +199,13 @@ def text_lora(
         loss: bce: cross-entropy. bpr: the click of a pair ranks before the negative. squared: squared error.
         compute_dtype: In what the encoder computes; its parameters are in float32.
         vectors: float [num_items, W]: what the encoder gives for the texts, where that is known.
-        adapter: What is trained in place of low-rank adapters: bottlenecks or biases. Their mean is that of the rule
-            fedit.
+        adapter: What is trained in place of low-rank adapters, by the rule fedit.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: the encoder has not as many layers, the number of texts is another, there cannot be such adapters,
-            or there is no such rule.
+        ValueError: there cannot be so many layers or texts, such adapters, or such a rule.
 
     Example:
         >>> from jaxfed.models.bert import BertEncoder, BertSizes
