@@ -96,7 +96,7 @@ def has_factors(params: Tree) -> bool:
     return isinstance(dense, dict) and {"lora_a", "lora_b"} <= dense.keys()
 
 
-def report_discordance(method: Method, model: Model) -> Method:
+def add_discordance(method: Method, model: Model) -> Method:
     """The method with `lora/discordance` where clients send both factors of adapters and their product can differ."""
     if not method.sends_difference or method.is_central:
         return method

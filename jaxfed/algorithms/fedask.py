@@ -1,7 +1,7 @@
 """FedASK: clients send sketches of the products of their low-rank factors, of which a sum gives the mean product.
 
-Wen et al. 2025, "Differentially private federated low rank adaptation beyond fixed-matrix". Of one message: Tropp et al.
-2017, "Practical sketching algorithms for low-rank matrix approximation".
+Wen et al. 2025, "Differentially private federated low rank adaptation beyond fixed-matrix". Of one message: Tropp et
+al. 2017, "Practical sketching algorithms for low-rank matrix approximation".
 """
 
 from functools import partial
@@ -112,11 +112,11 @@ def fedask(
     by_row: bool = True,
     sketch: int = 16,
 ) -> Method:
-    """FedASK (Wen et al. 2025), in one message: sums of sketches give the best factors for the mean of products A_i B_i.
+    """FedASK (Wen et al. 2025), in one message: sums of sketches give the best factors for the mean of A_i B_i.
 
     A client sends A_i (B_i W) and (V' A_i) B_i less those of A B, with public normal W [out, p] and V [in, 2 p], new in
-    each round. With Q a basis of the first sum and X from V' Q X = the second, Q X is the mean product, exactly where its
-    rank is at most p. The paper asks twice, and takes Q for V; one message takes another sketch (Tropp et al. 2017).
+    each round. With Q a basis of the first sum and X from V' Q X = the second, Q X is the mean product, exactly where
+    its rank is at most p. The paper asks twice, with Q for V; one message takes another sketch (Tropp et al. 2017).
 
     Args:
         model: The model, which shares the factors `lora_a` and `lora_b`: text_lora with the rule fedit.

@@ -80,8 +80,9 @@ def train_beside_residual(
 
 def move_factors(params: Tree, delta: Tree) -> tuple[Tree, Tree]:
     """The factors (A, B) after the server's step."""
-    after = (jax.tree.map(jnp.add, params["params"][name], delta["params"][name]) for name in ("lora_a", "lora_b"))
-    return tuple(after)
+    before, moved = params["params"], delta["params"]
+    left = jax.tree.map(jnp.add, before["lora_a"], moved["lora_a"])
+    return left, jax.tree.map(jnp.add, before["lora_b"], moved["lora_b"])
 
 
 def replace_factors(params: Tree, delta: Tree, left: Tree, right: Tree) -> Tree:

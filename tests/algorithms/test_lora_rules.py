@@ -32,16 +32,22 @@ PRODUCTS = ("flora", "fedex_lora", "flexlora")
 
 @cache
 def packed():
-    """(the packer's run, a cohort, four slots of it that report)."""
+    """(the packer's run, a cohort of one block whose rows are those of the catalogue, four slots of it that report)."""
     old = dict(REGISTRY["model"])
-    REGISTRY["model"]["adapted"] = lambda num_items, num_users: make_adapted_model(num_items, num_users)
+    REGISTRY["model"]["adapted"] = lambda num_items, num_users: make_adapted_model(num_items, trained_layers=1)
     try:
-        it, cohort = pack_small_run(model={"name": "adapted"}, channel=[{"name": "weighted_mean"}])
+        more = {"work": {"batch_size": 8}, "server": {"name": "sgd", "lazy": False}}
+        it, cohort = pack_small_run(model={"name": "adapted"}, channel=[{"name": "weighted_mean"}], **more)
     finally:
         REGISTRY["model"] = old
-    return it, cohort, np.flatnonzero(cohort.present)[:4]
+    assert cohort.rows is None
+    block = max(cohort.blocks, key=lambda block: (block.slots < len(cohort.ids)).sum())
+    slots = block.slots[block.slots < len(cohort.ids)]
+    present = cohort.present & np.isin(np.arange(len(cohort.ids)), slots)
+    return it, cohort._replace(blocks=(block,), present=present), np.flatnonzero(present)[:4]
 
 
+@cache
 def start():
     """Shared parameters whose factors B are not zero."""
     params = packed()[0].model.init(KEY)
@@ -49,15 +55,20 @@ def start():
     return replace_dense(params, lora_b=moved)
 
 
-def run(method, slots, rounds=1, channel=None):
+def build(method, channel=None):
+    it, _, _ = packed()
+    return federate(method, channel or link(), it.data.num_clients, frozen=it.model.frozen)
+
+
+def run(algorithm, slots, rounds=1):
     """(the shared parameters before each round and after the last, figures of the last)."""
-    it, cohort, _ = packed()
-    algorithm = federate(method, channel or link(), it.data.num_clients, frozen=it.model.frozen)
+    _, cohort, _ = packed()
     state, seen = algorithm.init(start(), KEY), []
     for _ in range(rounds):
         seen.append(jax.tree.map(np.array, state.shared.params))
-        state, info = algorithm.step(state, cohort._replace(present=np.isin(np.arange(len(cohort.ids)), slots)), KEY)
-    return [*seen, state.shared.params], info
+        present = cohort.present & np.isin(np.arange(len(cohort.ids)), slots)
+        state, info = algorithm.step(state, cohort._replace(present=present), KEY)
+    return [*seen, jax.tree.map(np.array, state.shared.params)], info
 
 
 def fedavg():
@@ -65,11 +76,22 @@ def fedavg():
 
 
 @cache
+def of_means():
+    """FedIT, with discordance, by rounds."""
+    return build(measure_discordance(fedavg()), per_row_mean())
+
+
+@cache
+def of_products(name):
+    return build(getattr(jf.algorithms, name)(packed()[0].model, SGD))
+
+
+@cache
 def mean_of_products():
     """(the mean over four clients of A_i B_i, each of a round in which it alone reports; that round with all four)."""
     slots = packed()[2]
-    alone = [multiply_factors(run(fedavg(), [slot], channel=per_row_mean())[0][-1]) for slot in slots]
-    together, info = run(measure_discordance(fedavg()), slots, channel=per_row_mean())
+    alone = [multiply_factors(run(of_means(), [slot])[0][-1]) for slot in slots]
+    together, info = run(of_means(), slots)
     return jax.tree.map(lambda *x: sum(x) / len(x), *alone), together[-1], info
 
 
@@ -85,7 +107,7 @@ def test_discordance_is_the_covariance_over_the_update():
     assert norm(gap) > 1e-3
     assert info["lora/discordance"] == pytest.approx(norm(gap) / norm(moved), rel=1e-3)
     assert not [name for name in info if name.startswith("lora/layer")]
-    assert run(measure_discordance(fedavg()), packed()[2][:1])[1]["lora/discordance"] < 1e-5  # of one client
+    assert run(of_means(), packed()[2][:1])[1]["lora/discordance"] < 1e-5  # of one client
 
 
 def test_wide_layers_are_measured_in_few_directions():
@@ -100,7 +122,7 @@ def test_wide_layers_are_measured_in_few_directions():
 def test_rolora_moves_one_factor_at_a_time(server):
     """B first, as it is zero at the start; also where the server has momentum. The mean of factors is exact."""
     it, _, slots = packed()
-    seen, info = run(measure_discordance(jf.algorithms.rolora(it.model, SGD, server)), slots, 4)
+    seen, info = run(build(measure_discordance(jf.algorithms.rolora(it.model, SGD, server)), per_row_mean()), slots, 4)
     for t, (before, after) in enumerate(pairwise(seen)):
         moves = {
             name: norm(jax.tree.map(jnp.subtract, *(x["params"][name] for x in (after, before)))) for name in FACTORS
@@ -116,8 +138,9 @@ def test_rolora_trains_the_factor_of_the_round_as_fedavg_does():
     it, _, slots = packed()
     fixed = start()["params"]["lora_a"]
     model = it.model._replace(loss=lambda params, *rest: it.model.loss(replace_dense(params, lora_a=fixed), *rest))
-    want = run(jf.algorithms.fedavg(model, SGD), slots, channel=per_row_mean())[0][-1]
-    got = run(jf.algorithms.rolora(it.model, SGD), slots, channel=per_row_mean())[0][-1]
+    fixed_run = build(jf.algorithms.fedavg(model, SGD), per_row_mean())
+    want = run(fixed_run, slots)[0][-1]
+    got = run(build(jf.algorithms.rolora(it.model, SGD), per_row_mean()), slots)[0][-1]
     close(got, want)
 
 
@@ -139,21 +162,21 @@ def test_rolora_goes_with_secure_sums_and_noise():
     it, _, slots = packed()
     secure = jf.chain(jf.channels.clip(100.0), jf.channels.ring(slots=30))
     got, want = (
-        run(jf.algorithms.rolora(it.model, SGD), slots, channel=jf.chain(jf.channels.mean(), each))[0][-1]
+        run(build(jf.algorithms.rolora(it.model, SGD), jf.chain(jf.channels.mean(), each)), slots)[0][-1]
         for each in (secure, link())
     )
     close(got, want, atol=1e-3)  # of codes
     noised = jf.chain(jf.channels.mean(30), jf.channels.clip(1.0), jf.channels.gaussian(1.0))
-    seen, _ = run(jf.algorithms.rolora(it.model, SGD), slots, channel=noised)
+    seen, _ = run(build(jf.algorithms.rolora(it.model, SGD), noised), slots)
     close(seen[1]["params"]["lora_a"], seen[0]["params"]["lora_a"])
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_are_averaged_exactly(name):
     """flora, fedex_lora: base and factors together give the mean of the products. flexlora: the best of its rank."""
-    it, _, slots = packed()
+    _, _, slots = packed()
     products, together, _ = mean_of_products()
-    seen, _ = run(getattr(jf.algorithms, name)(it.model, SGD), slots)
+    seen, _ = run(of_products(name), slots)
     after = seen[-1]
     got = multiply_factors(after)
     close(after["tables"], together["tables"])
@@ -173,9 +196,9 @@ def test_products_are_averaged_exactly(name):
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_rules_that_read_products_learn(name):
-    it, cohort, _ = packed()
+    _, cohort, _ = packed()
     slots = np.flatnonzero(cohort.present)
-    losses = [run(getattr(jf.algorithms, name)(it.model, SGD), slots, t)[1]["train/loss"] for t in (1, 6)]
+    losses = [run(of_products(name), slots, t)[1]["train/loss"] for t in (1, 6)]
     assert losses[1] < losses[0] - 0.02
 
 
@@ -211,7 +234,7 @@ def test_sums_of_sketches_give_the_best_factors(secure):
     products, together, _ = mean_of_products()
     hidden = [jf.channels.clip(100.0), jf.channels.ring(slots=30)] if secure else []
     method = jf.algorithms.fedask(it.model, SGD, sketch=8)  # four clients of rank 2, and A B, of which each has a part
-    after = run(method, slots, channel=jf.chain(per_row_mean(), *hidden))[0][-1]
+    after = run(build(method, jf.chain(per_row_mean(), *hidden)), slots)[0][-1]
     for x, want in zip(jax.tree.leaves(multiply_factors(after)), jax.tree.leaves(products), strict=True):
         u, s, v = np.linalg.svd(want)
         np.testing.assert_allclose(x, u[:, :2] * s[:2] @ v[:2], atol=2e-3 if secure else 2e-5)
@@ -220,7 +243,7 @@ def test_sums_of_sketches_give_the_best_factors(secure):
 
 def test_sketches_are_what_is_sent():
     it, _, _ = packed()
-    method, layers, width = jf.algorithms.fedask(it.model, SGD, sketch=3), 4, 12
+    method, layers, width = jf.algorithms.fedask(it.model, SGD, sketch=3), 2, 12
     shared = jax.eval_shape(lambda: method.work.init(it.model.init(KEY), KEY)[0])
     wire = make_wire(jf.chain(*method.links), shared, sends=method.work.update_shapes)
     plain = make_wire(link(), Broadcast(it.model.init(KEY)))
@@ -251,7 +274,7 @@ def test_rules_that_read_products_are_refused(name, channel):
 def test_equal_ranks_are_fedit():
     it, _, slots = packed()
     same = jf.algorithms.raflora(it.model, SGD, num_clients=it.data.num_clients, ranks=(2, 2))
-    close(run(same, slots, 2)[0][-1], run(fedavg(), slots, 2, per_row_mean())[0][-1])
+    close(run(build(same), slots, 2)[0][-1], run(of_means(), slots, 2)[0][-1])
 
 
 def test_each_rank_is_averaged_over_those_who_have_it():
@@ -284,7 +307,7 @@ def test_clients_send_the_ranks_that_they_have():
     assert sizes[0] == 2 * sizes[1]
     ids, present = cohort.ids, cohort.present
     low = [slot for slot in range(len(ids)) if groups[ids[slot]] == 1 and present[slot]][:2]
-    before, after = run(method, low)[0]
+    before, after = run(build(method), low)[0]
     still, moved = (
         [
             np.abs(y - x)[..., i].max()
