@@ -88,3 +88,21 @@ def make_adapted_model(num_items, num_users=1, rule="fedit", **more):
     ids = rng.integers(1, words, (num_items, pieces))
     tokens = np.where(np.arange(pieces) < rng.integers(2, pieces + 1, (num_items, 1)), ids, words).astype(np.int32)
     return text_lora(num_items, encoder, tokens, num_users, 5, LoraSettings(2, alpha=4.0), rule, **more)
+
+
+def pack_adapted_run(**options):
+    """(the packer's run of such a model, a cohort of one block of it, whose rows are those of the catalogue)."""
+    from jaxfed.config.registry import REGISTRY
+    from tests.composed import pack_small_run
+
+    REGISTRY["model"]["adapted"] = lambda num_items, num_users: make_adapted_model(num_items, num_users, **options)
+    try:
+        more = {"work": {"batch_size": 8}, "server": {"name": "sgd", "lazy": False}}
+        it, cohort = pack_small_run(model={"name": "adapted"}, channel=[{"name": "weighted_mean"}], **more)
+    finally:
+        del REGISTRY["model"]["adapted"]
+    assert cohort.rows is None
+    block = max(cohort.blocks, key=lambda block: (block.slots < len(cohort.ids)).sum())
+    slots = block.slots[block.slots < len(cohort.ids)]
+    present = cohort.present & np.isin(np.arange(len(cohort.ids)), slots)
+    return it, cohort._replace(blocks=(block,), present=present)
