@@ -22,6 +22,7 @@ from jaxfed.sampling.cohort import cyclic_cohort
 EIGHT = "--xla_force_host_platform_device_count=8"  # of tests/conftest.py
 KEY = jax.random.key(0)
 BY_TEXT = ("text_lora", "decoder_lora", "code_decoder")  # models that read a pretrained one: see their own tests
+OF_ADAPTERS = ("rolora", "fedask", "raflora", "flora", "fedex_lora", "flexlora")  # methods for that model alone
 SEQUENCES = ("sasrec", "gru4rec", "hstu", "bert4rec")  # models of histories in their order
 EPS = 2e-6  # float32 sums of a few dozen terms of size one, in another order
 

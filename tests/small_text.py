@@ -75,3 +75,34 @@ def write_encoder(folder, sizes=SIZES, tensors=None, **config):
     save_file(tensors, folder / "model.safetensors")
     write_tokenizer(folder / "tokenizer.json")
     return tensors
+
+
+def make_adapted_model(num_items, num_users=1, rule="fedit", **more):
+    """A model whose clients train adapters of rank 2 of a tiny encoder."""
+    from jaxfed.models.bert_weights import convert_bert
+    from jaxfed.models.lora import LoraSettings
+    from jaxfed.models.text_lora import text_lora
+
+    encoder = convert_bert({"model_type": "bert", "hidden_act": "gelu"} | SIZES, random_tensors())
+    rng, words, pieces = np.random.default_rng(1), SIZES["vocab_size"], 7
+    ids = rng.integers(1, words, (num_items, pieces))
+    tokens = np.where(np.arange(pieces) < rng.integers(2, pieces + 1, (num_items, 1)), ids, words).astype(np.int32)
+    return text_lora(num_items, encoder, tokens, num_users, 5, LoraSettings(2, alpha=4.0), rule, **more)
+
+
+def pack_adapted_run(**options):
+    """(the packer's run of such a model, a cohort of one block of it, whose rows are those of the catalogue)."""
+    from jaxfed.config.registry import REGISTRY
+    from tests.composed import pack_small_run
+
+    REGISTRY["model"]["adapted"] = lambda num_items, num_users: make_adapted_model(num_items, num_users, **options)
+    try:
+        more = {"work": {"batch_size": 8}, "server": {"name": "sgd", "lazy": False}}
+        it, cohort = pack_small_run(model={"name": "adapted"}, channel=[{"name": "weighted_mean"}], **more)
+    finally:
+        del REGISTRY["model"]["adapted"]
+    assert cohort.rows is None
+    block = max(cohort.blocks, key=lambda block: (block.slots < len(cohort.ids)).sum())
+    slots = block.slots[block.slots < len(cohort.ids)]
+    present = cohort.present & np.isin(np.arange(len(cohort.ids)), slots)
+    return it, cohort._replace(blocks=(block,), present=present)

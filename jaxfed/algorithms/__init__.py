@@ -5,7 +5,9 @@ from jaxfed.algorithms.agnostic import agnostic
 from jaxfed.algorithms.apfl import apfl
 from jaxfed.algorithms.central import central
 from jaxfed.algorithms.closed_form import closed_form
+from jaxfed.algorithms.discordance import measure_discordance
 from jaxfed.algorithms.ditto import ditto
+from jaxfed.algorithms.fedask import fedask
 from jaxfed.algorithms.fedavg import fedavg, fedprox
 from jaxfed.algorithms.fedbuff import fedasync, fedbuff
 from jaxfed.algorithms.feddyn import feddyn
@@ -16,9 +18,12 @@ from jaxfed.algorithms.fedsgd import fedsgd
 from jaxfed.algorithms.gpfedrec import gpfedrec
 from jaxfed.algorithms.group_rates import Rates, group_rates
 from jaxfed.algorithms.ifca import ifca
+from jaxfed.algorithms.lora_products import fedex_lora, flexlora, flora
 from jaxfed.algorithms.mime import mime
 from jaxfed.algorithms.own_model import keep_own_copy
 from jaxfed.algorithms.qfedavg import qfedavg
+from jaxfed.algorithms.raflora import raflora
+from jaxfed.algorithms.rolora import rolora
 from jaxfed.algorithms.scaffold import scaffold
 from jaxfed.algorithms.submodels import fedrolex, heterofl
 
@@ -31,10 +36,12 @@ __all__ = [
     "ditto",
     "fedadagrad",
     "fedadam",
+    "fedask",
     "fedasync",
     "fedavg",
     "fedbuff",
     "feddyn",
+    "fedex_lora",
     "fednova",
     "fedprox",
     "fedrecon",
@@ -42,12 +49,17 @@ __all__ = [
     "fedrolex",
     "fedsgd",
     "fedyogi",
+    "flexlora",
+    "flora",
     "gpfedrec",
     "group_rates",
     "heterofl",
     "ifca",
     "keep_own_copy",
+    "measure_discordance",
     "mime",
     "qfedavg",
+    "raflora",
+    "rolora",
     "scaffold",
 ]

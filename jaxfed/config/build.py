@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from jaxfed.algorithms.discordance import add_discordance
 from jaxfed.config.central_twin import check_central
 from jaxfed.config.evaluation_stages import make_account, make_evaluators
 from jaxfed.config.options import BESIDE
@@ -140,7 +141,7 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
     check_method(method, pieces, channel, runtime.processes)
     if method.is_central:
         check_central(pieces, channel, runtime.processes)
-    method = method._replace(links=(), parametrization=pieces.parametrization)
+    method = add_discordance(method, model)._replace(links=(), parametrization=pieces.parametrization)
     batching = fit_batching(pieces.batching, model, method)
     shapes = choose_block_shapes(pieces, batching, channel.claims.needs_all_rows or method.needs_all_rows, runtime)
     if method.is_central:

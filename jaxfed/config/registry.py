@@ -14,6 +14,7 @@ from jaxfed.algorithms.apfl import apfl
 from jaxfed.algorithms.central import central
 from jaxfed.algorithms.closed_form import closed_form, move_to_solution
 from jaxfed.algorithms.ditto import ditto
+from jaxfed.algorithms.fedask import fedask
 from jaxfed.algorithms.fedavg import fedavg, fedprox
 from jaxfed.algorithms.fedbuff import fedasync, fedbuff
 from jaxfed.algorithms.feddyn import add_server_memory, feddyn
@@ -24,8 +25,11 @@ from jaxfed.algorithms.fedsgd import fedsgd
 from jaxfed.algorithms.gpfedrec import gpfedrec
 from jaxfed.algorithms.ifca import ifca
 from jaxfed.algorithms.local_training import train_locally
+from jaxfed.algorithms.lora_products import fedex_lora, flexlora, flora
 from jaxfed.algorithms.mime import mime
 from jaxfed.algorithms.qfedavg import fair_mean, qfedavg
+from jaxfed.algorithms.raflora import raflora
+from jaxfed.algorithms.rolora import rolora
 from jaxfed.algorithms.scaffold import scaffold
 from jaxfed.algorithms.submodels import fedrolex, heterofl
 from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
@@ -131,6 +135,12 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "gpfedrec": gpfedrec,
         "heterofl": heterofl,
         "fedrolex": fedrolex,
+        "rolora": rolora,
+        "fedask": fedask,
+        "raflora": raflora,
+        "flora": flora,
+        "fedex_lora": fedex_lora,
+        "flexlora": flexlora,
         "closed_form": closed_form,
         "central": central,
     },

@@ -129,6 +129,8 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         raise ValueError(
             "cohort.buffered: every device keeps the past models whole: leave run.shard_tables and run.partition out"
         )
+    if method.submodels or method.move_params:
+        check_synchronous(pieces)
     if method.submodels:
         check_submodels(pieces)
     if pieces.parametrization is not None:
@@ -149,10 +151,15 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         raise ValueError('in a closed form a client is one user\'s history: set data.clients = "user"')
 
 
+def check_synchronous(pieces: Pieces) -> None:
+    """Raises ValueError where clients of a method that needs one model at one server would start from others."""
+    if pieces.sampler.history_length or pieces.edges.number or pieces.parametrization:
+        name = "sub-models" if pieces.method.submodels else "this rule for adapters"
+        raise ValueError(f"{name}: leave cohort.buffered, server.edges and the parametrization out")
+
+
 def check_submodels(pieces: Pieces) -> None:
     """Raises ValueError for what does not go with clients that train sub-models of different sizes."""
-    if pieces.sampler.history_length or pieces.edges.number or pieces.parametrization:
-        raise ValueError("sub-models: leave cohort.buffered, server.edges and the parametrization out")
     links = [each.claims.name for each in list_links(pieces.channel) if each.encode or each.aggregator]
     if refused := [name for name in links if name not in WITH_SUBMODELS]:
         raise ValueError(

@@ -2,7 +2,7 @@
 model."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -14,12 +14,15 @@ from jaxfed.core.tables import num_rows
 from jaxfed.data.item_descriptions import note_texts
 from jaxfed.data.sources.pretrained import keep_vectors, read_pretrained, tokenize_texts
 from jaxfed.data.stages import LOGGER, log_stage
+from jaxfed.models.adapters import BiasSettings, BottleneckSettings
 from jaxfed.models.bert_weights import TextEncoder, convert_bert
 from jaxfed.models.lora import LoraSettings
 from jaxfed.models.model import LossName
 from jaxfed.models.text import text_encoder, text_vectors
 from jaxfed.models.text_lora import Rule, text_lora
 from jaxfed.models.trained_encoder import ComputeDtype, encode_texts
+
+AdapterName = Literal["lora", "bottleneck", "bitfit"]
 
 
 class EncodedTexts(NamedTuple):
@@ -152,8 +155,11 @@ def read_text_lora(
     loss: LossName = "bce",
     max_pieces: int = 0,
     compute_dtype: ComputeDtype = "float32",
+    adapter: AdapterName = "lora",
+    adapter_size: int = 16,
+    adapter_pattern: str = "",
 ) -> Model:
-    """Matrix factorisation whose item vectors a text encoder gives, with low-rank adapters that clients train.
+    """Matrix factorisation whose item vectors a text encoder gives, with adapters that clients train.
 
     Args:
         num_items: Number of items.
@@ -170,6 +176,11 @@ def read_text_lora(
         loss: bce: cross-entropy. bpr: the click of a pair ranks before the negative. squared: squared error.
         max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
         compute_dtype: In what the encoder computes; its parameters are in float32.
+        adapter: What is trained of the encoder. lora: low-rank adapters. bottleneck: a small network after layers
+            (Houlsby et al. 2019). bitfit: biases alone (Ben Zaken et al. 2022).
+        adapter_size: Number of units of a bottleneck.
+        adapter_pattern: A regular expression that the paths of layers have in them whose biases are trained, or that
+            are followed by a bottleneck, such as layer_5/output.
 
     Returns:
         The model, see `jaxfed.models.text_lora`.
@@ -179,5 +190,8 @@ def read_text_lora(
     """
     known = encode_catalogue(num_items, texts, folder, max_pieces)
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
+    others = {"bottleneck": BottleneckSettings(adapter_size, adapter_pattern), "bitfit": BiasSettings(adapter_pattern)}
+    if adapter != "lora" and adapter not in others:
+        raise ValueError(f"model.adapter: no adapter {adapter!r}: choose one of lora, {', '.join(others)}")
     sizes = num_users, dim, lora, rule, trained_layers, loss, compute_dtype
-    return text_lora(num_items, known.encoder, known.tokens, *sizes, known.vectors)
+    return text_lora(num_items, known.encoder, known.tokens, *sizes, known.vectors, others.get(adapter))

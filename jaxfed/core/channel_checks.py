@@ -18,6 +18,7 @@ def check_order(links: Sequence[Channel]) -> list[float]:
     Raises:
         ValueError: an order that is not sound.
     """
+    check_readers(links)
     bound, noise_bound, noised = math.inf, math.inf, ""
     bounds = []
     for claims in (each.claims for each in links):
@@ -37,6 +38,19 @@ def check_order(links: Sequence[Channel]) -> list[float]:
     for i, each in enumerate(links):
         check_neighbours(each, links[i + 1 :], bool(noised))
     return bounds
+
+
+def check_readers(links: Sequence[Channel]) -> None:
+    """Raises ValueError for a link that reads each message as it was sent, beside one that changes or hides it."""
+    for each in (each for each in links if each.claims.needs_messages):
+        others = [x for x in links if x is not each]
+        changed = [x for x in others if x.encode and not x.decode_message]
+        hidden = [x for x in others if x.claims.reveals != "message" or x.claims.mechanisms]
+        for other in (*hidden, *changed, *(x for x in others if x.aggregator not in (None, SUM))):
+            raise ValueError(
+                f"{each.claims.name} needs each client's message as it was sent, and {other.claims.name} hides or "
+                f"changes it: take {each.claims.needs_messages}, or leave {other.claims.name} out"
+            )
 
 
 def check_neighbours(each: Channel, after: Sequence[Channel], private: bool) -> None:

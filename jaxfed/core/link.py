@@ -26,6 +26,8 @@ class Claims(NamedTuple):
         by_entry: Whether what it makes of one number of a message depends on no other one.
         is_average: Whether it makes a mean of the sum.
         reads_cohort_size: Whether its result depends on how many clients reported.
+        needs_messages: Of a link that must read each client's message as it was sent, what to take in its place beside
+            links that let the server read less. "": it reads no single message, or as `decode_message` does.
         check: check(bound): raises ValueError for a bound that it cannot take.
         links: Of a chain, its links as they were given.
         recipe: The call that made the link, see `Recipe`.
@@ -44,6 +46,7 @@ class Claims(NamedTuple):
     by_entry: bool = False
     is_average: bool = False
     reads_cohort_size: bool = False
+    needs_messages: str = ""
     check: Callable[[float], None] | None = None
     links: tuple["Channel", ...] = ()
     recipe: Recipe | None = None

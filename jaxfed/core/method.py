@@ -47,6 +47,10 @@ class Method(NamedTuple):
         parametrization: What the server holds in place of the model's shared parameters. None: these themselves.
         move_extra: move_extra(extra, update) -> extra: what is broadcast beside the model after a round, from what the
             channel made of all `ClientOutput.update.extra`; tables are the rows that the round touched.
+        move_params: move_params(broadcast, delta, extra) -> delta: what becomes of the server's step, from what was
+            broadcast, the step, and what the channel made of `ClientOutput.update.extra`. None: the step as it is.
+        summarize_metrics: summarize_metrics(figures) -> figures of a round, from the means over clients of
+            `ClientOutput.metrics`, which may be arrays.
         private_part: private_part(client_states) -> the private part of the model, of one client's state or of a store
             of many: what the views of the work read beside the server's model.
         compare_clients: compare_clients(params, client_states) -> (client_states, {name: figure}): what the server
@@ -80,6 +84,8 @@ class Method(NamedTuple):
     server: optax.GradientTransformation = AVERAGE
     parametrization: Parametrization | None = None
     move_extra: Callable[[Tree, Tree], Tree] = subtract
+    move_params: Callable[[Broadcast, Tree, Tree], Tree] | None = None
+    summarize_metrics: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = identity
     private_part: Callable[[Tree], Tree] = identity
     compare_clients: Callable[[Tree, Tree], tuple[Tree, dict[str, jax.Array]]] | None = None
     own_download: Callable[[Broadcast], Tree] = lambda broadcast: ()

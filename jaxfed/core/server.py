@@ -95,6 +95,8 @@ def server_round(
     """
     update, links, info = decode_total(channel, aggregate, links, round)
     delta, opt = method.server.update(pull_back(update.params), opt, broadcast.params)
+    if method.move_params:
+        delta = method.move_params(broadcast, delta, update.extra)
     return ServerMoves(delta, method.move_extra(broadcast.extra, update.extra), opt, links), info
 
 
@@ -196,4 +198,4 @@ def round_figures(plan: Plan, accumulated: Accumulator, ids: jax.Array, asked: j
     counts = {"clients/reported": accumulated.present.sum(), "clients/refused": (asked & ~accumulated.present).sum()}
     counts |= {"clients/dropped": ((ids < plan.num_clients) & ~asked).sum()}
     counts |= {"clients/present": accumulated.present, "rows/sent": accumulated.rows}  # [M], as are no other figures
-    return {name: mean.value for name, mean in accumulated.metrics.items()} | counts
+    return plan.method.summarize_metrics({name: mean.value for name, mean in accumulated.metrics.items()}) | counts

@@ -1,5 +1,6 @@
 """Recommender models. A Flax module of your own becomes one by `jaxfed.from_module`."""
 
+from jaxfed.models.adapters import BiasSettings, BottleneckSettings
 from jaxfed.models.baselines import popularity
 from jaxfed.models.bert_weights import TextEncoder, convert_bert
 from jaxfed.models.closed_form import ease, item_knn, transitions
@@ -24,6 +25,8 @@ from jaxfed.models.text_lora import text_lora
 from jaxfed.models.trained_encoder import encode_texts
 
 __all__ = [
+    "BiasSettings",
+    "BottleneckSettings",
     "DecoderSizes",
     "LoraSettings",
     "TextDecoder",

@@ -52,6 +52,7 @@ class BertLayer(nn.Module):
     sizes: BertSizes
     dtype: Any
     dot_general_cls: Any
+    bottleneck: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, live: jax.Array) -> jax.Array:
@@ -68,10 +69,16 @@ class BertLayer(nn.Module):
             dense(sizes.width, name=name)(x).reshape(*x.shape[:-1], sizes.heads, -1)
             for name in ("query", "key", "value")
         )
+
+        def project(x, name):
+            """Back to the width, and through a bottleneck where there is one."""
+            found = dense(sizes.width, name=name)(x)
+            return self.bottleneck(name)(found) if self.bottleneck else found
+
         attended = jax.nn.dot_product_attention(query, key, value, mask=live[..., None, None, :])
-        x = norm(name="attention_norm")(x + dense(sizes.width, name="attention_output")(attended.reshape(x.shape)))
+        x = norm(name="attention_norm")(x + project(attended.reshape(x.shape), "attention_output"))
         hidden = nn.gelu(dense(sizes.hidden, name="hidden")(x), approximate=False)
-        return norm(name="output_norm")(x + dense(sizes.width, name="output")(hidden))
+        return norm(name="output_norm")(x + project(hidden, "output"))
 
 
 class BertEncoder(nn.Module):
@@ -83,6 +90,8 @@ class BertEncoder(nn.Module):
     remat: Whether activations within a layer are computed again for a gradient, which saves their memory.
     dtype: In which layers compute; parameters are in float32.
     dot_general_cls: What makes the product of each dense layer, see `flax.linen.Dense`. None: the plain product.
+    bottleneck: bottleneck(name) -> a module that the output of the layer of that name goes through, see
+        `jaxfed.models.adapters`. None: there is none.
     """
 
     sizes: BertSizes
@@ -91,6 +100,7 @@ class BertEncoder(nn.Module):
     remat: bool = False
     dtype: Any = jnp.float32
     dot_general_cls: Any = None
+    bottleneck: Any = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, live: jax.Array) -> jax.Array:
@@ -105,7 +115,7 @@ class BertEncoder(nn.Module):
             else BertEmbeddings(self.sizes, self.dtype, name="embeddings")(inputs)
         )
         for number in range(self.first, self.sizes.layers if self.last is None else self.last):
-            x = layer(self.sizes, self.dtype, self.dot_general_cls, name=f"layer_{number}")(x, live)
+            x = layer(self.sizes, self.dtype, self.dot_general_cls, self.bottleneck, name=f"layer_{number}")(x, live)
         return x
 
 

@@ -104,11 +104,11 @@ def make_lora_product(settings: LoraSettings) -> Callable[..., nn.Module]:
     return partial(LoraProduct, settings, name=FACTORS)
 
 
-def list_kernels(params: Tree) -> list[str]:
-    """The paths of the layers that have a kernel, with slashes."""
+def list_layers(params: Tree, leaf: str) -> list[str]:
+    """The paths of the layers that have a leaf of some name, such as kernel, with slashes."""
     paths = jax.tree_util.tree_leaves_with_path(params)
     names = [[str(each.key) for each in keys] for keys, _ in paths]
-    return ["/".join(each[:-1]) for each in names if each[-1] == "kernel"]
+    return ["/".join(each[:-1]) for each in names if each[-1] == leaf]
 
 
 def init_lora(module: nn.Module, settings: LoraSettings, key: Key, *inputs: Any) -> Tree:
@@ -128,7 +128,7 @@ def init_lora(module: nn.Module, settings: LoraSettings, key: Key, *inputs: Any)
     """
     made = jax.eval_shape(module.init, key, *inputs)
     if COLLECTION not in made:
-        some = list_kernels(made["params"])
+        some = list_layers(made["params"], "kernel")
         raise ValueError(
             f'lora_pattern "{settings.pattern}" is in the path of no layer: there are {", ".join(some[:SHOWN])}'
             + (f" and {len(some) - SHOWN} more" if len(some) > SHOWN else "")
@@ -155,5 +155,12 @@ def merge_lora(params: Tree, factors: Tree, scale: float) -> Tree:
     """
     if FACTORS in factors:
         low = factors[FACTORS]
-        return params | {"kernel": params["kernel"] + scale * jnp.tensordot(low["a"], low["b"], 1)}
+        return add_products(params, {FACTORS: jnp.tensordot(low["a"], low["b"], 1)}, scale)
     return params | {name: merge_lora(params[name], each, scale) for name, each in factors.items()}
+
+
+def add_products(params: Tree, products: Tree, scale: float) -> Tree:
+    """Parameters with kernels W + s P, of products P by layer, see `merge_lora`."""
+    if FACTORS in products:
+        return params | {"kernel": params["kernel"] + scale * products[FACTORS]}
+    return params | {name: add_products(params[name], each, scale) for name, each in products.items()}

@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxfed.core.model import Model
 from jaxfed.core.tables import Table, unwrap
-from jaxfed.core.types import Key, Mean, Tree
+from jaxfed.core.types import History, Key, Mean, Tree
+from jaxfed.models.adapters import BiasSettings, BottleneckSettings
 from jaxfed.models.bert_weights import TextEncoder
-from jaxfed.models.lora import LoraSettings
+from jaxfed.models.lora import LoraSettings, add_products
 from jaxfed.models.model import (
     Loss,
     LossName,
@@ -33,6 +34,7 @@ from jaxfed.models.trained_encoder import (
 
 INIT_SCALE = 0.1  # standard deviation of the normal numbers that projection and user vectors start with
 Rule = Literal["fedit", "ffa", "fedsa"]
+Adapter = LoraSettings | BottleneckSettings | BiasSettings
 
 
 def split_factors(factors: Tree) -> tuple[Tree, Tree]:
@@ -54,29 +56,43 @@ class AdaptedModel(NamedTuple):
     """What the functions of a model with adapters share."""
 
     parts: EncoderParts
+    adapter: Adapter
     rule: Rule
     num_items: int
     num_users: int
     dim: int
 
 
-def encode_rows(parts: EncoderParts, shared: Tree, private: Tree) -> jax.Array:
-    """float32 [rows, W]: the centred vectors of the rows that are given; factors lie where the rule puts them."""
+def find_adapter(shared: Tree, private: Tree) -> Tree:
+    """What of the encoder is trained; factors lie where the rule puts them."""
+    if "adapter" in shared["params"]:
+        return shared["params"]["adapter"]
     left = shared["lora_a"] if "lora_a" in shared else shared["params"]["lora_a"]
     right = private["private"]["lora_b"] if "lora_b" in private["private"] else shared["params"]["lora_b"]
+    return join_factors(left, right)
+
+
+def encode_rows(made: AdaptedModel, shared: Tree, private: Tree) -> jax.Array:
+    """float32 [rows, W]: the centred vectors of the rows that are given. Some rules move the base by a residual."""
     text = shared["text"]
     tables = {name: Table(text[name]) for name in ("inputs", "live") if name in text}
-    return encode_items(parts, join_factors(left, right), None, text | tables)
+    if "lora_residual" in shared["params"] and isinstance(made.adapter, LoraSettings):
+        tables["base"] = add_products(text["base"], shared["params"]["lora_residual"], made.adapter.scale)
+    return encode_items(made.parts, find_adapter(shared, private), None, text | tables)
 
 
 def init_shared(made: AdaptedModel, key: Key) -> Tree:
     """The shared parameters: a projection, a vector that all items have, their biases, and factors by the rule."""
     own, factors_key = jax.random.split(key)
-    left, right = split_factors(made.parts.init(factors_key))
+    adapter = made.parts.init(factors_key)
     kernel = INIT_SCALE * jax.random.normal(own, (made.parts.module.sizes.width, made.dim))
     params = {"kernel": kernel, "shift": jnp.zeros(made.dim)}
-    params |= {} if made.rule == "ffa" else {"lora_a": left}
-    params |= {} if made.rule == "fedsa" else {"lora_b": right}
+    if isinstance(made.adapter, LoraSettings):
+        left, right = split_factors(adapter)
+        params |= {} if made.rule == "ffa" else {"lora_a": left}
+        params |= {} if made.rule == "fedsa" else {"lora_b": right}
+    else:
+        params["adapter"] = adapter
     return {"params": params, "tables": {"bias": Table(jnp.zeros(made.num_items))}}
 
 
@@ -86,12 +102,32 @@ def init_private(made: AdaptedModel, key: Key) -> Tree:
     return {"private": own | ({"lora_b": split_factors(made.parts.init(key))[1]} if made.rule == "fedsa" else {})}
 
 
-def make_text_logits(made: AdaptedModel, shared: Tree, private: Tree, user: Any, item: Any) -> jax.Array:
-    """The logits of a user's items, positions in the rows that are given; None: of all of these."""
+def make_item_vectors(made: AdaptedModel, shared: Tree, private: Tree) -> jax.Array:
+    """float32 [rows, D]: the vectors of the rows that are given, to be multiplied by that of a user."""
     shared, private = unwrap(shared), unwrap(private)
-    rows = encode_rows(made.parts, shared, private) @ shared["params"]["kernel"] + shared["params"]["shift"]
+    return encode_rows(made, shared, private) @ shared["params"]["kernel"] + shared["params"]["shift"]
+
+
+def make_text_logits(
+    made: AdaptedModel, shared: Tree, private: Tree, user: Any, item: Any, rows: jax.Array | None = None
+) -> jax.Array:
+    """The logits of a user's items, positions in the rows that are given; None: of all of these. rows: the vectors of
+    these, where they are known."""
+    rows = make_item_vectors(made, shared, private) if rows is None else rows
+    shared, private = unwrap(shared), unwrap(private)
     bias, user_vector = take_vectors(shared["tables"]["bias"], item), private["private"]["user"][user]
     return bias + score_rows(take_vectors(rows, item), user_vector)
+
+
+def fit_user(made: AdaptedModel, loss: Loss, shared: Tree, history: History) -> Tree:
+    """The vector of a user with this history; items are encoded once."""
+    private = partial(init_private, made)
+    rows = make_item_vectors(made, shared, private(jax.random.key(0)))
+
+    def score(shared, private, user):
+        return make_text_logits(made, shared, private, user, None, rows)
+
+    return fit_private(loss, private, score, shared, history)
 
 
 def compare_examples(made: AdaptedModel, loss: Loss, shared: Tree, private: Tree, batch: dict[str, Any]) -> Mean:
@@ -104,7 +140,7 @@ def compare_examples(made: AdaptedModel, loss: Loss, shared: Tree, private: Tree
 def make_adapted_encoder(
     encoder: TextEncoder,
     tokens: np.ndarray,
-    lora: LoraSettings,
+    adapter: Adapter,
     rule: Rule,
     trained_layers: int,
     compute_dtype: ComputeDtype,
@@ -112,20 +148,22 @@ def make_adapted_encoder(
 ) -> tuple[EncoderParts, dict[str, Any]]:
     """(the encoder with adapters, what of it and of the texts is frozen); see `text_lora`."""
     first = find_first_layer(encoder.sizes, trained_layers)
-    parts = divide_encoder(encoder, first, lora, 1.0, compute_dtype, tokens.shape[1])
+    parts = divide_encoder(encoder, first, adapter, 1.0, compute_dtype, tokens.shape[1])
     frozen: dict[str, Any] = {"text": freeze_inputs(encoder, tokens, first, vectors)}
     if rule == "ffa":
         frozen["lora_a"] = jax.device_get(split_factors(parts.init(jax.random.key(0)))[0])
     return parts, frozen
 
 
-def check_adapted_model(num_items: int, texts: int, dim: int, rule: str) -> None:
+def check_adapted_model(num_items: int, texts: int, dim: int, rule: str, adapter: Adapter) -> None:
     """Raises ValueError for sizes or a rule that cannot be."""
     check_positive("model.dim", dim)
     if texts != num_items:
         raise ValueError(f"text_lora: there are {texts:,} texts for {num_items:,} items: give one for each")
     if rule not in ("fedit", "ffa", "fedsa"):
         raise ValueError(f"model.rule: no rule {rule!r}: choose one of fedit, ffa, fedsa")
+    if rule != "fedit" and not isinstance(adapter, LoraSettings):
+        raise ValueError(f"model.rule {rule} is for the factors of low-rank adapters: leave it out for other adapters")
 
 
 def text_lora(
@@ -140,13 +178,13 @@ def text_lora(
     loss: LossName = "bce",
     compute_dtype: ComputeDtype = "float32",
     vectors: np.ndarray | None = None,
+    adapter: BottleneckSettings | BiasSettings | None = None,
 ) -> Model:
-    """Matrix factorisation whose item vectors a text encoder gives, with low-rank adapters that clients train.
+    """Matrix factorisation whose item vectors a text encoder gives, with adapters that clients train.
 
     logit = <W f(text of i) + c, u> + b_i. Clients have the encoder and the texts of their items, frozen, and download
-    them once. They train the adapters, W, c, the biases b of their items, and their own vector u.
-
-    Rules of aggregation: fedit (Zhang et al. 2024), FFA-LoRA (Sun et al. 2024), FedSA-LoRA (Guo et al. 2025).
+    them once. They train the adapters, W, c, the biases b of their items, and their own vector u. Rules of aggregation:
+    fedit (Zhang et al. 2024), FFA-LoRA (Sun et al. 2024), FedSA-LoRA (Guo et al. 2025).
 
     Args:
         num_items: Number of items.
@@ -161,13 +199,13 @@ def text_lora(
         loss: bce: cross-entropy. bpr: the click of a pair ranks before the negative. squared: squared error.
         compute_dtype: In what the encoder computes; its parameters are in float32.
         vectors: float [num_items, W]: what the encoder gives for the texts, where that is known.
+        adapter: What is trained in place of low-rank adapters, by the rule fedit.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: the encoder has not as many layers, the number of texts is another, there cannot be such adapters,
-            or there is no such rule.
+        ValueError: there cannot be so many layers or texts, such adapters, or such a rule.
 
     Example:
         >>> from jaxfed.models.bert import BertEncoder, BertSizes
@@ -176,15 +214,15 @@ def text_lora(
         >>> sorted(text_lora(9, made, tokens, lora=LoraSettings(2), rule="ffa").init(jax.random.key(0))["params"])
         ['kernel', 'lora_b', 'shift']
     """
-    check_adapted_model(num_items, len(tokens), dim, rule)
-    lora, compare = lora or LoraSettings(8), find_loss(loss)
-    parts, frozen = make_adapted_encoder(encoder, tokens, lora, rule, trained_layers, compute_dtype, vectors)
-    made = AdaptedModel(parts, rule, num_items, num_users, dim)
+    chosen, compare = adapter or lora or LoraSettings(8), find_loss(loss)
+    check_adapted_model(num_items, len(tokens), dim, rule, chosen)
+    parts, frozen = make_adapted_encoder(encoder, tokens, chosen, rule, trained_layers, compute_dtype, vectors)
+    made = AdaptedModel(parts, chosen, rule, num_items, num_users, dim)
 
     def score(shared, private, user):
         return make_text_logits(made, shared, private, user, None)
 
     private, can_fold = partial(init_private, made), not compare.pairwise and rule != "fedsa"
-    folds = partial(fit_private, compare, private, score) if can_fold else None
+    folds = partial(fit_user, made, compare) if can_fold else None
     value = partial(compare_examples, made, compare)
     return Model(partial(init_shared, made), private, value, score, compare.pairwise, folds, frozen=frozen)

@@ -1,6 +1,7 @@
 """A text encoder that the server trains: what of it is frozen, what is trained, and its vectors in batches."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,6 +10,15 @@ import numpy as np
 
 from jaxfed.core.tables import Table, take_rows
 from jaxfed.core.types import Key, Tree
+from jaxfed.models.adapters import COLLECTION as BOTTLENECKS
+from jaxfed.models.adapters import (
+    BiasSettings,
+    BottleneckSettings,
+    add_biases,
+    init_bottlenecks,
+    make_bottleneck,
+    select_biases,
+)
 from jaxfed.models.bert import BertEncoder, BertSizes, encode_tokens, is_piece, pool_pieces
 from jaxfed.models.bert_weights import TextEncoder
 from jaxfed.models.lora import COLLECTION, LoraSettings, init_lora, make_lora_product
@@ -135,26 +145,39 @@ class EncoderParts(NamedTuple):
 
 
 def divide_encoder(
-    encoder: TextEncoder, first: int, lora: LoraSettings | None, rate: float, dtype: ComputeDtype, pieces: int
+    encoder: TextEncoder,
+    first: int,
+    adapter: LoraSettings | BottleneckSettings | BiasSettings | None,
+    rate: float,
+    dtype: ComputeDtype,
+    pieces: int,
 ) -> EncoderParts:
-    """The layers from `first` on, as factors of adapters or as a change of all their parameters are trained."""
-    product = make_lora_product(lora) if lora else None
-    module = BertEncoder(encoder.sizes, first, dtype=jnp.dtype(dtype), dot_general_cls=product)
-    if lora is None:
-        shapes = take_upper_params(encoder, first)
+    """The layers from `first` on, of which adapters, or a change of all their parameters, are trained."""
+    make = partial(BertEncoder, encoder.sizes, first, dtype=jnp.dtype(dtype))
+    if adapter is None or isinstance(adapter, BiasSettings):
+        params = take_upper_params(encoder, first)
+        shapes = params if adapter is None else select_biases(params, adapter)
 
         def variables(base, change):
+            if adapter is not None:
+                return {"params": add_biases(base, change)}
             return {"params": jax.tree.map(lambda x, moved: x + rate * moved, base, change)}
 
-        return EncoderParts(module, lambda key: jax.tree.map(lambda x: jnp.zeros(x.shape), shapes), variables)
+        return EncoderParts(make(), lambda key: jax.tree.map(lambda x: jnp.zeros(x.shape), shapes), variables)
     inner = (encoder.sizes.width,) if first else ()
     inputs = jax.ShapeDtypeStruct((1, pieces, *inner), jnp.float32 if first else jnp.int32)
     live = jax.ShapeDtypeStruct((1, pieces), jnp.bool)
-    jax.eval_shape(lambda key: init_lora(module, lora, key, inputs, live), jax.random.key(0))  # refuses what cannot be
+    if isinstance(adapter, LoraSettings):
+        module, collection = make(dot_general_cls=make_lora_product(adapter)), COLLECTION
+        init = partial(init_lora, module, adapter)
+    else:
+        module, collection = make(bottleneck=make_bottleneck(adapter)), BOTTLENECKS
+        init = partial(init_bottlenecks, module, adapter)
+    jax.eval_shape(lambda key: init(key, inputs, live), jax.random.key(0))  # refuses what cannot be
     return EncoderParts(
         module,
-        lambda key: init_lora(module, lora, key, inputs, live),
-        lambda base, factors: {"params": base, COLLECTION: factors},
+        lambda key: init(key, inputs, live),
+        lambda base, adapters: {"params": base, collection: adapters},
     )
 
 

@@ -87,6 +87,9 @@ FIGURES: dict[str, Figure] = {
     "zero_out/clients": Figure("share", "Share of the clients whose update was set to zero for its norm."),
     "noise/stddev": Figure("", "Standard deviation of the noise on each number of the sum."),
     "ring/cut": Figure("share", "Share of the clients of whom the link `ring` cut a value.", "less"),
+    "lora/discordance": Figure(
+        "", "How far the mean of low-rank factors is from the mean of their products, over the update.", "less"
+    ),
     "clusters/empty": Figure("clusters", "Clusters without a client in the round.", "less"),
     "clusters/*": Figure("share", "Share of the clients in a cluster."),
     "agnostic/largest": Figure("", "The largest weight of a group, over that of equal weights."),

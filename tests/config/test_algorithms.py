@@ -10,6 +10,7 @@ from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config
 from jaxfed.core.state import server_model
 from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round
+from tests.small import OF_ADAPTERS
 
 DATA = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}
 CONTENT = load_data(make_config({"data": DATA}).data)
@@ -73,7 +74,7 @@ def test_a_method_by_its_name_is_what_is_spelled_out(name):
 def test_every_method_has_a_name_here():
     # central has no messages
     of_widths = {"heterofl", "fedrolex"}  # whose mean is made for the model: nothing spells it out
-    assert SAME.keys() == REGISTRY["algorithm"].keys() - {"custom", "central"} - of_widths
+    assert SAME.keys() == REGISTRY["algorithm"].keys() - {"custom", "central"} - of_widths - set(OF_ADAPTERS)
 
 
 WRONG = {

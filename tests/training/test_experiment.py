@@ -17,7 +17,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.models.model import LOSSES
 from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import Progress
-from tests.small import same
+from tests.small import OF_ADAPTERS, same
 
 SGD = optax.sgd(0.3)
 SIZES = {"users": 40, "items": 30, "mean_length": 6.0}
@@ -86,7 +86,9 @@ def algorithm_arguments(name, clients):
     return {asked: known[asked]} if name in ("agnostic", "scaffold", "feddyn", "heterofl", "fedrolex") else {}
 
 
-@pytest.mark.parametrize("name", [name for name in REGISTRY["algorithm"] if name not in ("custom", "closed_form")])
+@pytest.mark.parametrize(
+    "name", [name for name in REGISTRY["algorithm"] if name not in ("custom", "closed_form", *OF_ADAPTERS)]
+)
 def test_every_algorithm_writes_the_configuration_that_makes_it(clients, tmp_path, name):
     model = jf.models.mf(clients.num_items, dim=4)
     make = getattr(jf.algorithms, name)

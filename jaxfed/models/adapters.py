@@ -1,0 +1,139 @@
+"""Adapters beside the low-rank ones: bottlenecks after layers, and the biases alone."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxfed.core.types import Key, Tree
+from jaxfed.models.lora import SHOWN, list_layers
+
+COLLECTION = "adapter"  # of the variables of bottlenecks
+
+
+class BottleneckSettings(NamedTuple):
+    """Which layers have a bottleneck after them, and of what size (Houlsby et al. 2019, "Parameter-efficient transfer
+    learning for NLP", section 2.1).
+
+    h becomes h + U gelu(D h + c) + e. U and e begin with zeros, so that nothing changes at first.
+
+    Args:
+        size: Number of units between down-projection D and up-projection U.
+        pattern: A regular expression, found in the paths of the layers that are followed by one. Of an encoder these
+            are `attention_output` and `output` of each layer, such as `layer_0/output`.
+
+    Example:
+        >>> BottleneckSettings(size=8).pattern
+        ''
+    """
+
+    size: int = 16
+    pattern: str = ""
+
+
+class BiasSettings(NamedTuple):
+    """Which biases are trained, those of layer norms among them, and nothing else (BitFit: Ben Zaken et al. 2022,
+    "BitFit: Simple parameter-efficient fine-tuning for transformer-based masked language-models").
+
+    Args:
+        pattern: A regular expression, found in the paths of the layers whose biases are trained, such as
+            `layer_0/query`.
+
+    Example:
+        >>> BiasSettings().pattern  # all
+        ''
+    """
+
+    pattern: str = ""
+
+
+class Bottleneck(nn.Module):
+    """A bottleneck after a layer beside it, where the layer's path has the pattern."""
+
+    settings: BottleneckSettings
+    layer: str  # its name
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Like `x` [..., width]."""
+        path = "/".join((*self.path[:-1], self.layer))
+        if not re.search(self.settings.pattern, path):
+            return x
+        width, size = x.shape[-1], self.settings.size
+
+        def draw():
+            return jax.random.normal(self.make_rng("params"), (width, size)) / width**0.5
+
+        down = self.variable(COLLECTION, "down", draw).value.astype(x.dtype)
+        down_bias = self.variable(COLLECTION, "down_bias", jnp.zeros, size).value.astype(x.dtype)
+        up = self.variable(COLLECTION, "up", jnp.zeros, (size, width)).value.astype(x.dtype)
+        up_bias = self.variable(COLLECTION, "up_bias", jnp.zeros, width).value.astype(x.dtype)
+        return x + nn.gelu(x @ down + down_bias, approximate=False) @ up + up_bias
+
+
+def make_bottleneck(settings: BottleneckSettings) -> Any:
+    """What makes the bottleneck after a layer of some name, see `BertEncoder.bottleneck`.
+
+    Raises ValueError where the pattern is no regular expression, or a bottleneck has no units.
+    """
+    check_pattern(settings.pattern)
+    if settings.size < 1:
+        raise ValueError(f"adapter_size is {settings.size}: it must be at least 1")
+    return lambda layer: Bottleneck(settings, layer, name=f"{layer}_adapter")
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises ValueError for a pattern that is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f'adapter_pattern "{pattern}" is no regular expression: {error}') from None
+
+
+def refuse_pattern(pattern: str, paths: Sequence[str]) -> None:
+    """Raises ValueError: a pattern is in none of these paths; one line that names some."""
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    raise ValueError(
+        f'adapter_pattern "{pattern}" is in the path of no layer: there are {", ".join(paths[:SHOWN])}{more}'
+    )
+
+
+def init_bottlenecks(module: nn.Module, settings: BottleneckSettings, key: Key, *inputs: Any) -> Tree:
+    """The variables of a module's bottlenecks, from shapes of its inputs. Raises ValueError where there are none."""
+    made = jax.eval_shape(module.init, key, *inputs)
+    if COLLECTION not in made:
+        paths = list_layers(made["params"], "kernel")
+        refuse_pattern(settings.pattern, [path for path in paths if path.endswith("output")])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+    return jax.jit(lambda key: module.init(key, *zeros)[COLLECTION])(key)
+
+
+def select_biases(params: Tree, settings: BiasSettings) -> Tree:
+    """The biases [width] that are trained: the tree of the parameters without all else.
+
+    Raises ValueError where the pattern is that of no layer.
+    """
+    check_pattern(settings.pattern)
+
+    def select(node, path):
+        found = {}
+        for name, each in node.items():
+            if name == "bias" and re.search(settings.pattern, path):
+                found[name] = each
+            elif isinstance(each, dict) and (inner := select(each, f"{path}/{name}".lstrip("/"))):
+                found[name] = inner
+        return found
+
+    if not (chosen := select(params, "")):
+        refuse_pattern(settings.pattern, list_layers(params, "bias"))
+    return chosen
+
+
+def add_biases(params: Tree, change: Tree) -> Tree:
+    """Parameters whose biases are moved by a change of some of them, see `select_biases`."""
+    if not isinstance(params, dict):
+        return params + change
+    return params | {name: add_biases(params[name], each) for name, each in change.items()}
