@@ -61,6 +61,7 @@ from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, identity_parametrization, low_rank_tables
+from jaxfed.models.pruned import pruned_weights
 from jaxfed.models.sasrec import bert4rec, sasrec
 from jaxfed.sampling import asynchronous, clock, cohort
 
@@ -215,6 +216,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "identity": identity_parametrization,
         "low_rank": low_rank_tables,
         "hashed": hashed_tables,
+        "pruned": pruned_weights,
         "text_vectors": read_text_vectors,
         "text_encoder": read_text_encoder,
     },

@@ -31,6 +31,11 @@ class Wire(NamedTuple):
     down: Callable[..., np.ndarray]  # bytes it receives, its request for rows included
     sees: str  # what the server learns of it: update+rows | update | sum+union | sum
     frozen: int = 0  # bytes that it receives once, before its first round: the frozen part of the model
+    by_round: Callable[[int], "Wire"] | None = None  # the wire of each round, where messages shrink; None: this one
+
+    def in_round(self, number: int) -> "Wire":
+        """The wire of a round."""
+        return self.by_round(number) if self.by_round else self
 
 
 def is_form(node: Any) -> bool:

@@ -13,6 +13,7 @@ from jaxfed.models.mf import mf
 from jaxfed.models.model import from_module
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
+from jaxfed.models.pruned import pruned_weights
 from jaxfed.models.sasrec import bert4rec, sasrec
 from jaxfed.models.sequence import from_encoder
 from jaxfed.models.text import text_encoder, text_vectors
@@ -41,6 +42,7 @@ __all__ = [
     "neumf",
     "pfedrec",
     "popularity",
+    "pruned_weights",
     "sasrec",
     "text_encoder",
     "text_lora",
