@@ -136,7 +136,8 @@ def simulate_client(plan: Plan, size: int, common: tuple, own: ClientInput, plac
     slices = jax.lax.optimization_barrier(receive_rows(plan, shared, history, number, found))
     pruning = plan.method.parametrization and plan.method.parametrization.pruning
     masks = find_masks(pruning, slices.params)
-    received = ClientDownload(slices, *tables.take_rows((sent, frozen), own.rows), masks)
+    links, frozen = tables.take_rows((sent, frozen), own.rows)
+    received = ClientDownload(slices, links, frozen, masks)
     key = jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), own.id)
     done = client_round(plan.method.work, plan.channel, received, own, public, key)
     sender = view._replace(link_state=None, weight=done.weight)

@@ -16,6 +16,7 @@ from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
 from jaxfed.models.pruned import pruned_weights
 from jaxfed.models.sasrec import bert4rec, sasrec
 from jaxfed.models.sequence import from_encoder
+from jaxfed.models.structured_pruning import merge_rows, shrink_blocks
 from jaxfed.models.text import text_encoder, text_vectors
 from jaxfed.models.text_lora import text_lora
 from jaxfed.models.trained_encoder import encode_texts
@@ -37,6 +38,7 @@ __all__ = [
     "ials",
     "item_knn",
     "low_rank_tables",
+    "merge_rows",
     "metamf",
     "mf",
     "neumf",
@@ -44,6 +46,7 @@ __all__ = [
     "popularity",
     "pruned_weights",
     "sasrec",
+    "shrink_blocks",
     "text_encoder",
     "text_lora",
     "text_vectors",

@@ -30,6 +30,7 @@ class TransformerEncoder(nn.Module):
     activation: Literal["relu", "gelu"] = "relu"
     compute_dtype: ComputeDtype = "float32"
     remat: bool = False
+    head_width: int = 0
 
     @nn.compact
     def __call__(self, vectors, live, key=None, masked=None) -> jax.Array:
@@ -45,7 +46,7 @@ class TransformerEncoder(nn.Module):
         x = drop_out(x, self.rate, keys[0]).astype(dtype)
         make_block: Any = nn.remat(TransformerBlock) if self.remat else TransformerBlock
         for number in range(self.blocks):
-            sizes = self.heads, self.hidden, self.rate, self.causal, self.activation, dtype
+            sizes = self.heads, self.hidden, self.rate, self.causal, self.activation, dtype, self.head_width
             x = make_block(self.kind, *sizes, name=f"block_{number}")(x, live, keys[number + 1])
         return nn.LayerNorm(name="norm")(x).astype(jnp.float32)
 
@@ -68,6 +69,8 @@ def sasrec(
     compute_dtype: ComputeDtype = "float32",
     remat: bool = False,
     table_dtype: TableDtype = "float32",
+    head_width: int = 0,
+    hidden: int = 0,
 ) -> Model:
     """SASRec (Kang and McAuley 2018, "Self-attentive sequential recommendation"): a causal transformer predicts the
     next item after each place of a history.
@@ -91,6 +94,8 @@ def sasrec(
         compute_dtype: What blocks compute in. Parameters, messages, softmax and loss are float32.
         remat: Compute activations again in the backward pass, in place of keeping them.
         table_dtype: In what the server stores item vectors and clients download them.
+        head_width: Numbers of a head. 0: dim / heads. Set both for a model of which heads were removed.
+        hidden: Width of the feed-forward layers. 0: expansion * dim.
 
     Returns:
         The model.
@@ -104,9 +109,10 @@ def sasrec(
         >>> jax.eval_shape(model.init, jax.random.key(0))["tables"]["item"].rows.shape
         (100, 8)
     """
-    check_heads(dim, heads, dropout, length=length, blocks=blocks, expansion=expansion)
-    sizes = length, blocks, heads, expansion * dim, dropout, block
-    encoder = TransformerEncoder(*sizes, compute_dtype=compute_dtype, remat=remat)
+    width = hidden or expansion * dim
+    check_heads(dim, heads, dropout, head_width, length=length, blocks=blocks, expansion=expansion, hidden=width)
+    sizes = length, blocks, heads, width, dropout, block
+    encoder = TransformerEncoder(*sizes, compute_dtype=compute_dtype, remat=remat, head_width=head_width)
     options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale}
     options |= {"table_dtype": table_dtype}
     return from_encoder(encoder, num_items, dim, length, find_sequence_loss(loss, calibration), **options)
