@@ -72,7 +72,7 @@ def main() -> None:
     print_model("as it is", parts, shared, keys.evaluation)
     width = shared["params"]["encoder"]["block_0"]["attention"]["value"]["kernel"].shape[2]
     sizes = {"heads": args.heads, "head_width": width} if args.heads else {}
-    sizes |= {"hidden": args.hidden} if args.hidden else {}
+    sizes |= {"hidden_width": args.hidden} if args.hidden else {}
     if sizes:
         parts = build_from_config(make_config({**table, "model": {**table["model"], **sizes}}), parts.data)
         shared = shrink_blocks(shared, args.heads, args.hidden)

@@ -170,6 +170,7 @@ def coordinate_mean(
     floor: float = 0.0,
     counted: float = 1.0,
     name: str = "coordinate_mean",
+    shown: tuple[int, ...] | None = None,
 ) -> Channel:
     """Divides each coordinate of an update by the summed weight of the clients that hold it (Diao et al. 2021).
 
@@ -179,13 +180,14 @@ def coordinate_mean(
     Args:
         holds: holds(params, round) -> of each leaf, bool [groups, ...]: which of its coordinates each group holds in a
             round, of a table those of one row. Updates then have the client's group in `Broadcast.extra`, as zeros and
-            a one [groups], and are zero where the client holds nothing. None: there are no groups, and a client holds
-            all of its rows and of the other leaves (`per_row_mean`).
+            a one [groups], or several ones where it is in several groups, and are zero where the client holds nothing.
+            None: there are no groups, and a client holds all of its rows and of the other leaves (`per_row_mean`).
         by: What a client's update weighs: its training examples, train interactions (activity), or the same for all.
         power: Weight = (value chosen by `by`) ** power.
         floor: The smallest weight to divide by.
         counted: Factor on the weights in the message, see `per_row_mean`.
         name: What the link is called.
+        shown: The groups that hold coordinates of tables, whose weights come with each row. None: all.
 
     Returns:
         The link.
@@ -211,11 +213,14 @@ def coordinate_mean(
         weight = weigh(client)
         weights = counted * weight * update.extra if holds else counted * weight
         update = Broadcast(update.params) if holds else update
-        held = Weights(clear_padding(Table(jnp.broadcast_to(weights, client.held.shape + weights.shape)), client.held))
+        by_row = weights if shown is None else weights[jnp.array(shown)]
+        held = Weights(clear_padding(Table(jnp.broadcast_to(by_row, client.held.shape + by_row.shape)), client.held))
         return (map_averaged(lambda update: scale_tree(weight, update), update), held, weights), client.link_state
 
     def decode(total, state, round):
         update, held, weights = total[0], total[1].values.rows / counted, total[2] / counted
+        if holds and shown is not None:
+            held = jnp.zeros((len(held), len(weights))).at[:, jnp.array(shown)].set(held)
         if holds:
             mean = divide_coordinates(update.params, holds(update.params, state), held, weights, floor)
             return Broadcast(mean), state + 1, {}

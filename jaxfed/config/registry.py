@@ -20,14 +20,17 @@ from jaxfed.algorithms.feddyn import add_server_memory, feddyn
 from jaxfed.algorithms.fednova import fednova, normalize_steps
 from jaxfed.algorithms.fedrecon import fedrecon
 from jaxfed.algorithms.fedrep import fedrep
+from jaxfed.algorithms.fedrolex import fedrolex
 from jaxfed.algorithms.fedsgd import fedsgd
 from jaxfed.algorithms.gpfedrec import gpfedrec
+from jaxfed.algorithms.hetefedrec import hetefedrec
+from jaxfed.algorithms.heterofl import heterofl
 from jaxfed.algorithms.ifca import ifca
+from jaxfed.algorithms.layerdrop import layerdrop
 from jaxfed.algorithms.local_training import train_locally
 from jaxfed.algorithms.mime import mime
 from jaxfed.algorithms.qfedavg import fair_mean, qfedavg
 from jaxfed.algorithms.scaffold import scaffold
-from jaxfed.algorithms.submodels import fedrolex, heterofl
 from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
 from jaxfed.channels.average import cluster_mean, mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
@@ -129,6 +132,8 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "gpfedrec": gpfedrec,
         "heterofl": heterofl,
         "fedrolex": fedrolex,
+        "hetefedrec": hetefedrec,
+        "layerdrop": layerdrop,
         "closed_form": closed_form,
         "central": central,
     },

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import named
 from jaxfed.models.dropout import drop_out
-from jaxfed.models.model import TableDtype
+from jaxfed.models.model import TableDtype, check_positive
 from jaxfed.models.sequence import from_encoder
 from jaxfed.models.sequence_losses import SequenceLossName, find_sequence_loss
 from jaxfed.models.transformer import BlockName, TransformerBlock, check_heads, places_from_end, split_key
@@ -70,7 +70,7 @@ def sasrec(
     remat: bool = False,
     table_dtype: TableDtype = "float32",
     head_width: int = 0,
-    hidden: int = 0,
+    hidden_width: int = 0,
 ) -> Model:
     """SASRec (Kang and McAuley 2018, "Self-attentive sequential recommendation"): a causal transformer predicts the
     next item after each place of a history.
@@ -95,7 +95,7 @@ def sasrec(
         remat: Compute activations again in the backward pass, in place of keeping them.
         table_dtype: In what the server stores item vectors and clients download them.
         head_width: Numbers of a head. 0: dim / heads. Set both for a model of which heads were removed.
-        hidden: Width of the feed-forward layers. 0: expansion * dim.
+        hidden_width: Width of the feed-forward layers. 0: expansion * dim.
 
     Returns:
         The model.
@@ -109,8 +109,8 @@ def sasrec(
         >>> jax.eval_shape(model.init, jax.random.key(0))["tables"]["item"].rows.shape
         (100, 8)
     """
-    width = hidden or expansion * dim
-    check_heads(dim, heads, dropout, head_width, length=length, blocks=blocks, expansion=expansion, hidden=width)
+    check_positive("model.hidden_width", width := hidden_width or expansion * dim)
+    check_heads(dim, heads, dropout, head_width, length=length, blocks=blocks, expansion=expansion)
     sizes = length, blocks, heads, width, dropout, block
     encoder = TransformerEncoder(*sizes, compute_dtype=compute_dtype, remat=remat, head_width=head_width)
     options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale}

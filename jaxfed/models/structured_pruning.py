@@ -69,7 +69,7 @@ def shrink_blocks(params: Tree, heads: int = 0, hidden: int = 0) -> Tree:
     "Are sixteen heads really better than one?"; Li et al. 2017, "Pruning filters for efficient convnets").
 
     A head is as strong as the product of the norms of its value and output weights; a unit likewise. The result is the
-    parameters of a smaller model: `sasrec` with as many `heads`, the `head_width` of before, and `hidden`.
+    parameters of a smaller model: `sasrec` with as many `heads`, the `head_width` of before, and `hidden_width`.
 
     Args:
         params: The model's parameters, of `sasrec` for example, plain or marked.
@@ -85,7 +85,7 @@ def shrink_blocks(params: Tree, heads: int = 0, hidden: int = 0) -> Tree:
     Example:
         >>> import jax, jaxfed as jf
         >>> large = jf.models.sasrec(num_items=10, dim=8, heads=4).init(jax.random.key(0))
-        >>> small = jf.models.sasrec(num_items=10, dim=8, heads=1, head_width=2, hidden=5).init(jax.random.key(0))
+        >>> small = jf.models.sasrec(num_items=10, dim=8, heads=1, head_width=2, hidden_width=5).init(jax.random.key(0))
         >>> jax.tree.map(jnp.shape, shrink_blocks(large, heads=1, hidden=5)) == jax.tree.map(jnp.shape, small)
         True
     """

@@ -47,7 +47,7 @@ def test_what_adds_nothing_may_go(block):
         "block_1": silence(encoder["block_1"], [0, 2], [1, 2, 14, 15]),
     }
     shared = shared | {"params": {"encoder": encoder | silent}}
-    small = make_sasrec(block=block, heads=2, head_width=DIM // 4, hidden=12)
+    small = make_sasrec(block=block, heads=2, head_width=DIM // 4, hidden_width=12)
     kept = shrink_blocks(shared, heads=2, hidden=12)
     close(scores(small, kept), scores(large, shared), atol=1e-5)
     got, want = (jax.tree.map(jnp.shape, x) for x in (kept, unwrap(small.init(jax.random.key(0)))))
