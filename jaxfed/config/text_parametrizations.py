@@ -2,7 +2,7 @@
 model."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,9 +17,12 @@ from jaxfed.data.stages import LOGGER, log_stage
 from jaxfed.models.bert_weights import TextEncoder, convert_bert
 from jaxfed.models.lora import LoraSettings
 from jaxfed.models.model import LossName
+from jaxfed.models.quantized_encoder import quantize_encoder
 from jaxfed.models.text import text_encoder, text_vectors
 from jaxfed.models.text_lora import Rule, text_lora
 from jaxfed.models.trained_encoder import ComputeDtype, encode_texts
+
+BaseDtype = Literal["float32", "int8"]
 
 
 class EncodedTexts(NamedTuple):
@@ -50,6 +53,13 @@ def encode_catalogue(rows: int, texts: np.ndarray, folder: str, max_pieces: int)
     with log_stage(f"encoding {len(texts):,} texts of items"):
         vectors = keep_vectors(pretrained, table.ids, partial(encode_texts, encoder, table.ids))
     return pad_catalogue(rows, EncodedTexts(encoder, table.ids, vectors))
+
+
+def store_encoder(known: EncodedTexts, base_dtype: str) -> TextEncoder:
+    """The encoder as it is stored. Raises ValueError for a type that there is not."""
+    if base_dtype not in ("float32", "int8"):
+        raise ValueError(f"base_dtype: no type {base_dtype!r}: choose float32 or int8")
+    return quantize_encoder(known.encoder) if base_dtype == "int8" else known.encoder
 
 
 def count_table_rows(model: Model) -> int:
@@ -102,6 +112,7 @@ def read_text_encoder(
     ids: bool = False,
     max_pieces: int = 0,
     compute_dtype: ComputeDtype = "float32",
+    base_dtype: BaseDtype = "float32",
 ) -> Parametrization:
     """Each table of item vectors is what a text encoder gives that the server trains.
 
@@ -118,6 +129,7 @@ def read_text_encoder(
         ids: Whether each item has a trained vector beside, which starts at zero.
         max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
         compute_dtype: In what the encoder computes; its parameters are in float32.
+        base_dtype: In what the pretrained parameters are stored. int8: matrices as codes of 8 bits.
 
     Returns:
         The parametrization, see `jaxfed.models.text_encoder`.
@@ -127,8 +139,9 @@ def read_text_encoder(
     """
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern) if lora_rank else None
     known = encode_catalogue(count_table_rows(model), texts, folder, max_pieces)
+    base = store_encoder(known, base_dtype)
     return text_encoder(
-        model, known.encoder, known.tokens, trained_layers, lora, encoder_rate, ids, compute_dtype, known.vectors
+        model, base, known.tokens, trained_layers, lora, encoder_rate, ids, compute_dtype, known.vectors
     )
 
 
@@ -147,6 +160,7 @@ def read_text_lora(
     loss: LossName = "bce",
     max_pieces: int = 0,
     compute_dtype: ComputeDtype = "float32",
+    base_dtype: BaseDtype = "float32",
 ) -> Model:
     """Matrix factorisation whose item vectors a text encoder gives, with low-rank adapters that clients train.
 
@@ -165,6 +179,7 @@ def read_text_lora(
         loss: bce: cross-entropy. bpr: the click of a pair ranks before the negative. squared: squared error.
         max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
         compute_dtype: In what the encoder computes; its parameters are in float32.
+        base_dtype: In what the pretrained parameters are stored. int8: matrices as codes of 8 bits.
 
     Returns:
         The model, see `jaxfed.models.text_lora`.
@@ -175,4 +190,4 @@ def read_text_lora(
     known = encode_catalogue(num_items, texts, folder, max_pieces)
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
     sizes = num_users, dim, lora, rule, trained_layers, loss, compute_dtype
-    return text_lora(num_items, known.encoder, known.tokens, *sizes, known.vectors)
+    return text_lora(num_items, store_encoder(known, base_dtype), known.tokens, *sizes, known.vectors)

@@ -14,6 +14,7 @@ from jaxfed.models.model import from_module
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
 from jaxfed.models.pruned import pruned_weights
+from jaxfed.models.quantized_encoder import quantize_encoder
 from jaxfed.models.sasrec import bert4rec, sasrec
 from jaxfed.models.sequence import from_encoder
 from jaxfed.models.structured_pruning import merge_rows, shrink_blocks
@@ -45,6 +46,7 @@ __all__ = [
     "pfedrec",
     "popularity",
     "pruned_weights",
+    "quantize_encoder",
     "sasrec",
     "shrink_blocks",
     "text_encoder",

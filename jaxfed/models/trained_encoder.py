@@ -12,6 +12,7 @@ from jaxfed.core.types import Key, Tree
 from jaxfed.models.bert import BertEncoder, BertSizes, encode_tokens, is_piece, pool_pieces
 from jaxfed.models.bert_weights import TextEncoder
 from jaxfed.models.lora import COLLECTION, LoraSettings, init_lora, make_lora_product
+from jaxfed.models.quantized_encoder import restore_floats
 
 BATCH = 64  # texts that are encoded at a time
 NARROWEST = 1e-6  # spread of vectors that is divided by
@@ -75,6 +76,7 @@ def encode_texts(encoder: TextEncoder, tokens: np.ndarray, layers: int | None = 
         params = {name: each for name, each in params.items() if layer_number(name) < layers}
 
     def encode(params, tokens):
+        params = restore_floats(params)
         if layers is None:
             return encode_tokens(module, {"params": params}, tokens)
         return module.apply({"params": params}, tokens, is_piece(tokens, sizes))
@@ -141,7 +143,7 @@ def divide_encoder(
     product = make_lora_product(lora) if lora else None
     module = BertEncoder(encoder.sizes, first, dtype=jnp.dtype(dtype), dot_general_cls=product)
     if lora is None:
-        shapes = take_upper_params(encoder, first)
+        shapes = jax.eval_shape(restore_floats, take_upper_params(encoder, first))
 
         def variables(base, change):
             return {"params": jax.tree.map(lambda x, moved: x + rate * moved, base, change)}
@@ -169,7 +171,7 @@ def encode_items(parts: EncoderParts, trained: Tree, rows: jax.Array | None, fro
     """
     held = jax.tree.map(jnp.asarray, frozen)
     held = held if rows is None else take_rows(held, rows)
-    variables, sizes = parts.variables(held["base"], trained), parts.module.sizes
+    variables, sizes = parts.variables(restore_floats(held["base"]), trained), parts.module.sizes
 
     def encode(inputs, live=None):
         live = is_piece(inputs, sizes) if live is None else live
