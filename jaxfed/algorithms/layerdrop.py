@@ -43,6 +43,14 @@ def check_blocks(params: Tree) -> None:
         raise ValueError("the model has no blocks of one size that can be left out: take sasrec, bert4rec or hstu")
 
 
+def check_dropped_blocks(model: Model, share: float) -> None:
+    """Raises ValueError where that share of the blocks cannot be left out."""
+    if not 0 < share <= 1:
+        raise ValueError(f"algorithm.share is {share:g}: it must be above 0, up to 1")
+    if model.recipe and model.recipe.arguments.get("block") == "authors_code":
+        raise ValueError('model.block = "authors_code" has no residual path around a block: take pre_norm or ligr')
+
+
 def mark_block_coordinates(params: Tree, round: jax.Array) -> Tree:
     """Of each leaf, bool [blocks + 1, ...]: in which block it is, or in none (the last one); of a table, of a row."""
     blocks = count_blocks(params)
@@ -64,7 +72,7 @@ def keep_blocks(params: Tree, kept: jax.Array) -> Tree:
     )
 
 
-def cut_blocks(share: float, group: int, broadcast: Broadcast) -> Broadcast:
+def kept_block_shapes(share: float, group: int, broadcast: Broadcast) -> Broadcast:
     """Shapes of what a client is sent that trains a share of the blocks: those of the first, as all are of one size."""
     kept = count_units(share, count_blocks(broadcast.params))
 
@@ -75,16 +83,12 @@ def cut_blocks(share: float, group: int, broadcast: Broadcast) -> Broadcast:
 
 
 def make_block_work(
-    model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, sends_gradient: bool, share: float
+    model: Model, client_optimizer: optax.GradientTransformation, sends_gradient: bool, share: float
 ) -> ClientWork:
     """A gradient, or local steps, of the blocks that a client draws."""
 
     def make(model):
-        return (
-            make_gradient_work(model, client_optimizer)
-            if sends_gradient
-            else local_steps(model, client_optimizer, by_row)
-        )
+        return make_gradient_work(model, client_optimizer) if sends_gradient else local_steps(model, client_optimizer)
 
     plain = make(model)
 
@@ -114,6 +118,14 @@ def make_block_work(
     return ClientWork(init, update, update_shapes)
 
 
+def make_block_method(work: ClientWork, server: optax.GradientTransformation, share: float, by: By, num: int) -> Method:
+    """The method of a work on blocks, for `num` clients."""
+    if share == 1:
+        return Method(work, (coordinate_mean(None, by),), server)
+    mean = coordinate_mean(mark_block_coordinates, by, shown=(-1,))
+    return Method(work, (mean,), server, submodels=Submodels(np.zeros(num, int), partial(kept_block_shapes, share), 1))
+
+
 @named("algorithm")
 def layerdrop(
     model: Model,
@@ -124,13 +136,11 @@ def layerdrop(
     share: float = 0.5,
     sends_gradient: bool = False,
     by: By = "uniform",
-    by_row: bool = True,
 ) -> Method:
-    """LayerDrop (Fan et al. 2020, "Reducing transformer depth on demand with structured dropout") over clients: each
-    trains a share of the blocks of a transformer.
+    """LayerDrop (Fan et al. 2020) over clients: in every round a client draws ceil(share L) of the L blocks of a
+    transformer, and downloads, computes and sends these alone.
 
-    In every round a client draws ceil(share L) of the L blocks. It downloads, computes and sends these alone, and the
-    residual paths go around the others. Each block is averaged over the clients that drew it. Share 1 is FedAvg.
+    The residual paths go around the others. Each block is averaged over those who drew it. Share 1 is FedAvg.
 
     Args:
         model: The model: sasrec with block pre_norm or ligr, bert4rec or hstu.
@@ -138,36 +148,20 @@ def layerdrop(
         server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
         num_clients: Number of all clients.
         share: Share of the blocks that a client trains.
-        sends_gradient: true: a client sends one gradient of the mean loss over all its examples. false: it takes local
-            steps.
-        by: What a client's update weighs: its training examples, its train interactions (activity), or the same for
-            all.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
+        sends_gradient: true: a client sends one gradient over all its examples. false: it takes local steps.
+        by: What an update weighs: the client's training examples, its train interactions (activity), or the same.
 
     Returns:
         The method, what clients and what the server compute.
 
     Raises:
-        ValueError: there is no such share; or, when a run begins, the model has no blocks that can be left out.
+        ValueError: there is no such share, or the model has no blocks that can be left out.
 
     Example:
         >>> import jaxfed as jf, optax
-        >>> model = jf.models.sasrec(num_items=100, dim=8, blocks=4)
-        >>> method = jf.algorithms.layerdrop(model, optax.sgd(0.1), num_clients=1000, share=0.5)
-        >>> [link.claims.name for link in method.links]
-        ['coordinate_mean']
+        >>> layerdrop(jf.models.sasrec(num_items=9, dim=8), optax.sgd(0.1), num_clients=9).links[0].claims.name
+        'coordinate_mean'
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"algorithm.share is {share:g}: it must be above 0, up to 1")
-    if model.recipe and model.recipe.arguments.get("block") == "authors_code":
-        raise ValueError('model.block = "authors_code" has no residual path around a block: take pre_norm or ligr')
-    work = make_block_work(model, client_optimizer, by_row, sends_gradient, share)
-    if share == 1:
-        return Method(work, (coordinate_mean(None, by),), server_optimizer, sends_difference=not sends_gradient)
-    return Method(
-        work,
-        (coordinate_mean(mark_block_coordinates, by, shown=(-1,)),),
-        server_optimizer,
-        submodels=Submodels(np.zeros(num_clients, np.int64), partial(cut_blocks, share), 1),
-    )
+    check_dropped_blocks(model, share)
+    work = make_block_work(model, client_optimizer, sends_gradient, share)
+    return make_block_method(work, server_optimizer, share, by, num_clients)

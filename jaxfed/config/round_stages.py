@@ -85,13 +85,13 @@ def price_messages(
         )
 
     if (made := method.parametrization) and made.pruning:
-        return price_pruned(price, made.pruning, shared)
+        return price_pruned_messages(price, made.pruning, shared)
     if not (submodels := method.submodels):
         return price(shared)
     return join_wires([price(submodels.cut(group, shared)) for group in range(submodels.number)], submodels.groups)
 
 
-def price_pruned(price: Callable[[Broadcast], Wire], pruning: Pruning, shared: Broadcast) -> Wire:
+def price_pruned_messages(price: Callable[[Broadcast], Wire], pruning: Pruning, shared: Broadcast) -> Wire:
     """The wire of a model of which weights are pruned: those that are kept are sent, and down also which these are."""
 
     @cache

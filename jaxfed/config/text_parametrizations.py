@@ -55,7 +55,7 @@ def encode_catalogue(rows: int, texts: np.ndarray, folder: str, max_pieces: int)
     return pad_catalogue(rows, EncodedTexts(encoder, table.ids, vectors))
 
 
-def store_encoder(known: EncodedTexts, base_dtype: str) -> TextEncoder:
+def with_base_dtype(known: EncodedTexts, base_dtype: str) -> TextEncoder:
     """The encoder as it is stored. Raises ValueError for a type that there is not."""
     if base_dtype not in ("float32", "int8"):
         raise ValueError(f"base_dtype: no type {base_dtype!r}: choose float32 or int8")
@@ -121,8 +121,7 @@ def read_text_encoder(
         texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
         folder: A folder with a text encoder in Hugging Face's layout. Left out: all-MiniLM-L6-v2, fetched once.
         trained_layers: Number of upper layers that are trained; the layers below compute once. 0: all, and embeddings.
-        encoder_rate: Without adapters: an adaptive server optimiser moves the encoder by this share of
-            server.learning_rate.
+        encoder_rate: Without adapters: the share of server.learning_rate at which an adaptive optimiser moves it.
         lora_rank: Rank of low-rank adapters, which are then trained alone. 0: all parameters of the trained layers are.
         lora_alpha: What adapters add is scaled by lora_alpha / lora_rank.
         lora_pattern: A regular expression that the paths of adapted layers have in them, such as layer_5/query.
@@ -139,10 +138,8 @@ def read_text_encoder(
     """
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern) if lora_rank else None
     known = encode_catalogue(count_table_rows(model), texts, folder, max_pieces)
-    base = store_encoder(known, base_dtype)
-    return text_encoder(
-        model, base, known.tokens, trained_layers, lora, encoder_rate, ids, compute_dtype, known.vectors
-    )
+    sizes = trained_layers, lora, encoder_rate, ids, compute_dtype
+    return text_encoder(model, with_base_dtype(known, base_dtype), known.tokens, *sizes, known.vectors)
 
 
 @named("model", "text_lora")
@@ -190,4 +187,4 @@ def read_text_lora(
     known = encode_catalogue(num_items, texts, folder, max_pieces)
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
     sizes = num_users, dim, lora, rule, trained_layers, loss, compute_dtype
-    return text_lora(num_items, store_encoder(known, base_dtype), known.tokens, *sizes, known.vectors)
+    return text_lora(num_items, with_base_dtype(known, base_dtype), known.tokens, *sizes, known.vectors)

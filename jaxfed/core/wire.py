@@ -119,9 +119,7 @@ def pack_bits(x: np.ndarray, width: int) -> bytes:
 
 def pack_pairs(number: np.ndarray, places: np.ndarray, width: int) -> bytes:
     """32-bit numbers, each followed by its place of `width` bits."""
-    columns = [number[:, None] >> np.arange(32) & 1]
-    if width:
-        columns.append(places[:, None] >> np.arange(width) & 1)
+    columns = [number[:, None] >> np.arange(32) & 1, places[:, None] >> np.arange(width) & 1]
     return np.packbits(np.concatenate(columns, 1).astype(np.uint8), axis=None).tobytes()
 
 

@@ -11,6 +11,30 @@ from jaxfed.core.recipe import named
 from jaxfed.core.tables import take_rows
 
 
+def check_schedule(pruning: Pruning) -> None:
+    """Raises ValueError for numbers that no schedule has."""
+    if not 0 <= pruning.sparsity < 1:
+        raise ValueError(f"parametrization.sparsity is {pruning.sparsity:g}: it must be from 0 to below 1")
+    for name, least in (("start", 0), ("end", max(pruning.start, 1)), ("every", 1)):
+        if (value := getattr(pruning, name)) < least:
+            raise ValueError(f"parametrization.{name} is {value}: it must be at least {least}")
+
+
+def find_pruned_paths(model: Model, pattern: str) -> tuple[str, ...]:
+    """The paths of a model's dense leaves in which a regular expression is found. Raises ValueError where there are
+    none."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f'parametrization.pattern "{pattern}" is no regular expression: {error}') from None
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    if not (paths := list_dense_paths(shapes, pattern)):
+        known = list_dense_paths(shapes, "")
+        there = f"there are {', '.join(known[:4])}" if known else "the model has tables alone"
+        raise ValueError(f'parametrization.pattern "{pattern}" is in the path of no dense leaf: {there}')
+    return paths
+
+
 @named("parametrization", "pruned")
 def pruned_weights(
     model: Model, sparsity: float = 0.5, start: int = 0, end: int = 100, every: int = 10, pattern: str = "kernel$"
@@ -42,21 +66,8 @@ def pruned_weights(
         >>> jf.models.pruned_weights(model, 0.5, pattern="block_0/.*kernel$").pruning.paths[-1]
         'params/encoder/block_0/feed_forward/output/kernel'
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"parametrization.sparsity is {sparsity:g}: it must be from 0 to below 1")
-    for name, value, least in (("start", start, 0), ("end", end, max(start, 1)), ("every", every, 1)):
-        if value < least:
-            raise ValueError(f"parametrization.{name} is {value}: it must be at least {least}")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f'parametrization.pattern "{pattern}" is no regular expression: {error}') from None
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    if not (paths := list_dense_paths(shapes, pattern)):
-        known = list_dense_paths(shapes, "")
-        there = f"there are {', '.join(known[:4])}" if known else "the model has tables alone"
-        raise ValueError(f'parametrization.pattern "{pattern}" is in the path of no dense leaf: {there}')
-    pruning = Pruning(paths, sparsity, start, end, every)
+    pruning = Pruning(find_pruned_paths(model, pattern), sparsity, start, end, every)
+    check_schedule(pruning)
 
     def forward(theta, rows):
         kept = clear_pruned(theta, find_masks(pruning, theta))  # so that noise on what is pruned is dropped

@@ -72,8 +72,7 @@ def sasrec(
     head_width: int = 0,
     hidden_width: int = 0,
 ) -> Model:
-    """SASRec (Kang and McAuley 2018, "Self-attentive sequential recommendation"): a causal transformer predicts the
-    next item after each place of a history.
+    """SASRec (Kang and McAuley 2018): a causal transformer predicts the next item after each place of a history.
 
     Args:
         num_items: Number of items.
@@ -84,17 +83,16 @@ def sasrec(
         heads: Heads of attention; they divide `dim`.
         expansion: Width of the feed-forward layers, divided by `dim`.
         dropout: Share of numbers that are dropped in training.
-        block: pre_norm: the equation of the paper. authors_code: queries are normalised, keys and values not. ligr:
-            gated, with SwiGLU (eSASRec).
-        loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
-            estimate of it from `work.negatives` items. bce, gbce, bpr: see `sequence_losses`.
+        block: pre_norm: as in the paper. authors_code: only queries are normalised. ligr: gated, SwiGLU (eSASRec).
+        loss: softmax: cross-entropy among all items. sampled_softmax: an estimate of it from `work.negatives` items.
+            bce, gbce, bpr: see `sequence_losses`.
         calibration: t of gbce: 0 is bce, 1 gives calibrated probabilities.
         temperature: Above 0: logits are cosines, divided by this number. 0: inner products.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
         compute_dtype: What blocks compute in. Parameters, messages, softmax and loss are float32.
         remat: Compute activations again in the backward pass, in place of keeping them.
         table_dtype: In what the server stores item vectors and clients download them.
-        head_width: Numbers of a head. 0: dim / heads. Set both for a model of which heads were removed.
+        head_width: Numbers of a head. 0: dim / heads.
         hidden_width: Width of the feed-forward layers. 0: expansion * dim.
 
     Returns:
@@ -104,8 +102,7 @@ def sasrec(
         ValueError: a size is below 1, or heads do not divide `dim`.
 
     Example:
-        >>> import jaxfed as jf
-        >>> model = jf.models.sasrec(num_items=100, dim=8, length=20)
+        >>> model = sasrec(num_items=100, dim=8, length=20)
         >>> jax.eval_shape(model.init, jax.random.key(0))["tables"]["item"].rows.shape
         (100, 8)
     """
@@ -113,8 +110,7 @@ def sasrec(
     check_heads(dim, heads, dropout, head_width, length=length, blocks=blocks, expansion=expansion)
     sizes = length, blocks, heads, width, dropout, block
     encoder = TransformerEncoder(*sizes, compute_dtype=compute_dtype, remat=remat, head_width=head_width)
-    options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale}
-    options |= {"table_dtype": table_dtype}
+    options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale, "table_dtype": table_dtype}
     return from_encoder(encoder, num_items, dim, length, find_sequence_loss(loss, calibration), **options)
 
 

@@ -64,6 +64,27 @@ def shrink_feed_forward(feed: Tree, count: int) -> Tree:
     return {**feed, **shorter, "output": {**feed["output"], "kernel": jnp.take(feed["output"]["kernel"], kept, 0)}}
 
 
+def has_blocks(node: Any) -> bool:
+    """Whether there is a block of a transformer in a tree of parameters."""
+    if not isinstance(node, dict):
+        return False
+    return (ATTENTION in node and FEED_FORWARD in node) or any(map(has_blocks, node.values()))
+
+
+def shrink_block(block: Tree, heads: int, hidden: int) -> Tree:
+    """A block with so many heads and units; 0: all. Raises ValueError where it has fewer."""
+    there = {
+        "heads": (heads, block[ATTENTION]["value"]["kernel"].shape[1]),
+        "hidden": (hidden, len(block[FEED_FORWARD]["output"]["kernel"])),
+    }
+    for name, (asked, number) in there.items():
+        if not 0 <= asked <= number:
+            raise ValueError(f"{name} is {asked}: a block has {number}, set it from 1 to that")
+    attention = shrink_attention(block[ATTENTION], heads) if heads else block[ATTENTION]
+    feed = shrink_feed_forward(block[FEED_FORWARD], hidden) if hidden else block[FEED_FORWARD]
+    return {**block, ATTENTION: attention, FEED_FORWARD: feed}
+
+
 def shrink_blocks(params: Tree, heads: int = 0, hidden: int = 0) -> Tree:
     """Removes the weakest heads, and units of feed-forward layers, of every block of a transformer (Michel et al. 2019,
     "Are sixteen heads really better than one?"; Li et al. 2017, "Pruning filters for efficient convnets").
@@ -89,29 +110,15 @@ def shrink_blocks(params: Tree, heads: int = 0, hidden: int = 0) -> Tree:
         >>> jax.tree.map(jnp.shape, shrink_blocks(large, heads=1, hidden=5)) == jax.tree.map(jnp.shape, small)
         True
     """
-    found: list[int] = []
+    if not has_blocks(params):
+        raise ValueError("the model has no blocks of attention and feed-forward layers: take sasrec or bert4rec")
 
     def shrink(node):
-        if not isinstance(node, dict):
-            return node
-        if ATTENTION not in node or FEED_FORWARD not in node:
-            return {name: shrink(each) for name, each in node.items()}
-        found.append(1)
-        there = {
-            "heads": (heads, node[ATTENTION]["value"]["kernel"].shape[1]),
-            "hidden": (hidden, len(node[FEED_FORWARD]["output"]["kernel"])),
-        }
-        for name, (asked, number) in there.items():
-            if not 0 <= asked <= number:
-                raise ValueError(f"{name} is {asked}: a block has {number}, set it from 1 to that")
-        attention = shrink_attention(node[ATTENTION], heads) if heads else node[ATTENTION]
-        feed = shrink_feed_forward(node[FEED_FORWARD], hidden) if hidden else node[FEED_FORWARD]
-        return {**node, ATTENTION: attention, FEED_FORWARD: feed}
+        if ATTENTION in node and FEED_FORWARD in node:
+            return shrink_block(node, heads, hidden)
+        return {name: shrink(each) if has_blocks(each) else each for name, each in node.items()}
 
-    small = shrink(params)
-    if not found:
-        raise ValueError("the model has no blocks of attention and feed-forward layers: take sasrec or bert4rec")
-    return small
+    return shrink(params)
 
 
 def merge_rows(rows: Any, kept: np.ndarray) -> Any:

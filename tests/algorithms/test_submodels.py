@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxfed as jf
-from jaxfed.algorithms.hetefedrec import group_by_activity
+from jaxfed.algorithms.hetefedrec import assign_activity_groups
 from jaxfed.algorithms.submodels import cut_shapes, mark_held_coordinates, mark_held_units
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
@@ -176,7 +176,18 @@ def test_a_mean_by_coordinates_by_hand():
 
 def test_clients_with_fewer_interactions_have_shorter_vectors():
     """Half of the clients the first size, and so on; equal ones in their order."""
-    assert group_by_activity([9, 1, 5, 5, 7, 2, 3, 8, 6, 4], (0.5, 0.3, 0.2)).tolist() == [2, 0, 0, 1, 1, 0, 0, 2, 1, 0]
+    assert assign_activity_groups([9, 1, 5, 5, 7, 2, 3, 8, 6, 4], (0.5, 0.3, 0.2)).tolist() == [
+        2,
+        0,
+        0,
+        1,
+        1,
+        0,
+        0,
+        2,
+        1,
+        0,
+    ]
     it = build({"name": "hetefedrec"})
     rows, every = np.full(24, 3), np.arange(24)
     down = it.wire.down(rows, 0, every)
