@@ -14,10 +14,14 @@ from jaxfed.algorithms.feddyn import feddyn
 from jaxfed.algorithms.fednova import fednova
 from jaxfed.algorithms.fedrecon import fedrecon
 from jaxfed.algorithms.fedrep import fedrep
+from jaxfed.algorithms.fedrolex import fedrolex
 from jaxfed.algorithms.fedsgd import fedsgd
 from jaxfed.algorithms.gpfedrec import gpfedrec
 from jaxfed.algorithms.group_rates import Rates, group_rates
+from jaxfed.algorithms.hetefedrec import hetefedrec
+from jaxfed.algorithms.heterofl import heterofl
 from jaxfed.algorithms.ifca import ifca
+from jaxfed.algorithms.layerdrop import layerdrop
 from jaxfed.algorithms.lora_products import fedex_lora, flexlora, flora
 from jaxfed.algorithms.mime import mime
 from jaxfed.algorithms.own_model import keep_own_copy
@@ -25,7 +29,6 @@ from jaxfed.algorithms.qfedavg import qfedavg
 from jaxfed.algorithms.raflora import raflora
 from jaxfed.algorithms.rolora import rolora
 from jaxfed.algorithms.scaffold import scaffold
-from jaxfed.algorithms.submodels import fedrolex, heterofl
 
 __all__ = [
     "Rates",
@@ -53,9 +56,11 @@ __all__ = [
     "flora",
     "gpfedrec",
     "group_rates",
+    "hetefedrec",
     "heterofl",
     "ifca",
     "keep_own_copy",
+    "layerdrop",
     "measure_discordance",
     "mime",
     "qfedavg",

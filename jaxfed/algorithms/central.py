@@ -19,6 +19,7 @@ from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
 from jaxfed.core.parametrization import frozen_arguments
 from jaxfed.core.placement import Placement, make_placement
+from jaxfed.core.pruning import prune_params
 from jaxfed.core.recipe import named
 from jaxfed.core.state import State
 from jaxfed.core.types import Broadcast, ClientState, Cohort, Key, Mean, Tree
@@ -118,6 +119,8 @@ def move_model(method: Method, state: State, total: tuple[Tree, Mean]) -> tuple[
     gradient = jax.tree.map(lambda x: Mean(x, total[1].weight).value, total[0])
     change, opt = method.server.update(gradient, state.opt, tree.to_compute_dtype(whole))
     params, private = tables.add_rows(whole, None, change)
+    if method.parametrization:
+        params = prune_params(method.parametrization.pruning, whole[0], params, state.round + 1)
     shared, kept = Broadcast(params, state.shared.extra), ClientState(private, state.client_states.channel)
     return state._replace(shared=shared, client_states=kept, opt=opt, round=state.round + 1), total[1].value
 

@@ -1,4 +1,4 @@
-"""HeteroFL and FedRolex: each client trains a sub-model, a share of every width of the model.
+"""Sub-models that are a share of every width of the model, of which each client trains one.
 
 Sub-models are simulated: each client has the whole model in memory, and what lies outside of its sub-model is masked,
 so that one program serves all. What is counted as sent is the sub-model.
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import coordinate_mean
 from jaxfed.core.client_work import Batches, ClientWork
-from jaxfed.core.method import AVERAGE, Method, Submodels
+from jaxfed.core.method import Method, Submodels
 from jaxfed.core.model import Model
-from jaxfed.core.recipe import named
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.tables import unwrap
 from jaxfed.core.types import Broadcast, ClientOutput, Key, Tree
@@ -129,19 +129,21 @@ def train_submodel(
     by_row: bool,
     rates: tuple[float, ...],
     rolls: bool,
+    scales: bool,
     shared: Broadcast,
     member: SubmodelMember,
     steps: Batches,
     key: Key,
 ) -> ClientOutput:
-    """Local steps of the sub-model that a client holds; all else rests."""
+    """Local steps of the sub-model that a client holds; all else rests. scales: what a layer gives is divided by the
+    rate."""
     rate, shift = jnp.array(rates)[member.group], shared.extra if rolls else 0
     held = jax.tree.map(lambda x: x[member.group], mark_held_coordinates(rates, rolls, shared.params, shift))
     structure = jax.tree.structure(unwrap(shared.params))
     widens = jax.tree.unflatten(structure, [bool(axes and axes[-1]) for axes in list_axes(shared.params)])
 
     def cut(x, held, wide):
-        return jnp.where(held, x, 0) / rate if wide else jnp.where(held, x, 0)
+        return jnp.where(held, x, 0) / rate if wide and scales else jnp.where(held, x, 0)
 
     def loss(params, private, batch):
         whole = {name: params[name] for name in shared.params}
@@ -159,9 +161,14 @@ def train_submodel(
 
 
 def make_submodel_work(
-    model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, rates: tuple[float, ...], rolls: bool
+    model: Model,
+    client_optimizer: optax.GradientTransformation,
+    by_row: bool,
+    rates: tuple[float, ...],
+    rolls: bool,
+    scales: bool = True,
 ) -> ClientWork:
-    """Local steps of the sub-model that a client holds."""
+    """Local steps of the sub-model that a client holds, see `train_submodel`."""
 
     def init(params, key):
         list_axes(params)
@@ -178,7 +185,7 @@ def make_submodel_work(
         return report._replace(client_state=member._replace(private=report.client_state))
 
     def update(shared, member, steps, key):
-        return train_submodel(model, client_optimizer, by_row, rates, rolls, shared, member, steps, key)
+        return train_submodel(model, client_optimizer, by_row, rates, rolls, scales, shared, member, steps, key)
 
     def view(params, member):
         return params, member.private if rolls else mask_private(member.private, rates, member.group, 0)
@@ -188,20 +195,29 @@ def make_submodel_work(
     return ClientWork(init, update, lambda sent: sent._replace(extra=jnp.zeros(len(rates))), {"": view})
 
 
+def check_rates(rates: Sequence[float]) -> None:
+    """Raises ValueError for rates that are none."""
+    if not rates or not all(0 < rate <= 1 for rate in rates):
+        raise ValueError(f"rates are {', '.join(map(str, rates)) or 'missing'}: they lie above 0, up to 1")
+
+
+def draw_groups(rates: Sequence[float], seed: int, num_clients: int) -> np.ndarray:
+    """int [clients]: which of the rates each client has, drawn at random. Raises ValueError for rates that are none."""
+    check_rates(rates)
+    return setup_rng(seed, SetupStream.SUBMODELS, num_clients).integers(len(rates), size=num_clients)
+
+
 def make_submodel_method(
     work: Callable[..., ClientWork],
     rates: Sequence[float],
     rolls: bool,
     server: optax.GradientTransformation,
-    seed: int,
-    num_clients: int,
+    groups: np.ndarray,
 ) -> Method:
-    """The method of a work on sub-models. Raises ValueError for rates that are none."""
-    if not rates or not all(0 < rate <= 1 for rate in rates):
-        raise ValueError(f"rates are {', '.join(map(str, rates)) or 'missing'}: they lie above 0, up to 1")
+    """The method of a work on sub-models. groups: int [clients], which of the rates each has. Raises ValueError where
+    nobody trains a part of the model."""
     if not rolls and max(rates) < 1:
         raise ValueError(f"rates are {', '.join(map(str, rates))}: nobody would train the rest of the model: have 1.0")
-    groups = setup_rng(seed, SetupStream.SUBMODELS, num_clients).integers(len(rates), size=num_clients)
     places = jnp.asarray(groups, jnp.int32)
     holds = None if tuple(rates) == (1.0,) else partial(mark_held_coordinates, tuple(rates), rolls)
     return Method(
@@ -212,88 +228,3 @@ def make_submodel_method(
         init_client_state=lambda member, client: member._replace(group=places[client]),
         submodels=Submodels(groups, partial(cut_shapes, tuple(rates)), len(rates)),
     )
-
-
-@named("algorithm")
-def heterofl(
-    model: Model,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation = AVERAGE,
-    *,
-    num_clients: int,
-    by_row: bool = True,
-    rates: tuple[float, ...] = (1.0, 0.5),
-    seed: int = 0,
-) -> Method:
-    """HeteroFL (Diao et al. 2021): a client of rate p trains the first ceil(p d) units of every width d of the model.
-
-    In training, what a layer gives is divided by p. Each coordinate is averaged over the clients that hold it. Columns
-    of item vectors are cut, as in HeteFedRec (Yuan et al. 2024), and users' vectors likewise. Rate 1 alone is FedAvg.
-
-    Args:
-        model: The model: mf, pfedrec, neumf or two_tower.
-        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
-        num_clients: Number of all clients.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        rates: Shares of every width that clients train. Each client has one of them, drawn at random.
-        seed: Seed of which client has which rate.
-
-    Returns:
-        The method, what clients and what the server compute.
-
-    Raises:
-        ValueError: there are no such rates; or, when a run begins, the widths of the model are not known.
-
-    Example:
-        >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.heterofl(model, optax.sgd(0.1), num_clients=1000, rates=(1.0, 0.25))
-        >>> [link.claims.name for link in method.links]
-        ['coordinate_mean']
-    """
-    work = partial(make_submodel_work, model, client_optimizer, by_row)
-    return make_submodel_method(work, rates, False, server_optimizer, seed, num_clients)
-
-
-@named("algorithm")
-def fedrolex(
-    model: Model,
-    client_optimizer: optax.GradientTransformation,
-    server_optimizer: optax.GradientTransformation = AVERAGE,
-    *,
-    num_clients: int,
-    by_row: bool = True,
-    rates: tuple[float, ...] = (1.0, 0.5),
-    seed: int = 0,
-) -> Method:
-    """FedRolex (Alam et al. 2022): as `heterofl`, of units that roll: in round t unit (j + t) mod d in place of unit j.
-
-    So every unit is trained even where no client can hold the whole model.
-
-    Args:
-        model: The model: mf, pfedrec, neumf or two_tower.
-        client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
-        num_clients: Number of all clients.
-        by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
-            holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
-        rates: Shares of every width that clients train. Each client has one of them, drawn at random.
-        seed: Seed of which client has which rate.
-
-    Returns:
-        The method, what clients and what the server compute.
-
-    Raises:
-        ValueError: there are no such rates; or, when a run begins, the widths of the model are not known.
-
-    Example:
-        >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.fedrolex(model, optax.sgd(0.1), num_clients=1000, rates=(0.5, 0.25))
-        >>> [link.claims.name for link in method.links]
-        ['coordinate_mean']
-    """
-    work = partial(make_submodel_work, model, client_optimizer, by_row)
-    return make_submodel_method(work, rates, True, server_optimizer, seed, num_clients)

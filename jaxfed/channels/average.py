@@ -38,11 +38,21 @@ def divide_rows(update: Tree, held: jax.Array, weight: jax.Array) -> Tree:
     return map_tables(lambda x: divide_or_zero(x, held), lambda x: divide_or_zero(x, weight), update)
 
 
-def divide_coordinates(update: Tree, holds: Tree, held: jax.Array, weights: jax.Array, floor: float) -> Tree:
+def weigh_rows(weights: jax.Array, client: ClientView) -> Weights:
+    """The weights beside each row that a client holds; zero where it holds none."""
+    return Weights(clear_padding(Table(jnp.broadcast_to(weights, client.held.shape + weights.shape)), client.held))
+
+
+def divide_coordinates(
+    update: Tree, holds: Tree, held: jax.Array, weights: jax.Array, floor: float, shown: tuple[int, ...] | None = None
+) -> Tree:
     """An update divided by the weight of those who hold each coordinate, at least `floor`; zero where nobody does.
 
     holds: of each leaf, bool [groups, ...]. held: [N, groups], what those who hold a row weigh. weights: [groups].
+    shown: the groups of `held`; None: all.
     """
+    if shown is not None:
+        held = jnp.zeros((len(held), len(weights))).at[:, jnp.array(shown)].set(held)
 
     def divide(x, mask, by_group):
         weight = jnp.tensordot(by_group, mask.astype(x.dtype), 1, precision=jax.lax.Precision.HIGHEST)
@@ -170,6 +180,7 @@ def coordinate_mean(
     floor: float = 0.0,
     counted: float = 1.0,
     name: str = "coordinate_mean",
+    shown: tuple[int, ...] | None = None,
 ) -> Channel:
     """Divides each coordinate of an update by the summed weight of the clients that hold it (Diao et al. 2021).
 
@@ -178,14 +189,14 @@ def coordinate_mean(
 
     Args:
         holds: holds(params, round) -> of each leaf, bool [groups, ...]: which of its coordinates each group holds in a
-            round, of a table those of one row. Updates then have the client's group in `Broadcast.extra`, as zeros and
-            a one [groups], and are zero where the client holds nothing. None: there are no groups, and a client holds
-            all of its rows and of the other leaves (`per_row_mean`).
+            round, of a table those of one row. Updates then have zeros and, for the client's groups, ones in
+            `Broadcast.extra` [groups]. None: no groups, a client holds all of its rows and leaves (`per_row_mean`).
         by: What a client's update weighs: its training examples, train interactions (activity), or the same for all.
         power: Weight = (value chosen by `by`) ** power.
         floor: The smallest weight to divide by.
         counted: Factor on the weights in the message, see `per_row_mean`.
         name: What the link is called.
+        shown: The groups that hold coordinates of tables, whose weights come with each row. None: all.
 
     Returns:
         The link.
@@ -209,15 +220,16 @@ def coordinate_mean(
 
     def encode(update, sent, client):
         weight = weigh(client)
-        weights = counted * weight * update.extra if holds else counted * weight
-        update = Broadcast(update.params) if holds else update
-        held = Weights(clear_padding(Table(jnp.broadcast_to(weights, client.held.shape + weights.shape)), client.held))
+        update, weights = (
+            (Broadcast(update.params), counted * weight * update.extra) if holds else (update, counted * weight)
+        )
+        held = weigh_rows(weights if shown is None else weights[jnp.array(shown)], client)
         return (map_averaged(lambda update: scale_tree(weight, update), update), held, weights), client.link_state
 
     def decode(total, state, round):
         update, held, weights = total[0], total[1].values.rows / counted, total[2] / counted
         if holds:
-            mean = divide_coordinates(update.params, holds(update.params, state), held, weights, floor)
+            mean = divide_coordinates(update.params, holds(update.params, state), held, weights, floor, shown)
             return Broadcast(mean), state + 1, {}
         held, weights = jnp.maximum(held, floor), jnp.maximum(weights, floor)
         return map_averaged(lambda update: divide_rows(update, held, weights), update), state, {}

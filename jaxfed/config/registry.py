@@ -21,9 +21,13 @@ from jaxfed.algorithms.feddyn import add_server_memory, feddyn
 from jaxfed.algorithms.fednova import fednova, normalize_steps
 from jaxfed.algorithms.fedrecon import fedrecon
 from jaxfed.algorithms.fedrep import fedrep
+from jaxfed.algorithms.fedrolex import fedrolex
 from jaxfed.algorithms.fedsgd import fedsgd
 from jaxfed.algorithms.gpfedrec import gpfedrec
+from jaxfed.algorithms.hetefedrec import hetefedrec
+from jaxfed.algorithms.heterofl import heterofl
 from jaxfed.algorithms.ifca import ifca
+from jaxfed.algorithms.layerdrop import layerdrop
 from jaxfed.algorithms.local_training import train_locally
 from jaxfed.algorithms.lora_products import fedex_lora, flexlora, flora
 from jaxfed.algorithms.mime import mime
@@ -31,7 +35,6 @@ from jaxfed.algorithms.qfedavg import fair_mean, qfedavg
 from jaxfed.algorithms.raflora import raflora
 from jaxfed.algorithms.rolora import rolora
 from jaxfed.algorithms.scaffold import scaffold
-from jaxfed.algorithms.submodels import fedrolex, heterofl
 from jaxfed.attacks.updates import promote_items, random_update, scale_update, sign_flip
 from jaxfed.channels.average import cluster_mean, mean, per_row_mean, weighted_mean
 from jaxfed.channels.clip import adaptive_clip, clip, clip_per_row, zero_out
@@ -66,6 +69,7 @@ from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, identity_parametrization, low_rank_tables
+from jaxfed.models.pruned import pruned_weights
 from jaxfed.models.sasrec import bert4rec, sasrec
 from jaxfed.sampling import asynchronous, clock, cohort
 
@@ -141,6 +145,8 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "flora": flora,
         "fedex_lora": fedex_lora,
         "flexlora": flexlora,
+        "hetefedrec": hetefedrec,
+        "layerdrop": layerdrop,
         "closed_form": closed_form,
         "central": central,
     },
@@ -228,6 +234,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "identity": identity_parametrization,
         "low_rank": low_rank_tables,
         "hashed": hashed_tables,
+        "pruned": pruned_weights,
         "text_vectors": read_text_vectors,
         "text_encoder": read_text_encoder,
         "codes": read_code_rows,

@@ -1,7 +1,7 @@
 """The stage of `build_parts` that makes the rounds: the algorithm, and the bytes of its messages."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
 from jaxfed.core.partition import check_rules
+from jaxfed.core.pruning import Pruning, count_mask_bytes, find_level, kept_shapes
 from jaxfed.core.state import sent_model
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.core.types import Broadcast
@@ -85,6 +86,8 @@ def price_messages(
             channel, shared, pieces.download, method.work.update_shapes, method.own_download, model.frozen, shapes.pairs
         )
 
+    if (made := method.parametrization) and made.pruning:
+        return price_pruned_messages(price, made.pruning, shared)
     if not (submodels := method.submodels):
         return price(shared)
     return join_wires([price(submodels.cut(group, shared)) for group in range(submodels.number)], submodels.groups)
@@ -97,6 +100,18 @@ def check_partition(pieces: Pieces, model: Model, method: Method, held: Broadcas
     if parametrization:
         own = jax.eval_shape(parametrization.init, jax.random.key(0)), parametrization.frozen
     check_rules(make_rules(pieces.run.partition), held.extra, model.frozen, *own)
+
+
+def price_pruned_messages(price: Callable[[Broadcast], Wire], pruning: Pruning, shared: Broadcast) -> Wire:
+    """The wire of a model of which weights are pruned: those that are kept are sent, and down also which these are."""
+
+    @cache
+    def at_level(level):
+        wire = price(kept_shapes(pruning, level, shared))
+        masks = count_mask_bytes(pruning, level, shared.params)
+        return wire._replace(down=lambda *facts: wire.down(*facts) + masks)
+
+    return price(shared)._replace(by_round=lambda number: at_level(find_level(pruning, number)))
 
 
 def make_central_rounds(pieces: Pieces, model: Model, method: Method, runtime: Runtime) -> Rounds:

@@ -23,6 +23,8 @@ from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.clients import Clients
 from jaxfed.data.population import Population, ProcessShare
 
+WITH_PRUNING = ("clip", "adaptive_clip", "zero_out", "quantize", "gaussian")  # links that work number by number
+MEANS = ("mean", "weighted_mean", "per_row_mean")
 WITH_SUBMODELS = ("clip", "adaptive_clip", "zero_out", "quantize", "top_k")  # links that leave zeros as they are
 
 
@@ -137,6 +139,8 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         if method.reads_histories:
             raise ValueError("parametrization: a closed form is solved for the tables themselves: leave it out")
         check_parametrization(pieces.parametrization, pieces.model)
+        if pieces.parametrization.pruning:
+            check_pruning(pieces, channel)
     if not method.reads_histories:
         return
     if pieces.sampler.history_length:
@@ -165,6 +169,18 @@ def check_submodels(pieces: Pieces) -> None:
         raise ValueError(
             f"sub-models: {refused[0]} would change coordinates that a client does not hold: leave it out, or take one "
             f"of {', '.join(WITH_SUBMODELS)}"
+        )
+
+
+def check_pruning(pieces: Pieces, channel: Channel) -> None:
+    """Raises ValueError for what does not go with weights that are pruned."""
+    if pieces.download:
+        raise ValueError("parametrization.pruned: codes would change which weights are zero: leave [[download]] out")
+    links = [each.claims.name for each in list_links(channel) if each.encode or each.aggregator]
+    if refused := [name for name in links if name not in (*MEANS, *WITH_PRUNING)]:
+        raise ValueError(
+            f"parametrization.pruned: {refused[0]} mixes or chooses among weights, pruned ones too: leave it "
+            f"out, or take one of {', '.join(WITH_PRUNING)}"
         )
 
 

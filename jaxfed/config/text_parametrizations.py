@@ -18,11 +18,13 @@ from jaxfed.models.adapters import BiasSettings, BottleneckSettings
 from jaxfed.models.bert_weights import TextEncoder, convert_bert
 from jaxfed.models.lora import LoraSettings
 from jaxfed.models.model import LossName
+from jaxfed.models.quantized_encoder import quantize_encoder
 from jaxfed.models.text import text_encoder, text_vectors
 from jaxfed.models.text_lora import Rule, text_lora
 from jaxfed.models.trained_encoder import ComputeDtype, encode_texts
 
 AdapterName = Literal["lora", "bottleneck", "bitfit"]
+BaseDtype = Literal["float32", "int8"]
 
 
 class EncodedTexts(NamedTuple):
@@ -58,6 +60,13 @@ def encode_catalogue(rows: int, texts: np.ndarray, folder: str, max_pieces: int)
     with log_stage(f"encoding {len(texts):,} texts of items"):
         vectors = keep_vectors(pretrained, table.ids, partial(encode_texts, encoder, table.ids))
     return pad_catalogue(rows, EncodedTexts(encoder, table.ids, vectors))
+
+
+def with_base_dtype(known: EncodedTexts, base_dtype: str) -> TextEncoder:
+    """The encoder as it is stored. Raises ValueError for a type that there is not."""
+    if base_dtype not in ("float32", "int8"):
+        raise ValueError(f"base_dtype: no type {base_dtype!r}: choose float32 or int8")
+    return quantize_encoder(known.encoder) if base_dtype == "int8" else known.encoder
 
 
 def count_table_rows(model: Model) -> int:
@@ -110,6 +119,7 @@ def read_text_encoder(
     ids: bool = False,
     max_pieces: int = 0,
     compute_dtype: ComputeDtype = "float32",
+    base_dtype: BaseDtype = "float32",
 ) -> Parametrization:
     """Each table of item vectors is what a text encoder gives that the server trains.
 
@@ -118,14 +128,14 @@ def read_text_encoder(
         texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
         folder: A folder with a text encoder in Hugging Face's layout. Left out: all-MiniLM-L6-v2, fetched once.
         trained_layers: Number of upper layers that are trained; the layers below compute once. 0: all, and embeddings.
-        encoder_rate: Without adapters: an adaptive server optimiser moves the encoder by this share of
-            server.learning_rate.
+        encoder_rate: Without adapters: the share of server.learning_rate at which an adaptive optimiser moves it.
         lora_rank: Rank of low-rank adapters, which are then trained alone. 0: all parameters of the trained layers are.
         lora_alpha: What adapters add is scaled by lora_alpha / lora_rank.
         lora_pattern: A regular expression that the paths of adapted layers have in them, such as layer_5/query.
         ids: Whether each item has a trained vector beside, which starts at zero.
         max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
         compute_dtype: In what the encoder computes; its parameters are in float32.
+        base_dtype: In what the pretrained parameters are stored. int8: matrices as codes of 8 bits.
 
     Returns:
         The parametrization, see `jaxfed.models.text_encoder`.
@@ -135,9 +145,8 @@ def read_text_encoder(
     """
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern) if lora_rank else None
     known = encode_catalogue(count_table_rows(model), texts, folder, max_pieces)
-    return text_encoder(
-        model, known.encoder, known.tokens, trained_layers, lora, encoder_rate, ids, compute_dtype, known.vectors
-    )
+    sizes = trained_layers, lora, encoder_rate, ids, compute_dtype
+    return text_encoder(model, with_base_dtype(known, base_dtype), known.tokens, *sizes, known.vectors)
 
 
 @named("model", "text_lora")
@@ -158,6 +167,7 @@ def read_text_lora(
     adapter: AdapterName = "lora",
     adapter_size: int = 16,
     adapter_pattern: str = "",
+    base_dtype: BaseDtype = "float32",
 ) -> Model:
     """Matrix factorisation whose item vectors a text encoder gives, with adapters that clients train.
 
@@ -181,6 +191,7 @@ def read_text_lora(
         adapter_size: Number of units of a bottleneck.
         adapter_pattern: A regular expression that the paths of layers have in them whose biases are trained, or that
             are followed by a bottleneck, such as layer_5/output.
+        base_dtype: In what the pretrained parameters are stored. int8: matrices as codes of 8 bits.
 
     Returns:
         The model, see `jaxfed.models.text_lora`.
@@ -194,4 +205,5 @@ def read_text_lora(
     if adapter != "lora" and adapter not in others:
         raise ValueError(f"model.adapter: no adapter {adapter!r}: choose one of lora, {', '.join(others)}")
     sizes = num_users, dim, lora, rule, trained_layers, loss, compute_dtype
-    return text_lora(num_items, known.encoder, known.tokens, *sizes, known.vectors, others.get(adapter))
+    base = with_base_dtype(known, base_dtype)
+    return text_lora(num_items, base, known.tokens, *sizes, known.vectors, others.get(adapter))

@@ -12,6 +12,7 @@ from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, broadcast_state, encode_message
 from jaxfed.core.pairs import find_pairs, number_row_pairs
 from jaxfed.core.parametrization import frozen_arguments
+from jaxfed.core.pruning import Masked, clear_pruned, find_masks
 from jaxfed.core.state import Plan, State, broadcast_shapes, has_pair_sums, sent_model, table_rows_of
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.types import Block, Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree
@@ -23,6 +24,7 @@ class ClientDownload(NamedTuple):
     broadcast: Broadcast  # tables: the client's rows [K, ...]
     links: Tree  # what each link broadcasts, its tables likewise
     frozen: Tree = ()  # the frozen part of the model, its tables likewise; it has that since it first took part
+    masks: dict[str, jax.Array] = {}  # which weights are kept, of each pruned leaf by its path
 
 
 class ClientInput(NamedTuple):
@@ -78,17 +80,19 @@ def client_round(
         key: randomness nobody else has.
     """
     secret, noise = jax.random.split(key)
-    data = own.data._replace(frozen=received.frozen) if jax.tree.leaves(received.frozen) else own.data
+    frozen = Masked(received.frozen, received.masks) if received.masks else received.frozen
+    data = own.data._replace(frozen=frozen) if jax.tree.leaves(frozen) else own.data
     output = work.update(received.broadcast, own.state.work, data, secret)
+    update = output.update._replace(params=clear_pruned(output.update.params, received.masks))
     facts = {"weight": output.weight, "steps": output.steps, "loss": output.loss}
     view = client_view(own, public)._replace(link_state=own.state.channel, key=noise, **facts)
-    message, kept = encode_message(channel, output.update, received.links, view)
+    message, kept = encode_message(channel, update, received.links, view)
     metrics = output.metrics
     if channel.metrics:
-        metrics = metrics | channel.metrics(output.update, received.links, view)
+        metrics = metrics | channel.metrics(update, received.links, view)
     # a link that makes integers of what is not a number could hide it
     shown = all(jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in jax.tree.leaves(message))
-    hidden = () if shown else output.update
+    hidden = () if shown else update
     is_finite = tree.all_finite((output.weight, output.client_state, kept, hidden))
     return ClientRound(message, ClientState(output.client_state, kept), metrics, is_finite, output.weight)
 
@@ -130,7 +134,10 @@ def simulate_client(plan: Plan, size: int, common: tuple, own: ClientInput, plac
     view = client_view(own, public)
     found = view if places is None else view._replace(rows=places)
     slices = jax.lax.optimization_barrier(receive_rows(plan, shared, history, number, found))
-    received = ClientDownload(slices, *tables.take_rows((sent, frozen), own.rows))
+    pruning = plan.method.parametrization and plan.method.parametrization.pruning
+    masks = find_masks(pruning, slices.params)
+    links, frozen = tables.take_rows((sent, frozen), own.rows)
+    received = ClientDownload(slices, links, frozen, masks)
     key = jax.random.fold_in(jax.random.fold_in(round_key, CLIENTS), own.id)
     done = client_round(plan.method.work, plan.channel, received, own, public, key)
     sender = view._replace(link_state=None, weight=done.weight)

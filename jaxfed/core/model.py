@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 
+from jaxfed.core.pruning import Masked, clear_pruned
 from jaxfed.core.recipe import Recipe
 from jaxfed.core.types import History, Key, Mean, Tree
 
@@ -112,5 +113,9 @@ class Model(NamedTuple):
 
 
 def with_frozen(shared: Tree, frozen: Tree = ()) -> Tree:
-    """The shared parameters with what is frozen beside them, as a model's functions read them. See `Model.frozen`."""
+    """The shared parameters with what is frozen beside them, as a model's functions read them. See `Model.frozen`.
+
+    Where `frozen` is `Masked`, what is pruned is zero."""
+    if isinstance(frozen, Masked):
+        shared, frozen = clear_pruned(shared, frozen.masks), frozen.frozen
     return {**shared, **frozen} if jax.tree.leaves(frozen) else shared

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.model import Model
+from jaxfed.core.pruning import Pruning
 from jaxfed.core.recipe import Recipe
 from jaxfed.core.tables import clear_padding, num_rows, take_rows
 from jaxfed.core.tree import to_compute_dtype
@@ -31,6 +32,7 @@ class Parametrization(NamedTuple):
             forward(theta, rows, frozen).
         frozen: What forward reads at the server and nobody trains, arrays of NumPy, its tables marked; () for nothing.
             It is an argument of the compiled programs, and in no message, no optimiser and no checkpoint.
+        pruning: Which weights of theta, then the model's own parameters, are set to zero and when. None: none are.
         recipe: The call that made it, see `Recipe`.
 
     Example:
@@ -50,6 +52,7 @@ class Parametrization(NamedTuple):
     init: Callable[[Key], Tree]
     forward: Callable[..., Tree]
     frozen: Tree = ()
+    pruning: Pruning | None = None
     recipe: Recipe | None = None
 
 

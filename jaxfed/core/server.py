@@ -16,6 +16,7 @@ from jaxfed.core.method import Method
 from jaxfed.core.pairs import PairSums, count_pairs
 from jaxfed.core.parametrization import make_pull_back
 from jaxfed.core.placement import Placement
+from jaxfed.core.pruning import prune_params
 from jaxfed.core.state import Plan, State, has_pair_sums, table_rows_of
 from jaxfed.core.streams import STORE
 from jaxfed.core.types import Array, Broadcast, Key, Mean, Messages, RoundView, Tree
@@ -183,6 +184,9 @@ def server_update(
         shared = Broadcast(
             tables.add_rows(shared.params, at, moves.delta), tables.put_rows(shared.extra, at, moves.extra)
         )
+    if plan.method.parametrization:
+        pruning = plan.method.parametrization.pruning
+        shared = shared._replace(params=prune_params(pruning, state.shared.params, shared.params, number + 1))
     opt, links = tables.put_rows((opt, links), at, (moves.opt, moves.links))
     shared, opt, links = plan.place.constrain((shared, opt, links), "server")
     number += 1

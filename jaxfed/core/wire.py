@@ -31,6 +31,11 @@ class Wire(NamedTuple):
     down: Callable[..., np.ndarray]  # bytes it receives, its request for rows included
     sees: str  # what the server learns of it: update+rows | update | sum+union | sum
     frozen: int = 0  # bytes that it receives once, before its first round: the frozen part of the model
+    by_round: Callable[[int], "Wire"] | None = None  # the wire of each round, where messages shrink; None: this one
+
+    def in_round(self, number: int) -> "Wire":
+        """The wire of a round."""
+        return self.by_round(number) if self.by_round else self
 
 
 def is_form(node: Any) -> bool:
@@ -114,9 +119,7 @@ def pack_bits(x: np.ndarray, width: int) -> bytes:
 
 def pack_pairs(number: np.ndarray, places: np.ndarray, width: int) -> bytes:
     """32-bit numbers, each followed by its place of `width` bits."""
-    columns = [number[:, None] >> np.arange(32) & 1]
-    if width:
-        columns.append(places[:, None] >> np.arange(width) & 1)
+    columns = [number[:, None] >> np.arange(32) & 1, places[:, None] >> np.arange(width) & 1]
     return np.packbits(np.concatenate(columns, 1).astype(np.uint8), axis=None).tobytes()
 
 

@@ -17,9 +17,12 @@ from jaxfed.models.mf import mf
 from jaxfed.models.model import from_module
 from jaxfed.models.neural import fedrap, neumf, pfedrec
 from jaxfed.models.parametrizations import hashed_tables, low_rank_tables
+from jaxfed.models.pruned import pruned_weights
+from jaxfed.models.quantized_encoder import quantize_encoder
 from jaxfed.models.sasrec import bert4rec, sasrec
 from jaxfed.models.semantic_codes import code_rows, semantic_codes
 from jaxfed.models.sequence import from_encoder
+from jaxfed.models.structured_pruning import merge_rows, shrink_blocks
 from jaxfed.models.text import text_encoder, text_vectors
 from jaxfed.models.text_lora import text_lora
 from jaxfed.models.trained_encoder import encode_texts
@@ -49,13 +52,17 @@ __all__ = [
     "ials",
     "item_knn",
     "low_rank_tables",
+    "merge_rows",
     "metamf",
     "mf",
     "neumf",
     "pfedrec",
     "popularity",
+    "pruned_weights",
+    "quantize_encoder",
     "sasrec",
     "semantic_codes",
+    "shrink_blocks",
     "text_encoder",
     "text_lora",
     "text_vectors",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import named
 from jaxfed.models.dropout import drop_out
-from jaxfed.models.model import TableDtype
+from jaxfed.models.model import TableDtype, check_positive
 from jaxfed.models.sequence import from_encoder
 from jaxfed.models.sequence_losses import SequenceLossName, find_sequence_loss
 from jaxfed.models.transformer import BlockName, TransformerBlock, check_heads, places_from_end, split_key
@@ -30,6 +30,7 @@ class TransformerEncoder(nn.Module):
     activation: Literal["relu", "gelu"] = "relu"
     compute_dtype: ComputeDtype = "float32"
     remat: bool = False
+    head_width: int = 0
 
     @nn.compact
     def __call__(self, vectors, live, key=None, masked=None) -> jax.Array:
@@ -45,7 +46,7 @@ class TransformerEncoder(nn.Module):
         x = drop_out(x, self.rate, keys[0]).astype(dtype)
         make_block: Any = nn.remat(TransformerBlock) if self.remat else TransformerBlock
         for number in range(self.blocks):
-            sizes = self.heads, self.hidden, self.rate, self.causal, self.activation, dtype
+            sizes = self.heads, self.hidden, self.rate, self.causal, self.activation, dtype, self.head_width
             x = make_block(self.kind, *sizes, name=f"block_{number}")(x, live, keys[number + 1])
         return nn.LayerNorm(name="norm")(x).astype(jnp.float32)
 
@@ -68,9 +69,10 @@ def sasrec(
     compute_dtype: ComputeDtype = "float32",
     remat: bool = False,
     table_dtype: TableDtype = "float32",
+    head_width: int = 0,
+    hidden_width: int = 0,
 ) -> Model:
-    """SASRec (Kang and McAuley 2018, "Self-attentive sequential recommendation"): a causal transformer predicts the
-    next item after each place of a history.
+    """SASRec (Kang and McAuley 2018): a causal transformer predicts the next item after each place of a history.
 
     Args:
         num_items: Number of items.
@@ -81,16 +83,17 @@ def sasrec(
         heads: Heads of attention; they divide `dim`.
         expansion: Width of the feed-forward layers, divided by `dim`.
         dropout: Share of numbers that are dropped in training.
-        block: pre_norm: the equation of the paper. authors_code: queries are normalised, keys and values not. ligr:
-            gated, with SwiGLU (eSASRec).
-        loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
-            estimate of it from `work.negatives` items. bce, gbce, bpr: see `sequence_losses`.
+        block: pre_norm: as in the paper. authors_code: only queries are normalised. ligr: gated, SwiGLU (eSASRec).
+        loss: softmax: cross-entropy among all items. sampled_softmax: an estimate of it from `work.negatives` items.
+            bce, gbce, bpr: see `sequence_losses`.
         calibration: t of gbce: 0 is bce, 1 gives calibrated probabilities.
         temperature: Above 0: logits are cosines, divided by this number. 0: inner products.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
         compute_dtype: What blocks compute in. Parameters, messages, softmax and loss are float32.
         remat: Compute activations again in the backward pass, in place of keeping them.
         table_dtype: In what the server stores item vectors and clients download them.
+        head_width: Numbers of a head. 0: dim / heads.
+        hidden_width: Width of the feed-forward layers. 0: expansion * dim.
 
     Returns:
         The model.
@@ -99,16 +102,15 @@ def sasrec(
         ValueError: a size is below 1, or heads do not divide `dim`.
 
     Example:
-        >>> import jaxfed as jf
-        >>> model = jf.models.sasrec(num_items=100, dim=8, length=20)
+        >>> model = sasrec(num_items=100, dim=8, length=20)
         >>> jax.eval_shape(model.init, jax.random.key(0))["tables"]["item"].rows.shape
         (100, 8)
     """
-    check_heads(dim, heads, dropout, length=length, blocks=blocks, expansion=expansion)
-    sizes = length, blocks, heads, expansion * dim, dropout, block
-    encoder = TransformerEncoder(*sizes, compute_dtype=compute_dtype, remat=remat)
-    options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale}
-    options |= {"table_dtype": table_dtype}
+    check_positive("model.hidden_width", width := hidden_width or expansion * dim)
+    check_heads(dim, heads, dropout, head_width, length=length, blocks=blocks, expansion=expansion)
+    sizes = length, blocks, heads, width, dropout, block
+    encoder = TransformerEncoder(*sizes, compute_dtype=compute_dtype, remat=remat, head_width=head_width)
+    options: dict[str, Any] = {"temperature": temperature, "init_scale": init_scale, "table_dtype": table_dtype}
     return from_encoder(encoder, num_items, dim, length, find_sequence_loss(loss, calibration), **options)
 
 

@@ -22,6 +22,7 @@ from jaxfed.models.adapters import (
 from jaxfed.models.bert import BertEncoder, BertSizes, encode_tokens, is_piece, pool_pieces
 from jaxfed.models.bert_weights import TextEncoder
 from jaxfed.models.lora import COLLECTION, LoraSettings, init_lora, make_lora_product
+from jaxfed.models.quantized_encoder import restore_floats
 
 BATCH = 64  # texts that are encoded at a time
 NARROWEST = 1e-6  # spread of vectors that is divided by
@@ -85,6 +86,7 @@ def encode_texts(encoder: TextEncoder, tokens: np.ndarray, layers: int | None = 
         params = {name: each for name, each in params.items() if layer_number(name) < layers}
 
     def encode(params, tokens):
+        params = restore_floats(params)
         if layers is None:
             return encode_tokens(module, {"params": params}, tokens)
         return module.apply({"params": params}, tokens, is_piece(tokens, sizes))
@@ -155,7 +157,7 @@ def divide_encoder(
     """The layers from `first` on, of which adapters, or a change of all their parameters, are trained."""
     make = partial(BertEncoder, encoder.sizes, first, dtype=jnp.dtype(dtype))
     if adapter is None or isinstance(adapter, BiasSettings):
-        params = take_upper_params(encoder, first)
+        params = jax.eval_shape(restore_floats, take_upper_params(encoder, first))
         shapes = params if adapter is None else select_biases(params, adapter)
 
         def variables(base, change):
@@ -192,7 +194,7 @@ def encode_items(parts: EncoderParts, trained: Tree, rows: jax.Array | None, fro
     """
     held = jax.tree.map(jnp.asarray, frozen)
     held = held if rows is None else take_rows(held, rows)
-    variables, sizes = parts.variables(held["base"], trained), parts.module.sizes
+    variables, sizes = parts.variables(restore_floats(held["base"]), trained), parts.module.sizes
 
     def encode(inputs, live=None):
         live = is_piece(inputs, sizes) if live is None else live

@@ -26,18 +26,20 @@ class Attention(nn.Module):
         rate: Dropout of the weights.
         causal: Whether a place sees only itself and those before it.
         dtype: What products are computed in; the softmax is in float32.
+        width: Numbers of a head. 0: as many as make `heads` of them as wide as the input.
     """
 
     heads: int
     rate: float
     causal: bool = True
     dtype: Any = jnp.float32
+    width: int = 0
 
     @nn.compact
     def __call__(self, queries: jax.Array, keys: jax.Array, live: jax.Array, key: jax.Array | None) -> jax.Array:
         """queries [T, d]; keys [T, d]: of keys and values; live bool [T]. Returns [T, d]."""
         places, dim = queries.shape
-        shape = self.heads, dim // self.heads
+        shape = self.heads, self.width or dim // self.heads
         # a bias of keys would shift all logits of a place alike, which a softmax does not see
         query, key_vectors, values = (
             nn.DenseGeneral(shape, dtype=self.dtype, use_bias=name != "key", name=name)(x)
@@ -84,12 +86,13 @@ class TransformerBlock(nn.Module):
     causal: bool = True
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
     dtype: Any = jnp.float32
+    head_width: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, live: jax.Array, key: jax.Array | None) -> jax.Array:
         """x [T, d], live bool [T]. Returns [T, d]."""
         keys = split_key(key, 4)
-        attend = Attention(self.heads, self.rate, self.causal, self.dtype, name="attention")
+        attend = Attention(self.heads, self.rate, self.causal, self.dtype, self.head_width, name="attention")
         activation = "swiglu" if self.kind == "ligr" else self.activation
         feed = FeedForward(self.hidden, self.rate, activation, self.dtype, name="feed_forward")
         first = nn.LayerNorm(dtype=self.dtype, name="norm_1")(x)
@@ -117,10 +120,12 @@ def check_dropout_rate(dropout: float) -> None:
         raise ValueError(f"model.dropout is {dropout:g}: it must be from 0 to below 1")
 
 
-def check_heads(dim: int, heads: int, dropout: float, **sizes: int) -> None:
+def check_heads(dim: int, heads: int, dropout: float, head_width: int = 0, **sizes: int) -> None:
     """Raises ValueError for sizes that no transformer has."""
     for name, size in (("dim", dim), ("heads", heads), *sizes.items()):
         check_positive(f"model.{name}", size)
-    if dim % heads:
-        raise ValueError(f"model.heads is {heads}, model.dim {dim}: set a dim that the heads divide")
+    if head_width < 0:
+        raise ValueError(f"model.head_width is {head_width}: it must be at least 0")
+    if dim % heads and not head_width:
+        raise ValueError(f"model.heads is {heads}, model.dim {dim}: set a dim that the heads divide, or head_width")
     check_dropout_rate(dropout)

@@ -88,6 +88,7 @@ class Progress:
         self.dropped += int(info["clients/dropped"])
         self.clipped += round(float(info.get("clip/clients", 0)) * int(reported.sum()))
         clients = np.asarray(info["clients/ids"])[reported] if "clients/ids" in info else None
+        wire = wire.in_round(info.get("round", 0))
         self.bytes_up += int(wire.up(rows[reported], info.get("rows/union", 0), clients).sum())
         return refused
 
@@ -164,7 +165,7 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
         cohort = pack_cohort(population, parts.batching, parts.shapes, ids, present, seed, round, union)
     held, rows = count_rows(parts, cohort)
     who = np.concatenate([ids[block.slots[block.slots < len(ids)]] for block in cohort.blocks])
-    asked, down = int((ids < population.num_clients).sum()), int(parts.wire.down(held, rows, who).sum())
+    asked, down = int((ids < population.num_clients).sum()), int(parts.wire.in_round(round).down(held, rows, who).sum())
     combined = meet("facts", np.array([down, *stopped[:1], 0], np.int64)[:2].tobytes(), combine_facts)
     down, halt = np.frombuffer(combined, np.int64).tolist()
     with time_stage(stages, "transfer"):

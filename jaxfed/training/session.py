@@ -114,7 +114,7 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
     with closing(start_rounds(session, hooks.stopped)) as rounds:
         for session.state, info, ready in rounds:
             progress.count_request(ready)
-            session.pending.append(info | {"clients/ids": ready.cohort.ids})
+            session.pending.append(info | {"clients/ids": ready.cohort.ids, "round": progress.round - 1})
             settle_rounds(session, 1)  # those before: one round ahead of the devices, no more
             hooks.tick(progress.round, progress.updates / (progress.seconds + time.perf_counter() - begin), text)
             session.halt = ready.halt if parts.processes.size > 1 else sum(hooks.stopped[:1])

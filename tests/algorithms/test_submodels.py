@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxfed as jf
+from jaxfed.algorithms.hetefedrec import assign_activity_groups
 from jaxfed.algorithms.submodels import cut_shapes, mark_held_coordinates, mark_held_units
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
@@ -27,7 +28,7 @@ def build(algorithm, model="mf", **more):
         "model": {"name": model} | ({} if model == "popularity" else {"dim": 5}),
         "algorithm": algorithm,
         "work": {"batch_size": 8, "optimizer": {"name": "sgd", "learning_rate": 0.5}},
-        "channel": [] if algorithm["name"] in ("heterofl", "fedrolex") else [{"name": "per_row_mean"}],
+        "channel": [] if algorithm["name"] in ("heterofl", "fedrolex", "hetefedrec") else [{"name": "per_row_mean"}],
         "cohort": {"name": "everyone", "dropout": 0.2},
     }
     return build_from_config(make_config(table | more), CONTENT)
@@ -43,10 +44,11 @@ def rounds_of(it, rounds=2):
     return state, booked
 
 
-@pytest.mark.parametrize(("name", "model"), [("heterofl", "neumf"), ("fedrolex", "mf")])
+@pytest.mark.parametrize(("name", "model"), [("heterofl", "neumf"), ("fedrolex", "mf"), ("hetefedrec", "mf")])
 def test_rate_1_is_fedavg_to_the_last_bit(name, model):
     """Whose mean is that by row. What is evaluated is the same, too."""
-    runs = build({"name": name, "rates": (1.0,)}, model), build({"name": "fedavg"}, model)
+    only = {"rates": (1.0,)} | ({"shares": (1.0,)} if name == "hetefedrec" else {})
+    runs = build({"name": name} | only, model), build({"name": "fedavg"}, model)
     (got, _), (want, _) = (rounds_of(it) for it in runs)
     same(server_model(got), server_model(want))
     same(got.client_states.work.private, want.client_states.work)
@@ -75,13 +77,17 @@ def test_rate_1_beside_others_is_fedavg(model):
     assert got.update.extra.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("name", ["heterofl", "fedrolex"])
+@pytest.mark.parametrize("name", ["heterofl", "fedrolex", "hetefedrec"])
 def test_two_clients_by_hand(name):
     """One step of two clients of matrix factorisation, of rates 1 and 1/2, in NumPy, in the second round."""
     dim, rate, rolls = 4, 0.5, name == "fedrolex"
     model = jf.models.mf(num_items=3, dim=dim, loss="squared", bias=False)
     make = getattr(jf.algorithms, name)
-    method = make(model, optax.sgd(0.25), num_clients=2, rates=(1.0, rate), seed=4)
+    if name == "hetefedrec":  # the second client has fewer interactions
+        method = make(model, optax.sgd(0.25), num_train=[5, 2], rates=(rate, 1.0), shares=(0.5, 0.5))
+        rates = rate, 1.0
+    else:
+        method, rates = make(model, optax.sgd(0.25), num_clients=2, rates=(1.0, rate), seed=4), (1.0, rate)
     assert sorted(method.submodels.groups) == [0, 1]
     items = np.random.default_rng(0).normal(size=(3, dim)).astype(np.float32)
     params = jax.tree.unflatten(jax.tree.structure(model.init(KEY)), [items])
@@ -92,12 +98,13 @@ def test_two_clients_by_hand(name):
         cohort, want, moved = cohort_of_two(), np.zeros((3, dim)), users.copy()
         count = np.zeros((3, dim))
         for client, (item, label) in enumerate(((0, 1.0), (0, 0.0))):
-            p = (1.0, rate)[method.submodels.groups[client]]
+            p = rates[method.submodels.groups[client]]
+            scale = 1 if name == "hetefedrec" else p
             shift = t if rolls else 0
             held = ((np.arange(dim) - shift) % dim) < np.ceil(p * dim)
-            error = 2 * (items[item] * held / p @ (users[client] * held) - label)
-            want[item] += 0.25 * error * users[client] * held / p
-            moved[client] -= 0.25 * error * items[item] * held / p
+            error = 2 * (items[item] * held / scale @ (users[client] * held) - label)
+            want[item] += 0.25 * error * users[client] * held / scale
+            moved[client] -= 0.25 * error * items[item] * held / scale
             count[item] += held
         items, users = items - want / np.maximum(count, 1), moved
         state, _ = algorithm.step(state, cohort, KEY)
@@ -167,10 +174,32 @@ def test_a_mean_by_coordinates_by_hand():
     assert int(number) == 5
 
 
+def test_clients_with_fewer_interactions_have_shorter_vectors():
+    """Half of the clients the first size, and so on; equal ones in their order."""
+    assert assign_activity_groups([9, 1, 5, 5, 7, 2, 3, 8, 6, 4], (0.5, 0.3, 0.2)).tolist() == [
+        2,
+        0,
+        0,
+        1,
+        1,
+        0,
+        0,
+        2,
+        1,
+        0,
+    ]
+    it = build({"name": "hetefedrec"})
+    rows, every = np.full(24, 3), np.arange(24)
+    down = it.wire.down(rows, 0, every)
+    lengths, order = np.ceil([0.25 * 5, 0.5 * 5, 5]), np.argsort(CONTENT.population.num_train, kind="stable")
+    np.testing.assert_array_equal(down[order], 3 * 4 * (1 + 1 + np.repeat(lengths, (12, 7, 5))))
+
+
 @pytest.mark.parametrize(
     ("algorithm", "model", "more", "said"),
     [
         ({"rates": (0.5, 1.5)}, "mf", {}, "rates are 0.5, 1.5: they lie above 0, up to 1"),
+        ({"name": "hetefedrec", "shares": (0.5, 0.5)}, "mf", {}, "one above 0 for each of the 3 rates"),
         ({"rates": (0.5, 0.25)}, "mf", {}, "nobody would train the rest of the model"),
         ({}, "mf", {"channel": [{"name": "sign"}]}, "sub-models: sign would change coordinates"),
         ({}, "mf", {"channel": [{"name": "median"}]}, "sub-models: median would change coordinates"),

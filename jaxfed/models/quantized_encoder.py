@@ -1,0 +1,70 @@
+"""A pretrained encoder whose large matrices are stored as integers of 8 bits, and computed with as float32."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.core.types import Tree
+from jaxfed.models.bert_weights import TextEncoder
+
+LARGEST = 127  # of a code; -128 is not used, so that codes are symmetric
+CHANNEL_AXES = {"kernel": 1, "word": 0}  # the axis of the channels: outputs of a layer, pieces of the vocabulary
+
+
+class QuantizedMatrix(NamedTuple):
+    """A matrix as codes: code times the scale of its channel."""
+
+    codes: Any  # int8 [rows, columns]
+    scale: Any  # float32 [1, columns], or [rows, 1]: one for each channel
+
+
+def quantize_matrix(matrix: np.ndarray, channel_axis: int) -> QuantizedMatrix:
+    """Codes whose scale is the largest magnitude of a channel over 127: each number is off by half a scale at most."""
+    matrix = np.asarray(matrix, np.float32)
+    largest = np.abs(matrix).max(1 - channel_axis, keepdims=True)
+    scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(LARGEST)
+    return QuantizedMatrix(np.clip(np.rint(matrix / scale), -LARGEST, LARGEST).astype(np.int8), scale)
+
+
+def quantize_encoder(encoder: TextEncoder) -> TextEncoder:
+    """Stores the matrices of an encoder in 8 bits, with one scale for each output of a layer and each piece of the
+    vocabulary (absmax, as in Dettmers et al. 2022, "LLM.int8()").
+
+    What clients download once, or the server keeps, is then about a quarter as large. Compiled programs make float32 of
+    it where they compute. Biases, norms and positions stay as they are.
+
+    Args:
+        encoder: The encoder.
+
+    Returns:
+        The encoder with `QuantizedMatrix` in place of its matrices, for `text_encoder`, `text_lora` and `encode_texts`.
+
+    Example:
+        >>> from jaxfed.models.bert import BertEncoder, BertSizes
+        >>> tokens, sizes = np.zeros((9, 8), np.int32), BertSizes(10, 8, width=4, layers=1, heads=2, hidden=8)
+        >>> made = TextEncoder(sizes, BertEncoder(sizes).init(jax.random.key(0), tokens, tokens < 10)["params"])
+        >>> quantize_encoder(made).params["layer_0"]["hidden"]["kernel"].codes.dtype
+        dtype('int8')
+    """
+
+    def store(path, x):
+        name = path[-1].key
+        return quantize_matrix(x, CHANNEL_AXES[name]) if name in CHANNEL_AXES else x
+
+    return encoder._replace(params=jax.tree_util.tree_map_with_path(store, encoder.params))
+
+
+def is_quantized(node: Any) -> bool:
+    """Whether a node of a tree is a `QuantizedMatrix`."""
+    return isinstance(node, QuantizedMatrix)
+
+
+def restore_floats(params: Tree) -> Tree:
+    """Parameters with float32 in place of codes."""
+
+    def restore(node):
+        return jnp.asarray(node.codes, jnp.float32) * node.scale if is_quantized(node) else node
+
+    return jax.tree.map(restore, params, is_leaf=is_quantized)

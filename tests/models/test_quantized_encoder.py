@@ -1,0 +1,90 @@
+"""A base of 8 bits: how far off a number can be, how large it is, and that what is trained on it stays in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxfed.core.tree import count_bytes
+from jaxfed.data.sources.pretrained import read_pretrained, tokenize_texts
+from jaxfed.models.bert_weights import convert_bert
+from jaxfed.models.lora import LoraSettings
+from jaxfed.models.mf import mf
+from jaxfed.models.quantized_encoder import QuantizedMatrix, quantize_encoder, quantize_matrix, restore_floats
+from jaxfed.models.text import text_encoder
+from jaxfed.models.trained_encoder import encode_texts
+from tests.models.test_text_lora import ENCODER, ITEMS, make, texts
+from tests.small import KEY, close
+
+STORED = quantize_encoder(ENCODER)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_number_is_off_by_half_the_scale_of_its_channel(axis):
+    """Channels of very different size, one of zeros; rounding of float32 beside the half."""
+    matrix = np.random.default_rng(0).normal(size=(6, 5)) * 10.0 ** np.arange(-3, 2 + (axis == 0)).reshape(
+        (-1, 1) if axis == 0 else (1, -1)
+    )
+    matrix = np.moveaxis(np.moveaxis(matrix, axis, 0) * (np.arange(matrix.shape[axis]) > 0)[:, None], 0, axis)
+    made = quantize_matrix(matrix, axis)
+    largest = np.abs(matrix).max(1 - axis, keepdims=True)
+    off = np.abs(np.asarray(restore_floats(made)) - matrix)
+    assert (off <= largest / 127 / 2 * (1 + 1e-4)).all()
+    assert off.max() > 0
+    assert (np.abs(made.codes).max(1 - axis) == np.where(largest.ravel() > 0, 127, 0)).all()
+
+
+def test_matrices_take_a_byte_a_number():
+    """And four for the scale of each output and each piece; the rest is as it was."""
+    saved, number = 0, 0
+    for name, layer in ENCODER.params.items():
+        leaves = (
+            {"word": layer["word"]}
+            if name == "embeddings"
+            else {key: x["kernel"] for key, x in layer.items() if "kernel" in x}
+        )
+        for key, x in leaves.items():
+            number += 1
+            saved += 3 * x.size - 4 * x.shape[0 if key == "word" else 1]
+    assert number == 1 + 2 * 6
+    assert count_bytes(ENCODER.params) - count_bytes(STORED.params) == saved
+
+
+def test_an_encoder_of_codes_is_that_of_the_numbers_that_they_mean():
+    """Its vectors, a parametrization's and a model's scores; what is trained starts from the same values."""
+    floats = ENCODER._replace(params=jax.tree.map(np.asarray, restore_floats(STORED.params)))
+    close(encode_texts(STORED, texts()), encode_texts(floats, texts()))
+    assert np.abs(encode_texts(STORED, texts()) - encode_texts(ENCODER, texts())).max() > 1e-4
+    for lora in (None, LoraSettings(2)):
+        made = [text_encoder(mf(ITEMS, 1, dim=4), each, texts(), 1, lora) for each in (STORED, floats)]
+        theta = made[0].init(KEY)
+        close(theta, made[1].init(KEY), atol=0)
+        slopes = [
+            jax.grad(lambda theta, it=it: jnp.sum(it.forward(theta, None, it.frozen)["tables"]["item"].rows ** 2))(
+                theta
+            )
+            for it in made
+        ]
+        close(*slopes, atol=1e-4)
+    models = [make(encoder=each) for each in (STORED, floats)]
+    assert count_bytes(models[0].frozen) < count_bytes(models[1].frozen)
+    shared, own = ({**models[0].init(KEY), **each.frozen} for each in models), models[0].private(KEY)
+    close(*(it.score(each, own, 0) for it, each in zip(models, shared, strict=True)))
+    kernel = models[0].frozen["text"]["base"]["layer_0"]["query"]["kernel"]
+    assert isinstance(kernel, QuantizedMatrix)
+
+
+@pytest.mark.full  # it reads, and may fetch, 84 MB
+def test_cosines_of_the_published_encoder():
+    """Those of its model card, to a hundredth with codes."""
+    pretrained = read_pretrained("")
+    encoder = convert_bert(pretrained.config, pretrained.tensors)
+    first = "That is a happy person"
+    others = ["That is a happy dog", "That is a very happy person", "Today is a sunny day"]
+    tokens = tokenize_texts(pretrained, [first, *others], 0).ids
+    stored = quantize_encoder(encoder)
+    assert count_bytes(stored.params) < 0.27 * count_bytes(encoder.params)
+    want = [0.6945773363, 0.9429150820, 0.2568760813]
+    for each, atol in ((encoder, 1e-5), (stored, 0.01)):
+        vectors = encode_texts(each, tokens)
+        np.testing.assert_allclose(vectors[1:] @ vectors[0], want, atol=atol)
