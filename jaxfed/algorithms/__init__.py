@@ -14,7 +14,7 @@ from jaxfed.algorithms.fedrecon import fedrecon
 from jaxfed.algorithms.fedrep import fedrep
 from jaxfed.algorithms.fedsgd import fedsgd
 from jaxfed.algorithms.gpfedrec import gpfedrec
-from jaxfed.algorithms.group_rates import Rates, group_rates
+from jaxfed.algorithms.group_rates import Layers, Rates, group_rates
 from jaxfed.algorithms.ifca import ifca
 from jaxfed.algorithms.mime import mime
 from jaxfed.algorithms.own_model import keep_own_copy
@@ -23,6 +23,7 @@ from jaxfed.algorithms.scaffold import scaffold
 from jaxfed.algorithms.submodels import fedrolex, heterofl
 
 __all__ = [
+    "Layers",
     "Rates",
     "agnostic",
     "apfl",

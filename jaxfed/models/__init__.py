@@ -4,6 +4,7 @@ from jaxfed.models.baselines import popularity
 from jaxfed.models.bert_weights import TextEncoder, convert_bert
 from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.features import fm, two_tower
+from jaxfed.models.freezing import freeze_leaves
 from jaxfed.models.gru4rec import gru4rec
 from jaxfed.models.hstu import hstu
 from jaxfed.models.ials import ials
@@ -28,6 +29,7 @@ __all__ = [
     "encode_texts",
     "fedrap",
     "fm",
+    "freeze_leaves",
     "from_encoder",
     "from_module",
     "gru4rec",

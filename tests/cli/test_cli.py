@@ -358,7 +358,9 @@ def test_a_cohort_that_the_device_cannot_hold(wrong, config, tmp_path, monkeypat
     monkeypatch.setattr(round_stages, "largest_block_bytes", lambda *args, **options: 1_000)
     line = wrong("train", config, "--out", tmp_path / "w", "--run.area", "4", "--run.chunk", "50")
     assert "set run.chunk to 2" in line  # beside three blocks that are worked on
-    monkeypatch.setattr(round_stages, "largest_block_bytes", lambda shapes, *args, **options: 1_000 * shapes.steps_per_block)
+    monkeypatch.setattr(
+        round_stages, "largest_block_bytes", lambda shapes, *args, **options: 1_000 * shapes.steps_per_block
+    )
     line = wrong("train", config, "--out", tmp_path / "w", "--run.area", "16")
     assert "set run.area to 2" in line or "take a smaller model" in line
     assert not (tmp_path / "w").exists()
