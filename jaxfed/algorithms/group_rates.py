@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.core.leaf_paths import list_leaves, map_leaves, match_paths
+from jaxfed.core.leaf_paths import list_leaves, map_with_paths, match_paths
 from jaxfed.core.recipe import named
 from jaxfed.core.tables import is_table, map_tables
+from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Tree
 
 
@@ -66,10 +67,10 @@ def scale_part(steps: Tree, params: Tree, rest: Rates, of_tables: Rates, layers:
 
     def scale(path, step, value):
         rate, decay, _ = of_tables if is_table(step) else rest
-        rate = rate * factors[path] if path in factors else rate
-        return jax.tree.map(lambda x, y: rate * (x - decay * y), step, value)
+        moved = jax.tree.map(lambda x, y: rate * (x - decay * y), step, value)
+        return scale_tree(factors[path], moved) if path in factors else moved
 
-    return map_leaves(scale, steps, params)
+    return map_with_paths(scale, steps, params)
 
 
 def sum_over_examples() -> optax.GradientTransformationExtraArgs:

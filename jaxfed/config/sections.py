@@ -11,13 +11,14 @@ import optax
 
 from jaxfed.algorithms.group_rates import Layers, Rates, group_rates
 from jaxfed.algorithms.own_model import keep_own_copy
+from jaxfed.config.distilled_start import with_distilled
 from jaxfed.config.optax_functions import server_schedule
 from jaxfed.config.options import BESIDE, FROM_DATA, section_arguments
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, build_section, config_to_table
 from jaxfed.config.settings import Config, Section, replace_arguments
 from jaxfed.config.stages import Edges, Pieces, make_runtime
-from jaxfed.config.start import SavedModel, find_start, with_private, with_start
+from jaxfed.config.start import SavedModel, check_one_model, find_start, with_private, with_start
 from jaxfed.core.channel import chain
 from jaxfed.core.leaf_paths import list_leaves
 from jaxfed.core.link import Channel, link
@@ -49,7 +50,7 @@ def call_with(function: Callable[..., Any], known: dict[str, Any]) -> Any:
 def make_client_optimizer(config: Section) -> optax.GradientTransformation:
     """A client's optimiser from [work.optimizer]. Raises ValueError."""
     rest = section_arguments("optimizer", config.name).keys() - BESIDE["optimizer"].keys()
-    groups = {name: Rates(**vars(getattr(config, name))) for name in ("item", "user")}
+    groups: dict[str, Any] = {name: Rates(**vars(getattr(config, name))) for name in ("item", "user")}
     own: dict[str, Any] = {name: getattr(config, name) for name in rest}
     own |= {"layers": Layers(config.layers, config.layer_decay)} if config.layers else {}
     return group_rates(REGISTRY["optimizer"][config.name], config.learning_rate, config.weight_decay, **groups, **own)
@@ -182,9 +183,10 @@ def make_started(config: Config, data: Clients, saved: SavedModel | None) -> tup
     """The model of a configuration, its frozen part apart, and its parametrization; both begin with the parameters that
     another run left, where there is one. Raises ValueError."""
     whole, key = make_model(config, data, make_runtime(config.run, data.num_items).table_rows), jax.random.key(0)
-    if saved is None:
+    if saved is None or config.start.distil_steps:
         model = freeze_leaves(whole, config.work.freeze)
-        return model, make_parametrization(config.parametrization, model, data)
+        parametrization = make_parametrization(config.parametrization, model, data)
+        return with_distilled(config.start, saved, data, model, parametrization) if saved else (model, parametrization)
     find, parametrized = partial(find_start, config.start, saved, data), config.parametrization.name != "identity"
     plain = find(jax.eval_shape(whole.init, key)) if config.work.freeze or not parametrized else None
     model = freeze_leaves(whole, config.work.freeze, plain(jax.jit(whole.init)(key)) if plain else None)
@@ -210,6 +212,8 @@ def make_pieces(config: Config, data: Clients, saved: SavedModel | None = None) 
 
     at_clients = config.evaluation.where == "clients"
     channel, method = chain_links(config.channel, "channel"), make_method(config, model, **known)
+    if saved:
+        check_one_model(method, model)
     if saved and config.start.private:
         method = with_private(method, model, saved, population.names)
     return Pieces(

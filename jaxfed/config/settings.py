@@ -95,6 +95,9 @@ class Start:
         new_rows: What rows of items that the other run did not have start with. random: as without it. text: the mean
             of the ten items whose texts are nearest, by the vectors of all-MiniLM-L6-v2.
         private: Clients that took part in the other run, by their names, begin with what they kept of its model.
+        distil_steps: Steps in which this model learns the other one's scores at the server, of histories that are drawn
+            from it. 0: it takes its parameters instead.
+        distil_temperature: By what the other model's scores are divided.
 
     Example:
         >>> Start(run="runs/other").match
@@ -106,6 +109,8 @@ class Start:
     match: Literal["id", "text"] = "id"
     new_rows: Literal["random", "text"] = "random"
     private: bool = False
+    distil_steps: int = 0
+    distil_temperature: float = 1.0
 
 
 @dataclass(frozen=True)

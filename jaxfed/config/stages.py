@@ -149,6 +149,8 @@ def check_submodels(pieces: Pieces) -> None:
     """Raises ValueError for what does not go with clients that train sub-models of different sizes."""
     if pieces.sampler.history_length or pieces.edges.number or pieces.parametrization:
         raise ValueError("sub-models: leave cohort.buffered, server.edges and the parametrization out")
+    if jax.tree.leaves(pieces.model.frozen):
+        raise ValueError("sub-models: what is frozen would have the whole width: leave work.freeze out")
     links = [each.claims.name for each in list_links(pieces.channel) if each.encode or each.aggregator]
     if refused := [name for name in links if name not in WITH_SUBMODELS]:
         raise ValueError(

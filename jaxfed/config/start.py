@@ -11,7 +11,7 @@ import numpy as np
 from jaxfed.config.settings import Start
 from jaxfed.config.text_parametrizations import encode_catalogue
 from jaxfed.core.excerpt import shorten_list
-from jaxfed.core.leaf_paths import list_leaves, map_leaves, match_paths
+from jaxfed.core.leaf_paths import list_leaves, map_with_paths, match_paths
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
 from jaxfed.core.parametrization import describe_difference
@@ -35,6 +35,8 @@ class SavedModel(NamedTuple):
         texts: str [items]: their texts.
         private: What clients kept of the model in the best round, leaves [clients, ...].
         clients: str [clients]: their names.
+        score: score(history int [L]) -> float [items]: of rows of its catalogue, past the end where unused. None: it
+            does not score histories.
     """
 
     run: str
@@ -44,6 +46,7 @@ class SavedModel(NamedTuple):
     texts: np.ndarray
     private: Tree
     clients: np.ndarray
+    score: Callable[[jax.Array], jax.Array] | None = None
 
 
 class FoundRows(NamedTuple):
@@ -160,13 +163,21 @@ def fill_leaves(dense: dict[str, Any], tables: dict[str, tuple[np.ndarray, np.nd
         rows, known = tables[path]
         return Table(jnp.where(known.reshape(-1, *[1] * (rows.ndim - 1)), rows.astype(now.rows.dtype), now.rows))
 
-    return map_leaves(leaf, drawn)
+    return map_with_paths(leaf, drawn)
 
 
 def with_start(held: Any, fill: Callable[[Tree], Tree]) -> Any:
     """A model or a parametrization that begins with what `find_start` found."""
     drawn = held.init
     return held._replace(init=lambda key: fill(drawn(key)))
+
+
+def check_one_model(method: Method, model: Model) -> None:
+    """Raises ValueError where a method keeps several models at the server, which would all begin alike."""
+    key = jax.random.key(0)
+    sent, params = jax.eval_shape(lambda: (method.work.init(params := model.init(key), key)[0].params, params))
+    if describe_difference(sent, params):
+        raise ValueError("start.run: this method has several models at the server, which would begin alike: leave it")
 
 
 def with_private(method: Method, model: Model, saved: SavedModel, names: np.ndarray) -> Method:

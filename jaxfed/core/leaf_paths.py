@@ -22,7 +22,7 @@ def list_leaves(tree: Tree) -> dict[str, Any]:
     return {join_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_table)}
 
 
-def map_leaves(change: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+def map_with_paths(change: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     """Maps change(path, leaf, *others) over the leaves of a tree; a `Table` is one leaf."""
     return jax.tree_util.tree_map_with_path(
         lambda keys, *leaves: change(join_path(keys), *leaves), tree, *rest, is_leaf=is_table
@@ -65,4 +65,4 @@ def match_paths(patterns: Sequence[str], paths: Iterable[str], where: str) -> di
 
 def put_leaves(tree: Tree, values: Mapping[str, Any]) -> Tree:
     """The tree with other leaves at some paths."""
-    return map_leaves(lambda path, leaf: values.get(path, leaf), tree)
+    return map_with_paths(lambda path, leaf: values.get(path, leaf), tree)

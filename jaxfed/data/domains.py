@@ -17,7 +17,8 @@ def find_items(data: Dataset, names: Sequence[str], where: str) -> np.ndarray:
     for name in names:
         if name not in places:
             raise ValueError(f'{where}: no item has "{shorten(name)}"; there are {shorten_list(known.names.tolist())}')
-    return np.isin(known.numbers, [places[name] for name in names]).any(1)
+    found: np.ndarray = np.isin(known.numbers, [places[name] for name in names])
+    return np.any(found, axis=1)
 
 
 def select_domain(data: Dataset, wanted: Sequence[str], unwanted: Sequence[str]) -> Dataset:

@@ -85,7 +85,11 @@ def freeze_leaves(model: Model, patterns: Sequence[str], values: Tree | None = N
     if list_leaves(select_leaves(sizes, chosen, True)).keys() != chosen:
         raise ValueError("work.freeze: the parameters of this model are no nested dicts: leave it out")
     held = jax.jit(model.init)(jax.random.key(0)) if values is None else values
-    frozen = {**(model.frozen or {}), PLACE: select_leaves(jax.device_get(held), chosen, True)}
+    return take_out_leaves(model, chosen, select_leaves(jax.device_get(held), chosen, True))
+
+
+def take_out_leaves(model: Model, chosen: set[str], held: Tree) -> Model:
+    """The model, whose shared parameters lack the leaves at the chosen paths: they are `held` in its frozen part."""
 
     def init(key):
         return select_leaves(model.init(key), chosen, False)
@@ -100,6 +104,5 @@ def freeze_leaves(model: Model, patterns: Sequence[str], values: Tree | None = N
         assert model.fold_in
         return model.fold_in(join_frozen(shared), *rest)
 
-    return model._replace(
-        init=init, loss=loss, score=score, fold_in=fold_in if model.fold_in else None, frozen=frozen, recipe=None
-    )
+    frozen, folds = {**(model.frozen or {}), PLACE: held}, fold_in if model.fold_in else None
+    return model._replace(init=init, loss=loss, score=score, fold_in=folds, frozen=frozen, recipe=None)

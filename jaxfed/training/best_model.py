@@ -1,6 +1,7 @@
 """The model that a run left, out of the run's folder; and a run that starts from another one."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from jaxfed.core.model import with_frozen
 from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
 from jaxfed.data.item_descriptions import item_texts
+from jaxfed.models.distillation import score_by_history
 from jaxfed.models.freezing import join_frozen
 from jaxfed.training import checkpoint
 from jaxfed.training.log import log
@@ -100,7 +102,9 @@ def read_start(config: Any, begins: bool = True) -> SavedModel | None:
     theta = run.arrays["state"].shared.params if run.parts.method.parametrization else None
     whole, theta, private = jax.device_get((whole, theta, private))
     source, names = run.parts.data.source, run.parts.data.population.names
-    return SavedModel(folder, whole, theta, source.items, item_texts(source), private, names)
+    model = run.parts.model
+    score = partial(score_by_history, model, shared) if model.closed or model.sequence else None
+    return SavedModel(folder, whole, theta, source.items, item_texts(source), private, names, score)
 
 
 def build_run(config: Any, data: Clients, begins: bool = True) -> RunParts:

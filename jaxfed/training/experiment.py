@@ -107,11 +107,10 @@ class Experiment:
     @classmethod
     def _from_config(cls, config: Config, begins: bool = True) -> "Experiment":
         """The experiment of a configuration, which stays its own; begins: see `read_start`."""
-        experiment = cls.__new__(cls)
+        experiment, settings = cls.__new__(cls), (getattr(config, name) for name in Settings._fields)
         experiment._originals, experiment._config = None, config
         experiment._pieces = make_pieces(config, load_data(config.data), read_start(config, begins))
-        settings = Settings(*(getattr(config, name) for name in Settings._fields))
-        experiment._begin(build_parts(experiment._pieces), settings)
+        experiment._begin(build_parts(experiment._pieces), Settings(*settings))
         return experiment
 
     def _begin(self, parts: RunParts, settings: Settings) -> None:
