@@ -89,7 +89,8 @@ def test_text_is_the_bridge_to_another_catalogue(files, caplog):
     config = make_config(table(files, VECTORS | {"ids": True}, **start))
     data = load_data(config.data)
     arrays = initial_arrays(parts := build_from_config(config, data), 0)
-    theta, (shared, private) = jax.tree.map(np.asarray, (arrays["state"].shared.params, arrays["best"]))
+    theta, (shared, private) = jax.tree.map(np.array, (arrays["state"].shared.params, arrays["best"]))
+    theta["tables"]["item"].ids.rows[:] = 1.0
     others = np.char.add("x", data.source.items)
     saved = SavedModel("other", shared, theta, others, others, private, parts.data.population.names)
     with caplog.at_level("INFO", logger="jaxfed"):
