@@ -130,6 +130,7 @@ OWN = {
     "channels.densify",
     "channels.difference",
     "channels.zero_out",
+    "models.freeze_leaves",
     "models.from_module",
     "models.low_rank_tables",
     "models.popularity",

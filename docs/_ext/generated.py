@@ -18,7 +18,7 @@ import jaxfed
 from jaxfed.config.docstrings import parse_docstring
 from jaxfed.config.options import SOURCES, argument_type, section_arguments
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.settings import Evaluation, GroupRates, Privacy, Run
+from jaxfed.config.settings import Evaluation, GroupRates, Privacy, Run, Start
 from jaxfed.training.records import FIGURES
 
 FOLDER = Path(__file__).parents[1] / "reference" / "generated"
@@ -26,7 +26,13 @@ HEADS = {  # the line of a section in a file, where it is not [section]
     "optimizer": "[work.optimizer]",
     "channel": "[[channel]]",
 }
-FIXED = {"work.optimizer.item": GroupRates, "privacy": Privacy, "evaluation": Evaluation, "run": Run}
+FIXED = {
+    "work.optimizer.item": GroupRates,
+    "privacy": Privacy,
+    "evaluation": Evaluation,
+    "start": Start,
+    "run": Run,
+}
 
 
 def list_modules() -> dict[str, list[str]]:

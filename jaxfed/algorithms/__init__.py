@@ -17,7 +17,7 @@ from jaxfed.algorithms.fedrep import fedrep
 from jaxfed.algorithms.fedrolex import fedrolex
 from jaxfed.algorithms.fedsgd import fedsgd
 from jaxfed.algorithms.gpfedrec import gpfedrec
-from jaxfed.algorithms.group_rates import Rates, group_rates
+from jaxfed.algorithms.group_rates import Layers, Rates, group_rates
 from jaxfed.algorithms.hetefedrec import hetefedrec
 from jaxfed.algorithms.heterofl import heterofl
 from jaxfed.algorithms.ifca import ifca
@@ -31,6 +31,7 @@ from jaxfed.algorithms.rolora import rolora
 from jaxfed.algorithms.scaffold import scaffold
 
 __all__ = [
+    "Layers",
     "Rates",
     "agnostic",
     "apfl",

@@ -1,14 +1,16 @@
 """Learning rates of their own for the rows of tables and for the private part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxfed.core.leaf_paths import list_leaves, map_with_paths, match_paths
 from jaxfed.core.recipe import named
 from jaxfed.core.tables import is_table, map_tables
+from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Tree
 
 
@@ -34,14 +36,41 @@ class Rates(NamedTuple):
 SAME = Rates()
 
 
-def scale_part(steps: Tree, params: Tree, rest: Rates, of_tables: Rates) -> Tree:
-    """Steps at rate 1 of one part of the parameters, with the rates of tables and of the rest."""
+class Layers(NamedTuple):
+    """Layers whose rates fall from the top down (Howard and Ruder 2018, "Universal language model fine-tuning").
 
-    def scale(step, value):
+    Args:
+        patterns: Regular expressions, found in the paths of shared parameters, the top layer first.
+        decay: Steps of parameters with the k-th of them, counted from 0, are multiplied by decay^k; where several are
+            in a path the first counts. Parameters without any have the rate of their group.
+
+    Example:
+        >>> Layers(("block_1/", "block_0/", "tables/"), decay=0.5).decay
+        0.5
+    """
+
+    patterns: tuple[str, ...] = ()
+    decay: float = 1.0
+
+    def factors(self, paths: Iterable[str]) -> dict[str, float]:
+        """{path: factor} of the paths in a layer. Raises ValueError for a pattern that is in none."""
+        found = match_paths(self.patterns, paths, "work.optimizer.layers")
+        return {path: self.decay**depth for path, depth in found.items()}
+
+
+ALIKE = Layers()
+
+
+def scale_part(steps: Tree, params: Tree, rest: Rates, of_tables: Rates, layers: Layers = ALIKE) -> Tree:
+    """Steps at rate 1 of one part of the parameters, with the rates of tables and of the rest, and of their layers."""
+    factors = layers.factors(list_leaves(params)) if layers.patterns else {}
+
+    def scale(path, step, value):
         rate, decay, _ = of_tables if is_table(step) else rest
-        return jax.tree.map(lambda x, y: rate * (x - decay * y), step, value)
+        moved = jax.tree.map(lambda x, y: rate * (x - decay * y), step, value)
+        return scale_tree(factors[path], moved) if path in factors else moved
 
-    return jax.tree.map(scale, steps, params, is_leaf=is_table)
+    return map_with_paths(scale, steps, params)
 
 
 def sum_over_examples() -> optax.GradientTransformationExtraArgs:
@@ -61,6 +90,7 @@ def group_rates(
     weight_decay: float = 0.0,
     item: Rates = SAME,
     user: Rates = SAME,
+    layers: Layers = ALIKE,
     **options: Any,
 ) -> optax.GradientTransformation:
     """A client's optimiser with a learning rate and weight decay for each group of parameters.
@@ -76,6 +106,7 @@ def group_rates(
         weight_decay: Weight decay of all parameters, unless their group has its own.
         item: Rates of the rows of all tables, shared or private.
         user: Rates of the rest of the private part.
+        layers: Layers of the shared part whose rates differ.
         options: Further arguments of `optimizer`.
 
     Returns:
@@ -98,13 +129,15 @@ def group_rates(
     def scale_both(steps, params, examples=1.0):
         rate, decay, per_example = fill(user)
         own = Rates(rate, decay / examples if per_example else decay)
-        parts = zip(steps, params, (fill(SAME), own), strict=True)
-        return tuple(scale_part(*part, fill(item)) for part in parts)
+        shared = scale_part(steps[0], params[0], fill(SAME), fill(item), layers)
+        return shared, scale_part(steps[1], params[1], own, fill(item))
 
     def scale_by_examples(steps, state, params=None, *, examples, **more):
         return scale_both(steps, params, jnp.maximum(examples, 1)), state
 
-    if not weight_decay and item == user == SAME:
+    if not layers.decay > 0:
+        raise ValueError(f"work.optimizer.layer_decay is {layers.decay}: it must be above 0")
+    if not weight_decay and item == user == SAME and not layers.patterns:
         return optimizer(learning_rate=learning_rate, **options)
     steps = optimizer(learning_rate=1.0, **options)
     if not item.per_example and not user.per_example:

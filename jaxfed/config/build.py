@@ -21,6 +21,7 @@ from jaxfed.config.stages import (
     fit_model,
     make_runtime,
 )
+from jaxfed.config.start import SavedModel
 from jaxfed.core.channel import chain
 from jaxfed.core.federate import Algorithm
 from jaxfed.core.link import Channel
@@ -111,13 +112,18 @@ def read_source_data(config: Section) -> Dataset:
 
 
 def build_from_config(
-    config: Config, data: Clients, watch: Callable[[Channel], Channel] = lambda channel: channel
+    config: Config,
+    data: Clients,
+    watch: Callable[[Channel], Channel] = lambda channel: channel,
+    saved: SavedModel | None = None,
 ) -> RunParts:
     """Builds everything from a configuration and its data; `watch` may replace the channel by one that records.
 
+    saved: of the run that this one starts from, see `training.best_model.build_run`.
+
     Raises ValueError with one line for what cannot be.
     """
-    return build_parts(make_pieces(config, data), watch)
+    return build_parts(make_pieces(config, data, saved), watch)
 
 
 def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda channel: channel) -> RunParts:

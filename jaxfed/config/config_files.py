@@ -19,6 +19,7 @@ PATHS = {  # keys that name a file or a folder, by their section
     "clock": ("path",),
     "parametrization": ("folder",),
     "model": ("folder",),
+    "start": ("run",),
 }
 
 

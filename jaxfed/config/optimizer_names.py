@@ -116,4 +116,6 @@ def name_group_rates(recipe: Recipe) -> dict[str, Any] | None:
     groups = {name: Rates._asdict(arguments[name]) for name in ("item", "user")}
     given = {name: {key: value for key, value in group.items() if value is not None} for name, group in groups.items()}
     rates = {key: float(arguments[key]) for key in ("learning_rate", "weight_decay")}
-    return named | rates | {name: group for name, group in given.items() if group}
+    layers = arguments["layers"]
+    listed = {"layers": list(layers.patterns), "layer_decay": float(layers.decay)} if layers.patterns else {}
+    return named | rates | listed | {name: group for name, group in given.items() if group}

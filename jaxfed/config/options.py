@@ -17,9 +17,12 @@ class WorkOptions(NamedTuple):
 
     Args:
         keep_copy: Clients keep what they have trained until their next round, and it is evaluated as `personal`.
+        freeze: Regular expressions; shared parameters with one of them in their path, such as block_0/ or tables/item,
+            are downloaded once and never trained.
     """
 
     keep_copy: bool = False
+    freeze: tuple[str, ...] = ()
 
 
 class OptimizerOptions(NamedTuple):
@@ -28,10 +31,15 @@ class OptimizerOptions(NamedTuple):
     Args:
         learning_rate: Learning rate; [work.optimizer.item] and [work.optimizer.user] may override it.
         weight_decay: Decoupled weight decay: each step subtracts learning_rate x weight_decay x parameter.
+        layers: Regular expressions, found in the paths of shared parameters, from the top layer down: rates and decays
+            of those with the k-th of them, counted from 0, are multiplied by layer_decay^k.
+        layer_decay: See `layers`.
     """
 
     learning_rate: float = 0.1
     weight_decay: float = 0.0
+    layers: tuple[str, ...] = ()
+    layer_decay: float = 1.0
 
 
 class ServerOptions(NamedTuple):

@@ -23,6 +23,7 @@ from jaxfed.config.settings import (
     Privacy,
     Run,
     Section,
+    Start,
     check_size_is_public,
     with_patience,
 )
@@ -258,6 +259,7 @@ def make_config(table: dict[str, Any]) -> Config:
         download=download,
         privacy=fill_dataclass(Privacy, table.get("privacy", {}), "privacy"),
         evaluation=evaluation,
+        start=fill_dataclass(Start, table.get("start", {}), "start"),
         run=fill_dataclass(Run, table.get("run", {}), "run"),
     )
     if noisy:

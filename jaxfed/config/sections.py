@@ -2,20 +2,25 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
-from jaxfed.algorithms.group_rates import Rates, group_rates
+from jaxfed.algorithms.group_rates import Layers, Rates, group_rates
 from jaxfed.algorithms.own_model import keep_own_copy
+from jaxfed.config.distilled_start import with_distilled
 from jaxfed.config.optax_functions import server_schedule
 from jaxfed.config.options import BESIDE, FROM_DATA, section_arguments
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, build_section, config_to_table
 from jaxfed.config.settings import Config, Section, replace_arguments
 from jaxfed.config.stages import Edges, Pieces, make_runtime
+from jaxfed.config.start import SavedModel, check_one_model, find_start, with_private, with_start
 from jaxfed.core.channel import chain
+from jaxfed.core.leaf_paths import list_leaves
 from jaxfed.core.link import Channel, link
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
@@ -26,6 +31,7 @@ from jaxfed.data.clients import Clients
 from jaxfed.data.interactions import item_numbers
 from jaxfed.data.item_descriptions import item_texts
 from jaxfed.data.population import Population
+from jaxfed.models.freezing import freeze_leaves
 from jaxfed.sampling.asynchronous import with_clock
 
 
@@ -42,10 +48,11 @@ def call_with(function: Callable[..., Any], known: dict[str, Any]) -> Any:
 
 
 def make_client_optimizer(config: Section) -> optax.GradientTransformation:
-    """A client's optimiser from [work.optimizer]."""
+    """A client's optimiser from [work.optimizer]. Raises ValueError."""
     rest = section_arguments("optimizer", config.name).keys() - BESIDE["optimizer"].keys()
-    groups = {name: Rates(**vars(getattr(config, name))) for name in ("item", "user")}
-    own = {name: getattr(config, name) for name in rest}
+    groups: dict[str, Any] = {name: Rates(**vars(getattr(config, name))) for name in ("item", "user")}
+    own: dict[str, Any] = {name: getattr(config, name) for name in rest}
+    own |= {"layers": Layers(config.layers, config.layer_decay)} if config.layers else {}
     return group_rates(REGISTRY["optimizer"][config.name], config.learning_rate, config.weight_decay, **groups, **own)
 
 
@@ -123,6 +130,7 @@ def make_method(config: Config, model: Model, **known: Any) -> Method:
     """The method of a configuration, which trains the model. Raises ValueError."""
     check_method_sections(config)
     optimizer = make_client_optimizer(config.work.optimizer)
+    Layers(config.work.optimizer.layers).factors(list_leaves(jax.eval_shape(model.init, jax.random.key(0))))
     available = known | {"model": model, "client_optimizer": optimizer}
     spelled_out = call_registered("work", config.work, **available)
     method = call_registered("algorithm", config.algorithm, **available, spelled_out=spelled_out)
@@ -160,10 +168,12 @@ def make_server_optimizer(config: Config, model: Model) -> optax.GradientTransfo
     return call_registered("server", pace, learning_rate=rate, closed=model.closed)
 
 
-def make_parametrization(config: Section, model: Model, data: Clients) -> Parametrization | Model | None:
-    """The parametrization of a configuration's model; where clients hold it, a model; None: it has none. Raises
-    ValueError."""
-    return call_registered("parametrization", config, model=model, **given_texts("parametrization", config.name, data))
+def make_parametrized(config: Config, model: Model, data: Clients) -> tuple[Model, Parametrization | None]:
+    """(the model, what the server holds in place of its parameters) of a configuration's [parametrization]; None where
+    there is none, or where clients hold it, who then have another model. Raises ValueError."""
+    chosen = config.parametrization
+    made = call_registered("parametrization", chosen, model=model, **given_texts("parametrization", chosen.name, data))
+    return (made, None) if isinstance(made, Model) else (model, made)
 
 
 def given_texts(section: str, name: str, data: Clients) -> dict[str, np.ndarray]:
@@ -172,13 +182,29 @@ def given_texts(section: str, name: str, data: Clients) -> dict[str, np.ndarray]
     return {"texts": item_texts(data.source)} if "texts" in asked else {}
 
 
-def make_pieces(config: Config, data: Clients) -> Pieces:
-    """The pieces that a configuration names. Raises ValueError with one line for what cannot be."""
+def make_started(config: Config, data: Clients, saved: SavedModel | None) -> tuple[Model, Parametrization | None]:
+    """The model of a configuration, its frozen part apart, and its parametrization; both begin with the parameters that
+    another run left, where there is one. Raises ValueError."""
+    whole, key = make_model(config, data, make_runtime(config.run, data.num_items).table_rows), jax.random.key(0)
+    if saved is None or config.start.distil_steps:
+        model, parametrization = make_parametrized(config, freeze_leaves(whole, config.work.freeze), data)
+        return with_distilled(config.start, saved, data, model, parametrization) if saved else (model, parametrization)
+    find, parametrized = partial(find_start, config.start, saved, data), config.parametrization.name != "identity"
+    plain = find(jax.eval_shape(whole.init, key)) if config.work.freeze or not parametrized else None
+    model = freeze_leaves(whole, config.work.freeze, plain(jax.jit(whole.init)(key)) if plain else None)
+    model, parametrization = make_parametrized(config, model, data)
+    if parametrization is None:
+        return with_start(model, plain or find(jax.eval_shape(model.init, key))), None
+    return model, with_start(parametrization, find(jax.eval_shape(parametrization.init, key), of_theta=True))
+
+
+def make_pieces(config: Config, data: Clients, saved: SavedModel | None = None) -> Pieces:
+    """The pieces that a configuration names. Raises ValueError with one line for what cannot be.
+
+    saved: of the run that this one starts from; None: it starts by itself.
+    """
     population, run, server = data.population, config.run, config.server
-    model = make_model(config, data, make_runtime(run, data.num_items).table_rows)
-    parametrization = make_parametrization(config.parametrization, model, data)
-    if isinstance(parametrization, Model):
-        model, parametrization = parametrization, None
+    model, parametrization = make_started(config, data, saved)
     sampler = choose_sampler(config, population)
     known = known_arguments(config, population, sampler)
 
@@ -187,6 +213,10 @@ def make_pieces(config: Config, data: Clients) -> Pieces:
 
     at_clients = config.evaluation.where == "clients"
     channel, method = chain_links(config.channel, "channel"), make_method(config, model, **known)
+    if saved:
+        check_one_model(method, model)
+    if saved and config.start.private:
+        method = with_private(method, model, saved, population.names)
     return Pieces(
         clients=data,
         model=model,

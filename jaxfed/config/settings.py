@@ -85,6 +85,36 @@ class GroupRates:
 
 
 @dataclass(frozen=True)
+class Start:
+    """The run whose parameters this one starts with, in place of random ones.
+
+    Args:
+        run: The folder of a finished run, on the same or another catalogue. Empty: there is none.
+        parts: Regular expressions; only parameters with one of them in their path are taken, such as params/ or
+            tables/item. Empty: all that this model has, too.
+        match: By what an item is found in the other catalogue: its id, or its text (title and features).
+        new_rows: What rows of items that the other run did not have start with. random: as without it. text: the mean
+            of the ten items whose texts are nearest, by the vectors of all-MiniLM-L6-v2.
+        private: Clients that took part in the other run, by their names, begin with what they kept of its model.
+        distil_steps: Steps in which this model learns the other one's scores at the server, of histories that are drawn
+            from it. 0: it takes its parameters instead.
+        distil_temperature: By what the other model's scores are divided.
+
+    Example:
+        >>> Start(run="runs/other").match
+        'id'
+    """
+
+    run: str = ""
+    parts: tuple[str, ...] = ()
+    match: Literal["id", "text"] = "id"
+    new_rows: Literal["random", "text"] = "random"
+    private: bool = False
+    distil_steps: int = 0
+    distil_temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class Run:
     """Where a run is stored and what it runs on. None of this changes what is computed, except for the order of sums.
 
@@ -241,6 +271,7 @@ class Config:
         download: The links that clients' downloads go through.
         privacy: How noise is accounted for.
         evaluation: What is measured, and when.
+        start: The run whose parameters this one starts with.
         run: Where the run is stored and what it runs on.
 
     Example:
@@ -264,4 +295,5 @@ class Config:
     download: tuple[Section, ...]
     privacy: Privacy
     evaluation: Evaluation
+    start: Start
     run: Run

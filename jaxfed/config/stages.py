@@ -164,6 +164,8 @@ def check_synchronous(pieces: Pieces) -> None:
 
 def check_submodels(pieces: Pieces) -> None:
     """Raises ValueError for what does not go with clients that train sub-models of different sizes."""
+    if jax.tree.leaves(pieces.model.frozen):
+        raise ValueError("sub-models: what is frozen would have the whole width: leave work.freeze out")
     links = [each.claims.name for each in list_links(pieces.channel) if each.encode or each.aggregator]
     if refused := [name for name in links if name not in WITH_SUBMODELS]:
         raise ValueError(

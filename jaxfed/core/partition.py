@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxfed.core.leaf_paths import join_path
 from jaxfed.core.tables import is_table
 from jaxfed.core.types import Tree
 
@@ -16,11 +17,6 @@ WHOLE = PartitionSpec()  # a copy on every device
 SHOWN = 5  # names in a message
 
 PartitionRules = Sequence[tuple[str, PartitionSpec]]
-
-
-def join_path(path: Any) -> str:
-    """What rules are matched against: the keys on the way to a leaf, such as params/layer_0/query/kernel."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def find_spec(rules: PartitionRules, name: str, x: Any) -> PartitionSpec | None:

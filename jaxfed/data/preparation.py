@@ -16,6 +16,7 @@ from jaxfed.data.devices import (
     split_into_devices,
     split_into_domains,
 )
+from jaxfed.data.domains import select_domain
 from jaxfed.data.given_parts import add_given_negatives, check_given_parts, prepare_parts
 from jaxfed.data.interactions import CLIENT, Dataset, drop_repeats, k_core
 from jaxfed.data.poisoning import poison_histories
@@ -146,8 +147,7 @@ class PopulationOptions(NamedTuple):
         silos: Number of organisations, where clients are silos.
         devices: Number of devices of a user, where clients are devices.
         merge: Set if data.clients names a column. Empty: each value is an independent client (organisation). devices:
-            the values are devices of the same user. domains: the values are item domains with common users. For devices
-            and domains a user's private part is shared.
+            its values are a user's devices. domains: they are item domains. In both a user has one private part.
         protocol: loo-clean: each user's latest item is the test item, the one before validates. ratio-clean: the latest
             shares of each history. loo-random: a random item of each user tests, another validates. ratio-random:
             random shares of each history. global-random: random shares of all rows. global-time: the latest shares of
@@ -158,6 +158,8 @@ class PopulationOptions(NamedTuple):
         user_core: k-core: drop users with fewer interactions than this, repeated together with item_core until nothing
             changes.
         item_core: k-core: drop items with fewer interactions than this.
+        items_with: Features, such as genre=Drama; items that have none of them are left out. Empty: all items stay.
+        items_without: Features; items that have one of them are left out.
         label: implicit: every row is a click. rating: rows are labelled with their rating. click: with 1 where the
             rating is at least the threshold, else 0.
         threshold: The least rating that is a click, where label is click.
@@ -166,8 +168,7 @@ class PopulationOptions(NamedTuple):
         label_flip: Malicious clients train with positives and negatives exchanged.
         malice: Seed of who is malicious.
         cold: Share of the users (or silos) that never take part and are tested apart.
-        cold_items: Share of the items that nobody trains on: all rows with them are test rows. Such items are ranked by
-            their features or their text.
+        cold_items: Share of the items that nobody trains on: all rows with them test. Features or texts rank them.
         deal: Seed of silos, devices, cold clients, cold items and random splits.
     """
 
@@ -179,6 +180,8 @@ class PopulationOptions(NamedTuple):
     ratio: tuple[float, float] = (0.1, 0.1)
     user_core: int = 0
     item_core: int = 0
+    items_with: tuple[str, ...] = ()
+    items_without: tuple[str, ...] = ()
     label: Label = "implicit"
     threshold: float = 4.0
     malicious: float = 0.0
@@ -259,7 +262,7 @@ def divide_into_clients(data: Dataset, options: PopulationOptions) -> tuple[Data
     """(the data set with a client for every row that stays, what the clients are called)."""
     if PART in data.columns:
         check_given_parts(data, options.user_core, options.item_core)
-    data = drop_repeats(data)
+    data = select_domain(drop_repeats(data), options.items_with, options.items_without)
     if options.user_core or options.item_core:
         data = k_core(data, options.user_core, options.item_core)
     clients = options.clients

@@ -7,6 +7,7 @@ from jaxfed.models.closed_form import ease, item_knn, transitions
 from jaxfed.models.decoder import DecoderSizes
 from jaxfed.models.decoder_weights import TextDecoder, convert_llama
 from jaxfed.models.features import fm, two_tower
+from jaxfed.models.freezing import freeze_leaves
 from jaxfed.models.generative import code_decoder, decoder_lora
 from jaxfed.models.gru4rec import gru4rec
 from jaxfed.models.hstu import hstu
@@ -44,6 +45,7 @@ __all__ = [
     "encode_texts",
     "fedrap",
     "fm",
+    "freeze_leaves",
     "from_encoder",
     "from_module",
     "gru4rec",

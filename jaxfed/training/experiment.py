@@ -22,6 +22,7 @@ from jaxfed.core.types import Sampler, Tree
 from jaxfed.data.batching import Batching
 from jaxfed.data.clients import Clients
 from jaxfed.sampling.choices import MakeClock, MakeSampler
+from jaxfed.training.best_model import read_start
 from jaxfed.training.log import Logger
 from jaxfed.training.rounds import Progress, initial_arrays, make_run_keys, scored_model
 from jaxfed.training.saved_session import RunTables, restore_session, save_session
@@ -104,13 +105,12 @@ class Experiment:
         self._begin(build_parts(pieces), Settings(seed, 0, pieces.evaluation, pieces.privacy, pieces.run))
 
     @classmethod
-    def _from_config(cls, config: Config) -> "Experiment":
-        """The experiment of a configuration, which stays its own."""
-        experiment = cls.__new__(cls)
+    def _from_config(cls, config: Config, begins: bool = True) -> "Experiment":
+        """The experiment of a configuration, which stays its own; begins: see `read_start`."""
+        experiment, settings = cls.__new__(cls), (getattr(config, name) for name in Settings._fields)
         experiment._originals, experiment._config = None, config
-        experiment._pieces = make_pieces(config, load_data(config.data))
-        settings = Settings(config.seed, config.rounds, config.evaluation, config.privacy, config.run)
-        experiment._begin(build_parts(experiment._pieces), settings)
+        experiment._pieces = make_pieces(config, load_data(config.data), read_start(config, begins))
+        experiment._begin(build_parts(experiment._pieces), Settings(*settings))
         return experiment
 
     def _begin(self, parts: RunParts, settings: Settings) -> None:

@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxfed.config.build import RunParts, build_from_config, load_data
+from jaxfed.config.build import RunParts, load_data
 from jaxfed.config.config_files import config_to_toml, with_absolute_paths
 from jaxfed.core.processes import Processes, agree_on, run_on_first, this_process
 from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
 from jaxfed.training import checkpoint
+from jaxfed.training.best_model import build_run
 from jaxfed.training.log import Logger, MetricsWriter, NullWriter, RunLoggers, log, mute, progress_bar, to_json
 from jaxfed.training.resume import describe_run, finished_summary, keep_rounds, make_checkpoint, restore_run
 from jaxfed.training.rounds import (
@@ -63,7 +64,7 @@ def train_run(
     config: Any,
     resume: bool = False,
     load: Callable[[Any], Clients] = load_data,
-    assemble: Callable[[Any, Clients], RunParts] = build_from_config,
+    assemble: Callable[[Any, Clients], RunParts] = build_run,
     loggers: Sequence[Logger] = (),
     extend: bool = True,
 ) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def load_run(folder: str | Path) -> Experiment:
         2
     """
     path = locate_run(str(folder))
-    experiment = Experiment._from_config(make_config(read_config(path / "config.toml")))
+    experiment = Experiment._from_config(make_config(read_config(path / "config.toml")), begins=False)
     experiment.restore(path)
     return experiment
 

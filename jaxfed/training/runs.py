@@ -9,9 +9,10 @@ from typing import Any
 
 import tomli_w
 
-from jaxfed.config.build import RunParts, build_from_config, load_data
+from jaxfed.config.build import RunParts, load_data
 from jaxfed.config.schema import config_to_table
 from jaxfed.data.clients import Clients
+from jaxfed.training.best_model import build_run
 from jaxfed.training.loop import train_run
 from jaxfed.training.run_dir import read_summary
 
@@ -64,7 +65,7 @@ def shared_runner(load: Callable[[Any], Clients] | None = None) -> Callable[[Any
         return table | {"seed": 0, "run": table["run"] | {"out": ""}, "digest": data.digest}
 
     read = load or make_cached_loader()
-    build: Callable[[Any, Clients], RunParts] = cache_last(build_from_config, but_seed_and_folder)
+    build: Callable[[Any, Clients], RunParts] = cache_last(build_run, but_seed_and_folder)
 
     def run(config: Any) -> tuple[dict[str, Any], str]:
         try:

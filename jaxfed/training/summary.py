@@ -74,6 +74,8 @@ def privacy_cautions(config: Any, account: accountant.PrivacyAccount, rounds: in
             "the noise is added in floating point, whose lowest bits can reveal the sum (Mironov 2012): use "
             "discrete_gaussian or skellam to avoid this"
         )
+    if (start := getattr(config, "start", None)) and start.run:  # a program's settings have none
+        found.append(f"what the run in {start.run} has spent is not in epsilon: of clients of both, the two add up")
     if config.evaluation.patience:
         select = config.evaluation.select
         found.append(f"evaluation.patience stops the run by {select}, without noise: when it stops is not covered")

@@ -12,9 +12,11 @@ import jaxfed as jf
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.config_files import read_config
 from jaxfed.config.schema import make_config
+from jaxfed.config.start import SavedModel
 from jaxfed.models.text import text_vectors
 from jaxfed.training.best_model import open_best_model
 from jaxfed.training.loop import train_run
+from jaxfed.training.rounds import initial_arrays
 from tests.small_text import SIZES, random_tensors, write_encoder
 
 ITEMS, USERS = 23, 12
@@ -79,6 +81,27 @@ def test_what_is_missing_and_cut_is_said(files, caplog):
     said = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
     assert any("2 of 23 items have no title and no features: their text is empty" in each for each in said)
     assert any("texts of items are cut at 4 pieces" in each for each in said)
+
+
+def test_text_is_the_bridge_to_another_catalogue(files, caplog):
+    """No item is in both: the projection is taken over, vectors of ids begin at zero; users in both stay themselves."""
+    start = {"start": {"run": "other", "private": True}}
+    config = make_config(table(files, VECTORS | {"ids": True}, **start))
+    data = load_data(config.data)
+    arrays = initial_arrays(parts := build_from_config(config, data), 0)
+    theta, (shared, private) = jax.tree.map(np.array, (arrays["state"].shared.params, arrays["best"]))
+    theta["tables"]["item"].ids.rows[:] = 1.0
+    others = np.char.add("x", data.source.items)
+    saved = SavedModel("other", shared, theta, others, others, private, parts.data.population.names)
+    with caplog.at_level("INFO", logger="jaxfed"):
+        begun = initial_arrays(build_from_config(config, data, saved=saved), 3)
+    made, left = begun["state"].shared.params["tables"], theta["tables"]
+    for name in ("kernel", "bias"):
+        np.testing.assert_array_equal(getattr(made["item"], name), getattr(left["item"], name))
+    assert not np.any(made["item"].ids.rows)
+    assert "0 of 23 rows of tables/bias, tables/item/ids, and 2 of 2 other parameters come from" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, begun["best"][1], private)
+    assert f"{USERS} of {USERS} clients keep their private part" in caplog.text
 
 
 def refuse(*_):

@@ -7,6 +7,8 @@ from jaxfed.config.build import build_from_config
 from jaxfed.config.schema import make_config
 from jaxfed.data.batching import Batching, draw_examples, sample_untouched_items
 from jaxfed.data.clients import Clients
+from jaxfed.data.domains import select_domain
+from jaxfed.data.features import encode_features
 from jaxfed.data.preparation import prepare_population
 from jaxfed.evaluation.split import make_eval_split
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
@@ -130,3 +132,28 @@ def test_domains_that_cannot_be():
     data, population = merged()
     with pytest.raises(ValueError, match="folded in from one catalogue"):
         trained(population, data, 0, evaluation={"fold_in": True})
+
+
+def test_a_domain_is_the_items_with_some_features():
+    """Of three items two are dramas, of which one is a comedy, too."""
+    of_item = encode_features({"genre": np.array(["Drama", "Comedy Drama", "Comedy"])})
+    items = [name for _ in range(4) for name in "xyz"]
+    data = made(np.repeat(range(4), 3), items)._replace(item_features=of_item, titles=np.array(["X", "Y", "Z"]))
+    for wanted, unwanted, left in (
+        (["genre=Drama"], [], ["x", "y"]),
+        ([], ["genre=Drama"], ["z"]),
+        (["genre=Drama"], ["genre=Comedy"], ["x"]),
+        (["genre=Comedy", "genre=Drama"], [], ["x", "y", "z"]),
+    ):
+        domain = select_domain(data, wanted, unwanted)
+        assert domain.items.tolist() == left
+        assert domain.titles.tolist() == [name.upper() for name in left]
+        assert len(domain.interactions.user) == 4 * len(left)
+        assert f"{len(left)} of 3 items" in domain.notes[-1]
+    assert select_domain(data, [], []) is data
+    with pytest.raises(ValueError, match='items_with: no item has "genre=War"; there are genre=Comedy, genre=Drama'):
+        prepare_population(data, items_with=["genre=War"])
+    with pytest.raises(ValueError, match="no row is left"):
+        prepare_population(data, items_with=["genre=Drama"], items_without=["genre=Drama"])
+    with pytest.raises(ValueError, match="items_without: the data have no features of items"):
+        prepare_population(data._replace(item_features=None), items_without=["genre=Drama"])

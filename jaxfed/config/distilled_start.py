@@ -1,0 +1,64 @@
+"""A run that starts with what its model has learnt from the scores of another run's."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.config.settings import Start
+from jaxfed.config.start import SavedModel, match_items
+from jaxfed.core.model import Model
+from jaxfed.core.parametrization import Parametrization, frozen_arguments
+from jaxfed.data.clients import Clients
+from jaxfed.data.stages import LOGGER
+from jaxfed.models.distillation import check_student, distil_scores
+
+
+def find_teacher(settings: Start, saved: SavedModel, data: Clients) -> Callable[[jax.Array], jax.Array]:
+    """teach(history int [L]) -> float [items]: the other run's scores of the items of these data, divided by the
+    temperature; -inf for those that it did not have. Raises ValueError."""
+    if saved.score is None:
+        raise ValueError(
+            f"start.distil_steps: the model in {saved.run} does not score histories alone: take a run of a closed form "
+            "(such as ease) or of a model of sequences"
+        )
+    if not settings.distil_temperature > 0:
+        raise ValueError(f"start.distil_temperature is {settings.distil_temperature:g}: it must be above 0")
+    score, places = saved.score, match_items(settings, saved, data, data.num_items)
+    if not (places >= 0).any():
+        raise ValueError(f"start.run: no item of {saved.run} is in these data: set start.match")
+    end, rows = len(saved.items), np.where(places < 0, len(saved.items), places)
+
+    def teach(history):
+        own = jnp.asarray(rows).at[history].get(mode="fill", fill_value=end)
+        found = score(own.astype(jnp.int32)) / settings.distil_temperature
+        return found.at[jnp.asarray(rows)].get(mode="fill", fill_value=-jnp.inf)
+
+    return teach
+
+
+def with_distilled(
+    settings: Start, saved: SavedModel, data: Clients, model: Model, parametrization: Parametrization | None
+) -> tuple[Model, Parametrization | None]:
+    """A model and its parametrization that begin with what they have learnt of the other run's scores. Raises
+    ValueError."""
+    check_student(model)
+    teach, held = find_teacher(settings, saved, data), parametrization or model
+
+    def forward(theta):
+        return parametrization.forward(theta, None, *frozen_arguments(parametrization.frozen))
+
+    def init(key):
+        model_key, own = jax.random.split(key)
+        known = {"forward": forward} if parametrization else {}
+        params, losses = distil_scores(model, held.init(model_key), teach, own, settings.distil_steps, **known)
+        if not isinstance(losses, jax.core.Tracer):
+            LOGGER.info(
+                "start: the scores of %s learnt in %s steps: divergence %.3f at the first, %.3f at the last",
+                *(saved.run, len(losses), losses[0], losses[-1]),
+            )
+        return params
+
+    begun = held._replace(init=init)
+    return (model, begun) if parametrization else (begun, None)  # type: ignore[return-value]

@@ -1,0 +1,135 @@
+"""Distillation at the server: a model learns the scores of another one, on histories that are drawn from that one."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxfed.core.client_work import identity
+from jaxfed.core.model import Model, with_frozen
+from jaxfed.core.tables import num_rows
+from jaxfed.core.tree import to_compute_dtype
+from jaxfed.core.types import History, Key, Tree
+
+HISTORIES, LENGTH, BATCH = 2048, 20, 64  # histories that are drawn, their items, and those of a step
+RATE = 1e-3  # of Adam
+
+
+def draw_histories(teach: Callable[[jax.Array], jax.Array], end: int, key: Key) -> jax.Array:
+    """int [HISTORIES, LENGTH]: items that a model draws one after the other, without repeats, from the softmax of its
+    scores for those before. teach: see `distil_scores`. end: of the items, which marks an unused place."""
+
+    def draw(key):
+        def add(history, now):
+            place, own = now
+            drawn = jax.random.categorical(own, mask_history(teach(history), history))
+            return history.at[place].set(drawn.astype(jnp.int32)), None
+
+        empty = jnp.full(LENGTH, end, jnp.int32)
+        return jax.lax.scan(add, empty, (jnp.arange(LENGTH), jax.random.split(key, LENGTH)))[0]
+
+    return jax.lax.map(draw, jax.random.split(key, HISTORIES), batch_size=BATCH)
+
+
+def mask_history(scores: jax.Array, history: jax.Array) -> jax.Array:
+    """Scores [N], -inf for the items of a history."""
+    return scores.at[history].set(-jnp.inf, mode="drop")
+
+
+def score_divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """float []: the Kullback-Leibler divergence of the softmax of one model's scores [N] from that of another's.
+
+    Items that the teacher scores with -inf count in neither.
+    """
+    known = teacher > -jnp.inf
+    want = jax.nn.log_softmax(teacher)
+    got = jax.nn.log_softmax(jnp.where(known, student, -jnp.inf))
+    return jnp.sum(jnp.where(known, jnp.exp(want) * (jnp.where(known, want, 0) - jnp.where(known, got, 0)), 0))
+
+
+def score_by_history(model: Model, shared: Tree, history: jax.Array) -> jax.Array:
+    """float [N]: a model's scores for a user with a history, int [L], past the end unused."""
+    whole = with_frozen(shared, model.frozen)
+    assert model.fold_in
+    private = model.fold_in(whole, History(history, history, num_rows(whole)))
+    return model.score(whole, private, jnp.int32(0))
+
+
+def shorten_histories(pool: jax.Array, end: int, key: Key) -> jax.Array:
+    """int [BATCH, LENGTH]: the beginnings of some histories of a pool, of random lengths."""
+    who, length = jax.random.split(key)
+    kept = jnp.arange(LENGTH) < jax.random.randint(length, (BATCH, 1), 1, LENGTH + 1)
+    return jnp.where(kept, pool[jax.random.randint(who, (BATCH,), 0, len(pool))], end)
+
+
+def mean_divergence(
+    model: Model,
+    teach: Callable[[jax.Array], jax.Array],
+    forward: Callable[[Tree], Tree],
+    params: Tree,
+    histories: jax.Array,
+) -> jax.Array:
+    """float []: the mean over histories of the divergence of a model's scores from the teacher's, of items that are not
+    in the history; see `distil_scores`."""
+    shared = forward(params)
+
+    def diverge(history):
+        wanted = mask_history(teach(history), history)
+        return score_divergence(wanted, score_by_history(model, shared, history)[: len(wanted)])
+
+    return jax.vmap(diverge)(histories).mean()
+
+
+def check_student(model: Model) -> None:
+    """Raises ValueError for a model that does not score users by their histories."""
+    if model.sequence is None:
+        raise ValueError(
+            "start.distil_steps: this model does not score users by their histories: take a model of sequences, such "
+            "as sasrec"
+        )
+
+
+def distil_scores(
+    model: Model,
+    params: Tree,
+    teach: Callable[[jax.Array], jax.Array],
+    key: Key,
+    steps: int,
+    forward: Callable[[Tree], Tree] = identity,
+) -> tuple[Tree, jax.Array]:
+    """(the parameters of a model after it has learnt the scores of another one, float [steps]: the divergences). Hinton
+    et al. 2015, "Distilling the knowledge in a neural network".
+
+    Histories are drawn from the teacher, so that no data are read, and cut at random. Steps are those of Adam.
+
+    Args:
+        model: the student, which scores a user by the history.
+        params: its shared parameters, or what the server holds in their place.
+        teach: teach(history int [L]) -> float [N]: the teacher's scores, divided by a temperature; past the end is
+            unused in a history. -inf: an item that it does not know.
+        key: of the histories.
+        steps: number of steps.
+        forward: forward(params) -> the shared parameters.
+    """
+    check_student(model)
+    drawing, cutting = jax.random.split(key)
+    pace, end = optax.adam(RATE), num_rows(jax.eval_shape(forward, params))
+    diverge = partial(mean_divergence, model, teach, forward)
+
+    @jax.jit
+    def run(params):
+        pool = draw_histories(teach, end, drawing)
+
+        def step(carry, key):
+            params, state = carry
+            loss, gradient = jax.value_and_grad(diverge)(params, shorten_histories(pool, end, key))
+            update, state = pace.update(gradient, state, params)
+            return (optax.apply_updates(params, update), state), loss
+
+        held = to_compute_dtype(params)
+        (held, _), losses = jax.lax.scan(step, (held, pace.init(held)), jax.random.split(cutting, steps))
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), held, params), losses
+
+    return run(params)
