@@ -13,9 +13,9 @@ from jaxfed.algorithms.local_training import local_steps
 from jaxfed.algorithms.submodels import count_units
 from jaxfed.channels.average import By, coordinate_mean
 from jaxfed.core.client_work import Batches, ClientWork
+from jaxfed.core.leaf_paths import join_path
 from jaxfed.core.method import AVERAGE, Method, Submodels
 from jaxfed.core.model import Model
-from jaxfed.core.pruning import join_path
 from jaxfed.core.recipe import named
 from jaxfed.core.types import Broadcast, Tree
 

@@ -6,12 +6,13 @@ weights are kept, and every client reads that from what it is sent. No weight th
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.core.leaf_paths import join_path
 from jaxfed.core.tables import is_table
 from jaxfed.core.types import Broadcast, Tree
 
@@ -48,11 +49,6 @@ class Masked(NamedTuple):
 
     frozen: Tree
     masks: dict[str, jax.Array]  # of each pruned leaf, by its path: bool, of its shape
-
-
-def join_path(path: tuple[Any, ...]) -> str:
-    """The path of a leaf in a tree, with slashes."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def list_dense_paths(params: Tree, pattern: str) -> tuple[str, ...]:
