@@ -185,8 +185,9 @@ def read_text_lora(
     """
     known = encode_catalogue(num_items, texts, folder, max_pieces)
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
-    others = {"bottleneck": BottleneckSettings(adapter_size, adapter_pattern), "bitfit": BiasSettings(adapter_pattern)}
-    if adapter != "lora" and adapter not in others:
-        raise ValueError(f"model.adapter: no adapter {adapter!r}: choose one of lora, {', '.join(others)}")
+    others: dict[str, BottleneckSettings | BiasSettings] = {
+        "bottleneck": BottleneckSettings(adapter_size, adapter_pattern),
+        "bitfit": BiasSettings(adapter_pattern),
+    }
     sizes = num_users, dim, lora, rule, trained_layers, loss, compute_dtype
     return text_lora(num_items, known.encoder, known.tokens, *sizes, known.vectors, others.get(adapter))
