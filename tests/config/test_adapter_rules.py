@@ -27,7 +27,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(files):
     """Of a rule whose server has more than the model's parameters."""
 
     def train(out, rounds):
-        more = {"run": {"out": str(files / out)}, "evaluation": {"every": 2}, "server": {"name": "sgd"}}
+        more = {"run": {"out": str(files / out)}, "evaluation": {"every": 1}, "server": {"name": "sgd"}}
         config = configure(files, algorithm={"name": "fedex_lora"}, channel=[], rounds=rounds, **more)
         return train_run(config, resume=True)
 
@@ -35,7 +35,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(files):
     train("parts", 1)
     assert train("parts", 2)["params_sha256"] == whole["params_sha256"]
     rows = [json.loads(line) for line in (files / "whole" / "metrics.jsonl").open()]
-    assert all(row["lora/discordance"] > 0 for row in rows)
+    assert all(row["lora/discordance"] > 0 for row in rows if "train/loss" in row)
     it, _, (shared, private) = open_best_model(files / "whole")
     assert np.isfinite(it.model.score({**shared, **it.model.frozen}, jax.tree.map(lambda x: x[0], private), 0)).all()
 
