@@ -31,7 +31,7 @@ def draw_probes(width: int, number: int) -> np.ndarray:
 
 def probe_products(params: Tree, update: Tree) -> dict[str, jax.Array]:
     """What one client adds to the means of `summarize_discordance`, of each layer."""
-    found = {}
+    found: dict[str, jax.Array] = {}
     for i, ((a, b), (da, db)) in enumerate(zip(list_products(params), list_products(update), strict=True)):
         probes = draw_probes(b.shape[1], i)
         after = (a - da) @ ((b - db) @ probes)

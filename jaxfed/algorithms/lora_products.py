@@ -13,7 +13,7 @@ from jaxfed.algorithms.local_training import local_steps
 from jaxfed.algorithms.rolora import drop_dense, replace_dense
 from jaxfed.channels.average import divide_or_zero, per_row_mean
 from jaxfed.core.client_work import ClientWork
-from jaxfed.core.link import Channel, link
+from jaxfed.core.link import Channel, decode_total, encode_message, link
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import named
@@ -39,14 +39,14 @@ def product_mean(rule: str, residual: bool) -> Channel:
     average = per_row_mean()
 
     def encode(update, sent, client):
-        return average.encode(update._replace(params=drop_dense(update.params, RESIDUAL)), sent, client)
+        return encode_message(average, update._replace(params=drop_dense(update.params, RESIDUAL)), sent, client)
 
     def decode_message(message, sent, client):  # messages weigh 1
         return message, multiply_factors(message[0].params)
 
     def decode(total, state, round):
         sums, products = total
-        update, _, _ = average.decode(sums, (), round)
+        update, _, _ = decode_total(average, sums, (), round)
         of_means = multiply_factors(update.params)
         spread = jax.tree.map(lambda x, y: divide_or_zero(x, sums[-1]) - y, products, of_means)
         params = replace_dense(update.params, **({RESIDUAL: zeros_like(spread)} if residual else {}))

@@ -205,8 +205,6 @@ def read_text_lora(
         "bottleneck": BottleneckSettings(adapter_size, adapter_pattern),
         "bitfit": BiasSettings(adapter_pattern),
     }
-    if adapter != "lora" and adapter not in others:
-        raise ValueError(f"model.adapter: no adapter {adapter!r}: choose one of lora, {', '.join(others)}")
     sizes = num_users, dim, lora, rule, trained_layers, loss, compute_dtype
     base = with_base_dtype(known, base_dtype)
     return text_lora(num_items, base, known.tokens, *sizes, known.vectors, others.get(adapter))
