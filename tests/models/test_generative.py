@@ -155,7 +155,7 @@ def test_a_run_trains_and_sends_adapters_alone(files):
 
 def test_clients_hold_the_items_of_their_histories_alone(files):
     """The loss compares with no other item, so none is drawn."""
-    config = make_config(table(files))
+    config = make_config(table(files, max_pieces=8))
     made = build_from_config(config, load_data(config.data))
     ids, present = made.sampler.draw(0, 0)
     cohort = pack_cohort(made.data.population, made.batching, made.shapes, ids, present, 0, 0)
