@@ -54,6 +54,7 @@ class SequenceFormat(NamedTuple):
         length: The most items of a history in a step, the latest ones. For next-item targets the last one is only a
             target.
         whole_catalogue: Whether every step has the rows of all items, each of them a negative once.
+        compares: Whether the loss compares with negatives. False: none are drawn, whatever `work.negatives` says.
 
     Example:
         >>> SequenceFormat(length=51).whole_catalogue
@@ -62,6 +63,7 @@ class SequenceFormat(NamedTuple):
 
     length: int
     whole_catalogue: bool = False
+    compares: bool = True
 
 
 class Model(NamedTuple):

@@ -83,7 +83,7 @@ def check_sequences(population: Population, batching: Batching) -> None:
         raise ValueError("a model of sequences compares with all items: leave data.merge and data.label_flip out")
     if population.labels is not None:
         raise ValueError(f'data.label = "{population.labels.kind}": a model of sequences counts rows, take mf or fm')
-    if not batching.negatives and not batching.sequence.whole_catalogue:
+    if batching.sequence.compares and not batching.negatives and not batching.sequence.whole_catalogue:
         raise ValueError("this loss compares with negatives: set work.negatives, for example to 256")
     if population.num_train.max() < 2:
         raise ValueError("no client has two train items: there is no sequence to learn from")

@@ -112,7 +112,7 @@ def make_generative_model(
         partial(search_items, made, beam) if beam else partial(make_likelihoods, made),
         fold_in=partial(read_history, made),
         frozen={"text": text},
-        sequence=SequenceFormat(made.length),
+        sequence=SequenceFormat(made.length, compares=False),
     )
 
 

@@ -11,6 +11,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.core.model import with_frozen
 from jaxfed.core.tables import unwrap
 from jaxfed.core.types import History
+from jaxfed.data.packing import pack_cohort
 from jaxfed.models.beam_search import build_trie
 from jaxfed.models.decoder import Decoder
 from jaxfed.models.decoder_weights import convert_llama
@@ -150,6 +151,18 @@ def test_a_run_trains_and_sends_adapters_alone(files):
     per_client = done["bytes_up_total"] / (6 * 12)
     assert 4 * factors <= per_client < 4 * factors + 8
     assert 0 <= done["test/full/hr@10"] <= 1
+
+
+def test_clients_hold_the_items_of_their_histories_alone(files):
+    """The loss compares with no other item, so none is drawn."""
+    config = make_config(table(files, max_pieces=8))
+    made = build_from_config(config, load_data(config.data))
+    ids, present = made.sampler.draw(0, 0)
+    cohort = pack_cohort(made.data.population, made.batching, made.shapes, ids, present, 0, 0)
+    for block in cohort.blocks:
+        rows = np.asarray(block.data.rows)
+        assert ((rows < rows.max()).sum(-1) <= 3).all()
+        assert not np.asarray(block.data.batch["negative"]).any()
 
 
 def test_a_folder_must_be_named(files):
