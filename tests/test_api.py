@@ -130,6 +130,7 @@ OWN = {
     "channels.zero_out",
     "models.from_module",
     "models.low_rank_tables",
+    "models.merge_rows",
     "models.popularity",
     "algorithms.Rates",
     "algorithms.central",
