@@ -133,6 +133,7 @@ OWN = {
     "models.freeze_leaves",
     "models.from_module",
     "models.low_rank_tables",
+    "models.merge_rows",
     "models.popularity",
     "algorithms.Rates",
     "algorithms.central",

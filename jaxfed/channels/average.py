@@ -43,6 +43,11 @@ def weigh_rows(weights: jax.Array, client: ClientView) -> Weights:
     return Weights(clear_padding(Table(jnp.broadcast_to(weights, client.held.shape + weights.shape)), client.held))
 
 
+def weigh_groups(update: Tree, weight: jax.Array, in_groups: bool) -> tuple[Tree, jax.Array]:
+    """(an update without the groups of its client, the weight in each of these); as they are where there are none."""
+    return (Broadcast(update.params), weight * update.extra) if in_groups else (update, weight)
+
+
 def divide_coordinates(
     update: Tree, holds: Tree, held: jax.Array, weights: jax.Array, floor: float, shown: tuple[int, ...] | None = None
 ) -> Tree:
@@ -220,9 +225,7 @@ def coordinate_mean(
 
     def encode(update, sent, client):
         weight = weigh(client)
-        update, weights = (
-            (Broadcast(update.params), counted * weight * update.extra) if holds else (update, counted * weight)
-        )
+        update, weights = weigh_groups(update, counted * weight, holds is not None)
         held = weigh_rows(weights if shown is None else weights[jnp.array(shown)], client)
         return (map_averaged(lambda update: scale_tree(weight, update), update), held, weights), client.link_state
 
