@@ -1,5 +1,6 @@
 """What a run takes over from another one: parameters by path and shape, and rows of items by id or by text."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ from jaxfed.core.tables import Table, is_table, num_rows
 from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
 from jaxfed.data.item_descriptions import item_texts
-from jaxfed.data.stages import LOGGER
 
+LOGGER = logging.getLogger("jaxfed.start")  # its lines are shown, as those of `training.log` are
 NEAREST = 10  # rows of which a new one is the mean
 
 
