@@ -192,6 +192,8 @@ def with_private(method: Method, model: Model, saved: SavedModel, names: np.ndar
     kept, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[1], model.private(key)))
     if not jax.tree.leaves(own) or kept != own:
         raise ValueError("start.private: clients of this run do not keep the private part of the model alone: leave it")
+    if num_rows(own):
+        raise ValueError("start.private: the private part of this model has rows of items: leave it out")
     if found := describe_difference(jax.tree.map(lambda x: x[0], saved.private), own):
         raise ValueError(f"start.private: {saved.run} has other private parts: {found}: leave it out")
     place = {name: number for number, name in enumerate(saved.clients.tolist())}
