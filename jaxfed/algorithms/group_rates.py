@@ -112,6 +112,9 @@ def group_rates(
     Returns:
         A transform of the pair (shared, private).
 
+    Raises:
+        ValueError: the decay of layers is not positive.
+
     Example:
         >>> import jaxfed as jf, jax.numpy as jnp, optax
         >>> optimizer = jf.algorithms.group_rates(optax.sgd, 0.5, item=jf.algorithms.Rates(60.0))
