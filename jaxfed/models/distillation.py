@@ -18,9 +18,9 @@ RATE = 1e-3  # of Adam
 
 
 def draw_histories(teach: Callable[[jax.Array], jax.Array], end: int, key: Key) -> jax.Array:
-    """int [HISTORIES, LENGTH]: items one after the other, without repeats: with even chances from the softmax of a model's
-    scores for those before, or uniform over the items that it knows. If all were its own choice, its best items would
-    be in every history, and their scores would never be learnt.
+    """int [HISTORIES, LENGTH]: items one after the other, without repeats: with even chances from the softmax of a
+    teacher's scores for those before, or uniform over the items that it knows. If all were its own choice, its best
+    items would be in every history, and their scores would never be learnt.
 
     teach: see `distil_scores`. end: of the items, which marks an unused place.
     """
