@@ -53,7 +53,10 @@ class Layers(NamedTuple):
     decay: float = 1.0
 
     def factors(self, paths: Iterable[str]) -> dict[str, float]:
-        """{path: factor} of the paths in a layer. Raises ValueError for a pattern that is in none."""
+        """{path: factor} of the paths in a layer. Raises ValueError for a pattern that is in none, and for a decay that
+        is not positive."""
+        if not self.decay > 0:
+            raise ValueError(f"work.optimizer.layer_decay is {self.decay}: it must be above 0")
         found = match_paths(self.patterns, paths, "work.optimizer.layers")
         return {path: self.decay**depth for path, depth in found.items()}
 
@@ -135,8 +138,6 @@ def group_rates(
     def scale_by_examples(steps, state, params=None, *, examples, **more):
         return scale_both(steps, params, jnp.maximum(examples, 1)), state
 
-    if not layers.decay > 0:
-        raise ValueError(f"work.optimizer.layer_decay is {layers.decay}: it must be above 0")
     if not weight_decay and item == user == SAME and not layers.patterns:
         return optimizer(learning_rate=learning_rate, **options)
     steps = optimizer(learning_rate=1.0, **options)

@@ -1,17 +1,19 @@
 """A run that starts with what its model has learnt from the scores of another run's."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.config.settings import Start
-from jaxfed.config.start import SavedModel, match_items
+from jaxfed.config.start import LOGGER, SavedModel, match_items
+from jaxfed.core.client_work import identity
 from jaxfed.core.model import Model
 from jaxfed.core.parametrization import Parametrization, frozen_arguments
+from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
-from jaxfed.data.stages import LOGGER
 from jaxfed.models.distillation import check_student, distil_scores
 
 
@@ -38,6 +40,11 @@ def find_teacher(settings: Start, saved: SavedModel, data: Clients) -> Callable[
     return teach
 
 
+def forward_all_rows(parametrization: Parametrization, theta: Tree) -> Tree:
+    """The model's shared parameters, all rows of their tables."""
+    return parametrization.forward(theta, None, *frozen_arguments(parametrization.frozen))
+
+
 def with_distilled(
     settings: Start, saved: SavedModel, data: Clients, model: Model, parametrization: Parametrization | None
 ) -> tuple[Model, Parametrization | None]:
@@ -45,14 +52,11 @@ def with_distilled(
     ValueError."""
     check_student(model)
     teach, held = find_teacher(settings, saved, data), parametrization or model
-
-    def forward(theta):
-        return parametrization.forward(theta, None, *frozen_arguments(parametrization.frozen))
+    forward = partial(forward_all_rows, parametrization) if parametrization else identity
 
     def init(key):
         model_key, own = jax.random.split(key)
-        known = {"forward": forward} if parametrization else {}
-        params, losses = distil_scores(model, held.init(model_key), teach, own, settings.distil_steps, **known)
+        params, losses = distil_scores(model, held.init(model_key), teach, own, settings.distil_steps, forward)
         if not isinstance(losses, jax.core.Tracer):
             LOGGER.info(
                 "start: the scores of %s learnt in %s steps: divergence %.3f at the first, %.3f at the last",

@@ -130,7 +130,8 @@ def make_method(config: Config, model: Model, **known: Any) -> Method:
     """The method of a configuration, which trains the model. Raises ValueError."""
     check_method_sections(config)
     optimizer = make_client_optimizer(config.work.optimizer)
-    Layers(config.work.optimizer.layers).factors(list_leaves(jax.eval_shape(model.init, jax.random.key(0))))
+    layers = Layers(config.work.optimizer.layers, config.work.optimizer.layer_decay)
+    layers.factors(list_leaves(jax.eval_shape(model.init, jax.random.key(0))))
     available = known | {"model": model, "client_optimizer": optimizer}
     spelled_out = call_registered("work", config.work, **available)
     method = call_registered("algorithm", config.algorithm, **available, spelled_out=spelled_out)

@@ -1,5 +1,6 @@
 """What a run takes over from another one: parameters by path and shape, and rows of items by id or by text."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ from jaxfed.core.tables import Table, is_table, num_rows
 from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
 from jaxfed.data.item_descriptions import item_texts
-from jaxfed.data.stages import LOGGER
 
+LOGGER = logging.getLogger("jaxfed.start")  # its lines are shown, as those of `training.log` are
 NEAREST = 10  # rows of which a new one is the mean
 
 
@@ -191,6 +192,8 @@ def with_private(method: Method, model: Model, saved: SavedModel, names: np.ndar
     kept, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[1], model.private(key)))
     if not jax.tree.leaves(own) or kept != own:
         raise ValueError("start.private: clients of this run do not keep the private part of the model alone: leave it")
+    if num_rows(own):
+        raise ValueError("start.private: the private part of this model has rows of items: leave it out")
     if found := describe_difference(jax.tree.map(lambda x: x[0], saved.private), own):
         raise ValueError(f"start.private: {saved.run} has other private parts: {found}: leave it out")
     place = {name: number for number, name in enumerate(saved.clients.tolist())}

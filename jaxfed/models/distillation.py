@@ -18,13 +18,20 @@ RATE = 1e-3  # of Adam
 
 
 def draw_histories(teach: Callable[[jax.Array], jax.Array], end: int, key: Key) -> jax.Array:
-    """int [HISTORIES, LENGTH]: items that a model draws one after the other, without repeats, from the softmax of its
-    scores for those before. teach: see `distil_scores`. end: of the items, which marks an unused place."""
+    """int [HISTORIES, LENGTH]: items one after the other, without repeats: with even chances from the softmax of a
+    teacher's scores for those before, or uniform over the items that it knows. If all were its own choice, its best
+    items would be in every history, and their scores would never be learnt.
+
+    teach: see `distil_scores`. end: of the items, which marks an unused place.
+    """
 
     def draw(key):
         def add(history, now):
             place, own = now
-            drawn = jax.random.categorical(own, mask_history(teach(history), history))
+            choice, chance = jax.random.split(own)
+            scores = mask_history(teach(history), history)
+            scores = jnp.where(jax.random.bernoulli(chance) & (scores > -jnp.inf), 0.0, scores)
+            drawn = jax.random.categorical(choice, scores)
             return history.at[place].set(drawn.astype(jnp.int32)), None
 
         empty = jnp.full(LENGTH, end, jnp.int32)

@@ -216,7 +216,7 @@ def test_rates_fall_from_the_top_layer_down(other):
         ),
         ({"private": True}, {"work": RUN["work"] | {"name": "scaffold"}}, "do not keep the private part of the model"),
         ({}, {"algorithm": {"name": "ifca"}, "channel": []}, "several models at the server, which would begin alike"),
-        ({}, {"algorithm": {"name": "heterofl"}, "work": RUN["work"] | {"freeze": ["bias"]}}, "have the whole width"),
+        ({}, {"algorithm": {"name": "heterofl"}, "channel": [], "work": {"freeze": ["bias"]}}, "have the whole width"),
         ({}, {"work": RUN["work"] | {"freeze": ["nothing"]}}, 'work.freeze: "nothing" is in the path of no parameter'),
         ({}, {"work": RUN["work"] | {"freeze": [""]}}, "nothing would be trained"),
         (
