@@ -23,6 +23,7 @@ from jaxfed.models.model import (
     score_rows,
     take_vectors,
 )
+from jaxfed.models.quantized_encoder import restore_floats
 from jaxfed.models.trained_encoder import (
     ComputeDtype,
     EncoderParts,
@@ -77,7 +78,9 @@ def encode_rows(made: AdaptedModel, shared: Tree, private: Tree) -> jax.Array:
     text = shared["text"]
     tables = {name: Table(text[name]) for name in ("inputs", "live") if name in text}
     if "lora_residual" in shared["params"] and isinstance(made.adapter, LoraSettings):
-        tables["base"] = add_products(text["base"], shared["params"]["lora_residual"], made.adapter.scale)
+        tables["base"] = add_products(
+            restore_floats(text["base"]), shared["params"]["lora_residual"], made.adapter.scale
+        )
     return encode_items(made.parts, find_adapter(shared, private), None, text | tables)
 
 

@@ -16,6 +16,7 @@ from jaxfed.core.recipe import find_recipe, named
 
 ROOT = Path(__file__).parents[2] / "jaxfed"
 NAMELESS = {("algorithm", "custom"), ("clock", "none"), ("parametrization", "identity"), ("server", "solve")}
+NAMELESS |= {("parametrization", "codes")}  # which gives a model
 
 
 def test_every_function_of_the_registry_leaves_its_own_name():

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxfed.algorithms.lora_products import RESIDUAL, multiply_factors
+from jaxfed.algorithms.rolora import replace_dense
 from jaxfed.core.tree import count_bytes
 from jaxfed.data.sources.pretrained import read_pretrained, tokenize_texts
+from jaxfed.models.adapters import BiasSettings, BottleneckSettings
 from jaxfed.models.bert_weights import convert_bert
 from jaxfed.models.lora import LoraSettings
 from jaxfed.models.mf import mf
@@ -72,6 +75,30 @@ def test_an_encoder_of_codes_is_that_of_the_numbers_that_they_mean():
     close(*(it.score(each, own, 0) for it, each in zip(models, shared, strict=True)))
     kernel = models[0].frozen["text"]["base"]["layer_0"]["query"]["kernel"]
     assert isinstance(kernel, QuantizedMatrix)
+
+
+ADAPTERS = {
+    "lora": None,
+    "lora, the base moved": None,
+    "bottleneck": BottleneckSettings(3, "output"),
+    "bitfit": BiasSettings("output"),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_every_adapter_on_a_base_of_codes(name):
+    """Scores and gradients are those on the numbers that the codes mean; some rules add a residual to the base."""
+    floats = ENCODER._replace(params=jax.tree.map(np.asarray, restore_floats(STORED.params)))
+    models = [make(encoder=each, adapter=ADAPTERS[name], trained_layers=1) for each in (STORED, floats)]
+    shared = models[0].init(KEY)
+    if name == "lora, the base moved":
+        shared = replace_dense(shared, **{RESIDUAL: multiply_factors(shared)})
+    shared = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(KEY, x.shape), shared)
+    own = models[0].private(KEY)
+    scored = [
+        jax.value_and_grad(lambda s, it=it: jnp.sum(it.score({**s, **it.frozen}, own, 0) ** 2))(shared) for it in models
+    ]
+    close(*scored, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.full  # it reads, and may fetch, 84 MB
