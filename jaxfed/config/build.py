@@ -41,7 +41,8 @@ from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.population import Labels, Population
 from jaxfed.data.preparation import add_notes
 from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
-from jaxfed.data.stages import log_stage
+from jaxfed.data.sequences import describe_cut_histories
+from jaxfed.data.stages import LOGGER, log_stage
 from jaxfed.evaluation.split import EvalSplit
 from jaxfed.privacy.accountant import PrivacyAccount
 
@@ -143,6 +144,8 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
     data, sampler, method = pieces.clients, pieces.sampler, pieces.method
     runtime = make_runtime(pieces.run, data.num_items)
     model = fit_model(pieces.model, data.population, runtime.table_rows)
+    if model.sequence and (note := describe_cut_histories(data.population, model.sequence.length)):
+        LOGGER.info("data: %s", note)
     channel = watch(chain(*method.links, pieces.channel))
     check_method(method, pieces, channel, runtime.processes)
     if method.is_central:

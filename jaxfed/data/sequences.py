@@ -50,6 +50,16 @@ def draw_sequences(
     return DrawnSequences(np.repeat(np.arange(len(clients)), batching.epochs), epoch, length, item, negative, dropout)
 
 
+def describe_cut_histories(population: Population, length: int) -> str:
+    """How many clients have more train items than a model of sequences reads; "": none.
+
+    length: see `SequenceFormat`.
+    """
+    cut = int((population.num_train > length).sum())
+    clients = len(population.num_train)
+    return f"{cut:,} of {clients:,} clients have more than {length} items: the latest are read" if cut else ""
+
+
 def list_warm_items(population: Population) -> np.ndarray:
     """int32: the items that may be negatives, ascending: all but the cold ones."""
     every = np.arange(population.num_items, dtype=np.int32)

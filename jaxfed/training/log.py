@@ -180,7 +180,7 @@ class TerminalHandler(logging.Handler):
 
 class StageLine(logging.Handler):
     """Shows in a terminal which stage of reading and preparing data is at work and for how long, in a line that goes
-    away (`jaxfed.data.stages`)."""
+    away (`jaxfed.data.stages`). What is no stage is a line that stays."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,6 +189,10 @@ class StageLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """The line of the stage that begins; after one that ends, of the stage around it."""
+        if not hasattr(record, "stage_begins"):
+            if LOGGER.isEnabledFor(record.levelno):
+                LOGGER.callHandlers(record)
+            return
         if getattr(record, "stage_begins", False):
             self.stages.append(printable(record.getMessage()))
         elif self.stages:

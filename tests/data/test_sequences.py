@@ -9,6 +9,7 @@ from jaxfed.data.batching import Batching, client_random_numbers
 from jaxfed.data.blocks import make_block_shapes
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.preparation import prepare_population
+from jaxfed.data.sequences import describe_cut_histories
 from jaxfed.data.sources.synthetic import synthetic_data
 
 DATA = synthetic_data(60, 50, mean_length=12)
@@ -69,6 +70,16 @@ def test_each_step_has_the_latest_items_and_the_negatives_drawn(lazy):
             assert negatives == dict(zip(*map(np.ndarray.tolist, np.unique(drawn, return_counts=True)), strict=True))
             assert dropout == tuple(raw[:1].view(np.uint32))
     assert len({dropout for steps in found.values() for _, _, dropout in steps}) == 2 * len(ids)
+
+
+def test_histories_that_are_cut_are_counted():
+    long = int((POPULATION.num_train > LENGTH).sum())
+    assert 0 < long < 60
+    assert (
+        describe_cut_histories(POPULATION, LENGTH)
+        == f"{long} of 60 clients have more than 17 items: the latest are read"
+    )
+    assert describe_cut_histories(POPULATION, int(POPULATION.num_train.max())) == ""
 
 
 def test_weights_count_targets():

@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from jaxfed.config.schema import make_config
-from jaxfed.training.log import LOGGER, RunLoggers, TerminalHandler, log
+from jaxfed.data.stages import LOGGER as DATA
+from jaxfed.data.stages import log_stage
+from jaxfed.training.log import LOGGER, RunLoggers, StageLine, TerminalHandler, log
 from jaxfed.training.loop import train_run
 from tests.small import TABLE
 
@@ -47,6 +49,20 @@ def test_all_loggers_are_closed_where_one_fails():
 def test_lines_are_printed_as_they_are(capsys):
     log("50% of [bold]it[/bold], %s")
     assert capsys.readouterr() == ("", "50% of [bold]it[/bold], %s\n")
+
+
+def test_what_is_said_of_data_stays(capsys):
+    """A line between stages is shown, and ends none of them."""
+    line = StageLine()
+    DATA.addHandler(line)
+    try:
+        with log_stage("reading"):
+            DATA.info("data: %s items have no title", 3)
+            assert line.stages == ["reading"]
+    finally:
+        DATA.removeHandler(line)
+    shown = [each for each in capsys.readouterr().err.splitlines() if each]
+    assert set(shown) == {"data: 3 items have no title"}
 
 
 @pytest.fixture
