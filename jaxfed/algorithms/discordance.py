@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.core.leaf_paths import list_leaves
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
 from jaxfed.core.types import Mean, Tree
@@ -91,9 +92,12 @@ def measure_discordance(method: Method) -> Method:
 
 
 def has_factors(params: Tree) -> bool:
-    """Whether both factors of low-rank adapters are among shared parameters."""
+    """Whether both factors of low-rank adapters are among shared parameters, for the same layers."""
     dense = params.get("params") if isinstance(params, dict) else None
-    return isinstance(dense, dict) and {"lora_a", "lora_b"} <= dense.keys()
+    if not isinstance(dense, dict) or not {"lora_a", "lora_b"} <= dense.keys():
+        return False
+    paths = [list_leaves(dense[name]).keys() for name in ("lora_a", "lora_b")]
+    return len(paths[0]) > 0 and paths[0] == paths[1]
 
 
 def add_discordance(method: Method, model: Model) -> Method:

@@ -21,7 +21,7 @@ from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Broadcast, Tree
 
 RESIDUAL = "lora_residual"  # what is added to the products of the base: that of A and B beside it
-SUMS = "rolora, fedask, raflora, or model.rule = ffa or fedsa, which are sums"
+SUMS = "rolora, fedask, or model.rule = ffa or fedsa, which are sums"
 
 
 def multiply_factors(params: Tree) -> Tree:

@@ -14,8 +14,8 @@ def with_central(table: dict[str, Any]) -> dict[str, Any]:
     """The table of a configuration that trains the same model on the same data in one place.
 
     [algorithm], [[channel]], [[download]] and [privacy] are removed, since nothing is sent. [work] keeps only how
-    batches are made, with one pass a round. All else stays: [server] is the optimiser, and [cohort] chooses the clients
-    whose data make a batch. Raises ValueError for a model that is solved for.
+    batches are made, with one pass a round, and what is frozen. All else stays: [server] is the optimiser, and [cohort]
+    chooses the clients whose data make a batch. Raises ValueError for a model that is solved for.
     """
     model = expect_table(table.get("model", {}), "model").get("name")
     if model in CLOSED:
@@ -23,7 +23,8 @@ def with_central(table: dict[str, Any]) -> dict[str, Any]:
             f'--central: "{model}" is solved from sums, one round of everyone is the central model already'
         )
     work = expect_table(table.get("work", {}), "work")
-    kept = {key: value for key, value in work.items() if key in Batching._fields and key != "epochs"}
+    batching = {*Batching._fields, "freeze"} - {"epochs"}
+    kept = {key: value for key, value in work.items() if key in batching}
     federated = ("algorithm", "channel", "download", "privacy", "work")
     rest = {key: value for key, value in table.items() if key not in federated}
     return {**rest, "algorithm": {"name": "central"}, "work": kept, "channel": []}

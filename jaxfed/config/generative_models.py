@@ -63,7 +63,7 @@ def read_lines(pretrained: Pretrained, texts: np.ndarray, rows: int, max_pieces:
     """int [rows, P]: the pieces of each text as a line of its own, past the vocabulary where unused. Raises ValueError
     where there are no texts."""
     check_texts_given(texts)
-    table = tokenize_texts(pretrained, [f"{text}\n" for text in texts], max_pieces, marks=False)
+    table = tokenize_texts(pretrained, [f"{text}\n" if text else "" for text in texts], max_pieces, marks=False)
     for note in note_texts(texts, table.cut, table.ids.shape[1]):
         LOGGER.info("data: %s", note)
     unused = np.full((max(rows - len(texts), 0), table.ids.shape[1]), int(pretrained.config["vocab_size"]), np.int32)

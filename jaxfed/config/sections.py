@@ -195,7 +195,8 @@ def make_started(config: Config, data: Clients, saved: SavedModel | None) -> tup
     model = freeze_leaves(whole, config.work.freeze, plain(jax.jit(whole.init)(key)) if plain else None)
     model, parametrization = make_parametrized(config, model, data)
     if parametrization is None:
-        return with_start(model, plain or find(jax.eval_shape(model.init, key))), None
+        fill = find(jax.eval_shape(model.init, key)) if parametrized or plain is None else plain
+        return with_start(model, fill), None
     return model, with_start(parametrization, find(jax.eval_shape(parametrization.init, key), of_theta=True))
 
 
@@ -206,6 +207,11 @@ def make_pieces(config: Config, data: Clients, saved: SavedModel | None = None) 
     """
     population, run, server = data.population, config.run, config.server
     model, parametrization = make_started(config, data, saved)
+    if parametrization and parametrization.pruning and parametrization.pruning.end > config.rounds:
+        raise ValueError(
+            f"parametrization.end is {parametrization.pruning.end} and rounds is {config.rounds}: pruning would not be "
+            "finished, lower the one or raise the other"
+        )
     sampler = choose_sampler(config, population)
     known = known_arguments(config, population, sampler)
 

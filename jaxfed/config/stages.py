@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.config.memory import check_examples
@@ -26,7 +27,7 @@ from jaxfed.models.freezing import PLACE
 
 WITH_PRUNING = ("clip", "adaptive_clip", "zero_out", "quantize", "gaussian")  # links that work number by number
 MEANS = ("mean", "weighted_mean", "per_row_mean")
-WITH_SUBMODELS = ("clip", "adaptive_clip", "zero_out", "quantize", "top_k")  # links that leave zeros as they are
+WITH_SUBMODELS = ("clip", "adaptive_clip", "zero_out", "quantize")  # links that leave zeros as they are
 
 
 class Edges(NamedTuple):
@@ -173,6 +174,13 @@ def check_submodels(pieces: Pieces) -> None:
             f"sub-models: {refused[0]} would change coordinates that a client does not hold: leave it out, or take one "
             f"of {', '.join(WITH_SUBMODELS)}"
         )
+    if jax.tree.leaves(jax.eval_shape(lambda: pieces.channel.init({"x": jnp.zeros(2)})[1])):
+        raise ValueError(
+            "sub-models: an error that a client keeps would be sent when it does not hold the coordinate: set "
+            "keep_error = false"
+        )
+    if pieces.download:
+        raise ValueError("sub-models: codes are made of the whole model, not of a part: leave [[download]] out")
 
 
 def check_pruning(pieces: Pieces, channel: Channel) -> None:

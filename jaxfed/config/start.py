@@ -16,12 +16,14 @@ from jaxfed.core.leaf_paths import list_leaves, map_with_paths, match_paths
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
 from jaxfed.core.parametrization import describe_difference
+from jaxfed.core.pruning import fill_zeros
 from jaxfed.core.tables import Table, is_table, num_rows
 from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
 from jaxfed.data.item_descriptions import item_texts
 
 LOGGER = logging.getLogger("jaxfed.start")  # its lines are shown, as those of `training.log` are
+ADAPTERS = "params/lora_"  # what the paths of adapters begin with: a part of them means nothing by itself
 NEAREST = 10  # rows of which a new one is the mean
 
 
@@ -108,6 +110,12 @@ def choose_leaves(settings: Start, saved: SavedModel, sizes: Tree, source: Tree)
                 f"start.run: {path} has the shape {list(old)} in {saved.run} and {list(new)} here: make both models of "
                 "one size, or leave it out by start.parts"
             )
+    lost = [path for path in there if path.startswith(ADAPTERS) and path not in here]
+    if lost and not settings.parts:
+        raise ValueError(
+            f"start.run: {saved.run} has {lost[0]}, for which this run has no place: take the rule for adapters of "
+            "that run, or choose by start.parts what is taken"
+        )
     if not found:
         raise ValueError(
             f"start.run: nothing of {saved.run} is a part of this model: it has {shorten_list(there)}; asked for are "
@@ -169,7 +177,9 @@ def fill_leaves(dense: dict[str, Any], tables: dict[str, tuple[np.ndarray, np.nd
 
 def with_start(held: Any, fill: Callable[[Tree], Tree]) -> Any:
     """A model or a parametrization that begins with what `find_start` found."""
-    drawn = held.init
+    drawn, pruning = held.init, getattr(held, "pruning", None)
+    if pruning:  # what another run had pruned is none of this run's schedule
+        return held._replace(init=lambda key: fill_zeros(pruning, fill(drawn(key))))
     return held._replace(init=lambda key: fill(drawn(key)))
 
 
@@ -177,7 +187,8 @@ def check_one_model(method: Method, model: Model) -> None:
     """Raises ValueError where a method keeps several models at the server, which would all begin alike."""
     key = jax.random.key(0)
     sent, params = jax.eval_shape(lambda: (method.work.init(params := model.init(key), key)[0].params, params))
-    if describe_difference(sent, params):
+    there = list_leaves(sent)  # a rule for adapters may add to the model's own
+    if describe_difference({path: there.get(path) for path in list_leaves(params)}, list_leaves(params)):
         raise ValueError("start.run: this method has several models at the server, which would begin alike: leave it")
 
 

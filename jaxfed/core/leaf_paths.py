@@ -1,7 +1,7 @@
 """The paths of the leaves of a tree, such as `params/block_0/query/kernel` and `tables/item`, and patterns of them."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -61,8 +61,3 @@ def match_paths(patterns: Sequence[str], paths: Iterable[str], where: str) -> di
         for path in hits:
             found.setdefault(path, number)
     return {path: found[path] for path in paths if path in found}
-
-
-def put_leaves(tree: Tree, values: Mapping[str, Any]) -> Tree:
-    """The tree with other leaves at some paths."""
-    return map_with_paths(lambda path, leaf: values.get(path, leaf), tree)

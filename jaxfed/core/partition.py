@@ -84,7 +84,8 @@ def check_rules(rules: PartitionRules, *trees: Tree) -> None:
     """Raises ValueError for a rule that is of no leaf of some trees, in which is all that a run holds."""
     names = {join_path(path): x for tree in trees for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
     for pattern, spec in rules:
-        if not any(re.search(pattern, name) and len(x.shape) >= len(spec) for name, x in names.items()):
+        # where rules are applied, names have more before them: a pattern with ^ would match nothing
+        if not any(re.search(pattern, f"server/{name}") and len(x.shape) >= len(spec) for name, x in names.items()):
             some = sorted(name for name, x in names.items() if len(x.shape) >= len(spec))[:SHOWN]
             raise ValueError(
                 f'run.partition: "{pattern}" is in the name of no array with {len(spec)} axes: there are '

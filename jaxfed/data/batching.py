@@ -50,7 +50,10 @@ class Batching(NamedTuple):
         return self.batch_size * (2 if self.pairwise else 1)
 
     def examples(self, positives: Any) -> Any:
-        """Examples of one epoch over so many positives; of a history its targets, all items read but the first."""
+        """Examples of one epoch over so many positives; of a history its targets, all items read but the first, or all
+        where none are compared with."""
+        if self.sequence and not self.sequence.compares:
+            return np.minimum(positives, self.sequence.length)
         if self.sequence:
             return np.maximum(np.minimum(positives, self.sequence.length) - 1, 0)
         return positives * (self.negatives if self.pairwise else 1 + self.negatives)

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxfed.core.client_work import identity
@@ -15,14 +16,15 @@ from jaxfed.core.types import History, Key, Tree
 
 HISTORIES, LENGTH, BATCH = 2048, 20, 64  # histories that are drawn, their items, and those of a step
 RATE = 1e-3  # of Adam
+PAST_END = np.iinfo(np.int32).max  # an unused place of a history, whatever the catalogue
 
 
-def draw_histories(teach: Callable[[jax.Array], jax.Array], end: int, key: Key) -> jax.Array:
+def draw_histories(teach: Callable[[jax.Array], jax.Array], key: Key) -> jax.Array:
     """int [HISTORIES, LENGTH]: items one after the other, without repeats: with even chances from the softmax of a
     teacher's scores for those before, or uniform over the items that it knows. If all were its own choice, its best
     items would be in every history, and their scores would never be learnt.
 
-    teach: see `distil_scores`. end: of the items, which marks an unused place.
+    teach: see `distil_scores`.
     """
 
     def draw(key):
@@ -34,7 +36,7 @@ def draw_histories(teach: Callable[[jax.Array], jax.Array], end: int, key: Key) 
             drawn = jax.random.categorical(choice, scores)
             return history.at[place].set(drawn.astype(jnp.int32)), None
 
-        empty = jnp.full(LENGTH, end, jnp.int32)
+        empty = jnp.full(LENGTH, PAST_END, jnp.int32)
         return jax.lax.scan(add, empty, (jnp.arange(LENGTH), jax.random.split(key, LENGTH)))[0]
 
     return jax.lax.map(draw, jax.random.split(key, HISTORIES), batch_size=BATCH)
@@ -64,11 +66,11 @@ def score_by_history(model: Model, shared: Tree, history: jax.Array) -> jax.Arra
     return model.score(whole, private, jnp.int32(0))
 
 
-def shorten_histories(pool: jax.Array, end: int, key: Key) -> jax.Array:
+def shorten_histories(pool: jax.Array, key: Key) -> jax.Array:
     """int [BATCH, LENGTH]: the beginnings of some histories of a pool, of random lengths."""
     who, length = jax.random.split(key)
     kept = jnp.arange(LENGTH) < jax.random.randint(length, (BATCH, 1), 1, LENGTH + 1)
-    return jnp.where(kept, pool[jax.random.randint(who, (BATCH,), 0, len(pool))], end)
+    return jnp.where(kept, pool[jax.random.randint(who, (BATCH,), 0, len(pool))], PAST_END)
 
 
 def mean_divergence(
@@ -122,16 +124,15 @@ def distil_scores(
     """
     check_student(model)
     drawing, cutting = jax.random.split(key)
-    pace, end = optax.adam(RATE), num_rows(jax.eval_shape(forward, params))
-    diverge = partial(mean_divergence, model, teach, forward)
+    pace, diverge = optax.adam(RATE), partial(mean_divergence, model, teach, forward)
 
     @jax.jit
     def run(params):
-        pool = draw_histories(teach, end, drawing)
+        pool = draw_histories(teach, drawing)
 
         def step(carry, key):
             params, state = carry
-            loss, gradient = jax.value_and_grad(diverge)(params, shorten_histories(pool, end, key))
+            loss, gradient = jax.value_and_grad(diverge)(params, shorten_histories(pool, key))
             update, state = pace.update(gradient, state, params)
             return (optax.apply_updates(params, update), state), loss
 

@@ -19,7 +19,8 @@ def select_leaves(tree: Tree, chosen: set[str], inside: bool, prefix: str = "") 
     for key, value in tree.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict):
-            made[key] = select_leaves(value, chosen, inside, f"{path}/")
+            if (part := select_leaves(value, chosen, inside, f"{path}/")) or not value:
+                made[key] = part
         elif (path in chosen) == inside:
             made[key] = value
     return made
@@ -70,7 +71,7 @@ def freeze_leaves(model: Model, patterns: Sequence[str], values: Tree | None = N
     Example:
         >>> import jaxfed as jf
         >>> model = jf.models.freeze_leaves(jf.models.sasrec(num_items=100, dim=8), ["block_0/"])
-        >>> "query" in model.init(jax.random.key(0))["params"]["encoder"]["block_0"]
+        >>> "block_0" in model.init(jax.random.key(0))["params"]["encoder"]
         False
     """
     if not patterns:

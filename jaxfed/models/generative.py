@@ -54,13 +54,18 @@ def take_texts(made: GenerativeModel, shared: Tree, sequence: jax.Array) -> Prom
 
 
 def sum_piece_losses(made: GenerativeModel, shared: Tree, private: Tree, batch: dict[str, jax.Array]) -> Mean:
-    """The cross-entropy of each piece of a history after those before it; see `SequenceFormat`."""
+    """The mean cross-entropy of the pieces of a history, each after those before it; see `SequenceFormat`.
+
+    A history weighs as many as it has items, however many pieces these have.
+    """
     shared = unwrap(shared)
     pieces, live = take_texts(made, shared, batch["sequence"])
     read = jnp.concatenate([jnp.array([made.start]), pieces[:-1]])
     logits, _ = made.module.apply(made.variables(shared), read[None], live[None])
     each = optax.softmax_cross_entropy_with_integer_labels(logits[0], jnp.where(live, pieces, 0))
-    return Mean(jnp.sum(jnp.where(live, each, 0)), jnp.sum(live, dtype=jnp.float32))
+    mean = Mean(jnp.sum(jnp.where(live, each, 0)), jnp.sum(live, dtype=jnp.float32)).value
+    items = jnp.sum(batch["sequence"] < shared["text"]["pieces"].shape[0], dtype=jnp.float32)
+    return Mean(mean * items, items)
 
 
 def read_history(made: GenerativeModel, shared: Tree, history: History) -> Tree:

@@ -44,7 +44,8 @@ def pruned_weights(
 
     The server prunes its own parameters. Before round t the share s (1 - (1 - (t - start) / (end - start))^3) of each
     leaf is zero. Clients read from the model which weights are kept. A pruned weight is zero in the model, in gradients
-    and in messages, and stays so. Clients are sent, and send, those that are kept, and down a bit for each weight.
+    and in messages, and stays so. Clients are sent, and send, those that are kept, and down a bit for each weight. The
+    best round is chosen among those from `end` on.
 
     Args:
         model: The model whose weights they are.

@@ -22,6 +22,7 @@ from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Mechanism, Tree
 from jaxfed.data.clients import Clients
 from jaxfed.data.packing import pack_cohort
+from jaxfed.training.best_model import read_start
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 
 # A difference of two float32 sums of hundreds of clients is right to some thousandth of one client's bound.
@@ -134,7 +135,7 @@ def probe_rounds(config: Config, data: Clients, clients: int = 16, rounds: int =
     Raises:
         ValueError: where no link is private, or several processes take part.
     """
-    parts = build_from_config(config, data, record_channel)
+    parts = build_from_config(config, data, record_channel, read_start(config))
     if parts.processes.size > 1:
         raise ValueError("jaxfed privacy probe works in one process: start it without a launcher")
     population, mechanisms, channel = data.population, list_mechanisms(parts.channel), parts.channel

@@ -192,7 +192,10 @@ def evaluate_session(session: Session, info: dict[str, Any]) -> tuple[dict[str, 
     value = values[settings.evaluation.select]
     value = value if math.isfinite(value) and all_finite(scored_model(parts, session.state)[0]) else math.nan
     session.last_value = value
-    better = progress.judge(settings.evaluation.select, value)
+    parametrization = parts.method.parametrization
+    pruning = parametrization.pruning if parametrization else None
+    # a model with more weights than the schedule ends with is not what was asked for
+    better = not (pruning and progress.round < pruning.end) and progress.judge(settings.evaluation.select, value)
     if better:
         session.best = keep_model(parts, session.state)
     return row, describe_evaluation(session, row, value, better)
