@@ -1,11 +1,11 @@
-"""The memory that each device needs for a round of a decoder with adapters on clients: compiled, and not run.
+"""The memory that each device needs for a round of a decoder with adapters on clients. Compiles it, and runs nothing.
 
 python scripts/abstract_memory.py [configs/abstract/decoder_1b_lora.toml] [--lower-only]
 
 No weights, no data and no accelerator are needed: arrays are shapes. For each mesh of the file the round is lowered for
-TPU and CUDA on a mesh without devices, and compiled for as many CPU devices as the mesh has, which are made up. The
-bytes of arguments are exact on any device. Those of temporaries are the CPU compiler's, which multiplies bfloat16 in
-float32: another compiler needs less. --lower-only leaves the compilation out.
+TPU and CUDA on a mesh without devices, and compiled for as many virtual CPU devices as the mesh has. The bytes of
+arguments are the same on any device. The bytes of temporary memory are those of the CPU compiler, which multiplies
+bfloat16 in float32; other compilers may need less. --lower-only leaves the compilation out.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""What it gives to train the clients of a cohort in one program: rounds of a configuration as they run, in turn with
-the same rounds in which each block has one client; and the temporary memory of a block, by its number of clients.
+"""How much faster it is to train the clients of a cohort in one program. Times rounds of a configuration as they are,
+in turn with the same rounds in which each block has one client. Prints the temporary memory of a block, too.
 
 python scripts/one_by_one.py configs/ml100k_sasrec.toml [--clients 128] [--rounds 20] [--KEY VALUE ...]
 """
@@ -29,7 +29,7 @@ def make_parts(path: str, clients: int, area: int, changes: list[str]) -> RunPar
 
 
 def measure_memory(parts: RunParts) -> int:
-    """Bytes of temporary memory of the longest block's program."""
+    """Bytes of temporary memory of the program of the longest block."""
     plan, _, frozen = parts.algorithm.step.args  # type: ignore[attr-defined]
     cohort = empty_cohort(parts.data.population, parts.batching, parts.shapes)
     state = jax.eval_shape(lambda: initial_arrays(parts, SEED)["state"])

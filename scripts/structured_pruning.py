@@ -1,11 +1,11 @@
-"""A finished run made smaller: heads, units of feed-forward layers and rows of items removed, without more training.
+"""Makes the model of a finished run smaller: heads, units of feed-forward layers and rows of items are removed.
 
 python scripts/structured_pruning.py RUN [--heads 2] [--hidden 64] [--rows 0.5]
 
 RUN is the folder of a run of `sasrec` or `bert4rec`. The weakest heads and units of each block are removed, and the
-share of item rows that is in the fewest train interactions of the last rounds' clients. Prints, for the best model as
-it is and smaller: numbers of the dense part, bytes that a client holding 300 rows would send, bytes of the model at the
-server, and the figures of the test.
+rows of items with the fewest train interactions among the clients of the last rounds. There is no more training.
+Prints, for the best model before and after: numbers of the dense part, bytes that a client with 300 rows would send,
+bytes of the model at the server, and the figures of the test.
 """
 
 import argparse

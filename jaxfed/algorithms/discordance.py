@@ -1,4 +1,4 @@
-"""How far the mean of low-rank factors is from the mean of their products, round by round."""
+"""How far the product of mean low-rank factors is from the mean of their products, measured in every round."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxfed.core.method import Method
 from jaxfed.core.model import Model
 from jaxfed.core.types import Mean, Tree
 
-PROBES = 16  # directions of the output of a product in which it is measured
+PROBES = 16  # random directions of the output in which a product is measured
 PREFIX = "lora/layer"
 
 
@@ -25,13 +25,13 @@ def list_products(params: Tree) -> list[tuple[jax.Array, jax.Array]]:
 
 
 def draw_probes(width: int, number: int) -> np.ndarray:
-    """float32 [width, p] of orthonormal columns, p at most `PROBES`; the whole space where it is no wider."""
+    """float32 [width, p]: p random orthonormal columns, p = min(width, `PROBES`). number: the seed."""
     drawn = np.random.default_rng(number).normal(size=(width, min(width, PROBES)))
     return np.linalg.qr(drawn)[0].astype(np.float32)
 
 
 def probe_products(params: Tree, update: Tree) -> dict[str, jax.Array]:
-    """What one client adds to the means of `summarize_discordance`, of each layer."""
+    """{name: array} of one client, of each layer; `summarize_discordance` reads their means over clients."""
     found: dict[str, jax.Array] = {}
     for i, ((a, b), (da, db)) in enumerate(zip(list_products(params), list_products(update), strict=True)):
         probes = draw_probes(b.shape[1], i)
@@ -42,7 +42,7 @@ def probe_products(params: Tree, update: Tree) -> dict[str, jax.Array]:
 
 
 def summarize_discordance(figures: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The figures of a round with `lora/discordance` in place of the means that it is made of."""
+    """The figures of a round, with `lora/discordance` instead of the means that it is computed from."""
     parts = {name: x for name, x in figures.items() if name.startswith(PREFIX)}
     rest = {name: x for name, x in figures.items() if name not in parts}
     layers = {name.rsplit("/", 1)[0] for name in parts}
@@ -52,18 +52,18 @@ def summarize_discordance(figures: dict[str, jax.Array]) -> dict[str, jax.Array]
 
 
 def measure_discordance(method: Method) -> Method:
-    """The same method, whose rounds report `lora/discordance`: how far the mean of factors is from that of products.
+    """The same method, whose rounds report `lora/discordance`: the error of averaging factors instead of products.
 
     It is |mean(A_i B_i) - mean(A) mean(B)| / |mean(A_i B_i) - A B|. A and B are the factors of low-rank adapters (LoRA,
     Hu et al. 2022) that are sent, A_i and B_i those of a client after training. The difference is the covariance
-    (1/m) sum (A_i - mean(A)) (B_i - mean(B)). Norms are over all layers, and clients weigh the same. Of a product wider
-    than 16 numbers it is an estimate, from 16 fixed random directions.
+    (1/m) sum (A_i - mean(A)) (B_i - mean(B)). Norms are over all layers, and all clients have the same weight. For a
+    product wider than 16 numbers it is an estimate, from 16 fixed random directions.
 
-    It is a figure of the simulator, as the training loss is: no server learns it. It is of what clients train, before
-    any link, so that secure sums, noise and codes change nothing of it.
+    It is a figure of the simulator, as the training loss is: no server learns it. It is computed from what clients
+    train, before any link, so secure sums, noise and quantization do not change it.
 
     Args:
-        method: A method whose clients send where the shared part began less where it ended.
+        method: A method whose update is the shared part at the start less the shared part at the end.
 
     Returns:
         The method.
@@ -101,7 +101,7 @@ def has_factors(params: Tree) -> bool:
 
 
 def add_discordance(method: Method, model: Model) -> Method:
-    """The method with `lora/discordance` where clients send both factors of adapters and their product can differ."""
+    """The method, with `lora/discordance` where clients train both factors of adapters and send differences."""
     if not method.sends_difference or method.is_central:
         return method
     return measure_discordance(method) if has_factors(jax.eval_shape(model.init, jax.random.key(0))) else method

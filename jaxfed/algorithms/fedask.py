@@ -1,7 +1,7 @@
-"""FedASK: clients send sketches of the products of their low-rank factors, of which a sum gives the mean product.
+"""FedASK: clients send sketches of the products of their low-rank factors; the server finds the mean product from sums.
 
-Wen et al. 2025, "Differentially private federated low rank adaptation beyond fixed-matrix". Of one message: Tropp et
-al. 2017, "Practical sketching algorithms for low-rank matrix approximation".
+Wen et al. 2025, "Differentially private federated low rank adaptation beyond fixed-matrix". The form with one message:
+Tropp et al. 2017, "Practical sketching algorithms for low-rank matrix approximation".
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ Sketches = list[tuple[jax.Array, jax.Array]]  # of each layer: P W [in, p] and V
 
 
 def draw_sketches(size: int, number: jax.Array, params: Tree) -> Sketches:
-    """Of each layer the public normal numbers (W [out, p], V [in, 2 p]) of a round, no wider than the layer."""
+    """The public random matrices (W [out, p], V [in, 2 p]) of each layer in a round, no wider than the layer."""
 
     def draw(key: Key, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
         of_output, of_input = jax.random.split(key)
@@ -36,13 +36,13 @@ def draw_sketches(size: int, number: jax.Array, params: Tree) -> Sketches:
 
 
 def sketch_products(size: int, number: jax.Array, params: Tree) -> Sketches:
-    """(A (B W), (V' A) B) of each layer: no product of its width is made."""
+    """(A (B W), (V' A) B) of each layer; A B itself is never computed."""
     drawn = zip(list_products(params), draw_sketches(size, number, params), strict=True)
     return [(a @ (b @ of_output), (of_input.T @ a) @ b) for (a, b), (of_output, of_input) in drawn]
 
 
 def restore_factors(rank: int, of_output: jax.Array, of_input: jax.Array, drawn: jax.Array) -> tuple:
-    """(A, B) of rank r from P W, V' P and V: Q of an orthonormal basis of P W, and X of V' Q X = V' P."""
+    """(A, B) of rank r from P W, V' P and V: P is Q X, with Q an orthonormal basis of P W and V' Q X = V' P."""
     basis, _ = jnp.linalg.qr(of_output)
     inner = jnp.linalg.lstsq(drawn.T @ basis, of_input)[0]
     u, s, v = jnp.linalg.svd(inner, full_matrices=False)
@@ -50,7 +50,7 @@ def restore_factors(rank: int, of_output: jax.Array, of_input: jax.Array, drawn:
 
 
 def move_by_sketches(size: int, broadcast: Broadcast, delta: Tree, found: Sketches) -> Tree:
-    """The server's step: factors of the mean product, whose sketches are those of A B and the mean of their changes."""
+    """The server's step, to factors of the mean product: its sketches are those of A B plus their mean changes."""
     params, number = broadcast.params["params"], broadcast.extra
     pairs = (params[name] for name in ("lora_a", "lora_b"))
     (left, structure), (right, _) = (jax.tree.flatten(each) for each in pairs)
@@ -81,7 +81,7 @@ def replace_factors_by_sketches(model: Model) -> Channel:
 def train_and_sketch(
     model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, size: int
 ) -> ClientWork:
-    """Local steps, with sketches of how the products have moved."""
+    """Local steps, and sketches of the change of each product."""
 
     def init(params, key):
         check_factors("fedask", params)
@@ -114,22 +114,22 @@ def fedask(
 ) -> Method:
     """FedASK (Wen et al. 2025), in one message: sums of sketches give the best factors for the mean of A_i B_i.
 
-    A client sends A_i (B_i W) and (V' A_i) B_i less those of A B, with public normal W [out, p] and V [in, 2 p], new in
+    A client sends A_i (B_i W) and (V' A_i) B_i less those of A B, with public random W [out, p] and V [in, 2 p], new in
     each round. With Q a basis of the first sum and X from V' Q X = the second, Q X is the mean product, exactly where
-    its rank is at most p. The paper asks twice, with Q for V; one message takes another sketch (Tropp et al. 2017).
+    its rank is at most p. In the paper a client sends two messages, and Q is V; here it sends one (Tropp et al. 2017).
 
     Args:
         model: The model, which shares the factors `lora_a` and `lora_b`: text_lora with the rule fedit.
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
-        server_optimizer: Moves what is no factor. Left out: optax.sgd(1.0).
+        server_optimizer: Moves all parameters except the factors. Left out: optax.sgd(1.0).
         by_row: Whether a local step updates only the table rows in its batch, see `fedavg`.
-        sketch: The number p. For each layer p * in + 2 p * out numbers are sent.
+        sketch: The number p, at least the rank of the factors. For each layer p * in + 2 p * out numbers are sent.
 
     Returns:
         The method, what clients and what the server compute.
 
     Raises:
-        ValueError: when a run begins: no such factors, or `sketch` is below their rank.
+        ValueError: when a run begins: the model has no such factors, or `sketch` is below their rank.
 
     Example:
         >>> import jaxfed as jf, optax

@@ -40,9 +40,9 @@ class Layers(NamedTuple):
     """Layers whose rates fall from the top down (Howard and Ruder 2018, "Universal language model fine-tuning").
 
     Args:
-        patterns: Regular expressions, found in the paths of shared parameters, the top layer first.
-        decay: Steps of parameters with the k-th of them, counted from 0, are multiplied by decay^k; where several are
-            in a path the first counts. Parameters without any have the rate of their group.
+        patterns: Regular expressions, searched in the paths of shared parameters, the top layer first.
+        decay: Steps of parameters whose path has the k-th pattern, counted from 0, are multiplied by decay^k. Where
+            several patterns are in a path, the first counts. Other parameters have the rate of their group.
 
     Example:
         >>> Layers(("block_1/", "block_0/", "tables/"), decay=0.5).decay
@@ -53,8 +53,8 @@ class Layers(NamedTuple):
     decay: float = 1.0
 
     def factors(self, paths: Iterable[str]) -> dict[str, float]:
-        """{path: factor} of the paths in a layer. Raises ValueError for a pattern that is in none, and for a decay that
-        is not positive."""
+        """{path: factor} of the paths that have a pattern. Raises ValueError for a pattern that is in no path, or a
+        decay that is not positive."""
         if not self.decay > 0:
             raise ValueError(f"work.optimizer.layer_decay is {self.decay}: it must be above 0")
         found = match_paths(self.patterns, paths, "work.optimizer.layers")

@@ -1,4 +1,4 @@
-"""HeteFedRec: clients with few interactions train the first columns of the model's vectors alone."""
+"""HeteFedRec: clients with few interactions train only the first columns of the model's vectors."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,8 +13,8 @@ from jaxfed.core.recipe import named
 
 
 def assign_activity_groups(num_train: Sequence[int], shares: Sequence[float]) -> np.ndarray:
-    """int [clients]: 0 for the share of the clients with the fewest interactions, 1 for the next, and so on; of equal
-    ones the earlier comes first."""
+    """int [clients]: 0 for the share of the clients with the fewest interactions, 1 for the next share, and so on. Of
+    clients with equally many, the earlier comes first."""
     order = np.argsort(np.asarray(num_train), kind="stable")
     ends = np.round(np.cumsum(shares)[:-1] * len(order)).astype(int)
     groups = np.empty(len(order), np.int64)
@@ -23,7 +23,7 @@ def assign_activity_groups(num_train: Sequence[int], shares: Sequence[float]) ->
 
 
 def check_shares(rates: Sequence[float], shares: Sequence[float]) -> None:
-    """Raises ValueError for shares that are not those of all clients, one for each rate."""
+    """Raises ValueError where there is not one positive share for each rate, or their sum is not 1."""
     if len(rates) != len(shares) or not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(
             f"algorithm.shares are {', '.join(map(str, shares))}: give one above 0 for each of the {len(rates)} rates, "
@@ -44,21 +44,21 @@ def hetefedrec(
     """HeteFedRec (Yuan et al. 2024): the more interactions a client has, the longer the vectors that it trains.
 
     A client of rate p trains the first ceil(p d) columns of vectors, and units of layers. Each coordinate is averaged
-    over the clients that hold it. The paper's losses and distillation are not here. Rate 1 alone is FedAvg.
+    over the clients that hold it. The paper's losses and distillation are left out. With rate 1 alone it is FedAvg.
 
     Args:
         model: The model: mf, pfedrec, neumf or two_tower.
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
         server_optimizer: Moves the model by what the channel made of all updates. Left out: optax.sgd(1.0).
         num_train: Number of train interactions of each client.
-        rates: Shares of every width, of the clients with the fewest interactions first.
-        shares: Share of the clients that has each of the rates.
+        rates: Shares of every width; the first is for the clients with the fewest interactions. One of them is 1.
+        shares: Shares of the clients that have each of the rates. Their sum is 1.
 
     Returns:
         The method, what clients and what the server compute.
 
     Raises:
-        ValueError: there are no such rates or shares; or, when a run begins, the widths of the model are not known.
+        ValueError: rates or shares are not valid; or, when a run begins, the widths of the model are not known.
 
     Example:
         >>> import jaxfed as jf, optax

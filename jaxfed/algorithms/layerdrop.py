@@ -21,7 +21,7 @@ from jaxfed.core.types import Broadcast, Tree
 
 
 def number_blocks(params: Tree) -> Tree:
-    """Of each leaf the number of its block, as in params/encoder/block_0/norm_1/scale; -1: it is of none."""
+    """The number of the block of each leaf, such as 0 of params/encoder/block_0/norm_1/scale; -1: it is in no block."""
 
     def number(path, x):
         found = re.search(r"(^|/)block_(\d+)/", join_path(path))
@@ -52,7 +52,7 @@ def check_dropped_blocks(model: Model, share: float) -> None:
 
 
 def mark_block_coordinates(params: Tree, round: jax.Array) -> Tree:
-    """Of each leaf, bool [blocks + 1, ...]: in which block it is, or in none (the last one); of a table, of a row."""
+    """bool [blocks + 1, ...] of each leaf: in which block it is; the last is for no block. Of a table: of one row."""
     blocks = count_blocks(params)
 
     def mark(number, x, in_table):
@@ -73,7 +73,7 @@ def keep_blocks(params: Tree, kept: jax.Array) -> Tree:
 
 
 def kept_block_shapes(share: float, group: int, broadcast: Broadcast) -> Broadcast:
-    """Shapes of what a client is sent that trains a share of the blocks: those of the first, as all are of one size."""
+    """Shapes of what a client downloads: of the first blocks, as all blocks have the same size."""
     kept = count_units(share, count_blocks(broadcast.params))
 
     def cut(number, x):
@@ -85,7 +85,7 @@ def kept_block_shapes(share: float, group: int, broadcast: Broadcast) -> Broadca
 def make_block_work(
     model: Model, client_optimizer: optax.GradientTransformation, sends_gradient: bool, share: float
 ) -> ClientWork:
-    """A gradient, or local steps, of the blocks that a client draws."""
+    """A gradient, or local steps, for the blocks that a client draws."""
 
     def make(model):
         return make_gradient_work(model, client_optimizer) if sends_gradient else local_steps(model, client_optimizer)
@@ -138,9 +138,9 @@ def layerdrop(
     by: By = "uniform",
 ) -> Method:
     """LayerDrop (Fan et al. 2020) over clients: in every round a client draws ceil(share L) of the L blocks of a
-    transformer, and downloads, computes and sends these alone.
+    transformer, and downloads, trains and sends only these, beside what is in no block.
 
-    The residual paths go around the others. Each block is averaged over those who drew it. Share 1 is FedAvg.
+    The residual paths go around the others. Each block is averaged over the clients that drew it. Share 1 is FedAvg.
 
     Args:
         model: The model: sasrec with block pre_norm or ligr, bert4rec or hstu.
@@ -149,13 +149,13 @@ def layerdrop(
         num_clients: Number of all clients.
         share: Share of the blocks that a client trains.
         sends_gradient: true: a client sends one gradient over all its examples. false: it takes local steps.
-        by: What an update weighs: the client's training examples, its train interactions (activity), or the same.
+        by: The weight of an update: the client's training examples, its train interactions (activity), or 1 (uniform).
 
     Returns:
         The method, what clients and what the server compute.
 
     Raises:
-        ValueError: there is no such share, or the model has no blocks that can be left out.
+        ValueError: the share is not valid, or the model has no blocks that can be left out.
 
     Example:
         >>> import jaxfed as jf, optax

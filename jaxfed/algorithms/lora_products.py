@@ -20,7 +20,7 @@ from jaxfed.core.recipe import named
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Broadcast, Tree
 
-RESIDUAL = "lora_residual"  # what is added to the products of the base: that of A and B beside it
+RESIDUAL = "lora_residual"  # of each layer, what is added to the base beside the product A B
 SUMS = "rolora, fedask, or model.rule = ffa or fedsa, which are sums"
 
 
@@ -31,10 +31,10 @@ def multiply_factors(params: Tree) -> Tree:
 
 
 def product_mean(rule: str, residual: bool) -> Channel:
-    """The mean by row over all alike, and beside it the covariance of the changes of both factors over clients.
+    """The unweighted mean by row, and beside it the covariance over clients of the changes of both factors.
 
-    mean(A_i B_i) = mean(A) mean(B) + C, C = mean(dA_i dB_i) - mean(dA) mean(dB): what is added for each client is read
-    of its message alone, a sum of messages does not give it. C is `Broadcast.extra` of what comes out.
+    mean(A_i B_i) = mean(A) mean(B) + C, C = mean(dA_i dB_i) - mean(dA) mean(dB). The product dA_i dB_i is computed from
+    each message; a sum of messages does not give it. C is `Broadcast.extra` of the result.
     """
     average = per_row_mean()
 
@@ -58,7 +58,7 @@ def product_mean(rule: str, residual: bool) -> Channel:
 def train_beside_residual(
     rule: str, model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, residual: bool
 ) -> ClientWork:
-    """Local steps, beside a change of the base that clients are sent and do not train."""
+    """Local steps. residual: clients also receive a change of the base, and do not train it."""
 
     def init(params, key):
         check_factors(rule, params)
@@ -94,12 +94,12 @@ def replace_factors(params: Tree, delta: Tree, left: Tree, right: Tree) -> Tree:
 
 
 def add_spread(broadcast: Broadcast, delta: Tree, spread: Tree) -> Tree:
-    """The residual moves by what the mean of the factors lacks (Singhal et al. 2025)."""
+    """The residual moves by the difference of the mean product and the product of means (Singhal et al. 2025)."""
     return replace_dense(delta, **{RESIDUAL: spread})
 
 
 def merge_and_restart(seed: int, broadcast: Broadcast, delta: Tree, spread: Tree) -> Tree:
-    """The residual takes up the mean of the products, and the factors start anew: A random, B zero."""
+    """The mean of the products is added to the residual, and the factors start anew: A random, B zero."""
     left, right = move_factors(broadcast.params, delta)
     merged = jax.tree.map(lambda a, b, c: jnp.tensordot(a, b, 1) + c, left, right, spread)
     key = jax.random.fold_in(jax.random.key(seed), broadcast.extra)
@@ -113,7 +113,7 @@ def merge_and_restart(seed: int, broadcast: Broadcast, delta: Tree, spread: Tree
 
 
 def decompose_product(a: jax.Array, b: jax.Array, spread: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Factors (A, B) whose product is the nearest one of their rank to A B + spread: U and S V of its decomposition."""
+    """Factors (A, B) whose product is the best approximation of A B + spread by their rank: U and S V of its SVD."""
     (left, right), rank = flatten_product(a, b), a.shape[-1]
     u, s, v = jnp.linalg.svd(left @ right + spread.reshape(left.shape[0], -1), full_matrices=False)
     return u[:, :rank].reshape(a.shape), (s[:rank, None] * v[:rank]).reshape(b.shape)
@@ -136,7 +136,7 @@ def make_product_method(
     server_optimizer: optax.GradientTransformation,
     by_row: bool,
 ) -> Method:
-    """The method of a rule that reads products."""
+    """The method of a rule for which the server reads the product of each message."""
     return Method(
         train_beside_residual(rule, model, client_optimizer, by_row, residual),
         (product_mean(rule, residual),),
@@ -159,11 +159,11 @@ def flora(
     """FLoRA (Wang et al. 2024, "FLoRA: Federated fine-tuning large language models with heterogeneous low-rank
     adaptations"): the server adds the mean of the products A_i B_i to the base, and factors start anew.
 
-    So the model after a round is exactly the mean of those that clients have. The base is no longer what was broadcast
-    once: each client downloads its change, as many numbers as the kernels that are adapted, in every round. (The paper
-    sends the factors of all clients of a round, which is less where few took part in few rounds.) B starts at zero in
-    every round: with few local steps its users report divergence. The server reads each message: beside ring, pads and
-    other links that hide or change it, the method is refused.
+    So after a round the adapted kernels are exactly the mean of those of the clients. In every round each client
+    downloads the change of the base, as many numbers as the adapted kernels have. (In the paper it downloads the
+    factors of all clients of a round, which is less where few took part in few rounds.) B starts at zero in every
+    round, so it stays small with few local steps. The server reads each message: beside ring, pads and other links that
+    hide or change it, the method is refused.
 
     Args:
         model: The model, which shares the factors `lora_a` and `lora_b`, and reads `lora_residual`: text_lora
@@ -199,12 +199,12 @@ def fedex_lora(
     by_row: bool = True,
 ) -> Method:
     """FedEx-LoRA (Singhal et al. 2025, "FedEx-LoRA: Exact aggregation for federated and efficient fine-tuning of
-    foundation models"): factors are averaged, and what their mean lacks is added to the base.
+    foundation models"): factors are averaged, and the error of that mean, the residual, is added to the base.
 
-    mean(A_i B_i) - mean(A) mean(B) is the covariance of the factors over clients. So the model after a round is exactly
-    the mean of those that clients have. The base is no longer what was broadcast once: each client downloads the sum of
-    all residuals, as many numbers as the kernels that are adapted, in every round. The server reads each message:
-    beside ring, pads and other links that hide or change it, the method is refused.
+    mean(A_i B_i) - mean(A) mean(B) is the covariance of the factors over clients. So after a round the adapted kernels
+    are exactly the mean of those of the clients. In every round each client downloads the sum of all residuals, as many
+    numbers as the adapted kernels have. The server reads each message: beside ring, pads and other links that hide or
+    change it, the method is refused.
 
     Args:
         model: The model, which shares the factors `lora_a` and `lora_b`, and reads `lora_residual`: text_lora

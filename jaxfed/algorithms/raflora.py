@@ -30,7 +30,7 @@ def take_ranks(params: Tree, rank: int) -> Tree:
 
 
 def mark_held_ranks(ranks: Sequence[int], params: Tree, round: Any = 0) -> Tree:
-    """Of each leaf, bool [ranks, ...]: which coordinates clients of each rank hold; of a table, those of one row."""
+    """bool [ranks, ...] of each leaf: which coordinates clients of each rank hold. Of a table: of one row."""
 
     def all_of(shape):
         return jnp.ones((len(ranks), *shape), bool)
@@ -45,7 +45,7 @@ def mark_held_ranks(ranks: Sequence[int], params: Tree, round: Any = 0) -> Tree:
 
 
 def check_ranks(ranks: Sequence[int], params: Tree) -> None:
-    """Raises ValueError for ranks that the adapters of a model do not have."""
+    """Raises ValueError where the largest rank is not that of the model's adapters."""
     check_factors("raflora", params)
     whole = jax.tree.leaves(params["params"]["lora_b"])[0].shape[0]
     if max(ranks) != whole:
@@ -55,7 +55,7 @@ def check_ranks(ranks: Sequence[int], params: Tree) -> None:
 def train_ranks(
     model: Model, client_optimizer: optax.GradientTransformation, by_row: bool, ranks: tuple[int, ...]
 ) -> ClientWork:
-    """Local steps of the ranks that a client has; the others are zeros to it, and are not sent."""
+    """Local steps for the ranks that a client has; the others are zero on that client, and are not sent."""
 
     def init(params, key):
         check_ranks(ranks, params)
@@ -102,10 +102,10 @@ def raflora(
     """raFLoRA (Wu et al. 2026, "Preventing rank collapse in federated low-rank adaptation with client heterogeneity"):
     clients train adapters of different ranks, and each rank is averaged over the clients that have it.
 
-    A client of rank r_i has the first r_i columns of A and rows of B, trains these and sends them. A mean over all
+    A client of rank r_i has the first r_i columns of A and rows of B, trains them and sends them. A mean over all
     clients, with zeros where one has nothing, would shrink high ranks in every round. Here the slices of the factors
-    are averaged, which is a sum with counts (`coordinate_mean`); the paper averages the slices' products and divides
-    these anew by a singular value decomposition. The scale alpha / r is that of the largest rank, for all.
+    are averaged, from sums and counts (`coordinate_mean`); the paper averages the products of the slices and decomposes
+    them by a singular value decomposition. The scale alpha / r uses the largest rank, for all clients.
 
     Args:
         model: The model, which shares the factors `lora_a` and `lora_b`: text_lora with the rule fedit.
@@ -131,7 +131,7 @@ def raflora(
     """
     ranks = tuple(ranks)
     if not ranks or min(ranks) < 1:
-        raise ValueError(f"ranks are {', '.join(map(str, ranks)) or 'missing'}: each is at least 1")
+        raise ValueError(f"ranks are {', '.join(map(str, ranks)) or 'missing'}: set each to 1 or more")
     groups = setup_rng(seed, SetupStream.SUBMODELS, num_clients).integers(len(ranks), size=num_clients)
     places = jnp.asarray(groups, jnp.int32)
 

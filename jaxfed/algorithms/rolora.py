@@ -1,4 +1,4 @@
-"""RoLoRA: one factor of the adapters is trained and sent in a round, the other one rests."""
+"""RoLoRA: clients train and send one factor of the adapters in a round; the other one is not trained (it rests)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ from jaxfed.core.recipe import named
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Broadcast, Tree
 
-FACTORS = ("lora_b", "lora_a")  # that of even rounds first: B begins with zeros, so that A has no gradient then
+FACTORS = ("lora_b", "lora_a")  # B in even rounds: it begins with zeros, so A has no gradient at first
 
 
 def replace_dense(shared: Tree, **new: Tree) -> Tree:
@@ -32,7 +32,7 @@ def drop_dense(shared: Tree, *names: str) -> Tree:
 
 
 def choose_moving(number: jax.Array, moving: Tree, resting: Tree) -> Tree:
-    """The entries of both factors: of the one that round `number` trains those of `moving`, else those of `resting`."""
+    """Both factors: the one that round `number` trains is from `moving`, the other one from `resting`."""
     return {
         name: jax.tree.map(lambda x, y, i=i: jnp.where(number % 2 == i, x, y), moving[name], resting[name])
         for i, name in enumerate(FACTORS)
@@ -45,9 +45,9 @@ def clear_resting(number: jax.Array, params: Tree) -> Tree:
 
 
 def pack_one_factor(shapes: Callable[[], Tree]) -> Channel:
-    """Sends the factors of the round alone. A message is as long as the longer of the two, so that all are alike.
+    """Sends only the factors of the round. In every round a message is as long as the longer of the two factors.
 
-    shapes: of the shared parameters.
+    shapes: gives the shapes of the shared parameters.
     """
 
     def encode(update, sent, client):
@@ -78,7 +78,7 @@ def pack_one_factor(shapes: Callable[[], Tree]) -> Channel:
 
 
 def train_one_factor(model: Model, client_optimizer: optax.GradientTransformation, by_row: bool) -> ClientWork:
-    """Local steps in which the factor that rests is the server's."""
+    """Local steps in which the factor that rests stays as the server sent it."""
 
     def init(params, key):
         check_factors("rolora", params)
@@ -107,8 +107,8 @@ def rolora(
     """RoLoRA (Chen et al. 2025, "Robust federated finetuning of LLMs via alternating optimization of LoRA"): one factor
     is trained and sent in a round, the other rests.
 
-    Of adapters s (x A) B, clients train and send B alone in even rounds, counted from 0, and A in odd ones. What rests
-    is the same for all, so that mean(A B_i) = A mean(B_i). It is a sum, and goes with any channel.
+    Of adapters s (x A) B, clients train and send only B in even rounds, counted from 0, and only A in odd ones. The
+    other factor is the same for all, so mean(A B_i) = A mean(B_i). The server needs only a sum: any channel will do.
 
     Args:
         model: The model, which shares the factors `lora_a` and `lora_b`: text_lora with the rule fedit.

@@ -1,4 +1,4 @@
-"""Sub-models that are a share of every width of the model, of which each client trains one.
+"""Sub-models: each client trains a share of every width of the model.
 
 Sub-models are simulated: each client has the whole model in memory, and what lies outside of its sub-model is masked,
 so that one program serves all. What is counted as sent is the sub-model.
@@ -135,8 +135,8 @@ def train_submodel(
     steps: Batches,
     key: Key,
 ) -> ClientOutput:
-    """Local steps of the sub-model that a client holds; all else rests. scales: what a layer gives is divided by the
-    rate."""
+    """Local steps of the sub-model that a client holds; the rest is not trained. scales: whether the output of a layer
+    is divided by the rate."""
     rate, shift = jnp.array(rates)[member.group], shared.extra if rolls else 0
     held = jax.tree.map(lambda x: x[member.group], mark_held_coordinates(rates, rolls, shared.params, shift))
     structure = jax.tree.structure(unwrap(shared.params))
@@ -196,13 +196,13 @@ def make_submodel_work(
 
 
 def check_rates(rates: Sequence[float]) -> None:
-    """Raises ValueError for rates that are none."""
+    """Raises ValueError where rates are missing or not from above 0 to 1."""
     if not rates or not all(0 < rate <= 1 for rate in rates):
-        raise ValueError(f"rates are {', '.join(map(str, rates)) or 'missing'}: they lie above 0, up to 1")
+        raise ValueError(f"rates are {', '.join(map(str, rates)) or 'missing'}: set each above 0, up to 1")
 
 
 def draw_groups(rates: Sequence[float], seed: int, num_clients: int) -> np.ndarray:
-    """int [clients]: which of the rates each client has, drawn at random. Raises ValueError for rates that are none."""
+    """int [clients]: which of the rates each client has, drawn at random. See `check_rates`."""
     check_rates(rates)
     return setup_rng(seed, SetupStream.SUBMODELS, num_clients).integers(len(rates), size=num_clients)
 
@@ -215,9 +215,9 @@ def make_submodel_method(
     groups: np.ndarray,
 ) -> Method:
     """The method of a work on sub-models. groups: int [clients], which of the rates each has. Raises ValueError where
-    nobody trains a part of the model."""
+    no client trains some part of the model."""
     if not rolls and max(rates) < 1:
-        raise ValueError(f"rates are {', '.join(map(str, rates))}: nobody would train the rest of the model: have 1.0")
+        raise ValueError(f"rates are {', '.join(map(str, rates))}: nobody would train the rest of the model: add 1.0")
     places = jnp.asarray(groups, jnp.int32)
     holds = None if tuple(rates) == (1.0,) else partial(mark_held_coordinates, tuple(rates), rolls)
     return Method(

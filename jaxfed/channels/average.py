@@ -39,12 +39,12 @@ def divide_rows(update: Tree, held: jax.Array, weight: jax.Array) -> Tree:
 
 
 def weigh_rows(weights: jax.Array, client: ClientView) -> Weights:
-    """The weights beside each row that a client holds; zero where it holds none."""
+    """The weights for each row that a client holds; zero for rows that only fill the block."""
     return Weights(clear_padding(Table(jnp.broadcast_to(weights, client.held.shape + weights.shape)), client.held))
 
 
 def weigh_groups(update: Tree, weight: jax.Array, in_groups: bool) -> tuple[Tree, jax.Array]:
-    """(an update without the groups of its client, the weight in each of these); as they are where there are none."""
+    """(an update without the groups of its client, the weight in each group); without groups, both unchanged."""
     return (Broadcast(update.params), weight * update.extra) if in_groups else (update, weight)
 
 
@@ -54,7 +54,7 @@ def divide_coordinates(
     """An update divided by the weight of those who hold each coordinate, at least `floor`; zero where nobody does.
 
     holds: of each leaf, bool [groups, ...]. held: [N, groups], what those who hold a row weigh. weights: [groups].
-    shown: the groups of `held`; None: all.
+    shown: the groups that `held` has columns of; None: all.
     """
     if shown is not None:
         held = jnp.zeros((len(held), len(weights))).at[:, jnp.array(shown)].set(held)
@@ -201,7 +201,7 @@ def coordinate_mean(
         floor: The smallest weight to divide by.
         counted: Factor on the weights in the message, see `per_row_mean`.
         name: What the link is called.
-        shown: The groups that hold coordinates of tables, whose weights come with each row. None: all.
+        shown: The groups whose weights are sent for each row: those that hold coordinates of tables. None: all.
 
     Returns:
         The link.

@@ -1,4 +1,4 @@
-"""A run that starts with what its model has learnt from the scores of another run's."""
+"""A run whose model learns the scores of another run's model before the first round."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,12 +18,12 @@ from jaxfed.models.distillation import check_student, distil_scores
 
 
 def find_teacher(settings: Start, saved: SavedModel, data: Clients) -> Callable[[jax.Array], jax.Array]:
-    """teach(history int [L]) -> float [items]: the other run's scores of the items of these data, divided by the
-    temperature; -inf for those that it did not have. Raises ValueError."""
+    """teach(history int [L]) -> float [items]: the other model's scores for the items of these data, over the
+    temperature; -inf for items that it did not have. Raises ValueError where it cannot."""
     if saved.score is None:
         raise ValueError(
-            f"start.distil_steps: the model in {saved.run} does not score histories alone: take a run of a closed form "
-            "(such as ease) or of a model of sequences"
+            f"start.distil_steps: the model in {saved.run} does not score histories alone: take a run of a closed "
+            "form, such as ease, or of a model of sequences"
         )
     if not settings.distil_temperature > 0:
         raise ValueError(f"start.distil_temperature is {settings.distil_temperature:g}: it must be above 0")
@@ -41,15 +41,15 @@ def find_teacher(settings: Start, saved: SavedModel, data: Clients) -> Callable[
 
 
 def forward_all_rows(parametrization: Parametrization, theta: Tree) -> Tree:
-    """The model's shared parameters, all rows of their tables."""
+    """The model's shared parameters, with all rows of their tables."""
     return parametrization.forward(theta, None, *frozen_arguments(parametrization.frozen))
 
 
 def with_distilled(
     settings: Start, saved: SavedModel, data: Clients, model: Model, parametrization: Parametrization | None
 ) -> tuple[Model, Parametrization | None]:
-    """A model and its parametrization that begin with what they have learnt of the other run's scores. Raises
-    ValueError."""
+    """A model and its parametrization, whose first parameters have learnt the other model's scores. Raises ValueError
+    where the one cannot learn, or the other cannot teach."""
     check_student(model)
     teach, held = find_teacher(settings, saved, data), parametrization or model
     forward = partial(forward_all_rows, parametrization) if parametrization else identity

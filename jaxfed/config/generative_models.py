@@ -1,4 +1,4 @@
-"""Generative recommenders and codes as configurations name them: from the texts of a data set and a folder with a
+"""Generative recommenders and codes as configurations name them: made of the texts of a data set and of a folder with a
 model."""
 
 import numpy as np
@@ -29,25 +29,25 @@ def read_decoder_lora(
     compute_dtype: ComputeDtype = "float32",
     remat: bool = True,
 ) -> Model:
-    """Scores items by the likelihood of their texts after those of a history, by a decoder with low-rank adapters.
+    """Scores items by the likelihood of their texts after the texts of a history, by a decoder with low-rank adapters.
 
     Args:
         num_items: Number of items.
         texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
         folder: A folder with a decoder of the Llama family in Hugging Face's layout. It must be named.
-        length: Items of a history that are read, the latest.
+        length: Number of the latest items of a history that are read.
         lora_rank: Rank of the adapters, which clients train and send.
         lora_alpha: What adapters add is scaled by lora_alpha / lora_rank.
-        lora_pattern: A regular expression that the paths of adapted layers have in them, such as q_proj.
+        lora_pattern: A regular expression, searched in the paths of layers; those that match are adapted.
         max_pieces: The most pieces of a text that are read. 0: as many as the decoder has positions for.
-        compute_dtype: In what the decoder's layers compute; its parameters are in float32.
-        remat: Compute activations again in the backward pass, in place of keeping them.
+        compute_dtype: Type in which the decoder's layers compute; its parameters are in float32.
+        remat: Compute activations again in the backward pass, instead of keeping them.
 
     Returns:
         The model, see `jaxfed.models.decoder_lora`.
 
     Raises:
-        ValueError: no decoder can be read, there are no texts, or there cannot be such a history or such adapters.
+        ValueError: no decoder can be read, there are no texts, or the length or the adapters are not valid.
     """
     if not folder:
         raise ValueError("model.folder: name a folder with a decoder of the Llama family; there is none to fetch")
@@ -60,8 +60,8 @@ def read_decoder_lora(
 
 
 def read_lines(pretrained: Pretrained, texts: np.ndarray, rows: int, max_pieces: int) -> np.ndarray:
-    """int [rows, P]: the pieces of each text as a line of its own, past the vocabulary where unused. Raises ValueError
-    where there are no texts."""
+    """int [rows, P]: the pieces of each text, which ends with a line break; past the vocabulary where unused. Raises
+    ValueError where there are no texts."""
     check_texts_given(texts)
     table = tokenize_texts(pretrained, [f"{text}\n" if text else "" for text in texts], max_pieces, marks=False)
     for note in note_texts(texts, table.cut, table.ids.shape[1]):
@@ -85,18 +85,18 @@ def read_code_decoder(
     codes_seed: int = 0,
     max_pieces: int = 0,
 ) -> Model:
-    """Scores items by the likelihood of their semantic codes after those of a history, by a decoder that clients train.
+    """Scores items by the likelihood of their semantic codes after the codes of a history; clients train the decoder.
 
     Args:
         num_items: Number of items.
         texts: str [N]: the text of each item, see `jaxfed.data.item_texts`.
         folder: A folder with a text encoder in Hugging Face's layout. Left out: all-MiniLM-L6-v2, fetched once.
-        length: Items of a history that are read, the latest.
+        length: Number of the latest items of a history that are read.
         dim: Width of the decoder.
         layers: Number of its layers.
         heads: Heads of attention; they divide `dim`.
-        beam: Prefixes of codes that a search keeps at each level; items that it does not find come last. 0: each item
-            is scored.
+        beam: Number of prefixes of codes that a beam search keeps at each level; items that it does not find come last.
+            0: no search, each item is scored.
         levels: Number of codes of an item; one more tells items with the same codes apart.
         size: Number of codes of a level.
         codes_seed: Seed of the k-means that makes codes; everybody may know it.
@@ -122,7 +122,7 @@ def read_code_rows(
     codes_seed: int = 0,
     max_pieces: int = 0,
 ) -> Model:
-    """Each item vector is the sum of rows of codes that clients hold and train: traffic is independent of items.
+    """Each item vector is the sum of rows of codes that clients train: the bytes of a round do not depend on items.
 
     Args:
         model: The model whose tables they are.

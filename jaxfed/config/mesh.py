@@ -1,4 +1,4 @@
-"""How a configuration lays devices out, and what of the server's arrays lies where on them."""
+"""How a configuration arranges devices, and how the server's arrays are split over them."""
 
 import re
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from jaxfed.core.partition import CLIENTS, MODEL, PartitionRules
 
 @dataclass(frozen=True)
 class MeshAxes:
-    """How the devices of a run are laid out.
+    """How the devices of a run are arranged.
 
     Args:
-        clients: Number of devices over which the clients of a block lie. 0: run.devices divided by model.
-        model: Number of devices among which the arrays that run.partition names are split.
+        clients: Number of devices that divide the clients of a block. 0: run.devices divided by model.
+        model: Number of devices that divide the arrays that run.partition names.
 
     Example:
         >>> import jaxfed as jf
@@ -28,7 +28,7 @@ class MeshAxes:
 
 @dataclass(frozen=True)
 class Partition:
-    """A rule for what lies where on the mesh of a run.
+    """A rule for how arrays are split over the mesh of a run.
 
     Args:
         pattern: A regular expression that is searched in the names of the server's arrays, such as
@@ -46,7 +46,7 @@ class Partition:
 
 
 def count_devices(mesh: MeshAxes, devices: int) -> int:
-    """How many devices a run asks for. Raises ValueError where its mesh has another number."""
+    """How many devices a run asks for. Raises ValueError where run.devices and run.mesh say different numbers."""
     asked = mesh.clients * max(mesh.model, 1)
     if asked and devices not in (1, asked):
         raise ValueError(f"run.mesh has {asked} devices and run.devices is {devices}: leave run.devices out")
@@ -54,12 +54,12 @@ def count_devices(mesh: MeshAxes, devices: int) -> int:
 
 
 def make_rules(partition: tuple[Partition, ...]) -> PartitionRules:
-    """The partition rules of a configuration. Raises ValueError for what is none."""
+    """The partition rules of a configuration. Raises ValueError for a rule that is not valid."""
     for rule in partition:
         if unknown := sorted({*rule.axes} - {"", CLIENTS, MODEL}):
             raise ValueError(f'run.partition: no axis "{unknown[0]}" of the mesh: there are {CLIENTS} and {MODEL}')
         if not rule.pattern or not any(rule.axes):
-            raise ValueError("run.partition: a rule needs a pattern and axes, one of them named")
+            raise ValueError("run.partition: a rule needs a pattern and axes, at least one of them named")
         try:
             re.compile(rule.pattern)
         except re.error as error:

@@ -31,9 +31,9 @@ class OptimizerOptions(NamedTuple):
     Args:
         learning_rate: Learning rate; [work.optimizer.item] and [work.optimizer.user] may override it.
         weight_decay: Decoupled weight decay: each step subtracts learning_rate x weight_decay x parameter.
-        layers: Regular expressions, found in the paths of shared parameters, from the top layer down: rates and decays
-            of those with the k-th of them, counted from 0, are multiplied by layer_decay^k.
-        layer_decay: See `layers`.
+        layers: Regular expressions, searched in the paths of shared parameters, from the top layer down. Steps of
+            parameters whose path has the k-th pattern, counted from 0, are multiplied by layer_decay^k.
+        layer_decay: Factor from the steps of one layer to those of the next, see layers.
     """
 
     learning_rate: float = 0.1

@@ -94,7 +94,7 @@ def price_messages(
 
 
 def check_partition(pieces: Pieces, model: Model, method: Method, held: Broadcast) -> None:
-    """Raises ValueError for a partition rule that is of nothing that the server holds, or that is frozen."""
+    """Raises ValueError for a partition rule that matches neither an array of the server nor a frozen one."""
     parametrization = method.parametrization
     own: tuple = (held.params,)
     if parametrization:
@@ -103,7 +103,7 @@ def check_partition(pieces: Pieces, model: Model, method: Method, held: Broadcas
 
 
 def price_pruned_messages(price: Callable[[Broadcast], Wire], pruning: Pruning, shared: Broadcast) -> Wire:
-    """The wire of a model of which weights are pruned: those that are kept are sent, and down also which these are."""
+    """The wire of a pruned model: weights that are kept are sent; clients also download which weights these are."""
 
     @cache
     def at_level(level):

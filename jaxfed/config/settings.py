@@ -91,14 +91,14 @@ class Start:
     Args:
         run: The folder of a finished run, on the same or another catalogue. Empty: there is none.
         parts: Regular expressions; only parameters with one of them in their path are taken, such as params/ or
-            tables/item. Empty: all that this model has, too.
-        match: By what an item is found in the other catalogue: its id, or its text (title and features).
-        new_rows: What rows of items that the other run did not have start with. random: as without it. text: the mean
-            of the ten items whose texts are nearest, by the vectors of all-MiniLM-L6-v2.
-        private: Clients that took part in the other run, by their names, begin with what they kept of its model.
-        distil_steps: Steps in which this model learns the other one's scores at the server, of histories that are drawn
-            from it. 0: it takes its parameters instead.
-        distil_temperature: By what the other model's scores are divided.
+            tables/item. Empty: all that both models have.
+        match: How an item is found in the other catalogue: by its id, or by its text (title and features).
+        new_rows: What rows of items that the other run did not have start with. random: as without a start. text: the
+            mean of the rows of the ten items with the nearest texts, by the vectors of all-MiniLM-L6-v2.
+        private: Clients that took part in the other run, found by their names, begin with the private part they kept.
+        distil_steps: Number of steps in which this model learns the other model's scores at the server, before the
+            first round. 0: it takes the other model's parameters instead.
+        distil_temperature: What the other model's scores are divided by.
 
     Example:
         >>> Start(run="runs/other").match
@@ -124,8 +124,8 @@ class Run:
         keep: Number of checkpoints kept.
         placement: How clients are spread over devices: jit with sharding, or pmap.
         devices: Number of devices to use. 0: all there are.
-        mesh: How the devices are laid out; by default all of them are for clients.
-        partition: Rules for what of the server's arrays, and of what is frozen, lies over which axis of the mesh.
+        mesh: How the devices are arranged; by default all of them divide clients.
+        partition: Rules that split the server's arrays, and frozen ones, over the axes of the mesh.
         shard_tables: Each device keeps a share of the rows of the server's tables.
         client_store: Where private parts and memories of clients are kept between rounds.
         area: Size of a block of clients, in local steps. 0: chosen automatically.

@@ -158,7 +158,7 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
 
 
 def check_synchronous(pieces: Pieces) -> None:
-    """Raises ValueError where clients of a method that needs one model at one server would start from others."""
+    """Raises ValueError where a method needs one model at one server, and clients would start from others."""
     if pieces.sampler.history_length or pieces.edges.number or pieces.parametrization:
         name = "sub-models" if pieces.method.submodels else "this rule for adapters"
         raise ValueError(f"{name}: leave cohort.buffered, server.edges and the parametrization out")

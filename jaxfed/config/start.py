@@ -1,4 +1,4 @@
-"""What a run takes over from another one: parameters by path and shape, and rows of items by id or by text."""
+"""What a run takes over from another run: parameters by path and shape, and rows of items by id or by text."""
 
 import logging
 from collections.abc import Callable
@@ -32,14 +32,14 @@ class SavedModel(NamedTuple):
 
     Args:
         run: The folder.
-        params: The shared parameters of the best round, frozen ones in their places, tables marked.
-        theta: What the server held after the last round in their place; None: these themselves.
+        params: The shared parameters of the best round, with frozen ones in their places, tables marked.
+        theta: What a parametrization held at the server after the last round. None: there is no parametrization.
         items: str [items]: the ids of the rows.
         texts: str [items]: their texts.
-        private: What clients kept of the model in the best round, leaves [clients, ...].
-        clients: str [clients]: their names.
-        score: score(history int [L]) -> float [items]: of rows of its catalogue, past the end where unused. None: it
-            does not score histories.
+        private: The private parts of clients in the best round, leaves [clients, ...].
+        clients: str [clients]: the names of the clients.
+        score: score(history int [L]) -> float [items]. A history has rows of that run's catalogue, past the end where
+            unused. None: the model does not score histories.
     """
 
     run: str
@@ -70,7 +70,7 @@ class FoundRows(NamedTuple):
 
 
 def match_items(settings: Start, saved: SavedModel, data: Clients, rows: int) -> np.ndarray:
-    """int [rows]: the row that each item of the data had in the other run; -1: none, as for rows past the items."""
+    """int [rows]: the row that each item of the data had in the other run; -1: it had none, or the row has no item."""
     old, new = (saved.items, data.source.items) if settings.match == "id" else (saved.texts, item_texts(data.source))
     place = {name: row for row, name in reversed(list(enumerate(old.tolist()))) if name}
     found = [place.get(name, -1) for name in new.tolist()]
@@ -78,8 +78,11 @@ def match_items(settings: Start, saved: SavedModel, data: Clients, rows: int) ->
 
 
 def find_nearest(places: np.ndarray, texts: np.ndarray) -> np.ndarray | None:
-    """int [N, k]: for each item that has no place the places of the ten nearest that have one, by the cosine of their
-    texts' vectors; -1 where an item has a place or no text. None: there is none that has a place and a text."""
+    """int [N, k]: for each item without a row in the other run, the rows of the ten items with the nearest texts, by
+    the cosine of text vectors. -1: the item has a row, or no text. None: no item has both a row and a text.
+
+    places: int [N], see `match_items`. texts: str [items].
+    """
     known = np.flatnonzero((places >= 0)[: len(texts)] & (texts != ""))
     new = np.flatnonzero((places < 0)[: len(texts)] & (texts != ""))
     if not len(known):
@@ -92,9 +95,9 @@ def find_nearest(places: np.ndarray, texts: np.ndarray) -> np.ndarray | None:
 
 
 def choose_leaves(settings: Start, saved: SavedModel, sizes: Tree, source: Tree) -> dict[str, Any]:
-    """{path: leaf of the other run} of the leaves that both have, as far as they are asked for.
+    """{path: leaf of the other run} of the leaves that both runs have and that `start.parts` asks for.
 
-    sizes: shapes of what this run begins with. source: what the other run has in its place.
+    sizes: shapes of what this run begins with. source: the parameters of the other run.
 
     Raises ValueError where a shape differs, or there is none.
     """
@@ -107,8 +110,8 @@ def choose_leaves(settings: Start, saved: SavedModel, sizes: Tree, source: Tree)
         old, new = (tuple(jax.tree.leaves(each)[0].shape)[1 if all(kinds) else 0 :] for each in both)
         if kinds[0] != kinds[1] or old != new:
             raise ValueError(
-                f"start.run: {path} has the shape {list(old)} in {saved.run} and {list(new)} here: make both models of "
-                "one size, or leave it out by start.parts"
+                f"start.run: {path} has the shape {list(old)} in {saved.run} and {list(new)} here: give both models "
+                "the same size, or leave it out by start.parts"
             )
     lost = [path for path in there if path.startswith(ADAPTERS) and path not in here]
     if lost and not settings.parts:
@@ -119,7 +122,7 @@ def choose_leaves(settings: Start, saved: SavedModel, sizes: Tree, source: Tree)
     if not found:
         raise ValueError(
             f"start.run: nothing of {saved.run} is a part of this model: it has {shorten_list(there)}; asked for are "
-            f"{shorten_list(asked)}"
+            f"{shorten_list(asked)}: take a run of the same model, or change start.parts"
         )
     return found
 
@@ -133,8 +136,8 @@ def find_start(
         settings: What is taken, and how items are found.
         saved: What the other run left.
         data: The data of this run.
-        sizes: Shapes of what it begins with. `fill` takes a part of it, too.
-        of_theta: Whether that is what a parametrization holds, not the model's own parameters.
+        sizes: Shapes of what this run begins with. `fill` also takes a part of it.
+        of_theta: Whether that is what a parametrization holds, and not the model's own parameters.
 
     Raises:
         ValueError: nothing of the other run fits, or a shape differs.
@@ -158,12 +161,12 @@ def find_start(
 
 
 def fill_leaves(dense: dict[str, Any], tables: dict[str, tuple[np.ndarray, np.ndarray]], drawn: Tree) -> Tree:
-    """What was drawn, with other parameters in its place.
+    """The parameters that were drawn, with those of the other run in their places.
 
     Args:
         dense: {path: leaf}.
         tables: {path: (rows [N, ...], bool [N]: which of them are taken)}.
-        drawn: what a run would begin with by itself, or a part of it.
+        drawn: what the run would begin with without a start, or a part of it.
     """
 
     def leaf(path, now):
@@ -189,20 +192,23 @@ def check_one_model(method: Method, model: Model) -> None:
     sent, params = jax.eval_shape(lambda: (method.work.init(params := model.init(key), key)[0].params, params))
     there = list_leaves(sent)  # a rule for adapters may add to the model's own
     if describe_difference({path: there.get(path) for path in list_leaves(params)}, list_leaves(params)):
-        raise ValueError("start.run: this method has several models at the server, which would begin alike: leave it")
+        raise ValueError(
+            "start.run: this method has several models at the server, which would begin alike: leave start.run out"
+        )
 
 
 def with_private(method: Method, model: Model, saved: SavedModel, names: np.ndarray) -> Method:
-    """A method whose clients begin with what the client of the same name kept of the model in another run.
+    """A method whose clients begin with the private part that the client of the same name kept in another run.
 
     names: str [clients]: those of this run's clients.
 
-    Raises ValueError where clients keep nothing, something else, or a part of another shape, or none is in both runs.
+    Raises ValueError where clients keep no private part, more than it, or one of another shape, or where no client is
+    in both runs.
     """
     key = jax.random.key(0)
     kept, own = jax.eval_shape(lambda: (method.work.init(model.init(key), key)[1], model.private(key)))
     if not jax.tree.leaves(own) or kept != own:
-        raise ValueError("start.private: clients of this run do not keep the private part of the model alone: leave it")
+        raise ValueError("start.private: clients here do not keep the private part of the model alone: leave it out")
     if num_rows(own):
         raise ValueError("start.private: the private part of this model has rows of items: leave it out")
     if found := describe_difference(jax.tree.map(lambda x: x[0], saved.private), own):

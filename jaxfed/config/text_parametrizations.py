@@ -39,8 +39,8 @@ def check_texts_given(texts: np.ndarray) -> None:
     """Raises ValueError where no item has a text."""
     if not (texts != "").any():
         raise ValueError(
-            "parametrization: the data have no titles and no features of items, so there are no texts: name a file of "
-            "them (data.titles, data.item_features), or take another parametrization"
+            "the data have no titles and no features of items, so there are no texts: name a file of them "
+            "(data.titles, data.item_features), or take a model and a parametrization without texts"
         )
 
 
@@ -63,7 +63,7 @@ def encode_catalogue(rows: int, texts: np.ndarray, folder: str, max_pieces: int)
 
 
 def with_base_dtype(known: EncodedTexts, base_dtype: str) -> TextEncoder:
-    """The encoder as it is stored. Raises ValueError for a type that there is not."""
+    """The encoder, stored in a type. Raises ValueError for an unknown type."""
     if base_dtype not in ("float32", "int8"):
         raise ValueError(f"base_dtype: no type {base_dtype!r}: choose float32 or int8")
     return quantize_encoder(known.encoder) if base_dtype == "int8" else known.encoder
@@ -189,8 +189,8 @@ def read_text_lora(
         adapter: What is trained of the encoder. lora: low-rank adapters. bottleneck: a small network after layers
             (Houlsby et al. 2019). bitfit: biases alone (Ben Zaken et al. 2022).
         adapter_size: Number of units of a bottleneck.
-        adapter_pattern: A regular expression that the paths of layers have in them whose biases are trained, or that
-            are followed by a bottleneck, such as layer_5/output.
+        adapter_pattern: A regular expression, searched in the paths of layers, such as layer_5/output. Those that match
+            have trained biases, or are followed by a bottleneck.
         base_dtype: In what the pretrained parameters are stored. int8: matrices as codes of 8 bits.
 
     Returns:

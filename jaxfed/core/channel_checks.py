@@ -41,7 +41,7 @@ def check_order(links: Sequence[Channel]) -> list[float]:
 
 
 def check_readers(links: Sequence[Channel]) -> None:
-    """Raises ValueError for a link that reads each message as it was sent, beside one that changes or hides it."""
+    """Raises ValueError for a link that must read each message, beside a link that changes or hides messages."""
     for each in (each for each in links if each.claims.needs_messages):
         others = [x for x in links if x is not each]
         changed = [x for x in others if x.encode and not x.decode_message]

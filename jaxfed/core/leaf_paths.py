@@ -1,4 +1,4 @@
-"""The paths of the leaves of a tree, such as `params/block_0/query/kernel` and `tables/item`, and patterns of them."""
+"""Paths of the leaves of a tree, such as `params/block_0/query/kernel` and `tables/item`, and patterns in them."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from jaxfed.core.types import Tree
 
 
 def join_path(keys: Sequence[Any]) -> str:
-    """The keys of a leaf, with slashes between."""
+    """The keys of a leaf, joined by slashes."""
     names = [getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in keys]
     return "/".join(map(str, names))
 
@@ -30,7 +30,7 @@ def map_with_paths(change: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
 
 def match_paths(patterns: Sequence[str], paths: Iterable[str], where: str) -> dict[str, int]:
-    """{path: the number of the first pattern that it has in it} of the paths that have one.
+    """{path: the number of the first pattern that is found in it}; paths without any are left out.
 
     Args:
         patterns: Regular expressions, each found anywhere in a path.

@@ -26,8 +26,8 @@ class Claims(NamedTuple):
         by_entry: Whether what it makes of one number of a message depends on no other one.
         is_average: Whether it makes a mean of the sum.
         reads_cohort_size: Whether its result depends on how many clients reported.
-        needs_messages: Of a link that must read each client's message as it was sent, what to take in its place beside
-            links that let the server read less. "": it reads no single message, or as `decode_message` does.
+        needs_messages: Not empty where the link must read each client's message as it was sent: what an error says to
+            take instead, beside links that hide or change messages. "": it needs no such message.
         check: check(bound): raises ValueError for a bound that it cannot take.
         links: Of a chain, its links as they were given.
         recipe: The call that made the link, see `Recipe`.

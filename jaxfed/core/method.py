@@ -47,8 +47,8 @@ class Method(NamedTuple):
         parametrization: What the server holds in place of the model's shared parameters. None: these themselves.
         move_extra: move_extra(extra, update) -> extra: what is broadcast beside the model after a round, from what the
             channel made of all `ClientOutput.update.extra`; tables are the rows that the round touched.
-        move_params: move_params(broadcast, delta, extra) -> delta: what becomes of the server's step, from what was
-            broadcast, the step, and what the channel made of `ClientOutput.update.extra`. None: the step as it is.
+        move_params: move_params(broadcast, delta, extra) -> delta: changes the server's step, from what was broadcast,
+            the step, and what the channel made of `ClientOutput.update.extra`. None: the step stays as it is.
         summarize_metrics: summarize_metrics(figures) -> figures of a round, from the means over clients of
             `ClientOutput.metrics`, which may be arrays.
         private_part: private_part(client_states) -> the private part of the model, of one client's state or of a store

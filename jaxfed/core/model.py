@@ -117,7 +117,7 @@ class Model(NamedTuple):
 def with_frozen(shared: Tree, frozen: Tree = ()) -> Tree:
     """The shared parameters with what is frozen beside them, as a model's functions read them. See `Model.frozen`.
 
-    Where `frozen` is `Masked`, what is pruned is zero."""
+    Where `frozen` is `Masked`, pruned weights are set to zero."""
     if isinstance(frozen, Masked):
         shared, frozen = clear_pruned(shared, frozen.masks), frozen.frozen
     return {**shared, **frozen} if jax.tree.leaves(frozen) else shared

@@ -32,7 +32,7 @@ class Parametrization(NamedTuple):
             forward(theta, rows, frozen).
         frozen: What forward reads at the server and nobody trains, arrays of NumPy, its tables marked; () for nothing.
             It is an argument of the compiled programs, and in no message, no optimiser and no checkpoint.
-        pruning: Which weights of theta, then the model's own parameters, are set to zero and when. None: none are.
+        pruning: Which weights are set to zero, and when; theta is then the model's own parameters. None: no pruning.
         recipe: The call that made it, see `Recipe`.
 
     Example:

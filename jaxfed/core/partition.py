@@ -1,4 +1,4 @@
-"""Which device keeps which part of an array: rules by the names of leaves, over the axes of a mesh."""
+"""Which device keeps which part of an array: rules by the names of leaves, for the axes of a mesh."""
 
 import math
 import re
@@ -20,7 +20,7 @@ PartitionRules = Sequence[tuple[str, PartitionSpec]]
 
 
 def find_spec(rules: PartitionRules, name: str, x: Any) -> PartitionSpec | None:
-    """The first rule whose pattern is in the name; None: there is none, or it is of an array with more axes."""
+    """The first rule whose pattern is in the name. None: there is none, or the array has fewer axes than the rule."""
     found = next((spec for pattern, spec in rules if re.search(pattern, name)), None)
     return None if found is None or len(found) > len(x.shape) else found
 
@@ -44,10 +44,10 @@ def make_shardings(mesh: Mesh, rules: PartitionRules, tree: Tree, tables: Partit
     Args:
         mesh: The devices.
         rules: (pattern, spec): a regular expression that is searched in the name of a leaf, see `join_path`, and the
-            axes of the mesh that its leading axes lie over. The first that matches counts. A leaf with fewer axes
-            than the spec, such as the step count of an optimiser, is on every device.
+            axes of the mesh that split its leading axes. The first that matches counts. A leaf with fewer axes than
+            the spec, such as the step count of an optimiser, is copied to every device.
         tree: Arrays or shapes, tables marked.
-        tables: For tables that no rule matches. All other leaves without a rule are on every device.
+        tables: The spec of tables that no rule matches. Other leaves without a rule are copied to every device.
 
     Returns:
         The tree, a `NamedSharding` for each array.
@@ -81,13 +81,13 @@ def make_shardings(mesh: Mesh, rules: PartitionRules, tree: Tree, tables: Partit
 
 
 def check_rules(rules: PartitionRules, *trees: Tree) -> None:
-    """Raises ValueError for a rule that is of no leaf of some trees, in which is all that a run holds."""
+    """Raises ValueError for a rule that matches no leaf of the trees, which are all that a run holds."""
     names = {join_path(path): x for tree in trees for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
     for pattern, spec in rules:
         # where rules are applied, names have more before them: a pattern with ^ would match nothing
         if not any(re.search(pattern, f"server/{name}") and len(x.shape) >= len(spec) for name, x in names.items()):
             some = sorted(name for name, x in names.items() if len(x.shape) >= len(spec))[:SHOWN]
             raise ValueError(
-                f'run.partition: "{pattern}" is in the name of no array with {len(spec)} axes: there are '
-                f"{', '.join(some) or 'none'}"
+                f'run.partition: "{pattern}" is in the name of no array with {len(spec)} or more axes: change it; such '
+                f"arrays are {', '.join(some) or 'none'}"
             )

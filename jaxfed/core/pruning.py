@@ -1,7 +1,7 @@
-"""Weights that are pruned in the course of a run: which ones, when, and what that does to messages.
+"""Weights that are pruned in the course of a run: which weights, when, and how messages change.
 
-A weight is pruned when the server sets it to zero, and a weight that is zero stays zero. So the model itself says which
-weights are kept, and every client reads that from what it is sent. No weight that is kept is ever exactly zero.
+The server prunes a weight by setting it to zero, and a weight that is zero stays zero. So the model itself says which
+weights are kept, and every client reads this from what it downloads. No weight that is kept is ever exactly zero.
 """
 
 import math
@@ -16,7 +16,7 @@ from jaxfed.core.leaf_paths import join_path
 from jaxfed.core.tables import is_table
 from jaxfed.core.types import Broadcast, Tree
 
-SMALLEST = float(np.finfo(np.float32).tiny)  # in place of a kept zero: no sum or product of float32 shows it
+SMALLEST = float(np.finfo(np.float32).tiny)  # stands for a kept zero: too small to change a sum in float32
 
 
 class Pruning(NamedTuple):
@@ -28,9 +28,9 @@ class Pruning(NamedTuple):
     Args:
         paths: The leaves of the model's shared parameters, as "params/encoder/block_0/attention/query/kernel".
         sparsity: Share of the weights of each leaf that is pruned in the end.
-        start: Round from which weights are pruned.
-        end: Round from which no more are.
-        every: Rounds between two changes.
+        start: Round after which weights are pruned.
+        end: Round before which weights are pruned for the last time.
+        every: Number of rounds between two changes.
 
     Example:
         >>> pruning_rounds(Pruning(("params/kernel",), 0.5, start=10, end=25, every=10)).tolist()
@@ -45,10 +45,10 @@ class Pruning(NamedTuple):
 
 
 class Masked(NamedTuple):
-    """What a loss is given beside the shared parameters: what is frozen, and which of the parameters are kept."""
+    """What a loss receives beside the shared parameters: what is frozen, and which parameters are kept."""
 
     frozen: Tree
-    masks: dict[str, jax.Array]  # of each pruned leaf, by its path: bool, of its shape
+    masks: dict[str, jax.Array]  # {path: bool array of the leaf's shape} of each pruned leaf
 
 
 def list_dense_paths(params: Tree, pattern: str) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def find_masks(pruning: Pruning | None, params: Tree) -> dict[str, jax.Array]:
 
 
 def clear_pruned(params: Tree, masks: dict[str, jax.Array]) -> Tree:
-    """Parameters, or an update of them, zero in what is pruned."""
+    """Parameters, or an update of them, with zeros in place of pruned entries."""
 
     def clear(path, x):
         name = join_path(path)
@@ -91,7 +91,7 @@ def clear_pruned(params: Tree, masks: dict[str, jax.Array]) -> Tree:
 
 
 def fill_zeros(pruning: Pruning, params: Tree) -> Tree:
-    """Parameters whose weights are all kept, also those that are zero."""
+    """Parameters without exact zeros in the leaves that will be pruned, so that all weights count as kept."""
 
     def fill(path, x):
         return jnp.where(x == 0, jnp.asarray(SMALLEST, x.dtype), x) if join_path(path) in pruning.paths else x
@@ -106,8 +106,8 @@ def mark_largest(x: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def prune_params(pruning: Pruning | None, before: Tree, after: Tree, round: jax.Array) -> Tree:
-    """The parameters with which a round begins, where `before` were those of the last one and the server optimiser has
-    made `after` of them. round: int [], the number of rounds done."""
+    """The pruned parameters with which a round begins. before: those of the last round. after: those that the server
+    optimiser made of them. round: int [], the number of rounds done."""
     if pruning is None:
         return after
     rounds = jnp.asarray(pruning_rounds(pruning))
@@ -130,7 +130,7 @@ def find_level(pruning: Pruning, round: int) -> int:
 
 
 def kept_shapes(pruning: Pruning, level: int, broadcast: Broadcast) -> Broadcast:
-    """Shapes of what is sent of a broadcast: of each pruned leaf the entries that are kept."""
+    """Shapes of a broadcast as it is sent: of each pruned leaf, only the entries that are kept."""
 
     def cut(path, x):
         if join_path(path) not in pruning.paths:
@@ -141,7 +141,7 @@ def kept_shapes(pruning: Pruning, level: int, broadcast: Broadcast) -> Broadcast
 
 
 def count_mask_bytes(pruning: Pruning, level: int, params: Tree) -> int:
-    """Bytes that say which weights are kept: a bit for each, of the leaves of which some are pruned."""
+    """Bytes that say which weights are kept: one bit for each weight of a leaf with pruned weights."""
     sizes = [
         math.prod(x.shape)
         for path, x in jax.tree_util.tree_leaves_with_path(params)

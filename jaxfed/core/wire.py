@@ -31,7 +31,7 @@ class Wire(NamedTuple):
     down: Callable[..., np.ndarray]  # bytes it receives, its request for rows included
     sees: str  # what the server learns of it: update+rows | update | sum+union | sum
     frozen: int = 0  # bytes that it receives once, before its first round: the frozen part of the model
-    by_round: Callable[[int], "Wire"] | None = None  # the wire of each round, where messages shrink; None: this one
+    by_round: Callable[[int], "Wire"] | None = None  # the wire of a round, where sizes change; None: this one for all
 
     def in_round(self, number: int) -> "Wire":
         """The wire of a round."""

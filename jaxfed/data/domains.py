@@ -1,4 +1,4 @@
-"""A part of a catalogue, by what is known of its items."""
+"""A part of a catalogue (a domain), chosen by features of items."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ def find_items(data: Dataset, names: Sequence[str], where: str) -> np.ndarray:
 
 
 def select_domain(data: Dataset, wanted: Sequence[str], unwanted: Sequence[str]) -> Dataset:
-    """The rows of items that have a wanted feature, if any are named, and no unwanted one.
+    """The rows of items that have one of the wanted features, if any are named, and none of the unwanted ones.
 
     Raises ValueError where a feature is not there, or no row is left.
     """

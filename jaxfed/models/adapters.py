@@ -1,4 +1,4 @@
-"""Adapters beside the low-rank ones: bottlenecks after layers, and the biases alone."""
+"""Adapters that are not low-rank: bottlenecks after layers, and biases alone."""
 
 import re
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ import jax.numpy as jnp
 from jaxfed.core.types import Key, Tree
 from jaxfed.models.lora import SHOWN, list_layers
 
-COLLECTION = "adapter"  # of the variables of bottlenecks
+COLLECTION = "adapter"  # the Flax collection of the variables of bottlenecks
 
 
 class BottleneckSettings(NamedTuple):
     """Which layers have a bottleneck after them, and of what size (Houlsby et al. 2019, "Parameter-efficient transfer
     learning for NLP", section 2.1).
 
-    h becomes h + U gelu(D h + c) + e. U and e begin with zeros, so that nothing changes at first.
+    h becomes h + U gelu(D h + c) + e. U and e begin with zeros, so at first h does not change.
 
     Args:
         size: Number of units between down-projection D and up-projection U.
-        pattern: A regular expression, found in the paths of the layers that are followed by one. Of an encoder these
-            are `attention_output` and `output` of each layer, such as `layer_0/output`.
+        pattern: A regular expression, searched in the paths of layers; those that match are followed by a bottleneck.
+            Possible are `attention_output` and `output` of each layer of an encoder, such as `layer_0/output`.
 
     Example:
         >>> BottleneckSettings(size=8).pattern
@@ -39,8 +39,8 @@ class BiasSettings(NamedTuple):
     "BitFit: Simple parameter-efficient fine-tuning for transformer-based masked language-models").
 
     Args:
-        pattern: A regular expression, found in the paths of the layers whose biases are trained, such as
-            `layer_0/query`.
+        pattern: A regular expression, searched in the paths of layers, such as `layer_0/query`. The biases of those
+            that match are trained.
 
     Example:
         >>> BiasSettings().pattern  # all
@@ -51,7 +51,7 @@ class BiasSettings(NamedTuple):
 
 
 class Bottleneck(nn.Module):
-    """A bottleneck after a layer beside it, where the layer's path has the pattern."""
+    """A bottleneck after a layer, where the pattern is found in the layer's path; else the identity."""
 
     settings: BottleneckSettings
     layer: str  # its name
@@ -75,7 +75,7 @@ class Bottleneck(nn.Module):
 
 
 def make_bottleneck(settings: BottleneckSettings) -> Any:
-    """What makes the bottleneck after a layer of some name, see `BertEncoder.bottleneck`.
+    """make(name) -> the bottleneck after the layer of that name, see `BertEncoder.bottleneck`.
 
     Raises ValueError where the pattern is no regular expression, or a bottleneck has no units.
     """
@@ -94,7 +94,7 @@ def check_pattern(pattern: str) -> None:
 
 
 def refuse_pattern(pattern: str, paths: Sequence[str]) -> None:
-    """Raises ValueError: a pattern is in none of these paths; one line that names some."""
+    """Raises ValueError: the pattern is in none of these paths. The error is one line that names some of them."""
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
     raise ValueError(
         f'adapter_pattern "{pattern}" is in the path of no layer: there are {", ".join(paths[:SHOWN])}{more}'
@@ -112,9 +112,9 @@ def init_bottlenecks(module: nn.Module, settings: BottleneckSettings, key: Key, 
 
 
 def select_biases(params: Tree, settings: BiasSettings) -> Tree:
-    """The biases [width] that are trained: the tree of the parameters without all else.
+    """The tree of the biases [width] that are trained, without the other parameters.
 
-    Raises ValueError where the pattern is that of no layer.
+    Raises ValueError where the pattern matches no layer.
     """
     check_pattern(settings.pattern)
 

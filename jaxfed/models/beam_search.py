@@ -1,4 +1,4 @@
-"""Beam search for items by their codes, under a trie of those that there are: only items come out."""
+"""Beam search for items by their codes, over a trie (prefix tree) of the codes of all items: it finds only items."""
 
 from typing import NamedTuple
 
@@ -12,13 +12,13 @@ from jaxfed.models.transformer import MASKED_LOGIT
 
 
 class TrieLevel(NamedTuple):
-    """The prefixes of one length: what may follow each."""
+    """The prefixes of one length, and which pieces may follow each."""
 
-    children: np.ndarray  # int [prefixes, V]: the number of the prefix that a piece makes of it; -1: there is none
+    children: np.ndarray  # int [prefixes, V]: the number of the prefix with a further piece; -1: no item has it
 
 
 class FoundCodes(NamedTuple):
-    """What a search found, the likeliest first."""
+    """What a beam search found, the most likely first."""
 
     pieces: jax.Array  # int [beam, levels]
     likelihood: jax.Array  # [beam]: the sum of their log-likelihoods; `MASKED_LOGIT` where fewer were found
@@ -40,14 +40,14 @@ def build_trie(pieces: np.ndarray, vocabulary: int) -> tuple[TrieLevel, ...]:
 def search_codes(
     module: Decoder, variables: Tree, past: PastPieces, logits: jax.Array, trie: tuple[TrieLevel, ...], beam: int
 ) -> FoundCodes:
-    """The likeliest codes after a history.
+    """The most likely codes after a history.
 
     Args:
         module: The decoder.
         variables: Its variables.
         past: What it keeps of the history, of one user.
         logits: float [V]: of the piece after the history.
-        trie: The codes that there are, see `build_trie`.
+        trie: The codes of all items, see `build_trie`.
         beam: Number of prefixes that are kept at each level.
     """
     prefix, total = jnp.zeros(1, jnp.int32), jnp.zeros(1)
@@ -67,7 +67,7 @@ def search_codes(
 
 
 def score_found(found: FoundCodes, pieces: jax.Array) -> jax.Array:
-    """[rows]: the mean log-likelihood of the codes of each row int [rows, levels]; the least where they were not
+    """[rows]: the mean log-likelihood of the codes of each row int [rows, levels]; `MASKED_LOGIT` where they were not
     found."""
     same = (pieces[:, None] == found.pieces).all(2) & (found.likelihood > MASKED_LOGIT)
     return jnp.where(same, found.likelihood / pieces.shape[1], MASKED_LOGIT).max(1)

@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec
 
 from jaxfed.core.types import Tree
 
-# how the parameters lie over an axis `model` of devices, by patterns of their paths: the first that is found counts,
-# and what has none is on every device. Attention is split by heads, the feed-forward network by its units, the
-# vocabulary by its pieces; a layer then sums over devices twice.
+# How the parameters are split over the mesh axis `model`, by patterns in their paths: the first that matches counts,
+# and parameters without one are copied to every device. Attention is split by heads, the feed-forward network by its
+# units, the vocabulary by its pieces; a layer then has two sums over devices.
 PARTITION_RULES = (
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$", PartitionSpec(None, None, "model")),
     (r"(o_proj|down_proj)/kernel$", PartitionSpec(None, "model", None)),
@@ -26,7 +26,7 @@ class DecoderSizes(NamedTuple):
     """The sizes of a decoder of the Llama family (Touvron et al. 2023).
 
     Args:
-        vocabulary: Number of pieces of words.
+        vocabulary: Number of pieces (tokens).
         positions: The most pieces of a text.
         width: Numbers of a hidden state.
         layers: Number of layers.
@@ -36,7 +36,7 @@ class DecoderSizes(NamedTuple):
         hidden: Units of the feed-forward network of a layer.
         epsilon: What RMS norms add to a mean square.
         rope_theta: The base of the rotary frequencies.
-        tied: Whether the logits are products with the pieces' own vectors.
+        tied: Whether the output layer has the weights of the embedding.
 
     Example:
         >>> DecoderSizes(100, 32, width=8, layers=2, heads=4, key_value_heads=2, head_width=2, hidden=16).tied
@@ -57,7 +57,7 @@ class DecoderSizes(NamedTuple):
 
 
 class PastPieces(NamedTuple):
-    """What a decoder keeps of pieces that it has read, for those that come after them."""
+    """The keys and values of pieces that a decoder has read, for the pieces after them."""
 
     keys: jax.Array  # [layers, B, S, key_value_heads, head_width], rotated
     values: jax.Array  # [layers, B, S, key_value_heads, head_width]
@@ -65,7 +65,7 @@ class PastPieces(NamedTuple):
 
 
 def rotate_pairs(x: jax.Array, places: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions: numbers i and i + D/2 of each head are turned by place * theta^(-2i/D).
+    """Rotary positions: numbers i and i + D/2 of each head are rotated by the angle place * theta^(-2i/D).
 
     Args:
         x: [B, T, heads, D].
@@ -120,7 +120,7 @@ class DecoderLayer(nn.Module):
 
 
 def list_seen(live: jax.Array, past: PastPieces | None) -> jax.Array:
-    """bool [B, T, S + T]: what each place attends to: what comes before it, and itself, of what is a piece."""
+    """bool [B, T, S + T]: what each place attends to: pieces before it, and itself."""
     places = live.shape[1]
     seen = jnp.broadcast_to(live[:, None], (*live.shape, places)) & jnp.tril(jnp.ones((places, places), bool))
     if past is None:
@@ -129,7 +129,7 @@ def list_seen(live: jax.Array, past: PastPieces | None) -> jax.Array:
 
 
 def append_pieces(past: PastPieces | None, now: PastPieces) -> PastPieces:
-    """What is kept of all pieces."""
+    """The keys and values of all pieces, past and present."""
     if past is None:
         return now
     keys, values = (jnp.concatenate(pair, 2) for pair in ((past.keys, now.keys), (past.values, now.values)))
@@ -140,8 +140,8 @@ class Decoder(nn.Module):
     """A decoder. Its layers are one program that is scanned over their parameters [layers, ...].
 
     sizes: Its sizes.
-    remat: Whether activations within a layer are computed again for a gradient, which saves their memory.
-    dtype: In which layers compute; logits are in float32.
+    remat: Whether activations within a layer are computed again in the backward pass, which saves their memory.
+    dtype: Type in which layers compute; logits are in float32.
     dot_general_cls: What makes the product of each dense layer, see `flax.linen.Dense`. None: the plain product.
     """
 
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
     def __call__(
         self, tokens: jax.Array, live: jax.Array, past: PastPieces | None = None
     ) -> tuple[jax.Array, PastPieces]:
-        """(logits float32 [B, T, vocabulary] of the piece after each, what is kept of these and of those before).
+        """(logits float32 [B, T, vocabulary] of the piece after each, keys and values of these pieces and the past).
 
         Args:
             tokens: int [B, T]: pieces; any number where unused.
@@ -192,6 +192,6 @@ class Decoder(nn.Module):
 
 
 def init_decoder(module: Decoder, key: jax.Array) -> Tree:
-    """The variables of a decoder, drawn."""
+    """The variables of a decoder, drawn at random."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     return module.init(key, tokens, tokens == 0)

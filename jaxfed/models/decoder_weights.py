@@ -50,7 +50,7 @@ def read_decoder_sizes(config: Mapping[str, Any]) -> DecoderSizes:
     """The sizes that a config.json says.
 
     Raises:
-        ValueError: it is not of a decoder of the Llama family, a size is missing or cannot be.
+        ValueError: it is not of a decoder of the Llama family, or a size is missing or not valid.
     """
     known = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
     for key, wanted in known.items():
@@ -59,7 +59,9 @@ def read_decoder_sizes(config: Mapping[str, Any]) -> DecoderSizes:
     rope = {"rope_theta": config.get("rope_theta", 10000.0)} | (config.get("rope_parameters") or {})
     scaling = config.get("rope_scaling") or rope
     if (kind := scaling.get("rope_type", scaling.get("type", "default"))) != "default":
-        raise ValueError(f'config.json: rotary positions of the type "{kind}", and only "default" can be read')
+        raise ValueError(
+            f'config.json: rotary positions of the type "{kind}" cannot be read: take a decoder with "default" ones'
+        )
     numbers = read_numbers(config, SIZES, "Llama")
     beside = {
         "key_value_heads": config.get("num_key_value_heads") or numbers["heads"],
@@ -71,11 +73,13 @@ def read_decoder_sizes(config: Mapping[str, Any]) -> DecoderSizes:
     sizes = DecoderSizes(**whole, tied=bool(config.get("tie_word_embeddings", False)))
     if sizes.heads % sizes.key_value_heads:
         raise ValueError(
-            f"config.json: {sizes.key_value_heads} heads of keys do not divide {sizes.heads} heads of queries"
+            f"config.json: {sizes.key_value_heads} heads of keys do not divide {sizes.heads} heads of queries: "
+            "take the file that belongs to the weights"
         )
     if sizes.head_width % 2:
         raise ValueError(
-            f"config.json: heads have {sizes.head_width} numbers, and rotary positions need an even number"
+            f"config.json: heads have {sizes.head_width} numbers, and rotary positions need an even number: take "
+            "another decoder"
         )
     return sizes
 
@@ -116,8 +120,8 @@ def convert_llama(
 
     Args:
         config: What config.json says.
-        tensors: What model.safetensors holds, by name. A `lm_head.weight` is left out where the head is tied.
-        param_dtype: In what the parameters are kept.
+        tensors: What model.safetensors holds, by name. `lm_head.weight` is not used where the output layer is tied.
+        param_dtype: Type in which the parameters are stored.
 
     Returns:
         The decoder.

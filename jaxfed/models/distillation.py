@@ -1,4 +1,4 @@
-"""Distillation at the server: a model learns the scores of another one, on histories that are drawn from that one."""
+"""Distillation at the server: a student learns the scores of a teacher, on histories that are drawn at random."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,15 +14,15 @@ from jaxfed.core.tables import num_rows
 from jaxfed.core.tree import to_compute_dtype
 from jaxfed.core.types import History, Key, Tree
 
-HISTORIES, LENGTH, BATCH = 2048, 20, 64  # histories that are drawn, their items, and those of a step
-RATE = 1e-3  # of Adam
+HISTORIES, LENGTH, BATCH = 2048, 20, 64  # histories that are drawn, items of each, and histories of a step
+RATE = 1e-3  # learning rate of Adam
 PAST_END = np.iinfo(np.int32).max  # an unused place of a history, whatever the catalogue
 
 
 def draw_histories(teach: Callable[[jax.Array], jax.Array], key: Key) -> jax.Array:
-    """int [HISTORIES, LENGTH]: items one after the other, without repeats: with even chances from the softmax of a
-    teacher's scores for those before, or uniform over the items that it knows. If all were its own choice, its best
-    items would be in every history, and their scores would never be learnt.
+    """int [HISTORIES, LENGTH]: items drawn one after the other, without repeats: with probability 1/2 from the softmax
+    of the teacher's scores after the items before, else uniformly over the items that it knows. With the teacher's
+    choices alone, its best items would be in every history, and the student would not learn their scores.
 
     teach: see `distil_scores`.
     """
@@ -48,9 +48,9 @@ def mask_history(scores: jax.Array, history: jax.Array) -> jax.Array:
 
 
 def score_divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """float []: the Kullback-Leibler divergence of the softmax of one model's scores [N] from that of another's.
+    """float []: the Kullback-Leibler divergence KL(softmax(teacher) || softmax(student)) of scores [N].
 
-    Items that the teacher scores with -inf count in neither.
+    Items that the teacher scores with -inf are left out of both.
     """
     known = teacher > -jnp.inf
     want = jax.nn.log_softmax(teacher)
@@ -59,7 +59,7 @@ def score_divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
 
 
 def score_by_history(model: Model, shared: Tree, history: jax.Array) -> jax.Array:
-    """float [N]: a model's scores for a user with a history, int [L], past the end unused."""
+    """float [N]: a model's scores for a user with a history int [L], with numbers past the end where unused."""
     whole = with_frozen(shared, model.frozen)
     assert model.fold_in
     private = model.fold_in(whole, History(history, history, num_rows(whole)))
@@ -67,7 +67,7 @@ def score_by_history(model: Model, shared: Tree, history: jax.Array) -> jax.Arra
 
 
 def shorten_histories(pool: jax.Array, key: Key) -> jax.Array:
-    """int [BATCH, LENGTH]: the beginnings of some histories of a pool, of random lengths."""
+    """int [BATCH, LENGTH]: the first items of some histories of a pool, cut at random lengths."""
     who, length = jax.random.split(key)
     kept = jnp.arange(LENGTH) < jax.random.randint(length, (BATCH, 1), 1, LENGTH + 1)
     return jnp.where(kept, pool[jax.random.randint(who, (BATCH,), 0, len(pool))], PAST_END)
@@ -111,14 +111,14 @@ def distil_scores(
     """(the parameters of a model after it has learnt the scores of another one, float [steps]: the divergences). Hinton
     et al. 2015, "Distilling the knowledge in a neural network".
 
-    Histories are drawn from the teacher, so that no data are read, and cut at random. Steps are those of Adam.
+    Histories are drawn by `draw_histories`, so no data are read, and cut at random. Steps are those of Adam.
 
     Args:
         model: the student, which scores a user by the history.
         params: its shared parameters, or what the server holds in their place.
-        teach: teach(history int [L]) -> float [N]: the teacher's scores, divided by a temperature; past the end is
-            unused in a history. -inf: an item that it does not know.
-        key: of the histories.
+        teach: teach(history int [L]) -> float [N]: the teacher's scores, divided by a temperature. A history has
+            numbers past the end where unused. -inf: an item that the teacher does not know.
+        key: randomness of the histories.
         steps: number of steps.
         forward: forward(params) -> the shared parameters.
     """

@@ -1,4 +1,4 @@
-"""A model of which some parameters are not trained."""
+"""Freezing: a model with some parameters that are not trained."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from jaxfed.core.leaf_paths import list_leaves, match_paths
 from jaxfed.core.model import Model
 from jaxfed.core.types import Tree
 
-PLACE = "frozen_parameters"  # of what is frozen here, beside what a model has frozen by itself
+PLACE = "frozen_parameters"  # the entry of `Model.frozen` with what is frozen here
 
 
 def select_leaves(tree: Tree, chosen: set[str], inside: bool, prefix: str = "") -> Tree:
@@ -35,13 +35,13 @@ def merge_leaves(first: Tree, second: Tree) -> Tree:
 
 
 def join_frozen(shared: Tree) -> Tree:
-    """The shared parameters, with those that `freeze_leaves` took out in their places.
+    """The shared parameters, with frozen ones put back in their places; the inverse of `freeze_leaves`.
 
     Args:
-        shared: Of a model, with what is frozen beside it (`with_frozen`).
+        shared: The shared parameters of a model, with what is frozen beside them (`with_frozen`).
 
     Returns:
-        The parameters of the model as it was; what another frozen part has is left beside them.
+        The parameters of the model before freezing. Other frozen parts stay beside them.
     """
     if not isinstance(shared, dict) or PLACE not in shared:
         return shared
@@ -50,7 +50,7 @@ def join_frozen(shared: Tree) -> Tree:
 
 
 def freeze_leaves(model: Model, patterns: Sequence[str], values: Tree | None = None) -> Model:
-    """The model, of which the parameters that patterns choose are not trained.
+    """Freezes the parameters of a model that patterns choose: they are not trained.
 
     They become part of `Model.frozen`: clients download them once, and they are in no message, no optimiser and no
     checkpoint.
@@ -59,14 +59,14 @@ def freeze_leaves(model: Model, patterns: Sequence[str], values: Tree | None = N
         model: The model.
         patterns: Regular expressions, each found anywhere in the path of a shared parameter, such as `block_0/` or
             `tables/item`.
-        values: Parameters of the model, with whose values they are frozen. Left out: the model's first ones by one
-            seed, whatever that of the run.
+        values: Parameters of the model, whose values the frozen ones have. Left out: those that the model draws with
+            seed 0, whatever the seed of the run.
 
     Returns:
-        The model, whose `init` gives the other parameters.
+        The model, whose `init` gives the parameters that are trained.
 
     Raises:
-        ValueError: a pattern is in no path, nothing would be left to train, or the model is solved for.
+        ValueError: a pattern is in no path, nothing would be left to train, or the model is a closed form.
 
     Example:
         >>> import jaxfed as jf
@@ -90,7 +90,7 @@ def freeze_leaves(model: Model, patterns: Sequence[str], values: Tree | None = N
 
 
 def take_out_leaves(model: Model, chosen: set[str], held: Tree) -> Model:
-    """The model, whose shared parameters lack the leaves at the chosen paths: they are `held` in its frozen part."""
+    """The model without the leaves at the chosen paths among its shared parameters; its frozen part has them (held)."""
 
     def init(key):
         return select_leaves(model.init(key), chosen, False)

@@ -1,5 +1,5 @@
-"""Generative recommenders: a decoder reads the texts, or the codes, of a history, and gives each item the likelihood of
-its own. Nothing is kept of a user: what the decoder keeps of the history is folded in."""
+"""Generative recommenders: a decoder reads the texts or the codes of a history, and the score of an item is the
+likelihood of its own text or codes. Users have no trained parameters: keys and values of the history are folded in."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +29,7 @@ class GenerativeModel(NamedTuple):
     module: Decoder
     variables: Callable[[Tree], Tree]  # of the module, from the shared parameters
     start: int  # the piece that begins a history
-    length: int  # items of a history that are read
+    length: int  # number of the latest items of a history that are read
 
 
 class Prompt(NamedTuple):
@@ -40,7 +40,7 @@ class Prompt(NamedTuple):
 
 
 def pack_pieces(pieces: jax.Array, vocabulary: int) -> Prompt:
-    """Pieces int [...] one after the other, those past the vocabulary, which are unused, behind the others."""
+    """Pieces int [...] one after the other. Unused ones, which are past the vocabulary, come last."""
     flat = pieces.ravel()
     order = jnp.argsort(flat >= vocabulary, stable=True)
     return Prompt(flat[order], flat[order] < vocabulary)
@@ -69,7 +69,7 @@ def sum_piece_losses(made: GenerativeModel, shared: Tree, private: Tree, batch: 
 
 
 def read_history(made: GenerativeModel, shared: Tree, history: History) -> Tree:
-    """The private part: what the decoder keeps of a history's latest items, and its logits of the piece after them."""
+    """The private part: keys and values of a history's latest items, and the logits of the piece after them."""
     shared = unwrap(shared)
     pieces, live = take_texts(made, shared, take_latest(history, made.length))
     pieces, live = (jnp.concatenate([jnp.array([first]), x]) for first, x in ((made.start, pieces), (True, live)))
@@ -78,8 +78,8 @@ def read_history(made: GenerativeModel, shared: Tree, history: History) -> Tree:
 
 
 def make_likelihoods(made: GenerativeModel, shared: Tree, private: Tree, user: Any) -> jax.Array:
-    """[rows]: the mean log-likelihood of the pieces of each row's text after the history; of an empty text the
-    least."""
+    """[rows]: the mean log-likelihood of the pieces of each row's text after the history; for an empty text
+    `MASKED_LOGIT`."""
     shared, past = unwrap(shared), PastPieces(*private["private"]["past"])
     variables, vocabulary = made.variables(shared), made.module.sizes.vocabulary
 
@@ -95,7 +95,7 @@ def make_likelihoods(made: GenerativeModel, shared: Tree, private: Tree, user: A
 
 
 def search_items(made: GenerativeModel, beam: int, shared: Tree, private: Tree, user: Any) -> jax.Array:
-    """[rows]: the mean log-likelihood of each row's codes, where a beam search finds them; else the least."""
+    """[rows]: the mean log-likelihood of each row's codes where a beam search finds them; else `MASKED_LOGIT`."""
     shared, past = unwrap(shared), PastPieces(*private["private"]["past"])
     trie = tuple(TrieLevel(children) for children in shared["text"]["trie"])
     found = search_codes(made.module, made.variables(shared), past, private["private"]["logits"], trie, beam)
@@ -105,8 +105,8 @@ def search_items(made: GenerativeModel, beam: int, shared: Tree, private: Tree, 
 def make_generative_model(
     made: GenerativeModel, init: Callable[[Key], Tree], text: dict[str, Any], beam: int = 0
 ) -> Model:
-    """The model. init: the shared parameters, from a key. text: what is frozen, `pieces` int [N, P] marked. beam: of a
-    search for items; 0: each is scored."""
+    """The model. init: init(key) -> the shared parameters. text: what is frozen, with `pieces` int [N, P] as a table.
+    beam: width of the beam search for items; 0: each item is scored."""
     if beam:
         found = np.asarray(text["pieces"].rows)
         text = text | {"trie": tuple(level.children for level in build_trie(found, made.start))}
@@ -122,7 +122,7 @@ def make_generative_model(
 
 
 def check_prompt(sizes: DecoderSizes, num_items: int, pieces: Any, length: int) -> None:
-    """Raises ValueError where a decoder has not the positions of a history and of an item after it."""
+    """Raises ValueError where a decoder has too few positions for a history and an item after it."""
     check_positive("model.length", length)
     texts, width = pieces.shape
     if texts != num_items:
@@ -138,7 +138,7 @@ def check_prompt(sizes: DecoderSizes, num_items: int, pieces: Any, length: int) 
 def make_adapted_decoder(
     decoder: TextDecoder, lora: LoraSettings, dtype: ComputeDtype, remat: bool, length: int
 ) -> tuple[GenerativeModel, Callable[[Key], Tree]]:
-    """(a frozen decoder with adapters, what draws these)."""
+    """(a frozen decoder with adapters, init(key) -> the adapters as shared parameters)."""
     module = Decoder(decoder.sizes, remat, jnp.dtype(dtype), make_lora_product(lora))
     some = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), jnp.bool)
 
@@ -161,23 +161,23 @@ def decoder_lora(
     compute_dtype: ComputeDtype = "float32",
     remat: bool = True,
 ) -> Model:
-    """Scores items by the mean log-likelihood of their texts after those of a history, by a decoder that all clients
-    have, frozen, and whose low-rank adapters they train and send (Hu et al. 2022, "LoRA").
+    """Scores items by the mean log-likelihood of their texts after the texts of a history. All clients have the frozen
+    decoder; they train and send its low-rank adapters (Hu et al. 2022, "LoRA").
 
     Args:
         num_items: Number of items.
         decoder: The pretrained decoder. Shapes in place of its parameters: for a model that is compiled and not run.
         pieces: int [num_items, P]: the pieces of each item's text, past the vocabulary where unused.
-        length: Items of a history that are read, the latest.
+        length: Number of the latest items of a history that are read.
         lora: The adapters. None: of rank 8, for queries and values.
-        compute_dtype: In what the decoder's layers compute.
-        remat: Compute activations again in the backward pass, in place of keeping them.
+        compute_dtype: Type in which the decoder's layers compute.
+        remat: Compute activations again in the backward pass, instead of keeping them.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: the decoder has too few positions, the number of texts is another, or there cannot be such adapters.
+        ValueError: the decoder has too few positions, there is not one text for each item, or adapters are not valid.
 
     Example:
         >>> sizes = DecoderSizes(10, 64, width=4, layers=1, heads=2, key_value_heads=1, head_width=2, hidden=8)
@@ -201,23 +201,23 @@ def code_decoder(
     heads: int = 4,
     beam: int = 0,
 ) -> Model:
-    """Scores items by the likelihood of their semantic codes after those of a history, in the way of TIGER (Rajput et
-    al. 2023), by a decoder that clients train.
+    """Scores items by the likelihood of their semantic codes after the codes of a history, as TIGER does (Rajput et al.
+    2023, "Recommender systems with generative retrieval"). Clients train and send the whole decoder.
 
     Args:
         num_items: Number of items.
         codes: int [num_items, levels]: the codes of each item, different for different items, see `semantic_codes`.
-        length: Items of a history that are read, the latest.
+        length: Number of the latest items of a history that are read.
         dim: Width of the decoder.
         layers: Number of its layers.
         heads: Heads of attention; they divide `dim`.
-        beam: Prefixes that a search keeps at each level; items that it does not find come last. 0: all are scored.
+        beam: Prefixes that a beam search keeps at each level; items that it does not find come last. 0: no search.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: a size is not possible, or the number of codes is another.
+        ValueError: a size is not possible, or there are not codes for each item.
 
     Example:
         >>> made = code_decoder(6, np.array([[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]), length=5, dim=8)
@@ -235,7 +235,7 @@ def code_decoder(
 
 
 def check_code_decoder(dim: int, heads: int, beam: int) -> None:
-    """Raises ValueError for sizes that no decoder of codes has."""
+    """Raises ValueError for sizes that are not possible."""
     check_positive("model.dim", dim)
     if beam < 0:
         raise ValueError(f"model.beam is {beam}: it must not be negative; 0 scores each item")
@@ -244,13 +244,13 @@ def check_code_decoder(dim: int, heads: int, beam: int) -> None:
 
 
 def choose_decoder_sizes(codes: int, places: int, dim: int, layers: int, heads: int) -> DecoderSizes:
-    """The sizes of a decoder of so many codes, and a piece that begins a history. places: of a history and an item."""
+    """The sizes of a decoder of codes, with one more piece that begins a history. places: of a history and an item."""
     return DecoderSizes(codes + 1, 1 + places, dim, layers, heads, heads, dim // heads, 3 * dim, tied=True)
 
 
 def number_codes(codes: np.ndarray) -> tuple[np.ndarray, int]:
-    """(int32 [N, levels]: codes as pieces, those of each level behind those of the levels before it, their number in
-    all). Negative codes are none: their piece is that number."""
+    """(int32 [N, levels]: codes as pieces, with numbers of their own for each level; the number of pieces). A negative
+    code means that there is none: its piece is the number of pieces."""
     counts = codes.max(0) + 1
     begin = np.concatenate([[0], np.cumsum(counts)])
     return np.where(codes < 0, begin[-1], codes + begin[:-1]).astype(np.int32), int(begin[-1])

@@ -12,7 +12,7 @@ from jaxfed.core.tables import take_rows
 
 
 def check_schedule(pruning: Pruning) -> None:
-    """Raises ValueError for numbers that no schedule has."""
+    """Raises ValueError for a schedule that is not possible."""
     if not 0 <= pruning.sparsity < 1:
         raise ValueError(f"parametrization.sparsity is {pruning.sparsity:g}: it must be from 0 to below 1")
     for name, least in (("start", 0), ("end", max(pruning.start, 1)), ("every", 1)):
@@ -44,8 +44,8 @@ def pruned_weights(
 
     The server prunes its own parameters. Before round t the share s (1 - (1 - (t - start) / (end - start))^3) of each
     leaf is zero. Clients read from the model which weights are kept. A pruned weight is zero in the model, in gradients
-    and in messages, and stays so. Clients are sent, and send, those that are kept, and down a bit for each weight. The
-    best round is chosen among those from `end` on.
+    and in messages, and stays so. Clients download and send only the kept weights, and download a bit for each weight.
+    The best round is chosen among those from `end` on.
 
     Args:
         model: The model whose weights they are.
@@ -53,13 +53,13 @@ def pruned_weights(
         start: Number of rounds after which pruning starts.
         end: Number of rounds after which the share is reached.
         every: Number of rounds between two steps of the schedule.
-        pattern: A regular expression, found in the paths of the leaves whose weights are pruned. Tables have none.
+        pattern: A regular expression, searched in the paths of leaves; those that match are pruned. Tables never are.
 
     Returns:
         The parametrization, for `jaxfed.Experiment`.
 
     Raises:
-        ValueError: the pattern is found in no path, or a number cannot be.
+        ValueError: the pattern is found in no path, or the schedule is not possible.
 
     Example:
         >>> import jaxfed as jf
@@ -71,7 +71,7 @@ def pruned_weights(
     check_schedule(pruning)
 
     def forward(theta, rows):
-        kept = clear_pruned(theta, find_masks(pruning, theta))  # so that noise on what is pruned is dropped
+        kept = clear_pruned(theta, find_masks(pruning, theta))  # this drops noise on pruned weights
         return kept if rows is None else take_rows(kept, rows)
 
     return Parametrization(lambda key: fill_zeros(pruning, model.init(key)), forward, pruning=pruning)

@@ -1,4 +1,4 @@
-"""A pretrained encoder whose large matrices are stored as integers of 8 bits, and computed with as float32."""
+"""A pretrained encoder whose large matrices are stored as integers of 8 bits and turned into float32 to compute."""
 
 from typing import Any, NamedTuple
 
@@ -14,14 +14,14 @@ CHANNEL_AXES = {"kernel": 1, "word": 0}  # the axis of the channels: outputs of 
 
 
 class QuantizedMatrix(NamedTuple):
-    """A matrix as codes: code times the scale of its channel."""
+    """A matrix as integers (codes): a number is its code times the scale of its channel."""
 
     codes: Any  # int8 [rows, columns]
     scale: Any  # float32 [1, columns], or [rows, 1]: one for each channel
 
 
 def quantize_matrix(matrix: np.ndarray, channel_axis: int) -> QuantizedMatrix:
-    """Codes whose scale is the largest magnitude of a channel over 127: each number is off by half a scale at most."""
+    """Codes. The scale is the largest magnitude of a channel over 127; the error of a number is at most half of it."""
     matrix = np.asarray(matrix, np.float32)
     largest = np.abs(matrix).max(1 - channel_axis, keepdims=True)
     scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(LARGEST)
@@ -32,8 +32,8 @@ def quantize_encoder(encoder: TextEncoder) -> TextEncoder:
     """Stores the matrices of an encoder in 8 bits, with one scale for each output of a layer and each piece of the
     vocabulary (absmax, as in Dettmers et al. 2022, "LLM.int8()").
 
-    What clients download once, or the server keeps, is then about a quarter as large. Compiled programs make float32 of
-    it where they compute. Biases, norms and positions stay as they are.
+    What clients download once, or the server keeps, is then about a quarter as large. Compiled programs turn it into
+    float32 where they compute. Biases, norms and positions stay in float32.
 
     Args:
         encoder: The encoder.

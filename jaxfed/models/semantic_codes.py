@@ -21,16 +21,16 @@ STEPS = 30  # of Lloyd's algorithm, for each level
 
 
 def semantic_codes(vectors: np.ndarray, levels: int = 3, size: int = 256, seed: int = 0) -> np.ndarray:
-    """Codes of items by residual k-means on their vectors, as in TIGER (Rajput et al. 2023, "Recommender systems with
-    generative retrieval"), which trains an RQ-VAE in its place.
+    """Codes of items by residual k-means on their vectors. TIGER (Rajput et al. 2023, "Recommender systems with
+    generative retrieval") has such codes from a residual-quantized autoencoder (RQ-VAE) instead of k-means.
 
-    Level 1 is the cluster of a vector, level l that of what the clusters before leave of it. Items with the same codes
-    are told apart by one more digit, which counts them.
+    The code of level 1 is the cluster of a vector; the code of level l is the cluster of the residual that the levels
+    before leave. One more digit counts items with the same codes, so that it tells them apart.
 
     Args:
         vectors: float [N, W]: the vector of each item's text. A row that is not finite is no item: its codes are -1.
         levels: Number of levels.
-        size: Number of codes of a level; no more than there are different vectors are used.
+        size: Number of codes of a level; at most as many as there are different vectors are used.
         seed: Seed of the first centres.
 
     Returns:
@@ -47,7 +47,7 @@ def semantic_codes(vectors: np.ndarray, levels: int = 3, size: int = 256, seed: 
     check_positive("size", size)
     used = np.isfinite(vectors).all(1)
     if not used.any():
-        raise ValueError("semantic_codes: there is no item: give a finite vector for one at least")
+        raise ValueError("semantic_codes: there is no item: give at least one finite vector")
     residual = np.asarray(vectors[used], np.float64)
     generator, found = np.random.default_rng(seed), []
     for _ in range(levels):
@@ -82,10 +82,10 @@ def sum_code_rows(rows: jax.Array, codes: jax.Array, begin: np.ndarray) -> jax.A
 def code_rows(model: Model, codes: np.ndarray) -> Model:
     """The model with sums of code rows in place of the rows of its tables (RQFedRec, 2026).
 
-    Row i of a table is the sum over levels of the row of item i's code there. Clients hold all code rows, which are
-    parameters like others, and the codes of their items, frozen. What a client receives and sends is then the same for
-    each, whatever its items are, how many there are, and how large the catalogue is; the server sees of no row that it
-    was touched. Biases are sums, too.
+    Row i of a table is the sum over levels of the row of item i's code at that level. Clients hold all code rows, which
+    are parameters like others, and the codes of items, which are frozen and downloaded once. In a round every client
+    receives and sends the same number of bytes, whatever its items are and however large the catalogue is, and messages
+    do not show which items a client has. Biases are sums, too.
 
     Args:
         model: The model whose tables they are.
@@ -95,7 +95,7 @@ def code_rows(model: Model, codes: np.ndarray) -> Model:
         The model.
 
     Raises:
-        ValueError: the model has no tables, or another number of items; or it is a closed form.
+        ValueError: the model has no tables, has another number of items, or is a closed form.
 
     Example:
         >>> from jaxfed.models.mf import mf

@@ -1,4 +1,4 @@
-"""Structured pruning of a finished model: whole heads, units of feed-forward layers, and rows of items."""
+"""Structured pruning of a finished model: removes whole heads, units of feed-forward layers, and rows of items."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def measure_norms(parts: list[Any]) -> np.ndarray:
 
 
 def measure_heads(attention: Tree) -> np.ndarray:
-    """float [heads]: how much each head can add: the norm of its values times that of its output. 0: it adds nothing.
+    """float [heads]: the strength of each head: the norm of its value weights times that of its output weights.
 
     attention: kernels [d, heads, width] of `query`, `key` and `value`, and [heads, width, d] of `output`.
     """
@@ -25,8 +25,8 @@ def measure_heads(attention: Tree) -> np.ndarray:
 
 
 def measure_units(feed: Tree) -> np.ndarray:
-    """float [hidden]: how much each unit can add: the norm of what it reads times that of what it gives; a gate counts
-    as a factor."""
+    """float [hidden]: the strength of each unit: the norm of its input weights times that of its output weights, times
+    that of its gate where there is one."""
     first = np.ones(len(feed["output"]["kernel"]))
     for name in ("inner", "gate"):
         if name in feed:
@@ -89,11 +89,11 @@ def shrink_blocks(params: Tree, heads: int = 0, hidden: int = 0) -> Tree:
     """Removes the weakest heads, and units of feed-forward layers, of every block of a transformer (Michel et al. 2019,
     "Are sixteen heads really better than one?"; Li et al. 2017, "Pruning filters for efficient convnets").
 
-    A head is as strong as the product of the norms of its value and output weights; a unit likewise. The result is the
-    parameters of a smaller model: `sasrec` with as many `heads`, the `head_width` of before, and `hidden_width`.
+    The strength of a head is the product of the norms of its value and output weights, that of a unit likewise. The
+    result fits a smaller model: `sasrec` with that many `heads`, the same `head_width`, and `hidden_width`.
 
     Args:
-        params: The model's parameters, of `sasrec` for example, plain or marked.
+        params: The model's parameters, such as those of `sasrec`; tables may be marked.
         heads: Number of heads that each block keeps. 0: all.
         hidden: Number of units that each feed-forward layer keeps. 0: all.
 
@@ -122,8 +122,8 @@ def shrink_blocks(params: Tree, heads: int = 0, hidden: int = 0) -> Tree:
 
 
 def merge_rows(rows: Any, kept: np.ndarray) -> Any:
-    """Rows [N, d] of which those that are not kept share one, their mean: what is stored is the kept ones, that one,
-    and which is which.
+    """Replaces the rows [N, d] that are not kept by one row, their mean. To store are then the kept rows, that row, and
+    the number of the row of each item.
 
     Args:
         rows: Vectors of items.

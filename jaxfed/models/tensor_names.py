@@ -1,4 +1,4 @@
-"""Tensors of a file, by their names, against those that a model has; errors name what differs."""
+"""Checks of the tensors of a file, by their names, against those of a model; errors name what differs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def list_some(names: list[str]) -> str:
 
 
 def check_tensors(held: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]], kind: str) -> None:
-    """Raises ValueError where tensors are missing, are of no such model, or have another shape.
+    """Raises ValueError where tensors are missing, are not part of such a model, or have another shape.
 
     Args:
         held: The tensors of a file, by name.
@@ -43,7 +43,7 @@ def read_numbers(config: Mapping[str, Any], keys: Mapping[str, str], kind: str) 
     Args:
         config: What the file says.
         keys: {field: its key in the file}.
-        kind: What the model is, for what to do.
+        kind: What the model is, for the error.
 
     Raises:
         ValueError: a number is missing, or is not above 0.

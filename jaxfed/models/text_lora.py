@@ -1,4 +1,4 @@
-"""Adapters on clients: a text encoder that every client has, of which low-rank adapters are trained and sent."""
+"""Adapters on clients: every client has a text encoder, and trains and sends adapters of it."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -65,7 +65,7 @@ class AdaptedModel(NamedTuple):
 
 
 def find_adapter(shared: Tree, private: Tree) -> Tree:
-    """What of the encoder is trained; factors lie where the rule puts them."""
+    """The trained part of the encoder, from where the rule of aggregation keeps it."""
     if "adapter" in shared["params"]:
         return shared["params"]["adapter"]
     left = shared["lora_a"] if "lora_a" in shared else shared["params"]["lora_a"]
@@ -202,13 +202,13 @@ def text_lora(
         loss: bce: cross-entropy. bpr: the click of a pair ranks before the negative. squared: squared error.
         compute_dtype: In what the encoder computes; its parameters are in float32.
         vectors: float [num_items, W]: what the encoder gives for the texts, where that is known.
-        adapter: What is trained in place of low-rank adapters, by the rule fedit.
+        adapter: What is trained instead of low-rank adapters; the rule is then fedit, the mean.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: there cannot be so many layers or texts, such adapters, or such a rule.
+        ValueError: the number of layers or of texts, the adapters or the rule are not valid.
 
     Example:
         >>> from jaxfed.models.bert import BertEncoder, BertSizes

@@ -1,4 +1,4 @@
-"""The model that a run left, out of the run's folder; and a run that starts from another one."""
+"""The best model of a run, read from the run's folder; and a run that starts from another run."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +25,7 @@ from jaxfed.training.summary import LOWER_RATES
 
 
 class OpenedRun(NamedTuple):
-    """A run out of its folder."""
+    """A run, read from its folder."""
 
     parts: RunParts
     keys: RunKeys  # of its seed
@@ -82,7 +82,7 @@ def open_best_model(
 
 
 def read_start(config: Any, begins: bool = True) -> SavedModel | None:
-    """The model that a run starts from; None: it starts by itself, or none of it is needed any more.
+    """The model that a run starts from. None: it starts with random parameters, or the model is not needed any more.
 
     begins: whether the run is before its first round. A run that is read from its checkpoint needs only what is frozen.
 
@@ -108,7 +108,7 @@ def read_start(config: Any, begins: bool = True) -> SavedModel | None:
 
 
 def build_run(config: Any, data: Clients, begins: bool = True) -> RunParts:
-    """What a run is made of, which starts from another one where its configuration says so; see `build_from_config`.
+    """What a run is made of. It starts from another run where its configuration says so; see `build_from_config`.
 
     begins: see `read_start`. Raises ValueError.
     """

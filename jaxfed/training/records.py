@@ -88,7 +88,7 @@ FIGURES: dict[str, Figure] = {
     "noise/stddev": Figure("", "Standard deviation of the noise on each number of the sum."),
     "ring/cut": Figure("share", "Share of the clients of whom the link `ring` cut a value.", "less"),
     "lora/discordance": Figure(
-        "", "How far the mean of low-rank factors is from the mean of their products, over the update.", "less"
+        "", "Distance of the product of mean low-rank factors from the mean product, over its update.", "less"
     ),
     "clusters/empty": Figure("clusters", "Clusters without a client in the round.", "less"),
     "clusters/*": Figure("share", "Share of the clients in a cluster."),

@@ -198,7 +198,7 @@ def test_clients_with_fewer_interactions_have_shorter_vectors():
 @pytest.mark.parametrize(
     ("algorithm", "model", "more", "said"),
     [
-        ({"rates": (0.5, 1.5)}, "mf", {}, "rates are 0.5, 1.5: they lie above 0, up to 1"),
+        ({"rates": (0.5, 1.5)}, "mf", {}, "rates are 0.5, 1.5: set each above 0, up to 1"),
         ({"name": "hetefedrec", "shares": (0.5, 0.5)}, "mf", {}, "one above 0 for each of the 3 rates"),
         ({"rates": (0.5, 0.25)}, "mf", {}, "nobody would train the rest of the model"),
         ({}, "mf", {"channel": [{"name": "sign"}]}, "sub-models: sign would change coordinates"),

@@ -51,11 +51,11 @@ def test_rules_that_do_not_fit():
     rules = [("kernel$", PartitionSpec(None, "model"))]
     with pytest.raises(ValueError, match=r"run.partition: a/kernel has an axis of 7, which does not divide among 2"):
         make_shardings(mesh_of(2, 2), rules, {"a": {"kernel": np.zeros((3, 7))}})
-    with pytest.raises(ValueError, match=r'"kernel\$" is in the name of no array with 2 axes: there are b$'):
+    with pytest.raises(ValueError, match=r'"kernel\$" is in the name of no array with 2 or more axes: .* are b$'):
         check_rules(rules, {"a": {"kernel": np.zeros(3)}, "b": np.zeros((2, 2))})
     for axes, pattern, words in (
         (("rows",), "x", 'no axis "rows" of the mesh: there are clients and model'),
-        (("",), "x", "one of them named"),
+        (("",), "x", "at least one of them named"),
         (("model",), "(", "is no regular expression"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -24,7 +24,7 @@ KNOWN = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 FILES = tuple(KNOWN)
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # of the weights in several files, the second
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # the index names files where there are several
 POOLING = "pooling_mode_"  # what keys of 1_Pooling/config.json begin with
 FEWEST = 16  # places of a text; a power of two above holds the longest
 
@@ -33,11 +33,11 @@ class Pretrained(NamedTuple):
     """What a folder holds.
 
     Args:
-        config: What config.json says; `pooling` in it is `cls` where 1_Pooling/config.json says
-            that the state of the first piece is a text's vector, not the mean.
+        config: What config.json says. Its entry `pooling` is `cls` where 1_Pooling/config.json says that a text's
+            vector is the state of the first piece, and not the mean.
         tensors: The arrays of model.safetensors, or of the files that its index names, by name.
         tokenizer: A `tokenizers.Tokenizer` that neither pads nor cuts.
-        sha256: Of model.safetensors; of several files, of their digests.
+        sha256: Digest of model.safetensors; where there are several files, of their digests.
 
     Example:
         >>> Pretrained({"vocab_size": 10}, {}, None, "").config["vocab_size"]
