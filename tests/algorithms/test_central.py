@@ -60,6 +60,13 @@ def test_one_step_is_the_gradient_of_the_batch_of_all_clients(name):
     assert twin.wire.sees == "all data"
 
 
+def test_what_is_frozen_is_frozen_in_the_twin_too():
+    table = TABLE | {"model": MODELS["sasrec"], "work": TABLE["work"] | {"freeze": ["block_0/"]}}
+    (start, _), _, parts = run_steps(with_central(table), 1)
+    assert "block_0" not in start["params"]["encoder"]
+    assert jax.tree.leaves(parts.model.frozen)
+
+
 def test_three_steps_of_adam_are_central_adam():
     table = TABLE | {"model": MODELS["sasrec"], "server": {"name": "adam", "learning_rate": 0.01, "lazy": False}}
     federated, _, _ = run_steps(table, 3)

@@ -53,6 +53,8 @@ def test_rules_that_do_not_fit():
         make_shardings(mesh_of(2, 2), rules, {"a": {"kernel": np.zeros((3, 7))}})
     with pytest.raises(ValueError, match=r'"kernel\$" is in the name of no array with 2 or more axes: .* are b$'):
         check_rules(rules, {"a": {"kernel": np.zeros(3)}, "b": np.zeros((2, 2))})
+    with pytest.raises(ValueError, match=r'"\^a/kernel" is in the name of no array'):
+        check_rules([("^a/kernel", PartitionSpec("model"))], {"a": {"kernel": np.zeros((2, 2))}})
     for axes, pattern, words in (
         (("rows",), "x", 'no axis "rows" of the mesh: there are clients and model'),
         (("",), "x", "at least one of them named"),

@@ -40,6 +40,20 @@ def small(monkeypatch):
         monkeypatch.setattr(distillation, name, value)
 
 
+def test_a_student_whose_rows_are_codes_learns_every_item():
+    """Its shared part has no rows of items; the first item is one like others, and the teacher's favourite."""
+    codes = np.stack([np.arange(ITEMS) // 5, np.arange(ITEMS) % 5], 1)
+    model = jf.models.code_rows(jf.models.sasrec(ITEMS, dim=8, length=6, blocks=1, dropout=0.0), codes)
+
+    def teach(history):
+        return jnp.where(jnp.arange(ITEMS) == 0, 4.0, 0.0)
+
+    params, losses = distil_scores(model, model.init(KEY), teach, KEY, 300)
+    assert losses[-1] < 0.3 * losses[0]
+    scores = score_by_history(model, params, jnp.array([3, 9, 14]))
+    assert scores[:ITEMS].argmax() == 0
+
+
 def test_a_student_that_can_hold_the_teachers_scores_approaches_them():
     """The teacher is a model of the student's sizes. A third of its catalogue is unknown, which nobody draws."""
     model = jf.models.sasrec(ITEMS, dim=8, length=6, blocks=1, dropout=0.0)

@@ -7,11 +7,15 @@ import optax
 import pytest
 
 from jaxfed.config.build import build_from_config, load_data
+from jaxfed.config.central_twin import with_central
+from jaxfed.config.generative_models import read_lines
+from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import make_config
 from jaxfed.core.model import with_frozen
 from jaxfed.core.tables import unwrap
 from jaxfed.core.types import History
 from jaxfed.data.packing import pack_cohort
+from jaxfed.data.sources.pretrained import read_pretrained
 from jaxfed.models.beam_search import build_trie
 from jaxfed.models.decoder import Decoder
 from jaxfed.models.decoder_weights import convert_llama
@@ -19,7 +23,8 @@ from jaxfed.models.generative import code_decoder, decoder_lora, number_codes
 from jaxfed.models.lora import LoraSettings
 from jaxfed.models.transformer import MASKED_LOGIT
 from jaxfed.training.loop import train_run
-from tests.small import KEY
+from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round
+from tests.small import KEY, close
 from tests.small_decoder import CONFIG, random_decoder_tensors, write_decoder
 
 DECODER = convert_llama(CONFIG, random_decoder_tensors())
@@ -58,7 +63,7 @@ def test_the_loss_is_that_of_the_whole_text(adapted):
     found = jax.nn.log_softmax(logits_of_text(shared, [CONFIG["bos_token_id"], *pieces[:-1]]))
     want = -sum(row[piece] for row, piece in zip(found, pieces, strict=True))
     assert got.weight == len(READ)  # as a client's examples count
-    assert got.total == pytest.approx(float(want), rel=1e-5)
+    assert got.value == pytest.approx(float(want) / len(pieces), rel=1e-5)
 
 
 def test_scores_are_likelihoods_after_the_latest_items(adapted):
@@ -163,6 +168,38 @@ def test_clients_hold_the_items_of_their_histories_alone(files):
         rows = np.asarray(block.data.rows)
         assert ((rows < rows.max()).sum(-1) <= 3).all()
         assert not np.asarray(block.data.batch["negative"]).any()
+
+
+def test_items_without_a_title_have_no_pieces(files):
+    """So they come last, and not by the likelihood of an empty line."""
+    read = read_lines(read_pretrained(str(files / "model")), np.array(["red night", "", "war"]), 4, 8)
+    assert (read < WORDS).any(1).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("name", ["decoder_lora", "code_decoder"])
+def test_one_step_is_that_of_central_training(files, name, monkeypatch):
+    """Clients whose texts have very different lengths, one of one item among them, weigh by items in both."""
+    if name == "code_decoder":
+        codes = np.stack([np.arange(ITEMS) // 5, np.arange(ITEMS) % 5], 1)
+
+        def make(num_items, num_users):
+            return code_decoder(num_items, codes, length=3, dim=8, heads=2)
+
+        monkeypatch.setitem(REGISTRY["model"], "codes of tests", make)
+        model = {"name": "codes of tests"}
+    else:
+        model = table(files, max_pieces=8)["model"]
+    config = table(files) | {"model": model, "server": {"name": "sgd", "lazy": False}}
+    config |= {"work": {"name": "gradient"}, "cohort": {"name": "everyone"}}
+    moved = []
+    for each in (config, with_central(config)):
+        made = build_from_config(make_config(each), load_data(make_config(each).data))
+        state = initial_arrays(made, 0)["state"]
+        begin = jax.device_get(state.shared.params)
+        state, _ = made.algorithm.step(state, prepare_round(made, 0, 0).cohort, make_run_keys(0).rounds)
+        moved.append(jax.tree.map(np.subtract, jax.device_get(state.shared.params), begin))
+    assert max(np.abs(x).max() for x in jax.tree.leaves(moved[0])) > 1e-3
+    close(*moved, atol=1e-6)
 
 
 def test_a_folder_must_be_named(files):

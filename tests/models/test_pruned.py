@@ -1,5 +1,6 @@
 """Pruned weights: on schedule, the same for all, zero wherever they could show; without any, nothing changes."""
 
+import signal
 from itertools import pairwise
 
 import jax
@@ -166,14 +167,32 @@ def test_bytes_are_those_of_what_is_kept():
     assert 0 < whole.bytes_up - booked.bytes_up < booked.updates * 6 * 8 * 4
 
 
-def test_a_run_goes_on_in_the_middle_of_the_schedule(tmp_path):
-    def run(name, rounds, resume=False):
-        config = table() | {"rounds": rounds, "run": {"out": str(tmp_path / name)}, "evaluation": {"every": 4}}
-        return train_run(make_config(config), resume, load=lambda _: CONTENT)
+class StopAfter:
+    """A logger that stops the run as the operating system would."""
 
-    whole = run("whole", 8)
-    run("cut", 4)
-    resumed = run("cut", 8, True)
+    def __init__(self, round):
+        self.round = round
+
+    def log_row(self, row):
+        if row["round"] == self.round:
+            signal.raise_signal(signal.SIGTERM)
+
+    def close(self):
+        pass
+
+
+def test_a_run_goes_on_in_the_middle_of_the_schedule(tmp_path):
+    """The best round is one in which pruning is finished."""
+
+    def run(name, resume=False, loggers=()):
+        config = table() | {"run": {"out": str(tmp_path / name)}, "evaluation": {"every": 2}}
+        return train_run(make_config(config), resume, load=lambda _: CONTENT, loggers=loggers)
+
+    whole = run("whole")
+    with pytest.raises(SystemExit):
+        run("cut", loggers=[StopAfter(4)])
+    resumed = run("cut", True)
+    assert whole["best_round"] in (6, 8)
     assert resumed["params_sha256"] == whole["params_sha256"]
     assert resumed["bytes_up_total"] == whole["bytes_up_total"]
 
@@ -183,6 +202,7 @@ def test_a_run_goes_on_in_the_middle_of_the_schedule(tmp_path):
     [
         ({"sparsity": 1.0}, {}, "parametrization.sparsity is 1: it must be from 0 to below 1"),
         ({"start": 5, "end": 4}, {}, "parametrization.end is 4: it must be at least 5"),
+        ({}, {"rounds": 5}, "parametrization.end is 6 and rounds is 5: pruning would not be finished"),
         ({"every": 0}, {}, "parametrization.every is 0: it must be at least 1"),
         ({"pattern": "("}, {}, "is no regular expression"),
         ({"pattern": "none"}, {}, 'pattern "none" is in the path of no dense leaf: there are params/'),

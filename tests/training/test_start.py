@@ -10,6 +10,8 @@ import jaxfed as jf
 from jaxfed.config import start
 from jaxfed.config.build import load_data
 from jaxfed.config.schema import make_config
+from jaxfed.config.settings import Start
+from jaxfed.config.start import SavedModel, choose_leaves
 from jaxfed.config.text_parametrizations import EncodedTexts
 from jaxfed.core.leaf_paths import list_leaves
 from jaxfed.core.tree import count_bytes
@@ -233,6 +235,17 @@ def test_what_does_not_fit_is_refused_in_a_line(other, tmp_path, taken, more, wo
     with pytest.raises(ValueError, match=words) as error:
         begin(other, **{"data": other[1]} | more, taken=taken)
     assert "\n" not in str(error.value)
+
+
+def test_adapters_that_would_be_lost_are_refused():
+    """What FLoRA has learnt lies in a residual, and half a pair of factors means nothing."""
+    here = {"params": {"lora_a": {"q": np.zeros((4, 2))}, "lora_b": {"q": np.zeros((2, 4))}, "shift": np.zeros(3)}}
+    there = {"params": here["params"] | {"lora_residual": {"q": np.ones((4, 4))}}}
+    saved = SavedModel("runs/other", there, None, np.array([]), np.array([]), (), np.array([]))
+    with pytest.raises(ValueError, match="has params/lora_residual/q, for which this run has no place"):
+        choose_leaves(Start(run="runs/other"), saved, here, there)
+    assert choose_leaves(Start(run="runs/other", parts=("shift",)), saved, here, there).keys() == {"params/shift"}
+    assert len(choose_leaves(Start(run="runs/other"), saved, here, here)) == 3
 
 
 def test_a_run_that_is_not_finished_is_no_start(other, tmp_path):
