@@ -27,9 +27,10 @@ def test_what_is_in_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as inside:
         names = set(inside.namelist())
         known = {name for name in names if name.startswith("jaxfed/configs/") and name.endswith(".toml")}
-        assert known == {f"jaxfed/configs/{path.name}" for path in (ROOT / "configs").glob("*.toml")}
-        for path in (ROOT / "configs").glob("*.toml"):
-            assert inside.read(f"jaxfed/configs/{path.name}") == path.read_bytes()
+        files = {f"jaxfed/{path.relative_to(ROOT)}": path for path in (ROOT / "configs").rglob("*.toml")}
+        assert known == files.keys()
+        for name, path in files.items():
+            assert inside.read(name) == path.read_bytes()
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / "jaxfed").rglob("*.py")}
         assert {name for name in names if name.endswith(".py")} == modules  # neither tests nor developers' scripts
         metadata = next(inside.read(name).decode() for name in names if name.endswith("METADATA"))

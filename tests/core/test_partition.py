@@ -21,7 +21,10 @@ KERNELS = {"pattern": "(query|intermediate).*kernel", "axes": ["", "model"]}
 FACTORS = {"pattern": "lora_a/.*", "axes": ["model"]}
 TABLES = {"pattern": "tables/bias", "axes": ["model"]}
 QUERY = "['layer_0']['query']['kernel']"
-MESHES = {"2 x 2": {"clients": 2, "model": 2}, "1 x 4": {"clients": 1, "model": 4}, "4 x 2": {"clients": 4, "model": 2}}
+MESHES = {"2 x 2": {"clients": 2, "model": 2}, "1 x 4": {"clients": 1, "model": 4}}
+
+
+ON_ONE: list = []  # the parameters after the same rounds on one device
 
 
 def mesh_of(devices, model):
@@ -106,10 +109,11 @@ def adapted(monkeypatch):
 def test_rounds_are_the_same_on_any_mesh(name, adapted):
     """Clients of very different lengths, one of which drops out; the frozen base, adapters, a table and the optimiser's
     memory split by rules. Sums are taken in another order, so they are equal to float32."""
-    _, want = adapted(shard_tables=True)  # padded, on one device
+    if not ON_ONE:
+        ON_ONE.append(adapted(shard_tables=True)[1].shared.params)  # padded, on one device
     made, got = adapted(mesh=MESHES[name], partition=[KERNELS, FACTORS, TABLES])
     model = MESHES[name]["model"]
-    close(got.shared.params, want.shared.params, atol=2e-5)
+    close(got.shared.params, ON_ONE[0], atol=2e-5)
     base = made.algorithm.step.args[2].clients
     (kernel,) = [x for path, x in jax.tree_util.tree_flatten_with_path(base)[0] if QUERY in jax.tree_util.keystr(path)]
     assert kernel.addressable_shards[0].data.shape == (kernel.shape[0], kernel.shape[1] // model)
