@@ -1,6 +1,6 @@
 """The memory that each device needs for a round of a decoder with adapters on clients. Compiles it, and runs nothing.
 
-python scripts/abstract_memory.py [configs/abstract/decoder_1b_lora.toml] [--lower-only]
+python scripts/abstract_memory.py [configs/abstract/decoder_1b_lora.toml] [--clients 64] [--lower-only]
 
 No weights, no data and no accelerator are needed: arrays are shapes. For each mesh of the file the round is lowered for
 TPU and CUDA on a mesh without devices, and compiled for as many virtual CPU devices as the mesh has. The bytes of
@@ -161,9 +161,11 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", type=Path, default=CONFIG)
+    parser.add_argument("--clients", type=int, help="of a round; left out: what the file says")
     parser.add_argument("--lower-only", action="store_true")
     asked = parser.parse_args()
     config = tomllib.loads(asked.config.read_text())
+    config["round"]["clients"] = asked.clients or config["round"]["clients"]
     jax.config.update("jax_num_cpu_devices", max(each["clients"] * each["model"] for each in config["mesh"]))
     jax.config.update("jax_platforms", "cpu")
     model, count = make_abstract_model(config)

@@ -6,6 +6,7 @@ python scripts/one_by_one.py configs/ml100k_sasrec.toml [--clients 128] [--round
 
 import argparse
 import statistics
+from functools import partial
 
 import jax
 
@@ -30,7 +31,9 @@ def make_parts(path: str, clients: int, area: int, changes: list[str]) -> RunPar
 
 def measure_memory(parts: RunParts) -> int:
     """Bytes of temporary memory of the program of the longest block."""
-    plan, _, frozen = parts.algorithm.step.args  # type: ignore[attr-defined]
+    step = parts.algorithm.step
+    assert isinstance(step, partial)  # `run_round` of these
+    plan, _, frozen = step.args
     cohort = empty_cohort(parts.data.population, parts.batching, parts.shapes)
     state = jax.eval_shape(lambda: initial_arrays(parts, SEED)["state"])
     key, block = make_run_keys(SEED).rounds, cohort.blocks[-1]

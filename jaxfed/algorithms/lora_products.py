@@ -21,7 +21,7 @@ from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Broadcast, Tree
 
 RESIDUAL = "lora_residual"  # of each layer, what is added to the base beside the product A B
-SUMS = "rolora, fedask, or model.rule = ffa or fedsa, which are sums"
+SUMMING_RULES = "rolora, fedask, or model.rule = ffa or fedsa, which are sums"
 
 
 def multiply_factors(params: Tree) -> Tree:
@@ -52,7 +52,7 @@ def product_mean(rule: str, residual: bool) -> Channel:
         params = replace_dense(update.params, **({RESIDUAL: zeros_like(spread)} if residual else {}))
         return Broadcast(params, spread), state, {}
 
-    return link(encode, decode, decode_message=decode_message, is_average=True, name=rule, needs_messages=SUMS)
+    return link(encode, decode, decode_message=decode_message, is_average=True, name=rule, needs_messages=SUMMING_RULES)
 
 
 def train_beside_residual(

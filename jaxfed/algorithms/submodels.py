@@ -18,6 +18,7 @@ import optax
 from jaxfed.algorithms.local_training import local_steps
 from jaxfed.channels.average import coordinate_mean
 from jaxfed.core.client_work import Batches, ClientWork
+from jaxfed.core.leaf_paths import list_leaves
 from jaxfed.core.method import Method, Submodels
 from jaxfed.core.model import Model
 from jaxfed.core.streams import SetupStream, setup_rng
@@ -67,8 +68,7 @@ def find_axes(path: str, shape: tuple[int, ...], product: int) -> Axes:
 
 def list_axes(params: Tree) -> list[Axes]:
     """The axes of every leaf of the shared parameters, in order. Raises ValueError for a model without known widths."""
-    leaves = jax.tree_util.tree_leaves_with_path(unwrap(params))
-    named_leaves = [("/".join(str(getattr(key, "key", key)) for key in path), leaf) for path, leaf in leaves]
+    named_leaves = list_leaves(unwrap(params)).items()
     product = next((leaf.shape[1] for path, leaf in named_leaves if path == "tables/item_product"), 0)
     axes = [find_axes(path, leaf.shape, product) for path, leaf in named_leaves]
     if not any(widths for each in axes for widths in each):

@@ -64,5 +64,6 @@ def with_distilled(
             )
         return params
 
-    begun = held._replace(init=init)
-    return (model, begun) if parametrization else (begun, None)  # type: ignore[return-value]
+    if parametrization:
+        return model, parametrization._replace(init=init)
+    return model._replace(init=init), None

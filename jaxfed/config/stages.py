@@ -23,7 +23,7 @@ from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.clients import Clients
 from jaxfed.data.population import Population, ProcessShare
-from jaxfed.models.freezing import PLACE
+from jaxfed.models.freezing import FROZEN_PARAMETERS
 
 WITH_PRUNING = ("clip", "adaptive_clip", "zero_out", "quantize", "gaussian")  # links that work number by number
 MEANS = ("mean", "weighted_mean", "per_row_mean")
@@ -166,7 +166,7 @@ def check_synchronous(pieces: Pieces) -> None:
 
 def check_submodels(pieces: Pieces) -> None:
     """Raises ValueError for what does not go with clients that train sub-models of different sizes."""
-    if PLACE in (pieces.model.frozen or {}):
+    if FROZEN_PARAMETERS in (pieces.model.frozen or {}):
         raise ValueError("sub-models: what is frozen would have the whole width: leave work.freeze out")
     links = [each.claims.name for each in list_links(pieces.channel) if each.encode or each.aggregator]
     if refused := [name for name in links if name not in WITH_SUBMODELS]:

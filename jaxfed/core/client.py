@@ -12,7 +12,7 @@ from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, broadcast_state, encode_message
 from jaxfed.core.pairs import find_pairs, number_row_pairs
 from jaxfed.core.parametrization import frozen_arguments
-from jaxfed.core.pruning import Masked, clear_pruned, find_masks
+from jaxfed.core.pruning import FrozenAndMasks, clear_pruned, find_masks
 from jaxfed.core.state import Plan, State, broadcast_shapes, has_pair_sums, sent_model, table_rows_of
 from jaxfed.core.streams import CLIENTS
 from jaxfed.core.types import Block, Broadcast, ClientState, ClientView, Key, Mean, Messages, Tree
@@ -80,7 +80,7 @@ def client_round(
         key: randomness nobody else has.
     """
     secret, noise = jax.random.split(key)
-    frozen = Masked(received.frozen, received.masks) if received.masks else received.frozen
+    frozen = FrozenAndMasks(received.frozen, received.masks) if received.masks else received.frozen
     data = own.data._replace(frozen=frozen) if jax.tree.leaves(frozen) else own.data
     output = work.update(received.broadcast, own.state.work, data, secret)
     update = output.update._replace(params=clear_pruned(output.update.params, received.masks))

@@ -44,7 +44,7 @@ class Pruning(NamedTuple):
     every: int
 
 
-class Masked(NamedTuple):
+class FrozenAndMasks(NamedTuple):
     """What a loss receives beside the shared parameters: what is frozen, and which parameters are kept."""
 
     frozen: Tree

@@ -1,7 +1,6 @@
 """Adapters that are not low-rank: bottlenecks after layers, and biases alone."""
 
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.types import Key, Tree
-from jaxfed.models.lora import SHOWN, list_layers
+from jaxfed.models.lora import init_variables, list_layers, refuse_pattern
 
 COLLECTION = "adapter"  # the Flax collection of the variables of bottlenecks
 
@@ -93,22 +92,13 @@ def check_pattern(pattern: str) -> None:
         raise ValueError(f'adapter_pattern "{pattern}" is no regular expression: {error}') from None
 
 
-def refuse_pattern(pattern: str, paths: Sequence[str]) -> None:
-    """Raises ValueError: the pattern is in none of these paths. The error is one line that names some of them."""
-    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    raise ValueError(
-        f'adapter_pattern "{pattern}" is in the path of no layer: there are {", ".join(paths[:SHOWN])}{more}'
-    )
-
-
 def init_bottlenecks(module: nn.Module, settings: BottleneckSettings, key: Key, *inputs: Any) -> Tree:
     """The variables of a module's bottlenecks, from shapes of its inputs. Raises ValueError where there are none."""
-    made = jax.eval_shape(module.init, key, *inputs)
-    if COLLECTION not in made:
-        paths = list_layers(made["params"], "kernel")
-        refuse_pattern(settings.pattern, [path for path in paths if path.endswith("output")])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
-    return jax.jit(lambda key: module.init(key, *zeros)[COLLECTION])(key)
+
+    def refuse(paths):
+        refuse_pattern("adapter_pattern", settings.pattern, [path for path in paths if path.endswith("output")])
+
+    return init_variables(module, COLLECTION, refuse, key, *inputs)
 
 
 def select_biases(params: Tree, settings: BiasSettings) -> Tree:
@@ -128,7 +118,7 @@ def select_biases(params: Tree, settings: BiasSettings) -> Tree:
         return found
 
     if not (chosen := select(params, "")):
-        refuse_pattern(settings.pattern, list_layers(params, "bias"))
+        refuse_pattern("adapter_pattern", settings.pattern, list_layers(params, "bias"))
     return chosen
 
 

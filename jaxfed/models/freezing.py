@@ -8,7 +8,7 @@ from jaxfed.core.leaf_paths import list_leaves, match_paths
 from jaxfed.core.model import Model
 from jaxfed.core.types import Tree
 
-PLACE = "frozen_parameters"  # the entry of `Model.frozen` with what is frozen here
+FROZEN_PARAMETERS = "frozen_parameters"  # the entry of `Model.frozen` with what is frozen here
 
 
 def select_leaves(tree: Tree, chosen: set[str], inside: bool, prefix: str = "") -> Tree:
@@ -43,10 +43,10 @@ def join_frozen(shared: Tree) -> Tree:
     Returns:
         The parameters of the model before freezing. Other frozen parts stay beside them.
     """
-    if not isinstance(shared, dict) or PLACE not in shared:
+    if not isinstance(shared, dict) or FROZEN_PARAMETERS not in shared:
         return shared
-    rest = {key: value for key, value in shared.items() if key != PLACE}
-    return merge_leaves(rest, shared[PLACE])
+    rest = {key: value for key, value in shared.items() if key != FROZEN_PARAMETERS}
+    return merge_leaves(rest, shared[FROZEN_PARAMETERS])
 
 
 def freeze_leaves(model: Model, patterns: Sequence[str], values: Tree | None = None) -> Model:
@@ -105,5 +105,5 @@ def take_out_leaves(model: Model, chosen: set[str], held: Tree) -> Model:
         assert model.fold_in
         return model.fold_in(join_frozen(shared), *rest)
 
-    frozen, folds = {**(model.frozen or {}), PLACE: held}, fold_in if model.fold_in else None
+    frozen, folds = {**(model.frozen or {}), FROZEN_PARAMETERS: held}, fold_in if model.fold_in else None
     return model._replace(init=init, loss=loss, score=score, fold_in=folds, frozen=frozen, recipe=None)

@@ -6,7 +6,7 @@ module of Flax by its hook for products (`dot_general_cls` of `Dense` and `Dense
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.core.leaf_paths import list_leaves
 from jaxfed.core.types import Key, Tree
 
 COLLECTION, FACTORS = "lora", "factors"  # of the variables; the name of the module within the layer that it adapts
@@ -106,9 +107,26 @@ def make_lora_product(settings: LoraSettings) -> Callable[..., nn.Module]:
 
 def list_layers(params: Tree, leaf: str) -> list[str]:
     """The paths of the layers that have a leaf of some name, such as kernel, with slashes."""
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    names = [[str(each.key) for each in keys] for keys, _ in paths]
-    return ["/".join(each[:-1]) for each in names if each[-1] == leaf]
+    parts = [path.rpartition("/") for path in list_leaves(params)]
+    return [layer for layer, _, name in parts if name == leaf]
+
+
+def refuse_pattern(key: str, pattern: str, paths: Sequence[str]) -> None:
+    """Raises ValueError, in one line that names some paths: the pattern under a key is in none of them."""
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    raise ValueError(f'{key} "{pattern}" is in the path of no layer: there are {", ".join(paths[:SHOWN])}{more}')
+
+
+def init_variables(
+    module: nn.Module, collection: str, refuse: Callable[[list[str]], None], key: Key, *inputs: Any
+) -> Tree:
+    """The first variables of a collection of a module, from shapes of its inputs. refuse: raises ValueError where there
+    are none, from the paths of the module's layers."""
+    made = jax.eval_shape(module.init, key, *inputs)
+    if collection not in made:
+        refuse(list_layers(made["params"], "kernel"))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+    return jax.jit(lambda key: module.init(key, *zeros)[collection])(key)
 
 
 def init_lora(module: nn.Module, settings: LoraSettings, key: Key, *inputs: Any) -> Tree:
@@ -126,15 +144,7 @@ def init_lora(module: nn.Module, settings: LoraSettings, key: Key, *inputs: Any)
     Raises:
         ValueError: the pattern is that of no layer; one line that names some there are.
     """
-    made = jax.eval_shape(module.init, key, *inputs)
-    if COLLECTION not in made:
-        some = list_layers(made["params"], "kernel")
-        raise ValueError(
-            f'lora_pattern "{settings.pattern}" is in the path of no layer: there are {", ".join(some[:SHOWN])}'
-            + (f" and {len(some) - SHOWN} more" if len(some) > SHOWN else "")
-        )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
-    return jax.jit(lambda key: module.init(key, *zeros)[COLLECTION])(key)
+    return init_variables(module, COLLECTION, partial(refuse_pattern, "lora_pattern", settings.pattern), key, *inputs)
 
 
 def merge_lora(params: Tree, factors: Tree, scale: float) -> Tree:

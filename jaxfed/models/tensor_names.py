@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
+from jaxfed.core.leaf_paths import list_leaves
 from jaxfed.core.types import Tree
 
 SHOWN = 3  # names in a message
@@ -59,8 +59,7 @@ def read_numbers(config: Mapping[str, Any], keys: Mapping[str, str], kind: str) 
 
 def path_shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
     """{path with slashes: shape} of a tree of dicts, arrays or shapes."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(each.key for each in keys): x.shape for keys, x in leaves}
+    return {path: x.shape for path, x in list_leaves(tree).items()}
 
 
 def unflatten_paths(arrays: Mapping[str, Any]) -> dict[str, Any]:

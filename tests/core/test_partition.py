@@ -1,5 +1,7 @@
 """What lies where on a mesh: rules by name, and rounds that are the same wherever arrays lie."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -126,8 +128,9 @@ def test_rounds_are_the_same_on_any_mesh(name, adapted):
 
 
 def test_it_lowers_for_accelerators(adapted):
-    """With its shardings: the base lies over the model axis in the program of a block, too."""
+    """With its shardings: the factors [in, r] that the server keeps lie over the model axis in the program."""
     made, _ = adapted(rounds=0, mesh=MESHES["2 x 2"], partition=[KERNELS, FACTORS, TABLES])
     text = check_round(made)
     assert made.placement.devices == 4
     assert "model" in text
+    assert re.search(r'<@mesh, \[\{"model"\}, \{\}\]> : tensor<\d+x2xf32>', text)
