@@ -51,11 +51,10 @@ def read_decoder_lora(
     """
     if not folder:
         raise ValueError("model.folder: name a folder with a decoder of the Llama family; there is none to fetch")
-    decoder = convert_llama((pretrained := read_pretrained(folder)).config, pretrained.tensors)
-    lora, pieces = (
-        LoraSettings(lora_rank, lora_alpha, lora_pattern),
-        read_lines(pretrained, texts, num_items, max_pieces),
-    )
+    pretrained = read_pretrained(folder)
+    decoder = convert_llama(pretrained.config, pretrained.tensors)
+    pieces = read_lines(pretrained, texts, num_items, max_pieces)
+    lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
     return decoder_lora(num_items, decoder, pieces, length, lora, compute_dtype, remat)
 
 
