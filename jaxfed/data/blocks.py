@@ -109,7 +109,7 @@ def make_block_shapes(
     items, columns, negatives, least = population.num_items, batching.width // batching.batch_size, 0, LEAST_STEPS
     if batching.sequence:
         columns = count_step_histories(population, batching)
-        kinds = several_kinds(sizes) if population.users_per_client > 1 else sequence_kinds(batching, lengths)
+        kinds = organisation_kinds(sizes) if population.users_per_client > 1 else sequence_kinds(batching, lengths)
         negatives, least = items if batching.sequence.whole_catalogue else batching.negatives, least // columns
     else:
         kinds = history_kinds(lengths, items, pairs) if batching.ordered else block_kinds(batching, lengths)
@@ -147,7 +147,7 @@ def list_step_points(longest: int) -> list[int]:
     return [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
 
 
-def several_kinds(sizes: ClientSizes) -> tuple[tuple[int, int], ...]:
+def organisation_kinds(sizes: ClientSizes) -> tuple[tuple[int, int], ...]:
     """(steps, items read at most) of blocks of clients with several histories, ascending. Clients differ in steps, and
     all histories have as many places as the longest that is read. Lengths of no client are left out."""
     points = list_step_points(int(sizes.steps.max()))

@@ -145,7 +145,7 @@ def test_blocks_are_of_few_shapes_and_cost_alike():
 
 
 def test_rows_of_a_cohort_have_room():
-    """In a catalogue of which a cohort has a part: for what its users read, and for the negatives of all of its steps."""
+    """In a catalogue of which a cohort has a part: for what its users read, and for the negatives of all steps."""
     large = POPULATION._replace(num_items=5000)
     for options in ({"batch_size": 2, "epochs": 2}, {"batch_size": 1, "negatives": 60}):
         batching = make_batching(**options)
