@@ -63,12 +63,15 @@ def test_organisations_send_the_gradients_of_their_users(model):
     assert max(np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (everyone, want)), strict=True)) > 1e-3
 
 
-@pytest.mark.parametrize(("name", "size"), [("sasrec", 1), ("sasrec", 4), ("bert4rec", 4)])
-def test_local_steps_by_hand(name, size):
-    """Two epochs with dropout: each step is on the mean loss over the targets of its histories, on whole tables."""
+@pytest.mark.parametrize(("name", "size", "absent"), [("sasrec", 1, 4), ("sasrec", 4, ABSENT), ("bert4rec", 4, ABSENT)])
+def test_local_steps_by_hand(name, size, absent):
+    """Two epochs with dropout: each step is on the mean loss over the targets of its histories, on whole tables.
+
+    To a three-hundredth of the largest number: rounding grows from step to step, of which there are up to 34.
+    """
     more = {"model": {"name": name, "dim": 8, "length": 16, "dropout": 0.3, "loss": "sampled_softmax"}}
     steps = work(name="local_steps", epochs=2, batch_size=size, optimizer={"name": "sgd", "learning_rate": 0.05})
-    got, model, start, cohort = take_round(BY_REGION, [ABSENT], **more, **steps)
+    got, model, start, cohort = take_round(BY_REGION, [absent], **more, **steps)
 
     @jax.jit
     def slope(params, sequences, drawn, keys):
@@ -84,7 +87,7 @@ def test_local_steps_by_hand(name, size):
 
     total, weights = jax.tree.map(np.zeros_like, start), 0
     for client, trained in unpacked(cohort).items():
-        if client == ABSENT:
+        if client == absent:
             continue
         params = start
         for reads, negatives, keys in trained:
@@ -98,7 +101,8 @@ def test_local_steps_by_hand(name, size):
         weight = sum(len(each) - 1 for reads, _, _ in trained for each in reads)
         total = jax.tree.map(lambda t, x, y, w=weight: t + w * (x - y), total, start, params)
         weights += weight
-    close(got, jax.tree.map(lambda x: x / weights, total), atol=2e-5)
+    for leaf, want in zip(*map(jax.tree.leaves, (got, total)), strict=True):
+        np.testing.assert_allclose(leaf, want / weights, atol=3e-3 * np.abs(leaf).max())
 
 
 def test_users_are_tested_one_by_one():

@@ -146,10 +146,10 @@ def test_blocks_are_of_few_shapes_and_cost_alike():
 
 def test_rows_of_a_cohort_have_room():
     """In a catalogue of which a cohort has a part: for what its users read, and for the negatives of all steps."""
-    large = POPULATION._replace(num_items=5000)
+    large = POPULATION._replace(num_items=20_000)
     for options in ({"batch_size": 2, "epochs": 2}, {"batch_size": 1, "negatives": 60}):
         batching = make_batching(**options)
         shapes = make_block_shapes(large, batching, 3)
         cohort = pack_cohort(large, batching, shapes, np.array([4, 0, 3]), np.ones(3, bool), 0, 0)
-        assert 1000 < shapes.room < 5000
+        assert 1000 < shapes.room < 10_000
         assert len(cohort.rows) == shapes.room, "it did not have to grow"
