@@ -77,16 +77,25 @@ def write_encoder(folder, sizes=SIZES, tensors=None, **config):
     return tensors
 
 
-def make_adapted_model(num_items, num_users=1, rule="fedit", **more):
-    """A model whose clients train adapters of rank 2 of a tiny encoder."""
+def make_encoder_and_tokens(num_items):
+    """(a tiny encoder, the pieces of so many texts)."""
     from jaxfed.models.bert_weights import convert_bert
-    from jaxfed.models.lora import LoraSettings
-    from jaxfed.models.text_lora import text_lora
 
     encoder = convert_bert({"model_type": "bert", "hidden_act": "gelu"} | SIZES, random_tensors())
     rng, words, pieces = np.random.default_rng(1), SIZES["vocab_size"], 7
     ids = rng.integers(1, words, (num_items, pieces))
     tokens = np.where(np.arange(pieces) < rng.integers(2, pieces + 1, (num_items, 1)), ids, words).astype(np.int32)
+    return encoder, tokens
+
+
+def make_adapted_model(num_items, num_users=1, rule="fedit", quantized=False, **more):
+    """A model whose clients train adapters of rank 2 of a tiny encoder, or what is said in `adapter`."""
+    from jaxfed.models.lora import LoraSettings
+    from jaxfed.models.quantized_encoder import quantize_encoder
+    from jaxfed.models.text_lora import text_lora
+
+    encoder, tokens = make_encoder_and_tokens(num_items)
+    encoder = quantize_encoder(encoder) if quantized else encoder
     return text_lora(num_items, encoder, tokens, num_users, 5, LoraSettings(2, alpha=4.0), rule, **more)
 
 

@@ -12,7 +12,7 @@ from jaxfed.core.pairs import count_pairs
 from jaxfed.core.tables import repeat_rows, take_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype
 from jaxfed.core.types import Sampler, Tree
-from jaxfed.data.batching import Batching
+from jaxfed.data.batching import Batching, count_step_histories, measure_clients
 from jaxfed.data.blocks import BlockShapes, plan_blocks
 from jaxfed.data.population import Population
 from jaxfed.data.room import free_memory
@@ -35,12 +35,14 @@ def machine_memory() -> int:
 
 def check_examples(population: Population, batching: Batching, slots: int) -> None:
     """Raises ValueError where the largest cohort has more examples than the machine can hold while it packs them."""
-    largest = np.sort(population.num_train)[-slots:]
-    positives = len(largest) if batching.sequence else int(largest.sum())  # a history has negatives once
-    negatives = max(batching.negatives, 0)
-    if batching.sequence and batching.sequence.whole_catalogue:
-        negatives = population.num_items
-    examples = max(batching.epochs, 1) * (1 + negatives) * positives
+    negatives, epochs = max(batching.negatives, 0), max(batching.epochs, 1)
+    if batching.sequence:  # a step has negatives once
+        negatives = population.num_items if batching.sequence.whole_catalogue else negatives
+        users = np.sort(np.diff(population.client_offsets))[-slots:]
+        histories = max(count_step_histories(population, batching), 1)
+        examples = epochs * (histories + negatives) * int((-(-users // histories)).sum())
+    else:
+        examples = epochs * (1 + negatives) * int(np.sort(population.num_train)[-slots:].sum())
     if (need := EXAMPLE * examples) > (room := machine_memory()):
         raise ValueError(
             f"a round may have {examples:,} examples, which take {need / 1e9:,.0f} GB, the machine has "
@@ -55,7 +57,7 @@ def estimate_capacity(population: Population, batching: Batching, shapes: BlockS
         ids, _ = sampler.draw(0, round)
         clients = ids[ids < population.num_clients]
         owner = shapes.share.owner(clients, population.num_clients)
-        counts.append(len(plan_blocks(shapes, batching, population.num_train[clients], owner).shapes))
+        counts.append(len(plan_blocks(shapes, measure_clients(population, batching, clients), owner).shapes))
     return 3 * max(counts) - 2 * min(counts)
 
 
@@ -109,9 +111,9 @@ def choose_chunk(
     Raises:
         ValueError: they do not fit: one line that says what would.
     """
-    largest = np.sort(population.num_train)[-shapes.slots :]
-    owner = np.arange(len(largest)) % shapes.share.size
-    blocks, room = len(plan_blocks(shapes, batching, largest, owner).shapes), device_memory()
+    largest = measure_clients(population, batching, np.argsort(population.num_train)[-shapes.slots :])
+    owner = np.arange(len(largest.steps)) % shapes.share.size
+    blocks, room = len(plan_blocks(shapes, largest, owner).shapes), device_memory()
     block = block_bytes(shapes)
     if not sums:
         check_gathered(blocks, block, room)

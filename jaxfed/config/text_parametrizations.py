@@ -23,7 +23,7 @@ from jaxfed.models.text import text_encoder, text_vectors
 from jaxfed.models.text_lora import Rule, text_lora
 from jaxfed.models.trained_encoder import ComputeDtype, encode_texts
 
-AdapterName = Literal["lora", "bottleneck", "bitfit"]
+AdapterName = Literal["lora", "bottleneck", "bitfit", "full"]
 BaseDtype = Literal["float32", "int8"]
 
 
@@ -149,6 +149,20 @@ def read_text_encoder(
     return text_encoder(model, with_base_dtype(known, base_dtype), known.tokens, *sizes, known.vectors)
 
 
+def choose_adapter(
+    name: AdapterName, size: int, pattern: str
+) -> BottleneckSettings | BiasSettings | Literal["full"] | None:
+    """What is trained of an encoder in place of low-rank adapters; None: these are."""
+    if name == "full" and pattern:
+        raise ValueError("model.adapter full trains whole layers: leave adapter_pattern out, and set trained_layers")
+    others: dict[str, BottleneckSettings | BiasSettings | Literal["full"]] = {
+        "bottleneck": BottleneckSettings(size, pattern),
+        "bitfit": BiasSettings(pattern),
+        "full": "full",
+    }
+    return others.get(name)
+
+
 @named("model", "text_lora")
 def read_text_lora(
     num_items: int,
@@ -187,7 +201,7 @@ def read_text_lora(
         max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
         compute_dtype: In what the encoder computes; its parameters are in float32.
         adapter: What is trained of the encoder. lora: low-rank adapters. bottleneck: a small network after layers
-            (Houlsby et al. 2019). bitfit: biases alone (Ben Zaken et al. 2022).
+            (Houlsby et al. 2019). bitfit: biases alone (Ben Zaken et al. 2022). full: all parameters of these layers.
         adapter_size: Number of units of a bottleneck.
         adapter_pattern: A regular expression, searched in the paths of layers, such as layer_5/output. Those that match
             have trained biases, or are followed by a bottleneck.
@@ -201,10 +215,7 @@ def read_text_lora(
     """
     known = encode_catalogue(num_items, texts, folder, max_pieces)
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
-    others: dict[str, BottleneckSettings | BiasSettings] = {
-        "bottleneck": BottleneckSettings(adapter_size, adapter_pattern),
-        "bitfit": BiasSettings(adapter_pattern),
-    }
+    chosen = choose_adapter(adapter, adapter_size, adapter_pattern)
     sizes = num_users, dim, lora, rule, trained_layers, loss, compute_dtype
     base = with_base_dtype(known, base_dtype)
-    return text_lora(num_items, base, known.tokens, *sizes, known.vectors, others.get(adapter))
+    return text_lora(num_items, base, known.tokens, *sizes, known.vectors, chosen)

@@ -48,7 +48,9 @@ class SequenceFormat(NamedTuple):
 
     A batch then has `sequence` int [T], positions of the latest items in the rows of the step, earliest first and past
     the end where unused; `negative` float [k], how often each row of the step was drawn as a negative; `catalogue`
-    float [], the number of items that may be negatives; and `dropout` uint32 [2], the data of a key of JAX.
+    float [], the number of items that may be negatives; and `dropout` uint32 [2], the data of a key of JAX. Where
+    clients have several users, a step may read several histories, of different users: `sequence` is then [H, T] and
+    `dropout` [H, 2], and a history without items is none. See `jaxfed.models.sequence.sum_over_histories`.
 
     Args:
         length: The most items of a history in a step, the latest ones. For next-item targets the last one is only a

@@ -19,13 +19,14 @@ class Batching(NamedTuple):
 
     Args:
         batch_size: Examples of a step, negatives included; pairs of a positive and a negative where the loss is of
-            pairs. Models of sequences do not read it: a step is one history.
+            pairs. Of a model of sequences: histories of a step, each of another user of the client; a client with one
+            user has one.
         negatives: Items drawn for each positive, anew in every epoch.
         epochs: Passes of a client over its data in a round.
         pairwise: Whether examples are pairs of a positive and a negative; the model says so.
         ordered: Whether positives come in their order, earliest first, in place of a shuffle: for histories.
         features: The sides (`user`, `item`) whose features batches carry: those of a step's users and of its rows.
-        sequence: A step is one history in place of examples, with so many `negatives` for all of it, drawn from the
+        sequence: A step is of histories in place of examples, with so many `negatives` for all of it, drawn from the
             whole catalogue. The model says so.
         shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
 
@@ -73,6 +74,38 @@ class Batching(NamedTuple):
         if self.sequence:
             return np.full_like(positives, self.epochs)
         return self.epochs * -(-self.examples(positives) // self.batch_size)
+
+
+class ClientSizes(NamedTuple):
+    """How much C clients train on."""
+
+    steps: np.ndarray  # int64 [C]: of a round
+    largest: np.ndarray  # int64 [C]: examples of the longest step; of histories, items read of the longest
+    examples: np.ndarray  # int64 [C]: of a round; what a client weighs
+    read: np.ndarray  # int64 [C]: positives of an epoch
+
+
+def count_step_histories(population: Population, batching: Batching) -> int:
+    """The most histories of a step of a model of sequences: no client has more users."""
+    return min(batching.batch_size, population.users_per_client)
+
+
+def measure_clients(population: Population, batching: Batching, clients: np.ndarray) -> ClientSizes:
+    """The sizes of some clients int [C]; of a model of sequences, those of the histories of their users."""
+    num_train, epochs = population.num_train[clients], batching.epochs
+    if not batching.sequence or population.users_per_client == 1:
+        read = batching.count_read(num_train)
+        return ClientSizes(
+            batching.steps(num_train), batching.largest(num_train), epochs * batching.examples(num_train), read
+        )
+    first, users = population.client_offsets[clients], np.diff(population.client_offsets)[clients]
+    user, owner = concatenate_ranges(first, users), np.repeat(np.arange(len(clients)), users)
+    lengths = population.train.start[user + 1] - population.train.start[user]
+    read, examples, largest = np.zeros((3, len(clients)), np.int64)
+    np.add.at(read, owner, batching.count_read(lengths))
+    np.add.at(examples, owner, epochs * batching.examples(lengths))
+    np.maximum.at(largest, owner, batching.largest(lengths))
+    return ClientSizes(epochs * -(-users // count_step_histories(population, batching)), largest, examples, read)
 
 
 def client_random_numbers(

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.core.pairs import count_pairs
-from jaxfed.data.batching import Batching
+from jaxfed.data.batching import Batching, ClientSizes, count_step_histories, measure_clients
 from jaxfed.data.population import ALONE, Population, ProcessShare
 
+LEAST_STEPS = 64  # of a block, side by side and one after the other
 PAIR_STEPS = 1 << 13  # items of a block of histories whose clients send pairs of them
 HISTORY_STEPS = 1 << 14  # items of a block of other histories
 SHORTEST_PAIRED = 8  # items to which shorter histories are padded, whose pairs are sent
@@ -25,7 +26,7 @@ class BlockShapes(NamedTuple):
     steps_per_block: int
     slots: int  # clients in a cohort
     devices: int
-    columns: int  # rows an example may touch
+    columns: int  # rows an example may touch; of histories, how many a step reads at most
     num_items: int
     room: int  # rows of the tables that a cohort may touch; a cohort that touches more gets twice the room
     end: int  # past the end of the tables, which may have more rows than there are items
@@ -79,16 +80,14 @@ def check_batching(population: Population, batching: Batching) -> None:
 def check_sequences(population: Population, batching: Batching) -> None:
     """Raises ValueError where clients have no histories that a model of sequences learns from."""
     assert batching.sequence
-    if population.users_per_client > 1:
-        raise ValueError('a model of sequences reads one history of a client: set data.clients = "user"')
     if population.domains or population.label_flipped is not None:
         raise ValueError("a model of sequences compares with all items: leave data.merge and data.label_flip out")
     if population.labels is not None:
         raise ValueError(f'data.label = "{population.labels.kind}": a model of sequences counts rows, take mf or fm')
     if batching.sequence.compares and not batching.negatives and not batching.sequence.whole_catalogue:
         raise ValueError("this loss compares with negatives: set work.negatives, for example to 256")
-    if population.num_train.max() < 2:
-        raise ValueError("no client has two train items: there is no sequence to learn from")
+    if population.train.counts.max() < 2:
+        raise ValueError("no user has two train items: there is no sequence to learn from")
 
 
 def make_block_shapes(
@@ -108,18 +107,19 @@ def make_block_shapes(
     Raises ValueError where batches or negatives cannot be drawn.
     """
     check_batching(population, batching)
-    lengths = population.num_train
-    items, columns, negatives = population.num_items, batching.width // batching.batch_size, 0
+    lengths, sizes = population.num_train, measure_clients(population, batching, np.arange(population.num_clients))
+    items, columns, negatives, least = population.num_items, batching.width // batching.batch_size, 0, LEAST_STEPS
     if batching.sequence:
-        kinds = sequence_kinds(batching, lengths)
-        columns, negatives = 1, items if batching.sequence.whole_catalogue else batching.negatives
+        columns = count_step_histories(population, batching)
+        kinds = organisation_kinds(sizes) if population.users_per_client > 1 else sequence_kinds(batching, lengths)
+        negatives, least = items if batching.sequence.whole_catalogue else batching.negatives, least // columns
     else:
         kinds = history_kinds(lengths, items, pairs) if batching.ordered else block_kinds(batching, lengths)
-    expected = int(batching.steps(lengths).mean() * slots)
+    expected = int(sizes.steps.mean() * slots)
     # some sixteen blocks a round; more of histories, from which long messages are made
     most = (PAIR_STEPS if pairs else HISTORY_STEPS) if batching.ordered else 1 << 62
-    steps_per_block = steps_per_block or max(64, kinds[-1][0], min(1 << (expected // 16).bit_length(), most))
-    room = rows_expected(population, batching, slots) if lazy else 0
+    steps_per_block = steps_per_block or max(least, kinds[-1][0], min(1 << (expected // 16).bit_length(), most))
+    room = rows_expected(population, batching, sizes, slots) if lazy else 0
     if pairs:
         room = count_expected_pairs(population, slots, end or items) if lazy and share.size == 1 else 0
     return BlockShapes(
@@ -135,13 +135,26 @@ def block_kinds(batching: Batching, num_train: np.ndarray, narrow: int = 256) ->
     """
     steps, size = batching.steps(num_train), batching.largest(num_train)
     longest, top = int(steps.max()), int(size.max())
-    points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
-    points = [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
+    points = list_step_points(longest)
     widths = np.array([narrow << i for i in range(top.bit_length()) if narrow << i < top] + [top])
     used = widths[np.unique(np.searchsorted(widths, size[steps == batching.epochs]))].tolist() or [top]
     one = next(p for p in points if p >= batching.epochs)
     low, high = ([p for p in points if p < one], [p for p in points if p > one])
     return (*((p, used[0]) for p in low), *((one, width) for width in used), *((p, top) for p in high))
+
+
+def list_step_points(longest: int) -> list[int]:
+    """Powers of two and their 3/4 points, ascending, up to the first that is not below the longest."""
+    points = sorted({p for i in range(longest.bit_length() + 1) for p in (1 << i, 3 << i >> 2) if p})
+    return [p for p in points if p < longest] + [min(p for p in points if p >= longest)]
+
+
+def organisation_kinds(sizes: ClientSizes) -> tuple[tuple[int, int], ...]:
+    """(steps, items read at most) of blocks of clients with several histories, ascending. Clients differ in steps, and
+    all histories have as many places as the longest that is read. Lengths of no client are left out."""
+    points = list_step_points(int(sizes.steps.max()))
+    used = np.unique(np.searchsorted(points, sizes.steps))
+    return tuple((points[i], int(sizes.largest.max())) for i in used)
 
 
 def sequence_kinds(batching: Batching, num_train: np.ndarray) -> tuple[tuple[int, int], ...]:
@@ -187,15 +200,15 @@ def choose_padded_lengths(points: list[int], lengths: np.ndarray, power: int, co
     return cheapest[-1][1]
 
 
-def rows_expected(population: Population, batching: Batching, slots: int) -> int:
+def rows_expected(population: Population, batching: Batching, sizes: ClientSizes, slots: int) -> int:
     """Rows that hardly any cohort of so many clients exceeds: six standard deviations above the mean of its examples,
     the negatives among them uniform over the catalogue."""
-    items, num_train = population.num_items, batching.count_read(population.num_train)
-    positives = slots * num_train.mean() + 6 * np.sqrt(slots) * num_train.std()
-    positives = min(positives, num_train.sum())
+    items, read = population.num_items, sizes.read
+    positives, steps = (slots * each.mean() + 6 * np.sqrt(slots) * each.std() for each in (read, sizes.steps))
+    positives = min(positives, read.sum())
     negatives = batching.epochs * batching.negatives * positives
     if batching.sequence:
-        negatives = batching.epochs * batching.negatives * (1 if batching.shared_negatives else slots)
+        negatives = batching.negatives * (batching.epochs if batching.shared_negatives else steps)
         negatives = items**2 if batching.sequence.whole_catalogue else negatives
     distinct = min(positives, np.count_nonzero(np.bincount(population.train.values))) + items * -np.expm1(
         -negatives / items
@@ -231,14 +244,14 @@ def block_shape(shapes: BlockShapes, steps: int, size: int) -> tuple[int, int, i
     return shapes.clients(steps) // shapes.share.size, steps, shapes.rows(steps, size), size
 
 
-def plan_blocks(shapes: BlockShapes, batching: Batching, num_train: np.ndarray, owner: np.ndarray) -> BlockPlan:
+def plan_blocks(shapes: BlockShapes, sizes: ClientSizes, owner: np.ndarray) -> BlockPlan:
     """Clients fill blocks from the longest down: a block's clients differ little in length, and only the last blocks
     have empty places.
 
-    num_train: train interactions of each client; owner: its process. All processes plan the same blocks, of which each
-    has an equal part of the places.
+    sizes: of the clients; owner: of each its process. All processes plan the same blocks, of which each has an equal
+    part of the places.
     """
-    steps, size = batching.steps(num_train), batching.largest(num_train)
+    steps, size = sizes.steps, sizes.largest
     kind = np.maximum(*(np.searchsorted(*each) for each in zip(np.transpose(shapes.kinds), (steps, size), strict=True)))
     order, low = np.lexsort((-steps, -kind)), 0
     owned = [order[owner[order] == process] for process in range(shapes.share.size)]

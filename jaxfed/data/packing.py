@@ -9,7 +9,7 @@ import numpy as np
 from jaxfed.core.client_work import Batches
 from jaxfed.core.pairs import count_pairs, list_pairs
 from jaxfed.core.types import Block, Cohort
-from jaxfed.data.batching import Batching, DrawnExamples, draw_examples
+from jaxfed.data.batching import Batching, DrawnExamples, draw_examples, measure_clients
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, plan_blocks
 from jaxfed.data.population import Population
 from jaxfed.data.ragged import concatenate_ranges, sort_pairs
@@ -205,7 +205,7 @@ def pack_cohort(
     """
     clients = ids[ids < population.num_clients]
     owner = shapes.share.owner(clients, population.num_clients)
-    where = plan_blocks(shapes, batching, population.num_train[clients], owner)
+    where = plan_blocks(shapes, measure_clients(population, batching, clients), owner)
     return pack_planned(population, batching, shapes, ids, present, where, seed, round, union)
 
 
@@ -221,15 +221,15 @@ def empty_cohort(population: Population, batching: Batching, shapes: BlockShapes
 
 def pack_planned(population, batching, shapes, ids, present, where, seed, round, union) -> Cohort:
     """The cohort whose clients lie as planned."""
-    batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
     slots = np.flatnonzero(ids < population.num_clients)[where.order]
     clients = ids[slots].astype(np.int64)
     widths: Callable[[int], dict[str, int]]
     if batching.sequence:
         sequences = draw_sequences(population, batching, clients, seed, round)
-        laid = CohortLayout(*lay_out_sequences(population, batching, sequences, where, shapes.end))
+        laid = CohortLayout(*lay_out_sequences(population, batching, sequences, where, shapes))
         widths = partial(list_sequence_widths, shapes)
     else:
+        batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
         drawn = draw_examples(population, batching, clients, seed, round)
         laid = lay_out_examples(population, batching, drawn, where, shapes.end)
         widths = partial(list_example_widths, batching, population.users_per_client == 1)
@@ -244,7 +244,7 @@ def pack_planned(population, batching, shapes, ids, present, where, seed, round,
         return out
 
     num_train = population.num_train[clients]
-    examples = lanes(batching.epochs * batching.examples(num_train), 0, np.float32)
+    examples = lanes(measure_clients(population, batching, clients).examples, 0, np.float32)
     places = lanes(slots, len(ids), np.int32)
     blocks = split_blocks(where, laid, widths, places, examples, lanes(num_train, 0, np.float32))
     if shapes.room and shapes.pairs:

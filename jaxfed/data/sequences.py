@@ -1,4 +1,5 @@
-"""Histories in their order as batches, in NumPy: each step of a client is one, with negatives for all of it.
+"""Histories in their order as batches, in NumPy: each step of a client reads that of its user, or those of several of
+its users, with negatives for all of it.
 
 All of it is a function of (seed, round, client), as examples are; see `batching`. The arrays are those of
 `packing.CohortLayout`.
@@ -9,55 +10,71 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.core.streams import Stream, host_rng
-from jaxfed.data.batching import Batching, client_random_numbers
+from jaxfed.data.batching import Batching, client_random_numbers, count_step_histories
 from jaxfed.data.blocks import BlockPlan, BlockShapes
 from jaxfed.data.population import Population
 from jaxfed.data.ragged import concatenate_ranges, sort_pairs
 
 
 class DrawnSequences(NamedTuple):
-    """The steps of some clients, S in all, client by client."""
+    """The steps of some clients, S in all, client by client, and the histories that they read, H in all."""
 
     client: np.ndarray  # int64 [S]: which of the clients asked for
-    epoch: np.ndarray  # int64 [S]
-    length: np.ndarray  # int64 [S]: items read
-    item: np.ndarray  # int32 [sum of lengths]: the items read, step by step, earliest first
-    negative: np.ndarray  # int32 [S, n]: may repeat, and may be items of the history
-    dropout: np.ndarray  # uint32 [S, 2]: the data of a key
+    place: np.ndarray  # int64 [S]: which of its client's steps
+    step: np.ndarray  # int64 [H]: of each history, ascending
+    slot: np.ndarray  # int64 [H]: its place in the step
+    length: np.ndarray  # int64 [H]: items read
+    item: np.ndarray  # int32 [sum of lengths]: the items read, history by history, earliest first
+    negative: np.ndarray  # int32 [S, n]: may repeat, and may be items of the histories
+    dropout: np.ndarray  # uint32 [H, 2]: the data of a key
 
 
 def draw_sequences(
     population: Population, batching: Batching, clients: np.ndarray, seed: int, round: int
 ) -> DrawnSequences:
-    """Each client's latest train items, once an epoch, with negatives drawn uniformly (up to 2^-32) from the catalogue
-    but for its cold items: for each client, or for all clients of a round (`shared_negatives`)."""
+    """The latest train items of each client's users, once an epoch, with negatives drawn uniformly (up to 2^-32) from
+    the catalogue but for its cold items: for each step, or for all clients of a round (`shared_negatives`).
+
+    Users come in an order that is drawn for each epoch: by the numbers that are also the keys of their dropout.
+    """
     assert batching.sequence
     drawn = 0 if batching.sequence.whole_catalogue else batching.negatives
     passes, epoch = np.repeat(clients, batching.epochs), np.tile(np.arange(batching.epochs), len(clients))
-    raw = client_random_numbers(seed, Stream.EXAMPLES, passes, epoch, np.full(len(passes), 1 + drawn), round)
-    raw = raw.reshape(-1, 1 + drawn)
+    users, most = np.diff(population.client_offsets)[passes], count_step_histories(population, batching)
+    steps = -(-users // most)
+    counts = users + steps * drawn
+    raw = client_random_numbers(seed, Stream.EXAMPLES, passes, epoch, counts, round)
+    begin = np.cumsum(counts) - counts
+    keys = raw[concatenate_ranges(begin, users)]
     if batching.shared_negatives and drawn:
         every = host_rng(seed, Stream.SHARED_NEGATIVES, round).integers(0, 1 << 32, (batching.epochs, drawn), np.uint64)
-        random32 = every[epoch]
+        random32 = every[np.repeat(epoch, steps)]
     else:
-        random32 = raw[:, 1:] >> np.uint64(32)
+        random32 = raw[concatenate_ranges(begin + users, steps * drawn)].reshape(steps.sum(), drawn) >> np.uint64(32)
     warm = list_warm_items(population)
     negative = warm[(random32 * np.uint64(len(warm)) >> np.uint64(32)).astype(np.int64)]
-    length = batching.largest(population.num_train[passes])
-    begin = population.train.start[population.client_offsets[passes] + 1] - length  # one user is a client
-    item = population.train.values[concatenate_ranges(begin, length)]
-    dropout = np.ascontiguousarray(raw[:, :1]).view(np.uint32).reshape(-1, 2)
-    return DrawnSequences(np.repeat(np.arange(len(clients)), batching.epochs), epoch, length, item, negative, dropout)
+
+    order = np.lexsort((keys, np.repeat(np.arange(len(passes)), users)))
+    user = concatenate_ranges(population.client_offsets[passes], users)[order]
+    rank = concatenate_ranges(np.zeros_like(users), users)
+    step = np.repeat(np.cumsum(steps) - steps, users) + rank // most
+    end = population.train.start[user + 1]
+    length = batching.count_read(end - population.train.start[user])
+    item = population.train.values[concatenate_ranges(end - length, length)]
+    client = np.repeat(np.repeat(np.arange(len(clients)), batching.epochs), steps)
+    dropout = keys[order][:, None].view(np.uint32)
+    place = concatenate_ranges(epoch * steps, steps)
+    return DrawnSequences(client, place, step, rank % most, length, item, negative, dropout)
 
 
 def describe_cut_histories(population: Population, length: int) -> str:
-    """How many clients have more train items than a model of sequences reads; "": none.
+    """How many histories have more train items than a model of sequences reads; "": none.
 
     length: see `SequenceFormat`.
     """
-    cut = int((population.num_train > length).sum())
-    clients = len(population.num_train)
-    return f"{cut:,} of {clients:,} clients have more than {length} items: the latest are read" if cut else ""
+    lengths = population.train.counts
+    cut = int((lengths > length).sum())
+    return f"{cut:,} of {len(lengths):,} histories have more than {length} items: the latest are read" if cut else ""
 
 
 def list_warm_items(population: Population) -> np.ndarray:
@@ -67,8 +84,10 @@ def list_warm_items(population: Population) -> np.ndarray:
 
 
 def list_sequence_widths(shapes: BlockShapes, size: int) -> dict[str, int]:
-    """{name: places} of what a step with so many items read holds."""
-    return {"rows": shapes.step_rows(size), "negative": shapes.step_rows(size), "sequence": size}
+    """{name: places} of what a step with so many items read holds. Where it has several histories, all steps have
+    places for the longest."""
+    rows = shapes.step_rows(size)
+    return {"rows": rows, "negative": rows} | ({"sequence": size} if shapes.columns == 1 else {})
 
 
 def find_distinct(group: np.ndarray, item: np.ndarray, groups: int, items: int) -> tuple[np.ndarray, ...]:
@@ -98,8 +117,8 @@ class StepRows(NamedTuple):
 
 def list_step_rows(drawn: DrawnSequences, clients: int, items: int, warm: np.ndarray) -> StepRows:
     """The distinct items of each step, ascending, and those of each client."""
-    steps, lengths = len(drawn.client), (drawn.length, np.full(len(drawn.client), drawn.negative.shape[1]))
-    step = np.concatenate([np.repeat(np.arange(steps), count) for count in lengths])
+    steps = len(drawn.client)
+    step = np.concatenate([np.repeat(drawn.step, drawn.length), np.repeat(np.arange(steps), drawn.negative.shape[1])])
     entry = np.concatenate([drawn.item, drawn.negative.ravel()])
     owner, item, place, number = find_distinct(step, entry, steps + 1, items)
     client, held_item, held_place, held = find_distinct(drawn.client[owner], item, clients + 1, items)
@@ -118,32 +137,34 @@ def list_whole_catalogue(drawn: DrawnSequences, clients: int, items: int, warm: 
 
 
 def lay_out_sequences(
-    population: Population, batching: Batching, drawn: DrawnSequences, where: BlockPlan, end: int
+    population: Population, batching: Batching, drawn: DrawnSequences, where: BlockPlan, shapes: BlockShapes
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """The arrays of a `CohortLayout`, the clients in the order they lie.
 
-    drawn: of these clients. where: their places. end: what marks a row that no client holds.
+    drawn: of these clients. where: their places, in blocks of these shapes.
     """
     assert batching.sequence
     _, all_steps, all_rows = where.sizes
     list_rows = list_whole_catalogue if batching.sequence.whole_catalogue else list_step_rows
-    items = population.num_items
+    items, several, (_, longest) = population.num_items, shapes.columns, shapes.kinds[-1]
     warm = list_warm_items(population)
     found = list_rows(drawn, len(where.order), items, warm)
-    at = where.step[drawn.client] + drawn.epoch  # the place of each step among all
+    at = where.step[drawn.client] + drawn.place  # the place of each step among all
 
-    held = np.full(all_rows, end, np.int32)
+    held = np.full(all_rows, shapes.end, np.int32)
     held[where.row[found.client] + found.held_place] = found.held_item
-    width = max((rows for _, _, rows, _ in where.shapes), default=0)
-    rows = np.full((all_steps, width), items, np.int32)
+    rows = np.full((all_steps, shapes.step_rows(longest)), items, np.int32)
     rows[at[found.step], found.place] = found.held
-    negative = np.zeros((all_steps, width), np.float32)
+    negative = np.zeros(rows.shape, np.float32)
     negative[at[found.step], found.place] = found.negative
 
-    sequence = np.full((all_steps, batching.sequence.length), items, np.int32)
-    of_item = np.repeat(at, drawn.length), concatenate_ranges(np.zeros_like(drawn.length), drawn.length)
+    history = at[drawn.step] * several + drawn.slot  # the place of each history among all
+    sequence = np.full((all_steps * several, longest), items, np.int32)
+    of_item = np.repeat(history, drawn.length), concatenate_ranges(np.zeros_like(drawn.length), drawn.length)
     sequence[of_item] = found.read
-    live, dropout = np.zeros(all_steps, bool), np.zeros((all_steps, 2), np.uint32)
-    live[at], dropout[at] = True, drawn.dropout
+    live, dropout = np.zeros(all_steps, bool), np.zeros((all_steps * several, 2), np.uint32)
+    live[at], dropout[history] = True, drawn.dropout
+    if several > 1:
+        sequence, dropout = (x.reshape(all_steps, several, -1) for x in (sequence, dropout))
     catalogue = np.full(all_steps, len(warm), np.float32)
     return held, rows, live, {"sequence": sequence, "negative": negative, "dropout": dropout, "catalogue": catalogue}

@@ -18,7 +18,7 @@ from jaxfed.models.decoder import Decoder, DecoderSizes, PastPieces, init_decode
 from jaxfed.models.decoder_weights import TextDecoder
 from jaxfed.models.lora import COLLECTION, LoraSettings, init_lora, make_lora_product
 from jaxfed.models.model import check_positive
-from jaxfed.models.sequence import take_latest
+from jaxfed.models.sequence import sum_over_histories, take_latest
 from jaxfed.models.trained_encoder import ComputeDtype, encode_in_batches
 from jaxfed.models.transformer import MASKED_LOGIT
 
@@ -113,7 +113,7 @@ def make_generative_model(
     return Model(
         init,
         lambda key: (),
-        partial(sum_piece_losses, made),
+        sum_over_histories(partial(sum_piece_losses, made)),
         partial(search_items, made, beam) if beam else partial(make_likelihoods, made),
         fold_in=partial(read_history, made),
         frozen={"text": text},

@@ -128,7 +128,19 @@ def from_encoder(
     init = partial(init_parameters, module, length + (share > 0))
     fold_in = partial(encode_history, module, length, share > 0)
     format = SequenceFormat(length + 1, whole_catalogue=compare.whole_catalogue)
-    return Model(init, lambda key: (), value, score, fold_in=fold_in, sequence=format)
+    return Model(init, lambda key: (), sum_over_histories(value), score, fold_in=fold_in, sequence=format)
+
+
+def sum_over_histories(loss: Callable[[Tree, Tree, Tree], Mean]) -> Callable[[Tree, Tree, Tree], Mean]:
+    """The loss of batches of one history or of several, from that of one history; see `SequenceFormat`."""
+
+    def value(shared, private, batch):
+        if batch["sequence"].ndim == 1:
+            return loss(shared, private, batch)
+        axes = {name: 0 if name in ("sequence", "dropout") else None for name in batch}
+        return jax.tree.map(jnp.sum, jax.vmap(partial(loss, shared, private), (axes,))(batch))
+
+    return value
 
 
 def make_logits(shared: Tree, vectors: jax.Array, temperature: float) -> jax.Array:

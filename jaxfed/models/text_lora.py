@@ -1,4 +1,4 @@
-"""Adapters on clients: every client has a text encoder, and trains and sends adapters of it."""
+"""Adapters on clients: every client has a text encoder, and trains and sends adapters or whole layers of it."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -23,7 +23,7 @@ from jaxfed.models.model import (
     score_rows,
     take_vectors,
 )
-from jaxfed.models.quantized_encoder import restore_floats
+from jaxfed.models.quantized_encoder import is_quantized, restore_floats
 from jaxfed.models.trained_encoder import (
     ComputeDtype,
     EncoderParts,
@@ -31,11 +31,12 @@ from jaxfed.models.trained_encoder import (
     encode_items,
     find_first_layer,
     freeze_inputs,
+    take_whole_layers,
 )
 
 INIT_SCALE = 0.1  # standard deviation of the normal numbers that projection and user vectors start with
 Rule = Literal["fedit", "ffa", "fedsa"]
-Adapter = LoraSettings | BottleneckSettings | BiasSettings
+Adapter = LoraSettings | BottleneckSettings | BiasSettings | Literal["full"]
 
 
 def split_factors(factors: Tree) -> tuple[Tree, Tree]:
@@ -151,15 +152,20 @@ def make_adapted_encoder(
 ) -> tuple[EncoderParts, dict[str, Any]]:
     """(the encoder with adapters, what of it and of the texts is frozen); see `text_lora`."""
     first = find_first_layer(encoder.sizes, trained_layers)
-    parts = divide_encoder(encoder, first, adapter, 1.0, compute_dtype, tokens.shape[1])
     frozen: dict[str, Any] = {"text": freeze_inputs(encoder, tokens, first, vectors)}
+    if adapter == "full":
+        del frozen["text"]["base"]
+        return take_whole_layers(encoder, first, compute_dtype), frozen
+    parts = divide_encoder(encoder, first, adapter, 1.0, compute_dtype, tokens.shape[1])
     if rule == "ffa":
         frozen["lora_a"] = jax.device_get(split_factors(parts.init(jax.random.key(0)))[0])
     return parts, frozen
 
 
-def check_adapted_model(num_items: int, texts: int, dim: int, rule: str, adapter: Adapter) -> None:
-    """Raises ValueError for sizes or a rule that cannot be."""
+def check_adapted_model(
+    num_items: int, texts: int, dim: int, rule: str, adapter: Adapter, encoder: TextEncoder
+) -> None:
+    """Raises ValueError for sizes, a rule or an encoder that cannot be."""
     check_positive("model.dim", dim)
     if texts != num_items:
         raise ValueError(f"text_lora: there are {texts:,} texts for {num_items:,} items: give one for each")
@@ -167,6 +173,8 @@ def check_adapted_model(num_items: int, texts: int, dim: int, rule: str, adapter
         raise ValueError(f"model.rule: no rule {rule!r}: choose one of fedit, ffa, fedsa")
     if rule != "fedit" and not isinstance(adapter, LoraSettings):
         raise ValueError(f"model.rule {rule} is for the factors of low-rank adapters: leave it out for other adapters")
+    if adapter == "full" and any(map(is_quantized, jax.tree.leaves(encoder.params, is_leaf=is_quantized))):
+        raise ValueError("model.adapter full trains the layers in float32: leave base_dtype out, nothing is in 8 bits")
 
 
 def text_lora(
@@ -181,7 +189,7 @@ def text_lora(
     loss: LossName = "bce",
     compute_dtype: ComputeDtype = "float32",
     vectors: np.ndarray | None = None,
-    adapter: BottleneckSettings | BiasSettings | None = None,
+    adapter: BottleneckSettings | BiasSettings | Literal["full"] | None = None,
 ) -> Model:
     """Matrix factorisation whose item vectors a text encoder gives, with adapters that clients train.
 
@@ -202,13 +210,13 @@ def text_lora(
         loss: bce: cross-entropy. bpr: the click of a pair ranks before the negative. squared: squared error.
         compute_dtype: In what the encoder computes; its parameters are in float32.
         vectors: float [num_items, W]: what the encoder gives for the texts, where that is known.
-        adapter: What is trained instead of low-rank adapters; the rule is then fedit, the mean.
+        adapter: What is trained instead of low-rank adapters, averaged as in fedit. full: all parameters of the layers.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: the number of layers or of texts, the adapters or the rule are not valid.
+        ValueError: the number of layers or of texts, the adapters, the rule or the type of parameters are not valid.
 
     Example:
         >>> from jaxfed.models.bert import BertEncoder, BertSizes
@@ -218,7 +226,7 @@ def text_lora(
         ['kernel', 'lora_b', 'shift']
     """
     chosen, compare = adapter or lora or LoraSettings(8), find_loss(loss)
-    check_adapted_model(num_items, len(tokens), dim, rule, chosen)
+    check_adapted_model(num_items, len(tokens), dim, rule, chosen, encoder)
     parts, frozen = make_adapted_encoder(encoder, tokens, chosen, rule, trained_layers, compute_dtype, vectors)
     made = AdaptedModel(parts, chosen, rule, num_items, num_users, dim)
 

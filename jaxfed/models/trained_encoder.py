@@ -144,7 +144,7 @@ def freeze_inputs(
 
 
 class EncoderParts(NamedTuple):
-    """An encoder as a parametrization trains it."""
+    """An encoder as it is trained."""
 
     module: BertEncoder  # of the layers that are trained
     init: Callable[[Key], Tree]  # what is trained, from a key
@@ -188,6 +188,15 @@ def divide_encoder(
     )
 
 
+def take_whole_layers(encoder: TextEncoder, first: int, dtype: ComputeDtype) -> EncoderParts:
+    """The layers from `first` on, whose parameters themselves are trained: they begin as they were pretrained."""
+    pretrained = take_upper_params(encoder, first)
+    module = BertEncoder(encoder.sizes, first, dtype=jnp.dtype(dtype))
+    return EncoderParts(
+        module, lambda key: jax.tree.map(jnp.asarray, pretrained), lambda base, trained: {"params": trained}
+    )
+
+
 def encode_items(parts: EncoderParts, trained: Tree, rows: jax.Array | None, frozen: Tree) -> jax.Array:
     """float32 [U, W]: the centred vectors of items `rows`; None: of all.
 
@@ -195,11 +204,11 @@ def encode_items(parts: EncoderParts, trained: Tree, rows: jax.Array | None, fro
         parts: the encoder.
         trained: what of it is trained.
         rows: int [U]; past the end: any vector.
-        frozen: see `freeze_inputs`.
+        frozen: see `freeze_inputs`; without `base` where all of it is trained.
     """
     held = jax.tree.map(jnp.asarray, frozen)
     held = held if rows is None else take_rows(held, rows)
-    variables, sizes = parts.variables(restore_floats(held["base"]), trained), parts.module.sizes
+    variables, sizes = parts.variables(restore_floats(held.get("base", {})), trained), parts.module.sizes
 
     def encode(inputs, live=None):
         live = is_piece(inputs, sizes) if live is None else live

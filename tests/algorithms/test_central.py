@@ -28,6 +28,8 @@ MODELS = {
     "low rank": {"name": "sasrec", "dim": 8, "length": 10},
 }
 PARAMETRIZED = {"low rank": {"parametrization": {"name": "low_rank", "rank": 3}}}
+SILOS = {"data": TABLE["data"] | {"clients": "silo", "silos": 13}, "cohort": TABLE["cohort"] | {"size": 9}}
+STEPS_OF_TWO = {"work": TABLE["work"] | {"batch_size": 2}}
 
 
 def run_steps(table, rounds):
@@ -42,10 +44,15 @@ def run_steps(table, rounds):
     return found, jax.device_get(info), parts
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_one_step_is_the_gradient_of_the_batch_of_all_clients(name):
-    """To 1e-6 of the largest number of the gradient: clients of 1 to 30 items, a quarter of which drop out."""
-    table = TABLE | {"model": MODELS[name]} | PARAMETRIZED.get(name, {})
+@pytest.mark.parametrize(
+    ("name", "clients"),
+    [*((name, {}) for name in MODELS), ("sasrec", SILOS | STEPS_OF_TWO), ("bert4rec", SILOS)],
+    ids=[*MODELS, "silos in steps of two users", "silos, bert4rec"],
+)
+def test_one_step_is_the_gradient_of_the_batch_of_all_clients(name, clients):
+    """To 1e-6 of the largest number of the gradient: clients of 1 to 30 items, a quarter of which drop out. Silos: of 4
+    or 5 users, all of whose histories are in the batch."""
+    table = TABLE | {"model": MODELS[name]} | PARAMETRIZED.get(name, {}) | clients
     (start, federated), figures, parts = run_steps(table, 1)
     (same_start, central), twin_figures, twin = run_steps(with_central(table), 1)
     close(start, same_start, atol=0, rtol=0)

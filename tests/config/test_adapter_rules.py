@@ -18,9 +18,11 @@ from tests.config.test_text_parametrizations import files, table
 __all__ = ["files"]  # a fixture
 
 
-def configure(files, **more):
+def configure(files, silos=0, **more):
     model = {"name": "text_lora", "dim": 4, "folder": str(files / "model"), "lora_rank": 2} | more.pop("model", {})
-    return make_config(table(files, None, model=model, **more))
+    made = table(files, None, model=model, **more)
+    made["data"] |= {"clients": "silo", "silos": silos} if silos else {}
+    return make_config(made)
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(files):
@@ -53,6 +55,29 @@ def test_rank_groups_and_bottlenecks_by_name(files):
     assert shapes.keys() == {"kernel", "shift", "adapter"}
 
 
+def test_organisations_train_whole_layers(files):
+    """Some of them are absent, the layers have a rate of their own, and the run stops and goes on."""
+    rates = {"name": "adam", "layers": ["params/kernel", "params/adapter"], "layer_decay": 0.01}
+
+    def train(out, rounds):
+        model = {"adapter": "full", "trained_layers": 1}
+        run = {
+            "run": {"out": str(files / out)},
+            "evaluation": {"every": 1},
+            "server": {"name": "sgd"},
+            "rounds": rounds,
+        }
+        run |= {"cohort": {"size": 3, "dropout": 0.3}, "work": {"batch_size": 8, "optimizer": rates}, "model": model}
+        config = configure(files, **run, silos=4)
+        return train_run(config, resume=True)
+
+    whole = train("whole", 2)
+    train("parts", 1)
+    assert train("parts", 2)["params_sha256"] == whole["params_sha256"]
+    _, _, (shared, _) = open_best_model(files / "whole")
+    assert shared["params"]["adapter"].keys() == {"layer_1"}
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -62,6 +87,10 @@ def test_rank_groups_and_bottlenecks_by_name(files):
         ),
         ({"algorithm": {"name": "rolora"}, "server": {"edges": 2}}, "this rule for adapters: leave cohort.buffered"),
         ({"model": {"adapter": "prefix"}}, "model.adapter: 'prefix' is none of"),
+        ({"model": {"adapter": "full", "base_dtype": "int8"}}, "leave base_dtype out"),
+        ({"model": {"adapter": "full", "adapter_pattern": "layer_1"}}, "leave adapter_pattern out"),
+        ({"model": {"adapter": "full"}, "algorithm": {"name": "rolora"}}, "factors"),
+        ({"model": {"adapter": "full"}, "algorithm": {"name": "flexlora"}, "channel": []}, "factors"),
         ({"model": {"adapter": "bitfit", "adapter_pattern": "nothing"}}, "is in the path of no layer"),
     ],
 )

@@ -13,7 +13,7 @@ from jaxfed.core.link import link
 from jaxfed.data.packing import empty_cohort
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 from tests.laws.test_laws import AXES, COVERED, USUAL, experiment, name_of
-from tests.small import KEY, MARKED, SEQUENCES, factorisation, row_cohort
+from tests.small import KEY, MARKED, factorisation, row_cohort
 
 pytestmark = pytest.mark.long
 PLATFORMS = ("tpu", "cuda")
@@ -25,7 +25,6 @@ COVER = [
     | {"clients": AXES["clients"][i % 3 % 2], "loss": "bce", "server": "adam", "optimizer": "sgd"}
     for i, channel in enumerate(AXES["channel"])
 ]
-COVER = [case | ({"clients": "user"} if case["model"] in SEQUENCES else {}) for case in COVER]
 COVER += [USUAL | {"work": name, "channel": "cluster_mean" if name == "clustered" else "mean"} for name in LATER]
 # What StableHLO says in words of its own, for every platform; whatever else is called is a platform's own code, or a
 # callback to Python on the host. None is in use today: a new one is added here with its reason.

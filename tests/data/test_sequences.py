@@ -9,6 +9,7 @@ from jaxfed.data.batching import Batching, client_random_numbers
 from jaxfed.data.blocks import make_block_shapes
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.preparation import prepare_population
+from jaxfed.data.ragged import make_ragged
 from jaxfed.data.sequences import describe_cut_histories
 from jaxfed.data.sources.synthetic import synthetic_data
 
@@ -77,7 +78,7 @@ def test_histories_that_are_cut_are_counted():
     assert 0 < long < 60
     assert (
         describe_cut_histories(POPULATION, LENGTH)
-        == f"{long} of 60 clients have more than 17 items: the latest are read"
+        == f"{long} of 60 histories have more than 17 items: the latest are read"
     )
     assert describe_cut_histories(POPULATION, int(POPULATION.num_train.max())) == ""
 
@@ -152,7 +153,6 @@ def test_few_shapes_and_an_empty_cohort_for_each():
 @pytest.mark.parametrize(
     ("options", "change", "message"),
     [
-        ({"clients": "silo", "silos": 5}, {}, "one history of a client"),
         ({}, {"negatives": 0}, "set work.negatives"),
         ({"label": "rating"}, {}, "counts rows"),
     ],
@@ -166,9 +166,12 @@ def test_clients_without_histories_are_refused(options, change, message):
 
 
 def test_histories_of_one_item_teach_nothing():
-    short = POPULATION._replace(num_train=np.ones_like(POPULATION.num_train))
-    with pytest.raises(ValueError, match="no client has two train items"):
-        make_block_shapes(short, make_batching(), 10)
+    lists = [[user] for user in range(60)]
+    train = make_ragged(np.concatenate(lists), np.arange(60), 60)
+    for clients in (np.arange(61), np.array([0, 20, 60])):
+        short = POPULATION._replace(train=train, client_offsets=clients, num_train=np.diff(clients))
+        with pytest.raises(ValueError, match="no user has two train items"):
+            make_block_shapes(short, make_batching(), 2)
 
 
 def test_a_negative_number_of_epochs_is_refused():

@@ -68,7 +68,7 @@ SUMS = {  # closed forms, on channels that are sums
 def allowed(case):
     """Controls have a loss of their own; a server that compares clients takes a mean."""
     compares = case["work"] == "graph_guided" and case["channel"] not in MEANS
-    if case["model"] in SEQUENCES and (case["clients"] == "silo" or case["loss"] == "squared"):
+    if case["model"] in SEQUENCES and case["loss"] == "squared":
         return False
     return not compares and (case["model"] not in CONTROLS or case["loss"] == "bce")
 

@@ -10,10 +10,12 @@ import pytest
 import jaxfed as jf
 from jaxfed.channels.average import weighted_mean
 from jaxfed.core.federate import federate
+from jaxfed.core.tree import count_bytes
 from jaxfed.models.adapters import BiasSettings, BottleneckSettings, add_biases, init_bottlenecks, make_bottleneck
 from jaxfed.models.bert import BertEncoder, BertSizes, encode_tokens
-from tests.small import KEY
-from tests.small_text import SIZES, make_adapted_model, pack_adapted_run
+from jaxfed.models.trained_encoder import encode_texts, measure_standardization
+from tests.small import KEY, same
+from tests.small_text import SIZES, make_adapted_model, make_encoder_and_tokens, pack_adapted_run
 
 WIDTH, HIDDEN, ITEMS, DIM = SIZES["hidden_size"], SIZES["intermediate_size"], 80, 5
 SMALL = BertSizes(20, 8, 12, 2, 3, 20)
@@ -23,7 +25,9 @@ ADAPTERS = {  # settings, the numbers of one layer, the paths of what is trained
     "one bottleneck": (BottleneckSettings(3, "/output"), WIDTH * 3 + 3 + 3 * WIDTH + WIDTH),
     "bitfit": (BiasSettings(), 7 * WIDTH + HIDDEN),  # four of attention, two of norms, the second of the network
     "some biases": (BiasSettings("query|output$"), 3 * WIDTH),
+    "full": ("full", 4 * (WIDTH + 1) * WIDTH + 4 * WIDTH + (WIDTH + 1) * HIDDEN + (HIDDEN + 1) * WIDTH),
 }
+RATES = {"bottleneck": 2.0, "bitfit": 2.0, "full": 0.3}  # with which the loss falls in six rounds
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -41,10 +45,10 @@ def test_what_is_sent_is_the_adapter_and_the_projection(name):
     start = {**made, **model.frozen}
     np.testing.assert_allclose(model.score(start, private, 0), plain.score(base, private, 0), atol=1e-6)
 
-    if name not in ("bottleneck", "bitfit"):
+    if name not in RATES:
         return
     algorithm = federate(
-        jf.algorithms.fedavg(model, optax.sgd(2.0)), weighted_mean(), it.data.num_clients, frozen=model.frozen
+        jf.algorithms.fedavg(model, optax.sgd(RATES[name])), weighted_mean(), it.data.num_clients, frozen=model.frozen
     )
     state, losses = algorithm.init(made, KEY), []
     for _ in range(6):
@@ -61,6 +65,27 @@ def test_what_is_sent_is_the_adapter_and_the_projection(name):
         ).max()
         > 1e-4
     )
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_whole_layers_are_parameters_and_nothing_of_them_is_frozen(layers):
+    """What is trained is the pretrained layers; their scores are those of the whole encoder with these in it."""
+    model, lora = (make_adapted_model(ITEMS, trained_layers=layers, adapter=adapter) for adapter in ("full", None))
+    made, private, (encoder, tokens) = model.init(KEY), model.private(KEY), make_encoder_and_tokens(ITEMS)
+    trained = made["params"]["adapter"]
+    assert trained.keys() == (
+        {"layer_1"} if layers == 1 else encoder.params.keys()
+    )  # with all layers the embeddings, too
+    same(trained, {name: encoder.params[name] for name in trained})
+    assert count_bytes(lora.frozen) - count_bytes(model.frozen) == count_bytes(trained), (
+        "no base of these is downloaded"
+    )
+    moved = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), trained)
+    vectors = encode_tokens(BertEncoder(encoder.sizes), {"params": encoder.params | moved}, jnp.asarray(tokens))
+    standard = measure_standardization(encode_texts(encoder, tokens))
+    rows = (vectors - standard.centre) / standard.spread @ made["params"]["kernel"] + made["params"]["shift"]
+    got = model.score({**made, "params": made["params"] | {"adapter": moved}, **model.frozen}, private, 0)
+    np.testing.assert_allclose(got, rows @ private["private"]["user"][0] + made["tables"]["bias"].rows, atol=2e-5)
 
 
 def test_a_bottleneck_against_numpy():
@@ -106,6 +131,8 @@ def test_biases_move_alone():
         ({"adapter": BiasSettings("(")}, "is no regular expression"),
         ({"adapter": BottleneckSettings(2, "(")}, "is no regular expression"),
         ({"adapter": BiasSettings(), "rule": "ffa"}, "leave it out for other adapters"),
+        ({"adapter": "full", "rule": "fedsa"}, "leave it out for other adapters"),
+        ({"adapter": "full", "quantized": True}, "leave base_dtype out"),
     ],
 )
 def test_what_cannot_be(options, message):
