@@ -24,7 +24,7 @@ from jaxfed.models.text_lora import Rule, text_lora
 from jaxfed.models.trained_encoder import ComputeDtype, encode_texts
 
 AdapterName = Literal["lora", "bottleneck", "bitfit"]
-BaseDtype = Literal["float32", "int8"]
+BaseDtype = Literal["float32", "int8", "nf4"]
 
 
 class EncodedTexts(NamedTuple):
@@ -62,11 +62,9 @@ def encode_catalogue(rows: int, texts: np.ndarray, folder: str, max_pieces: int)
     return pad_catalogue(rows, EncodedTexts(encoder, table.ids, vectors))
 
 
-def with_base_dtype(known: EncodedTexts, base_dtype: str) -> TextEncoder:
+def with_base_dtype(known: EncodedTexts, base_dtype: BaseDtype) -> TextEncoder:
     """The encoder, stored in a type. Raises ValueError for an unknown type."""
-    if base_dtype not in ("float32", "int8"):
-        raise ValueError(f"base_dtype: no type {base_dtype!r}: choose float32 or int8")
-    return quantize_encoder(known.encoder) if base_dtype == "int8" else known.encoder
+    return known.encoder if base_dtype == "float32" else quantize_encoder(known.encoder, base_dtype)
 
 
 def count_table_rows(model: Model) -> int:
@@ -135,7 +133,7 @@ def read_text_encoder(
         ids: Whether each item has a trained vector beside, which starts at zero.
         max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
         compute_dtype: In what the encoder computes; its parameters are in float32.
-        base_dtype: In what the pretrained parameters are stored. int8: matrices as codes of 8 bits.
+        base_dtype: In what the pretrained parameters are stored. int8, nf4: matrices as codes of 8 or of 4 bits.
 
     Returns:
         The parametrization, see `jaxfed.models.text_encoder`.
@@ -191,7 +189,7 @@ def read_text_lora(
         adapter_size: Number of units of a bottleneck.
         adapter_pattern: A regular expression, searched in the paths of layers, such as layer_5/output. Those that match
             have trained biases, or are followed by a bottleneck.
-        base_dtype: In what the pretrained parameters are stored. int8: matrices as codes of 8 bits.
+        base_dtype: In what the pretrained parameters are stored. int8, nf4: matrices as codes of 8 or of 4 bits.
 
     Returns:
         The model, see `jaxfed.models.text_lora`.
