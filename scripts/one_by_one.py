@@ -1,12 +1,18 @@
-"""How much faster it is to train the clients of a cohort in one program. Times rounds of a configuration as they are,
-in turn with the same rounds in which each block has one client. Prints the temporary memory of a block, too.
+"""What it gives, and what it costs in memory, to train the clients of a cohort in one program. Times rounds of a
+configuration as they are, in turn with the same rounds in which each block has one client. Then prints the memory of
+the compiled program of a block with so many clients, and with twice as many.
 
 python scripts/one_by_one.py configs/ml100k_sasrec.toml [--clients 128] [--rounds 20] [--KEY VALUE ...]
+python scripts/one_by_one.py configs/ml100k_text_lora.toml --clients 64 --memory
+
+With --memory one round is run as it is, and nothing is timed: the most memory that this process held by then is printed
+beside what is compiled.
 """
 
 import argparse
 import statistics
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -17,7 +23,8 @@ from jaxfed.config.config_files import read_config
 from jaxfed.config.overrides import override_config
 from jaxfed.core.client import run_client_block
 from jaxfed.data.packing import empty_cohort
-from jaxfed.training.rounds import initial_arrays, make_run_keys
+from jaxfed.training.rounds import initial_arrays, make_run_keys, run_rounds
+from jaxfed.training.timing import peak_megabytes
 
 LARGE_AREA = 1 << 30  # of a block, in steps: all clients of a cohort fit into one
 
@@ -29,8 +36,8 @@ def make_parts(path: str, clients: int, area: int, changes: list[str]) -> RunPar
     return build_from_config(config, load_data(config.data))
 
 
-def measure_memory(parts: RunParts) -> int:
-    """Bytes of temporary memory of the program of the longest block."""
+def measure_block_memory(parts: RunParts) -> Any:
+    """What XLA says of the memory of the program of the longest block."""
     step = parts.algorithm.step
     assert isinstance(step, partial)  # `run_round` of these
     plan, _, frozen = step.args
@@ -41,32 +48,59 @@ def measure_memory(parts: RunParts) -> int:
     given = state, cohort.ids, cohort.present, cohort.rows, None, key, block, None, None, frozen.clients
     analysis = run.lower(*given).compile().memory_analysis()
     assert analysis  # every back end that is built in has one
-    return analysis.temp_size_in_bytes
+    return analysis
+
+
+def print_block_memory(path: str, clients: int, changes: list[str]) -> None:
+    """Prints a table of the memory of blocks with so many clients, and with twice as many."""
+    print(
+        "\n| clients in a block | arguments, MB | temporary memory, MB | of each further client, MB |\n|---|---|---|---|"
+    )
+    before = 0
+    for count in (clients, 2 * clients):
+        found = measure_block_memory(make_parts(path, count, LARGE_AREA, changes))
+        arguments, temporary = found.argument_size_in_bytes / 1e6, found.temp_size_in_bytes / 1e6
+        more = f"{(temporary - before) / clients:.1f}" if before else ""
+        print(f"| {count} | {arguments:,.0f} | {temporary:,.0f} | {more} |", flush=True)
+        before = temporary
+
+
+def print_peak_memory(path: str, clients: int, changes: list[str]) -> None:
+    """Runs one round, and prints the most memory that the process held until its end."""
+    parts = make_parts(path, clients, 0, changes)
+    loaded = peak_megabytes()
+    for done in run_rounds(parts, initial_arrays(parts, SEED)["state"], SEED, 0, 1):
+        jax.block_until_ready(done.state)
+    print("| clients | most memory before the round, MB | with the round, MB |\n|---|---|---|")
+    print(f"| {clients} | {loaded:,.0f} | {peak_megabytes():,.0f} |", flush=True)
+
+
+def print_times(path: str, clients: int, rounds: int, changes: list[str]) -> None:
+    """Prints a table of the times of rounds, with blocks as they are and with one client in a block."""
+    together, alone = (make_parts(path, clients, area, changes) for area in (0, 1))
+    times = measure_in_turn({"together": jaxfed_runner(together), "one": jaxfed_runner(alone)}, rounds, 100.0)
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    print("| clients | ms a round | one client a block | ratio |\n|---|---|---|---|")
+    print(
+        f"| {clients} | {1e3 * medians['together']:.1f} | {1e3 * medians['one']:.1f} | "
+        f"{medians['one'] / medians['together']:.2f} |"
+    )
 
 
 def main() -> None:
-    """Prints a Markdown table."""
+    """Prints Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20, help="of each, at least")
+    parser.add_argument("--memory", action="store_true", help="no times: the memory of a round and of its program")
     args, changes = parser.parse_known_args()
     set_up_process()
-    together, alone = (make_parts(args.config, args.clients, area, changes) for area in (0, 1))
-    times = measure_in_turn({"together": jaxfed_runner(together), "one": jaxfed_runner(alone)}, args.rounds, 100.0)
-    medians = {name: statistics.median(each) for name, each in times.items()}
-    print("| clients | ms a round | one client a block | ratio |\n|---|---|---|---|")
-    print(
-        f"| {args.clients} | {1e3 * medians['together']:.1f} | {1e3 * medians['one']:.1f} | "
-        f"{medians['one'] / medians['together']:.2f} |"
-    )
-    memory = {
-        clients: measure_memory(make_parts(args.config, clients, LARGE_AREA, changes))
-        for clients in (max(args.clients // 2, 1), args.clients)
-    }
-    print("\n| clients in a block | temporary memory, MB |\n|---|---|")
-    for clients, size in memory.items():
-        print(f"| {clients} | {size / 1e6:.1f} |")
+    if args.memory:
+        print_peak_memory(args.config, args.clients, changes)
+    else:
+        print_times(args.config, args.clients, args.rounds, changes)
+    print_block_memory(args.config, args.clients, changes)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.core.client_work import Batches, ClientWork, Loss, local_sgd, pooled_loss
+from jaxfed.core.client_work import Batches, ClientWork, Loss, group_steps, local_sgd, pooled_loss
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model, with_frozen
 from jaxfed.core.tree import subtract, zeros_like
@@ -18,9 +18,10 @@ def loss_of_pair(loss: Loss) -> Callable:
     return lambda both, batch, *frozen: loss(with_frozen(both[0], *frozen), both[1], batch)
 
 
-def output_facts(loss: Loss, both: Tree, steps: Batches) -> dict[str, jax.Array]:
+def output_facts(loss: Loss, both: Tree, steps: Batches, accumulate: int = 1) -> dict[str, jax.Array]:
     """What a report says beside the update: the steps taken, and the loss of the model that was sent."""
-    return {"steps": steps.live.sum(dtype=jnp.float32), "loss": pooled_loss(loss_of_pair(loss), both, steps).value}
+    taken = group_steps(steps.live, accumulate).any(1).sum(dtype=jnp.float32)
+    return {"steps": taken, "loss": pooled_loss(loss_of_pair(loss), both, steps).value}
 
 
 def proximal_optimizer(
@@ -59,17 +60,22 @@ def local_steps(
     client_optimizer: optax.GradientTransformation,
     by_row: bool = True,
     proximal: float = 0.0,
+    accumulate: int = 1,
 ) -> ClientWork:
     """Mini-batch descent on (shared, private) together; sends start - end of the shared part (McMahan et al. 2017).
 
     `client_optimizer` sees the pair (shared, private) and starts anew each round. Raises ValueError where proximal is
-    negative.
+    negative, or accumulate below 1.
 
     Args:
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         proximal: mu of FedProx (Li et al. 2020): the loss has mu / 2 |shared - start|^2 beside it.
+        accumulate: Number of batches in a row whose gradients make one step of the optimiser. It is the step of one
+            batch with all their examples, in the memory of one of these batches.
     """
+    if accumulate < 1:
+        raise ValueError(f"accumulate is {accumulate}: it must be at least 1")
     if proximal < 0:
         raise ValueError(f"proximal is {proximal}: it must not be negative")
 
@@ -80,13 +86,13 @@ def local_steps(
         start, both = shared.params, (shared.params, private)
         held = {"anchor": start} if proximal else {}
         pace = proximal_optimizer(client_optimizer, proximal) if proximal else client_optimizer
-        (end, private), _, seen = local_sgd(loss_of_pair(model.loss), pace, both, steps, by_row, **held)
+        (end, private), _, seen = local_sgd(loss_of_pair(model.loss), pace, both, steps, by_row, accumulate, **held)
         return ClientOutput(
             Broadcast(subtract(start, end)),
             private,
             steps.examples,
             {"train/loss": seen},
-            **output_facts(model.loss, both, steps),
+            **output_facts(model.loss, both, steps, accumulate),
         )
 
     return ClientWork(init, update)
@@ -99,6 +105,7 @@ def train_locally(
     *,
     by_row: bool = True,
     proximal: float = 0.0,
+    accumulate: int = 1,
 ) -> Method:
     """Local steps, whatever the channel makes of them: FedAvg with a mean, and the half of many other methods.
 
@@ -109,15 +116,19 @@ def train_locally(
         by_row: true: a local step updates only the table rows in its batch. false: it updates all rows the client
             holds, so weight decay, momentum and proximal terms apply to each of them in every step (slower).
         proximal: mu of FedProx (Li et al. 2020): the loss has mu / 2 |shared - start|^2 beside it.
+        accumulate: Number of batches in a row whose gradients make one step of the optimiser. It is the step of one
+            batch with all their examples, in the memory of one of these batches.
 
     Returns:
         The method, what clients and what the server compute.
+
+    Raises:
+        ValueError: `proximal` is negative, or `accumulate` below 1.
 
     Example:
         >>> import jaxfed as jf, optax
         >>> model = jf.models.mf(num_items=100, dim=8)
         >>> method = train_locally(model, optax.sgd(0.1))
     """
-    return Method(
-        local_steps(model, client_optimizer, by_row, proximal), sends_difference=True, server=server_optimizer
-    )
+    work = local_steps(model, client_optimizer, by_row, proximal, accumulate)
+    return Method(work, sends_difference=True, server=server_optimizer)

@@ -13,9 +13,10 @@ from jaxfed.core.recipe import named
 from jaxfed.core.tables import num_rows
 from jaxfed.data.item_descriptions import note_texts
 from jaxfed.data.sources.pretrained import keep_vectors, read_pretrained, tokenize_texts
+from jaxfed.data.sources.untrained import read_untrained
 from jaxfed.data.stages import LOGGER, log_stage
 from jaxfed.models.adapters import BiasSettings, BottleneckSettings
-from jaxfed.models.bert_weights import TextEncoder, convert_bert
+from jaxfed.models.bert_weights import TextEncoder, convert_bert, init_bert
 from jaxfed.models.lora import LoraSettings
 from jaxfed.models.model import LossName
 from jaxfed.models.quantized_encoder import quantize_encoder
@@ -24,7 +25,8 @@ from jaxfed.models.text_lora import Rule, text_lora
 from jaxfed.models.trained_encoder import ComputeDtype, encode_texts
 
 AdapterName = Literal["lora", "bottleneck", "bitfit", "full"]
-BaseDtype = Literal["float32", "int8"]
+Weights = Literal["pretrained", "random"]
+BaseDtype = Literal["float32", "int8", "nf4"]
 
 
 class EncodedTexts(NamedTuple):
@@ -44,16 +46,22 @@ def check_texts_given(texts: np.ndarray) -> None:
         )
 
 
-def encode_catalogue(rows: int, texts: np.ndarray, folder: str, max_pieces: int) -> EncodedTexts:
+def encode_catalogue(
+    rows: int, texts: np.ndarray, folder: str, max_pieces: int, weights: Weights = "pretrained"
+) -> EncodedTexts:
     """The texts of a model's items, as pieces and as vectors, these from the user's cache where they are there.
 
-    rows: of the model's tables, which may be more than there are items.
+    rows: of the model's tables, which may be more than there are items. weights: random ones, if that is asked for.
 
     Raises ValueError where there are no texts, or no encoder can be read.
     """
     check_texts_given(texts)
-    pretrained = read_pretrained(folder)
-    encoder = convert_bert(pretrained.config, pretrained.tensors)
+    if weights == "random":
+        pretrained = read_untrained(folder)
+        encoder = init_bert(pretrained.config)
+    else:
+        pretrained = read_pretrained(folder)
+        encoder = convert_bert(pretrained.config, pretrained.tensors)
     table = tokenize_texts(pretrained, texts.tolist(), max_pieces)
     for note in note_texts(texts, table.cut, table.ids.shape[1]):
         LOGGER.info("data: %s", note)
@@ -62,11 +70,9 @@ def encode_catalogue(rows: int, texts: np.ndarray, folder: str, max_pieces: int)
     return pad_catalogue(rows, EncodedTexts(encoder, table.ids, vectors))
 
 
-def with_base_dtype(known: EncodedTexts, base_dtype: str) -> TextEncoder:
+def with_base_dtype(known: EncodedTexts, base_dtype: BaseDtype) -> TextEncoder:
     """The encoder, stored in a type. Raises ValueError for an unknown type."""
-    if base_dtype not in ("float32", "int8"):
-        raise ValueError(f"base_dtype: no type {base_dtype!r}: choose float32 or int8")
-    return quantize_encoder(known.encoder) if base_dtype == "int8" else known.encoder
+    return known.encoder if base_dtype == "float32" else quantize_encoder(known.encoder, base_dtype)
 
 
 def count_table_rows(model: Model) -> int:
@@ -120,6 +126,7 @@ def read_text_encoder(
     max_pieces: int = 0,
     compute_dtype: ComputeDtype = "float32",
     base_dtype: BaseDtype = "float32",
+    weights: Weights = "pretrained",
 ) -> Parametrization:
     """Each table of item vectors is what a text encoder gives that the server trains.
 
@@ -135,7 +142,9 @@ def read_text_encoder(
         ids: Whether each item has a trained vector beside, which starts at zero.
         max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
         compute_dtype: In what the encoder computes; its parameters are in float32.
-        base_dtype: In what the pretrained parameters are stored. int8: matrices as codes of 8 bits.
+        base_dtype: In what the pretrained parameters are stored. int8, nf4: matrices as codes of 8 or of 4 bits.
+        weights: pretrained: those of the folder. random: random numbers, to measure memory and time. Only config.json
+            and tokenizer.json of the folder are then read; left out, the shape is that of BERT-base.
 
     Returns:
         The parametrization, see `jaxfed.models.text_encoder`.
@@ -144,7 +153,7 @@ def read_text_encoder(
         ValueError: no encoder can be read, there are no texts, or there cannot be such layers or adapters.
     """
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern) if lora_rank else None
-    known = encode_catalogue(count_table_rows(model), texts, folder, max_pieces)
+    known = encode_catalogue(count_table_rows(model), texts, folder, max_pieces, weights)
     sizes = trained_layers, lora, encoder_rate, ids, compute_dtype
     return text_encoder(model, with_base_dtype(known, base_dtype), known.tokens, *sizes, known.vectors)
 
@@ -182,6 +191,7 @@ def read_text_lora(
     adapter_size: int = 16,
     adapter_pattern: str = "",
     base_dtype: BaseDtype = "float32",
+    weights: Weights = "pretrained",
 ) -> Model:
     """Matrix factorisation whose item vectors a text encoder gives, with adapters that clients train.
 
@@ -205,7 +215,9 @@ def read_text_lora(
         adapter_size: Number of units of a bottleneck.
         adapter_pattern: A regular expression, searched in the paths of layers, such as layer_5/output. Those that match
             have trained biases, or are followed by a bottleneck.
-        base_dtype: In what the pretrained parameters are stored. int8: matrices as codes of 8 bits.
+        base_dtype: In what the pretrained parameters are stored. int8, nf4: matrices as codes of 8 or of 4 bits.
+        weights: pretrained: those of the folder. random: random numbers, to measure memory and time. Only config.json
+            and tokenizer.json of the folder are then read; left out, the shape is that of BERT-base.
 
     Returns:
         The model, see `jaxfed.models.text_lora`.
@@ -213,7 +225,7 @@ def read_text_lora(
     Raises:
         ValueError: no encoder can be read, there are no texts, or there cannot be such layers or adapters.
     """
-    known = encode_catalogue(num_items, texts, folder, max_pieces)
+    known = encode_catalogue(num_items, texts, folder, max_pieces, weights)
     lora = LoraSettings(lora_rank, lora_alpha, lora_pattern)
     chosen = choose_adapter(adapter, adapter_size, adapter_pattern)
     sizes = num_users, dim, lora, rule, trained_layers, loss, compute_dtype

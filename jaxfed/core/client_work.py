@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfed.core.tables import add_rows, put_rows, take_rows, take_rows_unmasked, unwrap
+from jaxfed.core.tables import add_rows, map_tables, num_rows, put_rows, take_rows, take_rows_unmasked, unwrap
 from jaxfed.core.types import Array, Broadcast, ClientOutput, Key, Mean, Tree
 
 # loss(params, private, batch) -> Mean over the examples of the batch; plain leaves, positions in the rows it is given.
@@ -105,21 +105,22 @@ def local_sgd(
     params: Tree,
     steps: Batches,
     by_row: bool = True,
+    accumulate: int = 1,
     **extra: Tree,
 ) -> tuple[Tree, Tree, Mean]:
-    """One step of an optimiser for each of a client's batches.
+    """One step of an optimiser for each of a client's batches, or for each few of them (`accumulate`).
 
-    By row, unused places of a step read some row: a loss must give them no weight, and what the optimiser makes of them
-    is dropped.
+    By row, unused places of a step read some row: a loss must give them no weight, and what comes of them is dropped.
 
     Args:
-        loss: loss(params, batch) -> `Mean`. It sees plain leaves, without marks of tables. Where the batches have a
-            frozen part: loss(params, batch, frozen).
+        loss: loss(params, batch) -> `Mean`, of plain leaves without marks of tables; (params, batch, frozen) where the
+            batches have a frozen part.
         optimizer: A transform of Optax. It is told the `examples` of the batch, where its update takes them.
         params: What is trained; tables are the client's rows [K, ...].
         steps: The batches, of at most k rows each.
         by_row: True: a step touches only the rows of its batch. This is exact for SGD, and the lazy version of anything
             with a state, a decay or a pull. False: every step moves all rows of the client, at K / k times the cost.
+        accumulate: Number of batches in a row whose gradients make one step, see `accumulated_sgd`.
         extra: Trees that go to the optimiser, cut like the parameters.
 
     Returns:
@@ -132,8 +133,9 @@ def local_sgd(
         >>> jf.local_sgd(lambda x, batch: jf.Mean(x.sum(), 1.0), optax.sgd(0.5), table, steps)[0].rows.tolist()
         [-0.5, 0.0, -0.5]
     """
+    if accumulate > 1:
+        return accumulated_sgd(loss, optimizer, params, steps, by_row, accumulate, extra)
     opt, weights = optax.with_extra_args_support(optimizer), batch_weights(loss, params, steps, by_row)
-    reads_examples = takes_examples(opt.update)
 
     def step(carry, now):
         rows, live, batch, weight = now
@@ -144,7 +146,7 @@ def local_sgd(
             return Mean(met.total, weight).value, met.total
 
         gradient, seen = jax.grad(objective, has_aux=True)(part)
-        more = more | ({"examples": weight} if reads_examples else {})
+        more = more | ({"examples": weight} if takes_examples(opt.update) else {})
         update, after = opt.update(gradient, state, part, **more)
         update = jax.tree.map(lambda x: jnp.where(live, x, 0), update)
         after = jax.tree.map(lambda new, old: jnp.where(live, new, old), after, state)
@@ -154,10 +156,82 @@ def local_sgd(
             carry = optax.apply_updates(part, update), after
         return carry, seen
 
-    start = params, opt.init(params)
-    (params, state), totals = jax.lax.scan(step, start, (steps.rows, steps.live, steps.batch, weights))
-    seen = Mean(totals, weights)
-    return params, state, jax.tree.map(lambda x: jnp.sum(jnp.where(steps.live, x, 0)), seen)
+    over = steps.rows, steps.live, steps.batch, weights
+    (params, state), totals = jax.lax.scan(step, (params, opt.init(params)), over)
+    return params, state, Mean(*(jnp.sum(jnp.where(steps.live, x, 0)) for x in (totals, weights)))
+
+
+def group_steps(tree: Tree, accumulate: int) -> Tree:
+    """Arrays [S, ...] as groups [G, accumulate, ...], zeros after the last step. Fewer steps make one shorter group."""
+
+    def group(x):
+        size = max(min(accumulate, len(x)), 1)
+        return jnp.pad(x, ((0, -len(x) % size), *((0, 0),) * (x.ndim - 1))).reshape(-1, size, *x.shape[1:])
+
+    return jax.tree.map(group, tree)
+
+
+def sum_gradients(loss: Callable[..., Mean], params: Tree, group: Batches, by_row: bool) -> tuple[Tree, Array, Array]:
+    """(the sum of the gradients over the examples of some batches, bool [K]: the rows that these hold, the sum of the
+    loss of each batch)."""
+
+    def add_batch(carry, now):
+        rows, live, batch = now
+        part = take_rows_unmasked(params, rows) if by_row else params
+
+        def total(part):
+            return loss(unwrap(part if by_row else take_rows(part, rows)), batch, *frozen_rows(group, rows)).total
+
+        seen, gradient = jax.value_and_grad(total)(part)
+        gradient = jax.tree.map(lambda x: jnp.where(live, x, 0), gradient)
+        return (add_rows(carry[0], rows if by_row else None, gradient), carry[1].at[rows].max(live, mode="drop")), seen
+
+    start = jax.tree.map(jnp.zeros_like, params), jnp.zeros(num_rows(params), bool)
+    (gradient, held), seen = jax.lax.scan(add_batch, start, (group.rows, group.live, group.batch))
+    return gradient, held, seen
+
+
+def accumulated_sgd(
+    loss: Callable[..., Mean],
+    optimizer: optax.GradientTransformation,
+    params: Tree,
+    steps: Batches,
+    by_row: bool,
+    accumulate: int,
+    extra: dict[str, Tree],
+) -> tuple[Tree, Tree, Mean]:
+    """`local_sgd` whose optimiser takes one step for each `accumulate` batches in a row.
+
+    The step is that of one batch with all their examples: the gradient is that of the mean over these examples, and by
+    row it touches the rows of all of the batches. Padding counts nothing. The last group may have fewer batches.
+    """
+    opt, weights = optax.with_extra_args_support(optimizer), batch_weights(loss, params, steps, by_row)
+
+    def step(carry, now):
+        (params, state), (rows, live, batch, weights) = carry, now
+        gradient, held, totals = sum_gradients(loss, params, steps._replace(rows=rows, live=live, batch=batch), by_row)
+        weight = jnp.sum(jnp.where(live, weights, 0))
+        gradient = jax.tree.map(lambda x: Mean(x, weight).value, gradient)
+        more = extra | ({"examples": weight} if takes_examples(opt.update) else {})
+        update, after = opt.update(gradient, state, params, **more)
+        moves = live.any()
+        of_tables = held if by_row else jnp.full_like(held, moves)
+
+        def choose(new, old):
+            return map_tables(
+                lambda x, y: jnp.where(of_tables.reshape(-1, *(1,) * (x.ndim - 1)), x, y),
+                lambda x, y: jnp.where(moves, x, y),
+                new,
+                old,
+            )
+
+        update = choose(update, jax.tree.map(jnp.zeros_like, update))
+        return (optax.apply_updates(params, update), choose(after, state)), totals
+
+    groups = group_steps((steps.rows, steps.live, steps.batch, weights), accumulate)
+    (params, state), totals = jax.lax.scan(step, (params, opt.init(params)), groups)
+    live, weights = groups[1], groups[3]
+    return params, state, Mean(*(jnp.sum(jnp.where(live, x, 0)) for x in (totals, weights)))
 
 
 def pooled_loss(loss: Callable[..., Mean], params: Tree, steps: Batches) -> Mean:

@@ -130,3 +130,27 @@ def convert_bert(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -
     paths = map_parameters(sizes)
     made = {path: lay_out_kernel(path, np.asarray(held[name], np.float32)) for name, path in paths.items()}
     return TextEncoder(sizes, unflatten_paths(made))
+
+
+def init_bert(config: Mapping[str, Any]) -> TextEncoder:
+    """A BERT encoder with random weights, the same in each process: to measure what one of its shape costs.
+
+    Args:
+        config: What config.json says.
+
+    Returns:
+        The encoder, its parameters in float32.
+
+    Raises:
+        ValueError: it is not of a BERT encoder.
+
+    Example:
+        >>> from jaxfed.data.sources.untrained import BERT_BASE
+        >>> made = jax.eval_shape(lambda: init_bert(BERT_BASE).params)
+        >>> sum(x.size for x in jax.tree.leaves(made))
+        108891648
+    """
+    sizes = read_sizes(config)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    init = jax.jit(BertEncoder(sizes).init)
+    return TextEncoder(sizes, init(jax.random.key(0), tokens, tokens < 1)["params"])

@@ -1,6 +1,6 @@
-"""A pretrained encoder whose large matrices are stored as integers of 8 bits and turned into float32 to compute."""
+"""A pretrained encoder whose large matrices are stored in 8 or 4 bits a number and turned into float32 to compute."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,9 @@ import numpy as np
 
 from jaxfed.core.types import Tree
 from jaxfed.models.bert_weights import TextEncoder
+from jaxfed.models.normal_float import NormalFloatMatrix, quantize_normal_float, restore_normal_float
 
+CodeType = Literal["int8", "nf4"]
 LARGEST = 127  # of a code; -128 is not used, so that codes are symmetric
 CHANNEL_AXES = {"kernel": 1, "word": 0}  # the axis of the channels: outputs of a layer, pieces of the vocabulary
 
@@ -28,18 +30,23 @@ def quantize_matrix(matrix: np.ndarray, channel_axis: int) -> QuantizedMatrix:
     return QuantizedMatrix(np.clip(np.rint(matrix / scale), -LARGEST, LARGEST).astype(np.int8), scale)
 
 
-def quantize_encoder(encoder: TextEncoder) -> TextEncoder:
-    """Stores the matrices of an encoder in 8 bits, with one scale for each output of a layer and each piece of the
-    vocabulary (absmax, as in Dettmers et al. 2022, "LLM.int8()").
+def quantize_encoder(encoder: TextEncoder, dtype: CodeType = "int8") -> TextEncoder:
+    """Stores the matrices of an encoder in 8 or 4 bits a number.
 
-    What clients download once, or the server keeps, is then about a quarter as large. Compiled programs turn it into
-    float32 where they compute. Biases, norms and positions stay in float32.
+    What clients download once, or the server keeps, is then about a quarter or a seventh as large. Compiled programs
+    turn it into float32 where they compute. Biases, norms and positions stay in float32.
 
     Args:
         encoder: The encoder.
+        dtype: int8: whole numbers, with one scale for each output of a layer and each piece of the vocabulary (absmax,
+            as in Dettmers et al. 2022, "LLM.int8()"). nf4: 4-bit NormalFloat, with one scale for each 64 numbers of a
+            row (Dettmers et al. 2023, "QLoRA"); a matrix with an odd number of columns stays in float32.
 
     Returns:
-        The encoder with `QuantizedMatrix` in place of its matrices, for `text_encoder`, `text_lora` and `encode_texts`.
+        The encoder with codes in place of its matrices, for `text_encoder`, `text_lora` and `encode_texts`.
+
+    Raises:
+        ValueError: an unknown type.
 
     Example:
         >>> from jaxfed.models.bert import BertEncoder, BertSizes
@@ -48,23 +55,29 @@ def quantize_encoder(encoder: TextEncoder) -> TextEncoder:
         >>> quantize_encoder(made).params["layer_0"]["hidden"]["kernel"].codes.dtype
         dtype('int8')
     """
+    if dtype not in ("int8", "nf4"):
+        raise ValueError(f"base_dtype: no type {dtype!r}: choose float32, int8 or nf4")
 
     def store(path, x):
         name = path[-1].key
-        return quantize_matrix(x, CHANNEL_AXES[name]) if name in CHANNEL_AXES else x
+        if name not in CHANNEL_AXES or (dtype == "nf4" and x.shape[1] % 2):
+            return x
+        return quantize_matrix(x, CHANNEL_AXES[name]) if dtype == "int8" else quantize_normal_float(x)
 
     return encoder._replace(params=jax.tree_util.tree_map_with_path(store, encoder.params))
 
 
 def is_quantized(node: Any) -> bool:
-    """Whether a node of a tree is a `QuantizedMatrix`."""
-    return isinstance(node, QuantizedMatrix)
+    """Whether a node of a tree is a matrix of codes."""
+    return isinstance(node, QuantizedMatrix | NormalFloatMatrix)
 
 
 def restore_floats(params: Tree) -> Tree:
     """Parameters with float32 in place of codes."""
 
     def restore(node):
+        if isinstance(node, NormalFloatMatrix):
+            return restore_normal_float(node)
         return jnp.asarray(node.codes, jnp.float32) * node.scale if is_quantized(node) else node
 
     return jax.tree.map(restore, params, is_leaf=is_quantized)

@@ -190,3 +190,39 @@ def test_a_model_of_other_files_is_read(files):
     plain = trained(files, VECTORS, "plain")
     write_encoder(files / "model", tensors=tensors)
     assert trained(files, VECTORS, "prefixed")["params_sha256"] == plain["params_sha256"]
+
+
+def test_random_weights_are_asked_for_by_name(files):
+    """Then no weights are read. A folder that lacks them is refused otherwise, and so is one without a shape."""
+    (files / "model" / "model.safetensors").unlink()
+    model = {"name": "text_lora", "folder": str(files / "model"), "dim": 4, "lora_rank": 2, "trained_layers": 0}
+    with pytest.raises(ValueError, match="model.safetensors is missing"):
+        make_model_of(files, model)
+    made, again = (make_model_of(files, model | {"weights": "random"}) for _ in range(2))
+    frozen = made.frozen["text"]
+    assert frozen["base"]["embeddings"]["word"].shape == (SIZES["vocab_size"], SIZES["hidden_size"])
+    assert np.std(frozen["base"]["layer_1"]["hidden"]["kernel"]) == pytest.approx(0.02, rel=0.2)
+    assert not np.any(frozen["base"]["layer_0"]["query"]["bias"])
+    jax.tree.map(np.testing.assert_array_equal, made.frozen, again.frozen)
+    with pytest.raises(ValueError, match="none of 'pretrained', 'random'"):
+        make_model_of(files, model | {"weights": "none"})
+    for name in ("tokenizer.json", "config.json"):
+        (files / "model" / name).unlink()
+        with pytest.raises(ValueError, match=f"{name} is missing: name a folder with config.json and tokenizer.json$"):
+            make_model_of(files, model | {"weights": "random"})
+
+
+def make_model_of(files, model):
+    config = make_config(table(files, None, model=model))
+    return build_from_config(config, load_data(config.data)).model
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_run_with_random_weights_trains(files, weights):
+    """As one with pretrained ones does, and it resumes: its weights are the same in each process."""
+    model = {"name": "text_lora", "folder": str(files / "model"), "dim": 4, "lora_rank": 2, "trained_layers": 1}
+    work = {"name": "local_steps", "batch_size": 4, "accumulate": 2}
+    more = {"model": model | {"weights": weights}, "work": work, "run": {"out": str(files / weights)}}
+    train_run(make_config(table(files, None, **more, rounds=1)), resume=True)
+    summary = train_run(make_config(table(files, None, **more, rounds=2)), resume=True)
+    assert summary["rounds"] == 2

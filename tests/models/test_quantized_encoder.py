@@ -1,4 +1,4 @@
-"""A base of 8 bits: how far off a number can be, how large it is, and that what is trained on it stays in float32."""
+"""A base of 8 or 4 bits: how far off a number can be, how large it is, and that what is trained on it stays float32."""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxfed.models.adapters import BiasSettings, BottleneckSettings
 from jaxfed.models.bert_weights import convert_bert
 from jaxfed.models.lora import LoraSettings
 from jaxfed.models.mf import mf
+from jaxfed.models.normal_float import NormalFloatMatrix
 from jaxfed.models.quantized_encoder import QuantizedMatrix, quantize_encoder, quantize_matrix, restore_floats
 from jaxfed.models.text import text_encoder
 from jaxfed.models.trained_encoder import encode_texts
@@ -20,6 +21,7 @@ from tests.models.test_text_lora import ENCODER, ITEMS, make, texts
 from tests.small import KEY, close
 
 STORED = quantize_encoder(ENCODER)
+BY_TYPE = {"int8": STORED, "nf4": quantize_encoder(ENCODER, "nf4")}
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -37,8 +39,9 @@ def test_a_number_is_off_by_half_the_scale_of_its_channel(axis):
     assert (np.abs(made.codes).max(1 - axis) == np.where(largest.ravel() > 0, 127, 0)).all()
 
 
-def test_matrices_take_a_byte_a_number():
-    """And four for the scale of each output and each piece; the rest is as it was."""
+@pytest.mark.parametrize("dtype", BY_TYPE)
+def test_matrices_take_a_byte_a_number_or_half(dtype):
+    """And four for each scale: of each output and each piece, or of each 64 numbers of a row. The rest is as it was."""
     saved, number = 0, 0
     for name, layer in ENCODER.params.items():
         leaves = (
@@ -48,18 +51,23 @@ def test_matrices_take_a_byte_a_number():
         )
         for key, x in leaves.items():
             number += 1
-            saved += 3 * x.size - 4 * x.shape[0 if key == "word" else 1]
+            if dtype == "int8":
+                saved += 3 * x.size - 4 * x.shape[0 if key == "word" else 1]
+            else:
+                saved += 7 * x.size // 2 - 4 * x.shape[0] * -(-x.shape[1] // 64)
     assert number == 1 + 2 * 6
-    assert count_bytes(ENCODER.params) - count_bytes(STORED.params) == saved
+    assert count_bytes(ENCODER.params) - count_bytes(BY_TYPE[dtype].params) == saved
 
 
-def test_an_encoder_of_codes_is_that_of_the_numbers_that_they_mean():
+@pytest.mark.parametrize("dtype", BY_TYPE)
+def test_an_encoder_of_codes_is_that_of_the_numbers_that_they_mean(dtype):
     """Its vectors, a parametrization's and a model's scores; what is trained starts from the same values."""
-    floats = ENCODER._replace(params=jax.tree.map(np.asarray, restore_floats(STORED.params)))
-    close(encode_texts(STORED, texts()), encode_texts(floats, texts()))
-    assert np.abs(encode_texts(STORED, texts()) - encode_texts(ENCODER, texts())).max() > 1e-4
+    stored = BY_TYPE[dtype]
+    floats = ENCODER._replace(params=jax.tree.map(np.asarray, restore_floats(stored.params)))
+    close(encode_texts(stored, texts()), encode_texts(floats, texts()))
+    assert np.abs(encode_texts(stored, texts()) - encode_texts(ENCODER, texts())).max() > 1e-4
     for lora in (None, LoraSettings(2)):
-        made = [text_encoder(mf(ITEMS, 1, dim=4), each, texts(), 1, lora) for each in (STORED, floats)]
+        made = [text_encoder(mf(ITEMS, 1, dim=4), each, texts(), 1, lora) for each in (stored, floats)]
         theta = made[0].init(KEY)
         close(theta, made[1].init(KEY), atol=0)
         slopes = [
@@ -69,12 +77,12 @@ def test_an_encoder_of_codes_is_that_of_the_numbers_that_they_mean():
             for it in made
         ]
         close(*slopes, atol=1e-4)
-    models = [make(encoder=each) for each in (STORED, floats)]
+    models = [make(encoder=each) for each in (stored, floats)]
     assert count_bytes(models[0].frozen) < count_bytes(models[1].frozen)
     shared, own = ({**models[0].init(KEY), **each.frozen} for each in models), models[0].private(KEY)
     close(*(it.score(each, own, 0) for it, each in zip(models, shared, strict=True)))
     kernel = models[0].frozen["text"]["base"]["layer_0"]["query"]["kernel"]
-    assert isinstance(kernel, QuantizedMatrix)
+    assert isinstance(kernel, QuantizedMatrix if dtype == "int8" else NormalFloatMatrix)
 
 
 ADAPTERS = {
@@ -85,11 +93,13 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.parametrize("dtype", BY_TYPE)
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_every_adapter_on_a_base_of_codes(name):
+def test_every_adapter_on_a_base_of_codes(name, dtype):
     """Scores and gradients are those on the numbers that the codes mean; some rules add a residual to the base."""
-    floats = ENCODER._replace(params=jax.tree.map(np.asarray, restore_floats(STORED.params)))
-    models = [make(encoder=each, adapter=ADAPTERS[name], trained_layers=1) for each in (STORED, floats)]
+    stored = BY_TYPE[dtype]
+    floats = ENCODER._replace(params=jax.tree.map(np.asarray, restore_floats(stored.params)))
+    models = [make(encoder=each, adapter=ADAPTERS[name], trained_layers=1) for each in (stored, floats)]
     shared = models[0].init(KEY)
     if name == "lora, the base moved":
         shared = replace_dense(shared, **{RESIDUAL: multiply_factors(shared)})
@@ -101,17 +111,37 @@ def test_every_adapter_on_a_base_of_codes(name):
     close(*scored, atol=1e-4, rtol=1e-4)
 
 
+TITLES = [
+    "Toy Story (1995)",
+    "Jumanji (1995)",
+    "Heat (1995)",
+    "Twelve Monkeys (1995)",
+    "Star Wars (1977)",
+    "Fargo (1996)",
+]
+TITLES += ["Return of the Jedi (1983)", "The Empire Strikes Back (1980)", "Pulp Fiction (1994)", "Aladdin (1992)"]
+
+
 @pytest.mark.full  # it reads, and may fetch, 84 MB
-def test_cosines_of_the_published_encoder():
-    """Those of its model card, to a hundredth with codes."""
+@pytest.mark.parametrize(("dtype", "size", "off"), [("int8", 0.27, 0.01), ("nf4", 0.15, 0.06)])
+def test_cosines_of_the_published_encoder(dtype, size, off):
+    """Those of its model card, and of titles: to a hundredth with 8 bits, to six with 4."""
     pretrained = read_pretrained("")
     encoder = convert_bert(pretrained.config, pretrained.tensors)
     first = "That is a happy person"
     others = ["That is a happy dog", "That is a very happy person", "Today is a sunny day"]
     tokens = tokenize_texts(pretrained, [first, *others], 0).ids
-    stored = quantize_encoder(encoder)
-    assert count_bytes(stored.params) < 0.27 * count_bytes(encoder.params)
+    stored = quantize_encoder(encoder, dtype)
+    assert count_bytes(stored.params) < size * count_bytes(encoder.params)
     want = [0.6945773363, 0.9429150820, 0.2568760813]
-    for each, atol in ((encoder, 1e-5), (stored, 0.01)):
+    for each, atol in ((encoder, 1e-5), (stored, off)):
         vectors = encode_texts(each, tokens)
         np.testing.assert_allclose(vectors[1:] @ vectors[0], want, atol=atol)
+    titles = tokenize_texts(pretrained, TITLES, 0).ids
+    exact, rough = (encode_texts(each, titles) for each in (encoder, stored))
+    np.testing.assert_allclose(rough @ rough.T, exact @ exact.T, atol=off)
+
+
+def test_an_unknown_type_is_refused():
+    with pytest.raises(ValueError, match="^base_dtype: no type 'int4': choose float32, int8 or nf4$"):
+        quantize_encoder(ENCODER, "int4")

@@ -134,17 +134,28 @@ tokenizer.json
         if not ((place / name).is_file() or (name == WEIGHTS and (place / INDEX).is_file())):
             raise ValueError(f"{place}: {name} is missing: name a folder with {', '.join(FILES)}")
     check_extra()
+    config = read_json(place / "config.json")
+    tensors, sha256 = read_tensors(place)
+    tokenizer = read_tokenizer(place, config)
+    if (pooling := read_pooling(place)) != "mean":
+        config["pooling"] = pooling
+    return Pretrained(config, tensors, tokenizer, sha256)
+
+
+def read_json(path: Path) -> Any:
+    """What a file says. Raises ValueError, in one line, where it cannot be read."""
+    return load_model_file(path, lambda path: json.loads(Path(path).read_text("utf-8")))
+
+
+def read_tokenizer(place: Path, config: dict[str, Any]) -> Any:
+    """The tokenizer of a folder, for a model of this config.json. Raises ValueError where they do not go together."""
     import tokenizers
 
-    config = load_model_file(place / "config.json", lambda path: json.loads(Path(path).read_text("utf-8")))
-    tensors, sha256 = read_tensors(place)
     tokenizer = load_model_file(place / "tokenizer.json", tokenizers.Tokenizer.from_file)
     tokenizer.no_padding()  # it may pad and cut by itself, each text to its own length
     tokenizer.no_truncation()
     check_vocabulary(place, config, tokenizer)
-    if (pooling := read_pooling(place)) != "mean":
-        config["pooling"] = pooling
-    return Pretrained(config, tensors, tokenizer, sha256)
+    return tokenizer
 
 
 def read_tensors(place: Path) -> tuple[dict[str, np.ndarray], str]:
@@ -176,7 +187,7 @@ def read_pooling(place: Path) -> str:
     path = place / "1_Pooling" / "config.json"
     if not path.is_file():
         return "mean"
-    said = load_model_file(path, lambda path: json.loads(Path(path).read_text("utf-8")))
+    said = read_json(path)
     chosen = sorted(key for key, value in said.items() if key.startswith(POOLING) and value is True)
     known = {f"{POOLING}mean_tokens": "mean", f"{POOLING}cls_token": "cls"}
     if len(chosen) != 1 or chosen[0] not in known:
