@@ -1,12 +1,19 @@
 """PTF-FedRec: clients and server send each other scores of items, and no parameters."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxfed.algorithms.local_training import loss_of_pair, output_facts
+from jaxfed.algorithms.predictions import (
+    Predictions,
+    choose_known_items,
+    choose_sent_items,
+    no_predictions,
+    swap_scores,
+)
 from jaxfed.core.aggregate import gather_then
 from jaxfed.core.client_work import Batches, ClientWork, local_sgd
 from jaxfed.core.link import Channel, link
@@ -15,16 +22,7 @@ from jaxfed.core.model import Model
 from jaxfed.core.recipe import find_recipe, named
 from jaxfed.core.tables import Table, is_table, num_rows, take_rows, unwrap
 from jaxfed.core.tree import subtract
-from jaxfed.core.types import Broadcast, ClientOutput, ClientView, Key, Mean, Messages, Tree
-
-LEAST_SHARE, LEAST_RATIO, MOST_RATIO = 0.1, 1.0, 4.0  # the paper's ranges of beta and gamma, see `choose_sent_items`
-
-
-class Predictions(NamedTuple):
-    """Scores of some items: what a client sends, and what it is sent."""
-
-    item: Any  # int [s]: rows of the catalogue; past the end where unused
-    score: Any  # float [s]: between 0 and 1
+from jaxfed.core.types import Broadcast, ClientOutput, ClientView, Mean, Messages, Tree
 
 
 class HeardPredictions(NamedTuple):
@@ -64,66 +62,6 @@ class ModelParts(NamedTuple):
     def num_items(self) -> int:
         """Rows of the catalogue."""
         return num_rows(self.marks[0])
-
-
-def choose_sent_items(key: Key, took: jax.Array, drew: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """(int [count]: the items whose scores a client sends, in a random order; bool [count]: which of them it took).
-
-    beta is uniform in [LEAST_SHARE, 1] and gamma in [LEAST_RATIO, MOST_RATIO], anew in each round. Of P items that it
-    took it sends beta P, at least one and at most count / (1 + gamma); the other places hold items that it drew as
-    negatives. Places for which it has no item are past the end.
-
-    took, drew: bool [N], never both.
-    """
-    end = took.shape[0]
-    share_key, ratio_key, chance_key, order_key = jax.random.split(key, 4)
-    share = jax.random.uniform(share_key, minval=LEAST_SHARE)
-    ratio = jax.random.uniform(ratio_key, minval=LEAST_RATIO, maxval=MOST_RATIO)
-    most = jnp.minimum(took.sum(), jnp.maximum(jnp.floor(count / (1 + ratio)), 1))
-    positives = jnp.clip(jnp.floor(share * took.sum()), jnp.minimum(1, most), most).astype(jnp.int32)
-    chance, place = jax.random.uniform(chance_key, (end,)), jnp.arange(count)
-
-    def pick(among, place):
-        """Items in a random order, first those of `among`."""
-        order = jnp.argsort(jnp.where(among, chance, 2.0))
-        return jnp.where((place >= 0) & (place < among.sum()), order.at[place].get(mode="clip"), end)
-
-    item = jnp.where(place < positives, pick(took, place), pick(drew, place - positives))
-    item = jax.random.permutation(order_key, item).astype(jnp.int32)
-    return item, took.at[item].get(mode="fill", fill_value=False)
-
-
-def swap_scores(score: jax.Array, positive: jax.Array, live: jax.Array, share: float) -> jax.Array:
-    """float [s]: the scores of the t highest positives exchanged with those of the t highest others, in their order.
-
-    t is a share of the positives, at least 1 where the share is not 0, and at most the number of others.
-    """
-    other = live & ~positive
-    wished = jnp.maximum(jnp.floor(share * positive.sum()), 1.0 if share else 0.0)
-    swapped = jnp.arange(score.shape[0]) < jnp.minimum(wished, jnp.minimum(positive.sum(), other.sum()))
-    high, low = (jnp.argsort(jnp.where(among, -score, jnp.inf)) for among in (positive, other))
-    out = score.at[high].set(jnp.where(swapped, score[low], score[high]))
-    return out.at[low].set(jnp.where(swapped, score[high], out[low]))
-
-
-def choose_known_items(
-    score: jax.Array, uploads: jax.Array, latest: jax.Array, count: int, confident: float
-) -> jax.Array:
-    """int [count]: the items whose scores the server sends to a client, none of those that it sent last.
-
-    A share `confident` are the items that came most often from clients, the others those with the highest score. Places
-    for which there is no item are past the end, which all are for a client that never sent any.
-    """
-    end, first = score.shape[0], round(confident * count)
-    free = jnp.ones(end, bool).at[latest].set(False, mode="drop")
-
-    def pick(value, free, count):
-        best, item = jax.lax.top_k(jnp.where(free, value, -jnp.inf), count)
-        return jnp.where(best > -jnp.inf, item, end)
-
-    often = pick(uploads, free, first)
-    high = pick(score, free.at[often].set(False, mode="drop"), count - first)
-    return jnp.where((latest < end).any(), jnp.concatenate([often, high]), end).astype(jnp.int32)
 
 
 def make_predictor_work(
@@ -180,11 +118,6 @@ def batch_of_scores(known: Predictions, took: jax.Array, end: int) -> Batches:
 def take_client(private: Tree, number: jax.Array) -> Tree:
     """A client's own part of those of all clients; zeros for nobody."""
     return jax.tree.map(lambda x: x.at[number].get(mode="fill", fill_value=0), private)
-
-
-def no_predictions(count: int) -> Predictions:
-    """The form of a message of so many items."""
-    return Predictions(jnp.zeros(count, jnp.int32), jnp.zeros(count))
 
 
 def send_known_scores(
@@ -258,13 +191,12 @@ def check_predictor(model: Model) -> None:
         )
 
 
-def check_ranges(end: int, **values: float) -> None:
-    """Raises ValueError for an argument of `ptf_fedrec` that is out of its range. end: number of items."""
-    most = {"items_sent": end, "items_received": end, "confident": 1, "swap": 1}
+def check_ranges(**values: float) -> None:
+    """Raises ValueError for an argument of `ptf_fedrec` that is out of its range: whole numbers are at least 1."""
     for name, value in values.items():
         least = 1 if isinstance(value, int) else 0
-        if not least <= value <= most.get(name, value):
-            above = f" and at most {most[name]:,}" if name in most else ""
+        if not value >= least or (name in ("confident", "swap") and value > 1):
+            above = " and at most 1" if name in ("confident", "swap") else ""
             raise ValueError(f"ptf_fedrec: {name} is {value:g}: it must be at least {least}{above}")
 
 
@@ -303,7 +235,7 @@ def ptf_fedrec(
         client_optimizer: Optimiser of a client's steps. It sees the pair (shared, private) and starts anew each round.
         server_optimizer: Trains the server's model on the scores of a round. Left out: optax.sgd(1.0).
         num_clients: Number of all clients.
-        items_sent: Places of a message of a client, for an item and its score each.
+        items_sent: Places of a message of a client, for an item and its score each; at most the catalogue.
         items_received: The same of what a client is sent; the paper's alpha.
         confident: Share of these that are the items which clients sent most often; the paper's mu. The others are those
             with the highest scores for the client.
@@ -327,22 +259,17 @@ def ptf_fedrec(
     marks = jax.eval_shape(lambda key: (model.init(key), model.private(key)), jax.random.key(0))
     parts = ModelParts(model, marks)
     check_predictor(model)
-    check_ranges(
-        parts.num_items,
-        items_sent=items_sent,
-        items_received=items_received,
-        confident=float(confident),
-        swap=float(swap),
-        noise=float(noise),
-        server_steps=server_steps,
-    )
-    counts = num_clients, items_sent, items_received
+    check_ranges(items_sent=items_sent, items_received=items_received, server_steps=server_steps)
+    check_ranges(confident=float(confident), swap=float(swap), noise=float(noise))
+    num_sent, num_received = (min(count, parts.num_items) for count in (items_sent, items_received))
+    counts = num_clients, num_sent, num_received
     return Method(
         make_predictor_work(parts, client_optimizer, counts, swap, noise),
         (gather_predictions(),),
         server_optimizer,
         needs_all_rows=True,
-        send_to_client=lambda shared, client: send_known_scores(parts, shared, client, items_received, confident),
-        own_download=lambda shared: no_predictions(items_received),
+        send_to_client=lambda shared, client: send_known_scores(parts, shared, client, num_received, confident),
+        own_download=lambda shared: no_predictions(num_received),
+        init_client_state=lambda state, client: state._replace(number=client),
         make_server=lambda optimizer: make_score_training(parts, optimizer, server_steps),
     )
