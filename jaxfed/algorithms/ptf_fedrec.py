@@ -21,7 +21,7 @@ from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
 from jaxfed.core.recipe import find_recipe, named
 from jaxfed.core.tables import Table, is_table, num_rows, take_rows, unwrap
-from jaxfed.core.tree import subtract
+from jaxfed.core.tree import subtract, to_compute_dtype
 from jaxfed.core.types import Broadcast, ClientOutput, ClientView, Mean, Messages, Tree
 
 
@@ -78,7 +78,7 @@ def make_predictor_work(
         private = unwrap(jax.vmap(model.private)(jax.random.split(secret, num_clients)))
         latest = jnp.full((num_clients, num_sent), end, jnp.int32)
         hidden = HiddenModel(params, private, jnp.zeros(end), latest)
-        both = model.init(own), model.private(jax.random.fold_in(own, 1))
+        both = to_compute_dtype((model.init(own), model.private(jax.random.fold_in(own, 1))))
         return Broadcast(hidden), PredictorState(jnp.int32(0), unwrap(both))
 
     def update(shared, client_state, steps, key):
@@ -90,7 +90,7 @@ def make_predictor_work(
         drew = nothing.at[steps.rows].max(used & ~is_taken, mode="drop") & ~took
         both, loss = parts.mark(client_state.model), loss_of_pair(model.loss)
         facts = output_facts(model.loss, both, steps)
-        both, _, _ = local_sgd(loss, optimizer, both, batch_of_scores(shared.params, took, end))
+        both, _, _ = local_sgd(loss, optimizer, both, make_score_batch(shared.params, took, end))
         both, _, seen = local_sgd(loss, optimizer, both, steps)
         item, positive = choose_sent_items(choosing, took, drew, num_sent)
         live = item < end
@@ -108,7 +108,7 @@ def make_predictor_work(
     return ClientWork(init, update, lambda shared: Broadcast(no_predictions(num_sent)), views)
 
 
-def batch_of_scores(known: Predictions, took: jax.Array, end: int) -> Batches:
+def make_score_batch(known: Predictions, took: jax.Array, end: int) -> Batches:
     """The scores that a client was sent as one mini-batch, without those of items that it took."""
     live = (known.item < end) & ~took.at[known.item].get(mode="fill", fill_value=False)
     batch = {"label": known.score[None], "weight": live[None].astype(jnp.float32)}
@@ -120,7 +120,7 @@ def take_client(private: Tree, number: jax.Array) -> Tree:
     return jax.tree.map(lambda x: x.at[number].get(mode="fill", fill_value=0), private)
 
 
-def send_known_scores(
+def predict_for_client(
     parts: ModelParts, shared: Broadcast, client: ClientView, count: int, confident: float
 ) -> Broadcast:
     """What the server sends to a client: its model's scores of some items. Beside them, which are the rows that the
@@ -144,13 +144,13 @@ def make_score_training(
         clients = hidden.latest.shape[0]
         live = (heard.sent.item < end) & (heard.client < clients)[:, None]
 
-        def lose(both, client, sent, live):
+        def sum_loss(both, client, sent, live):
             own = parts.mark((unwrap(both[0]), take_client(both[1], client)))
             batch = {"label": sent.score, "weight": live.astype(jnp.float32)}
             return model.loss(*unwrap(take_rows(own, sent.item)), batch)
 
         def objective(both):
-            met = jax.vmap(lose, (None, 0, 0, 0))(both, heard.client, heard.sent, live)
+            met = jax.vmap(sum_loss, (None, 0, 0, 0))(both, heard.client, heard.sent, live)
             return Mean(met.total.sum(), met.weight.sum()).value
 
         spoke = jnp.zeros(clients, bool).at[heard.client].set(True, mode="drop")
@@ -268,7 +268,7 @@ def ptf_fedrec(
         (gather_predictions(),),
         server_optimizer,
         needs_all_rows=True,
-        send_to_client=lambda shared, client: send_known_scores(parts, shared, client, num_received, confident),
+        send_to_client=lambda shared, client: predict_for_client(parts, shared, client, num_received, confident),
         own_download=lambda shared: no_predictions(num_received),
         init_client_state=lambda state, client: state._replace(number=client),
         make_server=lambda optimizer: make_score_training(parts, optimizer, server_steps),
