@@ -62,6 +62,22 @@ def swap_scores(score: jax.Array, positive: jax.Array, live: jax.Array, share: f
     return out.at[low].set(jnp.where(swapped, score[high], out[low]))
 
 
+def make_message(
+    key: Key, score: jax.Array, took: jax.Array, drew: jax.Array, count: int, swap: float, noise: float
+) -> Predictions:
+    """What a client sends of its scores [N], each between 0 and 1: of `count` items, with some exchanged and noised.
+
+    took, drew: see `choose_sent_items`. swap: see `swap_scores`. noise: scale of Laplace noise on each score that is
+    sent, which is then cut to [0, 1].
+    """
+    choosing, noising = jax.random.split(key)
+    item, positive = choose_sent_items(choosing, took, drew, count)
+    live = item < score.shape[0]
+    sent = swap_scores(score.at[item].get(mode="fill", fill_value=0), positive, live, swap)
+    sent = jnp.clip(sent + noise * jax.random.laplace(noising, sent.shape), 0, 1)
+    return Predictions(item, jnp.where(live, sent, 0))
+
+
 def choose_known_items(
     score: jax.Array, uploads: jax.Array, latest: jax.Array, count: int, confident: float
 ) -> jax.Array:

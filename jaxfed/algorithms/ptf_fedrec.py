@@ -1,5 +1,6 @@
 """PTF-FedRec: clients and server send each other scores of items, and no parameters."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -7,13 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.algorithms.local_training import loss_of_pair, output_facts
-from jaxfed.algorithms.predictions import (
-    Predictions,
-    choose_known_items,
-    choose_sent_items,
-    no_predictions,
-    swap_scores,
-)
+from jaxfed.algorithms.predictions import Predictions, choose_known_items, make_message, no_predictions
 from jaxfed.core.aggregate import gather_then
 from jaxfed.core.client_work import Batches, ClientWork, local_sgd
 from jaxfed.core.link import Channel, link
@@ -82,7 +77,6 @@ def make_predictor_work(
         return Broadcast(hidden), PredictorState(jnp.int32(0), unwrap(both))
 
     def update(shared, client_state, steps, key):
-        choosing, noising = jax.random.split(key)
         steps = steps._replace(rows=shared.extra.rows.at[steps.rows].get(mode="fill", fill_value=end))
         used = steps.batch["weight"] > 0
         is_taken, nothing = steps.batch["label"] > 0, jnp.zeros(end, bool)
@@ -92,12 +86,8 @@ def make_predictor_work(
         facts = output_facts(model.loss, both, steps)
         both, _, _ = local_sgd(loss, optimizer, both, make_score_batch(shared.params, took, end))
         both, _, seen = local_sgd(loss, optimizer, both, steps)
-        item, positive = choose_sent_items(choosing, took, drew, num_sent)
-        live = item < end
-        score = jax.nn.sigmoid(model.score(*both, jnp.int32(0))).at[item].get(mode="fill", fill_value=0)
-        score = swap_scores(score, positive, live, swap)
-        score = jnp.clip(score + noise * jax.random.laplace(noising, score.shape), 0, 1)
-        sent = Predictions(item, jnp.where(live, score, 0))
+        score = jax.nn.sigmoid(model.score(*both, jnp.int32(0)))
+        sent = make_message(key, score, took, drew, num_sent, swap, noise)
         kept = client_state._replace(model=unwrap(both))
         return ClientOutput(Broadcast(sent), kept, steps.examples, {"train/loss": seen}, **facts)
 
@@ -179,24 +169,26 @@ def gather_predictions() -> Channel:
     return link(aggregator=gather_then(gather), needs_messages="channel = []", name="predictions")
 
 
-def check_predictor(model: Model) -> None:
-    """Raises ValueError for a model that does not learn from scores of items alone."""
-    recipe, private = find_recipe(model), jax.eval_shape(model.private, jax.random.key(0))
+def read_parts(model: Model) -> ModelParts:
+    """The parts of a model. Raises ValueError for one that does not learn from scores of items alone."""
+    recipe, key = find_recipe(model), jax.random.key(0)
+    marks = jax.eval_shape(lambda: (model.init(key), model.private(key)))
     loss = recipe.arguments.get("loss", "bce") if recipe else "bce"
     reads_more = model.sequence or model.closed or model.features or jax.tree.leaves(model.frozen)
-    if reads_more or model.pairwise or loss != "bce" or not jax.tree.leaves(private):
+    if reads_more or model.pairwise or loss != "bce" or not jax.tree.leaves(marks[1]):
         raise ValueError(
             'ptf_fedrec: scores between 0 and 1 are all that the server reads: take a model with loss = "bce" and a '
             "private part, and without histories, features or texts, such as mf or neumf"
         )
+    return ModelParts(model, marks)
 
 
-def check_ranges(**values: float) -> None:
-    """Raises ValueError for an argument of `ptf_fedrec` that is out of its range: whole numbers are at least 1."""
-    for name, value in values.items():
-        least = 1 if isinstance(value, int) else 0
-        if not value >= least or (name in ("confident", "swap") and value > 1):
-            above = " and at most 1" if name in ("confident", "swap") else ""
+def check_ranges(shares: dict[str, float], **values: float) -> None:
+    """Raises ValueError for an argument of `ptf_fedrec` that is out of its range. values: whole numbers from 1."""
+    for name, value in {**values, **shares}.items():
+        least, most = (0, 1 if name != "noise" else math.inf) if name in shares else (1, math.inf)
+        if not least <= value <= most:
+            above = f" and at most {most}" if most < math.inf else ""
             raise ValueError(f"ptf_fedrec: {name} is {value:g}: it must be at least {least}{above}")
 
 
@@ -216,19 +208,12 @@ def ptf_fedrec(
 ) -> Method:
     """PTF-FedRec (Yuan et al. 2023, "Hide your model"): clients and server exchange scores, and no parameters.
 
-    A client keeps a whole model of its own. In a round it trains it on the scores that it was sent, as soft labels, and
-    then on its data. It sends (item, score) for some of the items that it took, among others that it drew as negatives;
-    see `choose_sent_items`. The server trains its own model, with a vector for each client, on what it heard. A client
-    of a later round is sent that model's scores of items that it did not send last; see `choose_known_items`.
+    A client trains a whole model of its own on the scores that it was sent, as soft labels, and on its data. It sends
+    (item, score) for items that it took, among others that it drew as negatives. The server trains its own model, with
+    a vector for each client, on what it heard, and sends that model's scores of other items.
 
-    The scores of some items are exchanged (`swap`), and Laplace noise may be added (`noise`). Neither is differential
-    privacy of the message: which items are in it depends on the client's data, and the server sees it. The privacy
-    account of a run states nothing.
-
-    Evaluated are the server's model and `personal`, a client's own model. Each client keeps a whole model, clients x
-    items x dim numbers. In the paper messages are of different lengths; the server's model may be larger than the
-    clients', and its mini-batches are of single scores: here both are one kind of model, and a server step is on all
-    scores of a round.
+    `swap` and `noise` change scores. Neither makes a message differentially private: which items are in it depends on
+    the client's data, and the server sees them. Evaluated are the server's model and `personal`, a client's own.
 
     Args:
         model: The model, of the server and of each client; with loss = "bce" and a private part, such as mf or neumf.
@@ -237,8 +222,7 @@ def ptf_fedrec(
         num_clients: Number of all clients.
         items_sent: Places of a message of a client, for an item and its score each; at most the catalogue.
         items_received: The same of what a client is sent; the paper's alpha.
-        confident: Share of these that are the items which clients sent most often; the paper's mu. The others are those
-            with the highest scores for the client.
+        confident: Share of these that are what clients sent most often; the paper's mu. See `choose_known_items`.
         swap: Share of the positives in a message whose scores are exchanged with those of others; the paper's lambda.
         noise: Scale of the Laplace noise on each score that is sent, which is then cut to [0, 1].
         server_steps: Steps of the server's optimiser in a round.
@@ -256,15 +240,12 @@ def ptf_fedrec(
         >>> [link.claims.name for link in method.links]
         ['predictions']
     """
-    marks = jax.eval_shape(lambda key: (model.init(key), model.private(key)), jax.random.key(0))
-    parts = ModelParts(model, marks)
-    check_predictor(model)
-    check_ranges(items_sent=items_sent, items_received=items_received, server_steps=server_steps)
-    check_ranges(confident=float(confident), swap=float(swap), noise=float(noise))
+    parts = read_parts(model)
+    shares = {"confident": confident, "swap": swap, "noise": noise}
+    check_ranges(shares, items_sent=items_sent, items_received=items_received, server_steps=server_steps)
     num_sent, num_received = (min(count, parts.num_items) for count in (items_sent, items_received))
-    counts = num_clients, num_sent, num_received
     return Method(
-        make_predictor_work(parts, client_optimizer, counts, swap, noise),
+        make_predictor_work(parts, client_optimizer, (num_clients, num_sent, num_received), swap, noise),
         (gather_predictions(),),
         server_optimizer,
         needs_all_rows=True,
