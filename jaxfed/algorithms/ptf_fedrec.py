@@ -212,8 +212,8 @@ def ptf_fedrec(
     (item, score) for items that it took, among others that it drew as negatives. The server trains its own model, with
     a vector for each client, on what it heard, and sends that model's scores of other items.
 
-    `swap` and `noise` change scores. Neither makes a message differentially private: which items are in it depends on
-    the client's data, and the server sees them. Evaluated are the server's model and `personal`, a client's own.
+    `swap` and `noise` change scores. Neither makes a message differentially private: its items depend on the client's
+    data, and the server sees them. Evaluated are the server's model and `personal`, a client's own.
 
     Args:
         model: The model, of the server and of each client; with loss = "bce" and a private part, such as mf or neumf.
@@ -235,10 +235,9 @@ def ptf_fedrec(
 
     Example:
         >>> import jaxfed as jf, optax
-        >>> model = jf.models.mf(num_items=100, dim=8)
-        >>> method = jf.algorithms.ptf_fedrec(model, optax.sgd(0.1), optax.adam(0.01), num_clients=20)
-        >>> [link.claims.name for link in method.links]
-        ['predictions']
+        >>> method = jf.algorithms.ptf_fedrec(jf.models.mf(num_items=100), optax.sgd(0.1), num_clients=20)
+        >>> sorted(method.work.views)  # the models that are evaluated; "" is the server's
+        ['', 'personal']
     """
     parts = read_parts(model)
     shares = {"confident": confident, "swap": swap, "noise": noise}
