@@ -25,6 +25,7 @@ from jaxfed.algorithms.layerdrop import layerdrop
 from jaxfed.algorithms.lora_products import fedex_lora, flexlora, flora
 from jaxfed.algorithms.mime import mime
 from jaxfed.algorithms.own_model import keep_own_copy
+from jaxfed.algorithms.ptf_fedrec import ptf_fedrec
 from jaxfed.algorithms.qfedavg import qfedavg
 from jaxfed.algorithms.raflora import raflora
 from jaxfed.algorithms.rolora import rolora
@@ -64,6 +65,7 @@ __all__ = [
     "layerdrop",
     "measure_discordance",
     "mime",
+    "ptf_fedrec",
     "qfedavg",
     "raflora",
     "rolora",

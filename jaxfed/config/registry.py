@@ -31,6 +31,7 @@ from jaxfed.algorithms.layerdrop import layerdrop
 from jaxfed.algorithms.local_training import train_locally
 from jaxfed.algorithms.lora_products import fedex_lora, flexlora, flora
 from jaxfed.algorithms.mime import mime
+from jaxfed.algorithms.ptf_fedrec import ptf_fedrec
 from jaxfed.algorithms.qfedavg import fair_mean, qfedavg
 from jaxfed.algorithms.raflora import raflora
 from jaxfed.algorithms.rolora import rolora
@@ -147,6 +148,7 @@ REGISTRY: dict[str, dict[str, Callable]] = {
         "flexlora": flexlora,
         "hetefedrec": hetefedrec,
         "layerdrop": layerdrop,
+        "ptf_fedrec": ptf_fedrec,
         "closed_form": closed_form,
         "central": central,
     },

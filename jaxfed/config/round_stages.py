@@ -134,7 +134,8 @@ def make_algorithm(
     held = jax.eval_shape(lambda key: method.work.init(model.init(key), key)[0], jax.random.key(0))
     check_partition(pieces, model, method, held)
     shared = jax.eval_shape(partial(sent_model, method), held)
-    wire = price_messages(pieces, model, method, channel, shapes, shared)
+    hidden = method.send_to_client is not None  # the server sends what it computes, and nothing of what it holds
+    wire = price_messages(pieces, model, method, channel, shapes, Broadcast(()) if hidden else shared)
     if pieces.download:
         check_download(pieces.download, shared)
     sums, edge = channel.aggregator in (None, SUM), assign_edges(pieces)

@@ -135,6 +135,8 @@ def check_method(method: Method, pieces: Pieces, channel: Channel, processes: Pr
         raise ValueError(
             "cohort.buffered: every device keeps the past models whole: leave run.shard_tables and run.partition out"
         )
+    if method.send_to_client:
+        check_hidden_model(pieces)
     if method.submodels or method.move_params:
         check_synchronous(pieces)
     if method.submodels:
@@ -164,6 +166,29 @@ def check_synchronous(pieces: Pieces) -> None:
     if pieces.sampler.history_length or pieces.edges.number or pieces.parametrization:
         name = "sub-models" if pieces.method.submodels else "this rule for adapters"
         raise ValueError(f"{name}: leave cohort.buffered, server.edges and the parametrization out")
+
+
+def check_hidden_model(pieces: Pieces) -> None:
+    """Raises ValueError for what does not go with a server that sends no parameters, and is sent none."""
+    run, clients = pieces.run, pieces.clients
+    if links := [each.claims.name for each in list_links(pieces.channel) if each.encode or each.decode]:
+        raise ValueError(
+            f"{links[0]} is made for parameters, and clients of this method send scores of items: leave [[channel]] out"
+        )
+    if pieces.sampler.history_length or pieces.edges.number or pieces.parametrization or pieces.download:
+        raise ValueError(
+            "the server of this method sends no parameters: leave cohort.buffered, server.edges, [[download]] and the "
+            "parametrization out"
+        )
+    if run.shard_tables or run.partition:
+        raise ValueError("each client keeps a whole model: leave run.shard_tables and run.partition out")
+    if clients.users_per_client > 1 or clients.population.labels is not None:
+        raise ValueError(
+            'a client of this method sends scores of one user\'s items: set data.clients = "user" and data.label = '
+            '"implicit"'
+        )
+    if pieces.batching.negatives < 1:
+        raise ValueError("work.negatives: what a client took is hidden among negatives: set it to 1 or more")
 
 
 def check_submodels(pieces: Pieces) -> None:

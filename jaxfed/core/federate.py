@@ -109,7 +109,7 @@ def federate(
     if method.links or not channel.claims.links:  # else a chain, or what wraps one, which a new chain would lose
         channel = chain(*method.links, channel)
     plan = Plan(
-        method=method,
+        method=method._replace(server=method.make_server(method.server)),
         channel=channel,
         num_clients=num_clients,
         place=placement or make_placement(),
@@ -117,7 +117,7 @@ def federate(
         client_memory_budget=client_memory_budget,
         chunk=chunk,
         store_on_host=store_on_host,
-        download=download,
+        download=download or method.send_to_client,
         capacity=capacity,
         history_length=history_length,
         frozen_rows=num_rows(frozen),

@@ -13,7 +13,7 @@ from jaxfed.core.model import ClosedForm
 from jaxfed.core.parametrization import Parametrization
 from jaxfed.core.recipe import Recipe
 from jaxfed.core.tree import subtract
-from jaxfed.core.types import Broadcast, Tree
+from jaxfed.core.types import Broadcast, ClientView, Tree
 
 AVERAGE = optax.sgd(1.0)  # the server optimiser that moves the model by the aggregate as it is
 
@@ -58,6 +58,10 @@ class Method(NamedTuple):
             nothing.
         own_download: own_download(broadcast) -> shapes of what a client downloads for itself alone, beside what is
             broadcast; tables are its rows.
+        send_to_client: send_to_client(shared, client) -> `Broadcast`: what the server computes for one client, which is
+            sent in place of the client's rows of what the server holds; `own_download` is its price. None: these rows.
+        make_server: make_server(optimizer) -> what moves the server's model, made of `server`: for aggregates that are
+            no updates.
         reads_histories: Whether clients read whole histories in their order, not mini-batches with negatives.
         needs_all_rows: Whether what clients send concerns every row of the tables, also those that no client of a round
             holds.
@@ -89,6 +93,8 @@ class Method(NamedTuple):
     private_part: Callable[[Tree], Tree] = identity
     compare_clients: Callable[[Tree, Tree], tuple[Tree, dict[str, jax.Array]]] | None = None
     own_download: Callable[[Broadcast], Tree] = lambda broadcast: ()
+    send_to_client: Callable[[Broadcast, ClientView], Broadcast] | None = None
+    make_server: Callable[[optax.GradientTransformation], optax.GradientTransformation] = identity
     reads_histories: bool = False
     needs_all_rows: bool = False
     closed: ClosedForm | None = None

@@ -99,7 +99,8 @@ def read(
         keep: A column to keep, for clients that are its values.
         options: Further fields of `jaxfed.data.sources.files.FileOptions`: `delimiter`, `columns`, `titles`,
             `user_features`, `item_features`, `time_format`, `encoding`, ...; `test` and `valid`, files of held-out
-            rows, or `part`, a column that says which rows are; `negatives`, a file of what these are ranked among.
+            rows, or `part`, a column that says which rows are; `negatives`, a file of what these are ranked among;
+            `domains`, more files, each a domain of its own that shares users with the others.
 
     Returns:
         The data set. Its notes say which columns were taken.

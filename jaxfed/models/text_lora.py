@@ -174,7 +174,7 @@ def check_adapted_model(
     if rule != "fedit" and not isinstance(adapter, LoraSettings):
         raise ValueError(f"model.rule {rule} is for the factors of low-rank adapters: leave it out for other adapters")
     if adapter == "full" and any(map(is_quantized, jax.tree.leaves(encoder.params, is_leaf=is_quantized))):
-        raise ValueError("model.adapter full trains the layers in float32: leave base_dtype out, nothing is in 8 bits")
+        raise ValueError("model.adapter full trains the layers in float32: leave base_dtype out")
 
 
 def text_lora(

@@ -335,9 +335,9 @@ def test_laws_of_later_works(work, law):
     law(USUAL | {"work": work, "channel": "cluster_mean" if work == "clustered" else "weighted_mean"})
 
 
-@pytest.mark.parametrize("name", ["heterofl", "fedrolex"])
-def test_laws_of_parts_of_models(name):
-    """A method that no work spells out, and whose message says which part it is of."""
+@pytest.mark.parametrize("name", ["heterofl", "fedrolex", "ptf_fedrec"])
+def test_laws_of_methods_by_name(name):
+    """Methods that no work spells out: whose message says which part of the model it is of, or has no parameters."""
     for law in (*LAWS, sends_the_same_from_any_block):
         law(USUAL | {"algorithm": name, "channel": "plain"})
 

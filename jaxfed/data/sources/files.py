@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxfed.core.excerpt import excerpt, shorten_list
 from jaxfed.core.recipe import named
+from jaxfed.data.domains import DOMAIN, join_domains, name_domains
 from jaxfed.data.features import SIDES
 from jaxfed.data.given_parts import join_parts
 from jaxfed.data.interactions import Dataset, Interactions
@@ -26,6 +27,17 @@ from jaxfed.data.splits import PART, TEST, TRAIN, VALID
 NO_COLUMN = ("user", "silo", "device")  # kinds of clients that need no column of their own
 TIME_OF_DAY = re.compile(r"\s*\d{1,2}:\d{2}")
 LARGEST = np.finfo(np.float32).max
+
+
+def check_domain_options(file: FileOptions) -> None:
+    """Raises ValueError for options that several files of interactions do not take."""
+    for key in ("valid", "test", "negatives", "titles", "user_features", "item_features"):
+        if getattr(file, key):
+            raise ValueError(f"data.{key}: with data.domains it is not read, leave one of the two out")
+    if file.keep not in ("", DOMAIN, *NO_COLUMN):
+        raise ValueError(
+            f"data.clients is {excerpt(file.keep)}: with data.domains choose one of {', '.join((*NO_COLUMN, DOMAIN))}"
+        )
 
 
 def read_companions(
@@ -66,6 +78,11 @@ def read_interactions(*args: Any, **options: Any) -> Dataset:
     if file.decimal not in (".", ","):
         raise ValueError(f"data.decimal is {excerpt(file.decimal)}: a point or a comma")
     check_part_options(file.part, bool(file.valid), bool(file.test))
+    if file.domains:
+        check_domain_options(file)
+        each = file._replace(domains=(), keep="")
+        paths = name_domains([file.path, *file.domains])
+        return join_domains({name: read_interactions(*each._replace(path=path)) for name, path in paths.items()})
     place = Path(file.path).expanduser()
     form = FileFormat(file.kind, file.delimiter, file.encoding, file.columns, file.decimal)
     paths = {TRAIN: file.path, VALID: file.valid, TEST: file.test}

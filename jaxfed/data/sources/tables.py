@@ -24,6 +24,7 @@ PATHS = (
     "test",
     "negatives",
     "description",
+    "domains",
 )  # keys of a [data] section that name files
 BY_ENDING = FileFormat()
 GZIP = b"\x1f\x8b"
