@@ -19,7 +19,7 @@ from jaxfed.core.placement import Placement, make_placement, padded_table_rows
 from jaxfed.core.processes import Processes, this_process
 from jaxfed.core.tables import is_table, num_rows
 from jaxfed.core.types import Sampler
-from jaxfed.data.batching import Batching
+from jaxfed.data.batching import Batching, count_step_histories, measure_clients
 from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.clients import Clients
 from jaxfed.data.population import Population, ProcessShare
@@ -252,7 +252,9 @@ def count_useful_clients(model: Model, batching: Batching, population: Populatio
     each of its examples."""
     held = jax.eval_shape(model.init, jax.random.key(0)), model.frozen
     dense = sum(x.size for x in jax.tree.leaves(held, is_leaf=is_table) if not is_table(x))
-    flops = 6 * dense * int(batching.largest(population.num_train).max())
+    longest = measure_clients(population, batching, np.arange(population.num_clients)).largest.max()
+    histories = count_step_histories(population, batching) if batching.sequence else 1
+    flops = 6 * dense * int(longest) * histories
     worth = WORTH_FLOPS.get(jax.default_backend(), WORTH_FLOPS_ELSEWHERE)
     if batching.ordered or not flops:
         return 0
