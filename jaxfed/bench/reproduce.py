@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxfed.bench.pages import find_table_place, replace_table
+from jaxfed.config.central_twin import with_central
 from jaxfed.config.config_files import built_in_folder, read_config
 from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import config_to_table, suggest
@@ -33,6 +34,7 @@ class TableRow(NamedTuple):
     config: str  # configs/ml100k_NAME.toml
     words: str = ""  # added to `jaxfed train`
     seeds: tuple[int, ...] = (0,)
+    central: bool = False  # all data in one place
 
 
 STOP = "--evaluation.patience 10"
@@ -42,6 +44,8 @@ VARIATES = (
     "--work.optimizer.item.learning-rate 40 --work.optimizer.user.learning-rate 1"
 )
 FAIR = "--channel.0.name fair --channel.0.q 0.5 --channel.0.rate 60 --server.learning-rate 10"
+CODES = "--channel.1.name quantize --channel.1.bits 8"
+SUMMED = "--channel.1.name clip --channel.1.bound 1 --channel.2.name ring"
 # Rates and strengths of the rows that are not configurations: of a few values the best by validation after 60 rounds,
 # by `jaxfed sweep configs/ml100k_fedavg.toml --rounds 60 --evaluation.every 20 --grid KEY=VALUES` and the row's other
 # words. FedAdam, FedYogi and FedAdagrad are the best of rates from .03 to 1 and tau from .001 to .1. Mime has
@@ -60,6 +64,17 @@ ROWS = {  # a row more is a line more
     "FedAvg of MF, 128 clients a round": TableRow("fedavg", "--cohort.name uniform --cohort.size 128"),
     "FedAvg of NeuMF (FedNCF)": TableRow("neumf"),
     "FedSGD": TableRow("fedsgd"),
+    "SASRec": TableRow("sasrec", seeds=THREE),
+    "SASRec, all data in one place": TableRow("sasrec", seeds=THREE, central=True),
+    "SASRec, codes of 8 bits": TableRow("sasrec", CODES),
+    "SASRec, secure sum": TableRow("sasrec", SUMMED),
+    "SASRec, pruned to half of the dense weights": TableRow("sasrec_pruned"),
+    "BERT4Rec": TableRow("bert4rec"),
+    "HSTU": TableRow("hstu"),
+    "SASRec with rows of semantic codes": TableRow("codes"),
+    "MF, fixed text vectors and ids": TableRow("text_frozen"),
+    "MF, text encoder at the server": TableRow("text_server"),
+    "LoRA of a text encoder on clients": TableRow("text_lora"),
     "FedProx": TableRow("fedavg", f"--work.proximal 3e-4 {STOP}"),
     "SCAFFOLD": TableRow("fedavg", f"{VARIATES} {STOP}"),
     "FedDyn": TableRow("feddyn"),
@@ -107,12 +122,14 @@ class PlannedRun(NamedTuple):
 def plan_runs(rows: dict[str, TableRow], out: Path, quick: bool, words: Sequence[str]) -> list[PlannedRun]:
     """The runs of all rows. words: added to each. Raises ValueError."""
     made = []
-    for name, (config, own, seeds) in rows.items():
+    for name, (config, own, seeds, central) in rows.items():
         path = f"configs/ml100k_{config}.toml"
+        table = read_config(built_in_folder() / Path(path).name)
+        table, path = (with_central(table), f"{path} --central") if central else (table, path)
         several = f"train {path} --seed {seeds[0]}" if quick or len(seeds) == 1 else ""
         several = several or f"sweep {path} --seeds {' '.join(map(str, seeds))}"
         requested = [*own.split(), *words]
-        whole = override_config(read_config(built_in_folder() / Path(path).name), requested)
+        whole = override_config(table, requested)
         short = quick and whole.rounds > QUICK
         command = " ".join(["jaxfed", several, *requested, *([f"--rounds {QUICK}"] if short else [])])
         for seed in seeds[: 1 if quick else None]:

@@ -27,6 +27,7 @@ def add_sweep_options(command: Any) -> None:
         help="values to try; several times for several keys, the first of which is the figure's axis",
     )
     sweep.add_argument("--seeds", nargs="+", default=[], metavar="SEED", help="with each of these")
+    sweep.add_argument("--central", action="store_true", help="all runs in one place, see `jaxfed train --help`")
     sweep.add_argument("--out", metavar="FOLDER", help="where the runs live (runs/sweep/CONFIG)")
 
 
@@ -47,6 +48,7 @@ def check_separators(overrides: list[str]) -> None:
 
 def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed sweep"""
+    from jaxfed.config.central_twin import with_central
     from jaxfed.config.config_files import read_config
     from jaxfed.config.overrides import override_config
     from jaxfed.training import sweep as sweeping
@@ -58,7 +60,8 @@ def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
         check_separators(overrides)
     args.seeds = parse_seeds(args.seeds)
     table, grid = read_config(args.config), sweeping.parse_grid(args.grid)
-    out, keys = Path(args.out or f"runs/sweep/{Path(args.config).stem}"), list(grid)
+    table, suffix = (with_central(table), "_central") if args.central else (table, "")
+    out, keys = Path(args.out or f"runs/sweep/{Path(args.config).stem}{suffix}"), list(grid)
     todo = sweeping.sweep_points(override_config, table, grid, args.seeds, overrides, out)
     again = partial(sweeping.make_point, override_config, table, overrides, out)
     before = sweeping.earlier_rows(out, todo, keys, again)

@@ -17,9 +17,9 @@ from jaxfed.core.pairs import check_pairs
 from jaxfed.core.parametrization import Parametrization, check_parametrization
 from jaxfed.core.placement import Placement, make_placement, padded_table_rows
 from jaxfed.core.processes import Processes, this_process
-from jaxfed.core.tables import num_rows
+from jaxfed.core.tables import is_table, num_rows
 from jaxfed.core.types import Sampler
-from jaxfed.data.batching import Batching
+from jaxfed.data.batching import Batching, count_step_histories
 from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.clients import Clients
 from jaxfed.data.population import Population, ProcessShare
@@ -27,6 +27,8 @@ from jaxfed.models.freezing import FROZEN_PARAMETERS
 
 WITH_PRUNING = ("clip", "adaptive_clip", "zero_out", "quantize", "gaussian")  # links that work number by number
 MEANS = ("mean", "weighted_mean", "per_row_mean")
+WORTH_FLOPS = {"cpu": 1e9}  # of a step of all clients of a block: more side by side is not faster there
+WORTH_FLOPS_ELSEWHERE = 1e11
 WITH_SUBMODELS = ("clip", "adaptive_clip", "zero_out", "quantize")  # links that leave zeros as they are
 
 
@@ -211,7 +213,24 @@ def choose_block_shapes(pieces: Pieces, batching: Batching, needs_all_rows: bool
     lazy = pieces.lazy and not needs_all_rows
     check_examples(population, batching, slots)
     devices, rows = runtime.placement.client_devices, runtime.table_rows
+    most = 0 if pieces.run.area else count_useful_clients(pieces.model, batching, population)
     pairs = pieces.method.closed is not None and pieces.method.closed.pair_columns > 0
     if pairs:
         check_pairs(rows)
-    return make_block_shapes(population, batching, slots, devices, pieces.run.area, lazy, runtime.share, rows, pairs)
+    shapes = make_block_shapes(population, batching, slots, devices, pieces.run.area, lazy, runtime.share, rows, pairs)
+    return shapes._replace(most_clients=most)
+
+
+def count_useful_clients(model: Model, batching: Batching, population: Population) -> int:
+    """The clients whose steps together keep a device busy. Where one client's step does, clients of unequal length side
+    by side would only wait for each other. 0: no limit. A step costs about six operations for each dense number and
+    each of its examples."""
+    held = jax.eval_shape(model.init, jax.random.key(0)), model.frozen
+    dense = sum(x.size for x in jax.tree.leaves(held, is_leaf=is_table) if not is_table(x))
+    examples = int(batching.largest(population.num_train).max())
+    examples *= count_step_histories(population, batching) if batching.sequence else 1
+    flops = 6 * dense * examples
+    worth = WORTH_FLOPS.get(jax.default_backend(), WORTH_FLOPS_ELSEWHERE)
+    if batching.ordered or not flops:
+        return 0
+    return 1 << round(np.log2(max(1, int(worth / flops))))  # cohorts are powers of two more often than not

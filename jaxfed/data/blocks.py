@@ -33,10 +33,12 @@ class BlockShapes(NamedTuple):
     share: ProcessShare = ALONE  # of the clients, and of the places in every block
     pairs: bool = False  # `room` is that of the pairs of a client's rows, and so is what a cohort touches
     negatives: int = 0  # rows of a step beside those of its examples
+    most_clients: int = 0  # of a device, side by side; 0: as many as the steps allow
 
     def clients(self, steps: int) -> int:
         """Clients side by side in a block of this length, a multiple of the devices."""
-        return min(max(self.steps_per_block // steps, 1), -(-self.slots // self.devices)) * self.devices
+        most = min(self.most_clients or self.slots, -(-self.slots // self.devices))
+        return min(max(self.steps_per_block // steps, 1), most) * self.devices
 
     def step_rows(self, size: int) -> int:
         """Rows a step of this size may hold."""

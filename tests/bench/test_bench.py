@@ -93,3 +93,18 @@ def test_memory_is_that_of_a_process_of_its_own(monkeypatch):
     assert 100 < told["peak_memory_mb"] < 5000
     with pytest.raises(ValueError, match="W9 ours: jaxfed: no workload"):
         workloads.measure_peak_memory("W9", "ours")
+
+
+@pytest.mark.parametrize("model", ["mf", "sasrec"])
+def test_a_loop_over_clients_runs_the_same_round(model, monkeypatch):
+    """Float32 sums in another order: 2e-6 of parameters, which move by more than a hundredth of that."""
+    monkeypatch.setattr(workloads, "TOGETHER", 1)
+    parts = make_bench_experiment(SMALL._replace(model=model))
+    one, other = METHODS["ours"](parts), workloads.client_loop_runner(parts)
+    before = jax.tree.map(np.array, one.params())
+    for number in range(2):
+        one.go(number), other.go(number)
+    assert other.params().keys() == before.keys()
+    for name in before:
+        assert float(np.abs(before[name] - one.params()[name]).max()) > 2e-4, name
+        np.testing.assert_allclose(np.asarray(other.params()[name]), np.asarray(one.params()[name]), atol=2e-6)

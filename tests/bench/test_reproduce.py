@@ -17,6 +17,7 @@ from jaxfed.config.schema import make_config
 ROOT = Path(__file__).parents[2]
 
 OWN = {"factors": script.TableRow("fedavg", "--model.dim 4", (0, 1))}
+CENTRAL = "SASRec, all data in one place"
 
 
 def test_the_commands_are_those_of_the_figures(tmp_path):
@@ -34,6 +35,8 @@ def test_every_row_is_a_configuration(tmp_path):
     for plan in plans:
         assert (plan.config.data.protocol == "loo-clean") == ("compat" not in plan.name), plan.name
         assert (f"--seeds {plan.seed}" in plan.command) or (f"--seed {plan.seed}" in plan.command) or plan.seed
+        assert (getattr(plan.config.algorithm, "name", "") == "central") == (plan.name == CENTRAL)
+        assert (" --central" in plan.command) == (plan.name == CENTRAL)
     assert [plan.seed for plan in plans if plan.name == "FedAvg of MF"] == [0, 1, 2]
     quick = script.plan_runs(script.ROWS, tmp_path, True, [])
     assert [plan.name for plan in quick] == [*script.ROWS]

@@ -269,3 +269,16 @@ def test_kinds_of_whole_histories():
     assert history_kinds(many, 2000, pairs=True) == ((8, 1), (32, 1), (168, 1))
     assert history_kinds(many, 2000, pairs=False) == ((64, 1), (192, 1))
     assert history_kinds(short, 2000, pairs=False) == ((64, 1),)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_limit_of_clients_side_by_side_changes_no_batch(devices):
+    ids, batching = np.arange(40), Batching(8, 3)
+    shapes = make_block_shapes(POPULATION, batching, 40, devices, 64)
+    limited = shapes._replace(most_clients=2)
+    assert max(limited.clients(steps) for steps, _ in limited.kinds) == 2 * devices
+    assert limited.clients(1) < shapes.clients(1)
+    args = ids, np.ones(len(ids), bool), 0, 3
+    wide, narrow = (pack_cohort(POPULATION, batching, each, *args) for each in (shapes, limited))
+    assert unpacked(POPULATION, narrow, batching) == unpacked(POPULATION, wide, batching)
+    assert len(narrow.blocks) > len(wide.blocks)

@@ -86,6 +86,19 @@ def test_from_the_command_line_and_again(config, tmp_path, monkeypatch, capsys):
     assert kept == {f: f.stat().st_mtime_ns for f in out.rglob("*/*") if f.is_file()}
 
 
+def test_central_runs_are_those_of_train(config, tmp_path, monkeypatch, capsys):
+    words = ["--central", "--server.name", "adam", "--server.learning-rate", "0.01", "--out"]
+    code, _, said = swept(monkeypatch, capsys, config, "--seeds", 1, 2, *words, tmp_path / "s")
+    assert code == 0, said
+    second = json.loads((tmp_path / "s" / "results.json").read_text())[1]
+    monkeypatch.setattr(sys, "argv", ["jaxfed", "train", str(config), "--seed", "2", *words, str(tmp_path / "t")])
+    main.main()
+    folders = Path(second["run"]), tmp_path / "t"
+    one, other = (json.loads((each / "summary.json").read_text())["params_sha256"] for each in folders)
+    assert one == other
+    assert read_config(folders[0] / "config.toml")["algorithm"]["name"] == "central"
+
+
 def test_runs_together_are_those_alone(config, tmp_path, compiled):
     """To the bit; the second seed of a configuration compiles none of the programs of a round again."""
     run, counts, shas = runs.shared_runner(), [], []
