@@ -81,5 +81,6 @@ def fedprox(
         >>> method.sends_difference  # an update is where the model began less where it ended
         True
     """
-    more = {"proximal": proximal, "accumulate": accumulate}
-    return train_locally(model, client_optimizer, server_optimizer, by_row=by_row, **more)
+    return train_locally(
+        model, client_optimizer, server_optimizer, by_row=by_row, proximal=proximal, accumulate=accumulate
+    )

@@ -143,8 +143,7 @@ def read_text_encoder(
         max_pieces: The most pieces of a text that are read. 0: as many as the encoder has positions for.
         compute_dtype: In what the encoder computes; its parameters are in float32.
         base_dtype: In what the pretrained parameters are stored. int8, nf4: matrices as codes of 8 or of 4 bits.
-        weights: pretrained: those of the folder. random: random numbers, to measure memory and time. Only config.json
-            and tokenizer.json of the folder are then read; left out, the shape is that of BERT-base.
+        weights: random: numbers to measure memory and time with, in the shape of a folder's config.json or BERT-base.
 
     Returns:
         The parametrization, see `jaxfed.models.text_encoder`.
@@ -216,8 +215,7 @@ def read_text_lora(
         adapter_pattern: A regular expression, searched in the paths of layers, such as layer_5/output. Those that match
             have trained biases, or are followed by a bottleneck.
         base_dtype: In what the pretrained parameters are stored. int8, nf4: matrices as codes of 8 or of 4 bits.
-        weights: pretrained: those of the folder. random: random numbers, to measure memory and time. Only config.json
-            and tokenizer.json of the folder are then read; left out, the shape is that of BERT-base.
+        weights: random: numbers to measure memory and time with, in the shape of a folder's config.json or BERT-base.
 
     Returns:
         The model, see `jaxfed.models.text_lora`.
