@@ -137,7 +137,8 @@ def make_score_training(
         def sum_loss(both, client, sent, live):
             own = parts.mark((unwrap(both[0]), take_client(both[1], client)))
             batch = {"label": sent.score, "weight": live.astype(jnp.float32)}
-            return model.loss(*unwrap(take_rows(own, sent.item)), batch)
+            shared, private = unwrap(take_rows(own, sent.item))
+            return model.loss(shared, private, batch)
 
         def objective(both):
             met = jax.vmap(sum_loss, (None, 0, 0, 0))(both, heard.client, heard.sent, live)
@@ -153,9 +154,10 @@ def make_score_training(
 
         before = hidden.shared, hidden.private
         (after, state), _ = jax.lax.scan(step, (before, state), length=steps)
+        shared, private = subtract(after, before)
         latest = hidden.latest.at[heard.client].set(heard.sent.item, mode="drop")
         uploads = jnp.zeros(end).at[heard.sent.item].add(live, mode="drop")
-        return HiddenModel(*subtract(after, before), uploads, latest - hidden.latest), state
+        return HiddenModel(shared, private, uploads, latest - hidden.latest), state
 
     return optax.GradientTransformation(lambda hidden: optimizer.init((hidden.shared, hidden.private)), update)
 

@@ -90,14 +90,14 @@ def map_paths(table: dict[str, Any], change: Callable[[str], str]) -> dict[str, 
     for section, keys in PATHS.items():
         if isinstance(made.get(section), dict):
             given = {key: made[section].get(key) for key in keys}
-            made[section] = made[section] | {key: change_paths(each, change) for key, each in given.items() if each}
+            made[section] = made[section] | {key: map_each_path(each, change) for key, each in given.items() if each}
     return made
 
 
-def change_paths(value: Any, change: Callable[[str], str]) -> Any:
+def map_each_path(value: Any, change: Callable[[str], str]) -> Any:
     """A path, or each of a list of them, changed; any other value as it is."""
     if isinstance(value, list | tuple):
-        return [change_paths(each, change) for each in value]
+        return [map_each_path(each, change) for each in value]
     return change(value) if isinstance(value, str) and value else value
 
 

@@ -27,7 +27,7 @@ SYSTEM = 0  # the user that may write everywhere
 
 def cache_place(section: dict[str, Any]) -> Path:
     """Where the data of a [data] section are kept: by its keys and by size and time of the files it names."""
-    section = section | {key: full_paths(section[key]) for key in PATHS if key in section}
+    section = section | {key: find_full_path(section[key]) for key in PATHS if key in section}
     values = [section[key] for key in PATHS if section.get(key)]
     named = [os.path.expanduser(x) for value in values for x in ([value] if isinstance(value, str) else value)]
     named += [str(file) for x in named for file in companions(Path(x)).values()]
@@ -38,10 +38,10 @@ def cache_place(section: dict[str, Any]) -> Path:
     return cache_folder() / "prepared" / key.hexdigest()[:24]
 
 
-def full_paths(value: str | Sequence[str]) -> Any:
+def find_full_path(value: str | Sequence[str]) -> Any:
     """The whole path of what is there, or of each of several; any other value as it is."""
     if not isinstance(value, str):
-        return [full_paths(each) for each in value]
+        return [find_full_path(each) for each in value]
     path = os.path.expanduser(value)
     return os.path.abspath(path) if value and os.path.exists(path) else value
 
@@ -101,7 +101,7 @@ def write_cache(folder: Path, value: Any, kinds: Sequence[type], origin: dict[st
     try:
         arrays: list[np.ndarray] = []
         head: dict[str, Any] = {"format": FORMAT, "name": folder.name, "value": flatten_value(value, arrays)}
-        head["origin"] = {key: full_paths(each) if key in PATHS else each for key, each in (origin or {}).items()}
+        head["origin"] = {key: find_full_path(each) if key in PATHS else each for key, each in (origin or {}).items()}
         head["files"] = [write_array(partial / f"{number}.npy", array) for number, array in enumerate(arrays)]
         head["sha256"] = head_digest(head)
         (partial / "head.json").write_text(json.dumps(head))

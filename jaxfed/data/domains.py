@@ -42,7 +42,7 @@ def select_domain(data: Dataset, wanted: Sequence[str], unwanted: Sequence[str])
     return select_rows(data, rows, note)
 
 
-def name_domains(paths: Sequence[str]) -> dict[str, str]:
+def list_domains(paths: Sequence[str]) -> dict[str, str]:
     """{the name of a file without its ending: its path}. Raises ValueError where two have one name."""
     found: dict[str, str] = {}
     for path in paths:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxfed.core.excerpt import excerpt, shorten_list
 from jaxfed.core.recipe import named
-from jaxfed.data.domains import DOMAIN, join_domains, name_domains
+from jaxfed.data.domains import DOMAIN, join_domains, list_domains
 from jaxfed.data.features import SIDES
 from jaxfed.data.given_parts import join_parts
 from jaxfed.data.interactions import Dataset, Interactions
@@ -81,8 +81,8 @@ def read_interactions(*args: Any, **options: Any) -> Dataset:
     if file.domains:
         check_domain_options(file)
         each = file._replace(domains=(), keep="")
-        paths = name_domains([file.path, *file.domains])
-        return join_domains({name: read_interactions(*each._replace(path=path)) for name, path in paths.items()})
+        named = list_domains([file.path, *file.domains])
+        return join_domains({name: read_interactions(*each._replace(path=path)) for name, path in named.items()})
     place = Path(file.path).expanduser()
     form = FileFormat(file.kind, file.delimiter, file.encoding, file.columns, file.decimal)
     paths = {TRAIN: file.path, VALID: file.valid, TEST: file.test}
