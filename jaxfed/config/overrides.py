@@ -23,7 +23,7 @@ from jaxfed.config.schema import (
     suggest,
 )
 from jaxfed.config.settings import Config, Evaluation, Section
-from jaxfed.core.excerpt import printable, shorten
+from jaxfed.core.excerpt import printable, shorten, shorten_list
 from jaxfed.data.sources.tables import file_kind
 
 WHOLE = """What a run is made of.
@@ -86,7 +86,7 @@ def apply_names(table: dict[str, Any], args: list[str]) -> list[str]:
                 f'{place[1]}.name: no {section} "{shorten(value)}"{suggest(value, REGISTRY.get(section, NAMED))}'
             )
         if isinstance(parent, list) and int(last) > len(parent):
-            raise ValueError(f"{place[1]}: the configuration has {len(parent)} links")
+            raise ValueError(f"{place[1]}: the configuration has {len(parent)} links: the next is number {len(parent)}")
         if isinstance(parent, list) and int(last) == len(parent):
             parent.append({})  # one more
         if not isinstance(parent, list):
@@ -162,7 +162,7 @@ def override_config(table: dict[str, Any], args: list[str]) -> Config:
 
     if {"-h", "--help"} & set(args):
         more = (
-            "Beside these: --out RUN, --resume, --profile. Choosing another name changes which keys exist.\n"
+            "Beside these: --out RUN, --resume, --central, --profile. Choosing another name changes which keys exist.\n"
             "With L links, numbered 0 to L-1, --channel.L.name NAME appends one;\n"
             "likewise --download.L.name and --evaluation.channel.L.name."
         )
@@ -171,13 +171,13 @@ def override_config(table: dict[str, Any], args: list[str]) -> Config:
     lists = [key for key, value in iterate_leaves(config_to_table(config)) if isinstance(value, list)]
     args = split_lists(args, [f"--{key.replace('_', '-')}" for key in lists])
     known = [f"--{key.replace('_', '-')}" for key, _ in iterate_leaves(config_to_table(config))]
-    known += ["--out", "--resume", "--profile"]  # the command's own, for who misspells them
+    known += ["--out", "--resume", "--central", "--profile"]  # the command's own, for who misspells them
     rates = ("learning-rate", "weight-decay", "per-example")
     groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in rates]
     positive = {re.sub(r"\.no-([^.]*)$", r".\1", word.split("=")[0].replace("_", "-")): word for word in args}
     for flag, word in positive.items():
         if flag.startswith("--") and flag not in known + groups:
-            raise ValueError(f"unknown option {word.split('=')[0]}{suggest(flag, known + groups)}")
+            raise ValueError(f"unknown option {word.split('=')[0]}{suggest_option(flag, known + groups)}")
     output, options = io.StringIO(), with_described_types(config)
     try:
         with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
@@ -187,6 +187,14 @@ def override_config(table: dict[str, Any], args: list[str]) -> Config:
         plain = " ".join((message or title).split()).split(" Got errors:")[0]  # which names the parser's own types
         raise ValueError(re.sub(r"no type matching \S+ could be instantiated from", "not a value:", plain)) from None
     return make_config(config_to_table(changed))
+
+
+def suggest_option(flag: str, known: list[str]) -> str:
+    """What to do about an option that the configuration does not have: the names that it belongs to, or the nearest."""
+    section, _, key = flag.removeprefix("--").replace("-", "_").partition(".")
+    names = [name for name in REGISTRY.get(section, {}) if key in section_arguments(section, name)]
+    owners = f"; it is a key of {section} {shorten_list(names)}: pass --{section}.name, too"
+    return owners if names else suggest(flag, known)
 
 
 def split_lists(args: list[str], lists: list[str]) -> list[str]:

@@ -194,8 +194,8 @@ class Evaluation:
             tell about the data.
         where: At the server, with exact sums; or at the clients, whose figures go through `evaluation.channel`.
         seed: Seed of the sampled negatives and of the choice of evaluated clients.
-        history: Interactions from which a user's private part is computed where the model does so (closed forms,
-            fold_in): the training ones, or `all`, with validation ones too for the test.
+        history: Interactions that a test reads where the model computes a user's vector from a history (models of
+            sequences, closed forms, fold_in): the training ones, or `all`, with validation ones too for the test.
         fold_in: true: compute each client's private part from its history instead of using the trained one, as for a
             new client.
         clients: Evaluate on at most this many clients, drawn once. 0: all.

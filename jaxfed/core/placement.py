@@ -43,7 +43,7 @@ def choose_devices(kind: Kind, devices: int, shard_tables: bool) -> list[jax.Dev
         check_processes(kind, devices, here, shard_tables)
         devices = 0
     if not 0 <= devices <= len(here):
-        raise ValueError(f"{devices} devices asked for, {len(here)} are there: lower run.devices (0 takes all)")
+        raise ValueError(f"{devices} devices asked for, {len(here)} are there: lower run.devices (0: all) or run.mesh")
     return here[: devices or len(here)]
 
 

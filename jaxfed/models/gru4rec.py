@@ -62,7 +62,7 @@ def gru4rec(
         layers: Number of recurrent layers.
         dropout: Share of numbers that are dropped in training.
         loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
-            estimate of it from `work.negatives` items. bce, gbce, bpr: see `sequence_losses`.
+            estimate of it from `work.negatives` items. bce, gbce, bpr: see docs/methods/sequences.md.
         calibration: t of gbce: 0 is bce, 1 gives calibrated probabilities.
         temperature: Above 0: logits are cosines, divided by this number. 0: inner products.
         init_scale: Standard deviation of the normal numbers that item vectors start with.

@@ -97,7 +97,8 @@ def hstu(
         heads: Heads of attention; they divide `dim`.
         dropout: Share of numbers that are dropped in training.
         loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
-            estimate of it from `work.negatives` items. bce, gbce (calibration 0.75), bpr: see `sequence_losses`.
+            estimate of it from `work.negatives` items. bce, gbce (calibration 0.75), bpr: see
+            docs/methods/sequences.md.
         temperature: Above 0: logits are cosines, divided by this number. 0: inner products.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
         compute_dtype: What blocks compute in. Parameters, messages and loss are float32.

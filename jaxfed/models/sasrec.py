@@ -85,7 +85,7 @@ def sasrec(
         dropout: Share of numbers that are dropped in training.
         block: pre_norm: as in the paper. authors_code: only queries are normalised. ligr: gated, SwiGLU (eSASRec).
         loss: softmax: cross-entropy among all items. sampled_softmax: an estimate of it from `work.negatives` items.
-            bce, gbce, bpr: see `sequence_losses`.
+            bce, gbce, bpr: see docs/methods/sequences.md.
         calibration: t of gbce: 0 is bce, 1 gives calibrated probabilities.
         temperature: Above 0: logits are cosines, divided by this number. 0: inner products.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
@@ -148,7 +148,8 @@ def bert4rec(
         dropout: Share of numbers that are dropped in training.
         mask_share: Share of the items of a history that are masked in a step.
         loss: softmax: cross-entropy among all items, for which a client has all their vectors. sampled_softmax: an
-            estimate of it from `work.negatives` items. bce, gbce (calibration 0.75), bpr: see `sequence_losses`.
+            estimate of it from `work.negatives` items. bce, gbce (calibration 0.75), bpr: see
+            docs/methods/sequences.md.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
         compute_dtype: What blocks compute in. Parameters, messages, softmax and loss are float32.
         remat: Compute activations again in the backward pass, in place of keeping them.

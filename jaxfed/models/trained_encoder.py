@@ -111,7 +111,7 @@ def find_first_layer(sizes: BertSizes, trained_layers: int) -> int:
     """The lowest layer that is trained; 0: the embeddings are, too. Raises ValueError where there are fewer layers."""
     if not 0 <= trained_layers <= sizes.layers:
         raise ValueError(
-            f"parametrization.trained_layers is {trained_layers}: the encoder has {sizes.layers} layers, set it from 0 "
+            f"trained_layers is {trained_layers}: the encoder has {sizes.layers} layers, set it from 0 "
             "(all, and the embeddings) to that"
         )
     return sizes.layers - trained_layers if trained_layers else 0
