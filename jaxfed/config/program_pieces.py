@@ -17,6 +17,7 @@ from jaxfed.core.channel import chain
 from jaxfed.core.link import Channel, link, list_links
 from jaxfed.core.method import AVERAGE, Method
 from jaxfed.core.model import Model
+from jaxfed.core.parametrization import Parametrization
 from jaxfed.core.recipe import find_recipe
 from jaxfed.core.tables import num_rows
 from jaxfed.core.types import Sampler
@@ -176,6 +177,12 @@ def join_pieces(
     check_method_arguments(method, model, -(-clients.num_clients // edges))
     check_has_tables(model)
     check_loss(model, clients)
+    given = settings["parametrization"]
+    if not isinstance(given, Parametrization | None):
+        raise ValueError(
+            f"Experiment: parametrization is a {type(given).__name__}: pass a "
+            "Parametrization; what makes recommendations, such as a model with rows of codes, is `model`"
+        )
     if method.parametrization is not None:
         if settings["parametrization"] is not None:
             raise ValueError("Experiment: the method has a parametrization already: leave one of the two out")

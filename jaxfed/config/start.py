@@ -111,7 +111,7 @@ def choose_leaves(settings: Start, saved: SavedModel, sizes: Tree, source: Tree)
         if kinds[0] != kinds[1] or old != new:
             raise ValueError(
                 f"start.run: {path} has the shape {list(old)} in {saved.run} and {list(new)} here: give both models "
-                "the same size, or leave it out by start.parts"
+                "the same size, leave it out by start.parts, or learn that model's scores by start.distil_steps"
             )
     lost = [path for path in there if path.startswith(ADAPTERS) and path not in here]
     if lost and not settings.parts:

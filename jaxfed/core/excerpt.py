@@ -20,9 +20,9 @@ def excerpt(value: Any, most: int = 80) -> str:
     return repr(shorten(value, most)) if isinstance(value, str) else shorten(repr(value), most)
 
 
-def shorten_list(names: Iterable[str], most: int = 12) -> str:
-    """The first of some names, each of them cut."""
-    some = [shorten(name, 40) for name in islice(names, most + 1)]
+def shorten_list(names: Iterable[str], most: int = 12, length: int = 40) -> str:
+    """The first of some names, each of them cut to so many characters."""
+    some = [shorten(name, length) for name in islice(names, most + 1)]
     return ", ".join(some[:most]) + (", ..." if len(some) > most else "")
 
 

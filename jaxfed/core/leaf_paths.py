@@ -56,7 +56,7 @@ def match_paths(patterns: Sequence[str], paths: Iterable[str], where: str) -> di
             raise ValueError(f'{where}: "{shorten(pattern)}" is no regular expression: {error}') from None
         if not hits:
             raise ValueError(
-                f'{where}: "{shorten(pattern)}" is in the path of no parameter; there are {shorten_list(paths)}'
+                f'{where}: "{shorten(pattern)}" is in the path of no parameter; there are {shorten_list(paths, 6, 80)}'
             )
         for path in hits:
             found.setdefault(path, number)

@@ -190,7 +190,7 @@ def init_parameters(module: SequenceEncoder, places: int, key: Key) -> Tree:
 def encode_history(module: SequenceEncoder, length: int, mask: bool, shared: Tree, history: History) -> Tree:
     """The private part: the user vector after the latest items of a history; zeros after none. mask: that of a masked
     place after them."""
-    shared = unwrap(shared)
+    shared, length = unwrap(shared), min(length, max(history.rows.shape[0], 1))  # more places would only be padding
     latest, count = take_latest(history, length), jnp.minimum(history.live.sum(), length)
     if mask:
         latest, masked = jnp.append(latest, PAST_END).at[count].set(0), jnp.arange(length + 1) == count

@@ -197,6 +197,16 @@ def test_a_history_is_folded_in_by_its_latest_items(name):
     assert not np.any(model.score(shared, model.fold_in(shared, make_history([])), 0))
 
 
+@pytest.mark.parametrize("make", [jf.models.sasrec, jf.models.bert4rec, jf.models.gru4rec, jf.models.hstu])
+def test_places_beyond_the_histories_take_no_memory(make):
+    """A model of 20,000 places would have 1.6 GB of attention weights for each user."""
+    model = make(N, length=20_000)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(2)))
+    made = jax.make_jaxpr(model.fold_in)(shapes, make_history([1, 2, 3], 5))
+    sizes = [var.aval.size for equation in made.jaxpr.eqns for var in equation.outvars if var.aval.ndim]
+    assert max(sizes) < 20_000 * 64
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_trained_is_what_scores(name):
     """The loss of a single target is that of the scores after the items before it."""

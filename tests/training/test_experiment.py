@@ -232,6 +232,12 @@ def test_data_that_cannot_be_are_refused_in_a_line(make, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_model_is_no_parametrization(clients):
+    model = jf.models.mf(clients.num_items, dim=4)
+    with pytest.raises(ValueError, match="parametrization is a Model: pass a Parametrization;"):
+        make_run(clients, parametrization=jf.models.code_rows(model, np.zeros((clients.num_items, 2), int)))
+
+
 def test_a_frame_is_saved_with_the_run(tmp_path):
     """The command line reads the rows from the run's folder, clients by a column among them."""
     data = jf.data.from_pandas(frame(), user="who", item="what", time="when", keep="shop")
