@@ -173,7 +173,8 @@ def check_hidden_model(pieces: Pieces) -> None:
     run, clients = pieces.run, pieces.clients
     if links := [each.claims.name for each in list_links(pieces.channel) if each.encode or each.decode]:
         raise ValueError(
-            f"{links[0]} is made for parameters, and clients of this method send scores of items: leave [[channel]] out"
+            f"{links[0]} is made for parameters, and clients of this method send scores of items: leave [[channel]] "
+            "out (channel = [])"
         )
     if pieces.sampler.history_length or pieces.edges.number or pieces.parametrization or pieces.download:
         raise ValueError(
