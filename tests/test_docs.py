@@ -107,7 +107,7 @@ def test_commands_on_a_page_are_options(page):
         path = next(word for word in words if not word.startswith("--") and word != "probe")
         if not path.startswith("configs/"):
             continue
-        words = [word for word in words[words.index(path) + 1 :] if word not in ("--resume", "--profile")]
+        words = [word for word in words[words.index(path) + 1 :] if word not in ("--resume", "--profile", "--central")]
         if "--grid" in words:
             words = words[: words.index("--grid")]
         if "--out" in words:

@@ -54,7 +54,7 @@ class ModelParts(NamedTuple):
         return jax.tree.map(lambda mark, x: Table(x) if is_table(mark) else x, self.marks, both, is_leaf=is_table)
 
     @property
-    def num_items(self) -> int:
+    def catalogue_size(self) -> int:
         """Rows of the catalogue."""
         return num_rows(self.marks[0])
 
@@ -66,7 +66,7 @@ def make_predictor_work(
 
     counts: (clients, items that one sends, items that one is sent).
     """
-    model, end, (num_clients, num_sent, _) = parts.model, parts.num_items, counts
+    model, end, (num_clients, num_sent, _) = parts.model, parts.catalogue_size, counts
 
     def init(params, key):
         secret, own = jax.random.split(key)
@@ -118,7 +118,7 @@ def predict_for_client(
     hidden = shared.params
     both = parts.mark((unwrap(hidden.shared), take_client(hidden.private, client.id)))
     score = jax.nn.sigmoid(parts.model.score(*both, jnp.int32(0)))
-    latest = hidden.latest.at[client.id].get(mode="fill", fill_value=parts.num_items)
+    latest = hidden.latest.at[client.id].get(mode="fill", fill_value=parts.catalogue_size)
     item = choose_received_items(score, hidden.uploads, latest, count, confident)
     return Broadcast(Predictions(item, score.at[item].get(mode="fill", fill_value=0)), Table(client.rows))
 
@@ -128,7 +128,7 @@ def make_score_training(
 ) -> optax.GradientTransformation:
     """`optimizer` of the server's model, as a transform whose "updates" are `HeardPredictions`: so many steps on the
     mean loss over all scores of a round. The vectors of clients that sent nothing stay where they are."""
-    model, end = parts.model, parts.num_items
+    model, end = parts.model, parts.catalogue_size
 
     def update(heard, state, hidden):
         clients = hidden.latest.shape[0]
@@ -245,7 +245,7 @@ def ptf_fedrec(
     parts = read_parts(model)
     shares = {"confident": confident, "swap": swap, "noise": noise}
     check_ranges(shares, items_sent=items_sent, items_received=items_received, server_steps=server_steps)
-    num_sent, num_received = (min(count, parts.num_items) for count in (items_sent, items_received))
+    num_sent, num_received = (min(count, parts.catalogue_size) for count in (items_sent, items_received))
     return Method(
         make_predictor_work(parts, client_optimizer, (num_clients, num_sent, num_received), swap, noise),
         (gather_predictions(),),

@@ -256,7 +256,7 @@ def test_a_path_alone_says_what_kind_of_file_the_data_are(tmp_path, monkeypatch)
 
 
 def test_names_that_begin_alike_are_all_listed():
-    with pytest.raises(ValueError, match="ml100k_apfl, ml100k_code_decoder, .*ml100k_two_tower$"):
+    with pytest.raises(ValueError, match="ml100k_apfl, ml100k_bert4rec, ml100k_code_decoder, .*ml100k_two_tower$"):
         read_config("ml100k")
 
 
