@@ -1,5 +1,5 @@
-"""What it gives, and what it costs in memory, to train the clients of a cohort in one program. Times rounds of a
-configuration as they are, in turn with the same rounds in which each block has one client. Then prints the memory of
+"""How much faster it is to train the clients of a cohort in one program, and how much memory it takes. Times rounds of
+a configuration as they are, in turn with the same rounds in which each block has one client. Then prints the memory of
 the compiled program of a block with so many clients, and with twice as many.
 
 python scripts/one_by_one.py configs/ml100k_sasrec.toml [--clients 128] [--rounds 20] [--KEY VALUE ...]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.algorithms.local_training import loss_of_pair, output_facts
-from jaxfed.algorithms.predictions import Predictions, choose_known_items, make_message, no_predictions
+from jaxfed.algorithms.predictions import Predictions, choose_received_items, make_message, no_predictions
 from jaxfed.core.aggregate import gather_then
 from jaxfed.core.client_work import Batches, ClientWork, local_sgd
 from jaxfed.core.link import Channel, link
@@ -79,15 +79,15 @@ def make_predictor_work(
     def update(shared, client_state, steps, key):
         steps = steps._replace(rows=shared.extra.rows.at[steps.rows].get(mode="fill", fill_value=end))
         used = steps.batch["weight"] > 0
-        is_taken, nothing = steps.batch["label"] > 0, jnp.zeros(end, bool)
-        took = nothing.at[steps.rows].max(used & is_taken, mode="drop")
-        drew = nothing.at[steps.rows].max(used & ~is_taken, mode="drop") & ~took
+        is_click, nothing = steps.batch["label"] > 0, jnp.zeros(end, bool)
+        is_positive = nothing.at[steps.rows].max(used & is_click, mode="drop")
+        is_negative = nothing.at[steps.rows].max(used & ~is_click, mode="drop") & ~is_positive
         both, loss = parts.mark(client_state.model), loss_of_pair(model.loss)
         facts = output_facts(model.loss, both, steps)
-        both, _, _ = local_sgd(loss, optimizer, both, make_score_batch(shared.params, took, end))
+        both, _, _ = local_sgd(loss, optimizer, both, make_score_batch(shared.params, is_positive, end))
         both, _, seen = local_sgd(loss, optimizer, both, steps)
         score = jax.nn.sigmoid(model.score(*both, jnp.int32(0)))
-        sent = make_message(key, score, took, drew, num_sent, swap, noise)
+        sent = make_message(key, score, is_positive, is_negative, num_sent, swap, noise)
         kept = client_state._replace(model=unwrap(both))
         return ClientOutput(Broadcast(sent), kept, steps.examples, {"train/loss": seen}, **facts)
 
@@ -98,11 +98,11 @@ def make_predictor_work(
     return ClientWork(init, update, lambda shared: Broadcast(no_predictions(num_sent)), views)
 
 
-def make_score_batch(known: Predictions, took: jax.Array, end: int) -> Batches:
+def make_score_batch(received: Predictions, is_positive: jax.Array, end: int) -> Batches:
     """The scores that a client was sent as one mini-batch, without those of items that it took."""
-    live = (known.item < end) & ~took.at[known.item].get(mode="fill", fill_value=False)
-    batch = {"label": known.score[None], "weight": live[None].astype(jnp.float32)}
-    return Batches(jnp.where(live, known.item, end)[None], live.any()[None], batch, live.sum(dtype=jnp.float32))
+    live = (received.item < end) & ~is_positive.at[received.item].get(mode="fill", fill_value=False)
+    batch = {"label": received.score[None], "weight": live[None].astype(jnp.float32)}
+    return Batches(jnp.where(live, received.item, end)[None], live.any()[None], batch, live.sum(dtype=jnp.float32))
 
 
 def take_client(private: Tree, number: jax.Array) -> Tree:
@@ -119,7 +119,7 @@ def predict_for_client(
     both = parts.mark((unwrap(hidden.shared), take_client(hidden.private, client.id)))
     score = jax.nn.sigmoid(parts.model.score(*both, jnp.int32(0)))
     latest = hidden.latest.at[client.id].get(mode="fill", fill_value=parts.catalogue_size)
-    item = choose_known_items(score, hidden.uploads, latest, count, confident)
+    item = choose_received_items(score, hidden.uploads, latest, count, confident)
     return Broadcast(Predictions(item, score.at[item].get(mode="fill", fill_value=0)), Table(client.rows))
 
 
@@ -144,12 +144,12 @@ def make_score_training(
             met = jax.vmap(sum_loss, (None, 0, 0, 0))(both, heard.client, heard.sent, live)
             return Mean(met.total.sum(), met.weight.sum()).value
 
-        spoke = jnp.zeros(clients, bool).at[heard.client].set(True, mode="drop")
+        has_sent = jnp.zeros(clients, bool).at[heard.client].set(True, mode="drop")
 
         def step(carry, _):
             both, state = carry
             moves, state = optimizer.update(jax.grad(objective)(both), state, both)
-            own = jax.tree.map(lambda x: jnp.where(spoke.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), moves[1])
+            own = jax.tree.map(lambda x: jnp.where(has_sent.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0), moves[1])
             return (optax.apply_updates(both, (moves[0], own)), state), None
 
         before = hidden.shared, hidden.private
@@ -212,7 +212,7 @@ def ptf_fedrec(
 
     A client trains a whole model of its own on the scores that it was sent, as soft labels, and on its data. It sends
     (item, score) for items that it took, among others that it drew as negatives. The server trains its own model, with
-    a vector for each client, on what it heard, and sends that model's scores of other items.
+    a vector for each client, on the scores of a round, and sends that model's scores of other items.
 
     `swap` and `noise` change scores. Neither makes a message differentially private: its items depend on the client's
     data, and the server sees them. Evaluated are the server's model and `personal`, a client's own.
@@ -224,7 +224,8 @@ def ptf_fedrec(
         num_clients: Number of all clients.
         items_sent: Places of a message of a client, for an item and its score each; at most the catalogue.
         items_received: The same of what a client is sent; the paper's alpha.
-        confident: Share of these that are what clients sent most often; the paper's mu. See `choose_known_items`.
+        confident: Share of these that are the items that clients sent most often; the paper's mu. See
+            `choose_received_items`.
         swap: Share of the positives in a message whose scores are exchanged with those of others; the paper's lambda.
         noise: Scale of the Laplace noise on each score that is sent, which is then cut to [0, 1].
         server_steps: Steps of the server's optimiser in a round.

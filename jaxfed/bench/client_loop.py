@@ -25,7 +25,7 @@ def begin_client_loop(state: State) -> tuple[Any, Any]:
 
 
 def make_client_loop(parts: RunParts, seed: int) -> Any:
-    """round(own, number) -> own, after a round of the weighted mean and a server of rate 1; see `begin_client_loop`."""
+    """round(carried, number) -> carried, of `begin_client_loop`: after a round of a weighted mean and SGD of rate 1."""
     step = parts.algorithm.step
     assert isinstance(step, partial)  # `run_round` of these
     plan, _, frozen = step.args
@@ -46,8 +46,8 @@ def make_client_loop(parts: RunParts, seed: int) -> Any:
     def finish(shared, total):
         return jax.tree.map(lambda x, change: x - change / total[1], shared, total[0])
 
-    def round(own, number):
-        shared, kept = own
+    def round(carried, number):
+        shared, kept = carried
         ids, present = parts.sampler.draw(seed, number)
         cohort = pack_cohort(parts.data.population, parts.batching, shapes, ids, present, seed, number)
         total = tree.zeros_like(shared), jnp.float32(0)

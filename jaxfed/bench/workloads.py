@@ -51,7 +51,7 @@ FACTORISATION: dict[str, Any] = {
     "model": {"name": "mf", "dim": 64},
     "work": {"batch_size": 64, "negatives": 4, "optimizer": {"name": "sgd", "learning_rate": RATE}},
 }
-LARGER: dict[str, dict[str, Any]] = {
+LARGER_MODELS: dict[str, dict[str, Any]] = {
     "text_lora": {
         "model": {"name": "text_lora", "dim": 32, "trained_layers": 1, "lora_rank": 8, "max_pieces": 8},
         "work": {"batch_size": 64, "negatives": 1, "optimizer": {"name": "sgd", "learning_rate": RATE}},
@@ -110,7 +110,7 @@ def make_bench_experiment(workload: Workload, channel: Sequence[dict[str, Any]] 
     config = make_config(
         {
             "data": synthetic if workload.users else {"name": "ml-100k"},
-            **LARGER.get(workload.model, FACTORISATION),
+            **LARGER_MODELS.get(workload.model, FACTORISATION),
             "channel": list(channel),
             "server": {"name": "sgd", "learning_rate": 1.0},
             "cohort": {"name": "uniform", "size": workload.cohort},
@@ -147,7 +147,7 @@ def jaxfed_runner(parts: RunParts) -> Runner:
 
 
 def list_model(params: Tree, kept: Tree) -> dict[str, Any]:
-    """Flat, to compare: of a factorisation as baselines name its parts, of other models the shared parameters."""
+    """{name: array}, to compare runs: of a factorisation as baselines name its parts, else the shared parameters."""
     if set(params["tables"]) != {"item", "bias"}:
         return list_leaves(unwrap(params))
     return {name: x.rows for name, x in params["tables"].items()} | {"user": kept["private"]["user"][:, 0]}
@@ -155,13 +155,13 @@ def list_model(params: Tree, kept: Tree) -> dict[str, Any]:
 
 def client_loop_runner(parts: RunParts) -> Runner:
     """The rounds of any model as a loop over its clients, see `client_loop`."""
-    own, run = begin_client_loop(initial_arrays(parts, SEED)["state"]), make_client_loop(parts, SEED)
+    carried, run = begin_client_loop(initial_arrays(parts, SEED)["state"]), make_client_loop(parts, SEED)
 
     def go(number):
-        nonlocal own
-        own = jax.block_until_ready(run(own, number))
+        nonlocal carried
+        carried = jax.block_until_ready(run(carried, number))
 
-    return Runner(go, 1, 0.0, lambda: list_model(*own))
+    return Runner(go, 1, 0.0, lambda: list_model(*carried))
 
 
 def baseline_runner(make: Callable, parts: RunParts) -> Runner | None:
@@ -183,7 +183,7 @@ METHODS: dict[str, Callable[[RunParts], Runner | None]] = {
     "sequential": lambda parts: baseline_runner(sequential_baseline, parts),
     "dense_vmap": lambda parts: baseline_runner(dense_vmap_baseline, parts),
 }
-METHODS_OF_LARGER: dict[str, Callable[[RunParts], Runner | None]] = {
+METHODS_OF_LARGER_MODELS: dict[str, Callable[[RunParts], Runner | None]] = {
     "ours": jaxfed_runner,
     "sequential": client_loop_runner,
 }
@@ -192,7 +192,7 @@ METHODS_OF_LARGER: dict[str, Callable[[RunParts], Runner | None]] = {
 def list_methods(workload: Workload) -> dict[str, Callable[[RunParts], Runner | None]]:
     """The methods that can run a workload within minutes."""
     if workload.model != "mf":
-        return METHODS_OF_LARGER
+        return METHODS_OF_LARGER_MODELS
     if workload.baselines:
         return METHODS
     return {name: METHODS[name] for name in (("ours",) if workload.users else ("ours", "limit"))}

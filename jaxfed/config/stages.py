@@ -27,8 +27,8 @@ from jaxfed.models.freezing import FROZEN_PARAMETERS
 
 WITH_PRUNING = ("clip", "adaptive_clip", "zero_out", "quantize", "gaussian")  # links that work number by number
 MEANS = ("mean", "weighted_mean", "per_row_mean")
-WORTH_FLOPS = {"cpu": 1e9}  # of a step of all clients of a block: more side by side is not faster there
-WORTH_FLOPS_ELSEWHERE = 1e11
+BUSY_FLOPS = {"cpu": 1e9}  # of one step of all clients of a block: it keeps a device busy, and more clients would wait
+BUSY_FLOPS_ELSEWHERE = 1e11  # a guess: not measured on any accelerator
 WITH_SUBMODELS = ("clip", "adaptive_clip", "zero_out", "quantize")  # links that leave zeros as they are
 
 
@@ -169,11 +169,12 @@ def check_synchronous(pieces: Pieces) -> None:
 
 
 def check_hidden_model(pieces: Pieces) -> None:
-    """Raises ValueError for what does not go with a server that sends no parameters, and is sent none."""
+    """Raises ValueError for what does not go with clients and a server that exchange no parameters."""
     run, clients = pieces.run, pieces.clients
     if links := [each.claims.name for each in list_links(pieces.channel) if each.encode or each.decode]:
         raise ValueError(
-            f"{links[0]} is made for parameters, and clients of this method send scores of items: leave [[channel]] out"
+            f"{links[0]} is made for parameters, and clients of this method send scores of items: leave [[channel]] "
+            "out (channel = [])"
         )
     if pieces.sampler.history_length or pieces.edges.number or pieces.parametrization or pieces.download:
         raise ValueError(
@@ -255,7 +256,7 @@ def count_useful_clients(model: Model, batching: Batching, population: Populatio
     longest = measure_clients(population, batching, np.arange(population.num_clients)).largest.max()
     histories = count_step_histories(population, batching) if batching.sequence else 1
     flops = 6 * dense * int(longest) * histories
-    worth = WORTH_FLOPS.get(jax.default_backend(), WORTH_FLOPS_ELSEWHERE)
+    busy = BUSY_FLOPS.get(jax.default_backend(), BUSY_FLOPS_ELSEWHERE)
     if batching.ordered or not flops:
         return 0
-    return 1 << round(np.log2(max(1, int(worth / flops))))  # cohorts are powers of two more often than not
+    return 1 << round(np.log2(max(1, int(busy / flops))))  # cohorts are powers of two more often than not

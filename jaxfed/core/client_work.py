@@ -110,7 +110,7 @@ def local_sgd(
 ) -> tuple[Tree, Tree, Mean]:
     """One step of an optimiser for each of a client's batches, or for each few of them (`accumulate`).
 
-    By row, unused places of a step read some row: a loss must give them no weight, and what comes of them is dropped.
+    By row, unused places of a step read some row: a loss must give them no weight, and their updates are dropped.
 
     Args:
         loss: loss(params, batch) -> `Mean`, of plain leaves without marks of tables; (params, batch, frozen) where the
@@ -203,7 +203,7 @@ def accumulated_sgd(
     """`local_sgd` whose optimiser takes one step for each `accumulate` batches in a row.
 
     The step is that of one batch with all their examples: the gradient is that of the mean over these examples, and by
-    row it touches the rows of all of the batches. Padding counts nothing. The last group may have fewer batches.
+    row it touches the rows of all of the batches. Padding has no weight. The last group may have fewer batches.
     """
     opt, weights = optax.with_extra_args_support(optimizer), batch_weights(loss, params, steps, by_row)
 

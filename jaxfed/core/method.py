@@ -59,9 +59,9 @@ class Method(NamedTuple):
         own_download: own_download(broadcast) -> shapes of what a client downloads for itself alone, beside what is
             broadcast; tables are its rows.
         send_to_client: send_to_client(shared, client) -> `Broadcast`: what the server computes for one client, which is
-            sent in place of the client's rows of what the server holds; `own_download` is its price. None: these rows.
+            sent in place of the client's rows of what the server holds; `own_download` has its shapes. None: the rows.
         make_server: make_server(optimizer) -> what moves the server's model, made of `server`: for aggregates that are
-            no updates.
+            not updates.
         reads_histories: Whether clients read whole histories in their order, not mini-batches with negatives.
         needs_all_rows: Whether what clients send concerns every row of the tables, also those that no client of a round
             holds.

@@ -19,14 +19,14 @@ class Batching(NamedTuple):
 
     Args:
         batch_size: Examples of a step, negatives included; pairs of a positive and a negative where the loss is of
-            pairs. Of a model of sequences: histories of a step, each of another user of the client; a client with one
-            user has one.
+            pairs. Of a model of sequences: histories of a step, each of another user of the client. A client with one
+            user has one history in a step.
         negatives: Items drawn for each positive, anew in every epoch.
         epochs: Passes of a client over its data in a round.
         pairwise: Whether examples are pairs of a positive and a negative; the model says so.
         ordered: Whether positives come in their order, earliest first, in place of a shuffle: for histories.
         features: The sides (`user`, `item`) whose features batches carry: those of a step's users and of its rows.
-        sequence: A step is of histories in place of examples, with so many `negatives` for all of it, drawn from the
+        sequence: A step reads histories in place of examples, with so many `negatives` for all of it, drawn from the
             whole catalogue. The model says so.
         shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
 

@@ -25,7 +25,7 @@ from jaxfed.models.lora import COLLECTION, LoraSettings, init_lora, make_lora_pr
 from jaxfed.models.quantized_encoder import restore_floats
 
 BATCH = 64  # texts that are encoded at a time
-SHALLOW = 2  # layers whose activations for one batch are kept: computing them again would take a third of the time
+SHALLOW = 2  # most layers whose activations of one batch are kept: computing them again is a quarter of a round
 NARROWEST = 1e-6  # spread of vectors that is divided by
 
 ComputeDtype = Literal["float32", "bfloat16"]

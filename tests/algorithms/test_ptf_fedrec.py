@@ -11,7 +11,7 @@ from jaxfed.algorithms.predictions import (
     LEAST_SHARE,
     MOST_RATIO,
     Predictions,
-    choose_known_items,
+    choose_received_items,
     choose_sent_items,
     swap_scores,
 )
@@ -280,9 +280,9 @@ def test_exchanged_scores_are_those_of_numpy(share, swapped):
 
 
 def test_a_client_that_sent_nothing_is_sent_nothing():
-    nothing = choose_known_items(jnp.arange(9.0), jnp.ones(9), jnp.full(4, 9), 5, 0.5)
+    nothing = choose_received_items(jnp.arange(9.0), jnp.ones(9), jnp.full(4, 9), 5, 0.5)
     assert nothing.tolist() == [9] * 5
-    few = choose_known_items(jnp.arange(9.0), jnp.ones(9), jnp.arange(7), 5, 0.4)  # two items are left
+    few = choose_received_items(jnp.arange(9.0), jnp.ones(9), jnp.arange(7), 5, 0.4)  # two items are left
     assert few.tolist() == [7, 8, 9, 9, 9]
 
 

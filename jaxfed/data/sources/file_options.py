@@ -34,9 +34,9 @@ class FileOptions(NamedTuple):
         part: Column with the part of each row: train, valid (or validation, val, dev) or test, in any case.
         negatives: File of the items that each user's held-out items are ranked among, in place of drawn ones: a table
             with a user and an item a row, or lines (user,item) with negatives behind tabs, as NCF has them.
-        domains: More files of interactions, written as the one of `path`. Each of all these files is a domain, named as
-            the file without its ending. Users with one id are one user; items of two files are different items, and are
-            called domain/id. The column `domain` says of which file a row is.
+        domains: More files of interactions, of the same format as that of `path`. Each of all these files is a domain,
+            named as the file without its ending. Users with one id are one user; items of two files are different
+            items, and are called domain/id. The column `domain` says of which file a row is.
         time_of_day: Column with the time of day, if `time` holds only dates.
         time_format: How dates are written if not as ISO dates, in words of strptime: %d.%m.%Y %H:%M for 15.07.2017
             13:57. With `time_of_day`: of both columns, with a blank between.

@@ -1,4 +1,4 @@
-"""Text models without weights: what of a folder says their shape, for measurements of memory and time."""
+"""Text models without weights: their shape and their tokenizer, for measurements of memory and time."""
 
 from pathlib import Path
 
