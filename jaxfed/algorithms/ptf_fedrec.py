@@ -224,8 +224,7 @@ def ptf_fedrec(
         num_clients: Number of all clients.
         items_sent: Places of a message of a client, for an item and its score each; at most the catalogue.
         items_received: The same of what a client is sent; the paper's alpha.
-        confident: Share of these that are the items that clients sent most often; the paper's mu. See
-            `choose_received_items`.
+        confident: Share of these that are the items that clients sent most often; the paper's mu.
         swap: Share of the positives in a message whose scores are exchanged with those of others; the paper's lambda.
         noise: Scale of the Laplace noise on each score that is sent, which is then cut to [0, 1].
         server_steps: Steps of the server's optimiser in a round.
