@@ -116,6 +116,22 @@ def take_imports(table: dict[str, Any], args: list[str]) -> tuple[dict[str, Any]
     return table | {"run": expect_table(table.get("run", {}), "run") | {"imports": found}}, rest
 
 
+def take_omissions(table: dict[str, Any], args: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """(the table without what `--channel none`, `--download none` or `--work.name none` leaves out, the other
+    arguments)."""
+    options = ("--channel", "--download", "--work.name")
+    args = [part for word in args for part in (word.split("=") if word.removesuffix("=none") in options else [word])]
+    for option in options:
+        found = [place for place, pair in enumerate(pairwise(args)) if pair == (option, "none")]
+        args = [word for place, word in enumerate(args) if not {place, place - 1} & {*found}]
+        if found and option == "--work.name":
+            work = expect_table(table.get("work", {}), "work")
+            table = table | {"work": {key: value for key, value in work.items() if key != "name"}}
+        elif found:
+            table = table | {option.removeprefix("--"): []}
+    return table, args
+
+
 def with_described_types(part: Any, section: str = "") -> Any:
     """A part of a configuration as a dataclass made for it, in which each section has the fields, types and docstring
     of what it names: what tyro makes options of, and `jaxfed init` comments.
@@ -153,7 +169,7 @@ def tuple_type(kinds: tuple[type, ...]) -> Any:
 
 def override_config(table: dict[str, Any], args: list[str]) -> Config:
     """A configuration from a TOML table and command-line overrides. Raises ValueError with one line."""
-    table, args = take_imports(table, args)
+    table, args = take_omissions(*take_imports(table, args))
     import_plugins(table)
     config = make_config(table if not args else (args := apply_names(table, args), table)[1])
     if not args:
@@ -163,8 +179,9 @@ def override_config(table: dict[str, Any], args: list[str]) -> Config:
     if {"-h", "--help"} & set(args):
         more = (
             "Beside these: --out RUN, --resume, --central, --profile. Choosing another name changes which keys exist.\n"
-            "With L links, numbered 0 to L-1, --channel.L.name NAME appends one;\n"
-            "likewise --download.L.name and --evaluation.channel.L.name."
+            "With L links, numbered 0 to L-1, --channel.L.name NAME appends one; likewise --download.L.name and\n"
+            "--evaluation.channel.L.name. --channel none and --download none leave all links out, --work.name none\n"
+            "leaves out the work, for an --algorithm.name that has its own."
         )
         shown = with_described_types(make_config(printable_table(config_to_table(config))))
         tyro.cli(type(shown), default=shown, args=args, prog="jaxfed train CONFIG.toml", description=more)  # and exits

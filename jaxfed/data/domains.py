@@ -50,7 +50,7 @@ def list_domains(paths: Sequence[str]) -> dict[str, str]:
         name = name.rpartition(".")[0] or name
         if name in found:
             raise ValueError(
-                f"data.domains: {shorten(found[name])} and {shorten(path)} have one name, {shorten(name)}, and it "
+                f"data.domains: {shorten(found[name])} and {shorten(path)} have the same name, {shorten(name)}, and it "
                 "is that of the domain: rename one"
             )
         found[name] = path

@@ -123,6 +123,17 @@ def test_another_name_keeps_what_still_fits():
     assert config.work.optimizer.name == "adam"
 
 
+@pytest.mark.parametrize("words", ["--channel none --work.name none", "--work.name=none --channel=none"])
+def test_none_leaves_links_and_work_out(words):
+    table = {"work": {"name": "gradient", "negatives": 2}, "channel": [{"name": "mean"}, {"name": "zero_out"}]}
+    config = override_config(table, [*words.split(), "--algorithm.name", "raflora", "--algorithm.ranks", "4"])
+    assert (config.channel, config.work.negatives, config.algorithm.name) == ((), 2, "raflora")
+    assert config.algorithm.ranks == (4,)
+    begun_anew = override_config(table, ["--channel", "none", "--channel.0.name", "per_row_mean", "--rounds", "3"])
+    assert [link.name for link in begun_anew.channel] == ["per_row_mean"]
+    assert (begun_anew.work.name, begun_anew.rounds) == ("gradient", 3)
+
+
 def test_a_name_after_the_last_link_is_one_more():
     args = "--channel.0.name fednova --channel.1.name weighted_mean --channel.1.by activity --download.0.name drive"
     table = {"channel": [{"name": "per_row_mean"}]}
