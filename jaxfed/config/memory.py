@@ -12,7 +12,7 @@ from jaxfed.core.pairs import count_pairs
 from jaxfed.core.tables import repeat_rows, take_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype
 from jaxfed.core.types import Sampler, Tree
-from jaxfed.data.batching import Batching, count_step_histories, measure_clients
+from jaxfed.data.batching import Batching, ClientSizes, count_step_histories, measure_clients
 from jaxfed.data.blocks import BlockShapes, plan_blocks
 from jaxfed.data.population import Population
 from jaxfed.data.room import free_memory
@@ -111,7 +111,10 @@ def choose_chunk(
     Raises:
         ValueError: they do not fit: one line that says what would.
     """
-    largest = measure_clients(population, batching, np.argsort(population.num_train)[-shapes.slots :])
+    every = measure_clients(population, batching, np.arange(population.num_clients))
+    # the more steps, the fewer clients lie side by side; organisations with many interactions may have few steps
+    costliest = np.lexsort((every.largest, every.steps))[-shapes.slots :]
+    largest = ClientSizes(*(each[costliest] for each in every))
     owner = np.arange(len(largest.steps)) % shapes.share.size
     blocks, room = len(plan_blocks(shapes, largest, owner).shapes), device_memory()
     block = block_bytes(shapes)
@@ -146,10 +149,10 @@ def check_gathered(blocks: int, block: int, room: int) -> None:
 
 def suggest_area(shapes: BlockShapes, block_bytes: Callable[[BlockShapes], int], room: int) -> str:
     """What makes blocks small enough for so much memory."""
-    area, longest = shapes.steps_per_block, shapes.kinds[-1][0]
-    while area > longest:
-        area = max(area // 2, longest)
-        if 4 * block_bytes(shapes._replace(steps_per_block=area)) <= room:
+    area = shapes.steps_per_block
+    while area > 1:
+        area //= 2
+        if 4 * block_bytes(shapes._replace(steps_per_block=area, most_clients=0)) <= room:  # an area that is set rules
             return f"set run.area to {area}"
     return "one client with the longest history does not fit: leave such users out, or take a smaller model"
 
