@@ -1,12 +1,15 @@
 """How many blocks are held at once, and what is suggested where they do not fit."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from jaxfed.config import memory
-from jaxfed.config.memory import choose_chunk
+from jaxfed.config.build import build_from_config, load_data
+from jaxfed.config.memory import check_examples, choose_chunk
+from jaxfed.config.schema import make_config
 from jaxfed.core.model import SequenceFormat
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes, make_block_shapes
@@ -14,6 +17,7 @@ from jaxfed.data.devices import select_clients
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.files import from_arrow
 from tests.data.test_packing import POPULATION
+from tests.data.test_sequences_of_organisations import POPULATION as ORGANISATIONS
 
 
 def test_organisations_of_many_users_need_the_most_blocks(monkeypatch):
@@ -31,6 +35,31 @@ def test_organisations_of_many_users_need_the_most_blocks(monkeypatch):
     assert choose_chunk(population, batching, shapes, lambda shapes: 1000, 0, True) == 1
     alike = select_clients(population, np.array([0, 1]))
     assert choose_chunk(alike, batching, shapes, lambda shapes: 1000, 0, True) == 0  # two lie side by side in one
+
+
+def test_examples_of_histories_are_what_is_read_and_the_negatives_of_each_step(monkeypatch):
+    """Of the largest cohort: whole histories up to the length that is read; by hand."""
+    monkeypatch.setattr(memory, "machine_memory", lambda: 0)
+    lengths = [ORGANISATIONS.train.counts[low:high] for low, high in pairwise(ORGANISATIONS.client_offsets)]
+    for sizes, batch_size in ((POPULATION.num_train[:, None], 64), (lengths, 4)):
+        population = POPULATION if batch_size == 64 else ORGANISATIONS
+        read = sorted(int(np.minimum(each, 9).sum()) for each in sizes)[-3:]
+        steps = sorted(-(-len(each) // batch_size) for each in sizes)[-3:]
+        want = 2 * (sum(read) + 7 * sum(steps))
+        with pytest.raises(ValueError, match=f"^a round may have {want:,} examples"):
+            check_examples(population, Batching(batch_size, 7, 2, sequence=SequenceFormat(9)), 3)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("clients", ["user", "silo"])
+def test_a_batch_of_nothing_is_one_line(clients):
+    """Without a warning before it."""
+    data = {"name": "synthetic", "users": 30, "items": 40, "clients": clients}
+    model = {"name": "sasrec", "dim": 4, "length": 6}
+    for name in ("mf", "sasrec"):
+        config = make_config({"data": data, "work": {"batch_size": 0}} | ({"model": model} if name != "mf" else {}))
+        with pytest.raises(ValueError, match=r"^work.batch_size is 0: it must be at least 1$"):
+            build_from_config(config, load_data(config.data))
 
 
 def make_shapes(most):
