@@ -12,7 +12,7 @@ from jaxfed.core.pairs import count_pairs
 from jaxfed.core.tables import repeat_rows, take_rows
 from jaxfed.core.tree import count_bytes, to_compute_dtype
 from jaxfed.core.types import Sampler, Tree
-from jaxfed.data.batching import Batching, count_step_histories, measure_clients
+from jaxfed.data.batching import Batching, ClientSizes, measure_clients
 from jaxfed.data.blocks import BlockShapes, plan_blocks
 from jaxfed.data.population import Population
 from jaxfed.data.room import free_memory
@@ -36,11 +36,12 @@ def machine_memory() -> int:
 def check_examples(population: Population, batching: Batching, slots: int) -> None:
     """Raises ValueError where the largest cohort has more examples than the machine can hold while it packs them."""
     negatives, epochs = max(batching.negatives, 0), max(batching.epochs, 1)
-    if batching.sequence:  # a step has negatives once
+    if batching.sequence:  # all items that are read, and the negatives of each step
         negatives = population.num_items if batching.sequence.whole_catalogue else negatives
-        users = np.sort(np.diff(population.client_offsets))[-slots:]
-        histories = max(count_step_histories(population, batching), 1)
-        examples = epochs * (histories + negatives) * int((-(-users // histories)).sum())
+        one_epoch = batching._replace(epochs=1, batch_size=max(batching.batch_size, 1))
+        sizes = measure_clients(population, one_epoch, np.arange(population.num_clients))
+        read, steps = (int(np.sort(each)[-slots:].sum()) for each in (sizes.read, sizes.steps))
+        examples = epochs * (read + negatives * steps)
     else:
         examples = epochs * (1 + negatives) * int(np.sort(population.num_train)[-slots:].sum())
     if (need := EXAMPLE * examples) > (room := machine_memory()):
@@ -111,7 +112,10 @@ def choose_chunk(
     Raises:
         ValueError: they do not fit: one line that says what would.
     """
-    largest = measure_clients(population, batching, np.argsort(population.num_train)[-shapes.slots :])
+    every = measure_clients(population, batching, np.arange(population.num_clients))
+    # the more steps, the fewer clients lie side by side; organisations with many interactions may have few steps
+    costliest = np.lexsort((every.largest, every.steps))[-shapes.slots :]
+    largest = ClientSizes(*(each[costliest] for each in every))
     owner = np.arange(len(largest.steps)) % shapes.share.size
     blocks, room = len(plan_blocks(shapes, largest, owner).shapes), device_memory()
     block = block_bytes(shapes)
@@ -146,10 +150,10 @@ def check_gathered(blocks: int, block: int, room: int) -> None:
 
 def suggest_area(shapes: BlockShapes, block_bytes: Callable[[BlockShapes], int], room: int) -> str:
     """What makes blocks small enough for so much memory."""
-    area, longest = shapes.steps_per_block, shapes.kinds[-1][0]
-    while area > longest:
-        area = max(area // 2, longest)
-        if 4 * block_bytes(shapes._replace(steps_per_block=area)) <= room:
+    area = shapes.steps_per_block
+    while area > 1:
+        area //= 2
+        if 4 * block_bytes(shapes._replace(steps_per_block=area, most_clients=0)) <= room:  # an area that is set rules
             return f"set run.area to {area}"
     return "one client with the longest history does not fit: leave such users out, or take a smaller model"
 

@@ -211,6 +211,8 @@ def suggest_option(flag: str, known: list[str]) -> str:
     section, _, key = flag.removeprefix("--").replace("-", "_").partition(".")
     names = [name for name in REGISTRY.get(section, {}) if key in section_arguments(section, name)]
     owners = f"; it is a key of {section} {shorten_list(names)}: pass --{section}.name, too"
+    if section == "channel":  # a list
+        owners = f"; links have numbers: pass --channel.0.{key.replace('_', '-')}, or the number of another link"
     return owners if names else suggest(flag, known)
 
 

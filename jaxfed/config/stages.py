@@ -239,12 +239,13 @@ def choose_block_shapes(pieces: Pieces, batching: Batching, needs_all_rows: bool
     lazy = pieces.lazy and not needs_all_rows
     check_examples(population, batching, slots)
     devices, rows = runtime.placement.client_devices, runtime.table_rows
-    most = 0 if pieces.run.area else count_useful_clients(pieces.model, batching, population)
     pairs = pieces.method.closed is not None and pieces.method.closed.pair_columns > 0
     if pairs:
         check_pairs(rows)
     shapes = make_block_shapes(population, batching, slots, devices, pieces.run.area, lazy, runtime.share, rows, pairs)
-    return shapes._replace(most_clients=most)
+    if pieces.run.area:
+        return shapes
+    return shapes._replace(most_clients=count_useful_clients(pieces.model, batching, population))
 
 
 def count_useful_clients(model: Model, batching: Batching, population: Population) -> int:

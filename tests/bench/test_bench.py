@@ -13,6 +13,8 @@ from jaxfed.cli import main
 from jaxfed.training.timing import peak_megabytes
 
 SMALL = Workload(items=90, users=60, cohort=9)
+MILLISECONDS = {"ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms"}
+COLUMNS = MILLISECONDS | {"clients_per_second", "compile_seconds", "peak_memory_mb"}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,26 @@ def test_every_method_runs_the_same_round(experiment, method, monkeypatch):
     assert moved > 0.005
     for name, value in one.params().items():
         np.testing.assert_allclose(np.asarray(other.params()[name]), np.asarray(value), atol=2e-6, err_msg=name)
+
+
+def test_a_workload_that_cannot_run_leaves_the_others(tmp_path, monkeypatch, capsys):
+    """Of all of them; one that is asked for by name is an error."""
+
+    def bench(name, *args):
+        if name == "W5":
+            raise ValueError("W5 ours: no package")
+        return dict.fromkeys(COLUMNS, 1.0)
+
+    monkeypatch.setattr(workloads, "bench_workload", bench)
+    monkeypatch.setattr(main, "set_up_process", lambda: None)
+    monkeypatch.setattr("sys.argv", ["jaxfed", "bench", "--json", str(tmp_path / "b.json")])
+    main.main()
+    assert [*json.loads((tmp_path / "b.json").read_text())] == [name for name in WORKLOADS if name != "W5"]
+    assert "W5 ours: no package: left out" in "".join(capsys.readouterr())
+    monkeypatch.setattr("sys.argv", ["jaxfed", "bench", "W5"])
+    with pytest.raises(SystemExit) as error:
+        main.main()
+    assert error.value.code == 2
 
 
 def test_rounds_are_measured_in_turn_and_as_often_as_asked():

@@ -159,6 +159,7 @@ def test_a_name_after_the_last_link_is_one_more():
         (["--rounds"], "Missing value for argument '--rounds'"),
         (["--rounds", "0"], "rounds is 0"),
         (["--run.placement", "x"], "Expected one of"),
+        (["--channel.bits", "8"], "unknown option --channel.bits; links have numbers: pass --channel.0.bits, or the "),
     ],
 )
 def test_wrong_overrides_say_what_is_wrong(args, words):

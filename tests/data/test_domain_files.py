@@ -148,6 +148,7 @@ def test_options_that_do_not_go_together_are_one_line(files, tmp_path):
     twin = write(tmp_path / "more", "books.csv", FILMS)
     for more, words in (
         ({"domains": (twin,)}, "have the same name, books"),
+        ({"domains": files[1]}, "give a list of files"),
         ({"domains": (str(tmp_path / "none.csv"),)}, "none.csv"),
         ({"domains": (files[1],), "titles": files[1]}, "data.titles: with data.domains"),
         ({"domains": (files[1],), "test": files[1]}, "data.test: with data.domains"),

@@ -13,6 +13,7 @@ from jaxfed.data import blocks
 from jaxfed.data.batching import Batching, draw_examples
 from jaxfed.data.blocks import block_kinds, history_kinds, make_block_shapes
 from jaxfed.data.packing import empty_cohort, pack_cohort
+from jaxfed.data.population import ProcessShare
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.ragged import sort_pairs
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -282,3 +283,23 @@ def test_a_limit_of_clients_side_by_side_changes_no_batch(devices):
     wide, narrow = (pack_cohort(POPULATION, batching, each, *args) for each in (shapes, limited))
     assert unpacked(POPULATION, narrow, batching) == unpacked(POPULATION, wide, batching)
     assert len(narrow.blocks) > len(wide.blocks)
+
+
+def test_a_limit_holds_for_the_parts_of_all_processes():
+    """Two processes with two devices each, one client a device: equal blocks, and together each client once."""
+    ids, batching = np.arange(40), Batching(8, 3)
+    args = ids, np.ones(len(ids), bool), 0, 3
+    found, dims = {}, []
+    for rank in range(2):
+        shapes = make_block_shapes(POPULATION, batching, 40, 4, 64, share=ProcessShare(rank, 2))._replace(
+            most_clients=1
+        )
+        cohort = pack_cohort(POPULATION, batching, shapes, *args)
+        own = unpacked(POPULATION, cohort, batching)
+        assert not own.keys() & found.keys()
+        found |= own
+        dims.append([block.data.live.shape for block in cohort.blocks])
+    assert dims[0] == dims[1]
+    assert {clients for clients, _ in dims[0]} == {2}
+    alone = make_block_shapes(POPULATION, batching, 40, 1, 64)
+    assert found == unpacked(POPULATION, pack_cohort(POPULATION, batching, alone, *args), batching)

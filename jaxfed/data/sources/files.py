@@ -31,6 +31,8 @@ LARGEST = np.finfo(np.float32).max
 
 def check_domain_options(file: FileOptions) -> None:
     """Raises ValueError for options that several files of interactions do not take."""
+    if isinstance(file.domains, str):
+        raise ValueError(f"data.domains is {excerpt(file.domains)}: give a list of files")
     for key in ("valid", "test", "negatives", "titles", "user_features", "item_features"):
         if getattr(file, key):
             raise ValueError(f"data.{key}: with data.domains it is not read, leave one of the two out")
