@@ -5,6 +5,9 @@ the compiled program of a block with so many clients, and with twice as many.
 python scripts/one_by_one.py configs/ml100k_sasrec.toml [--clients 128] [--rounds 20] [--KEY VALUE ...]
 python scripts/one_by_one.py configs/ml100k_text_lora.toml --clients 64 --memory
 
+Beside the times it prints how many local steps are computed for each one that the clients have: in a block, short
+clients are padded to the longest. With --run.area N, blocks of N steps are compared with those of one client.
+
 With --memory two rounds are run as they are, in place of the comparison: the most memory that this process held, before
 them and by their end, and the time of the second one. Programs that a round needs first are compiled within its time.
 """
@@ -16,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxfed.bench.workloads import SEED, jaxfed_runner, measure_in_turn
 from jaxfed.cli.main import set_up_process
@@ -23,6 +27,8 @@ from jaxfed.config.build import RunParts, build_from_config, load_data
 from jaxfed.config.config_files import read_config
 from jaxfed.config.overrides import override_config
 from jaxfed.core.client import run_client_block
+from jaxfed.data.batching import measure_clients
+from jaxfed.data.blocks import plan_blocks
 from jaxfed.data.packing import empty_cohort
 from jaxfed.training.rounds import initial_arrays, make_run_keys, run_rounds
 from jaxfed.training.timing import peak_megabytes
@@ -36,8 +42,9 @@ def fix_cohort(clients: int, changes: list[str]) -> list[str]:
 
 
 def make_parts(path: str, clients: int, area: int, changes: list[str]) -> RunParts:
-    """The parts of a configuration with so many clients a round, in blocks of `area` steps."""
-    config = override_config(read_config(path), ["--run.area", str(area), *fix_cohort(clients, changes)])
+    """The parts of a configuration with so many clients a round, in blocks of `area` steps; 0: as configured."""
+    blocks = ["--run.area", str(area)] if area else []
+    config = override_config(read_config(path), [*fix_cohort(clients, changes), *blocks])
     return build_from_config(config, load_data(config.data))
 
 
@@ -80,15 +87,29 @@ def print_peak_memory(path: str, clients: int, changes: list[str]) -> None:
     print(f"| {clients} | {loaded:,.0f} | {peak_megabytes():,.0f} | {ends[1] - ends[0]:.1f} |", flush=True)
 
 
+def measure_padding(parts: RunParts, rounds: int = 50) -> float:
+    """The steps that blocks compute in some rounds, for each step that their clients have."""
+    computed = needed = 0
+    for number in range(rounds):
+        ids, _ = parts.sampler.draw(SEED, number)
+        sizes = measure_clients(parts.data.population, parts.batching, ids)
+        computed += plan_blocks(parts.shapes, sizes, np.zeros(len(ids), int)).sizes[1]
+        needed += sizes.steps.sum()
+    return computed / needed
+
+
 def print_times(path: str, clients: int, rounds: int, changes: list[str]) -> None:
     """Prints a table of the times of rounds, with blocks as they are and with one client in a block."""
     together, alone = (make_parts(path, clients, area, changes) for area in (0, 1))
     times = measure_in_turn({"together": jaxfed_runner(together), "one": jaxfed_runner(alone)}, rounds, 100.0)
     medians = {name: statistics.median(each) for name, each in times.items()}
-    print("| clients | ms a round | one client a block | ratio |\n|---|---|---|---|")
+    print(
+        "| clients | ms a round | one client a block | ratio | steps computed for each needed |\n|---|---|---|---|---|"
+    )
     print(
         f"| {clients} | {1e3 * medians['together']:.1f} | {1e3 * medians['one']:.1f} | "
-        f"{medians['one'] / medians['together']:.2f} |"
+        f"{medians['one'] / medians['together']:.2f} | {measure_padding(together):.2f} |",
+        flush=True,
     )
 
 

@@ -17,7 +17,7 @@ class Predictions(NamedTuple):
     score: Any  # float [s]: between 0 and 1
 
 
-def no_predictions(count: int) -> Predictions:
+def make_empty_predictions(count: int) -> Predictions:
     """The form of a message of so many items."""
     return Predictions(jnp.zeros(count, jnp.int32), jnp.zeros(count))
 
@@ -64,7 +64,7 @@ def swap_scores(score: jax.Array, positive: jax.Array, live: jax.Array, share: f
     return out.at[low].set(jnp.where(swapped, score[high], out[low]))
 
 
-def make_message(
+def make_client_predictions(
     key: Key, score: jax.Array, is_positive: jax.Array, is_negative: jax.Array, count: int, swap: float, noise: float
 ) -> Predictions:
     """What a client sends of its scores [N], each between 0 and 1: of `count` items, with some exchanged and noised.

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxfed.algorithms.local_training import loss_of_pair, output_facts
-from jaxfed.algorithms.predictions import Predictions, choose_received_items, make_message, no_predictions
+from jaxfed.algorithms.predictions import (
+    Predictions,
+    choose_received_items,
+    make_client_predictions,
+    make_empty_predictions,
+)
 from jaxfed.core.aggregate import gather_then
 from jaxfed.core.client_work import Batches, ClientWork, local_sgd
 from jaxfed.core.link import Channel, link
@@ -20,7 +25,7 @@ from jaxfed.core.tree import subtract, to_compute_dtype
 from jaxfed.core.types import Broadcast, ClientOutput, ClientView, Mean, Messages, Tree
 
 
-class HeardPredictions(NamedTuple):
+class ClientPredictions(NamedTuple):
     """What the clients of a round sent."""
 
     client: jax.Array  # int [M]: past the end: nobody
@@ -43,7 +48,7 @@ class HiddenModel(NamedTuple):
     latest: jax.Array  # int [n, s]: the items that each client sent last; past the end before it sent any
 
 
-class ModelParts(NamedTuple):
+class MarkedModel(NamedTuple):
     """A model whose two parts are kept without marks, and how they are marked again."""
 
     model: Model
@@ -60,7 +65,7 @@ class ModelParts(NamedTuple):
 
 
 def make_predictor_work(
-    parts: ModelParts, optimizer: optax.GradientTransformation, counts: tuple[int, int, int], swap: float, noise: float
+    parts: MarkedModel, optimizer: optax.GradientTransformation, counts: tuple[int, int, int], swap: float, noise: float
 ) -> ClientWork:
     """Steps of a client's own model, on the scores that it was sent and then on its data.
 
@@ -87,15 +92,15 @@ def make_predictor_work(
         both, _, _ = local_sgd(loss, optimizer, both, make_score_batch(shared.params, is_positive, end))
         both, _, seen = local_sgd(loss, optimizer, both, steps)
         score = jax.nn.sigmoid(model.score(*both, jnp.int32(0)))
-        sent = make_message(key, score, is_positive, is_negative, num_sent, swap, noise)
+        sent = make_client_predictions(key, score, is_positive, is_negative, num_sent, swap, noise)
         kept = client_state._replace(model=unwrap(both))
         return ClientOutput(Broadcast(sent), kept, steps.examples, {"train/loss": seen}, **facts)
 
     views = {
-        "": lambda hidden, own: parts.mark((unwrap(hidden.shared), take_client(hidden.private, own.number))),
+        "": lambda hidden, own: parts.mark((unwrap(hidden.shared), take_private_part(hidden.private, own.number))),
         "personal": lambda hidden, own: parts.mark(own.model),
     }
-    return ClientWork(init, update, lambda shared: Broadcast(no_predictions(num_sent)), views)
+    return ClientWork(init, update, lambda shared: Broadcast(make_empty_predictions(num_sent)), views)
 
 
 def make_score_batch(received: Predictions, is_positive: jax.Array, end: int) -> Batches:
@@ -105,18 +110,18 @@ def make_score_batch(received: Predictions, is_positive: jax.Array, end: int) ->
     return Batches(jnp.where(live, received.item, end)[None], live.any()[None], batch, live.sum(dtype=jnp.float32))
 
 
-def take_client(private: Tree, number: jax.Array) -> Tree:
+def take_private_part(private: Tree, number: jax.Array) -> Tree:
     """A client's own part of those of all clients; zeros for nobody."""
     return jax.tree.map(lambda x: x.at[number].get(mode="fill", fill_value=0), private)
 
 
 def predict_for_client(
-    parts: ModelParts, shared: Broadcast, client: ClientView, count: int, confident: float
+    parts: MarkedModel, shared: Broadcast, client: ClientView, count: int, confident: float
 ) -> Broadcast:
     """What the server sends to a client: its model's scores of some items. Beside them, which are the rows that the
     client holds: it knows these, and they are not sent."""
     hidden = shared.params
-    both = parts.mark((unwrap(hidden.shared), take_client(hidden.private, client.id)))
+    both = parts.mark((unwrap(hidden.shared), take_private_part(hidden.private, client.id)))
     score = jax.nn.sigmoid(parts.model.score(*both, jnp.int32(0)))
     latest = hidden.latest.at[client.id].get(mode="fill", fill_value=parts.catalogue_size)
     item = choose_received_items(score, hidden.uploads, latest, count, confident)
@@ -124,27 +129,27 @@ def predict_for_client(
 
 
 def make_score_training(
-    parts: ModelParts, optimizer: optax.GradientTransformation, steps: int
+    parts: MarkedModel, optimizer: optax.GradientTransformation, steps: int
 ) -> optax.GradientTransformation:
-    """`optimizer` of the server's model, as a transform whose "updates" are `HeardPredictions`: so many steps on the
+    """`optimizer` of the server's model, as a transform whose "updates" are `ClientPredictions`: so many steps on the
     mean loss over all scores of a round. The vectors of clients that sent nothing stay where they are."""
     model, end = parts.model, parts.catalogue_size
 
-    def update(heard, state, hidden):
+    def update(reported, state, hidden):
         clients = hidden.latest.shape[0]
-        live = (heard.sent.item < end) & (heard.client < clients)[:, None]
+        live = (reported.sent.item < end) & (reported.client < clients)[:, None]
 
         def sum_loss(both, client, sent, live):
-            own = parts.mark((unwrap(both[0]), take_client(both[1], client)))
+            own = parts.mark((unwrap(both[0]), take_private_part(both[1], client)))
             batch = {"label": sent.score, "weight": live.astype(jnp.float32)}
             shared, private = unwrap(take_rows(own, sent.item))
             return model.loss(shared, private, batch)
 
         def objective(both):
-            met = jax.vmap(sum_loss, (None, 0, 0, 0))(both, heard.client, heard.sent, live)
+            met = jax.vmap(sum_loss, (None, 0, 0, 0))(both, reported.client, reported.sent, live)
             return Mean(met.total.sum(), met.weight.sum()).value
 
-        has_sent = jnp.zeros(clients, bool).at[heard.client].set(True, mode="drop")
+        has_sent = jnp.zeros(clients, bool).at[reported.client].set(True, mode="drop")
 
         def step(carry, _):
             both, state = carry
@@ -155,8 +160,8 @@ def make_score_training(
         before = hidden.shared, hidden.private
         (after, state), _ = jax.lax.scan(step, (before, state), length=steps)
         shared, private = subtract(after, before)
-        latest = hidden.latest.at[heard.client].set(heard.sent.item, mode="drop")
-        uploads = jnp.zeros(end).at[heard.sent.item].add(live, mode="drop")
+        latest = hidden.latest.at[reported.client].set(reported.sent.item, mode="drop")
+        uploads = jnp.zeros(end).at[reported.sent.item].add(live, mode="drop")
         return HiddenModel(shared, private, uploads, latest - hidden.latest), state
 
     return optax.GradientTransformation(lambda hidden: optimizer.init((hidden.shared, hidden.private)), update)
@@ -166,12 +171,12 @@ def gather_predictions() -> Channel:
     """The link of the method: the server reads what each client sent."""
 
     def gather(messages: Messages, rows: int) -> Broadcast:
-        return Broadcast(HeardPredictions(messages.ids, messages.messages.params))
+        return Broadcast(ClientPredictions(messages.ids, messages.messages.params))
 
     return link(aggregator=gather_then(gather), needs_messages="channel = []", name="predictions")
 
 
-def read_parts(model: Model) -> ModelParts:
+def mark_model(model: Model) -> MarkedModel:
     """The parts of a model. Raises ValueError for one that does not learn from scores of items alone."""
     recipe, key = find_recipe(model), jax.random.key(0)
     marks = jax.eval_shape(lambda: (model.init(key), model.private(key)))
@@ -182,10 +187,10 @@ def read_parts(model: Model) -> ModelParts:
             'ptf_fedrec: scores between 0 and 1 are all that the server reads: take a model with loss = "bce" and a '
             "private part, and without histories, features or texts, such as mf or neumf"
         )
-    return ModelParts(model, marks)
+    return MarkedModel(model, marks)
 
 
-def check_ranges(shares: dict[str, float], **values: float) -> None:
+def check_ptf_arguments(shares: dict[str, float], **values: float) -> None:
     """Raises ValueError for an argument of `ptf_fedrec` that is out of its range. values: whole numbers from 1."""
     for name, value in {**values, **shares}.items():
         least, most = (0, 1 if name != "noise" else math.inf) if name in shares else (1, math.inf)
@@ -241,9 +246,9 @@ def ptf_fedrec(
         >>> sorted(method.work.views)  # the models that are evaluated; "" is the server's
         ['', 'personal']
     """
-    parts = read_parts(model)
+    parts = mark_model(model)
     shares = {"confident": confident, "swap": swap, "noise": noise}
-    check_ranges(shares, items_sent=items_sent, items_received=items_received, server_steps=server_steps)
+    check_ptf_arguments(shares, items_sent=items_sent, items_received=items_received, server_steps=server_steps)
     num_sent, num_received = (min(count, parts.catalogue_size) for count in (items_sent, items_received))
     return Method(
         make_predictor_work(parts, client_optimizer, (num_clients, num_sent, num_received), swap, noise),
@@ -251,7 +256,7 @@ def ptf_fedrec(
         server_optimizer,
         needs_all_rows=True,
         send_to_client=lambda shared, client: predict_for_client(parts, shared, client, num_received, confident),
-        own_download=lambda shared: no_predictions(num_received),
+        own_download=lambda shared: make_empty_predictions(num_received),
         init_client_state=lambda state, client: state._replace(number=client),
         make_server=lambda optimizer: make_score_training(parts, optimizer, server_steps),
     )

@@ -44,7 +44,7 @@ class Workload(NamedTuple):
     users: int = 0  # 0: those of MovieLens-100K
     cohort: int = 128
     baselines: bool = True  # do they end within minutes?
-    model: str = "mf"
+    model: str = "mf"  # or one of `LARGER_MODELS`
 
 
 FACTORISATION: dict[str, Any] = {

@@ -15,7 +15,7 @@ from jaxfed.algorithms.predictions import (
     choose_sent_items,
     swap_scores,
 )
-from jaxfed.algorithms.ptf_fedrec import HeardPredictions
+from jaxfed.algorithms.ptf_fedrec import ClientPredictions
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.types import Broadcast
@@ -330,11 +330,13 @@ def test_other_models_and_stored_types():
         assert all(x.dtype == np.float32 for x in jax.tree.leaves(one.after.client_states.work.model))
 
 
-def test_heard_predictions_of_nobody_move_nothing(rounds):
+def test_predictions_of_nobody_move_nothing(rounds):
     it = rounds[0]
     hidden = jax.tree.map(jnp.array, rounds[1].after.shared.params)
     server = it.method.make_server(it.method.server)
-    heard = HeardPredictions(jnp.full(4, USERS), Predictions(jnp.zeros((4, SENT), jnp.int32), jnp.full((4, SENT), 0.5)))
+    heard = ClientPredictions(
+        jnp.full(4, USERS), Predictions(jnp.zeros((4, SENT), jnp.int32), jnp.full((4, SENT), 0.5))
+    )
     delta, _ = server.update(heard, server.init(hidden), hidden)
     assert all(not np.asarray(x).any() for x in jax.tree.leaves(delta))
 
