@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxfed.training.records import LEAKY_NOTE
+
 METRICS = ("test/sampled/hr@10", "test/sampled/ndcg@10", "test/full/hr@10", "test/full/ndcg@10")
 
 
@@ -30,7 +32,7 @@ def main() -> None:
             sys.exit(done.returncode)
         rows.append(json.loads((run / "summary.json").read_text()))
     if any(row.get("leaky") for row in rows):
-        print("LEAKY: train negatives exclude the held-out items")
+        print(LEAKY_NOTE)
     print(f"{'seed':>8} {'best':>6} {'seconds':>8} " + " ".join(f"{name:>21}" for name in METRICS))
     for seed, row in zip(args.seeds, rows, strict=True):
         values = " ".join(f"{row[name]:>21.4f}" for name in METRICS)

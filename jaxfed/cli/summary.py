@@ -16,10 +16,10 @@ def print_summary(values: dict[str, Any], title: str) -> None:
     from rich.console import Console
 
     from jaxfed.core.excerpt import printable
-    from jaxfed.training.records import ERROR_COLUMNS, TERMINAL_FACTS, format_fact, ranking_columns
+    from jaxfed.training.records import ERROR_COLUMNS, LEAKY_NOTE, TERMINAL_FACTS, format_fact, ranking_columns
     from jaxfed.training.terminal_table import print_table
 
-    leaky = " (LEAKY: train negatives exclude the held-out items)" if values.get("leaky") else ""
+    leaky = f" ({LEAKY_NOTE})" if values.get("leaky") else ""
     out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     exposed = ("er@10",) if any(name.endswith("/er@10") for name in values) else ()
     ranked = ranking_columns(values)

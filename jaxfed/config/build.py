@@ -38,7 +38,7 @@ from jaxfed.data.blocks import BlockShapes
 from jaxfed.data.clients import Clients, make_clients
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions
-from jaxfed.data.population import Labels, Population
+from jaxfed.data.population import Labels, Population, Times
 from jaxfed.data.preparation import add_notes
 from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
 from jaxfed.data.sequences import describe_cut_histories
@@ -47,7 +47,7 @@ from jaxfed.evaluation.split import EvalSplit
 from jaxfed.privacy.accountant import PrivacyAccount
 
 LARGE = 1_000_000  # rows from which prepared data are kept on disk
-KEPT = (Clients, Dataset, Interactions, Features, Population, NegativeIndex, Ragged, Labels, Domains)
+KEPT = (Clients, Dataset, Interactions, Features, Population, NegativeIndex, Ragged, Labels, Domains, Times)
 
 
 class RunParts(NamedTuple):
@@ -70,6 +70,22 @@ class RunParts(NamedTuple):
     epsilon: Callable[[int], float]  # rounds -> what was spent; see `make_ledger`
     processes: Processes = Processes()
     cold_evaluator: Any = None  # for clients of which nothing is kept; see `check_cold_start`
+
+    @property
+    def protocol(self) -> str:
+        """How what is held out was chosen, with what else is known of it."""
+        known = ", its time is known" if self.reads_request_times else ""
+        return f"{self.data.protocol}{known}{' (LEAKY)' if self.leaky else ''}"
+
+    @property
+    def reads_request_times(self) -> bool:
+        """Whether the model reads the time of the item to be predicted."""
+        return self.model.sequence is not None and self.model.sequence.times == "request"
+
+    @property
+    def leaky(self) -> bool:
+        """Whether figures are too high, as data or model know something of the held-out items."""
+        return self.data.leaky or self.reads_request_times
 
     @property
     def frozen(self) -> Tree:

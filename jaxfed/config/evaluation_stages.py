@@ -131,7 +131,10 @@ def make_eval_splits(pieces: Pieces, model: Model, method: Method, runtime: Runt
 
     def make_split(who, part, history):
         asked = settings.seed, settings.clients, runtime.placement.client_devices, runtime.share
-        return make_eval_split(who, part, *asked, history=history, features=model.features, candidates=candidates)
+        times = model.sequence.times if model.sequence else "none"
+        return make_eval_split(
+            who, part, *asked, history=history, features=model.features, candidates=candidates, times=times
+        )
 
     splits = {part: map_to_homes(make_split(population.asked, part, past), population) for part in ("val", "test")}
     return splits | ({"test/cold": make_split(population.cold, "test", settings.history)} if population.cold else {})

@@ -11,13 +11,15 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
 from jaxfed.core.pruning import FrozenAndMasks, clear_pruned
 from jaxfed.core.recipe import Recipe
 from jaxfed.core.types import History, Key, Mean, Tree
+
+TimesRead = Literal["none", "known", "request"]  # see `SequenceFormat.times`
 
 
 class ClosedForm(NamedTuple):
@@ -52,11 +54,16 @@ class SequenceFormat(NamedTuple):
     clients have several users, a step may read several histories, of different users: `sequence` is then [H, T] and
     `dropout` [H, 2], and a history without items is none. See `jaxfed.models.sequence.sum_over_histories`.
 
+    A model that reads times also has `time` int32 of the shape of `sequence`, when each of the items was met: seconds
+    since the first row of the data, or a longer unit where that does not fit 32 bits. See `History.times`.
+
     Args:
         length: The most items of a history in a step, the latest ones. For next-item targets the last one is only a
             target.
         whole_catalogue: Whether every step has the rows of all items, each of them a negative once.
         compares: Whether the loss compares with negatives. False: none are drawn, whatever `work.negatives` says.
+        times: Which times the model reads. none: no batch has any. known: those of the items that it reads. request:
+            also that of the interaction that is to be predicted, which leaks: results are marked LEAKY.
 
     Example:
         >>> SequenceFormat(length=51).whole_catalogue
@@ -66,6 +73,7 @@ class SequenceFormat(NamedTuple):
     length: int
     whole_catalogue: bool = False
     compares: bool = True
+    times: TimesRead = "none"
 
 
 class Model(NamedTuple):

@@ -127,6 +127,7 @@ class History(NamedTuple):
     rows: Any  # int [L]: positions in the tables given; past the end: unused
     ids: Any  # int [L]: the same as rows of the whole catalogue, of which there are `size`; past the end: unused
     size: int
+    times: Any = None  # int [L + 1]: of the places used, and then of the request; None: unknown. See `SequenceFormat`
 
     @property
     def live(self) -> Any:

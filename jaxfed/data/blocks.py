@@ -86,6 +86,8 @@ def check_sequences(population: Population, batching: Batching) -> None:
         raise ValueError(f'data.label = "{population.labels.kind}": a model of sequences counts rows, take mf or fm')
     if batching.sequence.compares and not batching.negatives and not batching.sequence.whole_catalogue:
         raise ValueError("this loss compares with negatives: set work.negatives, for example to 256")
+    if batching.sequence.times != "none" and population.times is None:
+        raise ValueError('model.time_bias: the rows have no times: set it to "none"')
     if population.train.counts.max() < 2:
         raise ValueError("no user has two train items: there is no sequence to learn from")
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxfed.data.sources.movielens_files import cache_folder
 from jaxfed.data.sources.tables import PATHS, companions
 
-FORMAT = 9  # of what is kept; raise it when `Population` or `Dataset` changes
+FORMAT = 10  # of what is kept; raise it when `Population` or `Dataset` changes
 OTHERS_MAY_WRITE = 0o022
 SYSTEM = 0  # the user that may write everywhere
 

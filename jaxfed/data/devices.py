@@ -1,13 +1,14 @@
 """One user on several devices, and clients that never take part: populations made of others."""
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
 from jaxfed.core.excerpt import excerpt, shorten, shorten_list
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.interactions import Dataset
-from jaxfed.data.population import Labels, Population
+from jaxfed.data.population import Labels, Population, Times
 from jaxfed.data.ragged import Ragged, concatenate_ranges, make_domains, make_negative_index, make_ragged
 from jaxfed.data.splits import TRAIN, Split
 
@@ -22,13 +23,18 @@ def column_kinds(data: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(data.columns[column].astype(str), return_inverse=True)
 
 
-def collect_labels(population: Population, users: np.ndarray) -> Labels | None:
-    """The labels of what some users did, user by user."""
-    labels = population.labels
-    if labels is None:
-        return None
-    lists = zip(labels[1:], (population.train, population.valid, population.test), strict=True)
-    return type(labels)(labels.kind, *(Ragged(values, each.start).some(users).values for values, each in lists))
+def collect_labels_and_times(population: Population, users: np.ndarray) -> dict[str, Any]:
+    """The labels and the times of what some users did, user by user."""
+    labels, times = population.labels, population.times
+
+    def collect(of_rows):
+        lists = zip(of_rows, (population.train, population.valid, population.test), strict=True)
+        return [Ragged(values, each.start).some(users).values for values, each in lists]
+
+    return {
+        "labels": labels and Labels(labels.kind, *collect(labels[1:])),
+        "times": times and Times(*collect(times)),
+    }
 
 
 def select_clients(population: Population, clients: np.ndarray) -> Population:
@@ -50,7 +56,7 @@ def select_clients(population: Population, clients: np.ndarray) -> Population:
         num_train=population.num_train[clients],
         users_per_client=int(count.max()),
         label_flipped=None if population.label_flipped is None else population.label_flipped[clients],
-        labels=collect_labels(population, users),
+        **collect_labels_and_times(population, users),
         user_features=None if population.user_features is None else population.user_features.some(users),
         negatives=None if population.negatives is None else population.negatives.some(users),
     )
@@ -96,6 +102,7 @@ def split_into_devices(people: Population, kind: np.ndarray, names: np.ndarray) 
     own = make_ragged(train.values[order], device[order], len(pairs))
     owner, no_items = pairs // len(names), Ragged(np.zeros(0, np.int32), np.zeros(len(pairs) + 1, np.int64))
     labels, features, no_labels = people.labels, people.user_features, np.zeros(0, np.float32)
+    times, no_times = people.times, np.zeros(0, np.int32)
     return people._replace(
         names=np.char.add(np.char.add(people.names[owner], "/"), names[pairs % len(names)]),
         client_offsets=np.arange(len(pairs) + 1),
@@ -107,6 +114,7 @@ def split_into_devices(people: Population, kind: np.ndarray, names: np.ndarray) 
         user_names=people.user_names[owner],
         num_train=own.counts,
         labels=None if labels is None else labels._replace(train=labels.train[order], valid=no_labels, test=no_labels),
+        times=None if times is None else Times(times.train[order], no_times, no_times),
         user_features=None if features is None else features.some(owner),
         owner=owner,
         people=people,

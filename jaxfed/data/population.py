@@ -36,6 +36,23 @@ class Labels(NamedTuple):
     test: np.ndarray
 
 
+class Times(NamedTuple):
+    """When the rows of a population happened: seconds since the first of all, or a longer unit where that does not fit
+    32 bits."""
+
+    train: np.ndarray  # int32 [total]: of `Population.train`, in its order
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def scale_times(time: np.ndarray) -> np.ndarray:
+    """int32 [n]: times since the first one; in tens, hundreds, ... of their unit where 32 bits do not hold them."""
+    since, unit = time - time.min(initial=np.iinfo(np.int64).max), 1
+    while len(since) and since.max() // unit > np.iinfo(np.int32).max:
+        unit *= 10
+    return (since // unit).astype(np.int32)
+
+
 class Population(NamedTuple):
     """The clients and their data. Users are numbered client by client; a client's users are a range."""
 
@@ -61,6 +78,7 @@ class Population(NamedTuple):
     protocol: str = "loo-clean"  # how what is held out was chosen
     negatives: Ragged | None = None  # what each user's held-out items are ranked among; None: what is drawn
     cold_items: np.ndarray | None = None  # int32: items that are nobody's negatives; None: there are none
+    times: Times | None = None  # None: the source has none
 
     @property
     def num_clients(self) -> int:

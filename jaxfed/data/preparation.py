@@ -20,7 +20,7 @@ from jaxfed.data.domains import select_domain
 from jaxfed.data.given_parts import add_given_negatives, check_given_parts, prepare_parts
 from jaxfed.data.interactions import CLIENT, Dataset, drop_repeats, k_core
 from jaxfed.data.poisoning import poison_histories
-from jaxfed.data.population import Label, Labels, Population
+from jaxfed.data.population import Label, Labels, Population, Times, scale_times
 from jaxfed.data.ragged import make_negative_index, make_ragged
 from jaxfed.data.row_labels import row_labels
 from jaxfed.data.split_notes import (
@@ -95,17 +95,12 @@ def make_population(
     data: Dataset, parts: Split, names: np.ndarray, label: Label = "implicit", threshold: float = 4.0
 ) -> Population:
     """Lays a split data set out by client. Users are numbered client by client (`split_shared_users`)."""
-    user, item, rating, _ = data.interactions
+    user, item, rating, time = data.interactions
     users, items = len(data.users), len(data.items)
     in_order = parts.part[parts.order]
     index = {part: parts.order[in_order == part] for part in (TRAIN, VALID, TEST)}
-
-    def lists(part):
-        return make_ragged(item[index[part]], user[index[part]], users)
-
-    train = lists(TRAIN)
-    avoided = make_ragged(item[parts.order], user[parts.order], users) if parts.leaky else train
-    excluded = avoided.distinct(items)
+    train, valid, test = (make_ragged(item[rows], user[rows], users) for rows in index.values())
+    excluded = (make_ragged(item[parts.order], user[parts.order], users) if parts.leaky else train).distinct(items)
     client_of = np.zeros(users, np.int64)
     client_of[user] = data.columns[CLIENT]
     kept_clients, client = np.unique(client_of, return_inverse=True)  # clients that lost all their users are none
@@ -114,7 +109,8 @@ def make_population(
     labels = None
     if label != "implicit":
         every = row_labels(rating, label, threshold)
-        labels = Labels(label, every[index[TRAIN]], every[index[VALID]], every[index[TEST]])
+        labels = Labels(label, *(every[rows] for rows in index.values()))
+    since = scale_times(time)
     return Population(
         items,
         names[kept_clients],
@@ -122,14 +118,15 @@ def make_population(
         train,
         excluded,
         make_negative_index(excluded, items),
-        lists(VALID),
-        lists(TEST),
+        valid,
+        test,
         data.users,
         num_train,
         most,
         labels=labels,
         user_features=data.user_features,
         item_features=data.item_features,
+        times=Times(*(since[rows] for rows in index.values())) if data.has_times else None,
     )
 
 

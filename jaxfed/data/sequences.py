@@ -27,6 +27,7 @@ class DrawnSequences(NamedTuple):
     item: np.ndarray  # int32 [sum of lengths]: the items read, history by history, earliest first
     negative: np.ndarray  # int32 [S, n]: may repeat, and may be items of the histories
     dropout: np.ndarray  # uint32 [H, 2]: the data of a key
+    time: np.ndarray | None  # int32 [sum of lengths]: when each item was met; None: the model does not ask
 
 
 def draw_sequences(
@@ -60,11 +61,15 @@ def draw_sequences(
     step = np.repeat(np.cumsum(steps) - steps, users) + rank // most
     end = population.train.start[user + 1]
     length = batching.count_read(end - population.train.start[user])
-    item = population.train.values[concatenate_ranges(end - length, length)]
+    read = concatenate_ranges(end - length, length)
+    item, time = population.train.values[read], None
+    if batching.sequence.times != "none":
+        assert population.times
+        time = population.times.train[read]
     client = np.repeat(np.repeat(np.arange(len(clients)), batching.epochs), steps)
     dropout = keys[order][:, None].view(np.uint32)
     place = concatenate_ranges(epoch * steps, steps)
-    return DrawnSequences(client, place, step, rank % most, length, item, negative, dropout)
+    return DrawnSequences(client, place, step, rank % most, length, item, negative, dropout, time)
 
 
 def describe_cut_histories(population: Population, length: int) -> str:
@@ -87,7 +92,7 @@ def list_sequence_widths(shapes: BlockShapes, size: int) -> dict[str, int]:
     """{name: places} of what a step with so many items read holds. Where it has several histories, all steps have
     places for the longest."""
     rows = shapes.step_rows(size)
-    return {"rows": rows, "negative": rows} | ({"sequence": size} if shapes.columns == 1 else {})
+    return {"rows": rows, "negative": rows} | ({"sequence": size, "time": size} if shapes.columns == 1 else {})
 
 
 def find_distinct(group: np.ndarray, item: np.ndarray, groups: int, items: int) -> tuple[np.ndarray, ...]:
@@ -162,9 +167,13 @@ def lay_out_sequences(
     sequence = np.full((all_steps * several, longest), items, np.int32)
     of_item = np.repeat(history, drawn.length), concatenate_ranges(np.zeros_like(drawn.length), drawn.length)
     sequence[of_item] = found.read
+    times = {}
+    if drawn.time is not None:
+        times["time"] = np.zeros(sequence.shape, np.int32)
+        times["time"][of_item] = drawn.time
     live, dropout = np.zeros(all_steps, bool), np.zeros((all_steps * several, 2), np.uint32)
     live[at], dropout[history] = True, drawn.dropout
+    histories = {"sequence": sequence, "dropout": dropout, **times}
     if several > 1:
-        sequence, dropout = (x.reshape(all_steps, several, -1) for x in (sequence, dropout))
-    catalogue = np.full(all_steps, len(warm), np.float32)
-    return held, rows, live, {"sequence": sequence, "negative": negative, "dropout": dropout, "catalogue": catalogue}
+        histories = {name: x.reshape(all_steps, several, -1) for name, x in histories.items()}
+    return held, rows, live, {**histories, "negative": negative, "catalogue": np.full(all_steps, len(warm), np.float32)}

@@ -36,13 +36,15 @@ BY_DECILE = ("hr@10", "ndcg@10", "rating/rmse", "click/log_loss")
 
 
 def predict_scores(
-    model: Model, shared: Tree, private: Tree, user: Array, history: Array, features: Array
+    model: Model, shared: Tree, private: Tree, user: Array, history: Array, features: Array, times: Array
 ) -> jax.Array:
-    """float [N]: one user's scores of all items; with a history [H], of a private part that is made of it."""
+    """float [N]: one user's scores of all items; with a history [H], of a private part that is made of it. times
+    [H + 1]: see `History`; [0]: unknown."""
     known = (features,) if model.features else ()
     if history.shape[0]:
         assert model.fold_in
-        user, private = jnp.int32(0), model.fold_in(shared, History(history, history, num_rows(shared)), *known)
+        past = History(history, history, num_rows(shared), times if times.shape[0] else None)
+        user, private = jnp.int32(0), model.fold_in(shared, past, *known)
     return model.score(shared, private, user, *known)
 
 
@@ -58,12 +60,13 @@ def user_metrics(
     sampled,
     labels,
     user_features,
+    times,
     label: Label = "implicit",
     cutoffs: tuple[int, ...] = CUTOFFS,
 ) -> dict[str, Mean]:
     """Metrics of one user: `full/...` scalars, `full/er@k` [promoted] if any are, `sampled/...` [draws] if there are
     candidates; where rows have labels, `rating/...` or `click/...` scalars in place of ranks."""
-    scores = predict_scores(model, shared, private, user, history, user_features)
+    scores = predict_scores(model, shared, private, user, history, user_features, times)
     items, real = scores.shape[0], targets < scores.shape[0]
     score = scores.at[targets].get(mode="fill", fill_value=jnp.nan)
     ranked = jnp.ones(items, bool).at[masked].set(False, mode="drop")

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxfed.core.model import TimesRead
 from jaxfed.core.streams import SetupStream, setup_rng
 from jaxfed.data.population import ALONE, SAMPLED, Label, Population, ProcessShare
 from jaxfed.data.ragged import Ragged, concatenate_ranges
@@ -27,6 +28,7 @@ class EvalBatch(NamedTuple):
     sampled: np.ndarray  # int [m, U, draws, most]: candidates beside the targets; N where a user has fewer
     labels: np.ndarray  # float [m, U, T]: of the targets; [m, U, 0] where every row is a click
     user_features: np.ndarray  # int [m, U, F]: features of the users; [m, U, 0] where the model reads none
+    times: np.ndarray  # int [m, U, H + 1]: see `History`; [m, U, 0] where the model reads none
 
 
 class EvalSplit(NamedTuple):
@@ -45,6 +47,7 @@ class EvalSplit(NamedTuple):
     targets: Ragged  # held-out items of each user
     masked: Ragged  # items left out of the ranking
     history: Ragged  # what a model may fold in; empty where it need not
+    times: Ragged | None  # of each place of it, then of the request, as far as the model reads them; None: it does not
     sampled: np.ndarray  # int32 [U, draws, most]: candidates beside the targets
     labels: Ragged  # of the held-out items; empty where every row is a click
     user_features: np.ndarray  # int32 [U, F]: features of the users; [U, 0] where the model reads none
@@ -76,13 +79,14 @@ def make_eval_split(
     history: Past = "",
     features: tuple[str, ...] = (),
     candidates: SampleOptions = UNIFORM,
+    times: TimesRead = "none",
 ) -> EvalSplit:
     """part: `val` (train items are left out of the ranking) or `test` (train and validation items are).
 
     most: so many clients are asked, drawn by the seed; 0: all. devices: over which a chunk of clients is spread.
     history: what a model folds in of its users (see `Model.fold_in`): their `train` items; `all` that are left out of
     the ranking, for a test the validation items too; or nothing. features: the sides that the model reads.
-    candidates: how those of sampled figures are drawn, where they are not given.
+    candidates: how those of sampled figures are drawn, where they are not given. times: which ones the model reads.
     budget: scores and histories [clients, users, N + longest] held at a time: memory does not grow with the population.
     """
     if part not in ("val", "test"):
@@ -113,6 +117,7 @@ def make_eval_split(
         num_train=num_train.astype(np.float32),
         decile=np.searchsorted(edges, num_train, "right"),
         **held_out_lists(population, part, user, history),
+        times=None if times == "none" else list_times(population, part, user, history, times),
         sampled=make_candidates(population, user, candidates, seed),
         user_features=user_feature_rows(population, features, user),
         clients=clients,
@@ -145,6 +150,26 @@ def held_out_lists(population: Population, part: str, users: np.ndarray, history
     if population.domains:
         masked = concatenate_ragged(masked, other_domains_items(population, users))
     return {"targets": targets, "masked": masked, "history": past, "labels": labels}
+
+
+def list_times(population: Population, part: str, users: np.ndarray, history: Past, times: TimesRead) -> Ragged:
+    """The times of these users' histories, then of the request: that of the first held-out item, if the model reads it.
+
+    Raises ValueError where rows have no times.
+    """
+    if population.times is None:
+        raise ValueError('model.time_bias: the rows have no times: set it to "none"')
+    rows = population.train, population.valid, population.test
+    train, valid, test = (
+        Ragged(values, each.start).some(users) for values, each in zip(population.times, rows, strict=True)
+    )
+    asked = valid if part == "val" else test
+    past = concatenate_ragged(train, valid) if part == "test" and history == "all" else train
+    if times == "known":
+        return past
+    there = asked.counts > 0
+    first = Ragged(asked.values[asked.start[:-1][there]], np.concatenate([[0], np.cumsum(there)]))
+    return concatenate_ragged(past, first)
 
 
 def other_domains_items(population: Population, users: np.ndarray) -> Ragged:
@@ -217,6 +242,7 @@ def make_eval_batches(of: EvalSplit) -> Iterator[list[EvalBatch]]:
     who = np.append(of.who, np.int32(of.num_clients))
     num_train, decile = np.append(of.num_train, np.float32(0)), np.append(of.decile, 0)
     sampled = np.concatenate([of.sampled, np.full((1, *of.sampled.shape[1:]), items, np.int32)])
+    times = of.times and Ragged(of.times.values, np.append(of.times.start, of.times.start[-1]))
     features = of.user_features
     features = np.concatenate(
         [features, features[:1] if len(features) else np.zeros_like(features, shape=(1, features.shape[1]))]
@@ -230,6 +256,10 @@ def make_eval_batches(of: EvalSplit) -> Iterator[list[EvalBatch]]:
                 for each, fill, width in zip(lists, fills, widths, strict=True)
             )
             local = np.minimum(local, most_users - 1).astype(np.int32)
+            when = np.zeros((*user.shape, 0), np.int32)
+            if times is not None:
+                when = times.padded(user.ravel(), 0, widths[2] + 1).reshape(*user.shape, widths[2] + 1)
             clients = who[at], num_train[at], decile[at]
-            group.append(EvalBatch(*clients, local, targets, masked, history, sampled[user], labels, features[user]))
+            lists_of_users = targets, masked, history, sampled[user], labels, features[user], when
+            group.append(EvalBatch(*clients, local, *lists_of_users))
         yield group

@@ -98,6 +98,8 @@ def check_student(model: Model) -> None:
             "start.distil_steps: this model does not score users by their histories: take a model of sequences, such "
             "as sasrec"
         )
+    if model.sequence.times != "none":
+        raise ValueError('start.distil_steps: histories that are drawn have no times: set model.time_bias to "none"')
 
 
 def distil_scores(

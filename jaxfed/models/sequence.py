@@ -3,14 +3,14 @@ item vectors are the logits. Nothing is kept of a user: the vector is folded in 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfed.core.model import Model, SequenceFormat
+from jaxfed.core.model import Model, SequenceFormat, TimesRead
 from jaxfed.core.tables import unwrap, wrap
 from jaxfed.core.types import History, Key, Mean, Tree
 from jaxfed.models.dropout import fold_key
@@ -26,7 +26,7 @@ class SequenceEncoder(nn.Module):
     """The item vectors, and an encoder of those of a history.
 
     The encoder has __call__(vectors [T, d], live [T], key, masked [T]) -> [T, d]. key: of its dropout; None: there is
-    none. masked: places whose vector it must replace; None: none.
+    none. masked: places whose vector it must replace; None: none. One that reads times is also given `times` [T + 1].
     """
 
     encoder: nn.Module
@@ -36,12 +36,19 @@ class SequenceEncoder(nn.Module):
     table_dtype: TableDtype
 
     @nn.compact
-    def __call__(self, sequence: jax.Array, key: jax.Array | None = None, masked: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        sequence: jax.Array,
+        key: jax.Array | None = None,
+        masked: jax.Array | None = None,
+        times: jax.Array | None = None,
+    ) -> jax.Array:
         """The user vector [T, d] after each place. sequence int [T]: positions in the table, past the end: unused."""
         shape = self.num_items, self.dim
         table = normal_variable(self, "tables", "item", shape, self.init_scale, self.table_dtype)
         vectors = table.astype(jnp.float32).at[sequence].get(mode="fill", fill_value=0)
-        return self.encoder(vectors, sequence < table.shape[0], key, masked)
+        known = () if times is None else (times,)
+        return self.encoder(vectors, sequence < table.shape[0], key, masked, *known)
 
 
 def take_latest(history: History, length: int) -> jax.Array:
@@ -52,13 +59,27 @@ def take_latest(history: History, length: int) -> jax.Array:
     return jnp.where(places < count, found, PAST_END)
 
 
+def take_latest_times(history: History, length: int) -> jax.Array | None:
+    """int [length + 1]: the times of the same items and of the request after them; None where they are unknown."""
+    if history.times is None:
+        return None
+    first = history.live.sum() - jnp.minimum(history.live.sum(), length)
+    return history.times[jnp.minimum(first + jnp.arange(length + 1), history.times.shape[0] - 1)]
+
+
 def normalize_vectors(vectors: jax.Array) -> jax.Array:
     """Vectors [..., d] of length 1; a vector of zeros stays one."""
     return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(vectors), -1, keepdims=True), 1e-12))
 
 
-def check_sequence_model(dim: int, length: int, temperature: float, mask_share: float, targets: str) -> None:
-    """Raises ValueError for sizes that no model of sequences has, and for targets that there are none of."""
+def check_sequence_model(
+    dim: int, length: int, temperature: float, mask_share: float, targets: str, times: str
+) -> None:
+    """Raises ValueError for sizes that no model of sequences has, and for targets and times that there are none of."""
+    if times not in get_args(TimesRead):
+        raise ValueError(f"from_encoder: no times {times!r}: choose one of {', '.join(get_args(TimesRead))}")
+    if times != "none" and targets == "masked":
+        raise ValueError('from_encoder: times are those of next items: set times to "none", or targets to "next"')
     if targets not in ("next", "masked"):
         raise ValueError(f"from_encoder: no targets {targets!r}: choose next or masked")
     check_positive("model.dim", dim)
@@ -81,6 +102,7 @@ def from_encoder(
     mask_share: float = 0.2,
     init_scale: float = 0.02,
     table_dtype: TableDtype = "float32",
+    times: TimesRead = "none",
 ) -> Model:
     """Makes a recommender of sequences from a Flax module that encodes them.
 
@@ -88,6 +110,7 @@ def from_encoder(
         encoder: A module with __call__(vectors float32 [T, d], live bool [T], key, masked bool [T] or None) -> float32
             [T, d]. Unused positions (`live` False) come last and must not change the others. For `next`, output t may
             depend on vectors 0 to t alone; for `masked`, none on the vectors at `masked`. key: for dropout; None: none.
+            With `times` it has one more argument, int32 [T + 1]: entry t is the time of vector t.
         num_items: Number of items.
         dim: Numbers in the vector of an item, and of a user.
         length: Items of a history that the encoder reads, the latest.
@@ -99,6 +122,8 @@ def from_encoder(
         mask_share: Of masked targets: the share of items that are masked in a step.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
         table_dtype: In what the server stores item vectors and clients download them.
+        times: Which of them output t depends on. none: it is given none. known: 0 to t. request: also t + 1, the time
+            of the target, which leaks: results are marked LEAKY.
 
     Returns:
         The model.
@@ -114,21 +139,16 @@ def from_encoder(
         >>> model.sequence.length  # twenty are read, and the item after them is a target
         21
     """
-    check_sequence_model(dim, length, temperature, mask_share, targets)
+    check_sequence_model(dim, length, temperature, mask_share, targets, times)
     compare = find_sequence_loss(loss) if isinstance(loss, str) else loss
     module = SequenceEncoder(encoder, num_items, dim, init_scale, table_dtype)
     share = mask_share if targets == "masked" else 0.0
-
-    def value(shared, private, batch):
-        return predict_targets(module, compare.value, temperature, share, unwrap(shared), batch)
-
-    def score(shared, private, user):
-        return make_logits(unwrap(shared), private["private"]["user"][None], temperature)[0]
-
-    init = partial(init_parameters, module, length + (share > 0))
+    loss_of_history = partial(predict_targets, module, compare.value, temperature, share)
+    init = partial(init_parameters, module, length + (share > 0), times != "none")
     fold_in = partial(encode_history, module, length, share > 0)
-    format = SequenceFormat(length + 1, whole_catalogue=compare.whole_catalogue)
-    return Model(init, lambda key: (), sum_over_histories(value), score, fold_in=fold_in, sequence=format)
+    format = SequenceFormat(length + 1, whole_catalogue=compare.whole_catalogue, times=times)
+    score = partial(score_folded_in, temperature)
+    return Model(init, lambda key: (), sum_over_histories(loss_of_history), score, fold_in=fold_in, sequence=format)
 
 
 def sum_over_histories(loss: Callable[[Tree, Tree, Tree], Mean]) -> Callable[[Tree, Tree, Tree], Mean]:
@@ -137,7 +157,7 @@ def sum_over_histories(loss: Callable[[Tree, Tree, Tree], Mean]) -> Callable[[Tr
     def value(shared, private, batch):
         if batch["sequence"].ndim == 1:
             return loss(shared, private, batch)
-        axes = {name: 0 if name in ("sequence", "dropout") else None for name in batch}
+        axes = {name: 0 if name in ("sequence", "dropout", "time") else None for name in batch}
         return jax.tree.map(jnp.sum, jax.vmap(partial(loss, shared, private), (axes,))(batch))
 
     return value
@@ -151,15 +171,22 @@ def make_logits(shared: Tree, vectors: jax.Array, temperature: float) -> jax.Arr
     return vectors @ table.T
 
 
+def score_folded_in(temperature: float, shared: Tree, private: Tree, user: jax.Array) -> jax.Array:
+    """[rows]: the logits of all rows for the vector that a history gave; see `encode_history`."""
+    return make_logits(unwrap(shared), private["private"]["user"][None], temperature)[0]
+
+
 def predict_targets(
     module: SequenceEncoder,
     compare: Callable[[Comparison], jax.Array],
     temperature: float,
     mask_share: float,
     shared: Tree,
+    private: Tree,
     batch: dict[str, jax.Array],
 ) -> Mean:
     """The loss over the targets of one history; see `SequenceFormat`. mask_share 0: targets are the next items."""
+    shared = unwrap(shared)
     sequence, drawn = batch["sequence"], batch["negative"]
     key, rows = jax.random.wrap_key_data(batch["dropout"], impl="threefry2x32"), shared["tables"]["item"].shape[0]
     if mask_share:
@@ -168,7 +195,8 @@ def predict_targets(
     else:
         target = sequence[1:]
         live = target < rows  # the last item is only a target: as an input it would shift the positions of the others
-        vectors = jnp.asarray(module.apply(shared, jnp.where(live, sequence[:-1], PAST_END), key))
+        inputs = jnp.where(live, sequence[:-1], PAST_END)
+        vectors = jnp.asarray(module.apply(shared, inputs, key, times=batch.get("time")))
 
     def one(logits, target):
         positive = logits.at[target].get(mode="fill", fill_value=0)
@@ -181,9 +209,9 @@ def predict_targets(
     return Mean(mean * weight, weight)
 
 
-def init_parameters(module: SequenceEncoder, places: int, key: Key) -> Tree:
-    """The shared parameters, the table marked."""
-    made = module.init(key, jnp.zeros(places, jnp.int32))
+def init_parameters(module: SequenceEncoder, places: int, times: bool, key: Key) -> Tree:
+    """The shared parameters, the table marked. times: whether the encoder reads any."""
+    made = module.init(key, jnp.zeros(places, jnp.int32), times=jnp.zeros(places + 1, jnp.int32) if times else None)
     return {"params": made.get("params", {}), "tables": wrap(made["tables"])}
 
 
@@ -196,7 +224,7 @@ def encode_history(module: SequenceEncoder, length: int, mask: bool, shared: Tre
         latest, masked = jnp.append(latest, PAST_END).at[count].set(0), jnp.arange(length + 1) == count
         vectors = module.apply(shared, latest, None, masked)
     else:
-        vectors, count = module.apply(shared, latest), count - 1
+        vectors, count = module.apply(shared, latest, times=take_latest_times(history, length)), count - 1
     return {"private": {"user": vectors[jnp.maximum(count, 0)] * history.live.any()}}
 
 

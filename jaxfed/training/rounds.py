@@ -277,5 +277,5 @@ def evaluation_facts(parts: RunParts, settings: Evaluation) -> dict[str, str]:
 
 
 def mark_leaky(parts: RunParts, row: dict[str, Any]) -> dict[str, Any]:
-    """A row that says so when its numbers come from a protocol that leaks."""
-    return {**row, "leaky": True, "protocol": f"{parts.data.protocol} (LEAKY)"} if parts.data.leaky else row
+    """A row that says so when its numbers come from a protocol or a model that leaks."""
+    return {**row, "leaky": True, "protocol": parts.protocol} if parts.leaky else row

@@ -238,7 +238,7 @@ def describe_stop(progress: Progress, settings: Any) -> str:
 def describe_evaluation(session: Session, row: dict[str, Any], value: float, better: bool) -> str:
     """Logs an evaluation in a line, and what is wrong with it; returns a word for the progress bar."""
     settings, progress = session.settings, session.progress
-    text = f"{'LEAKY ' if session.parts.data.leaky else ''}{settings.evaluation.select} {value:.4f}"
+    text = f"{'LEAKY ' if session.parts.leaky else ''}{settings.evaluation.select} {value:.4f}"
     if row.get("ring/cut"):
         log(
             f"round {progress.round}: the link ring clipped values of {row['ring/cut']:.0%} of the clients to its "

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxfed.core.excerpt import printable
 from jaxfed.training.log import to_json
-from jaxfed.training.records import HEADLINES, figure_digits, lower_is_better
+from jaxfed.training.records import HEADLINES, LEAKY_NOTE, figure_digits, lower_is_better
 from jaxfed.training.run_dir import write_file
 from jaxfed.training.terminal_table import print_table
 
@@ -107,7 +107,7 @@ def print_results(every: Sequence[dict[str, Any]], keys: Sequence[str], title: s
     """The same in the terminal."""
     from rich.console import Console
 
-    leaky = " (LEAKY: train negatives exclude the held-out items)" if any(each.get("leaky") for each in every) else ""
+    leaky = f" ({LEAKY_NOTE})" if any(each.get("leaky") for each in every) else ""
     heads, *lines = table_cells(every, keys)
     out = Console(highlight=False, markup=False, emoji=False)
     if not out.is_terminal:
