@@ -51,6 +51,7 @@ def recommend_command(args: argparse.Namespace) -> None:
     from jaxfed.training.log import log
     from jaxfed.training.loop import LOWER_RATES
     from jaxfed.training.recommend import locate_user, score_items, selected_view
+    from jaxfed.training.records import LEAKY_NOTE
 
     if args.k < 1:
         raise ValueError(f"-k is {args.k}: it must be at least 1")
@@ -63,6 +64,8 @@ def recommend_command(args: argparse.Namespace) -> None:
         log("this user did not take part in training: ranked from their own interactions")
     elif view:
         log(f"by the {view} model, by which the best round was chosen")
+    if parts.leaky:
+        log(LEAKY_NOTE)
     score = score_items(parts, best, seat, view)
     if np.isnan(score).any():
         raise ValueError(

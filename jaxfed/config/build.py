@@ -73,9 +73,9 @@ class RunParts(NamedTuple):
 
     @property
     def protocol(self) -> str:
-        """How what is held out was chosen, with what else is known of it."""
-        known = ", its time is known" if self.reads_request_times else ""
-        return f"{self.data.protocol}{known}{' (LEAKY)' if self.leaky else ''}"
+        """How what is held out was chosen, and whether it leaks."""
+        read = ", the time of the held-out item is read" if self.reads_request_times else ""
+        return f"{self.data.protocol}{read}{' (LEAKY)' if self.leaky else ''}"
 
     @property
     def reads_request_times(self) -> bool:
@@ -84,7 +84,7 @@ class RunParts(NamedTuple):
 
     @property
     def leaky(self) -> bool:
-        """Whether figures are too high, as data or model know something of the held-out items."""
+        """Whether results must be marked LEAKY, as data or model tell something of the held-out items."""
         return self.data.leaky or self.reads_request_times
 
     @property

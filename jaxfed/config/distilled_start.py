@@ -23,7 +23,7 @@ def find_teacher(settings: Start, saved: SavedModel, data: Clients) -> Callable[
     if saved.score is None:
         raise ValueError(
             f"start.distil_steps: the model in {saved.run} does not score histories alone: take a run of a closed "
-            "form, such as ease, or of a model of sequences"
+            "form, such as ease, or of a model of sequences that reads no times"
         )
     if not settings.distil_temperature > 0:
         raise ValueError(f"start.distil_temperature is {settings.distil_temperature:g}: it must be above 0")

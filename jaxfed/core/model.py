@@ -54,8 +54,8 @@ class SequenceFormat(NamedTuple):
     clients have several users, a step may read several histories, of different users: `sequence` is then [H, T] and
     `dropout` [H, 2], and a history without items is none. See `jaxfed.models.sequence.sum_over_histories`.
 
-    A model that reads times also has `time` int32 of the shape of `sequence`, when each of the items was met: seconds
-    since the first row of the data, or a longer unit where that does not fit 32 bits. See `History.times`.
+    A model that reads times also has `time` int32 of the shape of `sequence`: when each of the items was met, in
+    seconds by a clock that is the same for all clients. See `History.times`.
 
     Args:
         length: The most items of a history in a step, the latest ones. For next-item targets the last one is only a

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxfed.core.pairs import count_pairs
 from jaxfed.data.batching import Batching, ClientSizes, count_step_histories, measure_clients
-from jaxfed.data.population import ALONE, Population, ProcessShare
+from jaxfed.data.population import ALONE, NO_TIMES, Population, ProcessShare
 
 LEAST_STEPS = 64  # of a block, side by side and one after the other
 PAIR_STEPS = 1 << 13  # items of a block of histories whose clients send pairs of them
@@ -87,7 +87,7 @@ def check_sequences(population: Population, batching: Batching) -> None:
     if batching.sequence.compares and not batching.negatives and not batching.sequence.whole_catalogue:
         raise ValueError("this loss compares with negatives: set work.negatives, for example to 256")
     if batching.sequence.times != "none" and population.times is None:
-        raise ValueError('model.time_bias: the rows have no times: set it to "none"')
+        raise ValueError(NO_TIMES)
     if population.train.counts.max() < 2:
         raise ValueError("no user has two train items: there is no sequence to learn from")
 

@@ -43,6 +43,7 @@ def join_parts(parts: dict[int, Dataset]) -> Dataset:
         items=items,
         columns=columns,
         notes=tuple(notes),
+        one_clock=all(each.has_times and each.one_clock for each in sets),
     )
 
 

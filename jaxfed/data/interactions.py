@@ -46,6 +46,7 @@ class Dataset(NamedTuple):
     features_follow: bool = False  # from the rows, as in a published data set: the digest is that of the rows alone
     recipe: Recipe | None = None  # the call that read it
     has_times: bool = True  # false: the number of each row stands for its time
+    one_clock: bool = True  # false: only some of the rows have times
     negatives: GivenNegatives | None = None  # what held-out items are ranked among; None: what is drawn
 
 

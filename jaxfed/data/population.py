@@ -7,6 +7,12 @@ import numpy as np
 from jaxfed.data.features import Features
 from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
 
+SOME = 1 << 12  # rows whose median time is taken for that of all
+TIME_UNITS = ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3))  # (numbers from here on, are so many a second)
+NO_TIMES = (
+    "the model reads times, and the rows have none, not all of them, or only an order (times with fractions): write "
+    'times of all rows as whole numbers or dates, or set model.time_bias = "none"'
+)
 SAMPLED = 99  # items that a held-out one is ranked among, in figures of a sample
 
 
@@ -37,20 +43,24 @@ class Labels(NamedTuple):
 
 
 class Times(NamedTuple):
-    """When the rows of a population happened: seconds since the first of all, or a longer unit where that does not fit
-    32 bits."""
+    """When the rows of a population happened: seconds by one clock, before or after a time that is the same for all."""
 
     train: np.ndarray  # int32 [total]: of `Population.train`, in its order
     valid: np.ndarray
     test: np.ndarray
 
 
-def scale_times(time: np.ndarray) -> np.ndarray:
-    """int32 [n]: times since the first one; in tens, hundreds, ... of their unit where 32 bits do not hold them."""
-    since, unit = time - time.min(initial=np.iinfo(np.int64).max), 1
-    while len(since) and since.max() // unit > np.iinfo(np.int32).max:
-        unit *= 10
-    return (since // unit).astype(np.int32)
+def scale_times(time: np.ndarray) -> np.ndarray | None:
+    """int32 [n]: times int64 [n] as seconds before or after a common time, cut at 34 years; None: they are ranks.
+
+    Numbers as large as today's in milliseconds, microseconds or nanoseconds since 1970 are taken for such. Times that
+    are 0, 1, 2, ... without a gap are an order, as where they were written with fractions.
+    """
+    if not len(time) or (time.min() == 0 and time.max() < len(time) and np.bincount(time).all()):
+        return None
+    typical = int(np.median(time[:: len(time) // SOME + 1]))
+    unit = next((unit for least, unit in TIME_UNITS if abs(typical) >= least), 1)
+    return np.clip((time - typical) // unit, 1 - (1 << 30), (1 << 30) - 1).astype(np.int32)
 
 
 class Population(NamedTuple):

@@ -110,7 +110,7 @@ def make_population(
     if label != "implicit":
         every = row_labels(rating, label, threshold)
         labels = Labels(label, *(every[rows] for rows in index.values()))
-    since = scale_times(time)
+    seconds = scale_times(time) if data.has_times and data.one_clock else None
     return Population(
         items,
         names[kept_clients],
@@ -126,7 +126,7 @@ def make_population(
         labels=labels,
         user_features=data.user_features,
         item_features=data.item_features,
-        times=Times(*(since[rows] for rows in index.values())) if data.has_times else None,
+        times=None if seconds is None else Times(*(seconds[rows] for rows in index.values())),
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxfed.core.model import TimesRead
 from jaxfed.core.streams import SetupStream, setup_rng
-from jaxfed.data.population import ALONE, SAMPLED, Label, Population, ProcessShare
+from jaxfed.data.population import ALONE, NO_TIMES, SAMPLED, Label, Population, ProcessShare
 from jaxfed.data.ragged import Ragged, concatenate_ranges
 from jaxfed.evaluation.candidates import DRAWS, UNIFORM, SampleOptions, make_candidates
 
@@ -158,7 +158,7 @@ def list_times(population: Population, part: str, users: np.ndarray, history: Pa
     Raises ValueError where rows have no times.
     """
     if population.times is None:
-        raise ValueError('model.time_bias: the rows have no times: set it to "none"')
+        raise ValueError(NO_TIMES)
     rows = population.train, population.valid, population.test
     train, valid, test = (
         Ragged(values, each.start).some(users) for values, each in zip(population.times, rows, strict=True)
@@ -260,6 +260,6 @@ def make_eval_batches(of: EvalSplit) -> Iterator[list[EvalBatch]]:
             if times is not None:
                 when = times.padded(user.ravel(), 0, widths[2] + 1).reshape(*user.shape, widths[2] + 1)
             clients = who[at], num_train[at], decile[at]
-            lists_of_users = targets, masked, history, sampled[user], labels, features[user], when
-            group.append(EvalBatch(*clients, local, *lists_of_users))
+            known = sampled[user], labels, features[user], when
+            group.append(EvalBatch(*clients, local, targets, masked, history, *known))
         yield group

@@ -15,20 +15,20 @@ from jaxfed.models.sequence import from_encoder
 from jaxfed.models.sequence_losses import SequenceLossName
 from jaxfed.models.transformer import check_heads, split_key
 
-CLASSES = 128  # of times apart, as in the authors' code
+CLASSES = 128  # of the time between two items, as in the authors' code
 
 
 def classify_times(later: jax.Array, earlier: jax.Array) -> jax.Array:
-    """int [T, S]: the classes of the times from each of `earlier` [S] to each of `later` [T]: floor(ln(max(1, t)) /
-    .301)."""
-    apart = jnp.maximum(later[:, None] - earlier, 1).astype(jnp.float32)
-    return jnp.minimum((jnp.log(apart) / 0.301).astype(jnp.int32), CLASSES - 1)
+    """int [T, S]: the classes of the seconds s from each of `earlier` [S] to each of `later` [T]: ln(max(1, s)) / .301,
+    rounded down."""
+    gap = jnp.maximum(later[:, None] - earlier, 1).astype(jnp.float32)
+    return jnp.minimum((jnp.log(gap) / 0.301).astype(jnp.int32), CLASSES - 1)
 
 
 class PointwiseBlock(nn.Module):
     """[u, v, q, k] = SiLU(W LN x); a = (SiLU(q k' + bias) / length, causal) v; x += W drop(u * LN a).
 
-    The bias is a number for each distance, and one for each class of times apart where these are known. Both
+    The bias is a number for each distance, and one for each class of the time between where times are read. Both
     normalisations are without scale and shift. The divisor is the length that the model reads, whatever a history is
     padded to.
     """
@@ -40,9 +40,9 @@ class PointwiseBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, live: jax.Array, key: jax.Array | None, apart: jax.Array | None = None
+        self, x: jax.Array, live: jax.Array, key: jax.Array | None, gap_class: jax.Array | None = None
     ) -> jax.Array:
-        """x [T, d], live bool [T], apart int [T, T]: see `classify_times`. Returns [T, d]."""
+        """x [T, d], live bool [T], gap_class int [T, T]: see `classify_times`. Returns [T, d]."""
         (places, dim), shape = x.shape, (4, self.heads, x.shape[-1] // self.heads)
         normalize = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)
         inner = nn.silu(nn.DenseGeneral(shape, use_bias=False, dtype=self.dtype, name="inner")(normalize(x)))
@@ -50,8 +50,8 @@ class PointwiseBlock(nn.Module):
         distance = jnp.arange(places)[:, None] - jnp.arange(places)
         bias = self.param("distance", nn.initializers.normal(0.02), (self.length,))
         bias = bias[jnp.maximum(distance, 0)]
-        if apart is not None:
-            bias += self.param("time", nn.initializers.normal(0.02), (CLASSES,))[apart]
+        if gap_class is not None:
+            bias += self.param("time", nn.initializers.normal(0.02), (CLASSES,))[gap_class]
         weights = nn.silu(jnp.einsum("thd,shd->tsh", query, keys) + bias[..., None])
         seen = (distance >= 0) & live
         weights = jnp.where(seen[..., None], weights, 0) / self.length
@@ -63,7 +63,7 @@ class PointwiseBlock(nn.Module):
 class PointwiseEncoder(nn.Module):
     """sqrt(d) times the item vectors through some blocks; order comes from the bias of distances.
 
-    request: whether times apart end at the time of the item to be predicted, in place of the latest one read.
+    request: whether the time between ends at the time of the item to be predicted, in place of the latest one read.
     """
 
     length: int
@@ -77,13 +77,13 @@ class PointwiseEncoder(nn.Module):
     @nn.compact
     def __call__(self, vectors, live, key=None, masked=None, times=None) -> jax.Array:
         """See `SequenceEncoder`."""
-        apart = None if times is None else classify_times(times[1:] if self.request else times[:-1], times[:-1])
+        gap_class = None if times is None else classify_times(times[1:] if self.request else times[:-1], times[:-1])
         keys, dtype = split_key(key, self.blocks + 1), jnp.dtype(self.compute_dtype)
         x = drop_out(vectors.shape[-1] ** 0.5 * vectors, self.rate, keys[0]).astype(dtype)
         make_block: Any = nn.remat(PointwiseBlock) if self.remat else PointwiseBlock
         for number in range(self.blocks):
             block = make_block(self.heads, self.length, self.rate, dtype, name=f"block_{number}")
-            x = block(x, live, keys[number + 1], apart)
+            x = block(x, live, keys[number + 1], gap_class)
         return nn.LayerNorm(name="norm")(x).astype(jnp.float32)
 
 
@@ -107,7 +107,7 @@ def hstu(
     """HSTU (Zhai et al. 2024, "Actions speak louder than words").
 
     The authors' code also has a bias of times that ends at the time of the item to be predicted. In a test on recorded
-    data that is the time of the held-out item, so figures with it are too high: `time_bias = "request"`, marked LEAKY.
+    data that is the time of the held-out item, which tells something of it: `time_bias = "request"`, marked LEAKY.
 
     Args:
         num_items: Number of items.
@@ -132,7 +132,7 @@ def hstu(
         The model.
 
     Raises:
-        ValueError: a size is below 1, or heads do not divide `dim`.
+        ValueError: a size is below 1, heads do not divide `dim`, or there is no such time_bias.
 
     Example:
         >>> import jaxfed as jf

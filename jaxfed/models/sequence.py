@@ -26,7 +26,7 @@ class SequenceEncoder(nn.Module):
     """The item vectors, and an encoder of those of a history.
 
     The encoder has __call__(vectors [T, d], live [T], key, masked [T]) -> [T, d]. key: of its dropout; None: there is
-    none. masked: places whose vector it must replace; None: none. One that reads times is also given `times` [T + 1].
+    none. masked: places whose vector it must replace; None: none. One that reads times is given them last, int [T + 1].
     """
 
     encoder: nn.Module
@@ -34,6 +34,7 @@ class SequenceEncoder(nn.Module):
     dim: int
     init_scale: float
     table_dtype: TableDtype
+    times: TimesRead = "none"
 
     @nn.compact
     def __call__(
@@ -47,6 +48,10 @@ class SequenceEncoder(nn.Module):
         shape = self.num_items, self.dim
         table = normal_variable(self, "tables", "item", shape, self.init_scale, self.table_dtype)
         vectors = table.astype(jnp.float32).at[sequence].get(mode="fill", fill_value=0)
+        if (times is None) != (self.times == "none"):
+            raise ValueError(
+                "the model reads times, and none are given" if times is None else "the model reads no times"
+            )
         known = () if times is None else (times,)
         return self.encoder(vectors, sequence < table.shape[0], key, masked, *known)
 
@@ -77,7 +82,7 @@ def check_sequence_model(
 ) -> None:
     """Raises ValueError for sizes that no model of sequences has, and for targets and times that there are none of."""
     if times not in get_args(TimesRead):
-        raise ValueError(f"from_encoder: no times {times!r}: choose one of {', '.join(get_args(TimesRead))}")
+        raise ValueError(f"no times {times!r} of a model of sequences: choose one of {', '.join(get_args(TimesRead))}")
     if times != "none" and targets == "masked":
         raise ValueError('from_encoder: times are those of next items: set times to "none", or targets to "next"')
     if targets not in ("next", "masked"):
@@ -110,7 +115,7 @@ def from_encoder(
         encoder: A module with __call__(vectors float32 [T, d], live bool [T], key, masked bool [T] or None) -> float32
             [T, d]. Unused positions (`live` False) come last and must not change the others. For `next`, output t may
             depend on vectors 0 to t alone; for `masked`, none on the vectors at `masked`. key: for dropout; None: none.
-            With `times` it has one more argument, int32 [T + 1]: entry t is the time of vector t.
+            With `times` it has a fifth argument, int32 [T + 1], seconds: entry t is the time of vector t.
         num_items: Number of items.
         dim: Numbers in the vector of an item, and of a user.
         length: Items of a history that the encoder reads, the latest.
@@ -122,14 +127,14 @@ def from_encoder(
         mask_share: Of masked targets: the share of items that are masked in a step.
         init_scale: Standard deviation of the normal numbers that item vectors start with.
         table_dtype: In what the server stores item vectors and clients download them.
-        times: Which of them output t depends on. none: it is given none. known: 0 to t. request: also t + 1, the time
-            of the target, which leaks: results are marked LEAKY.
+        times: The entries of them that output t may depend on. none: it is given none. known: 0 to t. request: also
+            t + 1, the time of the target, which leaks: results are marked LEAKY.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: a size is below 1, or there is no such loss.
+        ValueError: a size is below 1, or there is no such loss or such times.
 
     Example:
         >>> class SumOfItems(nn.Module):
@@ -141,7 +146,7 @@ def from_encoder(
     """
     check_sequence_model(dim, length, temperature, mask_share, targets, times)
     compare = find_sequence_loss(loss) if isinstance(loss, str) else loss
-    module = SequenceEncoder(encoder, num_items, dim, init_scale, table_dtype)
+    module = SequenceEncoder(encoder, num_items, dim, init_scale, table_dtype, times)
     share = mask_share if targets == "masked" else 0.0
     loss_of_history = partial(predict_targets, module, compare.value, temperature, share)
     init = partial(init_parameters, module, length + (share > 0), times != "none")

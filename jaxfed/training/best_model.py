@@ -103,7 +103,8 @@ def read_start(config: Any, begins: bool = True) -> SavedModel | None:
     whole, theta, private = jax.device_get((whole, theta, private))
     source, names = run.parts.data.source, run.parts.data.population.names
     model = run.parts.model
-    score = partial(score_by_history, model, shared) if model.closed or model.sequence else None
+    by_history = model.closed or (model.sequence and model.sequence.times == "none")
+    score = partial(score_by_history, model, shared) if by_history else None
     return SavedModel(folder, whole, theta, source.items, item_texts(source), private, names, score)
 
 

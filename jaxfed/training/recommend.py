@@ -94,7 +94,7 @@ def score_items(parts: RunParts, best: tuple[Tree, Tree], seat: UserPlace, view:
     """float [N]: the score of every item as evaluations compute it, -inf for what the user had.
 
     view: one of `Work.views`. A private part that nobody keeps is made of all that a user did, as is that of one who
-    never took part.
+    never took part. A model that reads the time of the request is given that of the latest interaction.
     """
     (shared, private), (population, user, client, home) = best, seat
     model, client_private, history = parts.model, (), np.zeros(0, np.int32)
@@ -107,8 +107,8 @@ def score_items(parts: RunParts, best: tuple[Tree, Tree], seat: UserPlace, view:
     local = np.asarray(user - population.client_offsets[client], np.int32)
     own = user_feature_rows(population, model.features, np.array(user))
     times = times_of_history(population, user) if model.sequence and model.sequence.times != "none" else history[:0]
-    parts_of_model = model, with_frozen(shared, model.frozen), client_private
-    found = np.array(predict_scores(*parts_of_model, local, history, own, times))
+    shared = with_frozen(shared, model.frozen)
+    found = np.array(predict_scores(model, shared, client_private, local, history, own, times))
     # a user may be at several clients, and is offered no item that occurs at any of them
     everywhere = find_user(parts.data.population, str(population.user_names[user]))
     had = [part.of(each) for group, each in everywhere for part in (group.train, group.valid, group.test)]

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-LEAKY_NOTE = "LEAKY: something of the held-out items is known, so figures are too high"
+LEAKY_NOTE = "LEAKY: train negatives exclude the held-out items, or the model reads when they were met"
 DIGITS = {"share": 4, "rounds": 0, "bytes": 0, "s": 1}  # after the point in a table, by unit
 
 
@@ -71,7 +71,7 @@ FIGURES: dict[str, Figure] = {
     "sampled_negatives": Figure(
         "items", "Where users have fewer negatives than `negatives` says: the most there are for one."
     ),
-    "leaky": Figure("", "true: data or model know something of the held-out items, so the metrics are too high."),
+    "leaky": Figure("", "true: train negatives exclude the held-out items, or the model reads when they were met."),
     "protocol": Figure("", "How the held-out rows were chosen; LEAKY where it leaks.", "", True),
     "history": Figure("", "What a test knows of a user, where that is more than train items.", "", True),
     "negatives": Figure("", "What `sampled` figures rank a held-out item among.", "", True),

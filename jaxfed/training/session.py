@@ -133,7 +133,7 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
                 impatient = 0 < settings.evaluation.patience <= progress.stale
                 progress.finished = final or impatient
                 if impatient and not final:
-                    log(describe_stop(progress, settings))
+                    log(describe_stop(session))
             if keep or progress.finished:
                 hooks.save()
             if due:
@@ -226,10 +226,12 @@ def choose_candidate(session: Session, sums: Tree) -> tuple[dict[str, float], fl
     return found
 
 
-def describe_stop(progress: Progress, settings: Any) -> str:
+def describe_stop(session: Session) -> str:
     """Why a run ends before its last round, and how to go on."""
+    settings, progress = session.settings, session.progress
+    select = "LEAKY " * session.parts.leaky + settings.evaluation.select
     return (
-        f"stopped after round {progress.round} of {settings.rounds}: {settings.evaluation.select} was best at round "
+        f"stopped after round {progress.round} of {settings.rounds}: {select} was best at round "
         f"{progress.best_round} ({progress.best_value:.4f}), and {progress.stale} evaluations since were no better; "
         "--evaluation.patience 0 turns this off"
     )

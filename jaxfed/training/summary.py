@@ -109,7 +109,7 @@ def summarize(session: Session, log_row: Callable[[dict[str, Any]], None] = lamb
     select = settings.evaluation.select
     last = progress.round, session.last_value
     if caution := describe_decline(select, (progress.best_round, progress.best_value), last):
-        log(caution)
+        log("LEAKY: " * parts.leaky + caution)
     log_row(mark_leaky(parts, {"round": progress.best_round, **test}))
     summary = {
         "rounds": progress.round,

@@ -35,8 +35,10 @@ DATA = DATA._replace(  # times are apart by different gaps, and no row has that 
     )
 )
 REGION = np.searchsorted([1, 3, 8, 25], DATA.interactions.user, "right")
+SECONDS = scale_times(DATA.interactions.time)
+assert len(np.unique(DATA.interactions.time - SECONDS)) == 1  # the common time
 TIME_OF = {
-    (DATA.users[user], item): time - DATA.interactions.time.min()
+    (DATA.users[user], item): time - (DATA.interactions.time - SECONDS)[0]
     for user, item, _, time in zip(*DATA.interactions, strict=True)
 }
 
@@ -114,17 +116,27 @@ def test_a_request_comes_with_the_time_of_the_first_held_out_item(part, past, pr
 
 def test_times_follow_users_who_are_cold():
     population = prepare_population(DATA, cold=0.3)[1]
-    for part in (population, population.cold):
-        for user in range(part.num_clients):
-            got = part.times.train[part.train.start[user] : part.train.start[user + 1]]
-            assert got.tolist() == time_of(part, user, part.train.of(user))
+    for group in (population, population.cold):
+        for user in range(group.num_clients):
+            for part, times in zip((group.train, group.valid, group.test), group.times, strict=True):
+                got = times[part.start[user] : part.start[user + 1]]
+                assert got.tolist() == time_of(group, user, part.of(user))
 
 
-def test_times_fit_32_bits():
-    assert scale_times(np.array([7, 5, 9])).tolist() == [2, 0, 4]
-    years = 10**12 + np.array([0, 86_400_000 * 365 * 10, 999])  # ten years in milliseconds
-    assert scale_times(years).tolist() == [0, 86_400_000 * 365 * 10 // 1000, 0]
-    assert scale_times(np.zeros(0, np.int64)).tolist() == []
+def test_times_are_seconds_however_they_are_written():
+    gaps = np.array([0, 86_400 * 120, 7, 3600, 86_400 * 30, 5])
+    for start, unit in ((1_600_000_000, 1), (1_600_000_000_000, 1000), (16 * 10**14, 10**6), (16 * 10**17, 10**9)):
+        seconds = scale_times(start + gaps * unit)
+        assert (seconds - seconds[0]).tolist() == gaps.tolist()
+    odd = scale_times(np.array([1_600_000_000, 1_600_000_050, 9_999_999_999_000]))
+    assert np.diff(odd).tolist() == [50, (1 << 30) - 1], "one odd row changes no other"
+    assert classify_times(jnp.array([(1 << 30) - 1]), jnp.array([1 - (1 << 30)])).tolist() == [[71]], "no wrap"
+
+
+def test_ranks_are_no_times():
+    assert scale_times(np.array([2, 0, 1, 1, 3])) is None
+    assert scale_times(np.array([2, 0, 1, 1, 5])) is not None
+    assert scale_times(np.zeros(0, np.int64)) is None
 
 
 # --- what a model does with them --------------------------------------------------------------------
@@ -278,9 +290,9 @@ def program(monkeypatch):
     return call
 
 
-def train(program, path, out, time_bias):
+def train(program, path, out, time_bias, *more):
     sizes = "--rounds", 2, "--evaluation.every", 1, "--cohort.size", 8, "--model.dim", 8
-    program("train", "ml100k_hstu", "--data.path", path, "--out", out, *sizes, "--model.time-bias", time_bias)
+    program("train", "ml100k_hstu", "--data.path", path, "--out", out, *sizes, "--model.time-bias", time_bias, *more)
 
 
 @pytest.mark.parametrize("time_bias", ["none", "known", "request"])
@@ -291,20 +303,52 @@ def test_a_run_with_request_times_is_marked(time_bias, program, tmp_path, capsys
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     marked = time_bias == "request"
     assert all(("leaky" in row) == marked for row in [summary, *rows])
-    assert summary["protocol"] == ("loo-clean, its time is known (LEAKY)" if marked else "loo-clean")
+    protocol = "loo-clean, the time of the held-out item is read (LEAKY)" if marked else "loo-clean"
+    assert summary["protocol"] == protocol
     assert ("LEAKY" in "".join(capsys.readouterr())) == marked
-    program("recommend", out, "--user", DATA.users[3])
-    program("evaluate", out)
-    assert ("LEAKY" in "".join(capsys.readouterr())) == marked
+    for command in (["recommend", out, "--user", DATA.users[3]], ["evaluate", out]):
+        program(*command)
+        assert ("LEAKY" in "".join(capsys.readouterr())) == marked
 
 
-def test_rows_without_times_are_refused_in_one_line(program, tmp_path, capsys):
-    path = write_rows(tmp_path / "rows.csv", times=False)
+@pytest.mark.parametrize("written", ["none", "fractions", "test rows have none"])
+def test_rows_without_times_are_refused_in_one_line(written, program, tmp_path, capsys):
+    path, more = write_rows(tmp_path / "rows.csv", times=written != "none"), ()
+    if written == "fractions":
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0], *(f"{line}.5" for line in lines[1:])]) + "\n")
+    if written == "test rows have none":
+        lines = [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
+        (tmp_path / "test.csv").write_text("\n".join([lines[0], *lines[1::9]]) + "\n")
+        kept = path.read_text().splitlines()
+        path.write_text("\n".join([kept[0], *(line for at, line in enumerate(kept[1:]) if at % 9)]) + "\n")
+        more = "--data.test", tmp_path / "test.csv"
     with pytest.raises(SystemExit) as stop:
-        train(program, path, tmp_path / "run", "known")
+        train(program, path, tmp_path / "run", "known", *more)
     assert stop.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.endswith('model.time_bias: the rows have no times: set it to "none"')
+    assert line.endswith('write times of all rows as whole numbers or dates, or set model.time_bias = "none"')
+    train(program, path, tmp_path / "run", "none", *more)  # which needs none
+
+
+def test_a_model_that_reads_times_neither_teaches_nor_learns_without_them(program, tmp_path, capsys):
+    path = write_rows(tmp_path / "rows.csv")
+    for name, time_bias in (("plain", "none"), ("timed", "known")):
+        train(program, path, tmp_path / name, time_bias)
+    start = "--start.distil-steps", 2, "--start.run"
+    for student, teacher, words in (("none", "timed", "that reads no times"), ("known", "plain", "have no times")):
+        with pytest.raises(SystemExit):
+            train(program, path, tmp_path / "run", student, *start, tmp_path / teacher)
+        assert words in capsys.readouterr().err.strip().splitlines()[-1]
+    train(program, path, tmp_path / "run", "none", *start, tmp_path / "plain")
+
+
+def test_times_that_are_missing_are_no_silence():
+    rows = jnp.array(ITEMS)
+    for time_bias, times in (("known", None), ("none", jnp.array(TIMES))):
+        model = make_model(time_bias)
+        with pytest.raises(ValueError, match="reads"):
+            model.fold_in(shared_of(model), History(rows, rows, 30, times))
 
 
 def test_times_of_masked_items_and_words_that_there_are_not():
