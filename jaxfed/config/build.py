@@ -36,6 +36,7 @@ from jaxfed.data import cache
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes
 from jaxfed.data.clients import Clients, make_clients
+from jaxfed.data.device_draws import CohortDrawer, make_drawer
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.population import Labels, Population, Times
@@ -70,6 +71,7 @@ class RunParts(NamedTuple):
     epsilon: Callable[[int], float]  # rounds -> what was spent; see `make_ledger`
     processes: Processes = Processes()
     cold_evaluator: Any = None  # for clients of which nothing is kept; see `check_cold_start`
+    drawer: CohortDrawer | None = None  # None: rounds are drawn on the host
 
     @property
     def protocol(self) -> str:
@@ -193,4 +195,5 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
         epsilon=epsilon,
         processes=runtime.processes,
         cold_evaluator=evaluation.cold_evaluator,
+        drawer=make_drawer(data.population, batching, shapes) if batching.draws == "device" else None,
     )

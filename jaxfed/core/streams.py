@@ -28,6 +28,7 @@ class Stream(IntEnum):
     CYCLE = 3 * WORD + 2  # the fixed order of cyclic cohorts
     ARRIVALS = 3 * WORD + 3  # who is asked next in asynchronous rounds
     SHARED_NEGATIVES = 3 * WORD + 4  # of the sequences of a round's clients
+    DEVICE_DRAWS = 3 * WORD + 5  # the key of a round whose batches are drawn on devices
     AWAKE = 4 * WORD  # of clients: who can be asked in an hour
     TRIPS = 5 * WORD  # of clients: how long a visit takes
     EXAMPLES = ROUND_LIMIT * WORD  # of clients: shuffles and negatives of training, a key for each round

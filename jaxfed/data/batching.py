@@ -4,7 +4,7 @@ All of it is a function of (seed, round, client): the random numbers of a client
 whatever cohort it is in. Everything else is done for the whole cohort at once, without a loop over clients.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Batching(NamedTuple):
         sequence: A step reads histories in place of examples, with so many `negatives` for all of it, drawn from the
             whole catalogue. The model says so.
         shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
+        draws: Where shuffles and negatives are drawn: `host`, by NumPy, or `device`, with other random numbers, where a
+            client's negatives of a round repeat only after all others have come.
 
     Example:
         >>> import jaxfed as jf
@@ -44,6 +46,7 @@ class Batching(NamedTuple):
     features: tuple[str, ...] = ()
     sequence: SequenceFormat | None = None
     shared_negatives: bool = False
+    draws: Literal["host", "device"] = "host"
 
     @property
     def width(self) -> int:

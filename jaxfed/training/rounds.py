@@ -20,6 +20,7 @@ from jaxfed.core.state import State
 from jaxfed.core.tree import count_bytes
 from jaxfed.core.types import Cohort, Key, Tree
 from jaxfed.core.wire import Wire
+from jaxfed.data.device_draws import count_held_rows
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.evaluation.split import EvalSplit
@@ -162,7 +163,10 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
         ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
         time = sampler.clock(seed, round) if sampler.clock else None
     with time_stage(stages, "pack"):
-        cohort = pack_cohort(population, parts.batching, parts.shapes, ids, present, seed, round, union)
+        if parts.drawer:
+            cohort = parts.drawer.draw(ids, present, seed, round)
+        else:
+            cohort = pack_cohort(population, parts.batching, parts.shapes, ids, present, seed, round, union)
     held, rows = count_rows(parts, cohort)
     who = np.concatenate([ids[block.slots[block.slots < len(ids)]] for block in cohort.blocks])
     asked, down = int((ids < population.num_clients).sum()), int(parts.wire.in_round(round).down(held, rows, who).sum())
@@ -178,7 +182,11 @@ def count_rows(parts: RunParts, cohort: Cohort) -> tuple[np.ndarray, int]:
     are over these."""
     shapes, items = parts.shapes, parts.data.population.num_items
     end = shapes.end if cohort.rows is None or shapes.pairs else len(cohort.rows)
-    held = np.concatenate([(block.rows < end).sum(1)[block.slots < len(cohort.ids)] for block in cohort.blocks])
+    if parts.drawer:  # without waiting for what is drawn
+        who = np.concatenate([cohort.ids[block.slots[block.slots < len(cohort.ids)]] for block in cohort.blocks])
+        held = count_held_rows(parts.data.population, parts.batching, who)
+    else:
+        held = np.concatenate([(block.rows < end).sum(1)[block.slots < len(cohort.ids)] for block in cohort.blocks])
     held, size = (count_pairs(held), count_pairs(items)) if shapes.pairs else (held, items)
     return held, size if cohort.rows is None else int((np.asarray(cohort.rows) < size).sum())
 
@@ -198,6 +206,8 @@ def compile_programs(parts: RunParts, state: State, key: Key) -> float:
     """Compiles every program of a round by running nobody through every shape of block; returns seconds. A closed form
     is not solved where nobody reports."""
     begin = time.perf_counter()
+    if parts.drawer:
+        parts.drawer.compile()
     empty = empty_cohort(parts.data.population, parts.batching, parts.shapes)
     empty = empty._replace(ages=np.zeros(len(empty.ids), np.int32) if parts.sampler.history_length else None)
 

@@ -1,0 +1,91 @@
+"""Keyed bijections: random orders whose every element is computed by itself, on any device, without a sort."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FEISTEL_ROUNDS = 8
+SHORTEST_HALF = 6  # a network on smaller halves takes many rounds more
+GOLDEN, STRIDE = np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B)
+
+
+class BijectionKey(NamedTuple):
+    """Two words of a keyed bijection."""
+
+    even: jax.Array  # uint32
+    odd: jax.Array  # uint32
+
+
+def hash_bits(x: jax.Array) -> jax.Array:
+    """uint32 -> uint32: each bit of the result depends on all bits (lowbias32, Wellons 2018)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def fold_bits(key: BijectionKey, number: jax.Array | int) -> BijectionKey:
+    """The key of a number below a key."""
+    number = jnp.asarray(number).astype(jnp.uint32)
+    return BijectionKey(
+        hash_bits(hash_bits(number * GOLDEN + key.even) + key.odd),
+        hash_bits(hash_bits(number * STRIDE + key.odd) ^ key.even),
+    )
+
+
+def divide(index: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(int32 quotient, int32 remainder) of integers from 0 to below 2^31; the quotient must be below 2^20.
+
+    By the quotient of floats, which is off by one at most: a processor divides several floats at a time.
+    """
+    quotient = (index.astype(jnp.float32) / size.astype(jnp.float32)).astype(jnp.int32)
+    rest = index - quotient * size
+    off = (rest >= size).astype(jnp.int32) - (rest < 0)
+    return quotient + off, rest - off * size
+
+
+def move_once(index: jax.Array, high: jax.Array, low: jax.Array, key: BijectionKey) -> jax.Array:
+    """int32: a keyed bijection of [0, high * low), by a Feistel network on pairs (index // low, index % low).
+
+    Each of its rounds moves one half around by a hash of the other half.
+    """
+    halves = [half.astype(jnp.uint32) for half in divide(index, low)]
+    sizes = [high.astype(jnp.uint32), low.astype(jnp.uint32)]
+    for number in range(FEISTEL_ROUNDS):
+        this, other = number % 2, 1 - number % 2
+        salt = key[this] + jnp.uint32(number * int(STRIDE) & 0xFFFFFFFF)
+        moved = halves[this] + ((hash_bits(halves[other] * GOLDEN + salt) >> 16) * sizes[this] >> 16)
+        halves[this] = jnp.where(moved >= sizes[this], moved - sizes[this], moved)
+    return (halves[0] * sizes[1] + halves[1]).astype(jnp.int32)
+
+
+def permute_indices(index: jax.Array, size: jax.Array, key: BijectionKey, largest: int) -> jax.Array:
+    """int32 [m, k]: keyed bijections of [0, size) at each index.
+
+    A bijection of [0, s), s a little above the size; one that lands past the size goes on from there until it does not
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Where each of the few numbers between size and s
+    ends is computed once.
+
+    Args:
+        index: int [m, k]: from 0 to below `size`.
+        size: int [m, 1]: from 1 to below 2^30.
+        key: which bijections, uint32 [m, 1].
+        largest: no size is above.
+    """
+    high = jnp.maximum(jnp.ceil(jnp.sqrt(size.astype(jnp.float32))).astype(jnp.int32), SHORTEST_HALF)
+    low = jnp.maximum(divide(size + high - 1, high)[0], SHORTEST_HALF)
+    past = size + jnp.arange(max(math.isqrt(largest) + 2, SHORTEST_HALF**2))  # from the size on, to s and beyond
+
+    def goes_on(walk):
+        return (walk[0] < past.shape[-1]) & jnp.any(walk[1] >= size)  # what never ends is where no index lands
+
+    def go_on(walk):
+        return walk[0] + 1, jnp.where(walk[1] >= size, move_once(walk[1], high, low, key), walk[1])
+
+    ends = move_once(jnp.minimum(past, high * low - 1), high, low, key)
+    ends = jax.lax.while_loop(goes_on, go_on, (0, ends))[1]
+    landed = move_once(index, high, low, key)
+    end = jnp.take_along_axis(ends, jnp.clip(landed - size, 0, past.shape[-1] - 1), 1, mode="clip")
+    return jnp.where(landed >= size, end, landed)
