@@ -6,7 +6,9 @@ epoch are shuffled by another keyed bijection. So what lies at a place of a step
 round, client, epoch) and of sizes that are known before anything is drawn.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ import numpy as np
 
 from jaxfed.core.client_work import Batches
 from jaxfed.core.streams import Stream, host_rng
-from jaxfed.core.types import Array, Block, Cohort
+from jaxfed.core.types import Block, Cohort
 from jaxfed.data.batching import Batching, measure_clients
 from jaxfed.data.bijections import BijectionKey, divide, fold_bits, permute_indices
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, plan_blocks
@@ -26,12 +28,12 @@ from jaxfed.data.population import Population
 class DeviceData(NamedTuple):
     """The train items of all clients on a device, each client's end to end; the last client is nobody, with none."""
 
-    start: Array  # int32 [C + 2]: where each client's begin
-    items: Array  # int32 [E]: in the order of time
-    labels: Array | None  # float32 [E]; None: every row is a click
-    excluded_start: Array  # int32 [C + 2]: of the items that are no negatives of each client
-    gaps: Array  # int32 [X]: these items, sorted for each client, each less its place there
-    negatives: Array | None  # int32: all other items of each client, end to end; None: too many
+    start: jax.Array  # int32 [C + 2]: where each client's begin
+    items: jax.Array  # int32 [E]: in the order of time
+    labels: jax.Array | None  # float32 [E]; None: every row is a click
+    excluded_start: jax.Array  # int32 [C + 2]: of the items that are no negatives of each client
+    gaps: jax.Array  # int32 [X]: these items, sorted for each client, each less its place there
+    negatives: jax.Array | None  # int32: all other items of each client, end to end; None: too many
 
 
 def put_data(population: Population) -> DeviceData:
@@ -39,8 +41,14 @@ def put_data(population: Population) -> DeviceData:
     excluded, labels, listed = population.excluded, population.labels, population.negative_index.negatives
     gaps = excluded.values - (np.arange(len(excluded.values)) - np.repeat(excluded.start[:-1], excluded.counts))
     starts = [np.append(start, start[-1]).astype(np.int32) for start in (population.train.start, excluded.start)]
-    arrays = starts[0], population.train.values, labels and labels.train, starts[1], gaps.astype(np.int32), listed
-    return jax.tree.map(jnp.asarray, DeviceData(*arrays))
+    return DeviceData(
+        start=jnp.asarray(starts[0]),
+        items=jnp.asarray(population.train.values),
+        labels=None if labels is None else jnp.asarray(labels.train),
+        excluded_start=jnp.asarray(starts[1]),
+        gaps=jnp.asarray(gaps.astype(np.int32)),
+        negatives=None if listed is None else jnp.asarray(listed),
+    )
 
 
 def check_device_draws(population: Population, batching: Batching, shapes: BlockShapes) -> None:
@@ -253,10 +261,14 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
             rows, blocks = list_rows(blocks)
         return Cohort(ids.astype(np.int32), present, tuple(blocks), rows)
 
-    def compile_kinds():
+    def compile_kind(kind):
         none, key = np.zeros(0, np.int64), BijectionKey(*np.zeros(2, np.uint32))
-        where = BlockPlan(none, [block_shape(shapes, *kind) for kind in shapes.kinds], none, none, none)
+        where = BlockPlan(none, [block_shape(shapes, *kind)], none, none, none)
         blocks = list(draw_blocks(np.full(shapes.slots, nobody), none, where, key))
         jax.block_until_ready(list_rows(blocks) if shapes.room else blocks)
+
+    def compile_kinds():
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_kind, shapes.kinds))
 
     return CohortDrawer(draw, compile_kinds)

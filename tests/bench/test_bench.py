@@ -37,6 +37,16 @@ def test_every_method_runs_the_same_round(experiment, method, monkeypatch):
         np.testing.assert_allclose(np.asarray(other.params()[name]), np.asarray(value), atol=2e-6, err_msg=name)
 
 
+def test_rounds_drawn_on_the_device_train_on_as_much(experiment, monkeypatch):
+    monkeypatch.setattr(workloads, "TOGETHER", 1)
+    one, other = METHODS["ours"](experiment), METHODS["device_draws"](experiment)
+    before = jax.tree.map(np.array, one.params())
+    one.go(0), other.go(0)
+    moves = [np.abs(each.params()["user"] - before["user"]).mean() for each in (one, other)]
+    assert 0.5 < moves[0] / moves[1] < 2, "nine clients, whose negatives are others"
+    assert np.abs(one.params()["item"] - other.params()["item"]).max() > 1e-4, "of other negatives"
+
+
 def test_a_workload_that_cannot_run_leaves_the_others(tmp_path, monkeypatch, capsys):
     """Of all of them; one that is asked for by name is an error."""
 

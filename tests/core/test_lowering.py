@@ -1,6 +1,7 @@
 """Rounds and evaluations lower for TPU and CUDA, on a machine that has neither: nothing in them asks for a CPU."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jax import export
 from jaxfed.channels.average import mean
 from jaxfed.core.channel import chain
 from jaxfed.core.link import link
+from jaxfed.data.bijections import BijectionKey
+from jaxfed.data.device_draws import draw_block, list_draw_sizes, put_data
 from jaxfed.data.packing import empty_cohort
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 from tests.laws.test_laws import AXES, COVERED, USUAL, experiment, name_of
@@ -75,6 +78,13 @@ def test_the_cover_covers():
 @pytest.mark.parametrize("case", COVER, ids=name_of)
 def test_a_round_lowers(case):
     check_round(experiment(case).made)
+
+
+def test_a_draw_on_the_device_lowers():
+    made = experiment(USUAL).made
+    sizes = list_draw_sizes(made.data.population, made.batching, made.shapes)
+    draw = partial(draw_block, [*sizes.values()][-1], made.batching, made.data.num_items, made.shapes.end)
+    lowered(jax.jit(draw), put_data(made.data.population), jnp.arange(4), BijectionKey(jnp.uint32(1), jnp.uint32(2)))
 
 
 @pytest.mark.parametrize("case", COVER[: len(MODELS)], ids=name_of)

@@ -2,6 +2,8 @@
 same draws."""
 
 import itertools
+import json
+import sys
 from functools import partial
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxfed.cli import main
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.tables import unwrap
@@ -23,7 +26,7 @@ from jaxfed.data.device_draws import count_held_rows, find_negatives, make_drawe
 from jaxfed.data.packing import lay_out_examples, list_cohort_rows, list_example_widths, pack_cohort, split_blocks
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
-from jaxfed.training.rounds import initial_arrays, make_run_keys
+from jaxfed.training.rounds import count_rows, initial_arrays, make_run_keys, prepare_round
 from tests.small import close
 
 DATA = synthetic_data(60, 50, mean_length=12)
@@ -368,6 +371,42 @@ def test_a_round_of_the_same_draws_is_that_of_the_host(optimizer, lazy):
 
 
 # --- as a user runs it ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def program(monkeypatch, tmp_path):
+    """Trains in this process, and returns the summary."""
+
+    def call(out, rounds, *more):
+        words = "--rounds", rounds, "--evaluation.every", 2, "--run.checkpoint-every", 2, "--work.draws", "device"
+        words = "train", "synthetic_1k", "--out", tmp_path / out, *words, "--cohort.size", 24, *more
+        monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, words)])
+        monkeypatch.setattr(main, "set_up_process", lambda: None)
+        main.main()
+        return json.loads((tmp_path / out / "summary.json").read_text())
+
+    return call
+
+
+def test_a_run_goes_on_where_it_was_and_is_that_of_one_device_on_eight(program):
+    whole = program("whole", 4)
+    program("resumed", 2)
+    assert program("resumed", 4, "--resume")["params_sha256"] == whole["params_sha256"]
+    assert program("host", 4, "--work.draws", "host")["params_sha256"] != whole["params_sha256"]
+    eight = program("eight", 4, "--run.devices", 8)
+    for name in ("bytes_up_total", "bytes_down_total"):
+        assert eight[name] == whole[name]
+    assert eight["test/full/mrr"] == pytest.approx(whole["test/full/mrr"], rel=1e-3)  # sums in another order
+
+
+def test_the_bytes_are_those_of_the_rows_that_clients_hold():
+    """Counted without a look at what was drawn; each client is sent its rows, and sends them."""
+    parts = make_parts()
+    ready = prepare_round(parts, 0, 0)
+    held = [(np.asarray(block.rows) < len(ready.cohort.rows)).sum(1) for block in ready.cohort.blocks]
+    counted = count_rows(parts, ready.cohort)
+    assert counted[0].tolist() == np.concatenate(held)[: len(counted[0])].tolist()
+    assert counted[1] == (np.asarray(ready.cohort.rows) < ITEMS).sum()
 
 
 @pytest.mark.parametrize(
