@@ -21,6 +21,7 @@ def add_bench_options(command: Callable[..., argparse.ArgumentParser]) -> None:
 def bench_command(args: argparse.Namespace) -> None:
     """jaxfed bench"""
     from jaxfed.bench import workloads as measuring
+    from jaxfed.bench.promises import print_report
     from jaxfed.config.schema import suggest
     from jaxfed.training.log import log
     from jaxfed.training.run_dir import write_file
@@ -44,4 +45,4 @@ def bench_command(args: argparse.Namespace) -> None:
             continue
         if args.json:
             write_file(Path(args.json), json.dumps(figures, indent=1) + "\n")
-    measuring.print_report(figures)
+    print_report(figures)

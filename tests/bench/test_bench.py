@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxfed.bench import workloads
-from jaxfed.bench.workloads import METHODS, WORKLOADS, Workload, check_targets, make_bench_experiment, measure_in_turn
+from jaxfed.bench.promises import check_targets
+from jaxfed.bench.workloads import METHODS, WORKLOADS, Workload, make_bench_experiment, measure_in_turn
 from jaxfed.cli import main
 from jaxfed.training.timing import peak_megabytes
 

@@ -1,0 +1,61 @@
+"""What `jaxfed bench` prints: its figures, and which of the promised ratios hold."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from jaxfed.training.terminal_table import print_table
+
+# what the project promises: a name, ours from the figures, and its bound
+PROMISES: tuple[tuple[str, Callable[[dict], float], Callable[[float], bool], str], ...] = (
+    ("W1: sequential / ours", lambda f: f["W1"]["sequential_ms"] / f["W1"]["ours_ms"], lambda x: x >= 4, ">= 4"),
+    ("W1: dense-vmap / ours", lambda f: f["W1"]["dense_vmap_ms"] / f["W1"]["ours_ms"], lambda x: x >= 25, ">= 25"),
+    ("W2: sequential / ours", lambda f: f["W2"]["sequential_ms"] / f["W2"]["ours_ms"], lambda x: x >= 80, ">= 80"),
+    ("W2 / W1, time of a round", lambda f: f["W2"]["ours_ms"] / f["W1"]["ours_ms"], lambda x: x <= 2.5, "<= 2.5"),
+    ("W3 / W1, time of a round", lambda f: f["W3"]["ours_ms"] / f["W1"]["ours_ms"], lambda x: x <= 4, "<= 4"),
+    ("W1: ours / limit", lambda f: f["W1"]["ours_ms"] / f["W1"]["limit_ms"], lambda x: x <= 5, "<= 5"),
+    ("W2: ours / limit", lambda f: f["W2"]["ours_ms"] / f["W2"]["limit_ms"], lambda x: x <= 2.5, "<= 2.5"),
+    (
+        "W3: peak memory, GB over 3 tables",
+        lambda f: f["W3"]["peak_memory_mb"] / 1e3 - 3 * 1e6 * 65 * 4 / 1e9,
+        lambda x: x <= 1.5,
+        "<= 1.5",
+    ),
+    ("W4: peak memory, GB", lambda f: f["W4"]["peak_memory_mb"] / 1e3, lambda x: x <= 10, "<= 10"),
+    ("W4: client updates a second", lambda f: f["W4"]["clients_per_second"], lambda x: x >= 1000, ">= 1000"),
+    ("W5: sequential / ours", lambda f: f["W5"]["sequential_ms"] / f["W5"]["ours_ms"], lambda x: x >= 5, ">= 5"),
+    ("W6: sequential / ours", lambda f: f["W6"]["sequential_ms"] / f["W6"]["ours_ms"], lambda x: x >= 5, ">= 5"),
+)
+
+
+def check_targets(figures: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, bool]]:
+    """(what, its value, the bound, whether it holds) of every promise that these figures tell."""
+    checked = []
+    for what, value, holds, bound in PROMISES:
+        try:
+            number = value(figures)
+        except (KeyError, TypeError):  # a workload that was not run, a baseline that does not fit
+            continue
+        checked.append((what, number, bound, holds(number)))
+    return checked
+
+
+def print_report(figures: dict[str, dict[str, Any]]) -> None:
+    """Prints a table of the workloads, then what was promised and what was missed."""
+    out = Console(highlight=False, soft_wrap=True)
+    columns = (
+        "ours_ms",
+        "device_draws_ms",
+        "sequential_ms",
+        "dense_vmap_ms",
+        "limit_ms",
+        "clients_per_second",
+        "compile_seconds",
+    )
+    heads = [column.replace("_ms", "").replace("_", " ") for column in ("", *columns, "peak_memory_mb")]
+    values = {name: [row.get(column) for column in (*columns, "peak_memory_mb")] for name, row in figures.items()}
+    lines = [[name, *("-" if x is None else f"{x:,.1f}" for x in each)] for name, each in values.items()]
+    print_table(out, "ms a round, medians", heads, lines)
+    for what, value, bound, holds in check_targets(figures):
+        out.print(f"{what:>36}  {value:10.2f}  {bound:>8}  {'' if holds else 'MISSED'}")
