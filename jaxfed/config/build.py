@@ -195,5 +195,5 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
         epsilon=epsilon,
         processes=runtime.processes,
         cold_evaluator=evaluation.cold_evaluator,
-        drawer=make_drawer(data.population, batching, shapes) if batching.draws == "device" else None,
+        drawer=make_drawer(data.population, batching, shapes) if batching.draw_on == "device" else None,
     )

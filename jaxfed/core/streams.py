@@ -1,7 +1,8 @@
 """Which random numbers are whose: every purpose has a stream of its own, and no two share numbers.
 
-Three kinds: counter-based ones of the host (`Stream`: Philox, a function of seed, round and client), numbers drawn once
-when data are prepared (`SetupStream`: a function of a seed and sizes), and keys of JAX, folded from a round's key.
+Four kinds: counter-based ones of the host (`Stream`: Philox, a function of seed, round and client), numbers drawn once
+when data are prepared (`SetupStream`: a function of a seed and sizes), keys of JAX, folded from a round's key, and keys
+of `data.bijections`, which begin with two words of a `Stream` and are folded with clients and epochs.
 Numbers here are part of what a run computes: a change of one changes the runs that use it.
 """
 

@@ -29,7 +29,7 @@ class Batching(NamedTuple):
         sequence: A step reads histories in place of examples, with so many `negatives` for all of it, drawn from the
             whole catalogue. The model says so.
         shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
-        draws: Where shuffles and negatives are drawn: `host`, by NumPy, or `device`, with other random numbers, where a
+        draw_on: Where shuffles and negatives are drawn: host, by NumPy, or device, with other random numbers; there a
             client's negatives of a round repeat only after all others have come.
 
     Example:
@@ -46,7 +46,7 @@ class Batching(NamedTuple):
     features: tuple[str, ...] = ()
     sequence: SequenceFormat | None = None
     shared_negatives: bool = False
-    draws: Literal["host", "device"] = "host"
+    draw_on: Literal["host", "device"] = "host"
 
     @property
     def width(self) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-FEISTEL_ROUNDS = 8
+FEISTEL_ROUNDS = 8  # with 6, some pairs of places are more frequent than others
 SHORTEST_HALF = 6  # a network on smaller halves takes many rounds more
 GOLDEN, STRIDE = np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B)
 
@@ -71,21 +71,18 @@ def permute_indices(index: jax.Array, size: jax.Array, key: BijectionKey, larges
     Args:
         index: int [m, k]: from 0 to below `size`.
         size: int [m, 1]: from 1 to below 2^30.
-        key: which bijections, uint32 [m, 1].
+        key: which bijections, words [m, 1].
         largest: no size is above.
     """
     high = jnp.maximum(jnp.ceil(jnp.sqrt(size.astype(jnp.float32))).astype(jnp.int32), SHORTEST_HALF)
     low = jnp.maximum(divide(size + high - 1, high)[0], SHORTEST_HALF)
     past = size + jnp.arange(max(math.isqrt(largest) + 2, SHORTEST_HALF**2))  # from the size on, to s and beyond
 
-    def goes_on(walk):
-        return (walk[0] < past.shape[-1]) & jnp.any(walk[1] >= size)  # what never ends is where no index lands
-
-    def go_on(walk):
-        return walk[0] + 1, jnp.where(walk[1] >= size, move_once(walk[1], high, low, key), walk[1])
+    def go_on(index, ends):
+        end = jnp.take_along_axis(ends, jnp.clip(index - size, 0, past.shape[-1] - 1), 1, mode="clip")
+        return jnp.where(index >= size, end, index)
 
     ends = move_once(jnp.minimum(past, high * low - 1), high, low, key)
-    ends = jax.lax.while_loop(goes_on, go_on, (0, ends))[1]
-    landed = move_once(index, high, low, key)
-    end = jnp.take_along_axis(ends, jnp.clip(landed - size, 0, past.shape[-1] - 1), 1, mode="clip")
-    return jnp.where(landed >= size, end, landed)
+    for _ in range(past.shape[-1].bit_length()):  # each time twice as many jumps; no index lands where they never end
+        ends = go_on(ends, ends)
+    return go_on(move_once(index, high, low, key), ends)

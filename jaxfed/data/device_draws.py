@@ -1,15 +1,15 @@
-"""Rounds that are drawn where their clients train: shuffles and negatives in closed form, without a sort or the host.
+"""Rounds that are drawn where their clients train, without a sort and without the host.
 
-A client has n train items, and `free` items that may be its negatives. Its negatives of a round, epoch after epoch, are
-the values of a keyed bijection of [0, free) at 0, 1, 2, ...: none comes twice before all have come. The examples of an
-epoch are shuffled by another keyed bijection. So what lies at a place of a step is a function of that place, of (seed,
-round, client, epoch) and of sizes that are known before anything is drawn.
+A client has n train items, and `free` items that may be its negatives. A key of (seed, round, client) chooses a random
+order of these: a bijection of [0, free), see `bijections`. The negatives of a round, epoch after epoch, are its values
+at 0, 1, 2, ...: none comes twice before all have come. Other bijections say at which places of an epoch its train items
+lie. So what lies at a place of a step follows from that place and from sizes that are known before anything is drawn.
 """
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -24,6 +24,9 @@ from jaxfed.data.bijections import BijectionKey, divide, fold_bits, permute_indi
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, plan_blocks
 from jaxfed.data.population import Population
 
+LARGEST = 1 << 30  # no bijection is of as many numbers
+MOST_LAPS = 1 << 20  # as often does no client come to the same negative
+
 
 class DeviceData(NamedTuple):
     """The train items of all clients on a device, each client's end to end; the last client is nobody, with none."""
@@ -32,21 +35,24 @@ class DeviceData(NamedTuple):
     items: jax.Array  # int32 [E]: in the order of time
     labels: jax.Array | None  # float32 [E]; None: every row is a click
     excluded_start: jax.Array  # int32 [C + 2]: of the items that are no negatives of each client
-    gaps: jax.Array  # int32 [X]: these items, sorted for each client, each less its place there
+    gaps: jax.Array  # int32 [X]: these items, sorted for each client, each less its place there; [0]: not needed
     negatives: jax.Array | None  # int32: all other items of each client, end to end; None: too many
 
 
 def put_data(population: Population) -> DeviceData:
     """What clients train on, as arrays of a device."""
     excluded, labels, listed = population.excluded, population.labels, population.negative_index.negatives
-    gaps = excluded.values - (np.arange(len(excluded.values)) - np.repeat(excluded.start[:-1], excluded.counts))
+    gaps = np.zeros(0, np.int32)
+    if listed is None:
+        gaps = excluded.values + np.repeat(excluded.start[:-1], excluded.counts).astype(np.int32)
+        gaps -= np.arange(len(gaps), dtype=np.int32)
     starts = [np.append(start, start[-1]).astype(np.int32) for start in (population.train.start, excluded.start)]
     return DeviceData(
         start=jnp.asarray(starts[0]),
         items=jnp.asarray(population.train.values),
         labels=None if labels is None else jnp.asarray(labels.train),
         excluded_start=jnp.asarray(starts[1]),
-        gaps=jnp.asarray(gaps.astype(np.int32)),
+        gaps=jnp.asarray(gaps),
         negatives=None if listed is None else jnp.asarray(listed),
     )
 
@@ -55,17 +61,22 @@ def check_device_draws(population: Population, batching: Batching, shapes: Block
     """Raises ValueError where rounds cannot be drawn on the device."""
     reasons = {
         "batches of pairs": batching.pairwise,
-        "histories": batching.sequence is not None or batching.ordered,
-        "clients with several users": population.users_per_client > 1,
-        "domains": population.domains is not None,
-        "features": bool(batching.features),
-        "flipped labels": population.label_flipped is not None,
-        "several processes": shapes.share.size > 1,
+        "batches of histories": batching.sequence is not None,
+        "sums for a closed form": batching.ordered,
+        "batches of clients with several users": population.users_per_client > 1,
+        "batches of domains": population.domains is not None,
+        "batches with features": bool(batching.features),
+        "batches with flipped labels": population.label_flipped is not None,
+        "batches of several processes": shapes.share.size > 1,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
-        raise ValueError(f'work.draws = "device": {found[0]} are drawn on the host alone: set it to "host"')
-    if max(len(population.train.values), len(population.excluded.values)) >= 1 << 31:
-        raise ValueError('work.draws = "device": it counts fewer than 2^31 train rows: set it to "host"')
+        raise ValueError(f'work.draw_on = "device": {found[0]} are drawn on the host alone: set it to "host"')
+    n, free = population.num_train, np.maximum(population.num_items - population.excluded.counts, 1)
+    drawn = batching.epochs * batching.negatives * n
+    most = max(population.num_items, int((drawn + batching.epochs * n).max()))
+    rows = max(len(population.train.values), len(population.excluded.values))
+    if most >= LARGEST or rows >= 2 * LARGEST or (drawn // free).max() >= MOST_LAPS:
+        raise ValueError('work.draw_on = "device": it counts in 32 bits, too few for these data: set it to "host"')
 
 
 def find_negatives(data: DeviceData, client: jax.Array, rank: jax.Array, items: int, longest: int) -> jax.Array:
@@ -78,7 +89,7 @@ def find_negatives(data: DeviceData, client: jax.Array, rank: jax.Array, items: 
         return data.negatives.at[client * items - begin + rank].get(mode="clip")
     low, high = jnp.broadcast_to(begin, rank.shape), jnp.broadcast_to(data.excluded_start[client + 1], rank.shape)
     for _ in range(int(longest).bit_length()):
-        middle = (low + high) // 2
+        middle = low + (high - low) // 2
         is_below = (low < high) & (data.gaps.at[middle].get(mode="clip") <= rank)
         low, high = jnp.where(is_below, middle + 1, low), jnp.where(is_below, high, middle)
     return rank + low - begin
@@ -223,7 +234,8 @@ class CohortDrawer(NamedTuple):
 def make_drawer(population: Population, batching: Batching, shapes: BlockShapes) -> CohortDrawer:
     """What draws the cohorts of a run. Raises ValueError where it cannot, see `check_device_draws`."""
     check_device_draws(population, batching, shapes)
-    data, nobody, end = put_data(population), population.num_clients, shapes.end
+    batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
+    nobody, end, put = population.num_clients, shapes.end, cache(lambda: put_data(population))  # once rounds begin
     programs = {
         kind: jax.jit(partial(draw_block, sizes, batching, population.num_items, end))
         for kind, sizes in list_draw_sizes(population, batching, shapes).items()
@@ -237,7 +249,7 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
         low = 0
         for clients, steps, _, width in where.shapes:
             client, slot = lanes[:, low : low + clients]
-            held, num_train, batches = programs[steps, width](data, client, key)
+            held, num_train, batches = programs[steps, width](put(), client, key)
             yield Block(slot, held, num_train, batches)
             low += clients
 
@@ -268,6 +280,7 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
         jax.block_until_ready(list_rows(blocks) if shapes.room else blocks)
 
     def compile_kinds():
+        put()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_kind, shapes.kinds))
 

@@ -21,9 +21,8 @@ from jaxfed.core.tables import l2_norm, num_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Mechanism, Tree
 from jaxfed.data.clients import Clients
-from jaxfed.data.packing import pack_cohort
 from jaxfed.training.best_model import read_start
-from jaxfed.training.rounds import initial_arrays, make_run_keys
+from jaxfed.training.rounds import draw_cohort, initial_arrays, make_run_keys
 
 # A difference of two float32 sums of hundreds of clients is right to some thousandth of one client's bound.
 TOLERANCE = 1e-3
@@ -102,7 +101,7 @@ def play_round(
 ) -> tuple[State, np.ndarray]:
     """(the state after a round of these clients, bool [slots]: who reported); `state` is not consumed."""
     sampler, place = parts.sampler, parts.placement
-    cohort = pack_cohort(parts.data.population, parts.batching, parts.shapes, ids, present, seed, round)
+    cohort = draw_cohort(parts, ids, present, seed, round)
     ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
     cohort = cohort._replace(blocks=place.block(cohort.blocks), ages=ages)
     state, info = parts.algorithm.step(copy_state(state), cohort, make_run_keys(seed).rounds)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -163,10 +163,7 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
         ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
         time = sampler.clock(seed, round) if sampler.clock else None
     with time_stage(stages, "pack"):
-        if parts.drawer:
-            cohort = parts.drawer.draw(ids, present, seed, round)
-        else:
-            cohort = pack_cohort(population, parts.batching, parts.shapes, ids, present, seed, round, union)
+        cohort = draw_cohort(parts, ids, present, seed, round, union)
     held, rows = count_rows(parts, cohort)
     who = np.concatenate([ids[block.slots[block.slots < len(ids)]] for block in cohort.blocks])
     asked, down = int((ids < population.num_clients).sum()), int(parts.wire.in_round(round).down(held, rows, who).sum())
@@ -177,12 +174,26 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
     return PreparedRound(placed, asked, rows, down, halt, time, stages)
 
 
+def draw_cohort(
+    parts: RunParts,
+    ids: np.ndarray,
+    present: np.ndarray,
+    seed: int,
+    round: int,
+    union: Callable[[np.ndarray], np.ndarray] = lambda is_held: is_held,
+) -> Cohort:
+    """A cohort with its data for one round, of the host or of the device; see `pack_cohort`."""
+    if parts.drawer:
+        return parts.drawer.draw(ids, present, seed, round)
+    return pack_cohort(parts.data.population, parts.batching, parts.shapes, ids, present, seed, round, union)
+
+
 def count_rows(parts: RunParts, cohort: Cohort) -> tuple[np.ndarray, int]:
     """(int [clients]: rows that each client of a cohort holds, rows that they hold together); pairs of rows, where sums
     are over these."""
     shapes, items = parts.shapes, parts.data.population.num_items
     end = shapes.end if cohort.rows is None or shapes.pairs else len(cohort.rows)
-    if parts.drawer:  # without waiting for what is drawn
+    if parts.drawer:  # without a look at what was drawn
         who = np.concatenate([cohort.ids[block.slots[block.slots < len(cohort.ids)]] for block in cohort.blocks])
         held = count_held_rows(parts.data.population, parts.batching, who)
     else:

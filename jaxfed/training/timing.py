@@ -4,7 +4,8 @@ A thread of its own draws, packs and transfers the next cohort while devices com
 `compute`, and stages add up to more than a run takes. `wait` is the part of them that does not overlap: the loop had
 nothing to run. `compute` is the loop's time for starting programs and waiting for their results. `seconds` of a run is
 wait + compute and little else; `evaluate` and `checkpoint` hold the loop too, and are counted apart: a checkpoint until
-it is copied, it is written beside the next rounds.
+it is copied, it is written beside the next rounds. Where rounds are drawn on the device (`work.draw_on`), `pack` is the
+time for starting the programs that draw, and `transfer` waits for them.
 """
 
 import itertools
