@@ -135,18 +135,18 @@ def put_frozen(place: Placement, parametrization: Parametrization | None, frozen
 def make_programs(plan: Plan) -> Programs:
     """The programs of a plan, each compiled when it is first run."""
     method = plan.method
-    parametrized = method.parametrization is not None
+    parametrized, in_turn = method.parametrization is not None, partial(one_in_flight, devices=plan.place.devices)
     return Programs(
-        broadcast_model=one_in_flight(jax.jit(partial(broadcast_model, plan))) if parametrized else None,
-        run_client_block=one_in_flight(jax.jit(partial(run_client_block, plan))),
-        init_accumulator=one_in_flight(jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3))),
-        accumulate=one_in_flight(jax.jit(partial(accumulate, plan), donate_argnums=0)),
-        server_update=one_in_flight(
+        broadcast_model=in_turn(jax.jit(partial(broadcast_model, plan))) if parametrized else None,
+        run_client_block=in_turn(jax.jit(partial(run_client_block, plan))),
+        init_accumulator=in_turn(jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3))),
+        accumulate=in_turn(jax.jit(partial(accumulate, plan), donate_argnums=0)),
+        server_update=in_turn(
             jax.jit(partial(decode_sums, plan), static_argnums=0)
             if method.closed
             else jax.jit(partial(server_update, plan), donate_argnums=0)
         ),
-        compare_clients=method.compare_clients and one_in_flight(jax.jit(method.compare_clients, donate_argnums=1)),
+        compare_clients=method.compare_clients and in_turn(jax.jit(method.compare_clients, donate_argnums=1)),
     )
 
 

@@ -137,13 +137,17 @@ def make_placement(
     return Placement(lambda f: jax.vmap(f, (None, 0)), block, constrain, len(here), len(here) // model)
 
 
-def one_in_flight(program: Callable) -> Callable:
-    """A program whose caller waits for its result, where several processes have several devices each.
+def one_in_flight(program: Callable, devices: int) -> Callable:
+    """A program whose caller waits for its result, where it runs on several devices of several processes, or on several
+    forced devices of a CPU.
 
     Programs hold collectives. Two of them in flight may come to these in one order on the devices of one process, and
-    in another order on those of another: then each waits for the other for ever.
+    in another order on those of another: then each waits for the other for ever. Forced devices share the threads of a
+    pool: there a collective can wait for a thread that another program holds.
+
+    devices: on which the program runs, of all processes.
     """
-    if jax.process_count() == 1 or jax.local_device_count() == 1:
+    if devices == jax.process_count() or (jax.process_count() == 1 and jax.default_backend() != "cpu"):
         return program
 
     def run_and_wait(*args):

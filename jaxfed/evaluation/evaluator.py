@@ -136,9 +136,9 @@ def make_client_sums(
 ) -> Callable[..., ClientSums]:
     """Builds look(shared, private, frozen, batch, own, label): what clients compute of some users, on all devices; see
     `make_client_metrics`."""
-    metrics = make_client_metrics(model, promoted, views, cutoffs)
+    metrics, devices = make_client_metrics(model, promoted, views, cutoffs), place_on.devices
 
-    @one_in_flight
+    @partial(one_in_flight, devices=devices)
     @partial(jax.jit, static_argnums=5)
     def look(shared, private, frozen, batch, own, label):
         found = metrics(shared, private, frozen, batch, own, label)
@@ -181,11 +181,11 @@ def put_users(whole: np.ndarray, some: np.ndarray, user: np.ndarray) -> None:
     whole[user[real]] = some[real]
 
 
-def make_message_sum(channel: Channel) -> Callable[..., tuple[Tree, Tree]]:
+def make_message_sum(channel: Channel, devices: int) -> Callable[..., tuple[Tree, Tree]]:
     """Builds add(clients, end, cohort, key) -> (the sum of some clients' messages, the state of the links before the
     round). end: from this number on a client is nobody."""
 
-    @one_in_flight
+    @partial(one_in_flight, devices=devices)
     @jax.jit
     def hear(clients, end, cohort, key):
         def encode(sums, client, num_train, decile):
@@ -224,10 +224,11 @@ def make_evaluator(
     if channel.aggregator not in (None, SUM):
         raise ValueError("evaluation.channel: figures are sums, a link with a reduction of its own cannot be used")
     place_on, views = placement or make_placement(), views or {"": lambda *parts: parts}
+    devices = place_on.devices
     client_sums = make_client_sums(model, place_on, np.array(promoted, np.int32), views, cutoffs)
-    message_sum, frozen = make_message_sum(channel), place_on.constrain(model.frozen, "server")
+    message_sum, frozen = make_message_sum(channel, devices), place_on.constrain(model.frozen, "server")
 
-    @one_in_flight
+    @partial(one_in_flight, devices=devices)
     @jax.jit
     def close(total, state, cohort, key):
         """What the server reads out of the sum."""

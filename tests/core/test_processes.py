@@ -385,18 +385,20 @@ def reached(at):
             return socket.create_connection(("127.0.0.1", at), 5)
 
 
-def test_programs_wait_for_each_other_where_processes_have_several_devices(monkeypatch):
-    """Two in flight came to their collectives in another order in each process, and waited for ever."""
+def test_programs_wait_for_each_other_where_they_could_wait_for_ever(monkeypatch):
+    """Two in flight came to their collectives in another order in each process; or on the forced devices of a CPU, one
+    to its collective while the other held the last thread."""
     from jaxfed.core import placement
 
     def program(x):
         return x
 
     waited = []
-    for processes, devices, waits in ((1, 8, False), (2, 1, False), (2, 2, True)):
+    cases = [(1, 1, "cpu", False), (1, 8, "gpu", False), (1, 8, "cpu", True), (2, 2, "gpu", False), (2, 4, "gpu", True)]
+    for processes, devices, platform, waits in cases:
         monkeypatch.setattr(placement.jax, "process_count", lambda n=processes: n)
-        monkeypatch.setattr(placement.jax, "local_device_count", lambda n=devices: n)
+        monkeypatch.setattr(placement.jax, "default_backend", lambda name=platform: name)
         monkeypatch.setattr(placement.jax, "block_until_ready", lambda x: waited.append(x) or x)
-        assert (placement.one_in_flight(program) is not program) == waits
-        assert placement.one_in_flight(program)(devices) == devices
-    assert waited == [2]
+        assert (placement.one_in_flight(program, devices) is not program) == waits
+        assert placement.one_in_flight(program, devices)(devices) == devices
+    assert waited == [8, 4]
