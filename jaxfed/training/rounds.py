@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -174,18 +174,12 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
     return PreparedRound(placed, asked, rows, down, halt, time, stages)
 
 
-def draw_cohort(
-    parts: RunParts,
-    ids: np.ndarray,
-    present: np.ndarray,
-    seed: int,
-    round: int,
-    union: Callable[[np.ndarray], np.ndarray] = lambda is_held: is_held,
-) -> Cohort:
-    """A cohort with its data for one round, of the host or of the device; see `pack_cohort`."""
+def draw_cohort(parts: RunParts, *round: Any) -> Cohort:
+    """A cohort with its data for one round, of the host or of the device. round: see `pack_cohort`; of several processes
+    with `union`, on the host alone."""
     if parts.drawer:
-        return parts.drawer.draw(ids, present, seed, round)
-    return pack_cohort(parts.data.population, parts.batching, parts.shapes, ids, present, seed, round, union)
+        return parts.drawer.draw(*round[:4])
+    return pack_cohort(parts.data.population, parts.batching, parts.shapes, *round)
 
 
 def count_rows(parts: RunParts, cohort: Cohort) -> tuple[np.ndarray, int]:
