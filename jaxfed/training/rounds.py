@@ -175,8 +175,8 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
 
 
 def draw_cohort(parts: RunParts, *round: Any) -> Cohort:
-    """A cohort with its data for one round, of the host or of the device. round: see `pack_cohort`; of several processes
-    with `union`, on the host alone."""
+    """A cohort with its data for one round, of the host or of the device. round: see `pack_cohort`; of several
+    processes with `union`, on the host alone."""
     if parts.drawer:
         return parts.drawer.draw(*round[:4])
     return pack_cohort(parts.data.population, parts.batching, parts.shapes, *round)
