@@ -26,7 +26,7 @@ from jaxfed.core.leaf_paths import list_leaves
 from jaxfed.core.tables import unwrap
 from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
-from jaxfed.data.device_draws import make_drawer
+from jaxfed.data.device_cohorts import make_drawer
 from jaxfed.data.preparation import prepare_population
 from jaxfed.training.rounds import compile_programs, initial_arrays, make_run_keys, run_rounds
 from jaxfed.training.timing import peak_megabytes

@@ -36,7 +36,7 @@ from jaxfed.data import cache
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes
 from jaxfed.data.clients import Clients, make_clients
-from jaxfed.data.device_draws import CohortDrawer, make_drawer
+from jaxfed.data.device_cohorts import CohortDrawer, make_drawer
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.population import Labels, Population, Times

@@ -26,7 +26,7 @@ def hash_bits(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def fold_bits(key: BijectionKey, number: jax.Array | int) -> BijectionKey:
+def fold_in_number(key: BijectionKey, number: jax.Array | int) -> BijectionKey:
     """The key of a number below a key."""
     number = jnp.asarray(number).astype(jnp.uint32)
     return BijectionKey(
@@ -35,7 +35,7 @@ def fold_bits(key: BijectionKey, number: jax.Array | int) -> BijectionKey:
     )
 
 
-def divide(index: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+def divide_integers(index: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(int32 quotient, int32 remainder) of integers from 0 to below 2^31; the quotient must be below 2^20.
 
     By the quotient of floats, which is off by one at most: a processor divides several floats at a time.
@@ -46,12 +46,12 @@ def divide(index: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
     return quotient + off, rest - off * size
 
 
-def move_once(index: jax.Array, high: jax.Array, low: jax.Array, key: BijectionKey) -> jax.Array:
+def apply_feistel_network(index: jax.Array, high: jax.Array, low: jax.Array, key: BijectionKey) -> jax.Array:
     """int32: a keyed bijection of [0, high * low), by a Feistel network on pairs (index // low, index % low).
 
     Each of its rounds moves one half around by a hash of the other half.
     """
-    halves = [half.astype(jnp.uint32) for half in divide(index, low)]
+    halves = [half.astype(jnp.uint32) for half in divide_integers(index, low)]
     sizes = [high.astype(jnp.uint32), low.astype(jnp.uint32)]
     for number in range(FEISTEL_ROUNDS):
         this, other = number % 2, 1 - number % 2
@@ -75,14 +75,15 @@ def permute_indices(index: jax.Array, size: jax.Array, key: BijectionKey, larges
         largest: no size is above.
     """
     high = jnp.maximum(jnp.ceil(jnp.sqrt(size.astype(jnp.float32))).astype(jnp.int32), SHORTEST_HALF)
-    low = jnp.maximum(divide(size + high - 1, high)[0], SHORTEST_HALF)
+    low = jnp.maximum(divide_integers(size + high - 1, high)[0], SHORTEST_HALF)
     past = size + jnp.arange(max(math.isqrt(largest) + 2, SHORTEST_HALF**2))  # from the size on, to s and beyond
 
     def go_on(index, ends):
         end = jnp.take_along_axis(ends, jnp.clip(index - size, 0, past.shape[-1] - 1), 1, mode="clip")
         return jnp.where(index >= size, end, index)
 
-    ends = move_once(jnp.minimum(past, high * low - 1), high, low, key)
-    for _ in range(past.shape[-1].bit_length()):  # each time twice as many jumps; no index lands where they never end
-        ends = go_on(ends, ends)
-    return go_on(move_once(index, high, low, key), ends)
+    ends = apply_feistel_network(jnp.minimum(past, high * low - 1), high, low, key)
+    # each time twice as many jumps; no index lands where they never end. A loop of XLA writes the result down: fused
+    # with what follows, each of the many indices would compute all of it again
+    ends = jax.lax.fori_loop(0, past.shape[-1].bit_length(), lambda _, ends: go_on(ends, ends), ends)
+    return go_on(apply_feistel_network(index, high, low, key), ends)

@@ -248,6 +248,12 @@ def block_shape(shapes: BlockShapes, steps: int, size: int) -> tuple[int, int, i
     return shapes.clients(steps) // shapes.share.size, steps, shapes.rows(steps, size), size
 
 
+def find_kinds(shapes: BlockShapes, sizes: ClientSizes) -> np.ndarray:
+    """int64 [C]: the number of the narrowest kind of block that each client fits in; see `BlockShapes.kinds`."""
+    steps, largest = np.transpose(shapes.kinds)
+    return np.maximum(np.searchsorted(steps, sizes.steps), np.searchsorted(largest, sizes.largest))
+
+
 def plan_blocks(shapes: BlockShapes, sizes: ClientSizes, owner: np.ndarray) -> BlockPlan:
     """Clients fill blocks from the longest down: a block's clients differ little in length, and only the last blocks
     have empty places.
@@ -255,9 +261,8 @@ def plan_blocks(shapes: BlockShapes, sizes: ClientSizes, owner: np.ndarray) -> B
     sizes: of the clients; owner: of each its process. All processes plan the same blocks, of which each has an equal
     part of the places.
     """
-    steps, size = sizes.steps, sizes.largest
-    kind = np.maximum(*(np.searchsorted(*each) for each in zip(np.transpose(shapes.kinds), (steps, size), strict=True)))
-    order, low = np.lexsort((-steps, -kind)), 0
+    kind = find_kinds(shapes, sizes)
+    order, low = np.lexsort((-sizes.steps, -kind)), 0
     owned = [order[owner[order] == process] for process in range(shapes.share.size)]
     own_order = owned[shapes.share.rank]
     block_dims: list[tuple[int, int, int, int]] = []

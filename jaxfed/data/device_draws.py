@@ -6,10 +6,6 @@ at 0, 1, 2, ...: none comes twice before all have come. Other bijections say at 
 lie. So what lies at a place of a step follows from that place and from sizes that are known before anything is drawn.
 """
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -17,18 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core.client_work import Batches
-from jaxfed.core.streams import Stream, host_rng
-from jaxfed.core.types import Block, Cohort
-from jaxfed.data.batching import Batching, measure_clients
-from jaxfed.data.bijections import BijectionKey, divide, fold_bits, permute_indices
-from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, plan_blocks
+from jaxfed.data.batching import Batching
+from jaxfed.data.bijections import BijectionKey, divide_integers, fold_in_number, permute_indices
+from jaxfed.data.blocks import BlockShapes
 from jaxfed.data.population import Population
 
 LARGEST = 1 << 30  # no bijection is of as many numbers
 MOST_LAPS = 1 << 20  # as often does no client come to the same negative
 
 
-class DeviceData(NamedTuple):
+class DeviceTrainData(NamedTuple):
     """The train items of all clients on a device, each client's end to end; the last client is nobody, with none."""
 
     start: jax.Array  # int32 [C + 2]: where each client's begin
@@ -39,7 +33,7 @@ class DeviceData(NamedTuple):
     negatives: jax.Array | None  # int32: all other items of each client, end to end; None: too many
 
 
-def put_data(population: Population) -> DeviceData:
+def put_train_data(population: Population) -> DeviceTrainData:
     """What clients train on, as arrays of a device."""
     excluded, labels, listed = population.excluded, population.labels, population.negative_index.negatives
     gaps = np.zeros(0, np.int32)
@@ -47,7 +41,7 @@ def put_data(population: Population) -> DeviceData:
         gaps = excluded.values + np.repeat(excluded.start[:-1], excluded.counts).astype(np.int32)
         gaps -= np.arange(len(gaps), dtype=np.int32)
     starts = [np.append(start, start[-1]).astype(np.int32) for start in (population.train.start, excluded.start)]
-    return DeviceData(
+    return DeviceTrainData(
         start=jnp.asarray(starts[0]),
         items=jnp.asarray(population.train.values),
         labels=None if labels is None else jnp.asarray(labels.train),
@@ -79,7 +73,7 @@ def check_device_draws(population: Population, batching: Batching, shapes: Block
         raise ValueError('work.draw_on = "device": it counts in 32 bits, too few for these data: set it to "host"')
 
 
-def find_negatives(data: DeviceData, client: jax.Array, rank: jax.Array, items: int, longest: int) -> jax.Array:
+def find_negatives(data: DeviceTrainData, client: jax.Array, rank: jax.Array, items: int, longest: int) -> jax.Array:
     """int32: the item of each rank among those that are not excluded for a client: rank + #{gaps <= rank}.
 
     By a list, or by a binary search. longest: the most items that are excluded for one of the clients.
@@ -105,14 +99,25 @@ class DrawSizes(NamedTuple):
     longest: int  # items that are excluded for a client, at most
 
 
-def draw_rows(
-    sizes: DrawSizes, batching: Batching, items: int, end: int, data: DeviceData, client: jax.Array, key: BijectionKey
+def count_items(data: DeviceTrainData, client: jax.Array, items: int) -> tuple[jax.Array, jax.Array]:
+    """(int32: train items of clients, int32: items that may be their negatives, at least 1)."""
+    excluded = data.excluded_start[client + 1] - data.excluded_start[client]
+    return data.start[client + 1] - data.start[client], jnp.maximum(items - excluded, 1)
+
+
+def draw_held_rows(
+    sizes: DrawSizes,
+    batching: Batching,
+    items: int,
+    end: int,
+    data: DeviceTrainData,
+    client: jax.Array,
+    key: BijectionKey,
 ) -> jax.Array:
     """int32 [m, K]: the items that each client holds: its train items, then its negatives; `end` where unused."""
-    begin, n = data.start[client], data.start[client + 1] - data.start[client]
-    free = jnp.maximum(items - (data.excluded_start[client + 1] - data.excluded_start[client]), 1)
+    begin, (n, free) = data.start[client], count_items(data, client, items)
     place = jnp.arange(sizes.rows)
-    rank = permute_indices(jnp.clip(place - n, 0, free - 1), free, fold_bits(key, 0), items)
+    rank = permute_indices(jnp.clip(place - n, 0, free - 1), free, fold_in_number(key, 0), items)
     negative = find_negatives(data, client, rank, items, sizes.longest)
     positive = data.items.at[begin + place].get(mode="clip")
     used = n + jnp.minimum(batching.epochs * n * batching.negatives, free)
@@ -129,7 +134,7 @@ def place_positives(
     number, examples = jnp.arange(sizes.positives), jnp.maximum(n * (1 + batching.negatives), 1)
     largest = max(sizes.positives * (1 + batching.negatives), 1)
     for epoch in range(batching.epochs):
-        at = permute_indices(jnp.minimum(number, examples - 1), examples, fold_bits(key, epoch + 1), largest)
+        at = permute_indices(jnp.minimum(number, examples - 1), examples, fold_in_number(key, epoch + 1), largest)
         step = epoch * of_epoch + at // batching.batch_size
         at = jnp.where(number < n, step * sizes.width + at % batching.batch_size, places)
         found = found.at[jnp.arange(clients)[:, None], at].set(number, mode="drop", unique_indices=True)
@@ -137,7 +142,13 @@ def place_positives(
 
 
 def draw_block(
-    sizes: DrawSizes, batching: Batching, items: int, end: int, data: DeviceData, client: jax.Array, key: BijectionKey
+    sizes: DrawSizes,
+    batching: Batching,
+    items: int,
+    end: int,
+    data: DeviceTrainData,
+    client: jax.Array,
+    key: BijectionKey,
 ) -> tuple[jax.Array, jax.Array, Batches]:
     """(int32 [m, K]: the items that each client holds, float [m]: train items, `Batches` [m, ...]).
 
@@ -145,9 +156,8 @@ def draw_block(
     another order.
     """
     client = client[:, None]
-    own_key, shape = fold_bits(key, client), (len(client), sizes.steps, sizes.width)
-    begin, n = data.start[client], data.start[client + 1] - data.start[client]
-    free = jnp.maximum(items - (data.excluded_start[client + 1] - data.excluded_start[client]), 1)[..., None]
+    own_key, shape = fold_in_number(key, client), (len(client), sizes.steps, sizes.width)
+    n, free = count_items(data, client, items)
     examples = n * (1 + batching.negatives)
     of_epoch = jnp.maximum(-(-examples // batching.batch_size), 1)
 
@@ -158,130 +168,22 @@ def draw_block(
     is_live = jnp.arange(sizes.width) < count[..., None]
     is_negative = is_live & (positive < 0)
     drawn = is_negative.sum(-1, dtype=jnp.int32)
-    before = divide(jnp.cumsum(drawn, 1) - drawn, free[..., 0])[1][..., None]  # negatives of the steps before, in laps
+    before = divide_integers(jnp.cumsum(drawn, 1) - drawn, free)[1][..., None]  # negatives of the steps before, in laps
     number = jnp.cumsum(is_negative, -1, dtype=jnp.int32) - is_negative  # of each negative, in its step
+    free = free[..., None]
     # one that a step has again, as there are so few, is no row of its own: the first one counts so often
-    laps = divide(drawn[..., None] - number + free - 1, free)[0]
+    laps = divide_integers(drawn[..., None] - number + free - 1, free)[0]
     weight = jnp.where(is_negative, laps, 1)
     is_row = is_live & (~is_negative | (number < free))
     lap = before + number
     row = jnp.where(is_negative, n[..., None] + jnp.where(lap >= free, lap - free, lap), positive)
-    label = jnp.where(is_negative, 0.0, 1.0)
+    label = (~is_negative).astype(jnp.float32)  # with a type of its own: a weak one would compile every round anew
     if data.labels is not None:
-        label = data.labels.at[begin[..., None] + positive].get(mode="clip")
+        label = data.labels.at[data.start[client][..., None] + positive].get(mode="clip")
     batch = {"label": jnp.where(is_row, label, 0), "weight": jnp.where(is_row, weight, 0).astype(jnp.float32)}
     total = (batching.epochs * examples[:, 0]).astype(jnp.float32)
     return (
-        draw_rows(sizes, batching, items, end, data, client, own_key),
+        draw_held_rows(sizes, batching, items, end, data, client, own_key),
         n[:, 0].astype(jnp.float32),
         Batches(jnp.where(is_row, row, items), count > 0, batch, total),
     )
-
-
-def list_draw_sizes(
-    population: Population, batching: Batching, shapes: BlockShapes
-) -> dict[tuple[int, int], DrawSizes]:
-    """The static sizes of each kind of blocks (steps, examples of a step)."""
-    sizes = measure_clients(population, batching, np.arange(population.num_clients))
-    kind = np.maximum(
-        *(np.searchsorted(*each) for each in zip(np.transpose(shapes.kinds), (sizes.steps, sizes.largest), strict=True))
-    )
-    found = {}
-    for number, (steps, width) in enumerate(shapes.kinds):
-        of_kind = kind <= number  # the last blocks are filled up with shorter clients
-        most = (int(x[of_kind].max(initial=0)) for x in (population.num_train, population.excluded.counts))
-        found[steps, width] = DrawSizes(steps, width, shapes.rows(steps, width), *most)
-    return found
-
-
-def mark_items(marked: jax.Array, held: jax.Array) -> jax.Array:
-    """bool [end + 1] with the items that are held."""
-    return marked.at[held].set(True)
-
-
-def number_items(room: int, marked: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(int32 [room]: the items marked, ascending, past the end where unused, int32 [end + 1]: the place of each among
-    them, int []: how many there are)."""
-    end = len(marked) - 1
-    marked = marked.at[end].set(False)
-    place, count = jnp.cumsum(marked, dtype=jnp.int32) - 1, marked.sum(dtype=jnp.int32)
-    rows = (
-        jnp.arange(end, end + room, dtype=jnp.int32)
-        .at[jnp.where(marked, place, room)]
-        .set(jnp.arange(end + 1, dtype=jnp.int32), mode="drop")
-    )
-    return rows, jnp.where(marked, place, room), count
-
-
-def count_held_rows(population: Population, batching: Batching, clients: np.ndarray) -> np.ndarray:
-    """int64: how many rows each of some clients holds in a round that is drawn on the device."""
-    n, free = population.num_train[clients], population.num_items - population.excluded.counts[clients]
-    return n + np.minimum(batching.epochs * n * batching.negatives, free)
-
-
-class CohortDrawer(NamedTuple):
-    """What draws cohorts on the device.
-
-    Args:
-        draw: draw(ids, present, seed, round) -> `Cohort`, as `packing.pack_cohort` makes it, of other random numbers.
-        compile: Compiles all programs of `draw`.
-    """
-
-    draw: Callable[[np.ndarray, np.ndarray, int, int], Cohort]
-    compile: Callable[[], None]
-
-
-def make_drawer(population: Population, batching: Batching, shapes: BlockShapes) -> CohortDrawer:
-    """What draws the cohorts of a run. Raises ValueError where it cannot, see `check_device_draws`."""
-    check_device_draws(population, batching, shapes)
-    batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
-    nobody, end, put = population.num_clients, shapes.end, cache(lambda: put_data(population))  # once rounds begin
-    programs = {
-        kind: jax.jit(partial(draw_block, sizes, batching, population.num_items, end))
-        for kind, sizes in list_draw_sizes(population, batching, shapes).items()
-    }
-    mark, number = jax.jit(mark_items, donate_argnums=0), jax.jit(number_items, static_argnums=0)
-    locate = jax.jit(lambda place, held: place[held])
-
-    def draw_blocks(ids, slots, where, key):
-        lanes = np.full((2, where.sizes[0]), [[nobody], [len(ids)]], np.int32)
-        lanes[:, where.lane] = ids[slots][where.order], slots[where.order]
-        low = 0
-        for clients, steps, _, width in where.shapes:
-            client, slot = lanes[:, low : low + clients]
-            held, num_train, batches = programs[steps, width](put(), client, key)
-            yield Block(slot, held, num_train, batches)
-            low += clients
-
-    def list_rows(blocks):
-        marked, room = jnp.zeros(end + 1, bool), shapes.room
-        for block in blocks:
-            marked = mark(marked, block.rows)
-        rows, place, count = number(room, marked)
-        while room < int(count):
-            room *= 2
-            rows, place, count = number(room, marked)
-        return rows, [block._replace(rows=locate(place, block.rows)) for block in blocks]
-
-    def draw(ids, present, seed, round):
-        slots = np.flatnonzero(ids < nobody)
-        sizes = measure_clients(population, batching, ids[slots])
-        where = plan_blocks(shapes, sizes, np.zeros(len(slots), np.int64))
-        key = BijectionKey(*host_rng(seed, Stream.DEVICE_DRAWS, round).integers(0, 1 << 32, 2, np.uint32))
-        blocks, rows = list(draw_blocks(ids, slots, where, key)), None
-        if shapes.room:
-            rows, blocks = list_rows(blocks)
-        return Cohort(ids.astype(np.int32), present, tuple(blocks), rows)
-
-    def compile_kind(kind):
-        none, key = np.zeros(0, np.int64), BijectionKey(*np.zeros(2, np.uint32))
-        where = BlockPlan(none, [block_shape(shapes, *kind)], none, none, none)
-        blocks = list(draw_blocks(np.full(shapes.slots, nobody), none, where, key))
-        jax.block_until_ready(list_rows(blocks) if shapes.room else blocks)
-
-    def compile_kinds():
-        put()
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(compile_kind, shapes.kinds))
-
-    return CohortDrawer(draw, compile_kinds)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxfed.data.features import Features
 from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
 
-SOME = 1 << 12  # rows whose median time is taken for that of all
+SAMPLED_TIMES = 1 << 12  # rows whose median time is taken for that of all
 TIME_UNITS = ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3))  # (numbers from here on, are so many a second)
 NO_TIMES = (
     "the model reads times, and the rows have none, not all of them, or only an order (times with fractions): write "
@@ -58,7 +58,7 @@ def scale_times(time: np.ndarray) -> np.ndarray | None:
     """
     if not len(time) or (time.min() == 0 and time.max() < len(time) and np.bincount(time).all()):
         return None
-    typical = int(np.median(time[:: len(time) // SOME + 1]))
+    typical = int(np.median(time[:: len(time) // SAMPLED_TIMES + 1]))
     unit = next((unit for least, unit in TIME_UNITS if abs(typical) >= least), 1)
     return np.clip((time - typical) // unit, 1 - (1 << 30), (1 << 30) - 1).astype(np.int32)
 
@@ -94,6 +94,14 @@ class Population(NamedTuple):
     def num_clients(self) -> int:
         """How many clients there are."""
         return len(self.client_offsets) - 1
+
+    @property
+    def time_lists(self) -> tuple[Ragged, Ragged, Ragged]:
+        """When each user met the items of `train`, `valid` and `test`. Raises ValueError where that is unknown."""
+        if self.times is None:
+            raise ValueError(NO_TIMES)
+        train, valid, test = self.times
+        return Ragged(train, self.train.start), Ragged(valid, self.valid.start), Ragged(test, self.test.start)
 
     @property
     def mean_holders(self) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxfed.core.model import TimesRead
 from jaxfed.core.streams import SetupStream, setup_rng
-from jaxfed.data.population import ALONE, NO_TIMES, SAMPLED, Label, Population, ProcessShare
+from jaxfed.data.population import ALONE, SAMPLED, Label, Population, ProcessShare
 from jaxfed.data.ragged import Ragged, concatenate_ranges
 from jaxfed.evaluation.candidates import DRAWS, UNIFORM, SampleOptions, make_candidates
 
@@ -117,7 +117,7 @@ def make_eval_split(
         num_train=num_train.astype(np.float32),
         decile=np.searchsorted(edges, num_train, "right"),
         **held_out_lists(population, part, user, history),
-        times=None if times == "none" else list_times(population, part, user, history, times),
+        times=None if times == "none" else list_history_times(population, part, user, history, times),
         sampled=make_candidates(population, user, candidates, seed),
         user_features=user_feature_rows(population, features, user),
         clients=clients,
@@ -152,17 +152,12 @@ def held_out_lists(population: Population, part: str, users: np.ndarray, history
     return {"targets": targets, "masked": masked, "history": past, "labels": labels}
 
 
-def list_times(population: Population, part: str, users: np.ndarray, history: Past, times: TimesRead) -> Ragged:
+def list_history_times(population: Population, part: str, users: np.ndarray, history: Past, times: TimesRead) -> Ragged:
     """The times of these users' histories, then of the request: that of the first held-out item, if the model reads it.
 
     Raises ValueError where rows have no times.
     """
-    if population.times is None:
-        raise ValueError(NO_TIMES)
-    rows = population.train, population.valid, population.test
-    train, valid, test = (
-        Ragged(values, each.start).some(users) for values, each in zip(population.times, rows, strict=True)
-    )
+    train, valid, test = (each.some(users) for each in population.time_lists)
     asked = valid if part == "val" else test
     past = concatenate_ragged(train, valid) if part == "test" and history == "all" else train
     if times == "known":

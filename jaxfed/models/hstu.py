@@ -28,9 +28,9 @@ def classify_times(later: jax.Array, earlier: jax.Array) -> jax.Array:
 class PointwiseBlock(nn.Module):
     """[u, v, q, k] = SiLU(W LN x); a = (SiLU(q k' + bias) / length, causal) v; x += W drop(u * LN a).
 
-    The bias is a number for each distance, and one for each class of the time between where times are read. Both
-    normalisations are without scale and shift. The divisor is the length that the model reads, whatever a history is
-    padded to.
+    The bias is a number for each distance, and, where times are read, one for each class of the time between two items.
+    Both normalisations are without scale and shift. The divisor is the length that the model reads, whatever a history
+    is padded to.
     """
 
     heads: int
@@ -63,7 +63,7 @@ class PointwiseBlock(nn.Module):
 class PointwiseEncoder(nn.Module):
     """sqrt(d) times the item vectors through some blocks; order comes from the bias of distances.
 
-    request: whether the time between ends at the time of the item to be predicted, in place of the latest one read.
+    request: whether times are measured to the item to be predicted, in place of the latest one read.
     """
 
     length: int

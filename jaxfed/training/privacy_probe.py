@@ -101,7 +101,7 @@ def play_round(
 ) -> tuple[State, np.ndarray]:
     """(the state after a round of these clients, bool [slots]: who reported); `state` is not consumed."""
     sampler, place = parts.sampler, parts.placement
-    cohort = draw_cohort(parts, ids, present, seed, round)
+    cohort = draw_cohort(parts, (ids, present), seed, round)
     ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
     cohort = cohort._replace(blocks=place.block(cohort.blocks), ages=ages)
     state, info = parts.algorithm.step(copy_state(state), cohort, make_run_keys(seed).rounds)

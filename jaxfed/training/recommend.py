@@ -13,7 +13,6 @@ from jaxfed.core.model import with_frozen
 from jaxfed.core.types import Tree
 from jaxfed.data.interactions import Dataset
 from jaxfed.data.population import Population
-from jaxfed.data.ragged import Ragged
 from jaxfed.data.splits import LEAST, PART, TRAIN
 from jaxfed.evaluation.evaluator import predict_scores
 from jaxfed.evaluation.split import other_domains_items, user_feature_rows
@@ -82,11 +81,9 @@ def selected_view(parts: RunParts, select: str) -> str:
     return name if name in parts.method.work.views else ""
 
 
-def times_of_history(population: Population, user: int) -> np.ndarray:
+def collect_user_times(population: Population, user: int) -> np.ndarray:
     """int [L + 1]: when a user did all that the user did, and the last of these times as that of the request."""
-    assert population.times
-    rows = zip(population.times, (population.train, population.valid, population.test), strict=True)
-    times = np.concatenate([Ragged(values, part.start).of(user) for values, part in rows])
+    times = np.concatenate([each.of(user) for each in population.time_lists])
     return np.append(times, times[-1:])
 
 
@@ -106,7 +103,7 @@ def score_items(parts: RunParts, best: tuple[Tree, Tree], seat: UserPlace, view:
         shared, client_private = parts.method.work.views[view](shared, client_private)
     local = np.asarray(user - population.client_offsets[client], np.int32)
     own = user_feature_rows(population, model.features, np.array(user))
-    times = times_of_history(population, user) if model.sequence and model.sequence.times != "none" else history[:0]
+    times = collect_user_times(population, user) if model.sequence and model.sequence.times != "none" else history[:0]
     shared = with_frozen(shared, model.frozen)
     found = np.array(predict_scores(model, shared, client_private, local, history, own, times))
     # a user may be at several clients, and is offered no item that occurs at any of them

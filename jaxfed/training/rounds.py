@@ -20,7 +20,7 @@ from jaxfed.core.state import State
 from jaxfed.core.tree import count_bytes
 from jaxfed.core.types import Cohort, Key, Tree
 from jaxfed.core.wire import Wire
-from jaxfed.data.device_draws import count_held_rows
+from jaxfed.data.device_cohorts import count_held_rows
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.evaluation.split import EvalSplit
@@ -163,7 +163,7 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
         ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
         time = sampler.clock(seed, round) if sampler.clock else None
     with time_stage(stages, "pack"):
-        cohort = draw_cohort(parts, ids, present, seed, round, union)
+        cohort = draw_cohort(parts, (ids, present), seed, round, union=union)
     held, rows = count_rows(parts, cohort)
     who = np.concatenate([ids[block.slots[block.slots < len(ids)]] for block in cohort.blocks])
     asked, down = int((ids < population.num_clients).sum()), int(parts.wire.in_round(round).down(held, rows, who).sum())
@@ -174,12 +174,12 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
     return PreparedRound(placed, asked, rows, down, halt, time, stages)
 
 
-def draw_cohort(parts: RunParts, *round: Any) -> Cohort:
-    """A cohort with its data for one round, of the host or of the device. round: see `pack_cohort`; of several
-    processes with `union`, on the host alone."""
+def draw_cohort(parts: RunParts, who: tuple[np.ndarray, np.ndarray], seed: int, round: int, **union: Any) -> Cohort:
+    """A cohort with its data for one round, drawn on the host or on the device. who: its ids, and who is present.
+    union: of the rows of several processes, which draw on the host alone; see `pack_cohort`."""
     if parts.drawer:
-        return parts.drawer.draw(*round[:4])
-    return pack_cohort(parts.data.population, parts.batching, parts.shapes, *round)
+        return parts.drawer.draw(*who, seed, round)
+    return pack_cohort(parts.data.population, parts.batching, parts.shapes, *who, seed, round, **union)
 
 
 def count_rows(parts: RunParts, cohort: Cohort) -> tuple[np.ndarray, int]:

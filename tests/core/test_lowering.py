@@ -12,7 +12,8 @@ from jaxfed.channels.average import mean
 from jaxfed.core.channel import chain
 from jaxfed.core.link import link
 from jaxfed.data.bijections import BijectionKey
-from jaxfed.data.device_draws import draw_block, list_draw_sizes, mark_items, number_items, put_data
+from jaxfed.data.device_cohorts import list_draw_sizes, mark_held_items, number_marked_items
+from jaxfed.data.device_draws import draw_block, put_train_data
 from jaxfed.data.packing import empty_cohort
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 from tests.laws.test_laws import AXES, COVERED, USUAL, experiment, name_of
@@ -84,9 +85,11 @@ def test_a_draw_on_the_device_lowers():
     made = experiment(USUAL).made
     sizes = list_draw_sizes(made.data.population, made.batching, made.shapes)
     draw = partial(draw_block, [*sizes.values()][-1], made.batching, made.data.num_items, made.shapes.end)
-    lowered(jax.jit(draw), put_data(made.data.population), jnp.arange(4), BijectionKey(jnp.uint32(1), jnp.uint32(2)))
-    lowered(jax.jit(mark_items), jnp.zeros(9, bool), jnp.arange(4))
-    lowered(jax.jit(partial(number_items, 5)), jnp.zeros(9, bool))
+    lowered(
+        jax.jit(draw), put_train_data(made.data.population), jnp.arange(4), BijectionKey(jnp.uint32(1), jnp.uint32(2))
+    )
+    lowered(jax.jit(mark_held_items), jnp.zeros(9, bool), jnp.arange(4))
+    lowered(jax.jit(partial(number_marked_items, 5)), jnp.zeros(9, bool))
 
 
 @pytest.mark.parametrize("case", COVER[: len(MODELS)], ids=name_of)

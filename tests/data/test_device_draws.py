@@ -19,10 +19,11 @@ from jaxfed.config.schema import make_config
 from jaxfed.core.tables import unwrap
 from jaxfed.core.types import Cohort
 from jaxfed.data.batching import Batching, DrawnExamples, measure_clients
-from jaxfed.data.bijections import BijectionKey, divide, fold_bits, permute_indices
+from jaxfed.data.bijections import BijectionKey, divide_integers, fold_in_number, permute_indices
 from jaxfed.data.blocks import make_block_shapes, plan_blocks
 from jaxfed.data.clients import Clients
-from jaxfed.data.device_draws import check_device_draws, count_held_rows, find_negatives, make_drawer, put_data
+from jaxfed.data.device_cohorts import count_held_rows, make_drawer
+from jaxfed.data.device_draws import check_device_draws, find_negatives, put_train_data
 from jaxfed.data.packing import lay_out_examples, list_cohort_rows, list_example_widths, pack_cohort, split_blocks
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -57,7 +58,7 @@ def test_division_of_integers(quotient, size, step, small):
     size = size % 5000 + 1 if small else size
     quotient = min(quotient, ((1 << 31) - 1) // size - 1)
     index = max(quotient * size + step % size, 0)  # where floats are wrong: at multiples, and beside them
-    assert [int(x) for x in divide(jnp.int32(index), jnp.int32(size))] == [index // size, index % size]
+    assert [int(x) for x in divide_integers(jnp.int32(index), jnp.int32(size))] == [index // size, index % size]
 
 
 @pytest.mark.parametrize("size", [*range(1, 40), 97, 982, 1682, 4095, 4096, 4097, 65_537, 1_000_003])
@@ -88,7 +89,7 @@ def test_bijections_of_many_keys_are_uniform_in_pairs(size):
 
 
 def test_keys_below_a_key_differ():
-    below = fold_bits(key_of(0), jnp.arange(100_000))
+    below = fold_in_number(key_of(0), jnp.arange(100_000))
     words = np.asarray(below.even).astype(np.uint64) << np.uint64(32) | np.asarray(below.odd)
     assert len(np.unique(words)) == 100_000
     bits = np.unpackbits(words.view(np.uint8))
@@ -205,11 +206,11 @@ def test_a_cohort_that_holds_more_rows_than_expected_gets_more_room():
 def test_negatives_by_search_are_those_of_the_list():
     """Where there are too many to be listed."""
     unlisted = POPULATION._replace(negative_index=POPULATION.negative_index._replace(negatives=None))
-    data, client = put_data(POPULATION), jnp.arange(CLIENTS)[:, None]
+    data, client = put_train_data(POPULATION), jnp.arange(CLIENTS)[:, None]
     free = ITEMS - POPULATION.excluded.counts
     rank = jnp.minimum(jnp.arange(ITEMS), free[:, None] - 1)
     longest = int(POPULATION.excluded.counts.max())
-    got = find_negatives(put_data(unlisted), client, rank, ITEMS, longest)
+    got = find_negatives(put_train_data(unlisted), client, rank, ITEMS, longest)
     assert np.array_equal(got, find_negatives(data, client, rank, ITEMS, longest))
     for user in range(CLIENTS):
         assert set(got[user].tolist()) == set(range(ITEMS)) - set(POPULATION.excluded.of(user).tolist())
@@ -394,6 +395,7 @@ def test_a_round_of_the_same_draws_is_that_of_the_host(optimizer, lazy):
     assert jax.tree.structure(host) == jax.tree.structure(cohort)
     shapes = [[(np.shape(x), np.asarray(x).dtype) for x in jax.tree.leaves(each)] for each in (host, cohort)]
     assert shapes[0] == shapes[1], "the same programs run both"
+    assert not any(x.weak_type for x in jax.tree.leaves(cohort) if isinstance(x, jax.Array)), "and no other ones"
 
 
 # --- as a user runs it ------------------------------------------------------------------------------------

@@ -1,0 +1,130 @@
+"""Cohorts that are drawn on the device: the blocks of `device_draws`, and the rows that they hold together."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.core.streams import Stream, host_rng
+from jaxfed.core.types import Block, Cohort
+from jaxfed.data.batching import Batching, measure_clients
+from jaxfed.data.bijections import BijectionKey
+from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, find_kinds, plan_blocks
+from jaxfed.data.device_draws import DrawSizes, check_device_draws, draw_block, put_train_data
+from jaxfed.data.population import Population
+
+
+def list_draw_sizes(
+    population: Population, batching: Batching, shapes: BlockShapes
+) -> dict[tuple[int, int], DrawSizes]:
+    """The static sizes of each kind of blocks (steps, examples of a step)."""
+    sizes = measure_clients(population, batching, np.arange(population.num_clients))
+    kind = find_kinds(shapes, sizes)
+    found = {}
+    for number, (steps, width) in enumerate(shapes.kinds):
+        of_kind = kind <= number  # the last blocks are filled up with shorter clients
+        most = (int(x[of_kind].max(initial=0)) for x in (population.num_train, population.excluded.counts))
+        found[steps, width] = DrawSizes(steps, width, shapes.rows(steps, width), *most)
+    return found
+
+
+def mark_held_items(marked: jax.Array, held: jax.Array) -> jax.Array:
+    """bool [end + 1] with the items that are held."""
+    return marked.at[held].set(True)
+
+
+def number_marked_items(room: int, marked: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(int32 [room]: the items marked, ascending, past the end where unused, int32 [end + 1]: the place of each among
+    them, int []: how many there are)."""
+    end = len(marked) - 1
+    marked = marked.at[end].set(False)
+    place, count = jnp.cumsum(marked, dtype=jnp.int32) - 1, marked.sum(dtype=jnp.int32)
+    rows = (
+        jnp.arange(end, end + room, dtype=jnp.int32)
+        .at[jnp.where(marked, place, room)]
+        .set(jnp.arange(end + 1, dtype=jnp.int32), mode="drop")
+    )
+    return rows, jnp.where(marked, place, room), count
+
+
+def count_held_rows(population: Population, batching: Batching, clients: np.ndarray) -> np.ndarray:
+    """int64: how many rows each of some clients holds in a round that is drawn on the device."""
+    n, free = population.num_train[clients], population.num_items - population.excluded.counts[clients]
+    return n + np.minimum(batching.epochs * n * batching.negatives, free)
+
+
+class CohortDrawer(NamedTuple):
+    """What draws cohorts on the device.
+
+    Args:
+        draw: draw(ids, present, seed, round) -> `Cohort`, as `packing.pack_cohort` makes it, of other random numbers.
+        compile: Compiles all programs of `draw`.
+    """
+
+    draw: Callable[[np.ndarray, np.ndarray, int, int], Cohort]
+    compile: Callable[[], None]
+
+
+def make_drawer(population: Population, batching: Batching, shapes: BlockShapes) -> CohortDrawer:
+    """What draws the cohorts of a run. Raises ValueError where it cannot, see `check_device_draws`."""
+    check_device_draws(population, batching, shapes)
+    batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
+    nobody, end, put = (
+        population.num_clients,
+        shapes.end,
+        cache(lambda: put_train_data(population)),
+    )  # once rounds begin
+    programs = {
+        kind: jax.jit(partial(draw_block, sizes, batching, population.num_items, end))
+        for kind, sizes in list_draw_sizes(population, batching, shapes).items()
+    }
+    mark, number = jax.jit(mark_held_items, donate_argnums=0), jax.jit(number_marked_items, static_argnums=0)
+    locate = jax.jit(lambda place, held: place[held])
+
+    def draw_blocks(ids, slots, where, key):
+        lanes = np.full((2, where.sizes[0]), [[nobody], [len(ids)]], np.int32)
+        lanes[:, where.lane] = ids[slots][where.order], slots[where.order]
+        low = 0
+        for clients, steps, _, width in where.shapes:
+            client, slot = lanes[:, low : low + clients]
+            held, num_train, batches = programs[steps, width](put(), client, key)
+            yield Block(slot, held, num_train, batches)
+            low += clients
+
+    def list_rows(blocks):
+        marked, room = jnp.zeros(end + 1, bool), shapes.room
+        for block in blocks:
+            marked = mark(marked, block.rows)
+        rows, place, count = number(room, marked)
+        while room < int(count):
+            room *= 2
+            rows, place, count = number(room, marked)
+        return rows, [block._replace(rows=locate(place, block.rows)) for block in blocks]
+
+    def draw(ids, present, seed, round):
+        slots = np.flatnonzero(ids < nobody)
+        sizes = measure_clients(population, batching, ids[slots])
+        where = plan_blocks(shapes, sizes, np.zeros(len(slots), np.int64))
+        key = BijectionKey(*host_rng(seed, Stream.DEVICE_DRAWS, round).integers(0, 1 << 32, 2, np.uint32))
+        blocks, rows = list(draw_blocks(ids, slots, where, key)), None
+        if shapes.room:
+            rows, blocks = list_rows(blocks)
+        return Cohort(ids.astype(np.int32), present, tuple(blocks), rows)
+
+    def compile_kind(kind):
+        none, key = np.zeros(0, np.int64), BijectionKey(*np.zeros(2, np.uint32))
+        where = BlockPlan(none, [block_shape(shapes, *kind)], none, none, none)
+        blocks = list(draw_blocks(np.full(shapes.slots, nobody), none, where, key))
+        jax.block_until_ready(list_rows(blocks) if shapes.room else blocks)
+
+    def compile_kinds():
+        put()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_kind, shapes.kinds))
+
+    return CohortDrawer(draw, compile_kinds)
