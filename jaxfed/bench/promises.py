@@ -46,11 +46,15 @@ def print_report(figures: dict[str, dict[str, Any]]) -> None:
     out = Console(highlight=False, soft_wrap=True)
     columns = (
         "ours_ms",
+        "host_ms",
         "device_draws_ms",
+        "device_draws_host_ms",
         "sequential_ms",
         "dense_vmap_ms",
         "limit_ms",
         "clients_per_second",
+        "gigabytes_per_second",
+        "gigaflops",
         "compile_seconds",
     )
     heads = [column.replace("_ms", "").replace("_", " ") for column in ("", *columns, "peak_memory_mb")]

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxfed.bench.baselines import c_baseline, dense_vmap_baseline, sequential_baseline
 from jaxfed.bench.client_loop import begin_client_loop, make_client_loop
+from jaxfed.bench.costs import estimate_costs
 from jaxfed.config.build import RunParts, build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.leaf_paths import list_leaves
@@ -33,6 +34,7 @@ from jaxfed.training.timing import peak_megabytes
 
 RATE, SEED = 0.1, 0
 PLAIN = ({"name": "weighted_mean"},)
+HOST_STAGES = ("sample", "pack", "transfer")  # see `training.timing`
 TOGETHER = 5  # rounds of ours timed at a time, so that each may be packed while another runs; the first one is not
 
 
@@ -103,26 +105,32 @@ def make_bench_experiment(workload: Workload, channel: Sequence[dict[str, Any]] 
 
 
 class Runner(NamedTuple):
-    """go(number) runs so many rounds from there and waits for them; `rounds` at a time."""
+    """go(number) runs so many rounds from there and waits for them; `rounds` at a time. host_seconds: of the stages of
+    the host in each round so far; they pass beside the computation of the round before."""
 
     go: Callable[[int], None]
     rounds: int
     compile_seconds: float
     params: Callable[[], dict[str, Any]]
+    host_seconds: Sequence[float] = ()
 
 
 def jaxfed_runner(parts: RunParts) -> Runner:
     """Rounds as `jaxfed train` runs them."""
     state = initial_arrays(parts, SEED)["state"]
-    seconds = compile_programs(parts, state, make_run_keys(SEED).rounds)
+    seconds, host_seconds = compile_programs(parts, state, make_run_keys(SEED).rounds), []
 
     def go(number):
         nonlocal state
         for done in run_rounds(parts, state, SEED, number, number + TOGETHER):
             state = done.state
+            host_seconds.append(sum(done.ready.stages[stage] for stage in HOST_STAGES))
         jax.block_until_ready(state)
 
-    return Runner(go, TOGETHER, seconds, lambda: list_model(state.shared.params, state.client_states.work))
+    def params():
+        return list_model(state.shared.params, state.client_states.work)
+
+    return Runner(go, TOGETHER, seconds, params, host_seconds)
 
 
 def list_model(params: Tree, kept: Tree) -> dict[str, Any]:
@@ -259,6 +267,10 @@ def bench_workload(
         for m in METHODS
         if m not in ("ours", "limit")
     }
+    out["host_ms"] = round(1e3 * statistics.median(runners["ours"].host_seconds), 3)
+    if workload.model == "mf":
+        out |= estimate_costs(parts, SEED, out["clients_per_second"])
     if "device_draws" in memory:
+        out["device_draws_host_ms"] = round(1e3 * statistics.median(runners["device_draws"].host_seconds), 3)
         out["device_draws_compile_seconds"] = memory["device_draws"]["compile_seconds"]
     return out | {f"{m}_rounds": len(times[m]) * runners[m].rounds for m in times}

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def add_bench_options(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -15,16 +16,17 @@ def add_bench_options(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--budget", type=float, default=100.0, help="seconds for a baseline that is slow: fewer rounds then"
     )
     bench.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    bench.add_argument("--from", dest="kept", metavar="FILE", help="measure nothing: report the figures kept there")
+    bench.add_argument("--compare", metavar="FILE", help="a report of ratios to the figures kept there, too")
     bench.add_argument("--alone", help=argparse.SUPPRESS)  # one method in this process, for its peak memory
 
 
 def bench_command(args: argparse.Namespace) -> None:
     """jaxfed bench"""
     from jaxfed.bench import workloads as measuring
+    from jaxfed.bench.comparison import check_common, print_comparison, read_figures
     from jaxfed.bench.promises import print_report
     from jaxfed.config.schema import suggest
-    from jaxfed.training.log import log
-    from jaxfed.training.run_dir import write_file
 
     for name in args.workloads:
         if name not in measuring.WORKLOADS:
@@ -34,6 +36,24 @@ def bench_command(args: argparse.Namespace) -> None:
     if args.alone:
         print(json.dumps(measuring.run_alone(args.workloads[0], args.alone)))
         return
+    if args.kept and args.json:
+        raise ValueError("--json keeps what is measured, and --from measures nothing: leave one of them out")
+    kept = read_figures(args.kept, args.workloads) if args.kept else None
+    other = read_figures(args.compare) if args.compare else None
+    if other is not None:
+        check_common(args.compare, other, list(kept or args.workloads or measuring.WORKLOADS))
+    figures = measure_workloads(args) if kept is None else kept
+    print_report(figures)
+    if other is not None:
+        print_comparison(args.compare, figures, other)
+
+
+def measure_workloads(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The figures of the workloads that are asked for, or of all that can run here; `--json` has them after each."""
+    from jaxfed.bench import workloads as measuring
+    from jaxfed.training.log import log
+    from jaxfed.training.run_dir import write_file
+
     figures = {}
     for name in args.workloads or measuring.WORKLOADS:
         try:
@@ -45,4 +65,4 @@ def bench_command(args: argparse.Namespace) -> None:
             continue
         if args.json:
             write_file(Path(args.json), json.dumps(figures, indent=1) + "\n")
-    print_report(figures)
+    return figures

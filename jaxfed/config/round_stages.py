@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import Wire, join_wires, make_wire
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes
+from jaxfed.data.device_rounds import make_block_source
 
 
 def averages_by_row(channel: Channel) -> bool:
@@ -66,6 +67,33 @@ def check_merge(model: Model, method: Method, client_store: str) -> None:
             "data.merge: this work keeps more on a client than the private part that a user's devices have in common: "
             "take local_steps, gradient, alternate or reconstruct"
         )
+
+
+class RoundLoop(NamedTuple):
+    """What runs many rounds as one program."""
+
+    length: int  # rounds of a program at most
+    program: Callable[..., Any]  # see `make_round_loop`
+
+
+def make_loop(pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes: BlockShapes) -> RoundLoop | None:
+    """What runs many rounds as one program; None: the host starts each. Raises ValueError where it must."""
+    length = pieces.run.rounds_per_program
+    if length < 1:
+        raise ValueError(f"run.rounds_per_program is {length}: it must be at least 1")
+    if length == 1:
+        return None
+    reasons = {
+        "this algorithm has steps of its own between rounds": algorithm.loop is None,
+        "the JAX profiler traces rounds one by one (run.profile)": pieces.run.profile > 0,
+        "clients are spread by pmap (run.placement)": pieces.run.placement == "pmap",
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise ValueError(f"run.rounds_per_program: {found[0]}, so the host starts each round: set it to 1")
+    if batching.draw_on != "device":
+        raise ValueError('run.rounds_per_program: a program has no host to draw on: set work.draw_on = "device" too')
+    assert algorithm.loop
+    return RoundLoop(length, algorithm.loop(make_block_source(pieces.clients.population, batching, shapes)))
 
 
 class Rounds(NamedTuple):

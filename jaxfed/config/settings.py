@@ -130,11 +130,11 @@ class Run:
         client_store: Where private parts and memories of clients are kept between rounds.
         area: Size of a block of clients, in local steps. 0: chosen automatically.
         chunk: Number of blocks whose messages are in memory at once; lower it when memory runs out. 0: all.
+        rounds_per_program: Rounds that run as one program, drawn on the device (work.draw_on). 1: the host starts each.
         profile: Number of rounds to trace with the JAX profiler into RUN/profile, after the first two. 0: none.
         imports: Modules to import before names are looked up, which add links, works, models or data of your own to
             the registry.
-        client_memory_gb: Limit in GB (10^9 bytes) for private parts and memories of all clients; a run that needs more
-            is refused.
+        client_memory_gb: Limit in GB (10^9 bytes) for what all clients keep; a run that needs more is refused.
 
     Example:
         >>> import jaxfed as jf
@@ -153,6 +153,7 @@ class Run:
     client_store: Literal["device", "host"] = "device"
     area: int = 0
     chunk: int = 0
+    rounds_per_program: int = 1
     profile: int = 0
     imports: tuple[str, ...] = ()
     client_memory_gb: float = 8.0

@@ -21,6 +21,7 @@ from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
 from jaxfed.core.parametrization import Parametrization, apply_parametrization
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
+from jaxfed.core.round_loop import BlockSource, make_round_loop
 from jaxfed.core.server import (
     Accumulator,
     accumulate,
@@ -41,10 +42,12 @@ class Algorithm(NamedTuple):
         init: init(params, key) -> `State`. params: the model's shared parameters; theta, where the method has a
             `Parametrization`.
         step: step(state, cohort, key) -> (`State`, info): one round. It consumes (donates) its state.
+        loop: loop(source) -> what runs many rounds as one program, see `make_round_loop`. None: there is none.
     """
 
     init: Callable[[Tree, Key], State]
     step: Callable[[State, Cohort, Key], tuple[State, dict[str, jax.Array]]]
+    loop: Callable[[BlockSource], Callable[..., Any]] | None = None
 
 
 class FrozenParts(NamedTuple):
@@ -91,7 +94,7 @@ def federate(
         chunk: Number of blocks whose messages are in memory at once; only for sums. 0: all of a cohort's.
         store_on_host: What clients keep stays in the host's memory; a round then waits for its clients.
         download: What a client reads of the model that it is sent. None: the rows as they are.
-        capacity: For an aggregator that is no sum: number of padded blocks whose messages have a place. 0: all.
+        capacity: Number of padded blocks whose messages an aggregator that is no sum has a place for. 0: all.
         history_length: Number of past models that are kept, for cohorts that were sent different ones. 0: none.
         frozen: `Model.frozen`, which clients read and nobody trains.
 
@@ -106,11 +109,9 @@ def federate(
         >>> method = jf.algorithms.fedavg(jf.models.mf(num_items=20, dim=2), optax.sgd(0.1))
         >>> algorithm = jf.federate(method, jf.channels.mean(), num_clients=5)
     """
-    if method.links or not channel.claims.links:  # else a chain, or what wraps one, which a new chain would lose
-        channel = chain(*method.links, channel)
     plan = Plan(
         method=method._replace(server=method.make_server(method.server)),
-        channel=channel,
+        channel=with_method_links(method, channel),
         num_clients=num_clients,
         place=placement or make_placement(),
         padded_shape=padded_shape,
@@ -124,7 +125,15 @@ def federate(
     )
     check_plan(plan)
     placed = put_frozen(plan.place, method.parametrization, frozen)
-    return Algorithm(partial(initial_state, plan), partial(run_round, plan, make_programs(plan), placed))
+    step = partial(run_round, plan, make_programs(plan), placed)
+    return Algorithm(partial(initial_state, plan), step, partial(make_round_loop, plan, placed))
+
+
+def with_method_links(method: Method, channel: Channel) -> Channel:
+    """The channel behind the links of a method."""
+    if method.links or not channel.claims.links:  # else a chain, or what wraps one, which a new chain would lose
+        return chain(*method.links, channel)
+    return channel
 
 
 def put_frozen(place: Placement, parametrization: Parametrization | None, frozen: Tree) -> FrozenParts:

@@ -15,7 +15,7 @@ from jaxfed.core.types import Block, Cohort
 from jaxfed.data.batching import Batching, measure_clients
 from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, find_kinds, plan_blocks
-from jaxfed.data.device_draws import DrawSizes, check_device_draws, draw_block, put_train_data
+from jaxfed.data.device_draws import DeviceTrainData, DrawSizes, check_device_draws, draw_block, put_train_data
 from jaxfed.data.population import Population
 
 
@@ -58,27 +58,40 @@ def count_held_rows(population: Population, batching: Batching, clients: np.ndar
     return n + np.minimum(batching.epochs * n * batching.negatives, free)
 
 
+def make_round_key(seed: int, round: int) -> BijectionKey:
+    """The key of the draws of a round: two words of 32 bits."""
+    return BijectionKey(*host_rng(seed, Stream.DEVICE_DRAWS, round).integers(0, 1 << 32, 2, np.uint32))
+
+
+def plan_cohort_blocks(population: Population, batching: Batching, shapes: BlockShapes, ids: np.ndarray) -> BlockPlan:
+    """Where the clients of a cohort lie in blocks, in the order of their slots. ids int [M]: past the end is an empty
+    slot."""
+    slots = np.flatnonzero(ids < population.num_clients)
+    sizes = measure_clients(population, batching, ids[slots])
+    where = plan_blocks(shapes, sizes, np.zeros(len(slots), np.int64))
+    return where._replace(order=slots[where.order])
+
+
 class CohortDrawer(NamedTuple):
     """What draws cohorts on the device.
 
     Args:
         draw: draw(ids, present, seed, round) -> `Cohort`, as `packing.pack_cohort` makes it, of other random numbers.
         compile: Compiles all programs of `draw`.
+        train_data: What clients train on, on the device since it was first asked for.
     """
 
     draw: Callable[[np.ndarray, np.ndarray, int, int], Cohort]
     compile: Callable[[], None]
+    train_data: Callable[[], DeviceTrainData]
 
 
 def make_drawer(population: Population, batching: Batching, shapes: BlockShapes) -> CohortDrawer:
     """What draws the cohorts of a run. Raises ValueError where it cannot, see `check_device_draws`."""
     check_device_draws(population, batching, shapes)
     batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
-    nobody, end, put = (
-        population.num_clients,
-        shapes.end,
-        cache(lambda: put_train_data(population)),
-    )  # once rounds begin
+    nobody, end = population.num_clients, shapes.end
+    put = cache(lambda: put_train_data(population))  # once rounds begin
     programs = {
         kind: jax.jit(partial(draw_block, sizes, batching, population.num_items, end))
         for kind, sizes in list_draw_sizes(population, batching, shapes).items()
@@ -86,9 +99,9 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
     mark, number = jax.jit(mark_held_items, donate_argnums=0), jax.jit(number_marked_items, static_argnums=0)
     locate = jax.jit(lambda place, held: place[held])
 
-    def draw_blocks(ids, slots, where, key):
+    def draw_blocks(ids, where, key):
         lanes = np.full((2, where.sizes[0]), [[nobody], [len(ids)]], np.int32)
-        lanes[:, where.lane] = ids[slots][where.order], slots[where.order]
+        lanes[:, where.lane] = ids[where.order], where.order
         low = 0
         for clients, steps, _, width in where.shapes:
             client, slot = lanes[:, low : low + clients]
@@ -107,11 +120,8 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
         return rows, [block._replace(rows=locate(place, block.rows)) for block in blocks]
 
     def draw(ids, present, seed, round):
-        slots = np.flatnonzero(ids < nobody)
-        sizes = measure_clients(population, batching, ids[slots])
-        where = plan_blocks(shapes, sizes, np.zeros(len(slots), np.int64))
-        key = BijectionKey(*host_rng(seed, Stream.DEVICE_DRAWS, round).integers(0, 1 << 32, 2, np.uint32))
-        blocks, rows = list(draw_blocks(ids, slots, where, key)), None
+        where = plan_cohort_blocks(population, batching, shapes, ids)
+        blocks, rows = list(draw_blocks(ids, where, make_round_key(seed, round))), None
         if shapes.room:
             rows, blocks = list_rows(blocks)
         return Cohort(ids.astype(np.int32), present, tuple(blocks), rows)
@@ -119,7 +129,7 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
     def compile_kind(kind):
         none, key = np.zeros(0, np.int64), BijectionKey(*np.zeros(2, np.uint32))
         where = BlockPlan(none, [block_shape(shapes, *kind)], none, none, none)
-        blocks = list(draw_blocks(np.full(shapes.slots, nobody), none, where, key))
+        blocks = list(draw_blocks(np.full(shapes.slots, nobody), where, key))
         jax.block_until_ready(list_rows(blocks) if shapes.room else blocks)
 
     def compile_kinds():
@@ -127,4 +137,4 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_kind, shapes.kinds))
 
-    return CohortDrawer(draw, compile_kinds)
+    return CohortDrawer(draw, compile_kinds, put)

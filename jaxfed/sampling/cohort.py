@@ -136,3 +136,11 @@ def everyone_cohort(num_clients: int, dropout: float = 0.0) -> Sampler:
         dropout: Probability that a client that was asked drops out.
     """
     return make_sampler(lambda seed, round: np.arange(num_clients), num_clients, num_clients, dropout, "everyone")
+
+
+def sample_cohort(
+    sampler: Sampler, seed: int, round: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, float | None]:
+    """(ids, present, ages, simulated seconds at the end) of a round; see `Sampler`. None: the sampler knows of none."""
+    ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
+    return *sampler.draw(seed, round), ages, sampler.clock(seed, round) if sampler.clock else None

@@ -24,6 +24,7 @@ from jaxfed.data.device_cohorts import count_held_rows
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.evaluation.split import EvalSplit
+from jaxfed.sampling.cohort import sample_cohort
 from jaxfed.training.records import is_better
 from jaxfed.training.timing import STAGES, time_stage
 
@@ -149,7 +150,7 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
 
     Several processes pack each its own clients, and tell each other which rows those hold. stopped: signals that came.
     """
-    population, meet, sampler = parts.data.population, parts.processes.meet, parts.sampler
+    population, meet = parts.data.population, parts.processes.meet
     stages: dict[str, float] = {}
 
     def union(there):
@@ -159,9 +160,7 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
         return np.unpackbits(np.frombuffer(combined, np.uint8), count=len(there)).astype(bool)
 
     with time_stage(stages, "sample"):
-        ids, present = sampler.draw(seed, round)
-        ages = sampler.ages(seed, round).astype(np.int32) if sampler.ages else None
-        time = sampler.clock(seed, round) if sampler.clock else None
+        ids, present, ages, time = sample_cohort(parts.sampler, seed, round)
     with time_stage(stages, "pack"):
         cohort = draw_cohort(parts, (ids, present), seed, round, union=union)
     held, rows = count_rows(parts, cohort)
@@ -237,6 +236,7 @@ class RoundResult(NamedTuple):
     state: State
     info: dict[str, Any]
     ready: PreparedRound  # who was asked
+    is_last: bool = True  # whether the state is that after this round; else after a later one of the same program
 
 
 def run_rounds(

@@ -21,6 +21,7 @@ from jaxfed.core.tree import all_finite
 from jaxfed.core.types import Tree
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.training.log import log
+from jaxfed.training.looped_rounds import compile_loop, run_looped_rounds
 from jaxfed.training.records import is_better
 from jaxfed.training.rounds import (
     Progress,
@@ -99,7 +100,12 @@ def compile_once(session: Session) -> None:
     kept = ": programs are kept for the next run" if getattr(jax.config, "jax_compilation_cache_dir", None) else ""
     log(f"compiling, which takes longest the first time{kept}")
     keys = make_run_keys(session.settings.seed)
-    session.progress.compile_seconds += compile_programs(session.parts, session.state, keys.rounds)
+    if session.parts.loop:
+        begin = time.perf_counter()
+        compile_loop(session.parts, session.state, keys.rounds)
+        session.progress.compile_seconds += time.perf_counter() - begin
+    else:
+        session.progress.compile_seconds += compile_programs(session.parts, session.state, keys.rounds)
     session.compiled = True
 
 
@@ -112,11 +118,13 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
     compile_once(session)
     text, begin = "", time.perf_counter()
     with closing(start_rounds(session, hooks.stopped)) as rounds:
-        for session.state, info, ready in rounds:
+        for session.state, info, ready, is_last in rounds:
             progress.count_request(ready)
             session.pending.append(info | {"clients/ids": ready.cohort.ids, "round": progress.round - 1})
             settle_rounds(session, 1)  # those before: one round ahead of the devices, no more
             hooks.tick(progress.round, progress.updates / (progress.seconds + time.perf_counter() - begin), text)
+            if not is_last:
+                continue
             session.halt = ready.halt if parts.processes.size > 1 else sum(hooks.stopped[:1])
             final = progress.round == settings.rounds
             due = final or progress.round % settings.evaluation.every == 0
@@ -147,6 +155,9 @@ def start_rounds(session: Session, stopped: Sequence[int]) -> Generator[RoundRes
     """The rounds that are left, some of them traced where the settings ask for a profile."""
     settings, progress = session.settings, session.progress
     todo = range(0) if progress.finished else range(progress.round, settings.rounds)
+    if session.parts.loop:
+        periods, key = (settings.evaluation.every, settings.run.checkpoint_every), make_run_keys(session.seed).rounds
+        return run_looped_rounds(session.parts, session.state, session.seed, todo, key, periods)
     rounds = run_rounds(session.parts, session.state, session.seed, todo.start, todo.stop, stopped)
     if settings.run.profile and todo:
         return profile_rounds(rounds, Path(settings.run.out) / "profile", settings.run.profile, min(2, len(todo) - 1))

@@ -11,6 +11,7 @@ from jaxfed.bench import workloads
 from jaxfed.bench.promises import check_targets
 from jaxfed.bench.workloads import METHODS, WORKLOADS, Workload, make_bench_experiment, measure_in_turn
 from jaxfed.cli import main
+from jaxfed.training.rounds import PreparedRound, RoundResult
 from jaxfed.training.timing import peak_megabytes
 
 SMALL = Workload(items=90, users=60, cohort=9)
@@ -68,6 +69,21 @@ def test_a_workload_that_cannot_run_leaves_the_others(tmp_path, monkeypatch, cap
     assert error.value.code == 2
 
 
+def test_host_work_is_drawing_packing_and_transfer(experiment, monkeypatch):
+    """And no wait for it, and none for devices."""
+    stages = {"sample": 1.0, "pack": 2.0, "transfer": 4.0, "wait": 8.0, "compute": 16.0}
+
+    def run(parts, state, seed, start, stop):
+        ready = PreparedRound(None, 0, 0, 0, 0, None, stages)
+        return (RoundResult(state, {}, ready) for _ in range(start, stop))
+
+    monkeypatch.setattr(workloads, "run_rounds", run)
+    monkeypatch.setattr(workloads, "compile_programs", lambda *args: 0.0)
+    runner = METHODS["ours"](experiment)
+    runner.go(0)
+    assert runner.host_seconds == [7.0] * runner.rounds
+
+
 def test_rounds_are_measured_in_turn_and_as_often_as_asked():
     calls = []
 
@@ -89,7 +105,10 @@ def test_the_program_writes_its_figures(tmp_path, monkeypatch, capsys):
     main.main()
     row = json.loads((tmp_path / "b.json").read_text())["W1"]
     wanted = {"ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms", "clients_per_second", "compile_seconds"}
-    assert wanted | {"peak_memory_mb"} <= row.keys()
+    costs = {"predicted_bytes_per_update", "measured_flops_per_update", "gigabytes_per_second", "gigaflops"}
+    assert wanted | costs | {"peak_memory_mb"} <= row.keys()
+    assert 0 < row["host_ms"] < 1e4
+    assert 0 < row["device_draws_host_ms"] < 1e4
     assert row["clients_per_second"] == pytest.approx(1e3 * 9 / row["ours_ms"], rel=1e-3)
     assert "W1: sequential / ours" in capsys.readouterr().out
 

@@ -1,0 +1,126 @@
+"""Many rounds as one program: a loop on the device, which asks the host for nothing between two rounds.
+
+The host says who takes part in each round and how many blocks of each kind they fill; the data of a block are drawn
+where its clients train. What happens in a round is what `federate.run_round` does, by the same functions.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.core.client import broadcast_model, run_client_block
+from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
+from jaxfed.core.state import Plan, State, table_rows_of
+from jaxfed.core.types import Array, Block, Key, Tree
+
+
+class PlannedRound(NamedTuple):
+    """What the host says of a round; of R rounds, all arrays [R, ...]."""
+
+    ids: Any  # int32 [M]: see `Cohort`
+    present: Any  # bool [M]
+    ages: Any  # int32 [M]; None: all are sent the present model
+    blocks: Any  # int32 [kinds]: how many blocks of each kind
+    draw: Tree  # what `BlockSource` reads
+
+
+class BlockSource(NamedTuple):
+    """Where the blocks of a round come from, inside of a program.
+
+    Args:
+        kinds: Number of kinds of blocks, in the order in which they run.
+        draw: draw(kind, data, planned, i) -> `Block`: block i of a kind; its rows are those of the catalogue.
+        list_rows: list_rows(data, planned, room) -> (int32 [room]: the rows that the cohort holds, int32 [rows + 1]:
+            the place of each row among them); None: rounds run on all rows.
+    """
+
+    kinds: int
+    draw: Callable[[int, Tree, PlannedRound, Array], Block]
+    list_rows: Callable[[Tree, PlannedRound, int], tuple[jax.Array, jax.Array]] | None
+
+
+def check_loop(plan: Plan) -> None:
+    """Raises ValueError where rounds of an algorithm ask the host for something."""
+    reasons = {
+        "the server solves for its model on the host": plan.method.closed is not None,
+        "what clients keep lies on the host (run.client_store)": plan.store_on_host,
+        "messages are added in chunks (run.chunk)": plan.chunk > 0,
+        "the server compares what each client sends": plan.method.compare_clients is not None,
+        "a link has a reduction of its own": not plan.aggregator.streams,
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise ValueError(f"run.rounds_per_program: {found[0]}, so the host starts each round: set it to 1")
+
+
+def run_planned_round(
+    plan: Plan, source: BlockSource, room: int, frozen: Any, data: Tree, key: Key, state: State, planned: PlannedRound
+) -> tuple[State, dict[str, jax.Array]]:
+    """One round inside of a program; see `run_round`. frozen: `FrozenParts`."""
+    touched = place = None
+    if source.list_rows:
+        touched, place = source.list_rows(data, planned, room)
+    broadcast = broadcast_model(plan, state.shared, touched, frozen.server) if plan.method.parametrization else None
+    client_states, state = state.client_states, state._replace(client_states=())
+
+    def run_block(kind: int, number: Any, client_states: Tree) -> Any:
+        block = source.draw(kind, data, planned, number)
+        if place is not None:
+            block = block._replace(rows=place[block.rows])
+        now = state._replace(client_states=client_states)
+        who = planned.ids, planned.present, touched, planned.ages
+        return run_client_block(plan, now, *who, key, block, None, broadcast, frozen.clients)
+
+    def add_block(kind: int, number: Any, accumulated: Accumulator) -> Accumulator:
+        return accumulate(plan, accumulated, run_block(kind, number, accumulated.client_states))
+
+    shapes = jax.eval_shape(partial(run_block, 0), 0, client_states)
+    size = table_rows_of(plan, state._replace(client_states=client_states)) if touched is None else touched.size
+    accumulated = init_accumulator(plan, shapes, planned.present, size, 0)._replace(client_states=client_states)
+    for kind in range(source.kinds):
+        accumulated = jax.lax.fori_loop(0, planned.blocks[kind], partial(add_block, kind), accumulated)
+    state = state._replace(client_states=accumulated.client_states)
+    reports = accumulated._replace(client_states=()), planned.ids, planned.present, touched, key
+    state, info = server_update(plan, state, *reports, frozen.server)
+    end = table_rows_of(plan, state)
+    return state, info | {"rows/union": jnp.int32(end) if touched is None else (touched < end).sum(dtype=jnp.int32)}
+
+
+def run_planned_rounds(
+    plan: Plan,
+    source: BlockSource,
+    room: int,
+    frozen: Any,
+    state: State,
+    data: Tree,
+    planned: PlannedRound,
+    rounds: Array,
+    key: Key,
+) -> tuple[State, dict[str, jax.Array]]:
+    """The first `rounds` of R planned rounds: (the state after them, figures [R, ...]). The number of rounds is no part
+    of the program, which serves any up to R."""
+
+    def run(state: State, number: Any) -> tuple[State, dict[str, jax.Array]]:
+        of_round = jax.tree.map(lambda x: x[number], planned)
+        return run_planned_round(plan, source, room, frozen, data, key, state, of_round)
+
+    def run_and_record(number: Any, carried: tuple) -> tuple:
+        state, figures = carried
+        state, info = run(state, number)
+        return state, jax.tree.map(lambda all, x: all.at[number].set(x), figures, info)
+
+    info = jax.eval_shape(run, state, 0)[1]
+    figures = jax.tree.map(lambda x: jnp.zeros((len(planned.present), *x.shape), x.dtype), info)
+    return jax.lax.fori_loop(0, rounds, run_and_record, (state, figures))
+
+
+def make_round_loop(plan: Plan, frozen: Any, source: BlockSource) -> Callable[..., Any]:
+    """program(room, state, data, planned, rounds, key), see `run_planned_rounds`: compiled for each room, consumes its
+    state. Raises ValueError where rounds need the host."""
+    check_loop(plan)
+    alone = plan._replace(padded_shape=None)  # no program adds blocks of several kinds
+    return jax.jit(
+        lambda room, *args: run_planned_rounds(alone, source, room, frozen, *args), static_argnums=0, donate_argnums=1
+    )

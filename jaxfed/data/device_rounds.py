@@ -1,0 +1,93 @@
+"""What the host says of a round that is drawn on the device, and the blocks that a program of many rounds draws."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.core.round_loop import BlockSource, PlannedRound
+from jaxfed.core.types import Block
+from jaxfed.data.batching import Batching
+from jaxfed.data.bijections import BijectionKey, fold_in_number
+from jaxfed.data.blocks import BlockShapes
+from jaxfed.data.device_cohorts import (
+    count_held_rows,
+    list_draw_sizes,
+    make_round_key,
+    mark_held_items,
+    number_marked_items,
+    plan_cohort_blocks,
+)
+from jaxfed.data.device_draws import DeviceTrainData, draw_block, draw_held_rows
+from jaxfed.data.population import Population
+
+
+def plan_device_round(
+    population: Population,
+    batching: Batching,
+    shapes: BlockShapes,
+    ids: np.ndarray,
+    present: np.ndarray,
+    ages: np.ndarray | None,
+    seed: int,
+    round: int,
+) -> PlannedRound:
+    """What a program is told of a round: its clients, in the order in which they lie in blocks, and a key."""
+    where = plan_cohort_blocks(population, batching, shapes, ids)
+    places = shapes.slots + max(shapes.clients(steps) for steps, _ in shapes.kinds)  # the last block may not be full
+    slots = np.full(places, len(ids), np.int32)
+    slots[where.lane] = where.order
+    steps = [(steps, width) for _, steps, _, width in where.shapes]
+    blocks = np.array([steps.count(kind) for kind in reversed(shapes.kinds)], np.int32)
+    return PlannedRound(ids.astype(np.int32), present, ages, blocks, (slots, make_round_key(seed, round)))
+
+
+def choose_room(population: Population, batching: Batching, shapes: BlockShapes, cohorts: list[np.ndarray]) -> int:
+    """Rows that none of some cohorts exceeds, whatever is drawn: `shapes.room` doubled, at most all; 0: rounds run on
+    all rows."""
+    room = shapes.room
+    if not room:
+        return 0
+    clients = (ids[ids < population.num_clients] for ids in cohorts)
+    most = max(int(count_held_rows(population, batching, each).sum()) for each in clients)
+    while room < min(most, population.num_items):
+        room *= 2
+    return room
+
+
+def make_block_source(population: Population, batching: Batching, shapes: BlockShapes) -> BlockSource:
+    """The blocks of rounds as `plan_device_round` plans them, drawn inside of a program whose data are
+    `put_train_data`."""
+    batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
+    nobody, items, end = population.num_clients, population.num_items, shapes.end
+    sizes = [list_draw_sizes(population, batching, shapes)[kind] for kind in reversed(shapes.kinds)]
+    widths = [shapes.clients(steps) for steps, _ in reversed(shapes.kinds)]
+
+    def find_clients(kind: int, planned: PlannedRound, number: Any) -> tuple[jax.Array, jax.Array, BijectionKey]:
+        slots, key = planned.draw
+        low = sum((planned.blocks[k] * widths[k] for k in range(kind)), jnp.int32(0)) + number * widths[kind]
+        slot = jax.lax.dynamic_slice_in_dim(slots, low, widths[kind])
+        return planned.ids.at[slot].get(mode="fill", fill_value=nobody), slot, key
+
+    def draw(kind: int, data: DeviceTrainData, planned: PlannedRound, number: Any) -> Block:
+        client, slot, key = find_clients(kind, planned, number)
+        return Block(slot, *draw_block(sizes[kind], batching, items, end, data, client, key))
+
+    def mark_block(
+        kind: int, data: DeviceTrainData, planned: PlannedRound, number: Any, marked: jax.Array
+    ) -> jax.Array:
+        client, _, key = find_clients(kind, planned, number)
+        client = client[:, None]
+        held = draw_held_rows(sizes[kind], batching, items, end, data, client, fold_in_number(key, client))
+        return mark_held_items(marked, held)
+
+    def list_rows(data: DeviceTrainData, planned: PlannedRound, room: int) -> tuple[jax.Array, jax.Array]:
+        marked = jnp.zeros(end + 1, bool)
+        for kind in range(len(widths)):
+            marked = jax.lax.fori_loop(0, planned.blocks[kind], partial(mark_block, kind, data, planned), marked)
+        rows, place, _ = number_marked_items(room, marked)
+        return rows, place
+
+    return BlockSource(len(widths), draw, list_rows if shapes.room else None)
