@@ -7,7 +7,8 @@ import argparse
 import statistics
 from typing import Any
 
-from jaxfed.bench.workloads import PLAIN, WORKLOADS, jaxfed_runner, make_bench_experiment, measure_in_turn
+from jaxfed.bench.runners import jaxfed_runner
+from jaxfed.bench.workloads import PLAIN, WORKLOADS, make_bench_experiment, measure_in_turn
 from jaxfed.cli.main import set_up_process
 
 CLIP, MEAN = {"name": "clip", "bound": 1.0}, {"name": "mean", "count": 128}

@@ -21,7 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxfed.bench.workloads import SEED, jaxfed_runner, measure_in_turn
+from jaxfed.bench.runners import SEED, jaxfed_runner
+from jaxfed.bench.workloads import measure_in_turn
 from jaxfed.cli.main import set_up_process
 from jaxfed.config.build import RunParts, build_from_config, load_data
 from jaxfed.config.config_files import read_config

@@ -10,7 +10,7 @@ from rich.console import Console
 from jaxfed.bench.workloads import WORKLOADS
 from jaxfed.training.terminal_table import print_table
 
-TIMES = ("ours_ms", "device_draws_ms", "sequential_ms", "dense_vmap_ms", "limit_ms")
+TIMES = ("ours_ms", "device_draws_ms", "device_loop_ms", "sequential_ms", "dense_vmap_ms", "limit_ms")
 RATE = "clients_per_second"
 COMPARED = (*TIMES, RATE, "compile_seconds", "peak_memory_mb")
 LARGEST = 1e15  # no figure comes near to it

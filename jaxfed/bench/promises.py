@@ -49,6 +49,8 @@ def print_report(figures: dict[str, dict[str, Any]]) -> None:
         "host_ms",
         "device_draws_ms",
         "device_draws_host_ms",
+        "device_loop_ms",
+        "device_loop_host_ms",
         "sequential_ms",
         "dense_vmap_ms",
         "limit_ms",

@@ -15,27 +15,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from jaxfed.bench.baselines import c_baseline, dense_vmap_baseline, sequential_baseline
-from jaxfed.bench.client_loop import begin_client_loop, make_client_loop
 from jaxfed.bench.costs import estimate_costs
+from jaxfed.bench.runners import METHODS, METHODS_OF_LARGER_MODELS, RATE, SEED, Runner
 from jaxfed.config.build import RunParts, build_from_config, load_data
 from jaxfed.config.schema import make_config
-from jaxfed.core.leaf_paths import list_leaves
-from jaxfed.core.tables import unwrap
-from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
-from jaxfed.data.device_cohorts import make_drawer
 from jaxfed.data.preparation import prepare_population
-from jaxfed.training.rounds import compile_programs, initial_arrays, make_run_keys, run_rounds
 from jaxfed.training.timing import peak_megabytes
 
-RATE, SEED = 0.1, 0
 PLAIN = ({"name": "weighted_mean"},)
-HOST_STAGES = ("sample", "pack", "transfer")  # see `training.timing`
-TOGETHER = 5  # rounds of ours timed at a time, so that each may be packed while another runs; the first one is not
 
 
 class Workload(NamedTuple):
@@ -65,6 +55,7 @@ LARGER_MODELS: dict[str, dict[str, Any]] = {
 WORKLOADS = {
     "W1": Workload(),
     "W1s": Workload(cohort=943, baselines=False),
+    "W1f": Workload(cohort=8, baselines=False),
     "W2": Workload(items=100_000),
     "W3": Workload(items=1_000_000, baselines=False),
     "W4": Workload(items=1_000_000, users=1_000_000, cohort=1024, baselines=False),
@@ -104,91 +95,15 @@ def make_bench_experiment(workload: Workload, channel: Sequence[dict[str, Any]] 
     return build_from_config(config, data)
 
 
-class Runner(NamedTuple):
-    """go(number) runs so many rounds from there and waits for them; `rounds` at a time. host_seconds: of the stages of
-    the host in each round so far; they pass beside the computation of the round before."""
-
-    go: Callable[[int], None]
-    rounds: int
-    compile_seconds: float
-    params: Callable[[], dict[str, Any]]
-    host_seconds: Sequence[float] = ()
-
-
-def jaxfed_runner(parts: RunParts) -> Runner:
-    """Rounds as `jaxfed train` runs them."""
-    state = initial_arrays(parts, SEED)["state"]
-    seconds, host_seconds = compile_programs(parts, state, make_run_keys(SEED).rounds), []
-
-    def go(number):
-        nonlocal state
-        for done in run_rounds(parts, state, SEED, number, number + TOGETHER):
-            state = done.state
-            host_seconds.append(sum(done.ready.stages[stage] for stage in HOST_STAGES))
-        jax.block_until_ready(state)
-
-    def params():
-        return list_model(state.shared.params, state.client_states.work)
-
-    return Runner(go, TOGETHER, seconds, params, host_seconds)
-
-
-def list_model(params: Tree, kept: Tree) -> dict[str, Any]:
-    """{name: array}, to compare runs: of a factorisation as baselines name its parts, else the shared parameters."""
-    if set(params["tables"]) != {"item", "bias"}:
-        return list_leaves(unwrap(params))
-    return {name: x.rows for name, x in params["tables"].items()} | {"user": kept["private"]["user"][:, 0]}
-
-
-def client_loop_runner(parts: RunParts) -> Runner:
-    """The rounds of any model as a loop over its clients, see `client_loop`."""
-    carried, run = begin_client_loop(initial_arrays(parts, SEED)["state"]), make_client_loop(parts, SEED)
-
-    def go(number):
-        nonlocal carried
-        carried = jax.block_until_ready(run(carried, number))
-
-    return Runner(go, 1, 0.0, lambda: list_model(*carried))
-
-
-def baseline_runner(make: Callable, parts: RunParts) -> Runner | None:
-    """One of `baselines`, a round at a time."""
-    if (made := make(parts, RATE, SEED)) is None:
-        return None
-    own = made.begin(initial_arrays(parts, SEED)["state"])
-
-    def go(number):
-        nonlocal own
-        own = jax.block_until_ready(made.round(own, number))
-
-    return Runner(go, 1, 0.0, lambda: made.params(own))
-
-
-def device_draws_runner(parts: RunParts) -> Runner:
-    """The same rounds, drawn on the device."""
-    return jaxfed_runner(parts._replace(drawer=make_drawer(parts.data.population, parts.batching, parts.shapes)))
-
-
-METHODS: dict[str, Callable[[RunParts], Runner | None]] = {
-    "ours": jaxfed_runner,
-    "device_draws": device_draws_runner,
-    "limit": lambda parts: baseline_runner(c_baseline, parts),
-    "sequential": lambda parts: baseline_runner(sequential_baseline, parts),
-    "dense_vmap": lambda parts: baseline_runner(dense_vmap_baseline, parts),
-}
-METHODS_OF_LARGER_MODELS: dict[str, Callable[[RunParts], Runner | None]] = {
-    "ours": jaxfed_runner,
-    "sequential": client_loop_runner,
-}
-
-
 def list_methods(workload: Workload) -> dict[str, Callable[[RunParts], Runner | None]]:
     """The methods that can run a workload within minutes."""
     if workload.model != "mf":
         return METHODS_OF_LARGER_MODELS
     if workload.baselines:
         return METHODS
-    return {name: METHODS[name] for name in ("ours", "device_draws", *(() if workload.users else ("limit",)))}
+    return {
+        name: METHODS[name] for name in ("ours", "device_draws", "device_loop", *(() if workload.users else ("limit",)))
+    }
 
 
 def time_rounds(runner: Runner, number: int) -> float:
@@ -270,7 +185,7 @@ def bench_workload(
     out["host_ms"] = round(1e3 * statistics.median(runners["ours"].host_seconds), 3)
     if workload.model == "mf":
         out |= estimate_costs(parts, SEED, out["clients_per_second"])
-    if "device_draws" in memory:
-        out["device_draws_host_ms"] = round(1e3 * statistics.median(runners["device_draws"].host_seconds), 3)
-        out["device_draws_compile_seconds"] = memory["device_draws"]["compile_seconds"]
+    for method in {"device_draws", "device_loop"} & set(memory):
+        out[f"{method}_host_ms"] = round(1e3 * statistics.median(runners[method].host_seconds), 3)
+        out[f"{method}_compile_seconds"] = memory[method]["compile_seconds"]
     return out | {f"{m}_rounds": len(times[m]) * runners[m].rounds for m in times}

@@ -10,7 +10,7 @@ from typing import Any
 def add_bench_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The options of `bench`."""
     bench = command("bench", "Time rounds end to end, beside what one would write by hand.")
-    bench.add_argument("workloads", nargs="*", metavar="W1 W1s W2 ... W6", help="which (all)")
+    bench.add_argument("workloads", nargs="*", metavar="W1 W1s W1f W2 ... W6", help="which (all)")
     bench.add_argument("--rounds", type=int, default=20, help="of each, at least")
     bench.add_argument(
         "--budget", type=float, default=100.0, help="seconds for a baseline that is slow: fewer rounds then"

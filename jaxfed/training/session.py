@@ -116,7 +116,7 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
     """
     settings, parts, progress = session.settings, session.parts, session.progress
     compile_once(session)
-    text, begin = "", time.perf_counter()
+    text, begin, first, programs = "", time.perf_counter(), progress.round, 0
     with closing(start_rounds(session, hooks.stopped)) as rounds:
         for session.state, info, ready, is_last in rounds:
             progress.count_request(ready)
@@ -125,6 +125,7 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
             hooks.tick(progress.round, progress.updates / (progress.seconds + time.perf_counter() - begin), text)
             if not is_last:
                 continue
+            programs += 1
             session.halt = ready.halt if parts.processes.size > 1 else sum(hooks.stopped[:1])
             final = progress.round == settings.rounds
             due = final or progress.round % settings.evaluation.every == 0
@@ -149,6 +150,8 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
             begin = time.perf_counter()
             if progress.finished or session.halt:
                 break
+    if parts.loop:
+        log(f"the host was asked {programs:,} times in {progress.round - first:,} rounds")
 
 
 def start_rounds(session: Session, stopped: Sequence[int]) -> Generator[RoundResult, None, None]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxfed.bench import workloads
+from jaxfed.bench import runners, workloads
 from jaxfed.bench.promises import check_targets
 from jaxfed.bench.workloads import METHODS, WORKLOADS, Workload, make_bench_experiment, measure_in_turn
 from jaxfed.cli import main
@@ -29,7 +29,7 @@ def test_every_method_runs_the_same_round(experiment, method, monkeypatch):
     """Float32 sums in another order: 2e-6 of parameters of size one, which move by 0.007."""
     if method == "limit" and not shutil.which("cc"):
         pytest.skip("no C compiler")
-    monkeypatch.setattr(workloads, "TOGETHER", 1)
+    monkeypatch.setattr(runners, "TOGETHER", 1)
     one, other = METHODS["ours"](experiment), METHODS[method](experiment)
     before = jax.tree.map(np.array, one.params())
     one.go(0), other.go(0)
@@ -40,13 +40,24 @@ def test_every_method_runs_the_same_round(experiment, method, monkeypatch):
 
 
 def test_rounds_drawn_on_the_device_train_on_as_much(experiment, monkeypatch):
-    monkeypatch.setattr(workloads, "TOGETHER", 1)
+    monkeypatch.setattr(runners, "TOGETHER", 1)
     one, other = METHODS["ours"](experiment), METHODS["device_draws"](experiment)
     before = jax.tree.map(np.array, one.params())
     one.go(0), other.go(0)
     moves = [np.abs(each.params()["user"] - before["user"]).mean() for each in (one, other)]
     assert 0.5 < moves[0] / moves[1] < 2, "nine clients, whose negatives are others"
     assert np.abs(one.params()["item"] - other.params()["item"]).max() > 1e-4, "of other negatives"
+
+
+def test_a_program_of_many_rounds_runs_those_that_are_drawn_on_the_device(experiment, monkeypatch):
+    monkeypatch.setattr(runners, "TOGETHER", 3)
+    one, other = METHODS["device_draws"](experiment), METHODS["device_loop"](experiment)
+    before = jax.tree.map(np.array, one.params())
+    one.go(0), other.go(0)
+    assert np.abs(one.params()["item"] - before["item"]).max() > 1e-3
+    for name, value in one.params().items():
+        np.testing.assert_allclose(np.asarray(other.params()[name]), np.asarray(value), atol=1e-5, err_msg=name)
+    assert len(other.host_seconds) == 1, "the host is asked once"
 
 
 def test_a_workload_that_cannot_run_leaves_the_others(tmp_path, monkeypatch, capsys):
@@ -77,7 +88,7 @@ def test_host_work_is_drawing_packing_and_transfer(experiment, monkeypatch):
         ready = PreparedRound(None, 0, 0, 0, 0, None, stages)
         return (RoundResult(state, {}, ready) for _ in range(start, stop))
 
-    monkeypatch.setattr(workloads, "run_rounds", run)
+    monkeypatch.setattr(runners, "run_rounds", run)
     monkeypatch.setattr(workloads, "compile_programs", lambda *args: 0.0)
     runner = METHODS["ours"](experiment)
     runner.go(0)
@@ -88,7 +99,7 @@ def test_rounds_are_measured_in_turn_and_as_often_as_asked():
     calls = []
 
     def runner(name, rounds, seconds=0.0):
-        return workloads.Runner(lambda number: calls.append(name), rounds, 0.0, dict)
+        return runners.Runner(lambda number: calls.append(name), rounds, 0.0, dict)
 
     times = measure_in_turn({"a": runner("a", 5), "b": runner("b", 1)}, 10, 100.0)
     assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 10}
@@ -109,6 +120,8 @@ def test_the_program_writes_its_figures(tmp_path, monkeypatch, capsys):
     assert wanted | costs | {"peak_memory_mb"} <= row.keys()
     assert 0 < row["host_ms"] < 1e4
     assert 0 < row["device_draws_host_ms"] < 1e4
+    assert 0 < row["device_loop_host_ms"] < 1e4
+    assert row["device_loop_ms"] > 0
     assert row["clients_per_second"] == pytest.approx(1e3 * 9 / row["ours_ms"], rel=1e-3)
     assert "W1: sequential / ours" in capsys.readouterr().out
 
@@ -150,9 +163,9 @@ def test_memory_is_that_of_a_process_of_its_own(monkeypatch):
 @pytest.mark.parametrize("model", ["mf", "sasrec"])
 def test_a_loop_over_clients_runs_the_same_round(model, monkeypatch):
     """Float32 sums in another order: 2e-6 of parameters, which move by more than a hundredth of that."""
-    monkeypatch.setattr(workloads, "TOGETHER", 1)
+    monkeypatch.setattr(runners, "TOGETHER", 1)
     parts = make_bench_experiment(SMALL._replace(model=model))
-    one, other = METHODS["ours"](parts), workloads.client_loop_runner(parts)
+    one, other = METHODS["ours"](parts), runners.client_loop_runner(parts)
     before = jax.tree.map(np.array, one.params())
     for number in range(2):
         one.go(number), other.go(number)

@@ -14,6 +14,7 @@ from jaxfed.core.link import link
 from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.device_cohorts import list_draw_sizes, mark_held_items, number_marked_items
 from jaxfed.data.device_draws import draw_block, put_train_data
+from jaxfed.data.device_rounds import make_block_source, plan_device_round
 from jaxfed.data.packing import empty_cohort
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 from tests.laws.test_laws import AXES, COVERED, USUAL, experiment, name_of
@@ -90,6 +91,18 @@ def test_a_draw_on_the_device_lowers():
     )
     lowered(jax.jit(mark_held_items), jnp.zeros(9, bool), jnp.arange(4))
     lowered(jax.jit(partial(number_marked_items, 5)), jnp.zeros(9, bool))
+
+
+def test_a_program_of_many_rounds_lowers():
+    """With rows that cohorts list, and blocks of every kind."""
+    made = experiment(USUAL).made
+    shapes, population = made.shapes._replace(room=16), made.data.population
+    program = made.algorithm.loop(make_block_source(population, made.batching, shapes))
+    planned = plan_device_round(population, made.batching, shapes, *made.sampler.draw(0, 0), None, 0, 0)
+    rounds = jax.tree.map(lambda x: jnp.stack([x, x, x]), planned)
+    state = jax.eval_shape(lambda: initial_arrays(made, 0))["state"]
+    both = jax.jit(lambda *args: program(32, *args))
+    lowered(both, state, put_train_data(population), rounds, jnp.int32(2), make_run_keys(0).rounds)
 
 
 @pytest.mark.parametrize("case", COVER[: len(MODELS)], ids=name_of)

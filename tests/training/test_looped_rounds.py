@@ -185,8 +185,9 @@ def program(monkeypatch, tmp_path):
     return call
 
 
-def test_a_run_in_programs_goes_on_where_it_was_and_is_that_one_by_one(program):
+def test_a_run_in_programs_goes_on_where_it_was_and_is_that_one_by_one(program, capsys):
     five, rows = program("five", 8, 5)
+    assert "the host was asked 4 times in 8 rounds" in "".join(capsys.readouterr())  # after rounds 3, 4, 6 and 8
     program("resumed", 4, 5)
     assert program("resumed", 8, 5, "--resume")[0]["params_sha256"] == five["params_sha256"]
     program("other", 4, 1)
