@@ -89,7 +89,7 @@ def test_host_work_is_drawing_packing_and_transfer(experiment, monkeypatch):
         return (RoundResult(state, {}, ready) for _ in range(start, stop))
 
     monkeypatch.setattr(runners, "run_rounds", run)
-    monkeypatch.setattr(workloads, "compile_programs", lambda *args: 0.0)
+    monkeypatch.setattr(runners, "compile_programs", lambda *args: 0.0)
     runner = METHODS["ours"](experiment)
     runner.go(0)
     assert runner.host_seconds == [7.0] * runner.rounds
