@@ -93,6 +93,8 @@ def make_loop(pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes: 
     if batching.draw_on != "device":
         raise ValueError('run.rounds_per_program: a program has no host to draw on: set work.draw_on = "device" too')
     assert algorithm.loop
+    # a program ends where the host is asked, so that a longer plan would be memory for nothing
+    length = min(length, pieces.evaluation.every, pieces.run.checkpoint_every)
     return RoundLoop(length, algorithm.loop(make_block_source(pieces.clients.population, batching, shapes)))
 
 

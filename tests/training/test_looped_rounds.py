@@ -48,15 +48,19 @@ CASES = {
     "memory of links": {"channel": [{"name": "top_k", "share": 0.1, "keep_error": True}, {"name": "mean"}]},
     "clients keep a control variate": {"algorithm": {"name": "scaffold"}},
     "clients keep a model": {"algorithm": {"name": "ditto"}},
+    "codes of the download": {"download": [{"name": "quantize", "bits": 8}]},
+    "sub-models": {"algorithm": {"name": "heterofl"}, "channel": []},
+    "pruned": {"model": {"name": "neumf"}, "parametrization": {"name": "pruned", "start": 1, "end": 5, "every": 2}},
     "labels": {"data": {"label": "rating"}, "model": {"loss": "squared"}, "work": {"negatives": 0}},
 }
 
 
 def make_parts(**tables):
     """The parts of a run, of `TABLE` with other entries."""
-    table = {name: {**TABLE.get(name, {}), **tables.get(name, {})} for name in {*TABLE, *tables} - {"channel"}}
+    lists = {name: tables[name] for name in ("channel", "download") if name in tables}
+    table = {name: {**TABLE.get(name, {}), **tables.get(name, {})} for name in {*TABLE, *tables} - {*lists}}
     table = {name: {key: x for key, x in section.items() if x is not None} for name, section in table.items()}
-    config = make_config(table | ({"channel": tables["channel"]} if "channel" in tables else {}))
+    config = make_config(table | lists)
     return build_from_config(config, make_rated_clients() if config.data.label == "rating" else load_data(config.data))
 
 
