@@ -9,12 +9,11 @@ import jax
 from jaxfed.bench.baselines import c_baseline, dense_vmap_baseline, sequential_baseline
 from jaxfed.bench.client_loop import begin_client_loop, make_client_loop
 from jaxfed.config.build import RunParts
-from jaxfed.config.round_stages import RoundLoop
+from jaxfed.config.round_stages import build_loop
 from jaxfed.core.leaf_paths import list_leaves
 from jaxfed.core.tables import unwrap
 from jaxfed.core.types import Tree
 from jaxfed.data.device_cohorts import make_drawer
-from jaxfed.data.device_rounds import make_block_source
 from jaxfed.training.looped_rounds import compile_loop, run_looped_rounds
 from jaxfed.training.rounds import compile_programs, initial_arrays, make_run_keys, run_rounds
 
@@ -91,9 +90,8 @@ def device_draws_runner(parts: RunParts) -> Runner:
 def device_loop_runner(parts: RunParts) -> Runner:
     """The same rounds as a program of many."""
     population, batching, shapes = parts.data.population, parts.batching, parts.shapes
-    assert parts.algorithm.loop
-    program = parts.algorithm.loop(make_block_source(population, batching, shapes))
-    parts = parts._replace(drawer=make_drawer(population, batching, shapes), loop=RoundLoop(TOGETHER, program))
+    loop = build_loop(parts.algorithm, TOGETHER, population, batching, shapes)
+    parts = parts._replace(drawer=make_drawer(population, batching, shapes), loop=loop)
     state, key, host_seconds = initial_arrays(parts, SEED)["state"], make_run_keys(SEED).rounds, []
     begin = time.perf_counter()
     compile_loop(parts, state, key)

@@ -27,7 +27,8 @@ from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import Wire, join_wires, make_wire
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes
-from jaxfed.data.device_rounds import make_block_source
+from jaxfed.data.device_rounds import expect_room, make_block_source
+from jaxfed.data.population import Population
 
 
 def averages_by_row(channel: Channel) -> bool:
@@ -74,6 +75,7 @@ class RoundLoop(NamedTuple):
 
     length: int  # rounds of a program at most
     program: Callable[..., Any]  # see `make_round_loop`
+    room: int  # rows that a cohort is expected to hold; 0: rounds run on all rows
 
 
 def make_loop(pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes: BlockShapes) -> RoundLoop | None:
@@ -92,10 +94,18 @@ def make_loop(pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes: 
         raise ValueError(f"run.rounds_per_program: {found[0]}, so the host starts each round: set it to 1")
     if batching.draw_on != "device":
         raise ValueError('run.rounds_per_program: a program has no host to draw on: set work.draw_on = "device" too')
-    assert algorithm.loop
     # a program ends where the host is asked, so that a longer plan would be memory for nothing
     length = min(length, pieces.evaluation.every, pieces.run.checkpoint_every)
-    return RoundLoop(length, algorithm.loop(make_block_source(pieces.clients.population, batching, shapes)))
+    return build_loop(algorithm, length, pieces.clients.population, batching, shapes)
+
+
+def build_loop(
+    algorithm: Algorithm, length: int, population: Population, batching: Batching, shapes: BlockShapes
+) -> RoundLoop:
+    """What runs up to so many rounds of an algorithm as one program."""
+    assert algorithm.loop
+    program = algorithm.loop(make_block_source(population, batching, shapes))
+    return RoundLoop(length, program, expect_room(population, batching, shapes))
 
 
 class Rounds(NamedTuple):

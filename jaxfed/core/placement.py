@@ -26,7 +26,7 @@ class Placement(NamedTuple):
     constrain(x, role) lays arrays out, inside a program too: "copied" is a copy on every device, "server" is what the
     server keeps, or what is frozen: its tables split by rows where that was asked for, and every leaf that a partition
     rule names split as the rule says. `devices` take part; `client_devices` of them divide the width of every block, of
-    which block(x) is given this process's equal part.
+    which block(x) is given this process's equal part; inside a program, all of it.
     """
 
     clients: Callable[[Callable], Callable]
@@ -64,9 +64,14 @@ def copy_to_devices(x: Any, everywhere: NamedSharding) -> jax.Array:
     return jax.make_array_from_single_device_arrays(x.shape, everywhere, local_shards)
 
 
+def is_traced(tree: Tree) -> bool:
+    """Whether a tree is of a program that is being traced."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
 def lay_out(tree: Tree, shardings: Tree) -> Tree:
     """Arrays on their devices, inside a program too."""
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree)):
+    if is_traced(tree):
         return jax.lax.with_sharding_constraint(tree, shardings)
     if jax.process_count() > 1:
         return jax.tree.map(copy_to_devices, tree, shardings)
@@ -127,6 +132,8 @@ def make_placement(
         return lay_out(tree, make_shardings(mesh, rules, tree, of_tables))
 
     def block(tree):
+        if is_traced(tree):
+            return tree if len(here) == 1 else jax.lax.with_sharding_constraint(tree, split)
         if processes > 1:
             return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), tree)
         # one CPU: the call takes arrays of the host as they are, faster than a transfer of its own

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.client import broadcast_model, run_client_block
+from jaxfed.core.placement import one_in_flight
 from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
 from jaxfed.core.state import Plan, State, table_rows_of
 from jaxfed.core.types import Array, Block, Key, Tree
@@ -69,6 +70,7 @@ def run_planned_round(
         block = source.draw(kind, data, planned, number)
         if place is not None:
             block = block._replace(rows=place[block.rows])
+        block = plan.place.block(block)  # its clients are divided among the devices
         now = state._replace(client_states=client_states)
         who = planned.ids, planned.present, touched, planned.ages
         return run_client_block(plan, now, *who, key, block, None, broadcast, frozen.clients)
@@ -121,6 +123,7 @@ def make_round_loop(plan: Plan, frozen: Any, source: BlockSource) -> Callable[..
     state. Raises ValueError where rounds need the host."""
     check_loop(plan)
     alone = plan._replace(padded_shape=None)  # no program adds blocks of several kinds
-    return jax.jit(
+    program = jax.jit(
         lambda room, *args: run_planned_rounds(alone, source, room, frozen, *args), static_argnums=0, donate_argnums=1
     )
+    return one_in_flight(program, plan.place.devices)

@@ -44,15 +44,20 @@ def plan_device_round(
     return PlannedRound(ids.astype(np.int32), present, ages, blocks, (slots, make_round_key(seed, round)))
 
 
-def choose_room(population: Population, batching: Batching, shapes: BlockShapes, cohorts: list[np.ndarray]) -> int:
-    """Rows that none of some cohorts exceeds, whatever is drawn: `shapes.room` doubled, at most all; 0: rounds run on
-    all rows."""
-    room = shapes.room
-    if not room:
-        return 0
+def expect_room(population: Population, batching: Batching, shapes: BlockShapes) -> int:
+    """Rows that hardly any cohort exceeds, whatever is drawn: six standard deviations above the mean of what clients
+    hold, were all of that different. 0: rounds run on all rows."""
+    held = count_held_rows(population, batching, np.arange(population.num_clients))
+    most = shapes.slots * held.mean() + 6 * np.sqrt(shapes.slots) * held.std()
+    return max(shapes.room, min(int(most), population.num_items)) if shapes.room else 0
+
+
+def choose_room(population: Population, batching: Batching, room: int, cohorts: list[np.ndarray]) -> int:
+    """Rows that none of some cohorts exceeds, whatever is drawn: the room that is expected, doubled where it is too
+    small; 0: rounds run on all rows."""
     clients = (ids[ids < population.num_clients] for ids in cohorts)
     most = max(int(count_held_rows(population, batching, each).sum()) for each in clients)
-    while room < min(most, population.num_items):
+    while 0 < room < min(most, population.num_items):
         room *= 2
     return room
 

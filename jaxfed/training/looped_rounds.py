@@ -41,7 +41,7 @@ def plan_rounds(parts: RunParts, seed: int, start: int, stop: int) -> PlannedRou
             for number, (ids, present, ages, _) in enumerate(sampled, start)
         ]
         rounds += rounds[-1:] * (parts.loop.length - len(rounds))
-        room = choose_room(population, parts.batching, parts.shapes, [ids for ids, *_ in sampled])
+        room = choose_room(population, parts.batching, parts.loop.room, [ids for ids, *_ in sampled])
     planned = jax.tree.map(lambda *x: np.stack(x), *rounds)
     return PlannedRounds(start, stop, planned, [time for *_, time in sampled], room, stages)
 

@@ -1,6 +1,7 @@
 """Rounds as programs of many: those that the host starts one by one; where they end; what cannot be."""
 
 import json
+import re
 import sys
 from functools import partial
 
@@ -11,11 +12,11 @@ import pytest
 
 from jaxfed.cli import main
 from jaxfed.config.build import build_from_config, load_data
-from jaxfed.config.round_stages import RoundLoop
+from jaxfed.config.round_stages import build_loop
 from jaxfed.config.schema import make_config
 from jaxfed.data.clients import make_clients
 from jaxfed.data.device_cohorts import make_drawer
-from jaxfed.data.device_rounds import choose_room, make_block_source, plan_device_round
+from jaxfed.data.device_rounds import choose_room, plan_device_round
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training.looped_rounds import compile_loop, find_stop, plan_rounds, run_looped_rounds
 from jaxfed.training.rounds import initial_arrays, make_run_keys, run_rounds
@@ -117,6 +118,14 @@ def test_one_program_serves_any_number_of_rounds():
     assert parts.loop.program._cache_size() == 1
 
 
+def test_clients_of_a_block_are_divided_among_devices():
+    parts = make_parts(run={"devices": 4})
+    planned, state = plan_rounds(parts, 0, 0, 1), jax.eval_shape(lambda: initial_arrays(parts, 0))["state"]
+    args = state, parts.drawer.train_data(), planned.planned, np.int32(1), make_run_keys(0).rounds
+    text = jax.jit(lambda *args: parts.loop.program(planned.room, *args)).lower(*args).as_text()
+    assert re.search(r'sharding_constraint.*<@mesh, \[{"clients"}', text)
+
+
 def test_no_round_of_a_program_that_runs_none():
     parts = make_parts()
     planned, state = plan_rounds(parts, 0, 0, 1), initial_arrays(parts, 0)["state"]
@@ -129,17 +138,16 @@ def test_a_cohort_that_holds_many_rows_has_room():
     """More rows than were expected: the room is doubled, and nothing is lost."""
     parts = make_parts(data={"items": 2000, "users": 200}, cohort={"size": 4})
     population, small = parts.data.population, parts.shapes._replace(room=16)
-    source = make_block_source(population, parts.batching, small)
+    loop = build_loop(parts.algorithm, 4, population, parts.batching, small)
+    assert 16 < loop.room <= population.num_items
     parts = parts._replace(
-        shapes=small,
-        drawer=make_drawer(population, parts.batching, small),
-        loop=RoundLoop(4, parts.algorithm.loop(source)),
+        shapes=small, drawer=make_drawer(population, parts.batching, small), loop=loop._replace(room=16)
     )
     looped, single = run_both(parts, 4)
     rows = [counted[1] for _, counted, _ in looped[1]]
     assert min(rows) > 16
-    room = choose_room(population, parts.batching, small, [np.array(counted[-1]) for _, counted, _ in looped[1]])
-    assert max(rows) <= room < population.num_items
+    room = choose_room(population, parts.batching, 16, [np.array(counted[-1]) for _, counted, _ in looped[1]])
+    assert max(rows) <= room < 2 * population.num_items
     chex.assert_trees_all_close(looped[0], single[0], atol=1e-5, rtol=1e-4)
 
 
