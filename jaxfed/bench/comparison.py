@@ -54,12 +54,12 @@ def read_figures(path: str, workloads: Collection[str] = ()) -> dict[str, dict[s
 def check_figure(path: str, workload: str, name: str, value: Any) -> None:
     """Raises ValueError for what no run measures. None is what could not be measured."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    least = "above 0" if name in COMPARED else "at least 0"
+    least = "above 0" if name in COMPARED else "of at least 0"
     if value is None and name != "ours_ms":
         return
     if not number or not 0 <= value < LARGEST or (value == 0 and name in COMPARED):
         raise ValueError(
-            f"{path}: {name} of {workload} is {value!r:.40}: it must be a number {least}; measure it again by "
+            f"{path}: {name} of {workload} is {value!r:.40}: it must be a finite number {least}; measure it again by "
             f"jaxfed bench {workload} --json FILE"
         )
 

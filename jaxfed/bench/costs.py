@@ -22,7 +22,7 @@ PASSES_OF_STEP = 4  # the forward pass reads a row, its gradient is written, the
 BATCH_BYTES = 12  # of a row of a step: its position, its label and its weight
 
 
-def predict_update_bytes(parts: RunParts, cohort: Cohort) -> float:
+def count_update_bytes(parts: RunParts, cohort: Cohort) -> float:
     """Bytes that the update of a client of a matrix factorisation must read and write, the mean over a cohort.
 
     Each row that the client holds is downloaded once and sent once, and its own vectors are read once and written once.
@@ -50,12 +50,13 @@ def predict_update_bytes(parts: RunParts, cohort: Cohort) -> float:
     return (of_round + of_steps) / clients
 
 
-def measure_update_flops(parts: RunParts, cohort: Cohort) -> float | None:
+def count_update_flops(parts: RunParts, cohort: Cohort) -> float | None:
     """Floating-point operations of a client update as XLA counts them, the mean over a cohort; padding is counted.
 
     They are those of `run_client_block`, without the server's part. XLA counts the body of a loop once, however often
-    it runs. So a block is compiled with two steps, with three, and with twice the rows: this gives the operations of a
-    step and those outside of the loop for a row, by which the steps and rows of all blocks are multiplied. Comparisons
+    it runs. So a block with s steps and k times its rows takes a k + c s + b operations: a k for its rows, c s for what
+    is made of each step outside of the loop, and b for the body, once. Compiled with (s, k) = (2, 1), (3, 1) and
+    (2, 2), it gives a, and b + c of a step, by which the rows and steps of all blocks are multiplied. Comparisons
     and selections count as operations; exponentials and logarithms do not.
 
     Args:
@@ -74,11 +75,11 @@ def measure_update_flops(parts: RunParts, cohort: Cohort) -> float | None:
     if None in counted:
         return None
     base, longer, wider = cast(list[float], counted)
-    outside = wider - base  # proportional to rows
-    step = 3 * base - longer - wider  # the loop's body, and what is outside of it for each step
+    of_rows = wider - base  # a
+    of_step = 3 * base - longer - wider  # b + c
     held = sum(block.rows.size for block in cohort.blocks) / (clients * rows)
-    steps = sum(block.data.rows.size for block in cohort.blocks) / (clients * first.data.rows.shape[2])
-    return (outside * held + step * steps) / int((cohort.ids < parts.data.population.num_clients).sum())
+    padded_steps = sum(block.data.rows.size for block in cohort.blocks) / (clients * first.data.rows.shape[2])
+    return (of_rows * held + of_step * padded_steps) / int((cohort.ids < parts.data.population.num_clients).sum())
 
 
 def set_block_shape(block: Block, steps: int, rows: int) -> Block:
@@ -119,10 +120,10 @@ def estimate_costs(parts: RunParts, seed: int, clients_per_second: float) -> dic
         {name: figure}. None: XLA does not tell the number of operations.
     """
     cohort = pack_cohort(parts.data.population, parts.batching, parts.shapes, *parts.sampler.draw(seed, 0), seed, 0)
-    bytes_moved, flops = predict_update_bytes(parts, cohort), measure_update_flops(parts, cohort)
+    bytes_moved, flops = count_update_bytes(parts, cohort), count_update_flops(parts, cohort)
     return {
         "predicted_bytes_per_update": round(bytes_moved, 1),
         "measured_flops_per_update": None if flops is None else round(flops, 1),
         "gigabytes_per_second": round(bytes_moved * clients_per_second / 1e9, 3),
-        "gigaflops": None if flops is None else round(flops * clients_per_second / 1e9, 3),
+        "gigaflops_per_second": None if flops is None else round(flops * clients_per_second / 1e9, 3),
     }

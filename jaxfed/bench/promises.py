@@ -56,7 +56,7 @@ def print_report(figures: dict[str, dict[str, Any]]) -> None:
         "limit_ms",
         "clients_per_second",
         "gigabytes_per_second",
-        "gigaflops",
+        "gigaflops_per_second",
         "compile_seconds",
     )
     heads = [column.replace("_ms", "").replace("_", " ") for column in ("", *columns, "peak_memory_mb")]

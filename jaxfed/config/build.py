@@ -9,7 +9,7 @@ from jaxfed.config.central_twin import check_central
 from jaxfed.config.evaluation_stages import make_account, make_evaluators
 from jaxfed.config.options import BESIDE
 from jaxfed.config.registry import REGISTRY
-from jaxfed.config.round_stages import RoundLoop, make_algorithm, make_central_rounds, make_loop
+from jaxfed.config.round_stages import RoundLoop, choose_loop, make_algorithm, make_central_rounds
 from jaxfed.config.schema import config_to_table
 from jaxfed.config.sections import call_registered, make_pieces
 from jaxfed.config.settings import Config, Section
@@ -197,5 +197,5 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
         processes=runtime.processes,
         cold_evaluator=evaluation.cold_evaluator,
         drawer=make_drawer(data.population, batching, shapes) if batching.draw_on == "device" else None,
-        loop=make_loop(pieces, rounds.algorithm, batching, shapes),
+        loop=choose_loop(pieces, rounds.algorithm, batching, shapes),
     )

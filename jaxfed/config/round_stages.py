@@ -27,7 +27,8 @@ from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import Wire, join_wires, make_wire
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes
-from jaxfed.data.device_rounds import expect_room, make_block_source
+from jaxfed.data.device_draws import find_draw_problem
+from jaxfed.data.device_rounds import drop_finer_kinds, expect_room, make_block_source
 from jaxfed.data.population import Population
 
 
@@ -70,15 +71,20 @@ def check_merge(model: Model, method: Method, client_store: str) -> None:
         )
 
 
+PLAN_BYTES = 1 << 26  # of what a program is told of its rounds, at most
+BYTES_OF_SLOT = 16  # of a client in a round: its id, whether it is there, its age, its place
+
+
 class RoundLoop(NamedTuple):
     """What runs many rounds as one program."""
 
     length: int  # rounds of a program at most
+    shapes: BlockShapes  # of its blocks
     program: Callable[..., Any]  # see `make_round_loop`
     room: int  # rows that a cohort is expected to hold; 0: rounds run on all rows
 
 
-def make_loop(pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes: BlockShapes) -> RoundLoop | None:
+def choose_loop(pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes: BlockShapes) -> RoundLoop | None:
     """What runs many rounds as one program; None: the host starts each. Raises ValueError where it must."""
     length = pieces.run.rounds_per_program
     if length < 1:
@@ -86,16 +92,21 @@ def make_loop(pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes: 
     if length == 1:
         return None
     reasons = {
-        "this algorithm has steps of its own between rounds": algorithm.loop is None,
+        "this algorithm has no program of many rounds": algorithm.make_loop is None,
         "the JAX profiler traces rounds one by one (run.profile)": pieces.run.profile > 0,
         "clients are spread by pmap (run.placement)": pieces.run.placement == "pmap",
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise ValueError(f"run.rounds_per_program: {found[0]}, so the host starts each round: set it to 1")
+    if problem := find_draw_problem(pieces.clients.population, batching, shapes):
+        raise ValueError(f"run.rounds_per_program: {problem}, so the host starts each round: set it to 1")
     if batching.draw_on != "device":
-        raise ValueError('run.rounds_per_program: a program has no host to draw on: set work.draw_on = "device" too')
+        raise ValueError(
+            'run.rounds_per_program: the rounds of one program are drawn on the device: set work.draw_on = "device" too'
+        )
     # a program ends where the host is asked, so that a longer plan would be memory for nothing
-    length = min(length, pieces.evaluation.every, pieces.run.checkpoint_every)
+    most = max(PLAN_BYTES // (BYTES_OF_SLOT * shapes.slots), 1)
+    length = min(length, pieces.evaluation.every, pieces.run.checkpoint_every, most)
     return build_loop(algorithm, length, pieces.clients.population, batching, shapes)
 
 
@@ -103,9 +114,10 @@ def build_loop(
     algorithm: Algorithm, length: int, population: Population, batching: Batching, shapes: BlockShapes
 ) -> RoundLoop:
     """What runs up to so many rounds of an algorithm as one program."""
-    assert algorithm.loop
-    program = algorithm.loop(make_block_source(population, batching, shapes))
-    return RoundLoop(length, program, expect_room(population, batching, shapes))
+    assert algorithm.make_loop
+    shapes = drop_finer_kinds(shapes)
+    program = algorithm.make_loop(make_block_source(population, batching, shapes))
+    return RoundLoop(length, shapes, program, expect_room(population, batching, shapes))
 
 
 class Rounds(NamedTuple):

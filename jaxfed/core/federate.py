@@ -42,12 +42,13 @@ class Algorithm(NamedTuple):
         init: init(params, key) -> `State`. params: the model's shared parameters; theta, where the method has a
             `Parametrization`.
         step: step(state, cohort, key) -> (`State`, info): one round. It consumes (donates) its state.
-        loop: loop(source) -> what runs many rounds as one program, see `make_round_loop`. None: there is none.
+        make_loop: make_loop(source) -> what runs many rounds as one program, see `make_round_loop`. None: there is
+            none.
     """
 
     init: Callable[[Tree, Key], State]
     step: Callable[[State, Cohort, Key], tuple[State, dict[str, jax.Array]]]
-    loop: Callable[[BlockSource], Callable[..., Any]] | None = None
+    make_loop: Callable[[BlockSource], Callable[..., Any]] | None = None
 
 
 class FrozenParts(NamedTuple):

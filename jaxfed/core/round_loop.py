@@ -1,4 +1,4 @@
-"""Many rounds as one program: a loop on the device, which asks the host for nothing between two rounds.
+"""Programs of many rounds: a loop on the device, which asks the host for nothing between two rounds.
 
 The host says who takes part in each round and how many blocks of each kind they fill; the data of a block are drawn
 where its clients train. What happens in a round is what `federate.run_round` does, by the same functions.
@@ -24,8 +24,8 @@ class PlannedRound(NamedTuple):
     ids: Any  # int32 [M]: see `Cohort`
     present: Any  # bool [M]
     ages: Any  # int32 [M]; None: all are sent the present model
-    blocks: Any  # int32 [kinds]: how many blocks of each kind
-    draw: Tree  # what `BlockSource` reads
+    blocks_per_kind: Any  # int32 [kinds]
+    draw_inputs: Tree  # what `BlockSource` reads
 
 
 class BlockSource(NamedTuple):
@@ -35,7 +35,7 @@ class BlockSource(NamedTuple):
         kinds: Number of kinds of blocks, in the order in which they run.
         draw: draw(kind, data, planned, i) -> `Block`: block i of a kind; its rows are those of the catalogue.
         list_rows: list_rows(data, planned, room) -> (int32 [room]: the rows that the cohort holds, int32 [rows + 1]:
-            the place of each row among them); None: rounds run on all rows.
+            the position of each row among them); None: rounds run on all rows.
     """
 
     kinds: int
@@ -44,11 +44,11 @@ class BlockSource(NamedTuple):
 
 
 def check_loop(plan: Plan) -> None:
-    """Raises ValueError where rounds of an algorithm ask the host for something."""
+    """Raises ValueError where rounds of an algorithm ask the host for something. A chunk does not: messages are added
+    block by block."""
     reasons = {
         "the server solves for its model on the host": plan.method.closed is not None,
         "what clients keep lies on the host (run.client_store)": plan.store_on_host,
-        "messages are added in chunks (run.chunk)": plan.chunk > 0,
         "the server compares what each client sends": plan.method.compare_clients is not None,
         "a link has a reduction of its own": not plan.aggregator.streams,
     }
@@ -59,30 +59,42 @@ def check_loop(plan: Plan) -> None:
 def run_planned_round(
     plan: Plan, source: BlockSource, room: int, frozen: Any, data: Tree, key: Key, state: State, planned: PlannedRound
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One round inside of a program; see `run_round`. frozen: `FrozenParts`."""
-    touched = place = None
+    """One round inside of a program; see `run_round`.
+
+    Args:
+        plan, frozen, key: as there; frozen: `FrozenParts`.
+        source: draws the blocks.
+        room: rows of the tables that the cohort may hold; static.
+        data: what the source draws from.
+        state: before the round.
+        planned: who takes part.
+
+    Returns:
+        (the state after the round, its figures).
+    """
+    touched = row_positions = None
     if source.list_rows:
-        touched, place = source.list_rows(data, planned, room)
+        touched, row_positions = source.list_rows(data, planned, room)
     broadcast = broadcast_model(plan, state.shared, touched, frozen.server) if plan.method.parametrization else None
     client_states, state = state.client_states, state._replace(client_states=())
 
-    def run_block(kind: int, number: Any, client_states: Tree) -> Any:
-        block = source.draw(kind, data, planned, number)
-        if place is not None:
-            block = block._replace(rows=place[block.rows])
+    def run_block(kind: int, block_index: Any, client_states: Tree) -> Any:
+        block = source.draw(kind, data, planned, block_index)
+        if row_positions is not None:
+            block = block._replace(rows=row_positions[block.rows])
         block = plan.place.block(block)  # its clients are divided among the devices
-        now = state._replace(client_states=client_states)
-        who = planned.ids, planned.present, touched, planned.ages
-        return run_client_block(plan, now, *who, key, block, None, broadcast, frozen.clients)
+        read = state._replace(client_states=client_states)
+        cohort = planned.ids, planned.present, touched, planned.ages
+        return run_client_block(plan, read, *cohort, key, block, None, broadcast, frozen.clients)
 
-    def add_block(kind: int, number: Any, accumulated: Accumulator) -> Accumulator:
-        return accumulate(plan, accumulated, run_block(kind, number, accumulated.client_states))
+    def add_block(kind: int, block_index: Any, accumulated: Accumulator) -> Accumulator:
+        return accumulate(plan, accumulated, run_block(kind, block_index, accumulated.client_states))
 
-    shapes = jax.eval_shape(partial(run_block, 0), 0, client_states)
+    messages = jax.eval_shape(partial(run_block, 0), 0, client_states)
     size = table_rows_of(plan, state._replace(client_states=client_states)) if touched is None else touched.size
-    accumulated = init_accumulator(plan, shapes, planned.present, size, 0)._replace(client_states=client_states)
+    accumulated = init_accumulator(plan, messages, planned.present, size, 0)._replace(client_states=client_states)
     for kind in range(source.kinds):
-        accumulated = jax.lax.fori_loop(0, planned.blocks[kind], partial(add_block, kind), accumulated)
+        accumulated = jax.lax.fori_loop(0, planned.blocks_per_kind[kind], partial(add_block, kind), accumulated)
     state = state._replace(client_states=accumulated.client_states)
     reports = accumulated._replace(client_states=()), planned.ids, planned.present, touched, key
     state, info = server_update(plan, state, *reports, frozen.server)
@@ -98,32 +110,55 @@ def run_planned_rounds(
     state: State,
     data: Tree,
     planned: PlannedRound,
-    rounds: Array,
+    num_rounds: Array,
     key: Key,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """The first `rounds` of R planned rounds: (the state after them, figures [R, ...]). The number of rounds is no part
-    of the program, which serves any up to R."""
+    """The first `num_rounds` of R planned rounds.
 
-    def run(state: State, number: Any) -> tuple[State, dict[str, jax.Array]]:
-        of_round = jax.tree.map(lambda x: x[number], planned)
-        return run_planned_round(plan, source, room, frozen, data, key, state, of_round)
+    Args:
+        plan, source, room, frozen, state, data, key: see `run_planned_round`.
+        planned: of R rounds.
+        num_rounds: int []: at most R. It is no part of the program, which serves any number up to R.
 
-    def run_and_record(number: Any, carried: tuple) -> tuple:
-        state, figures = carried
-        state, info = run(state, number)
-        return state, jax.tree.map(lambda all, x: all.at[number].set(x), figures, info)
+    Returns:
+        (the state after them, figures [R, ...]).
+    """
 
-    info = jax.eval_shape(run, state, 0)[1]
+    @jax.jit  # traced once, though it is also asked for its shapes
+    def run(state: State, round_index: Any) -> tuple[State, dict[str, jax.Array]]:
+        planned_round = jax.tree.map(lambda x: x[round_index], planned)
+        return run_planned_round(plan, source, room, frozen, data, key, state, planned_round)
+
+    def run_and_record(round_index: Any, state_and_figures: tuple) -> tuple:
+        state, figures = state_and_figures
+        state, info = run(state, round_index)
+        return state, jax.tree.map(lambda rows, x: rows.at[round_index].set(x), figures, info)
+
+    info = jax.eval_shape(run, state, jnp.int32(0))[1]
     figures = jax.tree.map(lambda x: jnp.zeros((len(planned.present), *x.shape), x.dtype), info)
-    return jax.lax.fori_loop(0, rounds, run_and_record, (state, figures))
+    return jax.lax.fori_loop(0, num_rounds, run_and_record, (state, figures))
 
 
 def make_round_loop(plan: Plan, frozen: Any, source: BlockSource) -> Callable[..., Any]:
-    """program(room, state, data, planned, rounds, key), see `run_planned_rounds`: compiled for each room, consumes its
-    state. Raises ValueError where rounds need the host."""
+    """What runs many rounds as one program.
+
+    Args:
+        plan, frozen: of the algorithm.
+        source: draws the blocks.
+
+    Returns:
+        program(room, state, data, planned, num_rounds, key), see `run_planned_rounds`: compiled for each room. It
+        consumes its state.
+
+    Raises:
+        ValueError: rounds need the host.
+    """
     check_loop(plan)
-    alone = plan._replace(padded_shape=None)  # no program adds blocks of several kinds
-    program = jax.jit(
-        lambda room, *args: run_planned_rounds(alone, source, room, frozen, *args), static_argnums=0, donate_argnums=1
-    )
+    plan = plan._replace(padded_shape=None)  # no part of the program adds blocks of several kinds
+
+    def run(room, state, data, planned, num_rounds, key, frozen):
+        return run_planned_rounds(plan, source, room, frozen, state, data, planned, num_rounds, key)
+
+    # frozen parts as an argument: constants would be compiled into the program
+    program = partial(jax.jit(run, static_argnums=0, donate_argnums=1), frozen=frozen)
     return one_in_flight(program, plan.place.devices)

@@ -53,6 +53,12 @@ def put_train_data(population: Population) -> DeviceTrainData:
 
 def check_device_draws(population: Population, batching: Batching, shapes: BlockShapes) -> None:
     """Raises ValueError where rounds cannot be drawn on the device."""
+    if problem := find_draw_problem(population, batching, shapes):
+        raise ValueError(f'work.draw_on = "device": {problem}: set it to "host"')
+
+
+def find_draw_problem(population: Population, batching: Batching, shapes: BlockShapes) -> str:
+    """Why rounds cannot be drawn on the device; "": they can."""
     reasons = {
         "batches of pairs": batching.pairwise,
         "batches of histories": batching.sequence is not None,
@@ -64,13 +70,14 @@ def check_device_draws(population: Population, batching: Batching, shapes: Block
         "batches of several processes": shapes.share.size > 1,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
-        raise ValueError(f'work.draw_on = "device": {found[0]} are drawn on the host alone: set it to "host"')
+        return f"{found[0]} are drawn on the host alone"
     n, free = population.num_train, np.maximum(population.num_items - population.excluded.counts, 1)
     drawn = batching.epochs * batching.negatives * n
     most = max(population.num_items, int((drawn + batching.epochs * n).max()))
     rows = max(len(population.train.values), len(population.excluded.values))
     if most >= LARGEST or rows >= 2 * LARGEST or (drawn // free).max() >= MOST_LAPS:
-        raise ValueError('work.draw_on = "device": it counts in 32 bits, too few for these data: set it to "host"')
+        return "the device counts in 32 bits, too few for these data"
+    return ""
 
 
 def find_negatives(data: DeviceTrainData, client: jax.Array, rank: jax.Array, items: int, longest: int) -> jax.Array:

@@ -34,27 +34,52 @@ def plan_device_round(
     seed: int,
     round: int,
 ) -> PlannedRound:
-    """What a program is told of a round: its clients, in the order in which they lie in blocks, and a key."""
+    """What a program is told of a round: its clients, in the order in which they lie in blocks, and a key.
+
+    Args:
+        population, batching, shapes: what is drawn, see `make_block_source`.
+        ids, present, ages: the cohort, see `Cohort`.
+        seed: of the draws.
+        round: its number.
+
+    Returns:
+        The round, on the host.
+    """
     where = plan_cohort_blocks(population, batching, shapes, ids)
     places = shapes.slots + max(shapes.clients(steps) for steps, _ in shapes.kinds)  # the last block may not be full
     slots = np.full(places, len(ids), np.int32)
     slots[where.lane] = where.order
     steps = [(steps, width) for _, steps, _, width in where.shapes]
-    blocks = np.array([steps.count(kind) for kind in reversed(shapes.kinds)], np.int32)
-    return PlannedRound(ids.astype(np.int32), present, ages, blocks, (slots, make_round_key(seed, round)))
+    counts = np.array([steps.count(kind) for kind in reversed(shapes.kinds)], np.int32)
+    return PlannedRound(ids.astype(np.int32), present, ages, counts, (slots, make_round_key(seed, round)))
+
+
+def drop_finer_kinds(shapes: BlockShapes) -> BlockShapes:
+    """The shapes of blocks in a program of many rounds, which holds all kinds: only those whose steps are a power of
+    two, those of short batches, and the longest. It compiles in half the time, and takes as long to run: a round has
+    fewer blocks that are not full."""
+    longest, width = shapes.kinds[-1]
+    kept = [(steps, w) for steps, w in shapes.kinds if steps & (steps - 1) == 0 or w < width or steps == longest]
+    return shapes._replace(kinds=tuple(kept))
 
 
 def expect_room(population: Population, batching: Batching, shapes: BlockShapes) -> int:
     """Rows that hardly any cohort exceeds, whatever is drawn: six standard deviations above the mean of what clients
-    hold, were all of that different. 0: rounds run on all rows."""
+    hold, if no two of them held the same row. 0: rounds run on all rows."""
     held = count_held_rows(population, batching, np.arange(population.num_clients))
     most = shapes.slots * held.mean() + 6 * np.sqrt(shapes.slots) * held.std()
     return max(shapes.room, min(int(most), population.num_items)) if shapes.room else 0
 
 
 def choose_room(population: Population, batching: Batching, room: int, cohorts: list[np.ndarray]) -> int:
-    """Rows that none of some cohorts exceeds, whatever is drawn: the room that is expected, doubled where it is too
-    small; 0: rounds run on all rows."""
+    """Rows that none of some cohorts exceeds, whatever is drawn.
+
+    Args:
+        population, batching: what is drawn.
+        room: the rows that are expected, doubled where they are too few: a program is compiled for each number. 0:
+            rounds run on all rows.
+        cohorts: the ids of each, int [M].
+    """
     clients = (ids[ids < population.num_clients] for ids in cohorts)
     most = max(int(count_held_rows(population, batching, each).sum()) for each in clients)
     while 0 < room < min(most, population.num_items):
@@ -70,20 +95,20 @@ def make_block_source(population: Population, batching: Batching, shapes: BlockS
     sizes = [list_draw_sizes(population, batching, shapes)[kind] for kind in reversed(shapes.kinds)]
     widths = [shapes.clients(steps) for steps, _ in reversed(shapes.kinds)]
 
-    def find_clients(kind: int, planned: PlannedRound, number: Any) -> tuple[jax.Array, jax.Array, BijectionKey]:
-        slots, key = planned.draw
-        low = sum((planned.blocks[k] * widths[k] for k in range(kind)), jnp.int32(0)) + number * widths[kind]
-        slot = jax.lax.dynamic_slice_in_dim(slots, low, widths[kind])
+    def find_clients(kind: int, planned: PlannedRound, block_index: Any) -> tuple[jax.Array, jax.Array, BijectionKey]:
+        slots, key = planned.draw_inputs
+        first = sum((planned.blocks_per_kind[k] * widths[k] for k in range(kind)), jnp.int32(0))
+        slot = jax.lax.dynamic_slice_in_dim(slots, first + block_index * widths[kind], widths[kind])
         return planned.ids.at[slot].get(mode="fill", fill_value=nobody), slot, key
 
-    def draw(kind: int, data: DeviceTrainData, planned: PlannedRound, number: Any) -> Block:
-        client, slot, key = find_clients(kind, planned, number)
+    def draw(kind: int, data: DeviceTrainData, planned: PlannedRound, block_index: Any) -> Block:
+        client, slot, key = find_clients(kind, planned, block_index)
         return Block(slot, *draw_block(sizes[kind], batching, items, end, data, client, key))
 
     def mark_block(
-        kind: int, data: DeviceTrainData, planned: PlannedRound, number: Any, marked: jax.Array
+        kind: int, data: DeviceTrainData, planned: PlannedRound, block_index: Any, marked: jax.Array
     ) -> jax.Array:
-        client, _, key = find_clients(kind, planned, number)
+        client, _, key = find_clients(kind, planned, block_index)
         client = client[:, None]
         held = draw_held_rows(sizes[kind], batching, items, end, data, client, fold_in_number(key, client))
         return mark_held_items(marked, held)
@@ -91,7 +116,9 @@ def make_block_source(population: Population, batching: Batching, shapes: BlockS
     def list_rows(data: DeviceTrainData, planned: PlannedRound, room: int) -> tuple[jax.Array, jax.Array]:
         marked = jnp.zeros(end + 1, bool)
         for kind in range(len(widths)):
-            marked = jax.lax.fori_loop(0, planned.blocks[kind], partial(mark_block, kind, data, planned), marked)
+            marked = jax.lax.fori_loop(
+                0, planned.blocks_per_kind[kind], partial(mark_block, kind, data, planned), marked
+            )
         rows, place, _ = number_marked_items(room, marked)
         return rows, place
 

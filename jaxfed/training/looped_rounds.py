@@ -1,7 +1,8 @@
-"""Rounds as programs of many: what the host plans of them, and what it reads when they have run."""
+"""Programs of many rounds: what the host plans of them, and what it reads when they have run."""
 
 import math
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -18,18 +19,18 @@ from jaxfed.training.rounds import PreparedRound, RoundResult
 from jaxfed.training.timing import time_stage
 
 
-class PlannedRounds(NamedTuple):
+class ProgramPlan(NamedTuple):
     """Rounds that run as one program."""
 
     start: int
     stop: int
-    planned: PlannedRound  # [R, ...], as many as any program has; those past `stop` do not run
+    rounds: PlannedRound  # [R, ...], as many as any program has; those past `stop` do not run
     times: list[float | None]  # simulated seconds at the end of each
-    room: int
-    stages: dict[str, float]
+    room: int  # rows that a cohort may hold; with another number the program is compiled again
+    stages: dict[str, float]  # seconds
 
 
-def plan_rounds(parts: RunParts, seed: int, start: int, stop: int) -> PlannedRounds:
+def plan_rounds(parts: RunParts, seed: int, start: int, stop: int) -> ProgramPlan:
     """What the program of some rounds is told."""
     assert parts.loop
     population, stages = parts.data.population, dict[str, float]()
@@ -37,19 +38,28 @@ def plan_rounds(parts: RunParts, seed: int, start: int, stop: int) -> PlannedRou
         sampled = [sample_cohort(parts.sampler, seed, number) for number in range(start, stop)]
     with time_stage(stages, "pack"):
         rounds = [
-            plan_device_round(population, parts.batching, parts.shapes, ids, present, ages, seed, number)
+            plan_device_round(population, parts.batching, parts.loop.shapes, ids, present, ages, seed, number)
             for number, (ids, present, ages, _) in enumerate(sampled, start)
         ]
         rounds += rounds[-1:] * (parts.loop.length - len(rounds))
         room = choose_room(population, parts.batching, parts.loop.room, [ids for ids, *_ in sampled])
-    planned = jax.tree.map(lambda *x: np.stack(x), *rounds)
-    return PlannedRounds(start, stop, planned, [time for *_, time in sampled], room, stages)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *rounds)
+    return ProgramPlan(start, stop, stacked, [time for *_, time in sampled], room, stages)
 
 
 def find_stop(start: int, stop: int, length: int, periods: Sequence[int]) -> int:
     """The round before which a program ends: the host is asked after so many rounds, and at each multiple of a
     period."""
     return min(stop, start + length, *(start - start % period + period for period in periods))
+
+
+def list_stops(rounds: range, length: int, periods: Sequence[int]) -> list[tuple[int, int]]:
+    """(first round, round before which it ends) of each program of some rounds, see `find_stop`."""
+    stops, start = [], rounds.start
+    while start < rounds.stop:
+        stops.append((start, find_stop(start, rounds.stop, length, periods)))
+        start = stops[-1][1]
+    return stops
 
 
 def compile_loop(parts: RunParts, state: State, key: Key) -> None:
@@ -59,7 +69,7 @@ def compile_loop(parts: RunParts, state: State, key: Key) -> None:
     empty = plan_rounds(parts, 0, 0, 1)
     copy = jax.tree.map(lambda x: x.copy(), state)
     jax.block_until_ready(
-        parts.loop.program(empty.room, copy, parts.drawer.train_data(), empty.planned, np.int32(0), key)
+        parts.loop.program(empty.room, copy, parts.drawer.train_data(), empty.rounds, np.int32(0), key)
     )
 
 
@@ -68,37 +78,40 @@ def run_looped_rounds(
 ) -> Generator[RoundResult, None, None]:
     """As `run_rounds`; the state of each result is that after the last round of its program. periods: numbers of
     rounds after whose multiples the host is asked."""
-    assert parts.loop
-    assert parts.drawer
-    length, data = parts.loop.length, parts.drawer.train_data()
-    coming = plan_rounds(parts, seed, rounds.start, find_stop(rounds.start, rounds.stop, length, periods))
-    while coming.start < rounds.stop:
-        ready, waited = coming, dict[str, float]()
-        number = np.int32(ready.stop - ready.start)
-        with time_stage(waited, "compute"):
-            state, figures = parts.loop.program(ready.room, state, data, ready.planned, number, key)
-        if ready.stop < rounds.stop:  # while the devices are at work
-            coming = plan_rounds(parts, seed, ready.stop, find_stop(ready.stop, rounds.stop, length, periods))
-        else:
-            coming = ready._replace(start=ready.stop)
-        with time_stage(waited, "compute"):
-            figures = jax.device_get(figures)
-        yield from list_results(parts, ready._replace(stages=ready.stages | waited), state, figures)
+    loop, drawer = parts.loop, parts.drawer
+    assert loop
+    assert drawer
+    data, stops = drawer.train_data(), list_stops(rounds, loop.length, periods)
+    with ThreadPoolExecutor(1) as ahead:
+        coming = [ahead.submit(plan_rounds, parts, seed, *program) for program in stops[:1]]
+        for program in range(len(stops)):
+            waited: dict[str, float] = {}
+            with time_stage(waited, "wait"):
+                ready = coming.pop().result()
+            num_rounds = np.int32(ready.stop - ready.start)
+            with time_stage(waited, "compute"):
+                state, figures = loop.program(ready.room, state, data, ready.rounds, num_rounds, key)
+            coming = [ahead.submit(plan_rounds, parts, seed, *next) for next in stops[program + 1 : program + 2]]
+            with time_stage(waited, "compute"):
+                figures = jax.device_get(figures)
+            yield from list_results(parts, ready._replace(stages=ready.stages | waited), state, figures)
 
 
 def list_results(
-    parts: RunParts, done: PlannedRounds, state: State, figures: dict[str, Any]
+    parts: RunParts, done: ProgramPlan, state: State, figures: dict[str, Any]
 ) -> Generator[RoundResult, None, None]:
     """The rounds of a program that has run, one after the other."""
     population = parts.data.population
-    for place, time in enumerate(done.times):
-        ids, present = (np.asarray(x[place]) for x in (done.planned.ids, done.planned.present))
-        ages = None if done.planned.ages is None else np.asarray(done.planned.ages[place])
-        info, clients = {name: x[place] for name, x in figures.items()}, ids[ids < population.num_clients]
+    for index, time in enumerate(done.times):
+        ids, present = (np.asarray(x[index]) for x in (done.rounds.ids, done.rounds.present))
+        ages = None if done.rounds.ages is None else np.asarray(done.rounds.ages[index])
+        info, clients = {name: x[index] for name, x in figures.items()}, ids[ids < population.num_clients]
+        if not done.room:  # the tables may be longer: see `padded_table_rows`
+            info["rows/union"] = population.num_items
         held, rows = count_held_rows(population, parts.batching, clients), int(info["rows/union"])
-        down = int(parts.wire.in_round(done.start + place).down(held, rows, clients).sum())
+        down = int(parts.wire.in_round(done.start + index).down(held, rows, clients).sum())
         if ages is not None:
             info["clients/age"] = float(ages[present].mean()) if present.any() else math.nan
-        stages = {} if place else done.stages
+        stages = {} if index else done.stages
         ready = PreparedRound(Cohort(ids, present, (), None, ages), len(clients), rows, down, 0, time, stages)
-        yield RoundResult(state, info, ready, place == len(done.times) - 1)
+        yield RoundResult(state, info, ready, index == len(done.times) - 1)

@@ -236,7 +236,7 @@ class RoundResult(NamedTuple):
     state: State
     info: dict[str, Any]
     ready: PreparedRound  # who was asked
-    is_last: bool = True  # whether the state is that after this round; else after a later one of the same program
+    ends_program: bool = True  # whether the state is that after this round; else after a later one of its program
 
 
 def run_rounds(

@@ -118,12 +118,12 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
     compile_once(session)
     text, begin, first, programs = "", time.perf_counter(), progress.round, 0
     with closing(start_rounds(session, hooks.stopped)) as rounds:
-        for session.state, info, ready, is_last in rounds:
+        for session.state, info, ready, ends_program in rounds:
             progress.count_request(ready)
             session.pending.append(info | {"clients/ids": ready.cohort.ids, "round": progress.round - 1})
             settle_rounds(session, 1)  # those before: one round ahead of the devices, no more
             hooks.tick(progress.round, progress.updates / (progress.seconds + time.perf_counter() - begin), text)
-            if not is_last:
+            if not ends_program:
                 continue
             programs += 1
             session.halt = ready.halt if parts.processes.size > 1 else sum(hooks.stopped[:1])
@@ -151,7 +151,7 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
             if progress.finished or session.halt:
                 break
     if parts.loop:
-        log(f"the host was asked {programs:,} times in {progress.round - first:,} rounds")
+        log(f"{progress.round - first:,} rounds ran as {programs:,} programs: the host was asked after each")
 
 
 def start_rounds(session: Session, stopped: Sequence[int]) -> Generator[RoundResult, None, None]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxfed.bench.costs import count_block_flops, estimate_costs, measure_update_flops, predict_update_bytes
+from jaxfed.bench.costs import count_block_flops, count_update_bytes, count_update_flops, estimate_costs
 from jaxfed.bench.workloads import SEED, Workload, make_bench_experiment
 from jaxfed.data.batching import draw_examples
 from jaxfed.data.packing import pack_cohort
@@ -33,7 +33,7 @@ def test_bytes_are_those_of_a_count_by_hand(experiment, cohort):
         for low in range(0, len(items), BATCH):
             distinct = len({*items[low : low + BATCH].tolist()})
             expected += 4 * (distinct * row + user) + distinct * (4 + 4 + 4)
-    assert predict_update_bytes(experiment, cohort) == expected / 9
+    assert count_update_bytes(experiment, cohort) == expected / 9
 
 
 def test_padding_and_empty_places_are_no_bytes(experiment):
@@ -45,7 +45,7 @@ def test_padding_and_empty_places_are_no_bytes(experiment):
     def predict(ids):
         present = ids < population.num_clients
         packed = pack_cohort(population, experiment.batching, experiment.shapes, ids, present, SEED, 0)
-        return predict_update_bytes(experiment, packed)
+        return count_update_bytes(experiment, packed)
 
     few = int(population.num_train.min()) * 5
     least, most = (passes * few * 4 * (DIM + 1) for passes in (1, 7))
@@ -59,21 +59,21 @@ def test_operations_are_those_of_the_real_program_and_of_every_step(experiment, 
     program that rounds run counts the body of its loop once."""
     (block,) = cohort.blocks
     clients, steps, width = block.data.rows.shape
-    flops, once = measure_update_flops(experiment, cohort), count_block_flops(experiment, cohort, block) / clients
+    flops, once = count_update_flops(experiment, cohort), count_block_flops(experiment, cohort, block) / clients
     assert steps > 2
     assert 8 < (flops - once) / (steps - 1) / (width * DIM) < 10
 
 
 def test_figures_of_a_second_are_those_of_an_update(experiment, monkeypatch):
-    monkeypatch.setattr("jaxfed.bench.costs.measure_update_flops", lambda parts, cohort: 2e6)
+    monkeypatch.setattr("jaxfed.bench.costs.count_update_flops", lambda parts, cohort: 2e6)
     figures = estimate_costs(experiment, SEED, 500.0)
-    assert figures["gigaflops"] == 1.0
+    assert figures["gigaflops_per_second"] == 1.0
     assert figures["gigabytes_per_second"] == pytest.approx(figures["predicted_bytes_per_update"] * 5e-7, abs=1e-3)
-    monkeypatch.setattr("jaxfed.bench.costs.measure_update_flops", lambda parts, cohort: None)
+    monkeypatch.setattr("jaxfed.bench.costs.count_update_flops", lambda parts, cohort: None)
     figures = estimate_costs(experiment, SEED, 500.0)
-    assert figures["gigaflops"] is figures["measured_flops_per_update"] is None
+    assert figures["gigaflops_per_second"] is figures["measured_flops_per_update"] is None
 
 
 def test_a_program_that_does_not_say_gives_no_figure(experiment, cohort, monkeypatch):
     monkeypatch.setattr("jax.stages.Compiled.cost_analysis", lambda self: None)
-    assert measure_update_flops(experiment, cohort) is None
+    assert count_update_flops(experiment, cohort) is None

@@ -97,12 +97,18 @@ def test_a_program_of_many_rounds_lowers():
     """With rows that cohorts list, and blocks of every kind."""
     made = experiment(USUAL).made
     shapes, population = made.shapes._replace(room=16), made.data.population
-    program = made.algorithm.loop(make_block_source(population, made.batching, shapes))
+    program = made.algorithm.make_loop(make_block_source(population, made.batching, shapes))
     planned = plan_device_round(population, made.batching, shapes, *made.sampler.draw(0, 0), None, 0, 0)
     rounds = jax.tree.map(lambda x: jnp.stack([x, x, x]), planned)
     state = jax.eval_shape(lambda: initial_arrays(made, 0))["state"]
-    both = jax.jit(lambda *args: program(32, *args))
-    lowered(both, state, put_train_data(population), rounds, jnp.int32(2), make_run_keys(0).rounds)
+    lowered(
+        jax.jit(lambda *args: program(32, *args)),
+        state,
+        put_train_data(population),
+        rounds,
+        jnp.int32(2),
+        make_run_keys(0).rounds,
+    )
 
 
 @pytest.mark.parametrize("case", COVER[: len(MODELS)], ids=name_of)

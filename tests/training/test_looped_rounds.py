@@ -1,4 +1,4 @@
-"""Rounds as programs of many: those that the host starts one by one; where they end; what cannot be."""
+"""Programs of many rounds: they are those that the host starts one by one; where they end; what is refused."""
 
 import json
 import re
@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 
 from jaxfed.cli import main
+from jaxfed.config import round_stages
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.round_stages import build_loop
 from jaxfed.config.schema import make_config
 from jaxfed.data.clients import make_clients
 from jaxfed.data.device_cohorts import make_drawer
-from jaxfed.data.device_rounds import choose_room, plan_device_round
+from jaxfed.data.device_rounds import choose_room, drop_finer_kinds, plan_device_round
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training.looped_rounds import compile_loop, find_stop, plan_rounds, run_looped_rounds
 from jaxfed.training.rounds import initial_arrays, make_run_keys, run_rounds
 
 TABLE = {
-    "data": {"name": "synthetic", "users": 60, "items": 50, "mean_length": 12.0},
+    "data": {"name": "synthetic", "users": 60, "items": 900, "mean_length": 12.0},
     "model": {"name": "mf", "dim": 4},
     "work": {"draw_on": "device", "batch_size": 16, "optimizer": {"name": "sgd", "learning_rate": 0.5}},
-    "cohort": {"size": 12},
+    "cohort": {"size": 6},
     "run": {"rounds_per_program": 4},
 }
 CASES = {
@@ -52,6 +53,13 @@ CASES = {
     "codes of the download": {"download": [{"name": "quantize", "bits": 8}]},
     "sub-models": {"algorithm": {"name": "heterofl"}, "channel": []},
     "pruned": {"model": {"name": "neumf"}, "parametrization": {"name": "pruned", "start": 1, "end": 5, "every": 2}},
+    "chunks": {"run": {"chunk": 1}},
+    "divided tables": {
+        "run": {"devices": 4, "shard_tables": True},
+        "server": {"lazy": False},
+        "channel": [{"name": "clip", "bound": 1.0}, {"name": "ring", "bound": 1.0, "union": True}],
+    },
+    "frozen rows": {"work": {"freeze": ["tables/item"]}},
     "labels": {"data": {"label": "rating"}, "model": {"loss": "squared"}, "work": {"negatives": 0}},
 }
 
@@ -83,7 +91,7 @@ def run_both(parts, rounds, seed=0, periods=()):
         for done in run(parts, state, seed):
             state, ready = done.state, done.ready
             counted = ready.asked, ready.rows, ready.bytes_down, ready.time, np.asarray(ready.cohort.ids).tolist()
-            records.append((jax.device_get(done.info), counted, done.is_last))
+            records.append((jax.device_get(done.info), counted, done.ends_program))
         found.append((jax.device_get(state), records))
     return found
 
@@ -104,6 +112,45 @@ def test_rounds_of_a_program_are_those_one_by_one(case):
             np.testing.assert_allclose(info[name], info_single[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_a_cohort_holds_some_rows_of_the_catalogue():
+    """Else the law above would not see rows that lie elsewhere among those of the cohort."""
+    parts = make_parts()
+    looped, _ = run_both(parts, 3)
+    assert 1 < max(counted[1] for _, counted, _ in looped[1]) < parts.data.num_items
+
+
+def test_frozen_rows_are_no_part_of_the_program():
+    parts = make_parts(work={"freeze": ["tables/item"]})
+    state, plan = initial_arrays(parts, 0)["state"], plan_rounds(parts, 0, 0, 1)
+    args = plan.room, state, parts.drawer.train_data(), plan.rounds, np.int32(1), make_run_keys(0).rounds
+    frozen = parts.loop.program.keywords["frozen"]
+    assert jax.tree.leaves(frozen.clients)
+    text = parts.loop.program.func.lower(*args, frozen=frozen).as_text()
+    assert not re.search(r"dense<[^>]{2000}", text)
+
+
+def test_an_error_in_a_later_program_loses_no_round():
+    parts = make_parts()
+
+    def draw(seed, round):
+        if round >= 6:
+            raise ValueError("no clients")
+        return parts.sampler.draw(seed, round)
+
+    late = parts._replace(sampler=parts.sampler._replace(draw=draw))
+    rounds = run_looped_rounds(late, initial_arrays(late, 0)["state"], 0, range(8), make_run_keys(0).rounds, ())
+    assert len([next(rounds) for _ in range(4)]) == 4
+    with pytest.raises(ValueError, match="no clients"):
+        next(rounds)
+
+
+def test_a_plan_is_no_longer_than_memory_allows(monkeypatch):
+    longest = {"rounds_per_program": 10**6, "checkpoint_every": 10**6}
+    assert make_parts(run=longest, evaluation={"every": 5}).loop.length == 5
+    length = make_parts(run=longest, evaluation={"every": 10**6}).loop.length
+    assert length == round_stages.PLAN_BYTES // (6 * round_stages.BYTES_OF_SLOT)
+
+
 def test_programs_end_where_the_host_is_asked():
     assert find_stop(0, 100, 20, (10, 25)) == 10
     assert find_stop(20, 100, 20, (10, 25)) == 25
@@ -115,22 +162,22 @@ def test_one_program_serves_any_number_of_rounds():
     parts = make_parts()
     compile_loop(parts, initial_arrays(parts, 0)["state"], make_run_keys(0).rounds)
     run_both(parts, 7, periods=(3, 5))
-    assert parts.loop.program._cache_size() == 1
+    assert parts.loop.program.func._cache_size() == 1
 
 
 def test_clients_of_a_block_are_divided_among_devices():
     parts = make_parts(run={"devices": 4})
-    planned, state = plan_rounds(parts, 0, 0, 1), jax.eval_shape(lambda: initial_arrays(parts, 0))["state"]
-    args = state, parts.drawer.train_data(), planned.planned, np.int32(1), make_run_keys(0).rounds
-    text = jax.jit(lambda *args: parts.loop.program(planned.room, *args)).lower(*args).as_text()
+    plan, state = plan_rounds(parts, 0, 0, 1), jax.eval_shape(lambda: initial_arrays(parts, 0))["state"]
+    args = state, parts.drawer.train_data(), plan.rounds, np.int32(1), make_run_keys(0).rounds
+    text = jax.jit(lambda *args: parts.loop.program(plan.room, *args)).lower(*args).as_text()
     assert re.search(r'sharding_constraint.*<@mesh, \[{"clients"}', text)
 
 
 def test_no_round_of_a_program_that_runs_none():
     parts = make_parts()
-    planned, state = plan_rounds(parts, 0, 0, 1), initial_arrays(parts, 0)["state"]
+    plan, state = plan_rounds(parts, 0, 0, 1), initial_arrays(parts, 0)["state"]
     data, key = parts.drawer.train_data(), make_run_keys(0).rounds
-    state, _ = parts.loop.program(planned.room, state, data, planned.planned, np.int32(0), key)
+    state, _ = parts.loop.program(plan.room, state, data, plan.rounds, np.int32(0), key)
     chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(initial_arrays(parts, 0)["state"]))
 
 
@@ -169,10 +216,17 @@ def test_every_block_of_a_plan_lies_within_its_places():
         ids[:size] = np.random.default_rng(size).permutation(60)[:size]
         planned = plan_device_round(population, parts.batching, shapes, ids, ids < 60, None, 0, 0)
         widths = [shapes.clients(steps) for steps, _ in reversed(shapes.kinds)]
-        used, slots = int((planned.blocks * widths).sum()), planned.draw[0]
+        used, slots = int((planned.blocks_per_kind * widths).sum()), planned.draw_inputs[0]
         assert used <= len(slots)
         assert sorted(slots[slots < len(ids)].tolist()) == np.flatnonzero(ids < 60).tolist()
         assert (slots[used:] == len(ids)).all()
+
+
+def test_a_program_has_fewer_kinds_of_blocks():
+    shapes = make_parts().shapes._replace(kinds=((1, 8), (1, 64), (2, 64), (3, 64), (4, 64), (6, 64)))
+    assert drop_finer_kinds(shapes).kinds == ((1, 8), (1, 64), (2, 64), (4, 64), (6, 64))
+    three_epochs = shapes._replace(kinds=((3, 8), (3, 64), (4, 64), (6, 64), (8, 64)))
+    assert drop_finer_kinds(three_epochs).kinds == ((3, 8), (4, 64), (8, 64))
 
 
 # --- as a user runs it ------------------------------------------------------------------------------------
@@ -199,7 +253,7 @@ def program(monkeypatch, tmp_path):
 
 def test_a_run_in_programs_goes_on_where_it_was_and_is_that_one_by_one(program, capsys):
     five, rows = program("five", 8, 5)
-    assert "the host was asked 4 times in 8 rounds" in "".join(capsys.readouterr())  # after rounds 3, 4, 6 and 8
+    assert "8 rounds ran as 4 programs" in "".join(capsys.readouterr())  # after rounds 3, 4, 6 and 8
     program("resumed", 4, 5)
     assert program("resumed", 8, 5, "--resume")[0]["params_sha256"] == five["params_sha256"]
     program("other", 4, 1)
@@ -215,19 +269,27 @@ def test_a_run_in_programs_goes_on_where_it_was_and_is_that_one_by_one(program, 
             assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_a_finished_run_without_a_summary_is_evaluated(program, tmp_path):
+    done, rows = program("run", 8, 5)
+    (tmp_path / "run" / "summary.json").unlink()
+    again, same_rows = program("run", 8, 5, "--resume")
+    assert same_rows == rows
+    assert again["test/full/mrr"] == done["test/full/mrr"]
+
+
 @pytest.mark.parametrize(
     ("tables", "reason"),
     [
         ({"work": {"draw_on": "host"}}, 'set work.draw_on = "device" too'),
         ({"run": {"rounds_per_program": 0}}, "at least 1"),
-        ({"run": {"rounds_per_program": 4, "chunk": 1}}, "run.chunk"),
         ({"run": {"rounds_per_program": 4, "profile": 2}}, "run.profile"),
         ({"run": {"rounds_per_program": 4, "client_store": "host"}}, "run.client_store"),
         ({"run": {"rounds_per_program": 4, "placement": "pmap"}}, "run.placement"),
+        ({"data": {"clients": "silo", "silos": 8}, "work": {"draw_on": "host"}}, "several users.*set it to 1"),
         ({"channel": [{"name": "median"}]}, "a reduction of its own"),
         ({"algorithm": {"name": "gpfedrec"}}, "compares what each client sends"),
-        ({"server": {"edges": 2}}, "steps of its own between rounds"),
-        ({"data": {"clients": "device", "devices": 2}}, "steps of its own between rounds"),
+        ({"server": {"edges": 2}}, "no program of many rounds"),
+        ({"data": {"clients": "device", "devices": 2}}, "no program of many rounds"),
     ],
 )
 def test_what_needs_the_host_is_refused(tables, reason):
