@@ -11,7 +11,7 @@ from jaxfed.config.build import RunParts
 from jaxfed.core.round_loop import PlannedRound
 from jaxfed.core.state import State
 from jaxfed.core.types import Cohort, Key
-from jaxfed.data.device_cohorts import count_held_rows
+from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.device_rounds import choose_room, plan_device_round
 from jaxfed.sampling.cohort import sample_cohort
 from jaxfed.training.rounds import PreparedRound, RoundResult
@@ -90,12 +90,14 @@ def list_results(
     parts: RunParts, done: PlannedRounds, state: State, figures: dict[str, Any]
 ) -> Generator[RoundResult, None, None]:
     """The rounds of a program that has run, one after the other."""
+    assert parts.drawer
     population = parts.data.population
     for place, time in enumerate(done.times):
         ids, present = (np.asarray(x[place]) for x in (done.planned.ids, done.planned.present))
         ages = None if done.planned.ages is None else np.asarray(done.planned.ages[place])
         info, clients = {name: x[place] for name, x in figures.items()}, ids[ids < population.num_clients]
-        held, rows = count_held_rows(population, parts.batching, clients), int(info["rows/union"])
+        key = BijectionKey(*(words[place] for words in done.planned.draw[1]))
+        held, rows = parts.drawer.count_rows(ids, key), int(info["rows/union"])
         down = int(parts.wire.in_round(done.start + place).down(held, rows, clients).sum())
         if ages is not None:
             info["clients/age"] = float(ages[present].mean()) if present.any() else math.nan

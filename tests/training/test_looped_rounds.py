@@ -52,6 +52,12 @@ CASES = {
     "codes of the download": {"download": [{"name": "quantize", "bits": 8}]},
     "sub-models": {"algorithm": {"name": "heterofl"}, "channel": []},
     "pruned": {"model": {"name": "neumf"}, "parametrization": {"name": "pruned", "start": 1, "end": 5, "every": 2}},
+    "histories": {"model": {"name": "sasrec", "length": 10}, "work": {"negatives": 20, "epochs": 2}},
+    "histories with the same negatives": {
+        "model": {"name": "sasrec", "length": 10},
+        "work": {"negatives": 12, "shared_negatives": True},
+        "cohort": {"name": "poisson", "size": 12, "dropout": 0.4},
+    },
     "labels": {"data": {"label": "rating"}, "model": {"loss": "squared"}, "work": {"negatives": 0}},
 }
 
