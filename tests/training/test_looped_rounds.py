@@ -28,6 +28,9 @@ TABLE = {
     "cohort": {"size": 12},
     "run": {"rounds_per_program": 4},
 }
+# normalised vectors of four numbers, and large steps, would make rounding grow a thousandfold in six rounds
+HISTORIES = {"name": "sasrec", "length": 10, "dim": 16}
+SLOW = {"name": "sgd", "learning_rate": 0.05}
 CASES = {
     "fedavg": {},
     "all rows": {"server": {"lazy": False}},
@@ -52,10 +55,10 @@ CASES = {
     "codes of the download": {"download": [{"name": "quantize", "bits": 8}]},
     "sub-models": {"algorithm": {"name": "heterofl"}, "channel": []},
     "pruned": {"model": {"name": "neumf"}, "parametrization": {"name": "pruned", "start": 1, "end": 5, "every": 2}},
-    "histories": {"model": {"name": "sasrec", "length": 10}, "work": {"negatives": 20, "epochs": 2}},
+    "histories": {"model": HISTORIES, "work": {"negatives": 20, "epochs": 2, "optimizer": SLOW}},
     "histories with the same negatives": {
-        "model": {"name": "sasrec", "length": 10},
-        "work": {"negatives": 12, "shared_negatives": True},
+        "model": HISTORIES,
+        "work": {"negatives": 12, "shared_negatives": True, "optimizer": SLOW},
         "cohort": {"name": "poisson", "size": 12, "dropout": 0.4},
     },
     "labels": {"data": {"label": "rating"}, "model": {"loss": "squared"}, "work": {"negatives": 0}},
