@@ -18,6 +18,7 @@ from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, find_kinds, 
 from jaxfed.data.device_data import DeviceTrainData, DrawSizes, check_device_draws, put_train_data
 from jaxfed.data.device_draws import draw_block, draw_held_rows
 from jaxfed.data.device_histories import count_history_rows, draw_history_block, draw_history_rows
+from jaxfed.data.device_pairs import draw_pair_block
 from jaxfed.data.population import Population
 
 
@@ -36,11 +37,9 @@ class BlockDraws(NamedTuple):
 
 def choose_draws(batching: Batching) -> BlockDraws:
     """What draws batches of these on the device."""
-    return (
-        BlockDraws(draw_history_block, draw_history_rows)
-        if batching.sequence
-        else BlockDraws(draw_block, draw_held_rows)
-    )
+    if batching.sequence:
+        return BlockDraws(draw_history_block, draw_history_rows)
+    return BlockDraws(draw_pair_block if batching.pairwise else draw_block, draw_held_rows)
 
 
 def list_draw_sizes(

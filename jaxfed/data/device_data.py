@@ -78,7 +78,6 @@ def put_histories(population: Population, batching: Batching) -> DeviceTrainData
 def check_device_draws(population: Population, batching: Batching, shapes: BlockShapes) -> None:
     """Raises ValueError where rounds cannot be drawn on the device."""
     reasons = {
-        "batches of pairs": batching.pairwise,
         "sums for a closed form": batching.ordered,
         "batches of clients with several users": population.users_per_client > 1,
         "batches of domains": population.domains is not None,

@@ -441,7 +441,6 @@ def test_the_bytes_are_those_of_the_rows_that_clients_hold():
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        ({"model": {"name": "mf", "loss": "bpr"}}, "batches of pairs"),
         ({"data": {"clients": "silo", "silos": 30}}, "batches of clients with several users"),
         ({"data": {"malicious": 0.1, "label_flip": True}}, "batches with flipped labels"),
         ({"model": {"name": "fm"}}, "batches with features"),

@@ -61,6 +61,7 @@ CASES = {
         "work": {"negatives": 12, "shared_negatives": True, "optimizer": SLOW},
         "cohort": {"name": "poisson", "size": 12, "dropout": 0.4},
     },
+    "pairs": {"model": {"loss": "bpr"}, "work": {"epochs": 2, "optimizer": {"name": "adam", "learning_rate": 0.01}}},
     "labels": {"data": {"label": "rating"}, "model": {"loss": "squared"}, "work": {"negatives": 0}},
 }
 
