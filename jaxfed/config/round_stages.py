@@ -27,7 +27,7 @@ from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import Wire, join_wires, make_wire
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes
-from jaxfed.data.device_draws import find_draw_problem
+from jaxfed.data.device_data import find_draw_problem
 from jaxfed.data.device_rounds import drop_finer_kinds, expect_room, make_block_source
 from jaxfed.data.population import Population
 
@@ -93,7 +93,6 @@ def choose_loop(pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes
         return None
     reasons = {
         "this algorithm has no program of many rounds": algorithm.make_loop is None,
-        "the JAX profiler traces rounds one by one (run.profile)": pieces.run.profile > 0,
         "clients are spread by pmap (run.placement)": pieces.run.placement == "pmap",
     }
     if found := [reason for reason, holds in reasons.items() if holds]:

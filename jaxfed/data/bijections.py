@@ -46,22 +46,28 @@ def divide_integers(index: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.A
     return quotient + off, rest - off * size
 
 
-def apply_feistel_network(index: jax.Array, high: jax.Array, low: jax.Array, key: BijectionKey) -> jax.Array:
+def apply_feistel_network(
+    index: jax.Array, high: jax.Array, low: jax.Array, key: BijectionKey, inverse: bool = False
+) -> jax.Array:
     """int32: a keyed bijection of [0, high * low), by a Feistel network on pairs (index // low, index % low).
 
-    Each of its rounds moves one half around by a hash of the other half.
+    Each of its rounds moves one half around by a hash of the other half; for the inverse they are undone, the last one
+    first.
     """
     halves = [half.astype(jnp.uint32) for half in divide_integers(index, low)]
     sizes = [high.astype(jnp.uint32), low.astype(jnp.uint32)]
-    for number in range(FEISTEL_ROUNDS):
+    for number in reversed(range(FEISTEL_ROUNDS)) if inverse else range(FEISTEL_ROUNDS):
         this, other = number % 2, 1 - number % 2
         salt = key[this] + jnp.uint32(number * int(STRIDE) & 0xFFFFFFFF)
-        moved = halves[this] + ((hash_bits(halves[other] * GOLDEN + salt) >> 16) * sizes[this] >> 16)
+        shift = (hash_bits(halves[other] * GOLDEN + salt) >> 16) * sizes[this] >> 16
+        moved = halves[this] + (sizes[this] - shift if inverse else shift)
         halves[this] = jnp.where(moved >= sizes[this], moved - sizes[this], moved)
     return (halves[0] * sizes[1] + halves[1]).astype(jnp.int32)
 
 
-def permute_indices(index: jax.Array, size: jax.Array, key: BijectionKey, largest: int) -> jax.Array:
+def permute_indices(
+    index: jax.Array, size: jax.Array, key: BijectionKey, largest: int, inverse: bool = False
+) -> jax.Array:
     """int32 [m, k]: keyed bijections of [0, size) at each index.
 
     A bijection of [0, s), s a little above the size; one that lands past the size goes on from there until it does not
@@ -73,6 +79,7 @@ def permute_indices(index: jax.Array, size: jax.Array, key: BijectionKey, larges
         size: int [m, 1]: from 1 to below 2^30.
         key: which bijections, words [m, 1].
         largest: no size is above.
+        inverse: Whether the inverse bijections are asked for.
     """
     high = jnp.maximum(jnp.ceil(jnp.sqrt(size.astype(jnp.float32))).astype(jnp.int32), SHORTEST_HALF)
     low = jnp.maximum(divide_integers(size + high - 1, high)[0], SHORTEST_HALF)
@@ -82,8 +89,8 @@ def permute_indices(index: jax.Array, size: jax.Array, key: BijectionKey, larges
         end = jnp.take_along_axis(ends, jnp.clip(index - size, 0, past.shape[-1] - 1), 1, mode="clip")
         return jnp.where(index >= size, end, index)
 
-    ends = apply_feistel_network(jnp.minimum(past, high * low - 1), high, low, key)
+    ends = apply_feistel_network(jnp.minimum(past, high * low - 1), high, low, key, inverse)
     # each time twice as many jumps; no index lands where they never end. A loop of XLA writes the result down: fused
     # with what follows, each of the many indices would compute all of it again
     ends = jax.lax.fori_loop(0, past.shape[-1].bit_length(), lambda _, ends: go_on(ends, ends), ends)
-    return go_on(apply_feistel_network(index, high, low, key), ends)
+    return go_on(apply_feistel_network(index, high, low, key, inverse), ends)

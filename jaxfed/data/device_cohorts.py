@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,31 @@ from jaxfed.core.types import Block, Cohort
 from jaxfed.data.batching import Batching, measure_clients
 from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, find_kinds, plan_blocks
-from jaxfed.data.device_draws import DeviceTrainData, DrawSizes, check_device_draws, draw_block, put_train_data
+from jaxfed.data.device_data import DeviceTrainData, DrawSizes, check_device_draws, put_train_data
+from jaxfed.data.device_draws import draw_block, draw_held_rows
+from jaxfed.data.device_histories import count_history_rows, draw_history_block, draw_history_rows
+from jaxfed.data.device_pairs import draw_pair_block
 from jaxfed.data.population import Population
+
+
+class BlockDraws(NamedTuple):
+    """What draws the blocks of a format of batches; both read (sizes, batching, items, end, data, clients, key of the
+    round).
+
+    Args:
+        block: draw(...) -> (int32 [m, K]: the items that each client holds, float [m]: train items, `Batches`).
+        held_rows: draw(...) -> the first of these alone.
+    """
+
+    block: Callable[..., Any]
+    held_rows: Callable[..., jax.Array]
+
+
+def choose_draws(batching: Batching) -> BlockDraws:
+    """What draws batches of these on the device."""
+    if batching.sequence:
+        return BlockDraws(draw_history_block, draw_history_rows)
+    return BlockDraws(draw_pair_block if batching.pairwise else draw_block, draw_held_rows)
 
 
 def list_draw_sizes(
@@ -52,10 +75,22 @@ def number_marked_items(room: int, marked: jax.Array) -> tuple[jax.Array, jax.Ar
     return rows, jnp.where(marked, place, room), count
 
 
-def count_held_rows(population: Population, batching: Batching, clients: np.ndarray) -> np.ndarray:
-    """int64: how many rows each of some clients holds in a round that is drawn on the device."""
-    n, free = population.num_train[clients], population.num_items - population.excluded.counts[clients]
-    return n + np.minimum(batching.epochs * n * batching.negatives, free)
+def bound_held_rows(population: Population, batching: Batching, clients: np.ndarray) -> np.ndarray:
+    """int64: how many rows each of some clients holds in a round that is drawn on the device: of histories at most so
+    many, as drawn items may be read, too; else exactly so many."""
+    n, items = population.num_train[clients], population.num_items
+    if not batching.sequence:
+        return n + np.minimum(batching.epochs * n * batching.negatives, items - population.excluded.counts[clients])
+    drawn = items if batching.sequence.whole_catalogue else batching.epochs * batching.negatives
+    return np.minimum(batching.count_read(n) + drawn, items)
+
+
+def bound_cohort_rows(population: Population, batching: Batching, clients: np.ndarray) -> int:
+    """Rows that some clients hold together in a round, at most."""
+    if not (batching.sequence and batching.shared_negatives):
+        return int(bound_held_rows(population, batching, clients).sum())
+    shared = batching.epochs * batching.negatives
+    return int(batching.count_read(population.num_train[clients]).sum()) + shared
 
 
 def make_round_key(seed: int, round: int) -> BijectionKey:
@@ -79,11 +114,14 @@ class CohortDrawer(NamedTuple):
         draw: draw(ids, present, seed, round) -> `Cohort`, as `packing.pack_cohort` makes it, of other random numbers.
         compile: Compiles all programs of `draw`.
         train_data: What clients train on, on the device since it was first asked for.
+        count_rows: count_rows(ids, key) -> int64 [clients]: how many rows each client of a cohort holds, ids int [M],
+            in the round with this key.
     """
 
     draw: Callable[[np.ndarray, np.ndarray, int, int], Cohort]
     compile: Callable[[], None]
     train_data: Callable[[], DeviceTrainData]
+    count_rows: Callable[[np.ndarray, BijectionKey], np.ndarray]
 
 
 def make_drawer(population: Population, batching: Batching, shapes: BlockShapes) -> CohortDrawer:
@@ -91,9 +129,9 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
     check_device_draws(population, batching, shapes)
     batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
     nobody, end = population.num_clients, shapes.end
-    put = cache(lambda: put_train_data(population))  # once rounds begin
+    put = cache(lambda: put_train_data(population, batching))  # once rounds begin
     programs = {
-        kind: jax.jit(partial(draw_block, sizes, batching, population.num_items, end))
+        kind: jax.jit(partial(choose_draws(batching).block, sizes, batching, population.num_items, end))
         for kind, sizes in list_draw_sizes(population, batching, shapes).items()
     }
     mark, number = jax.jit(mark_held_items, donate_argnums=0), jax.jit(number_marked_items, static_argnums=0)
@@ -137,4 +175,19 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_kind, shapes.kinds))
 
-    return CohortDrawer(draw, compile_kinds, put)
+    return CohortDrawer(draw, compile_kinds, put, make_row_counter(population, batching, shapes, put))
+
+
+def make_row_counter(
+    population: Population, batching: Batching, shapes: BlockShapes, put: Callable[[], DeviceTrainData]
+) -> Callable[[np.ndarray, BijectionKey], np.ndarray]:
+    """See `CohortDrawer.count_rows`. Only rows of histories depend on what is drawn."""
+    count = jax.jit(partial(count_history_rows, shapes.kinds[-1][1], batching, population.num_items))
+
+    def count_rows(ids, key):
+        is_client = ids < population.num_clients
+        if batching.sequence:
+            return np.asarray(count(put(), ids, key))[is_client].astype(np.int64)
+        return bound_held_rows(population, batching, ids[is_client])
+
+    return count_rows

@@ -10,17 +10,19 @@ import numpy as np
 from jaxfed.core.round_loop import BlockSource, PlannedRound
 from jaxfed.core.types import Block
 from jaxfed.data.batching import Batching
-from jaxfed.data.bijections import BijectionKey, fold_in_number
+from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.blocks import BlockShapes
 from jaxfed.data.device_cohorts import (
-    count_held_rows,
+    bound_cohort_rows,
+    bound_held_rows,
+    choose_draws,
     list_draw_sizes,
     make_round_key,
     mark_held_items,
     number_marked_items,
     plan_cohort_blocks,
 )
-from jaxfed.data.device_draws import DeviceTrainData, draw_block, draw_held_rows
+from jaxfed.data.device_data import DeviceTrainData
 from jaxfed.data.population import Population
 
 
@@ -66,7 +68,7 @@ def drop_finer_kinds(shapes: BlockShapes) -> BlockShapes:
 def expect_room(population: Population, batching: Batching, shapes: BlockShapes) -> int:
     """Rows that hardly any cohort exceeds, whatever is drawn: six standard deviations above the mean of what clients
     hold, if no two of them held the same row. 0: rounds run on all rows."""
-    held = count_held_rows(population, batching, np.arange(population.num_clients))
+    held = bound_held_rows(population, batching, np.arange(population.num_clients))
     most = shapes.slots * held.mean() + 6 * np.sqrt(shapes.slots) * held.std()
     return max(shapes.room, min(int(most), population.num_items)) if shapes.room else 0
 
@@ -81,7 +83,7 @@ def choose_room(population: Population, batching: Batching, room: int, cohorts: 
         cohorts: the ids of each, int [M].
     """
     clients = (ids[ids < population.num_clients] for ids in cohorts)
-    most = max(int(count_held_rows(population, batching, each).sum()) for each in clients)
+    most = max(bound_cohort_rows(population, batching, each) for each in clients)
     while 0 < room < min(most, population.num_items):
         room *= 2
     return room
@@ -92,6 +94,7 @@ def make_block_source(population: Population, batching: Batching, shapes: BlockS
     `put_train_data`."""
     batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
     nobody, items, end = population.num_clients, population.num_items, shapes.end
+    draws = choose_draws(batching)
     sizes = [list_draw_sizes(population, batching, shapes)[kind] for kind in reversed(shapes.kinds)]
     widths = [shapes.clients(steps) for steps, _ in reversed(shapes.kinds)]
 
@@ -103,15 +106,13 @@ def make_block_source(population: Population, batching: Batching, shapes: BlockS
 
     def draw(kind: int, data: DeviceTrainData, planned: PlannedRound, block_index: Any) -> Block:
         client, slot, key = find_clients(kind, planned, block_index)
-        return Block(slot, *draw_block(sizes[kind], batching, items, end, data, client, key))
+        return Block(slot, *draws.block(sizes[kind], batching, items, end, data, client, key))
 
     def mark_block(
         kind: int, data: DeviceTrainData, planned: PlannedRound, block_index: Any, marked: jax.Array
     ) -> jax.Array:
         client, _, key = find_clients(kind, planned, block_index)
-        client = client[:, None]
-        held = draw_held_rows(sizes[kind], batching, items, end, data, client, fold_in_number(key, client))
-        return mark_held_items(marked, held)
+        return mark_held_items(marked, draws.held_rows(sizes[kind], batching, items, end, data, client, key))
 
     def list_rows(data: DeviceTrainData, planned: PlannedRound, room: int) -> tuple[jax.Array, jax.Array]:
         marked = jnp.zeros(end + 1, bool)

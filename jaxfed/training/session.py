@@ -21,7 +21,7 @@ from jaxfed.core.tree import all_finite
 from jaxfed.core.types import Tree
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.training.log import log
-from jaxfed.training.looped_rounds import compile_loop, run_looped_rounds
+from jaxfed.training.looped_rounds import compile_loop, list_stops, run_looped_rounds
 from jaxfed.training.records import is_better
 from jaxfed.training.rounds import (
     Progress,
@@ -160,10 +160,14 @@ def start_rounds(session: Session, stopped: Sequence[int]) -> Generator[RoundRes
     todo = range(0) if progress.finished else range(progress.round, settings.rounds)
     if session.parts.loop:
         periods, key = (settings.evaluation.every, settings.run.checkpoint_every), make_run_keys(session.seed).rounds
-        return run_looped_rounds(session.parts, session.state, session.seed, todo, key, periods)
-    rounds = run_rounds(session.parts, session.state, session.seed, todo.start, todo.stop, stopped)
+        rounds = run_looped_rounds(session.parts, session.state, session.seed, todo, key, periods)
+        skip = len(list_stops(todo, session.parts.loop.length, periods)) > 1  # the first program
+    else:
+        rounds = run_rounds(session.parts, session.state, session.seed, todo.start, todo.stop, stopped)
+        skip = min(2, len(todo) - 1)
     if settings.run.profile and todo:
-        return profile_rounds(rounds, Path(settings.run.out) / "profile", settings.run.profile, min(2, len(todo) - 1))
+        folder = Path(settings.run.out) / "profile"
+        return profile_rounds(rounds, folder, settings.run.profile, skip, lambda done: done.ends_program)
     return rounds
 
 

@@ -5,13 +5,13 @@ A thread of its own draws, packs and transfers the next cohort while devices com
 nothing to run. `compute` is the loop's time for starting programs and waiting for their results. `seconds` of a run is
 wait + compute and little else; `evaluate` and `checkpoint` hold the loop too, and are counted apart: a checkpoint until
 it is copied, it is written beside the next rounds. Where rounds are drawn on the device (`work.draw_on`), `pack` is the
-time for starting the programs that draw, and `transfer` waits for them.
+time for starting the programs that draw, and `transfer` waits for them. Of a program of many rounds, `sample` and
+`pack` are the time for its plan, and `compute` has its transfer, too.
 """
 
-import itertools
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -46,20 +46,34 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
 
 
-def profile_rounds(rounds: Iterator[Done], folder: Path, count: int, skip: int = 2) -> Generator[Done, None, None]:
-    """The same rounds, `count` of them traced by the JAX profiler into `folder`, after the first `skip`."""
-    tracing = False
+def profile_rounds(
+    rounds: Iterator[Done],
+    folder: Path,
+    count: int,
+    skip: int = 2,
+    ends_program: Callable[[Done], bool] = lambda done: True,
+) -> Generator[Done, None, None]:
+    """The same rounds, some of them traced by the JAX profiler.
+
+    Args:
+        rounds: what to run.
+        folder: where the trace is written.
+        count: how many rounds to trace, or a few more, to the end of a program of many.
+        skip: how many rounds are not traced before these, or a few more.
+        ends_program: whether a round is the last one of its program.
+    """
+    skipped, traced, tracing, between = 0, 0, False, True
     try:
-        for number in itertools.count():
-            if number == skip:
+        while True:
+            if between and not tracing and skipped >= skip and traced < count:
                 options = jax.profiler.ProfileOptions()
                 options.python_tracer_level = 0  # every call of Python would drown the stages and slow the rounds
                 jax.profiler.start_trace(folder, profiler_options=options)
                 tracing = True
-            done = next(rounds, None)
-            if done is None:
+            if (done := next(rounds, None)) is None:
                 break
-            if number == skip + count - 1:
+            skipped, traced, between = skipped + (not tracing), traced + tracing, ends_program(done)
+            if tracing and between and traced >= count:
                 jax.block_until_ready(done)
                 jax.profiler.stop_trace()
                 tracing = False

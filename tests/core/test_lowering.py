@@ -13,7 +13,8 @@ from jaxfed.core.channel import chain
 from jaxfed.core.link import link
 from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.device_cohorts import list_draw_sizes, mark_held_items, number_marked_items
-from jaxfed.data.device_draws import draw_block, put_train_data
+from jaxfed.data.device_data import put_train_data
+from jaxfed.data.device_draws import draw_block
 from jaxfed.data.device_rounds import make_block_source, plan_device_round
 from jaxfed.data.packing import empty_cohort
 from jaxfed.training.rounds import initial_arrays, make_run_keys
@@ -87,15 +88,19 @@ def test_a_draw_on_the_device_lowers():
     sizes = list_draw_sizes(made.data.population, made.batching, made.shapes)
     draw = partial(draw_block, [*sizes.values()][-1], made.batching, made.data.num_items, made.shapes.end)
     lowered(
-        jax.jit(draw), put_train_data(made.data.population), jnp.arange(4), BijectionKey(jnp.uint32(1), jnp.uint32(2))
+        jax.jit(draw),
+        put_train_data(made.data.population, made.batching),
+        jnp.arange(4),
+        BijectionKey(jnp.uint32(1), jnp.uint32(2)),
     )
     lowered(jax.jit(mark_held_items), jnp.zeros(9, bool), jnp.arange(4))
     lowered(jax.jit(partial(number_marked_items, 5)), jnp.zeros(9, bool))
 
 
-def test_a_program_of_many_rounds_lowers():
+@pytest.mark.parametrize("model", ["mf", "sasrec"])
+def test_a_program_of_many_rounds_lowers(model):
     """With rows that cohorts list, and blocks of every kind."""
-    made = experiment(USUAL).made
+    made = experiment(USUAL | {"model": model}).made
     shapes, population = made.shapes._replace(room=16), made.data.population
     program = made.algorithm.make_loop(make_block_source(population, made.batching, shapes))
     planned = plan_device_round(population, made.batching, shapes, *made.sampler.draw(0, 0), None, 0, 0)
@@ -104,7 +109,7 @@ def test_a_program_of_many_rounds_lowers():
     lowered(
         jax.jit(lambda *args: program(32, *args)),
         state,
-        put_train_data(population),
+        put_train_data(population, made.batching),
         rounds,
         jnp.int32(2),
         make_run_keys(0).rounds,

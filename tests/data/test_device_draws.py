@@ -22,8 +22,8 @@ from jaxfed.data.batching import Batching, DrawnExamples, measure_clients
 from jaxfed.data.bijections import BijectionKey, divide_integers, fold_in_number, permute_indices
 from jaxfed.data.blocks import make_block_shapes, plan_blocks
 from jaxfed.data.clients import Clients
-from jaxfed.data.device_cohorts import count_held_rows, make_drawer
-from jaxfed.data.device_draws import check_device_draws, find_negatives, put_train_data
+from jaxfed.data.device_cohorts import bound_held_rows, make_drawer
+from jaxfed.data.device_data import check_device_draws, find_negatives, put_train_data
 from jaxfed.data.packing import lay_out_examples, list_cohort_rows, list_example_widths, pack_cohort, split_blocks
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -173,7 +173,7 @@ def test_each_epoch_has_every_train_item_once_and_negatives_of_others(name, lazy
         assert others.sum() == drawn
         assert others.max() - others.min() <= 1, "none comes again before all have come"
         assert held == train | set(np.flatnonzero(counts).tolist())
-        assert len(held) == count_held_rows(POPULATION, batching, np.array([client]))[0]
+        assert len(held) == bound_held_rows(POPULATION, batching, np.array([client]))[0]
 
 
 def test_epochs_and_negatives_have_orders_of_their_own():
@@ -206,11 +206,11 @@ def test_a_cohort_that_holds_more_rows_than_expected_gets_more_room():
 def test_negatives_by_search_are_those_of_the_list():
     """Where there are too many to be listed."""
     unlisted = POPULATION._replace(negative_index=POPULATION.negative_index._replace(negatives=None))
-    data, client = put_train_data(POPULATION), jnp.arange(CLIENTS)[:, None]
+    data, client = put_train_data(POPULATION, Batching()), jnp.arange(CLIENTS)[:, None]
     free = ITEMS - POPULATION.excluded.counts
     rank = jnp.minimum(jnp.arange(ITEMS), free[:, None] - 1)
     longest = int(POPULATION.excluded.counts.max())
-    got = find_negatives(put_train_data(unlisted), client, rank, ITEMS, longest)
+    got = find_negatives(put_train_data(unlisted, Batching()), client, rank, ITEMS, longest)
     assert np.array_equal(got, find_negatives(data, client, rank, ITEMS, longest))
     for user in range(CLIENTS):
         assert set(got[user].tolist()) == set(range(ITEMS)) - set(POPULATION.excluded.of(user).tolist())
@@ -441,8 +441,6 @@ def test_the_bytes_are_those_of_the_rows_that_clients_hold():
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        ({"model": {"name": "mf", "loss": "bpr"}}, "batches of pairs"),
-        ({"model": {"name": "sasrec"}}, "batches of histories"),
         ({"data": {"clients": "silo", "silos": 30}}, "batches of clients with several users"),
         ({"data": {"malicious": 0.1, "label_flip": True}}, "batches with flipped labels"),
         ({"model": {"name": "fm"}}, "batches with features"),

@@ -19,6 +19,7 @@ from jaxfed.data.clients import make_clients
 from jaxfed.data.device_cohorts import make_drawer
 from jaxfed.data.device_rounds import choose_room, drop_finer_kinds, plan_device_round
 from jaxfed.data.sources.synthetic import synthetic_data
+from jaxfed.training import looped_rounds
 from jaxfed.training.looped_rounds import compile_loop, find_stop, plan_rounds, run_looped_rounds
 from jaxfed.training.rounds import initial_arrays, make_run_keys, run_rounds
 
@@ -29,6 +30,9 @@ TABLE = {
     "cohort": {"size": 6},
     "run": {"rounds_per_program": 4},
 }
+# normalised vectors of four numbers, and large steps, would make rounding grow a thousandfold in six rounds
+HISTORIES = {"name": "sasrec", "length": 10, "dim": 16}
+SLOW = {"name": "sgd", "learning_rate": 0.05}
 CASES = {
     "fedavg": {},
     "all rows": {"server": {"lazy": False}},
@@ -60,6 +64,13 @@ CASES = {
         "channel": [{"name": "clip", "bound": 1.0}, {"name": "ring", "bound": 1.0, "union": True}],
     },
     "frozen rows": {"work": {"freeze": ["tables/item"]}},
+    "histories": {"model": HISTORIES, "work": {"negatives": 20, "epochs": 2, "optimizer": SLOW}},
+    "histories with the same negatives": {
+        "model": HISTORIES,
+        "work": {"negatives": 12, "shared_negatives": True, "optimizer": SLOW},
+        "cohort": {"name": "poisson", "size": 12, "dropout": 0.4},
+    },
+    "pairs": {"model": {"loss": "bpr"}, "work": {"epochs": 2, "optimizer": {"name": "adam", "learning_rate": 0.01}}},
     "labels": {"data": {"label": "rating"}, "model": {"loss": "squared"}, "work": {"negatives": 0}},
 }
 
@@ -269,6 +280,18 @@ def test_a_run_in_programs_goes_on_where_it_was_and_is_that_one_by_one(program, 
             assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_a_profile_has_whole_programs(program, tmp_path, monkeypatch):
+    """It has the rounds of the second program, 4 to 6 of 8, and asks for nothing between them."""
+    for part in ("start_trace", "stop_trace"):
+        monkeypatch.setattr(jax.profiler, part, lambda *a, part=part, **k: told.append(part))
+    told, one_by_one = [], looped_rounds.list_results
+    monkeypatch.setattr(
+        looped_rounds, "list_results", lambda *a: (told.append(int(a[1].start)) or each for each in one_by_one(*a))
+    )
+    program("run", 8, 3, "--run.profile", 2, "--run.checkpoint-every", 8)
+    assert told == [0, 0, 0, "start_trace", 3, 3, 3, "stop_trace", 6, 6]
+
+
 def test_a_finished_run_without_a_summary_is_evaluated(program, tmp_path):
     done, rows = program("run", 8, 5)
     (tmp_path / "run" / "summary.json").unlink()
@@ -282,7 +305,6 @@ def test_a_finished_run_without_a_summary_is_evaluated(program, tmp_path):
     [
         ({"work": {"draw_on": "host"}}, 'set work.draw_on = "device" too'),
         ({"run": {"rounds_per_program": 0}}, "at least 1"),
-        ({"run": {"rounds_per_program": 4, "profile": 2}}, "run.profile"),
         ({"run": {"rounds_per_program": 4, "client_store": "host"}}, "run.client_store"),
         ({"run": {"rounds_per_program": 4, "placement": "pmap"}}, "run.placement"),
         ({"data": {"clients": "silo", "silos": 8}, "work": {"draw_on": "host"}}, "several users.*set it to 1"),

@@ -1,0 +1,139 @@
+"""What clients train on, as arrays of a device, and which rounds can be drawn from them there."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.data.batching import Batching
+from jaxfed.data.blocks import BlockShapes
+from jaxfed.data.population import Population
+from jaxfed.data.sequences import list_warm_items
+
+LARGEST = 1 << 30  # no bijection is of as many numbers
+MOST_LAPS = 1 << 20  # as often does no client come to the same negative
+
+
+class DeviceTrainData(NamedTuple):
+    """The train items of all clients on a device, each client's end to end; the last client is nobody, with none."""
+
+    start: jax.Array  # int32 [C + 2]: where each client's begin
+    items: jax.Array  # int32 [E]: in the order of time
+    labels: jax.Array | None = None  # float32 [E]; None: every row is a click
+    # of examples:
+    excluded_start: jax.Array | None = None  # int32 [C + 2]: of the items that are no negatives of each client
+    gaps: jax.Array | None = None  # int32 [X]: these, sorted for each client, each less its place there; [0]: no need
+    negatives: jax.Array | None = None  # int32: all other items of each client, end to end; None: too many
+    # of histories:
+    times: jax.Array | None = None  # int32 [E]: when each item was met; None: no model asks
+    warm: jax.Array | None = None  # int32 [W]: the items that may be negatives, ascending; None: all
+    warm_place: jax.Array | None = None  # int32 [N]: the place of each item among these, W where it is none of them
+
+    @property
+    def nobody(self) -> int:
+        """The number of the client without items, which is that of all clients."""
+        return self.start.shape[0] - 2
+
+
+def put_train_data(population: Population, batching: Batching) -> DeviceTrainData:
+    """What clients train on, as arrays of a device."""
+    if batching.sequence:
+        return put_histories(population, batching)
+    excluded, labels, listed = population.excluded, population.labels, population.negative_index.negatives
+    gaps = np.zeros(0, np.int32)
+    if listed is None:
+        gaps = excluded.values + np.repeat(excluded.start[:-1], excluded.counts).astype(np.int32)
+        gaps -= np.arange(len(gaps), dtype=np.int32)
+    return DeviceTrainData(
+        start=put_starts(population.train.start),
+        items=jnp.asarray(population.train.values),
+        labels=None if labels is None else jnp.asarray(labels.train),
+        excluded_start=put_starts(excluded.start),
+        gaps=jnp.asarray(gaps),
+        negatives=None if listed is None else jnp.asarray(listed),
+    )
+
+
+def put_starts(start: np.ndarray) -> jax.Array:
+    """int32 [C + 2]: where lists of clients begin, from int64 [C + 1], with one without entries after them."""
+    return jnp.asarray(np.append(start, start[-1]).astype(np.int32))
+
+
+def put_histories(population: Population, batching: Batching) -> DeviceTrainData:
+    """What clients of a model of sequences train on."""
+    assert batching.sequence
+    data = DeviceTrainData(put_starts(population.train.start), jnp.asarray(population.train.values))
+    if batching.sequence.times != "none":
+        assert population.times
+        data = data._replace(times=jnp.asarray(population.times.train))
+    if population.cold_items is not None:
+        warm = list_warm_items(population)
+        place = np.full(population.num_items, len(warm), np.int32)
+        place[warm] = np.arange(len(warm))
+        data = data._replace(warm=jnp.asarray(warm), warm_place=jnp.asarray(place))
+    return data
+
+
+def check_device_draws(population: Population, batching: Batching, shapes: BlockShapes) -> None:
+    """Raises ValueError where rounds cannot be drawn on the device."""
+    if problem := find_draw_problem(population, batching, shapes):
+        raise ValueError(f'work.draw_on = "device": {problem}: set it to "host"')
+
+
+def find_draw_problem(population: Population, batching: Batching, shapes: BlockShapes) -> str:
+    """Why rounds cannot be drawn on the device; "": they can."""
+    reasons = {
+        "sums for a closed form": batching.ordered,
+        "batches of clients with several users": population.users_per_client > 1,
+        "batches of domains": population.domains is not None,
+        "batches with features": bool(batching.features),
+        "batches with flipped labels": population.label_flipped is not None,
+        "batches of several processes": shapes.share.size > 1,
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        return f"{found[0]} are drawn on the host alone"
+    n, free = population.num_train, np.maximum(population.num_items - population.excluded.counts, 1)
+    if batching.sequence:  # negatives of a step, whatever its client has
+        n, free = np.ones(1, np.int64), np.array([len(list_warm_items(population))])
+    drawn = batching.epochs * batching.negatives * n
+    most = max(population.num_items, int((drawn + batching.epochs * n).max()))
+    rows = max(len(population.train.values), len(population.excluded.values))
+    if most >= LARGEST or rows >= 2 * LARGEST or (drawn // free).max() >= MOST_LAPS:
+        return "the device counts in 32 bits, too few for these data"
+    return ""
+
+
+class DrawSizes(NamedTuple):
+    """Static sizes of the blocks of one kind."""
+
+    steps: int
+    width: int  # examples of a step; of histories, the most items that are read of one
+    rows: int  # of a client
+    positives: int  # train items of a client, at most
+    longest: int  # items that are excluded for a client, at most
+
+
+def count_items(data: DeviceTrainData, client: jax.Array, items: int) -> tuple[jax.Array, jax.Array]:
+    """(int32: train items of clients, int32: items that may be their negatives, at least 1)."""
+    assert data.excluded_start is not None
+    excluded = data.excluded_start[client + 1] - data.excluded_start[client]
+    return data.start[client + 1] - data.start[client], jnp.maximum(items - excluded, 1)
+
+
+def find_negatives(data: DeviceTrainData, client: jax.Array, rank: jax.Array, items: int, longest: int) -> jax.Array:
+    """int32: the item of each rank among those that are not excluded for a client: rank + #{gaps <= rank}.
+
+    By a list, or by a binary search. longest: the most items that are excluded for one of the clients.
+    """
+    assert data.excluded_start is not None
+    assert data.gaps is not None
+    begin = data.excluded_start[client]
+    if data.negatives is not None:
+        return data.negatives.at[client * items - begin + rank].get(mode="clip")
+    low, high = jnp.broadcast_to(begin, rank.shape), jnp.broadcast_to(data.excluded_start[client + 1], rank.shape)
+    for _ in range(int(longest).bit_length()):
+        middle = low + (high - low) // 2
+        is_below = (low < high) & (data.gaps.at[middle].get(mode="clip") <= rank)
+        low, high = jnp.where(is_below, middle + 1, low), jnp.where(is_below, high, middle)
+    return rank + low - begin
