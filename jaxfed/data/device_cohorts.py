@@ -17,6 +17,7 @@ from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, find_kinds, plan_blocks
 from jaxfed.data.device_data import DeviceTrainData, DrawSizes, check_device_draws, put_train_data
 from jaxfed.data.device_draws import draw_block, draw_held_rows
+from jaxfed.data.device_features import draw_whole_block
 from jaxfed.data.device_histories import count_history_rows, draw_history_block, draw_history_rows
 from jaxfed.data.device_pairs import draw_pair_block
 from jaxfed.data.population import Population
@@ -39,7 +40,8 @@ def choose_draws(batching: Batching) -> BlockDraws:
     """What draws batches of these on the device."""
     if batching.sequence:
         return BlockDraws(draw_history_block, draw_history_rows)
-    return BlockDraws(draw_pair_block if batching.pairwise else draw_block, draw_held_rows)
+    draw = draw_pair_block if batching.pairwise else draw_block
+    return BlockDraws(partial(draw_whole_block, draw), draw_held_rows)
 
 
 def list_draw_sizes(

@@ -25,6 +25,9 @@ class DeviceTrainData(NamedTuple):
     excluded_start: jax.Array | None = None  # int32 [C + 2]: of the items that are no negatives of each client
     gaps: jax.Array | None = None  # int32 [X]: these, sorted for each client, each less its place there; [0]: no need
     negatives: jax.Array | None = None  # int32: all other items of each client, end to end; None: too many
+    label_flipped: jax.Array | None = None  # bool [C + 1]; None: nobody's
+    item_features: jax.Array | None = None  # int32 [N + 1, F], at the end those of no item; None: no model asks
+    user_features: jax.Array | None = None  # int32 [C + 1, F]
     # of histories:
     times: jax.Array | None = None  # int32 [E]: when each item was met; None: no model asks
     warm: jax.Array | None = None  # int32 [W]: the items that may be negatives, ascending; None: all
@@ -41,6 +44,7 @@ def put_train_data(population: Population, batching: Batching) -> DeviceTrainDat
     if batching.sequence:
         return put_histories(population, batching)
     excluded, labels, listed = population.excluded, population.labels, population.negative_index.negatives
+    flipped = population.label_flipped
     gaps = np.zeros(0, np.int32)
     if listed is None:
         gaps = excluded.values + np.repeat(excluded.start[:-1], excluded.counts).astype(np.int32)
@@ -52,7 +56,20 @@ def put_train_data(population: Population, batching: Batching) -> DeviceTrainDat
         excluded_start=put_starts(excluded.start),
         gaps=jnp.asarray(gaps),
         negatives=None if listed is None else jnp.asarray(listed),
+        label_flipped=None if flipped is None else jnp.asarray(np.append(flipped, False)),
+        **put_features(population, batching),
     )
+
+
+def put_features(population: Population, batching: Batching) -> dict[str, jax.Array]:
+    """The features that batches carry, of clients with one user; see `DeviceTrainData`."""
+    every, found = np.arange(population.num_items + 1), {}
+    if "item" in batching.features and population.item_features:
+        found["item_features"] = jnp.asarray(population.item_features.rows(every))
+    if "user" in batching.features and population.user_features:
+        users = np.append(population.client_offsets[:-1], len(population.user_names))
+        found["user_features"] = jnp.asarray(population.user_features.rows(users))
+    return found
 
 
 def put_starts(start: np.ndarray) -> jax.Array:
@@ -87,8 +104,6 @@ def find_draw_problem(population: Population, batching: Batching, shapes: BlockS
         "sums for a closed form": batching.ordered,
         "batches of clients with several users": population.users_per_client > 1,
         "batches of domains": population.domains is not None,
-        "batches with features": bool(batching.features),
-        "batches with flipped labels": population.label_flipped is not None,
         "batches of several processes": shapes.share.size > 1,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:

@@ -442,8 +442,10 @@ def test_the_bytes_are_those_of_the_rows_that_clients_hold():
     ("table", "reason"),
     [
         ({"data": {"clients": "silo", "silos": 30}}, "batches of clients with several users"),
-        ({"data": {"malicious": 0.1, "label_flip": True}}, "batches with flipped labels"),
-        ({"model": {"name": "fm"}}, "batches with features"),
+        (
+            {"model": {"name": "sasrec"}, "data": {"clients": "silo", "silos": 30}},
+            "batches of clients with several users",
+        ),
         ({"work": TABLE["work"] | {"draw_on": "gpu"}}, "host or device|'host', 'device'|one of host, device"),
     ],
 )

@@ -71,6 +71,11 @@ CASES = {
         "cohort": {"name": "poisson", "size": 12, "dropout": 0.4},
     },
     "pairs": {"model": {"loss": "bpr"}, "work": {"epochs": 2, "optimizer": {"name": "adam", "learning_rate": 0.01}}},
+    "features and flipped labels": {
+        "data": {"malicious": 0.3, "label_flip": True},
+        "model": {"name": "fm"},
+        "work": {"optimizer": SLOW},
+    },
     "labels": {"data": {"label": "rating"}, "model": {"loss": "squared"}, "work": {"negatives": 0}},
 }
 
