@@ -49,7 +49,7 @@ def test_what_windows_does_not_have_is_not_imported(tmp_path):
 import jaxfed.cli.main, jaxfed.training.loop, jaxfed.bench.workloads, jaxfed.cli.launch
 from pathlib import Path
 from jaxfed.training.run_dir import lock_folder
-from jaxfed.config.memory import device_memory
+from jaxfed.data.room import device_memory
 assert device_memory() > 1e8
 with lock_folder(Path({str(tmp_path)!r})):
     try:

@@ -15,17 +15,11 @@ from jaxfed.core.types import Sampler, Tree
 from jaxfed.data.batching import Batching, ClientSizes, measure_clients
 from jaxfed.data.blocks import BlockShapes, plan_blocks
 from jaxfed.data.population import Population
-from jaxfed.data.room import free_memory
+from jaxfed.data.room import device_memory, free_memory
 
 MOST_MESSAGES = 1 << 30  # bytes of messages and working copies that are held at a time, unless run.chunk says more
 ROW = 12  # bytes of a row's numbers: in the total, in the catalogue, and whose it is
 EXAMPLE = 40  # bytes of an example while a cohort is packed: random numbers, places, the array that is sent
-
-
-def device_memory() -> int:
-    """Bytes of one device; where the device does not say, those that are free on the machine."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or free_memory()
 
 
 def machine_memory() -> int:

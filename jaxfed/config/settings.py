@@ -131,7 +131,7 @@ class Run:
         area: Size of a block of clients, in local steps. 0: chosen automatically.
         chunk: Number of blocks whose messages are in memory at once; lower it when memory runs out. 0: all.
         rounds_per_program: Rounds that run as one program, drawn on the device (work.draw_on). 1: the host starts each.
-        profile: Rounds to trace by the JAX profiler into RUN/profile, after the first two or the first program. 0: none.
+        profile: Rounds to trace by the JAX profiler into RUN/profile, after the first two or a first program. 0: none.
         imports: Modules to import before names are looked up, which add links, works, models or data of your own to
             the registry.
         client_memory_gb: Limit in GB (10^9 bytes) for what all clients keep; a run that needs more is refused.

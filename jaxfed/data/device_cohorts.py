@@ -15,7 +15,7 @@ from jaxfed.core.types import Block, Cohort
 from jaxfed.data.batching import Batching, measure_clients
 from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, find_kinds, plan_blocks
-from jaxfed.data.device_data import DeviceTrainData, DrawSizes, check_device_draws, put_train_data
+from jaxfed.data.device_data import DeviceTrainData, DrawSizes, check_device_draws, list_train_data, put_train_data
 from jaxfed.data.device_draws import draw_block, draw_held_rows
 from jaxfed.data.device_features import draw_whole_block
 from jaxfed.data.device_histories import count_history_rows, draw_history_block, draw_history_rows
@@ -131,7 +131,7 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
     check_device_draws(population, batching, shapes)
     batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
     nobody, end = population.num_clients, shapes.end
-    put = cache(lambda: put_train_data(population, batching))  # once rounds begin
+    put = cache(partial(put_train_data, list_train_data(population, batching)))  # once rounds begin
     programs = {
         kind: jax.jit(partial(choose_draws(batching).block, sizes, batching, population.num_items, end))
         for kind, sizes in list_draw_sizes(population, batching, shapes).items()

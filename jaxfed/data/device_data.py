@@ -1,14 +1,16 @@
 """What clients train on, as arrays of a device, and which rounds can be drawn from them there."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.core.tree import count_bytes
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes
 from jaxfed.data.population import Population
+from jaxfed.data.room import device_memory
 from jaxfed.data.sequences import list_warm_items
 
 LARGEST = 1 << 30  # no bijection is of as many numbers
@@ -16,22 +18,23 @@ MOST_LAPS = 1 << 20  # as often does no client come to the same negative
 
 
 class DeviceTrainData(NamedTuple):
-    """The train items of all clients on a device, each client's end to end; the last client is nobody, with none."""
+    """The train items of all clients, each client's end to end, on the host or the device; the last client is nobody,
+    with none."""
 
-    start: jax.Array  # int32 [C + 2]: where each client's begin
-    items: jax.Array  # int32 [E]: in the order of time
-    labels: jax.Array | None = None  # float32 [E]; None: every row is a click
+    start: Any  # int32 [C + 2]: where each client's begin
+    items: Any  # int32 [E]: in the order of time
+    labels: Any = None  # float32 [E]; None: every row is a click
     # of examples:
-    excluded_start: jax.Array | None = None  # int32 [C + 2]: of the items that are no negatives of each client
-    gaps: jax.Array | None = None  # int32 [X]: these, sorted for each client, each less its place there; [0]: no need
-    negatives: jax.Array | None = None  # int32: all other items of each client, end to end; None: too many
-    label_flipped: jax.Array | None = None  # bool [C + 1]; None: nobody's
-    item_features: jax.Array | None = None  # int32 [N + 1, F], at the end those of no item; None: no model asks
-    user_features: jax.Array | None = None  # int32 [C + 1, F]
+    excluded_start: Any = None  # int32 [C + 2]: of the items that are no negatives of each client
+    gaps: Any = None  # int32 [X]: these, sorted for each client, each less its place there; [0]: no need
+    negatives: Any = None  # int32: all other items of each client, end to end; None: too many
+    label_flipped: Any = None  # bool [C + 1]; None: nobody's
+    item_features: Any = None  # int32 [N + 1, F], at the end those of no item; None: no model asks
+    user_features: Any = None  # int32 [C + 1, F]
     # of histories:
-    times: jax.Array | None = None  # int32 [E]: when each item was met; None: no model asks
-    warm: jax.Array | None = None  # int32 [W]: the items that may be negatives, ascending; None: all
-    warm_place: jax.Array | None = None  # int32 [N]: the place of each item among these, W where it is none of them
+    times: Any = None  # int32 [E]: when each item was met; None: no model asks
+    warm: Any = None  # int32 [W]: the items that may be negatives, ascending; None: all
+    warm_place: Any = None  # int32 [N]: the place of each item among these, W where it is none of them
 
     @property
     def nobody(self) -> int:
@@ -39,10 +42,25 @@ class DeviceTrainData(NamedTuple):
         return self.start.shape[0] - 2
 
 
-def put_train_data(population: Population, batching: Batching) -> DeviceTrainData:
-    """What clients train on, as arrays of a device."""
-    if batching.sequence:
-        return put_histories(population, batching)
+def put_train_data(arrays: DeviceTrainData) -> DeviceTrainData:
+    """Puts arrays of the host on the device."""
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+def list_train_data(population: Population, batching: Batching) -> DeviceTrainData:
+    """What clients train on, as arrays of the host. Raises ValueError where the device has no memory for it."""
+    arrays = list_histories(population, batching) if batching.sequence else list_examples(population, batching)
+    need, free = count_bytes(arrays), device_memory()
+    if need > free // 2:
+        raise ValueError(
+            f'work.draw_on = "device": what clients train on takes {need / 1e9:.2g} GB there, and may take half of its '
+            f'{free / 1e9:.2g} GB, as rounds need memory, too: set it to "host"'
+        )
+    return arrays
+
+
+def list_examples(population: Population, batching: Batching) -> DeviceTrainData:
+    """What clients of a model of examples train on."""
     excluded, labels, listed = population.excluded, population.labels, population.negative_index.negatives
     flipped = population.label_flipped
     gaps = np.zeros(0, np.int32)
@@ -50,45 +68,45 @@ def put_train_data(population: Population, batching: Batching) -> DeviceTrainDat
         gaps = excluded.values + np.repeat(excluded.start[:-1], excluded.counts).astype(np.int32)
         gaps -= np.arange(len(gaps), dtype=np.int32)
     return DeviceTrainData(
-        start=put_starts(population.train.start),
-        items=jnp.asarray(population.train.values),
-        labels=None if labels is None else jnp.asarray(labels.train),
-        excluded_start=put_starts(excluded.start),
-        gaps=jnp.asarray(gaps),
-        negatives=None if listed is None else jnp.asarray(listed),
-        label_flipped=None if flipped is None else jnp.asarray(np.append(flipped, False)),
-        **put_features(population, batching),
+        start=append_nobody(population.train.start),
+        items=population.train.values,
+        labels=None if labels is None else labels.train,
+        excluded_start=append_nobody(excluded.start),
+        gaps=gaps,
+        negatives=listed,
+        label_flipped=None if flipped is None else np.append(flipped, False),
+        **list_features(population, batching),
     )
 
 
-def put_features(population: Population, batching: Batching) -> dict[str, jax.Array]:
+def list_features(population: Population, batching: Batching) -> dict[str, np.ndarray]:
     """The features that batches carry, of clients with one user; see `DeviceTrainData`."""
     every, found = np.arange(population.num_items + 1), {}
     if "item" in batching.features and population.item_features:
-        found["item_features"] = jnp.asarray(population.item_features.rows(every))
+        found["item_features"] = population.item_features.rows(every)
     if "user" in batching.features and population.user_features:
         users = np.append(population.client_offsets[:-1], len(population.user_names))
-        found["user_features"] = jnp.asarray(population.user_features.rows(users))
+        found["user_features"] = population.user_features.rows(users)
     return found
 
 
-def put_starts(start: np.ndarray) -> jax.Array:
+def append_nobody(start: np.ndarray) -> np.ndarray:
     """int32 [C + 2]: where lists of clients begin, from int64 [C + 1], with one without entries after them."""
-    return jnp.asarray(np.append(start, start[-1]).astype(np.int32))
+    return np.append(start, start[-1]).astype(np.int32)
 
 
-def put_histories(population: Population, batching: Batching) -> DeviceTrainData:
+def list_histories(population: Population, batching: Batching) -> DeviceTrainData:
     """What clients of a model of sequences train on."""
     assert batching.sequence
-    data = DeviceTrainData(put_starts(population.train.start), jnp.asarray(population.train.values))
+    data = DeviceTrainData(append_nobody(population.train.start), population.train.values)
     if batching.sequence.times != "none":
         assert population.times
-        data = data._replace(times=jnp.asarray(population.times.train))
+        data = data._replace(times=population.times.train)
     if population.cold_items is not None:
         warm = list_warm_items(population)
         place = np.full(population.num_items, len(warm), np.int32)
         place[warm] = np.arange(len(warm))
-        data = data._replace(warm=jnp.asarray(warm), warm_place=jnp.asarray(place))
+        data = data._replace(warm=warm, warm_place=place)
     return data
 
 

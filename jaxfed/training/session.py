@@ -161,7 +161,7 @@ def start_rounds(session: Session, stopped: Sequence[int]) -> Generator[RoundRes
     if session.parts.loop:
         periods, key = (settings.evaluation.every, settings.run.checkpoint_every), make_run_keys(session.seed).rounds
         rounds = run_looped_rounds(session.parts, session.state, session.seed, todo, key, periods)
-        skip = len(list_stops(todo, session.parts.loop.length, periods)) > 1  # the first program
+        skip = int(len(list_stops(todo, session.parts.loop.length, periods)) > 1)  # the first program
     else:
         rounds = run_rounds(session.parts, session.state, session.seed, todo.start, todo.stop, stopped)
         skip = min(2, len(todo) - 1)

@@ -13,7 +13,7 @@ from jaxfed.core.channel import chain
 from jaxfed.core.link import link
 from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.device_cohorts import list_draw_sizes, mark_held_items, number_marked_items
-from jaxfed.data.device_data import put_train_data
+from jaxfed.data.device_data import list_train_data
 from jaxfed.data.device_draws import draw_block
 from jaxfed.data.device_rounds import make_block_source, plan_device_round
 from jaxfed.data.packing import empty_cohort
@@ -89,7 +89,7 @@ def test_a_draw_on_the_device_lowers():
     draw = partial(draw_block, [*sizes.values()][-1], made.batching, made.data.num_items, made.shapes.end)
     lowered(
         jax.jit(draw),
-        put_train_data(made.data.population, made.batching),
+        list_train_data(made.data.population, made.batching),
         jnp.arange(4),
         BijectionKey(jnp.uint32(1), jnp.uint32(2)),
     )
@@ -109,7 +109,7 @@ def test_a_program_of_many_rounds_lowers(model):
     lowered(
         jax.jit(lambda *args: program(32, *args)),
         state,
-        put_train_data(population, made.batching),
+        list_train_data(population, made.batching),
         rounds,
         jnp.int32(2),
         make_run_keys(0).rounds,

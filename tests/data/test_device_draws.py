@@ -17,13 +17,15 @@ from jaxfed.cli import main
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.tables import unwrap
+from jaxfed.core.tree import count_bytes
 from jaxfed.core.types import Cohort
+from jaxfed.data import device_data
 from jaxfed.data.batching import Batching, DrawnExamples, measure_clients
 from jaxfed.data.bijections import BijectionKey, divide_integers, fold_in_number, permute_indices
 from jaxfed.data.blocks import make_block_shapes, plan_blocks
 from jaxfed.data.clients import Clients
 from jaxfed.data.device_cohorts import bound_held_rows, make_drawer
-from jaxfed.data.device_data import check_device_draws, find_negatives, put_train_data
+from jaxfed.data.device_data import check_device_draws, find_negatives, list_train_data, put_train_data
 from jaxfed.data.packing import lay_out_examples, list_cohort_rows, list_example_widths, pack_cohort, split_blocks
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -206,11 +208,11 @@ def test_a_cohort_that_holds_more_rows_than_expected_gets_more_room():
 def test_negatives_by_search_are_those_of_the_list():
     """Where there are too many to be listed."""
     unlisted = POPULATION._replace(negative_index=POPULATION.negative_index._replace(negatives=None))
-    data, client = put_train_data(POPULATION, Batching()), jnp.arange(CLIENTS)[:, None]
+    data, client = put_train_data(list_train_data(POPULATION, Batching())), jnp.arange(CLIENTS)[:, None]
     free = ITEMS - POPULATION.excluded.counts
     rank = jnp.minimum(jnp.arange(ITEMS), free[:, None] - 1)
     longest = int(POPULATION.excluded.counts.max())
-    got = find_negatives(put_train_data(unlisted, Batching()), client, rank, ITEMS, longest)
+    got = find_negatives(put_train_data(list_train_data(unlisted, Batching())), client, rank, ITEMS, longest)
     assert np.array_equal(got, find_negatives(data, client, rank, ITEMS, longest))
     for user in range(CLIENTS):
         assert set(got[user].tolist()) == set(range(ITEMS)) - set(POPULATION.excluded.of(user).tolist())
@@ -475,3 +477,13 @@ def test_a_closed_form_and_an_unknown_place_are_refused():
         make_drawer(POPULATION, batching, shapes)
     with pytest.raises(ValueError, match="choose host or device"):
         make_block_shapes(POPULATION, Batching(draw_on="gpu"), 4, 1)
+
+
+def test_data_that_do_not_fit_the_device_are_refused(monkeypatch):
+    """The bytes are those of the arrays that are put there."""
+    need = count_bytes(put_train_data(list_train_data(POPULATION, Batching())))
+    monkeypatch.setattr(device_data, "device_memory", lambda: 2 * need)
+    list_train_data(POPULATION, Batching())
+    monkeypatch.setattr(device_data, "device_memory", lambda: 2 * need - 1)
+    with pytest.raises(ValueError, match='takes .* GB there, and may take half of its .*: set it to "host"'):
+        list_train_data(POPULATION, Batching())

@@ -26,7 +26,7 @@ from jaxfed.data.device_cohorts import (
     make_drawer,
     make_round_key,
 )
-from jaxfed.data.device_data import check_device_draws, put_train_data
+from jaxfed.data.device_data import check_device_draws, list_train_data, put_train_data
 from jaxfed.data.device_histories import draw_history_block, draw_history_rows
 from jaxfed.data.packing import pack_cohort
 from jaxfed.data.preparation import prepare_population
@@ -174,7 +174,10 @@ def test_a_draw_is_a_function_of_seed_round_and_client_alone():
 def draw_rounds(batching, clients, rounds, seed=0, population=POPULATION):
     """bool [rounds, clients, epochs, N]: the items that each client draws; uint32 [rounds, clients, epochs, 2]."""
     shapes = make_block_shapes(population, batching, len(clients), 1, 16, False)
-    sizes, data = [*list_draw_sizes(population, batching, shapes).values()][-1], put_train_data(population, batching)
+    sizes, data = (
+        [*list_draw_sizes(population, batching, shapes).values()][-1],
+        put_train_data(list_train_data(population, batching)),
+    )
     draw = partial(draw_history_block, sizes, batching, ITEMS, ITEMS, data, jnp.asarray(clients))
     words = [make_round_key(seed, round) for round in range(rounds)]
     keys = BijectionKey(*(jnp.array([key[i] for key in words]) for i in (0, 1)))
@@ -349,7 +352,7 @@ def test_rows_alone_are_those_of_the_block(name):
     shapes = make_block_shapes(population, batching, 8, 1, 16)
     sizes = [*list_draw_sizes(population, batching, shapes).values()][-1]
     rows, block = (
-        jax.jit(partial(draw, sizes, batching, ITEMS, ITEMS, put_train_data(population, batching)))
+        jax.jit(partial(draw, sizes, batching, ITEMS, ITEMS, put_train_data(list_train_data(population, batching))))
         for draw in (draw_history_rows, draw_history_block)
     )
     args = jnp.array([3, 7, 11, CLIENTS]), make_round_key(0, 0)
