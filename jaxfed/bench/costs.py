@@ -9,6 +9,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from jaxfed.bench.chip_peaks import compare_to_peak
 from jaxfed.config.build import RunParts
 from jaxfed.core.client import run_client_block
 from jaxfed.core.tables import num_rows
@@ -117,7 +118,7 @@ def estimate_costs(parts: RunParts, seed: int, clients_per_second: float) -> dic
         clients_per_second: client updates a second.
 
     Returns:
-        {name: figure}. None: XLA does not tell the number of operations.
+        {name: figure}. None: XLA does not tell the number of operations, or the peak of the device is not known.
     """
     cohort = pack_cohort(parts.data.population, parts.batching, parts.shapes, *parts.sampler.draw(seed, 0), seed, 0)
     bytes_moved, flops = count_update_bytes(parts, cohort), count_update_flops(parts, cohort)
@@ -126,4 +127,9 @@ def estimate_costs(parts: RunParts, seed: int, clients_per_second: float) -> dic
         "measured_flops_per_update": None if flops is None else round(flops, 1),
         "gigabytes_per_second": round(bytes_moved * clients_per_second / 1e9, 3),
         "gigaflops_per_second": None if flops is None else round(flops * clients_per_second / 1e9, 3),
+        **compare_to_peak(
+            jax.devices()[0].device_kind,
+            bytes_moved * clients_per_second,
+            None if flops is None else flops * clients_per_second,
+        ),
     }

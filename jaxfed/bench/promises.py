@@ -57,11 +57,16 @@ def print_report(figures: dict[str, dict[str, Any]]) -> None:
         "clients_per_second",
         "gigabytes_per_second",
         "gigaflops_per_second",
+        "share_of_peak_bandwidth",
+        "share_of_peak_flops",
         "compile_seconds",
     )
     heads = [column.replace("_ms", "").replace("_", " ") for column in ("", *columns, "peak_memory_mb")]
     values = {name: [row.get(column) for column in (*columns, "peak_memory_mb")] for name, row in figures.items()}
-    lines = [[name, *("-" if x is None else f"{x:,.1f}" for x in each)] for name, each in values.items()]
+    lines = [
+        [name, *("-" if x is None else f"{x:,.1f}" if x >= 1 or not x else f"{x:.2g}" for x in each)]
+        for name, each in values.items()
+    ]
     print_table(out, "ms a round, medians", heads, lines)
     for what, value, bound, holds in check_targets(figures):
         out.print(f"{what:>36}  {value:10.2f}  {bound:>8}  {'' if holds else 'MISSED'}")

@@ -117,6 +117,7 @@ def test_the_program_writes_its_figures(tmp_path, monkeypatch, capsys):
     row = json.loads((tmp_path / "b.json").read_text())["W1"]
     wanted = {"ours_ms", "sequential_ms", "dense_vmap_ms", "limit_ms", "clients_per_second", "compile_seconds"}
     costs = {"predicted_bytes_per_update", "measured_flops_per_update", "gigabytes_per_second", "gigaflops_per_second"}
+    costs |= {"share_of_peak_bandwidth", "share_of_peak_flops"}
     assert wanted | costs | {"peak_memory_mb"} <= row.keys()
     assert 0 < row["host_ms"] < 1e4
     assert 0 < row["device_draws_host_ms"] < 1e4
