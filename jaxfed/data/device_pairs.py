@@ -23,10 +23,10 @@ def order_positives(sizes: DrawSizes, epochs: int, n: jax.Array, key: BijectionK
 
 
 def lay_out_pairs(
-    sizes: DrawSizes, batching: Batching, n: jax.Array, free: jax.Array, order: jax.Array
+    sizes: DrawSizes, batching: Batching, items: int, n: jax.Array, free: jax.Array, order: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """(int32 [m, S, 2 B]: the rows of each step, -1 where unused, bool [m, S]: which steps there are, what batches
-    carry).
+    """(int32 [m, S, 2 B]: the rows of each step, `items` where unused, bool [m, S]: which steps there are, what
+    batches carry).
 
     n, free int [m, 1]: see `count_items`; order: of `order_positives`. A row lies where the step has its item first, as
     `packing.lay_out_examples` lays it.
@@ -49,9 +49,8 @@ def lay_out_pairs(
     negative = n[..., None] + divide_integers(before + lane, free)[1]
     again = jnp.broadcast_to(divide_integers(lane, free)[1], place.shape)  # where the step has the same one first
 
-    rows = jnp.stack(
-        [jnp.where(is_live & (start == lane), positive, -1), jnp.where(is_live & (again == lane), negative, -1)], -1
-    )
+    columns = [(start == lane, positive), (again == lane, negative)]
+    rows = jnp.stack([jnp.where(is_live & is_first, row, items) for is_first, row in columns], -1)
     batch = {
         "weight": is_live.astype(jnp.float32),
         "item": jnp.where(is_live, 2 * start, 0),
@@ -74,7 +73,7 @@ def draw_pair_block(
     held, client = draw_held_rows(sizes, batching, items, end, data, client, key), client[:, None]
     n, free = count_items(data, client, items)
     order = order_positives(sizes, batching.epochs, n, fold_in_number(key, client))
-    rows, is_live, batch = lay_out_pairs(sizes, batching, n, free, order)
+    rows, is_live, batch = lay_out_pairs(sizes, batching, items, n, free, order)
     examples = (batching.epochs * batching.negatives * n[:, 0]).astype(jnp.float32)
-    steps = Batches(jnp.where(rows < 0, items, rows), is_live, batch, examples)
+    steps = Batches(rows, is_live, batch, examples)
     return held, n[:, 0].astype(jnp.float32), steps

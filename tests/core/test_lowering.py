@@ -97,10 +97,10 @@ def test_a_draw_on_the_device_lowers():
     lowered(jax.jit(partial(number_marked_items, 5)), jnp.zeros(9, bool))
 
 
-@pytest.mark.parametrize("model", ["mf", "sasrec"])
-def test_a_program_of_many_rounds_lowers(model):
-    """With rows that cohorts list, and blocks of every kind."""
-    made = experiment(USUAL | {"model": model}).made
+@pytest.mark.parametrize("change", [{}, {"model": "sasrec"}, {"loss": "bpr"}, {"model": "fm"}], ids=str)
+def test_a_program_of_many_rounds_lowers(change):
+    """With rows that cohorts list, and blocks of every kind and format."""
+    made = experiment(USUAL | change).made
     shapes, population = made.shapes._replace(room=16), made.data.population
     program = made.algorithm.make_loop(make_block_source(population, made.batching, shapes))
     planned = plan_device_round(population, made.batching, shapes, *made.sampler.draw(0, 0), None, 0, 0)
