@@ -27,6 +27,9 @@ def add_sweep_options(command: Any) -> None:
         help="values to try; several times for several keys, the first of which is the figure's axis",
     )
     sweep.add_argument("--seeds", nargs="+", default=[], metavar="SEED", help="with each of these")
+    sweep.add_argument(
+        "--together", action="store_true", help="all seeds of a combination as one program; see run.rounds_per_program"
+    )
     sweep.add_argument("--central", action="store_true", help="all runs in one place, see `jaxfed train --help`")
     sweep.add_argument("--out", metavar="FOLDER", help="where the runs live (runs/sweep/CONFIG)")
 
@@ -54,7 +57,7 @@ def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.training import sweep as sweeping
     from jaxfed.training import sweep_results
     from jaxfed.training.log import log
-    from jaxfed.training.runs import shared_runner
+    from jaxfed.training.runs import shared_runner, shared_seeds_runner
 
     if args.grid:
         check_separators(overrides)
@@ -66,7 +69,8 @@ def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     again = partial(sweeping.make_point, override_config, table, overrides, out)
     before = sweeping.earlier_rows(out, todo, keys, again)
     rows = sweeping.kept_rows(before, todo, keys)
-    for row in sweeping.run_sweep(todo, shared_runner(), log, before):
+    runner = shared_seeds_runner([each.config for each in todo if each.config]) if args.together else shared_runner()
+    for row in sweeping.run_sweep(todo, runner, log, before):
         rows.append(row)
         every = sweep_results.write_results(
             out, rows, keys

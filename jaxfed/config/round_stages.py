@@ -81,6 +81,7 @@ class RoundLoop(NamedTuple):
     length: int  # rounds of a program at most
     shapes: BlockShapes  # of its blocks
     program: Callable[..., Any]  # see `make_round_loop`
+    seeds_program: Callable[..., Any]  # of several seeds
     room: int  # rows that a cohort is expected to hold; 0: rounds run on all rows
 
 
@@ -115,8 +116,9 @@ def build_loop(
     """What runs up to so many rounds of an algorithm as one program."""
     assert algorithm.make_loop
     shapes = drop_finer_kinds(shapes)
-    program = algorithm.make_loop(make_block_source(population, batching, shapes))
-    return RoundLoop(length, shapes, program, expect_room(population, batching, shapes))
+    source = make_block_source(population, batching, shapes)
+    program, seeds_program = algorithm.make_loop(source), algorithm.make_loop(source, True)
+    return RoundLoop(length, shapes, program, seeds_program, expect_room(population, batching, shapes))
 
 
 class Rounds(NamedTuple):

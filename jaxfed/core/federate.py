@@ -21,7 +21,7 @@ from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
 from jaxfed.core.parametrization import Parametrization, apply_parametrization
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
-from jaxfed.core.round_loop import BlockSource, make_round_loop
+from jaxfed.core.round_loop import make_round_loop
 from jaxfed.core.server import (
     Accumulator,
     accumulate,
@@ -42,13 +42,13 @@ class Algorithm(NamedTuple):
         init: init(params, key) -> `State`. params: the model's shared parameters; theta, where the method has a
             `Parametrization`.
         step: step(state, cohort, key) -> (`State`, info): one round. It consumes (donates) its state.
-        make_loop: make_loop(source) -> what runs many rounds as one program, see `make_round_loop`. None: there is
-            none.
+        make_loop: make_loop(source, several_seeds) -> what runs many rounds as one program, see `make_round_loop`.
+            None: there is none.
     """
 
     init: Callable[[Tree, Key], State]
     step: Callable[[State, Cohort, Key], tuple[State, dict[str, jax.Array]]]
-    make_loop: Callable[[BlockSource], Callable[..., Any]] | None = None
+    make_loop: Callable[..., Callable[..., Any]] | None = None
 
 
 class FrozenParts(NamedTuple):

@@ -139,12 +139,14 @@ def run_planned_rounds(
     return jax.lax.fori_loop(0, num_rounds, run_and_record, (state, figures))
 
 
-def make_round_loop(plan: Plan, frozen: Any, source: BlockSource) -> Callable[..., Any]:
+def make_round_loop(plan: Plan, frozen: Any, source: BlockSource, several_seeds: bool = False) -> Callable[..., Any]:
     """What runs many rounds as one program.
 
     Args:
         plan, frozen: of the algorithm.
         source: draws the blocks.
+        several_seeds: The program runs the rounds of S seeds side by side: state, planned rounds, key and figures have
+            a leading axis [S], but for `blocks_per_kind`, which is what any of the seeds needs, the same for all.
 
     Returns:
         program(room, state, data, planned, num_rounds, key), see `run_planned_rounds`: compiled for each room. It
@@ -159,6 +161,15 @@ def make_round_loop(plan: Plan, frozen: Any, source: BlockSource) -> Callable[..
     def run(room, state, data, planned, num_rounds, key, frozen):
         return run_planned_rounds(plan, source, room, frozen, state, data, planned, num_rounds, key)
 
+    def run_seeds(room, state, data, planned, num_rounds, key, frozen):
+        by_seed = PlannedRound(ids=0, present=0, ages=0, blocks_per_kind=None, draw_inputs=0)
+
+        def run_seed(state, planned, key):
+            return run(room, state, data, planned, num_rounds, key, frozen)
+
+        return jax.vmap(run_seed, (0, by_seed, 0))(state, planned, key)
+
     # frozen parts as an argument: constants would be compiled into the program
-    program = partial(jax.jit(run, static_argnums=0, donate_argnums=1), frozen=frozen)
+    chosen = run_seeds if several_seeds else run
+    program = partial(jax.jit(chosen, static_argnums=0, donate_argnums=1), frozen=frozen)
     return one_in_flight(program, plan.place.devices)

@@ -1,7 +1,7 @@
 """What the host says of a round that is drawn on the device, and the blocks that a program of many rounds draws."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,14 @@ from jaxfed.data.device_cohorts import (
 )
 from jaxfed.data.device_data import DeviceTrainData
 from jaxfed.data.population import Population
+
+
+class DrawInputs(NamedTuple):
+    """What the blocks of a round are drawn from; of R rounds, all arrays [R, ...]."""
+
+    slots: Any  # int32 [places]: the slot of the client at each place of the blocks, one after the other
+    blocks_per_kind: Any  # int32 [kinds]: that this cohort fills; further ones are empty
+    key: BijectionKey  # of the round
 
 
 def plan_device_round(
@@ -53,7 +61,9 @@ def plan_device_round(
     slots[where.lane] = where.order
     steps = [(steps, width) for _, steps, _, width in where.shapes]
     counts = np.array([steps.count(kind) for kind in reversed(shapes.kinds)], np.int32)
-    return PlannedRound(ids.astype(np.int32), present, ages, counts, (slots, make_round_key(seed, round)))
+    return PlannedRound(
+        ids.astype(np.int32), present, ages, counts, DrawInputs(slots, counts, make_round_key(seed, round))
+    )
 
 
 def drop_finer_kinds(shapes: BlockShapes) -> BlockShapes:
@@ -99,9 +109,10 @@ def make_block_source(population: Population, batching: Batching, shapes: BlockS
     widths = [shapes.clients(steps) for steps, _ in reversed(shapes.kinds)]
 
     def find_clients(kind: int, planned: PlannedRound, block_index: Any) -> tuple[jax.Array, jax.Array, BijectionKey]:
-        slots, key = planned.draw_inputs
-        first = sum((planned.blocks_per_kind[k] * widths[k] for k in range(kind)), jnp.int32(0))
+        slots, filled, key = planned.draw_inputs
+        first = sum((filled[k] * widths[k] for k in range(kind)), jnp.int32(0))
         slot = jax.lax.dynamic_slice_in_dim(slots, first + block_index * widths[kind], widths[kind])
+        slot = jnp.where(block_index < filled[kind], slot, len(planned.ids))
         return planned.ids.at[slot].get(mode="fill", fill_value=nobody), slot, key
 
     def draw(kind: int, data: DeviceTrainData, planned: PlannedRound, block_index: Any) -> Block:

@@ -4,11 +4,11 @@ import dataclasses
 import json
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxfed.config.build import RunParts, load_data
 from jaxfed.config.config_files import config_to_toml, with_absolute_paths
@@ -24,6 +24,7 @@ from jaxfed.training.rounds import (
     initial_arrays,
 )
 from jaxfed.training.run_dir import PRIVATE, check_folder, disk_full_errors, lock_folder, set_summary_aside, write_file
+from jaxfed.training.seed_rounds import launch_seed_rounds
 from jaxfed.training.session import Hooks, Session, check_select, compile_once, round_seed, train_until_evaluated
 from jaxfed.training.summary import LOWER_RATES, privacy_cautions, summarize
 from jaxfed.training.timing import time_stage
@@ -97,53 +98,133 @@ def train_run(
     for note in data.source.notes:
         log(f"data: {note}")
     parts, arrays = agree_on(processes, "experiment", lambda: prepare_run(config, data, assemble), lambda _: "")
+    with hold_run(config, parts, arrays, resume, loggers) as run:
+        train_with_checkpoints([run])
+        return finish_run(run)
+
+
+def train_seed_runs(
+    configs: Sequence[Any], load: Callable[[Any], Clients], assemble: Callable[[Any, Clients], RunParts]
+) -> list[dict[str, Any]]:
+    """The summaries of runs that differ in nothing but seed and folder, their rounds as one program.
+
+    Runs that are finished are read. The others go on where they are: side by side where they have done equally many
+    rounds, else one after the other. The arguments are those of `train_run`.
+
+    Raises:
+        ValueError: what a user can mend.
+        SystemExit: see `train_run`.
+    """
+    if configs[0].run.rounds_per_program < 2:
+        raise ValueError(
+            "several seeds are one program only where many rounds are: set run.rounds_per_program, for example to 20"
+        )
+    done = [finished_summary(Path(config.run.out), config, True) for config in configs]
+    left = [config for config, summary in zip(configs, done, strict=True) if not summary]
+    summaries: dict[str, Any] = {
+        config.run.out: json.loads(summary) for config, summary in zip(configs, done, strict=True) if summary
+    }
+    if left:
+        data = load(configs[0].data)
+        with ExitStack() as held:
+            prepared = [prepare_run(config, data, assemble) for config in left]
+            pairs = zip(left, prepared, strict=True)
+            runs = [held.enter_context(hold_run(config, *each, True)) for config, each in pairs]
+            equal = len({run.session.progress.round for run in runs}) == 1
+            for together in [runs] if equal else [[run] for run in runs]:
+                train_with_checkpoints(together)
+            summaries |= {run.session.settings.run.out: finish_run(run) for run in runs}
+    return [summaries[config.run.out] for config in configs]
+
+
+class OpenRun(NamedTuple):
+    """A run whose folder is locked, and what it writes there."""
+
+    session: Session
+    checkpoints: Any  # of Orbax
+    rows: RunLoggers
+    closing_rows: ExitStack  # closes them, once
+
+
+@contextmanager
+def hold_run(
+    config: Any, parts: RunParts, arrays: dict[str, Tree], resume: bool, loggers: Sequence[Logger] = ()
+) -> Iterator[OpenRun]:
+    """A run in its folder, where it stands. parts, arrays: see `prepare_run`; the others as in `train_run`."""
+    folder, processes = Path(config.run.out), parts.processes
     with disk_full_errors(folder), ExitStack() as held:
         run_on_first(processes, "folder", lambda: enter_folder(folder, config, resume, held))
         checkpoints = held.enter_context(checkpoint.open_checkpoints(folder / "checkpoints", config.run.keep))
         arrays, progress, before = agree_on(
             processes,
             "checkpoint",
-            lambda: restore_run(folder, config, checkpoints, arrays, data.digest, parts.frozen),
+            lambda: restore_run(folder, config, checkpoints, arrays, parts.data.digest, parts.frozen),
             lambda found: f"round {found[1].round}",
         )
         # only now is anything changed: a run that is refused leaves all as it was
         run_on_first(processes, "folder", lambda: write_config(folder, config, before))
         files = NullWriter() if processes.rank else MetricsWriter(folder, progress.position, progress.round)
         rows = RunLoggers(files, () if processes.rank else tuple(loggers))
+        closing_rows = held.enter_context(ExitStack())
+        closing_rows.callback(rows.close)
         session = Session(config, parts, arrays["state"], arrays["best"], progress, round_seed(config, processes))
-        try:
-            train_with_checkpoints(session, checkpoints, rows)
-            check_outcome(folder, session.progress)
-            summary = summarize(session, rows.log_row)
-        finally:
-            rows.close()
-        if not processes.rank:
-            write_file(folder / "summary.json", to_json(summary, 1) + "\n")
+        yield OpenRun(session, checkpoints, rows, closing_rows)
+
+
+def finish_run(run: OpenRun) -> dict[str, Any]:
+    """The summary of a run that has ended, once it is written. Raises ValueError where it came to nothing."""
+    session, folder = run.session, Path(run.session.settings.run.out)
+    check_outcome(folder, session.progress)
+    summary = summarize(session, run.rows.log_row)
+    run.closing_rows.close()
+    if not session.parts.processes.rank:
+        write_file(folder / "summary.json", to_json(summary, 1) + "\n")
     return summary
 
 
-def train_with_checkpoints(session: Session, checkpoints: Any, rows: RunLoggers) -> None:
-    """The rounds that are left, with rows and checkpoints, until a signal comes. Raises SystemExit after one."""
-    settings, parts, progress = session.settings, session.parts, session.progress
-    described_run = describe_run(settings, parts.data.digest, parts.frozen)
-    stopped: list[int] = []
-
-    def save():
-        with time_stage(progress.stages, "checkpoint"):
-            progress.position = rows.files.position()
-            arrays, record = make_checkpoint(session, described_run)
-            write(progress.round, arrays, record)
-
-    compile_once(session)  # before signals wait for the end of a round
-    background = checkpoint.background_saver(checkpoints, parts.processes.size > 1, not parts.method.closed)
-    with catch_signals(log, stopped), background as write, progress_bar(settings.rounds, progress.round) as tick:
-        for _ in train_until_evaluated(session, Hooks(rows.log_row, save, tick, stopped)):
-            pass
-    if not progress.finished:
-        again = f"go on with: jaxfed train {settings.run.out}/config.toml --resume"
+def train_with_checkpoints(runs: Sequence[OpenRun]) -> None:
+    """The rounds that are left of a run, or of several of equal standing that differ in their seeds, with rows and
+    checkpoints, until a signal comes. Raises SystemExit after one."""
+    sessions, stopped = [run.session for run in runs], list[int]()
+    settings, progress = sessions[0].settings, sessions[0].progress
+    rounds_left: list[Any] = [None]
+    if len(runs) > 1:
+        rounds_left = launch_seed_rounds(sessions, stopped)
+    else:
+        compile_once(sessions[0])  # before signals wait for the end of a round
+    with catch_signals(log, stopped), ExitStack() as held:
+        saves = [held.enter_context(save_in_background(run)) for run in runs]
+        tick = held.enter_context(progress_bar(settings.rounds, progress.round))
+        training = [
+            train_until_evaluated(run.session, Hooks(run.rows.log_row, save, tick, stopped), rounds)
+            for run, save, rounds in zip(runs, saves, rounds_left, strict=True)
+        ]
+        while training:  # each to its next evaluation, in turn
+            training = [each for each in training if next(each, None) is not None]
+    unfinished = [session for session in sessions if not session.progress.finished]
+    for session in unfinished:
+        again = f"go on with: jaxfed train {session.settings.run.out}/config.toml --resume"
         again = again if settings.privacy.seed == "run" else "its secret seed is not stored, so it cannot be resumed"
-        log(f"stopped after round {progress.round}; {again}")
-        raise SystemExit(128 + session.halt)
+        log(f"stopped after round {session.progress.round}; {again}")
+    if unfinished:
+        raise SystemExit(128 + unfinished[0].halt)
+
+
+@contextmanager
+def save_in_background(run: OpenRun) -> Iterator[Callable[[], None]]:
+    """Yields what saves a run as it stands."""
+    session, progress, parts = run.session, run.session.progress, run.session.parts
+    described_run = describe_run(session.settings, parts.data.digest, parts.frozen)
+    background = checkpoint.background_saver(run.checkpoints, parts.processes.size > 1, not parts.method.closed)
+    with background as write:
+
+        def save():
+            with time_stage(progress.stages, "checkpoint"):
+                progress.position = run.rows.files.position()
+                arrays, record = make_checkpoint(session, described_run)
+                write(progress.round, arrays, record)
+
+        yield save
 
 
 def prepare_run(

@@ -1,8 +1,9 @@
 """Programs of many rounds: what the host plans of them, and what it reads when they have run."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -81,20 +82,42 @@ def run_looped_rounds(
     loop, drawer = parts.loop, parts.drawer
     assert loop
     assert drawer
-    data, stops = drawer.train_data(), list_stops(rounds, loop.length, periods)
+    data = drawer.train_data()
+
+    def launch(ready):
+        nonlocal state
+        num_rounds = np.int32(ready.stop - ready.start)
+        state, figures = loop.program(ready.room, state, data, ready.rounds, num_rounds, key)
+        return figures
+
+    stops = list_stops(rounds, loop.length, periods)
+    for ready, figures, waited in run_programs(partial(plan_rounds, parts, seed), launch, stops):
+        yield from list_results(parts, ready._replace(stages=ready.stages | waited), state, figures)
+
+
+def run_programs(
+    plan: Callable[[int, int], Any], launch: Callable[[Any], Any], stops: Sequence[tuple[int, int]]
+) -> Generator[tuple[Any, Any, dict[str, float]], None, None]:
+    """(its plan, its figures on the host, seconds by stage) of one program after the other. A program is planned in a
+    thread while the devices run the one before.
+
+    Args:
+        plan: plan(start, stop) -> what the program of these rounds is told.
+        launch: launch(plan) -> its figures, on the device.
+        stops: see `list_stops`.
+    """
     with ThreadPoolExecutor(1) as ahead:
-        coming = [ahead.submit(plan_rounds, parts, seed, *program) for program in stops[:1]]
-        for program in range(len(stops)):
+        coming = [ahead.submit(plan, *program) for program in stops[:1]]
+        for number in range(len(stops)):
             waited: dict[str, float] = {}
             with time_stage(waited, "wait"):
                 ready = coming.pop().result()
-            num_rounds = np.int32(ready.stop - ready.start)
             with time_stage(waited, "compute"):
-                state, figures = loop.program(ready.room, state, data, ready.rounds, num_rounds, key)
-            coming = [ahead.submit(plan_rounds, parts, seed, *next) for next in stops[program + 1 : program + 2]]
+                figures = launch(ready)
+            coming = [ahead.submit(plan, *program) for program in stops[number + 1 : number + 2]]
             with time_stage(waited, "compute"):
                 figures = jax.device_get(figures)
-            yield from list_results(parts, ready._replace(stages=ready.stages | waited), state, figures)
+            yield ready, figures, waited
 
 
 def list_results(
@@ -109,7 +132,7 @@ def list_results(
         info, clients = {name: x[index] for name, x in figures.items()}, ids[ids < population.num_clients]
         if not done.room:  # the tables may be longer: see `padded_table_rows`
             info["rows/union"] = population.num_items
-        key = BijectionKey(*(words[index] for words in done.rounds.draw_inputs[1]))
+        key = BijectionKey(*(words[index] for words in done.rounds.draw_inputs.key))
         held, rows = parts.drawer.count_rows(ids, key), int(info["rows/union"])
         down = int(parts.wire.in_round(done.start + index).down(held, rows, clients).sum())
         if ages is not None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxfed.config.build import RunParts, load_data
 from jaxfed.config.schema import config_to_table
 from jaxfed.data.clients import Clients
 from jaxfed.training.best_model import build_run
-from jaxfed.training.loop import train_run
+from jaxfed.training.loop import train_run, train_seed_runs
 from jaxfed.training.run_dir import read_summary
 
 
@@ -52,28 +53,50 @@ def make_cached_loader() -> Callable[[Any], Clients]:
     return cache_last(load_data, config_to_table)
 
 
+def leave_out_seed(config: Any) -> dict[str, Any]:
+    """The table of a configuration without seed and folder."""
+    table = config_to_table(config)
+    return table | {"seed": 0, "run": table["run"] | {"out": ""}}
+
+
+def make_cached_builder() -> Callable[[Any, Clients], RunParts]:
+    """`build_run`, which keeps the last pieces for runs that differ in seed and folder alone."""
+    return cache_last(build_run, lambda config, data: leave_out_seed(config) | {"digest": data.digest})
+
+
+def run_or_say(run: Callable[[], Any]) -> tuple[Any, str]:
+    """(what a run gives, ""), or ({}, why not) where it cannot be, so that one of many does not lose the others."""
+    try:
+        return run(), ""
+    except (ValueError, MemoryError, RuntimeError) as error:  # the last of memory alone
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        lines = str(error).splitlines()[:1] or ["out of memory"]
+        return {}, " ".join(lines[0].split())
+
+
 def shared_runner(load: Callable[[Any], Clients] | None = None) -> Callable[[Any], tuple[dict[str, Any], str]]:
-    """run(config) -> (summary, ""), as `jaxfed train --resume`, for many runs in this process; or ({}, why not) where
-    it cannot be, so that one of them does not lose the others.
+    """run(config) -> (summary, ""), as `jaxfed train --resume`, for many runs in this process; or ({}, why not).
 
     A run on the same data as the one before does not read them again; one that also differs in nothing but seed and
     folder uses the same compiled programs. load: reads data; None: `make_cached_loader`.
     """
+    read, build = load or make_cached_loader(), make_cached_builder()
+    return lambda config: run_or_say(lambda: train_run(config, True, read, build))
 
-    def but_seed_and_folder(config: Any, data: Clients) -> dict[str, Any]:
-        table = config_to_table(config)
-        return table | {"seed": 0, "run": table["run"] | {"out": ""}, "digest": data.digest}
 
-    read = load or make_cached_loader()
-    build: Callable[[Any, Clients], RunParts] = cache_last(build_run, but_seed_and_folder)
+def shared_seeds_runner(configs: Sequence[Any]) -> Callable[[Any], tuple[dict[str, Any], str]]:
+    """As `shared_runner`, for these configurations: with the first of those that differ in nothing but seed and folder,
+    all of them run, their rounds as one program."""
+    read, build = make_cached_loader(), make_cached_builder()
+    done: dict[str, tuple[dict[str, Any], str]] = {}
 
     def run(config: Any) -> tuple[dict[str, Any], str]:
-        try:
-            return train_run(config, True, read, build), ""
-        except (ValueError, MemoryError, RuntimeError) as error:  # the last of memory alone
-            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            lines = str(error).splitlines()[:1] or ["out of memory"]
-            return {}, " ".join(lines[0].split())
+        if config.run.out not in done:
+            same = [each for each in configs if leave_out_seed(each) == leave_out_seed(config)]
+            found, problem = run_or_say(partial(train_seed_runs, same, read, build))
+            results = [({}, problem)] * len(same) if problem else [(summary, "") for summary in found]
+            done.update(zip((each.run.out for each in same), results, strict=True))
+        return done[config.run.out]
 
     return run

@@ -109,15 +109,22 @@ def compile_once(session: Session) -> None:
     session.compiled = True
 
 
-def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generator[dict[str, Any], None, None]:
+def train_until_evaluated(
+    session: Session, hooks: Hooks = NO_HOOKS, rounds_left: Generator[RoundResult, None, None] | None = None
+) -> Generator[dict[str, Any], None, None]:
     """Runs the rounds that are left; yields the row of every evaluation, once it is logged and saved.
 
     The session stands between two rounds whenever a row is out, and may be left there.
+
+    Args:
+        session: the run.
+        hooks: what happens beside its rounds.
+        rounds_left: its rounds, where they are run together with those of other runs. None: they are run here.
     """
     settings, parts, progress = session.settings, session.parts, session.progress
     compile_once(session)
     text, begin, first, programs = "", time.perf_counter(), progress.round, 0
-    with closing(start_rounds(session, hooks.stopped)) as rounds:
+    with closing(rounds_left or start_rounds(session, hooks.stopped)) as rounds:
         for session.state, info, ready, ends_program in rounds:
             progress.count_request(ready)
             session.pending.append(info | {"clients/ids": ready.cohort.ids, "round": progress.round - 1})
@@ -126,7 +133,8 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
             if not ends_program:
                 continue
             programs += 1
-            session.halt = ready.halt if parts.processes.size > 1 else sum(hooks.stopped[:1])
+            together = parts.processes.size > 1 or rounds_left  # all stop after the same round
+            session.halt = ready.halt if together else sum(hooks.stopped[:1])
             final = progress.round == settings.rounds
             due = final or progress.round % settings.evaluation.every == 0
             keep = session.halt or final or progress.round % settings.run.checkpoint_every == 0

@@ -232,7 +232,7 @@ def test_every_block_of_a_plan_lies_within_its_places():
         ids[:size] = np.random.default_rng(size).permutation(60)[:size]
         planned = plan_device_round(population, parts.batching, shapes, ids, ids < 60, None, 0, 0)
         widths = [shapes.clients(steps) for steps, _ in reversed(shapes.kinds)]
-        used, slots = int((planned.blocks_per_kind * widths).sum()), planned.draw_inputs[0]
+        used, slots = int((planned.blocks_per_kind * widths).sum()), planned.draw_inputs.slots
         assert used <= len(slots)
         assert sorted(slots[slots < len(ids)].tolist()) == np.flatnonzero(ids < 60).tolist()
         assert (slots[used:] == len(ids)).all()
