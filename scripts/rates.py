@@ -1,6 +1,7 @@
 """What the rates by rule are worth: the empty configuration against six rates on the same data, and popularity.
 
-python scripts/rates.py [--only small ...] [--sweep hand rule] [--seeds 0] [--out runs/rates] [--section.key value ...]
+python scripts/rates.py [--only small ...] [--sweep hand rule] [--runs "item rate 20" ...] [--seeds 0]
+    [--out runs/rates] [--section.key value ...]
 
 The shapes are `[data] name = "shape"`, five descriptions that come with jaxfed. `hand` is the recipe of
 configs/ml100k_fedavg.toml at six item rates; `rule` is the rule with all steps of items times six factors. All runs of
@@ -40,10 +41,11 @@ SWEEPS = {
 }
 
 
-def list_runs(data: str, sweeps: list[str]) -> list[tuple[str, list[str]]]:
+def list_runs(data: str, sweeps: list[str], chosen: list[str]) -> list[tuple[str, list[str]]]:
     """(name, words) of the runs of a data set."""
     words = ["--data.name", "shape", "--data.description", data] if data in SHAPES else ["--data.name", data]
-    runs = [("popularity", POPULARITY), ("rule", []), *(run for sweep in sweeps for run in SWEEPS[sweep])]
+    swept = [run for sweep in sweeps for run in SWEEPS[sweep] if run[0] in chosen]
+    runs = [("popularity", POPULARITY), ("rule", []), *swept]
     return [(name, [*words, *more]) for name, more in runs]
 
 
@@ -57,6 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--only", nargs="+", default=[*SHAPES, "ml-100k"], choices=[*SHAPES, "ml-100k"])
     parser.add_argument("--sweep", nargs="*", default=list(SWEEPS), choices=list(SWEEPS))
+    names = [name for sweep in SWEEPS.values() for name, _ in sweep]
+    parser.add_argument("--runs", nargs="+", default=names, choices=names, help="those of a sweep")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/rates"))
     args, overrides = parser.parse_known_args()
@@ -66,7 +70,7 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|---:|")
     for data in args.only:
         found: dict[str, list[dict[str, Any]]] = {}
-        for name, words in list_runs(data, args.sweep):
+        for name, words in list_runs(data, args.sweep, args.runs):
             for seed in args.seeds:
                 folder = args.out / f"{data}_{name}_{seed}".replace(" ", "_")
                 own = [] if name == "popularity" else overrides

@@ -11,7 +11,10 @@ import numpy as np
 from jaxfed.core.model import SequenceFormat
 from jaxfed.core.streams import Stream, philox_key
 from jaxfed.data.population import Population
-from jaxfed.data.ragged import Ragged, concatenate_ranges, make_negative_index, make_ragged, sort_pairs
+from jaxfed.data.ragged import Ragged, concatenate_ranges, find_gaps, make_ragged, sort_pairs
+from jaxfed.data.sorting import sort_by_group
+
+NUMBERS_AT_ONCE = 1 << 20  # random numbers of candidates that are in memory at a time
 
 
 class Batching(NamedTuple):
@@ -201,20 +204,25 @@ def draw_negatives(population: Population, user: np.ndarray, random32: np.ndarra
 
 def find_touched_items(population: Population, users: np.ndarray) -> Ragged:
     """The items that each of the users interacted with, in any part: sorted and distinct."""
-    items, lists = (
-        population.num_items,
-        [part.some(users) for part in (population.train, population.valid, population.test)],
-    )
-    owner = np.concatenate([np.repeat(np.arange(len(users)), part.counts) for part in lists])
-    pairs = np.unique(owner * items + np.concatenate([part.values for part in lists]))
-    return make_ragged(pairs % items, pairs // items, len(users))
+    lists = [part.some(users) for part in (population.train, population.valid, population.test)]
+    owner = np.concatenate([np.repeat(np.arange(len(users), dtype=np.int32), part.counts) for part in lists])
+    order = sort_by_group(owner, len(users))
+    values = np.concatenate([part.values for part in lists])[order]
+    return make_ragged(values, owner, len(users)).distinct(population.num_items)
 
 
 def sample_untouched_items(population: Population, users: np.ndarray, draws: int, size: int, seed: int) -> np.ndarray:
     """int32 [len(users), draws, size]: distinct items of its domain that each user never interacted with, uniform, by
     (seed, user, draw); N where there are fewer."""
+    parts = -(-len(users) * draws * 2 * size // NUMBERS_AT_ONCE) or 1  # numbers of a part stay in the cache
+    some = [sample_untouched(population, each, draws, size, seed) for each in np.array_split(users, parts)]
+    return np.concatenate(some)
+
+
+def sample_untouched(population: Population, users: np.ndarray, draws: int, size: int, seed: int) -> np.ndarray:
+    """As `sample_untouched_items`, for all of these users at once."""
     items, touched = population.num_items, find_touched_items(population, users)
-    gaps = make_negative_index(touched, items, population.domains).gaps
+    gaps = find_gaps(touched, items, population.domains)
     begin, most = population.span(users)
     row = np.repeat(np.arange(len(users)), draws)
     num_untouched = (most - touched.counts)[row]

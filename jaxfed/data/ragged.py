@@ -98,12 +98,18 @@ class NegativeIndex(NamedTuple):
     negatives: np.ndarray | None  # int32: the items outside each user's list, end to end, where that is small enough
 
 
-def make_negative_index(excluded: Ragged, items: int, domains: Domains | None = None) -> NegativeIndex:
-    """The index of the items that are not excluded. excluded: of each user, sorted and distinct; items: N."""
+def find_gaps(excluded: Ragged, items: int, domains: Domains | None = None) -> np.ndarray:
+    """The `gaps` of a `NegativeIndex`. excluded: of each user, sorted and distinct; items: N."""
     users = np.arange(len(excluded.counts))
     gaps = np.repeat(users * (items + 1) + excluded.start[:-1], excluded.counts)
     gaps += excluded.values if domains is None else domains.place[excluded.values]
     gaps -= np.arange(len(gaps))
+    return gaps
+
+
+def make_negative_index(excluded: Ragged, items: int, domains: Domains | None = None) -> NegativeIndex:
+    """The index of the items that are not excluded; the arguments are those of `find_gaps`."""
+    users, gaps = np.arange(len(excluded.counts)), find_gaps(excluded, items, domains)
     if len(excluded.counts) * items > SMALL or domains:
         return NegativeIndex(gaps, None)
     user = np.repeat(users, excluded.counts)

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfed.core.model import ClosedForm, Model
 from jaxfed.core.recipe import named
@@ -12,44 +13,47 @@ from jaxfed.core.types import History, Mean, Tree
 from jaxfed.models.item_item import no_private_part, refuse_loss
 from jaxfed.models.model import check_positive
 
-COLUMNS = 8  # columns of a matrix that are eliminated in one pass
+COLUMNS = 16  # columns of a matrix that are eliminated at a time: fewer are faster, and take longer to compile
 AT_ONCE = 64  # places of a history that are read at a time, and items that are solved for
 multiply = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # accelerators would round to bfloat16
 
 
-def eliminate_columns(matrix: jax.Array, low: jax.Array, width: int) -> jax.Array:
-    """A matrix [d, n] in which `width` columns from `low` on have become those of the identity, by row operations."""
-    rows = jax.lax.dynamic_slice_in_dim(matrix, low, width)
-    columns = jax.lax.dynamic_slice_in_dim(matrix, low, width, 1)
-    both = jnp.concatenate([jax.lax.dynamic_slice_in_dim(columns, low, width), rows], 1)
-    for i in range(width):
-        row = both[i] / both[i, i]
-        both = (both - jnp.outer(both[:, i], row)).at[i].set(row)
-    rows = both[:, width:]
-    return jax.lax.dynamic_update_slice_in_dim(matrix - multiply(columns, rows), rows, low, 0)
+def eliminate_rows(rows: jax.Array) -> jax.Array:
+    """[w, n - w]: rows [w, n] combined so that their first w columns become those of the identity, without these."""
+    height = rows.shape[0]
+
+    def eliminate(i, rows):
+        column, row = (jax.lax.dynamic_index_in_dim(rows, i, axis, False) for axis in (1, 0))
+        row = row / row[i]
+        return jnp.where((jnp.arange(height) == i)[:, None], row, rows - column[:, None] * row)
+
+    return jax.lax.fori_loop(0, height, eliminate, rows)[:, height:]
 
 
 def solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
     """x [d] of matrix x = right, for a symmetric positive definite matrix [d, d]: elimination, which needs no pivots,
-    several columns in a pass: matrices of many clients do not fit into a cache, so each pass reads them from memory.
+    some columns at a time. What is left of the matrix becomes smaller each time.
 
     Not jnp.linalg.solve: a batch of those is LAPACK calls in XLA's pool of threads, for which their program waits in a
     thread of that pool. Two programs side by side, as a round's are, can wait for each other for ever (jaxlib 0.10.2).
     """
-    dim, width = len(right), min(COLUMNS, len(right))
-    both, in_blocks = jnp.concatenate([matrix, right[:, None]], 1), dim // width * width
-
-    def eliminate(step, both):
-        return eliminate_columns(both, step * width, width)
-
-    both = jax.lax.fori_loop(0, dim // width, eliminate, both)
-    return (both if in_blocks == dim else eliminate_columns(both, jnp.int32(in_blocks), dim - in_blocks))[:, -1]
+    left, solved = jnp.concatenate([matrix, right[:, None]], 1), []
+    for low in range(0, len(right), COLUMNS):
+        width = min(COLUMNS, len(right) - low)
+        rows = eliminate_rows(left[:width])
+        solved.append(rows)
+        left = left[width:, width:] - multiply(left[width:, :width], rows)
+    x = jnp.zeros(0)
+    for rows in reversed(solved):
+        x = jnp.concatenate([rows[:, -1] - multiply(rows[:, :-1], x), x])
+    return x
 
 
 def expand_symmetric(packed: jax.Array, dim: int) -> jax.Array:
     """Symmetric matrices [..., d, d] from their upper halves [..., d (d + 1) / 2]."""
-    half = jnp.zeros((*packed.shape[:-1], dim, dim)).at[..., *jnp.triu_indices(dim)].set(packed)
-    return half + jnp.swapaxes(half, -1, -2) - half * jnp.eye(dim)
+    place = np.zeros((dim, dim), np.int32)
+    place[np.triu_indices(dim)] = np.arange(packed.shape[-1])
+    return packed[..., np.maximum(place, place.T)]
 
 
 def with_gram(items: jax.Array) -> Tree:

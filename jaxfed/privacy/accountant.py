@@ -65,9 +65,11 @@ def make_ledger(
     Orders are those of dp-accounting (integers where there is Skellam noise). Correlated noise is spent with the first
     round. Without mechanisms nothing is private: inf. Raises ValueError for what cannot be accounted for.
     """
+    relation = check_accounting(mechanisms, sampling, delta, relation)
+    if not mechanisms:  # dp-accounting takes half a second to import
+        return lambda rounds: math.inf if rounds else 0.0
     from dp_accounting.rdp import RdpAccountant
 
-    relation = check_accounting(mechanisms, sampling, delta, relation)
     mechanisms = round_faint_noise(mechanisms)
     orders = RdpAccountant().orders
     if any(each.kind in INTEGER for each in mechanisms):
@@ -76,8 +78,8 @@ def make_ledger(
     ways = bound_run(mechanisms, sampling, relation, orders, delta)
 
     def epsilon(rounds):
-        if not rounds or not mechanisms:
-            return math.inf if rounds else 0.0
+        if not rounds:
+            return 0.0
         spent = [(bound.rdp, *bound.run(rounds)) for bound in ways]
         return min(renyi.rdp_epsilon(orders, once + times * rdp, delta - outside) for rdp, times, outside in spent)
 

@@ -136,7 +136,9 @@ def replace_repeats(
         repeated = repeated[~exchange_rows(user, item, first, items, repeated, other)]
     weight = np.bincount(item, minlength=items).astype(np.float64)
     for row in repeated.tolist():
-        free = np.setdiff1d(np.arange(items), item[first[user[row]] : first[user[row] + 1]])
+        lacks = np.ones(items, bool)
+        lacks[item[first[user[row]] : first[user[row] + 1]]] = False
+        free = np.flatnonzero(lacks)
         if len(free):  # else the user has all items
             share = weight[free] + 1e-9  # where nobody has any of them, all alike
             item[row] = random.choice(free, p=share / share.sum())
