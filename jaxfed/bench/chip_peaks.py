@@ -6,18 +6,16 @@ from typing import NamedTuple
 class ChipPeak(NamedTuple):
     """The most that one chip does in a second."""
 
-    flops: (
-        float  # of a GPU in float32 outside of its matrix units; of a TPU in bfloat16, which is all that is published
-    )
+    flops: float  # of a GPU in float32, outside of its matrix units; of a TPU in bfloat16
     bytes: float  # to and from its memory
 
 
-# by what `jax.Device.device_kind` begins with, the longer ones first; NVIDIA's cards are those of SXM modules
+# by what `jax.Device.device_kind` begins with
 PEAKS = {
     "NVIDIA H200": ChipPeak(66.9e12, 4.8e12),
-    "NVIDIA H100": ChipPeak(66.9e12, 3.35e12),
+    "NVIDIA H100 80GB HBM3": ChipPeak(66.9e12, 3.35e12),
     "NVIDIA A100-SXM4-80GB": ChipPeak(19.5e12, 2.04e12),
-    "NVIDIA A100": ChipPeak(19.5e12, 1.56e12),
+    "NVIDIA A100-SXM4-40GB": ChipPeak(19.5e12, 1.56e12),
     "TPU v6 lite": ChipPeak(918e12, 1.6e12),
     "TPU v5 lite": ChipPeak(197e12, 0.82e12),
 }
@@ -39,7 +37,7 @@ def compare_to_peak(
         flops_per_second: what was computed. None: it is not known.
 
     Returns:
-        {name: share, from 0 to 1}. None: it is not known. Bytes that caches serve may make more than 1 of it.
+        {name: share of the peak}. None: it is not known. Caches serve some of the bytes, so that it may exceed 1.
     """
     peak = find_peak(device_kind)
     return {

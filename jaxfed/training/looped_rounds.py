@@ -78,7 +78,7 @@ def run_looped_rounds(
     parts: RunParts, state: State, seed: int, rounds: range, key: Key, periods: Sequence[int]
 ) -> Generator[RoundResult, None, None]:
     """As `run_rounds`; the state of each result is that after the last round of its program. periods: numbers of
-    rounds after whose multiples the host is asked."""
+    rounds; a program ends at each multiple of one."""
     loop, drawer = parts.loop, parts.drawer
     assert loop
     assert drawer

@@ -67,7 +67,7 @@ def run_seeds(
         parts: what the runs share.
         states, seeds, keys: of each run.
         rounds: of all.
-        periods: numbers of rounds after whose multiples the host is asked.
+        periods: numbers of rounds; a program ends at each multiple of one.
         stopped: signals that came; all runs are told the same of a program, so that they stop after the same round.
 
     Yields:
@@ -101,8 +101,8 @@ def run_seeds(
 def divide_results(
     programs: Generator[list[list[RoundResult]], None, None], progress: Sequence[Progress]
 ) -> list[Generator[RoundResult, None, None]]:
-    """The rounds of each run, which may be asked for in any order, and left. A program takes an equal share of the
-    seconds of each run.
+    """The rounds of each run, which may be asked for in any order, and left. Each run is charged an equal share of the
+    seconds of a program.
 
     Args:
         programs: see `run_seeds`.
