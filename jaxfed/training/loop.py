@@ -117,7 +117,7 @@ def train_seed_runs(
     """
     if configs[0].run.rounds_per_program < 2:
         raise ValueError(
-            "--together trains seeds in one program of many rounds: set run.rounds_per_program to 2 or more, for example to 20"
+            "--together trains seeds in one program of many rounds: set run.rounds_per_program to 2 or more, such as 20"
         )
     done = [finished_summary(Path(config.run.out), config, True) for config in configs]
     left = [config for config, summary in zip(configs, done, strict=True) if not summary]
