@@ -57,7 +57,7 @@ def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.training import sweep as sweeping
     from jaxfed.training import sweep_results
     from jaxfed.training.log import log
-    from jaxfed.training.runs import shared_runner, shared_seeds_runner
+    from jaxfed.training.runs import make_seeds_runner, shared_runner
 
     if args.grid:
         check_separators(overrides)
@@ -69,7 +69,7 @@ def sweep_command(args: argparse.Namespace, overrides: list[str]) -> None:
     again = partial(sweeping.make_point, override_config, table, overrides, out)
     before = sweeping.earlier_rows(out, todo, keys, again)
     rows = sweeping.kept_rows(before, todo, keys)
-    runner = shared_seeds_runner([each.config for each in todo if each.config]) if args.together else shared_runner()
+    runner = make_seeds_runner([each.config for each in todo if each.config]) if args.together else shared_runner()
     for row in sweeping.run_sweep(todo, runner, log, before):
         rows.append(row)
         every = sweep_results.write_results(

@@ -215,11 +215,11 @@ def sample_untouched_items(population: Population, users: np.ndarray, draws: int
     """int32 [len(users), draws, size]: distinct items of its domain that each user never interacted with, uniform, by
     (seed, user, draw); N where there are fewer."""
     parts = -(-len(users) * draws * 2 * size // NUMBERS_AT_ONCE) or 1  # numbers of a part stay in the cache
-    some = [sample_untouched(population, each, draws, size, seed) for each in np.array_split(users, parts)]
+    some = [sample_untouched_at_once(population, each, draws, size, seed) for each in np.array_split(users, parts)]
     return np.concatenate(some)
 
 
-def sample_untouched(population: Population, users: np.ndarray, draws: int, size: int, seed: int) -> np.ndarray:
+def sample_untouched_at_once(population: Population, users: np.ndarray, draws: int, size: int, seed: int) -> np.ndarray:
     """As `sample_untouched_items`, for all of these users at once."""
     items, touched = population.num_items, find_touched_items(population, users)
     gaps = find_gaps(touched, items, population.domains)

@@ -15,17 +15,16 @@ from jaxfed.core.types import Block, Cohort
 from jaxfed.data.batching import Batching, measure_clients
 from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, find_kinds, plan_blocks
-from jaxfed.data.device_data import DeviceTrainData, DrawSizes, check_device_draws, list_train_data, put_train_data
+from jaxfed.data.device_data import BlockFormat, DeviceTrainData, check_device_draws, list_train_data, put_train_data
 from jaxfed.data.device_draws import draw_block, draw_held_rows
-from jaxfed.data.device_features import draw_whole_block
+from jaxfed.data.device_features import draw_block_with_features
 from jaxfed.data.device_histories import count_history_rows, draw_history_block, draw_history_rows
 from jaxfed.data.device_pairs import draw_pair_block
 from jaxfed.data.population import Population
 
 
 class BlockDraws(NamedTuple):
-    """What draws the blocks of a format of batches; both read (sizes, batching, items, end, data, clients, key of the
-    round).
+    """What draws the blocks of a format of batches; both read (format of the block, data, clients, key of the round).
 
     Args:
         block: draw(...) -> (int32 [m, K]: the items that each client holds, float [m]: train items, `Batches`).
@@ -41,20 +40,21 @@ def choose_draws(batching: Batching) -> BlockDraws:
     if batching.sequence:
         return BlockDraws(draw_history_block, draw_history_rows)
     draw = draw_pair_block if batching.pairwise else draw_block
-    return BlockDraws(partial(draw_whole_block, draw), draw_held_rows)
+    return BlockDraws(partial(draw_block_with_features, draw), draw_held_rows)
 
 
-def list_draw_sizes(
+def list_block_formats(
     population: Population, batching: Batching, shapes: BlockShapes
-) -> dict[tuple[int, int], DrawSizes]:
-    """The static sizes of each kind of blocks (steps, examples of a step)."""
+) -> dict[tuple[int, int], BlockFormat]:
+    """What is static of each kind of blocks (steps, examples of a step)."""
+    batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
     sizes = measure_clients(population, batching, np.arange(population.num_clients))
-    kind = find_kinds(shapes, sizes)
+    kind, ends = find_kinds(shapes, sizes), (population.num_items, shapes.end)
     found = {}
     for number, (steps, width) in enumerate(shapes.kinds):
         of_kind = kind <= number  # the last blocks are filled up with shorter clients
         most = (int(x[of_kind].max(initial=0)) for x in (population.num_train, population.excluded.counts))
-        found[steps, width] = DrawSizes(steps, width, shapes.rows(steps, width), *most)
+        found[steps, width] = BlockFormat(batching, *ends, steps, width, shapes.rows(steps, width), *most)
     return found
 
 
@@ -129,13 +129,10 @@ class CohortDrawer(NamedTuple):
 def make_drawer(population: Population, batching: Batching, shapes: BlockShapes) -> CohortDrawer:
     """What draws the cohorts of a run. Raises ValueError where it cannot, see `check_device_draws`."""
     check_device_draws(population, batching, shapes)
-    batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
     nobody, end = population.num_clients, shapes.end
     put = cache(partial(put_train_data, list_train_data(population, batching)))  # once rounds begin
-    programs = {
-        kind: jax.jit(partial(choose_draws(batching).block, sizes, batching, population.num_items, end))
-        for kind, sizes in list_draw_sizes(population, batching, shapes).items()
-    }
+    formats = list_block_formats(population, batching, shapes)
+    programs = {kind: jax.jit(partial(choose_draws(batching).block, each)) for kind, each in formats.items()}
     mark, number = jax.jit(mark_held_items, donate_argnums=0), jax.jit(number_marked_items, static_argnums=0)
     locate = jax.jit(lambda place, held: place[held])
 
@@ -177,14 +174,15 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_kind, shapes.kinds))
 
-    return CohortDrawer(draw, compile_kinds, put, make_row_counter(population, batching, shapes, put))
+    return CohortDrawer(draw, compile_kinds, put, make_row_counter(population, formats[shapes.kinds[-1]], put))
 
 
 def make_row_counter(
-    population: Population, batching: Batching, shapes: BlockShapes, put: Callable[[], DeviceTrainData]
+    population: Population, longest: BlockFormat, put: Callable[[], DeviceTrainData]
 ) -> Callable[[np.ndarray, BijectionKey], np.ndarray]:
-    """See `CohortDrawer.count_rows`. Only rows of histories depend on what is drawn."""
-    count = jax.jit(partial(count_history_rows, shapes.kinds[-1][1], batching, population.num_items))
+    """See `CohortDrawer.count_rows`. Only rows of histories depend on what is drawn. longest: any client fits into
+    blocks of this kind."""
+    batching, count = longest.batching, jax.jit(partial(count_history_rows, longest))
 
     def count_rows(ids, key):
         is_client = ids < population.num_clients

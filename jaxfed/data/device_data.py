@@ -68,10 +68,10 @@ def list_examples(population: Population, batching: Batching) -> DeviceTrainData
         gaps = excluded.values + np.repeat(excluded.start[:-1], excluded.counts).astype(np.int32)
         gaps -= np.arange(len(gaps), dtype=np.int32)
     return DeviceTrainData(
-        start=append_nobody(population.train.start),
+        start=append_empty_client(population.train.start),
         items=population.train.values,
         labels=None if labels is None else labels.train,
-        excluded_start=append_nobody(excluded.start),
+        excluded_start=append_empty_client(excluded.start),
         gaps=gaps,
         negatives=listed,
         label_flipped=None if flipped is None else np.append(flipped, False),
@@ -90,7 +90,7 @@ def list_features(population: Population, batching: Batching) -> dict[str, np.nd
     return found
 
 
-def append_nobody(start: np.ndarray) -> np.ndarray:
+def append_empty_client(start: np.ndarray) -> np.ndarray:
     """int32 [C + 2]: where lists of clients begin, from int64 [C + 1], with one without entries after them."""
     return np.append(start, start[-1]).astype(np.int32)
 
@@ -98,7 +98,7 @@ def append_nobody(start: np.ndarray) -> np.ndarray:
 def list_histories(population: Population, batching: Batching) -> DeviceTrainData:
     """What clients of a model of sequences train on."""
     assert batching.sequence
-    data = DeviceTrainData(append_nobody(population.train.start), population.train.values)
+    data = DeviceTrainData(append_empty_client(population.train.start), population.train.values)
     if batching.sequence.times != "none":
         assert population.times
         data = data._replace(times=population.times.train)
@@ -137,9 +137,12 @@ def find_draw_problem(population: Population, batching: Batching, shapes: BlockS
     return ""
 
 
-class DrawSizes(NamedTuple):
-    """Static sizes of the blocks of one kind."""
+class BlockFormat(NamedTuple):
+    """What is static of the blocks of one kind."""
 
+    batching: Batching  # with batches no larger than what any client fills
+    items: int
+    end: int  # past the end of the tables
     steps: int
     width: int  # examples of a step; of histories, the most items that are read of one
     rows: int  # of a client

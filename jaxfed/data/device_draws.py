@@ -10,76 +10,61 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.client_work import Batches
-from jaxfed.data.batching import Batching
 from jaxfed.data.bijections import BijectionKey, divide_integers, fold_in_number, permute_indices
-from jaxfed.data.device_data import DeviceTrainData, DrawSizes, count_items, find_negatives
+from jaxfed.data.device_data import BlockFormat, DeviceTrainData, count_items, find_negatives
 
 
-def draw_held_rows(
-    sizes: DrawSizes,
-    batching: Batching,
-    items: int,
-    end: int,
-    data: DeviceTrainData,
-    client: jax.Array,
-    key: BijectionKey,
-) -> jax.Array:
+def draw_held_rows(block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey) -> jax.Array:
     """int32 [m, K]: the items that each client holds: its train items, then its negatives; `end` where unused.
 
     client int [m]: C for nobody. key: of the round.
     """
-    client = client[:, None]
+    batching, items, client = block_format.batching, block_format.items, client[:, None]
     begin, (n, free) = data.start[client], count_items(data, client, items)
-    place, order = jnp.arange(sizes.rows), fold_in_number(fold_in_number(key, client), 0)
+    place, order = jnp.arange(block_format.rows), fold_in_number(fold_in_number(key, client), 0)
     rank = permute_indices(jnp.clip(place - n, 0, free - 1), free, order, items)
-    negative = find_negatives(data, client, rank, items, sizes.longest)
+    negative = find_negatives(data, client, rank, items, block_format.longest)
     positive = data.items.at[begin + place].get(mode="clip")
     used = n + jnp.minimum(batching.epochs * n * batching.negatives, free)
-    return jnp.where(place < n, positive, jnp.where(place < used, negative, end))
+    return jnp.where(place < n, positive, jnp.where(place < used, negative, block_format.end))
 
 
-def place_positives(
-    sizes: DrawSizes, batching: Batching, n: jax.Array, of_epoch: jax.Array, key: BijectionKey
-) -> jax.Array:
+def place_positives(block_format: BlockFormat, n: jax.Array, of_epoch: jax.Array, key: BijectionKey) -> jax.Array:
     """int32 [m, S * B]: which train item of its client lies at each place of its steps; -1: none. of_epoch: steps of an
     epoch."""
-    clients, places = len(n), sizes.steps * sizes.width
+    batching, width, positives = block_format.batching, block_format.width, block_format.positives
+    clients, places = len(n), block_format.steps * width
     found = jnp.full((clients, places), -1, jnp.int32)
-    number, examples = jnp.arange(sizes.positives), jnp.maximum(n * (1 + batching.negatives), 1)
-    largest = max(sizes.positives * (1 + batching.negatives), 1)
+    number, examples = jnp.arange(positives), jnp.maximum(n * (1 + batching.negatives), 1)
+    largest = max(positives * (1 + batching.negatives), 1)
     for epoch in range(batching.epochs):
         at = permute_indices(jnp.minimum(number, examples - 1), examples, fold_in_number(key, epoch + 1), largest)
         step = epoch * of_epoch + at // batching.batch_size
-        at = jnp.where(number < n, step * sizes.width + at % batching.batch_size, places)
+        at = jnp.where(number < n, step * width + at % batching.batch_size, places)
         found = found.at[jnp.arange(clients)[:, None], at].set(number, mode="drop", unique_indices=True)
     return found
 
 
 def draw_block(
-    sizes: DrawSizes,
-    batching: Batching,
-    items: int,
-    end: int,
-    data: DeviceTrainData,
-    client: jax.Array,
-    key: BijectionKey,
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
 ) -> tuple[jax.Array, jax.Array, Batches]:
     """(int32 [m, K]: the items that each client holds, float [m]: train items, `Batches` [m, ...]).
 
     client int [m]: C for nobody. key: of the round. The arrays are those of `packing.pack_cohort`, whose rows come in
     another order.
     """
-    held, client = draw_held_rows(sizes, batching, items, end, data, client, key), client[:, None]
-    own_key, shape = fold_in_number(key, client), (len(client), sizes.steps, sizes.width)
+    batching, items, width = block_format.batching, block_format.items, block_format.width
+    held, client = draw_held_rows(block_format, data, client, key), client[:, None]
+    own_key, shape = fold_in_number(key, client), (len(client), block_format.steps, width)
     n, free = count_items(data, client, items)
     examples = n * (1 + batching.negatives)
     of_epoch = jnp.maximum(-(-examples // batching.batch_size), 1)
 
-    positive = place_positives(sizes, batching, n, of_epoch, own_key).reshape(shape)
-    step = jnp.arange(sizes.steps)
+    positive = place_positives(block_format, n, of_epoch, own_key).reshape(shape)
+    step = jnp.arange(block_format.steps)
     first = step % of_epoch * batching.batch_size  # example of an epoch, of each step [m, S]
     count = jnp.where(step < batching.epochs * of_epoch, jnp.clip(examples - first, 0, batching.batch_size), 0)
-    is_live = jnp.arange(sizes.width) < count[..., None]
+    is_live = jnp.arange(width) < count[..., None]
     is_negative = is_live & (positive < 0)
     drawn = is_negative.sum(-1, dtype=jnp.int32)
     before = divide_integers(jnp.cumsum(drawn, 1) - drawn, free)[1][..., None]  # negatives of the steps before, in laps

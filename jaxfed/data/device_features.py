@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.client_work import Batches
-from jaxfed.data.batching import Batching
 from jaxfed.data.bijections import BijectionKey
-from jaxfed.data.device_data import DeviceTrainData, DrawSizes
+from jaxfed.data.device_data import BlockFormat, DeviceTrainData
 
 
 def flip_labels(data: DeviceTrainData, items: int, client: jax.Array, steps: Batches) -> Batches:
@@ -36,18 +35,15 @@ def add_features(data: DeviceTrainData, items: int, client: jax.Array, held: jax
     return steps._replace(batch=steps.batch | found)
 
 
-def draw_whole_block(
+def draw_block_with_features(
     draw: Callable[..., tuple[jax.Array, jax.Array, Batches]],
-    sizes: DrawSizes,
-    batching: Batching,
-    items: int,
-    end: int,
+    block_format: BlockFormat,
     data: DeviceTrainData,
     client: jax.Array,
     key: BijectionKey,
 ) -> tuple[jax.Array, jax.Array, Batches]:
     """What `draw` draws of the other arguments, with features and flipped labels."""
-    held, num_train, steps = draw(sizes, batching, items, end, data, client, key)
+    held, num_train, steps = draw(block_format, data, client, key)
     if data.label_flipped is not None:
-        steps = flip_labels(data, items, client, steps)
-    return held, num_train, add_features(data, items, client, held, steps)
+        steps = flip_labels(data, block_format.items, client, steps)
+    return held, num_train, add_features(data, block_format.items, client, held, steps)

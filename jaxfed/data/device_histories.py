@@ -16,7 +16,7 @@ import numpy as np
 from jaxfed.core.client_work import Batches
 from jaxfed.data.batching import Batching
 from jaxfed.data.bijections import BijectionKey, fold_in_number, permute_indices
-from jaxfed.data.device_data import DeviceTrainData, DrawSizes
+from jaxfed.data.device_data import BlockFormat, DeviceTrainData
 
 SHARED = np.uint32(0xFFFFFFFF)  # below a round's key; no client has this number
 
@@ -40,10 +40,9 @@ class ReadItems(NamedTuple):
     is_used: jax.Array  # bool [m, T]
 
 
-def read_histories(
-    width: int, batching: Batching, items: int, data: DeviceTrainData, client: jax.Array, key: BijectionKey
-) -> ReadItems:
-    """What clients read of their histories. width: T. client int [m, 1]: C for nobody; key: of the round."""
+def read_histories(block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey) -> ReadItems:
+    """What clients read of their histories. client int [m, 1]: C for nobody; key: of the round."""
+    batching, items, width = block_format.batching, block_format.items, block_format.width
     assert batching.sequence
     end, count = data.start[client + 1], jnp.minimum(data.start[client + 1] - data.start[client], width)
     is_used = jnp.arange(width) < jnp.minimum(count, batching.sequence.length)
@@ -59,12 +58,12 @@ def read_histories(
     return ReadItems(number, item, place, is_used)
 
 
-def place_after(first: int, is_chosen: jax.Array) -> jax.Array:
+def number_chosen(first: int, is_chosen: jax.Array) -> jax.Array:
     """int32 [..., T]: the chosen ones numbered from `first` on."""
     return first + jnp.cumsum(is_chosen, -1, dtype=jnp.int32) - 1
 
 
-def put_chosen(array: jax.Array, is_chosen: jax.Array, place: jax.Array, value: jax.Array) -> jax.Array:
+def scatter_chosen(array: jax.Array, is_chosen: jax.Array, place: jax.Array, value: jax.Array) -> jax.Array:
     """An array [..., K] with the chosen ones of values [..., T] at their places, which are distinct."""
     lead = jnp.indices((*array.shape[:-1], 1), sparse=True)[:-1]
     at = jnp.where(is_chosen, place, array.shape[-1])
@@ -72,53 +71,47 @@ def put_chosen(array: jax.Array, is_chosen: jax.Array, place: jax.Array, value: 
 
 
 def draw_history_rows(
-    sizes: DrawSizes,
-    batching: Batching,
-    items: int,
-    end: int,
-    data: DeviceTrainData,
-    client: jax.Array,
-    key: BijectionKey,
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
 ) -> jax.Array:
     """int32 [m, K]: the items that each client holds, `end` where unused: the negatives in the order in which they are
     drawn, then the other items that it reads; or the whole catalogue.
 
     client int [m]: C for nobody. key: of the round.
     """
+    batching, items, end = block_format.batching, block_format.items, block_format.end
     assert batching.sequence
     client, warm = client[:, None], count_warm_items(data, items)
-    is_somebody, held = client < data.nobody, jnp.full((len(client), sizes.rows), end, jnp.int32)
+    is_somebody, held = client < data.nobody, jnp.full((len(client), block_format.rows), end, jnp.int32)
     if batching.sequence.whole_catalogue:
-        return jnp.where(is_somebody, jnp.arange(sizes.rows, dtype=jnp.int32), end)
+        return jnp.where(is_somebody, jnp.arange(block_format.rows, dtype=jnp.int32), end)
     if drawn := min(batching.epochs * batching.negatives, warm):
         order, place = make_order_key(batching, client, key), jnp.arange(drawn)[None]
         negative = permute_indices(place, jnp.full((1, 1), warm), order, warm)
         negative = negative if data.warm is None else data.warm[negative]
         held = held.at[:, :drawn].set(jnp.where(is_somebody, negative, end))
-    read = read_histories(sizes.width, batching, items, data, client, key)
+    read = read_histories(block_format, data, client, key)
     is_other = read.is_used & (read.place >= drawn)
-    return put_chosen(held, is_other, place_after(drawn, is_other), read.item)
+    return scatter_chosen(held, is_other, number_chosen(drawn, is_other), read.item)
 
 
 def count_history_rows(
-    width: int, batching: Batching, items: int, data: DeviceTrainData, client: jax.Array, key: BijectionKey
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
 ) -> jax.Array:
-    """int32 [m]: how many rows each client holds in a round; width: the most items that are read of one."""
+    """int32 [m]: how many rows each client holds in a round."""
+    batching, items = block_format.batching, block_format.items
     assert batching.sequence
     if batching.sequence.whole_catalogue:
         return jnp.full(len(client), items, jnp.int32)
     drawn = min(batching.epochs * batching.negatives, count_warm_items(data, items))
-    read = read_histories(width, batching, items, data, client[:, None], key)
+    read = read_histories(block_format, data, client[:, None], key)
     return drawn + (read.is_used & (read.place >= drawn)).sum(1, dtype=jnp.int32)
 
 
-def lay_out_steps(
-    sizes: DrawSizes, batching: Batching, items: int, warm: int, read: ReadItems
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def lay_out_steps(block_format: BlockFormat, warm: int, read: ReadItems) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(int32 [m, S, k]: the rows of each step, int32 [m, S, T]: which of these each item read is, float [k]: how often
     each was drawn)."""
-    steps, n = sizes.steps, batching.negatives
-    width, drawn, held = min(sizes.width + n, items), min(n, warm), min(steps * n, warm)
+    items, steps, n = block_format.items, block_format.steps, block_format.batching.negatives
+    width, drawn, held = min(block_format.width + n, items), min(n, warm), min(steps * n, warm)
     first = np.arange(steps, dtype=np.int32)[:, None] * n % max(warm, 1)  # place of a step's first negative, in order
     drawn_rows = np.full((steps, width), items, np.int32)
     drawn_rows[:, :drawn] = (first + np.arange(drawn)) % max(warm, 1)
@@ -127,47 +120,42 @@ def lay_out_steps(
     laps[:drawn] = (n - np.arange(drawn) + warm - 1) // max(warm, 1)
 
     used = read.is_used[:, None]
-    row = jnp.where(read.place < held, read.place, place_after(held, read.is_used & (read.place >= held)))[:, None]
+    row = jnp.where(read.place < held, read.place, number_chosen(held, read.is_used & (read.place >= held)))[:, None]
     ahead = read.place[:, None] - first  # of the step's first negative
     ahead = jnp.where(ahead < 0, ahead + warm, ahead)
     is_drawn = used & (read.place[:, None] < warm) & (ahead < drawn)
     is_other = used & ~is_drawn
-    place = jnp.where(is_drawn, ahead, place_after(drawn, is_other))
-    rows = put_chosen(jnp.broadcast_to(drawn_rows, (len(used), steps, width)), is_other, place, row)
+    place = jnp.where(is_drawn, ahead, number_chosen(drawn, is_other))
+    rows = scatter_chosen(jnp.broadcast_to(drawn_rows, (len(used), steps, width)), is_other, place, row)
     return rows, jnp.where(used, place, items), jnp.asarray(laps)
 
 
 def lay_out_whole_catalogue(
-    sizes: DrawSizes, items: int, data: DeviceTrainData, read: ReadItems
+    block_format: BlockFormat, data: DeviceTrainData, read: ReadItems
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `lay_out_steps`, for steps that hold all items: a row's position is its item number."""
-    shape = len(read.item), sizes.steps
+    items, shape = block_format.items, (len(read.item), block_format.steps)
     is_warm = jnp.ones(items, bool) if data.warm_place is None else data.warm_place < count_warm_items(data, items)
     rows = jnp.broadcast_to(jnp.arange(items, dtype=jnp.int32), (*shape, items))
-    return rows, jnp.broadcast_to(read.item[:, None], (*shape, sizes.width)), is_warm.astype(jnp.float32)
+    return rows, jnp.broadcast_to(read.item[:, None], (*shape, block_format.width)), is_warm.astype(jnp.float32)
 
 
 def draw_history_block(
-    sizes: DrawSizes,
-    batching: Batching,
-    items: int,
-    end: int,
-    data: DeviceTrainData,
-    client: jax.Array,
-    key: BijectionKey,
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
 ) -> tuple[jax.Array, jax.Array, Batches]:
     """(int32 [m, K]: the items that each client holds, float [m]: train items, `Batches` [m, ...]); see
     `device_draws.draw_block`. Rows of a step come in another order than those of `packing.pack_cohort`."""
+    batching, items, steps = block_format.batching, block_format.items, block_format.steps
     assert batching.sequence
-    held = draw_history_rows(sizes, batching, items, end, data, client, key)
-    client, warm, shape = client[:, None], count_warm_items(data, items), (len(client), sizes.steps)
-    read = read_histories(sizes.width, batching, items, data, client, key)
+    held = draw_history_rows(block_format, data, client, key)
+    client, warm, shape = client[:, None], count_warm_items(data, items), (len(client), steps)
+    read = read_histories(block_format, data, client, key)
     if batching.sequence.whole_catalogue:
-        rows, sequence, negative = lay_out_whole_catalogue(sizes, items, data, read)
+        rows, sequence, negative = lay_out_whole_catalogue(block_format, data, read)
     else:
-        rows, sequence, negative = lay_out_steps(sizes, batching, items, warm, read)
+        rows, sequence, negative = lay_out_steps(block_format, warm, read)
     is_live = jnp.broadcast_to(client < data.nobody, shape)
-    dropout = fold_in_number(fold_in_number(key, client), jnp.arange(1, sizes.steps + 1))
+    dropout = fold_in_number(fold_in_number(key, client), jnp.arange(1, steps + 1))
     batch = {
         "sequence": sequence,
         "dropout": jnp.stack(dropout, -1),

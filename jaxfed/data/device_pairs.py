@@ -9,21 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.client_work import Batches
-from jaxfed.data.batching import Batching
 from jaxfed.data.bijections import BijectionKey, divide_integers, fold_in_number, permute_indices
-from jaxfed.data.device_data import DeviceTrainData, DrawSizes, count_items
+from jaxfed.data.device_data import BlockFormat, DeviceTrainData, count_items
 from jaxfed.data.device_draws import draw_held_rows
 
 
-def order_positives(sizes: DrawSizes, epochs: int, n: jax.Array, key: BijectionKey) -> jax.Array:
+def order_positives(block_format: BlockFormat, n: jax.Array, key: BijectionKey) -> jax.Array:
     """int32 [m, epochs * P]: the order of the n [m, 1] train items of each client in each epoch, P the most of them."""
-    number = jnp.minimum(jnp.arange(sizes.positives), jnp.maximum(n - 1, 0))
-    keys = [fold_in_number(key, epoch + 1) for epoch in range(epochs)]
-    return jnp.concatenate([permute_indices(number, jnp.maximum(n, 1), each, sizes.positives) for each in keys], 1)
+    most = block_format.positives
+    number = jnp.minimum(jnp.arange(most), jnp.maximum(n - 1, 0))
+    keys = [fold_in_number(key, epoch + 1) for epoch in range(block_format.batching.epochs)]
+    return jnp.concatenate([permute_indices(number, jnp.maximum(n, 1), each, most) for each in keys], 1)
 
 
 def lay_out_pairs(
-    sizes: DrawSizes, batching: Batching, items: int, n: jax.Array, free: jax.Array, order: jax.Array
+    block_format: BlockFormat, n: jax.Array, free: jax.Array, order: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """(int32 [m, S, 2 B]: the rows of each step, `items` where unused, bool [m, S]: which steps there are, what
     batches carry).
@@ -31,16 +31,17 @@ def lay_out_pairs(
     n, free int [m, 1]: see `count_items`; order: of `order_positives`. A row lies where the step has its item first, as
     `packing.lay_out_examples` lays it.
     """
-    step, lane, size = jnp.arange(sizes.steps), jnp.arange(sizes.width), batching.batch_size
+    batching, steps, width = block_format.batching, block_format.steps, block_format.width
+    step, lane, size = jnp.arange(steps), jnp.arange(width), batching.batch_size
     pairs = n * batching.negatives  # of an epoch
     of_epoch = jnp.maximum(-(-pairs // size), 1)
-    epoch, rest = divide_integers(jnp.broadcast_to(step, (len(n), sizes.steps)), of_epoch)
+    epoch, rest = divide_integers(jnp.broadcast_to(step, (len(n), steps)), of_epoch)
     first = rest * size  # pair of an epoch, of each step [m, S]
     count = jnp.where(epoch < batching.epochs, jnp.clip(pairs - first, 0, size), 0)
     is_live, place = lane < count[..., None], first[..., None] + lane
 
     group = place // batching.negatives  # pairs of the same train item
-    number = jnp.clip(epoch, 0, batching.epochs - 1)[..., None] * sizes.positives + group
+    number = jnp.clip(epoch, 0, batching.epochs - 1)[..., None] * block_format.positives + group
     positive = jnp.take_along_axis(order, number.reshape(len(n), -1), 1, mode="clip").reshape(place.shape)
     start = jnp.maximum(group * batching.negatives - first[..., None], 0)  # of the group, in its step
 
@@ -50,30 +51,25 @@ def lay_out_pairs(
     again = jnp.broadcast_to(divide_integers(lane, free)[1], place.shape)  # where the step has the same one first
 
     columns = [(start == lane, positive), (again == lane, negative)]
-    rows = jnp.stack([jnp.where(is_live & is_first, row, items) for is_first, row in columns], -1)
+    rows = jnp.stack([jnp.where(is_live & is_first, row, block_format.items) for is_first, row in columns], -1)
     batch = {
         "weight": is_live.astype(jnp.float32),
         "item": jnp.where(is_live, 2 * start, 0),
         "other": jnp.where(is_live, 2 * again + 1, 0),
     }
-    return rows.reshape(*place.shape[:2], 2 * sizes.width), count > 0, batch
+    return rows.reshape(*place.shape[:2], 2 * width), count > 0, batch
 
 
 def draw_pair_block(
-    sizes: DrawSizes,
-    batching: Batching,
-    items: int,
-    end: int,
-    data: DeviceTrainData,
-    client: jax.Array,
-    key: BijectionKey,
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
 ) -> tuple[jax.Array, jax.Array, Batches]:
     """(int32 [m, K]: the items that each client holds, float [m]: train items, `Batches` [m, ...]); see
     `device_draws.draw_block`."""
-    held, client = draw_held_rows(sizes, batching, items, end, data, client, key), client[:, None]
-    n, free = count_items(data, client, items)
-    order = order_positives(sizes, batching.epochs, n, fold_in_number(key, client))
-    rows, is_live, batch = lay_out_pairs(sizes, batching, items, n, free, order)
+    batching = block_format.batching
+    held, client = draw_held_rows(block_format, data, client, key), client[:, None]
+    n, free = count_items(data, client, block_format.items)
+    order = order_positives(block_format, n, fold_in_number(key, client))
+    rows, is_live, batch = lay_out_pairs(block_format, n, free, order)
     examples = (batching.epochs * batching.negatives * n[:, 0]).astype(jnp.float32)
     steps = Batches(rows, is_live, batch, examples)
     return held, n[:, 0].astype(jnp.float32), steps

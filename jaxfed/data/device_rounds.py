@@ -16,7 +16,7 @@ from jaxfed.data.device_cohorts import (
     bound_cohort_rows,
     bound_held_rows,
     choose_draws,
-    list_draw_sizes,
+    list_block_formats,
     make_round_key,
     mark_held_items,
     number_marked_items,
@@ -102,10 +102,8 @@ def choose_room(population: Population, batching: Batching, room: int, cohorts: 
 def make_block_source(population: Population, batching: Batching, shapes: BlockShapes) -> BlockSource:
     """The blocks of rounds as `plan_device_round` plans them, drawn inside of a program whose data are
     `put_train_data`."""
-    batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
-    nobody, items, end = population.num_clients, population.num_items, shapes.end
-    draws = choose_draws(batching)
-    sizes = [list_draw_sizes(population, batching, shapes)[kind] for kind in reversed(shapes.kinds)]
+    nobody, end, draws = population.num_clients, shapes.end, choose_draws(batching)
+    formats = [*reversed(list_block_formats(population, batching, shapes).values())]
     widths = [shapes.clients(steps) for steps, _ in reversed(shapes.kinds)]
 
     def find_clients(kind: int, planned: PlannedRound, block_index: Any) -> tuple[jax.Array, jax.Array, BijectionKey]:
@@ -117,13 +115,13 @@ def make_block_source(population: Population, batching: Batching, shapes: BlockS
 
     def draw(kind: int, data: DeviceTrainData, planned: PlannedRound, block_index: Any) -> Block:
         client, slot, key = find_clients(kind, planned, block_index)
-        return Block(slot, *draws.block(sizes[kind], batching, items, end, data, client, key))
+        return Block(slot, *draws.block(formats[kind], data, client, key))
 
     def mark_block(
         kind: int, data: DeviceTrainData, planned: PlannedRound, block_index: Any, marked: jax.Array
     ) -> jax.Array:
         client, _, key = find_clients(kind, planned, block_index)
-        return mark_held_items(marked, draws.held_rows(sizes[kind], batching, items, end, data, client, key))
+        return mark_held_items(marked, draws.held_rows(formats[kind], data, client, key))
 
     def list_rows(data: DeviceTrainData, planned: PlannedRound, room: int) -> tuple[jax.Array, jax.Array]:
         marked = jnp.zeros(end + 1, bool)

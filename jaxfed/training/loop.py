@@ -98,7 +98,7 @@ def train_run(
     for note in data.source.notes:
         log(f"data: {note}")
     parts, arrays = agree_on(processes, "experiment", lambda: prepare_run(config, data, assemble), lambda _: "")
-    with hold_run(config, parts, arrays, resume, loggers) as run:
+    with open_run_folder(config, parts, arrays, resume, loggers) as run:
         train_with_checkpoints([run])
         return finish_run(run)
 
@@ -129,7 +129,7 @@ def train_seed_runs(
         with ExitStack() as held:
             prepared = [prepare_run(config, data, assemble) for config in left]
             pairs = zip(left, prepared, strict=True)
-            runs = [held.enter_context(hold_run(config, *each, True)) for config, each in pairs]
+            runs = [held.enter_context(open_run_folder(config, *each, True)) for config, each in pairs]
             equal = len({run.session.progress.round for run in runs}) == 1
             for together in [runs] if equal else [[run] for run in runs]:
                 train_with_checkpoints(together)
@@ -147,7 +147,7 @@ class OpenRun(NamedTuple):
 
 
 @contextmanager
-def hold_run(
+def open_run_folder(
     config: Any, parts: RunParts, arrays: dict[str, Tree], resume: bool, loggers: Sequence[Logger] = ()
 ) -> Iterator[OpenRun]:
     """A run in its folder, where it stands. parts, arrays: see `prepare_run`; the others as in `train_run`."""

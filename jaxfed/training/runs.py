@@ -53,7 +53,7 @@ def make_cached_loader() -> Callable[[Any], Clients]:
     return cache_last(load_data, config_to_table)
 
 
-def leave_out_seed(config: Any) -> dict[str, Any]:
+def leave_out_seed_and_folder(config: Any) -> dict[str, Any]:
     """The table of a configuration without seed and folder."""
     table = config_to_table(config)
     return table | {"seed": 0, "run": table["run"] | {"out": ""}}
@@ -61,10 +61,10 @@ def leave_out_seed(config: Any) -> dict[str, Any]:
 
 def make_cached_builder() -> Callable[[Any, Clients], RunParts]:
     """`build_run`, which keeps the last pieces for runs that differ in seed and folder alone."""
-    return cache_last(build_run, lambda config, data: leave_out_seed(config) | {"digest": data.digest})
+    return cache_last(build_run, lambda config, data: leave_out_seed_and_folder(config) | {"digest": data.digest})
 
 
-def run_or_say(run: Callable[[], Any]) -> tuple[Any, str]:
+def run_or_explain(run: Callable[[], Any]) -> tuple[Any, str]:
     """(what a run gives, ""), or ({}, why not) where it cannot be, so that one of many does not lose the others."""
     try:
         return run(), ""
@@ -82,10 +82,10 @@ def shared_runner(load: Callable[[Any], Clients] | None = None) -> Callable[[Any
     folder uses the same compiled programs. load: reads data; None: `make_cached_loader`.
     """
     read, build = load or make_cached_loader(), make_cached_builder()
-    return lambda config: run_or_say(lambda: train_run(config, True, read, build))
+    return lambda config: run_or_explain(lambda: train_run(config, True, read, build))
 
 
-def shared_seeds_runner(configs: Sequence[Any]) -> Callable[[Any], tuple[dict[str, Any], str]]:
+def make_seeds_runner(configs: Sequence[Any]) -> Callable[[Any], tuple[dict[str, Any], str]]:
     """As `shared_runner`, for these configurations: with the first of those that differ in nothing but seed and folder,
     all of them run, their rounds as one program."""
     read, build = make_cached_loader(), make_cached_builder()
@@ -93,8 +93,8 @@ def shared_seeds_runner(configs: Sequence[Any]) -> Callable[[Any], tuple[dict[st
 
     def run(config: Any) -> tuple[dict[str, Any], str]:
         if config.run.out not in done:
-            same = [each for each in configs if leave_out_seed(each) == leave_out_seed(config)]
-            found, problem = run_or_say(partial(train_seed_runs, same, read, build))
+            same = [each for each in configs if leave_out_seed_and_folder(each) == leave_out_seed_and_folder(config)]
+            found, problem = run_or_explain(partial(train_seed_runs, same, read, build))
             results = [({}, problem)] * len(same) if problem else [(summary, "") for summary in found]
             done.update(zip((each.run.out for each in same), results, strict=True))
         return done[config.run.out]

@@ -12,7 +12,7 @@ from jaxfed.channels.average import mean
 from jaxfed.core.channel import chain
 from jaxfed.core.link import link
 from jaxfed.data.bijections import BijectionKey
-from jaxfed.data.device_cohorts import list_draw_sizes, mark_held_items, number_marked_items
+from jaxfed.data.device_cohorts import list_block_formats, mark_held_items, number_marked_items
 from jaxfed.data.device_data import list_train_data
 from jaxfed.data.device_draws import draw_block
 from jaxfed.data.device_rounds import make_block_source, plan_device_round
@@ -85,8 +85,8 @@ def test_a_round_lowers(case):
 
 def test_a_draw_on_the_device_lowers():
     made = experiment(USUAL).made
-    sizes = list_draw_sizes(made.data.population, made.batching, made.shapes)
-    draw = partial(draw_block, [*sizes.values()][-1], made.batching, made.data.num_items, made.shapes.end)
+    formats = list_block_formats(made.data.population, made.batching, made.shapes)
+    draw = partial(draw_block, [*formats.values()][-1])
     lowered(
         jax.jit(draw),
         list_train_data(made.data.population, made.batching),

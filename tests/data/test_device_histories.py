@@ -22,7 +22,7 @@ from jaxfed.data.clients import Clients
 from jaxfed.data.device_cohorts import (
     bound_cohort_rows,
     bound_held_rows,
-    list_draw_sizes,
+    list_block_formats,
     make_drawer,
     make_round_key,
 )
@@ -174,11 +174,11 @@ def test_a_draw_is_a_function_of_seed_round_and_client_alone():
 def draw_rounds(batching, clients, rounds, seed=0, population=POPULATION):
     """bool [rounds, clients, epochs, N]: the items that each client draws; uint32 [rounds, clients, epochs, 2]."""
     shapes = make_block_shapes(population, batching, len(clients), 1, 16, False)
-    sizes, data = (
-        [*list_draw_sizes(population, batching, shapes).values()][-1],
+    block_format, data = (
+        [*list_block_formats(population, batching, shapes).values()][-1],
         put_train_data(list_train_data(population, batching)),
     )
-    draw = partial(draw_history_block, sizes, batching, ITEMS, ITEMS, data, jnp.asarray(clients))
+    draw = partial(draw_history_block, block_format, data, jnp.asarray(clients))
     words = [make_round_key(seed, round) for round in range(rounds)]
     keys = BijectionKey(*(jnp.array([key[i] for key in words]) for i in (0, 1)))
 
@@ -350,9 +350,9 @@ def test_rows_alone_are_those_of_the_block(name):
     """A program of many rounds asks for these before it draws the steps."""
     batching, population = BATCHINGS[name], COLD
     shapes = make_block_shapes(population, batching, 8, 1, 16)
-    sizes = [*list_draw_sizes(population, batching, shapes).values()][-1]
+    block_format = [*list_block_formats(population, batching, shapes).values()][-1]
     rows, block = (
-        jax.jit(partial(draw, sizes, batching, ITEMS, ITEMS, put_train_data(list_train_data(population, batching))))
+        jax.jit(partial(draw, block_format, put_train_data(list_train_data(population, batching))))
         for draw in (draw_history_rows, draw_history_block)
     )
     args = jnp.array([3, 7, 11, CLIENTS]), make_round_key(0, 0)

@@ -18,7 +18,7 @@ from jaxfed.data.batching import Batching, DrawnExamples
 from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.blocks import make_block_shapes
 from jaxfed.data.clients import Clients
-from jaxfed.data.device_cohorts import bound_held_rows, list_draw_sizes, make_drawer, make_round_key
+from jaxfed.data.device_cohorts import bound_held_rows, list_block_formats, make_drawer, make_round_key
 from jaxfed.data.device_data import list_train_data, put_train_data
 from jaxfed.data.device_pairs import draw_pair_block
 from jaxfed.data.packing import pack_cohort
@@ -122,12 +122,12 @@ def test_a_draw_is_a_function_of_seed_round_and_client_alone():
 def draw_rounds(batching, clients, rounds, seed=0):
     """(int [rounds, clients, epochs, E], int of the same shape): items of pairs, whose clients have E an epoch."""
     shapes = make_block_shapes(POPULATION, batching, len(clients), 1, 16, False)
-    sizes, data = (
-        [*list_draw_sizes(POPULATION, batching, shapes).values()][-1],
+    block_format, data = (
+        [*list_block_formats(POPULATION, batching, shapes).values()][-1],
         put_train_data(list_train_data(POPULATION, batching)),
     )
     batching = batching._replace(batch_size=shapes.kinds[-1][1])
-    draw = partial(draw_pair_block, sizes, batching, ITEMS, ITEMS, data, jnp.asarray(clients))
+    draw = partial(draw_pair_block, block_format, data, jnp.asarray(clients))
     words = [make_round_key(seed, round) for round in range(rounds)]
     keys = BijectionKey(*(jnp.array([key[i] for key in words]) for i in (0, 1)))
 
