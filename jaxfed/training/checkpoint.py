@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp  # takes long to import: functions do where they need it
 
 SILENT = logging.CRITICAL + 1
+ONE_SAVE = Lock()  # Orbax numbers the saves of a process: of two at a time, one finds its folder made by the other
 FORMAT = 3  # 1: the digest was that of the arrays alone, the record not protected; 2: a state's fields had other names
 
 
@@ -201,8 +203,9 @@ def background_saver(
         return
 
     def write(step, state, record):
-        save_checkpoint(checkpoints, step, state, record)
-        checkpoints.wait_until_finished()
+        with ONE_SAVE:
+            save_checkpoint(checkpoints, step, state, record)
+            checkpoints.wait_until_finished()
 
     def later(step, state, record):
         while pending:  # one at a time: a disk that falls behind slows the run, and does not fill its memory

@@ -25,7 +25,7 @@ from jaxfed.training.rounds import (
 )
 from jaxfed.training.run_dir import PRIVATE, check_folder, disk_full_errors, lock_folder, set_summary_aside, write_file
 from jaxfed.training.seed_rounds import launch_seed_rounds
-from jaxfed.training.session import Hooks, Session, check_select, compile_once, round_seed, train_until_evaluated
+from jaxfed.training.session import Hooks, Session, check_select, compile_once, round_seed, train_by_programs
 from jaxfed.training.summary import LOWER_RATES, privacy_cautions, summarize
 from jaxfed.training.timing import time_stage
 
@@ -103,40 +103,6 @@ def train_run(
         return finish_run(run)
 
 
-def train_seed_runs(
-    configs: Sequence[Any], load: Callable[[Any], Clients], assemble: Callable[[Any, Clients], RunParts]
-) -> list[dict[str, Any]]:
-    """The summaries of runs that differ in nothing but seed and folder, their rounds as one program.
-
-    Runs that are finished are read. The others go on where they are: side by side where they have done equally many
-    rounds, else one after the other. The arguments are those of `train_run`.
-
-    Raises:
-        ValueError: what a user can mend.
-        SystemExit: see `train_run`.
-    """
-    if configs[0].run.rounds_per_program < 2:
-        raise ValueError(
-            "--together trains seeds in one program of many rounds: set run.rounds_per_program to 2 or more, such as 20"
-        )
-    done = [finished_summary(Path(config.run.out), config, True) for config in configs]
-    left = [config for config, summary in zip(configs, done, strict=True) if not summary]
-    summaries: dict[str, Any] = {
-        config.run.out: json.loads(summary) for config, summary in zip(configs, done, strict=True) if summary
-    }
-    if left:
-        data = load(configs[0].data)
-        with ExitStack() as held:
-            prepared = [prepare_run(config, data, assemble) for config in left]
-            pairs = zip(left, prepared, strict=True)
-            runs = [held.enter_context(open_run_folder(config, *each, True)) for config, each in pairs]
-            equal = len({run.session.progress.round for run in runs}) == 1
-            for together in [runs] if equal else [[run] for run in runs]:
-                train_with_checkpoints(together)
-            summaries |= {run.session.settings.run.out: finish_run(run) for run in runs}
-    return [summaries[config.run.out] for config in configs]
-
-
 class OpenRun(NamedTuple):
     """A run whose folder is locked, and what it writes there."""
 
@@ -196,16 +162,16 @@ def train_with_checkpoints(runs: Sequence[OpenRun]) -> None:
         saves = [held.enter_context(save_in_background(run)) for run in runs]
         tick = held.enter_context(progress_bar(settings.rounds, progress.round))
         training = [
-            train_until_evaluated(run.session, Hooks(run.rows.log_row, save, tick, stopped), rounds)
+            train_by_programs(run.session, Hooks(run.rows.log_row, save, tick, stopped), rounds)
             for run, save, rounds in zip(runs, saves, rounds_left, strict=True)
         ]
-        while training:  # each to its next evaluation, in turn
+        while training:  # each a program, in turn
             training = [each for each in training if next(each, None) is not None]
     unfinished = [session for session in sessions if not session.progress.finished]
     for session in unfinished:
         again = f"go on with: jaxfed train {session.settings.run.out}/config.toml --resume"
         again = again if settings.privacy.seed == "run" else "its secret seed is not stored, so it cannot be resumed"
-        log(f"stopped after round {session.progress.round}; {again}")
+        log(f"{session.label}stopped after round {session.progress.round}; {again}")
     if unfinished:
         raise SystemExit(128 + unfinished[0].halt)
 

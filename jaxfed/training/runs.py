@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from jaxfed.config.build import RunParts, load_data
 from jaxfed.config.schema import config_to_table
 from jaxfed.data.clients import Clients
 from jaxfed.training.best_model import build_run
-from jaxfed.training.loop import train_run, train_seed_runs
+from jaxfed.training.loop import OpenRun, finish_run, open_run_folder, prepare_run, train_run, train_with_checkpoints
+from jaxfed.training.resume import finished_summary
 from jaxfed.training.run_dir import read_summary
 
 
@@ -94,9 +97,69 @@ def make_seeds_runner(configs: Sequence[Any]) -> Callable[[Any], tuple[dict[str,
     def run(config: Any) -> tuple[dict[str, Any], str]:
         if config.run.out not in done:
             same = [each for each in configs if leave_out_seed_and_folder(each) == leave_out_seed_and_folder(config)]
-            found, problem = run_or_explain(partial(train_seed_runs, same, read, build))
-            results = [({}, problem)] * len(same) if problem else [(summary, "") for summary in found]
-            done.update(zip((each.run.out for each in same), results, strict=True))
+            outcomes, problem = run_or_explain(partial(train_seed_runs, same, read, build))
+            done.update(outcomes or {each.run.out: ({}, problem) for each in same})
         return done[config.run.out]
 
     return run
+
+
+def train_seed_runs(
+    configs: Sequence[Any], load: Callable[[Any], Clients], assemble: Callable[[Any, Clients], RunParts]
+) -> dict[str, tuple[dict[str, Any], str]]:
+    """Runs that differ in nothing but seed and folder, their rounds as one program.
+
+    Runs that are finished are read. Those that have done equally many rounds go on side by side. What ends one of them
+    leaves the others.
+
+    Args:
+        configs: of the runs.
+        load, assemble: see `train_run`.
+
+    Returns:
+        {folder: (summary, ""), or ({}, why there is none)}.
+
+    Raises:
+        ValueError: none of the runs can be: one line that says what to do.
+        SystemExit: see `train_run`.
+    """
+    run_options = configs[0].run
+    if run_options.rounds_per_program < 2:
+        raise ValueError(
+            "--together trains seeds in one program of many rounds: set run.rounds_per_program to 2 or more, such as 20"
+        )
+    if run_options.profile:
+        raise ValueError("run.profile: rounds of several seeds are not traced: leave --together out")
+    outcomes: dict[str, tuple[Any, str]] = {}
+    with ExitStack() as held:
+        for config in configs:
+            outcomes[config.run.out] = run_or_explain(partial(read_or_open, config, load, assemble, held))
+        runs: list[OpenRun] = [each for each, _ in outcomes.values() if isinstance(each, OpenRun)]
+        for _, together in groupby(sorted(runs, key=count_rounds), key=count_rounds):
+            outcomes |= train_and_finish([*together])
+    return outcomes
+
+
+def count_rounds(run: OpenRun) -> int:
+    """How many rounds a run has done; -1: it has ended, and only lacks its summary."""
+    progress = run.session.progress
+    return -1 if progress.finished else progress.round
+
+
+def train_and_finish(runs: Sequence[OpenRun]) -> dict[str, tuple[dict[str, Any], str]]:
+    """{folder: (summary, ""), or ({}, why there is none)} of runs that have done equally many rounds, or have ended."""
+    problem = "" if count_rounds(runs[0]) < 0 else run_or_explain(partial(train_with_checkpoints, runs))[1]
+    return {
+        run.session.settings.run.out: ({}, problem) if problem else run_or_explain(partial(finish_run, run))
+        for run in runs
+    }
+
+
+def read_or_open(
+    config: Any, load: Callable[[Any], Clients], assemble: Callable[[Any, Clients], RunParts], held: ExitStack
+) -> dict[str, Any] | OpenRun:
+    """The summary of a run that is finished; else the run, open until `held` is closed. Raises ValueError, see
+    `train_run`."""
+    if done := finished_summary(Path(config.run.out), config, True):
+        return json.loads(done)
+    return held.enter_context(open_run_folder(config, *prepare_run(config, load(config.data), assemble), True))

@@ -20,15 +20,17 @@ from jaxfed.training.session import Session
 
 def launch_seed_rounds(sessions: Sequence[Session], stopped: Sequence[int]) -> list[Generator[RoundResult, None, None]]:
     """The rounds that are left of each of some runs that differ in their seeds, and have done equally many; see
-    `train_until_evaluated`. stopped: signals that came."""
+    `train_by_programs`. stopped: signals that came."""
     parts, settings, progress = sessions[0].parts, sessions[0].settings, [each.progress for each in sessions]
     keys = [make_run_keys(each.seed).rounds for each in sessions]
     states = [each.state for each in sessions]
     log(f"compiling {len(sessions)} seeds as one program, which takes longest the first time")
     begin = time.perf_counter()
     compile_seeds(parts, states, keys)
+    seconds = time.perf_counter() - begin
     for session in sessions:
-        session.compiled, session.progress.compile_seconds = True, time.perf_counter() - begin
+        session.compiled, session.label = True, f"seed {session.settings.seed}  "
+        session.progress.compile_seconds += seconds / len(sessions)
     todo = range(progress[0].round, settings.rounds)
     periods, seeds = (settings.evaluation.every, settings.run.checkpoint_every), [each.seed for each in sessions]
     return divide_results(run_seeds(parts, states, seeds, todo, keys, periods, stopped), progress)
@@ -101,8 +103,8 @@ def run_seeds(
 def divide_results(
     programs: Generator[list[list[RoundResult]], None, None], progress: Sequence[Progress]
 ) -> list[Generator[RoundResult, None, None]]:
-    """The rounds of each run, which may be asked for in any order, and left. Each run is charged an equal share of the
-    seconds of a program.
+    """The rounds of each run, which may be asked for in any order, and left. Each run that is not left is charged an
+    equal share of the seconds of a program.
 
     Args:
         programs: see `run_seeds`.
@@ -120,9 +122,8 @@ def divide_results(
                         return
                     seconds = time.perf_counter() - begin
                     progress[index].seconds -= seconds  # the run itself counts all of it
-                    for each in progress:
-                        each.seconds += seconds / len(progress)
                     for other in running:
+                        progress[other].seconds += seconds / len(running)
                         waiting[other].extend(found[other])
                 yield waiting[index].popleft()
         finally:

@@ -61,6 +61,11 @@ class Session:
     compiled: bool = False
     halt: int = 0  # the signal by which it was stopped; 0: none
     last_value: float | None = None  # of the last evaluation, of the metric that chooses; None: it was none of these
+    label: str = ""  # what its lines of the log begin with, where several runs write them
+
+    def tell(self, text: str) -> None:
+        """Logs a line."""
+        log(self.label + text)
 
 
 class Hooks(NamedTuple):
@@ -109,17 +114,22 @@ def compile_once(session: Session) -> None:
     session.compiled = True
 
 
-def train_until_evaluated(
-    session: Session, hooks: Hooks = NO_HOOKS, rounds_left: Generator[RoundResult, None, None] | None = None
-) -> Generator[dict[str, Any], None, None]:
+def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generator[dict[str, Any], None, None]:
     """Runs the rounds that are left; yields the row of every evaluation, once it is logged and saved.
 
     The session stands between two rounds whenever a row is out, and may be left there.
+    """
+    with closing(train_by_programs(session, hooks)) as programs:
+        yield from filter(None, programs)
 
-    Args:
-        session: the run.
-        hooks: what happens beside its rounds.
-        rounds_left: its rounds, where they are run together with those of other runs. None: they are run here.
+
+def train_by_programs(
+    session: Session, hooks: Hooks, rounds_left: Generator[RoundResult, None, None] | None = None
+) -> Generator[dict[str, Any], None, None]:
+    """As `train_until_evaluated`, but yields after each program of rounds, or each round where these are programs of
+    their own: {} where no evaluation was due.
+
+    rounds_left: where they are run together with those of other runs; None: they are run here.
     """
     settings, parts, progress = session.settings, session.parts, session.progress
     compile_once(session)
@@ -139,6 +149,9 @@ def train_until_evaluated(
             due = final or progress.round % settings.evaluation.every == 0
             keep = session.halt or final or progress.round % settings.run.checkpoint_every == 0
             if not due and not keep:
+                progress.seconds += time.perf_counter() - begin
+                yield {}
+                begin = time.perf_counter()
                 continue
             settle_rounds(session, 0)
             with time_stage(progress.stages, "compute"):
@@ -150,11 +163,10 @@ def train_until_evaluated(
                 impatient = 0 < settings.evaluation.patience <= progress.stale
                 progress.finished = final or impatient
                 if impatient and not final:
-                    log(describe_stop(session))
+                    session.tell(describe_stop(session))
             if keep or progress.finished:
                 hooks.save()
-            if due:
-                yield row
+            yield row
             begin = time.perf_counter()
             if progress.finished or session.halt:
                 break
@@ -188,7 +200,7 @@ def settle_rounds(session: Session, ahead: int) -> None:
             discarded = progress.record_round(session.parts.wire, session.pending[0])
         session.pending.pop(0)
         if discarded and discarded == progress.refused:
-            log(
+            session.tell(
                 f"round {progress.round - len(session.pending)}: the updates of {discarded} clients were discarded "
                 "because they held NaN or infinity; from here on they are only counted"
             )
@@ -268,7 +280,7 @@ def describe_evaluation(session: Session, row: dict[str, Any], value: float, bet
     settings, progress = session.settings, session.progress
     text = f"{'LEAKY ' if session.parts.leaky else ''}{settings.evaluation.select} {value:.4f}"
     if row.get("ring/cut"):
-        log(
+        session.tell(
             f"round {progress.round}: the link ring clipped values of {row['ring/cut']:.0%} of the clients to its "
             'bound: raise its `bound`, or set `by` of the mean to "uniform" if its weights are too large'
         )
@@ -277,7 +289,7 @@ def describe_evaluation(session: Session, row: dict[str, Any], value: float, bet
     hit = f"val/sampled/hr@10 {row['val/sampled/hr@10']:.4f}  " if "val/sampled/hr@10" in row else ""
     speed = progress.updates / max(progress.seconds, 1e-9)
     loss = f"train/loss {row['train/loss']:.4f}  " if "train/loss" in row else ""
-    log(f"round {progress.round:>5}  {loss}{text}  {hit}{speed:,.0f} clients/s{star}")
+    session.tell(f"round {progress.round:>5}  {loss}{text}  {hit}{speed:,.0f} clients/s{star}")
     return text
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import jax
@@ -266,6 +267,22 @@ def test_a_save_in_the_background_keeps_what_the_next_step_consumes(tmp_path):
     same(found["state"], states[3])
     with checkpoint.open_checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.all_steps() == [1, 2, 3]
+
+
+def test_several_runs_of_a_process_save_side_by_side(tmp_path):
+    """As seeds in one program do. Orbax alone fails here: a folder for what it writes first exists already."""
+    state, folders = ALGORITHM.init(MARKED, KEY), [tmp_path / name for name in "abcd"]
+    with ExitStack() as held:
+        checkpoints = [held.enter_context(checkpoint.open_checkpoints(folder, keep=9)) for folder in folders]
+        saves = [held.enter_context(checkpoint.background_saver(each)) for each in checkpoints]
+        for step in range(1, 7):
+            state, _ = ALGORITHM.step(state, row_cohort(), KEY)
+            for save in saves:
+                save(step, {"state": state}, {"round": step})
+    for folder in folders:
+        (found, meta, _), said = restored(folder)
+        assert (meta["round"], said) == (6, [])
+        same(found["state"], state)
 
 
 def test_a_save_that_fails_in_the_background_is_told(tmp_path, monkeypatch):

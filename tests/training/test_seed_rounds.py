@@ -14,6 +14,7 @@ from jaxfed.cli import main
 from jaxfed.training import loop, seed_rounds
 from jaxfed.training.looped_rounds import plan_rounds, run_looped_rounds
 from jaxfed.training.rounds import initial_arrays, make_run_keys
+from jaxfed.training.run_dir import lock_folder
 from jaxfed.training.seed_rounds import merge_plans, run_seeds
 from tests.core.test_lowering import lowered
 from tests.training.test_looped_rounds import CASES, make_parts
@@ -80,8 +81,8 @@ def read_summary(folder, seed):
 
 def check_same(one, other):
     """Two runs of a seed, up to rounding."""
-    for name in ("rounds", "best_round", "bytes_up_total", "bytes_down_total", "updates"):
-        assert one.get(name) == other.get(name), name
+    for name in ("rounds", "best_round", "bytes_up_total", "bytes_down_total", "clients/refused_total"):
+        assert one[name] == other[name], name
     assert one["test/full/mrr"] == pytest.approx(other["test/full/mrr"], rel=1e-3)
 
 
@@ -125,26 +126,93 @@ def test_seeds_of_which_one_is_finished_go_on_without_it(sweep, tmp_path):
         check_same(one, other)
 
 
-def test_seeds_that_stand_at_different_rounds_run_one_after_the_other(sweep, monkeypatch, tmp_path):
-    whole = sweep("whole", together=False)
-    with pytest.raises(KeyboardInterrupt):
-        interrupt_after(monkeypatch, 4, lambda: sweep("parts", together=False))
-    monkeypatch.undo()
-    for one, other in zip(sweep("parts"), whole, strict=True):
-        check_same(one, other)
-
-
-def interrupt_after(monkeypatch, round, run):
-    """Runs until a checkpoint of this round of the first seed is written, and dies there."""
-    saving = loop.make_checkpoint
+def test_seeds_go_on_beside_those_that_have_done_equally_many_rounds(sweep, monkeypatch):
+    """The first seed dies alone after round 4; then the others begin together, beside nobody of round 4."""
+    whole, saving, launching, sizes = sweep("whole", together=False), loop.make_checkpoint, loop.launch_seed_rounds, []
 
     def die(session, described):
-        if session.progress.round >= round:
+        if session.progress.round > 4:
             raise KeyboardInterrupt
         return saving(session, described)
 
-    monkeypatch.setattr(loop, "make_checkpoint", die)
-    run()
+    def launch(sessions, stopped):
+        sizes.append([(each.seed, each.progress.round) for each in sessions])
+        return launching(sessions, stopped)
+
+    every_two = "--run.checkpoint-every", 2
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "make_checkpoint", die)
+        with pytest.raises(KeyboardInterrupt):
+            sweep("parts", *every_two, together=False)
+    monkeypatch.setattr(loop, "launch_seed_rounds", launch)
+    found = sweep("parts", *every_two)
+    assert sizes == [[(SEEDS[1], 0), (SEEDS[2], 0)]]
+    for one, other in zip(found, whole, strict=True):
+        check_same(one, other)
+
+
+def test_runs_that_share_a_program_are_never_a_program_apart(sweep, monkeypatch):
+    """A kill finds all of them at the same checkpoint, or at neighbouring ones."""
+    saving, saved = loop.make_checkpoint, []
+    monkeypatch.setattr(loop, "make_checkpoint", lambda session, *a: (saved.append(session), saving(session, *a))[1])
+    sweep("apart", "--evaluation.every", 8, "--run.checkpoint-every", 2)
+    seeds = [session.seed for session in saved]
+    assert seeds == [*SEEDS] * 4
+
+
+def test_a_run_that_had_ended_is_not_trained_on(sweep, monkeypatch, tmp_path):
+    """Patience had ended one after the round at which the others were killed, before any summary was written."""
+    options = "--evaluation.patience", 1, "--work.optimizer.learning-rate", 40.0, "--run.checkpoint-every", 2
+    whole = sweep("whole", *options, rounds=20)
+    first = min(each["rounds"] for each in whole)
+    assert first < max(each["rounds"] for each in whole)
+
+    saving = loop.make_checkpoint
+
+    def die(session, described):
+        if session.progress.round > first:
+            raise KeyboardInterrupt
+        return saving(session, described)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "make_checkpoint", die)
+        with pytest.raises(KeyboardInterrupt):
+            sweep("killed", *options, rounds=20)
+    assert not [*(tmp_path / "killed").rglob("summary.json")]
+    for one, other in zip(sweep("killed", *options, rounds=20), whole, strict=True):
+        assert one["rounds"] == other["rounds"]
+
+
+def test_a_seed_that_comes_to_nothing_leaves_the_others(sweep, monkeypatch, tmp_path):
+    """Its summary alone is missing, and the table says why."""
+    checking = loop.check_outcome
+
+    def diverge(folder, progress):
+        if folder.name == f"seed_{SEEDS[0]}":
+            raise ValueError("it diverged")
+        checking(folder, progress)
+
+    monkeypatch.setattr(loop, "check_outcome", diverge)
+    with pytest.raises(FileNotFoundError):  # of the summary of the first seed
+        sweep("some")
+    assert [read_summary(tmp_path / "some", seed)["rounds"] for seed in SEEDS[1:]] == [8, 8]
+    rows = json.loads((tmp_path / "some" / "results.json").read_text())
+    assert [row["problem"] for row in rows] == ["it diverged", "", ""]
+
+
+def test_a_locked_folder_leaves_the_others(sweep, tmp_path):
+    folder = tmp_path / "some" / f"seed_{SEEDS[1]}"
+    folder.mkdir(parents=True)
+    with lock_folder(folder), pytest.raises(FileNotFoundError):
+        sweep("some")
+    assert [read_summary(tmp_path / "some", seed)["rounds"] for seed in (SEEDS[0], SEEDS[2])] == [8, 8]
+
+
+def test_lines_of_the_log_say_whose_they_are(sweep, capsys):
+    sweep("named", rounds=4)
+    told = "".join(capsys.readouterr())
+    for seed in SEEDS:
+        assert f"seed {seed}  round     4" in told
 
 
 def test_a_seed_that_loses_patience_leaves_the_others(sweep):
@@ -154,6 +222,13 @@ def test_a_seed_that_loses_patience_leaves_the_others(sweep):
     assert len({each["rounds"] for each in together}) > 1
     for one, other in zip(together, alone, strict=True):
         assert one["rounds"] == other["rounds"]
+
+
+def test_seeds_together_are_not_traced(sweep, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sweep("none", "--run.profile", 2)
+    assert ended.value.code == 2
+    assert "leave --together out" in capsys.readouterr().err
 
 
 def test_seeds_share_a_program_only_where_rounds_do(sweep, capsys):
@@ -176,7 +251,10 @@ def test_seconds_are_shared():
     assert progress[0].seconds == pytest.approx(-progress[1].seconds)
     assert progress[1].seconds > 0
     assert [*second] == ["y0a", "y0b", "y1a", "y1b"]
+    progress = [seed_rounds.Progress() for _ in range(2)]
     early, late = seed_rounds.divide_results(programs(), progress)
     next(early)
     early.close()
+    charged = progress[0].seconds
     assert [*late] == ["y0a", "y0b", "y1a", "y1b"]
+    assert progress[0].seconds == charged
