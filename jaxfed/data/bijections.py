@@ -46,6 +46,16 @@ def divide_integers(index: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.A
     return quotient + off, rest - off * size
 
 
+def draw_below(size: jax.Array, key: BijectionKey) -> jax.Array:
+    """int32: a random number of [0, size) for each key, uniform up to 2^-32: the upper word of size times a word of
+    random bits. size int: from 1 to below 2^30."""
+    size = size.astype(jnp.uint32)
+    high, low, size_high, size_low = key.even >> 16, key.even & 0xFFFF, size >> 16, size & 0xFFFF
+    middle = high * size_low + (low * size_low >> 16)
+    carry = (middle & 0xFFFF) + low * size_high >> 16
+    return (high * size_high + (middle >> 16) + carry).astype(jnp.int32)
+
+
 def apply_feistel_network(
     index: jax.Array, high: jax.Array, low: jax.Array, key: BijectionKey, inverse: bool = False
 ) -> jax.Array:

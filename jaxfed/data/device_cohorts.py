@@ -15,32 +15,50 @@ from jaxfed.core.types import Block, Cohort
 from jaxfed.data.batching import Batching, measure_clients
 from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, find_kinds, plan_blocks
-from jaxfed.data.device_data import BlockFormat, DeviceTrainData, check_device_draws, list_train_data, put_train_data
+from jaxfed.data.device_data import (
+    BlockFormat,
+    DeviceTrainData,
+    check_device_draws,
+    count_free_items,
+    list_train_data,
+    put_train_data,
+)
 from jaxfed.data.device_draws import draw_block, draw_held_rows
 from jaxfed.data.device_features import draw_block_with_features
 from jaxfed.data.device_histories import count_history_rows, draw_history_block, draw_history_rows
+from jaxfed.data.device_organisations import (
+    count_organisation_rows,
+    draw_organisation_block,
+    draw_organisation_rows,
+)
 from jaxfed.data.device_pairs import draw_pair_block
 from jaxfed.data.population import Population
 
 
 class BlockDraws(NamedTuple):
-    """What draws the blocks of a format of batches; both read (format of the block, data, clients, key of the round).
+    """What draws the blocks of a format of batches; all read (format of the block, data, clients, key of the round).
 
     Args:
         block: draw(...) -> (int32 [m, K]: the items that each client holds, float [m]: train items, `Batches`).
         held_rows: draw(...) -> the first of these alone.
+        count_rows: count(...) -> int32 [m]: how many they are. None: it does not depend on what is drawn, see
+            `bound_held_rows`.
     """
 
     block: Callable[..., Any]
     held_rows: Callable[..., jax.Array]
+    count_rows: Callable[..., jax.Array] | None
 
 
-def choose_draws(batching: Batching) -> BlockDraws:
+def choose_draws(population: Population, batching: Batching) -> BlockDraws:
     """What draws batches of these on the device."""
     if batching.sequence:
-        return BlockDraws(draw_history_block, draw_history_rows)
-    draw = draw_pair_block if batching.pairwise else draw_block
-    return BlockDraws(partial(draw_block_with_features, draw), draw_held_rows)
+        return BlockDraws(draw_history_block, draw_history_rows, count_history_rows)
+    if population.users_per_client > 1:
+        draw = partial(draw_block_with_features, draw_organisation_block)
+        return BlockDraws(draw, draw_organisation_rows, count_organisation_rows)
+    draw = partial(draw_block_with_features, draw_pair_block if batching.pairwise else draw_block)
+    return BlockDraws(draw, draw_held_rows, None)
 
 
 def list_block_formats(
@@ -50,10 +68,12 @@ def list_block_formats(
     batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
     sizes = measure_clients(population, batching, np.arange(population.num_clients))
     kind, ends = find_kinds(shapes, sizes), (population.num_items, shapes.end)
+    excluded = np.zeros(population.num_clients, np.int64)  # of a user of each client
+    np.maximum.at(excluded, population.client_of, population.excluded.counts)
     found = {}
     for number, (steps, width) in enumerate(shapes.kinds):
         of_kind = kind <= number  # the last blocks are filled up with shorter clients
-        most = (int(x[of_kind].max(initial=0)) for x in (population.num_train, population.excluded.counts))
+        most = (int(x[of_kind].max(initial=0)) for x in (population.num_train, excluded))
         found[steps, width] = BlockFormat(batching, *ends, steps, width, shapes.rows(steps, width), *most)
     return found
 
@@ -78,11 +98,13 @@ def number_marked_items(room: int, marked: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def bound_held_rows(population: Population, batching: Batching, clients: np.ndarray) -> np.ndarray:
-    """int64: how many rows each of some clients holds in a round that is drawn on the device: of histories at most so
-    many, as drawn items may be read, too; else exactly so many."""
+    """int64: how many rows each of some clients holds in a round that is drawn on the device: exactly so many, or at
+    most, where that depends on what is drawn; see `BlockDraws.count_rows`."""
     n, items = population.num_train[clients], population.num_items
+    if not batching.sequence and population.users_per_client == 1:
+        return n + np.minimum(batching.epochs * n * batching.negatives, count_free_items(population)[clients])
     if not batching.sequence:
-        return n + np.minimum(batching.epochs * n * batching.negatives, items - population.excluded.counts[clients])
+        return np.minimum(n + batching.epochs * n * batching.negatives, items)
     drawn = items if batching.sequence.whole_catalogue else batching.epochs * batching.negatives
     return np.minimum(batching.count_read(n) + drawn, items)
 
@@ -131,8 +153,8 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
     check_device_draws(population, batching, shapes)
     nobody, end = population.num_clients, shapes.end
     put = cache(partial(put_train_data, list_train_data(population, batching)))  # once rounds begin
-    formats = list_block_formats(population, batching, shapes)
-    programs = {kind: jax.jit(partial(choose_draws(batching).block, each)) for kind, each in formats.items()}
+    formats, draws = list_block_formats(population, batching, shapes), choose_draws(population, batching)
+    programs = {kind: jax.jit(partial(draws.block, each)) for kind, each in formats.items()}
     mark, number = jax.jit(mark_held_items, donate_argnums=0), jax.jit(number_marked_items, static_argnums=0)
     locate = jax.jit(lambda place, held: place[held])
 
@@ -180,14 +202,14 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
 def make_row_counter(
     population: Population, longest: BlockFormat, put: Callable[[], DeviceTrainData]
 ) -> Callable[[np.ndarray, BijectionKey], np.ndarray]:
-    """See `CohortDrawer.count_rows`. Only rows of histories depend on what is drawn. longest: any client fits into
-    blocks of this kind."""
-    batching, count = longest.batching, jax.jit(partial(count_history_rows, longest))
+    """See `CohortDrawer.count_rows`. longest: any client fits into blocks of this kind."""
+    count_drawn = choose_draws(population, longest.batching).count_rows
+    count = count_drawn and jax.jit(partial(count_drawn, longest))
 
     def count_rows(ids, key):
         is_client = ids < population.num_clients
-        if batching.sequence:
+        if count:
             return np.asarray(count(put(), ids, key))[is_client].astype(np.int64)
-        return bound_held_rows(population, batching, ids[is_client])
+        return bound_held_rows(population, longest.batching, ids[is_client])
 
     return count_rows

@@ -18,19 +18,26 @@ MOST_LAPS = 1 << 20  # as often does no client come to the same negative
 
 
 class DeviceTrainData(NamedTuple):
-    """The train items of all clients, each client's end to end, on the host or the device; the last client is nobody,
-    with none."""
+    """The train items of all users, each user's end to end, on the host or the device. The last user is nobody, with
+    none, and so is the last client; where a client is one user, these have the same numbers."""
 
-    start: Any  # int32 [C + 2]: where each client's begin
+    start: Any  # int32 [U + 2]: where each user's begin
     items: Any  # int32 [E]: in the order of time
     labels: Any = None  # float32 [E]; None: every row is a click
     # of examples:
-    excluded_start: Any = None  # int32 [C + 2]: of the items that are no negatives of each client
-    gaps: Any = None  # int32 [X]: these, sorted for each client, each less its place there; [0]: no need
-    negatives: Any = None  # int32: all other items of each client, end to end; None: too many
+    excluded_start: Any = None  # int32 [U + 2]: of the items that are no negatives of each user
+    gaps: Any = None  # int32 [X]: these (places in the domain), sorted for each user, less their ranks; [0]: no need
+    negatives: Any = None  # int32: all other items of each user, end to end; None: too many
     label_flipped: Any = None  # bool [C + 1]; None: nobody's
     item_features: Any = None  # int32 [N + 1, F], at the end those of no item; None: no model asks
-    user_features: Any = None  # int32 [C + 1, F]
+    user_features: Any = None  # int32 [U + 1, F]
+    # of domains; None: there is one catalogue
+    domain_items: Any = None  # int32 [N]: domain by domain
+    domain_start: Any = None  # int32 [U + 1]: where the items of each user's domain begin
+    domain_size: Any = None  # int32 [U + 1]
+    # of clients with several users; None: each has one
+    client_offsets: Any = None  # int32 [C + 2]: the first user of each client
+    user_of_row: Any = None  # int32 [E]
     # of histories:
     times: Any = None  # int32 [E]: when each item was met; None: no model asks
     warm: Any = None  # int32 [W]: the items that may be negatives, ascending; None: all
@@ -38,7 +45,7 @@ class DeviceTrainData(NamedTuple):
 
     @property
     def nobody(self) -> int:
-        """The number of the client without items, which is that of all clients."""
+        """The number of the user without items, which is that of all users."""
         return self.start.shape[0] - 2
 
 
@@ -65,8 +72,9 @@ def list_examples(population: Population, batching: Batching) -> DeviceTrainData
     flipped = population.label_flipped
     gaps = np.zeros(0, np.int32)
     if listed is None:
-        gaps = excluded.values + np.repeat(excluded.start[:-1], excluded.counts).astype(np.int32)
-        gaps -= np.arange(len(gaps), dtype=np.int32)
+        values = excluded.values if population.domains is None else population.domains.place[excluded.values]
+        rank = np.arange(len(values)) - np.repeat(excluded.start[:-1], excluded.counts)
+        gaps = (values - rank).astype(np.int32)
     return DeviceTrainData(
         start=append_empty_client(population.train.start),
         items=population.train.values,
@@ -76,17 +84,41 @@ def list_examples(population: Population, batching: Batching) -> DeviceTrainData
         negatives=listed,
         label_flipped=None if flipped is None else np.append(flipped, False),
         **list_features(population, batching),
+        **list_domains(population),
+        **list_users(population),
     )
 
 
+def list_domains(population: Population) -> dict[str, np.ndarray]:
+    """Which items users are offered, where there are domains; see `DeviceTrainData`."""
+    if population.domains is None:
+        return {}
+    start, size = population.span(np.arange(len(population.user_names)))
+    return {
+        "domain_items": population.domains.items,
+        "domain_start": np.append(start, 0).astype(np.int32),
+        "domain_size": np.append(size, 1).astype(np.int32),
+    }
+
+
+def list_users(population: Population) -> dict[str, np.ndarray]:
+    """Whose rows are whose, where clients have several users; see `DeviceTrainData`."""
+    if population.users_per_client == 1:
+        return {}
+    users = np.arange(len(population.user_names), dtype=np.int32)
+    return {
+        "client_offsets": np.append(population.client_offsets, len(users) + 1).astype(np.int32),
+        "user_of_row": np.repeat(users, population.train.counts),
+    }
+
+
 def list_features(population: Population, batching: Batching) -> dict[str, np.ndarray]:
-    """The features that batches carry, of clients with one user; see `DeviceTrainData`."""
+    """The features that batches carry; see `DeviceTrainData`."""
     every, found = np.arange(population.num_items + 1), {}
     if "item" in batching.features and population.item_features:
         found["item_features"] = population.item_features.rows(every)
     if "user" in batching.features and population.user_features:
-        users = np.append(population.client_offsets[:-1], len(population.user_names))
-        found["user_features"] = population.user_features.rows(users)
+        found["user_features"] = population.user_features.rows(np.arange(len(population.user_names) + 1))
     return found
 
 
@@ -120,21 +152,26 @@ def find_draw_problem(population: Population, batching: Batching, shapes: BlockS
     """Why rounds cannot be drawn on the device; "": they can."""
     reasons = {
         "sums for a closed form": batching.ordered,
-        "batches of clients with several users": population.users_per_client > 1,
-        "batches of domains": population.domains is not None,
+        "histories of clients with several users": bool(batching.sequence) and population.users_per_client > 1,
         "batches of several processes": shapes.share.size > 1,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         return f"{found[0]} are drawn on the host alone"
-    n, free = population.num_train, np.maximum(population.num_items - population.excluded.counts, 1)
+    n, free = population.train.counts, np.maximum(count_free_items(population), 1)
     if batching.sequence:  # negatives of a step, whatever its client has
         n, free = np.ones(1, np.int64), np.array([len(list_warm_items(population))])
     drawn = batching.epochs * batching.negatives * n
-    most = max(population.num_items, int((drawn + batching.epochs * n).max()))
+    of_client = batching.epochs * (batching.negatives + 1) * int(population.num_train.max())
+    most = max(population.num_items, 0 if batching.sequence else of_client, int((drawn + batching.epochs * n).max()))
     rows = max(len(population.train.values), len(population.excluded.values))
     if most >= LARGEST or rows >= 2 * LARGEST or (drawn // free).max() >= MOST_LAPS:
         return "the device counts in 32 bits, too few for these data"
     return ""
+
+
+def count_free_items(population: Population) -> np.ndarray:
+    """int64 [U]: how many items may be negatives of each user."""
+    return population.span(np.arange(len(population.user_names)))[1] - population.excluded.counts
 
 
 class BlockFormat(NamedTuple):
@@ -147,29 +184,31 @@ class BlockFormat(NamedTuple):
     width: int  # examples of a step; of histories, the most items that are read of one
     rows: int  # of a client
     positives: int  # train items of a client, at most
-    longest: int  # items that are excluded for a client, at most
+    longest: int  # items that are excluded for a user, at most
 
 
-def count_items(data: DeviceTrainData, client: jax.Array, items: int) -> tuple[jax.Array, jax.Array]:
-    """(int32: train items of clients, int32: items that may be their negatives, at least 1)."""
+def count_items(data: DeviceTrainData, user: jax.Array, items: int) -> tuple[jax.Array, jax.Array]:
+    """(int32: train items of users, int32: items that may be their negatives, at least 1)."""
     assert data.excluded_start is not None
-    excluded = data.excluded_start[client + 1] - data.excluded_start[client]
-    return data.start[client + 1] - data.start[client], jnp.maximum(items - excluded, 1)
+    excluded = data.excluded_start[user + 1] - data.excluded_start[user]
+    offered = items if data.domain_size is None else data.domain_size[user]
+    return data.start[user + 1] - data.start[user], jnp.maximum(offered - excluded, 1)
 
 
-def find_negatives(data: DeviceTrainData, client: jax.Array, rank: jax.Array, items: int, longest: int) -> jax.Array:
-    """int32: the item of each rank among those that are not excluded for a client: rank + #{gaps <= rank}.
+def find_negatives(data: DeviceTrainData, user: jax.Array, rank: jax.Array, items: int, longest: int) -> jax.Array:
+    """int32: the item of each rank among those that are not excluded for a user: rank + #{gaps <= rank}, in its domain.
 
-    By a list, or by a binary search. longest: the most items that are excluded for one of the clients.
+    By a list, or by a binary search. longest: the most items that are excluded for one of the users.
     """
     assert data.excluded_start is not None
     assert data.gaps is not None
-    begin = data.excluded_start[client]
+    begin = data.excluded_start[user]
     if data.negatives is not None:
-        return data.negatives.at[client * items - begin + rank].get(mode="clip")
-    low, high = jnp.broadcast_to(begin, rank.shape), jnp.broadcast_to(data.excluded_start[client + 1], rank.shape)
+        return data.negatives.at[user * items - begin + rank].get(mode="clip")
+    low, high = jnp.broadcast_to(begin, rank.shape), jnp.broadcast_to(data.excluded_start[user + 1], rank.shape)
     for _ in range(int(longest).bit_length()):
         middle = low + (high - low) // 2
         is_below = (low < high) & (data.gaps.at[middle].get(mode="clip") <= rank)
         low, high = jnp.where(is_below, middle + 1, low), jnp.where(is_below, high, middle)
-    return rank + low - begin
+    place = rank + low - begin
+    return place if data.domain_items is None else data.domain_items[data.domain_start[user] + place]

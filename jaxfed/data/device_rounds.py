@@ -102,7 +102,7 @@ def choose_room(population: Population, batching: Batching, room: int, cohorts: 
 def make_block_source(population: Population, batching: Batching, shapes: BlockShapes) -> BlockSource:
     """The blocks of rounds as `plan_device_round` plans them, drawn inside of a program whose data are
     `put_train_data`."""
-    nobody, end, draws = population.num_clients, shapes.end, choose_draws(batching)
+    nobody, end, draws = population.num_clients, shapes.end, choose_draws(population, batching)
     formats = [*reversed(list_block_formats(population, batching, shapes).values())]
     widths = [shapes.clients(steps) for steps, _ in reversed(shapes.kinds)]
 

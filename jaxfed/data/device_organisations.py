@@ -1,0 +1,112 @@
+"""Batches of clients with several users, drawn where they train; what `batching.draw_examples` draws on the host.
+
+A bijection of (seed, round, client, epoch) orders the train items of all users of a client. Each is followed by its
+negatives: items that are not excluded for its user, drawn one by one as on the host, so that they may come again. Users
+of a client have items in common, so the rows that it holds are found by marking them in a list of all items.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.core.client_work import Batches
+from jaxfed.data.bijections import BijectionKey, divide_integers, draw_below, fold_in_number, permute_indices
+from jaxfed.data.device_data import BlockFormat, DeviceTrainData, count_items, find_negatives
+
+
+def find_first_lanes(item: jax.Array) -> jax.Array:
+    """int32 [..., W]: the first lane with the same item as each lane has."""
+    order = jnp.argsort(item, -1, stable=True)
+    ascending = jnp.take_along_axis(item, order, -1)
+    is_new = jnp.diff(ascending, axis=-1, prepend=-1) != 0
+    first = jax.lax.cummax(jnp.where(is_new, jnp.arange(item.shape[-1]), 0), item.ndim - 1)
+    return jnp.put_along_axis(order, order, jnp.take_along_axis(order, first, -1), -1, inplace=False).astype(jnp.int32)
+
+
+def list_client_rows(item: jax.Array, items: int, end: int, rows: int) -> tuple[jax.Array, jax.Array]:
+    """(int32 [m, rows]: the distinct items of each client, ascending, `end` where unused, int32 [m, items + 1]: the
+    place of each item among them). item int [m, ...]: `items` where unused."""
+    lead, number = jnp.arange(len(item))[:, None], jnp.arange(items, dtype=jnp.int32)
+    marked = jnp.zeros((len(item), items + 1), bool).at[lead, item.reshape(len(item), -1)].set(True)
+    place = jnp.cumsum(marked, 1, dtype=jnp.int32) - 1
+    at = jnp.where(marked[:, :items], place[:, :items], rows)
+    held = jnp.full((len(item), rows), end, jnp.int32).at[lead, at].set(number, mode="drop")
+    return held, place
+
+
+def draw_examples_of_users(
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
+) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
+    """(int32 [m, S, B, 1 or 2]: the items of each example, `items` where unused, bool [m, S]: which steps there are,
+    int32 [m]: examples of an epoch, {`weight`, `user` and, not of pairs, `label`: [m, S, B]}); the arguments are those
+    of `draw_organisation_block`."""
+    assert data.client_offsets is not None
+    assert data.user_of_row is not None
+    batching, items, most = block_format.batching, block_format.items, max(block_format.positives, 1)
+    client, size, each = client[:, None], batching.batch_size, batching.examples(1)
+    first_user = data.client_offsets[client]
+    first_row = data.start[first_user]
+    n = data.start[data.client_offsets[client + 1]] - first_row
+    own_key, number = fold_in_number(key, client), jnp.minimum(jnp.arange(most), jnp.maximum(n - 1, 0))
+    keys = [fold_in_number(own_key, epoch + 1) for epoch in range(batching.epochs)]
+    order = jnp.concatenate([permute_indices(number, jnp.maximum(n, 1), k, most) for k in keys], 1)
+
+    of_epoch = jnp.maximum(-(-n * each // size), 1)
+    epoch, step = divide_integers(jnp.broadcast_to(jnp.arange(block_format.steps), (len(n), block_format.steps)), of_epoch)
+    count = jnp.where(epoch < batching.epochs, jnp.clip(n * each - step * size, 0, size), 0)
+    is_live = jnp.arange(size) < count[..., None]
+    place = jnp.where(is_live, (step * size)[..., None] + jnp.arange(size), 0)  # of each example, in its epoch
+    at = jnp.clip(epoch, 0, batching.epochs - 1)[..., None] * most + place // each
+    row = first_row[..., None] + jnp.take_along_axis(order, at.reshape(len(n), -1), 1).reshape(at.shape)
+    row = jnp.minimum(row, len(data.items) - 1)
+    user, positive = data.user_of_row[row], data.items[row]
+    free = count_items(data, user, items)[1]
+    # a random number of its own for each example of each epoch
+    at = epoch[..., None] * (most * each) + place
+    rank = draw_below(free, fold_in_number(jax.tree.map(lambda word: word[..., None], fold_in_number(own_key, 0)), at))
+    negative = find_negatives(data, user, rank, items, block_format.longest)
+    batch = {"weight": is_live.astype(jnp.float32), "user": jnp.where(is_live, user - first_user[..., None], 0)}
+    if batching.pairwise:
+        item = jnp.stack([positive, negative], -1)
+    else:
+        is_positive = place % each == 0
+        item = jnp.where(is_positive, positive, negative)[..., None]
+        label = is_positive.astype(jnp.float32) if data.labels is None else data.labels[row]
+        batch["label"] = jnp.where(is_live, label, 0)
+    return jnp.where(is_live[..., None], item, items), count > 0, (n * each)[:, 0], batch
+
+
+def draw_organisation_block(
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
+) -> tuple[jax.Array, jax.Array, Batches]:
+    """(int32 [m, K]: the items that each client holds, float [m]: train items, `Batches` [m, ...]); see
+    `device_draws.draw_block`. A row lies where the step has its item first, as `packing.lay_out_examples` lays it.
+
+    client int [m]: C for nobody. key: of the round.
+    """
+    batching, items = block_format.batching, block_format.items
+    item, is_live, examples, batch = draw_examples_of_users(block_format, data, client, key)
+    item = item.reshape(*item.shape[:2], -1)  # [m, S, W]
+    held, place = list_client_rows(item, items, block_format.end, block_format.rows)
+    first = find_first_lanes(item)
+    is_row = (first == jnp.arange(item.shape[-1])) & (item < items)
+    row = jnp.take_along_axis(place, item.reshape(len(item), -1), 1).reshape(item.shape)
+    slot = jnp.where(item < items, first, 0).reshape(*batch["weight"].shape, -1)
+    names = ("item", "other") if batching.pairwise else ("item",)
+    batch |= {name: slot[..., column] for column, name in enumerate(names)}
+    steps = Batches(jnp.where(is_row, row, items), is_live, batch, (batching.epochs * examples).astype(jnp.float32))
+    return held, (examples // batching.examples(1)).astype(jnp.float32), steps
+
+
+def draw_organisation_rows(
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
+) -> jax.Array:
+    """int32 [m, K]: the items that each client holds; see `draw_organisation_block`."""
+    item = draw_examples_of_users(block_format, data, client, key)[0]
+    return list_client_rows(item, block_format.items, block_format.end, block_format.rows)[0]
+
+
+def count_organisation_rows(
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
+) -> jax.Array:
+    """int32 [m]: how many rows each client holds in a round."""
+    return (draw_organisation_rows(block_format, data, client, key) < block_format.items).sum(1, dtype=jnp.int32)
