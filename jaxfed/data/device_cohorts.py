@@ -32,6 +32,11 @@ from jaxfed.data.device_organisations import (
     draw_organisation_rows,
 )
 from jaxfed.data.device_pairs import draw_pair_block
+from jaxfed.data.device_user_histories import (
+    count_user_history_rows,
+    draw_user_histories,
+    draw_user_history_rows,
+)
 from jaxfed.data.population import Population
 
 
@@ -52,6 +57,8 @@ class BlockDraws(NamedTuple):
 
 def choose_draws(population: Population, batching: Batching) -> BlockDraws:
     """What draws batches of these on the device."""
+    if batching.sequence and population.users_per_client > 1:
+        return BlockDraws(draw_user_histories, draw_user_history_rows, count_user_history_rows)
     if batching.sequence:
         return BlockDraws(draw_history_block, draw_history_rows, count_history_rows)
     if population.users_per_client > 1:
@@ -65,7 +72,8 @@ def list_block_formats(
     population: Population, batching: Batching, shapes: BlockShapes
 ) -> dict[tuple[int, int], BlockFormat]:
     """What is static of each kind of blocks (steps, examples of a step)."""
-    batching = batching._replace(batch_size=shapes.kinds[-1][1])  # no wider than what any client fills
+    size = shapes.columns if batching.sequence else shapes.kinds[-1][1]
+    batching = batching._replace(batch_size=size)  # no wider than what any client fills
     sizes = measure_clients(population, batching, np.arange(population.num_clients))
     kind, ends = find_kinds(shapes, sizes), (population.num_items, shapes.end)
     excluded = np.zeros(population.num_clients, np.int64)  # of a user of each client
@@ -73,8 +81,9 @@ def list_block_formats(
     found = {}
     for number, (steps, width) in enumerate(shapes.kinds):
         of_kind = kind <= number  # the last blocks are filled up with shorter clients
-        most = (int(x[of_kind].max(initial=0)) for x in (population.num_train, excluded))
-        found[steps, width] = BlockFormat(batching, *ends, steps, width, shapes.rows(steps, width), *most)
+        positives, longest = (int(x[of_kind].max(initial=0)) for x in (population.num_train, excluded))
+        rows, users = shapes.rows(steps, width), population.users_per_client
+        found[steps, width] = BlockFormat(batching, *ends, steps, width, rows, positives, longest, users)
     return found
 
 
@@ -105,16 +114,16 @@ def bound_held_rows(population: Population, batching: Batching, clients: np.ndar
         return n + np.minimum(batching.epochs * n * batching.negatives, count_free_items(population)[clients])
     if not batching.sequence:
         return np.minimum(n + batching.epochs * n * batching.negatives, items)
-    drawn = items if batching.sequence.whole_catalogue else batching.epochs * batching.negatives
-    return np.minimum(batching.count_read(n) + drawn, items)
+    sizes = measure_clients(population, batching, clients)
+    drawn = items if batching.sequence.whole_catalogue else sizes.steps * batching.negatives
+    return np.minimum(sizes.read + drawn, items)
 
 
 def bound_cohort_rows(population: Population, batching: Batching, clients: np.ndarray) -> int:
     """Rows that some clients hold together in a round, at most."""
     if not (batching.sequence and batching.shared_negatives):
         return int(bound_held_rows(population, batching, clients).sum())
-    shared = batching.epochs * batching.negatives
-    return int(batching.count_read(population.num_train[clients]).sum()) + shared
+    return int(measure_clients(population, batching, clients).read.sum()) + batching.epochs * batching.negatives
 
 
 def make_round_key(seed: int, round: int) -> BijectionKey:

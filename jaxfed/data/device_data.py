@@ -84,12 +84,12 @@ def list_examples(population: Population, batching: Batching) -> DeviceTrainData
         negatives=listed,
         label_flipped=None if flipped is None else np.append(flipped, False),
         **list_features(population, batching),
-        **list_domains(population),
+        **list_domain_items(population),
         **list_users(population),
     )
 
 
-def list_domains(population: Population) -> dict[str, np.ndarray]:
+def list_domain_items(population: Population) -> dict[str, np.ndarray]:
     """Which items users are offered, where there are domains; see `DeviceTrainData`."""
     if population.domains is None:
         return {}
@@ -130,7 +130,9 @@ def append_empty_client(start: np.ndarray) -> np.ndarray:
 def list_histories(population: Population, batching: Batching) -> DeviceTrainData:
     """What clients of a model of sequences train on."""
     assert batching.sequence
-    data = DeviceTrainData(append_empty_client(population.train.start), population.train.values)
+    data = DeviceTrainData(
+        append_empty_client(population.train.start), population.train.values, **list_users(population)
+    )
     if batching.sequence.times != "none":
         assert population.times
         data = data._replace(times=population.times.train)
@@ -152,7 +154,6 @@ def find_draw_problem(population: Population, batching: Batching, shapes: BlockS
     """Why rounds cannot be drawn on the device; "": they can."""
     reasons = {
         "sums for a closed form": batching.ordered,
-        "histories of clients with several users": bool(batching.sequence) and population.users_per_client > 1,
         "batches of several processes": shapes.share.size > 1,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
@@ -185,6 +186,7 @@ class BlockFormat(NamedTuple):
     rows: int  # of a client
     positives: int  # train items of a client, at most
     longest: int  # items that are excluded for a user, at most
+    users: int  # of a client, at most
 
 
 def count_items(data: DeviceTrainData, user: jax.Array, items: int) -> tuple[jax.Array, jax.Array]:

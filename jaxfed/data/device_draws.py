@@ -29,6 +29,14 @@ def draw_held_rows(block_format: BlockFormat, data: DeviceTrainData, client: jax
     return jnp.where(place < n, positive, jnp.where(place < used, negative, block_format.end))
 
 
+def order_each_epoch(count: jax.Array, most: int, epochs: int, key: BijectionKey) -> jax.Array:
+    """int32 [m, epochs * most]: the numbers below each count int [m, 1], none above `most`, in a random order of each
+    epoch; past the count some number again."""
+    number, size = jnp.minimum(jnp.arange(most), jnp.maximum(count - 1, 0)), jnp.maximum(count, 1)
+    keys = [fold_in_number(key, epoch + 1) for epoch in range(epochs)]
+    return jnp.concatenate([permute_indices(number, size, each, most) for each in keys], 1)
+
+
 def place_positives(block_format: BlockFormat, n: jax.Array, of_epoch: jax.Array, key: BijectionKey) -> jax.Array:
     """int32 [m, S * B]: which train item of its client lies at each place of its steps; -1: none. of_epoch: steps of an
     epoch."""

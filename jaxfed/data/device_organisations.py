@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.client_work import Batches
-from jaxfed.data.bijections import BijectionKey, divide_integers, draw_below, fold_in_number, permute_indices
+from jaxfed.data.bijections import BijectionKey, divide_integers, draw_below, fold_in_number
 from jaxfed.data.device_data import BlockFormat, DeviceTrainData, count_items, find_negatives
+from jaxfed.data.device_draws import order_each_epoch
 
 
 def find_first_lanes(item: jax.Array) -> jax.Array:
@@ -46,12 +47,13 @@ def draw_examples_of_users(
     first_user = data.client_offsets[client]
     first_row = data.start[first_user]
     n = data.start[data.client_offsets[client + 1]] - first_row
-    own_key, number = fold_in_number(key, client), jnp.minimum(jnp.arange(most), jnp.maximum(n - 1, 0))
-    keys = [fold_in_number(own_key, epoch + 1) for epoch in range(batching.epochs)]
-    order = jnp.concatenate([permute_indices(number, jnp.maximum(n, 1), k, most) for k in keys], 1)
+    own_key = fold_in_number(key, client)
+    order = order_each_epoch(n, most, batching.epochs, own_key)
 
     of_epoch = jnp.maximum(-(-n * each // size), 1)
-    epoch, step = divide_integers(jnp.broadcast_to(jnp.arange(block_format.steps), (len(n), block_format.steps)), of_epoch)
+    epoch, step = divide_integers(
+        jnp.broadcast_to(jnp.arange(block_format.steps), (len(n), block_format.steps)), of_epoch
+    )
     count = jnp.where(epoch < batching.epochs, jnp.clip(n * each - step * size, 0, size), 0)
     is_live = jnp.arange(size) < count[..., None]
     place = jnp.where(is_live, (step * size)[..., None] + jnp.arange(size), 0)  # of each example, in its epoch
@@ -61,7 +63,7 @@ def draw_examples_of_users(
     user, positive = data.user_of_row[row], data.items[row]
     free = count_items(data, user, items)[1]
     # a random number of its own for each example of each epoch
-    at = epoch[..., None] * (most * each) + place
+    at = (epoch * n * each)[..., None] + place
     rank = draw_below(free, fold_in_number(jax.tree.map(lambda word: word[..., None], fold_in_number(own_key, 0)), at))
     negative = find_negatives(data, user, rank, items, block_format.longest)
     batch = {"weight": is_live.astype(jnp.float32), "user": jnp.where(is_live, user - first_user[..., None], 0)}

@@ -9,17 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.client_work import Batches
-from jaxfed.data.bijections import BijectionKey, divide_integers, fold_in_number, permute_indices
+from jaxfed.data.bijections import BijectionKey, divide_integers, fold_in_number
 from jaxfed.data.device_data import BlockFormat, DeviceTrainData, count_items
-from jaxfed.data.device_draws import draw_held_rows
-
-
-def order_positives(block_format: BlockFormat, n: jax.Array, key: BijectionKey) -> jax.Array:
-    """int32 [m, epochs * P]: the order of the n [m, 1] train items of each client in each epoch, P the most of them."""
-    most = block_format.positives
-    number = jnp.minimum(jnp.arange(most), jnp.maximum(n - 1, 0))
-    keys = [fold_in_number(key, epoch + 1) for epoch in range(block_format.batching.epochs)]
-    return jnp.concatenate([permute_indices(number, jnp.maximum(n, 1), each, most) for each in keys], 1)
+from jaxfed.data.device_draws import draw_held_rows, order_each_epoch
 
 
 def lay_out_pairs(
@@ -28,8 +20,8 @@ def lay_out_pairs(
     """(int32 [m, S, 2 B]: the rows of each step, `items` where unused, bool [m, S]: which steps there are, what
     batches carry).
 
-    n, free int [m, 1]: see `count_items`; order: of `order_positives`. A row lies where the step has its item first, as
-    `packing.lay_out_examples` lays it.
+    n, free int [m, 1]: see `count_items`; order: see `order_each_epoch`. A row lies where the step has its item first,
+    as `packing.lay_out_examples` lays it.
     """
     batching, steps, width = block_format.batching, block_format.steps, block_format.width
     step, lane, size = jnp.arange(steps), jnp.arange(width), batching.batch_size
@@ -68,7 +60,7 @@ def draw_pair_block(
     batching = block_format.batching
     held, client = draw_held_rows(block_format, data, client, key), client[:, None]
     n, free = count_items(data, client, block_format.items)
-    order = order_positives(block_format, n, fold_in_number(key, client))
+    order = order_each_epoch(n, block_format.positives, batching.epochs, fold_in_number(key, client))
     rows, is_live, batch = lay_out_pairs(block_format, n, free, order)
     examples = (batching.epochs * batching.negatives * n[:, 0]).astype(jnp.float32)
     steps = Batches(rows, is_live, batch, examples)

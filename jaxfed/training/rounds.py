@@ -186,7 +186,8 @@ def count_rows(parts: RunParts, cohort: Cohort) -> tuple[np.ndarray, int]:
     are over these."""
     shapes, items = parts.shapes, parts.data.population.num_items
     end = shapes.end if cohort.rows is None or shapes.pairs else len(cohort.rows)
-    if parts.drawer and not choose_draws(parts.data.population, parts.batching).count_rows:  # without a look at what was drawn
+    is_known = parts.drawer and not choose_draws(parts.data.population, parts.batching).count_rows
+    if is_known:  # without a look at what was drawn
         who = np.concatenate([cohort.ids[block.slots[block.slots < len(cohort.ids)]] for block in cohort.blocks])
         held = bound_held_rows(parts.data.population, parts.batching, who)
     else:

@@ -97,7 +97,10 @@ def test_a_draw_on_the_device_lowers():
     lowered(jax.jit(partial(number_marked_items, 5)), jnp.zeros(9, bool))
 
 
-@pytest.mark.parametrize("change", [{}, {"model": "sasrec"}, {"loss": "bpr"}, {"model": "fm"}], ids=str)
+DRAWN = [{}, {"model": "sasrec"}, {"loss": "bpr"}, {"model": "fm"}]
+
+
+@pytest.mark.parametrize("change", [*DRAWN, *({**each, "clients": "silo"} for each in DRAWN)], ids=str)
 def test_a_program_of_many_rounds_lowers(change):
     """With rows that cohorts list, and blocks of every kind and format."""
     made = experiment(USUAL | change).made

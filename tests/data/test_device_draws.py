@@ -443,11 +443,6 @@ def test_the_bytes_are_those_of_the_rows_that_clients_hold():
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        ({"data": {"clients": "silo", "silos": 30}}, "batches of clients with several users"),
-        (
-            {"model": {"name": "sasrec"}, "data": {"clients": "silo", "silos": 30}},
-            "batches of clients with several users",
-        ),
         ({"work": TABLE["work"] | {"draw_on": "gpu"}}, "host or device|'host', 'device'|one of host, device"),
     ],
 )

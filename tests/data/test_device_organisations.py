@@ -109,9 +109,9 @@ def test_each_epoch_has_every_train_item_of_every_user_with_negatives_of_its_own
 
 
 def test_a_draw_is_a_function_of_seed_round_and_client_alone():
-    batching = BATCHINGS["items"]
+    batching = BATCHINGS["items"]._replace(epochs=3)
     whole = read_examples(*draw_round(batching), False)
-    some = read_examples(*draw_round(batching, [4, 1, CLIENTS], steps=64), False)
+    some = read_examples(*draw_round(batching, [4, 1, CLIENTS], steps=512), False)  # blocks of other kinds
     assert some == {client: whole[client] for client in (1, 4)}
     for other in ({"seed": 4}, {"round": 1}):
         changed = read_examples(*draw_round(batching, **other), False)
@@ -139,7 +139,10 @@ def test_a_number_below_a_size_is_the_upper_word_of_a_product(size, word):
 def draw_rounds(batching, client, rounds):
     """(int [rounds, examples] items, int [rounds, examples] users) of a client whose epoch is one step."""
     shapes = make_block_shapes(POPULATION, batching, CLIENTS, 1, 16, False)
-    formats, data = list_block_formats(POPULATION, batching, shapes), put_train_data(list_train_data(POPULATION, batching))
+    formats, data = (
+        list_block_formats(POPULATION, batching, shapes),
+        put_train_data(list_train_data(POPULATION, batching)),
+    )
     words = [make_round_key(0, round) for round in range(rounds)]
     keys = BijectionKey(*(jnp.array([key[i] for key in words]) for i in (0, 1)))
     draw = partial(draw_examples_of_users, [*formats.values()][-1], data, jnp.array([client]))
@@ -224,7 +227,9 @@ def test_attackers_have_labels_exchanged():
     for name in ("items", "pairs"):
         batching = BATCHINGS[name]
         plain = read_examples(*draw_round(batching), batching.pairwise)
-        other = read_examples(*draw_round(batching, population=POPULATION._replace(label_flipped=flipped)), batching.pairwise)
+        other = read_examples(
+            *draw_round(batching, population=POPULATION._replace(label_flipped=flipped)), batching.pairwise
+        )
         for client, (steps, held) in plain.items():
             if flipped[client]:
                 steps = [[(u, j, i) if batching.pairwise else (u, i, 1 - j) for u, i, j in step] for step in steps]

@@ -77,6 +77,13 @@ CASES = {
         "work": {"optimizer": SLOW},
     },
     "labels": {"data": {"label": "rating"}, "model": {"loss": "squared"}, "work": {"negatives": 0}},
+    "several users": {"data": {"clients": "silo", "silos": 9}, "work": {"epochs": 2}},
+    "pairs of several users": {"data": {"clients": "silo", "silos": 9}, "model": {"loss": "bpr"}},
+    "histories of several users": {
+        "data": {"clients": "silo", "silos": 9},
+        "model": HISTORIES,
+        "work": {"batch_size": 3, "negatives": 20, "epochs": 2, "optimizer": SLOW},
+    },
 }
 
 
@@ -312,7 +319,6 @@ def test_a_finished_run_without_a_summary_is_evaluated(program, tmp_path):
         ({"run": {"rounds_per_program": 0}}, "at least 1"),
         ({"run": {"rounds_per_program": 4, "client_store": "host"}}, "run.client_store"),
         ({"run": {"rounds_per_program": 4, "placement": "pmap"}}, "run.placement"),
-        ({"data": {"clients": "silo", "silos": 8}, "work": {"draw_on": "host"}}, "several users.*set it to 1"),
         ({"channel": [{"name": "median"}]}, "a reduction of its own"),
         ({"algorithm": {"name": "gpfedrec"}}, "compares what each client sends"),
         ({"server": {"edges": 2}}, "no program of many rounds"),
@@ -322,3 +328,9 @@ def test_a_finished_run_without_a_summary_is_evaluated(program, tmp_path):
 def test_what_needs_the_host_is_refused(tables, reason):
     with pytest.raises(ValueError, match=reason):
         make_parts(**tables)
+
+
+def test_data_that_the_device_cannot_draw_are_said_to_need_the_host(monkeypatch):
+    monkeypatch.setattr(round_stages, "find_draw_problem", lambda *args: "they are too many")
+    with pytest.raises(ValueError, match="they are too many.*set it to 1"):
+        make_parts(work={"draw_on": "host"})

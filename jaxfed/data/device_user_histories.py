@@ -1,0 +1,145 @@
+"""Steps of the histories of clients with several users, drawn where they train; what `sequences` draws on the host.
+
+A bijection of (seed, round, client, epoch) orders the users of a client, whose histories go into steps in that order.
+Negatives are drawn one by one for each step, as on the host, so that they may come again.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxfed.core.client_work import Batches
+from jaxfed.data.bijections import BijectionKey, divide_integers, draw_below, fold_in_number
+from jaxfed.data.device_data import BlockFormat, DeviceTrainData
+from jaxfed.data.device_draws import order_each_epoch
+from jaxfed.data.device_histories import SHARED, count_warm_items
+from jaxfed.data.device_organisations import list_client_rows
+
+
+class StepHistories(NamedTuple):
+    """The histories that the S steps of m clients read, H each, T places each; and the negatives of each step."""
+
+    user: jax.Array  # int32 [m, S, H]: nobody where unused
+    number: jax.Array  # int32 [m, S, H, T]: of each item read among all train items, earliest first
+    item: jax.Array  # int32 [m, S, H, T]: past the end of the catalogue where unused
+    negative: jax.Array  # int32 [m, S, n]: past the end of the catalogue in a step that there is not
+    epoch: jax.Array  # int32 [m, S]
+    is_live: jax.Array  # bool [m, S]
+
+
+def draw_step_histories(
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
+) -> StepHistories:
+    """What clients int [m] read in a round, in the order of training; the arguments are those of
+    `draw_user_histories`."""
+    assert data.client_offsets is not None
+    batching, items, width = block_format.batching, block_format.items, block_format.width
+    assert batching.sequence
+    histories, most, client = batching.batch_size, block_format.users, client[:, None]
+    first, own_key = data.client_offsets[client], fold_in_number(key, client)
+    users = jnp.where(first < data.nobody, data.client_offsets[client + 1] - first, 0)
+    order = order_each_epoch(users, most, batching.epochs, own_key)
+
+    of_epoch, step = jnp.maximum(-(-users // histories), 1), jnp.arange(block_format.steps)
+    epoch, step = divide_integers(jnp.broadcast_to(step, (len(client), block_format.steps)), of_epoch)
+    is_live = (epoch < batching.epochs) & (users > 0)
+    place = (step * histories)[..., None] + jnp.arange(histories)  # of each user, in its epoch
+    at = jnp.clip(epoch, 0, batching.epochs - 1)[..., None] * most + jnp.minimum(place, most - 1)
+    user = first[..., None] + jnp.take_along_axis(order, at.reshape(len(client), -1), 1).reshape(at.shape)
+    user = jnp.where(is_live[..., None] & (place < users[..., None]), user, data.nobody)
+
+    length = jnp.minimum(data.start[user + 1] - data.start[user], batching.sequence.length)
+    number = (data.start[user + 1] - length)[..., None] + jnp.arange(width)
+    item = jnp.where(jnp.arange(width) < length[..., None], data.items.at[number].get(mode="clip"), items)
+    drawn = 0 if batching.sequence.whole_catalogue else batching.negatives
+    of_step = epoch if batching.shared_negatives else jnp.arange(block_format.steps)
+    of_round = fold_in_number(key, jnp.uint32(SHARED)) if batching.shared_negatives else own_key
+    below = jax.tree.map(lambda word: jnp.asarray(word)[..., None], fold_in_number(of_round, 0))
+    warm = jnp.int32(count_warm_items(data, items))
+    negative = draw_below(warm, fold_in_number(below, of_step[..., None] * max(drawn, 1) + jnp.arange(drawn)))
+    negative = jnp.broadcast_to(negative, (*is_live.shape, drawn))
+    negative = negative if data.warm is None else data.warm[negative]
+    return StepHistories(user, number, item, jnp.where(is_live[..., None], negative, items), epoch, is_live)
+
+
+def list_all_rows(found: StepHistories, block_format: BlockFormat) -> tuple[jax.Array, jax.Array]:
+    """See `list_client_rows`; of a whole catalogue, all items of those who have steps."""
+    batching, items, end, rows = block_format.batching, block_format.items, block_format.end, block_format.rows
+    assert batching.sequence
+    if batching.sequence.whole_catalogue:
+        every = jnp.broadcast_to(jnp.arange(items, dtype=jnp.int32), (len(found.item), items))
+        return jnp.where(found.is_live[:, :1], every, end), every
+    entries = [x.reshape(len(x), -1) for x in (found.item, found.negative)]
+    return list_client_rows(jnp.concatenate(entries, 1), items, end, rows)
+
+
+def lay_out_step_histories(
+    found: StepHistories, place: jax.Array, block_format: BlockFormat
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(int32 [m, S, k]: the rows of each step, in the order of their items, int32 [m, S, H, T]: which of these each
+    item read is, float [m, S, k]: how often each is a negative). place: of each item among its client's rows."""
+    items, shape, read = block_format.items, found.is_live.shape, found.item.shape[2:]
+    rows = min(block_format.width * read[0] + block_format.batching.negatives, items)
+    entry = jnp.concatenate([found.item.reshape(*shape, -1), found.negative], -1)
+    order = jnp.argsort(entry, -1)
+    ascending = jnp.take_along_axis(entry, order, -1)
+    is_new = jnp.diff(ascending, axis=-1, prepend=-1) != 0
+    number = jnp.cumsum(is_new, -1, dtype=jnp.int32) - 1  # of each entry's item among those of the step
+    lead = jnp.indices((*shape, 1), sparse=True)[:2]
+    slot = jnp.zeros(entry.shape, jnp.int32).at[(*lead, order)].set(number)
+    slot = jnp.where(entry < items, slot, items)
+    held = jnp.take_along_axis(place, entry.reshape(len(entry), -1), 1, mode="clip").reshape(entry.shape)
+    step_rows = jnp.full((*shape, rows), items, jnp.int32).at[(*lead, slot)].set(held, mode="drop")
+    split = read[0] * read[1]
+    drawn = jnp.zeros((*shape, rows), jnp.float32).at[(*lead, slot[..., split:])].add(1, mode="drop")
+    return step_rows, slot[..., :split].reshape(*shape, *read), drawn
+
+
+def draw_user_histories(
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
+) -> tuple[jax.Array, jax.Array, Batches]:
+    """(int32 [m, K]: the items that each client holds, float [m]: train items, `Batches` [m, ...]); see
+    `device_draws.draw_block`.
+
+    client int [m]: C for nobody. key: of the round.
+    """
+    batching, items = block_format.batching, block_format.items
+    assert batching.sequence
+    found = draw_step_histories(block_format, data, client, key)
+    held, place = list_all_rows(found, block_format)
+    if batching.sequence.whole_catalogue:
+        is_warm = jnp.ones(items, bool) if data.warm_place is None else data.warm_place < count_warm_items(data, items)
+        rows = jnp.broadcast_to(jnp.arange(items, dtype=jnp.int32), (*found.is_live.shape, items))
+        sequence, negative = found.item, jnp.broadcast_to(is_warm.astype(jnp.float32), rows.shape)
+    else:
+        rows, sequence, negative = lay_out_step_histories(found, place, block_format)
+    is_live, used = found.is_live[..., None], found.user[..., None] < data.nobody
+    dropout = jnp.stack(fold_in_number(fold_in_number(key, found.user), found.epoch[..., None] + 1), -1)
+    batch = {"sequence": sequence, "dropout": jnp.where(used, dropout, 0)}
+    if data.times is not None:
+        batch["time"] = jnp.where(found.item < items, data.times.at[found.number].get(mode="clip"), 0)
+    if batching.batch_size == 1:
+        batch = {name: x[:, :, 0] for name, x in batch.items()}
+    batch["negative"] = jnp.where(is_live, negative, 0)
+    batch["catalogue"] = jnp.full(found.is_live.shape, count_warm_items(data, items), jnp.float32)
+    read = (found.item < items).sum(-1)
+    targets = jnp.where(found.user < data.nobody, read - 1 if batching.sequence.compares else read, 0)
+    examples = jnp.maximum(targets, 0).sum((1, 2)).astype(jnp.float32)
+    offsets = data.start[data.client_offsets]
+    n = (offsets[client + 1] - offsets[client]).astype(jnp.float32)
+    return held, n, Batches(jnp.where(is_live, rows, items), found.is_live, batch, examples)
+
+
+def draw_user_history_rows(
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
+) -> jax.Array:
+    """int32 [m, K]: the items that each client holds; see `draw_user_histories`."""
+    return list_all_rows(draw_step_histories(block_format, data, client, key), block_format)[0]
+
+
+def count_user_history_rows(
+    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
+) -> jax.Array:
+    """int32 [m]: how many rows each client holds in a round."""
+    return (draw_user_history_rows(block_format, data, client, key) < block_format.items).sum(1, dtype=jnp.int32)
