@@ -7,15 +7,28 @@ from rich.console import Console
 
 from jaxfed.training.terminal_table import print_table
 
+OURS = ("ours_ms", "device_draws_ms", "device_loop_ms")
+
+
+def find_fastest(row: dict[str, Any]) -> float:
+    """Milliseconds of a round: the least of rounds packed on the host, drawn on the device, and in programs."""
+    return min(row[name] for name in OURS if row.get(name) is not None)
+
+
+def compare_to_fastest(workload: str, other: str) -> Callable[[dict], float]:
+    """How many times as long as ours another method takes; ours is the fastest, see `find_fastest`."""
+    return lambda figures: figures[workload][other] / find_fastest(figures[workload])
+
+
 # what the project promises: a name, ours from the figures, and its bound
 PROMISES: tuple[tuple[str, Callable[[dict], float], Callable[[float], bool], str], ...] = (
-    ("W1: sequential / ours", lambda f: f["W1"]["sequential_ms"] / f["W1"]["ours_ms"], lambda x: x >= 4, ">= 4"),
-    ("W1: dense-vmap / ours", lambda f: f["W1"]["dense_vmap_ms"] / f["W1"]["ours_ms"], lambda x: x >= 25, ">= 25"),
-    ("W2: sequential / ours", lambda f: f["W2"]["sequential_ms"] / f["W2"]["ours_ms"], lambda x: x >= 80, ">= 80"),
-    ("W2 / W1, time of a round", lambda f: f["W2"]["ours_ms"] / f["W1"]["ours_ms"], lambda x: x <= 2.5, "<= 2.5"),
-    ("W3 / W1, time of a round", lambda f: f["W3"]["ours_ms"] / f["W1"]["ours_ms"], lambda x: x <= 4, "<= 4"),
-    ("W1: ours / limit", lambda f: f["W1"]["ours_ms"] / f["W1"]["limit_ms"], lambda x: x <= 5, "<= 5"),
-    ("W2: ours / limit", lambda f: f["W2"]["ours_ms"] / f["W2"]["limit_ms"], lambda x: x <= 2.5, "<= 2.5"),
+    ("W1: sequential / fastest", compare_to_fastest("W1", "sequential_ms"), lambda x: x >= 6, ">= 6"),
+    ("W1: dense-vmap / fastest", compare_to_fastest("W1", "dense_vmap_ms"), lambda x: x >= 30, ">= 30"),
+    ("W2: sequential / fastest", compare_to_fastest("W2", "sequential_ms"), lambda x: x >= 150, ">= 150"),
+    ("W2 / W1, time of a round", lambda f: find_fastest(f["W2"]) / find_fastest(f["W1"]), lambda x: x <= 2.5, "<= 2.5"),
+    ("W3 / W2, time of a round", lambda f: find_fastest(f["W3"]) / find_fastest(f["W2"]), lambda x: x <= 1.5, "<= 1.5"),
+    ("W1: fastest / limit", lambda f: find_fastest(f["W1"]) / f["W1"]["limit_ms"], lambda x: x <= 2.5, "<= 2.5"),
+    ("W2: fastest / limit", lambda f: find_fastest(f["W2"]) / f["W2"]["limit_ms"], lambda x: x <= 2, "<= 2"),
     (
         "W3: peak memory, GB over 3 tables",
         lambda f: f["W3"]["peak_memory_mb"] / 1e3 - 3 * 1e6 * 65 * 4 / 1e9,

@@ -95,6 +95,7 @@ def choose_loop(pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes
     reasons = {
         "this algorithm has no program of many rounds": algorithm.make_loop is None,
         "clients are spread by pmap (run.placement)": pieces.run.placement == "pmap",
+        "there are several processes": shapes.share.size > 1,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise ValueError(f"run.rounds_per_program: {found[0]}, so the host starts each round: set it to 1")

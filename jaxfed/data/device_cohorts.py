@@ -132,11 +132,11 @@ def make_round_key(seed: int, round: int) -> BijectionKey:
 
 
 def plan_cohort_blocks(population: Population, batching: Batching, shapes: BlockShapes, ids: np.ndarray) -> BlockPlan:
-    """Where the clients of a cohort lie in blocks, in the order of their slots. ids int [M]: past the end is an empty
-    slot."""
+    """Where the clients of a cohort, or this process's among them, lie in blocks, in the order of their slots. ids int
+    [M]: past the end is an empty slot."""
     slots = np.flatnonzero(ids < population.num_clients)
     sizes = measure_clients(population, batching, ids[slots])
-    where = plan_blocks(shapes, sizes, np.zeros(len(slots), np.int64))
+    where = plan_blocks(shapes, sizes, shapes.share.owner(ids[slots], population.num_clients))
     return where._replace(order=slots[where.order])
 
 
@@ -144,14 +144,15 @@ class CohortDrawer(NamedTuple):
     """What draws cohorts on the device.
 
     Args:
-        draw: draw(ids, present, seed, round) -> `Cohort`, as `packing.pack_cohort` makes it, of other random numbers.
+        draw: draw(ids, present, seed, round, union) -> `Cohort`, as `packing.pack_cohort` makes it, of other random
+            numbers. union: what other processes hold too, see there.
         compile: Compiles all programs of `draw`.
         train_data: What clients train on, on the device since it was first asked for.
         count_rows: count_rows(ids, key) -> int64 [clients]: how many rows each client of a cohort holds, ids int [M],
             in the round with this key.
     """
 
-    draw: Callable[[np.ndarray, np.ndarray, int, int], Cohort]
+    draw: Callable[..., Cohort]
     compile: Callable[[], None]
     train_data: Callable[[], DeviceTrainData]
     count_rows: Callable[[np.ndarray, BijectionKey], np.ndarray]
@@ -161,7 +162,7 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
     """What draws the cohorts of a run. Raises ValueError where it cannot, see `check_device_draws`."""
     check_device_draws(population, batching, shapes)
     nobody, end = population.num_clients, shapes.end
-    put = cache(partial(put_train_data, list_train_data(population, batching)))  # once rounds begin
+    put = cache(partial(put_train_data, list_train_data(population, batching, shapes.share)))  # once rounds begin
     formats, draws = list_block_formats(population, batching, shapes), choose_draws(population, batching)
     programs = {kind: jax.jit(partial(draws.block, each)) for kind, each in formats.items()}
     mark, number = jax.jit(mark_held_items, donate_argnums=0), jax.jit(number_marked_items, static_argnums=0)
@@ -177,28 +178,32 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
             yield Block(slot, held, num_train, batches)
             low += clients
 
-    def list_rows(blocks):
+    def list_rows(blocks, union):
         marked, room = jnp.zeros(end + 1, bool), shapes.room
         for block in blocks:
             marked = mark(marked, block.rows)
+        if shapes.share.size > 1:
+            marked = jnp.asarray(union(np.asarray(marked)))
         rows, place, count = number(room, marked)
         while room < int(count):
             room *= 2
             rows, place, count = number(room, marked)
         return rows, [block._replace(rows=locate(place, block.rows)) for block in blocks]
 
-    def draw(ids, present, seed, round):
+    def draw(ids, present, seed, round, union=lambda is_held: is_held):
         where = plan_cohort_blocks(population, batching, shapes, ids)
         blocks, rows = list(draw_blocks(ids, where, make_round_key(seed, round))), None
         if shapes.room:
-            rows, blocks = list_rows(blocks)
+            rows, blocks = list_rows(blocks, union)
+        # programs of several processes take arrays of the host, which are the same in all, and own parts of blocks
+        rows = np.asarray(rows) if shapes.share.size > 1 and rows is not None else rows
         return Cohort(ids.astype(np.int32), present, tuple(blocks), rows)
 
     def compile_kind(kind):
         none, key = np.zeros(0, np.int64), BijectionKey(*np.zeros(2, np.uint32))
         where = BlockPlan(none, [block_shape(shapes, *kind)], none, none, none)
         blocks = list(draw_blocks(np.full(shapes.slots, nobody), where, key))
-        jax.block_until_ready(list_rows(blocks) if shapes.room else blocks)
+        jax.block_until_ready(list_rows(blocks, lambda is_held: is_held) if shapes.room else blocks)
 
     def compile_kinds():
         put()

@@ -9,7 +9,8 @@ import numpy as np
 from jaxfed.core.tree import count_bytes
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes
-from jaxfed.data.population import Population
+from jaxfed.data.population import ALONE, Population, ProcessShare
+from jaxfed.data.ragged import Ragged
 from jaxfed.data.room import device_memory
 from jaxfed.data.sequences import list_warm_items
 
@@ -54,8 +55,32 @@ def put_train_data(arrays: DeviceTrainData) -> DeviceTrainData:
     return jax.tree.map(jnp.asarray, arrays)
 
 
-def list_train_data(population: Population, batching: Batching) -> DeviceTrainData:
-    """What clients train on, as arrays of the host. Raises ValueError where the device has no memory for it."""
+def keep_own_rows(population: Population, share: ProcessShare) -> Population:
+    """A population of which the users of other processes have no train rows."""
+    if share.size == 1:
+        return population
+    owner = share.owner(population.client_of, population.num_clients)
+    first, last = np.searchsorted(owner, [share.rank, share.rank + 1])
+
+    def cut(start: np.ndarray) -> tuple[slice, np.ndarray]:
+        kept = np.clip(start, start[first], start[last])
+        return slice(kept[0], kept[-1]), kept - kept[0]
+
+    (rows, start), (excluded, excluded_start) = cut(population.train.start), cut(population.excluded.start)
+    labels, times = population.labels, population.times
+    return population._replace(
+        train=Ragged(population.train.values[rows], start),
+        excluded=Ragged(population.excluded.values[excluded], excluded_start),
+        negative_index=population.negative_index._replace(negatives=None),
+        labels=labels and labels._replace(train=labels.train[rows]),
+        times=times and times._replace(train=times.train[rows]),
+    )
+
+
+def list_train_data(population: Population, batching: Batching, share: ProcessShare = ALONE) -> DeviceTrainData:
+    """What clients of this process train on, as arrays of the host. Raises ValueError where the device has no memory
+    for it."""
+    population = keep_own_rows(population, share)
     arrays = list_histories(population, batching) if batching.sequence else list_examples(population, batching)
     need, free = count_bytes(arrays), device_memory()
     if need > free // 2:
@@ -154,7 +179,7 @@ def find_draw_problem(population: Population, batching: Batching, shapes: BlockS
     """Why rounds cannot be drawn on the device; "": they can."""
     reasons = {
         "sums for a closed form": batching.ordered,
-        "batches of several processes": shapes.share.size > 1,
+        "batches of domains of several processes": shapes.share.size > 1 and population.domains is not None,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         return f"{found[0]} are drawn on the host alone"

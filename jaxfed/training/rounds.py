@@ -175,9 +175,9 @@ def prepare_round(parts: RunParts, seed: int, round: int, stopped: Sequence[int]
 
 def draw_cohort(parts: RunParts, who: tuple[np.ndarray, np.ndarray], seed: int, round: int, **union: Any) -> Cohort:
     """A cohort with its data for one round, drawn on the host or on the device. who: its ids, and who is present.
-    union: of the rows of several processes, which draw on the host alone; see `pack_cohort`."""
+    union: of the rows of several processes, see `pack_cohort`."""
     if parts.drawer:
-        return parts.drawer.draw(*who, seed, round)
+        return parts.drawer.draw(*who, seed, round, **union)
     return pack_cohort(parts.data.population, parts.batching, parts.shapes, *who, seed, round, **union)
 
 

@@ -124,14 +124,16 @@ def test_the_program_writes_its_figures(tmp_path, monkeypatch, capsys):
     assert 0 < row["device_loop_host_ms"] < 1e4
     assert row["device_loop_ms"] > 0
     assert row["clients_per_second"] == pytest.approx(1e3 * 9 / row["ours_ms"], rel=1e-3)
-    assert "W1: sequential / ours" in capsys.readouterr().out
+    assert "W1: sequential / fastest" in capsys.readouterr().out
 
 
 def test_a_promise_that_is_missed_says_so():
-    figures = {"W1": {"ours_ms": 10.0, "sequential_ms": 20.0, "dense_vmap_ms": None, "limit_ms": 4.0}}
+    """Of the fastest of what a user can choose."""
+    ours = {"ours_ms": 20.0, "device_draws_ms": None, "device_loop_ms": 10.0}
+    figures = {"W1": ours | {"sequential_ms": 20.0, "dense_vmap_ms": None, "limit_ms": 4.0}}
     assert [(what, value, holds) for what, value, _, holds in check_targets(figures)] == [
-        ("W1: sequential / ours", 2.0, False),
-        ("W1: ours / limit", 2.5, True),
+        ("W1: sequential / fastest", 2.0, False),
+        ("W1: fastest / limit", 2.5, True),
     ]
 
 

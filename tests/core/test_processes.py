@@ -17,9 +17,11 @@ import jax
 import numpy as np
 import pytest
 
+from jaxfed.core.model import SequenceFormat
 from jaxfed.core.processes import find_disagreement, receive_processes
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import make_block_shapes
+from jaxfed.data.device_cohorts import make_drawer
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.data.population import ProcessShare
 from jaxfed.data.preparation import prepare_population
@@ -104,6 +106,59 @@ def test_a_process_examines_its_own_clients_and_all_are_asked_once(population, s
     assert sorted(who[who < population.num_clients].tolist()) == list(range(population.num_clients))
 
 
+DRAWN = {
+    "items": Batching(8, 3),
+    "pairs": Batching(8, 3, pairwise=True),
+    "histories": Batching(4, 9, sequence=SequenceFormat(12)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("population", [POPULATION, SILOS], ids=["users", "silos"])
+def test_a_process_draws_on_its_device_from_its_own_clients_data_alone(population, name):
+    """And its clients train on what they would if there were one process."""
+    size, batching = 2, DRAWN[name]
+    ids = np.append(np.random.default_rng(1).permutation(population.num_clients)[:9], population.num_clients)
+    held = np.zeros((size, population.num_items + 1), bool)
+
+    def draw(source, rank, union, size=size):
+        shapes = make_block_shapes(population, batching, 10, 4, 16, share=ProcessShare(rank, size))
+        drawer = make_drawer(source, batching, shapes)
+        return jax.device_get(drawer.draw(ids, ids < population.num_clients, 0, 3, union)), drawer
+
+    def note(rank):
+        def keep(is_held):
+            held[rank] = is_held
+            return is_held
+
+        return keep
+
+    for rank in range(size):
+        draw(only(population, ProcessShare(rank, size)), rank, note(rank))
+    parts, drawers = zip(
+        *(draw(only(population, ProcessShare(r, size)), r, lambda _: held.any(0)) for r in range(size)), strict=True
+    )
+    shapes = [[block.data.rows.shape for block in part.blocks] for part in parts]
+    assert all(each == shapes[0] for each in shapes)  # or programs would not match
+    assert sum(len(each.train_data().items) for each in drawers) == len(population.train.values)
+    whole, _ = draw(population, 0, None, 1)
+    for part in parts:
+        np.testing.assert_array_equal(part.rows, whole.rows)
+    lanes = {}
+    for at, cohort in enumerate((*parts, whole)):
+        for block in cohort.blocks:
+            for lane, slot in enumerate(block.slots.tolist()):
+                if slot < len(ids):
+                    assert (at < size, slot) not in lanes
+                    lanes[at < size, slot] = jax.tree.map(lambda x, lane=lane: x[lane], block._replace(slots=()))
+    for slot in np.flatnonzero(ids < population.num_clients):
+        one, other = lanes[True, slot], lanes[False, slot]
+        assert one.data.live.sum() == other.data.live.sum()
+        for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):  # their blocks may be of other kinds
+            common = tuple(slice(min(n, m)) for n, m in zip(a.shape, b.shape, strict=True))
+            np.testing.assert_array_equal(a[common], b[common])
+
+
 def test_more_processes_than_clients_asked():
     asked = make_eval_split(POPULATION, "val", most=2, devices=4, share=ProcessShare(3, 4))
     assert len(asked.who) in (0, 1)
@@ -169,9 +224,9 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def after_one_round(config, folder, processes, devices=1):
+def after_one_round(config, folder, processes, devices=1, more=()):
     """(parameters, first row of the metrics)."""
-    out, told = run(command(processes, "train", config, "--out", folder, "--rounds", 1, devices=devices))
+    out, told = run(command(processes, "train", config, "--out", folder, "--rounds", 1, *more, devices=devices))
     assert "hr@10" in out
     assert told.count("round     1") == 1  # one process speaks
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2  # and one writes
@@ -184,11 +239,15 @@ def alone(config, tmp_path_factory):
     return after_one_round(config, tmp_path_factory.mktemp("one") / "a", 1)
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("processes", "devices", "draw_on"),
+    [(2, 2, "host"), (2, 1, "device"), pytest.param(4, 1, "host", marks=pytest.mark.full)],
+)
 @pytest.mark.long
-def test_after_one_round_they_have_what_one_process_has(config, alone, tmp_path, processes, devices):
-    params, row = after_one_round(config, tmp_path / "r", processes, devices)
-    want, wanted = alone
+def test_after_one_round_they_have_what_one_process_has(config, alone, tmp_path, processes, devices, draw_on):
+    more = "--work.draw-on", draw_on
+    params, row = after_one_round(config, tmp_path / "r", processes, devices, more)
+    want, wanted = alone if draw_on == "host" else after_one_round(config, tmp_path / "one", 1, 1, more)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(want), strict=True):
         assert np.abs(a - b).max() <= 1e-6 * largest

@@ -11,6 +11,7 @@ from jaxfed.data.blocks import make_block_shapes
 from jaxfed.data.device_cohorts import bound_held_rows, make_drawer
 from jaxfed.data.device_data import find_negatives, list_train_data, put_train_data
 from jaxfed.data.packing import pack_cohort
+from jaxfed.data.population import ProcessShare
 from jaxfed.data.preparation import prepare_population
 from tests.data.test_device_draws import draw_round, read_steps
 from tests.data.test_domains import SOURCE
@@ -77,3 +78,10 @@ def test_the_host_runs_the_same_programs():
     host = pack_cohort(MERGED, batching, shapes, ids, np.ones(len(ids), bool), 3, 0)
     forms = [[(np.shape(x), np.asarray(x).dtype) for x in jax.tree.leaves(each)] for each in (host, cohort)]
     assert forms[0] == forms[1]
+
+
+def test_domains_of_several_processes_are_left_to_the_host():
+    batching = Batching(16, 5)
+    shapes = make_block_shapes(MERGED, batching, 4, 2, share=ProcessShare(0, 2))
+    with pytest.raises(ValueError, match='domains of several processes.*set it to "host"'):
+        make_drawer(MERGED, batching, shapes)

@@ -418,12 +418,15 @@ def program(monkeypatch, tmp_path):
     return call
 
 
-def test_a_run_goes_on_where_it_was_and_is_that_of_one_device_on_eight(program):
-    whole = program("whole", 4)
-    program("resumed", 2)
-    assert program("resumed", 4, "--resume")["params_sha256"] == whole["params_sha256"]
-    assert program("host", 4, "--work.draw-on", "host")["params_sha256"] != whole["params_sha256"]
-    eight = program("eight", 4, "--run.devices", 8)
+@pytest.mark.parametrize(
+    "more", [(), ("--data.clients", "silo", "--data.silos", 20, "--cohort.size", 8)], ids=["", "several users"]
+)
+def test_a_run_goes_on_where_it_was_and_is_that_of_one_device_on_eight(program, more):
+    whole = program("whole", 4, *more)
+    program("resumed", 2, *more)
+    assert program("resumed", 4, "--resume", *more)["params_sha256"] == whole["params_sha256"]
+    assert program("host", 4, "--work.draw-on", "host", *more)["params_sha256"] != whole["params_sha256"]
+    eight = program("eight", 4, "--run.devices", 8, *more)
     for name in ("bytes_up_total", "bytes_down_total"):
         assert eight[name] == whole[name]
     assert eight["test/full/mrr"] == pytest.approx(whole["test/full/mrr"], rel=1e-3)  # sums in another order
