@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -18,6 +19,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.data.clients import make_clients
 from jaxfed.data.device_cohorts import make_drawer
 from jaxfed.data.device_rounds import choose_room, drop_finer_kinds, plan_device_round
+from jaxfed.data.population import ProcessShare
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training import looped_rounds
 from jaxfed.training.looped_rounds import compile_loop, find_stop, plan_rounds, run_looped_rounds
@@ -334,3 +336,10 @@ def test_data_that_the_device_cannot_draw_are_said_to_need_the_host(monkeypatch)
     monkeypatch.setattr(round_stages, "find_draw_problem", lambda *args: "they are too many")
     with pytest.raises(ValueError, match="they are too many.*set it to 1"):
         make_parts(work={"draw_on": "host"})
+
+
+def test_several_processes_run_no_program_of_many_rounds():
+    parts, run = make_parts(), make_config(TABLE).run
+    pieces, shapes = SimpleNamespace(run=run, clients=parts.data), parts.shapes._replace(share=ProcessShare(0, 2))
+    with pytest.raises(ValueError, match="there are several processes.*set it to 1"):
+        round_stages.choose_loop(pieces, parts.algorithm, parts.batching, shapes)
