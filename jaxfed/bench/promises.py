@@ -7,16 +7,16 @@ from rich.console import Console
 
 from jaxfed.training.terminal_table import print_table
 
-OURS = ("ours_ms", "device_draws_ms", "device_loop_ms")
+JAXFED_TIMES = ("ours_ms", "device_draws_ms", "device_loop_ms")
 
 
 def find_fastest(row: dict[str, Any]) -> float:
     """Milliseconds of a round: the least of rounds packed on the host, drawn on the device, and in programs."""
-    return min(row[name] for name in OURS if row.get(name) is not None)
+    return min(row[name] for name in JAXFED_TIMES if row.get(name) is not None)
 
 
 def compare_to_fastest(workload: str, other: str) -> Callable[[dict], float]:
-    """How many times as long as ours another method takes; ours is the fastest, see `find_fastest`."""
+    """What computes, from the figures, the time of another method divided by that of the fastest of jaxfed's."""
     return lambda figures: figures[workload][other] / find_fastest(figures[workload])
 
 

@@ -36,11 +36,13 @@ class BlockSource(NamedTuple):
         draw: draw(kind, data, planned, i) -> `Block`: block i of a kind; its rows are those of the catalogue.
         list_rows: list_rows(data, planned, room) -> (int32 [room]: the rows that the cohort holds, int32 [rows + 1]:
             the position of each row among them); None: rounds run on all rows.
+        end: Rows of the tables; a row of a block from there on is unused.
     """
 
     kinds: int
     draw: Callable[[int, Tree, PlannedRound, Array], Block]
     list_rows: Callable[[Tree, PlannedRound, int], tuple[jax.Array, jax.Array]] | None
+    end: int
 
 
 def check_loop(plan: Plan) -> None:
@@ -70,7 +72,7 @@ def run_planned_round(
         planned: who takes part.
 
     Returns:
-        (the state after the round, its figures).
+        (the state after the round, its figures; among them `rows/held` int32 [M]: rows that each client holds).
     """
     touched = row_positions = None
     if source.list_rows:
@@ -78,8 +80,10 @@ def run_planned_round(
     broadcast = broadcast_model(plan, state.shared, touched, frozen.server) if plan.method.parametrization else None
     client_states, state = state.client_states, state._replace(client_states=())
 
-    def run_block(kind: int, block_index: Any, client_states: Tree) -> Any:
-        block = source.draw(kind, data, planned, block_index)
+    def draw(kind: int, block_index: Any) -> Block:
+        return source.draw(kind, data, planned, block_index)
+
+    def run_block(block: Block, client_states: Tree) -> Any:
         if row_positions is not None:
             block = block._replace(rows=row_positions[block.rows])
         block = plan.place.block(block)  # its clients are divided among the devices
@@ -87,19 +91,25 @@ def run_planned_round(
         cohort = planned.ids, planned.present, touched, planned.ages
         return run_client_block(plan, read, *cohort, key, block, None, broadcast, frozen.clients)
 
-    def add_block(kind: int, block_index: Any, accumulated: Accumulator) -> Accumulator:
-        return accumulate(plan, accumulated, run_block(kind, block_index, accumulated.client_states))
+    def add_block(kind: int, block_index: Any, heard: tuple[Accumulator, jax.Array]) -> tuple[Accumulator, jax.Array]:
+        (accumulated, rows_held), block = heard, draw(kind, block_index)
+        counts = (block.rows < source.end).sum(1, dtype=jnp.int32)
+        rows_held = rows_held.at[block.slots].set(counts, mode="drop")
+        return accumulate(plan, accumulated, run_block(block, accumulated.client_states)), rows_held
 
-    messages = jax.eval_shape(partial(run_block, 0), 0, client_states)
+    messages = jax.eval_shape(lambda: run_block(draw(0, 0), client_states))
     size = table_rows_of(plan, state._replace(client_states=client_states)) if touched is None else touched.size
     accumulated = init_accumulator(plan, messages, planned.present, size, 0)._replace(client_states=client_states)
+    heard = accumulated, jnp.zeros(len(planned.present), jnp.int32)
     for kind in range(source.kinds):
-        accumulated = jax.lax.fori_loop(0, planned.blocks_per_kind[kind], partial(add_block, kind), accumulated)
+        heard = jax.lax.fori_loop(0, planned.blocks_per_kind[kind], partial(add_block, kind), heard)
+    accumulated, rows_held = heard
     state = state._replace(client_states=accumulated.client_states)
     reports = accumulated._replace(client_states=()), planned.ids, planned.present, touched, key
     state, info = server_update(plan, state, *reports, frozen.server)
     end = table_rows_of(plan, state)
-    return state, info | {"rows/union": jnp.int32(end) if touched is None else (touched < end).sum(dtype=jnp.int32)}
+    union = jnp.int32(end) if touched is None else (touched < end).sum(dtype=jnp.int32)
+    return state, info | {"rows/union": union, "rows/held": rows_held}
 
 
 def run_planned_rounds(

@@ -32,8 +32,8 @@ class Batching(NamedTuple):
         sequence: A step reads histories in place of examples, with so many `negatives` for all of it, drawn from the
             whole catalogue. The model says so.
         shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
-        draw_on: Where shuffles and negatives are drawn: host, by NumPy, or device, with other random numbers; there a
-            client's negatives of a round repeat only after all others have come.
+        draw_on: Where shuffles and negatives are drawn: host, by NumPy, or device, with other random numbers. There, a
+            client with one user has a negative again in a round only after all others were drawn.
 
     Example:
         >>> import jaxfed as jf

@@ -47,8 +47,9 @@ def divide_integers(index: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def draw_below(size: jax.Array, key: BijectionKey) -> jax.Array:
-    """int32: a random number of [0, size) for each key, uniform up to 2^-32: the upper word of size times a word of
-    random bits. size int: from 1 to below 2^30."""
+    """int32: a random number of [0, size) for each key: the upper word of size times the key's even word. No number
+    has a chance that differs from 1 / size by more than 2^-32. size int: from 1 to below 2^30, of the keys' shape or
+    one that broadcasts."""
     size = size.astype(jnp.uint32)
     high, low, size_high, size_low = key.even >> 16, key.even & 0xFFFF, size >> 16, size & 0xFFFF
     middle = high * size_low + (low * size_low >> 16)

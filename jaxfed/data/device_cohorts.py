@@ -25,18 +25,16 @@ from jaxfed.data.device_data import (
 )
 from jaxfed.data.device_draws import draw_block, draw_held_rows
 from jaxfed.data.device_features import draw_block_with_features
-from jaxfed.data.device_histories import count_history_rows, draw_history_block, draw_history_rows
+from jaxfed.data.device_histories import draw_history_block, draw_history_rows
+from jaxfed.data.device_organisation_histories import (
+    draw_organisation_histories,
+    draw_organisation_history_rows,
+)
 from jaxfed.data.device_organisations import (
-    count_organisation_rows,
     draw_organisation_block,
     draw_organisation_rows,
 )
 from jaxfed.data.device_pairs import draw_pair_block
-from jaxfed.data.device_user_histories import (
-    count_user_history_rows,
-    draw_user_histories,
-    draw_user_history_rows,
-)
 from jaxfed.data.population import Population
 
 
@@ -46,26 +44,23 @@ class BlockDraws(NamedTuple):
     Args:
         block: draw(...) -> (int32 [m, K]: the items that each client holds, float [m]: train items, `Batches`).
         held_rows: draw(...) -> the first of these alone.
-        count_rows: count(...) -> int32 [m]: how many they are. None: it does not depend on what is drawn, see
-            `bound_held_rows`.
     """
 
     block: Callable[..., Any]
     held_rows: Callable[..., jax.Array]
-    count_rows: Callable[..., jax.Array] | None
 
 
 def choose_draws(population: Population, batching: Batching) -> BlockDraws:
     """What draws batches of these on the device."""
     if batching.sequence and population.users_per_client > 1:
-        return BlockDraws(draw_user_histories, draw_user_history_rows, count_user_history_rows)
+        return BlockDraws(draw_organisation_histories, draw_organisation_history_rows)
     if batching.sequence:
-        return BlockDraws(draw_history_block, draw_history_rows, count_history_rows)
+        return BlockDraws(draw_history_block, draw_history_rows)
     if population.users_per_client > 1:
         draw = partial(draw_block_with_features, draw_organisation_block)
-        return BlockDraws(draw, draw_organisation_rows, count_organisation_rows)
+        return BlockDraws(draw, draw_organisation_rows)
     draw = partial(draw_block_with_features, draw_pair_block if batching.pairwise else draw_block)
-    return BlockDraws(draw, draw_held_rows, None)
+    return BlockDraws(draw, draw_held_rows)
 
 
 def list_block_formats(
@@ -81,9 +76,9 @@ def list_block_formats(
     found = {}
     for number, (steps, width) in enumerate(shapes.kinds):
         of_kind = kind <= number  # the last blocks are filled up with shorter clients
-        positives, longest = (int(x[of_kind].max(initial=0)) for x in (population.num_train, excluded))
+        positives, excluded_items = (int(x[of_kind].max(initial=0)) for x in (population.num_train, excluded))
         rows, users = shapes.rows(steps, width), population.users_per_client
-        found[steps, width] = BlockFormat(batching, *ends, steps, width, rows, positives, longest, users)
+        found[steps, width] = BlockFormat(batching, *ends, steps, width, rows, positives, excluded_items, users)
     return found
 
 
@@ -106,12 +101,17 @@ def number_marked_items(room: int, marked: jax.Array) -> tuple[jax.Array, jax.Ar
     return rows, jnp.where(marked, place, room), count
 
 
+def has_random_rows(population: Population, batching: Batching) -> bool:
+    """Whether the number of rows that a client holds depends on what is drawn."""
+    return bool(batching.sequence) or population.users_per_client > 1
+
+
 def bound_held_rows(population: Population, batching: Batching, clients: np.ndarray) -> np.ndarray:
     """int64: how many rows each of some clients holds in a round that is drawn on the device: exactly so many, or at
-    most, where that depends on what is drawn; see `BlockDraws.count_rows`."""
+    most, where that depends on what is drawn."""
     n, items = population.num_train[clients], population.num_items
-    if not batching.sequence and population.users_per_client == 1:
-        return n + np.minimum(batching.epochs * n * batching.negatives, count_free_items(population)[clients])
+    if not has_random_rows(population, batching):
+        return n + np.minimum(batching.epochs * n * batching.negatives, count_free_items(population, clients))
     if not batching.sequence:
         return np.minimum(n + batching.epochs * n * batching.negatives, items)
     sizes = measure_clients(population, batching, clients)
@@ -145,17 +145,14 @@ class CohortDrawer(NamedTuple):
 
     Args:
         draw: draw(ids, present, seed, round, union) -> `Cohort`, as `packing.pack_cohort` makes it, of other random
-            numbers. union: what other processes hold too, see there.
+            numbers. union: union(is_held) -> bool [end + 1]: what any process holds, from what this one does.
         compile: Compiles all programs of `draw`.
         train_data: What clients train on, on the device since it was first asked for.
-        count_rows: count_rows(ids, key) -> int64 [clients]: how many rows each client of a cohort holds, ids int [M],
-            in the round with this key.
     """
 
     draw: Callable[..., Cohort]
     compile: Callable[[], None]
     train_data: Callable[[], DeviceTrainData]
-    count_rows: Callable[[np.ndarray, BijectionKey], np.ndarray]
 
 
 def make_drawer(population: Population, batching: Batching, shapes: BlockShapes) -> CohortDrawer:
@@ -210,20 +207,4 @@ def make_drawer(population: Population, batching: Batching, shapes: BlockShapes)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_kind, shapes.kinds))
 
-    return CohortDrawer(draw, compile_kinds, put, make_row_counter(population, formats[shapes.kinds[-1]], put))
-
-
-def make_row_counter(
-    population: Population, longest: BlockFormat, put: Callable[[], DeviceTrainData]
-) -> Callable[[np.ndarray, BijectionKey], np.ndarray]:
-    """See `CohortDrawer.count_rows`. longest: any client fits into blocks of this kind."""
-    count_drawn = choose_draws(population, longest.batching).count_rows
-    count = count_drawn and jax.jit(partial(count_drawn, longest))
-
-    def count_rows(ids, key):
-        is_client = ids < population.num_clients
-        if count:
-            return np.asarray(count(put(), ids, key))[is_client].astype(np.int64)
-        return bound_held_rows(population, longest.batching, ids[is_client])
-
-    return count_rows
+    return CohortDrawer(draw, compile_kinds, put)

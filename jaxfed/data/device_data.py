@@ -19,15 +19,15 @@ MOST_LAPS = 1 << 20  # as often does no client come to the same negative
 
 
 class DeviceTrainData(NamedTuple):
-    """The train items of all users, each user's end to end, on the host or the device. The last user is nobody, with
-    none, and so is the last client; where a client is one user, these have the same numbers."""
+    """The E train items of all U users of C clients, each user's end to end, on the host or the device. User U and
+    client C are nobody: they have no items. Where each client has one user, both have the same number."""
 
     start: Any  # int32 [U + 2]: where each user's begin
     items: Any  # int32 [E]: in the order of time
     labels: Any = None  # float32 [E]; None: every row is a click
     # of examples:
     excluded_start: Any = None  # int32 [U + 2]: of the items that are no negatives of each user
-    gaps: Any = None  # int32 [X]: these (places in the domain), sorted for each user, less their ranks; [0]: no need
+    gaps: Any = None  # int32 [X]: where these stand among the items of the user's domain, ascending, less their rank
     negatives: Any = None  # int32: all other items of each user, end to end; None: too many
     label_flipped: Any = None  # bool [C + 1]; None: nobody's
     item_features: Any = None  # int32 [N + 1, F], at the end those of no item; None: no model asks
@@ -46,7 +46,7 @@ class DeviceTrainData(NamedTuple):
 
     @property
     def nobody(self) -> int:
-        """The number of the user without items, which is that of all users."""
+        """The number of the user without items: U."""
         return self.start.shape[0] - 2
 
 
@@ -56,7 +56,7 @@ def put_train_data(arrays: DeviceTrainData) -> DeviceTrainData:
 
 
 def keep_own_rows(population: Population, share: ProcessShare) -> Population:
-    """A population of which the users of other processes have no train rows."""
+    """A population without the train rows, excluded items and features of the users of other processes."""
     if share.size == 1:
         return population
     owner = share.owner(population.client_of, population.num_clients)
@@ -67,8 +67,13 @@ def keep_own_rows(population: Population, share: ProcessShare) -> Population:
         return slice(kept[0], kept[-1]), kept - kept[0]
 
     (rows, start), (excluded, excluded_start) = cut(population.train.start), cut(population.excluded.start)
-    labels, times = population.labels, population.times
+    labels, times, features = population.labels, population.times, population.user_features
+    is_own = (np.arange(len(owner)) >= first) & (np.arange(len(owner)) < last)
+    if features:  # of others none: see `Features.numbers`
+        none = np.int32(len(features.names))
+        features = features._replace(numbers=np.where(is_own[:, None], features.numbers, none))
     return population._replace(
+        user_features=features,
         train=Ragged(population.train.values[rows], start),
         excluded=Ragged(population.excluded.values[excluded], excluded_start),
         negative_index=population.negative_index._replace(negatives=None),
@@ -82,6 +87,8 @@ def list_train_data(population: Population, batching: Batching, share: ProcessSh
     for it."""
     population = keep_own_rows(population, share)
     arrays = list_histories(population, batching) if batching.sequence else list_examples(population, batching)
+    # programs cannot read from an array without entries, as of a process without clients
+    arrays = jax.tree.map(lambda x: x if len(x) else np.zeros(1, x.dtype), arrays)
     need, free = count_bytes(arrays), device_memory()
     if need > free // 2:
         raise ValueError(
@@ -101,10 +108,10 @@ def list_examples(population: Population, batching: Batching) -> DeviceTrainData
         rank = np.arange(len(values)) - np.repeat(excluded.start[:-1], excluded.counts)
         gaps = (values - rank).astype(np.int32)
     return DeviceTrainData(
-        start=append_empty_client(population.train.start),
+        start=append_empty_user(population.train.start),
         items=population.train.values,
         labels=None if labels is None else labels.train,
-        excluded_start=append_empty_client(excluded.start),
+        excluded_start=append_empty_user(excluded.start),
         gaps=gaps,
         negatives=listed,
         label_flipped=None if flipped is None else np.append(flipped, False),
@@ -147,7 +154,7 @@ def list_features(population: Population, batching: Batching) -> dict[str, np.nd
     return found
 
 
-def append_empty_client(start: np.ndarray) -> np.ndarray:
+def append_empty_user(start: np.ndarray) -> np.ndarray:
     """int32 [C + 2]: where lists of clients begin, from int64 [C + 1], with one without entries after them."""
     return np.append(start, start[-1]).astype(np.int32)
 
@@ -155,9 +162,7 @@ def append_empty_client(start: np.ndarray) -> np.ndarray:
 def list_histories(population: Population, batching: Batching) -> DeviceTrainData:
     """What clients of a model of sequences train on."""
     assert batching.sequence
-    data = DeviceTrainData(
-        append_empty_client(population.train.start), population.train.values, **list_users(population)
-    )
+    data = DeviceTrainData(append_empty_user(population.train.start), population.train.values, **list_users(population))
     if batching.sequence.times != "none":
         assert population.times
         data = data._replace(times=population.times.train)
@@ -183,7 +188,8 @@ def find_draw_problem(population: Population, batching: Batching, shapes: BlockS
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         return f"{found[0]} are drawn on the host alone"
-    n, free = population.train.counts, np.maximum(count_free_items(population), 1)
+    users = np.arange(len(population.user_names))
+    n, free = population.train.counts, np.maximum(count_free_items(population, users), 1)
     if batching.sequence:  # negatives of a step, whatever its client has
         n, free = np.ones(1, np.int64), np.array([len(list_warm_items(population))])
     drawn = batching.epochs * batching.negatives * n
@@ -195,9 +201,10 @@ def find_draw_problem(population: Population, batching: Batching, shapes: BlockS
     return ""
 
 
-def count_free_items(population: Population) -> np.ndarray:
-    """int64 [U]: how many items may be negatives of each user."""
-    return population.span(np.arange(len(population.user_names)))[1] - population.excluded.counts
+def count_free_items(population: Population, users: np.ndarray) -> np.ndarray:
+    """int64: how many items may be negatives of each of some users."""
+    start = population.excluded.start
+    return population.span(users)[1] - (start[users + 1] - start[users])
 
 
 class BlockFormat(NamedTuple):
@@ -210,7 +217,7 @@ class BlockFormat(NamedTuple):
     width: int  # examples of a step; of histories, the most items that are read of one
     rows: int  # of a client
     positives: int  # train items of a client, at most
-    longest: int  # items that are excluded for a user, at most
+    excluded_items: int  # of a user, at most
     users: int  # of a client, at most
 
 
@@ -222,10 +229,12 @@ def count_items(data: DeviceTrainData, user: jax.Array, items: int) -> tuple[jax
     return data.start[user + 1] - data.start[user], jnp.maximum(offered - excluded, 1)
 
 
-def find_negatives(data: DeviceTrainData, user: jax.Array, rank: jax.Array, items: int, longest: int) -> jax.Array:
+def find_negatives(
+    data: DeviceTrainData, user: jax.Array, rank: jax.Array, items: int, excluded_items: int
+) -> jax.Array:
     """int32: the item of each rank among those that are not excluded for a user: rank + #{gaps <= rank}, in its domain.
 
-    By a list, or by a binary search. longest: the most items that are excluded for one of the users.
+    By a list, or by a binary search. excluded_items: of one of the users, at most.
     """
     assert data.excluded_start is not None
     assert data.gaps is not None
@@ -233,7 +242,7 @@ def find_negatives(data: DeviceTrainData, user: jax.Array, rank: jax.Array, item
     if data.negatives is not None:
         return data.negatives.at[user * items - begin + rank].get(mode="clip")
     low, high = jnp.broadcast_to(begin, rank.shape), jnp.broadcast_to(data.excluded_start[user + 1], rank.shape)
-    for _ in range(int(longest).bit_length()):
+    for _ in range(int(excluded_items).bit_length()):
         middle = low + (high - low) // 2
         is_below = (low < high) & (data.gaps.at[middle].get(mode="clip") <= rank)
         low, high = jnp.where(is_below, middle + 1, low), jnp.where(is_below, high, middle)

@@ -23,15 +23,15 @@ def draw_held_rows(block_format: BlockFormat, data: DeviceTrainData, client: jax
     begin, (n, free) = data.start[client], count_items(data, client, items)
     place, order = jnp.arange(block_format.rows), fold_in_number(fold_in_number(key, client), 0)
     rank = permute_indices(jnp.clip(place - n, 0, free - 1), free, order, items)
-    negative = find_negatives(data, client, rank, items, block_format.longest)
+    negative = find_negatives(data, client, rank, items, block_format.excluded_items)
     positive = data.items.at[begin + place].get(mode="clip")
     used = n + jnp.minimum(batching.epochs * n * batching.negatives, free)
     return jnp.where(place < n, positive, jnp.where(place < used, negative, block_format.end))
 
 
 def order_each_epoch(count: jax.Array, most: int, epochs: int, key: BijectionKey) -> jax.Array:
-    """int32 [m, epochs * most]: the numbers below each count int [m, 1], none above `most`, in a random order of each
-    epoch; past the count some number again."""
+    """int32 [m, epochs * most]: in each epoch the numbers below a count int [m, 1] in a random order. No count is above
+    `most`; places past a count hold one of its numbers again, and must not be used."""
     number, size = jnp.minimum(jnp.arange(most), jnp.maximum(count - 1, 0)), jnp.maximum(count, 1)
     keys = [fold_in_number(key, epoch + 1) for epoch in range(epochs)]
     return jnp.concatenate([permute_indices(number, size, each, most) for each in keys], 1)

@@ -94,19 +94,6 @@ def draw_history_rows(
     return scatter_chosen(held, is_other, number_chosen(drawn, is_other), read.item)
 
 
-def count_history_rows(
-    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
-) -> jax.Array:
-    """int32 [m]: how many rows each client holds in a round."""
-    batching, items = block_format.batching, block_format.items
-    assert batching.sequence
-    if batching.sequence.whole_catalogue:
-        return jnp.full(len(client), items, jnp.int32)
-    drawn = min(batching.epochs * batching.negatives, count_warm_items(data, items))
-    read = read_histories(block_format, data, client[:, None], key)
-    return drawn + (read.is_used & (read.place >= drawn)).sum(1, dtype=jnp.int32)
-
-
 def lay_out_steps(block_format: BlockFormat, warm: int, read: ReadItems) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(int32 [m, S, k]: the rows of each step, int32 [m, S, T]: which of these each item read is, float [k]: how often
     each was drawn)."""

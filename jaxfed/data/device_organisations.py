@@ -2,7 +2,7 @@
 
 A bijection of (seed, round, client, epoch) orders the train items of all users of a client. Each is followed by its
 negatives: items that are not excluded for its user, drawn one by one as on the host, so that they may come again. Users
-of a client have items in common, so the rows that it holds are found by marking them in a list of all items.
+of a client have items in common, so the rows that it holds are found by sorting or marking them.
 """
 
 import jax
@@ -24,14 +24,26 @@ def find_first_lanes(item: jax.Array) -> jax.Array:
 
 
 def list_client_rows(item: jax.Array, items: int, end: int, rows: int) -> tuple[jax.Array, jax.Array]:
-    """(int32 [m, rows]: the distinct items of each client, ascending, `end` where unused, int32 [m, items + 1]: the
-    place of each item among them). item int [m, ...]: `items` where unused."""
-    lead, number = jnp.arange(len(item))[:, None], jnp.arange(items, dtype=jnp.int32)
-    marked = jnp.zeros((len(item), items + 1), bool).at[lead, item.reshape(len(item), -1)].set(True)
-    place = jnp.cumsum(marked, 1, dtype=jnp.int32) - 1
-    at = jnp.where(marked[:, :items], place[:, :items], rows)
-    held = jnp.full((len(item), rows), end, jnp.int32).at[lead, at].set(number, mode="drop")
-    return held, place
+    """(int32 [m, rows]: the distinct items of each client, ascending, `end` where unused, int32 [m, ...]: the place of
+    each entry's item among them). item int [m, ...]: `items` where unused.
+
+    A client with more entries than there are items marks them in a list of all items; others are sorted.
+    """
+    lead, entry = jnp.arange(len(item))[:, None], item.reshape(len(item), -1)
+    if entry.shape[1] > items:
+        marked = jnp.zeros((len(item), items + 1), bool).at[lead, entry].set(True)
+        value, is_new = jnp.broadcast_to(jnp.arange(items + 1, dtype=jnp.int32), marked.shape), marked
+        number = jnp.cumsum(marked, 1, dtype=jnp.int32) - 1
+        place = jnp.take_along_axis(number, entry, 1)
+    else:
+        order = jnp.argsort(entry, 1)
+        value = jnp.take_along_axis(entry, order, 1)
+        is_new = jnp.diff(value, axis=1, prepend=-1) != 0
+        number = jnp.cumsum(is_new, 1, dtype=jnp.int32) - 1
+        place = jnp.zeros(entry.shape, jnp.int32).at[lead, order].set(number, unique_indices=True)
+    at = jnp.where(is_new & (value < items), number, rows)
+    held = jnp.full((len(item), rows), end, jnp.int32).at[lead, at].set(value, mode="drop")
+    return held, place.reshape(item.shape)
 
 
 def draw_examples_of_users(
@@ -44,6 +56,7 @@ def draw_examples_of_users(
     assert data.user_of_row is not None
     batching, items, most = block_format.batching, block_format.items, max(block_format.positives, 1)
     client, size, each = client[:, None], batching.batch_size, batching.examples(1)
+    lane = jnp.arange(block_format.width)  # an epoch of one step may be narrower than other batches
     first_user = data.client_offsets[client]
     first_row = data.start[first_user]
     n = data.start[data.client_offsets[client + 1]] - first_row
@@ -55,8 +68,8 @@ def draw_examples_of_users(
         jnp.broadcast_to(jnp.arange(block_format.steps), (len(n), block_format.steps)), of_epoch
     )
     count = jnp.where(epoch < batching.epochs, jnp.clip(n * each - step * size, 0, size), 0)
-    is_live = jnp.arange(size) < count[..., None]
-    place = jnp.where(is_live, (step * size)[..., None] + jnp.arange(size), 0)  # of each example, in its epoch
+    is_live = lane < count[..., None]
+    place = jnp.where(is_live, (step * size)[..., None] + lane, 0)  # of each example, in its epoch
     at = jnp.clip(epoch, 0, batching.epochs - 1)[..., None] * most + place // each
     row = first_row[..., None] + jnp.take_along_axis(order, at.reshape(len(n), -1), 1).reshape(at.shape)
     row = jnp.minimum(row, len(data.items) - 1)
@@ -65,7 +78,7 @@ def draw_examples_of_users(
     # a random number of its own for each example of each epoch
     at = (epoch * n * each)[..., None] + place
     rank = draw_below(free, fold_in_number(jax.tree.map(lambda word: word[..., None], fold_in_number(own_key, 0)), at))
-    negative = find_negatives(data, user, rank, items, block_format.longest)
+    negative = find_negatives(data, user, rank, items, block_format.excluded_items)
     batch = {"weight": is_live.astype(jnp.float32), "user": jnp.where(is_live, user - first_user[..., None], 0)}
     if batching.pairwise:
         item = jnp.stack([positive, negative], -1)
@@ -83,7 +96,7 @@ def draw_organisation_block(
     """(int32 [m, K]: the items that each client holds, float [m]: train items, `Batches` [m, ...]); see
     `device_draws.draw_block`. A row lies where the step has its item first, as `packing.lay_out_examples` lays it.
 
-    client int [m]: C for nobody. key: of the round.
+    client int [m]: C, the number of clients, for an empty place. key: of the round.
     """
     batching, items = block_format.batching, block_format.items
     item, is_live, examples, batch = draw_examples_of_users(block_format, data, client, key)
@@ -91,11 +104,10 @@ def draw_organisation_block(
     held, place = list_client_rows(item, items, block_format.end, block_format.rows)
     first = find_first_lanes(item)
     is_row = (first == jnp.arange(item.shape[-1])) & (item < items)
-    row = jnp.take_along_axis(place, item.reshape(len(item), -1), 1).reshape(item.shape)
     slot = jnp.where(item < items, first, 0).reshape(*batch["weight"].shape, -1)
     names = ("item", "other") if batching.pairwise else ("item",)
     batch |= {name: slot[..., column] for column, name in enumerate(names)}
-    steps = Batches(jnp.where(is_row, row, items), is_live, batch, (batching.epochs * examples).astype(jnp.float32))
+    steps = Batches(jnp.where(is_row, place, items), is_live, batch, (batching.epochs * examples).astype(jnp.float32))
     return held, (examples // batching.examples(1)).astype(jnp.float32), steps
 
 
@@ -105,10 +117,3 @@ def draw_organisation_rows(
     """int32 [m, K]: the items that each client holds; see `draw_organisation_block`."""
     item = draw_examples_of_users(block_format, data, client, key)[0]
     return list_client_rows(item, block_format.items, block_format.end, block_format.rows)[0]
-
-
-def count_organisation_rows(
-    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
-) -> jax.Array:
-    """int32 [m]: how many rows each client holds in a round."""
-    return (draw_organisation_rows(block_format, data, client, key) < block_format.items).sum(1, dtype=jnp.int32)

@@ -132,4 +132,4 @@ def make_block_source(population: Population, batching: Batching, shapes: BlockS
         rows, place, _ = number_marked_items(room, marked)
         return rows, place
 
-    return BlockSource(len(widths), draw, list_rows if shapes.room else None)
+    return BlockSource(len(widths), draw, list_rows if shapes.room else None, end)

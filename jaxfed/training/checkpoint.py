@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp  # takes long to import: functions do where they need it
 
 SILENT = logging.CRITICAL + 1
-ONE_SAVE = Lock()  # Orbax numbers the saves of a process: of two at a time, one finds its folder made by the other
+SAVE_LOCK = Lock()  # Orbax numbers the saves of a process: of two at a time, one finds its folder made by the other
 FORMAT = 3  # 1: the digest was that of the arrays alone, the record not protected; 2: a state's fields had other names
 
 
@@ -203,7 +203,7 @@ def background_saver(
         return
 
     def write(step, state, record):
-        with ONE_SAVE:
+        with SAVE_LOCK:
             save_checkpoint(checkpoints, step, state, record)
             checkpoints.wait_until_finished()
 

@@ -170,6 +170,7 @@ def train_with_checkpoints(runs: Sequence[OpenRun]) -> None:
     unfinished = [session for session in sessions if not session.progress.finished]
     for session in unfinished:
         again = f"go on with: jaxfed train {session.settings.run.out}/config.toml --resume"
+        again = "go on with the same jaxfed sweep" if session.label else again
         again = again if settings.privacy.seed == "run" else "its secret seed is not stored, so it cannot be resumed"
         log(f"{session.label}stopped after round {session.progress.round}; {again}")
     if unfinished:

@@ -13,7 +13,6 @@ from jaxfed.config.build import RunParts
 from jaxfed.core.round_loop import PlannedRound
 from jaxfed.core.state import State
 from jaxfed.core.types import Cohort, Key
-from jaxfed.data.bijections import BijectionKey
 from jaxfed.data.device_rounds import choose_room, plan_device_round
 from jaxfed.sampling.cohort import sample_cohort
 from jaxfed.training.rounds import PreparedRound, RoundResult
@@ -124,7 +123,6 @@ def list_results(
     parts: RunParts, done: ProgramPlan, state: State, figures: dict[str, Any]
 ) -> Generator[RoundResult, None, None]:
     """The rounds of a program that has run, one after the other."""
-    assert parts.drawer
     population = parts.data.population
     for index, time in enumerate(done.times):
         ids, present = (np.asarray(x[index]) for x in (done.rounds.ids, done.rounds.present))
@@ -132,8 +130,7 @@ def list_results(
         info, clients = {name: x[index] for name, x in figures.items()}, ids[ids < population.num_clients]
         if not done.room:  # the tables may be longer: see `padded_table_rows`
             info["rows/union"] = population.num_items
-        key = BijectionKey(*(words[index] for words in done.rounds.draw_inputs.key))
-        held, rows = parts.drawer.count_rows(ids, key), int(info["rows/union"])
+        held, rows = info.pop("rows/held")[ids < population.num_clients], int(info["rows/union"])
         down = int(parts.wire.in_round(done.start + index).down(held, rows, clients).sum())
         if ages is not None:
             info["clients/age"] = float(ages[present].mean()) if present.any() else math.nan

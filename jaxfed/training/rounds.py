@@ -20,7 +20,7 @@ from jaxfed.core.state import State
 from jaxfed.core.tree import count_bytes
 from jaxfed.core.types import Cohort, Key, Tree
 from jaxfed.core.wire import Wire
-from jaxfed.data.device_cohorts import bound_held_rows, choose_draws
+from jaxfed.data.device_cohorts import bound_held_rows, has_random_rows
 from jaxfed.data.packing import empty_cohort, pack_cohort
 from jaxfed.evaluation.evaluator import flatten_metrics
 from jaxfed.evaluation.split import EvalSplit
@@ -186,8 +186,7 @@ def count_rows(parts: RunParts, cohort: Cohort) -> tuple[np.ndarray, int]:
     are over these."""
     shapes, items = parts.shapes, parts.data.population.num_items
     end = shapes.end if cohort.rows is None or shapes.pairs else len(cohort.rows)
-    is_known = parts.drawer and not choose_draws(parts.data.population, parts.batching).count_rows
-    if is_known:  # without a look at what was drawn
+    if parts.drawer and not has_random_rows(parts.data.population, parts.batching):
         who = np.concatenate([cohort.ids[block.slots[block.slots < len(cohort.ids)]] for block in cohort.blocks])
         held = bound_held_rows(parts.data.population, parts.batching, who)
     else:

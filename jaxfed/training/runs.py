@@ -18,7 +18,7 @@ from jaxfed.data.clients import Clients
 from jaxfed.training.best_model import build_run
 from jaxfed.training.loop import OpenRun, finish_run, open_run_folder, prepare_run, train_run, train_with_checkpoints
 from jaxfed.training.resume import finished_summary
-from jaxfed.training.run_dir import read_summary
+from jaxfed.training.run_dir import disk_full_errors, read_summary
 
 
 def train_in_process(table: dict[str, Any], folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -107,20 +107,20 @@ def make_seeds_runner(configs: Sequence[Any]) -> Callable[[Any], tuple[dict[str,
 def train_seed_runs(
     configs: Sequence[Any], load: Callable[[Any], Clients], assemble: Callable[[Any, Clients], RunParts]
 ) -> dict[str, tuple[dict[str, Any], str]]:
-    """Runs that differ in nothing but seed and folder, their rounds as one program.
+    """Trains runs that differ only in seed and folder, their rounds as one program.
 
-    Runs that are finished are read. Those that have done equally many rounds go on side by side. What ends one of them
-    leaves the others.
+    Runs that are finished are read. Those that have done equally many rounds share a program. A run that cannot be
+    opened, or that comes to nothing, does not stop the others; an error in their program ends all that share it.
 
     Args:
-        configs: of the runs.
+        configs: the configurations of the runs.
         load, assemble: see `train_run`.
 
     Returns:
         {folder: (summary, ""), or ({}, why there is none)}.
 
     Raises:
-        ValueError: none of the runs can be: one line that says what to do.
+        ValueError: the options do not go together: one line that says what to do.
         SystemExit: see `train_run`.
     """
     run_options = configs[0].run
@@ -148,10 +148,21 @@ def count_rounds(run: OpenRun) -> int:
 
 def train_and_finish(runs: Sequence[OpenRun]) -> dict[str, tuple[dict[str, Any], str]]:
     """{folder: (summary, ""), or ({}, why there is none)} of runs that have done equally many rounds, or have ended."""
-    problem = "" if count_rounds(runs[0]) < 0 else run_or_explain(partial(train_with_checkpoints, runs))[1]
+
+    folders = [run.session.settings.run.out for run in runs]
+
+    def train():
+        with disk_full_errors(Path(folders[0])):
+            train_with_checkpoints(runs)
+
+    def finish(folder, run):
+        with disk_full_errors(Path(folder)):
+            return finish_run(run)
+
+    problem = "" if count_rounds(runs[0]) < 0 else run_or_explain(train)[1]
     return {
-        run.session.settings.run.out: ({}, problem) if problem else run_or_explain(partial(finish_run, run))
-        for run in runs
+        folder: ({}, problem) if problem else run_or_explain(partial(finish, folder, run))
+        for folder, run in zip(folders, runs, strict=True)
     }
 
 

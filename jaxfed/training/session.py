@@ -63,7 +63,7 @@ class Session:
     last_value: float | None = None  # of the last evaluation, of the metric that chooses; None: it was none of these
     label: str = ""  # what its lines of the log begin with, where several runs write them
 
-    def tell(self, text: str) -> None:
+    def log_line(self, text: str) -> None:
         """Logs a line."""
         log(self.label + text)
 
@@ -126,8 +126,8 @@ def train_until_evaluated(session: Session, hooks: Hooks = NO_HOOKS) -> Generato
 def train_by_programs(
     session: Session, hooks: Hooks, rounds_left: Generator[RoundResult, None, None] | None = None
 ) -> Generator[dict[str, Any], None, None]:
-    """As `train_until_evaluated`, but yields after each program of rounds, or each round where these are programs of
-    their own: {} where no evaluation was due.
+    """As `train_until_evaluated`, but yields after each program of many rounds, or each round that the host starts: {}
+    where no evaluation was due.
 
     rounds_left: where they are run together with those of other runs; None: they are run here.
     """
@@ -163,7 +163,7 @@ def train_by_programs(
                 impatient = 0 < settings.evaluation.patience <= progress.stale
                 progress.finished = final or impatient
                 if impatient and not final:
-                    session.tell(describe_stop(session))
+                    session.log_line(describe_stop(session))
             if keep or progress.finished:
                 hooks.save()
             yield row
@@ -200,7 +200,7 @@ def settle_rounds(session: Session, ahead: int) -> None:
             discarded = progress.record_round(session.parts.wire, session.pending[0])
         session.pending.pop(0)
         if discarded and discarded == progress.refused:
-            session.tell(
+            session.log_line(
                 f"round {progress.round - len(session.pending)}: the updates of {discarded} clients were discarded "
                 "because they held NaN or infinity; from here on they are only counted"
             )
@@ -280,7 +280,7 @@ def describe_evaluation(session: Session, row: dict[str, Any], value: float, bet
     settings, progress = session.settings, session.progress
     text = f"{'LEAKY ' if session.parts.leaky else ''}{settings.evaluation.select} {value:.4f}"
     if row.get("ring/cut"):
-        session.tell(
+        session.log_line(
             f"round {progress.round}: the link ring clipped values of {row['ring/cut']:.0%} of the clients to its "
             'bound: raise its `bound`, or set `by` of the mean to "uniform" if its weights are too large'
         )
@@ -289,7 +289,7 @@ def describe_evaluation(session: Session, row: dict[str, Any], value: float, bet
     hit = f"val/sampled/hr@10 {row['val/sampled/hr@10']:.4f}  " if "val/sampled/hr@10" in row else ""
     speed = progress.updates / max(progress.seconds, 1e-9)
     loss = f"train/loss {row['train/loss']:.4f}  " if "train/loss" in row else ""
-    session.tell(f"round {progress.round:>5}  {loss}{text}  {hit}{speed:,.0f} clients/s{star}")
+    session.log_line(f"round {progress.round:>5}  {loss}{text}  {hit}{speed:,.0f} clients/s{star}")
     return text
 
 

@@ -22,8 +22,9 @@ from jaxfed.core.processes import find_disagreement, receive_processes
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import make_block_shapes
 from jaxfed.data.device_cohorts import make_drawer
+from jaxfed.data.device_data import keep_own_rows
 from jaxfed.data.packing import empty_cohort, pack_cohort
-from jaxfed.data.population import ProcessShare
+from jaxfed.data.population import Labels, ProcessShare, Times
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.ragged import NegativeIndex, Ragged
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -157,6 +158,37 @@ def test_a_process_draws_on_its_device_from_its_own_clients_data_alone(populatio
         for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):  # their blocks may be of other kinds
             common = tuple(slice(min(n, m)) for n, m in zip(a.shape, b.shape, strict=True))
             np.testing.assert_array_equal(a[common], b[common])
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("several", [False, True], ids=["users", "silos"])
+def test_a_process_without_clients_draws_empty_blocks(name, several):
+    data = synthetic_data(60 if several else 3, 50, mean_length=10)
+    population = prepare_population(data, **({"clients": "silo", "silos": 3} if several else {}))[1]
+    shapes = make_block_shapes(population, DRAWN[name], 3, 4, 16, share=ProcessShare(3, 4))
+    assert not (shapes.share.owner(np.arange(3), 3) == 3).any()
+    cohort = make_drawer(population, DRAWN[name], shapes).draw(np.arange(3), np.ones(3, bool), 0, 0)
+    assert not any(np.asarray(block.data.live).any() for block in cohort.blocks)
+
+
+def test_a_process_keeps_rows_labels_times_and_features_of_its_own_users_alone():
+    rows = len(SILOS.train.values)
+    numbers, times = np.arange(rows, dtype=np.float32), Times(np.arange(rows, dtype=np.int32), *[np.zeros(0)] * 2)
+    population = SILOS._replace(labels=Labels("rating", numbers, numbers, numbers), times=times)
+    kept = [keep_own_rows(population, ProcessShare(rank, 2)) for rank in (0, 1)]
+    for of in (
+        lambda p: p.train.values,
+        lambda p: p.excluded.values,
+        lambda p: p.labels.train,
+        lambda p: p.times.train,
+    ):
+        np.testing.assert_array_equal(np.concatenate([of(each) for each in kept]), of(population))
+    for user, owner in enumerate(ProcessShare(0, 2).owner(population.client_of, population.num_clients)):
+        own, other = kept[owner], kept[1 - owner]
+        assert own.train.of(user).tolist() == population.train.of(user).tolist()
+        assert not len(other.train.of(user))
+        assert (own.user_features.numbers[user] == population.user_features.numbers[user]).all()
+        assert (other.user_features.numbers[user] == len(population.user_features.names)).all()
 
 
 def test_more_processes_than_clients_asked():

@@ -21,6 +21,7 @@ from jaxfed.data.device_organisations import draw_examples_of_users
 from jaxfed.data.packing import pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
+from tests.data.test_sequences_of_organisations import POPULATION as REGIONS
 
 LEVEL = 1e-4  # of each test of chances; all seeds are fixed
 DATA = synthetic_data(60, 50, mean_length=12)
@@ -118,12 +119,23 @@ def test_a_draw_is_a_function_of_seed_round_and_client_alone():
         assert not any(changed[client] == whole[client] for client in whole)
 
 
-def test_rows_are_counted_as_they_are_held():
-    for batching in BATCHINGS.values():
-        shapes = make_block_shapes(POPULATION, batching, CLIENTS + 2, 1, 16)
-        drawer, ids = make_drawer(POPULATION, batching, shapes), np.array([*range(CLIENTS), CLIENTS, CLIENTS])
-        found = read_examples(*draw_round(batching, ids, round=5), batching.pairwise)
-        assert drawer.count_rows(ids, make_round_key(3, 5)).tolist() == [len(found[c][1]) for c in range(CLIENTS)]
+def test_an_epoch_of_one_step_is_as_narrow_as_its_block():
+    """Also where clients of other kinds are in blocks of their own; the host runs the same programs."""
+    batching = Batching(4096, 2, pairwise=True)
+    cohort, shapes = draw_round(batching, np.arange(5), steps=1, population=REGIONS)
+    host = pack_cohort(REGIONS, batching, shapes, np.arange(5), np.ones(5, bool), 3, 0)
+    assert len({block.data.rows.shape for block in cohort.blocks}) > 1
+    forms = [[(np.shape(x), np.asarray(x).dtype) for x in jax.tree.leaves(each)] for each in (host, cohort)]
+    assert forms[0] == forms[1]
+
+
+def test_clients_and_epochs_draw_independently():
+    """The first negatives of two clients, and of two epochs: any two items together as often as by chance."""
+    of_clients = [draw_rounds(Batching(4096, 1), client, 1500)[0][:, 1] for client in (1, 2)]
+    of_epochs = draw_rounds(Batching(4096, 1, 2), 1, 1500, steps=2)[0][:, [1, -1]].T
+    for one, other in (of_clients, of_epochs):
+        both = np.bincount(one // 13 * 4 + other // 13, minlength=16).reshape(4, 4)
+        assert stats.chi2_contingency(both).pvalue > LEVEL
 
 
 # --- chances ------------------------------------------------------------------------------------------
@@ -136,8 +148,9 @@ def test_a_number_below_a_size_is_the_upper_word_of_a_product(size, word):
     assert int(draw_below(jnp.int32(size), key)) == size * word >> 32
 
 
-def draw_rounds(batching, client, rounds):
-    """(int [rounds, examples] items, int [rounds, examples] users) of a client whose epoch is one step."""
+def draw_rounds(batching, client, rounds, steps=1):
+    """(int [rounds, examples] items, int [rounds, examples] users) of a client, one epoch after the other, each of
+    which is one step."""
     shapes = make_block_shapes(POPULATION, batching, CLIENTS, 1, 16, False)
     formats, data = (
         list_block_formats(POPULATION, batching, shapes),
@@ -148,7 +161,8 @@ def draw_rounds(batching, client, rounds):
     draw = partial(draw_examples_of_users, [*formats.values()][-1], data, jnp.array([client]))
     item, _, _, batch = jax.jit(jax.vmap(draw))(keys)
     n = int(POPULATION.num_train[client]) * batching.examples(1)
-    return np.asarray(item)[:, 0, 0, :n, 0], np.asarray(batch["user"])[:, 0, 0, :n]
+    found = np.asarray(item)[:, 0, :steps, :n, 0], np.asarray(batch["user"])[:, 0, :steps, :n]
+    return [x.reshape(rounds, -1) for x in found]
 
 
 def test_places_users_and_negatives_come_equally_often():

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxfed.core.client_work import Batches
 from jaxfed.data.bijections import BijectionKey, divide_integers, draw_below, fold_in_number
@@ -16,6 +17,8 @@ from jaxfed.data.device_draws import order_each_epoch
 from jaxfed.data.device_histories import SHARED, count_warm_items
 from jaxfed.data.device_organisations import list_client_rows
 
+DROPOUT = np.uint32(0xFFFFFFFE)  # below a round's key; no client has this number
+
 
 class StepHistories(NamedTuple):
     """The histories that the S steps of m clients read, H each, T places each; and the negatives of each step."""
@@ -23,7 +26,7 @@ class StepHistories(NamedTuple):
     user: jax.Array  # int32 [m, S, H]: nobody where unused
     number: jax.Array  # int32 [m, S, H, T]: of each item read among all train items, earliest first
     item: jax.Array  # int32 [m, S, H, T]: past the end of the catalogue where unused
-    negative: jax.Array  # int32 [m, S, n]: past the end of the catalogue in a step that there is not
+    negative: jax.Array  # int32 [m, S, n]: past the end of the catalogue in an unused step
     epoch: jax.Array  # int32 [m, S]
     is_live: jax.Array  # bool [m, S]
 
@@ -32,7 +35,7 @@ def draw_step_histories(
     block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
 ) -> StepHistories:
     """What clients int [m] read in a round, in the order of training; the arguments are those of
-    `draw_user_histories`."""
+    `draw_organisation_histories`."""
     assert data.client_offsets is not None
     batching, items, width = block_format.batching, block_format.items, block_format.width
     assert batching.sequence
@@ -63,25 +66,30 @@ def draw_step_histories(
     return StepHistories(user, number, item, jnp.where(is_live[..., None], negative, items), epoch, is_live)
 
 
+def list_step_entries(found: StepHistories) -> jax.Array:
+    """int32 [m, S, H * T + n]: the items that each step reads, then its negatives."""
+    return jnp.concatenate([found.item.reshape(*found.is_live.shape, -1), found.negative], -1)
+
+
 def list_all_rows(found: StepHistories, block_format: BlockFormat) -> tuple[jax.Array, jax.Array]:
-    """See `list_client_rows`; of a whole catalogue, all items of those who have steps."""
+    """See `list_client_rows`, of `list_step_entries`; of a whole catalogue, all items of those who have steps."""
     batching, items, end, rows = block_format.batching, block_format.items, block_format.end, block_format.rows
     assert batching.sequence
     if batching.sequence.whole_catalogue:
         every = jnp.broadcast_to(jnp.arange(items, dtype=jnp.int32), (len(found.item), items))
         return jnp.where(found.is_live[:, :1], every, end), every
-    entries = [x.reshape(len(x), -1) for x in (found.item, found.negative)]
-    return list_client_rows(jnp.concatenate(entries, 1), items, end, rows)
+    return list_client_rows(list_step_entries(found), items, end, rows)
 
 
 def lay_out_step_histories(
     found: StepHistories, place: jax.Array, block_format: BlockFormat
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(int32 [m, S, k]: the rows of each step, in the order of their items, int32 [m, S, H, T]: which of these each
-    item read is, float [m, S, k]: how often each is a negative). place: of each item among its client's rows."""
+    item read is, float [m, S, k]: how often each is a negative). place: of each of `list_step_entries` among the
+    rows of its client."""
     items, shape, read = block_format.items, found.is_live.shape, found.item.shape[2:]
     rows = min(block_format.width * read[0] + block_format.batching.negatives, items)
-    entry = jnp.concatenate([found.item.reshape(*shape, -1), found.negative], -1)
+    entry = list_step_entries(found)
     order = jnp.argsort(entry, -1)
     ascending = jnp.take_along_axis(entry, order, -1)
     is_new = jnp.diff(ascending, axis=-1, prepend=-1) != 0
@@ -89,20 +97,19 @@ def lay_out_step_histories(
     lead = jnp.indices((*shape, 1), sparse=True)[:2]
     slot = jnp.zeros(entry.shape, jnp.int32).at[(*lead, order)].set(number)
     slot = jnp.where(entry < items, slot, items)
-    held = jnp.take_along_axis(place, entry.reshape(len(entry), -1), 1, mode="clip").reshape(entry.shape)
-    step_rows = jnp.full((*shape, rows), items, jnp.int32).at[(*lead, slot)].set(held, mode="drop")
+    step_rows = jnp.full((*shape, rows), items, jnp.int32).at[(*lead, slot)].set(place, mode="drop")
     split = read[0] * read[1]
     drawn = jnp.zeros((*shape, rows), jnp.float32).at[(*lead, slot[..., split:])].add(1, mode="drop")
     return step_rows, slot[..., :split].reshape(*shape, *read), drawn
 
 
-def draw_user_histories(
+def draw_organisation_histories(
     block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
 ) -> tuple[jax.Array, jax.Array, Batches]:
     """(int32 [m, K]: the items that each client holds, float [m]: train items, `Batches` [m, ...]); see
     `device_draws.draw_block`.
 
-    client int [m]: C for nobody. key: of the round.
+    client int [m]: C, the number of clients, for an empty place. key: of the round.
     """
     batching, items = block_format.batching, block_format.items
     assert batching.sequence
@@ -115,7 +122,8 @@ def draw_user_histories(
     else:
         rows, sequence, negative = lay_out_step_histories(found, place, block_format)
     is_live, used = found.is_live[..., None], found.user[..., None] < data.nobody
-    dropout = jnp.stack(fold_in_number(fold_in_number(key, found.user), found.epoch[..., None] + 1), -1)
+    dropout_key = fold_in_number(key, jnp.uint32(DROPOUT))
+    dropout = jnp.stack(fold_in_number(fold_in_number(dropout_key, found.user), found.epoch[..., None]), -1)
     batch = {"sequence": sequence, "dropout": jnp.where(used, dropout, 0)}
     if data.times is not None:
         batch["time"] = jnp.where(found.item < items, data.times.at[found.number].get(mode="clip"), 0)
@@ -131,15 +139,8 @@ def draw_user_histories(
     return held, n, Batches(jnp.where(is_live, rows, items), found.is_live, batch, examples)
 
 
-def draw_user_history_rows(
+def draw_organisation_history_rows(
     block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
 ) -> jax.Array:
-    """int32 [m, K]: the items that each client holds; see `draw_user_histories`."""
+    """int32 [m, K]: the items that each client holds; see `draw_organisation_histories`."""
     return list_all_rows(draw_step_histories(block_format, data, client, key), block_format)[0]
-
-
-def count_user_history_rows(
-    block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
-) -> jax.Array:
-    """int32 [m]: how many rows each client holds in a round."""
-    return (draw_user_history_rows(block_format, data, client, key) < block_format.items).sum(1, dtype=jnp.int32)
