@@ -12,6 +12,7 @@ from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, broadcast_state, encode_message
 from jaxfed.core.pairs import find_pairs, number_row_pairs
 from jaxfed.core.parametrization import frozen_arguments
+from jaxfed.core.placement import map_parts, split_parts
 from jaxfed.core.pruning import FrozenAndMasks, clear_pruned, find_masks
 from jaxfed.core.state import Plan, State, broadcast_shapes, has_pair_sums, sent_model, table_rows_of
 from jaxfed.core.streams import CLIENTS
@@ -172,8 +173,8 @@ def run_client_block(
     broadcast: Broadcast | None = None,
     frozen: Tree = (),
 ) -> Messages:
-    """All that happens on devices, one block of clients. Only messages leave. client_states: None to read
-    them here. broadcast: see `broadcast_model`; None: what the server holds. frozen: see
+    """All that happens on devices, one block of clients. Only messages leave: all arrays have a leading axis, see
+    `Plan.num_parts`. client_states: None to read them here. broadcast: see `broadcast_model`; None: what the server holds. frozen: see
     `Model.frozen`."""
     key, size, nobody = jax.random.fold_in(key, state.round), table_rows_of(plan, state), plan.num_clients
     who = ids.at[block.slots].get(mode="fill", fill_value=nobody)
@@ -191,9 +192,9 @@ def run_client_block(
     # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported
     counts = is_finite & present.at[block.slots].get(mode="fill", fill_value=False)
     ends = size if touched is None else touched.size, size, nobody
-    return plan.place.constrain(
-        flatten_messages(block, counts, who, held, messages, client_states, metrics, ends, plan.padded_shape), "copied"
-    )
+    parts = split_parts((block, counts, who, held, messages, client_states, metrics), plan.num_parts)
+    padded = plan.padded_shape and tuple(-(-size // plan.num_parts) for size in plan.padded_shape)
+    return plan.place_parts(map_parts(lambda *part: flatten_messages(*part, ends, padded))(*parts))
 
 
 def locate_rows(plan: Plan, state: State, block: Block, touched: jax.Array | None) -> tuple[Any, Block]:

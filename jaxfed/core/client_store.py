@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.core.placement import join_parts
 from jaxfed.core.tables import map_tables
 from jaxfed.core.types import Block, Cohort, Messages, Tree
 
@@ -66,7 +67,8 @@ def gather_or_end(x: np.ndarray, index: np.ndarray, end: int) -> np.ndarray:
 def write_clients(store: Tree, parts: Iterable[Messages]) -> Tree:
     """Waits for the parts of a round and writes their client states into the store, in place."""
     for part in parts:
-        new, ids, owner, held = jax.device_get((part.client_states, part.ids, part.owner, part.held))
+        kept = part.client_states, part.ids, part.owner, part.held
+        new, ids, owner, held = join_parts(jax.device_get(kept))
 
         def leaf(x, y, ids=ids):
             x[ids[ids < len(x)]] = y[ids < len(x)]

@@ -9,13 +9,13 @@ import numpy as np
 import optax
 
 from jaxfed.core import tables, tree
-from jaxfed.core.aggregate import Capacity
+from jaxfed.core.aggregate import Capacity, sum_parts
 from jaxfed.core.client_work import identity
 from jaxfed.core.link import Channel, decode_total
 from jaxfed.core.method import Method
 from jaxfed.core.pairs import PairSums, count_pairs
 from jaxfed.core.parametrization import make_pull_back
-from jaxfed.core.placement import Placement
+from jaxfed.core.placement import Placement, join_parts, map_parts
 from jaxfed.core.pruning import prune_params
 from jaxfed.core.state import Plan, State, has_pair_sums, table_rows_of
 from jaxfed.core.streams import STORE
@@ -23,7 +23,8 @@ from jaxfed.core.types import Array, Broadcast, Key, Mean, Messages, RoundView, 
 
 
 class Accumulator(NamedTuple):
-    """What the server has heard so far in a round."""
+    """What the server has heard so far in a round. In D parts (`Plan.num_parts`) all arrays but the client store have a
+    leading axis [D]: each device adds what its own clients send, and `combine_parts` makes one of them."""
 
     total: Tree  # of the aggregator: a running sum, tables whole; or all messages beside each other
     client_states: Tree  # the client store, new states written
@@ -39,24 +40,42 @@ def init_accumulator(plan: Plan, messages: Messages, asked: jax.Array, rows: int
 
     messages: of any block, for their shapes. rows: of the total's tables. message_rows: see `Capacity`.
     """
-    start = plan.aggregator.init(messages, Capacity(rows, asked.size, message_rows))
-    shapes = messages.metrics, asked, jnp.zeros(len(asked), jnp.int32)
-    total, (metrics, present, count) = plan.place.constrain((start, tree.zeros_like(shapes)), "copied")
-    return Accumulator(total, (), present, metrics, count, plan.place.constrain(jnp.zeros(rows, bool), "copied"))
+
+    def start(messages):
+        total = plan.aggregator.init(messages, Capacity(rows, asked.size, message_rows))
+        present, metrics, count = tree.zeros_like((asked, messages.metrics, jnp.zeros(len(asked), jnp.int32)))
+        return Accumulator(total, (), present, metrics, count, jnp.zeros(rows, bool))
+
+    return plan.place_parts(map_parts(start)(messages))
 
 
 def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accumulator:
-    """Adds one block's messages to what the server has heard."""
-    return Accumulator(
-        plan.aggregator.add(accumulated.total, messages),
-        tables.scatter_clients(
-            accumulated.client_states, messages.ids, messages.owner, messages.held, messages.client_states
-        ),
-        accumulated.present.at[messages.slots].set(messages.present, mode="drop"),
-        jax.tree.map(jnp.add, accumulated.metrics, messages.metrics),
-        accumulated.rows.at[messages.slots].set(messages.sizes, mode="drop"),
-        accumulated.sent.at[messages.rows].set(True, mode="drop"),
+    """Adds one block's messages to what the server has heard: each device those of its own clients. What clients keep
+    is written on all devices."""
+
+    def add(heard, messages):
+        return Accumulator(
+            plan.aggregator.add(heard.total, messages),
+            (),
+            heard.present.at[messages.slots].set(messages.present, mode="drop"),
+            jax.tree.map(jnp.add, heard.metrics, messages.metrics),
+            heard.rows.at[messages.slots].set(messages.sizes, mode="drop"),
+            heard.sent.at[messages.rows].set(True, mode="drop"),
+        )
+
+    kept = messages.ids, messages.owner, messages.held, messages.client_states
+    client_states = tables.scatter_clients(
+        accumulated.client_states, *plan.place.constrain(join_parts(kept), "copied")
     )
+    heard = map_parts(add)(accumulated._replace(client_states=()), messages)
+    return plan.place_parts(heard)._replace(client_states=client_states)
+
+
+def combine_parts(plan: Plan, accumulated: Accumulator) -> Accumulator:
+    """One of what each device has heard: the only sum over devices in a round."""
+    combine = plan.aggregator.combine or sum_parts
+    total, others = combine(accumulated.total), sum_parts(accumulated._replace(total=(), client_states=()))
+    return plan.place.constrain(others._replace(total=total), "copied")
 
 
 class ServerMoves(NamedTuple):
@@ -114,6 +133,7 @@ def decode_sums(
 ) -> tuple[Tree, Tree, jax.Array, dict[str, jax.Array]]:
     """What the server of a closed form reads of round `number`: (the sums, the links' states, the number of the next
     round, figures). end: of the rows."""
+    accumulated = combine_parts(plan, accumulated)
     seen = links if touched is None else tables.take_rows(links, touched)
     round = RoundView(jax.random.fold_in(key, number), ids, accumulated.present)
     summed = plan.aggregator.result(accumulated.total, accumulated.sent.size)
@@ -168,6 +188,7 @@ def server_update(
 ) -> tuple[State, dict[str, jax.Array]]:
     """Undoes the links and moves the model, of its tables only the rows touched. frozen: see
     `Parametrization.frozen`."""
+    accumulated = combine_parts(plan, accumulated)
     shared, opt, links, client_states, number, history = state
     seen = (shared, opt, links) if touched is None else tables.take_rows((shared, opt, links), touched)
     seen = tree.to_compute_dtype(seen[0]), *seen[1:]
