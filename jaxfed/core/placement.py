@@ -95,7 +95,7 @@ def split_parts(tree: Tree, parts: int) -> Tree:
     return jax.tree.map(lambda x: x.reshape((parts, x.shape[0] // parts, *x.shape[1:])), tree)
 
 
-def join_parts(tree: Tree) -> Tree:
+def flatten_parts(tree: Tree) -> Tree:
     """Arrays [parts, m, ...] as [parts * m, ...]."""
     return jax.tree.map(lambda x: x.reshape((x.shape[0] * x.shape[1], *x.shape[2:])), tree)
 

@@ -1,6 +1,7 @@
 """The server's side of a round: hear one block after the other, then undo the links and move the model."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jaxfed.core.link import Channel, decode_total
 from jaxfed.core.method import Method
 from jaxfed.core.pairs import PairSums, count_pairs
 from jaxfed.core.parametrization import make_pull_back
-from jaxfed.core.placement import Placement, join_parts, map_parts
+from jaxfed.core.placement import Placement, flatten_parts, map_parts
 from jaxfed.core.pruning import prune_params
 from jaxfed.core.state import Plan, State, has_pair_sums, table_rows_of
 from jaxfed.core.streams import STORE
@@ -27,7 +28,8 @@ class Accumulator(NamedTuple):
     leading axis [D]: each device adds what its own clients send, and `combine_parts` makes one of them."""
 
     total: Tree  # of the aggregator: a running sum, tables whole; or all messages beside each other
-    client_states: Tree  # the client store, new states written
+    client_states: Tree  # the client store, tables written
+    new_states: Tree  # what clients keep from now on: leaves [M, ...]; tables without rows, which go to the store at once
     present: jax.Array  # bool [M]
     metrics: dict[str, Mean]
     rows: jax.Array  # int [M]: table rows that each has sent
@@ -41,32 +43,35 @@ def init_accumulator(plan: Plan, messages: Messages, asked: jax.Array, rows: int
     messages: of any block, for their shapes. rows: of the total's tables. message_rows: see `Capacity`.
     """
 
+    def empty(size, x):
+        return jnp.zeros((size, *x.shape[1:]), x.dtype)
+
     def start(messages):
         total = plan.aggregator.init(messages, Capacity(rows, asked.size, message_rows))
-        present, metrics, count = tree.zeros_like((asked, messages.metrics, jnp.zeros(len(asked), jnp.int32)))
-        return Accumulator(total, (), present, metrics, count, jnp.zeros(rows, bool))
+        new_states = tables.map_tables(partial(empty, 0), partial(empty, asked.size), messages.client_states)
+        present, metrics, sizes = tree.zeros_like((asked, messages.metrics, jnp.zeros(len(asked), jnp.int32)))
+        return Accumulator(total, (), new_states, present, metrics, sizes, jnp.zeros(rows, bool))
 
     return plan.place_parts(map_parts(start)(messages))
 
 
 def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accumulator:
-    """Adds one block's messages to what the server has heard: each device those of its own clients. What clients keep
-    is written on all devices."""
+    """Adds one block's messages to what the server has heard: each device those of its own clients. Tables
+    that clients keep are written on all devices."""
 
     def add(heard, messages):
         return Accumulator(
             plan.aggregator.add(heard.total, messages),
             (),
+            tables.scatter_client_leaves(heard.new_states, messages.slots, messages.client_states),
             heard.present.at[messages.slots].set(messages.present, mode="drop"),
             jax.tree.map(jnp.add, heard.metrics, messages.metrics),
             heard.rows.at[messages.slots].set(messages.sizes, mode="drop"),
             heard.sent.at[messages.rows].set(True, mode="drop"),
         )
 
-    kept = messages.ids, messages.owner, messages.held, messages.client_states
-    client_states = tables.scatter_clients(
-        accumulated.client_states, *plan.place.constrain(join_parts(kept), "copied")
-    )
+    kept = plan.place.constrain(flatten_parts((messages.owner, messages.held, messages.client_states)), "copied")
+    client_states = tables.scatter_client_tables(accumulated.client_states, *kept)
     heard = map_parts(add)(accumulated._replace(client_states=()), messages)
     return plan.place_parts(heard)._replace(client_states=client_states)
 
@@ -76,6 +81,12 @@ def combine_parts(plan: Plan, accumulated: Accumulator) -> Accumulator:
     combine = plan.aggregator.combine or sum_parts
     total, others = combine(accumulated.total), sum_parts(accumulated._replace(total=(), client_states=()))
     return plan.place.constrain(others._replace(total=total), "copied")
+
+
+def write_client_states(plan: Plan, store: Tree, ids: jax.Array, accumulated: Accumulator) -> Tree:
+    """The client store with what those who reported keep from now on; its tables are written already."""
+    at = jnp.where(accumulated.present, ids, plan.num_clients)
+    return tables.scatter_client_leaves(store, at, accumulated.new_states)
 
 
 class ServerMoves(NamedTuple):
@@ -124,23 +135,25 @@ def decode_sums(
     plan: Plan,
     end: int,
     links: Tree,
+    client_states: Tree,
     number: jax.Array,
     accumulated: Accumulator,
     ids: jax.Array,
     asked: jax.Array,
     touched: jax.Array | None,
     key: Key,
-) -> tuple[Tree, Tree, jax.Array, dict[str, jax.Array]]:
-    """What the server of a closed form reads of round `number`: (the sums, the links' states, the number of the next
-    round, figures). end: of the rows."""
+) -> tuple[Tree, Tree, Tree, jax.Array, dict[str, jax.Array]]:
+    """What the server of a closed form reads of round `number`: (the sums, the links' states, the client store, the
+    number of the next round, figures). end: of the rows."""
     accumulated = combine_parts(plan, accumulated)
+    client_states = write_client_states(plan, client_states, ids, accumulated)
     seen = links if touched is None else tables.take_rows(links, touched)
     round = RoundView(jax.random.fold_in(key, number), ids, accumulated.present)
     summed = plan.aggregator.result(accumulated.total, accumulated.sent.size)
     update, moved, info = decode_total(plan.channel, summed, seen, round)
     at = None if touched is None else jnp.where(accumulated.sent, touched, end)
     links = plan.place.constrain(tables.put_rows(links, at, moved), "server")
-    return update.params, links, number + 1, round_figures(plan, accumulated, ids, asked) | info
+    return update.params, links, client_states, number + 1, round_figures(plan, accumulated, ids, asked) | info
 
 
 def solve_model(
@@ -190,6 +203,7 @@ def server_update(
     `Parametrization.frozen`."""
     accumulated = combine_parts(plan, accumulated)
     shared, opt, links, client_states, number, history = state
+    client_states = write_client_states(plan, client_states, ids, accumulated)
     seen = (shared, opt, links) if touched is None else tables.take_rows((shared, opt, links), touched)
     seen = tree.to_compute_dtype(seen[0]), *seen[1:]
     round = RoundView(jax.random.fold_in(key, number), ids, accumulated.present)
