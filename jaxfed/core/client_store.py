@@ -1,8 +1,8 @@
 """The client store kept on the host: what clients hold between rounds, where a device cannot hold it for all of them.
 
 On a device it is a tree of arrays [n, ...] that programs read and write (`tables.gather_client`,
-`tables.scatter_client_tables`, `tables.scatter_client_leaves`). Here it is the same tree of NumPy arrays: a round sends its cohort's part to the device and
-waits to write it back in place.
+`tables.scatter_client_tables`, `tables.scatter_client_leaves`). Here it is the same tree of NumPy arrays: a round sends
+its cohort's part to the device and waits to write it back in place.
 """
 
 from collections.abc import Callable, Iterable

@@ -101,7 +101,7 @@ def flatten_parts(tree: Tree) -> Tree:
 
 
 def map_parts(f: Callable) -> Callable:
-    """f over the leading axis of all its arguments. One part is given to f as it is, which is faster than `jax.vmap`."""
+    """f over the leading axis of all its arguments, parts; one part as it is, so that its program has no axis more."""
 
     def over(*trees):
         if jax.tree.leaves(trees)[0].shape[0] > 1:

@@ -28,8 +28,8 @@ class Accumulator(NamedTuple):
     leading axis [D]: each device adds what its own clients send, and `combine_parts` makes one of them."""
 
     total: Tree  # of the aggregator: a running sum, tables whole; or all messages beside each other
-    client_states: Tree  # the client store, tables written
-    new_states: Tree  # what clients keep from now on: leaves [M, ...]; tables without rows, which go to the store at once
+    client_states: Tree  # the client store; new rows of its tables are written
+    new_states: Tree  # what is to be written into other leaves of the store: [M, ...]; tables have no rows
     present: jax.Array  # bool [M]
     metrics: dict[str, Mean]
     rows: jax.Array  # int [M]: table rows that each has sent
@@ -56,8 +56,8 @@ def init_accumulator(plan: Plan, messages: Messages, asked: jax.Array, rows: int
 
 
 def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accumulator:
-    """Adds one block's messages to what the server has heard: each device those of its own clients. Tables
-    that clients keep are written on all devices."""
+    """Adds one block's messages to what the server has heard, each device those of its own clients. Only tables that
+    clients keep are written on all devices at once."""
 
     def add(heard, messages):
         return Accumulator(
@@ -84,7 +84,7 @@ def combine_parts(plan: Plan, accumulated: Accumulator) -> Accumulator:
 
 
 def write_client_states(plan: Plan, store: Tree, ids: jax.Array, accumulated: Accumulator) -> Tree:
-    """The client store with what those who reported keep from now on; its tables are written already."""
+    """The client store with what those who reported keep from now on. Its tables are written already."""
     at = jnp.where(accumulated.present, ids, plan.num_clients)
     return tables.scatter_client_leaves(store, at, accumulated.new_states)
 
