@@ -46,13 +46,12 @@ def init_accumulator(plan: Plan, messages: Messages, asked: jax.Array, rows: int
     def empty(size, x):
         return jnp.zeros((size, *x.shape[1:]), x.dtype)
 
-    def start(messages):
-        total = plan.aggregator.init(messages, Capacity(rows, asked.size, message_rows))
-        new_states = tables.map_tables(partial(empty, 0), partial(empty, asked.size), messages.client_states)
-        present, metrics, sizes = tree.zeros_like((asked, messages.metrics, jnp.zeros(len(asked), jnp.int32)))
-        return Accumulator(total, (), new_states, present, metrics, sizes, jnp.zeros(rows, bool))
-
-    return plan.place_parts(map_parts(start)(messages))
+    part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), messages)
+    total = plan.aggregator.init(part, Capacity(rows, asked.size, message_rows))
+    new_states = tables.map_tables(partial(empty, 0), partial(empty, asked.size), part.client_states)
+    present, metrics, sizes = tree.zeros_like((asked, part.metrics, jnp.zeros(len(asked), jnp.int32)))
+    one = Accumulator(total, (), new_states, present, metrics, sizes, jnp.zeros(rows, bool))
+    return plan.place_parts(jax.tree.map(lambda x: jnp.broadcast_to(x, (plan.num_parts, *x.shape)), one))
 
 
 def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accumulator:
