@@ -94,8 +94,8 @@ def total_shapes(messages: Messages, rows: int) -> Tree:
 
 
 def sum_parts(parts: Tree) -> Tree:
-    """The sum over the leading axis of all arrays, in their own dtypes; of one part, the part."""
-    return jax.tree.map(lambda x: x[0] if len(x) == 1 else jnp.sum(x, 0, dtype=x.dtype), parts)
+    """The sum over the leading axis of all arrays, in their own dtypes; of bool, whether any is true."""
+    return jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), parts)
 
 
 SUM = Aggregator(

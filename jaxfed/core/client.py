@@ -174,8 +174,8 @@ def run_client_block(
     broadcast: Broadcast | None = None,
     frozen: Tree = (),
 ) -> Messages:
-    """All that happens on devices, one block of clients. Only messages leave, in `Plan.num_parts` parts, of which every
-    array has a leading axis. client_states: None to read them here. broadcast: see `broadcast_model`; None: what the
+    """All that happens on devices, one block of clients. Only messages leave, in `Plan.num_parts` parts.
+    client_states: None to read them here. broadcast: see `broadcast_model`; None: what the
     server holds. frozen: see `Model.frozen`."""
     key, size, nobody = jax.random.fold_in(key, state.round), table_rows_of(plan, state), plan.num_clients
     who = ids.at[block.slots].get(mode="fill", fill_value=nobody)
@@ -195,7 +195,9 @@ def run_client_block(
     ends = size if touched is None else touched.size, size, nobody
     parts = split_parts((block, counts, who, held, messages, client_states, metrics), plan.num_parts)
     padded = plan.padded_shape and tuple(-(-size // plan.num_parts) for size in plan.padded_shape)
-    return plan.place_parts(map_parts(partial(flatten_messages, ends=ends, padded_shape=padded))(*parts))
+    return plan.place_parts(
+        map_parts(partial(flatten_messages, ends=ends, padded_shape=padded), plan.num_parts)(*parts)
+    )
 
 
 def locate_rows(plan: Plan, state: State, block: Block, touched: jax.Array | None) -> tuple[Any, Block]:

@@ -68,7 +68,7 @@ def write_clients(store: Tree, parts: Iterable[Messages]) -> Tree:
     """Waits for the parts of a round and writes their client states into the store, in place."""
     for part in parts:
         kept = part.client_states, part.ids, part.owner, part.held
-        new, ids, owner, held = flatten_parts(jax.device_get(kept))
+        new, ids, owner, held = flatten_parts(jax.device_get(kept), len(part.present) if part.present.ndim > 1 else 1)
 
         def leaf(x, y, ids=ids):
             x[ids[ids < len(x)]] = y[ids < len(x)]

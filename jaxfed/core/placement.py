@@ -91,24 +91,23 @@ def spread_by_pmap(f: Callable, here: list[jax.Device]) -> Callable:
 
 
 def split_parts(tree: Tree, parts: int) -> Tree:
-    """Arrays [m, ...] as [parts, m / parts, ...]."""
+    """Arrays [m, ...] as [parts, m / parts, ...]. One part has no axis more, here and below: programs of one device would
+    copy what they add."""
+    if parts == 1:
+        return tree
     return jax.tree.map(lambda x: x.reshape((parts, x.shape[0] // parts, *x.shape[1:])), tree)
 
 
-def flatten_parts(tree: Tree) -> Tree:
+def flatten_parts(tree: Tree, parts: int) -> Tree:
     """Arrays [parts, m, ...] as [parts * m, ...]."""
+    if parts == 1:
+        return tree
     return jax.tree.map(lambda x: x.reshape((x.shape[0] * x.shape[1], *x.shape[2:])), tree)
 
 
-def map_parts(f: Callable) -> Callable:
-    """f over the leading axis of all its arguments, parts; one part as it is, so that its program has no axis more."""
-
-    def over(*trees):
-        if jax.tree.leaves(trees)[0].shape[0] > 1:
-            return jax.vmap(f)(*trees)
-        return jax.tree.map(lambda x: x[None], f(*jax.tree.map(lambda x: x[0], trees)))
-
-    return over
+def map_parts(f: Callable, parts: int) -> Callable:
+    """f over the leading axis of all its arguments."""
+    return f if parts == 1 else jax.vmap(f)
 
 
 def check_kind(kind: str, shard_tables: bool, splits_model: bool) -> None:

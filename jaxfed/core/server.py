@@ -24,8 +24,8 @@ from jaxfed.core.types import Array, Broadcast, Key, Mean, Messages, RoundView, 
 
 
 class Accumulator(NamedTuple):
-    """What the server has heard so far in a round. In D parts (`Plan.num_parts`) all arrays but the client store have a
-    leading axis [D]: each device adds what its own clients send, and `combine_parts` makes one of them."""
+    """What the server has heard so far in a round. Of several parts (`Plan.num_parts`) all arrays but the client
+    store have a leading axis: each device adds what its own clients send, and `combine_parts` makes one of them."""
 
     total: Tree  # of the aggregator: a running sum, tables whole; or all messages beside each other
     client_states: Tree  # the client store; new rows of its tables are written
@@ -46,12 +46,14 @@ def init_accumulator(plan: Plan, messages: Messages, asked: jax.Array, rows: int
     def empty(size, x):
         return jnp.zeros((size, *x.shape[1:]), x.dtype)
 
-    part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), messages)
+    part, parts = messages, plan.num_parts
+    if parts > 1:
+        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), messages)
     total = plan.aggregator.init(part, Capacity(rows, asked.size, message_rows))
     new_states = tables.map_tables(partial(empty, 0), partial(empty, asked.size), part.client_states)
     present, metrics, sizes = tree.zeros_like((asked, part.metrics, jnp.zeros(len(asked), jnp.int32)))
     one = Accumulator(total, (), new_states, present, metrics, sizes, jnp.zeros(rows, bool))
-    return plan.place_parts(jax.tree.map(lambda x: jnp.broadcast_to(x, (plan.num_parts, *x.shape)), one))
+    return plan.place_parts(one if parts == 1 else jax.tree.map(lambda x: jnp.stack([x] * parts), one))
 
 
 def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accumulator:
@@ -69,16 +71,18 @@ def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accu
             heard.sent.at[messages.rows].set(True, mode="drop"),
         )
 
-    kept = plan.place.constrain(flatten_parts((messages.owner, messages.held, messages.client_states)), "copied")
-    client_states = tables.scatter_client_tables(accumulated.client_states, *kept)
-    heard = map_parts(add)(accumulated._replace(client_states=()), messages)
+    kept = flatten_parts((messages.owner, messages.held, messages.client_states), plan.num_parts)
+    client_states = tables.scatter_client_tables(accumulated.client_states, *plan.place.constrain(kept, "copied"))
+    heard = map_parts(add, plan.num_parts)(accumulated._replace(client_states=()), messages)
     return plan.place_parts(heard)._replace(client_states=client_states)
 
 
 def combine_parts(plan: Plan, accumulated: Accumulator) -> Accumulator:
     """One of what each device has heard: the only sum over devices in a round."""
-    combine = plan.aggregator.combine or sum_parts
-    total, others = combine(accumulated.total), sum_parts(accumulated._replace(total=(), client_states=()))
+    if plan.num_parts == 1 or not plan.aggregator.combine:
+        return accumulated
+    total = plan.aggregator.combine(accumulated.total)
+    others = sum_parts(accumulated._replace(total=(), client_states=()))
     return plan.place.constrain(others._replace(total=total), "copied")
 
 

@@ -69,11 +69,12 @@ class Plan(NamedTuple):
 
     @property
     def num_parts(self) -> int:
-        """In how many parts the messages of a round are added, one for each device, before these become one."""
+        """In how many parts the messages of a round are added, one for each device, before these become one. Of several
+        parts arrays have a leading axis."""
         return self.place.client_devices if self.aggregator.combine else 1
 
     def place_parts(self, parts: Tree) -> Tree:
-        """Arrays [num_parts, ...], each part on its device; one part is copied to all devices."""
+        """Each part on its device; one part is copied to all devices."""
         return self.place.constrain(parts, "divided" if self.num_parts > 1 else "copied")
 
 

@@ -76,7 +76,6 @@ class Round:
             part = programs.run_client_block(
                 state, cohort.ids, cohort.present, cohort.rows, cohort.ages, make_run_keys(0).rounds, block, None
             )
-            part = jax.tree.map(lambda x: x[0], part)  # of one device
             for place, client in enumerate(np.asarray(part.ids)):
                 if client < USERS:
                     self.sent[int(client)] = jax.tree.map(lambda x, at=place: np.array(x[at]), part.messages.params)

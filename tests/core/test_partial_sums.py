@@ -40,7 +40,9 @@ def collectives(channel, blocks, listed):
 
 @pytest.mark.optimised  # operations of one dtype are made one
 @pytest.mark.parametrize("listed", [False, True], ids=["all rows", "rows of the cohort"])
-@pytest.mark.parametrize("channel", [per_row_mean, lambda: chain(mean(), ring(slots=8, bound=8.0))], ids=["floats", "integers"])
+@pytest.mark.parametrize(
+    "channel", [per_row_mean, lambda: chain(mean(), ring(slots=8, bound=8.0))], ids=["floats", "integers"]
+)
 def test_devices_meet_once_a_round(channel, listed):
     one, four = (collectives(channel(), blocks, listed) for blocks in (BLOCKS[:1], BLOCKS))
     assert one == four

@@ -274,7 +274,7 @@ def messages(it, state, cohort):
     sent = {}
     for block in cohort.blocks:
         part = programs.run_client_block(state, cohort.ids, cohort.present, cohort.rows, cohort.ages, KEY, block, None)
-        part = jax.tree.map(lambda x: np.asarray(x)[0], part)  # of one device
+        part = jax.tree.map(np.asarray, part)
         for place, client in enumerate(part.ids):
             if client < nobody:
                 rows = np.flatnonzero(part.owner == client)
