@@ -91,8 +91,8 @@ def spread_by_pmap(f: Callable, here: list[jax.Device]) -> Callable:
 
 
 def split_parts(tree: Tree, parts: int) -> Tree:
-    """Arrays [m, ...] as [parts, m / parts, ...]. One part has no axis more, here and below: programs of one device would
-    copy what they add."""
+    """Arrays [m, ...] as [parts, m / parts, ...]. One part has no axis more, here and below: programs of one device
+    would copy what they add."""
     if parts == 1:
         return tree
     return jax.tree.map(lambda x: x.reshape((parts, x.shape[0] // parts, *x.shape[1:])), tree)
