@@ -58,6 +58,8 @@ def make_mesh_placement(mesh: Any) -> Placement:
     """The placement that `jaxfed.core.placement` makes, on a mesh that may have no devices."""
 
     def constrain(tree, role):
+        if role == "divided":
+            return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(CLIENTS)))
         rules = PARTITION_RULES if role == "server" else ()
         return jax.lax.with_sharding_constraint(tree, make_shardings(mesh, rules, tree))
 

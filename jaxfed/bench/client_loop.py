@@ -39,7 +39,8 @@ def make_client_loop(parts: RunParts, seed: int) -> Any:
         done = plan.method.work.update(Broadcast(tables.take_rows(shared, rows)), own, data, secret)
         share = tree.scale_tree(done.weight, done.update.params), done.weight
         total = tables.add_rows(total[0], rows, share[0]), total[1] + share[1]
-        kept = tables.scatter_clients(kept, client, client, rows, done.client_state)
+        kept = tables.scatter_client_tables(kept, client, rows, done.client_state)
+        kept = tables.scatter_client_leaves(kept, client, done.client_state)
         return total, kept
 
     @partial(jax.jit, donate_argnums=0)

@@ -31,6 +31,8 @@ class Aggregator(NamedTuple):
         result: result(total, rows) -> the aggregate, whose tables have so many rows.
         streams: Whether the total is as large as one message, however many clients there are. Then it can be added
             chunk by chunk.
+        combine: combine(totals) -> total, of totals [D, ...] of the messages of each of D devices. None: the messages
+            of all devices go to one total.
 
     Example:
         >>> import jaxfed as jf
@@ -42,6 +44,7 @@ class Aggregator(NamedTuple):
     add: Callable[[Tree, Messages], Tree]
     result: Callable[[Tree, int], Tree]
     streams: bool
+    combine: Callable[[Tree], Tree] | None = None
 
 
 def accumulate_messages(total: Tree, messages: Messages) -> Tree:
@@ -90,11 +93,17 @@ def total_shapes(messages: Messages, rows: int) -> Tree:
     return map_tables(lambda x: shape((rows, *x.shape[1:]), x.dtype), lambda x: shape(x.shape[1:], x.dtype), sent)
 
 
+def sum_parts(parts: Tree) -> Tree:
+    """The sum over the leading axis of all arrays, in their own dtypes; of bool, whether any is true."""
+    return jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), parts)
+
+
 SUM = Aggregator(
     init=lambda messages, capacity: zeros_like(total_shapes(messages, capacity.rows)),
     add=accumulate_messages,
     result=lambda total, rows: total,
     streams=True,
+    combine=sum_parts,
 )
 
 

@@ -1,6 +1,7 @@
 """The clients' side of a round. `client_round` could run on a client, `open_message` on the server; the simulator
 composes them with what is sent, and vmaps that over a block of clients."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jaxfed.core.client_work import ClientWork
 from jaxfed.core.link import Channel, broadcast_state, encode_message
 from jaxfed.core.pairs import find_pairs, number_row_pairs
 from jaxfed.core.parametrization import frozen_arguments
+from jaxfed.core.placement import map_parts, split_parts
 from jaxfed.core.pruning import FrozenAndMasks, clear_pruned, find_masks
 from jaxfed.core.state import Plan, State, broadcast_shapes, has_pair_sums, sent_model, table_rows_of
 from jaxfed.core.streams import CLIENTS
@@ -172,9 +174,9 @@ def run_client_block(
     broadcast: Broadcast | None = None,
     frozen: Tree = (),
 ) -> Messages:
-    """All that happens on devices, one block of clients. Only messages leave. client_states: None to read
-    them here. broadcast: see `broadcast_model`; None: what the server holds. frozen: see
-    `Model.frozen`."""
+    """All that happens on devices, one block of clients. Only messages leave, in `Plan.num_parts` parts.
+    client_states: None to read them here. broadcast: see `broadcast_model`; None: what the
+    server holds. frozen: see `Model.frozen`."""
     key, size, nobody = jax.random.fold_in(key, state.round), table_rows_of(plan, state), plan.num_clients
     who = ids.at[block.slots].get(mode="fill", fill_value=nobody)
     held, block = locate_rows(plan, state, block, touched)
@@ -191,8 +193,10 @@ def run_client_block(
     # an update that is not finite, or what would be sent of it, is discarded: as if the client had never reported
     counts = is_finite & present.at[block.slots].get(mode="fill", fill_value=False)
     ends = size if touched is None else touched.size, size, nobody
-    return plan.place.constrain(
-        flatten_messages(block, counts, who, held, messages, client_states, metrics, ends, plan.padded_shape), "copied"
+    parts = split_parts((block, counts, who, held, messages, client_states, metrics), plan.num_parts)
+    padded = plan.padded_shape and tuple(-(-size // plan.num_parts) for size in plan.padded_shape)
+    return plan.place_parts(
+        map_parts(partial(flatten_messages, ends=ends, padded_shape=padded), plan.num_parts)(*parts)
     )
 
 

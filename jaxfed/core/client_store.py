@@ -1,8 +1,8 @@
 """The client store kept on the host: what clients hold between rounds, where a device cannot hold it for all of them.
 
 On a device it is a tree of arrays [n, ...] that programs read and write (`tables.gather_client`,
-`tables.scatter_clients`). Here it is the same tree of NumPy arrays: a round sends its cohort's part to the device and
-waits to write it back in place.
+`tables.scatter_client_tables`, `tables.scatter_client_leaves`). Here it is the same tree of NumPy arrays: a round sends
+its cohort's part to the device and waits to write it back in place.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxfed.core.placement import flatten_parts
 from jaxfed.core.tables import map_tables
 from jaxfed.core.types import Block, Cohort, Messages, Tree
 
@@ -66,7 +67,8 @@ def gather_or_end(x: np.ndarray, index: np.ndarray, end: int) -> np.ndarray:
 def write_clients(store: Tree, parts: Iterable[Messages]) -> Tree:
     """Waits for the parts of a round and writes their client states into the store, in place."""
     for part in parts:
-        new, ids, owner, held = jax.device_get((part.client_states, part.ids, part.owner, part.held))
+        kept = part.client_states, part.ids, part.owner, part.held
+        new, ids, owner, held = flatten_parts(jax.device_get(kept), len(part.present) if part.present.ndim > 1 else 1)
 
         def leaf(x, y, ids=ids):
             x[ids[ids < len(x)]] = y[ids < len(x)]

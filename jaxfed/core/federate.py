@@ -152,7 +152,7 @@ def make_programs(plan: Plan) -> Programs:
         init_accumulator=in_turn(jax.jit(partial(init_accumulator, plan), static_argnums=(2, 3))),
         accumulate=in_turn(jax.jit(partial(accumulate, plan), donate_argnums=0)),
         server_update=in_turn(
-            jax.jit(partial(decode_sums, plan), static_argnums=0)
+            jax.jit(partial(decode_sums, plan), static_argnums=0, donate_argnums=2)
             if method.closed
             else jax.jit(partial(server_update, plan), donate_argnums=0)
         ),
@@ -180,6 +180,8 @@ def run_round(
             parts.append(
                 programs.run_client_block(now, ids, asked, touched, ages, key, block, kept, broadcast, frozen.clients)
             )
+        if store is not None:
+            store, parts = stores.write_clients(store, parts), [part._replace(client_states=()) for part in parts]
         message_rows = sum(part.rows.size for part in parts)
         if accumulated is None:
             accumulated = programs.init_accumulator(
@@ -187,15 +189,15 @@ def run_round(
             )
             accumulated = accumulated._replace(client_states=state.client_states)
         for part in parts:
-            accumulated = programs.accumulate(accumulated, part if store is None else part._replace(client_states=()))
-        if store is not None:
-            store = stores.write_clients(store, parts)
+            accumulated = programs.accumulate(accumulated, part)
     assert accumulated  # a cohort has a block at least
     accumulated, client_states = accumulated._replace(client_states=()), accumulated.client_states
     state, reports = state._replace(client_states=client_states), (accumulated, ids, asked, touched, key)
     if plan.method.closed:
-        sums, links, number, info = programs.server_update(end, state.channel, state.round, *reports)
-        state, info = solve_model(plan, state._replace(channel=links, round=number), sums, info, touched)
+        read = state.channel, state.client_states, state.round
+        sums, links, client_states, number, info = programs.server_update(end, *read, *reports)
+        state = state._replace(channel=links, client_states=client_states, round=number)
+        state, info = solve_model(plan, state, sums, info, touched)
     else:
         state, info = programs.server_update(state, *reports, frozen.server)
     if store is not None:

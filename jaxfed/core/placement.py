@@ -17,7 +17,7 @@ from jaxfed.core.partition import CLIENTS, MODEL, PartitionRules, make_shardings
 from jaxfed.core.types import Tree
 
 Kind = Literal["jit", "pmap"]
-Role = Literal["copied", "server"]
+Role = Literal["copied", "server", "divided"]
 
 
 class Placement(NamedTuple):
@@ -25,8 +25,9 @@ class Placement(NamedTuple):
 
     constrain(x, role) lays arrays out, inside a program too: "copied" is a copy on every device, "server" is what the
     server keeps, or what is frozen: its tables split by rows where that was asked for, and every leaf that a partition
-    rule names split as the rule says. `devices` take part; `client_devices` of them divide the width of every block, of
-    which block(x) is given this process's equal part; inside a program, all of it.
+    rule names split as the rule says. "divided" has a leading axis that lies over the devices as clients do. `devices`
+    take part; `client_devices` of them divide the width of every block, of which block(x) is given this process's equal
+    part; inside a program, all of it.
     """
 
     clients: Callable[[Callable], Callable]
@@ -89,6 +90,26 @@ def spread_by_pmap(f: Callable, here: list[jax.Device]) -> Callable:
     return over
 
 
+def split_parts(tree: Tree, parts: int) -> Tree:
+    """Arrays [m, ...] as [parts, m / parts, ...]. One part has no axis more, here and below: programs of one device
+    would copy what they add."""
+    if parts == 1:
+        return tree
+    return jax.tree.map(lambda x: x.reshape((parts, x.shape[0] // parts, *x.shape[1:])), tree)
+
+
+def flatten_parts(tree: Tree, parts: int) -> Tree:
+    """Arrays [parts, m, ...] as [parts * m, ...]."""
+    if parts == 1:
+        return tree
+    return jax.tree.map(lambda x: x.reshape((x.shape[0] * x.shape[1], *x.shape[2:])), tree)
+
+
+def map_parts(f: Callable, parts: int) -> Callable:
+    """f over the leading axis of all its arguments."""
+    return f if parts == 1 else jax.vmap(f)
+
+
 def check_kind(kind: str, shard_tables: bool, splits_model: bool) -> None:
     """Raises ValueError for a placement that there is not, or that cannot split what it is asked to."""
     if kind not in ("jit", "pmap"):
@@ -129,6 +150,8 @@ def make_placement(
     def constrain(tree, role):
         if role == "copied":
             return lay_out(tree, jax.tree.map(lambda _: everywhere, tree))
+        if role == "divided":
+            return lay_out(tree, jax.tree.map(lambda _: split, tree))
         return lay_out(tree, make_shardings(mesh, rules, tree, of_tables))
 
     def block(tree):

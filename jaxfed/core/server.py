@@ -1,6 +1,7 @@
 """The server's side of a round: hear one block after the other, then undo the links and move the model."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +10,13 @@ import numpy as np
 import optax
 
 from jaxfed.core import tables, tree
-from jaxfed.core.aggregate import Capacity
+from jaxfed.core.aggregate import Capacity, sum_parts
 from jaxfed.core.client_work import identity
 from jaxfed.core.link import Channel, decode_total
 from jaxfed.core.method import Method
 from jaxfed.core.pairs import PairSums, count_pairs
 from jaxfed.core.parametrization import make_pull_back
-from jaxfed.core.placement import Placement
+from jaxfed.core.placement import Placement, flatten_parts, map_parts
 from jaxfed.core.pruning import prune_params
 from jaxfed.core.state import Plan, State, has_pair_sums, table_rows_of
 from jaxfed.core.streams import STORE
@@ -23,10 +24,12 @@ from jaxfed.core.types import Array, Broadcast, Key, Mean, Messages, RoundView, 
 
 
 class Accumulator(NamedTuple):
-    """What the server has heard so far in a round."""
+    """What the server has heard so far in a round. Of several parts (`Plan.num_parts`) all arrays but the client
+    store have a leading axis: each device adds what its own clients send, and `combine_parts` makes one of them."""
 
     total: Tree  # of the aggregator: a running sum, tables whole; or all messages beside each other
-    client_states: Tree  # the client store, new states written
+    client_states: Tree  # the client store; new rows of its tables are written
+    new_states: Tree  # what is to be written into other leaves of the store: [M, ...]; tables have no rows
     present: jax.Array  # bool [M]
     metrics: dict[str, Mean]
     rows: jax.Array  # int [M]: table rows that each has sent
@@ -39,24 +42,54 @@ def init_accumulator(plan: Plan, messages: Messages, asked: jax.Array, rows: int
 
     messages: of any block, for their shapes. rows: of the total's tables. message_rows: see `Capacity`.
     """
-    start = plan.aggregator.init(messages, Capacity(rows, asked.size, message_rows))
-    shapes = messages.metrics, asked, jnp.zeros(len(asked), jnp.int32)
-    total, (metrics, present, count) = plan.place.constrain((start, tree.zeros_like(shapes)), "copied")
-    return Accumulator(total, (), present, metrics, count, plan.place.constrain(jnp.zeros(rows, bool), "copied"))
+
+    def empty(size, x):
+        return jnp.zeros((size, *x.shape[1:]), x.dtype)
+
+    part, parts = messages, plan.num_parts
+    if parts > 1:
+        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), messages)
+    total = plan.aggregator.init(part, Capacity(rows, asked.size, message_rows))
+    new_states = tables.map_tables(partial(empty, 0), partial(empty, asked.size), part.client_states)
+    present, metrics, sizes = tree.zeros_like((asked, part.metrics, jnp.zeros(len(asked), jnp.int32)))
+    one = Accumulator(total, (), new_states, present, metrics, sizes, jnp.zeros(rows, bool))
+    return plan.place_parts(one if parts == 1 else jax.tree.map(lambda x: jnp.stack([x] * parts), one))
 
 
 def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accumulator:
-    """Adds one block's messages to what the server has heard."""
-    return Accumulator(
-        plan.aggregator.add(accumulated.total, messages),
-        tables.scatter_clients(
-            accumulated.client_states, messages.ids, messages.owner, messages.held, messages.client_states
-        ),
-        accumulated.present.at[messages.slots].set(messages.present, mode="drop"),
-        jax.tree.map(jnp.add, accumulated.metrics, messages.metrics),
-        accumulated.rows.at[messages.slots].set(messages.sizes, mode="drop"),
-        accumulated.sent.at[messages.rows].set(True, mode="drop"),
-    )
+    """Adds one block's messages to what the server has heard, each device those of its own clients. Only tables that
+    clients keep are written on all devices at once."""
+
+    def add(heard, messages):
+        return Accumulator(
+            plan.aggregator.add(heard.total, messages),
+            (),
+            tables.scatter_client_leaves(heard.new_states, messages.slots, messages.client_states),
+            heard.present.at[messages.slots].set(messages.present, mode="drop"),
+            jax.tree.map(jnp.add, heard.metrics, messages.metrics),
+            heard.rows.at[messages.slots].set(messages.sizes, mode="drop"),
+            heard.sent.at[messages.rows].set(True, mode="drop"),
+        )
+
+    kept = flatten_parts((messages.owner, messages.held, messages.client_states), plan.num_parts)
+    client_states = tables.scatter_client_tables(accumulated.client_states, *plan.place.constrain(kept, "copied"))
+    heard = map_parts(add, plan.num_parts)(accumulated._replace(client_states=()), messages)
+    return plan.place_parts(heard)._replace(client_states=client_states)
+
+
+def combine_parts(plan: Plan, accumulated: Accumulator) -> Accumulator:
+    """One of what each device has heard: the only sum over devices in a round."""
+    if plan.num_parts == 1 or not plan.aggregator.combine:
+        return accumulated
+    total = plan.aggregator.combine(accumulated.total)
+    others = sum_parts(accumulated._replace(total=(), client_states=()))
+    return plan.place.constrain(others._replace(total=total), "copied")
+
+
+def write_client_states(plan: Plan, store: Tree, ids: jax.Array, accumulated: Accumulator) -> Tree:
+    """The client store with what those who reported keep from now on. Its tables are written already."""
+    at = jnp.where(accumulated.present, ids, plan.num_clients)
+    return tables.scatter_client_leaves(store, at, accumulated.new_states)
 
 
 class ServerMoves(NamedTuple):
@@ -105,22 +138,25 @@ def decode_sums(
     plan: Plan,
     end: int,
     links: Tree,
+    client_states: Tree,
     number: jax.Array,
     accumulated: Accumulator,
     ids: jax.Array,
     asked: jax.Array,
     touched: jax.Array | None,
     key: Key,
-) -> tuple[Tree, Tree, jax.Array, dict[str, jax.Array]]:
-    """What the server of a closed form reads of round `number`: (the sums, the links' states, the number of the next
-    round, figures). end: of the rows."""
+) -> tuple[Tree, Tree, Tree, jax.Array, dict[str, jax.Array]]:
+    """What the server of a closed form reads of round `number`: (the sums, the links' states, the client store, the
+    number of the next round, figures). end: of the rows."""
+    accumulated = combine_parts(plan, accumulated)
+    client_states = write_client_states(plan, client_states, ids, accumulated)
     seen = links if touched is None else tables.take_rows(links, touched)
     round = RoundView(jax.random.fold_in(key, number), ids, accumulated.present)
     summed = plan.aggregator.result(accumulated.total, accumulated.sent.size)
     update, moved, info = decode_total(plan.channel, summed, seen, round)
     at = None if touched is None else jnp.where(accumulated.sent, touched, end)
     links = plan.place.constrain(tables.put_rows(links, at, moved), "server")
-    return update.params, links, number + 1, round_figures(plan, accumulated, ids, asked) | info
+    return update.params, links, client_states, number + 1, round_figures(plan, accumulated, ids, asked) | info
 
 
 def solve_model(
@@ -168,7 +204,9 @@ def server_update(
 ) -> tuple[State, dict[str, jax.Array]]:
     """Undoes the links and moves the model, of its tables only the rows touched. frozen: see
     `Parametrization.frozen`."""
+    accumulated = combine_parts(plan, accumulated)
     shared, opt, links, client_states, number, history = state
+    client_states = write_client_states(plan, client_states, ids, accumulated)
     seen = (shared, opt, links) if touched is None else tables.take_rows((shared, opt, links), touched)
     seen = tree.to_compute_dtype(seen[0]), *seen[1:]
     round = RoundView(jax.random.fold_in(key, number), ids, accumulated.present)

@@ -67,6 +67,16 @@ class Plan(NamedTuple):
         """How all messages become one."""
         return self.channel.aggregator or SUM
 
+    @property
+    def num_parts(self) -> int:
+        """In how many parts the messages of a round are added, one for each device, before these become one. Of several
+        parts arrays have a leading axis."""
+        return self.place.client_devices if self.aggregator.combine else 1
+
+    def place_parts(self, parts: Tree) -> Tree:
+        """Each part on its device; one part is copied to all devices."""
+        return self.place.constrain(parts, "divided" if self.num_parts > 1 else "copied")
+
 
 def server_model(state: State, parametrization: Parametrization | None = None) -> Tree:
     """The server's parameters, without marks. parametrization: that of the method."""

@@ -144,11 +144,14 @@ def gather_client(store: Tree, i: jax.Array, ids: jax.Array) -> Tree:
     )
 
 
-def scatter_clients(store: Tree, i: jax.Array, owner: jax.Array, ids: jax.Array, new: Tree) -> Tree:
-    """Writes back many trees: leaves at `i` [W], table rows at (owner, ids) [R]; past the end is dropped."""
-    return map_tables(
-        lambda x, y: x.at[owner, ids].set(y, mode="drop"), lambda x, y: x.at[i].set(y, mode="drop"), store, new
-    )
+def scatter_client_tables(store: Tree, owner: jax.Array, ids: jax.Array, new: Tree) -> Tree:
+    """Writes back the tables of many trees, rows at (owner, ids) [R]; past the end is dropped."""
+    return map_tables(lambda x, y: x.at[owner, ids].set(y, mode="drop"), lambda x, y: x, store, new)
+
+
+def scatter_client_leaves(store: Tree, i: jax.Array, new: Tree) -> Tree:
+    """Writes back the leaves of many trees but for their tables, at `i` [W]; past the end is dropped."""
+    return map_tables(lambda x, y: x, lambda x, y: x.at[i].set(y, mode="drop"), store, new)
 
 
 def clear_padding(tree: Tree, held: jax.Array) -> Tree:

@@ -15,7 +15,8 @@ from jaxfed.core.tables import (
     num_rows,
     pad_tables,
     put_rows,
-    scatter_clients,
+    scatter_client_leaves,
+    scatter_client_tables,
     take_rows,
     unwrap,
     wrap,
@@ -59,7 +60,8 @@ def test_gather_then_scatter_is_where_it_was():
     np.testing.assert_array_equal(got["t"].rows, [[13, 17, 0], [0, 0, 0], [0, 0, 0]])
     np.testing.assert_array_equal(got["d"], [2, 0, 0])
     owner = np.repeat(who, 3)
-    back = scatter_clients(store, who, owner, rows.ravel(), flatten_tables(jax.tree.map(lambda x: x + 100, got)))
+    new = flatten_tables(jax.tree.map(lambda x: x + 100, got))
+    back = scatter_client_leaves(scatter_client_tables(store, owner, rows.ravel(), new), who, new)
     want = np.arange(24.0).reshape(4, 6)
     want[2, [1, 5]] += 100
     want[0, 0] += 100
