@@ -273,7 +273,7 @@ def alone(config, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("processes", "devices", "draw_on"),
-    [(2, 2, "host"), (2, 1, "device"), pytest.param(4, 1, "host", marks=pytest.mark.full)],
+    [(2, 2, "host"), (2, 2, "device"), pytest.param(4, 1, "host", marks=pytest.mark.full)],
 )
 @pytest.mark.long
 def test_after_one_round_they_have_what_one_process_has(config, alone, tmp_path, processes, devices, draw_on):

@@ -138,6 +138,42 @@ def test_clients_and_epochs_draw_independently():
         assert stats.chi2_contingency(both).pvalue > LEVEL
 
 
+def test_labels_of_rows_are_those_of_the_rows():
+    rows = DATA.interactions
+    rated = DATA._replace(
+        interactions=rows._replace(rating=np.random.default_rng(0).integers(1, 6, len(rows.user)).astype(np.float32))
+    )
+    population = prepare_population(rated, clients="silo", silos=7, label="rating")[1]
+    found = read_examples(*draw_round(BATCHINGS["no negatives"], population=population), False)
+    for client, (steps, _) in found.items():
+        first, end = population.client_offsets[client : client + 2]
+        want = []
+        for user in range(first, end):
+            own = slice(*population.train.start[user : user + 2])
+            items, labels = population.train.values[own].tolist(), population.labels.train[own].tolist()
+            want += zip([user - first] * len(items), items, labels, strict=True)
+        assert sorted(example for step in steps for example in step) == sorted(want)
+
+
+def test_a_client_without_users_has_no_steps():
+    """As where a random division leaves one empty: the first, the last, and one between."""
+    offsets = POPULATION.client_offsets
+    for at in (0, 3, CLIENTS):
+        empty = POPULATION._replace(
+            client_offsets=np.insert(offsets, at, offsets[at]),
+            num_train=np.insert(POPULATION.num_train, at, 0),
+            names=np.insert(POPULATION.names, at, "empty"),
+        )
+        for name in ("items", "pairs"):
+            batching, ids = BATCHINGS[name], np.arange(CLIENTS + 1)
+            cohort, shapes = draw_round(batching, ids, population=empty)
+            host = pack_cohort(empty, batching, shapes, ids, np.ones(len(ids), bool), 3, 0)
+            for one, other in zip(cohort.blocks, host.blocks, strict=True):
+                np.testing.assert_array_equal(one.data.live, other.data.live)
+                np.testing.assert_array_equal(one.num_train, other.num_train)
+                np.testing.assert_array_equal(one.data.examples, other.data.examples)
+
+
 # --- chances ------------------------------------------------------------------------------------------
 
 
