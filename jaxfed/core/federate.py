@@ -231,6 +231,8 @@ def check_plan(plan: Plan) -> None:
 
 def check_cohort(plan: Plan, cohort: Cohort) -> None:
     """Raises ValueError for a cohort that is not for this algorithm."""
+    if uneven := [len(block.slots) for block in cohort.blocks if len(block.slots) % plan.num_parts]:
+        raise ValueError(f"a block of {uneven[0]} places does not divide among {plan.num_parts} devices: pad it")
     if plan.channel.claims.needs_all_rows and cohort.rows is not None:
         raise ValueError(
             f"{plan.channel.claims.name}: it needs every row, and the cohort lists some: set server.lazy = false"

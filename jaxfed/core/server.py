@@ -28,8 +28,8 @@ class Accumulator(NamedTuple):
     store have a leading axis: each device adds what its own clients send, and `combine_parts` makes one of them."""
 
     total: Tree  # of the aggregator: a running sum, tables whole; or all messages beside each other
-    client_states: Tree  # the client store; new rows of its tables are written
-    new_states: Tree  # what is to be written into other leaves of the store: [M, ...]; tables have no rows
+    client_states: Tree  # the client store; new rows of its tables are written, and of one part all that is new
+    new_states: Tree  # of several parts: what is to be written into other leaves of the store: [M, ...]; else [0, ...]
     present: jax.Array  # bool [M]
     metrics: dict[str, Mean]
     rows: jax.Array  # int [M]: table rows that each has sent
@@ -50,15 +50,16 @@ def init_accumulator(plan: Plan, messages: Messages, asked: jax.Array, rows: int
     if parts > 1:
         part = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), messages)
     total = plan.aggregator.init(part, Capacity(rows, asked.size, message_rows))
-    new_states = tables.map_tables(partial(empty, 0), partial(empty, asked.size), part.client_states)
+    waiting = asked.size if parts > 1 else 0
+    new_states = tables.map_tables(partial(empty, 0), partial(empty, waiting), part.client_states)
     present, metrics, sizes = tree.zeros_like((asked, part.metrics, jnp.zeros(len(asked), jnp.int32)))
     one = Accumulator(total, (), new_states, present, metrics, sizes, jnp.zeros(rows, bool))
     return plan.place_parts(one if parts == 1 else jax.tree.map(lambda x: jnp.stack([x] * parts), one))
 
 
 def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accumulator:
-    """Adds one block's messages to what the server has heard, each device those of its own clients. Only tables that
-    clients keep are written on all devices at once."""
+    """Adds one block's messages to what the server has heard, each device those of its own clients. Of what clients
+    keep, tables are written here on all devices, and other leaves by `write_client_states`; of one part both here."""
 
     def add(heard, messages):
         return Accumulator(
@@ -73,6 +74,8 @@ def accumulate(plan: Plan, accumulated: Accumulator, messages: Messages) -> Accu
 
     kept = flatten_parts((messages.owner, messages.held, messages.client_states), plan.num_parts)
     client_states = tables.scatter_client_tables(accumulated.client_states, *plan.place.constrain(kept, "copied"))
+    if plan.num_parts == 1:
+        client_states = tables.scatter_client_leaves(client_states, messages.ids, messages.client_states)
     heard = map_parts(add, plan.num_parts)(accumulated._replace(client_states=()), messages)
     return plan.place_parts(heard)._replace(client_states=client_states)
 
@@ -87,7 +90,9 @@ def combine_parts(plan: Plan, accumulated: Accumulator) -> Accumulator:
 
 
 def write_client_states(plan: Plan, store: Tree, ids: jax.Array, accumulated: Accumulator) -> Tree:
-    """The client store with what those who reported keep from now on. Its tables are written already."""
+    """The client store with what those who reported keep from now on. What `accumulate` writes is written already."""
+    if plan.num_parts == 1:
+        return store
     at = jnp.where(accumulated.present, ids, plan.num_clients)
     return tables.scatter_client_leaves(store, at, accumulated.new_states)
 

@@ -69,6 +69,12 @@ def test_what_clients_keep_is_the_same_on_any_devices(listed, on_host):
     close((server_model(got), got.client_states, info), (server_model(want), want.client_states, told))
 
 
+def test_a_block_that_does_not_divide_is_refused():
+    algorithm = factorisation(mean(), placement=make_placement("jit", DEVICES))
+    with pytest.raises(ValueError, match="of 3 places does not divide among 8 devices"):
+        algorithm.step(algorithm.init(MARKED, KEY), row_cohort()._replace(blocks=(row_block(range(3)),)), KEY)
+
+
 def test_a_reduction_of_its_own_reads_the_messages_of_all_devices():
     on = make_placement("jit", DEVICES)
     want, _ = run(factorisation(median()), laid_out(make_placement(), BLOCKS, True))
