@@ -131,16 +131,14 @@ def test_the_arrays_are_those_of_the_host(name):
             jax.tree.map(np.testing.assert_array_equal, read(one), read(other))
 
 
-def test_rows_of_a_client_are_counted_without_being_listed():
+def test_no_client_holds_more_rows_than_its_bound():
     for batching in BATCHINGS.values():
         for lazy in (True, False):
-            cohort, shapes, drawer = draw_round(batching, [5, 7, 31, CLIENTS], round=4, population=COLD, lazy=lazy)
+            cohort, shapes, _ = draw_round(batching, [5, 7, 31, CLIENTS], round=4, population=COLD, lazy=lazy)
             end = len(cohort.rows) if lazy else shapes.end
             held = np.concatenate([(np.asarray(block.rows) < end).sum(1) for block in cohort.blocks])
             slots = np.concatenate([block.slots for block in cohort.blocks])
-            counted = drawer.count_rows(cohort.ids, make_round_key(3, 4))
-            assert counted.tolist() == held[np.argsort(slots)][:3].tolist()
-            assert (counted <= bound_held_rows(COLD, batching, np.array([5, 7, 31]))).all()
+            assert (held[np.argsort(slots)][:3] <= bound_held_rows(COLD, batching, np.array([5, 7, 31]))).all()
             if lazy:
                 most = bound_cohort_rows(COLD, batching, np.array([5, 7, 31]))
                 assert (np.asarray(cohort.rows) < ITEMS).sum() <= most
