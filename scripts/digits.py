@@ -44,7 +44,7 @@ class Network(nn.Module):
 NETWORK = Network()
 
 
-def count_loss(params: dict, batch: dict) -> jf.Mean:
+def compute_loss(params: dict, batch: dict) -> jf.Mean:
     """The cross-entropy of a batch: its sum over the pictures, and how many there are."""
     logits = NETWORK.apply(params, batch["pixels"])
     each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
@@ -54,7 +54,7 @@ def count_loss(params: dict, batch: dict) -> jf.Mean:
 def train_on_device(broadcast: jf.Broadcast, kept: tuple, batches: jf.Batches, key: jax.Array) -> jf.ClientOutput:
     """The first function: one device takes steps from the model that it was sent. A pure function of that device; what
     it sends is where it began less where it ended."""
-    params, _, loss = jf.local_sgd(count_loss, optax.sgd(0.1), broadcast.params, batches)
+    params, _, loss = jf.local_sgd(compute_loss, optax.sgd(0.1), broadcast.params, batches)
     update = jax.tree.map(jnp.subtract, broadcast.params, params)
     return jf.ClientOutput(jf.Broadcast(update), kept, jnp.asarray(batches.examples), metrics={"train/loss": loss})
 
@@ -91,7 +91,7 @@ def load_images(name: str) -> Images:
 
         try:
             source = tfds.data_source("mnist", split="train")
-        except Exception as error:  # there are many kinds, one for each way in which a download can fail
+        except OSError as error:  # of the network or the disk
             raise ValueError(
                 f"--images mnist: cannot be fetched ({type(error).__name__}): take digits, which need no network"
             ) from None
@@ -164,9 +164,12 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=2, help="pieces that a client has, each of one digit or two")
     args = parser.parse_args()
     try:
+        if min(args.clients, args.classes) < 1 or args.rounds < 0:
+            raise ValueError("--clients and --classes must be at least 1, --rounds at least 0")
         images = load_images(args.images)
     except ValueError as error:
-        sys.exit(f"digits: {error}")
+        print(f"digits: {error}", file=sys.stderr)
+        sys.exit(2)
     cut = len(images.labels) * 4 // 5
     train, test = (Images(*(x[part] for x in images)) for part in (slice(cut), slice(cut, None)))
     found = train_federated(train, test, args.rounds, args.clients, args.classes, asked=max(args.clients // 2, 1))

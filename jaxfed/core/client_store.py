@@ -64,11 +64,11 @@ def gather_or_end(x: np.ndarray, index: np.ndarray, end: int) -> np.ndarray:
     return np.where(index < len(x), x[np.minimum(index, len(x) - 1)], end)
 
 
-def write_clients(store: Tree, parts: Iterable[Messages]) -> Tree:
-    """Waits for the parts of a round and writes their client states into the store, in place."""
-    for part in parts:
-        kept = part.client_states, part.ids, part.owner, part.held
-        new, ids, owner, held = flatten_parts(jax.device_get(kept), len(part.present) if part.present.ndim > 1 else 1)
+def write_clients(store: Tree, messages: Iterable[Messages], num_parts: int) -> Tree:
+    """Waits for the messages of a round and writes their client states into the store, in place."""
+    for block in messages:
+        kept = block.client_states, block.ids, block.owner, block.held
+        new, ids, owner, held = flatten_parts(jax.device_get(kept), num_parts)
 
         def leaf(x, y, ids=ids):
             x[ids[ids < len(x)]] = y[ids < len(x)]

@@ -181,7 +181,8 @@ def run_round(
                 programs.run_client_block(now, ids, asked, touched, ages, key, block, kept, broadcast, frozen.clients)
             )
         if store is not None:
-            store, parts = stores.write_clients(store, parts), [part._replace(client_states=()) for part in parts]
+            store = stores.write_clients(store, parts, plan.num_parts)
+            parts = [part._replace(client_states=()) for part in parts]
         message_rows = sum(part.rows.size for part in parts)
         if accumulated is None:
             accumulated = programs.init_accumulator(

@@ -37,6 +37,13 @@ def order_each_epoch(count: jax.Array, most: int, epochs: int, key: BijectionKey
     return jnp.concatenate([permute_indices(number, size, each, most) for each in keys], 1)
 
 
+def number_steps(block_format: BlockFormat, of_epoch: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(int32 [m, S]: the epoch of each step of a block, int32 [m, S]: its number in that epoch). of_epoch int [m, 1]:
+    steps of an epoch of each client."""
+    step = jnp.arange(block_format.steps)
+    return divide_integers(jnp.broadcast_to(step, (len(of_epoch), block_format.steps)), of_epoch)
+
+
 def place_positives(block_format: BlockFormat, n: jax.Array, of_epoch: jax.Array, key: BijectionKey) -> jax.Array:
     """int32 [m, S * B]: which train item of its client lies at each place of its steps; -1: none. of_epoch: steps of an
     epoch."""

@@ -26,6 +26,12 @@ def count_warm_items(data: DeviceTrainData, items: int) -> int:
     return items if data.warm is None else data.warm.shape[0]
 
 
+def mark_warm_items(data: DeviceTrainData, items: int) -> jax.Array:
+    """float [N]: 1 for each item that may be a negative, else 0."""
+    is_warm = jnp.ones(items, bool) if data.warm_place is None else data.warm_place < count_warm_items(data, items)
+    return is_warm.astype(jnp.float32)
+
+
 def make_order_key(batching: Batching, client: jax.Array, key: BijectionKey) -> BijectionKey:
     """The key of the order of negatives, words [m, 1], or [1, 1] where clients share it. client int [m, 1]."""
     return fold_in_number(fold_in_number(key, jnp.full((1, 1), SHARED) if batching.shared_negatives else client), 0)
@@ -122,9 +128,8 @@ def lay_out_whole_catalogue(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `lay_out_steps`, for steps that hold all items: a row's position is its item number."""
     items, shape = block_format.items, (len(read.item), block_format.steps)
-    is_warm = jnp.ones(items, bool) if data.warm_place is None else data.warm_place < count_warm_items(data, items)
     rows = jnp.broadcast_to(jnp.arange(items, dtype=jnp.int32), (*shape, items))
-    return rows, jnp.broadcast_to(read.item[:, None], (*shape, block_format.width)), is_warm.astype(jnp.float32)
+    return rows, jnp.broadcast_to(read.item[:, None], (*shape, block_format.width)), mark_warm_items(data, items)
 
 
 def draw_history_block(

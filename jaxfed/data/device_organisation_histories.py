@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core.client_work import Batches
-from jaxfed.data.bijections import BijectionKey, divide_integers, draw_below, fold_in_number
+from jaxfed.data.bijections import BijectionKey, draw_below, fold_in_number
 from jaxfed.data.device_data import BlockFormat, DeviceTrainData
-from jaxfed.data.device_draws import order_each_epoch
-from jaxfed.data.device_histories import SHARED, count_warm_items
-from jaxfed.data.device_organisations import list_client_rows
+from jaxfed.data.device_draws import number_steps, order_each_epoch
+from jaxfed.data.device_histories import SHARED, count_warm_items, mark_warm_items
+from jaxfed.data.device_organisations import list_client_rows, sort_entries
 
 DROPOUT = np.uint32(0xFFFFFFFE)  # below a round's key; no client has this number
 
@@ -44,8 +44,7 @@ def draw_step_histories(
     users = jnp.where(first < data.nobody, data.client_offsets[client + 1] - first, 0)
     order = order_each_epoch(users, most, batching.epochs, own_key)
 
-    of_epoch, step = jnp.maximum(-(-users // histories), 1), jnp.arange(block_format.steps)
-    epoch, step = divide_integers(jnp.broadcast_to(step, (len(client), block_format.steps)), of_epoch)
+    epoch, step = number_steps(block_format, jnp.maximum(-(-users // histories), 1))
     is_live = (epoch < batching.epochs) & (users > 0)
     place = (step * histories)[..., None] + jnp.arange(histories)  # of each user, in its epoch
     at = jnp.clip(epoch, 0, batching.epochs - 1)[..., None] * most + jnp.minimum(place, most - 1)
@@ -90,9 +89,7 @@ def lay_out_step_histories(
     items, shape, read = block_format.items, found.is_live.shape, found.item.shape[2:]
     rows = min(block_format.width * read[0] + block_format.batching.negatives, items)
     entry = list_step_entries(found)
-    order = jnp.argsort(entry, -1)
-    ascending = jnp.take_along_axis(entry, order, -1)
-    is_new = jnp.diff(ascending, axis=-1, prepend=-1) != 0
+    order, _, is_new = sort_entries(entry)
     number = jnp.cumsum(is_new, -1, dtype=jnp.int32) - 1  # of each entry's item among those of the step
     lead = jnp.indices((*shape, 1), sparse=True)[:2]
     slot = jnp.zeros(entry.shape, jnp.int32).at[(*lead, order)].set(number)
@@ -116,9 +113,8 @@ def draw_organisation_histories(
     found = draw_step_histories(block_format, data, client, key)
     held, place = list_all_rows(found, block_format)
     if batching.sequence.whole_catalogue:
-        is_warm = jnp.ones(items, bool) if data.warm_place is None else data.warm_place < count_warm_items(data, items)
         rows = jnp.broadcast_to(jnp.arange(items, dtype=jnp.int32), (*found.is_live.shape, items))
-        sequence, negative = found.item, jnp.broadcast_to(is_warm.astype(jnp.float32), rows.shape)
+        sequence, negative = found.item, jnp.broadcast_to(mark_warm_items(data, items), rows.shape)
     else:
         rows, sequence, negative = lay_out_step_histories(found, place, block_format)
     is_live, used = found.is_live[..., None], found.user[..., None] < data.nobody

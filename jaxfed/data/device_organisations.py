@@ -9,16 +9,22 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.client_work import Batches
-from jaxfed.data.bijections import BijectionKey, divide_integers, draw_below, fold_in_number
+from jaxfed.data.bijections import BijectionKey, draw_below, fold_in_number
 from jaxfed.data.device_data import BlockFormat, DeviceTrainData, count_items, find_negatives
-from jaxfed.data.device_draws import order_each_epoch
+from jaxfed.data.device_draws import number_steps, order_each_epoch
+
+
+def sort_entries(item: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(int32 [..., W]: the lanes of items [..., W] in ascending order, [..., W]: these items, bool [..., W]: whether
+    each is the first of its kind). Lanes of the same item keep their order."""
+    order = jnp.argsort(item, -1, stable=True)
+    ascending = jnp.take_along_axis(item, order, -1)
+    return order, ascending, jnp.diff(ascending, axis=-1, prepend=-1) != 0
 
 
 def find_first_lanes(item: jax.Array) -> jax.Array:
     """int32 [..., W]: the first lane with the same item as each lane has."""
-    order = jnp.argsort(item, -1, stable=True)
-    ascending = jnp.take_along_axis(item, order, -1)
-    is_new = jnp.diff(ascending, axis=-1, prepend=-1) != 0
+    order, _, is_new = sort_entries(item)
     first = jax.lax.cummax(jnp.where(is_new, jnp.arange(item.shape[-1]), 0), item.ndim - 1)
     return jnp.put_along_axis(order, order, jnp.take_along_axis(order, first, -1), -1, inplace=False).astype(jnp.int32)
 
@@ -36,9 +42,7 @@ def list_client_rows(item: jax.Array, items: int, end: int, rows: int) -> tuple[
         number = jnp.cumsum(marked, 1, dtype=jnp.int32) - 1
         place = jnp.take_along_axis(number, entry, 1)
     else:
-        order = jnp.argsort(entry, 1)
-        value = jnp.take_along_axis(entry, order, 1)
-        is_new = jnp.diff(value, axis=1, prepend=-1) != 0
+        order, value, is_new = sort_entries(entry)
         number = jnp.cumsum(is_new, 1, dtype=jnp.int32) - 1
         place = jnp.zeros(entry.shape, jnp.int32).at[lead, order].set(number, unique_indices=True)
     at = jnp.where(is_new & (value < items), number, rows)
@@ -64,9 +68,7 @@ def draw_examples_of_users(
     order = order_each_epoch(n, most, batching.epochs, own_key)
 
     of_epoch = jnp.maximum(-(-n * each // size), 1)
-    epoch, step = divide_integers(
-        jnp.broadcast_to(jnp.arange(block_format.steps), (len(n), block_format.steps)), of_epoch
-    )
+    epoch, step = number_steps(block_format, of_epoch)
     count = jnp.where(epoch < batching.epochs, jnp.clip(n * each - step * size, 0, size), 0)
     is_live = lane < count[..., None]
     place = jnp.where(is_live, (step * size)[..., None] + lane, 0)  # of each example, in its epoch

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxfed.core.client_work import Batches
 from jaxfed.data.bijections import BijectionKey, divide_integers, fold_in_number
 from jaxfed.data.device_data import BlockFormat, DeviceTrainData, count_items
-from jaxfed.data.device_draws import draw_held_rows, order_each_epoch
+from jaxfed.data.device_draws import draw_held_rows, number_steps, order_each_epoch
 
 
 def lay_out_pairs(
@@ -23,11 +23,11 @@ def lay_out_pairs(
     n, free int [m, 1]: see `count_items`; order: see `order_each_epoch`. A row lies where the step has its item first,
     as `packing.lay_out_examples` lays it.
     """
-    batching, steps, width = block_format.batching, block_format.steps, block_format.width
-    step, lane, size = jnp.arange(steps), jnp.arange(width), batching.batch_size
+    batching, width = block_format.batching, block_format.width
+    lane, size = jnp.arange(width), batching.batch_size
     pairs = n * batching.negatives  # of an epoch
     of_epoch = jnp.maximum(-(-pairs // size), 1)
-    epoch, rest = divide_integers(jnp.broadcast_to(step, (len(n), steps)), of_epoch)
+    epoch, rest = number_steps(block_format, of_epoch)
     first = rest * size  # pair of an epoch, of each step [m, S]
     count = jnp.where(epoch < batching.epochs, jnp.clip(pairs - first, 0, size), 0)
     is_live, place = lane < count[..., None], first[..., None] + lane

@@ -148,7 +148,6 @@ def count_rounds(run: OpenRun) -> int:
 
 def train_and_finish(runs: Sequence[OpenRun]) -> dict[str, tuple[dict[str, Any], str]]:
     """{folder: (summary, ""), or ({}, why there is none)} of runs that have done equally many rounds, or have ended."""
-
     folders = [run.session.settings.run.out for run in runs]
 
     def train():

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -56,6 +57,12 @@ def only(population, share):
     return population._replace(**parts, negative_index=NegativeIndex(gaps, None))
 
 
+def note_held_rows(noted, rank, is_held):
+    """In place of the union over processes: keeps what one of them holds."""
+    noted[rank] = is_held
+    return is_held
+
+
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("population", [POPULATION, SILOS], ids=["users", "silos"])
 def test_a_process_packs_from_its_own_clients_data_alone(population, size):
@@ -68,15 +75,8 @@ def test_a_process_packs_from_its_own_clients_data_alone(population, size):
         shapes = make_block_shapes(population, batching, 9, devices, 16, share=ProcessShare(rank, size))
         return pack_cohort(source, args[0], shapes, *args[1:], 0, 3, union)
 
-    def note(rank):
-        def keep(mine):
-            there[rank] = mine
-            return mine
-
-        return keep
-
     for rank in range(size):
-        packed(only(population, ProcessShare(rank, size)), rank, note(rank))
+        packed(only(population, ProcessShare(rank, size)), rank, partial(note_held_rows, there, rank))
     parts = [packed(only(population, ProcessShare(r, size)), r, lambda _: there.any(0)) for r in range(size)]
     honest = [packed(population, r, lambda _: there.any(0)) for r in range(size)]
     jax.tree.map(np.testing.assert_array_equal, parts, honest)
@@ -127,15 +127,8 @@ def test_a_process_draws_on_its_device_from_its_own_clients_data_alone(populatio
         drawer = make_drawer(source, batching, shapes)
         return jax.device_get(drawer.draw(ids, ids < population.num_clients, 0, 3, union)), drawer
 
-    def note(rank):
-        def keep(is_held):
-            held[rank] = is_held
-            return is_held
-
-        return keep
-
     for rank in range(size):
-        draw(only(population, ProcessShare(rank, size)), rank, note(rank))
+        draw(only(population, ProcessShare(rank, size)), rank, partial(note_held_rows, held, rank))
     parts, drawers = zip(
         *(draw(only(population, ProcessShare(r, size)), r, lambda _: held.any(0)) for r in range(size)), strict=True
     )

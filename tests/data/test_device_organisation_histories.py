@@ -15,10 +15,8 @@ from jaxfed.data.sequences import DrawnSequences
 from tests.data.test_sequences_of_organisations import (
     ITEMS,
     LENGTH,
-    NEGATIVES,
     POPULATION,
-    USERS,
-    histories,
+    check_three_epochs,
     make_batching,
     unpacked,
 )
@@ -41,19 +39,7 @@ def draw_round(batching, ids=EVERY, round=0, lazy=True, steps_per_block=0, popul
 def test_an_epoch_reads_each_history_once_in_an_order_of_its_own(size, lazy):
     found = unpacked(draw_round(make_batching(size, epochs=3), [*EVERY, 5, 5], lazy=lazy)[0])
     assert found.keys() == {*EVERY.tolist()}
-    for client, steps in found.items():
-        every = -(-USERS[client] // size)
-        assert len(steps) == 3 * every
-        epochs = [steps[low : low + every] for low in range(0, len(steps), every)]
-        orders = [[each for reads, _, _ in epoch for each in reads] for epoch in epochs]
-        assert all(sorted(order) == histories(client) for order in orders)
-        assert all(len(reads) == size for epoch in epochs for reads, _, _ in epoch[:-1]), "only the last step is short"
-        assert all(sum(negatives.values()) == NEGATIVES for _, negatives, _ in steps)
-        assert len({tuple(sorted(negatives.items())) for _, negatives, _ in steps}) == len(steps)
-        keys = [key for _, _, each in steps for key in each]
-        assert len(set(keys)) == len(keys) == 3 * USERS[client], "each history drops out by a key of its own"
-        if USERS[client] > 4:
-            assert orders[0] != orders[1] != orders[2]
+    check_three_epochs(found, size)
 
 
 def test_users_and_negatives_come_equally_often():

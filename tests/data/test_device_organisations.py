@@ -21,6 +21,7 @@ from jaxfed.data.device_organisations import draw_examples_of_users
 from jaxfed.data.packing import pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
+from tests.data.test_device_pairs import check_same_arrays
 from tests.data.test_sequences_of_organisations import POPULATION as REGIONS
 
 LEVEL = 1e-4  # of each test of chances; all seeds are fixed
@@ -253,22 +254,7 @@ def test_the_arrays_are_those_of_the_host_from_the_same_draws(name, lazy, featur
     found = read_examples(cohort, shapes, batching.pairwise)
     monkeypatch.setattr(packing, "draw_examples", lambda _, *args: list_draws(found, *args[:2]))
     host = pack_cohort(POPULATION, batching, shapes, ids, ids < CLIENTS, 3, 0)
-    assert jax.tree.structure(host) == jax.tree.structure(cohort)
-    if lazy:
-        np.testing.assert_array_equal(host.rows, cohort.rows)
-    for one, other in zip(host.blocks, cohort.blocks, strict=True):
-        lists = []
-        for block in (one, other):
-            unused = np.full((len(block.rows), 1), block.rows.max())
-            at = np.minimum(block.data.rows, block.rows.shape[1]).reshape(len(block.rows), -1)
-            lists.append(np.take_along_axis(np.concatenate([block.rows, unused], 1), at, 1))
-        np.testing.assert_array_equal(*lists)
-        one, other = (
-            x._replace(rows=np.sort(x.rows, 1), data=x.data._replace(rows=x.data.rows < ITEMS)) for x in (one, other)
-        )
-        for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
-            np.testing.assert_array_equal(a, b)
-            assert a.dtype == b.dtype, "the same programs run both"
+    check_same_arrays(host, cohort, lazy)
 
 
 def test_attackers_have_labels_exchanged():
