@@ -22,8 +22,9 @@ MAY: dict[str, set[str]] = {
     "config": {"core", "channels", "models", "privacy", "algorithms", "attacks", "data", "sampling", "evaluation"},
 }
 MAY["training"] = MAY["config"] | {"config"}
+MAY["deployment"] = MAY["training"] | {"training"}
 MAY["bench"] = MAY["training"] | {"training"}
-MAY["cli"] = MAY["bench"] | {"bench"}
+MAY["cli"] = MAY["bench"] | {"bench", "deployment"}
 PURE = ("core", "secagg", "channels", "models", "algorithms", "attacks", "privacy", "evaluation")
 FILES_OF_THE_SHELL = {"core/processes.py", "privacy/renyi.py"}  # the environment; the log of a library, kept quiet
 TOP = {"__init__.py", "__main__.py"}

@@ -12,12 +12,25 @@ from importlib.metadata import version
 
 # nothing that takes long to import: JAX comes when a command is known
 from jaxfed import __version__
-from jaxfed.cli import bench, data, doctor, evaluate, init, interrupted, launch, privacy, reproduce, sweep, train
+from jaxfed.cli import (
+    bench,
+    data,
+    deploy,
+    doctor,
+    evaluate,
+    init,
+    interrupted,
+    launch,
+    privacy,
+    reproduce,
+    sweep,
+    train,
+)
 from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
-COMMANDS += ["reproduce", "launch", "doctor"]
+COMMANDS += ["reproduce", "launch", "deploy", "doctor"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -40,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     init.add_init_options(command)
     reproduce.add_reproduce_options(command)
     launch.add_launch_options(command)
+    deploy.add_deploy_options(command)
     doctor.add_doctor_options(command)
     return main
 
@@ -84,6 +98,7 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         "reproduce": reproduce.reproduce_command,
         "privacy": privacy.privacy_command,
         "init": init.init_command,
+        "deploy": deploy.deploy_command,
     }
     own = {
         "evaluate": evaluate.evaluate_command,

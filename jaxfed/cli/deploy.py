@@ -1,0 +1,243 @@
+"""jaxfed deploy: a server and several nodes in processes of their own on this machine, connected by Flower."""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxfed.cli.launch import find_free_port
+from jaxfed.cli.summary import describe_best, print_summary
+
+EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --rounds 5"
+APP = """[project]
+name = "jaxfed-federation"
+version = "1.0.0"
+description = "Rounds of jaxfed"
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "jaxfed"
+[tool.flwr.app.components]
+serverapp = "jaxfed.deployment.flower:server_app"
+clientapp = "jaxfed.deployment.flower:client_app"
+[tool.flwr.app.config]
+folder = ""
+nodes = 1
+deadline = 300.0
+"""
+CONNECTION = """[superlink]
+default = "here"
+[superlink.here]
+address = "127.0.0.1:{port}"
+insecure = true
+"""
+GRACE = 10  # seconds in which processes end by themselves
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+
+
+def add_deploy_options(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The options of `deploy`."""
+    deploy = command(
+        "deploy", "Run a configuration with real processes: a server and several nodes here, by Flower.", EPILOG
+    )
+    deploy.add_argument(
+        "config", metavar="CONFIG.toml", help="a file, a run's folder, or the name of one that comes with jaxfed"
+    )
+    deploy.add_argument("--nodes", type=int, default=5, help="number of nodes; clients are dealt to them (5)")
+    deploy.add_argument("--out", metavar="RUN", help="where the run lives (runs/NAME_deployed)")
+    deploy.add_argument("--resume", action="store_true", help="go on with the federation that is there")
+    deploy.add_argument(
+        "--keys",
+        choices=("reproducible", "own"),
+        default="reproducible",
+        help="where clients' noise, dropout and batches come from: the seed, as in jaxfed train; or secrets of the nodes",
+    )
+    deploy.add_argument(
+        "--deadline",
+        type=float,
+        default=300.0,
+        help="seconds after which a node that has not answered is left out (300)",
+    )
+
+
+def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
+    """jaxfed deploy"""
+    require_flower()
+    from jaxfed.config.build import build_from_config, load_data
+    from jaxfed.config.config_files import locate_config, read_config
+    from jaxfed.config.overrides import override_config
+    from jaxfed.config.schema import expect_table
+    from jaxfed.deployment.collected_run import collect_run, lay_out_federation
+    from jaxfed.training.log import log
+    from jaxfed.training.run_dir import check_folder, lock_folder
+
+    if args.deadline <= 0:
+        raise ValueError("--deadline must be above 0 seconds")
+    table, name = read_config(args.config), locate_config(args.config).stem
+    table["run"] = expect_table(table.get("run", {}), "run") | {"out": args.out or f"runs/{name}_deployed"}
+    config = override_config(table, overrides)
+    out = Path(config.run.out).absolute()
+    if (out / "server").exists() and not args.resume:
+        raise ValueError(f"{out} already holds a federation: pass --resume to go on with it, or another --out")
+    if not (out / "server").exists():
+        check_folder(out, config, args.resume)
+    data = load_data(config.data)
+    parts = build_from_config(config, data)
+    out.mkdir(0o700, parents=True, exist_ok=True)
+    with lock_folder(out):
+        facts = lay_out_federation(out, config, parts, args.nodes)
+        if args.keys == "reproducible" and parts.account.mechanisms:
+            log(
+                "privacy: keys are reproducible: the server can compute the noise of clients; --keys own for real clients"
+            )
+        log(f"{args.nodes} nodes hold {facts.num_clients:,} clients; {out}/server/server.log has every line")
+        run_processes(out, args)
+        summary = collect_run(out, config, parts, facts, args.nodes)
+    print_summary(summary, f"{config.run.out}: {describe_best(summary, config.evaluation.every)}")
+
+
+def require_flower() -> None:
+    """Raises ValueError where Flower is missing."""
+    try:
+        import flwr  # noqa: F401
+    except ImportError:
+        raise ValueError("deploy needs Flower: pip install 'jaxfed[flower]'") from None
+
+
+def process_variables(out: Path) -> dict[str, str]:
+    """The environment of Flower's programs: they find each other, this package, and a home in the run's folder."""
+    programs, package = str(Path(sys.executable).parent), str(Path(__file__).parents[2])
+    path = os.pathsep.join([programs, os.environ.get("PATH", "")])
+    python = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, **QUIET, "PATH": path, "PYTHONPATH": python, "FLWR_HOME": str(out / "flower")}
+
+
+@contextmanager
+def started_processes(out: Path) -> Iterator[Callable[[str, Sequence[str]], subprocess.Popen]]:
+    """Yields start(name, words), whose output goes to OUT/flower/NAME.log; on leaving all have ended, and what they
+    started, too."""
+    started: list[subprocess.Popen] = []
+    environment = process_variables(out)
+
+    def start(name, words):
+        program = shutil.which(words[0], path=environment["PATH"])
+        if program is None:
+            raise ValueError(f"{words[0]} is missing: pip install 'jaxfed[flower]'")
+        with open(out / "flower" / f"{name}.log", "ab") as file:
+            started.append(
+                subprocess.Popen(
+                    [program, *words[1:]],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a terminal's Ctrl-C comes to them from here
+                )
+            )
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        stop_processes(started)
+
+
+def stop_processes(started: Sequence[subprocess.Popen]) -> None:
+    """Ends the sessions of some processes, by force where they do not end by themselves."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for each in started:
+            try:
+                os.killpg(each.pid, number)
+            except ProcessLookupError:
+                continue
+        end = time.monotonic() + GRACE
+        while number == signal.SIGTERM and any(each.poll() is None for each in started) and time.monotonic() < end:
+            time.sleep(0.05)
+    for each in started:
+        each.wait()
+
+
+def run_processes(out: Path, args: argparse.Namespace) -> None:
+    """Starts Flower's SuperLink and SuperNodes, then the run, and waits for its end. Raises ValueError where it
+    failed, SystemExit after a signal; in any case nothing goes on running."""
+    for name in ("flower", "app"):
+        (out / name).mkdir(0o700, exist_ok=True)
+    server, port = out / "server", find_free_port()
+    (out / "app" / "pyproject.toml").write_text(APP)
+    (out / "flower" / "config.toml").write_text(CONNECTION.format(port=port))
+    for stale in ("summary.json", "error.txt"):
+        (server / stale).unlink(missing_ok=True)
+    stopped: list[int] = []
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    old = {each: signal.signal(each, lambda number, frame: stopped.append(number)) for each in kinds}
+    try:
+        with started_processes(out) as start:
+            link = ["flower-superlink", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation"]
+            processes = [start("superlink", link)]
+            wait_for_port(port, processes, stopped)
+            for node in range(args.nodes):
+                words = [
+                    "flower-supernode",
+                    "--insecure",
+                    "--superlink",
+                    f"127.0.0.1:{port}",
+                    "--port",
+                    str(find_free_port()),
+                ]
+                words += ["--node-config", f'folder="{out}/nodes/{node}" keys="{args.keys}"']
+                processes.append(start(f"supernode{node}", words))
+            settings = f'folder="{server}" nodes={args.nodes} deadline={args.deadline}'
+            submit = start("run", ["flwr", "run", str(out / "app"), "here", "--run-config", settings])
+            follow_run(out, processes, submit, stopped)
+    finally:
+        for each, handler in old.items():
+            signal.signal(each, handler)
+    if stopped:
+        print(f"jaxfed: stopped; go on with: jaxfed deploy {args.config} --out {out} --resume", file=sys.stderr)
+        sys.exit(128 + stopped[0])
+
+
+def wait_for_port(port: int, processes: Sequence[subprocess.Popen], stopped: list[int], seconds: float = 60) -> None:
+    """Waits until somebody listens at a port. Raises ValueError where nobody does."""
+    import socket
+
+    end = time.monotonic() + seconds
+    while not stopped:
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                return
+        if time.monotonic() > end or any(each.poll() is not None for each in processes):
+            raise ValueError("Flower's SuperLink did not start: see flower/superlink.log in the run's folder")
+        time.sleep(0.1)
+
+
+def follow_run(out: Path, processes: Sequence[Any], submit: subprocess.Popen, stopped: list[int]) -> None:
+    """Shows the server's lines until it has ended. Raises ValueError where it failed."""
+    server, shown = out / "server", 0
+    lines = server / "server.log"
+    shown = lines.stat().st_size if lines.exists() else 0
+    while not stopped:
+        done = (server / "summary.json").exists()
+        if lines.exists() and lines.stat().st_size > shown:
+            with open(lines, "rb") as file:
+                file.seek(shown)
+                new = file.read()
+            shown += len(new)
+            sys.stderr.write(new.decode(errors="replace"))
+            sys.stderr.flush()
+        if done:
+            return
+        if (server / "error.txt").exists():
+            raise ValueError((server / "error.txt").read_text())
+        if submit.poll() not in (None, 0):
+            raise ValueError(f"Flower did not take the run: see {out}/flower/run.log")
+        if processes[0].poll() is not None:
+            raise ValueError(f"Flower's SuperLink ended: see {out}/flower/superlink.log")
+        time.sleep(0.2)

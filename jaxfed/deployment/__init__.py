@@ -1,0 +1,1 @@
+"""Real federation: the rounds of the simulator between processes, on Flower."""

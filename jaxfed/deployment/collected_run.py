@@ -1,0 +1,130 @@
+"""A federation that is tried out on one machine: its folders before, and a run of the usual form after it.
+
+In a real deployment nobody can make the latter: what clients keep is theirs. Here all folders lie on one disk.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxfed.config.build import RunParts
+from jaxfed.config.config_files import config_to_toml, with_absolute_paths
+from jaxfed.config.settings import Config
+from jaxfed.core.processes import Processes
+from jaxfed.core.state import State
+from jaxfed.core.tables import unwrap
+from jaxfed.core.types import Tree
+from jaxfed.deployment.node_data import (
+    PublicFacts,
+    empty_population,
+    find_facts,
+    wrap_population,
+    write_facts,
+    write_node_data,
+)
+from jaxfed.deployment.node_states import read_client
+from jaxfed.deployment.party import config_digest, make_party
+from jaxfed.training.checkpoint import open_checkpoints, restore_newest, save_checkpoint
+from jaxfed.training.log import MetricsWriter, log, to_json
+from jaxfed.training.resume import describe_run, make_checkpoint
+from jaxfed.training.rounds import Progress, initial_arrays, keep_model
+from jaxfed.training.run_dir import write_file
+from jaxfed.training.session import Session, round_seed
+from jaxfed.training.summary import summarize
+
+PRIVATE = 0o700
+
+
+def lay_out_federation(out: Path, config: Config, parts: RunParts, nodes: int) -> PublicFacts:
+    """Writes the folders of a server and of some nodes, each with what it may have: OUT/server, OUT/nodes/0, ...
+
+    Args:
+        out: The run's folder.
+        config: What to run.
+        parts: What the simulator makes of it.
+        nodes: How many; clients are dealt to them in turn.
+
+    Raises:
+        ValueError: there are fewer clients than nodes, or the configuration cannot be deployed.
+    """
+    population = parts.data.population
+    if not 1 <= nodes <= population.num_clients:
+        raise ValueError(f"--nodes is {nodes}: there are {population.num_clients:,} clients, each at one node")
+    unfit = {
+        "data.cold": population.cold is not None,
+        "data.merge": population.owner is not None or population.domains is not None,
+        "data.label_flip": population.label_flipped is not None,
+    }
+    if found := [key for key, holds in unfit.items() if holds]:
+        raise ValueError(f"deploy: {found[0]} is not built for real clients: leave it out")
+    facts = find_facts(population, parts.shapes.kinds, parts.data.source.items)
+    make_party(config, facts, wrap_population(empty_population(facts), facts))  # raises for what cannot be deployed
+    text = config_to_toml(with_absolute_paths(config))
+    for place in (out / "server", *(out / "nodes" / str(node) for node in range(nodes))):
+        place.mkdir(PRIVATE, parents=True, exist_ok=True)
+        write_file(place / "config.toml", text)
+        write_facts(place / "facts.json", facts)
+    for node in range(nodes):
+        path = out / "nodes" / str(node) / "data.npz"
+        if not path.exists():
+            write_node_data(path, population, np.arange(population.num_clients)[node::nodes])
+    return facts
+
+
+def collect_run(out: Path, config: Config, parts: RunParts, facts: PublicFacts, nodes: int) -> dict[str, Any]:
+    """Makes a run of the usual form of what lies in the folders of a federation, and returns its summary.
+
+    There are no evaluations between rounds, for which the server has no data: the last model counts as the best one.
+    """
+    arrays = initial_arrays(parts, config.seed)
+    state, progress = read_federation(out, config, arrays["state"], facts, nodes)
+    progress.best_round, progress.finished = progress.round, True
+    session = Session(config, parts, state, keep_model(parts, state), progress, round_seed(config, Processes()))
+    write_file(out / "config.toml", config_to_toml(with_absolute_paths(config)))
+    rows = (out / "server" / "metrics.jsonl").read_bytes()
+    (out / "metrics.jsonl").write_bytes(rows)
+    writer = MetricsWriter(out, len(rows), progress.round)
+    try:
+        summary = summarize(session, writer.log_row)
+        progress.best_value = float(summary[config.evaluation.select])
+        progress.position = writer.position()
+    finally:
+        writer.close()
+    described = describe_run(config, parts.data.digest, parts.frozen)
+    with open_checkpoints(out / "checkpoints", config.run.keep) as checkpoints:
+        if progress.round not in checkpoints.all_steps():
+            save_checkpoint(checkpoints, progress.round, *make_checkpoint(session, described))
+            checkpoints.wait_until_finished()
+    write_file(out / "summary.json", to_json(summary, 1) + "\n")
+    return summary
+
+
+def read_federation(out: Path, config: Config, first: State, facts: PublicFacts, nodes: int) -> tuple[State, Progress]:
+    """(the state of a whole federation, where its server stands). first: the state before the first round.
+
+    Raises ValueError where the server has no checkpoint of this run.
+    """
+    counted = np.full(facts.num_clients, -1, np.int32)
+    digest = config_digest(config, facts).hex()
+    with open_checkpoints(out / "server" / "checkpoints") as checkpoints:
+        template = {"state": first._replace(client_states=()), "counted": counted}
+        found = restore_newest(checkpoints, template, log, lambda record: "" if record["digest"] == digest else "other")
+    if found is None:
+        raise ValueError(f"{out}/server has no checkpoint: no round was done")
+    saved, record, _ = found
+    store = jax.tree.map(np.array, first.client_states)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), store)
+    for node in range(nodes):
+        folder = out / "nodes" / str(node) / "states"
+        for path in folder.glob("*.npz"):
+            put_client(store, int(path.stem), folder, like, int(saved["counted"][int(path.stem)]))
+    return saved["state"]._replace(client_states=jax.tree.map(jax.numpy.asarray, store)), Progress(**record["standing"])
+
+
+def put_client(store: Tree, client: int, folder: Path, like: Tree, counted: int) -> None:
+    """Puts what a node keeps of a client into a store of all clients, in place."""
+    kept = read_client(folder, client, like)
+    assert kept
+    jax.tree.map(lambda x, new: np.copyto(x[client], new), unwrap(store), unwrap(kept.settle(counted).state))

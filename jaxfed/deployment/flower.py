@@ -1,0 +1,122 @@
+"""The apps that Flower starts: a ServerApp for the server, a ClientApp for a node. Both are thin.
+
+Flower starts a process of the ClientApp for each message, so that a node is opened anew for each: what it keeps lies on
+its disk, and its compiled programs do.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+from filelock import FileLock
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from jaxfed.config.config_files import read_config
+from jaxfed.config.schema import make_config
+from jaxfed.deployment.envelope import pack_envelopes, refusal
+from jaxfed.deployment.node import Keys, answer_request, open_node
+from jaxfed.deployment.node_data import read_facts
+from jaxfed.deployment.server_run import Network, serve_rounds
+from jaxfed.training.run_dir import write_file
+
+RECORD, BYTES, TYPE = "jaxfed", "bytes", "query"
+POLL = 0.2  # seconds between two looks for replies
+DEADLINE = 300.0  # seconds in which a node answers, where nobody says how many
+
+client_app = ClientApp()
+server_app = ServerApp()
+
+
+def wrap_bytes(data: bytes) -> RecordDict:
+    """Bytes as the content of a message of Flower."""
+    return RecordDict({RECORD: ConfigRecord({BYTES: data})})
+
+
+def unwrap_bytes(content: RecordDict) -> bytes:
+    """The bytes of a message's content; those of a stranger are no bytes of jaxfed's."""
+    record = content.get(RECORD)
+    data = record.get(BYTES) if isinstance(record, ConfigRecord) else None
+    return data if isinstance(data, bytes) else b"?"
+
+
+def keep_programs(folder: Path) -> None:
+    """Has JAX keep compiled programs in a folder: the next process finds them."""
+    jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@client_app.query()
+def answer_message(message: Message, context: Context) -> Message:
+    """A node's reply to one request. Its configuration names the folder of the node, and whose keys it takes."""
+    begin = time.perf_counter()
+    folder = Path(str(context.node_config["folder"]))
+    keys = cast(Keys, str(context.node_config.get("keys", "own")))
+    keep_programs(folder)
+    with FileLock(folder / ".lock"):
+        try:
+            config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
+            node = open_node(folder, config, facts, keys)
+            opened = time.perf_counter()
+            reply = answer_request(node, unwrap_bytes(message.content))
+        except ValueError as error:
+            opened, reply = time.perf_counter(), pack_envelopes([refusal(str(error))])
+        times = {"open": round(opened - begin, 3), "answer": round(time.perf_counter() - opened, 3), "up": len(reply)}
+        with open(folder / "requests.jsonl", "a") as file:
+            file.write(json.dumps(times) + "\n")
+    return Message(wrap_bytes(reply), reply_to=message)
+
+
+def make_network(grid: Grid, deadline: float) -> Network:
+    """Nodes reached through Flower. deadline: seconds after which a node that has not answered is left out."""
+
+    def exchange(requests: dict[int, bytes]) -> dict[int, bytes]:
+        messages = [
+            Message(wrap_bytes(data), dst_node_id=node, message_type=TYPE, ttl=deadline)
+            for node, data in requests.items()
+        ]
+        waiting = {name for name in grid.push_messages(messages) if name}
+        replies: dict[int, bytes] = {}
+        end = time.monotonic() + deadline
+        while waiting and time.monotonic() < end:
+            for reply in grid.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                if reply.has_content():  # else Flower says that the node failed or is gone: it drops out
+                    replies[reply.metadata.src_node_id] = unwrap_bytes(reply.content)
+            time.sleep(POLL if waiting else 0)
+        return replies
+
+    return Network(exchange, lambda: [*grid.get_node_ids()])
+
+
+def make_log(path: Path) -> Callable[[str], None]:
+    """Lines go to a file, and to the terminal of whoever started the server."""
+
+    def say(text):
+        with open(path, "a") as file:
+            file.write(f"{text}\n")
+        print(text, file=sys.stderr, flush=True)
+
+    return say
+
+
+@server_app.main()
+def serve(grid: Grid, context: Context) -> None:
+    """The server's run. Its configuration names the folder, the least number of nodes, and the deadline."""
+    settings: dict[str, Any] = dict(context.run_config)
+    folder = Path(str(settings["folder"]))
+    say = make_log(folder / "server.log")
+    keep_programs(folder)
+    try:
+        config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
+        network = make_network(grid, float(settings.get("deadline", DEADLINE)))
+        serve_rounds(folder, config, facts, network, int(settings.get("nodes", 1)), say)
+    except ValueError as error:
+        say(str(error))
+        write_file(folder / "error.txt", " ".join(str(error).split()))
+        raise

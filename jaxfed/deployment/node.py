@@ -1,0 +1,360 @@
+"""A node: it holds the data of its clients and what they keep, and answers the server's requests, bytes for bytes."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.config.settings import Config
+from jaxfed.config.stages import Runtime, choose_block_shapes, make_runtime
+from jaxfed.core.client import ClientDownload, ClientInput, PublicRound, client_round
+from jaxfed.core.state import initial_client_states
+from jaxfed.core.streams import CLIENTS
+from jaxfed.core.tables import map_tables, num_rows
+from jaxfed.core.tree import to_compute_dtype
+from jaxfed.core.types import Cohort, Tree
+from jaxfed.core.wire import ID, open_shapes, pack_message, unpack_message
+from jaxfed.data.blocks import BlockShapes
+from jaxfed.data.packing import pack_cohort
+from jaxfed.deployment.envelope import (
+    NODE,
+    Envelope,
+    Kind,
+    RoundPlan,
+    pack_envelopes,
+    read_envelopes,
+    read_plan,
+    refusal,
+)
+from jaxfed.deployment.node_data import PublicFacts, read_node_data
+from jaxfed.deployment.node_states import (
+    SavedClient,
+    derive_key,
+    derive_keys,
+    read_client,
+    read_secret,
+    take_rows_or_zeros,
+    write_client,
+)
+from jaxfed.deployment.party import Party, join_tables, make_party, split_tables, spread_rows
+from jaxfed.training.rounds import make_run_keys
+
+Keys = Literal["own", "reproducible"]
+
+
+class Node(NamedTuple):
+    """A node between two requests; all that changes lies on its disk. `open_node` makes it.
+
+    Args:
+        party: What it makes of the configuration.
+        seed: The configuration's seed.
+        ids: int64 [n]: its clients.
+        shapes: Of the blocks in which they compute.
+        program: What computes one block.
+        first_states: first_states(ids [k]) -> what these clients keep before their first round.
+        like: Shapes of what one client keeps.
+        folder: Where that lies.
+        secret: What its clients' random keys come from. None: they are reproducible, from the seed, so that the server
+            can compute them.
+    """
+
+    party: Party
+    seed: int
+    ids: np.ndarray
+    shapes: BlockShapes
+    program: Any
+    first_states: Any
+    like: Tree
+    folder: Path
+    secret: bytes | None
+
+
+def open_node(folder: Path, config: Config, facts: PublicFacts, keys: Keys = "own") -> Node:
+    """Opens a node.
+
+    Args:
+        folder: It holds data.npz; states and the secret are kept there.
+        config: What to run; the server has the same.
+        facts: What everybody knows.
+        keys: own: clients' noise, dropout and batches are drawn from a secret of the node. reproducible: from the seed
+            of the configuration, as in the simulator, for tests.
+
+    Raises:
+        ValueError: data or configuration are not fit, in one line.
+    """
+    if keys not in ("own", "reproducible"):
+        raise ValueError(f"keys: {keys!r}: choose own or reproducible")
+    if keys == "reproducible" and config.privacy.seed == "secret":
+        raise ValueError('keys: reproducible ones come from the seed: set privacy.seed to "run", or keys to own')
+    clients = read_node_data(folder / "data.npz", facts)
+    party = make_party(config, facts, clients)
+    states = folder / "states"
+    states.mkdir(mode=0o700, exist_ok=True)
+    secret = read_secret(states) if keys == "own" else None
+    ids = np.flatnonzero(np.diff(clients.population.client_offsets))
+    runtime = make_runtime(config.run, clients.num_items)
+    streams = make_run_keys(config.seed)
+    memory = streams.memory if secret is None else jax.random.wrap_key_data(derive_key(secret, "states"))
+    params = party.model.init(streams.model)
+    first = jax.jit(lambda ids: initial_client_states(party.plan, params, ids, memory))
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), jax.eval_shape(first, jnp.zeros(1, jnp.int32))
+    )
+    shapes = choose_node_shapes(party, runtime, ids, facts)
+    return Node(party, config.seed, ids, shapes, jax.jit(partial(train_block, party)), first, like, states, secret)
+
+
+def choose_node_shapes(party: Party, runtime: Runtime, ids: np.ndarray, facts: PublicFacts) -> BlockShapes:
+    """The shapes of a node's blocks: the public ones, where there are any; side by side no more than it has clients."""
+    pieces = party.pieces._replace(sampler=party.sampler._replace(slots=len(ids)))
+    shapes = choose_block_shapes(pieces, party.batching, True, runtime)
+    if not facts.kinds:
+        return shapes
+    longest = np.maximum(facts.kinds, 0).max(0)
+    if (np.array(shapes.kinds).max(0) > longest).any():
+        raise ValueError("a client of this node is longer than the federation's blocks: take some of its data out")
+    return shapes._replace(kinds=facts.kinds)
+
+
+def train_block(
+    party: Party, others: list, tables: list, own: ClientInput, keys: jax.Array, public_key: jax.Array, slots: jax.Array
+) -> tuple:
+    """The rounds of the clients of a block, side by side: (messages, what they keep, whether these are finite).
+
+    others: what all are sent alike; tables: the rows of each. keys: the data of the clients' keys. slots: [M], for
+    their number.
+    """
+    like = party.shared, party.links
+    nobody = jnp.full(slots.shape, party.plan.num_clients, jnp.int32)
+    public = PublicRound(jax.random.wrap_key_data(public_key), nobody, party.size)
+
+    def one(others, each):
+        tables, own, key = each
+        broadcast, links = join_tables(like, tables, others)
+        received = ClientDownload(jax.lax.optimization_barrier(to_compute_dtype(broadcast)), links)
+        done = client_round(party.method.work, party.channel, received, own, public, jax.random.wrap_key_data(key))
+        message = spread_rows(done.message, own.rows, party.size) if party.whole else done.message
+        return message, done.state, done.is_finite
+
+    return party.plan.place.clients(one)(others, (tables, own, keys))
+
+
+def answer_request(node: Node, request: bytes) -> bytes:
+    """A node's reply to a request of the server. What is wrong with a request is said in the reply, in one line."""
+    try:
+        return pack_envelopes(answer_envelopes(node, read_envelopes(request)))
+    except ValueError as error:
+        return pack_envelopes([refusal(str(error))])
+
+
+def answer_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
+    """The envelopes of a reply. Raises ValueError for a request that is not to be answered."""
+    if not asked or asked[0].kind not in (Kind.HELLO, Kind.PLAN):
+        raise ValueError("a request begins with a hello or a plan")
+    head = asked[0]
+    if head.digest != node.party.digest:
+        raise ValueError("this node has another configuration, other facts or another version of jaxfed: copy them")
+    if head.kind == Kind.HELLO:
+        payload = node.ids.astype("<i4").tobytes()
+        return [Envelope(Kind.HELLO, 0, NODE, node.party.digest, int(node.secret is not None), payload)]
+    plan = read_plan(head.payload)
+    if strangers := {*plan.asked.tolist(), *plan.coming.tolist()} - {*node.ids.tolist()}:
+        raise ValueError(f"client {min(strangers)} is not at this node")
+    replies = answer_plan(node, head.round, plan, asked[1:]) if len(plan.asked) else []
+    return replies + list_wanted_rows(node, plan)
+
+
+def pack_clients(node: Node, clients: np.ndarray, round: int) -> Cohort:
+    """Some of the node's clients with their data for a round."""
+    seed = node.seed
+    if node.secret is not None and not node.party.batching.shared_negatives:  # which are drawn in public
+        seed = int(derive_key(node.secret, "batches").view(np.uint64)[0])
+    ids = np.full(node.shapes.slots, node.party.plan.num_clients, np.int64)
+    ids[: len(clients)] = clients
+    return pack_cohort(
+        node.party.clients.population,
+        node.party.batching,
+        node.shapes,
+        ids,
+        ids < node.party.plan.num_clients,
+        seed,
+        round,
+    )
+
+
+def list_wanted_rows(node: Node, plan: RoundPlan) -> list[Envelope]:
+    """Which rows the clients of the coming round hold then, one envelope each."""
+    found: dict[int, np.ndarray] = {}
+    if len(plan.coming):
+        cohort = pack_clients(node, plan.coming, plan.next)
+        for client, rows in zip(*list_lanes(cohort), strict=True):
+            found[client] = rows[rows < node.party.size]
+    return [
+        Envelope(Kind.WANTED, plan.next, client, bytes(32), len(rows), rows.astype("<i4").tobytes())
+        for client, rows in sorted(found.items())
+    ]
+
+
+def list_lanes(cohort: Cohort) -> tuple[list[int], list[np.ndarray]]:
+    """(the clients of all blocks, the rows of each), without empty places."""
+    clients, rows = [], []
+    for block in cohort.blocks:
+        for place, slot in enumerate(block.slots):
+            if slot < len(cohort.ids):
+                clients.append(int(cohort.ids[slot]))
+                rows.append(np.asarray(block.rows[place]))
+    return clients, rows
+
+
+def answer_plan(node: Node, round: int, plan: RoundPlan, sent: list[Envelope]) -> list[Envelope]:
+    """A message, or why there is none, of each client that is asked."""
+    digest, others, tables = read_download(node, round, plan, sent)
+    saved, refused = {}, {}
+    for client, counted in zip(plan.asked.tolist(), plan.counted.tolist(), strict=True):
+        try:
+            saved[client] = recall_client(node, client, counted, round, digest)
+        except ValueError as error:
+            refused[client] = refusal(str(error), round, client)
+    todo = [client for client, known in saved.items() if known.answered != round]
+    if todo:
+        for block in (cohort := pack_clients(node, np.array(todo, np.int64), round)).blocks:
+            saved |= answer_block(node, round, plan, cohort, block, digest, others, tables, saved)
+    replies = []
+    for client in plan.asked.tolist():
+        if client in refused:
+            replies.append(refused[client])
+        elif (known := saved[client]).message is None:
+            replies.append(refusal("the update held NaN or infinity", round, client))
+        else:
+            replies.append(Envelope(Kind.MESSAGE, round, client, digest, known.rows, known.message))
+    return replies
+
+
+def recall_client(node: Node, client: int, counted: int, round: int, digest: bytes) -> SavedClient:
+    """What is kept of a client as the server has counted it. Raises ValueError where it must not answer."""
+    saved = read_client(node.folder, client, node.like)
+    if saved is None:
+        first = node.first_states(jnp.array([client], jnp.int32))
+        return SavedClient(jax.tree.map(lambda x: np.asarray(x[0]), first))
+    saved = saved.settle(counted)
+    if saved.answered == round and saved.digest != digest:
+        raise ValueError(f"round {round} was answered for another model: a second answer could undo the noise of one")
+    if saved.answered == round:
+        return saved
+    return SavedClient(saved.state, saved.counted)
+
+
+def read_download(node: Node, round: int, plan: RoundPlan, sent: list[Envelope]) -> tuple[bytes, list, dict]:
+    """(the model's digest, what all clients are sent alike, {client: its tables}); tables of `NODE`: for all of them.
+
+    Raises ValueError where the server would not send this.
+    """
+    party = node.party
+    if not sent or sent[0].kind != Kind.COMMON or any(each.kind != Kind.ROWS for each in sent[1:]):
+        raise ValueError("a plan that asks clients comes with a model")
+    if any(each.round != round or each.digest != sent[0].digest for each in sent):
+        raise ValueError("parts of several models or rounds")
+    like_tables, like_others = split_tables((party.shared, party.links))
+    if party.whole:
+        every = np.arange(party.size, dtype=np.int32)
+        whole, _ = unpack_message(
+            pack_ids(like_tables, every) + sent[0].payload, [*like_tables, *like_others], party.size, party.size
+        )
+        return sent[0].digest, whole[len(like_tables) :], {NODE: (every, whole[: len(like_tables)])}
+    others, _ = unpack_message(sent[0].payload, like_others, 0, party.size)
+    tables = {}
+    for each in sent[1:]:
+        found, rows = unpack_message(each.payload, like_tables, each.rows, party.size)
+        tables[each.client] = rows, found
+    if missing := {*plan.asked.tolist()} - tables.keys():
+        raise ValueError(f"the rows of client {min(missing)} are missing")
+    return sent[0].digest, others, tables
+
+
+def pack_ids(like: list, rows: np.ndarray) -> bytes:
+    """The ids that a message with tables begins with, where the other end knows them."""
+    return rows.astype("<i4").tobytes() if num_rows(open_shapes(like)) else b""
+
+
+def answer_block(node, round, plan, cohort, block, digest, others, tables, saved) -> dict[int, SavedClient]:
+    """Trains the clients of one block, and writes down what each answers and keeps from now on."""
+    party = node.party
+    lanes = np.asarray(block.slots) < len(cohort.ids)
+    who = np.where(lanes, cohort.ids[np.where(lanes, block.slots, 0)], party.plan.num_clients)
+    held = np.asarray(block.rows)
+    nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), node.like)
+    states = [
+        take_held(saved[c].state if c in saved else nothing, rows) for c, rows in zip(who.tolist(), held, strict=True)
+    ]
+    given = [find_tables(tables, client, rows, party) for client, rows in zip(who.tolist(), held, strict=True)]
+    own = ClientInput(
+        who.astype(np.int32),
+        jax.tree.map(lambda *x: np.stack(x), *states),
+        held,
+        block.num_train,
+        block.data,
+        np.zeros(len(who), np.int32),
+    )
+    keys = make_client_keys(node, round, plan, who)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *given)
+    made = jax.device_get(node.program(others, stacked, own, keys, plan.key, np.zeros(plan.slots, bool)))
+    messages, after, finite = made
+    out = {}
+    for lane in np.flatnonzero(lanes).tolist():
+        client, rows = int(who[lane]), held[lane][held[lane] < party.size]
+        one = jax.tree.map(lambda x, lane=lane: x[lane], (messages, after))
+        kept = put_held(saved[client].state, held[lane], one[1])
+        known = pack_client_message(party, one[0], rows) if finite[lane] else (0, None)
+        out[client] = SavedClient(saved[client].state, saved[client].counted, kept, round, digest, *known)
+        write_client(node.folder, client, out[client])
+    return out
+
+
+def pack_client_message(party: Party, message: Tree, rows: np.ndarray) -> tuple[int, bytes]:
+    """(number of table rows, the bytes) of one client's message."""
+    if not num_rows(open_shapes(message)):
+        return 0, pack_message(message, np.zeros(0, np.int32))
+    if party.whole:  # all rows: no ids are told
+        return party.size, pack_message(message, np.arange(party.size, dtype=np.int32))[ID * party.size :]
+    return len(rows), pack_message(message, rows)
+
+
+def make_client_keys(node: Node, round: int, plan: RoundPlan, who: np.ndarray) -> np.ndarray:
+    """uint32 [m, 2]: the keys of clients in a round."""
+    if node.secret is not None:
+        return derive_keys(node.secret, round, who.tolist())
+    own = jax.random.fold_in(jax.random.wrap_key_data(plan.key), CLIENTS)
+    return np.asarray(jax.random.key_data(jax.vmap(lambda i: jax.random.fold_in(own, i))(who.astype(np.int32))))
+
+
+def find_tables(tables: dict, client: int, rows: np.ndarray, party: Party) -> list:
+    """The rows of the model of one client, in its order; rows past the end are zeros."""
+    known, found = tables[NODE] if NODE in tables else tables.get(client, (np.zeros(0, np.int32), None))
+    if found is None:
+        like = split_tables((party.shared, party.links))[0]
+        return jax.tree.map(lambda x: np.zeros((len(rows), *x.shape[1:]), x.dtype), like)
+    place = np.full(party.size + 1, len(known))
+    place[known] = np.arange(len(known))
+    at = place[np.minimum(rows, party.size)]
+    if (at[rows < party.size] == len(known)).any():
+        raise ValueError(f"client {client} was sent other rows than it asked for")
+    return jax.tree.map(lambda x: take_rows_or_zeros(x, at), found)
+
+
+def take_held(state: Tree, rows: np.ndarray) -> Tree:
+    """What one client keeps, of tables the rows that it holds."""
+    return map_tables(lambda x: take_rows_or_zeros(x, rows), lambda x: x, state)
+
+
+def put_held(state: Tree, rows: np.ndarray, new: Tree) -> Tree:
+    """What one client keeps after a round, of tables [N, ...] with new rows."""
+
+    def put(x, y):
+        inside, out = rows < len(x), np.array(x)
+        out[rows[inside]] = y[inside]
+        return out
+
+    return map_tables(put, lambda x, y: np.asarray(y), state, new)

@@ -1,0 +1,94 @@
+"""A small federation in one process: nodes and server are functions of bytes, and Flower is left out."""
+
+import jax
+import numpy as np
+
+from jaxfed.config.build import build_from_config, load_data
+from jaxfed.config.schema import make_config
+from jaxfed.deployment.coordinator import greet_nodes, open_server, run_server_round
+from jaxfed.deployment.node import answer_request, open_node
+from jaxfed.deployment.node_data import find_facts, write_node_data
+from jaxfed.deployment.node_states import read_client
+from jaxfed.training.rounds import initial_arrays, run_rounds
+
+DATA = {"name": "synthetic", "users": 40, "items": 60, "mean_length": 9.0, "seed": 3}
+MF = {
+    "seed": 5,
+    "rounds": 4,
+    "data": DATA,
+    "model": {"name": "mf", "dim": 4},
+    "work": {"batch_size": 32, "negatives": 4, "optimizer": {"name": "sgd", "learning_rate": 0.5}},
+    "channel": [{"name": "per_row_mean"}],
+    "server": {"name": "adam", "learning_rate": 0.05},
+    "cohort": {"name": "uniform", "size": 12},
+    "evaluation": {"every": 4},
+}
+RING = {
+    "channel": [
+        {"name": "weighted_mean", "by": "uniform"},
+        {"name": "clip", "bound": 1.0},
+        {"name": "ring", "fraction_bits": 14},
+    ],
+    "server": {"name": "sgd", "learning_rate": 0.5, "lazy": False},
+}
+SILOS = {"data": {**DATA, "clients": "silo", "silos": 5}, "cohort": {"name": "everyone"}}
+
+
+def make_parts(table):
+    """(the configuration, what the simulator makes of it)."""
+    config = make_config(table)
+    return config, build_from_config(config, load_data(config.data))
+
+
+def deal_clients(parts, number):
+    """The clients of each node: they lie apart, and differ in length."""
+    return [np.arange(parts.data.num_clients)[node::number] for node in range(number)]
+
+
+def open_federation(folder, table, number=5, keys="reproducible", say=print):
+    """(server, {node: Node}, the simulator's parts)."""
+    config, parts = make_parts(table)
+    facts = find_facts(parts.data.population, parts.shapes.kinds, parts.data.source.items)
+    nodes = {}
+    for node, clients in enumerate(deal_clients(parts, number)):
+        place = folder / str(node)
+        place.mkdir(parents=True, exist_ok=True)
+        write_node_data(place / "data.npz", parts.data.population, clients)
+        nodes[node] = open_node(place, config, facts, keys)
+    return open_server(config, facts, config.seed, say), nodes, parts
+
+
+def direct_exchange(nodes, lost=lambda request, node: False):
+    """Requests go to the nodes as function calls, but for those that are lost."""
+    return lambda requests: {
+        node: answer_request(nodes[node], data) for node, data in requests.items() if not lost(data, node)
+    }
+
+
+def run_federation(server, nodes, rounds, exchange=None):
+    """Runs rounds; returns the figures of each."""
+    exchange = exchange or direct_exchange(nodes)
+    members = greet_nodes(server.party, [*nodes], {}, exchange, server.say)
+    return [run_server_round(server, members, exchange) for _ in range(rounds)]
+
+
+def read_states(server, nodes, parts):
+    """What all clients keep [clients, ...], as the server has counted it."""
+    found = [None] * parts.data.num_clients
+    for node in nodes.values():
+        for client in node.ids.tolist():
+            saved = read_client(node.folder, client, node.like)
+            if saved is None:
+                found[client] = jax.tree.map(lambda x: np.asarray(x[0]), node.first_states(np.array([client])))
+            else:
+                found[client] = saved.settle(int(server.counted[client])).state
+    return jax.tree.map(lambda *x: np.stack(x), *found)
+
+
+def simulate(parts, rounds, seed):
+    """(the simulator's state after so many rounds, the figures of each)."""
+    state, figures = initial_arrays(parts, seed)["state"], []
+    for done in run_rounds(parts, state, seed, 0, rounds):
+        figures.append(jax.device_get(done.info))
+        state = done.state
+    return jax.device_get(state), figures
