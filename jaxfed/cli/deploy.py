@@ -57,7 +57,7 @@ def add_deploy_options(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--keys",
         choices=("reproducible", "own"),
         default="reproducible",
-        help="where clients' noise, dropout and batches come from: the seed, as in jaxfed train; or secrets of the nodes",
+        help="where clients' noise and batches come from: the seed, as in jaxfed train; or secrets of the nodes",
     )
     deploy.add_argument(
         "--deadline",
@@ -94,9 +94,7 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
     with lock_folder(out):
         facts = lay_out_federation(out, config, parts, args.nodes)
         if args.keys == "reproducible" and parts.account.mechanisms:
-            log(
-                "privacy: keys are reproducible: the server can compute the noise of clients; --keys own for real clients"
-            )
+            log("privacy: keys are reproducible, so the server can compute the noise of clients: see --keys own")
         log(f"{args.nodes} nodes hold {facts.num_clients:,} clients; {out}/server/server.log has every line")
         run_processes(out, args)
         summary = collect_run(out, config, parts, facts, args.nodes)
