@@ -97,7 +97,7 @@ def open_server(config: Config, facts: PublicFacts, seed: int, say: Callable[[st
     nobody = party.plan._replace(num_clients=0)
     state = initial_state(nobody, party.model.init(streams.model), streams.memory)._replace(client_states=())
     counted = np.full(facts.num_clients, -1, np.int32)
-    opened = jax.jit(partial(open_block, party), static_argnums=6)
+    opened = jax.jit(partial(open_block, party), static_argnums=5)
     return Server(party, make_programs(party.plan), opened, state, counted, seed, config.rounds, say)
 
 
