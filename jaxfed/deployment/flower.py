@@ -20,8 +20,9 @@ from flwr.serverapp import Grid, ServerApp
 from jaxfed.config.config_files import read_config
 from jaxfed.config.schema import make_config
 from jaxfed.deployment.envelope import pack_envelopes, refusal
-from jaxfed.deployment.node import Keys, answer_request, open_node
+from jaxfed.deployment.node import answer_request
 from jaxfed.deployment.node_data import read_facts
+from jaxfed.deployment.opened_node import Keys, open_node
 from jaxfed.deployment.server_run import Network, serve_rounds
 from jaxfed.training.run_dir import write_file
 

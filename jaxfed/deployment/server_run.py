@@ -13,8 +13,9 @@ import numpy as np
 from jaxfed.config.settings import Config
 from jaxfed.core.processes import Processes
 from jaxfed.core.tree import tree_digest
-from jaxfed.deployment.coordinator import Exchange, Server, greet_nodes, open_server, run_server_round
+from jaxfed.deployment.coordinator import greet_nodes, run_server_round
 from jaxfed.deployment.node_data import PublicFacts
+from jaxfed.deployment.opened_server import Exchange, Server, open_server
 from jaxfed.training.checkpoint import open_checkpoints, restore_newest, save_checkpoint
 from jaxfed.training.log import to_json
 from jaxfed.training.rounds import Progress

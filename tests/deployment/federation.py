@@ -5,10 +5,12 @@ import numpy as np
 
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
-from jaxfed.deployment.coordinator import greet_nodes, open_server, run_server_round
-from jaxfed.deployment.node import answer_request, open_node
+from jaxfed.deployment.coordinator import greet_nodes, run_server_round
+from jaxfed.deployment.node import answer_request
 from jaxfed.deployment.node_data import find_facts, write_node_data
 from jaxfed.deployment.node_states import read_client
+from jaxfed.deployment.opened_node import open_node
+from jaxfed.deployment.opened_server import open_server
 from jaxfed.training.rounds import initial_arrays, run_rounds
 
 DATA = {"name": "synthetic", "users": 40, "items": 60, "mean_length": 9.0, "seed": 3}
