@@ -132,7 +132,7 @@ def stack_messages(
     parts = []
     for lane, client in enumerate(ids[: len(slots)].tolist()):
         message, held = heard.messages[client]
-        rows[lane, : len(held)] = np.arange(party.size) if party.whole else held
+        rows[lane, : len(held)] = held
         parts.append(pad_message(message, width))
     nothing = pad_message(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), party.message), width)
     parts += [jax.tree.map(np.zeros_like, nothing)] * (many - len(parts))

@@ -98,7 +98,7 @@ def open_block(
     public = PublicRound(public_key, nobody, party.size)
 
     def one(message, id, rows):
-        sender = client_view(ClientInput(id, (), rows, jnp.float32(0), ()), public)
+        sender = client_view(ClientInput(id, (), rows, jnp.float32(0), ()), public)._replace(link_state=None)
         if party.channel.decode_message:  # all of a cohort start from the present model
             sender = sender._replace(drift=zeros_like(take_rows(shared, rows).params))
         return open_message(party.channel, message, take_rows(links, rows), sender)

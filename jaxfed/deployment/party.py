@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxfed import __version__
 from jaxfed.config.config_files import map_paths
-from jaxfed.config.registry import REGISTRY
+from jaxfed.config.registry import CLOSED, REGISTRY
 from jaxfed.config.schema import config_to_table
 from jaxfed.config.sections import make_pieces
 from jaxfed.config.settings import Config
@@ -184,6 +184,7 @@ def check_sections(config: Config, facts: PublicFacts) -> None:
             refused[f'{section} "{part.name}" (it reads how much each client has)'] = "num_train" in asked
     asked = inspect.signature(REGISTRY["model"][config.model.name]).parameters
     refused[f'model "{config.model.name}" (it reads texts or features)'] = bool({"texts", "vocabulary"} & {*asked})
+    refused[f'model "{config.model.name}" (a closed form)'] = config.model.name in CLOSED
     if found := [name for name, holds in refused.items() if holds]:
         raise ValueError(f"deploy: {found[0]} is not built for real clients: train it by jaxfed train, or leave it out")
     if getattr(config.cohort, "dropout", 0):

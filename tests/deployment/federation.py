@@ -6,12 +6,13 @@ import numpy as np
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.deployment.coordinator import greet_nodes, run_server_round
+from jaxfed.deployment.envelope import Kind, read_envelopes
 from jaxfed.deployment.node import answer_request
 from jaxfed.deployment.node_data import find_facts, write_node_data
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.opened_node import open_node
 from jaxfed.deployment.opened_server import open_server
-from jaxfed.training.rounds import initial_arrays, run_rounds
+from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round
 
 DATA = {"name": "synthetic", "users": 40, "items": 60, "mean_length": 9.0, "seed": 3}
 MF = {
@@ -60,11 +61,21 @@ def open_federation(folder, table, number=5, keys="reproducible", say=print):
     return open_server(config, facts, config.seed, say), nodes, parts
 
 
-def direct_exchange(nodes, lost=lambda request, node: False):
-    """Requests go to the nodes as function calls, but for those that are lost."""
-    return lambda requests: {
-        node: answer_request(nodes[node], data) for node, data in requests.items() if not lost(data, node)
-    }
+def direct_exchange(nodes, lost=lambda round, node: None):
+    """Requests go to the nodes as function calls. lost(round, node): "request" or "reply" where one does not arrive."""
+
+    def exchange(requests):
+        replies = {}
+        for node, data in requests.items():
+            head = read_envelopes(data)[0]
+            gone = lost(head.round, node) if head.kind == Kind.PLAN else None
+            if gone != "request":
+                replies[node] = answer_request(nodes[node], data)
+            if gone == "reply":
+                del replies[node]
+        return replies
+
+    return exchange
 
 
 def run_federation(server, nodes, rounds, exchange=None):
@@ -87,10 +98,24 @@ def read_states(server, nodes, parts):
     return jax.tree.map(lambda *x: np.stack(x), *found)
 
 
-def simulate(parts, rounds, seed):
-    """(the simulator's state after so many rounds, the figures of each)."""
+def simulate(parts, rounds, seed, absent=lambda round: ()):
+    """(the simulator's state after so many rounds, the figures of each). absent(round): clients that do not report."""
     state, figures = initial_arrays(parts, seed)["state"], []
-    for done in run_rounds(parts, state, seed, 0, rounds):
-        figures.append(jax.device_get(done.info))
-        state = done.state
+    key = make_run_keys(seed).rounds
+    for round in range(rounds):
+        cohort = prepare_round(parts, seed, round).cohort
+        cohort = cohort._replace(present=cohort.present & ~np.isin(cohort.ids, list(absent(round))))
+        state, info = parts.algorithm.step(state, cohort, key)
+        figures.append(jax.device_get(info))
     return jax.device_get(state), figures
+
+
+def compare_with_simulator(server, nodes, parts, want, exact):
+    """Asserts that server and nodes hold what the simulator does."""
+    got = jax.device_get(server.state)
+    mine = got.shared, got.opt, got.channel, read_states(server, nodes, parts)
+    theirs = want.shared, want.opt, want.channel, want.client_states
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+        a, b = (np.asarray(x, np.float64) for x in (a, b))
+        largest = 0 if exact else 1e-6 * np.abs(b).max(initial=1)
+        np.testing.assert_allclose(a, b, rtol=0, atol=largest)

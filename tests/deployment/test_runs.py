@@ -1,0 +1,173 @@
+"""Runs of a server: checkpoints, going on after an end at any time, nodes that come and go; and Flower itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxfed.config.build import build_from_config, load_data
+from jaxfed.config.schema import make_config
+from jaxfed.deployment.collected_run import collect_run, lay_out_federation
+from jaxfed.deployment.envelope import Kind, read_envelopes
+from jaxfed.deployment.opened_node import open_node
+from jaxfed.deployment.server_run import Network, serve_rounds
+from jaxfed.training.best_model import open_best_model
+from jaxfed.training.loop import train_run
+from tests.deployment.federation import DATA, MF, RING, SILOS, direct_exchange
+from tests.small import child_environment
+
+ROOT = Path(__file__).parents[2]
+
+
+class Ended(Exception):
+    """The server's process is gone."""
+
+
+def run_apart(out, table, network=lambda nodes: direct_exchange(nodes), number=3):
+    """A federation in the folder `out`: (summary of the server, the configuration, the simulator's parts, facts)."""
+    config = make_config(table | {"run": {"out": str(out)}})
+    parts = build_from_config(config, load_data(config.data))
+    facts = lay_out_federation(out, config, parts, number)
+    nodes = {node: open_node(out / "nodes" / str(node), config, facts, "reproducible") for node in range(number)}
+    lines = []
+    serve_rounds(out / "server", config, facts, Network(network(nodes), lambda: [*nodes]), number, lines.append)
+    return collect_run(out, config, parts, facts, number), lines
+
+
+TABLE = MF | RING | {"cohort": {"name": "uniform", "size": 12}, "rounds": 4}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    return train_run(make_config(TABLE | {"run": {"out": str(tmp_path_factory.mktemp("runs") / "simulated")}}))
+
+
+def test_a_whole_run_has_the_digest_of_the_simulator(simulated, tmp_path):
+    """Its folder is read like any other run's, and it counts the same bytes."""
+    summary, _ = run_apart(tmp_path / "a", TABLE)
+    for key in ("params_sha256", "data_sha256", "bytes_up_per_client", "rounds", "server_sees"):
+        assert summary[key] == simulated[key]
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["params_sha256"] == summary["params_sha256"]
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 4]
+    assert all(row["network/bytes_up"] > 0 for row in rows[:4])
+    parts, _, (shared, _) = open_best_model(str(tmp_path / "a"))
+    assert parts.data.digest == summary["data_sha256"]
+    assert np.isfinite(np.asarray(shared["tables"]["item"].rows)).all()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("round", [0, 2])
+def test_a_server_that_ended_goes_on(when, round, simulated, tmp_path):
+    """It ends while it asks: before nodes have answered, or when they have and it has heard nothing."""
+    ended = []
+
+    def dying(nodes):
+        exchange = direct_exchange(nodes)
+
+        def through(requests):
+            head = read_envelopes(next(iter(requests.values())))[0]
+            dies = head.kind == Kind.PLAN and head.round == round and not ended
+            if dies and when == "before":
+                ended.append(round)
+                raise Ended
+            replies = exchange(requests)
+            if dies:
+                ended.append(round)
+                raise Ended
+            return replies
+
+        return through
+
+    with pytest.raises(Ended):
+        run_apart(tmp_path / "a", TABLE, dying)
+    summary, lines = run_apart(tmp_path / "a", TABLE)
+    assert ended == [round]
+    assert any("going on after round 2" in line for line in lines) == (round == 2)
+    assert summary["params_sha256"] == simulated["params_sha256"]
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path):
+    run_apart(tmp_path / "a", TABLE | {"rounds": 1})
+    with pytest.raises(ValueError, match="holds another run"):
+        run_apart(tmp_path / "a", TABLE | {"rounds": 1, "seed": 9})
+
+
+def test_too_few_nodes(tmp_path):
+    config = make_config(TABLE)
+    parts = build_from_config(config, load_data(config.data))
+    facts = lay_out_federation(tmp_path, config, parts, 2)
+    network = Network(lambda requests: {}, lambda: [1, 2], lambda: time.sleep(0.01))
+    with pytest.raises(ValueError, match=r"0 of 2 nodes took part within 0\.1 seconds"):
+        serve_rounds(tmp_path / "server", config, facts, network, 2, print, patience=0.1)
+    with pytest.raises(ValueError, match="there are 40 clients, each at one node"):
+        lay_out_federation(tmp_path, config, parts, 41)
+
+
+def write_table(path, table):
+    import tomli_w
+
+    path.write_text(tomli_w.dumps(table))
+    return path
+
+
+def command(*words):
+    return [sys.executable, "-m", "jaxfed", *map(str, words)]
+
+
+def flower_processes(folder):
+    """The processes that name a folder in their environment: those that a deployment has started."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"FLWR_HOME={folder}".encode() in (place / "environ").read_bytes().split(b"\0"):
+                found.append(int(place.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_flower_runs_what_the_simulator_does(tmp_path):
+    """A SuperLink and three SuperNodes on loopback, five silos: the same params_sha256. One node is killed in the
+    second run, and its silos drop out; Ctrl-C ends everything, and the run goes on afterwards."""
+    pytest.importorskip("flwr")
+    table = MF | RING | SILOS | {"rounds": 2, "data": DATA | {"clients": "silo", "silos": 5}}
+    path = write_table(tmp_path / "silos.toml", table)
+    out, alone = tmp_path / "deployed", tmp_path / "simulated"
+    kind = {"cwd": ROOT, "env": child_environment(), "check": True, "capture_output": True, "timeout": 400}
+    subprocess.run(command("deploy", path, "--nodes", 3, "--out", out), **kind)
+    subprocess.run(command("train", path, "--out", alone), **kind)
+    summaries = [json.loads((each / "summary.json").read_text()) for each in (out, alone)]
+    assert summaries[0]["params_sha256"] == summaries[1]["params_sha256"]
+    assert not flower_processes(out / "flower")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_stopped_all_processes_end_and_the_run_goes_on(tmp_path):
+    pytest.importorskip("flwr")
+    table = MF | RING | SILOS | {"rounds": 3}
+    path = write_table(tmp_path / "silos.toml", table)
+    out, alone = tmp_path / "deployed", tmp_path / "simulated"
+    kind = {"cwd": ROOT, "env": child_environment()}
+    words = command("deploy", path, "--nodes", 2, "--out", out)
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, **kind) as process:
+        assert any(line.startswith("round 1:") for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT
+    assert told.splitlines()[-1].endswith("--resume")
+    assert not flower_processes(out / "flower")
+    subprocess.run([*words, "--resume"], check=True, timeout=400, **kind)
+    subprocess.run(command("train", path, "--out", alone), check=True, timeout=400, **kind)
+    summaries = [json.loads((each / "summary.json").read_text()) for each in (out, alone)]
+    assert summaries[0]["params_sha256"] == summaries[1]["params_sha256"]
+    assert os.path.getsize(out / "metrics.jsonl")
