@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxfed.cli.launch import find_free_port
 from jaxfed.cli.summary import describe_best, print_summary
@@ -36,7 +36,7 @@ CONNECTION = """[superlink]
 default = "here"
 [superlink.here]
 address = "127.0.0.1:{port}"
-insecure = true
+{trust}
 """
 GRACE = 10  # seconds in which processes end by themselves
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
@@ -64,6 +64,10 @@ def add_deploy_options(command: Callable[..., argparse.ArgumentParser]) -> None:
         type=float,
         default=300.0,
         help="seconds after which a node that has not answered is left out (300)",
+    )
+
+    deploy.add_argument(
+        "--tls", action="store_true", help="connect by TLS, and have nodes prove who they are, with keys made for it"
     )
 
 
@@ -148,18 +152,58 @@ def started_processes(out: Path) -> Iterator[Callable[[str, Sequence[str]], subp
 
 
 def stop_processes(started: Sequence[subprocess.Popen]) -> None:
-    """Ends the sessions of some processes, by force where they do not end by themselves."""
+    """Ends the sessions of some processes, by force where they do not end by themselves, and waits until all have."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for each in started:
-            try:
-                os.killpg(each.pid, number)
-            except ProcessLookupError:
-                continue
-        end = time.monotonic() + GRACE
-        while number == signal.SIGTERM and any(each.poll() is None for each in started) and time.monotonic() < end:
+        left, end = [each.pid for each in started], time.monotonic() + GRACE
+        for pid in left:
+            signal_session(pid, number)
+        while left and time.monotonic() < end:
             time.sleep(0.05)
-    for each in started:
-        each.wait()
+            for each in started:
+                each.poll()  # or it stays as a zombie
+            left = [pid for pid in left if signal_session(pid, 0)]
+
+
+def signal_session(pid: int, number: int) -> bool:
+    """Sends a signal to all processes of a session; whether there are any. 0: none is sent."""
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class TrustWords(NamedTuple):
+    """The options by which Flower's programs trust each other."""
+
+    connection: str  # of the file that `flwr` reads
+    superlink: list[str]
+    supernodes: list[list[str]]
+
+
+def trust_words(out: Path, args: argparse.Namespace) -> TrustWords:
+    """How the programs trust each other: by keys in OUT/keys, or not at all."""
+    if not args.tls:
+        return TrustWords("insecure = true", ["--insecure"], [["--insecure"]] * args.nodes)
+    from jaxfed.deployment.certificates import write_certificates
+
+    keys = out / "keys"
+    write_certificates(keys, args.nodes)
+    link = ["--ssl-ca-certfile", f"{keys}/ca.crt", "--ssl-certfile", f"{keys}/server.crt"]
+    link += ["--ssl-keyfile", f"{keys}/server.key", "--enable-supernode-auth"]
+    nodes = [
+        ["--root-certificates", f"{keys}/ca.crt", "--auth-supernode-private-key", f"{keys}/node{node}"]
+        for node in range(args.nodes)
+    ]
+    return TrustWords(f'root-certificates = "{keys}/ca.crt"', link, nodes)
+
+
+def register_node(out: Path, start: Callable[..., subprocess.Popen], node: int, tls: bool) -> None:
+    """Tells the SuperLink the public key of a node. Raises ValueError where it does not take it."""
+    if tls:
+        told = start("register", ["flwr", "supernode", "register", str(out / "keys" / f"node{node}.pub"), "here"])
+        if told.wait(60):
+            raise ValueError(f"Flower did not take the key of node {node}: see {out}/flower/register.log")
 
 
 def run_processes(out: Path, args: argparse.Namespace) -> None:
@@ -168,8 +212,9 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
     for name in ("flower", "app"):
         (out / name).mkdir(0o700, exist_ok=True)
     server, port = out / "server", find_free_port()
+    trust = trust_words(out, args)
     (out / "app" / "pyproject.toml").write_text(APP)
-    (out / "flower" / "config.toml").write_text(CONNECTION.format(port=port))
+    (out / "flower" / "config.toml").write_text(CONNECTION.format(port=port, trust=trust.connection))
     for stale in ("summary.json", "error.txt"):
         (server / stale).unlink(missing_ok=True)
     stopped: list[int] = []
@@ -177,18 +222,13 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
     old = {each: signal.signal(each, lambda number, frame: stopped.append(number)) for each in kinds}
     try:
         with started_processes(out) as start:
-            link = ["flower-superlink", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation"]
-            processes = [start("superlink", link)]
+            link = ["flower-superlink", *trust.superlink, "--port", str(port)]
+            processes = [start("superlink", [*link, "--disable-runtime-dependency-installation"])]
             wait_for_port(port, processes, stopped)
             for node in range(args.nodes):
-                words = [
-                    "flower-supernode",
-                    "--insecure",
-                    "--superlink",
-                    f"127.0.0.1:{port}",
-                    "--port",
-                    str(find_free_port()),
-                ]
+                register_node(out, start, node, args.tls)
+                words = ["flower-supernode", *trust.supernodes[node], "--superlink", f"127.0.0.1:{port}"]
+                words += ["--port", str(find_free_port())]
                 words += ["--node-config", f'folder="{out}/nodes/{node}" keys="{args.keys}"']
                 processes.append(start(f"supernode{node}", words))
             settings = f'folder="{server}" nodes={args.nodes} deadline={args.deadline}'
@@ -218,7 +258,7 @@ def wait_for_port(port: int, processes: Sequence[subprocess.Popen], stopped: lis
 
 def follow_run(out: Path, processes: Sequence[Any], submit: subprocess.Popen, stopped: list[int]) -> None:
     """Shows the server's lines until it has ended. Raises ValueError where it failed."""
-    server, shown = out / "server", 0
+    server, said = out / "server", set[int]()
     lines = server / "server.log"
     shown = lines.stat().st_size if lines.exists() else 0
     while not stopped:
@@ -238,4 +278,10 @@ def follow_run(out: Path, processes: Sequence[Any], submit: subprocess.Popen, st
             raise ValueError(f"Flower did not take the run: see {out}/flower/run.log")
         if processes[0].poll() is not None:
             raise ValueError(f"Flower's SuperLink ended: see {out}/flower/superlink.log")
+        gone = [node for node, each in enumerate(processes[1:]) if each.poll() is not None]
+        if len(gone) == len(processes) - 1:
+            raise ValueError(f"all SuperNodes ended: see {out}/flower/supernode0.log")
+        for node in sorted({*gone} - said):
+            sys.stderr.write(f"node {node} ended, and its clients drop out: see {out}/flower/supernode{node}.log\n")
+        said |= {*gone}
         time.sleep(0.2)

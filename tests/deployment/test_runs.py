@@ -25,7 +25,7 @@ from tests.small import child_environment
 ROOT = Path(__file__).parents[2]
 
 
-class Ended(Exception):
+class EndedError(Exception):
     """The server's process is gone."""
 
 
@@ -76,16 +76,16 @@ def test_a_server_that_ended_goes_on(when, round, simulated, tmp_path):
             dies = head.kind == Kind.PLAN and head.round == round and not ended
             if dies and when == "before":
                 ended.append(round)
-                raise Ended
+                raise EndedError
             replies = exchange(requests)
             if dies:
                 ended.append(round)
-                raise Ended
+                raise EndedError
             return replies
 
         return through
 
-    with pytest.raises(Ended):
+    with pytest.raises(EndedError):
         run_apart(tmp_path / "a", TABLE, dying)
     summary, lines = run_apart(tmp_path / "a", TABLE)
     assert ended == [round]
