@@ -12,12 +12,26 @@ from importlib.metadata import version
 
 # nothing that takes long to import: JAX comes when a command is known
 from jaxfed import __version__
-from jaxfed.cli import bench, data, doctor, evaluate, init, interrupted, launch, privacy, reproduce, sweep, train
+from jaxfed.cli import (
+    bench,
+    data,
+    doctor,
+    evaluate,
+    export,
+    init,
+    interrupted,
+    launch,
+    privacy,
+    reproduce,
+    serve,
+    sweep,
+    train,
+)
 from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
-COMMANDS += ["reproduce", "launch", "doctor"]
+COMMANDS += ["reproduce", "launch", "doctor", "export", "serve"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,6 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
     reproduce.add_reproduce_options(command)
     launch.add_launch_options(command)
     doctor.add_doctor_options(command)
+    export.add_export_options(command)
+    serve.add_serve_options(command)
     return main
 
 
@@ -89,6 +105,8 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         "evaluate": evaluate.evaluate_command,
         "recommend": evaluate.recommend_command,
         "bench": bench.bench_command,
+        "export": export.export_command,
+        "serve": serve.serve_command,
     }
     if args.command not in configured and rest:
         raise ValueError(f"unknown option {rest[0]}")
