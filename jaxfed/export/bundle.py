@@ -35,6 +35,7 @@ from jaxfed.export.functions import (
 from jaxfed.export.model_card import write_card
 from jaxfed.export.users import collect_users
 from jaxfed.training.best_model import open_best_model
+from jaxfed.training.recommend import UserPlace, score_items
 from jaxfed.training.run_dir import PRIVATE, read_summary
 from jaxfed.training.summary import LOWER_RATES
 
@@ -82,8 +83,7 @@ def export_run(
     config = make_config(read_config(Path(folder) / "config.toml")) if Path(folder).is_dir() else None
     parts, _, (shared, private) = open_best_model(folder, load)
     assert config is not None  # or there is no model
-    if not bool(all_finite((shared, private))):
-        raise ValueError(f"the run in {folder} diverged: train again in another folder, and {LOWER_RATES}")
+    check_scores(parts, (shared, private), folder)
     run = ExportedRun(parts, name_leaves(with_frozen(shared, parts.model.frozen)), private, find_history_length(parts))
     partial_out = out.with_name(out.name + ".partial")
     shutil.rmtree(partial_out, ignore_errors=True)
@@ -111,6 +111,14 @@ def check_packages() -> None:
     for name in ("flatbuffers", "safetensors"):
         if find_spec(name) is None:
             raise ValueError(f'exports need the package {name}: pip install "jaxfed[export]"')
+
+
+def check_scores(parts: RunParts, best: tuple[Tree, Tree], folder: str) -> None:
+    """Raises ValueError where parameters, or the scores of a user, are not numbers."""
+    people = parts.data.population.asked
+    seat = UserPlace(people, 0, int(people.client_of[0]), int(parts.data.population.homes[people.client_of[0]]))
+    if not bool(all_finite(best)) or np.isnan(score_items(parts, best, seat)).any():
+        raise ValueError(f"the run in {folder} diverged: train again in another folder, and {LOWER_RATES}")
 
 
 def check_out(out: Path, replace: bool) -> None:

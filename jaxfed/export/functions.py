@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxfed.core.leaf_paths import join_path
 from jaxfed.core.model import Model
-from jaxfed.core.tables import unwrap
+from jaxfed.core.tables import num_rows, unwrap
 from jaxfed.core.types import Tree
 from jaxfed.evaluation.evaluator import predict_scores
 
@@ -168,7 +168,9 @@ def make_functions(
     private: of one client. most: number of items of a list of recommendations.
     """
     found: dict[str, Callable[..., Any]] = {"top_items": partial(find_top_items, most)}
-    if model.fold_in:
+    if model.fold_in and num_rows(
+        shared.rebuild(shared.leaves)
+    ):  # else a history tells nothing
         found["score_histories"] = partial(score_histories, model, shared.rebuild, num_items)
     if private.leaves:
         found["score_private"] = partial(score_private_parts, model, shared.rebuild, private.rebuild)

@@ -243,6 +243,14 @@ def test_nothing_is_overwritten(exported, tmp_path):
     assert not out.with_name("out.partial").exists()
 
 
+def test_a_run_that_diverged_is_not_exported(tmp_path):
+    """Rates so high that scores are no numbers, while each weight is one."""
+    run = make_run(tmp_path / "run", model={"name": "metamf"})
+    with pytest.raises(ValueError, match="diverged"):
+        export_run(run, tmp_path / "out")
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+
+
 def test_the_card_says_what_a_reader_must_know(exported, tmp_path):
     card = (exported("mf")[1] / "README.md").read_text()
     assert "no differential privacy" in card
