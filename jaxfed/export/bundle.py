@@ -32,6 +32,7 @@ from jaxfed.export.functions import (
     name_leaves,
     update_client,
 )
+from jaxfed.export.index import check_index_package, write_index
 from jaxfed.export.model_card import write_card
 from jaxfed.export.users import collect_users
 from jaxfed.training.best_model import open_best_model
@@ -58,6 +59,7 @@ def export_run(
     out: Path,
     *,
     users: bool = False,
+    index: bool = False,
     platforms: Sequence[str] = PLATFORMS,
     replace: bool = False,
     load: Callable[[Any], Any] = load_data,
@@ -68,6 +70,7 @@ def export_run(
         folder: The folder of the run.
         out: Where to write.
         users: Whether the histories of all users, and what their clients keep, are exported, too.
+        index: Whether an approximate index of item vectors is written, too, see `write_index`.
         platforms: What the functions are lowered for: cpu, cuda, tpu.
         replace: Whether an export that is there is replaced.
         load: Reads the data of a [data] section.
@@ -79,12 +82,17 @@ def export_run(
         ValueError: the folder holds no model, or `out` holds something else.
     """
     check_packages()
+    if index:
+        check_index_package()
     check_out(out, replace)
     config = make_config(read_config(Path(folder) / "config.toml")) if Path(folder).is_dir() else None
     parts, _, (shared, private) = open_best_model(folder, load)
     assert config is not None  # or there is no model
     check_scores(parts, (shared, private), folder)
     run = ExportedRun(parts, name_leaves(with_frozen(shared, parts.model.frozen)), private, find_history_length(parts))
+    vectors = find_vectors(run)
+    if index and vectors is None:
+        raise ValueError("--index: this model has no vector for each item: leave it out")
     partial_out = out.with_name(out.name + ".partial")
     shutil.rmtree(partial_out, ignore_errors=True)
     partial_out.mkdir(PRIVATE if users else 0o777, parents=True)
@@ -97,6 +105,8 @@ def export_run(
         shutil.copyfile(loader.__file__, partial_out / "load.py")
         summary = read_summary(Path(folder)) if (Path(folder) / "summary.json").exists() else {}
         manifest = describe_export(run, functions, platforms, config, summary)
+        if index:
+            manifest["index"] = write_index(vectors, partial_out / "items.usearch")
         write_card(partial_out / "README.md", manifest, summary)
         manifest["files"] = hash_files(partial_out)
         (partial_out / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -245,12 +255,19 @@ def hash_files(folder: Path) -> dict[str, Any]:
     return found
 
 
+def find_vectors(run: ExportedRun) -> np.ndarray | None:
+    """float32 [N, d]: the vectors of items; None: the model has none. A number for each pair of items is no vector."""
+    table = run.shared.leaves.get("tables/item")
+    if table is None or table.ndim != 2 or table.shape[1] >= table.shape[0]:
+        return None
+    return np.asarray(table[: run.parts.data.num_items], np.float32)
+
+
 def describe_export(
     run: ExportedRun, functions: dict[str, Any], platforms: Sequence[str], config: Any, summary: dict[str, Any]
 ) -> dict[str, Any]:
     """What the manifest says but for the files. Paths of the machine are left out of the configuration."""
     parts = run.parts
-    vectors = run.shared.leaves.get("tables/item")
     configuration = map_paths(config_to_table(config), lambda path: Path(path).name)
     configuration.pop("run", None)
     return {
@@ -260,7 +277,7 @@ def describe_export(
         "num_items": parts.data.num_items,
         "most_items": min(MOST_ITEMS, parts.data.num_items),
         "history_length": run.history_length,
-        "item_vectors": "tables/item" if vectors is not None and vectors.ndim == 2 else None,
+        "item_vectors": "tables/item" if find_vectors(run) is not None else None,
         "protocol": parts.protocol,
         "leaky": parts.leaky,
         "run": {name: summary.get(name) for name in ("rounds", "best_round", "params_sha256", "data_sha256")},

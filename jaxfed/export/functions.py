@@ -168,9 +168,7 @@ def make_functions(
     private: of one client. most: number of items of a list of recommendations.
     """
     found: dict[str, Callable[..., Any]] = {"top_items": partial(find_top_items, most)}
-    if model.fold_in and num_rows(
-        shared.rebuild(shared.leaves)
-    ):  # else a history tells nothing
+    if model.fold_in and num_rows(shared.rebuild(shared.leaves)):  # else a history tells nothing
         found["score_histories"] = partial(score_histories, model, shared.rebuild, num_items)
     if private.leaves:
         found["score_private"] = partial(score_private_parts, model, shared.rebuild, private.rebuild)

@@ -1,8 +1,9 @@
 """Runs an export of jaxfed. It needs jax, numpy and flatbuffers, and no jaxfed: an export holds a copy of this file.
 
-    python load.py FOLDER ITEM [ITEM ...]
+    python load.py FOLDER ITEM [ITEM ...]    recommends to a user who met these items, earliest first
+    python load.py FOLDER --users            recommends to all users of the export, a line of JSON each
 
-recommends to a user who met these items, earliest first. In a program:
+In a program:
 
     export = load_export(folder)
     items, scores = recommend_by_history(export, [["50", "181"]], number=10)
@@ -11,7 +12,7 @@ recommends to a user who met these items, earliest first. In a program:
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +138,53 @@ def rank_for_histories(
     return items[: len(histories)], values[: len(histories)]
 
 
+def rank_for_users(export: Export, users: dict[str, np.ndarray], numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best items for some users of an export, at most `BATCHES[-1]`.
+
+    Args:
+        export: the export.
+        users: the arrays of its users.npz.
+        numbers: int [n]: which of its users.
+
+    Returns:
+        (int32 [n, most]: numbers of items, -1 where there are no more; float32 [n, most]: scores).
+    """
+    start = users["start"]
+    histories = [users["history"][start[n] : start[n + 1]].tolist() for n in numbers]
+    size, length = next_size(len(numbers), BATCHES), export.manifest["history_length"]
+    padded = np.concatenate([numbers, np.zeros(size - len(numbers), numbers.dtype)])
+    known = {"features": users["features"][padded]} if users["features"].shape[1] else {}
+    private = {name.partition(":")[2]: leaf[users["client"][padded]] for name, leaf in users.items() if ":" in name}
+    if not private:
+        if "times" in users:
+            times = np.zeros((size, length + 1), np.int32)
+            for row, n in zip(times, numbers, strict=False):
+                latest = users["times"][start[n] : start[n + 1]][-length:]
+                row[: len(latest)], row[len(latest) :] = latest, latest[-1] if len(latest) else 0
+            known["times"] = times
+        return rank_for_histories(export, histories, [[]] * len(numbers), **known)
+    asked = {"user": users["user"][padded], **known}
+    items, values = score_and_rank(
+        export, export.functions["score_private"](export.weights, private, asked), histories, size
+    )
+    return items[: len(numbers)], values[: len(numbers)]
+
+
+def recommend_to_users(
+    export: Export, path: str | Path, number: int = 10
+) -> Iterator[tuple[str, list[str], list[float]]]:
+    """(id of a user, ids of the best items, their scores) of all users of a users.npz, by what their clients keep of
+    the model, or by their histories."""
+    with np.load(path, allow_pickle=False) as found:
+        users = dict(found)
+    every = np.arange(len(users["ids"]))
+    for low in range(0, len(every), BATCHES[-1]):
+        items, scores = rank_for_users(export, users, every[low : low + BATCHES[-1]])
+        for name, row, values in zip(users["ids"][low:], items, scores, strict=False):
+            best = [item for item in row[:number].tolist() if item >= 0]
+            yield str(name), [export.items[item] for item in best], values[: len(best)].tolist()
+
+
 def find_item_numbers(export: Export, ids: Sequence[str]) -> list[int]:
     """The numbers of items. Raises ValueError where one is unknown."""
     for item in ids:
@@ -166,11 +214,15 @@ def recommend_by_history(
 def main() -> None:
     """The program."""
     if len(sys.argv) < 3:
-        sys.exit("usage: python load.py FOLDER ITEM [ITEM ...]")
+        sys.exit("usage: python load.py FOLDER ITEM [ITEM ...], or python load.py FOLDER --users")
     try:
         export = load_export(sys.argv[1])
+        if sys.argv[2] == "--users":
+            for user, best, values in recommend_to_users(export, Path(sys.argv[1]) / "users.npz"):
+                print(json.dumps({"user": user, "items": best, "scores": values}))
+            return
         items, scores = recommend_by_history(export, [sys.argv[2:]])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"load.py: {error}")
     for item, score in zip(items[0], scores[0], strict=True):
         print(f"{score:9.4f}  {item}  {export.titles[export.item_numbers[item]]}".rstrip())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.core.excerpt import shorten
+from jaxfed.export.index import open_index
 from jaxfed.export.loader import Export, load_export, next_size, pad_lists
 
 BATCHES = (1, 8, 64)  # questions that are answered at once: each number is compiled when an export is opened
@@ -50,6 +51,7 @@ class ServedExport(NamedTuple):
     users: Users | None
     vectors: np.ndarray | None  # float32 [N, d]: item vectors of length 1
     programs: dict[str, Callable[..., Any]]  # {"history", "user", "private": program}
+    index: Any = None  # approximate, of the item vectors; None: they are all compared
 
 
 class Question(NamedTuple):
@@ -78,7 +80,9 @@ def open_served(folder: str | Path) -> ServedExport:
     export = load_export(folder)
     digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
     users = read_exported_users(folder / "users.npz") if (folder / "users.npz").is_file() else None
-    served = ServedExport(export, digest, users, normalize_item_vectors(export), make_serving_programs(export, users))
+    index = open_index(folder / export.manifest["index"]["file"]) if "index" in export.manifest else None
+    programs = make_serving_programs(export, users)
+    served = ServedExport(export, digest, users, normalize_item_vectors(export), programs, index)
     warm_up(served)
     return served
 
@@ -247,10 +251,16 @@ def explain_items(served: ServedExport, history: Sequence[int], items: Sequence[
 
 
 def find_similar(served: ServedExport, item: int, number: int) -> tuple[list[int], list[float]]:
-    """The items most like one: by the cosine of their vectors, or, without any, what is recommended after it alone."""
+    """The items most like one: by the cosine of their vectors, or as an index finds them. Without vectors: what is
+    recommended after this item alone."""
     if served.vectors is None:
         items, scores = answer_questions(served, [Question([item], [])])[0]
         return items[:number].tolist(), scores[:number].tolist()
+    if served.index is not None:
+        found = served.index.search(served.vectors[item], number + 1)
+        near = [(int(key), 1 - float(distance)) for key, distance in zip(found.keys, found.distances, strict=True)]
+        others = [each for each in near if each[0] != item][:number]
+        return [each[0] for each in others], [each[1] for each in others]
     cosines = served.vectors @ served.vectors[item]
     cosines[item] = -np.inf
     best = np.argpartition(-cosines, min(number, len(cosines) - 1))[:number]

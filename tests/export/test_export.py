@@ -107,6 +107,29 @@ def test_a_process_without_jaxfed_recommends_what_the_run_does(exported, name):
         np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)  # sums of a few dozen terms
 
 
+FOR_USERS = """
+import runpy, sys
+sys.modules["jaxfed"] = None
+sys.argv[1:] = [sys.argv[1], "--users"]
+runpy.run_path(sys.argv[1] + "/load.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_users_are_recommended_to_without_jaxfed(exported, name):
+    run, out = exported(name)
+    asked = subprocess.run(
+        [sys.executable, "-c", FOR_USERS, str(out)], capture_output=True, text=True, env=child_environment(), check=True
+    )
+    lines = [json.loads(line) for line in asked.stdout.splitlines()]
+    with np.load(out / "users.npz") as users:
+        assert [each["user"] for each in lines] == users["ids"].tolist()
+    for each in lines:
+        best, expected = expected_items(run, each["user"], 10)
+        assert each["items"] == best
+        np.testing.assert_allclose(each["scores"], expected, rtol=1e-5, atol=1e-6)  # sums of a few dozen terms
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in BY_HISTORY])
 def test_scores_by_what_a_client_keeps_are_those_of_the_run(exported, name):
     run, out = exported(name)

@@ -20,7 +20,7 @@ from jaxfed.export.bundle import export_run
 from jaxfed.serving import app as http
 from jaxfed.serving import batching
 from jaxfed.serving.app import make_app
-from jaxfed.serving.engine import Question, RefusedQuestionError, answer_questions, open_served
+from jaxfed.serving.engine import Question, RefusedQuestionError, answer_questions, find_similar, open_served
 from jaxfed.training.best_model import open_best_model
 from tests.export.test_export import MODELS, expected_items, make_run
 from tests.small import child_environment
@@ -134,6 +134,24 @@ def test_similar(served, name):
         cosines = opened.vectors @ opened.vectors[opened.export.item_numbers["4"]]
         cosines[opened.export.item_numbers["4"]] = -np.inf
         assert found == [opened.export.items[i] for i in np.argsort(-cosines, kind="stable")[:6]]
+
+
+def test_an_index_finds_what_its_manifest_says(served, tmp_path):
+    """The share of the nearest items that it finds, measured again; an item is not like itself."""
+    run, out, _ = served("mf")
+    manifest = export_run(run, tmp_path / "out", index=True)
+    opened, exact = open_served(tmp_path / "out"), open_served(out)
+    assert opened.index is not None
+    share = []
+    for item in range(manifest["num_items"]):
+        found, cosines = find_similar(opened, item, 9)
+        nearest, _ = find_similar(exact, item, 9)
+        assert item not in found
+        assert cosines == sorted(cosines, reverse=True)
+        share.append(len(set(found) & set(nearest)) / len(nearest))
+    assert np.mean(share) >= manifest["index"]["recall@10"] - 0.05  # nine of ten, as the item itself is left out
+    with pytest.raises(ValueError, match="no vector"):
+        export_run(served("ease")[0], tmp_path / "ease", index=True)
 
 
 def test_questions_of_all_kinds_and_numbers_are_answered_as_each_alone(served):
