@@ -105,7 +105,7 @@ def export_run(
         shutil.copyfile(loader.__file__, partial_out / "load.py")
         summary = read_summary(Path(folder)) if (Path(folder) / "summary.json").exists() else {}
         manifest = describe_export(run, functions, platforms, config, summary)
-        if index:
+        if index and vectors is not None:
             manifest["index"] = write_index(vectors, partial_out / "items.usearch")
         write_card(partial_out / "README.md", manifest, summary)
         manifest["files"] = hash_files(partial_out)
