@@ -1,10 +1,11 @@
 """Times `jaxfed serve`, beside a plain server that scores by NumPy and `argpartition`.
 
-    python scripts/serving_load.py EXPORT [--million]
+    python scripts/serving_load.py EXPORT [--million] [--soak MINUTES]
 
 EXPORT: what `jaxfed export RUN EXPORT --users` wrote. Prints milliseconds of a request (median, 99th percentile) and
 requests a second, for one client and for sixteen, each of which asks again as soon as it is answered. `--million`
-measures an export of a million items with random vectors instead, and needs no EXPORT.
+measures an export of a million items with random vectors instead, and needs no EXPORT. `--soak` asks for some minutes
+while the export is replaced every twenty seconds, and prints requests, failures, swaps and the server's memory.
 """
 
 import argparse
@@ -12,18 +13,22 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 SECONDS = 10.0  # of each measurement
+BETWEEN_SWAPS = 20.0
 CLIENTS = (1, 16)
 HEAD = b"POST /recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 HEAD += b"content-length: %d\r\n\r\n"
@@ -53,18 +58,46 @@ async def ask_again(port: int, bodies: list[bytes], until: float, spent: list[fl
 def measure_load(port: int, bodies: list[bytes]) -> None:
     """Prints a line for each number of clients."""
     for clients in CLIENTS:
-        for seconds in (1.0, SECONDS):  # the first is not counted
-
-            async def load(seconds=seconds, clients=clients):
-                spent: list[float] = []
-                until = time.perf_counter() + seconds
-                each = [bodies[i % len(bodies) :] + bodies[: i % len(bodies)] for i in range(clients)]
-                await asyncio.gather(*(ask_again(port, some, until, spent) for some in each))
-                return spent
-
-            spent = asyncio.run(load())
+        asyncio.run(load_server(port, bodies, clients, 1.0))  # not counted
+        spent = asyncio.run(load_server(port, bodies, clients, SECONDS))
         p50, p99 = np.percentile(np.array(spent) * 1e3, (50, 99))
         print(f"{clients:>4} clients: p50 {p50:6.2f} ms, p99 {p99:6.2f} ms, {len(spent) / SECONDS:7,.0f} requests/s")
+
+
+def soak_server(export: Path, bodies: list[bytes], minutes: float) -> None:
+    """Asks while the export is replaced again and again by a copy of itself with another manifest."""
+    with tempfile.TemporaryDirectory() as folder:
+        served = Path(folder) / "served"
+        shutil.copytree(export, served)
+        with start_program("-m", "jaxfed", "serve", str(served)) as port:
+            server = psutil.Process().children()[-1]
+            swaps, memory, spent = 0, [], 0
+            until = time.monotonic() + 60 * minutes
+            while time.monotonic() < until:
+                found = asyncio.run(load_server(port, bodies, 4, BETWEEN_SWAPS))  # it raises where a request fails
+                spent, swaps = spent + len(found), swaps + 1
+                memory.append(server.memory_info().rss / 1e6)
+                fresh = Path(folder) / "fresh"
+                shutil.copytree(served, fresh)
+                manifest = json.loads((fresh / "manifest.json").read_text()) | {"swap": swaps}
+                (fresh / "manifest.json").write_text(json.dumps(manifest))
+                served.rename(Path(folder) / "old")
+                fresh.rename(served)
+                shutil.rmtree(Path(folder) / "old")
+            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+            seen = next(line.split()[1] for line in text.splitlines() if line.startswith("jaxfed_swaps_total"))
+    print(f"{spent:,} requests, none failed; {float(seen):.0f} swaps of {swaps}")
+    print(f"memory of the server, MB: {memory[0]:.0f} before the first swap, {memory[len(memory) // 2]:.0f} half way, "
+          f"{memory[-1]:.0f} at the end, {max(memory):.0f} at most")  # fmt: skip
+
+
+async def load_server(port: int, bodies: list[bytes], clients: int, seconds: float) -> list[float]:
+    """Seconds of each request of so many clients."""
+    spent: list[float] = []
+    until = time.perf_counter() + seconds
+    each = [bodies[i % len(bodies) :] + bodies[: i % len(bodies)] for i in range(clients)]
+    await asyncio.gather(*(ask_again(port, some, until, spent) for some in each))
+    return spent
 
 
 @contextlib.contextmanager
@@ -182,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("export", nargs="?", metavar="EXPORT")
     parser.add_argument("--million", action="store_true", help="measure a million items with random vectors")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="replace the export all the time instead")
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)  # this program as the plain server
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -201,6 +235,9 @@ def main() -> None:
             users = [str(name) for name in found["ids"][:200]]
             by_private = any(name.startswith("private:") for name in found)
         bodies = [json.dumps({"user": user, "k": 10}).encode() for user in users]
+        if args.soak:
+            soak_server(export, bodies, args.soak)
+            return
         print("jaxfed serve, users of the export")
         with start_program("-m", "jaxfed", "serve", str(export)) as port:
             measure_load(port, bodies)
