@@ -15,14 +15,24 @@ from jaxfed import __version__
 from jaxfed.cli import (
     bench,
     data,
+<<<<<<< HEAD
     deploy,
     doctor,
     evaluate,
+=======
+    doctor,
+    evaluate,
+    export,
+>>>>>>> main
     init,
     interrupted,
     launch,
     privacy,
     reproduce,
+<<<<<<< HEAD
+=======
+    serve,
+>>>>>>> main
     sweep,
     train,
 )
@@ -30,7 +40,11 @@ from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
+<<<<<<< HEAD
 COMMANDS += ["reproduce", "launch", "deploy", "doctor"]
+=======
+COMMANDS += ["reproduce", "launch", "doctor", "export", "serve"]
+>>>>>>> main
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,6 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
     launch.add_launch_options(command)
     deploy.add_deploy_options(command)
     doctor.add_doctor_options(command)
+    export.add_export_options(command)
+    serve.add_serve_options(command)
     return main
 
 
@@ -104,6 +120,8 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         "evaluate": evaluate.evaluate_command,
         "recommend": evaluate.recommend_command,
         "bench": bench.bench_command,
+        "export": export.export_command,
+        "serve": serve.serve_command,
     }
     if args.command not in configured and rest:
         raise ValueError(f"unknown option {rest[0]}")
