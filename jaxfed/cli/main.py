@@ -15,24 +15,17 @@ from jaxfed import __version__
 from jaxfed.cli import (
     bench,
     data,
-<<<<<<< HEAD
     deploy,
-    doctor,
-    evaluate,
-=======
+    device,
     doctor,
     evaluate,
     export,
->>>>>>> main
     init,
     interrupted,
     launch,
     privacy,
     reproduce,
-<<<<<<< HEAD
-=======
     serve,
->>>>>>> main
     sweep,
     train,
 )
@@ -40,11 +33,7 @@ from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
-<<<<<<< HEAD
-COMMANDS += ["reproduce", "launch", "deploy", "doctor"]
-=======
-COMMANDS += ["reproduce", "launch", "doctor", "export", "serve"]
->>>>>>> main
+COMMANDS += ["reproduce", "launch", "deploy", "doctor", "export", "serve", "device", "aggregate"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -71,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_doctor_options(command)
     export.add_export_options(command)
     serve.add_serve_options(command)
+    device.add_device_options(command)
     return main
 
 
@@ -122,6 +112,8 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         "bench": bench.bench_command,
         "export": export.export_command,
         "serve": serve.serve_command,
+        "device": device.device_command,
+        "aggregate": device.aggregate_command,
     }
     if args.command not in configured and rest:
         raise ValueError(f"unknown option {rest[0]}")

@@ -134,8 +134,7 @@ def make_requests(
     party = server.party
     sent = jax.device_get((server.state.shared, broadcast_state(party.channel, server.state.channel)))
     tables, others = split_tables(sent)
-    whole = pack_all_rows([*tables, *others], party.size)
-    digest = hashlib.sha256(number.to_bytes(8, "little") + whole).digest()
+    digest, whole = digest_model(party, sent[0], sent[1], number)
     common = Envelope(Kind.COMMON, number, NODE, digest, 0, whole if party.whole else pack_message(others, EMPTY_ROWS))
     requests, downloaded = {}, {}
     for node, clients in asked.items():
@@ -148,6 +147,13 @@ def make_requests(
             downloaded[client] = len(common.payload) + (0 if party.whole else len(pieces[-1].payload))
         requests[node] = pack_envelopes(pieces)
     return requests, RoundRequest(number, ids, asked, digest, downloaded)
+
+
+def digest_model(party: Party, shared: Tree, links: Tree, number: int) -> tuple[bytes, bytes]:
+    """(SHA-256 of a round and what is sent in it, that as bytes)."""
+    tables, others = split_tables((shared, links))
+    whole = pack_all_rows([*tables, *others], party.size)
+    return hashlib.sha256(number.to_bytes(8, "little") + whole).digest(), whole
 
 
 def pack_all_rows(tree: Tree, size: int) -> bytes:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,20 @@ def write_node_data(path: Path, population: Population, clients: np.ndarray) -> 
         for known, values in (("labels", population.labels), ("times", population.times)):
             if values is not None and name in LABELLED:
                 arrays[f"{known}_{name}"] = Ragged(getattr(values, name), whole.start).some(users).values
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def write_user_data(path: Path, client: int, history: Sequence[int]) -> None:
+    """Writes what one user did, for a node that has this client alone; nothing is held out.
+
+    history: items, earliest first; of an item that comes again the last time counts.
+    """
+    train = np.array(list(dict.fromkeys(reversed(history)))[::-1], np.int32)
+    none, one = np.zeros(0, np.int32), np.ones(1, np.int64)
+    arrays: dict[str, Any] = {"clients": np.array([client], np.int64), "users": one}
+    arrays |= {"train": train, "excluded": np.sort(train), "valid": none, "test": none}
+    arrays |= {f"{name}_counts": len(arrays[name]) * one for name in PARTS}
     with open(path, "wb") as file:
         np.savez(file, **arrays)
 

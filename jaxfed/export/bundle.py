@@ -35,7 +35,7 @@ from jaxfed.export.functions import (
 from jaxfed.export.index import check_index_package, write_index
 from jaxfed.export.model_card import write_card
 from jaxfed.export.users import collect_users
-from jaxfed.training.best_model import open_best_model
+from jaxfed.training.best_model import open_run
 from jaxfed.training.recommend import UserPlace, score_items
 from jaxfed.training.run_dir import PRIVATE, read_summary
 from jaxfed.training.summary import LOWER_RATES
@@ -52,6 +52,7 @@ class ExportedRun(NamedTuple):
     shared: NamedTree
     private: Tree  # of all clients [clients, ...]
     history_length: int
+    round: int  # after which the model was
 
 
 def export_run(
@@ -86,10 +87,12 @@ def export_run(
         check_index_package()
     check_out(out, replace)
     config = make_config(read_config(Path(folder) / "config.toml")) if Path(folder).is_dir() else None
-    parts, _, (shared, private) = open_best_model(folder, load)
+    opened = open_run(folder, load)
+    parts, (shared, private) = opened.parts, opened.arrays["best"]
     assert config is not None  # or there is no model
     check_scores(parts, (shared, private), folder)
-    run = ExportedRun(parts, name_leaves(with_frozen(shared, parts.model.frozen)), private, find_history_length(parts))
+    weights = name_leaves(with_frozen(shared, parts.model.frozen))
+    run = ExportedRun(parts, weights, private, find_history_length(parts), opened.best_round)
     vectors = find_vectors(run)
     if index and vectors is None:
         raise ValueError("--index: this model has no vector for each item: leave it out")
@@ -280,6 +283,13 @@ def describe_export(
         "item_vectors": "tables/item" if find_vectors(run) is not None else None,
         "protocol": parts.protocol,
         "leaky": parts.leaky,
+        "federation": {
+            "num_clients": parts.data.population.num_clients,
+            "users_per_client": parts.data.population.users_per_client,
+            "label": parts.data.population.labels.kind if parts.data.population.labels else "implicit",
+            "protocol": parts.data.population.protocol,
+            "round": run.round,
+        },
         "run": {name: summary.get(name) for name in ("rounds", "best_round", "params_sha256", "data_sha256")},
         "functions": functions,
         "configuration": configuration,

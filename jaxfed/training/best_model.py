@@ -31,6 +31,7 @@ class OpenedRun(NamedTuple):
     keys: RunKeys  # of its seed
     arrays: dict[str, Tree]  # of its newest checkpoint: the state, and the best model
     finished: bool
+    best_round: int = 0
 
 
 def open_run(folder: str, load: Callable[[Any], Clients] = load_data) -> OpenedRun:
@@ -66,7 +67,8 @@ def open_run(folder: str, load: Callable[[Any], Clients] = load_data) -> OpenedR
         found = checkpoint.restore_newest(checkpoints, initial_arrays(parts, config.seed), log, record_problem)
     if not found:
         raise ValueError(f"{folder} has no checkpoint yet: train it first")
-    return OpenedRun(parts, make_run_keys(config.seed), found[0], found[1]["standing"]["finished"])
+    standing = found[1]["standing"]
+    return OpenedRun(parts, make_run_keys(config.seed), found[0], standing["finished"], standing["best_round"])
 
 
 def open_best_model(

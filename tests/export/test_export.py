@@ -173,7 +173,7 @@ def test_the_training_of_a_client_is_that_of_the_run(exported, name):
         for part in inputs
     )
     found = export.functions["update_client"](broadcast, state, batches, key)
-    example = make_client_example(ExportedRun(parts, name_leaves(shared), (), 1))
+    example = make_client_example(ExportedRun(parts, name_leaves(shared), (), 1, 1))
     given = (broadcast, state, batches)
     trees = (part.rebuild(jax.tree.map(jnp.array, one)) for part, one in zip(example, given, strict=True))
     expected = parts.method.work.update(*trees, jax.random.wrap_key_data(jnp.array(key)))

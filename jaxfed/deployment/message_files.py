@@ -1,0 +1,180 @@
+"""Messages that devices wrote to files, folded into a run: an asynchronous round by each age (FedBuff: Nguyen et al.
+2022), which weighs (1 + age)^-exponent."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.channels.staleness import staleness_discount
+from jaxfed.config.build import RunParts
+from jaxfed.config.settings import Config
+from jaxfed.core.federate import make_programs
+from jaxfed.core.link import Channel
+from jaxfed.core.state import State
+from jaxfed.core.tree import scale_tree
+from jaxfed.core.types import Tree
+from jaxfed.core.wire import ID
+from jaxfed.deployment.coordinator import digest_model
+from jaxfed.deployment.envelope import Envelope, Kind, read_envelopes, read_numbers, refuse_envelope
+from jaxfed.deployment.hearing import hear_envelope, move_model
+from jaxfed.deployment.node_data import find_facts
+from jaxfed.deployment.opened_server import Heard, RoundRequest, Server, open_server
+
+LARGEST = 1 << 28  # bytes of a message file
+MODELS = "models.json"  # in a run's folder: {digest: round} of the models that messages may be of
+
+
+class Folded(NamedTuple):
+    """What became of message files.
+
+    Args:
+        state: Of the run, after them.
+        counted: {file: age of the model that it is of}.
+        refused: {file: why, in one line}.
+        models: {digest: round} of the models that the run knows now.
+    """
+
+    state: State
+    counted: dict[str, int]
+    refused: dict[str, str]
+    models: dict[str, int]
+
+
+def check_foldable(parts: RunParts) -> None:
+    """Raises ValueError for a run into which files cannot be folded."""
+    if parts.channel.claims.reveals != "message":
+        raise ValueError(
+            f"aggregate: this run hides messages in a sum ({parts.wire.sees}), and a message in a file is bare"
+        )
+    if [each for each in parts.account.mechanisms if each.kind != "local"]:
+        raise ValueError(
+            "aggregate: epsilon of this run counts the cohorts of its sampler, and its server's noise is that of their "
+            "rounds: messages that devices choose to send have no place in it. Noise on each client (gaussian with "
+            'where = "client") is counted message by message'
+        )
+
+
+def discounted(channel: Channel, weight: float) -> Channel:
+    """The channel, of which the server takes a share of what it has decoded."""
+
+    def decode(total, state, round):
+        update, state, figures = channel.decode(total, state, round) if channel.decode else (total, state, {})
+        return scale_tree(jnp.float32(weight), update), state, figures
+
+    return channel._replace(decode=decode)
+
+
+def read_models(folder: Path) -> dict[str, int]:
+    """{digest: round} of the models that a run's folder lists; {}: it has no list. Raises ValueError for a damaged
+    one."""
+    path = folder / MODELS
+    if not path.exists():
+        return {}
+    try:
+        return {str(digest): int(round) for digest, round in json.loads(path.read_text()).items()}
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(f"{path} is damaged: restore it, or remove it (older messages are then refused)") from None
+
+
+def read_message(path: Path) -> Envelope:
+    """The message in a file. Raises ValueError where there is none."""
+    refuse_envelope(path.stat().st_size > LARGEST, f"it has more than {LARGEST >> 20} MB")
+    envelopes = read_envelopes(path.read_bytes())
+    refuse_envelope(len(envelopes) != 1 or envelopes[0].kind != Kind.MESSAGE, "it is no message of one client")
+    return envelopes[0]
+
+
+def fold_messages(
+    config: Config,
+    parts: RunParts,
+    state: State,
+    best: tuple[Tree, int],
+    files: Sequence[Path],
+    known: dict[str, int],
+    exponent: float = 0.5,
+) -> Folded:
+    """Folds messages into the newest model of a run, those of the oldest models first, a server step for each age.
+
+    Args:
+        config: Of the run.
+        parts: What it is made of.
+        state: Where it stands.
+        best: (the shared parameters of its best round, that round): what is exported.
+        files: Message files, from anybody.
+        known: See `read_models`.
+        exponent: A message of a model that is `age` rounds old weighs (1 + age)^-exponent.
+
+    Returns:
+        The new state, and what became of each file. What is malformed, of another model or configuration, or the
+        second of one client is refused, and the rest goes on.
+
+    Raises:
+        ValueError: nothing can be folded into this run.
+    """
+    check_foldable(parts)
+    facts = find_facts(parts.data.population, (), parts.data.source.items)
+    server = open_server(config, facts, config.seed, lambda line: None)
+    models = known | {digest_model(server.party, best[0], (), best[1])[0].hex(): best[1]}
+    counted, refused, groups = {}, {}, {}  # type: ignore[var-annotated]
+    for path in sorted({*files}):
+        try:
+            envelope = read_message(path)
+            refuse_envelope(envelope.digest.hex() not in models, "of a model that this run does not know")
+            refuse_envelope(models[envelope.digest.hex()] != envelope.round, f"of round {envelope.round}")
+            group = groups.setdefault(envelope.round, ({}, {}))
+            refuse_envelope(any(envelope.client in each[0] for each in groups.values()), "a second one of one client")
+            group[1][envelope.client] = take_message(server, envelope)
+            group[0][envelope.client] = path
+        except (ValueError, OSError) as error:
+            refused[str(path)] = " ".join(str(error).split())
+    begin, client_states = int(state.round), state.client_states
+    now = jax.tree.map(jnp.copy, state._replace(client_states=()))  # a step consumes its state
+    for round in sorted(groups):
+        paths, messages = groups[round]
+        now = fold_one_age(server, now, round, begin - round, messages, exponent)
+        counted |= {str(path): begin - round for path in paths.values()}
+    now = now._replace(client_states=client_states)
+    if counted:
+        digest, _ = digest_model(server.party, now.shared.params, (), int(now.round))
+        models |= {digest.hex(): int(now.round)}
+    return Folded(now, counted, refused, models)
+
+
+def take_message(server: Server, envelope: Envelope) -> tuple[Tree, np.ndarray]:
+    """(a message, its rows). Raises ValueError where it is malformed."""
+    clients = np.arange(server.party.plan.num_clients)
+    refuse_envelope(envelope.client >= len(clients), "of a client that there is not")
+    size = ID * envelope.rows
+    refuse_envelope(size > len(envelope.payload) or envelope.rows > server.party.size, "more rows than it has bytes")
+    rows = read_numbers(envelope.payload[:size], server.party.size)
+    server.wanted[envelope.round] = {envelope.client: rows}  # in a file nobody has asked for rows before
+    ids = np.array([envelope.client], np.int32)
+    request, heard = RoundRequest(envelope.round, ids, {0: ids}, envelope.digest, {}), Heard({}, set())
+    hear_envelope(server, request, clients, 0, envelope, heard)
+    return heard.messages[envelope.client]
+
+
+def fold_one_age(
+    server: Server, state: State, round: int, age: int, messages: dict[int, Any], exponent: float
+) -> State:
+    """A server step from messages that are all of the model after one round, a cohort's worth at a time."""
+    party, weight = server.party, float(staleness_discount(jnp.float32(age), exponent))
+    server.programs = make_programs(party.plan._replace(channel=discounted(party.channel, weight)))
+    after, slots, clients = int(state.round), party.sampler.slots, sorted(messages)
+    for low in range(0, len(clients), slots):
+        some = clients[low : low + slots]
+        ids = np.full(slots, party.plan.num_clients)
+        ids[: len(some)] = some
+        server.wanted[round] = {client: messages[client][1] for client in some}
+        request = RoundRequest(round, ids, {0: np.array(some, np.int32)}, b"", {})
+        server.state = state._replace(round=jnp.int32(round))  # whose public randomness the clients had
+        heard = Heard({client: messages[client] for client in some}, {*some})
+        state, _ = move_model(server, request, heard)
+        after += 1
+        state = jax.block_until_ready(state)._replace(round=jnp.int32(after))
+    return state
