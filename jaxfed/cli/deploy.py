@@ -1,6 +1,7 @@
 """jaxfed deploy: a server and several nodes in processes of their own on this machine, connected by Flower."""
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -8,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from jaxfed.cli.launch import find_free_port
 from jaxfed.cli.summary import describe_best, print_summary
@@ -113,7 +115,7 @@ def require_flower() -> None:
         raise ValueError("deploy needs Flower: pip install 'jaxfed[flower]'") from None
 
 
-def process_variables(out: Path) -> dict[str, str]:
+def make_environment(out: Path) -> dict[str, str]:
     """The environment of Flower's programs: they find each other, this package, and a home in the run's folder."""
     programs, package = str(Path(sys.executable).parent), str(Path(__file__).parents[2])
     path = os.pathsep.join([programs, os.environ.get("PATH", "")])
@@ -121,12 +123,12 @@ def process_variables(out: Path) -> dict[str, str]:
     return {**os.environ, **QUIET, "PATH": path, "PYTHONPATH": python, "FLWR_HOME": str(out / "flower")}
 
 
-@contextmanager
-def started_processes(out: Path) -> Iterator[Callable[[str, Sequence[str]], subprocess.Popen]]:
+@contextlib.contextmanager
+def launch_programs(out: Path) -> Iterator[Callable[[str, Sequence[str]], subprocess.Popen]]:
     """Yields start(name, words), whose output goes to OUT/flower/NAME.log; on leaving all have ended, and what they
     started, too."""
     started: list[subprocess.Popen] = []
-    environment = process_variables(out)
+    environment = make_environment(out)
 
     def start(name, words):
         program = shutil.which(words[0], path=environment["PATH"])
@@ -148,29 +150,33 @@ def started_processes(out: Path) -> Iterator[Callable[[str, Sequence[str]], subp
     try:
         yield start
     finally:
-        stop_processes(started)
+        exit_processes(started)
 
 
-def stop_processes(started: Sequence[subprocess.Popen]) -> None:
-    """Ends the sessions of some processes, by force where they do not end by themselves, and waits until all have."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        left, end = [each.pid for each in started], time.monotonic() + GRACE
-        for pid in left:
-            signal_session(pid, number)
-        while left and time.monotonic() < end:
-            time.sleep(0.05)
-            for each in started:
-                each.poll()  # or it stays as a zombie
-            left = [pid for pid in left if signal_session(pid, 0)]
+def list_descendants(started: Sequence[subprocess.Popen]) -> list[psutil.Process]:
+    """Some processes, and all that these have started: Flower gives some of them sessions of their own."""
+    found = []
+    for each in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [psutil.Process(each.pid), *psutil.Process(each.pid).children(recursive=True)]
+    return found
 
 
-def signal_session(pid: int, number: int) -> bool:
-    """Sends a signal to all processes of a session; whether there are any. 0: none is sent."""
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
+def exit_processes(started: Sequence[subprocess.Popen]) -> None:
+    """Ends some processes and all that these have started, by force where they do not end by themselves."""
+    every = list_descendants(started)
+    for each in every:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.terminate()
+    end = time.monotonic() + GRACE
+    while time.monotonic() < end and psutil.wait_procs(every, timeout=0.1)[1]:
+        every += [each for each in list_descendants(started) if each not in every]
+    for each in every:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(every, timeout=GRACE)
+    for each in started:
+        each.wait()
 
 
 class TrustWords(NamedTuple):
@@ -221,7 +227,7 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
     kinds = [signal.SIGINT, signal.SIGTERM]
     old = {each: signal.signal(each, lambda number, frame: stopped.append(number)) for each in kinds}
     try:
-        with started_processes(out) as start:
+        with launch_programs(out) as start:
             link = ["flower-superlink", *trust.superlink, "--port", str(port)]
             processes = [start("superlink", [*link, "--disable-runtime-dependency-installation"])]
             wait_for_port(port, processes, stopped)

@@ -21,7 +21,7 @@ def write_private_key(path: Path, key: ec.EllipticCurvePrivateKey, form: seriali
         file.write(key.private_bytes(encoding, form, none))
 
 
-def sign_certificate(
+def make_certificate(
     subject: str, key: ec.EllipticCurvePrivateKey, issuer: str, signer: ec.EllipticCurvePrivateKey
 ) -> x509.Certificate:
     """A certificate for this machine; of the issuer itself, that of an authority."""
@@ -55,12 +55,12 @@ def write_certificates(folder: Path, nodes: int) -> None:
     authority, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     issuer = "authority of a federation on trial"
     write_private_key(folder / "server.key", server, serialization.PrivateFormat.PKCS8)
-    certificate = sign_certificate("server", server, issuer, authority)
+    certificate = make_certificate("server", server, issuer, authority)
     (folder / "server.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     for node in range(nodes):
         key = ec.generate_private_key(ec.SECP384R1())
         write_private_key(folder / f"node{node}", key, serialization.PrivateFormat.OpenSSH)
         public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
         (folder / f"node{node}.pub").write_bytes(public)
-    own = sign_certificate(issuer, authority, issuer, authority)  # last: with it all are there
+    own = make_certificate(issuer, authority, issuer, authority)  # last: with it all are there
     (folder / "ca.crt").write_bytes(own.public_bytes(serialization.Encoding.PEM))

@@ -18,14 +18,14 @@ from jaxfed.core.tables import unwrap
 from jaxfed.core.types import Tree
 from jaxfed.deployment.node_data import (
     PublicFacts,
-    empty_population,
     find_facts,
+    make_empty_population,
     wrap_population,
     write_facts,
     write_node_data,
 )
 from jaxfed.deployment.node_states import read_client
-from jaxfed.deployment.party import config_digest, make_party
+from jaxfed.deployment.party import config_digest, make_deployed_pieces
 from jaxfed.training.checkpoint import open_checkpoints, restore_newest, save_checkpoint
 from jaxfed.training.log import MetricsWriter, log, to_json
 from jaxfed.training.resume import describe_run, make_checkpoint
@@ -60,7 +60,9 @@ def lay_out_federation(out: Path, config: Config, parts: RunParts, nodes: int) -
     if found := [key for key, holds in unfit.items() if holds]:
         raise ValueError(f"deploy: {found[0]} is not built for real clients: leave it out")
     facts = find_facts(population, parts.shapes.kinds, parts.data.source.items)
-    make_party(config, facts, wrap_population(empty_population(facts), facts))  # raises for what cannot be deployed
+    make_deployed_pieces(
+        config, facts, wrap_population(make_empty_population(facts), facts)
+    )  # raises for what cannot be deployed
     text = config_to_toml(with_absolute_paths(config))
     for place in (out / "server", *(out / "nodes" / str(node) for node in range(nodes))):
         place.mkdir(PRIVATE, parents=True, exist_ok=True)

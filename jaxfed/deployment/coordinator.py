@@ -19,19 +19,19 @@ from jaxfed.deployment.envelope import (
     RoundPlan,
     pack_envelopes,
     pack_plan,
+    read_distinct,
     read_envelopes,
-    read_numbers,
     read_refusal,
     refuse_envelope,
 )
-from jaxfed.deployment.hearing import hear_replies, move_model
-from jaxfed.deployment.opened_server import EMPTY_ROWS, Exchange, RoundRequest, Server
-from jaxfed.deployment.party import Party, split_tables
+from jaxfed.deployment.hearing import read_replies, sum_and_move
+from jaxfed.deployment.opened_server import EMPTY_ROWS, Exchange, FederationServer, RoundRequest
+from jaxfed.deployment.party import DeployedPieces, divide_tables
 from jaxfed.sampling.cohort import sample_cohort
 from jaxfed.training.rounds import make_run_keys
 
 
-def run_server_round(server: Server, members: dict[int, np.ndarray], exchange: Exchange) -> dict[str, Any]:
+def run_server_round(server: FederationServer, members: dict[int, np.ndarray], exchange: Exchange) -> dict[str, Any]:
     """One round: asks the nodes, hears what comes back in time, and moves the model.
 
     Args:
@@ -49,8 +49,8 @@ def run_server_round(server: Server, members: dict[int, np.ndarray], exchange: E
         asked = ask_missing_rows(server, number, asked, members, exchange)
     asked = {node: clients for node, clients in asked.items() if len(clients)}
     requests, request = make_requests(server, number, ids, asked, members)
-    heard = hear_replies(server, request, members, send_counted(server, requests, exchange))
-    state, info = move_model(server, request, heard)
+    heard = read_replies(server, request, members, count_exchange(server, requests, exchange))
+    state, info = sum_and_move(server, request, heard)
     server.state = state
     present = np.asarray(info["clients/present"])
     server.counted[ids[present]] = number
@@ -58,7 +58,7 @@ def run_server_round(server: Server, members: dict[int, np.ndarray], exchange: E
     return info | {"clients/ids": ids, "bytes/model": sum(request.downloaded.values())}
 
 
-def send_counted(server: Server, requests: dict[int, bytes], exchange: Exchange) -> dict[int, bytes]:
+def count_exchange(server: FederationServer, requests: dict[int, bytes], exchange: Exchange) -> dict[int, bytes]:
     """Sends requests; counts the bytes both ways."""
     server.bytes_out += sum(map(len, requests.values()))
     replies = exchange(requests) if requests else {}
@@ -66,8 +66,12 @@ def send_counted(server: Server, requests: dict[int, bytes], exchange: Exchange)
     return replies
 
 
-def greet_nodes(
-    party: Party, nodes: list[int], known: dict[int, np.ndarray], exchange: Exchange, say: Callable[[str], None]
+def match_nodes(
+    party: DeployedPieces,
+    nodes: list[int],
+    known: dict[int, np.ndarray],
+    exchange: Exchange,
+    say: Callable[[str], None],
 ) -> dict[int, np.ndarray]:
     """The clients of each node that has the same configuration, those that are `known` among them. A client that two
     nodes claim belongs to the first."""
@@ -83,7 +87,7 @@ def greet_nodes(
                 raise ValueError(read_refusal(found[0]))
             refuse_envelope(len(found) != 1 or found[0].kind != Kind.HELLO, "this is no answer to a hello")
             refuse_envelope(found[0].digest != party.digest, "another configuration")
-            clients = read_numbers(found[0].payload, party.plan.num_clients)
+            clients = read_distinct(found[0].payload, party.plan.num_clients)
             if taken[clients].any():
                 raise ValueError(f"it claims client {clients[taken[clients]][0]}, whom another node holds")
         except ValueError as error:
@@ -94,14 +98,14 @@ def greet_nodes(
     return members
 
 
-def find_coming(server: Server, number: int, clients: np.ndarray) -> np.ndarray:
+def find_coming(server: FederationServer, number: int, clients: np.ndarray) -> np.ndarray:
     """Which of a node's clients are asked in the next round, and whose rows are needed then."""
     if server.party.whole or number + 1 >= server.rounds:
         return np.zeros(0, np.int32)
     return np.intersect1d(sample_cohort(server.party.sampler, server.seed, number + 1)[0], clients).astype(np.int32)
 
 
-def make_plan(server: Server, number: int, clients: np.ndarray, next: int, coming: np.ndarray) -> Envelope:
+def make_plan(server: FederationServer, number: int, clients: np.ndarray, next: int, coming: np.ndarray) -> Envelope:
     """What a node is told of a round."""
     key = jax.random.fold_in(make_run_keys(server.seed).rounds, number)
     slots = server.party.sampler.slots
@@ -110,7 +114,11 @@ def make_plan(server: Server, number: int, clients: np.ndarray, next: int, comin
 
 
 def ask_missing_rows(
-    server: Server, number: int, asked: dict[int, np.ndarray], members: dict[int, np.ndarray], exchange: Exchange
+    server: FederationServer,
+    number: int,
+    asked: dict[int, np.ndarray],
+    members: dict[int, np.ndarray],
+    exchange: Exchange,
 ) -> dict[int, np.ndarray]:
     """Asks which rows clients hold where that did not come with the round before; returns the clients of whom it is
     known."""
@@ -123,17 +131,17 @@ def ask_missing_rows(
         if len(ids)
     }
     request = RoundRequest(number, nobody, {}, b"", {})
-    hear_replies(server, request, members, send_counted(server, requests, exchange))
+    read_replies(server, request, members, count_exchange(server, requests, exchange))
     return {node: np.array([c for c in ids if c in known], np.int32) for node, ids in asked.items()}
 
 
 def make_requests(
-    server: Server, number: int, ids: np.ndarray, asked: dict[int, np.ndarray], members: dict[int, np.ndarray]
+    server: FederationServer, number: int, ids: np.ndarray, asked: dict[int, np.ndarray], members: dict[int, np.ndarray]
 ) -> tuple[dict[int, bytes], RoundRequest]:
     """What each node is sent: the plan, the model's parts for all, and the rows of each of its clients."""
     party = server.party
     sent = jax.device_get((server.state.shared, broadcast_state(party.channel, server.state.channel)))
-    tables, others = split_tables(sent)
+    tables, others = divide_tables(sent)
     digest, whole = digest_model(party, sent[0], sent[1], number)
     common = Envelope(Kind.COMMON, number, NODE, digest, 0, whole if party.whole else pack_message(others, EMPTY_ROWS))
     requests, downloaded = {}, {}
@@ -149,9 +157,9 @@ def make_requests(
     return requests, RoundRequest(number, ids, asked, digest, downloaded)
 
 
-def digest_model(party: Party, shared: Tree, links: Tree, number: int) -> tuple[bytes, bytes]:
+def digest_model(party: DeployedPieces, shared: Tree, links: Tree, number: int) -> tuple[bytes, bytes]:
     """(SHA-256 of a round and what is sent in it, that as bytes)."""
-    tables, others = split_tables((shared, links))
+    tables, others = divide_tables((shared, links))
     whole = pack_all_rows([*tables, *others], party.size)
     return hashlib.sha256(number.to_bytes(8, "little") + whole).digest(), whole
 

@@ -14,11 +14,11 @@ from jaxfed.config.schema import make_config
 from jaxfed.core.types import Broadcast
 from jaxfed.deployment.coordinator import ask_missing_rows, make_requests
 from jaxfed.deployment.envelope import Kind, pack_envelopes, read_envelopes, read_refusal
-from jaxfed.deployment.node import answer_request
+from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import PublicFacts, write_user_data
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.opened_node import Keys, Node, open_node
-from jaxfed.deployment.opened_server import Server, open_server
+from jaxfed.deployment.opened_server import FederationServer, open_server
 from jaxfed.export.functions import name_leaves
 from jaxfed.export.loader import Export
 from jaxfed.training.run_dir import PRIVATE, write_file
@@ -91,7 +91,7 @@ def train_on_device(
     return ask_device(node, open_stand_in(export, facts), client)
 
 
-def open_stand_in(export: Export, facts: PublicFacts) -> Server:
+def open_stand_in(export: Export, facts: PublicFacts) -> FederationServer:
     """A server that holds an export's model, after the round that the export is of."""
     refusals: list[str] = []
     server = open_server(make_config(export.manifest["configuration"]), facts, 0, refusals.append)
@@ -99,7 +99,7 @@ def open_stand_in(export: Export, facts: PublicFacts) -> Server:
     return hold_model(server, export.weights, export.manifest["federation"]["round"])
 
 
-def hold_model(server: Server, weights: dict[str, Any], round: int) -> Server:
+def hold_model(server: FederationServer, weights: dict[str, Any], round: int) -> FederationServer:
     """The server, which now holds a model as it was after a round.
 
     weights: {path: array}. Raises ValueError where clients are sent more than a model.
@@ -116,7 +116,7 @@ def hold_model(server: Server, weights: dict[str, Any], round: int) -> Server:
     return server
 
 
-def ask_device(node: Node, server: Server, client: int) -> DeviceMessage:
+def ask_device(node: Node, server: FederationServer, client: int) -> DeviceMessage:
     """The round of the only client of a node. Raises ValueError where the node refuses it."""
     number, ids = int(server.state.round), np.array([client], np.int32)
     saved = read_client(node.folder, client, node.like)
@@ -124,14 +124,14 @@ def ask_device(node: Node, server: Server, client: int) -> DeviceMessage:
         server.counted[client] = saved.answered if saved.answered != number else saved.counted
 
     def exchange(requests: dict[int, bytes]) -> dict[int, bytes]:
-        return {at: answer_request(node, data) for at, data in requests.items()}
+        return {at: make_reply(node, data) for at, data in requests.items()}
 
     members, cohort = {0: ids}, np.full(server.party.sampler.slots, server.party.plan.num_clients)
     cohort[0] = client
     if not server.party.whole:
         ask_missing_rows(server, number, members, members, exchange)
     requests, _ = make_requests(server, number, cohort, members, members)
-    for each in read_envelopes(answer_request(node, requests[0])):
+    for each in read_envelopes(make_reply(node, requests[0])):
         if each.kind == Kind.REFUSED:
             raise ValueError(f"device: {read_refusal(each)}")
         if each.kind == Kind.MESSAGE:

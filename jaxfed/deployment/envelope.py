@@ -134,7 +134,7 @@ def read_plan(payload: bytes) -> RoundPlan:
     return RoundPlan(np.array(key, np.uint32), slots, next, *parts)
 
 
-def read_numbers(payload: bytes, limit: int) -> np.ndarray:
+def read_distinct(payload: bytes, limit: int) -> np.ndarray:
     """int32 [n]: distinct numbers below `limit`. Raises ValueError for anything else."""
     refuse_envelope(len(payload) % 4 > 0, "numbers that are cut")
     numbers = np.frombuffer(payload, "<i4")
@@ -143,13 +143,13 @@ def read_numbers(payload: bytes, limit: int) -> np.ndarray:
     return numbers
 
 
-def refusal(text: str, round: int = 0, client: int = NODE) -> Envelope:
+def make_refusal(text: str, round: int = 0, client: int = NODE) -> Envelope:
     """Why something is refused, in one line."""
     line = " ".join(text.split())[:LONGEST_TEXT]
     return Envelope(Kind.REFUSED, round, client, bytes(32), 0, line.encode())
 
 
 def read_refusal(envelope: Envelope) -> str:
-    """The line of a refusal, as far as it can be printed."""
+    """The line of a make_refusal, as far as it can be printed."""
     text = envelope.payload[: 4 * LONGEST_TEXT].decode(errors="replace")
     return "".join(c if c.isprintable() else "?" for c in text)[:LONGEST_TEXT]

@@ -19,8 +19,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from jaxfed.config.config_files import read_config
 from jaxfed.config.schema import make_config
-from jaxfed.deployment.envelope import pack_envelopes, refusal
-from jaxfed.deployment.node import answer_request
+from jaxfed.deployment.envelope import make_refusal, pack_envelopes
+from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import read_facts
 from jaxfed.deployment.opened_node import Keys, open_node
 from jaxfed.deployment.server_run import Network, serve_rounds
@@ -53,7 +53,7 @@ def keep_programs(folder: Path) -> None:
 
 
 @client_app.query()
-def answer_message(message: Message, context: Context) -> Message:
+def run_answer(message: Message, context: Context) -> Message:
     """A node's reply to one request. Its configuration names the folder of the node, and whose keys it takes."""
     begin = time.perf_counter()
     folder = Path(str(context.node_config["folder"]))
@@ -64,9 +64,9 @@ def answer_message(message: Message, context: Context) -> Message:
             config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
             node = open_node(folder, config, facts, keys)
             opened = time.perf_counter()
-            reply = answer_request(node, unwrap_bytes(message.content))
+            reply = make_reply(node, unwrap_bytes(message.content))
         except ValueError as error:
-            opened, reply = time.perf_counter(), pack_envelopes([refusal(str(error))])
+            opened, reply = time.perf_counter(), pack_envelopes([make_refusal(str(error))])
         times = {"open": round(opened - begin, 3), "answer": round(time.perf_counter() - opened, 3), "up": len(reply)}
         with open(folder / "requests.jsonl", "a") as file:
             file.write(json.dumps(times) + "\n")
@@ -107,7 +107,7 @@ def make_log(path: Path) -> Callable[[str], None]:
 
 
 @server_app.main()
-def serve(grid: Grid, context: Context) -> None:
+def run_server(grid: Grid, context: Context) -> None:
     """The server's run. Its configuration names the folder, the least number of nodes, and the deadline."""
     settings: dict[str, Any] = dict(context.run_config)
     folder = Path(str(settings["folder"]))

@@ -16,14 +16,14 @@ from jaxfed.deployment.envelope import (
     NODE,
     Envelope,
     Kind,
+    read_distinct,
     read_envelopes,
-    read_numbers,
     read_refusal,
     refuse_envelope,
 )
 from jaxfed.deployment.node_states import take_rows_or_zeros
-from jaxfed.deployment.opened_server import EMPTY_ROWS, Heard, RoundRequest, Server
-from jaxfed.deployment.party import Party
+from jaxfed.deployment.opened_server import EMPTY_ROWS, FederationServer, Heard, RoundRequest
+from jaxfed.deployment.party import DeployedPieces
 from jaxfed.training.rounds import make_run_keys
 
 TOGETHER = 32  # clients whose messages are opened side by side
@@ -33,8 +33,8 @@ LEAST_ROWS = 256  # to which the rows of a block of messages are padded, or to a
 EMPTY = np.iinfo(np.int32).max
 
 
-def hear_replies(
-    server: Server, request: RoundRequest, members: dict[int, np.ndarray], replies: dict[int, bytes]
+def read_replies(
+    server: FederationServer, request: RoundRequest, members: dict[int, np.ndarray], replies: dict[int, bytes]
 ) -> Heard:
     """Reads what came back. What is wrong is refused with a line, and the rest goes on."""
     heard = Heard({}, set())
@@ -47,15 +47,15 @@ def hear_replies(
             continue
         for each in envelopes:
             try:
-                hear_envelope(server, request, members.get(node, EMPTY_ROWS), node, each, heard)
+                read_reply_envelope(server, request, members.get(node, EMPTY_ROWS), node, each, heard)
             except ValueError as error:
                 who = "" if each.client == NODE else f", client {each.client}"
                 server.say(f"round {request.number}: node {node}{who}: {error}")
     return heard
 
 
-def hear_envelope(
-    server: Server, request: RoundRequest, clients: np.ndarray, node: int, each: Envelope, heard: Heard
+def read_reply_envelope(
+    server: FederationServer, request: RoundRequest, clients: np.ndarray, node: int, each: Envelope, heard: Heard
 ) -> None:
     """Takes one envelope of a reply. Raises ValueError for one that is refused."""
     party = server.party
@@ -64,7 +64,7 @@ def hear_envelope(
     refuse_envelope(each.client not in clients, "of a client that is not at this node")
     if each.kind == Kind.WANTED:
         refuse_envelope(each.round not in (request.number, request.number + 1), f"rows of round {each.round}")
-        server.wanted.setdefault(each.round, {})[each.client] = read_numbers(each.payload, party.size)
+        server.wanted.setdefault(each.round, {})[each.client] = read_distinct(each.payload, party.size)
         return
     refuse_envelope(each.kind != Kind.MESSAGE, f"kind {each.kind.name} is none of a reply")
     refuse_envelope(each.client not in request.asked.get(node, EMPTY_ROWS), "of a client that was not asked")
@@ -76,12 +76,12 @@ def hear_envelope(
         message, rows = unpack_message(every.tobytes() + each.payload, like, party.size, party.size)
     else:
         message, rows = unpack_message(each.payload, like, each.rows, party.size)
-        known = server.wanted.get(request.number, {}).get(each.client)
+        known = server.wanted.get(request.number, {}).get(each.client, EMPTY_ROWS)
         refuse_envelope(not party.whole and not np.array_equal(rows, known), "of other rows than were asked for")
     heard.messages[each.client] = message, rows
 
 
-def move_model(server: Server, request: RoundRequest, heard: Heard) -> tuple[State, dict[str, Any]]:
+def sum_and_move(server: FederationServer, request: RoundRequest, heard: Heard) -> tuple[State, dict[str, Any]]:
     """Adds the messages in the order of the cohort's slots, and lets the server move the model."""
     party, state, programs = server.party, server.state, server.programs
     touched = list_touched_rows(server, request) if party.lazy else None
@@ -103,7 +103,7 @@ def move_model(server: Server, request: RoundRequest, heard: Heard) -> tuple[Sta
     return programs.server_update(state, heap, request.ids.astype(np.int32), asked, touched, key, ())
 
 
-def list_touched_rows(server: Server, request: RoundRequest) -> np.ndarray:
+def list_touched_rows(server: FederationServer, request: RoundRequest) -> np.ndarray:
     """int32 [R]: the rows that any client asks for, ascending, padded past the end to a power of two."""
     known = server.wanted[request.number]
     rows = [known[client] for clients in request.asked.values() for client in clients.tolist()]
@@ -111,7 +111,7 @@ def list_touched_rows(server: Server, request: RoundRequest) -> np.ndarray:
     return pad_rows(distinct, max(LEAST_ROWS, 1 << (len(distinct) - 1).bit_length()), server.party.size)
 
 
-def choose_width(party: Party, heard: Heard) -> int:
+def choose_width(party: DeployedPieces, heard: Heard) -> int:
     """Rows to which messages are padded: of a few sizes, so that few programs are compiled."""
     if party.whole:
         return party.size
@@ -120,7 +120,7 @@ def choose_width(party: Party, heard: Heard) -> int:
 
 
 def stack_messages(
-    party: Party, request: RoundRequest, heard: Heard, slots: list[int], width: int, touched: np.ndarray | None
+    party: DeployedPieces, request: RoundRequest, heard: Heard, slots: list[int], width: int, touched: np.ndarray | None
 ) -> tuple[Tree, tuple[np.ndarray, ...]]:
     """(the messages of some slots side by side, where they belong: see `open_block`)."""
     many = min(TOGETHER, party.sampler.slots)

@@ -20,10 +20,10 @@ from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Tree
 from jaxfed.core.wire import ID
 from jaxfed.deployment.coordinator import digest_model
-from jaxfed.deployment.envelope import Envelope, Kind, read_envelopes, read_numbers, refuse_envelope
-from jaxfed.deployment.hearing import hear_envelope, move_model
+from jaxfed.deployment.envelope import Envelope, Kind, read_envelopes, read_distinct, refuse_envelope
+from jaxfed.deployment.hearing import read_reply_envelope, sum_and_move
 from jaxfed.deployment.node_data import find_facts
-from jaxfed.deployment.opened_server import Heard, RoundRequest, Server, open_server
+from jaxfed.deployment.opened_server import Heard, RoundRequest, FederationServer, open_server
 
 LARGEST = 1 << 28  # bytes of a message file
 MODELS = "models.json"  # in a run's folder: {digest: round} of the models that messages may be of
@@ -145,22 +145,22 @@ def fold_messages(
     return Folded(now, counted, refused, models)
 
 
-def take_message(server: Server, envelope: Envelope) -> tuple[Tree, np.ndarray]:
+def take_message(server: FederationServer, envelope: Envelope) -> tuple[Tree, np.ndarray]:
     """(a message, its rows). Raises ValueError where it is malformed."""
     clients = np.arange(server.party.plan.num_clients)
     refuse_envelope(envelope.client >= len(clients), "of a client that there is not")
     size = ID * envelope.rows
     refuse_envelope(size > len(envelope.payload) or envelope.rows > server.party.size, "more rows than it has bytes")
-    rows = read_numbers(envelope.payload[:size], server.party.size)
+    rows = read_distinct(envelope.payload[:size], server.party.size)
     server.wanted[envelope.round] = {envelope.client: rows}  # in a file nobody has asked for rows before
     ids = np.array([envelope.client], np.int32)
     request, heard = RoundRequest(envelope.round, ids, {0: ids}, envelope.digest, {}), Heard({}, set())
-    hear_envelope(server, request, clients, 0, envelope, heard)
+    read_reply_envelope(server, request, clients, 0, envelope, heard)
     return heard.messages[envelope.client]
 
 
 def fold_one_age(
-    server: Server, state: State, round: int, age: int, messages: dict[int, Any], exponent: float
+    server: FederationServer, state: State, round: int, age: int, messages: dict[int, Any], exponent: float
 ) -> State:
     """A server step from messages that are all of the model after one round, a cohort's worth at a time."""
     party, weight = server.party, float(staleness_discount(jnp.float32(age), exponent))
@@ -174,7 +174,7 @@ def fold_one_age(
         request = RoundRequest(round, ids, {0: np.array(some, np.int32)}, b"", {})
         server.state = state._replace(round=jnp.int32(round))  # whose public randomness the clients had
         heard = Heard({client: messages[client] for client in some}, {*some})
-        state, _ = move_model(server, request, heard)
+        state, _ = sum_and_move(server, request, heard)
         after += 1
         state = jax.block_until_ready(state)._replace(round=jnp.int32(after))
     return state

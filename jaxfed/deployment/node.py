@@ -13,10 +13,10 @@ from jaxfed.deployment.envelope import (
     Envelope,
     Kind,
     RoundPlan,
+    make_refusal,
     pack_envelopes,
     read_envelopes,
     read_plan,
-    refusal,
 )
 from jaxfed.deployment.node_states import (
     SavedClient,
@@ -25,18 +25,18 @@ from jaxfed.deployment.node_states import (
     write_client,
 )
 from jaxfed.deployment.opened_node import Node, make_client_keys, pack_clients
-from jaxfed.deployment.party import Party, split_tables
+from jaxfed.deployment.party import DeployedPieces, divide_tables
 
 
-def answer_request(node: Node, request: bytes) -> bytes:
+def make_reply(node: Node, request: bytes) -> bytes:
     """A node's reply to a request of the server. What is wrong with a request is said in the reply, in one line."""
     try:
-        return pack_envelopes(answer_envelopes(node, read_envelopes(request)))
+        return pack_envelopes(make_reply_envelopes(node, read_envelopes(request)))
     except ValueError as error:
-        return pack_envelopes([refusal(str(error))])
+        return pack_envelopes([make_refusal(str(error))])
 
 
-def answer_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
+def make_reply_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
     """The envelopes of a reply. Raises ValueError for a request that is not to be answered."""
     if not asked or asked[0].kind not in (Kind.HELLO, Kind.PLAN):
         raise ValueError("a request begins with a hello or a plan")
@@ -49,7 +49,7 @@ def answer_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
     plan = read_plan(head.payload)
     if strangers := {*plan.asked.tolist(), *plan.coming.tolist()} - {*node.ids.tolist()}:
         raise ValueError(f"client {min(strangers)} is not at this node")
-    replies = answer_plan(node, head.round, plan, asked[1:]) if len(plan.asked) else []
+    replies = list_answers(node, head.round, plan, asked[1:]) if len(plan.asked) else []
     return replies + list_wanted_rows(node, plan)
 
 
@@ -77,7 +77,7 @@ def list_lanes(cohort: Cohort) -> tuple[list[int], list[np.ndarray]]:
     return clients, rows
 
 
-def answer_plan(node: Node, round: int, plan: RoundPlan, sent: list[Envelope]) -> list[Envelope]:
+def list_answers(node: Node, round: int, plan: RoundPlan, sent: list[Envelope]) -> list[Envelope]:
     """A message, or why there is none, of each client that is asked."""
     digest, others, tables = read_download(node, round, plan, sent)
     saved, refused = {}, {}
@@ -85,17 +85,17 @@ def answer_plan(node: Node, round: int, plan: RoundPlan, sent: list[Envelope]) -
         try:
             saved[client] = recall_client(node, client, counted, round, digest)
         except ValueError as error:
-            refused[client] = refusal(str(error), round, client)
+            refused[client] = make_refusal(str(error), round, client)
     todo = [client for client, known in saved.items() if known.answered != round]
     if todo:
         for block in (cohort := pack_clients(node, np.array(todo, np.int64), round)).blocks:
-            saved |= answer_block(node, round, plan, cohort, block, digest, others, tables, saved)
+            saved |= run_node_block(node, round, plan, cohort, block, digest, others, tables, saved)
     replies = []
     for client in plan.asked.tolist():
         if client in refused:
             replies.append(refused[client])
         elif (known := saved[client]).message is None:
-            replies.append(refusal("the update held NaN or infinity", round, client))
+            replies.append(make_refusal("the update held NaN or infinity", round, client))
         else:
             replies.append(Envelope(Kind.MESSAGE, round, client, digest, known.rows, known.message))
     return replies
@@ -125,7 +125,7 @@ def read_download(node: Node, round: int, plan: RoundPlan, sent: list[Envelope])
         raise ValueError("a plan that asks clients comes with a model")
     if any(each.round != round or each.digest != sent[0].digest for each in sent):
         raise ValueError("parts of several models or rounds")
-    like_tables, like_others = split_tables((party.shared, party.links))
+    like_tables, like_others = divide_tables((party.shared, party.links))
     if party.whole:
         every = np.arange(party.size, dtype=np.int32)
         whole, _ = unpack_message(
@@ -147,7 +147,7 @@ def pack_ids(like: list, rows: np.ndarray) -> bytes:
     return rows.astype("<i4").tobytes() if num_rows(open_shapes(like)) else b""
 
 
-def answer_block(node, round, plan, cohort, block, digest, others, tables, saved) -> dict[int, SavedClient]:
+def run_node_block(node, round, plan, cohort, block, digest, others, tables, saved) -> dict[int, SavedClient]:
     """Trains the clients of one block, and writes down what each answers and keeps from now on."""
     party = node.party
     lanes = np.asarray(block.slots) < len(cohort.ids)
@@ -159,9 +159,9 @@ def answer_block(node, round, plan, cohort, block, digest, others, tables, saved
     ]
     given = [find_tables(tables, client, rows, party) for client, rows in zip(who.tolist(), held, strict=True)]
     own = ClientInput(
-        who.astype(np.int32),
+        jnp.asarray(who, jnp.int32),
         jax.tree.map(lambda *x: np.stack(x), *states),
-        held,
+        jnp.asarray(held),
         block.num_train,
         block.data,
         np.zeros(len(who), np.int32),
@@ -181,7 +181,7 @@ def answer_block(node, round, plan, cohort, block, digest, others, tables, saved
     return out
 
 
-def pack_client_message(party: Party, message: Tree, rows: np.ndarray) -> tuple[int, bytes]:
+def pack_client_message(party: DeployedPieces, message: Tree, rows: np.ndarray) -> tuple[int, bytes]:
     """(number of table rows, the bytes) of one client's message."""
     if not num_rows(open_shapes(message)):
         return 0, pack_message(message, np.zeros(0, np.int32))
@@ -190,11 +190,11 @@ def pack_client_message(party: Party, message: Tree, rows: np.ndarray) -> tuple[
     return len(rows), pack_message(message, rows)
 
 
-def find_tables(tables: dict, client: int, rows: np.ndarray, party: Party) -> list:
+def find_tables(tables: dict, client: int, rows: np.ndarray, party: DeployedPieces) -> list:
     """The rows of the model of one client, in its order; rows past the end are zeros."""
     known, found = tables[NODE] if NODE in tables else tables.get(client, (np.zeros(0, np.int32), None))
     if found is None:
-        like = split_tables((party.shared, party.links))[0]
+        like = divide_tables((party.shared, party.links))[0]
         return jax.tree.map(lambda x: np.zeros((len(rows), *x.shape[1:]), x.dtype), like)
     place = np.full(party.size + 1, len(known))
     place[known] = np.arange(len(known))

@@ -150,9 +150,12 @@ def make_node_population(arrays: dict[str, np.ndarray], facts: PublicFacts) -> P
     np.add.at(num_train, np.repeat(clients, users), parts["train"].counts)
     labels = read_columns(arrays, "labels", parts) if facts.label != "implicit" else None
     times = read_columns(arrays, "times", parts) if "times_train" in arrays else None
-    return empty_population(facts)._replace(
+    return make_empty_population(facts)._replace(
         client_offsets=np.concatenate([[0], np.cumsum(of_client)]),
-        **parts,
+        train=parts["train"],
+        valid=parts["valid"],
+        test=parts["test"],
+        excluded=parts["excluded"],
         negative_index=make_negative_index(parts["excluded"], len(facts.items)),
         user_names=np.arange(int(users.sum())).astype(str),
         num_train=num_train,
@@ -169,7 +172,7 @@ def read_columns(arrays: dict[str, np.ndarray], known: str, parts: dict[str, Rag
     return columns
 
 
-def empty_population(facts: PublicFacts) -> Population:
+def make_empty_population(facts: PublicFacts) -> Population:
     """Clients of which nothing is known, as the server has them."""
     none, count = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64)), facts.num_clients
     return Population(

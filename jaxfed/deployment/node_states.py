@@ -120,15 +120,15 @@ def read_secret(folder: Path) -> bytes:
     return found
 
 
-def derive_key(secret: bytes, *words: int | str) -> np.ndarray:
+def draw_secret_key(secret: bytes, *words: int | str) -> np.ndarray:
     """uint32 [2]: the data of a key of JAX, by HMAC-SHA-256 of the words: nobody without the secret can compute it."""
     made = hmac.new(secret, repr(words).encode(), hashlib.sha256).digest()
     return np.frombuffer(made[:8], np.uint32)
 
 
-def derive_keys(secret: bytes, round: int, clients: Sequence[int]) -> np.ndarray:
+def draw_client_keys(secret: bytes, round: int, clients: Sequence[int]) -> np.ndarray:
     """uint32 [n, 2]: the keys of some clients in a round."""
-    return np.stack([derive_key(secret, "client", round, int(client)) for client in clients])
+    return np.stack([draw_secret_key(secret, "client", round, int(client)) for client in clients])
 
 
 def take_rows_or_zeros(x: np.ndarray, at: np.ndarray) -> np.ndarray:

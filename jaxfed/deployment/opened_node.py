@@ -22,11 +22,11 @@ from jaxfed.deployment.envelope import (
 )
 from jaxfed.deployment.node_data import PublicFacts, read_node_data
 from jaxfed.deployment.node_states import (
-    derive_key,
-    derive_keys,
+    draw_client_keys,
+    draw_secret_key,
     read_secret,
 )
-from jaxfed.deployment.party import Party, join_tables, make_party, spread_rows
+from jaxfed.deployment.party import DeployedPieces, join_tables, make_deployed_pieces, spread_rows
 from jaxfed.training.rounds import make_run_keys
 
 Keys = Literal["own", "reproducible"]
@@ -48,7 +48,7 @@ class Node(NamedTuple):
             can compute them.
     """
 
-    party: Party
+    party: DeployedPieces
     seed: int
     ids: np.ndarray
     shapes: BlockShapes
@@ -77,14 +77,16 @@ def open_node(folder: Path, config: Config, facts: PublicFacts, keys: Keys = "ow
     if keys == "reproducible" and config.privacy.seed == "secret":
         raise ValueError('keys: reproducible ones come from the seed: set privacy.seed to "run", or keys to own')
     clients = read_node_data(folder / "data.npz", facts)
-    party = make_party(config, facts, clients)
+    party = make_deployed_pieces(config, facts, clients)
     states = folder / "states"
     states.mkdir(mode=0o700, exist_ok=True)
     secret = read_secret(states) if keys == "own" else None
     ids = np.flatnonzero(np.diff(clients.population.client_offsets))
     runtime = make_runtime(config.run, clients.num_items)
     streams = make_run_keys(config.seed)
-    memory = streams.memory if secret is None else jax.random.wrap_key_data(derive_key(secret, "states"))
+    memory = (
+        streams.memory if secret is None else jax.random.wrap_key_data(jnp.asarray(draw_secret_key(secret, "states")))
+    )
     params = party.model.init(streams.model)
     first = jax.jit(lambda ids: initial_client_states(party.plan, params, ids, memory))
     like = jax.tree.map(
@@ -94,7 +96,7 @@ def open_node(folder: Path, config: Config, facts: PublicFacts, keys: Keys = "ow
     return Node(party, config.seed, ids, shapes, jax.jit(partial(train_block, party)), first, like, states, secret)
 
 
-def choose_node_shapes(party: Party, runtime: Runtime, ids: np.ndarray, facts: PublicFacts) -> BlockShapes:
+def choose_node_shapes(party: DeployedPieces, runtime: Runtime, ids: np.ndarray, facts: PublicFacts) -> BlockShapes:
     """The shapes of a node's blocks: the public ones, where there are any; side by side no more than it has clients."""
     pieces = party.pieces._replace(sampler=party.sampler._replace(slots=len(ids)))
     shapes = choose_block_shapes(pieces, party.batching, True, runtime)
@@ -107,7 +109,13 @@ def choose_node_shapes(party: Party, runtime: Runtime, ids: np.ndarray, facts: P
 
 
 def train_block(
-    party: Party, others: list, tables: list, own: ClientInput, keys: jax.Array, public_key: jax.Array, slots: jax.Array
+    party: DeployedPieces,
+    others: list,
+    tables: list,
+    own: ClientInput,
+    keys: jax.Array,
+    public_key: jax.Array,
+    slots: jax.Array,
 ) -> tuple:
     """The rounds of the clients of a block, side by side: (messages, what they keep, whether these are finite).
 
@@ -133,7 +141,7 @@ def pack_clients(node: Node, clients: np.ndarray, round: int) -> Cohort:
     """Some of the node's clients with their data for a round."""
     seed = node.seed
     if node.secret is not None and not node.party.batching.shared_negatives:  # which are drawn in public
-        seed = int(derive_key(node.secret, "batches").view(np.uint64)[0])
+        seed = int(draw_secret_key(node.secret, "batches").view(np.uint64)[0])
     ids = np.full(node.shapes.slots, node.party.plan.num_clients, np.int64)
     ids[: len(clients)] = clients
     return pack_cohort(
@@ -150,6 +158,6 @@ def pack_clients(node: Node, clients: np.ndarray, round: int) -> Cohort:
 def make_client_keys(node: Node, round: int, plan: RoundPlan, who: np.ndarray) -> np.ndarray:
     """uint32 [m, 2]: the keys of clients in a round."""
     if node.secret is not None:
-        return derive_keys(node.secret, round, who.tolist())
-    own = jax.random.fold_in(jax.random.wrap_key_data(plan.key), CLIENTS)
+        return draw_client_keys(node.secret, round, who.tolist())
+    own = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(plan.key)), CLIENTS)
     return np.asarray(jax.random.key_data(jax.vmap(lambda i: jax.random.fold_in(own, i))(who.astype(np.int32))))

@@ -15,9 +15,9 @@ from jaxfed.core.federate import Programs, make_programs
 from jaxfed.core.state import State, initial_state
 from jaxfed.core.tables import take_rows
 from jaxfed.core.tree import zeros_like
-from jaxfed.core.types import Block, Messages, Tree
-from jaxfed.deployment.node_data import PublicFacts, empty_population, wrap_population
-from jaxfed.deployment.party import Party, make_party
+from jaxfed.core.types import Block, ClientState, Messages, Tree
+from jaxfed.deployment.node_data import PublicFacts, make_empty_population, wrap_population
+from jaxfed.deployment.party import DeployedPieces, make_deployed_pieces
 from jaxfed.training.rounds import make_run_keys
 
 Exchange = Callable[[dict[int, bytes]], dict[int, bytes]]  # {node: request} -> {node: reply} of those who answered
@@ -26,10 +26,10 @@ EMPTY_ROWS = np.zeros(0, np.int32)
 
 
 @dataclass
-class Server:
+class FederationServer:
     """A server between two rounds. `open_server` makes it."""
 
-    party: Party
+    party: DeployedPieces
     programs: Programs
     opened: Any  # what opens a block of messages
     state: State  # without what clients keep
@@ -59,7 +59,7 @@ class Heard(NamedTuple):
     answered: set[int]  # clients of which something came, sound or not
 
 
-def open_server(config: Config, facts: PublicFacts, seed: int, say: Callable[[str], None]) -> Server:
+def open_server(config: Config, facts: PublicFacts, seed: int, say: Callable[[str], None]) -> FederationServer:
     """A server before its first round.
 
     Args:
@@ -71,17 +71,17 @@ def open_server(config: Config, facts: PublicFacts, seed: int, say: Callable[[st
     Raises:
         ValueError: the configuration cannot be deployed.
     """
-    party = make_party(config, facts, wrap_population(empty_population(facts), facts))
+    party = make_deployed_pieces(config, facts, wrap_population(make_empty_population(facts), facts))
     streams = make_run_keys(config.seed)
     nobody = party.plan._replace(num_clients=0)
     state = initial_state(nobody, party.model.init(streams.model), streams.memory)._replace(client_states=())
     counted = np.full(facts.num_clients, -1, np.int32)
     opened = jax.jit(partial(open_block, party), static_argnums=5)
-    return Server(party, make_programs(party.plan), opened, state, counted, seed, config.rounds, say)
+    return FederationServer(party, make_programs(party.plan), opened, state, counted, seed, config.rounds, say)
 
 
 def open_block(
-    party: Party,
+    party: DeployedPieces,
     shared: Tree,
     links: Tree,
     messages: Tree,
@@ -98,7 +98,9 @@ def open_block(
     public = PublicRound(public_key, nobody, party.size)
 
     def one(message, id, rows):
-        sender = client_view(ClientInput(id, (), rows, jnp.float32(0), ()), public)._replace(link_state=None)
+        sender = client_view(ClientInput(id, ClientState((), ()), rows, jnp.float32(0), ()), public)._replace(
+            link_state=None
+        )
         if party.channel.decode_message:  # all of a cohort start from the present model
             sender = sender._replace(drift=zeros_like(take_rows(shared, rows).params))
         return open_message(party.channel, message, take_rows(links, rows), sender)

@@ -32,7 +32,7 @@ from jaxfed.deployment.node_data import PublicFacts, facts_digest
 ONE_ROW = jnp.zeros(1, jnp.int32)
 
 
-class Party(NamedTuple):
+class DeployedPieces(NamedTuple):
     """What one end of a federation knows of its rounds. Whose data these are is another matter.
 
     Args:
@@ -74,13 +74,13 @@ def config_digest(config: Config, facts: PublicFacts) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def make_party(config: Config, facts: PublicFacts, clients: Clients) -> Party:
+def make_deployed_pieces(config: Config, facts: PublicFacts, clients: Clients) -> DeployedPieces:
     """What one end makes of a configuration. Raises ValueError, in one line, for what cannot be deployed.
 
     Args:
         config: what to run.
         facts: what everybody knows.
-        clients: a node's (`read_node_data`), or nobody's (`wrap_population` of `empty_population`).
+        clients: a node's (`read_node_data`), or nobody's (`wrap_population` of `make_empty_population`).
     """
     check_sections(config, facts)
     pieces = make_pieces(config, clients)
@@ -112,7 +112,7 @@ def make_party(config: Config, facts: PublicFacts, clients: Clients) -> Party:
     lazy = lazy and not (channel.claims.needs_all_rows or method.needs_all_rows)
     message = shape_message(plan, shared, state, size, whole)
     check_wire(wire, message, lazy and size > 0)
-    return Party(
+    return DeployedPieces(
         clients=clients,
         pieces=pieces,
         model=model,
@@ -154,14 +154,14 @@ def spread_rows(message: Tree, rows: jax.Array, size: int) -> Tree:
     return jax.tree.map(spread, repeat_rows(message), is_leaf=is_table)
 
 
-def split_tables(tree: Tree) -> tuple[list[Any], list[Any]]:
+def divide_tables(tree: Tree) -> tuple[list[Any], list[Any]]:
     """(the tables of a tree, its other leaves), each in order."""
     leaves = jax.tree.leaves(tree, is_leaf=is_table)
     return [leaf for leaf in leaves if is_table(leaf)], [leaf for leaf in leaves if not is_table(leaf)]
 
 
 def join_tables(like: Tree, tables: list[Any], others: list[Any]) -> Tree:
-    """Undoes `split_tables`. like: a tree of that structure."""
+    """Undoes `divide_tables`. like: a tree of that structure."""
     first, second = iter(tables), iter(others)
     return jax.tree.map(lambda leaf: next(first) if is_table(leaf) else next(second), like, is_leaf=is_table)
 

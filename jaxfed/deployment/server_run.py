@@ -13,9 +13,9 @@ import numpy as np
 from jaxfed.config.settings import Config
 from jaxfed.core.processes import Processes
 from jaxfed.core.tree import tree_digest
-from jaxfed.deployment.coordinator import greet_nodes, run_server_round
+from jaxfed.deployment.coordinator import match_nodes, run_server_round
 from jaxfed.deployment.node_data import PublicFacts
-from jaxfed.deployment.opened_server import Exchange, Server, open_server
+from jaxfed.deployment.opened_server import Exchange, FederationServer, open_server
 from jaxfed.training.checkpoint import open_checkpoints, restore_newest, save_checkpoint
 from jaxfed.training.log import to_json
 from jaxfed.training.rounds import Progress
@@ -76,7 +76,7 @@ def serve_rounds(
         members = gather_nodes(server, network, least_nodes, patience)
         while progress.round < server.rounds:
             begin, before = time.perf_counter(), (server.bytes_out, server.bytes_in)
-            members = refresh_members(server, network, members)
+            members = gather_members(server, network, members)
             info = run_server_round(server, members, network.exchange)
             jax.block_until_ready(server.state)
             progress.seconds += time.perf_counter() - begin
@@ -98,14 +98,14 @@ def serve_rounds(
     return summary
 
 
-def gather_nodes(server: Server, network: Network, least: int, patience: float) -> dict[int, np.ndarray]:
+def gather_nodes(server: FederationServer, network: Network, least: int, patience: float) -> dict[int, np.ndarray]:
     """Waits until as many nodes take part. Raises ValueError where too few come."""
     members: dict[int, np.ndarray] = {}
     end, refused = time.monotonic() + patience, set[int]()
     while len(members) < least:
         there = {*network.list_nodes()}
         if fresh := sorted(there - members.keys() - refused):
-            members = greet_nodes(server.party, fresh, members, network.exchange, server.say)
+            members = match_nodes(server.party, fresh, members, network.exchange, server.say)
             refused |= {*fresh} - members.keys()
         if len(members) < least and time.monotonic() > end:
             raise ValueError(f"deploy: {len(members)} of {least} nodes took part within {patience:g} seconds")
@@ -114,15 +114,17 @@ def gather_nodes(server: Server, network: Network, least: int, patience: float) 
     return members
 
 
-def refresh_members(server: Server, network: Network, members: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+def gather_members(server: FederationServer, network: Network, members: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     """The nodes of a round: those that are there still, and those that have come (back)."""
     there = {*network.list_nodes()}
     known = {node: clients for node, clients in members.items() if node in there}
     fresh = sorted(there - known.keys())
-    return greet_nodes(server.party, fresh, known, network.exchange, server.say) if fresh else known
+    return match_nodes(server.party, fresh, known, network.exchange, server.say) if fresh else known
 
 
-def count_round(server: Server, progress: Progress, info: dict[str, Any], before: tuple[int, int]) -> dict[str, Any]:
+def count_round(
+    server: FederationServer, progress: Progress, info: dict[str, Any], before: tuple[int, int]
+) -> dict[str, Any]:
     """Counts a round; returns its row. Bytes by the names of the simulator are those that it would charge; `network/`
     has those of requests and replies as they were, envelopes included."""
     ids, nobody = np.asarray(info["clients/ids"]), server.party.plan.num_clients
@@ -147,7 +149,7 @@ def describe_round(row: dict[str, Any], seconds: float) -> str:
     )
 
 
-def save_server(server: Server, checkpoints: Any, progress: Progress) -> None:
+def save_server(server: FederationServer, checkpoints: Any, progress: Progress) -> None:
     """Writes where the server stands, before nodes are asked for anything more: their states follow it."""
     arrays = {"state": jax.tree.map(np.asarray, server.state), "counted": server.counted}
     record = {"standing": dataclasses.asdict(progress), "digest": server.party.digest.hex()}
@@ -155,7 +157,7 @@ def save_server(server: Server, checkpoints: Any, progress: Progress) -> None:
     checkpoints.wait_until_finished()
 
 
-def restore_server(server: Server, checkpoints: Any, config: Config, say: Callable[[str], None]) -> Progress:
+def restore_server(server: FederationServer, checkpoints: Any, config: Config, say: Callable[[str], None]) -> Progress:
     """Where the server goes on from; it is changed. Raises ValueError where the checkpoints are of another run."""
 
     def problem(record):

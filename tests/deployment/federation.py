@@ -5,9 +5,9 @@ import numpy as np
 
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
-from jaxfed.deployment.coordinator import greet_nodes, run_server_round
+from jaxfed.deployment.coordinator import match_nodes, run_server_round
 from jaxfed.deployment.envelope import Kind, read_envelopes
-from jaxfed.deployment.node import answer_request
+from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import find_facts, write_node_data
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.opened_node import open_node
@@ -70,7 +70,7 @@ def direct_exchange(nodes, lost=lambda round, node: None):
             head = read_envelopes(data)[0]
             gone = lost(head.round, node) if head.kind == Kind.PLAN else None
             if gone != "request":
-                replies[node] = answer_request(nodes[node], data)
+                replies[node] = make_reply(nodes[node], data)
             if gone == "reply":
                 del replies[node]
         return replies
@@ -81,7 +81,7 @@ def direct_exchange(nodes, lost=lambda round, node: None):
 def run_federation(server, nodes, rounds, exchange=None):
     """Runs rounds; returns the figures of each."""
     exchange = exchange or direct_exchange(nodes)
-    members = greet_nodes(server.party, [*nodes], {}, exchange, server.say)
+    members = match_nodes(server.party, [*nodes], {}, exchange, server.say)
     return [run_server_round(server, members, exchange) for _ in range(rounds)]
 
 

@@ -14,13 +14,13 @@ from jaxfed.deployment.envelope import (
     Envelope,
     Kind,
     RoundPlan,
+    make_refusal,
     pack_envelopes,
     pack_plan,
+    read_distinct,
     read_envelopes,
-    read_numbers,
     read_plan,
     read_refusal,
-    refusal,
 )
 
 ENVELOPES = st.builds(
@@ -114,11 +114,11 @@ def test_plans():
 @pytest.mark.parametrize("payload", [b"abc", np.array([1, 1], "<i4").tobytes(), np.array([9], "<i4").tobytes()])
 def test_numbers_that_are_none(payload):
     with pytest.raises(ValueError, match="malformed"):
-        read_numbers(payload, 9)
+        read_distinct(payload, 9)
 
 
 def test_refusals_are_one_line():
-    text = read_refusal(refusal("a\nb" + "c" * 10_000))
+    text = read_refusal(make_refusal("a\nb" + "c" * 10_000))
     assert text.startswith("a b")
     assert len(text) <= 500
     ugly = Envelope(Kind.REFUSED, 0, NODE, bytes(32), 0, b"\x1b[31m\xff\n")

@@ -8,9 +8,9 @@ import pytest
 
 from jaxfed.config.build import load_data
 from jaxfed.config.schema import make_config
-from jaxfed.deployment.coordinator import greet_nodes, run_server_round
+from jaxfed.deployment.coordinator import match_nodes, run_server_round
 from jaxfed.deployment.envelope import Envelope, Kind, pack_envelopes, read_envelopes, read_refusal
-from jaxfed.deployment.node import answer_request
+from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import find_facts, read_facts, read_node_data, write_facts, write_node_data
 from jaxfed.deployment.node_states import read_client, read_secret
 from jaxfed.deployment.opened_node import open_node
@@ -65,10 +65,10 @@ def test_a_repeated_request_has_the_same_answer(after_two):
     before = {path: path.read_bytes() for path in nodes[0].folder.glob("*.npz")}
     _node, request, reply = next(each for each in seen[::-1] if each[0] == 0)
     assert messages_of(reply)
-    assert answer_request(nodes[0], request) == reply
+    assert make_reply(nodes[0], request) == reply
     assert {path: path.read_bytes() for path in nodes[0].folder.glob("*.npz")} == before
     first = next(each for each in seen if each[0] == 0 and read_envelopes(each[1])[0].kind == Kind.PLAN)
-    again = answer_request(nodes[0], first[1])
+    again = make_reply(nodes[0], first[1])
     assert not messages_of(again)
     assert all("stands after round" in line for line in refusals_of(again))
 
@@ -79,7 +79,7 @@ def test_no_second_answer_for_another_model(after_two):
     _, request, _ = next(each for each in seen[::-1] if each[0] == 0)
     envelopes = read_envelopes(request)
     other = [each._replace(digest=bytes(32)) if each.kind == Kind.COMMON else each for each in envelopes]
-    reply = answer_request(nodes[0], pack_envelopes(other))
+    reply = make_reply(nodes[0], pack_envelopes(other))
     assert not messages_of(reply)
     assert all("was answered for another model" in line for line in refusals_of(reply))
 
@@ -157,20 +157,20 @@ def test_a_node_with_another_configuration_is_left_out(tmp_path):
     other = make_config(MF | EVERYONE | {"seed": 6})
     facts = find_facts(parts.data.population, parts.shapes.kinds, parts.data.source.items)
     nodes[1] = open_node(tmp_path / "1", other, facts, "reproducible")
-    members = greet_nodes(server.party, [*nodes], {}, direct_exchange(nodes), server.say)
+    members = match_nodes(server.party, [*nodes], {}, direct_exchange(nodes), server.say)
     assert sorted(members) == [0, 2, 3, 4]
     assert lines == [
         "node 1 is left out: this node has another configuration, other facts or another version of jaxfed: copy them"
     ]
     request = pack_envelopes([Envelope(Kind.PLAN, 0, 0, server.party.digest)])
-    assert "another configuration" in refusals_of(answer_request(nodes[1], request))[0]
+    assert "another configuration" in refusals_of(make_reply(nodes[1], request))[0]
 
 
 def test_a_client_that_two_nodes_claim(tmp_path):
     lines = []
     server, nodes, _ = open_federation(tmp_path, MF, say=lines.append)
     nodes[7] = nodes[3]
-    members = greet_nodes(server.party, [*nodes], {}, direct_exchange(nodes), server.say)
+    members = match_nodes(server.party, [*nodes], {}, direct_exchange(nodes), server.say)
     assert 7 not in members
     assert lines == ["node 7 is left out: it claims client 3, whom another node holds"]
 
@@ -190,9 +190,9 @@ def test_mutated_requests_are_answered_by_a_line(after_two):
         fields = {"payload": bytes(payload), "round": int(random.integers(5)), "rows": int(random.integers(70))}
         chosen = str(random.choice([*fields]))
         changed = [*envelopes[:which], envelopes[which]._replace(**{chosen: fields[chosen]}), *envelopes[which + 1 :]]
-        assert read_envelopes(answer_request(nodes[0], pack_envelopes(changed)))
+        assert read_envelopes(make_reply(nodes[0], pack_envelopes(changed)))
     for request in (b"", b"?", pack_envelopes([Envelope(Kind.MESSAGE, 0, 0, bytes(32))])):
-        assert refusals_of(answer_request(nodes[0], request))
+        assert refusals_of(make_reply(nodes[0], request))
 
 
 def test_a_node_that_comes_back_goes_on(tmp_path):
@@ -201,7 +201,7 @@ def test_a_node_that_comes_back_goes_on(tmp_path):
     server, nodes, parts = open_federation(tmp_path, table)
     config = make_config(table)
     facts = find_facts(parts.data.population, parts.shapes.kinds, parts.data.source.items)
-    members = greet_nodes(server.party, [*nodes], {}, direct_exchange(nodes), server.say)
+    members = match_nodes(server.party, [*nodes], {}, direct_exchange(nodes), server.say)
     for _ in range(3):
         nodes = {node: open_node(tmp_path / str(node), config, facts, "reproducible") for node in nodes}
         run_server_round(server, members, direct_exchange(nodes))
@@ -214,7 +214,7 @@ def test_damaged_states_are_said_in_one_line(after_two):
     _, request, _ = next(each for each in seen[::-1] if each[0] == 0)
     path = nodes[0].folder / "0.npz"
     path.write_bytes(path.read_bytes()[:-40])
-    reply = answer_request(nodes[0], request)
+    reply = make_reply(nodes[0], request)
     assert len(messages_of(reply)) == 7
     assert "0.npz is damaged" in refusals_of(reply)[0]
     (nodes[0].folder / "secret").write_bytes(b"short")

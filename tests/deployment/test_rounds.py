@@ -5,8 +5,8 @@ import pytest
 
 from jaxfed.config.registry import CLOSED, REGISTRY
 from jaxfed.config.schema import make_config
-from jaxfed.deployment.node_data import PublicFacts, empty_population, wrap_population
-from jaxfed.deployment.party import make_party
+from jaxfed.deployment.node_data import PublicFacts, make_empty_population, wrap_population
+from jaxfed.deployment.party import make_deployed_pieces
 from tests.deployment.federation import (
     MF,
     RING,
@@ -174,12 +174,12 @@ def test_what_cannot_be_deployed_is_refused_in_one_line(section, name):
         table |= {"work": {"name": "statistics"}, "server": {"name": "solve"}, "channel": []}
     if section == "algorithm":
         table["channel"] = []
-    clients = wrap_population(empty_population(facts), facts)
+    clients = wrap_population(make_empty_population(facts), facts)
     if name in REFUSED[section]:
         with pytest.raises(ValueError, match=r"^deploy: [^\n]*$"):
-            make_party(make_config(table), facts, clients)
+            make_deployed_pieces(make_config(table), facts, clients)
         return
-    party = make_party(make_config(table), facts, clients)
+    party = make_deployed_pieces(make_config(table), facts, clients)
     assert party.wire.sees in ("update+rows", "update", "sum")
 
 
@@ -199,4 +199,4 @@ def test_what_cannot_be_deployed_is_refused_in_one_line(section, name):
 def test_sections_that_are_refused(more, said):
     facts = PublicFacts(40, 1, "implicit", "loo-clean", (), tuple(map(str, range(60))))
     with pytest.raises(ValueError, match=said):
-        make_party(make_config(MF | more), facts, wrap_population(empty_population(facts), facts))
+        make_deployed_pieces(make_config(MF | more), facts, wrap_population(make_empty_population(facts), facts))
