@@ -36,7 +36,7 @@ def test_what_is_in_the_wheel(wheel):
         assert {name for name in names if name.endswith(".py")} == modules  # neither tests nor developers' scripts
         metadata = next(inside.read(name).decode() for name in names if name.endswith("METADATA"))
         commands = next(inside.read(name).decode() for name in names if name.endswith("entry_points.txt"))
-    assert {f"jaxfed/serving/page/{name}" for name in ("index.html", "page.js", "page.css")} <= names
+    assert {f"jaxfed/serving/page/{name}" for name in ("index.html", "page.js", "page.css", "icon.svg")} <= names
     assert "jaxfed = jaxfed.__main__:main" in commands
     for extra in ("cuda13", "tpu"):
         assert f"Provides-Extra: {extra}\n" in metadata
