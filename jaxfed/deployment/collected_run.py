@@ -26,6 +26,7 @@ from jaxfed.deployment.node_data import (
 )
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.party import config_digest, make_deployed_pieces
+from jaxfed.deployment.secure_node import make_identity
 from jaxfed.training.checkpoint import open_checkpoints, restore_newest, save_checkpoint
 from jaxfed.training.log import MetricsWriter, log, to_json
 from jaxfed.training.resume import describe_run, make_checkpoint
@@ -60,9 +61,13 @@ def lay_out_federation(out: Path, config: Config, parts: RunParts, nodes: int) -
     if found := [key for key, holds in unfit.items() if holds]:
         raise ValueError(f"deploy: {found[0]} is not built for real clients: leave it out")
     facts = find_facts(population, parts.shapes.kinds, parts.data.source.items)
-    make_deployed_pieces(
-        config, facts, wrap_population(make_empty_population(facts), facts)
-    )  # raises for what cannot be deployed
+    nobody = wrap_population(make_empty_population(facts), facts)
+    hides = make_deployed_pieces(config, facts, nobody).wire.sees == "sum"  # raises for what cannot be deployed
+    if hides and nodes < 2:
+        raise ValueError("--nodes is 1: this channel hides messages in a sum, which takes two nodes at least")
+    for place in (out / "nodes" / str(node) / "states" for node in range(nodes if hides else 0)):
+        place.mkdir(PRIVATE, parents=True, exist_ok=True)
+        facts = facts._replace(keys=(*facts.keys, make_identity(place)))
     text = config_to_toml(with_absolute_paths(config))
     for place in (out / "server", *(out / "nodes" / str(node) for node in range(nodes))):
         place.mkdir(PRIVATE, parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ from jaxfed.deployment.envelope import (
 from jaxfed.deployment.hearing import read_replies, sum_and_move
 from jaxfed.deployment.opened_server import EMPTY_ROWS, Exchange, FederationServer, RoundRequest
 from jaxfed.deployment.party import DeployedPieces, divide_tables
+from jaxfed.deployment.secure_server import sum_securely
 from jaxfed.sampling.cohort import sample_cohort
 from jaxfed.training.rounds import make_run_keys
 
@@ -49,7 +50,13 @@ def run_server_round(server: FederationServer, members: dict[int, np.ndarray], e
         asked = ask_missing_rows(server, number, asked, members, exchange)
     asked = {node: clients for node, clients in asked.items() if len(clients)}
     requests, request = make_requests(server, number, ids, asked, members)
-    heard = read_replies(server, request, members, count_exchange(server, requests, exchange))
+    if server.party.roster:
+        for node in members.keys() - requests.keys():  # which bring zeros
+            nobody = make_plan(server, number, EMPTY_ROWS, number + 1, EMPTY_ROWS)
+            requests[node] = pack_envelopes([nobody])
+        heard = sum_securely(server, request, requests, lambda asked: count_exchange(server, asked, exchange))
+    else:
+        heard = read_replies(server, request, members, count_exchange(server, requests, exchange))
     state, info = sum_and_move(server, request, heard)
     server.state = state
     present = np.asarray(info["clients/present"])

@@ -32,6 +32,8 @@ class Kind(IntEnum):
     MESSAGE = 5  # of one client, for the server
     WANTED = 6  # which rows one client asks for, in the round that the envelope names
     REFUSED = 7  # why there is no message, in one line
+    SECURE = 8  # a step of a secure sum: its number is in place of the client, its session in place of the digest
+    READY = 9  # whose messages are in the vector that a node brings to a secure sum
 
 
 class Envelope(NamedTuple):

@@ -20,10 +20,10 @@ from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Tree
 from jaxfed.core.wire import ID
 from jaxfed.deployment.coordinator import digest_model
-from jaxfed.deployment.envelope import Envelope, Kind, read_envelopes, read_distinct, refuse_envelope
+from jaxfed.deployment.envelope import Envelope, Kind, read_distinct, read_envelopes, refuse_envelope
 from jaxfed.deployment.hearing import read_reply_envelope, sum_and_move
 from jaxfed.deployment.node_data import find_facts
-from jaxfed.deployment.opened_server import Heard, RoundRequest, FederationServer, open_server
+from jaxfed.deployment.opened_server import FederationServer, Heard, RoundRequest, open_server
 
 LARGEST = 1 << 28  # bytes of a message file
 MODELS = "models.json"  # in a run's folder: {digest: round} of the models that messages may be of

@@ -30,6 +30,8 @@ class PublicFacts(NamedTuple):
         kinds: (steps, examples of a step) of the blocks in which clients compute: they say roughly how much the longest
             clients have. Empty: each node chooses its own.
         items: str [N]: the ids of the items, in the order of the rows of tables.
+        keys: The Ed25519 public keys of the nodes, in hexadecimal: those that take part in secure sums. Empty: there
+            are no secure sums.
     """
 
     num_clients: int
@@ -38,6 +40,7 @@ class PublicFacts(NamedTuple):
     protocol: str
     kinds: tuple[tuple[int, int], ...]
     items: tuple[str, ...]
+    keys: tuple[str, ...] = ()
 
 
 def find_facts(population: Population, kinds: tuple[tuple[int, int], ...], items: np.ndarray) -> PublicFacts:
@@ -57,7 +60,8 @@ def read_facts(path: Path) -> PublicFacts:
     try:
         table = json.loads(path.read_text())
         kinds = tuple((int(steps), int(size)) for steps, size in table["kinds"])
-        facts = PublicFacts(**{**table, "kinds": kinds, "items": tuple(str(item) for item in table["items"])})
+        items, keys = (tuple(str(word) for word in table[name]) for name in ("items", "keys"))
+        facts = PublicFacts(**{**table, "kinds": kinds, "items": items, "keys": keys})
         sound = facts.num_clients > 0 and facts.users_per_client > 0 and facts.items
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: no facts of a federation ({type(error).__name__}): copy the server's file") from None

@@ -45,6 +45,7 @@ class DeployedPieces(NamedTuple):
         size: Rows of the tables (0: there are none).
         whole: Whether clients download whole tables, as the server does not learn their rows.
         lazy: Whether the server moves only the rows of a round.
+        roster: The public keys of the nodes, where their messages are added by a secure sum; (): they are not.
         digest: 32 bytes that are the same where the configuration is.
     """
 
@@ -64,6 +65,12 @@ class DeployedPieces(NamedTuple):
     whole: bool
     lazy: bool
     digest: bytes
+    roster: tuple[bytes, ...] = ()
+
+    @property
+    def sees(self) -> str:
+        """What the server learns, see `Wire.sees`. Without a secure sum it has each message."""
+        return "update" if self.wire.sees == "sum" and not self.roster else self.wire.sees
 
 
 def config_digest(config: Config, facts: PublicFacts) -> bytes:
@@ -129,7 +136,21 @@ def make_deployed_pieces(config: Config, facts: PublicFacts, clients: Clients) -
         whole=whole,
         lazy=lazy and size > 0,
         digest=config_digest(config, facts),
+        roster=read_roster(facts, wire, message),
     )
+
+
+def read_roster(facts: PublicFacts, wire: Wire, message: Tree) -> tuple[bytes, ...]:
+    """The public keys of the nodes, where a secure sum adds their messages; (): the channel hides nothing, or the
+    facts have no keys. Raises ValueError for messages that a secure sum cannot add."""
+    if wire.sees != "sum" or not facts.keys:
+        return ()
+    if any(is_form(node) or node.dtype != jnp.int32 for node in jax.tree.leaves(message, is_leaf=is_form)):
+        raise ValueError("deploy: a secure sum adds integers: put the link ring last")
+    try:
+        return tuple(bytes.fromhex(key) for key in facts.keys)
+    except ValueError:
+        raise ValueError("deploy: the facts' keys are no hexadecimal numbers: copy the server's file") from None
 
 
 def shape_message(plan: Plan, shared: Broadcast, state: Tree, size: int, whole: bool) -> Tree:

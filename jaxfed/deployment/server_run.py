@@ -90,7 +90,7 @@ def serve_rounds(
         "rounds": progress.round,
         "seconds": round(progress.seconds, 3),
         "shared_sha256": tree_digest(jax.tree.map(np.asarray, server.state.shared)),
-        "server_sees": server.party.wire.sees,
+        "server_sees": server.party.sees,
         **bytes_per_client(progress),
         **progress.totals(),
     }
@@ -136,7 +136,7 @@ def count_round(
     figures = {name: float(np.sum(x)) for name, x in info.items() if np.ndim(x) == 0 and name not in counts}
     figures.pop("bytes/model", None)
     network = {"network/bytes_down": server.bytes_out - before[0], "network/bytes_up": server.bytes_in - before[1]}
-    known = {"server_sees": server.party.wire.sees, "seconds": round(progress.seconds, 3)}
+    known = {"server_sees": server.party.sees, "seconds": round(progress.seconds, 3)}
     return {"round": progress.round, **counts, **figures, **progress.totals(), **network, **known}
 
 
