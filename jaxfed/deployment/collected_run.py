@@ -26,7 +26,7 @@ from jaxfed.deployment.node_data import (
 )
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.party import config_digest, make_deployed_pieces
-from jaxfed.deployment.secure_node import make_identity
+from jaxfed.deployment.secure_node import SECURE, make_identity
 from jaxfed.training.checkpoint import open_checkpoints, restore_newest, save_checkpoint
 from jaxfed.training.log import MetricsWriter, log, to_json
 from jaxfed.training.resume import describe_run, make_checkpoint
@@ -65,7 +65,7 @@ def lay_out_federation(out: Path, config: Config, parts: RunParts, nodes: int) -
     hides = make_deployed_pieces(config, facts, nobody).wire.sees == "sum"  # raises for what cannot be deployed
     if hides and nodes < 2:
         raise ValueError("--nodes is 1: this channel hides messages in a sum, which takes two nodes at least")
-    for place in (out / "nodes" / str(node) / "states" for node in range(nodes if hides else 0)):
+    for place in (out / "nodes" / str(node) / "states" / SECURE for node in range(nodes if hides else 0)):
         place.mkdir(PRIVATE, parents=True, exist_ok=True)
         facts = facts._replace(keys=(*facts.keys, make_identity(place)))
     text = config_to_toml(with_absolute_paths(config))

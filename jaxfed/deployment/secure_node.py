@@ -23,6 +23,7 @@ from jaxfed.deployment.party import DeployedPieces
 from jaxfed.secagg.protocol import ROUNDS, Party
 from jaxfed.secagg.terms import SessionTerms
 
+SECURE = "secure"  # the folder of what follows, among the states of a node
 IDENTITY = "identity"
 MASKED = "masked"  # the last round in which the node has sent a masked vector
 MASK_STEP = ROUNDS.index("mask")

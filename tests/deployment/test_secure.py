@@ -10,7 +10,7 @@ from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.opened_node import open_node
 from jaxfed.deployment.opened_server import EMPTY_ROWS
-from jaxfed.deployment.secure_node import MASKED, add_messages, name_session
+from jaxfed.deployment.secure_node import MASKED, SECURE, add_messages, name_session
 from jaxfed.secagg.protocol import ROUNDS
 from tests.deployment.federation import (
     MF,
@@ -193,7 +193,7 @@ def run_to_mask(server, nodes, nonce, round=0):
 def own_key(node):
     from jaxfed.deployment.secure_node import read_identity
 
-    return read_identity(node.folder).public_key().public_bytes_raw()
+    return read_identity(node.folder / SECURE).public_key().public_bytes_raw()
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_one_vector_of_a_round_is_masked_once(federation):
         found, said = ask(nodes[0], Envelope(Kind.SECURE, 0, 2, session, 0, inbox[0]))
         assert ("masked already" in said) == bool(number)
         assert (found[0].kind == Kind.SECURE) == (not number)
-    assert (nodes[0].folder / MASKED).read_text() == "0"
+    assert (nodes[0].folder / SECURE / MASKED).read_text() == "0"
 
 
 def test_a_step_is_answered_once(federation):
@@ -238,9 +238,9 @@ def test_no_message_leaves_without_a_secure_sum(federation):
 
 def test_a_node_with_another_key_takes_no_part(federation):
     server, nodes = federation
-    (nodes[0].folder / "identity").write_bytes(bytes(range(32)))
+    (nodes[0].folder / SECURE / "identity").write_bytes(bytes(range(32)))
     assert "not among those" in ask(nodes[0], *begin(server, b"nonce"))[1]
-    (nodes[0].folder / "identity").write_bytes(b"short")
+    (nodes[0].folder / SECURE / "identity").write_bytes(b"short")
     assert "damaged" in ask(nodes[0], *begin(server, b"nonce"))[1]
 
 
