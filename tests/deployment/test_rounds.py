@@ -188,6 +188,7 @@ def test_what_cannot_be_deployed_is_refused_in_one_line(section, name):
     [
         ({"cohort": {"name": "buffered"}}, 'cohort "buffered"'),
         ({"cohort": {"name": "uniform", "size": 4, "dropout": 0.1}}, "set cohort.dropout to 0"),
+        ({"cohort": {"name": "uniform", "holders": 3.0}}, "set cohort.size"),
         ({"server": {"name": "sgd", "edges": 2}}, "server.edges"),
         ({"download": [{"name": "quantize"}]}, "download"),
         ({"parametrization": {"name": "hashed"}}, 'parametrization "hashed"'),

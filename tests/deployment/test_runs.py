@@ -29,17 +29,20 @@ class EndedError(Exception):
     """The server's process is gone."""
 
 
-def run_apart(out, table, network=lambda nodes: direct_exchange(nodes), number=3):
+def run_apart(out, table, network=direct_exchange, number=3, keys="reproducible"):
     """A federation in the folder `out`: (summary of the server, the configuration, the simulator's parts, facts)."""
     config = make_config(table | {"run": {"out": str(out)}})
     parts = build_from_config(config, load_data(config.data))
     facts = lay_out_federation(out, config, parts, number)
     nodes = {node: open_node(out / "nodes" / str(node), config, facts, "reproducible") for node in range(number)}
     lines = []
-    serve_rounds(out / "server", config, facts, Network(network(nodes), lambda: [*nodes]), number, lines.append)
+    serve_rounds(
+        out / "server", config, facts, Network(network(nodes), lambda: [*nodes]), number, lines.append, keys=keys
+    )
     return collect_run(out, config, parts, facts, number), lines
 
 
+KEYS = "own", "reproducible"
 TABLE = MF | RING | {"cohort": {"name": "uniform", "size": 12}, "rounds": 4}
 
 
@@ -91,6 +94,20 @@ def test_a_server_that_ended_goes_on(when, round, simulated, tmp_path):
     assert ended == [round]
     assert any("going on after round 2" in line for line in lines) == (round == 2)
     assert summary["params_sha256"] == simulated["params_sha256"]
+
+
+def test_no_node_can_compute_the_noise_of_the_server(tmp_path):
+    """Nodes are told the public randomness of a round. By a secret of the server other noise is drawn, the same again
+    when it goes on; links that draw from one key at both ends do not go with it."""
+    links = [{"name": "mean", "count": 12}, {"name": "clip", "bound": 0.5}, {"name": "gaussian"}]
+    table = MF | {"channel": links, "rounds": 2}
+    digests = {keys: run_apart(tmp_path / keys, table, keys=keys)[0]["params_sha256"] for keys in KEYS}
+    again, _ = run_apart(tmp_path / "own", table, keys="own")
+    assert digests["own"] != digests["reproducible"]
+    assert again["params_sha256"] == digests["own"]
+    turned = table | {"channel": [links[0], {"name": "rotate"}, *links[1:]]}
+    with pytest.raises(ValueError, match="beside noise rotate would tell nodes"):
+        run_apart(tmp_path / "c", turned, keys="own")
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path):
