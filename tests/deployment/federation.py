@@ -48,10 +48,11 @@ def deal_clients(parts, number):
     return [np.arange(parts.data.num_clients)[node::number] for node in range(number)]
 
 
-def open_federation(folder, table, number=5, keys="reproducible", say=print):
-    """(server, {node: Node}, the simulator's parts)."""
+def open_federation(folder, table, number=5, keys="reproducible", say=print, kinds=None):
+    """(server, {node: Node}, the simulator's parts). kinds: see `PublicFacts`; None: those of the simulator."""
     config, parts = make_parts(table)
-    facts = find_facts(parts.data.population, parts.shapes.kinds, parts.data.source.items)
+    chosen = parts.shapes.kinds if kinds is None else kinds
+    facts = find_facts(parts.data.population, chosen, parts.data.source.items)
     nodes = {}
     for node, clients in enumerate(deal_clients(parts, number)):
         place = folder / str(node)
