@@ -33,6 +33,7 @@ clientapp = "jaxfed.deployment.flower:client_app"
 folder = ""
 nodes = 1
 deadline = 300.0
+keys = "own"
 """
 CONNECTION = """[superlink]
 default = "here"
@@ -100,7 +101,7 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
     with lock_folder(out):
         facts = lay_out_federation(out, config, parts, args.nodes)
         if args.keys == "reproducible" and parts.account.mechanisms:
-            log("privacy: keys are reproducible, so the server can compute the noise of clients: see --keys own")
+            log("privacy: keys are reproducible, so server and nodes can compute each other's noise: see --keys own")
         log(f"{args.nodes} nodes hold {facts.num_clients:,} clients; {out}/server/server.log has every line")
         run_processes(out, args)
         summary = collect_run(out, config, parts, facts, args.nodes)
@@ -237,7 +238,7 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
                 words += ["--port", str(find_free_port())]
                 words += ["--node-config", f'folder="{out}/nodes/{node}" keys="{args.keys}"']
                 processes.append(start(f"supernode{node}", words))
-            settings = f'folder="{server}" nodes={args.nodes} deadline={args.deadline}'
+            settings = f'folder="{server}" nodes={args.nodes} deadline={args.deadline} keys="{args.keys}"'
             submit = start("run", ["flwr", "run", str(out / "app"), "here", "--run-config", settings])
             follow_run(out, processes, submit, stopped)
     finally:

@@ -22,7 +22,8 @@ from jaxfed.config.schema import make_config
 from jaxfed.deployment.envelope import make_refusal, pack_envelopes
 from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import read_facts
-from jaxfed.deployment.opened_node import Keys, open_node
+from jaxfed.deployment.node_states import Keys
+from jaxfed.deployment.opened_node import open_node
 from jaxfed.deployment.server_run import Network, serve_rounds
 from jaxfed.training.run_dir import write_file
 
@@ -116,7 +117,8 @@ def run_server(grid: Grid, context: Context) -> None:
     try:
         config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
         network = make_network(grid, float(settings.get("deadline", DEADLINE)))
-        serve_rounds(folder, config, facts, network, int(settings.get("nodes", 1)), say)
+        keys = cast(Keys, str(settings.get("keys", "own")))
+        serve_rounds(folder, config, facts, network, int(settings.get("nodes", 1)), say, keys=keys)
     except ValueError as error:
         say(str(error))
         write_file(folder / "error.txt", " ".join(str(error).split()))

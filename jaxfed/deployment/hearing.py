@@ -85,8 +85,7 @@ def sum_and_move(server: FederationServer, request: RoundRequest, heard: Heard) 
     """Adds the messages in the order of the cohort's slots, and lets the server move the model."""
     party, state, programs = server.party, server.state, server.programs
     touched = list_touched_rows(server, request) if party.lazy else None
-    key = make_run_keys(server.seed).rounds
-    public_key = jax.random.fold_in(key, request.number)
+    public_key = jax.random.fold_in(make_run_keys(server.seed).rounds, request.number)
     slots = [slot for slot, client in enumerate(request.ids.tolist()) if client in heard.messages]
     asked = np.array([client in heard.answered for client in request.ids.tolist()])
     total_rows, blocks = party.size if touched is None else len(touched), []
@@ -100,7 +99,7 @@ def sum_and_move(server: FederationServer, request: RoundRequest, heard: Heard) 
     heap = programs.init_accumulator(blocks[0], asked, total_rows, capacity)
     for block in blocks:
         heap = programs.accumulate(heap, block)
-    return programs.server_update(state, heap, request.ids.astype(np.int32), asked, touched, key, ())
+    return programs.server_update(state, heap, request.ids.astype(np.int32), asked, touched, server.noise_key, ())
 
 
 def list_touched_rows(server: FederationServer, request: RoundRequest) -> np.ndarray:

@@ -7,7 +7,7 @@ import secrets
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from jaxfed.core.types import Tree
 
 SECRET = 32  # bytes
+Keys = Literal["own", "reproducible"]
 
 
 class SavedClient(NamedTuple):

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,13 @@ from jaxfed.deployment.envelope import (
 )
 from jaxfed.deployment.node_data import PublicFacts, read_node_data
 from jaxfed.deployment.node_states import (
+    Keys,
     draw_client_keys,
     draw_secret_key,
     read_secret,
 )
 from jaxfed.deployment.party import DeployedPieces, join_tables, make_deployed_pieces, spread_rows
 from jaxfed.training.rounds import make_run_keys
-
-Keys = Literal["own", "reproducible"]
 
 
 class Node(NamedTuple):

@@ -12,16 +12,19 @@ import numpy as np
 from jaxfed.config.settings import Config
 from jaxfed.core.client import ClientInput, PublicRound, client_view, flatten_messages, open_message
 from jaxfed.core.federate import Programs, make_programs
+from jaxfed.core.link import Channel, list_links
 from jaxfed.core.state import State, initial_state
 from jaxfed.core.tables import take_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Block, ClientState, Messages, Tree
 from jaxfed.deployment.node_data import PublicFacts, make_empty_population, wrap_population
+from jaxfed.deployment.node_states import draw_secret_key
 from jaxfed.deployment.party import DeployedPieces, make_deployed_pieces
 from jaxfed.training.rounds import make_run_keys
 
 Exchange = Callable[[dict[int, bytes]], dict[int, bytes]]  # {node: request} -> {node: reply} of those who answered
 
+PUBLIC_LINKS = ("rotate", "low_rank")  # both ends draw from one key
 EMPTY_ROWS = np.zeros(0, np.int32)
 
 
@@ -35,6 +38,7 @@ class FederationServer:
     state: State  # without what clients keep
     counted: np.ndarray  # int32 [clients]: the last round in which the message of each was counted; -1: none was
     seed: int  # of cohorts and public randomness
+    noise_key: jax.Array  # of what the server draws for itself; the seed's, or one that no node can compute
     rounds: int
     say: Callable[[str], None]
     wanted: dict[int, dict[int, np.ndarray]] = field(default_factory=dict)  # round -> client -> the rows it asks for
@@ -59,7 +63,9 @@ class Heard(NamedTuple):
     answered: set[int]  # clients of which something came, sound or not
 
 
-def open_server(config: Config, facts: PublicFacts, seed: int, say: Callable[[str], None]) -> FederationServer:
+def open_server(
+    config: Config, facts: PublicFacts, seed: int, say: Callable[[str], None], secret: bytes | None = None
+) -> FederationServer:
     """A server before its first round.
 
     Args:
@@ -67,6 +73,8 @@ def open_server(config: Config, facts: PublicFacts, seed: int, say: Callable[[st
         facts: What everybody knows; the server has nothing else.
         seed: Of cohorts and of public randomness: the configuration's, or a secret one.
         say: Is told what is wrong with messages, a line each.
+        secret: What the noise that the server adds comes from. None: public randomness, as in the simulator, so that
+            every node can compute it.
 
     Raises:
         ValueError: the configuration cannot be deployed.
@@ -77,7 +85,21 @@ def open_server(config: Config, facts: PublicFacts, seed: int, say: Callable[[st
     state = initial_state(nobody, party.model.init(streams.model), streams.memory)._replace(client_states=())
     counted = np.full(facts.num_clients, -1, np.int32)
     opened = jax.jit(partial(open_block, party), static_argnums=5)
-    return FederationServer(party, make_programs(party.plan), opened, state, counted, seed, config.rounds, say)
+    noise_key = choose_noise_key(party.channel, seed, secret)
+    return FederationServer(
+        party, make_programs(party.plan), opened, state, counted, seed, noise_key, config.rounds, say
+    )
+
+
+def choose_noise_key(channel: Channel, seed: int, secret: bytes | None) -> jax.Array:
+    """The key of what the server draws for itself. Links that undo at the server what public randomness did at the
+    client read the same key, so that these do not go with noise by a secret: raises ValueError."""
+    if secret is None or not channel.claims.mechanisms:
+        return make_run_keys(seed).rounds
+    public = [each.claims.name for each in list_links(channel) if each.claims.name in PUBLIC_LINKS]
+    if public:
+        raise ValueError(f"deploy: beside noise {public[0]} would tell nodes what the noise is: leave it out")
+    return jax.random.wrap_key_data(jnp.asarray(draw_secret_key(secret, "noise")))
 
 
 def open_block(

@@ -210,6 +210,8 @@ def check_sections(config: Config, facts: PublicFacts) -> None:
         raise ValueError(f"deploy: {found[0]} is not built for real clients: train it by jaxfed train, or leave it out")
     if getattr(config.cohort, "dropout", 0):
         raise ValueError("deploy: real clients drop out by themselves: set cohort.dropout to 0")
+    if getattr(config.cohort, "holders", 0):
+        raise ValueError("deploy: cohort.holders is found from the data of all: set cohort.size, and holders to 0")
     if config.data.label != facts.label:
         raise ValueError(f'deploy: data.label is "{config.data.label}", the federation has "{facts.label}"')
 

@@ -15,6 +15,7 @@ from jaxfed.core.processes import Processes
 from jaxfed.core.tree import tree_digest
 from jaxfed.deployment.coordinator import match_nodes, run_server_round
 from jaxfed.deployment.node_data import PublicFacts
+from jaxfed.deployment.node_states import Keys, read_secret
 from jaxfed.deployment.opened_server import Exchange, FederationServer, open_server
 from jaxfed.training.checkpoint import open_checkpoints, restore_newest, save_checkpoint
 from jaxfed.training.log import to_json
@@ -49,6 +50,7 @@ def serve_rounds(
     least_nodes: int,
     say: Callable[[str], None],
     patience: float = 120.0,
+    keys: Keys = "own",
 ) -> dict[str, Any]:
     """Runs the rounds that are left, and returns what the server knows of the run at its end.
 
@@ -60,12 +62,15 @@ def serve_rounds(
         least_nodes: Number of nodes that must be there before the first round.
         say: Is told what happens, a line each.
         patience: Seconds to wait for so many nodes.
+        keys: own: the noise that the server adds comes from a secret that it makes and keeps. reproducible: from the
+            seed, so that every node can compute it.
 
     Raises:
         ValueError: too few nodes came, the checkpoint is of another run, or the configuration cannot be deployed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    server = open_server(config, facts, round_seed(config, Processes()), say)
+    secret = read_secret(folder) if keys == "own" else None
+    server = open_server(config, facts, round_seed(config, Processes()), say, secret)
     with ExitStack() as held:
         held.enter_context(lock_folder(folder))
         checkpoints = held.enter_context(open_checkpoints(folder / "checkpoints", KEPT))

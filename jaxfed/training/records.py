@@ -64,6 +64,8 @@ FIGURES: dict[str, Figure] = {
     "bytes_up_total": Figure("bytes", "Uploads of all clients.", "less"),
     "bytes_down_total": Figure("bytes", "Downloads of all clients.", "less"),
     "server_sees": Figure("", "What the server learns of a client's update.", "", True, True),
+    "network/bytes_up": Figure("bytes", "Replies of all nodes in a round, as they were (`jaxfed deploy`).", "less"),
+    "network/bytes_down": Figure("bytes", "Requests to all nodes in a round, as they were (`jaxfed deploy`).", "less"),
     "params_sha256": Figure("", "Hash of the last model: shared parameters and private parts.", "", True),
     "data_sha256": Figure(
         "", "Hash of the rows of the data in their order, and of features that are not part of them."

@@ -103,7 +103,8 @@ for words in (["--help"], ["--version"], ["train", "--help"], ["privacy", "calib
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"jaxfed {version('jaxfed')} (JAX {version('jax')}, Python {sys.version.split()[0]})" in done.stdout
-    for name in ("train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init", "reproduce", "launch"):
+    own = "train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init", "reproduce", "launch", "deploy"
+    for name in own:
         assert re.search(rf"^    {name} +[A-Z]", done.stdout, re.MULTILINE), name
 
 

@@ -49,10 +49,12 @@ def deal_clients(parts, number):
     return [np.arange(parts.data.num_clients)[node::number] for node in range(number)]
 
 
-def open_federation(folder, table, number=5, keys="reproducible", say=print, secure=False):
-    """(server, {node: Node}, the simulator's parts). secure: messages are added by a secure sum."""
+def open_federation(folder, table, number=5, keys="reproducible", say=print, kinds=None, secure=False):
+    """(server, {node: Node}, the simulator's parts). kinds: see `PublicFacts`; None: those of the simulator. secure:
+    messages are added by a secure sum."""
     config, parts = make_parts(table)
-    facts = find_facts(parts.data.population, parts.shapes.kinds, parts.data.source.items)
+    chosen = parts.shapes.kinds if kinds is None else kinds
+    facts = find_facts(parts.data.population, chosen, parts.data.source.items)
     nodes = {}
     for node in range(number if secure else 0):
         place = folder / str(node) / "states" / SECURE

@@ -64,6 +64,42 @@ def test_deployed_is_simulated(name, tmp_path):
             np.testing.assert_array_equal(mine["rows/sent"], theirs["rows/sent"])
 
 
+OF_A_FILE = {
+    "ratings": {
+        "model": {"name": "mf", "dim": 4, "loss": "squared"},
+        "work": {"batch_size": 16, "negatives": 0, "optimizer": {"name": "sgd", "learning_rate": 0.05}},
+    },
+    "times": SASREC | {"model": {"name": "hstu", "dim": 8, "length": 6, "blocks": 1, "time_bias": "known"}},
+}
+
+
+@pytest.mark.parametrize("name", OF_A_FILE)
+def test_ratings_and_times_are_in_the_file_of_a_node(name, tmp_path):
+    random, path = np.random.default_rng(0), tmp_path / "log.csv"
+    rows = [
+        f"u{user},i{item},{random.integers(1, 6)},{1_600_000_000 + random.integers(1_000_000)}"
+        for user in range(30)
+        for item in random.choice(40, random.integers(4, 20), replace=False)
+    ]
+    path.write_text("user,item,rating,time\n" + "\n".join(rows) + "\n")
+    data = {"name": "csv", "path": str(path)} | ({"label": "rating"} if name == "ratings" else {})
+    table, lines = MF | OF_A_FILE[name] | {"data": data}, []
+    server, nodes, parts = open_federation(tmp_path, table, say=lines.append)
+    run_federation(server, nodes, 1)
+    want, _ = simulate(parts, 1, table["seed"])
+    assert not lines
+    compare_with_simulator(server, nodes, parts, want, exact=False)
+
+
+def test_nodes_choose_their_own_blocks(tmp_path):
+    """Where nobody tells how much the longest clients have."""
+    server, nodes, parts = open_federation(tmp_path, MF, kinds=())
+    run_federation(server, nodes, 1)
+    assert any(node.shapes.kinds != parts.shapes.kinds for node in nodes.values())
+    want, _ = simulate(parts, 1, MF["seed"])
+    compare_with_simulator(server, nodes, parts, want, exact=False)
+
+
 def first_items(parts, table):
     state, _ = simulate(parts, 0, table["seed"])
     return state.shared.params["tables"]["item"].rows
@@ -188,6 +224,7 @@ def test_what_cannot_be_deployed_is_refused_in_one_line(section, name):
     [
         ({"cohort": {"name": "buffered"}}, 'cohort "buffered"'),
         ({"cohort": {"name": "uniform", "size": 4, "dropout": 0.1}}, "set cohort.dropout to 0"),
+        ({"cohort": {"name": "uniform", "holders": 3.0}}, "set cohort.size"),
         ({"server": {"name": "sgd", "edges": 2}}, "server.edges"),
         ({"download": [{"name": "quantize"}]}, "download"),
         ({"parametrization": {"name": "hashed"}}, 'parametrization "hashed"'),

@@ -8,18 +8,21 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
+from jaxfed.core.tree import tree_digest
 from jaxfed.deployment.collected_run import collect_run, lay_out_federation
 from jaxfed.deployment.envelope import Kind, read_envelopes
 from jaxfed.deployment.opened_node import open_node
 from jaxfed.deployment.server_run import Network, serve_rounds
 from jaxfed.training.best_model import open_best_model
 from jaxfed.training.loop import train_run
-from tests.deployment.federation import DATA, MF, RING, SILOS, direct_exchange
+from jaxfed.training.rounds import scored_model
+from tests.deployment.federation import DATA, MF, RING, SILOS, direct_exchange, simulate
 from tests.small import child_environment
 
 ROOT = Path(__file__).parents[2]
@@ -29,17 +32,20 @@ class EndedError(Exception):
     """The server's process is gone."""
 
 
-def run_apart(out, table, network=lambda nodes: direct_exchange(nodes), number=3):
+def run_apart(out, table, network=direct_exchange, number=3, keys="reproducible"):
     """A federation in the folder `out`: (summary of the server, the configuration, the simulator's parts, facts)."""
     config = make_config(table | {"run": {"out": str(out)}})
     parts = build_from_config(config, load_data(config.data))
     facts = lay_out_federation(out, config, parts, number)
     nodes = {node: open_node(out / "nodes" / str(node), config, facts, "reproducible") for node in range(number)}
     lines = []
-    serve_rounds(out / "server", config, facts, Network(network(nodes), lambda: [*nodes]), number, lines.append)
+    serve_rounds(
+        out / "server", config, facts, Network(network(nodes), lambda: [*nodes]), number, lines.append, keys=keys
+    )
     return collect_run(out, config, parts, facts, number), lines
 
 
+KEYS = "own", "reproducible"
 TABLE = MF | RING | {"cohort": {"name": "uniform", "size": 12}, "rounds": 4}
 
 
@@ -93,6 +99,20 @@ def test_a_server_that_ended_goes_on(when, round, simulated, tmp_path):
     assert summary["params_sha256"] == simulated["params_sha256"]
 
 
+def test_no_node_can_compute_the_noise_of_the_server(tmp_path):
+    """Nodes are told the public randomness of a round. By a secret of the server other noise is drawn, the same again
+    when it goes on; links that draw from one key at both ends do not go with it."""
+    links = [{"name": "mean", "count": 12}, {"name": "clip", "bound": 0.5}, {"name": "gaussian"}]
+    table = MF | {"channel": links, "rounds": 2}
+    digests = {keys: run_apart(tmp_path / keys, table, keys=keys)[0]["params_sha256"] for keys in KEYS}
+    again, _ = run_apart(tmp_path / "own", table, keys="own")
+    assert digests["own"] != digests["reproducible"]
+    assert again["params_sha256"] == digests["own"]
+    turned = table | {"channel": [links[0], {"name": "rotate"}, *links[1:]]}
+    with pytest.raises(ValueError, match="beside noise rotate would tell nodes"):
+        run_apart(tmp_path / "c", turned, keys="own")
+
+
 def test_another_run_in_the_folder_is_refused(tmp_path):
     run_apart(tmp_path / "a", TABLE | {"rounds": 1})
     with pytest.raises(ValueError, match="holds another run"):
@@ -136,8 +156,8 @@ def flower_processes(folder):
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_flower_runs_what_the_simulator_does(tmp_path):
-    """A SuperLink and three SuperNodes on loopback, five silos: the same params_sha256. One node is killed in the
-    second run, and its silos drop out; Ctrl-C ends everything, and the run goes on afterwards."""
+    """A SuperLink and three SuperNodes on loopback, five silos: the same params_sha256. No
+    process is left."""
     pytest.importorskip("flwr")
     table = MF | RING | SILOS | {"rounds": 2, "data": DATA | {"clients": "silo", "silos": 5}}
     path = write_table(tmp_path / "silos.toml", table)
@@ -171,3 +191,29 @@ def test_stopped_all_processes_end_and_the_run_goes_on(tmp_path):
     summaries = [json.loads((each / "summary.json").read_text()) for each in (out, alone)]
     assert summaries[0]["params_sha256"] == summaries[1]["params_sha256"]
     assert os.path.getsize(out / "metrics.jsonl")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_a_node_that_is_killed_drops_its_clients_out(tmp_path):
+    """The second of three SuperNodes is killed after round 1: the others go on, as in the simulator without its two
+    silos in rounds 2 and 3."""
+    pytest.importorskip("flwr")
+    table = MF | RING | SILOS | {"rounds": 3}
+    path, out = write_table(tmp_path / "silos.toml", table), tmp_path / "deployed"
+    words = command("deploy", path, "--nodes", 3, "--deadline", 60, "--out", out)
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=child_environment()) as process:
+        assert any(line.startswith("round 1:") for line in process.stderr)
+        for pid in flower_processes(out / "flower"):
+            line = Path(f"/proc/{pid}/cmdline").read_text()
+            if "flower-supernode" in line and f"{out}/nodes/1" in line:
+                os.kill(pid, signal.SIGKILL)
+        _, told = process.communicate(timeout=400)
+    assert process.returncode == 0
+    assert "node 1 ended, and its clients drop out" in told
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["clients/dropped_total"] == 4
+    config = make_config(table)
+    parts = build_from_config(config, load_data(config.data))
+    want, _ = simulate(parts, 3, table["seed"], lambda round: [1, 4] if round else [])
+    assert summary["params_sha256"] == tree_digest(jax.tree.map(np.asarray, scored_model(parts, want)))
