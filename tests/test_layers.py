@@ -22,7 +22,7 @@ MAY: dict[str, set[str]] = {
     "config": {"core", "channels", "models", "privacy", "algorithms", "attacks", "data", "sampling", "evaluation"},
 }
 MAY["training"] = MAY["config"] | {"config"}
-MAY["deployment"] = MAY["training"] | {"training", "export"}
+MAY["deployment"] = MAY["training"] | {"training", "export", "secagg"}
 MAY["bench"] = MAY["training"] | {"training"}
 MAY["export"] = MAY["training"] | {"training"}
 MAY["serving"] = {"core", "export"}  # it runs exports, not runs

@@ -59,7 +59,7 @@ def check_foldable(parts: RunParts) -> None:
         )
 
 
-def discounted(channel: Channel, weight: float) -> Channel:
+def scale_decoded(channel: Channel, weight: float) -> Channel:
     """The channel, of which the server takes a share of what it has decoded."""
 
     def decode(total, state, round):
@@ -136,7 +136,7 @@ def fold_messages(
     now = jax.tree.map(jnp.copy, state._replace(client_states=()))  # a step consumes its state
     for round in sorted(groups):
         paths, messages = groups[round]
-        now = fold_one_age(server, now, round, begin - round, messages, exponent)
+        now = add_one_age(server, now, round, begin - round, messages, exponent)
         counted |= {str(path): begin - round for path in paths.values()}
     now = now._replace(client_states=client_states)
     if counted:
@@ -159,12 +159,12 @@ def take_message(server: FederationServer, envelope: Envelope) -> tuple[Tree, np
     return heard.messages[envelope.client]
 
 
-def fold_one_age(
+def add_one_age(
     server: FederationServer, state: State, round: int, age: int, messages: dict[int, Any], exponent: float
 ) -> State:
     """A server step from messages that are all of the model after one round, a cohort's worth at a time."""
     party, weight = server.party, float(staleness_discount(jnp.float32(age), exponent))
-    server.programs = make_programs(party.plan._replace(channel=discounted(party.channel, weight)))
+    server.programs = make_programs(party.plan._replace(channel=scale_decoded(party.channel, weight)))
     after, slots, clients = int(state.round), party.sampler.slots, sorted(messages)
     for low in range(0, len(clients), slots):
         some = clients[low : low + slots]

@@ -26,7 +26,7 @@ from jaxfed.deployment.node_states import (
 )
 from jaxfed.deployment.opened_node import Node, make_client_keys, pack_clients
 from jaxfed.deployment.party import DeployedPieces, divide_tables
-from jaxfed.deployment.secure_node import SECURE, answer_step, begin_session
+from jaxfed.deployment.secure_node import SECURE, answer_step, open_session
 
 
 def make_reply(node: Node, request: bytes) -> bytes:
@@ -56,7 +56,7 @@ def make_reply_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
         if asked[-1].round != head.round:
             raise ValueError("a secure sum of another round than the plan")
         answers = list_answers(node, head.round, plan, asked[1:-1]) if len(plan.asked) else []
-        return begin_session(node.party, node.folder / SECURE, asked[-1], answers)
+        return open_session(node.party, node.folder / SECURE, asked[-1], answers)
     replies = list_answers(node, head.round, plan, asked[1:]) if len(plan.asked) else []
     return replies + list_wanted_rows(node, plan)
 

@@ -29,7 +29,7 @@ MASKED = "masked"  # the last round in which the node has sent a masked vector
 MASK_STEP = ROUNDS.index("mask")
 
 
-class Session(NamedTuple):
+class NodeSession(NamedTuple):
     """A node's part in one secure sum, as it lies on its disk."""
 
     id: bytes
@@ -78,7 +78,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
-def write_session(folder: Path, session: Session) -> None:
+def write_session(folder: Path, session: NodeSession) -> None:
     """Writes a session in the place of the one before."""
     arrays = {f"step{n}": np.frombuffer(message, np.uint8) for n, message in enumerate(session.steps)}
     arrays |= {"id": np.frombuffer(session.id, np.uint8), "secret": np.frombuffer(session.secret, np.uint8)}
@@ -91,18 +91,18 @@ def write_session(folder: Path, session: Session) -> None:
     partial.replace(folder / "session.npz")
 
 
-def read_session(folder: Path) -> Session:
+def read_session(folder: Path) -> NodeSession:
     """The session of a node. Raises ValueError where there is none, or it is damaged."""
     try:
         with np.load(folder / "session.npz", allow_pickle=False) as file:
             round, count = file["facts"].tolist()
             steps = tuple(file[f"step{n}"].tobytes() for n in range(count))
-            return Session(file["id"].tobytes(), round, file["secret"].tobytes(), file["vector"], steps)
+            return NodeSession(file["id"].tobytes(), round, file["secret"].tobytes(), file["vector"], steps)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         raise ValueError("this node takes part in no secure sum") from None
 
 
-def repeat_random(secret: bytes) -> Callable[[int], bytes]:
+def make_random(secret: bytes) -> Callable[[int], bytes]:
     """random(size), the same bytes in the same order each time: nobody without the secret can compute them."""
     count = 0
 
@@ -117,7 +117,7 @@ def repeat_random(secret: bytes) -> Callable[[int], bytes]:
     return random
 
 
-def add_messages(party: DeployedPieces, messages: list[bytes]) -> np.ndarray:
+def sum_ring_messages(party: DeployedPieces, messages: list[bytes]) -> np.ndarray:
     """uint32 [length]: the sum of messages of whole tables, modulo 2^32."""
     total = np.zeros(find_terms(party, bytes(32)).length, np.uint32)
     for message in messages:
@@ -125,7 +125,7 @@ def add_messages(party: DeployedPieces, messages: list[bytes]) -> np.ndarray:
     return total
 
 
-def begin_session(party: DeployedPieces, folder: Path, asked: Envelope, answers: list[Envelope]) -> list[Envelope]:
+def open_session(party: DeployedPieces, folder: Path, asked: Envelope, answers: list[Envelope]) -> list[Envelope]:
     """A node's first step: its public keys, and whose messages its vector holds. The messages themselves stay here.
 
     asked: the step. answers: of the node's clients, messages among them. Raises ValueError for a step that is none.
@@ -137,8 +137,8 @@ def begin_session(party: DeployedPieces, folder: Path, asked: Envelope, answers:
     ):
         raise ValueError("this node adds its messages by a secure sum alone, and the plan begins none")
     messages = [each for each in answers if each.kind == Kind.MESSAGE]
-    vector = add_messages(party, [each.payload for each in messages])
-    write_session(folder, Session(asked.digest, asked.round, token_bytes(32), vector, ()))
+    vector = sum_ring_messages(party, [each.payload for each in messages])
+    write_session(folder, NodeSession(asked.digest, asked.round, token_bytes(32), vector, ()))
     clients = np.array([each.client for each in messages], "<i4")
     digest = messages[0].digest if messages else bytes(32)
     ready = Envelope(Kind.READY, asked.round, NODE, digest, 0, clients.tobytes())
@@ -164,7 +164,7 @@ def answer_step(party: DeployedPieces, folder: Path, asked: Envelope) -> Envelop
     if own not in party.roster:
         raise ValueError("this node's key is not among those of the federation")
     index = party.roster.index(own)
-    member = Party(find_terms(party, session.id), index, identity, session.vector, repeat_random(session.secret))
+    member = Party(find_terms(party, session.id), index, identity, session.vector, make_random(session.secret))
     for name, message in zip(ROUNDS, session.steps[:number], strict=False):
         getattr(member, name)(message)
     answer = getattr(member, ROUNDS[number])(asked.payload)

@@ -86,13 +86,8 @@ def export_run(
     if index:
         check_index_package()
     check_out(out, replace)
-    config = make_config(read_config(Path(folder) / "config.toml")) if Path(folder).is_dir() else None
-    opened = open_run(folder, load)
-    parts, (shared, private) = opened.parts, opened.arrays["best"]
-    assert config is not None  # or there is no model
-    check_scores(parts, (shared, private), folder)
-    weights = name_leaves(with_frozen(shared, parts.model.frozen))
-    run = ExportedRun(parts, weights, private, find_history_length(parts), opened.best_round)
+    run, config = open_exported_run(folder, load)
+    parts = run.parts
     vectors = find_vectors(run)
     if index and vectors is None:
         raise ValueError("--index: this model has no vector for each item: leave it out")
@@ -104,7 +99,7 @@ def export_run(
         write_weights(run, partial_out)
         write_items(parts, partial_out)
         if users:
-            np.savez(partial_out / "users.npz", **collect_users(parts, private))
+            np.savez(partial_out / "users.npz", **collect_users(parts, run.private))
         shutil.copyfile(loader.__file__, partial_out / "load.py")
         summary = read_summary(Path(folder)) if (Path(folder) / "summary.json").exists() else {}
         manifest = describe_export(run, functions, platforms, config, summary)
@@ -117,6 +112,16 @@ def export_run(
     finally:
         shutil.rmtree(partial_out, ignore_errors=True)
     return manifest
+
+
+def open_exported_run(folder: str, load: Callable[[Any], Any]) -> tuple[ExportedRun, Any]:
+    """(a run's best model, its configuration). Raises ValueError where there is none, or it diverged."""
+    opened = open_run(folder, load)
+    parts, (shared, private) = opened.parts, opened.arrays["best"]
+    check_scores(parts, (shared, private), folder)
+    weights = name_leaves(with_frozen(shared, parts.model.frozen))
+    run = ExportedRun(parts, weights, private, find_history_length(parts), opened.best_round)
+    return run, make_config(read_config(Path(folder) / "config.toml"))
 
 
 def check_packages() -> None:

@@ -10,7 +10,7 @@ from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.opened_node import open_node
 from jaxfed.deployment.opened_server import EMPTY_ROWS
-from jaxfed.deployment.secure_node import MASKED, SECURE, add_messages, name_session
+from jaxfed.deployment.secure_node import MASKED, SECURE, name_session, sum_ring_messages
 from jaxfed.secagg.protocol import ROUNDS
 from tests.deployment.federation import (
     MF,
@@ -86,7 +86,7 @@ def test_the_server_receives_no_message_nor_the_vector_of_a_node(tmp_path):
         assert messages
         for each in messages:
             sent |= windows(each, 4)
-        bare |= sent | windows(add_messages(node.party, messages).tobytes(), 4)
+        bare |= sent | windows(sum_ring_messages(node.party, messages).tobytes(), 4)
     assert len(sent) > 20
     assert len(bare) > 100
     received = set().union(*(windows(data, 1) for data in heard))
