@@ -160,8 +160,9 @@ def make_million(folder: Path) -> Path:
     import jax
 
     import jaxfed as jf
-    from jaxfed.export.bundle import describe_array, hash_files
+    from jaxfed.export.bundle import hash_files
     from jaxfed.export.functions import make_functions, name_leaves
+    from jaxfed.export.lowering import describe_array
 
     items, users, out = 1_000_000, 1000, folder / "million"
     out.mkdir()

@@ -27,6 +27,7 @@ def add_device_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     aggregate.add_argument("run", metavar="RUN")
     aggregate.add_argument("messages", metavar="MESSAGE", nargs="+")
     aggregate.add_argument("--out", required=True, metavar="RUN", help="the folder of the run that comes of it")
+    aggregate.add_argument("--least", type=int, default=1, help="do nothing where fewer messages are counted (1)")
     aggregate.add_argument(
         "--exponent", type=float, default=0.5, help="a message that is AGE rounds old weighs (1 + AGE)^-EXPONENT (0.5)"
     )
@@ -42,7 +43,13 @@ def device_command(args: argparse.Namespace) -> None:
     if args.k < 1:
         raise ValueError(f"-k is {args.k}: it must be at least 1")
     export = load_export(args.export)
-    history = [line.strip() for line in Path(args.history).read_text().splitlines() if line.strip()]
+    try:
+        lines = Path(args.history).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{args.history} is no text: write an id of an item a line") from None
+    history = [line.strip() for line in lines if line.strip()]
+    if args.k > (most := export.manifest["most_items"]):
+        log(f"-k is {args.k}: this export gives at most {most} items")
     numbers = find_item_numbers(export, history)
     if args.save and Path(args.save).exists():
         raise ValueError(f"{args.save} is there already: pass another --save")
@@ -61,10 +68,12 @@ def aggregate_command(args: argparse.Namespace) -> None:
     from jaxfed.training.log import log
 
     files = [Path(name) for name in args.messages]
-    folded = fold_into_run(args.run, files, Path(args.out), args.exponent)
+    folded = fold_into_run(args.run, files, Path(args.out), args.exponent, args.least)
     for name, why in folded.refused.items():
         log(f"{name}: {why}")
     for name, age in folded.counted.items():
         print(f"{name}: counted, {age} rounds old, weight {(1 + age) ** -args.exponent:.3f}")
     if not folded.counted:
         raise ValueError("no message was counted: nothing is written")
+    if folded.epsilon is not None:
+        log(f"privacy: epsilon of a client of every round, and of one of these messages: {folded.epsilon:.3g}")

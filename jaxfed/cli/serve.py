@@ -6,9 +6,12 @@ import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("fastapi", "flatbuffers", "prometheus_client", "uvicorn")  # of the extra
 LOOK_EVERY = 1.0  # seconds between two looks at whether the export was replaced
+LOOPBACK = ("127.0.0.1", "::1")
+MOST_CONNECTIONS = 512  # at once; more are answered by 503
 PATIENCE = 10  # seconds in which requests may end when the server is stopped
 
 
@@ -34,23 +37,32 @@ def serve_command(args: argparse.Namespace) -> None:
     from jaxfed.training.log import log
 
     folder = Path(args.export)
-    listening = open_socket(args.host, args.port)
-    with listening:
+    with open_socket(args.host, args.port) as listening:
+        known = stamp_export(folder)  # before it is read: what is replaced meanwhile is seen later
         served = open_served(folder)
 
         async def watch(serving):
-            await watch_export(folder, serving, log)
+            await watch_export(folder, serving, log, known)
 
         host, port = listening.getsockname()[:2]
-        log(f"serving {folder} at http://{host}:{port}/ (Ctrl-C stops)")
+        local = host in LOOPBACK
+        shown = f"[{host}]" if ":" in host else host
+        log(f"serving {folder} at http://{shown}:{port}/ (Ctrl-C stops)")
+        app = make_app(served, watch, (*LOOPBACK, "[::1]", "localhost") if local else ("*",))
         config = uvicorn.Config(
-            make_app(served, watch), log_level="warning", timeout_graceful_shutdown=PATIENCE, server_header=False
+            app,
+            log_level="warning",
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=PATIENCE,
+            server_header=False,
         )
         uvicorn.Server(config).run([listening])
 
 
 def open_socket(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises ValueError where the address cannot be had."""
+    if not host:
+        raise ValueError("--host is empty, which would be every address of this machine: say 0.0.0.0 if you mean that")
     if not 0 <= port < 1 << 16:
         raise ValueError(f"--port is {port}: it must be from 0 to {(1 << 16) - 1}")
     try:
@@ -58,34 +70,37 @@ def open_socket(host: str, port: int) -> socket.socket:
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512
         )
     except OSError as error:
-        raise ValueError(
-            f"{host}:{port} cannot be listened at ({error.strerror}): pass another --host or --port"
-        ) from None
+        raise ValueError(f"{host}:{port} is not free ({error.strerror}): pass another --host or --port") from None
 
 
-async def watch_export(folder: Path, serving, log: Callable[[str], None]) -> None:
+def stamp_export(folder: Path) -> tuple[int, int] | None:
+    """What changes when an export is replaced; None: there is none at the moment."""
+    try:
+        found = (folder / "manifest.json").stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+async def watch_export(folder: Path, serving: Any, log: Callable[[str], None], known: tuple[int, int] | None) -> None:
     """Looks whether the export in a folder was replaced, and swaps it: opened and compiled beside the one that answers.
-    One that cannot be opened is left alone until it changes again."""
+    One that cannot be opened is left alone until it changes again.
+
+    known: the stamp of the export that answers.
+    """
     from jaxfed.serving.engine import open_served
 
-    def stamp() -> tuple[int, int] | None:
-        try:
-            found = (folder / "manifest.json").stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino
-
-    known = stamp()
     while True:
         await asyncio.sleep(LOOK_EVERY)
-        now = stamp()
+        now = stamp_export(folder)
         if now is None or now == known:
             continue
         known = now
         try:
             served = await asyncio.to_thread(open_served, folder)
-        except (ValueError, OSError, KeyError) as error:
-            log(f"{folder} was replaced by what cannot be served, and is left alone: {error}")
+        except Exception as error:  # whatever it is, the old export goes on
+            line = " ".join(str(error).split())[:200]
+            log(f"{folder} was replaced by what cannot be served, and is left alone: {line}")
             continue
         if served.digest != serving.served.digest:
             serving.swap(served)

@@ -1,6 +1,7 @@
 """A device alone: it trains on its own history from an export, with no network, and writes the message that it would
 send. Node and server are those of a deployment, in one process; the server holds the export's model."""
 
+import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ class DeviceMessage(NamedTuple):
 
 def read_public_facts(export: Export) -> PublicFacts:
     """What everybody knows of the federation that an export comes from."""
+    if "federation" not in export.manifest:
+        raise ValueError("device: this export is of an older jaxfed: export the run again")
     known = export.manifest["federation"]
     names = "num_clients", "users_per_client", "label", "protocol"
     return PublicFacts(**{name: known[name] for name in names}, kinds=(), items=tuple(export.items))
@@ -86,13 +89,30 @@ def train_on_device(
         raise ValueError("device: the history is empty: there is nothing to train on")
     folder.mkdir(PRIVATE, parents=True, exist_ok=True)
     client = read_device_number(folder, facts) if client is None else client
+    check_trained(folder, export, history)
     write_user_data(folder / "data.npz", client, history)
     node = open_node(folder, config, facts, keys)
-    return ask_device(node, open_stand_in(export, facts), client)
+    return ask_device(node, open_device_server(export, facts), client)
 
 
-def open_stand_in(export: Export, facts: PublicFacts) -> FederationServer:
-    """A server that holds an export's model, after the round that the export is of."""
+def check_trained(folder: Path, export: Export, history: Sequence[int]) -> None:
+    """Notes what a device trains on. Raises ValueError where it has trained the same model on another history: two
+    updates of one model would tell what has come since."""
+    path, model = folder / "trained.json", export.manifest["files"]["weights.safetensors"]["sha256"]
+    now = {"model": model, "history": list(history)}
+    try:
+        before = json.loads(path.read_text()) if path.exists() else now
+    except ValueError:
+        raise ValueError(f"{path} is damaged: remove the folder {folder} to begin anew") from None
+    if before["model"] == model and before != now:
+        raise ValueError(
+            "device: this model was trained on another history already: a new history waits for the next export"
+        )
+    write_file(path, json.dumps(now))
+
+
+def open_device_server(export: Export, facts: PublicFacts) -> FederationServer:
+    """A server for this device alone, which holds an export's model after the round that the export is of."""
     refusals: list[str] = []
     server = open_server(make_config(export.manifest["configuration"]), facts, 0, refusals.append)
     server.seed = make_config(export.manifest["configuration"]).seed

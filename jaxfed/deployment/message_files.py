@@ -2,6 +2,7 @@
 2022), which weighs (1 + age)^-exponent."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,12 +38,23 @@ class Folded(NamedTuple):
         counted: {file: age of the model that it is of}.
         refused: {file: why, in one line}.
         models: {digest: round} of the models that the run knows now.
+        clients: {digest: clients whose messages of that model are counted}.
+        epsilon: Of a client of every round that has sent one of these messages, too; None: no link is private.
     """
 
     state: State
     counted: dict[str, int]
     refused: dict[str, str]
     models: dict[str, int]
+    clients: dict[str, list[int]]
+    epsilon: float | None = None
+
+
+class KnownModels(NamedTuple):
+    """What a run knows of earlier models: see `Folded`."""
+
+    models: dict[str, int] = {}
+    clients: dict[str, list[int]] = {}
 
 
 def check_foldable(parts: RunParts) -> None:
@@ -54,13 +66,12 @@ def check_foldable(parts: RunParts) -> None:
     if [each for each in parts.account.mechanisms if each.kind != "local"]:
         raise ValueError(
             "aggregate: epsilon of this run counts the cohorts of its sampler, and its server's noise is that of their "
-            "rounds: messages that devices choose to send have no place in it. Noise on each client (gaussian with "
-            'where = "client") is counted message by message'
+            "rounds: messages that devices choose to send have no place in it. Take local_gaussian"
         )
 
 
 def scale_decoded(channel: Channel, weight: float) -> Channel:
-    """The channel, of which the server takes a share of what it has decoded."""
+    """The channel with a server that multiplies what it has decoded by a weight."""
 
     def decode(total, state, round):
         update, state, figures = channel.decode(total, state, round) if channel.decode else (total, state, {})
@@ -69,23 +80,40 @@ def scale_decoded(channel: Channel, weight: float) -> Channel:
     return channel._replace(decode=decode)
 
 
-def read_models(folder: Path) -> dict[str, int]:
-    """{digest: round} of the models that a run's folder lists; {}: it has no list. Raises ValueError for a damaged
-    one."""
+def read_models(folder: Path) -> KnownModels:
+    """What a run's folder lists of earlier models, if it has a list. Raises ValueError for a damaged one."""
     path = folder / MODELS
     if not path.exists():
-        return {}
+        return KnownModels()
     try:
-        return {str(digest): int(round) for digest, round in json.loads(path.read_text()).items()}
-    except (ValueError, AttributeError, TypeError):
+        found = json.loads(path.read_text())
+        models = {str(digest): int(each["round"]) for digest, each in found.items()}
+        return KnownModels(
+            models, {str(digest): [int(one) for one in each["clients"]] for digest, each in found.items()}
+        )
+    except (ValueError, AttributeError, TypeError, KeyError):
         raise ValueError(f"{path} is damaged: restore it, or remove it (older messages are then refused)") from None
+
+
+def pack_models(folded: Folded) -> str:
+    """The text of such a list."""
+    found = {
+        digest: {"round": round, "clients": folded.clients.get(digest, [])} for digest, round in folded.models.items()
+    }
+    return json.dumps(found)
 
 
 def read_message(path: Path) -> Envelope:
     """The message in a file. Raises ValueError where there is none."""
-    refuse_envelope(path.stat().st_size > LARGEST, f"it has more than {LARGEST >> 20} MB")
-    envelopes = read_envelopes(path.read_bytes())
-    refuse_envelope(len(envelopes) != 1 or envelopes[0].kind != Kind.MESSAGE, "it is no message of one client")
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"it has more than {LARGEST >> 20} MB")
+    envelopes = read_envelopes(data)
+    if len(envelopes) != 1 or envelopes[0].kind != Kind.MESSAGE:
+        raise ValueError("it is no message of one client")
     return envelopes[0]
 
 
@@ -95,7 +123,7 @@ def fold_messages(
     state: State,
     best: tuple[Tree, int],
     files: Sequence[Path],
-    known: dict[str, int],
+    known: KnownModels,
     exponent: float = 0.5,
 ) -> Folded:
     """Folds messages into the newest model of a run, those of the oldest models first, a server step for each age.
@@ -117,32 +145,38 @@ def fold_messages(
         ValueError: nothing can be folded into this run.
     """
     check_foldable(parts)
+    if not 0 <= exponent < math.inf:
+        raise ValueError(f"--exponent is {exponent:g}: it must be a number, and not negative")
     facts = find_facts(parts.data.population, (), parts.data.source.items)
     server = open_server(config, facts, config.seed, lambda line: None)
-    models = known | {digest_model(server.party, best[0], (), best[1])[0].hex(): best[1]}
-    counted, refused, groups = {}, {}, {}  # type: ignore[var-annotated]
+    models = known.models | {digest_model(server.party, best[0], (), best[1])[0].hex(): best[1]}
+    counted: dict[str, int] = {}
+    refused: dict[str, str] = {}
+    clients = {digest: list(known.clients.get(digest, [])) for digest in models}
+    groups: dict[int, dict[int, Any]] = {}
     for path in sorted({*files}):
         try:
             envelope = read_message(path)
-            refuse_envelope(envelope.digest.hex() not in models, "of a model that this run does not know")
-            refuse_envelope(models[envelope.digest.hex()] != envelope.round, f"of round {envelope.round}")
-            group = groups.setdefault(envelope.round, ({}, {}))
-            refuse_envelope(any(envelope.client in each[0] for each in groups.values()), "a second one of one client")
-            group[1][envelope.client] = take_message(server, envelope)
-            group[0][envelope.client] = path
+            digest = envelope.digest.hex()
+            if digest not in models or models[digest] != envelope.round:
+                raise ValueError("it is of a model that this run does not know")
+            if envelope.client in clients[digest] or any(envelope.client in group for group in groups.values()):
+                raise ValueError(f"client {envelope.client} was counted already")
+            groups.setdefault(envelope.round, {})[envelope.client] = take_message(server, envelope)
+            clients[digest].append(envelope.client)
+            counted[str(path)] = int(state.round) - envelope.round
         except (ValueError, OSError) as error:
             refused[str(path)] = " ".join(str(error).split())
     begin, client_states = int(state.round), state.client_states
     now = jax.tree.map(jnp.copy, state._replace(client_states=()))  # a step consumes its state
     for round in sorted(groups):
-        paths, messages = groups[round]
-        now = add_one_age(server, now, round, begin - round, messages, exponent)
-        counted |= {str(path): begin - round for path in paths.values()}
+        now = add_one_age(server, now, round, begin - round, groups[round], exponent)
     now = now._replace(client_states=client_states)
     if counted:
-        digest, _ = digest_model(server.party, now.shared.params, (), int(now.round))
-        models |= {digest.hex(): int(now.round)}
-    return Folded(now, counted, refused, models)
+        newest, _ = digest_model(server.party, now.shared.params, (), int(now.round))
+        models |= {newest.hex(): int(now.round)}
+    epsilon = parts.epsilon(begin + 1) if parts.account.mechanisms and counted else None
+    return Folded(now, counted, refused, models, clients, epsilon)
 
 
 def take_message(server: FederationServer, envelope: Envelope) -> tuple[Tree, np.ndarray]:
@@ -151,8 +185,9 @@ def take_message(server: FederationServer, envelope: Envelope) -> tuple[Tree, np
     refuse_envelope(envelope.client >= len(clients), "of a client that there is not")
     size = ID * envelope.rows
     refuse_envelope(size > len(envelope.payload) or envelope.rows > server.party.size, "more rows than it has bytes")
-    rows = read_distinct(envelope.payload[:size], server.party.size)
-    server.wanted[envelope.round] = {envelope.client: rows}  # in a file nobody has asked for rows before
+    if not server.party.whole:  # whole tables come without ids
+        rows = read_distinct(envelope.payload[:size], server.party.size)
+        server.wanted[envelope.round] = {envelope.client: rows}  # in a file nobody has asked for rows before
     ids = np.array([envelope.client], np.int32)
     request, heard = RoundRequest(envelope.round, ids, {0: ids}, envelope.digest, {}), Heard({}, set())
     read_reply_envelope(server, request, clients, 0, envelope, heard)

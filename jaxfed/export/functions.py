@@ -114,6 +114,7 @@ def find_top_items(most: int, scores: jax.Array, excluded: jax.Array) -> tuple[j
     """
     size = scores.shape[-1]
     rows = jnp.arange(scores.shape[0])[:, None]
+    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)  # what is no number is nothing to recommend
     scores = scores.at[rows, mark_unused(excluded, size)].set(-jnp.inf, mode="drop")
     if size <= 16 * CHUNK or size <= 2 * most * CHUNK:
         values, items = jax.lax.top_k(scores, most)

@@ -44,9 +44,9 @@ def write_index(vectors: np.ndarray, path: Path) -> dict[str, Any]:
     return {"file": path.name, "recall@10": round(found / len(asked), 4), "items": len(asked)}
 
 
-def open_index(path: Path) -> Any:
-    """The index in a file. Raises ValueError where usearch is not installed."""
+def open_index(data: bytes) -> Any:
+    """The index in the bytes of its file. Raises ValueError where usearch is not installed."""
     check_index_package()
     from usearch.index import Index
 
-    return Index.restore(str(path))
+    return Index.restore(data)

@@ -10,6 +10,7 @@ In a program:
 """
 
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,14 +37,15 @@ class Export(NamedTuple):
     items: list[str]  # the data's own ids, in the order of the rows of tables
     titles: list[str]  # "" where there is none
     item_numbers: dict[str, int]  # of each id
+    digest: str  # SHA-256 of the manifest
+    files: dict[str, bytes]  # users.npz and items.usearch, where there are any
 
 
-def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """{name: array} of a file of safetensors. Raises ValueError where it is none."""
-    data = path.read_bytes()
+def read_weights(data: bytes) -> dict[str, np.ndarray]:
+    """{name: array} of the bytes of a file of safetensors. Raises ValueError where these are none."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > len(data) - 8:
-        raise ValueError(f"{path} is damaged: it ends within its header")
+        raise ValueError("weights.safetensors is damaged: it ends within its header")
     found = {}
     for name, entry in json.loads(data[8 : 8 + size]).items():
         if name == "__metadata__":
@@ -54,41 +56,63 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def check_files(folder: Path) -> dict[str, Any]:
-    """The manifest of an export. Raises ValueError where a file is missing, or is not the one that was written."""
+def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, bytes], str]:
+    """(the manifest of an export, the bytes of its files, SHA-256 of the manifest).
+
+    Each file is read once, so that what is verified is what is used, whatever happens to the folder meanwhile.
+
+    Raises ValueError where a file is missing, or is not the one that was written.
+    """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        text = (folder / "manifest.json").read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{folder}: no export here (no manifest.json): jaxfed export RUN {folder} makes one") from None
-    except ValueError:
-        raise ValueError(f"{folder}/manifest.json is damaged: export the run again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    try:
+        manifest = json.loads(text)
+        listed = {name: known["sha256"] for name, known in manifest["files"].items()} if is_readable(manifest) else None
+        sound = listed is None or {"items.json", "weights.safetensors"} <= listed.keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        listed, sound = None, False
+    if not sound:
+        raise ValueError(f"{folder}/manifest.json is damaged: export the run again")
+    if listed is None:
         raise ValueError(f"{folder} has another format than {FORMAT}, which this program reads: export the run again")
-    for name, known in manifest["files"].items():
+    files = {}
+    for name, digest in listed.items():
         path = folder / name
-        if not path.is_file():
+        if Path(name).name != name or not path.is_file():
             raise ValueError(f"{path} is missing: export the run again")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != known["sha256"]:
+        files[name] = path.read_bytes()
+        if hashlib.sha256(files[name]).hexdigest() != digest:
             raise ValueError(f"{path} was changed or damaged (its SHA-256 is not that of manifest.json): export again")
-    return manifest
+    return manifest, files, hashlib.sha256(text).hexdigest()
+
+
+def is_readable(manifest: Any) -> bool:
+    """Whether a manifest has the format that is read here."""
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
 def load_export(folder: str | Path) -> Export:
     """Reads an export, and verifies each of its files.
 
-    Raises ValueError, in one line, where there is none, or it is damaged.
+    Raises ValueError, in one line, where there is none, it is damaged, or it is not for this machine.
     """
     folder = Path(folder)
-    manifest = check_files(folder)
-    weights = {name: jnp.asarray(value) for name, value in read_weights(folder / "weights.safetensors").items()}
+    manifest, files, digest = read_files(folder)
+    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if here not in manifest["platforms"]:
+        raise ValueError(f"{folder} was exported for {', '.join(manifest['platforms'])}, and this machine has {here}")
+    weights = {name: jnp.asarray(value) for name, value in read_weights(files["weights.safetensors"]).items()}
     functions: dict[str, Callable[..., Any]] = {}
     for name, about in manifest["functions"].items():
-        functions[name] = jax.jit(jax.export.deserialize(bytearray((folder / about["file"]).read_bytes())).call)
-    listed = json.loads((folder / "items.json").read_text())
+        if about["file"] not in files:
+            raise ValueError(f"{folder}/{about['file']} is not among the files of manifest.json: export the run again")
+        functions[name] = jax.jit(jax.export.deserialize(bytearray(files[about["file"]])).call)
+    listed = json.loads(files["items.json"])
     numbers = {item: number for number, item in enumerate(listed["ids"])}
-    return Export(manifest, weights, functions, listed["ids"], listed["titles"], numbers)
+    others = {name: data for name, data in files.items() if name in ("users.npz", "items.usearch")}
+    return Export(manifest, weights, functions, listed["ids"], listed["titles"], numbers, digest, others)
 
 
 def pad_lists(lists: Sequence[Sequence[int]], size: int, width: int) -> np.ndarray:
@@ -170,13 +194,18 @@ def rank_for_users(export: Export, users: dict[str, np.ndarray], numbers: np.nda
     return items[: len(numbers)], values[: len(numbers)]
 
 
-def recommend_to_users(
-    export: Export, path: str | Path, number: int = 10
-) -> Iterator[tuple[str, list[str], list[float]]]:
-    """(id of a user, ids of the best items, their scores) of all users of a users.npz, by what their clients keep of
-    the model, or by their histories."""
-    with np.load(path, allow_pickle=False) as found:
-        users = dict(found)
+def read_users_file(export: Export) -> dict[str, np.ndarray]:
+    """The arrays of users.npz. Raises ValueError where the export holds no users."""
+    if "users.npz" not in export.files:
+        raise ValueError("this export holds no users (jaxfed export --users)")
+    with np.load(io.BytesIO(export.files["users.npz"]), allow_pickle=False) as found:
+        return dict(found)
+
+
+def recommend_to_users(export: Export, number: int = 10) -> Iterator[tuple[str, list[str], list[float]]]:
+    """(id of a user, ids of the best items, their scores) of all users of an export, by what their clients keep of the
+    model, or by their histories. Raises ValueError where it holds no users."""
+    users = read_users_file(export)
     every = np.arange(len(users["ids"]))
     for low in range(0, len(every), BATCHES[-1]):
         items, scores = rank_for_users(export, users, every[low : low + BATCHES[-1]])
@@ -202,10 +231,15 @@ def recommend_by_history(
     """
     if "score_histories" not in export.functions:
         raise ValueError("this model scores by what a client keeps, not by a history")
+    if "features" in export.manifest["functions"]["score_histories"]["inputs"][-1]:
+        raise ValueError("this model reads features of users, which a history has not")
     named, found = [], []
     for low in range(0, len(histories), BATCHES[-1]):
         numbers = [find_item_numbers(export, history) for history in histories[low : low + BATCHES[-1]]]
-        items, scores = rank_for_histories(export, numbers, [[]] * len(numbers))
+        known = {}
+        if "times" in export.manifest["functions"]["score_histories"]["inputs"][-1]:  # all at one moment
+            known["times"] = np.zeros((len(numbers), export.manifest["history_length"] + 1), np.int32)
+        items, scores = rank_for_histories(export, numbers, [[]] * len(numbers), **known)
         named += [[export.items[item] for item in row[:number] if item >= 0] for row in items]
         found += [[float(x) for x in row[:number] if x > -np.inf] for row in scores]
     return named, found
@@ -218,7 +252,7 @@ def main() -> None:
     try:
         export = load_export(sys.argv[1])
         if sys.argv[2] == "--users":
-            for user, best, values in recommend_to_users(export, Path(sys.argv[1]) / "users.npz"):
+            for user, best, values in recommend_to_users(export):
                 print(json.dumps({"user": user, "items": best, "scores": values}))
             return
         items, scores = recommend_by_history(export, [sys.argv[2:]])

@@ -35,7 +35,7 @@ def write_card(path: Path, manifest: dict[str, Any], summary: dict[str, Any]) ->
         *(["", f"**{LEAKY_NOTE}.**"] if manifest["leaky"] else []),
         *list_section("Data", describe_sources(manifest, summary)),
         *list_section("Quality", describe_quality(summary)),
-        *list_section("Privacy", describe_privacy(summary)),
+        *list_section("Privacy", describe_privacy(manifest, summary)),
         *list_section("Costs of training", describe_costs(summary)),
         *list_section("Versions", [f"{name} {number}" for name, number in manifest["versions"].items()]),
         "",
@@ -76,7 +76,7 @@ def describe_quality(summary: dict[str, Any]) -> list[str]:
     return found or ["no figures of a test are on record"]
 
 
-def describe_privacy(summary: dict[str, Any]) -> list[str]:
+def describe_privacy(manifest: dict[str, Any], summary: dict[str, Any]) -> list[str]:
     """What the server learnt, and what is guaranteed."""
     sees = summary.get("server_sees")
     found = [f"the server saw {SEEN.get(sees, sees)}"] if sees else []
@@ -85,6 +85,11 @@ def describe_privacy(summary: dict[str, Any]) -> list[str]:
         found += [f"note: {summary['privacy']['note']}"] if (summary.get("privacy") or {}).get("note") else []
     else:
         found.append("no differential privacy: the weights may tell of the people whose data they were trained on")
+    if manifest.get("users"):
+        found.append(
+            f"users.npz holds the histories of {manifest['users']:,} users, and what their clients keep: it is as "
+            "private as these data are"
+        )
     return found
 
 

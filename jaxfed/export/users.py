@@ -2,20 +2,19 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxfed.config.build import RunParts
-from jaxfed.core.types import Tree
 from jaxfed.evaluation.split import concatenate_ragged, user_feature_rows
+from jaxfed.export.exported_run import ExportedRun
 from jaxfed.export.functions import name_leaves
 
 
-def collect_users(parts: RunParts, private: Tree) -> dict[str, Any]:
+def collect_users(run: ExportedRun) -> dict[str, Any]:
     """Arrays about all users who are evaluated, none of them of Python objects.
 
     Args:
-        parts: what the run is made of.
-        private: what clients keep of the model [clients, ...].
+        run: the run's best model.
 
     Returns:
         {"ids": str [U], "start": int64 [U + 1] and "history": int32 [...]: the items of each, earliest first; "client"
@@ -23,8 +22,16 @@ def collect_users(parts: RunParts, private: Tree) -> dict[str, Any]:
         F]; "times" int32 [...], where the model reads them: of each item; "private:PATH": what clients keep}.
 
     Raises:
-        ValueError: a user is at several clients.
+        ValueError: a user is at several clients, or is recommended to by a model of the client's own.
     """
+    parts, private = run.parts, name_leaves(run.private).leaves
+    if run.view:
+        raise ValueError(
+            f"--users: this run was chosen by the {run.view} models of its clients (evaluation.select), and an export "
+            "scores by the server's: leave --users out"
+        )
+    if private.keys() != name_leaves(jax.eval_shape(parts.model.private, jax.random.key(0))).leaves.keys():
+        raise ValueError("--users: clients of this method keep models of their own: leave --users out")
     people = parts.data.population.asked
     names, count = np.unique(people.user_names, return_counts=True)
     if (count > 1).any():
@@ -44,4 +51,4 @@ def collect_users(parts: RunParts, private: Tree) -> dict[str, Any]:
     }
     if parts.model.sequence and parts.model.sequence.times != "none":
         found["times"] = np.asarray(concatenate_ragged(*people.time_lists).values, np.int32)
-    return found | {f"private:{path}": np.asarray(leaf) for path, leaf in name_leaves(private).leaves.items()}
+    return found | {f"private:{path}": np.asarray(leaf) for path, leaf in private.items()}

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -82,6 +83,8 @@ def guard_requests(app: Any, serving: Serving) -> Any:
         async def answer(message):
             nonlocal status
             if message["type"] == "http.response.start":
+                if seen > LARGEST_BODY:
+                    message = {**message, "status": 413}
                 status = message["status"]
                 message = {
                     **message,
@@ -101,12 +104,16 @@ def guard_requests(app: Any, serving: Serving) -> Any:
     return guarded
 
 
-def make_app(served: ServedExport, watch: Callable[[Serving], Any] | None = None) -> FastAPI:
+def make_app(
+    served: ServedExport, watch: Callable[[Serving], Any] | None = None, hosts: Sequence[str] = ("*",)
+) -> FastAPI:
     """Builds the server of an export.
 
     Args:
         served: the export.
         watch: watch(serving) -> a coroutine that runs beside the server, and may swap its export.
+        hosts: The names by which the server may be asked: a page of another name, which a browser believes to be this
+            machine, is answered by 400.
 
     Returns:
         The app.
@@ -122,7 +129,7 @@ def make_app(served: ServedExport, watch: Callable[[Serving], Any] | None = None
             for each in (task, *others):
                 each.cancel()
 
-    app = FastAPI(title="jaxfed", version=__version__, lifespan=run_beside)
+    app = FastAPI(title="jaxfed", version=__version__, lifespan=run_beside, redoc_url=None)
     app.state.serving = serving
     add_questions(app, serving)
     add_pages(app, serving)
@@ -137,6 +144,8 @@ def make_app(served: ServedExport, watch: Callable[[Serving], Any] | None = None
     async def refuse_body(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]  # what was sent is not sent back: it may be large, and no text
         where = ".".join(str(word) for word in first["loc"][1:])
+        if not where and "json" not in request.headers.get("content-type", ""):
+            first = {"msg": "the body must be JSON, with content-type: application/json"}
         return JSONResponse(
             {"detail": printable(shorten(f"{where}: {first['msg']}" if where else first["msg"], 200))}, 422
         )
@@ -145,6 +154,7 @@ def make_app(served: ServedExport, watch: Callable[[Serving], Any] | None = None
     async def refuse_depth(request: Request, error: RecursionError) -> JSONResponse:
         return JSONResponse({"detail": "the body is nested too deeply"}, 422)
 
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(guard_requests, serving=serving)
     return app
 

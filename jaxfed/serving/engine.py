@@ -1,7 +1,6 @@
 """Answers questions of many users at once from an export: what runs below the HTTP server, and knows nothing of it."""
 
 import difflib
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,12 @@ import numpy as np
 
 from jaxfed.core.excerpt import shorten
 from jaxfed.export.index import open_index
-from jaxfed.export.loader import Export, load_export, next_size, pad_lists
+from jaxfed.export.loader import Export, load_export, next_size, pad_lists, read_users_file
 
 BATCHES = (1, 8, 64)  # questions that are answered at once: each number is compiled when an export is opened
-WIDTHS = (64, 1024)  # excluded items of a question: likewise
+WIDTHS = (64, 1024, 8192)  # excluded items of a question: likewise
 SCORES = 1 << 25  # of a batch: what a large catalogue has in memory at once
 NEAREST = 3  # items of a history that say why an item is recommended
-PROBLEMS = {"unknown": 404, "wrong": 422}
 
 
 class Users(NamedTuple):
@@ -71,26 +69,25 @@ class Question(NamedTuple):
 
 
 class RefusedQuestionError(ValueError):
-    """A question that an export cannot answer. Its first argument is the reason, its second one of `PROBLEMS`."""
+    """A question that an export cannot answer. Its first argument is the reason, its second "unknown", "wrong" or
+    "busy"."""
 
 
 def open_served(folder: str | Path) -> ServedExport:
     """Opens an export, verifies it, and compiles its programs. Raises ValueError where it is missing or damaged."""
-    folder = Path(folder)
     export = load_export(folder)
-    digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    users = read_exported_users(folder / "users.npz") if (folder / "users.npz").is_file() else None
-    index = open_index(folder / export.manifest["index"]["file"]) if "index" in export.manifest else None
+    users = read_exported_users(export) if "users.npz" in export.files else None
+    index = open_index(export.files["items.usearch"]) if "items.usearch" in export.files else None
     programs = make_serving_programs(export, users)
-    served = ServedExport(export, digest, users, normalize_item_vectors(export), programs, index)
+    vectors = normalize_item_vectors(export)
+    served = ServedExport(export._replace(files={}), export.digest, users, vectors, programs, index)
     warm_up(served)
     return served
 
 
-def read_exported_users(path: Path) -> Users:
+def read_exported_users(export: Export) -> Users:
     """The users of an export."""
-    with np.load(path, allow_pickle=False) as found:
-        arrays = dict(found)
+    arrays = read_users_file(export)
     private = {name.partition(":")[2]: jnp.asarray(x) for name, x in arrays.items() if name.startswith("private:")}
     numbers = {str(name): number for number, name in enumerate(arrays["ids"])}
     known = {name: arrays[name] for name in ("start", "history", "client", "user", "features")}
@@ -172,7 +169,7 @@ def answer_alike(served: ServedExport, questions: Sequence[Question]) -> tuple[n
     """(int32 [questions, most], float32 [questions, most]): the best items, of questions of a kind."""
     kind, about = questions[0].kind, served.export.manifest
     size = next_size(len(questions), batch_sizes(served.export))
-    away = [[*question.history, *question.excluded] for question in questions]
+    away = [list(dict.fromkeys((*question.history, *question.excluded))) for question in questions]
     asked: dict[str, Any] = {
         "excluded": pad_lists(away, size, next_size(max(map(len, away), default=1), WIDTHS)),
     }
@@ -232,7 +229,7 @@ def ask_for_user(served: ServedExport, name: str, excluded: list[int]) -> Questi
     if users is None:
         raise RefusedQuestionError("this export holds no users (jaxfed export --users): send a history", "unknown")
     if name not in users.numbers:
-        raise RefusedQuestionError(f"no user {shorten(name)!r} here{suggest_near(name, users.numbers)}", "unknown")
+        raise RefusedQuestionError(f"no user {shorten(name)!r} here: this export has {len(users.numbers):,}", "unknown")
     number = users.numbers[name]
     known = users.history_of(number), excluded, users.times_of(number), users.features[number].tolist()
     by_private = "user" in served.programs
@@ -244,7 +241,7 @@ def explain_items(served: ServedExport, history: Sequence[int], items: Sequence[
     the model has no item vectors."""
     if served.vectors is None or not history:
         return [[] for _ in items]
-    past = np.array(history)
+    past = np.array(list(dict.fromkeys(history)))
     cosines = served.vectors[np.array(items, int)] @ served.vectors[past].T
     nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
     return [[(int(past[j]), float(row[j])) for j in best] for row, best in zip(cosines, nearest, strict=True)]

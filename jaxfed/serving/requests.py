@@ -14,6 +14,7 @@ from jaxfed.serving.engine import (
     parse_user_shape,
 )
 
+LARGEST = 1_000_000  # number of a private part: scores stay finite
 LONGEST = 4096  # items of a history or a list of exclusions
 FOUND = 20  # items that a search by title gives
 
@@ -24,7 +25,7 @@ Number = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 class RecommendBody(BaseModel):
     """What a user may be recommended. One of `user`, `history` and `private` says who that is."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
     user: Id | None = Field(None, description="a user of the export, where it holds users")
     history: list[Id] | None = Field(None, max_length=LONGEST, description="ids of items, earliest first")
     times: list[Number] | None = Field(None, max_length=LONGEST, description="seconds, of a model that reads times")
@@ -37,7 +38,7 @@ class RecommendBody(BaseModel):
 class SimilarBody(BaseModel):
     """An item whose like are wanted."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
     item: Id
     k: int = Field(10, ge=1)
 
@@ -56,6 +57,11 @@ def make_question(served: ServedExport, body: RecommendBody) -> Question:
         return Question(history, excluded, private=read_private(served, body.private))
     if "history" not in served.programs:
         raise RefusedQuestionError("this model scores by what a client keeps: send user or private", "wrong")
+    inputs = served.export.manifest["functions"]["score_histories"]["inputs"][-1]
+    if "features" in inputs:
+        raise RefusedQuestionError("this model reads features of users: only users of the export can be asked", "wrong")
+    if times and "times" not in inputs:
+        raise RefusedQuestionError("times: this model reads none", "wrong")
     if times and len(times) != len(history):
         raise RefusedQuestionError("times: one is needed for each item of the history", "wrong")
     return Question(history, excluded, times)
@@ -81,8 +87,8 @@ def read_private(served: ServedExport, given: dict[str, Any]) -> dict[str, np.nd
                 found[path] = np.asarray(given[path], np.float32)
         except (ValueError, TypeError, OverflowError):
             raise RefusedQuestionError(f"private: {path} is no array of numbers", "wrong") from None
-        if found[path].shape != parse_user_shape(described) or not np.isfinite(found[path]).all():
-            raise RefusedQuestionError(f"private: {path} must be finite numbers of {described}", "wrong")
+        if found[path].shape != parse_user_shape(described) or not (np.abs(found[path]) <= LARGEST).all():
+            raise RefusedQuestionError(f"private: {path} must be {described}, numbers up to {LARGEST:,}", "wrong")
     return found
 
 

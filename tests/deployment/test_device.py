@@ -16,7 +16,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.data.packing import pack_cohort
 from jaxfed.deployment.device import train_on_device
 from jaxfed.deployment.folded_run import fold_into_run
-from jaxfed.deployment.message_files import MODELS, fold_messages, read_models
+from jaxfed.deployment.message_files import MODELS, KnownModels, fold_messages, read_models
 from jaxfed.export.bundle import export_run
 from jaxfed.export.loader import load_export
 from jaxfed.training.best_model import open_run
@@ -76,7 +76,13 @@ def write_messages(folder, parts, export, clients, keys="reproducible"):
 
 def fold(config, run, files, known=None, exponent=0.5):
     return fold_messages(
-        config, run.parts, run.arrays["state"], (run.arrays["best"][0], run.best_round), files, known or {}, exponent
+        config,
+        run.parts,
+        run.arrays["state"],
+        (run.arrays["best"][0], run.best_round),
+        files,
+        known or KnownModels(),
+        exponent,
     )
 
 
@@ -130,6 +136,8 @@ def test_a_message_is_made_once(made, tmp_path):
     first = train_on_device(export, tmp_path / "a", [1, 2, 3, 4], client=2)
     assert train_on_device(export, tmp_path / "a", [1, 2, 3, 4], client=2) == first
     assert train_on_device(export, tmp_path / "b", [1, 2, 3, 4], client=2).data != first.data
+    with pytest.raises(ValueError, match="another history already"):
+        train_on_device(export, tmp_path / "a", [1, 2, 3, 4, 5], client=2)
     chosen = train_on_device(export, tmp_path / "c", [1, 2, 3, 4])
     assert train_on_device(export, tmp_path / "c", [1, 2, 3, 4]).client == chosen.client
 
@@ -187,9 +195,9 @@ def test_what_is_wrong_is_refused_and_the_rest_goes_on(made, one_file, tmp_path)
     folded = fold(config, run, [one_file, again, tmp_path / "words", tmp_path / "none", stranger, *good])
     assert len(folded.counted) == 3
     said = {Path(name).name: why for name, why in folded.refused.items()}
-    assert "a second one of one client" in said.pop("again" if str(again) in folded.refused else one_file.name)
+    assert "was counted already" in said.pop("again" if str(again) in folded.refused else one_file.name)
     assert "cut" in said.pop("words")
-    assert "No such file" in said.pop("none")
+    assert "no such file" in said.pop("none")
     assert "does not know" in said.pop(stranger.name)
     assert not said
 
@@ -202,7 +210,12 @@ def test_messages_of_an_older_export_are_known_for_what_they_are(made, tmp_path)
     fold_into_run(str(folder), files[:1], tmp_path / "first")
     late = fold_into_run(str(tmp_path / "first"), files[1:], tmp_path / "second")
     assert list(late.counted.values()) == [1]
-    assert read_models(tmp_path / "second").keys() > read_models(tmp_path / "first").keys()
+    assert read_models(tmp_path / "second").models.keys() > read_models(tmp_path / "first").models.keys()
+    again = fold_into_run(str(tmp_path / "second"), files, tmp_path / "x")
+    assert all("counted already" in why for why in again.refused.values())
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(ValueError, match="--least is 3"):
+        fold_into_run(str(folder), files, tmp_path / "x", least=3)
     export_run(str(tmp_path / "second"), tmp_path / "out")
     fresh = load_export(tmp_path / "out")
     assert fresh.manifest["federation"]["round"] == 5
@@ -211,6 +224,23 @@ def test_messages_of_an_older_export_are_known_for_what_they_are(made, tmp_path)
     (tmp_path / "third" / MODELS).write_text("[]")
     with pytest.raises(ValueError, match="damaged"):
         fold_into_run(str(tmp_path / "third"), newest, tmp_path / "fourth")
+
+
+@pytest.mark.parametrize("exponent", [-1.0, float("nan"), float("inf")])
+def test_weights_that_would_grow_or_are_none(exponent, made, one_file):
+    config, folder, _ = made("mf")
+    with pytest.raises(ValueError, match="--exponent"):
+        fold(config, open_run_once(folder), [one_file], exponent=exponent)
+
+
+def test_messages_with_noise_of_their_own_are_accounted_for(tmp_path):
+    noise = {"name": "local_gaussian", "multiplier": 2.0}
+    channel = [{"name": "mean", "count": 12}, {"name": "clip", "bound": 0.5}, {"name": "densify"}, noise]
+    config = make_run(tmp_path / "run", channel=channel, server={"name": "sgd", "lazy": False})
+    export_run(str(tmp_path / "run"), tmp_path / "out")
+    run = open_run(str(tmp_path / "run"))
+    files = write_messages(tmp_path / "m", run.parts, load_export(tmp_path / "out"), [5], keys="own")
+    assert fold(config, run, files).epsilon == pytest.approx(run.parts.epsilon(4))
 
 
 @pytest.mark.parametrize(

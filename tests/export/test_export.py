@@ -13,9 +13,11 @@ import pytest
 
 from jaxfed.cli import main
 from jaxfed.config.schema import make_config
-from jaxfed.export.bundle import MOST_ITEMS, ExportedRun, export_run, make_client_example
+from jaxfed.export.bundle import export_run
+from jaxfed.export.exported_run import ExportedRun
 from jaxfed.export.functions import CHUNK, find_top_items, name_leaves
 from jaxfed.export.loader import load_export, recommend_by_history
+from jaxfed.export.lowering import MOST_ITEMS, make_client_example
 from jaxfed.training.best_model import open_best_model
 from jaxfed.training.loop import train_run
 from jaxfed.training.recommend import locate_user, score_items
@@ -36,6 +38,7 @@ MODELS = {
         "evaluation": {"every": 1},
         "rounds": 1,
     },
+    "ditto": {"algorithm": {"name": "ditto"}},  # clients keep more than the private part of the server's model
     "bfloat16": {"model": {"name": "mf", "dim": 4, "table_dtype": "bfloat16"}},
 }
 BY_HISTORY = ("sasrec", "bert4rec", "ease")  # models that keep nothing of a user: evaluations read histories, too
@@ -251,6 +254,49 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, text, says):
         load_export(tmp_path)
 
 
+def test_models_of_clients_own_are_not_mistaken_for_the_servers(tmp_path):
+    run = make_run(
+        tmp_path / "run",
+        algorithm={"name": "ditto"},
+        evaluation={"every": 1, "select": "val/personal/full/ndcg@10"},
+    )
+    with pytest.raises(ValueError, match="leave --users out"):
+        export_run(run, tmp_path / "out", users=True)
+    export_run(run, tmp_path / "out")
+    assert {each.name for each in tmp_path.iterdir()} == {"run", "out"}
+
+
+def test_folders_beside_it_are_left_alone(exported, tmp_path):
+    """And a link stays one: what it leads to is replaced."""
+    run, _ = exported("mf")
+    for name in ("out.old", "out.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    export_run(run, tmp_path / "link")
+    for _ in range(2):
+        export_run(run, tmp_path / "link", replace=True)
+    assert (tmp_path / "link").is_symlink()
+    assert {each.name for each in tmp_path.iterdir()} == {"out.old", "out.partial", "link", "out"}
+    assert (tmp_path / "out.old" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "files", ["[]", '{"a": 1}', '{"../weights.safetensors": {"sha256": "0"}}', '{"items.json": {}}', "{}"]
+)
+def test_manifests_that_list_odd_files_are_refused(tmp_path, files):
+    (tmp_path / "manifest.json").write_text(f'{{"format": 1, "files": {files}}}')
+    with pytest.raises(ValueError, match=r"damaged|missing"):
+        load_export(tmp_path)
+
+
+def test_what_the_manifest_does_not_list_is_not_read(exported, tmp_path):
+    run, out = exported("mf")
+    export_run(run, tmp_path / "out")
+    shutil.copyfile(out / "users.npz", tmp_path / "out" / "users.npz")
+    assert not load_export(tmp_path / "out").files
+
+
 def test_nothing_is_overwritten(exported, tmp_path):
     run, out = exported("mf")
     (tmp_path / "mine.txt").write_text("mine")
@@ -262,8 +308,7 @@ def test_nothing_is_overwritten(exported, tmp_path):
     before = json.loads((out / "manifest.json").read_text())
     export_run(run, out, users=True, replace=True)
     assert json.loads((out / "manifest.json").read_text())["files"].keys() == before["files"].keys()
-    assert not out.with_name("out.old").exists()
-    assert not out.with_name("out.partial").exists()
+    assert {each.name for each in out.parent.iterdir()} == {"run", "out"}
 
 
 def test_a_run_that_diverged_is_not_exported(tmp_path):
