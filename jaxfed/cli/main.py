@@ -18,19 +18,22 @@ from jaxfed.cli import (
     deploy,
     doctor,
     evaluate,
+    export,
     init,
     interrupted,
     launch,
     privacy,
     reproduce,
+    serve,
     sweep,
     train,
 )
 from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+DEFAULT_CONFIG = "ml100k_fedavg"
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
-COMMANDS += ["reproduce", "launch", "deploy", "doctor"]
+COMMANDS += ["reproduce", "launch", "deploy", "doctor", "export", "serve"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,12 +58,14 @@ def make_parser() -> argparse.ArgumentParser:
     launch.add_launch_options(command)
     deploy.add_deploy_options(command)
     doctor.add_doctor_options(command)
+    export.add_export_options(command)
+    serve.add_serve_options(command)
     return main
 
 
 def main() -> None:
     """The program."""
-    words = sys.argv[1:]
+    words = with_default_config(sys.argv[1:])
     keys = words[:1] == ["train"] and len(words) > 2 and {"-h", "--help"} & set(words[2:])  # of a configuration
     check_command(words)
     args, rest = make_parser().parse_known_args([word for word in words if not keys or word not in ("-h", "--help")])
@@ -104,6 +109,8 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         "evaluate": evaluate.evaluate_command,
         "recommend": evaluate.recommend_command,
         "bench": bench.bench_command,
+        "export": export.export_command,
+        "serve": serve.serve_command,
     }
     if args.command not in configured and rest:
         raise ValueError(f"unknown option {rest[0]}")
@@ -117,6 +124,14 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         configured[args.command](args, rest)
     else:
         own[args.command](args)
+
+
+def with_default_config(words: list[str]) -> list[str]:
+    """The words of the command line, in which `train` has a configuration: that which comes with jaxfed, where no word
+    or an option comes next."""
+    if words[:1] == ["train"] and words[1:2] not in (["-h"], ["--help"]) and not (words[1:] and words[1][:1] != "-"):
+        return ["train", DEFAULT_CONFIG, *words[1:]]
+    return words
 
 
 def check_command(words: list[str]) -> None:
