@@ -63,7 +63,8 @@ def read_reply_envelope(
         raise ValueError(read_refusal(each))
     refuse_envelope(each.client not in clients, "of a client that is not at this node")
     if each.kind == Kind.WANTED:
-        refuse_envelope(each.round not in (request.number, request.number + 1), f"rows of round {each.round}")
+        now = request.number + bool(request.asked)  # what clients of this round hold must not change any more
+        refuse_envelope(each.round != now, f"rows of round {each.round}")
         server.wanted.setdefault(each.round, {})[each.client] = read_distinct(each.payload, party.size)
         return
     refuse_envelope(each.kind != Kind.MESSAGE, f"kind {each.kind.name} is none of a reply")

@@ -151,6 +151,26 @@ def test_a_message_that_comes_twice_counts_once(tmp_path):
     compare_with_simulator(server, nodes, parts, want, exact=True)
 
 
+def test_rows_that_change_after_they_were_asked_for(tmp_path):
+    """A client says in its reply that it holds other rows of this round: what it asked for stands."""
+    lines, table = [], MF | {"cohort": {"name": "everyone"}, "server": {"name": "sgd", "learning_rate": 1.0}}
+    server, nodes, parts = open_federation(tmp_path, table, say=lines.append)
+
+    def move(number, node, reply):
+        envelopes = read_envelopes(reply)
+        if node != 2 or envelopes[0].kind != Kind.MESSAGE:
+            return reply
+        other = np.array([0, 1], "<i4").tobytes()
+        false = Envelope(Kind.WANTED, envelopes[0].round, envelopes[0].client, bytes(32), 2, other)
+        return pack_envelopes([envelopes[0], false, *envelopes[1:]])
+
+    run_federation(server, nodes, 1, recording_exchange(nodes, [], move))
+    assert len(lines) == 1
+    assert "rows of round 0" in lines[0]
+    want, _ = simulate(parts, 1, table["seed"])
+    compare_with_simulator(server, nodes, parts, want, exact=False)
+
+
 def test_a_node_with_another_configuration_is_left_out(tmp_path):
     lines = []
     server, nodes, parts = open_federation(tmp_path, MF | EVERYONE, say=lines.append)
