@@ -23,7 +23,8 @@ MAY: dict[str, set[str]] = {
 }
 MAY["training"] = MAY["config"] | {"config"}
 MAY["bench"] = MAY["training"] | {"training"}
-MAY["cli"] = MAY["bench"] | {"bench"}
+MAY["reports"] = MAY["training"] | {"training"}
+MAY["cli"] = MAY["bench"] | {"bench", "reports"}
 PURE = ("core", "secagg", "channels", "models", "algorithms", "attacks", "privacy", "evaluation")
 FILES_OF_THE_SHELL = {"core/processes.py", "privacy/renyi.py"}  # the environment; the log of a library, kept quiet
 TOP = {"__init__.py", "__main__.py"}

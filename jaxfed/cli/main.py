@@ -12,12 +12,26 @@ from importlib.metadata import version
 
 # nothing that takes long to import: JAX comes when a command is known
 from jaxfed import __version__
-from jaxfed.cli import bench, data, doctor, evaluate, init, interrupted, launch, privacy, reproduce, sweep, train
+from jaxfed.cli import (
+    bench,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    init,
+    interrupted,
+    launch,
+    privacy,
+    report,
+    reproduce,
+    sweep,
+    train,
+)
 from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
-COMMANDS += ["reproduce", "launch", "doctor"]
+COMMANDS += ["reproduce", "launch", "doctor", "compare", "report"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -34,6 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_train_options(command)
     sweep.add_sweep_options(command)
     evaluate.add_evaluate_options(command)
+    compare.add_compare_options(command)
+    report.add_report_options(command)
     data.add_data_options(command)
     bench.add_bench_options(command)
     privacy.add_privacy_options(command)
@@ -89,6 +105,8 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         "evaluate": evaluate.evaluate_command,
         "recommend": evaluate.recommend_command,
         "bench": bench.bench_command,
+        "compare": compare.compare_command,
+        "report": report.report_command,
     }
     if args.command not in configured and rest:
         raise ValueError(f"unknown option {rest[0]}")

@@ -1,0 +1,75 @@
+"""`jaxfed report RUN ... -o report.html`: a page of runs, with nothing beside it; and its figures as files."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxfed.cli.compare import check_runs
+
+MARKED = 4096  # bytes of a file among which jaxfed says that it wrote it
+
+
+def add_report_options(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the command; `command(name, help, ...)` makes a parser."""
+    report = command(
+        "report",
+        "Write a page of runs: curves, deciles, traffic, times, configurations, and differences user by user.",
+        "The page is one file that needs no network and no scripts. Of several runs, each is compared with the first.",
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    report.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the page (report.html)")
+    report.add_argument("--title", default="", help="of the page")
+    report.add_argument("--figures", metavar="DIR", help="write each figure as PNG and SVG there, too (matplotlib)")
+    report.add_argument("--force", action="store_true", help="overwrite files that jaxfed report did not write")
+
+
+def report_command(args: argparse.Namespace) -> None:
+    """jaxfed report"""
+    from jaxfed.reports.figure_files import import_pyplot, save_figures
+    from jaxfed.reports.run_charts import make_run_charts
+    from jaxfed.reports.run_comparison import compare_runs
+    from jaxfed.reports.run_page import run_page
+    from jaxfed.reports.run_records import choose_metrics, read_run_record
+    from jaxfed.training.log import log
+    from jaxfed.training.run_dir import write_file
+
+    check_runs(args.runs)
+    records = [read_run_record(each) for each in args.runs]
+    metrics = choose_metrics(records, "test")
+    charts = [each for some in make_run_charts(records, metrics).values() for each in some]
+    if args.figures:
+        import_pyplot()
+    check_outputs(args, [each.name for each in charts])
+    found = compare_runs(records, "test", metrics, say=log)
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_file(output, run_page(found, args.title or default_title(args.runs)))
+    print(output)
+    if args.figures:
+        print(f"{args.figures}: {len(save_figures(charts, Path(args.figures)))} files")
+
+
+def default_title(runs: Sequence[str]) -> str:
+    """The title of a page where nobody says one."""
+    return f"Run {runs[0]}" if len(runs) == 1 else f"{len(runs)} runs: {', '.join(Path(each).name for each in runs)}"
+
+
+def check_outputs(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Raises ValueError where a file that jaxfed did not write would be overwritten, before anything is computed."""
+    from jaxfed.reports.figure_files import KINDS
+
+    if Path(args.output).is_dir():
+        raise ValueError(f"-o {args.output} is a folder: name a file, such as {args.output}/report.html")
+    figures = [Path(args.figures) / f"{name}{kind}" for name in names for kind in KINDS] if args.figures else []
+    for path in (Path(args.output), *figures):
+        if path.exists() and not args.force and not is_own_file(path):
+            raise ValueError(f"{path} is there, and jaxfed report did not write it: name another file, or pass --force")
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether `jaxfed report` wrote a file."""
+    from jaxfed.reports.markup import OWN_MARKS
+
+    with open(path, "rb") as file:
+        begin = file.read(MARKED)
+    return any(mark in begin for mark in OWN_MARKS)
