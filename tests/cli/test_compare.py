@@ -161,7 +161,10 @@ def test_other_negatives_are_not_compared(folder, monkeypatch, capsys):
 
 def test_rows_with_labels_have_no_users_to_compare(tmp_path, monkeypatch, capsys):
     run = shared_runner()
-    table = {"rounds": 2, "data": {**SMALL["data"], "label": "rating"}, "model": {"name": "mf", "loss": "squared"}}
+    rows = [f"{user},{item},{1 + (user * item) % 5},{user + item}" for user in range(12) for item in range(6)]
+    (tmp_path / "rows.csv").write_text("\n".join(["user,item,rating,time", *rows]) + "\n")
+    data = {"name": "csv", "path": str(tmp_path / "rows.csv"), "label": "rating"}
+    table = {"rounds": 2, "data": data, "model": {"name": "mf", "loss": "squared"}, "work": {"negatives": 0}}
     table |= {"evaluation": {"every": 2, "select": "val/rating/rmse"}}
     for seed in (0, 1):
         summary, problem = run(make_config({**table, "seed": seed, "run": {"out": str(tmp_path / str(seed))}}))

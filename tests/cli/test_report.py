@@ -51,10 +51,14 @@ def folder(tmp_path_factory):
     """The folder of some runs."""
     out, run = tmp_path_factory.mktemp("runs"), shared_runner()
     private = {
-        "channel": [{"name": "clip"}, {"name": "gaussian", "sigma": 1.0}],
+        "channel": [
+            {"name": "mean", "count": 12},
+            {"name": "clip", "bound": 1.0},
+            {"name": "gaussian", "multiplier": 1.0},
+        ],
         "cohort": {"name": "poisson", "size": 12},
     }
-    more = {"private": {**private, "algorithm": {"name": "fedavg"}}}
+    more = {"private": private}
     for name, table in ({key: RUNS[key] for key in ("base", "wide", "leaky")} | more).items():
         summary, problem = run(make_config({**SMALL, **table, "run": {"out": str(out / name)}}))
         assert summary, problem
