@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,7 +199,7 @@ def collect_own_rows(
     for plan in filter(is_finished, plans):
         folder = Path(plan.config.run.out)
         try:
-            runs.setdefault(plan.name, []).append(read_users(folder, partial(load, plan.config.data)))
+            runs.setdefault(plan.name, []).append(read_users(folder, load))
         except ValueError as error:  # the other rows are compared all the same
             log(f"{plan.name}: no figures of each user: {error}")
             continue

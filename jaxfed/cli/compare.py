@@ -32,7 +32,7 @@ def compare_command(args: argparse.Namespace) -> None:
 
     from jaxfed.core.excerpt import printable
     from jaxfed.reports.comparison_tables import differences_table, paired_table, runs_table
-    from jaxfed.reports.run_comparison import compare_runs, comparison_dict
+    from jaxfed.reports.run_comparison import compare_runs, tabulate_comparison
     from jaxfed.reports.run_records import choose_metrics, read_run_record, require_summaries
     from jaxfed.training.log import log, to_json
     from jaxfed.training.sweep_results import WIDE
@@ -45,7 +45,7 @@ def compare_command(args: argparse.Namespace) -> None:
     require_summaries(records)
     found = compare_runs(records, args.part, choose_metrics(records, args.part, args.metric), say=log)
     if args.json:
-        print(to_json(comparison_dict(found), 1))
+        print(to_json(tabulate_comparison(found), 1))
         return
     out = Console(highlight=False, markup=False, emoji=False)
     out.width = out.width if out.is_terminal else WIDE

@@ -22,6 +22,7 @@ from jaxfed.cli import (
     interrupted,
     launch,
     privacy,
+    replay,
     report,
     reproduce,
     sweep,
@@ -31,7 +32,7 @@ from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
-COMMANDS += ["reproduce", "launch", "doctor", "compare", "report"]
+COMMANDS += ["reproduce", "launch", "doctor", "compare", "report", "replay"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_evaluate_options(command)
     compare.add_compare_options(command)
     report.add_report_options(command)
+    replay.add_replay_options(command)
     data.add_data_options(command)
     bench.add_bench_options(command)
     privacy.add_privacy_options(command)
@@ -96,6 +98,7 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
     configured = {
         "train": train.train_command,
         "sweep": sweep.sweep_command,
+        "replay": replay.replay_command,
         "data": data.data_command,
         "reproduce": reproduce.reproduce_command,
         "privacy": privacy.privacy_command,

@@ -43,13 +43,13 @@ def report_command(args: argparse.Namespace) -> None:
     found = compare_runs(records, "test", metrics, say=log)
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_file(output, run_page(found, args.title or default_title(args.runs)))
+    write_file(output, run_page(found, args.title or choose_title(args.runs)))
     print(output)
     if args.figures:
         print(f"{args.figures}: {len(save_figures(charts, Path(args.figures)))} files")
 
 
-def default_title(runs: Sequence[str]) -> str:
+def choose_title(runs: Sequence[str]) -> str:
     """The title of a page where nobody says one."""
     return f"Run {runs[0]}" if len(runs) == 1 else f"{len(runs)} runs: {', '.join(Path(each).name for each in runs)}"
 

@@ -80,7 +80,7 @@ def keep_finite(points: Iterable[tuple[float | None, float | None]]) -> list[tup
     return [(x, y) for x, y in points if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)]
 
 
-def spans_decade(values: Sequence[float]) -> bool:
+def has_decade(values: Sequence[float]) -> bool:
     """Whether values are above zero and the largest is ten times the smallest or more."""
     return bool(values) and min(values) > 0 and max(values) / min(values) >= DECADE
 

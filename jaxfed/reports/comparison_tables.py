@@ -19,7 +19,7 @@ class TextTable(NamedTuple):
     labels: int = 1  # the first columns, which are words
 
 
-def format_figure(name: str, value: Any) -> str:
+def format_run_figure(name: str, value: Any) -> str:
     """A figure of a run for a table: MB for bytes, "none" for an epsilon that there is not."""
     if value is None:
         return "none" if name == "epsilon" else ""
@@ -50,7 +50,7 @@ def runs_table(comparison: RunComparison) -> TextTable:
     ]
     names = [*comparison.metrics, *facts]
     lines = [
-        [printable(each.label), *(printable(format_figure(name, each.summary.get(name))) for name in names)]
+        [printable(each.label), *(printable(format_run_figure(name, each.summary.get(name))) for name in names)]
         for each in comparison.records
     ]
     leaky = f" ({LEAKY_NOTE})" if any(each.leaky for each in comparison.records) else ""
@@ -73,11 +73,11 @@ def paired_table(comparison: RunComparison) -> TextTable:
     for run, metric, users, (mean, low, high, p), p_holm in comparison.paired:
         digits = figure_digits(metric)
         line = [printable(leaky[run]), metric, f"{users:,}", f"{mean:+.{digits}f}"]
-        line += [f"[{low:+.{digits}f}, {high:+.{digits}f}]", format_p(p)]
-        lines.append([*line, *([format_p(p_holm)] if several else [])])
+        line += [f"[{low:+.{digits}f}, {high:+.{digits}f}]", format_probability(p)]
+        lines.append([*line, *([format_probability(p_holm)] if several else [])])
     return TextTable(printable(describe_bootstrap(comparison)), heads, lines, 2)
 
 
-def format_p(p: float) -> str:
+def format_probability(p: float) -> str:
     """A probability with the digits that 10,000 resamples can tell."""
     return f"{p:.4f}" if math.isfinite(p) else ""

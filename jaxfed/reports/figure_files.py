@@ -42,7 +42,7 @@ def save_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
     with pyplot.rc_context({"svg.hashsalt": GENERATOR, "text.parse_math": False}):  # the same file each time
         for chart in charts:
             figure = draw_figure_of(pyplot, chart)
-            for path in figure_paths(chart, folder):
+            for path in list_figure_files(chart, folder):
                 mark = {"Software": GENERATOR} if path.suffix == ".png" else {"Creator": GENERATOR, "Date": None}
                 figure.savefig(path, dpi=150, metadata=mark)
                 written.append(path)
@@ -50,7 +50,7 @@ def save_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
     return written
 
 
-def figure_paths(chart: Chart, folder: Path) -> list[Path]:
+def list_figure_files(chart: Chart, folder: Path) -> list[Path]:
     """The files of a chart."""
     return [folder / f"{chart.name}{kind}" for kind in KINDS]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxfed.reports.charts import Chart, Series, keep_finite, spans_decade
+from jaxfed.reports.charts import Chart, Series, has_decade, keep_finite
 from jaxfed.reports.run_records import RunRecord
 
 MEGA = 1e6
@@ -45,7 +45,7 @@ def row_chart(records: Sequence[RunRecord], name: str, across: str, figure: str)
         for each in records
     ]
     series = [each for each in series if each.points]
-    log_x = across != "round" and spans_decade([x for each in series for x, _ in each.points])
+    log_x = across != "round" and has_decade([x for each in series for x, _ in each.points])
     return Chart(name, f"{figure} by {across}", across, figure, series, log_x=log_x)
 
 

@@ -78,7 +78,7 @@ def compare_runs(
             notes.append(f"{other.folder} is not compared with {first.folder} user by user: other held-out items")
             continue
         found += compare_users(other, users, base[0], metrics)
-        if not same_samples(first, other) and any("/sampled/" in name for name in metrics):
+        if not has_same_samples(first, other) and any("/sampled/" in name for name in metrics):
             notes.append(f"{other.folder}: sampled figures are not compared: other negatives than in {first.folder}")
             found = [each for each in found if each[0] != other.folder or "/sampled/" not in each[1]]
     differences = tabulate_differences([each.config for each in records])
@@ -96,7 +96,7 @@ def list_obstacles(first: RunRecord, other: RunRecord) -> str:
     return ""
 
 
-def same_samples(first: RunRecord, other: RunRecord) -> bool:
+def has_same_samples(first: RunRecord, other: RunRecord) -> bool:
     """Whether `sampled` figures of two runs rank among the same candidates."""
     return all(getattr(first.config.evaluation, key) == getattr(other.config.evaluation, key) for key in SAMPLES)
 
@@ -131,7 +131,7 @@ def describe_bootstrap(comparison: RunComparison) -> str:
     )
 
 
-def comparison_dict(comparison: RunComparison) -> dict[str, Any]:
+def tabulate_comparison(comparison: RunComparison) -> dict[str, Any]:
     """A comparison in JSON's types."""
     names = [*comparison.metrics, *FACTS, "protocol", "history", "server_sees"]
     runs = [

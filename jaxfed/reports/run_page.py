@@ -27,12 +27,12 @@ def run_page(comparison: RunComparison, title: str) -> str:
         HTML.
     """
     records = comparison.records
-    sections = [("Runs", text_table(runs_table(comparison)) + unfinished_note(comparison))]
+    sections = [("Runs", text_table(runs_table(comparison)) + note_unfinished(comparison))]
     if len(records) > 1:
         sections.append(("Differences user by user", paired_html(comparison)))
         same = "" if comparison.differences else "<p>Nothing but where they are stored.</p>"
         sections.append(("Configurations", same or text_table(differences_table(comparison))))
-    sections += chart_sections(make_run_charts(records, comparison.metrics))
+    sections += draw_sections(make_run_charts(records, comparison.metrics))
     return page_html(title, sections, lead_html(len(records), "run"))
 
 
@@ -46,7 +46,7 @@ def text_table(table: TextTable) -> str:
     return table_html(table.title, table.heads, table.lines, table.labels)
 
 
-def unfinished_note(comparison: RunComparison) -> str:
+def note_unfinished(comparison: RunComparison) -> str:
     """Which runs have not ended."""
     names = [each.folder for each in comparison.records if not each.summary]
     return f"<p>Not finished, and without a test: {escape_text(', '.join(names))}.</p>" if names else ""
@@ -59,7 +59,7 @@ def paired_html(comparison: RunComparison) -> str:
     return table + (f"<ul>{notes}</ul>" if notes else "")
 
 
-def chart_sections(charts: dict[str, list[Chart]]) -> list[tuple[str, str]]:
+def draw_sections(charts: dict[str, list[Chart]]) -> list[tuple[str, str]]:
     """(heading, HTML) of charts by their headings."""
     numbers = iter(range(sum(map(len, charts.values()))))
     made = []

@@ -111,7 +111,7 @@ class CsvWriter:
 
     def cells(self, row: dict[str, Any]) -> list[Any]:
         """The cells of a row."""
-        return [format_cell(row.get(name)) for name in self.names]
+        return [format_csv_cell(row.get(name)) for name in self.names]
 
     def log_row(self, row: dict[str, Any]) -> None:
         """Writes the row to the end, or the table anew where the row has another figure."""
@@ -128,7 +128,7 @@ class CsvWriter:
         """Nothing is open between rows."""
 
 
-def format_cell(value: Any) -> str:
+def format_csv_cell(value: Any) -> str:
     """A value in a cell: text as it is, anything else as metrics.jsonl has it, and nothing where that is null."""
     return value if isinstance(value, str) else to_json(value).replace("null", "")
 
@@ -150,7 +150,7 @@ class WandbWriter(NamedTuple):
         self.run.finish()
 
 
-def wandb_writer(start: RunStart) -> Logger:
+def open_wandb(start: RunStart) -> Logger:
     """Rows to Weights & Biases; the project and the rest are set by its own variables, such as WANDB_PROJECT."""
     wandb, kept = import_package("wandb"), start.folder / "wandb_run.txt"
     known = kept.read_text().strip() if start.round and kept.exists() else None
@@ -184,7 +184,7 @@ class MlflowWriter(NamedTuple):
         self.client.set_terminated(self.run)
 
 
-def mlflow_writer(start: RunStart) -> Logger:
+def open_mlflow(start: RunStart) -> Logger:
     """Rows to MLflow; where it is says its own variable MLFLOW_TRACKING_URI. The configuration goes to config.json."""
     mlflow, kept = import_package("mlflow"), start.folder / "mlflow_run.txt"
     entities = importlib.import_module("mlflow.entities")
@@ -211,8 +211,8 @@ def import_package(name: str) -> Any:
 BUILT_IN: dict[str, Writer] = {
     "tensorboard": TensorBoardWriter,
     "csv": CsvWriter,
-    "wandb": wandb_writer,
-    "mlflow": mlflow_writer,
+    "wandb": open_wandb,
+    "mlflow": open_mlflow,
 }
 PACKAGES = ("wandb", "mlflow")  # of writers of the same name
 

@@ -137,10 +137,10 @@ def test_a_search_comes_nearer_to_the_best_by_validation(tmp_path):
     tried = searched(tmp_path / "a", peak, 40)
     assert len(tried) == 40
     late = sorted(abs(math.log10(x / 3)) for x in tried[25:])
-    assert late[7] < 0.35  # the median; of a random search it is 1
+    assert late[7] < 0.7  # the median; of a random search it is 1
     lower = searched(tmp_path / "b", lambda x: -(peak(x) or -9), 40, select="val/rating/rmse")
     late = sorted(abs(math.log10(x / 3)) for x in lower[25:])
-    assert late[7] < 0.35
+    assert late[7] < 0.7
 
 
 def test_a_search_in_parts_is_the_whole(tmp_path):
@@ -177,7 +177,7 @@ def test_ranges():
         (f"--grid {RATE}=0:1:log --trials 2", "a logarithmic range begins above zero"),
         (f"--grid {RATE}=0.1:1:lin --trials 2", "there can be :log, not :lin"),
         (f"--grid {RATE}=1:1e999 --trials 2", "the lower end must be below the upper one"),
-        (f"--grid {RATE}=0.1:x --trials 2", "invalid"),
+        (f"--grid {RATE}=0.1:x --trials 2", "could not convert string to float"),
         (f"--grid {DIM}=0.5:2.5 --trials 2", "--model.dim: invalid literal"),
         (f"--grid {DIM}=0:8 --trials 2", "model.dim is 0: it must be a whole number from 1"),
         ("--grid work.optimizer.learning-rte=0.1:1 --trials 2", "did you mean"),
