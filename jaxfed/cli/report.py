@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxfed.cli.compare import check_runs
 
@@ -16,7 +17,7 @@ def add_report_options(command: Callable[..., argparse.ArgumentParser]) -> None:
         "Write a page of runs: curves, deciles, traffic, times, configurations, and differences user by user.",
         "The page is one file that needs no network and no scripts. Of several runs, each is compared with the first.",
     )
-    report.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or that of a sweep")
     report.add_argument("-o", "--output", default="report.html", metavar="FILE", help="the page (report.html)")
     report.add_argument("--title", default="", help="of the page")
     report.add_argument("--figures", metavar="DIR", help="write each figure as PNG and SVG there, too (matplotlib)")
@@ -26,27 +27,48 @@ def add_report_options(command: Callable[..., argparse.ArgumentParser]) -> None:
 def report_command(args: argparse.Namespace) -> None:
     """jaxfed report"""
     from jaxfed.reports.figure_files import import_pyplot, save_figures
+    from jaxfed.reports.sweep_page import is_sweep
+    from jaxfed.training.run_dir import write_file
+
+    check_runs(args.runs)
+    swept = [each for each in args.runs if is_sweep(each)]
+    if swept and len(args.runs) > 1:
+        raise ValueError(f"{swept[0]} is a sweep: it has a page of its own, name it alone")
+    if args.figures:
+        import_pyplot()
+    charts, write_page = (plan_sweep_page if swept else plan_run_page)(args)
+    check_outputs(args, [each.name for each in charts])
+    output = Path(args.output)
+    page = write_page()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_file(output, page)
+    print(output)
+    if args.figures:
+        print(f"{args.figures}: {len(save_figures(charts, Path(args.figures)))} files")
+
+
+def plan_run_page(args: argparse.Namespace) -> tuple[list[Any], Callable[[], str]]:
+    """(the charts of some runs, what makes their page). Raises ValueError where a run cannot be read."""
     from jaxfed.reports.run_charts import make_run_charts
     from jaxfed.reports.run_comparison import compare_runs
     from jaxfed.reports.run_page import run_page
     from jaxfed.reports.run_records import choose_metrics, read_run_record
     from jaxfed.training.log import log
-    from jaxfed.training.run_dir import write_file
 
-    check_runs(args.runs)
     records = [read_run_record(each) for each in args.runs]
     metrics = choose_metrics(records, "test")
     charts = [each for some in make_run_charts(records, metrics).values() for each in some]
-    if args.figures:
-        import_pyplot()
-    check_outputs(args, [each.name for each in charts])
-    found = compare_runs(records, "test", metrics, say=log)
-    output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_file(output, run_page(found, args.title or choose_title(args.runs)))
-    print(output)
-    if args.figures:
-        print(f"{args.figures}: {len(save_figures(charts, Path(args.figures)))} files")
+    title = args.title or choose_title(args.runs)
+    return charts, lambda: run_page(compare_runs(records, "test", metrics, say=log), title)
+
+
+def plan_sweep_page(args: argparse.Namespace) -> tuple[list[Any], Callable[[], str]]:
+    """(the charts of a sweep, what makes its page). Raises ValueError where it cannot be read."""
+    from jaxfed.reports.sweep_page import make_sweep_charts, read_sweep, sweep_page
+
+    every, keys = read_sweep(args.runs[0])
+    charts = [each for some in make_sweep_charts(every, keys).values() for each in some]
+    return charts, lambda: sweep_page(every, keys, args.title or f"Sweep {args.runs[0]}")
 
 
 def choose_title(runs: Sequence[str]) -> str:

@@ -75,6 +75,8 @@ def draw_figure_of(pyplot: Any, chart: Chart) -> Any:
             style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4, "linestyle": line}
             axes.plot(*zip(*each.points, strict=True), label=each.label, **style)
         axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
+        if chart.categories:
+            axes.set_xticks(range(len(chart.categories)), chart.categories)
         if chart.log_x:
             axes.set_xscale("log")
     axes.set_title(chart.title)

@@ -84,7 +84,7 @@ def chart_table(chart: Chart) -> TextTable:
     """The numbers of a chart: a line for each place on its axis, a column for each series."""
     heads = [chart.x_label, *(each.label or chart.y_label for each in chart.series)]
     if chart.kind == "points":
-        lines = [[format_tick(x), format_tick(y)] for each in chart.series for x, y in sorted(each.points)]
+        lines = [[place_name(chart, x), format_tick(y)] for each in chart.series for x, y in sorted(each.points)]
         return TextTable(chart.title, [chart.x_label, chart.y_label], lines, 0)
     columns = [dict(each.points) for each in chart.series]
     places = sorted({x for each in columns for x in each})

@@ -1,6 +1,7 @@
 """What is in the folder of a run: its configuration, the rows of its evaluations, and its summary where it ended."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +70,12 @@ def read_metric_rows(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path} is damaged: {shorten(wrong[0])} in line {number} is no number: remove that line")
         rows.append(row)
     return rows
+
+
+def has_number(row: dict[str, Any], name: str) -> bool:
+    """Whether a row has a finite number of that name."""
+    value = row.get(name)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def require_summaries(records: Sequence[RunRecord]) -> None:

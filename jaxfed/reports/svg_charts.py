@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
+from jaxfed.core.excerpt import shorten
 from jaxfed.reports.charts import Axis, Chart, describe_chart, format_tick, make_axis
 from jaxfed.reports.markup import escape_text
 
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 70, 14, 12, 46  # margins
 COLOURS = 8  # that the style of the page has; series beyond share them, with other marks
+WORD = 14  # characters of a word at an axis
 BAR = 26  # of a bar and the space around it
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 MARKS = (  # around (0, 0)
@@ -39,6 +41,8 @@ def draw_points(chart: Chart) -> Iterator[str]:
     """The axes, and the lines or points of each series."""
     every = [point for each in chart.series for point in each.points]
     across = make_axis((x for x, _ in every), log=chart.log_x)
+    if chart.categories:
+        across = Axis(-0.5, len(chart.categories) - 0.5, [float(place) for place in range(len(chart.categories))])
     up = make_axis(y for _, y in every)
     yield from draw_axes(chart, across, up)
     for number, each in enumerate(chart.series):
@@ -69,8 +73,9 @@ def draw_axes(chart: Chart, across: Axis, up: Axis) -> Iterator[str]:
         yield f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{format_tick(value)}</text>'
     for value in across.ticks:
         x = place_point(across, up, value, up.low)[0]
+        text = escape_text(shorten(chart.categories[int(value)], WORD)) if chart.categories else format_tick(value)
         yield f'<path class="grid" d="M{x:.1f} {TOP}V{low}"/>'
-        yield f'<text class="tick" x="{x:.1f}" y="{low + 18}" text-anchor="middle">{format_tick(value)}</text>'
+        yield f'<text class="tick" x="{x:.1f}" y="{low + 18}" text-anchor="middle">{text}</text>'
     middle = (LEFT + end) / 2
     yield f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape_text(chart.x_label)}</text>'
     where = f'transform="translate(14 {(TOP + low) / 2}) rotate(-90)"'

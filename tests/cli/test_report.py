@@ -246,3 +246,59 @@ def test_as_a_user_starts_it(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path}/new/r.html\n"
     Page((tmp_path / "new" / "r.html").read_text())
+
+
+# --- of a sweep ----------------------------------
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """The folder of a sweep over a number and words."""
+    out, rows = tmp_path_factory.mktemp("sweep"), []
+    for number, (rate, name) in enumerate([(0.01, "sgd"), (0.1, "adam"), (1.0, "sgd"), (9.0, HOSTILE)]):
+        for seed in (0, 1):
+            row = {"seed": seed, "run": "x", "select": "val/full/ndcg@10", "selected": 0.1 + number / 100 + seed / 1000}
+            facts = {"test/full/hr@10": 0.2, "test/full/ndcg@10": 0.1, "best_round": 3, "seconds": 1.5}
+            rows.append(row | facts | {"problem": "", "server.learning-rate": rate, "server.name": name})
+    failed = {"seed": 0, "problem": HOSTILE, "server.learning-rate": 100, "server.name": "sgd"}
+    (out / "results.json").write_text(json.dumps([*rows, failed]))
+    return out
+
+
+def test_a_page_of_a_sweep(sweep, tmp_path, monkeypatch, capsys):
+    """Its table, its trials and each key; words of a key at the axis; what it holds is text."""
+    page = reported(monkeypatch, capsys, tmp_path / "r.html", sweep)
+    assert not {tag for tag, _, _ in page.elements} & {"script", "img"}
+    said = " ".join(data for data, _ in page.text)
+    assert HOSTILE in said
+    for words in ("0.1305 ± 0.0007", "by server.learning-rate", "by server.name", "best so far"):
+        assert words in said
+    assert len(page.every("figure")) == 3
+    assert "Median standard deviation over seeds of the figure of validation: 0.0007" in said
+    text = (tmp_path / "r.html").read_text()
+    drawing = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
+    line = [point.split(",") for point in drawing.find("polyline").get("points").split()]
+    heights = [float(y) for _, y in line]
+    assert heights == sorted(heights, reverse=True)  # the best so far goes up
+    assert len(heights) == 4
+    bests = [data for data, tag in page.text if data == "*" and tag in ("th", "td")]
+    assert len(bests) == 1
+
+
+def test_figures_of_a_sweep_as_files(sweep, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    reported(monkeypatch, capsys, tmp_path / "r.html", sweep, "--figures", tmp_path / "f")
+    stems = {each.stem for each in (tmp_path / "f").iterdir()}
+    assert stems == {"trials", "by_server_learning-rate", "by_server_name"}
+
+
+def test_what_is_no_sweep_is_one_line(sweep, folder, tmp_path, monkeypatch, capsys):
+    for name, text in (("a", "{}"), ("b", "[]"), ("c", '[{"seed": 0}]'), ("d", '[{"seed": 0, "problem": "no"}]')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(text)
+        code, printed, said = called(monkeypatch, capsys, "report", tmp_path / name, "-o", tmp_path / "r.html")
+        assert (code, printed, said.count("\n")) == (2, "", 1)
+        assert any(words in said for words in ("is damaged", "or damaged", "no run of this sweep worked"))
+    code, _, said = called(monkeypatch, capsys, "report", sweep, folder / "base", "-o", tmp_path / "r.html")
+    assert code == 2
+    assert "has a page of its own" in said
