@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from jaxfed.core.excerpt import printable
-from jaxfed.reports.run_comparison import RunComparison, describe_bootstrap
+from jaxfed.reports.run_comparison import FACTS, RunComparison, describe_bootstrap
 from jaxfed.training.records import LEAKY_NOTE, figure_digits
 
 MEGA = 1e6
@@ -33,8 +33,8 @@ def format_run_figure(name: str, value: Any) -> str:
 def head_text(name: str) -> str:
     """The head of a figure's column."""
     words = {
-        "bytes_up_total": "MB up",
-        "bytes_down_total": "MB down",
+        "bytes_up_total": "MB up, all clients",
+        "bytes_down_total": "MB down, all clients",
         "bytes_up_per_client": "MB up of an update",
         "server_sees": "server sees",
         "best_round": "best round",
@@ -44,7 +44,7 @@ def head_text(name: str) -> str:
 
 def runs_table(comparison: RunComparison) -> TextTable:
     """The figures of each run on held-out items, its traffic, its epsilon and its time."""
-    facts = ["best_round", "rounds", "bytes_up_total", "bytes_down_total", "bytes_up_per_client", "epsilon", "seconds"]
+    facts = [*FACTS]
     facts += [
         name for name in ("protocol", "history", "server_sees") if any(name in r.summary for r in comparison.records)
     ]

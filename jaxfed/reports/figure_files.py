@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxfed.reports.charts import Chart
+from jaxfed.reports.charts import Chart, format_tick
 from jaxfed.reports.markup import GENERATOR
 
 KINDS = (".png", ".svg")
@@ -79,6 +79,7 @@ def draw_figure_of(pyplot: Any, chart: Chart) -> Any:
             axes.set_xticks(range(len(chart.categories)), chart.categories)
         if chart.log_x:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, place: format_tick(value))
     axes.set_title(chart.title)
     axes.grid(True, alpha=0.3)
     if len(chart.series) > 1 or chart.series[0].label:

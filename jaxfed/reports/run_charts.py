@@ -9,6 +9,7 @@ from jaxfed.reports.run_records import RunRecord
 MEGA = 1e6
 LOSS = "train/loss"
 DECILES = range(1, 11)
+BESIDE = ("sample", "pack", "transfer")  # stages that pass in a thread while devices compute
 
 
 def make_run_charts(records: Sequence[RunRecord], metrics: Sequence[str]) -> dict[str, list[Chart]]:
@@ -68,13 +69,19 @@ def decile_chart(records: Sequence[RunRecord], metric: str) -> Chart:
 
 
 def stage_chart(records: Sequence[RunRecord]) -> Chart:
-    """The seconds of each stage of each run, side by side."""
+    """The seconds of each stage of each run, side by side, without those that pass beside others."""
     last = [each.summary or each.rows[-1] for each in records]
-    stages = [name for name in dict.fromkeys(name for each in last for name in each) if name.startswith("seconds/")]
+    stages = ["compile_seconds", *dict.fromkeys(name for each in last for name in each if name.startswith("seconds/"))]
     series = [
-        Series(stage.removeprefix("seconds/"), keep_finite((float(n), each.get(stage)) for n, each in enumerate(last)))
+        Series(stage_name(stage), keep_finite((float(n), each.get(stage)) for n, each in enumerate(last)))
         for stage in stages
+        if stage_name(stage) not in BESIDE
     ]
     names = tuple(f"{number}: {each.label}" for number, each in enumerate(records, 1))
     drawn = [each for each in series if any(value for _, value in each.points)]
     return Chart("stages", "seconds by stage", "run", "seconds", drawn, "bars", names)
+
+
+def stage_name(figure: str) -> str:
+    """The stage that a figure has the seconds of."""
+    return figure.removeprefix("seconds/").removesuffix("_seconds")

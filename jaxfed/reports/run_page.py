@@ -11,8 +11,8 @@ from jaxfed.reports.run_comparison import RunComparison
 from jaxfed.reports.svg_charts import draw_chart, draw_legend
 
 STAGE_NOTE = (
-    "sample, pack and transfer of the next cohort pass while devices compute; wait is what of them the rounds "
-    "waited for."
+    "Left out are sample, pack and transfer of the next cohort, which pass while devices compute; wait is what of them "
+    "the rounds waited for."
 )
 
 
