@@ -72,15 +72,17 @@ def print_replay(found: dict[str, Any], cutoffs: Sequence[int]) -> None:
     from jaxfed.training.sweep_results import WIDE
     from jaxfed.training.terminal_table import print_table
 
-    overall = found["overall"]
-    names = [name for name in overall if "/" in name and int(name.rpartition("@")[2]) in cutoffs]
-    shares = ["new_users", "new_items"]
-    heads = ["from day", "interactions", "new users", "new items", *(name.replace("/", " ") for name in names)]
+    overall, figures = found["overall"], [f"{name}@{k}" for k in cutoffs for name in ("hr", "ndcg")]
+    methods = list(dict.fromkeys(name.partition("/")[0] for name in overall if "/" in name))
+    heads = ["from day", "interactions", "new users", "new items"]
+    heads += [f"{method} {figure}" for method in methods for figure in figures]
     lines = []
     for row in [*found["windows"], overall]:
         line = [f"{row['day']:,.1f}" if "day" in row else "all", f"{row['interactions']:,}"]
-        line += [f"{row[name]:.1%}" for name in shares]
-        lines.append([*line, *(f"{row[name]:.4f}" for name in names)])
+        line += [f"{row[name]:.1%}" for name in ("new_users", "new_items")]
+        lines.append([*line, *(f"{row[f'{method}/{figure}']:.4f}" for method in methods for figure in figures)])
+    known = [f"{overall[f'{method}/known/{figure}']:.4f}" for method in methods for figure in figures]
+    lines.append(["all, of users known before", f"{overall['known']:,}", "", "", *known])
     out = Console(highlight=False, markup=False, emoji=False)
     out.width = out.width if out.is_terminal else WIDE
     print_table(out, "Each interaction predicted before it is learnt", heads, lines)

@@ -5,57 +5,77 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Outcomes(NamedTuple):
-    """What came of some predictions.
+class TimeLine(NamedTuple):
+    """Who met which item, in time order, and where the rows of each user are."""
 
-    ranks: float [n]: the place of each item among those that its user did not have, 1 the first; inf where the item was
-    not known.
-    """
+    user: np.ndarray  # int [n]
+    item: np.ndarray  # int [n]
+    order: np.ndarray  # int [n]: rows by user, each user's in time order
+    place: np.ndarray  # int [n]: where each row is in `order`
+    start: np.ndarray  # int [n]: where the rows of its user begin there
 
-    ranks: np.ndarray
+    def before(self, row: int) -> np.ndarray:
+        """The items of a row's user before that row, earliest first."""
+        return self.item[self.order[self.start[row] : self.place[row]]]
 
-    def figures(self, cutoffs: tuple[int, ...]) -> dict[str, float]:
-        """{hr@k, ndcg@k}: means over the predictions; NDCG of one item at place r is 1 / log2(1 + r)."""
-        gain = 1 / np.log2(1 + self.ranks)
-        found = {}
-        for k in cutoffs:
-            there = self.ranks <= k
-            found |= {f"hr@{k}": float(there.mean()), f"ndcg@{k}": float(np.where(there, gain, 0.0).mean())}
-        return found
+    def count_before(self, first: int, last: int) -> np.ndarray:
+        """int [last - first]: how many items the users of rows `first` to before `last` had before them."""
+        return (self.place - self.start)[first:last]
 
 
-def predict_window(scores: np.ndarray, users: np.ndarray, user: np.ndarray, item: np.ndarray, first: int) -> Outcomes:
-    """Predicts rows one by one: before each, its user has the items of the user's rows before it.
-
-    Args:
-        scores: float [u, items]: of the users of the window, -inf for items that are not known.
-        users: int [u], ascending: who they are.
-        user: int [n]: the user of each row, in time order, up to the end of the window.
-        item: int [n]: the item of each.
-        first: the first row that is predicted.
-
-    Returns:
-        The rank of each predicted item. Items with an equal score stand before it; one that is not known, or whose
-        score is no number, has the rank inf.
+def make_timeline(user: np.ndarray, item: np.ndarray) -> TimeLine:
+    """The time line of rows in time order.
 
     Example:
-        >>> rows = np.array([0, 0, 1]), np.array([2, 0, 0])
-        >>> predict_window(np.array([[3.0, 2.0, 9.0], [1.0, 1.0, 0.0]]), np.array([0, 1]), *rows, first=1).ranks
+        >>> make_timeline(np.array([7, 8, 7]), np.array([0, 1, 2])).before(2)
+        array([0])
+    """
+    order = np.argsort(user, kind="stable")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return TimeLine(user, item, order, place, np.searchsorted(user[order], user))
+
+
+def rank_rows(line: TimeLine, scores: np.ndarray, question: np.ndarray, first: int) -> np.ndarray:
+    """Predicts rows one by one, each among the items that its user did not have before.
+
+    Args:
+        line: the rows in time order.
+        scores: float [q, items]: -inf for items that are not known.
+        question: int [m]: which of these scores each predicted row is ranked by.
+        first: the first row that is predicted; the others follow it.
+
+    Returns:
+        float [m]: the place of each item, 1 the first. Items with an equal score stand before it; one that is not
+        known, or whose score is no number, has the rank inf.
+
+    Example:
+        >>> line = make_timeline(np.array([0, 0, 1]), np.array([2, 0, 0]))
+        >>> rank_rows(line, np.array([[3.0, 2.0, 9.0], [1.0, 1.0, 0.0]]), np.array([0, 1]), first=1)
         array([1., 2.])
     """
-    place = np.searchsorted(users, user)
-    of_window = (place < len(users)) & (users[np.minimum(place, len(users) - 1)] == user)
-    rows = np.flatnonzero(of_window)
-    rows = rows[np.argsort(place[rows], kind="stable")]
-    starts = np.searchsorted(place[rows], np.arange(len(users) + 1))
-    ranks = np.full(len(user), np.inf)
-    for who in range(len(users)):
-        left, own = np.array(scores[who], np.float64), rows[starts[who] : starts[who + 1]]
-        left[item[own[own < first]]] = -np.inf
-        for row in own[own >= first]:
-            target = left[item[row]]
-            if target > -np.inf:  # a NaN is not
-                left[item[row]] = -np.inf
-                ranks[row] = 1 + np.count_nonzero(~(left < target))
-            left[item[row]] = -np.inf
-    return Outcomes(ranks[first:])
+    ranks = np.full(len(question), np.inf)
+    for number, of in enumerate(question):
+        left, item = np.array(scores[of], np.float64), line.item[first + number]
+        left[line.before(first + number)] = -np.inf
+        target = left[item]
+        if target > -np.inf:  # a NaN is not
+            left[item] = -np.inf
+            ranks[number] = 1 + np.count_nonzero(~(left < target))
+    return ranks
+
+
+def summarize_ranks(ranks: np.ndarray, cutoffs: tuple[int, ...]) -> dict[str, float]:
+    """{hr@k, ndcg@k}: means over predictions; NDCG of one item at place r is 1 / log2(1 + r). NaN of none.
+
+    Args:
+        ranks: float [m], see `rank_rows`.
+        cutoffs: the k.
+    """
+    found: dict[str, float] = {}
+    gain = 1 / np.log2(1 + ranks)
+    for k in cutoffs:
+        there = ranks <= k
+        means = (there.mean(), np.where(there, gain, 0.0).mean()) if len(ranks) else (np.nan, np.nan)
+        found |= {f"hr@{k}": float(means[0]), f"ndcg@{k}": float(means[1])}
+    return found

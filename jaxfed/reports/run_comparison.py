@@ -115,7 +115,7 @@ def compare_users(
 
 def correct_results(found: Sequence[tuple[str, str, int, BootstrapDifference]]) -> list[PairedResult]:
     """The results, each with its p corrected over the runs that have the same figure."""
-    corrected = {}
+    corrected: dict[int, float] = {}
     for metric in {each[1] for each in found}:
         places = [place for place, each in enumerate(found) if each[1] == metric]
         corrected |= dict(zip(places, correct_holm([found[place][3].p for place in places]), strict=True))

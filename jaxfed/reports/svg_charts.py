@@ -92,11 +92,11 @@ def draw_bars(chart: Chart, height: int) -> Iterator[str]:
     for value in across.ticks:
         x = LEFT + width * across.place(value)
         yield f'<path class="grid" d="M{x:.1f} {TOP}V{height - BOTTOM}"/>'
-        place = f'x="{x:.1f}" y="{height - BOTTOM + 18}"'
-        yield f'<text class="tick" {place} text-anchor="middle">{format_tick(value)}</text>'
+        where = f'x="{x:.1f}" y="{height - BOTTOM + 18}"'
+        yield f'<text class="tick" {where} text-anchor="middle">{format_tick(value)}</text>'
     for line in range(len(chart.categories)):
-        y = TOP + BAR * line
-        yield f'<text class="tick" x="{LEFT - 8}" y="{y + BAR * 0.65:.1f}" text-anchor="end">{line + 1}</text>'
+        y = TOP + BAR * (line + 0.65)
+        yield f'<text class="tick" x="{LEFT - 8}" y="{y:.1f}" text-anchor="end">{line + 1}</text>'
     begins = [0.0] * len(chart.categories)
     for number, each in enumerate(chart.series):
         for place, value in each.points:

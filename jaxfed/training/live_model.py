@@ -21,6 +21,7 @@ from jaxfed.data.preparation import assign_clients, make_population, split_share
 from jaxfed.data.sorting import sort_histories
 from jaxfed.data.splits import TRAIN, Split
 from jaxfed.evaluation.evaluator import predict_scores
+from jaxfed.evaluation.prequential import TimeLine, rank_rows
 from jaxfed.training.rounds import initial_arrays, make_run_keys, run_rounds, scored_model
 
 AT_ONCE = 1 << 22  # scores that are computed at a time
@@ -99,8 +100,8 @@ def make_training_clients(data: Dataset) -> Clients:
     order = sort_histories(rows.user, rows.time, len(data.users), ties_in_order=True)  # which are in time order
     split = Split(np.full(len(order), TRAIN, np.int8), order, leaky=False)
     population = make_population(data, split, names)
-    asked = {"valid": population.train, "test": population.train, "times": None}
-    return Clients(data, population._replace(**asked), "", leaky=False)
+    population = population._replace(valid=population.train, test=population.train, times=None)
+    return Clients(data, population, "", leaky=False)
 
 
 def save_live_model(before: LiveModel) -> SavedModel:
@@ -110,37 +111,66 @@ def save_live_model(before: LiveModel) -> SavedModel:
     return SavedModel("the window before", shared, None, source.items, item_texts(source), private, names)
 
 
-def score_window(live: LiveModel, data: Dataset, users: np.ndarray) -> np.ndarray:
-    """Scores of all items of a data set for some of its users, by what a model knows.
+def rank_by_model(live: LiveModel, data: Dataset, line: TimeLine, first: int, last: int) -> np.ndarray:
+    """The ranks of rows by what a model knows, see `rank_rows`.
+
+    Where private parts are made of histories, that of each row is what its user did before it, as a client knows it.
+    Else a user whom the model does not know has the private part of a new client.
 
     Args:
         live: the model.
-        data: the whole data set.
-        users: int [u], ascending: numbers of users. One whom the model does not know has the private part of a new
-            client, and no history.
+        data: the whole data set, in time order.
+        line: its rows.
+        first, last: the rows from `first` to before `last` are predicted.
 
     Returns:
-        float32 [u, items of the data set]: -inf for items that the model does not know.
+        float [last - first].
     """
-    place = np.searchsorted(live.users, users)
-    known = (place < len(live.users)) & (live.users[np.minimum(place, len(live.users) - 1)] == users)
-    place = np.where(known, place, -1)
-    longest = int(live.parts.data.population.train.counts.max()) if live.past else 0
+    longest = int(line.count_before(first, last).max()) if live.past else 0
+    if live.parts.model.sequence:
+        longest = min(longest, live.parts.model.sequence.length)
+    width = 1 << max(longest - 1, 0).bit_length() if live.past else 0  # few shapes
+    score, at_once = make_score(live), max(AT_ONCE // (len(live.items) + width), 1)
+    local = np.full(len(data.items), len(live.items), np.int32)
+    local[live.items] = np.arange(len(live.items))
+    ranks = []
+    for low in range(first, last, at_once):
+        high = min(low + at_once, last)
+        user = line.user[low:high]
+        users, question = (user, np.arange(len(user))) if live.past else np.unique(user, return_inverse=True)
+        history = np.full((len(users), width), len(live.items), np.int32)
+        for number in range(len(users) if width else 0):
+            known = local[line.before(low + number)]
+            own = known[known < len(live.items)][-width:]
+            history[number, : len(own)] = own
+        scores = np.full((len(users), len(data.items)), -np.inf, np.float32)
+        scores[:, live.items] = score_users(live, score, users, history)
+        ranks.append(rank_rows(line, scores, question, low))
+    return np.concatenate(ranks)
+
+
+def score_users(live: LiveModel, score: Callable[..., jax.Array], users: np.ndarray, history: np.ndarray) -> np.ndarray:
+    """float32 [u, items that the model knows].
+
+    Args:
+        live: the model.
+        score: see `make_score`.
+        users: int [u]: numbers in the whole data set.
+        history: int32 [u, H]: items by the model's own numbers, past their end where unused.
+    """
+    place = np.minimum(np.searchsorted(live.users, users), len(live.users) - 1)
+    known = live.users[place] == users
+    size = 1 << (len(users) - 1).bit_length()  # few shapes
+    some = np.resize(np.arange(len(users)), size)
+    private = jax.tree.map(lambda x: x[np.where(known, place, 0)[some]], live.private)
     shared, fresh = with_frozen(live.shared, live.parts.model.frozen), new_client_part(live)
-    score = jax.jit(jax.vmap(make_score(live), (None, None, 0, 0, 0)))
-    at_once = max(min(AT_ONCE // (len(live.items) + longest), len(users)), 1)
-    found = np.full((len(users), len(data.items)), -np.inf, np.float32)
-    for low in range(0, len(users), at_once):
-        high = min(low + at_once, len(users))
-        some = np.resize(np.arange(low, high), at_once)  # of one shape
-        private = jax.tree.map(lambda x, at=place[some]: x[np.maximum(at, 0)], live.private)
-        scores = score(shared, fresh, private, known[some], pad_histories(live, place[some], longest))
-        found[low:high, live.items] = np.asarray(scores)[: high - low, : len(live.items)]
-    return found
+    found = score(shared, fresh, private, known[some], history[some])
+    return np.asarray(found)[: len(users), : len(live.items)]
 
 
 def make_score(live: LiveModel) -> Callable[..., jax.Array]:
-    """score(shared, private part of a new client, private part, whether that is known, history [H]) -> float [rows]."""
+    """score(shared, private part of a new client, private parts [u], whether they are known [u], histories [u, H]) ->
+    float [u, rows]."""
     view, nothing = live.parts.method.work.views[""], jnp.zeros(0, jnp.int32)
 
     def score(shared, fresh, private, is_known, history):
@@ -148,25 +178,10 @@ def make_score(live: LiveModel) -> Callable[..., jax.Array]:
         shared, own = view(shared, own)
         return predict_scores(live.parts.model, shared, own, jnp.int32(0), history, nothing, nothing)
 
-    return score
+    return jax.jit(jax.vmap(score, (None, None, 0, 0, 0)))
 
 
 def new_client_part(live: LiveModel) -> Tree:
     """The private part of a client that is asked before it took part."""
     method, key = live.parts.method, make_run_keys(0).memory
     return method.private_part(method.work.init(live.shared, key)[1])
-
-
-def pad_histories(live: LiveModel, place: np.ndarray, longest: int) -> np.ndarray:
-    """int32 [u, longest]: the items of users, earliest first, past the end of the catalogue where unused.
-
-    place: int [u], numbers of clients; -1: none, and no history.
-    """
-    population = live.parts.data.population
-    made = np.full((len(place), longest), population.num_items, np.int32)
-    if longest:
-        for line, who in enumerate(place):
-            if who >= 0:
-                own = population.train.of(who)[-longest:]
-                made[line, : len(own)] = own
-    return made

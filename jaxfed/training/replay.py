@@ -15,8 +15,8 @@ from jaxfed.config.settings import Config
 from jaxfed.data.interactions import Dataset, drop_repeats
 from jaxfed.data.population import TIME_UNITS
 from jaxfed.data.preparation import PopulationOptions
-from jaxfed.evaluation.prequential import Outcomes, predict_window
-from jaxfed.training.live_model import LiveModel, score_window, train_live_model
+from jaxfed.evaluation.prequential import TimeLine, make_timeline, rank_rows, summarize_ranks
+from jaxfed.training.live_model import LiveModel, rank_by_model, train_live_model
 
 MOST = 2_000  # windows
 FREE = {"clients", "protocol", "ratio", "deal", "malice"}  # options of [data] that are read, or that say nothing here
@@ -114,13 +114,13 @@ def replay_rows(
     if not windows[0][1]:
         raise ValueError("replay: there are no rows in the first part: lengthen --first")
     models: dict[str, LiveModel] = {}
+    line = make_timeline(timed.data.interactions.user, timed.data.interactions.item)
     for number, (start, first, last) in enumerate(windows):
         say(f"window {number + 1} of {len(windows)}: day {start / 86_400:,.1f}, {last - first:,} interactions")
         models = train_models(config, timed.data, first, models, number, options)
-        users = np.unique(timed.data.interactions.user[first:last])
-        scores = {name: score_window(model, timed.data, users) for name, model in models.items()}
-        scores["popularity"] = count_popularity(timed.data, first, len(users))
-        yield window_row(timed, (start, first, last), users, scores, options)
+        ranks = {name: rank_by_model(model, timed.data, line, first, last) for name, model in models.items()}
+        ranks["popularity"] = rank_by_popularity(timed.data, line, first, last)
+        yield window_row(line, (start, first, last), ranks, options)
 
 
 def train_models(
@@ -136,51 +136,49 @@ def train_models(
     return found
 
 
-def count_popularity(data: Dataset, rows: int, users: int) -> np.ndarray:
-    """float [users, items]: of each item how many of the first `rows` rows have it, -inf where none has."""
-    counts = np.bincount(data.interactions.item[:rows], minlength=len(data.items)).astype(np.float64)
-    return np.broadcast_to(np.where(counts > 0, counts, -np.inf), (users, len(counts)))
+def rank_by_popularity(data: Dataset, line: TimeLine, first: int, last: int) -> np.ndarray:
+    """The ranks of rows by how many rows before the window have each item, see `rank_rows`."""
+    counts = np.bincount(data.interactions.item[:first], minlength=len(data.items)).astype(np.float64)
+    scores = np.where(counts > 0, counts, -np.inf)[None]
+    return rank_rows(line, scores, np.zeros(last - first, np.int64), first)
 
 
 def window_row(
-    timed: TimedRows,
-    window: tuple[int, int, int],
-    users: np.ndarray,
-    scores: dict[str, np.ndarray],
-    options: ReplayOptions,
+    line: TimeLine, window: tuple[int, int, int], ranks: dict[str, np.ndarray], options: ReplayOptions
 ) -> dict[str, Any]:
     """What came of a window.
 
     Args:
-        timed: the rows in time order.
+        line: the rows in time order.
         window: see `list_windows`.
-        users: int [u], ascending: those of the window.
-        scores: of each method float [u, items], -inf for items that it does not know.
+        ranks: of each method, float [interactions of the window].
         options: the cut-offs.
 
     Returns:
-        {"day", "interactions", "new_users" and "new_items" (shares of the interactions), METHOD/hr@k, METHOD/ndcg@k}.
+        {"day", "interactions", "known" (of users who were there before the window), "new_users" and "new_items"
+        (shares of the interactions), METHOD/hr@k, METHOD/ndcg@k, and METHOD/known/hr@k, ... of known users}.
     """
     start, first, last = window
-    rows = timed.data.interactions
-    new = {
-        name: ~np.isin(column[first:last], column[:first])
-        for name, column in (("new_users", rows.user), ("new_items", rows.item))
-    }
-    row: dict[str, Any] = {"day": start / 86_400, "interactions": last - first}
-    row |= {name: float(each.mean()) for name, each in new.items()}
-    for name, each in scores.items():
-        found: Outcomes = predict_window(each, users, rows.user[:last], rows.item[:last], first)
-        row |= {f"{name}/{figure}": value for figure, value in found.figures(options.cutoffs).items()}
+    known = np.isin(line.user[first:last], line.user[:first])
+    new_items = ~np.isin(line.item[first:last], line.item[:first])
+    row: dict[str, Any] = {"day": start / 86_400, "interactions": last - first, "known": int(known.sum())}
+    row |= {"new_users": 1 - float(known.mean()), "new_items": float(new_items.mean())}
+    for name, each in ranks.items():
+        row |= {f"{name}/{figure}": value for figure, value in summarize_ranks(each, options.cutoffs).items()}
+    for name, each in ranks.items():
+        found = summarize_ranks(each[known], options.cutoffs)
+        row |= {f"{name}/known/{figure}": value for figure, value in found.items()}
     return row
 
 
 def summarize_replay(rows: list[dict[str, Any]], options: ReplayOptions) -> dict[str, Any]:
     """A replay in JSON's types: its windows, and means over all interactions."""
-    weight = np.array([row["interactions"] for row in rows], np.float64)
-    names = [name for name in rows[0] if name not in ("day", "interactions")]
-    overall: dict[str, Any] = {"interactions": int(weight.sum())}
-    overall |= {name: float(np.average([row[name] for row in rows], weights=weight)) for name in names}
+    overall: dict[str, Any] = {name: sum(row[name] for row in rows) for name in ("interactions", "known")}
+    for name in [name for name in rows[0] if name not in ("day", "interactions", "known")]:
+        weight = "known" if "/known/" in name else "interactions"
+        some = [row for row in rows if row[weight]]
+        total = sum(row[weight] for row in some)
+        overall[name] = sum(row[name] * row[weight] for row in some) / total if total else float("nan")
     return {"options": options._asdict(), "overall": overall, "windows": rows}
 
 

@@ -3,13 +3,16 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
 from jaxfed.config.config_files import read_config
 from jaxfed.config.overrides import override_config
+from jaxfed.core.tables import unwrap
 from jaxfed.data.loading import from_arrays
-from jaxfed.training.live_model import score_window, train_live_model
+from jaxfed.evaluation.prequential import make_timeline
+from jaxfed.training.live_model import make_score, rank_by_model, score_users, train_live_model
 from jaxfed.training.replay import ReplayOptions, order_by_time, replay_data
 from tests.cli.test_compare import called
 
@@ -89,6 +92,10 @@ def test_popularity_by_hand(folder, monkeypatch, capsys):
             assert row[f"popularity/ndcg@{k}"] == pytest.approx(np.mean(gains))
     assert [row["new_users"] for row in windows] == pytest.approx([2 / 4, 2 / 3, 1])
     assert [row["new_items"] for row in windows] == pytest.approx([1 / 4, 0, 0])
+    assert [row["known"] for row in windows] == [2, 1, 0]  # a and b; d
+    assert windows[1]["popularity/known/ndcg@2"] == pytest.approx(1 / math.log2(3))
+    assert windows[2]["popularity/known/hr@1"] is None
+    assert found["overall"]["popularity/known/hr@1"] == pytest.approx(1 / 3)
     every = [rank for ranks in RANKS for rank in ranks]
     assert found["overall"]["popularity/hr@1"] == pytest.approx(np.mean([rank <= 1 for rank in every]))
     assert {name.partition("/")[0] for name in windows[0] if "/" in name} == {
@@ -102,7 +109,7 @@ def test_popularity_by_hand(folder, monkeypatch, capsys):
 def test_what_is_printed(folder, monkeypatch, capsys):
     code, printed, said = called(monkeypatch, capsys, "replay", "c.toml", "--first", "1d", "--window", "2d")
     assert code == 0, said
-    for words in ("from day", "online hr@10", "popularity ndcg@10", "all", "71.4%"):
+    for words in ("from day", "online hr@10", "popularity ndcg@10", "all, of users known before", "71.4%"):
         assert words in printed
     assert "window 1 of 2" in said
 
@@ -172,6 +179,14 @@ def test_the_order_of_the_file_says_nothing(folder):
         assert other["overall"][name] == pytest.approx(value, abs=1e-6)
 
 
+def score_everyone(live, data):
+    """float [users, items]: -inf for items that a model does not know."""
+    everyone = np.arange(len(data.users))
+    found = np.full((len(everyone), len(data.items)), -np.inf, np.float32)
+    found[:, live.items] = score_users(live, make_score(live), everyone, np.zeros((len(everyone), 0), np.int32))
+    return found
+
+
 def test_a_model_goes_on_where_it_was(folder):
     """Rows and private parts of what it knew, without a round: those of before; new ones begin as all did, and are
     scored only once they are there."""
@@ -182,7 +197,7 @@ def test_a_model_goes_on_where_it_was(folder):
     before = train_live_model(config, data, half, 4)
     after = train_live_model(config, data, len(rows), 0, before)
     everyone = np.arange(len(data.users))
-    old, new = score_window(before, data, everyone), score_window(after, data, everyone)
+    old, new = score_everyone(before, data), score_everyone(after, data)
     known = np.ix_(before.users, before.items)
     assert len(before.items) < len(after.items) == len(data.items)
     assert len(before.users) < len(after.users) == len(data.users)
@@ -193,7 +208,7 @@ def test_a_model_goes_on_where_it_was(folder):
     strangers = np.setdiff1d(everyone, before.users)
     assert (old[strangers][:, before.items] == old[strangers[0], before.items]).all()  # as a new client each
     trained = train_live_model(config, data, len(rows), 2, before)
-    assert (score_window(trained, data, everyone)[known] != old[known]).mean() > 0.9
+    assert (score_everyone(trained, data)[known] != old[known]).mean() > 0.9
     assert trained.rounds == 6
 
 
@@ -212,6 +227,42 @@ def test_learning_goes_on(folder):
     mean = {name: np.mean([row[f"{name}/hr@10"] for row in last]) for name in ("online", "once", "retrained")}
     assert mean["online"] > mean["once"] + 0.2
     assert mean["retrained"] > mean["once"] + 0.2
+
+
+def test_a_history_is_known_up_to_the_interaction(folder, monkeypatch):
+    """A closed form that learnt on some rows ranks each later row by what its user did before it, in however many
+    pieces the rows are ranked: as X B says, by NumPy."""
+    (folder / "c.toml").write_text(CLOSED)
+    rows = many_rows(days=8)
+    days, users, items = zip(*rows, strict=True)
+    data = order_by_time(from_arrays(users, items, times=[BEGIN + round(day * DAY) for day in days])).data
+    half, line = len(rows) // 2, make_timeline(data.interactions.user, data.interactions.item)
+    live = train_live_model(override_config(read_config("c.toml"), []), data, half, 1)
+    weights = {path: np.asarray(leaf) for path, leaf in leaves_of(live.shared).items()}
+    (matrix,) = [each[: len(live.items)] for each in weights.values() if each.ndim == 2]
+    expected = []
+    for row in range(half, len(rows)):
+        seen = np.zeros(len(data.items))
+        seen[[line.item[other] for other in range(row) if line.user[other] == line.user[row]]] = 1
+        score = np.full(len(data.items), -np.inf)
+        score[live.items] = (seen[live.items] @ matrix[:, : len(live.items)]).astype(np.float32)
+        score[seen > 0] = -np.inf
+        others = np.delete(score, line.item[row])
+        target = score[line.item[row]]
+        bounds = [1 + int((others >= target + gap).sum()) for gap in (1e-6, -1e-6)]  # ties, but for rounding
+        expected.append([math.inf] * 2 if target == -np.inf else bounds)
+    found = rank_by_model(live, data, line, half, len(rows))
+    best, worst = np.array(expected).T
+    assert len({*worst}) > 5
+    assert ((best <= found) & (found <= worst)).all()
+    assert (best == worst).mean() > 0.6
+    monkeypatch.setattr("jaxfed.training.live_model.AT_ONCE", 300)
+    assert (rank_by_model(live, data, line, half, len(rows)) == found).mean() > 0.97
+
+
+def leaves_of(tree):
+    """{place: array} of what a model shares."""
+    return {str(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(unwrap(tree))}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxfed.evaluation.prequential import Outcomes, predict_window
+from jaxfed.evaluation.prequential import make_timeline, rank_rows, summarize_ranks
 
 
 def counted(scores, users, user, item, first):
@@ -35,11 +35,17 @@ def test_ranks_are_those_that_one_counts():
         scores[random.random(scores.shape) < 0.2] = -np.inf
         scores[random.random(scores.shape) < 0.05] = np.nan
         expected = counted(scores.tolist(), users.tolist(), user.tolist(), item.tolist(), 18)
-        assert predict_window(scores, users, user, item, 18).ranks.tolist() == expected
+        line, question = make_timeline(user, item), np.searchsorted(users, user[18:])
+        assert rank_rows(line, scores, question, 18).tolist() == expected
+        assert rank_rows(line, scores, question[4:7], 22).tolist() == expected[4:7]
+        for row in range(30):
+            before = [item[other] for other in range(row) if user[other] == user[row]]
+            assert line.before(row).tolist() == before
+            assert line.count_before(row, row + 1).tolist() == [len(before)]
 
 
 def test_figures_by_hand():
-    found = Outcomes(np.array([1.0, 3.0, 11.0, np.inf])).figures((1, 3, 11))
+    found = summarize_ranks(np.array([1.0, 3.0, 11.0, np.inf]), (1, 3, 11))
     assert found["hr@1"] == found["ndcg@1"] == 0.25
     assert found["hr@3"] == 0.5
     assert found["ndcg@3"] == pytest.approx((1 + 1 / 2) / 4)
@@ -48,5 +54,5 @@ def test_figures_by_hand():
 
 def test_scores_are_left_as_they_are():
     scores = np.arange(6.0).reshape(2, 3)
-    predict_window(scores, np.array([0, 1]), np.array([0, 1, 0]), np.array([0, 1, 2]), 1)
+    rank_rows(make_timeline(np.array([0, 1, 0]), np.array([0, 1, 2])), scores, np.array([1, 0]), 1)
     assert (scores == np.arange(6.0).reshape(2, 3)).all()
