@@ -257,7 +257,8 @@ def test_a_history_is_known_up_to_the_interaction(folder, monkeypatch):
     assert ((best <= found) & (found <= worst)).all()
     assert (best == worst).mean() > 0.6
     monkeypatch.setattr("jaxfed.training.live_model.AT_ONCE", 300)
-    assert (rank_by_model(live, data, line, half, len(rows)) == found).mean() > 0.97
+    again = rank_by_model(live, data, line, half, len(rows))
+    assert ((best <= again) & (again <= worst)).all()
 
 
 def leaves_of(tree):
