@@ -18,6 +18,7 @@ from jaxfed.cli import (
     data,
     doctor,
     evaluate,
+    export,
     init,
     interrupted,
     launch,
@@ -25,6 +26,7 @@ from jaxfed.cli import (
     replay,
     report,
     reproduce,
+    serve,
     sweep,
     train,
 )
@@ -32,7 +34,8 @@ from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
-COMMANDS += ["reproduce", "launch", "doctor", "compare", "report", "replay"]
+COMMANDS += ["reproduce", "launch", "doctor", "export", "serve"]
+COMMANDS += ["compare", "report", "replay"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,6 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     reproduce.add_reproduce_options(command)
     launch.add_launch_options(command)
     doctor.add_doctor_options(command)
+    export.add_export_options(command)
+    serve.add_serve_options(command)
     return main
 
 
@@ -110,6 +115,8 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         "bench": bench.bench_command,
         "compare": compare.compare_command,
         "report": report.report_command,
+        "export": export.export_command,
+        "serve": serve.serve_command,
     }
     if args.command not in configured and rest:
         raise ValueError(f"unknown option {rest[0]}")
