@@ -2,9 +2,11 @@
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from jaxfed.cli.report import check_overwriting, write_report
 from jaxfed.core.excerpt import shorten
 
 UNITS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -30,6 +32,8 @@ def add_replay_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     replay.add_argument("--at", type=int, nargs="+", default=[10], metavar="K", help="the k of HR@k and NDCG@k (10)")
     replay.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    replay.add_argument("-o", "--output", metavar="FILE", help="write a page with curves over time, too")
+    replay.add_argument("--force", action="store_true", help="overwrite a page that jaxfed did not write")
 
 
 def parse_duration(option: str, text: str) -> int:
@@ -45,6 +49,7 @@ def replay_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.config.build import read_source_data
     from jaxfed.config.config_files import read_config
     from jaxfed.config.overrides import override_config
+    from jaxfed.reports.replay_page import replay_page
     from jaxfed.training.log import log, to_json
     from jaxfed.training.replay import ReplayOptions, check_replay, replay_data
 
@@ -55,6 +60,8 @@ def replay_command(args: argparse.Namespace, overrides: list[str]) -> None:
     first, window = (parse_duration(f"--{name}", getattr(args, name)) for name in ("first", "window"))
     options = ReplayOptions(first, window, updates, args.retrain_every, tuple(dict.fromkeys(args.at)))
     check_replay(config)
+    if args.output:
+        check_overwriting([Path(args.output)], args.force)
     data = read_source_data(config.data)
     for note in data.notes:
         log(f"data: {note}")
@@ -62,27 +69,19 @@ def replay_command(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.json:
         print(to_json(found, 1))
     else:
-        print_replay(found, options.cutoffs)
+        print_replay(found)
+    if args.output:
+        write_report(Path(args.output), replay_page(found, f"Replay of {args.config}"))
 
 
-def print_replay(found: dict[str, Any], cutoffs: Sequence[int]) -> None:
+def print_replay(found: dict[str, Any]) -> None:
     """The windows in the terminal, and below them the means over all interactions."""
     from rich.console import Console
 
+    from jaxfed.reports.replay_page import replay_table
     from jaxfed.training.sweep_results import WIDE
     from jaxfed.training.terminal_table import print_table
 
-    overall, figures = found["overall"], [f"{name}@{k}" for k in cutoffs for name in ("hr", "ndcg")]
-    methods = list(dict.fromkeys(name.partition("/")[0] for name in overall if "/" in name))
-    heads = ["from day", "interactions", "new users", "new items"]
-    heads += [f"{method} {figure}" for method in methods for figure in figures]
-    lines = []
-    for row in [*found["windows"], overall]:
-        line = [f"{row['day']:,.1f}" if "day" in row else "all", f"{row['interactions']:,}"]
-        line += [f"{row[name]:.1%}" for name in ("new_users", "new_items")]
-        lines.append([*line, *(f"{row[f'{method}/{figure}']:.4f}" for method in methods for figure in figures)])
-    known = [f"{overall[f'{method}/known/{figure}']:.4f}" for method in methods for figure in figures]
-    lines.append(["all, of users known before", f"{overall['known']:,}", "", "", *known])
-    out = Console(highlight=False, markup=False, emoji=False)
+    table, out = replay_table(found), Console(highlight=False, markup=False, emoji=False)
     out.width = out.width if out.is_terminal else WIDE
-    print_table(out, "Each interaction predicted before it is learnt", heads, lines)
+    print_table(out, table.title, table.heads, table.lines)

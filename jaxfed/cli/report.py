@@ -26,9 +26,8 @@ def add_report_options(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def report_command(args: argparse.Namespace) -> None:
     """jaxfed report"""
-    from jaxfed.reports.figure_files import import_pyplot, save_figures
+    from jaxfed.reports.figure_files import KINDS, import_pyplot, save_figures
     from jaxfed.reports.sweep_page import is_sweep
-    from jaxfed.training.run_dir import write_file
 
     check_runs(args.runs)
     swept = [each for each in args.runs if is_sweep(each)]
@@ -36,13 +35,11 @@ def report_command(args: argparse.Namespace) -> None:
         raise ValueError(f"{swept[0]} is a sweep: it has a page of its own, name it alone")
     if args.figures:
         import_pyplot()
-    charts, write_page = (plan_sweep_page if swept else plan_run_page)(args)
-    check_outputs(args, [each.name for each in charts])
-    output = Path(args.output)
-    page = write_page()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_file(output, page)
-    print(output)
+    charts, make_page = (plan_sweep_page if swept else plan_run_page)(args)
+    figures = [Path(args.figures) / f"{each.name}{kind}" for each in charts for kind in KINDS] if args.figures else []
+    check_overwriting([Path(args.output), *figures], args.force)
+    write_report(Path(args.output), make_page())
+    print(args.output)
     if args.figures:
         print(f"{args.figures}: {len(save_figures(charts, Path(args.figures)))} files")
 
@@ -76,16 +73,21 @@ def choose_title(runs: Sequence[str]) -> str:
     return f"Run {runs[0]}" if len(runs) == 1 else f"{len(runs)} runs: {', '.join(Path(each).name for each in runs)}"
 
 
-def check_outputs(args: argparse.Namespace, names: Sequence[str]) -> None:
+def check_overwriting(paths: Sequence[Path], force: bool) -> None:
     """Raises ValueError where a file that jaxfed did not write would be overwritten, before anything is computed."""
-    from jaxfed.reports.figure_files import KINDS
-
-    if Path(args.output).is_dir():
-        raise ValueError(f"-o {args.output} is a folder: name a file, such as {args.output}/report.html")
-    figures = [Path(args.figures) / f"{name}{kind}" for name in names for kind in KINDS] if args.figures else []
-    for path in (Path(args.output), *figures):
-        if path.exists() and not args.force and not is_own_file(path):
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: name a file, such as {path}/report.html")
+        if path.exists() and not force and not is_own_file(path):
             raise ValueError(f"{path} is there, and jaxfed report did not write it: name another file, or pass --force")
+
+
+def write_report(path: Path, page: str) -> None:
+    """Writes a page, whole or not at all, and the folder that it is in."""
+    from jaxfed.training.run_dir import write_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, page)
 
 
 def is_own_file(path: Path) -> bool:

@@ -15,6 +15,7 @@ from jaxfed.evaluation.prequential import make_timeline
 from jaxfed.training.live_model import make_score, rank_by_model, score_users, train_live_model
 from jaxfed.training.replay import ReplayOptions, order_by_time, replay_data
 from tests.cli.test_compare import called
+from tests.cli.test_report import Page
 
 DAY, BEGIN = 86_400, 1_600_000_000
 CONFIG = """
@@ -119,6 +120,22 @@ def replay_of(rows, options, words=()):
     days, users, items = zip(*rows, strict=True)
     data = from_arrays(users, items, times=[BEGIN + round(day * DAY) for day in days])
     return replay_data(override_config(read_config("c.toml"), [*words]), data, options)
+
+
+def test_a_page_over_time(folder, monkeypatch, capsys):
+    """Curves of each method with their numbers, and the windows; what somebody else wrote is not overwritten."""
+    words = ["replay", "c.toml", "--first", "1d", "--window", "1d", "-o", "new/r.html"]
+    assert called(monkeypatch, capsys, *words)[0] == 0
+    page = Page((folder / "new" / "r.html").read_text())
+    said = [data for data, _ in page.text]
+    for word in ("online", "once", "retrained", "popularity", "all, of users known before", "Replay of c.toml"):
+        assert word in said
+    assert len(page.every("figure")) == 4
+    assert called(monkeypatch, capsys, *words)[0] == 0  # its own
+    (folder / "new" / "r.html").write_text("mine")
+    code, printed, said = called(monkeypatch, capsys, *words)
+    assert (code, printed) == (2, "")
+    assert "--force" in said
 
 
 OPTIONS = ReplayOptions(3 * DAY, 3 * DAY, 2, 1)
