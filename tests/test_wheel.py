@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -35,10 +36,33 @@ def test_what_is_in_the_wheel(wheel):
         assert {name for name in names if name.endswith(".py")} == modules  # neither tests nor developers' scripts
         metadata = next(inside.read(name).decode() for name in names if name.endswith("METADATA"))
         commands = next(inside.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+    assert {f"jaxfed/serving/page/{name}" for name in ("index.html", "page.js", "page.css", "icon.svg")} <= names
     assert "jaxfed = jaxfed.__main__:main" in commands
     for extra in ("cuda13", "tpu"):
         assert f"Provides-Extra: {extra}\n" in metadata
         assert f"Requires-Dist: jax[{extra}]>=0.10; extra == '{extra}'" in metadata
+
+
+def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "--directory", str(tmp_path)]
+    subprocess.run([*build, "--target", "sdist"], cwd=ROOT, check=True, capture_output=True)
+    source = next(tmp_path.glob("*.tar.gz"))
+    with tarfile.open(source) as inside:
+        inside.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / source.name.removesuffix(".tar.gz")
+    assert {"tests", "docs", "scripts", "CHANGELOG.md"} <= {path.name for path in unpacked.iterdir()}
+    subprocess.run([*build, "--target", "wheel"], cwd=unpacked, check=True, capture_output=True)
+    with zipfile.ZipFile(wheel) as ours, zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as theirs:
+        assert set(theirs.namelist()) == set(ours.namelist())
+
+
+def test_the_container_has_what_the_package_is_built_of():
+    """What the Containerfile copies is there, and nothing else reaches the builder."""
+    words = (ROOT / "Containerfile").read_text().splitlines()
+    copied = {name for line in words if line.startswith("COPY") for name in line.split()[1:-1]}
+    assert all((ROOT / name).exists() for name in copied)
+    kept = {line[1:] for line in (ROOT / ".containerignore").read_text().splitlines() if line.startswith("!")}
+    assert kept == copied
 
 
 def test_what_the_code_imports_is_a_dependency_of_its_own():

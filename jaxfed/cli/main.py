@@ -33,6 +33,7 @@ from jaxfed.cli import (
 from jaxfed.core.excerpt import shorten
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+DEFAULT_CONFIG = "ml100k_fedavg"
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
 COMMANDS += ["reproduce", "launch", "doctor", "export", "serve"]
 COMMANDS += ["compare", "report", "replay"]
@@ -69,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """The program."""
-    words = sys.argv[1:]
+    words = with_default_config(sys.argv[1:])
     keys = words[:1] == ["train"] and len(words) > 2 and {"-h", "--help"} & set(words[2:])  # of a configuration
     check_command(words)
     args, rest = make_parser().parse_known_args([word for word in words if not keys or word not in ("-h", "--help")])
@@ -130,6 +131,14 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         configured[args.command](args, rest)
     else:
         own[args.command](args)
+
+
+def with_default_config(words: list[str]) -> list[str]:
+    """The words of the command line, in which `train` has a configuration: that which comes with jaxfed, where no word
+    or an option comes next."""
+    if words[:1] == ["train"] and words[1:2] not in (["-h"], ["--help"]) and not (words[1:] and words[1][:1] != "-"):
+        return ["train", DEFAULT_CONFIG, *words[1:]]
+    return words
 
 
 def check_command(words: list[str]) -> None:

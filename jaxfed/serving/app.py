@@ -213,4 +213,5 @@ def add_pages(app: FastAPI, serving: Serving) -> None:
 
     add_file("/", "index.html", "text/html; charset=utf-8")
     add_file("/page.js", "page.js", "text/javascript; charset=utf-8")
+    add_file("/icon.svg", "icon.svg", "image/svg+xml")
     add_file("/page.css", "page.css", "text/css; charset=utf-8")

@@ -54,6 +54,22 @@ def test_every_argument_of_the_registry_says_what_it_does(section, name):
     assert all(len(text) > 10 and text[0] != " " and text.endswith(".") for text in said.values()), said
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train"], ["train", "ml100k_fedavg"]),
+        (["train", "--rounds", "3"], ["train", "ml100k_fedavg", "--rounds", "3"]),
+        (["train", "--help"], ["train", "--help"]),
+        (["train", "synthetic_1k", "--resume"], ["train", "synthetic_1k", "--resume"]),
+        (["evaluate"], ["evaluate"]),
+        ([], []),
+    ],
+)
+def test_train_has_a_default(words, expected):
+    assert main.with_default_config(words) == expected
+    assert main.DEFAULT_CONFIG in built_in_configs()
+
+
 @pytest.mark.parametrize("name", ["ml100k_fedavg", "ml100k_private", "ml100k_fedbuff"])
 def test_every_option_of_train_has_a_description(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")

@@ -289,7 +289,7 @@ def test_pages(served):
     page = client.get("/")
     assert page.status_code == 200
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    for name in ("page.js", "page.css"):
+    for name in ("page.js", "page.css", "icon.svg"):
         assert client.get(f"/{name}").status_code == 200
         assert f'"{name}"' in page.text
     assert "http" not in page.text.replace("http-equiv", "")  # nothing from elsewhere

@@ -10,7 +10,7 @@ function element(name, text, className) {
 }
 
 function nameOf(item) {
-  return item.title ? `${item.title} (${item.id})` : item.id;
+  return item.title || item.id;
 }
 
 function say(text, problem) {
