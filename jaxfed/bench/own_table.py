@@ -6,11 +6,8 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jaxfed.bench.own_table_text import own_table_markdown, print_own_table
 from jaxfed.bench.reproduce import (
@@ -27,7 +24,7 @@ from jaxfed.bench.reproduce import (
     run_plans,
     select_plans,
 )
-from jaxfed.bench.row_tests import UserFigures, add_row_tests, average_users
+from jaxfed.bench.row_tests import add_row_tests, average_users
 from jaxfed.config.overrides import expand_option
 from jaxfed.config.schema import make_config
 from jaxfed.config.settings import Config, Section
@@ -42,11 +39,10 @@ from jaxfed.config.suggestions import (
     suggest_table,
 )
 from jaxfed.data.clients import LEAKY, Clients
-from jaxfed.training.best_model import open_best_model
 from jaxfed.training.log import log, to_json
 from jaxfed.training.run_dir import write_file
 from jaxfed.training.runs import make_cached_loader
-from jaxfed.training.trained_model import TrainedModel
+from jaxfed.training.user_figures import UserFigures, read_users
 
 TRANSITIONS = "EASE with transitions"
 ROWS_BY_RULE = ("popularity", "item-kNN", "EASE", TRANSITIONS, "iALS (FCF)", "FedAvg of MF")
@@ -184,23 +180,6 @@ def check_same_data(folder: Path, digest: str) -> None:
         raise ValueError(f"{folder} was run on other data than the file has now: pass another --out, or remove it")
 
 
-def read_users(folder: Path, load: Callable[[], Clients]) -> UserFigures:
-    """The figures of each user in the test of a finished run, which are kept in RUN/users.npz. load() -> its data."""
-    kept, digest = folder / "users.npz", json.loads((folder / "summary.json").read_text())["params_sha256"]
-    if kept.exists():
-        with np.load(kept) as found:
-            if str(found["params_sha256"]) == digest:
-                return {name: found[name] for name in found if name != "params_sha256"}
-    parts, keys, best = open_best_model(str(folder), lambda section: load())
-    users = TrainedModel(parts, *best, "", keys.evaluation).evaluate_users("test")
-    unfinished = kept.with_suffix(".partial")
-    arrays: dict[str, Any] = users | {"params_sha256": np.array(digest)}
-    with open(unfinished, "wb") as file:
-        np.savez(file, **arrays)
-    unfinished.replace(kept)
-    return users
-
-
 def describe_negatives(summary: dict[str, Any]) -> str:
     """What a held-out item is ranked among in the `sampled` figures of a run; "": there are none."""
     most = summary.get("sampled_negatives")
@@ -220,7 +199,7 @@ def collect_own_rows(
     for plan in filter(is_finished, plans):
         folder = Path(plan.config.run.out)
         try:
-            runs.setdefault(plan.name, []).append(read_users(folder, partial(load, plan.config.data)))
+            runs.setdefault(plan.name, []).append(read_users(folder, load))
         except ValueError as error:  # the other rows are compared all the same
             log(f"{plan.name}: no figures of each user: {error}")
             continue

@@ -7,8 +7,8 @@ import numpy as np
 
 from jaxfed.evaluation.paired_tests import PairedDifference, compare_paired, correct_holm, standard_error
 from jaxfed.training.records import HEADLINES
+from jaxfed.training.user_figures import UserFigures
 
-UserFigures = dict[str, np.ndarray]  # of a run or a row, see `TrainedModel.evaluate_users`
 BASELINES = ("popularity", "item-kNN", "EASE")  # which others are compared with
 COMPARED = "test/full/ndcg@10"
 LEVEL = 0.05  # of a corrected p, from which two rows count as equal

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from jaxfed import __version__
 from jaxfed.cli import (
     bench,
+    compare,
     data,
     deploy,
     device,
@@ -24,6 +25,8 @@ from jaxfed.cli import (
     interrupted,
     launch,
     privacy,
+    replay,
+    report,
     reproduce,
     serve,
     sweep,
@@ -35,6 +38,7 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 DEFAULT_CONFIG = "ml100k_fedavg"
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
 COMMANDS += ["reproduce", "launch", "deploy", "doctor", "export", "serve", "device", "aggregate"]
+COMMANDS += ["compare", "report", "replay"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,6 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_train_options(command)
     sweep.add_sweep_options(command)
     evaluate.add_evaluate_options(command)
+    compare.add_compare_options(command)
+    report.add_report_options(command)
+    replay.add_replay_options(command)
     data.add_data_options(command)
     bench.add_bench_options(command)
     privacy.add_privacy_options(command)
@@ -101,6 +108,7 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
     configured = {
         "train": train.train_command,
         "sweep": sweep.sweep_command,
+        "replay": replay.replay_command,
         "data": data.data_command,
         "reproduce": reproduce.reproduce_command,
         "privacy": privacy.privacy_command,
@@ -111,6 +119,8 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         "evaluate": evaluate.evaluate_command,
         "recommend": evaluate.recommend_command,
         "bench": bench.bench_command,
+        "compare": compare.compare_command,
+        "report": report.report_command,
         "export": export.export_command,
         "serve": serve.serve_command,
         "device": device.device_command,

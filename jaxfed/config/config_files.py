@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +117,28 @@ def with_absolute_paths(config: Config) -> Config:
     return make_config(map_paths(config_to_table(config), absolute_path))
 
 
+def flatten_config(config: Config, paths: bool = True) -> dict[str, Any]:
+    """{dotted key: value} of all of a configuration outside of [run], and but for `rounds`.
+
+    paths: names of files are there, too; else they are empty.
+    """
+    table = map_paths(config_to_table(config), absolute_path if paths else lambda path: "")
+    return {key: value for key, value in iterate_leaves(table) if not key.startswith("run.") and key != "rounds"}
+
+
 def config_differences(old: Config, new: Config, paths: bool = True) -> list[str]:
     """`key: old -> new` of all that differs between two configurations outside of [run], and but for `rounds`.
 
     paths: names of files count, too; false where what is in the files is compared instead.
     """
-
-    def flat(config):
-        table = map_paths(config_to_table(config), absolute_path if paths else lambda path: "")
-        return {key: value for key, value in iterate_leaves(table) if not key.startswith("run.") and key != "rounds"}
-
-    a, b = flat(old), flat(new)
+    a, b = flatten_config(old, paths), flatten_config(new, paths)
     different = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
     return [f"{key}: {shorten(a.get(key, 'unset'))} -> {shorten(b.get(key, 'unset'))}" for key in different]
+
+
+def tabulate_differences(configs: Sequence[Config]) -> dict[str, list[str]]:
+    """{key: its value in each configuration, in short} of all that is not the same in all of them, outside of [run]."""
+    flat = [{"rounds": each.rounds} | flatten_config(each) for each in configs]
+    keys = sorted({key for each in flat for key in each})
+    found = {key: [each.get(key, "unset") for each in flat] for key in keys}
+    return {key: [*map(shorten, each)] for key, each in found.items() if any(value != each[0] for value in each)}

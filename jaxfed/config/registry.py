@@ -243,6 +243,9 @@ REGISTRY: dict[str, dict[str, Callable]] = {
     },
 }
 
+# of rows of figures, of one's own; those that come with jaxfed are in `training.writers`
+WRITERS: dict[str, Callable[..., Any]] = {}
+
 # names that configurations may use as well
 ALIASES = {("channel", "quantise"): "quantize"}
 
@@ -251,7 +254,8 @@ def register(section: str, name: str, function: Callable[P, Piece]) -> Callable[
     """Adds a function of one's own to what configurations can name; see `plugins`.
 
     Args:
-        section: A section of a configuration: "model", "algorithm", "channel", "cohort", "data", ...
+        section: A section of a configuration: "model", "algorithm", "channel", "cohort", "data", ...; or "writer", for
+            a name of `run.writers`.
         name: What a configuration calls the function.
         function: The function. Its arguments with a default are the keys of that section.
 
@@ -267,14 +271,18 @@ def register(section: str, name: str, function: Callable[P, Piece]) -> Callable[
         ...     return jf.at_client(optax.scale(factor))
         >>> scaled_update = jf.register("channel", "scaled_update", scaled_update)
     """
-    if section not in REGISTRY:
-        raise ValueError(f"register: no section {section!r}: choose one of {', '.join(REGISTRY)}")
+    if section not in REGISTRY and section != "writer":
+        raise ValueError(f"register: no section {section!r}: choose one of {', '.join(REGISTRY)} or writer")
+    there = WRITERS if section == "writer" else REGISTRY[section]
     taken, new = (
         [getattr(each, key, each) for key in ("__module__", "__qualname__")]
-        for each in (REGISTRY[section].get(name, function), function)
+        for each in (there.get(name, function), function)
     )  # a module may be imported anew
     if taken != new:
         raise ValueError(f"register: the {section} {name!r} is there already: choose another name")
+    if section == "writer":
+        WRITERS[name] = function
+        return function
     if REGISTRY[section].get(name) is not function:
         REGISTRY[section][name] = named(section, name)(function)
     return REGISTRY[section][name]

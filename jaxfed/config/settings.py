@@ -132,8 +132,8 @@ class Run:
         chunk: Number of blocks whose messages are in memory at once; lower it when memory runs out. 0: all.
         rounds_per_program: Rounds that run as one program, drawn on the device (work.draw_on). 1: the host starts each.
         profile: Rounds to trace by the JAX profiler into RUN/profile, after the first two or a first program. 0: none.
-        imports: Modules to import before names are looked up, which add links, works, models or data of your own to
-            the registry.
+        imports: Modules to import before names are looked up, which add pieces of your own to the registry.
+        writers: Where rows of figures go beside metrics.jsonl: tensorboard, csv, wandb, mlflow, or one of your own.
         client_memory_gb: Limit in GB (10^9 bytes) for what all clients keep; a run that needs more is refused.
 
     Example:
@@ -156,6 +156,7 @@ class Run:
     rounds_per_program: int = 1
     profile: int = 0
     imports: tuple[str, ...] = ()
+    writers: tuple[str, ...] = ("tensorboard",)
     client_memory_gb: float = 8.0
 
 
@@ -197,8 +198,7 @@ class Evaluation:
         seed: Seed of the sampled negatives and of the choice of evaluated clients.
         history: Interactions that a test reads where the model computes a user's vector from a history (models of
             sequences, closed forms, fold_in): the training ones, or `all`, with validation ones too for the test.
-        fold_in: true: compute each client's private part from its history instead of using the trained one, as for a
-            new client.
+        fold_in: true: compute each client's private part from its history, as for a new client, not the trained one.
         clients: Evaluate on at most this many clients, drawn once. 0: all.
         targets: Items, by the source's ids, whose exposure is measured (er@k).
         at: The cut-offs k of hr@k, ndcg@k, recall@k, precision@k, f1@k and er@k.

@@ -51,6 +51,8 @@ class SetupStream(Enum):
     PROBE = (2, 17)  # who takes the place of a client in `jaxfed privacy probe`
     SPLIT = (1, 19)  # which rows are held out, where chance decides
     COLD_ITEMS = (1, 29)  # which items nobody trains on
+    BOOTSTRAP = (0, 37)  # which users are drawn to compare two models
+    SEARCH = (1, 41)  # what the sampler of a trial draws
 
 
 def philox_key(seed: int, stream: Stream, round: int = 0) -> list[int]:

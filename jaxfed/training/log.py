@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from jaxfed.core.excerpt import printable
 from jaxfed.data.stages import LOGGER as STAGES
-from jaxfed.training.records import describe_figure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,19 +67,14 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 class MetricsWriter:
-    """metrics.jsonl and TensorBoard events of a run, both cut back to where a checkpoint was when it resumes.
+    """metrics.jsonl of a run, cut back to where a checkpoint was when it resumes.
 
     Args:
         folder: the run's.
         position: bytes of metrics.jsonl that belong to the checkpoint.
-        round: rounds that were done then.
     """
 
-    def __init__(self, folder: Path, position: int, round: int):
-        # events are written here and now: the thread of `SummaryWriter` dies of a full disk, and its queue then blocks
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
+    def __init__(self, folder: Path, position: int):
         self.path = folder / "metrics.jsonl"
         self.path.touch()
         kept = last_line_end(self.path, position)
@@ -90,27 +83,10 @@ class MetricsWriter:
         self.file = open(self.path, "r+b")  # noqa: SIM115  closed by `close`
         self.file.truncate(kept)
         self.file.seek(kept)
-        (folder / "tensorboard").mkdir(exist_ok=True)
-        self.described: set[str] = set()
-        self.board = EventsWriter(str(folder / "tensorboard" / "events"), f".{os.getpid()}.{round}")
-        start = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget events of later rounds
-        self.board.write_event(Event(session_log=start, step=round + 1, wall_time=time.time()))
 
     def log_row(self, row: dict[str, Any]) -> None:
-        """One flat line; numbers also go to TensorBoard at `round`, with what they mean the first time."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
-
+        """One flat line."""
         self.file.write(to_json(row).encode() + b"\n")
-        mark = "LEAKY/" if row.get("leaky") else ""
-        for name, value in row.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if number and name != "round":
-                meaning = "" if name in self.described else describe_figure(name)
-                self.described.add(name)
-                summary = scalar(mark + name, value, summary_description=meaning)
-                self.board.write_event(Event(summary=summary, step=row["round"], wall_time=time.time()))
-        self.board.flush()
 
     def position(self) -> int:
         """Bytes written so far, all of them on disk."""
@@ -119,10 +95,9 @@ class MetricsWriter:
         return self.file.tell()
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes it."""
         self.position()
         self.file.close()
-        self.board.close()
 
 
 def last_line_end(path: Path, position: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxfed.config.build import RunParts, load_data
 from jaxfed.config.config_files import config_to_toml, with_absolute_paths
+from jaxfed.config.schema import config_to_table
 from jaxfed.core.processes import Processes, agree_on, run_on_first, this_process
 from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
@@ -28,6 +29,7 @@ from jaxfed.training.seed_rounds import launch_seed_rounds
 from jaxfed.training.session import Hooks, Session, check_select, compile_once, round_seed, train_by_programs
 from jaxfed.training.summary import LOWER_RATES, privacy_cautions, summarize
 from jaxfed.training.timing import time_stage
+from jaxfed.training.writers import RunStart, check_writers, open_writers, read_kept_rows
 
 
 @contextmanager
@@ -93,6 +95,7 @@ def train_run(
     if done := run_on_first(processes, "folder", lambda: finished_summary(folder, config, resume)):
         log(f"{folder} is finished ({json.loads(done)['rounds']} rounds){'' if extend else '; --rounds N adds more'}")
         return json.loads(done)
+    run_on_first(processes, "writers", partial(check_writers, config.run.writers))
     read = partial(load_first_alone, processes, config.data, load)
     data = agree_on(processes, "data set", read, lambda data: data.digest)
     for note in data.source.notes:
@@ -129,12 +132,23 @@ def open_run_folder(
         )
         # only now is anything changed: a run that is refused leaves all as it was
         run_on_first(processes, "folder", lambda: write_config(folder, config, before))
-        files = NullWriter() if processes.rank else MetricsWriter(folder, progress.position, progress.round)
-        rows = RunLoggers(files, () if processes.rank else tuple(loggers))
+        rows = RunLoggers(NullWriter()) if processes.rank else open_rows(config, progress, loggers)
         closing_rows = held.enter_context(ExitStack())
         closing_rows.callback(rows.close)
         session = Session(config, parts, arrays["state"], arrays["best"], progress, round_seed(config, processes))
         yield OpenRun(session, checkpoints, rows, closing_rows)
+
+
+def open_rows(config: Any, progress: Progress, loggers: Sequence[Logger]) -> RunLoggers:
+    """metrics.jsonl of a run, the writers that its configuration names, and further loggers."""
+    folder = Path(config.run.out)
+    with ExitStack() as opened:
+        files = MetricsWriter(folder, progress.position)
+        opened.callback(files.close)
+        start = RunStart(folder, config_to_table(config), progress.round, tuple(read_kept_rows(folder)))
+        writers = open_writers(config.run.writers, start)
+        opened.pop_all()
+    return RunLoggers(files, (*writers, *loggers))
 
 
 def finish_run(run: OpenRun) -> dict[str, Any]:

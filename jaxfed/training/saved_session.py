@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from jaxfed.config.config_files import config_to_toml, read_config, with_absolute_paths
 from jaxfed.config.recipes import TABLES
-from jaxfed.config.schema import make_config
+from jaxfed.config.schema import config_to_table, make_config
 from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint
-from jaxfed.training.log import MetricsWriter, log
+from jaxfed.training.log import MetricsWriter, RunLoggers, log
 from jaxfed.training.resume import (
     check_frozen,
     describe_run,
@@ -23,6 +24,7 @@ from jaxfed.training.resume import (
 from jaxfed.training.rounds import Progress, initial_arrays
 from jaxfed.training.run_dir import PRIVATE, check_same_config, lock_folder, read_summary, set_summary_aside, write_file
 from jaxfed.training.session import Session
+from jaxfed.training.writers import RunStart, open_writers
 
 
 class RunTables(NamedTuple):
@@ -65,19 +67,28 @@ def save_session(
         finished = summary_rounds(folder)
         if finished is not None and finished != session.progress.round:
             set_summary_aside(folder, finished)
-        writer = MetricsWriter(folder, 0, session.progress.round)
-        try:
-            for row in rows:
-                writer.log_row(row)
-            session.progress.position = writer.position()
-        finally:
-            writer.close()
+        session.progress.position = save_rows(folder, rows, session, config)
         with checkpoint.open_checkpoints(folder / "checkpoints", session.settings.run.keep) as checkpoints:
             if session.progress.round in checkpoint.checkpoint_steps(folder / "checkpoints"):
                 checkpoints.delete(session.progress.round)
             arrays, record = make_checkpoint(session, described)
             checkpoint.save_checkpoint(checkpoints, session.progress.round, arrays, record)
             checkpoints.wait_until_finished()
+
+
+def save_rows(folder: Path, rows: Sequence[dict[str, Any]], session: Session, config: Any) -> int:
+    """Writes the rows of a run to metrics.jsonl and to the writers that its settings name; returns the bytes of the
+    former. config: the run's; None: a piece has no name."""
+    files = MetricsWriter(folder, 0)
+    start = RunStart(folder, {} if config is None else config_to_table(config), 0, ())
+    with ExitStack() as closing:
+        closing.callback(files.close)
+        loggers = RunLoggers(files, open_writers(session.settings.run.writers, start))
+        for each in loggers.others:
+            closing.callback(each.close)
+        for row in rows:
+            loggers.log_row(row)
+        return files.position()
 
 
 def summary_rounds(folder: Path) -> int | None:

@@ -217,6 +217,18 @@ def kept_rows(
     return [each for each in rows if ({key: each.get(key) for key in keys}, each["seed"]) not in now]
 
 
+def replace_rows(
+    rows: Sequence[dict[str, Any]], made: Sequence[dict[str, Any]], keys: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows without those of the same values and seed as new ones, then the new ones."""
+
+    def place(row):
+        return [row.get(key) for key in (*keys, "seed")]
+
+    now = [place(each) for each in made]
+    return [*(each for each in rows if place(each) not in now), *made]
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a results.json; none where there is no file. Raises ValueError where it is damaged."""
     try:

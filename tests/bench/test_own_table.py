@@ -203,11 +203,10 @@ def test_figures_of_users_are_read_again_where_the_run_is_another(rows, tmp_path
     words = ["--table", rows, "--user", "who", "--out", tmp_path, "--only", "popularity"]
     assert run(monkeypatch, capsys, *words)[0] == 0
     folder, load = tmp_path / "popularity" / "seed_0", make_cached_loader()
-    config = make_config(read_config(folder))
-    kept = own_table.read_users(folder, lambda: load(config.data))
+    kept = own_table.read_users(folder, load)
     with open(folder / "users.npz", "wb") as file:
         np.savez(file, **kept | {"params_sha256": np.array("of another"), NDCG: kept[NDCG] * 0})
-    assert own_table.read_users(folder, lambda: load(config.data))[NDCG].tolist() == kept[NDCG].tolist()
+    assert own_table.read_users(folder, load)[NDCG].tolist() == kept[NDCG].tolist()
 
 
 def test_other_settings_and_other_data(rows, tmp_path, monkeypatch, capsys):

@@ -397,7 +397,7 @@ def test_rows_that_are_gone_are_said_and_never_made_of_zeros(stopped, original, 
 def test_a_journal_is_cut_to_its_last_whole_row(tmp_path, capsys, text, left, position):
     if text is not None:
         (tmp_path / "metrics.jsonl").write_bytes(text)
-    journal = MetricsWriter(tmp_path, position, 0)
+    journal = MetricsWriter(tmp_path, position)
     assert journal.position() == left
     journal.close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == (text or b"")[:left]
@@ -407,7 +407,7 @@ def test_a_journal_is_cut_to_its_last_whole_row(tmp_path, capsys, text, left, po
 def test_a_journal_that_was_cut_stands_where_it_was_cut(tmp_path):
     """A checkpoint before the next row once held the length from before the cut."""
     (tmp_path / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2}\n')
-    journal = MetricsWriter(tmp_path, 13, 1)
+    journal = MetricsWriter(tmp_path, 13)
     assert journal.position() == 13
     journal.log_row({"round": 2, "x": 0.5, "y": float("nan")})
     journal.close()

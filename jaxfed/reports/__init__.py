@@ -1,0 +1,1 @@
+"""Runs beside each other: what differs, paired tests over users, and a page of them."""
