@@ -92,7 +92,7 @@ def collect_run(out: Path, config: Config, parts: RunParts, facts: PublicFacts, 
     write_file(out / "config.toml", config_to_toml(with_absolute_paths(config)))
     rows = (out / "server" / "metrics.jsonl").read_bytes()
     (out / "metrics.jsonl").write_bytes(rows)
-    writer = MetricsWriter(out, len(rows), progress.round)
+    writer = MetricsWriter(out, len(rows))
     try:
         summary = summarize(session, writer.log_row)
         progress.best_value = float(summary[config.evaluation.select])

@@ -75,7 +75,7 @@ def write_folder(folder: Path, partial: Path, out: Path, config, parts, folded: 
         progress.finished = True
         best: Tree = keep_model(parts, folded.state)
         session = Session(config, parts, folded.state, best, progress, round_seed(config, Processes()))
-        writer = MetricsWriter(partial, len(rows), progress.round)
+        writer = MetricsWriter(partial, len(rows))
         try:
             summary = summarize(session, writer.log_row) | {"folded": sorted(folded.counted.values())}
             progress.best_value = float(summary[config.evaluation.select])
