@@ -18,7 +18,8 @@ body { background: var(--back); color: var(--text); font: 16px/1.5 system-ui, sa
   72rem; padding: 1.5rem; }
 h1 { font-size: 1.6rem; }
 h2 { font-size: 1.25rem; margin-top: 2.2rem; }
-h1, h2, li, td, th { overflow-wrap: anywhere; }
+h1, h2, li, td, tbody th { overflow-wrap: anywhere; }
+td, tbody th { min-width: 5em; }
 a { color: var(--c0); }
 nav ul, ul.legend { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; list-style: none; padding: 0; }
 .scroll { overflow-x: auto; }

@@ -77,6 +77,11 @@ def compare_runs(
         if held_out != base[1]:
             notes.append(f"{other.folder} is not compared with {first.folder} user by user: other held-out items")
             continue
+        if first.summary.get("history") != other.summary.get("history"):
+            notes.append(
+                f"{other.folder}: its test knows other items of a user than that of {first.folder} (evaluation.history), "
+                "and differences are of that, too"
+            )
         found += compare_users(other, users, base[0], metrics)
         if not has_same_samples(first, other) and any("/sampled/" in name for name in metrics):
             notes.append(f"{other.folder}: sampled figures are not compared: other negatives than in {first.folder}")

@@ -159,6 +159,16 @@ def test_other_negatives_are_not_compared(folder, monkeypatch, capsys):
     assert "sampled figures are not compared: other negatives" in found["notes"][0]
 
 
+def test_a_test_that_knows_more_of_a_user_is_said_to(folder, tmp_path, monkeypatch, capsys):
+    """As that of a model of sequences, beside one that reads train items alone."""
+    wide = shutil.copytree(folder / "wide", tmp_path / "wide")
+    summary = json.loads((wide / "summary.json").read_text())
+    (wide / "summary.json").write_text(json.dumps(summary | {"history": "train and validation items"}))
+    found = compared(monkeypatch, capsys, folder / "base", wide)
+    assert found["paired"]
+    assert "its test knows other items of a user" in found["notes"][0]
+
+
 def test_rows_with_labels_have_no_users_to_compare(tmp_path, monkeypatch, capsys):
     run = shared_runner()
     rows = [f"{user},{item},{1 + (user * item) % 5},{user + item}" for user in range(12) for item in range(6)]
