@@ -79,8 +79,8 @@ def compare_runs(
             continue
         if first.summary.get("history") != other.summary.get("history"):
             notes.append(
-                f"{other.folder}: its test knows other items of a user than that of {first.folder} (evaluation.history), "
-                "and differences are of that, too"
+                f"{other.folder}: its test knows other items of a user than that of {first.folder} "
+                "(evaluation.history), and differences are of that, too"
             )
         found += compare_users(other, users, base[0], metrics)
         if not has_same_samples(first, other) and any("/sampled/" in name for name in metrics):
