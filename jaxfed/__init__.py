@@ -60,7 +60,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from jaxfed.training.opened_experiment import load_run as load_run
     from jaxfed.training.opened_experiment import train_seeds as train_seeds
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _MODULES = {
     "jaxfed.config.mesh": ("MeshAxes", "Partition"),
