@@ -26,7 +26,7 @@ from jaxfed.deployment.node_states import (
 )
 from jaxfed.deployment.opened_node import Node, make_client_keys, pack_clients
 from jaxfed.deployment.party import DeployedPieces, divide_tables
-from jaxfed.deployment.secure_node import SECURE, answer_step, open_session
+from jaxfed.deployment.secure_node import SECURE, answer_step, check_cohort_of, open_session
 
 
 def make_reply(node: Node, request: bytes) -> bytes:
@@ -53,8 +53,9 @@ def make_reply_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
     if strangers := {*plan.asked.tolist(), *plan.coming.tolist()} - {*node.ids.tolist()}:
         raise ValueError(f"client {min(strangers)} is not at this node")
     if node.party.roster:  # no message leaves by itself
-        if asked[-1].round != head.round:
-            raise ValueError("a secure sum of another round than the plan")
+        if asked[-1].round != head.round or asked[-1].kind != Kind.SECURE:
+            raise ValueError("this node adds its messages by a secure sum alone, and the plan begins none")
+        check_cohort_of(node.party, asked[-1].payload, node.ids, plan.asked)
         answers = list_answers(node, head.round, plan, asked[1:-1]) if len(plan.asked) else []
         return open_session(node.party, node.folder / SECURE, asked[-1], answers)
     replies = list_answers(node, head.round, plan, asked[1:]) if len(plan.asked) else []

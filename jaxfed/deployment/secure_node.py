@@ -18,11 +18,12 @@ import jax
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from jaxfed.deployment.envelope import NODE, Envelope, Kind
+from jaxfed.deployment.envelope import NODE, Envelope, Kind, read_distinct
 from jaxfed.deployment.party import DeployedPieces
 from jaxfed.secagg.protocol import ROUNDS, Party
 from jaxfed.secagg.terms import SessionTerms
 
+NONCE = 16  # bytes: a server that begins a round anew begins another session
 SECURE = "secure"  # the folder of what follows, among the states of a node
 IDENTITY = "identity"
 MASKED = "masked"  # the last round in which the node has sent a masked vector
@@ -39,9 +40,36 @@ class NodeSession(NamedTuple):
     steps: tuple[bytes, ...]  # what the server sent, of each step that was answered
 
 
-def name_session(digest: bytes, round: int, nonce: bytes) -> bytes:
-    """32 bytes that name the session of a round. digest: of the configuration."""
-    return sha256(b"jaxfed session" + digest + round.to_bytes(8, "little") + nonce).digest()
+def name_session(digest: bytes, round: int, begun: bytes) -> bytes:
+    """32 bytes that name the session of a round. digest: of the configuration. begun: see `pack_begin`."""
+    return sha256(b"jaxfed session" + digest + round.to_bytes(8, "little") + begun).digest()
+
+
+def pack_begin(nonce: bytes, cohort: np.ndarray) -> bytes:
+    """What a session begins with: `NONCE` bytes that are new, and whom the round asks. It is in the session's name, so
+    that all nodes of a session know the same cohort."""
+    return nonce + np.sort(cohort).astype("<i4").tobytes()
+
+
+def check_cohort_of(party: DeployedPieces, begun: bytes, own: np.ndarray, asked: np.ndarray) -> None:
+    """Raises ValueError for a cohort that a node must not add its messages to: it would hide too little.
+
+    A server that asked one client alone, of whom other nodes do not know, would read its message in the sum.
+
+    Args:
+        party: the node's.
+        begun: see `pack_begin`.
+        own: the clients of the node.
+        asked: those of them that the plan asks.
+    """
+    cohort = read_distinct(begun[NONCE:], party.plan.num_clients)
+    if not np.array_equal(np.intersect1d(cohort, own), np.sort(asked)):
+        raise ValueError("the plan asks other clients of this node than the cohort of the secure sum")
+    least = max(2, party.sampler.size if party.sampler.kind in ("everyone", "fixed") else 0)
+    if len(cohort) < least:
+        raise ValueError(
+            f"a cohort of {len(cohort)} clients, where there must be {least}: the sum would hide too little"
+        )
 
 
 def find_terms(party: DeployedPieces, session: bytes) -> SessionTerms:

@@ -19,10 +19,8 @@ from jaxfed.deployment.envelope import (
 )
 from jaxfed.deployment.opened_server import EMPTY_ROWS, Exchange, FederationServer, Heard, RoundRequest
 from jaxfed.deployment.party import DeployedPieces
-from jaxfed.deployment.secure_node import find_terms, name_session
+from jaxfed.deployment.secure_node import NONCE, find_terms, name_session, pack_begin
 from jaxfed.secagg.protocol import ROUNDS, Server
-
-NONCE = 16  # bytes: a server that begins a round anew begins another session
 
 
 class Answers:
@@ -47,9 +45,10 @@ def sum_securely(
         requests: {node: what it is sent to begin with}, of all nodes: those whose clients are not asked bring zeros.
         exchange: See `run_server_round`.
     """
-    nonce, heard = token_bytes(NONCE), Heard({}, set())
-    session = name_session(server.party.digest, request.number, nonce)
-    begin = pack_envelopes([Envelope(Kind.SECURE, request.number, 0, session, 0, nonce)])
+    heard, cohort = Heard({}, set()), request.ids[request.ids < server.party.plan.num_clients]
+    begun = pack_begin(token_bytes(NONCE), cohort)
+    session = name_session(server.party.digest, request.number, begun)
+    begin = pack_envelopes([Envelope(Kind.SECURE, request.number, 0, session, 0, begun)])
     said, sums = Answers(), Server(find_terms(server.party, session))
     asked = {node: data + begin for node, data in requests.items()}
     try:

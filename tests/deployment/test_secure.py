@@ -4,14 +4,22 @@ import jax
 import numpy as np
 import pytest
 
-from jaxfed.deployment.coordinator import make_plan
+from jaxfed.deployment.coordinator import make_requests
 from jaxfed.deployment.envelope import Envelope, Kind, pack_envelopes, read_envelopes, read_refusal
 from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.opened_node import open_node
-from jaxfed.deployment.opened_server import EMPTY_ROWS
-from jaxfed.deployment.secure_node import MASKED, SECURE, name_session, sum_ring_messages
-from jaxfed.secagg.protocol import ROUNDS
+from jaxfed.deployment.secure_node import (
+    MASKED,
+    NONCE,
+    SECURE,
+    find_terms,
+    name_session,
+    pack_begin,
+    sum_ring_messages,
+)
+from jaxfed.sampling.cohort import sample_cohort
+from jaxfed.secagg.protocol import ROUNDS, Server
 from tests.deployment.federation import (
     MF,
     RING,
@@ -163,37 +171,34 @@ def ask(node, *envelopes):
     return found, next((read_refusal(each) for each in found if each.kind == Kind.REFUSED), "")
 
 
-def begin(server, nonce, round=0):
-    """What begins a secure sum of nobody's messages in a round."""
-    plan = make_plan(server, round, EMPTY_ROWS, round + 1, EMPTY_ROWS)._replace(round=round)
-    session = name_session(server.party.digest, round, nonce)
-    return plan, Envelope(Kind.SECURE, round, 0, session, 0, nonce)
+def begin(server, nodes, nonce, round=0, cohort=None):
+    """(session, {node: the envelopes by which it begins}) of a round: as an honest server asks, or of a cohort."""
+    ids = sample_cohort(server.party.sampler, server.seed, round)[0] if cohort is None else np.array(cohort)
+    members = {node: each.ids for node, each in nodes.items()}
+    asked = {node: np.intersect1d(ids, clients).astype(np.int32) for node, clients in members.items()}
+    requests, _ = make_requests(server, round, ids, asked, members)
+    begun = pack_begin(nonce.ljust(NONCE), ids)
+    session = name_session(server.party.digest, round, begun)
+    step = Envelope(Kind.SECURE, round, 0, session, 0, begun)
+    whole = {node: read_envelopes(data) for node, data in requests.items()}
+    return session, {node: [*(some if len(asked[node]) else some[:1]), step] for node, some in whole.items()}
 
 
-def run_to_mask(server, nodes, nonce, round=0):
+def run_to_mask(server, nodes, nonce):
     """A session up to the inboxes of `mask`: (session, {node: inbox})."""
-    from jaxfed.deployment.secure_node import find_terms
-    from jaxfed.secagg.protocol import Server
-
-    session = name_session(server.party.digest, round, nonce)
-    sums = Server(find_terms(server.party, session))
+    session, first = begin(server, nodes, nonce)
+    sums, places = Server(find_terms(server.party, session)), {}
     inbox = {}
     for number, step in enumerate(("advertise", "share")):
         messages = {}
         for node in nodes:
-            place = server.party.roster.index(own_key(nodes[node]))
-            step_of = Envelope(Kind.SECURE, round, number, session, 0, inbox.get(place, b""))
-            found, said = ask(nodes[node], *(begin(server, nonce, round) if number == 0 else (step_of,)))
+            words = first[node] if number == 0 else [Envelope(Kind.SECURE, 0, 1, session, 0, inbox[places[node]])]
+            found, said = ask(nodes[node], *words)
             assert not said
             messages |= {each.rows: each.payload for each in found if each.kind == Kind.SECURE}
+            places[node] = next(each.rows for each in found if each.kind == Kind.SECURE)
         inbox = getattr(sums, step)(messages)
-    return session, {node: inbox[server.party.roster.index(own_key(nodes[node]))] for node in nodes}
-
-
-def own_key(node):
-    from jaxfed.deployment.secure_node import read_identity
-
-    return read_identity(node.folder / SECURE).public_key().public_bytes_raw()
+    return session, {node: inbox[places[node]] for node in nodes}
 
 
 @pytest.fixture
@@ -228,20 +233,45 @@ def test_a_step_is_answered_once(federation):
 
 def test_no_message_leaves_without_a_secure_sum(federation):
     server, nodes = federation
-    plan, step = begin(server, b"nonce")
-    for words in ((plan,), (plan, step._replace(payload=b"other")), (plan, step._replace(round=1))):
-        found, said = ask(nodes[0], *words)
+    *words, step = begin(server, nodes, b"nonce")[1][0]
+    others = step._replace(payload=b"other".ljust(NONCE) + step.payload[NONCE:]), step._replace(round=1)
+    for last in ([], [others[0]], [others[1]], [step._replace(client=1)]):
+        found, said = ask(nodes[0], *words, *last)
         assert said
         assert [each.kind for each in found] == [Kind.REFUSED]
     assert "no secure sum" in ask(nodes[1], step._replace(client=1))[1]
 
 
+def test_a_server_that_asks_one_client_alone_is_refused(federation):
+    """Other nodes would bring zeros, and the sum would be its message."""
+    server, nodes = federation
+    nobody = server.party.plan.num_clients
+    alone = [5, *[nobody] * 11]
+    assert "hide too little" in ask(nodes[0], *begin_of(server, nodes, alone)[0])[1]
+    honest = begin(server, nodes, b"nonce")[1]
+    node = next(node for node, words in honest.items() if len(words) > 2)
+    told = begin_of(server, nodes, [int(client) for client in nodes[node].ids[:1]] + [nobody] * 11)[node]
+    found, said = ask(nodes[node], *told[:-1], honest[node][-1])  # it is told of the whole cohort, and asked for one
+    assert "asks other clients" in said
+    assert [each.kind for each in found] == [Kind.REFUSED]
+
+
+def begin_of(server, nodes, cohort):
+    """What nodes are told by which a session of another cohort begins."""
+    ids = np.array(cohort)
+    real = ids[ids < server.party.plan.num_clients]
+    _, words = begin(server, nodes, b"nonce", cohort=ids)
+    begun = pack_begin(b"nonce".ljust(NONCE), real)
+    step = Envelope(Kind.SECURE, 0, 0, name_session(server.party.digest, 0, begun), 0, begun)
+    return {node: [*some[:-1], step] for node, some in words.items()}
+
+
 def test_a_node_with_another_key_takes_no_part(federation):
     server, nodes = federation
     (nodes[0].folder / SECURE / "identity").write_bytes(bytes(range(32)))
-    assert "not among those" in ask(nodes[0], *begin(server, b"nonce"))[1]
+    assert "not among those" in ask(nodes[0], *begin(server, nodes, b"nonce")[1][0])[1]
     (nodes[0].folder / SECURE / "identity").write_bytes(b"short")
-    assert "damaged" in ask(nodes[0], *begin(server, b"nonce"))[1]
+    assert "damaged" in ask(nodes[0], *begin(server, nodes, b"nonce")[1][0])[1]
 
 
 def test_what_a_node_says_wrongly_is_left_out(tmp_path):
