@@ -117,6 +117,8 @@ def recall_client(node: Node, client: int, counted: int, round: int, digest: byt
         first = node.first_states(jnp.array([client], jnp.int32))
         return SavedClient(jax.tree.map(lambda x: np.asarray(x[0]), first))
     saved = saved.settle(counted)
+    if max(saved.counted, saved.answered) > round or saved.counted == round:
+        raise ValueError(f"round {round} is over for this client: a second answer could undo the noise of the first")
     if saved.answered == round and saved.digest != digest:
         raise ValueError(f"round {round} was answered for another model: a second answer could undo the noise of one")
     if saved.answered == round:
