@@ -196,12 +196,12 @@ def test_stopped_all_processes_end_and_the_run_goes_on(tmp_path):
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_a_node_that_is_killed_drops_its_clients_out(tmp_path):
-    """The second of three SuperNodes is killed after round 1: the others go on, as in the simulator without its two
-    silos in rounds 2 and 3."""
+    """The second of four SuperNodes is killed after round 1: the others go on, as in the simulator without its silo in
+    rounds 2 and 3. A secure sum of three nodes could not lose any."""
     pytest.importorskip("flwr")
     table = MF | RING | SILOS | {"rounds": 3}
     path, out = write_table(tmp_path / "silos.toml", table), tmp_path / "deployed"
-    words = command("deploy", path, "--nodes", 3, "--deadline", 60, "--out", out)
+    words = command("deploy", path, "--nodes", 4, "--deadline", 60, "--out", out)
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=child_environment()) as process:
         assert any(line.startswith("round 1:") for line in process.stderr)
         for pid in flower_processes(out / "flower"):
@@ -212,8 +212,8 @@ def test_a_node_that_is_killed_drops_its_clients_out(tmp_path):
     assert process.returncode == 0
     assert "node 1 ended, and its clients drop out" in told
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["clients/dropped_total"] == 4
+    assert summary["clients/dropped_total"] == 2
     config = make_config(table)
     parts = build_from_config(config, load_data(config.data))
-    want, _ = simulate(parts, 3, table["seed"], lambda round: [1, 4] if round else [])
+    want, _ = simulate(parts, 3, table["seed"], lambda round: [1] if round else [])
     assert summary["params_sha256"] == tree_digest(jax.tree.map(np.asarray, scored_model(parts, want)))
