@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,10 +111,8 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
 
 def require_flower() -> None:
     """Raises ValueError where Flower is missing."""
-    try:
-        import flwr  # noqa: F401
-    except ImportError:
-        raise ValueError("deploy needs Flower: pip install 'jaxfed[flower]'") from None
+    if find_spec("flwr") is None:
+        raise ValueError("deploy needs Flower: pip install 'jaxfed[flower]'")
 
 
 def make_environment(out: Path) -> dict[str, str]:

@@ -12,10 +12,10 @@ import numpy as np
 from jaxfed.config.build import RunParts
 from jaxfed.config.config_files import config_to_toml, with_absolute_paths
 from jaxfed.config.settings import Config
-from jaxfed.core.processes import Processes
 from jaxfed.core.state import State
 from jaxfed.core.tables import unwrap
 from jaxfed.core.types import Tree
+from jaxfed.deployment.finished_run import write_finished_run
 from jaxfed.deployment.node_data import (
     PublicFacts,
     find_facts,
@@ -27,13 +27,10 @@ from jaxfed.deployment.node_data import (
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.party import config_digest, make_deployed_pieces
 from jaxfed.deployment.secure_node import SECURE, make_identity
-from jaxfed.training.checkpoint import open_checkpoints, restore_newest, save_checkpoint
-from jaxfed.training.log import MetricsWriter, log, to_json
-from jaxfed.training.resume import describe_run, make_checkpoint
-from jaxfed.training.rounds import Progress, initial_arrays, keep_model
+from jaxfed.training.checkpoint import open_checkpoints, restore_newest
+from jaxfed.training.log import log
+from jaxfed.training.rounds import Progress, initial_arrays
 from jaxfed.training.run_dir import write_file
-from jaxfed.training.session import Session, round_seed
-from jaxfed.training.summary import summarize
 
 PRIVATE = 0o700
 
@@ -85,27 +82,9 @@ def collect_run(out: Path, config: Config, parts: RunParts, facts: PublicFacts, 
 
     There are no evaluations between rounds, for which the server has no data: the last model counts as the best one.
     """
-    arrays = initial_arrays(parts, config.seed)
-    state, progress = read_federation(out, config, arrays["state"], facts, nodes)
-    progress.best_round, progress.finished = progress.round, True
-    session = Session(config, parts, state, keep_model(parts, state), progress, round_seed(config, Processes()))
-    write_file(out / "config.toml", config_to_toml(with_absolute_paths(config)))
+    state, progress = read_federation(out, config, initial_arrays(parts, config.seed)["state"], facts, nodes)
     rows = (out / "server" / "metrics.jsonl").read_bytes()
-    (out / "metrics.jsonl").write_bytes(rows)
-    writer = MetricsWriter(out, len(rows))
-    try:
-        summary = summarize(session, writer.log_row)
-        progress.best_value = float(summary[config.evaluation.select])
-        progress.position = writer.position()
-    finally:
-        writer.close()
-    described = describe_run(config, parts.data.digest, parts.frozen)
-    with open_checkpoints(out / "checkpoints", config.run.keep) as checkpoints:
-        if progress.round not in checkpoints.all_steps():
-            save_checkpoint(checkpoints, progress.round, *make_checkpoint(session, described))
-            checkpoints.wait_until_finished()
-    write_file(out / "summary.json", to_json(summary, 1) + "\n")
-    return summary
+    return write_finished_run(out, config, parts, state, progress, rows)
 
 
 def read_federation(out: Path, config: Config, first: State, facts: PublicFacts, nodes: int) -> tuple[State, Progress]:

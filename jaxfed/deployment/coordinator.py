@@ -15,7 +15,7 @@ from jaxfed.core.wire import ID, open_shapes, pack_message
 from jaxfed.deployment.envelope import (
     NODE,
     Envelope,
-    Kind,
+    EnvelopeKind,
     RoundPlan,
     pack_envelopes,
     pack_plan,
@@ -82,7 +82,7 @@ def match_nodes(
 ) -> dict[int, np.ndarray]:
     """The clients of each node that has the same configuration, those that are `known` among them. A client that two
     nodes claim belongs to the first."""
-    hello = pack_envelopes([Envelope(Kind.HELLO, 0, NODE, party.digest)])
+    hello = pack_envelopes([Envelope(EnvelopeKind.HELLO, 0, NODE, party.digest)])
     members = dict(known)
     taken = np.zeros(party.plan.num_clients, bool)
     for clients in known.values():
@@ -90,9 +90,9 @@ def match_nodes(
     for node, reply in sorted(exchange(dict.fromkeys(nodes, hello)).items()):
         try:
             found = read_envelopes(reply)
-            if len(found) == 1 and found[0].kind == Kind.REFUSED:
+            if len(found) == 1 and found[0].kind == EnvelopeKind.REFUSED:
                 raise ValueError(read_refusal(found[0]))
-            refuse_envelope(len(found) != 1 or found[0].kind != Kind.HELLO, "this is no answer to a hello")
+            refuse_envelope(len(found) != 1 or found[0].kind != EnvelopeKind.HELLO, "this is no answer to a hello")
             refuse_envelope(found[0].digest != party.digest, "another configuration")
             clients = read_distinct(found[0].payload, party.plan.num_clients)
             if taken[clients].any():
@@ -117,7 +117,7 @@ def make_plan(server: FederationServer, number: int, clients: np.ndarray, next: 
     key = jax.random.fold_in(make_run_keys(server.seed).rounds, number)
     slots = server.party.sampler.slots
     plan = RoundPlan(np.asarray(jax.random.key_data(key)), slots, next, clients, server.counted[clients], coming)
-    return Envelope(Kind.PLAN, number, NODE, server.party.digest, 0, pack_plan(plan))
+    return Envelope(EnvelopeKind.PLAN, number, NODE, server.party.digest, 0, pack_plan(plan))
 
 
 def ask_missing_rows(
@@ -150,7 +150,9 @@ def make_requests(
     sent = jax.device_get((server.state.shared, broadcast_state(party.channel, server.state.channel)))
     tables, others = divide_tables(sent)
     digest, whole = digest_model(party, sent[0], sent[1], number)
-    common = Envelope(Kind.COMMON, number, NODE, digest, 0, whole if party.whole else pack_message(others, EMPTY_ROWS))
+    common = Envelope(
+        EnvelopeKind.COMMON, number, NODE, digest, 0, whole if party.whole else pack_message(others, EMPTY_ROWS)
+    )
     requests, downloaded = {}, {}
     for node, clients in asked.items():
         pieces = [make_plan(server, number, clients, number + 1, find_coming(server, number, members[node])), common]
@@ -158,7 +160,7 @@ def make_requests(
             if not party.whole:
                 rows = server.wanted[number][client]
                 payload = pack_message(jax.tree.map(lambda x, rows=rows: x[rows], tables), rows)
-                pieces.append(Envelope(Kind.ROWS, number, client, digest, len(rows), payload))
+                pieces.append(Envelope(EnvelopeKind.ROWS, number, client, digest, len(rows), payload))
             downloaded[client] = len(common.payload) + (0 if party.whole else len(pieces[-1].payload))
         requests[node] = pack_envelopes(pieces)
     return requests, RoundRequest(number, ids, asked, digest, downloaded)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxfed.config.schema import make_config
 from jaxfed.core.types import Broadcast
 from jaxfed.deployment.coordinator import ask_missing_rows, make_requests
-from jaxfed.deployment.envelope import Kind, pack_envelopes, read_envelopes, read_refusal
+from jaxfed.deployment.envelope import EnvelopeKind, pack_envelopes, read_envelopes, read_refusal
 from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import PublicFacts, write_user_data
 from jaxfed.deployment.node_states import read_client
@@ -152,8 +152,8 @@ def ask_device(node: Node, server: FederationServer, client: int) -> DeviceMessa
         ask_missing_rows(server, number, members, members, exchange)
     requests, _ = make_requests(server, number, cohort, members, members)
     for each in read_envelopes(make_reply(node, requests[0])):
-        if each.kind == Kind.REFUSED:
+        if each.kind == EnvelopeKind.REFUSED:
             raise ValueError(f"device: {read_refusal(each)}")
-        if each.kind == Kind.MESSAGE:
+        if each.kind == EnvelopeKind.MESSAGE:
             return DeviceMessage(pack_envelopes([each]), client, number)
     raise ValueError("device: the round gave no message")

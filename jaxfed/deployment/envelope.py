@@ -22,7 +22,7 @@ KEY_WORDS = 2  # 32-bit words of a key of JAX
 BEFORE = struct.Struct("<IIIIII")  # of a plan: two words of a key, slots, next round, clients asked, clients next
 
 
-class Kind(IntEnum):
+class EnvelopeKind(IntEnum):
     """What an envelope holds."""
 
     HELLO = 1  # who is there: of a request nothing, of a reply the clients of the node
@@ -48,12 +48,12 @@ class Envelope(NamedTuple):
         payload: The bytes.
 
     Example:
-        >>> data = pack_envelopes([Envelope(Kind.MESSAGE, 3, 7, bytes(32), 0, b"abc")])
+        >>> data = pack_envelopes([Envelope(EnvelopeKind.MESSAGE, 3, 7, bytes(32), 0, b"abc")])
         >>> read_envelopes(data)[0].payload
         b'abc'
     """
 
-    kind: Kind
+    kind: EnvelopeKind
     round: int
     client: int
     digest: bytes
@@ -111,8 +111,8 @@ def read_envelopes(data: bytes) -> list[Envelope]:
         end = at + HEADER.size + size
         refuse_envelope(size > len(data) or end + CHECKSUM > len(data), "it is cut")
         refuse_envelope(hashlib.sha256(data[at:end]).digest() != data[end : end + CHECKSUM], "its SHA-256 is another")
-        refuse_envelope(kind not in set(Kind), f"kind {kind}")
-        found.append(Envelope(Kind(kind), round, client, digest, rows, data[at + HEADER.size : end]))
+        refuse_envelope(kind not in set(EnvelopeKind), f"kind {kind}")
+        found.append(Envelope(EnvelopeKind(kind), round, client, digest, rows, data[at + HEADER.size : end]))
         at = end + CHECKSUM
     return found
 
@@ -148,7 +148,7 @@ def read_distinct(payload: bytes, limit: int) -> np.ndarray:
 def make_refusal(text: str, round: int = 0, client: int = NODE) -> Envelope:
     """Why something is refused, in one line."""
     line = " ".join(text.split())[:LONGEST_TEXT]
-    return Envelope(Kind.REFUSED, round, client, bytes(32), 0, line.encode())
+    return Envelope(EnvelopeKind.REFUSED, round, client, bytes(32), 0, line.encode())
 
 
 def read_refusal(envelope: Envelope) -> str:

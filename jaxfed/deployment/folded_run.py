@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
-from jaxfed.config.config_files import config_to_toml, read_config, with_absolute_paths
+from jaxfed.config.build import RunParts
+from jaxfed.config.config_files import read_config
 from jaxfed.config.schema import make_config
-from jaxfed.core.processes import Processes
-from jaxfed.core.types import Tree
-from jaxfed.deployment.message_files import MODELS, Folded, fold_messages, pack_models, read_models
+from jaxfed.config.settings import Config
+from jaxfed.deployment.finished_run import write_finished_run
+from jaxfed.deployment.message_files import MODELS, FoldedMessages, fold_messages, pack_models, read_models
 from jaxfed.training.best_model import open_run
-from jaxfed.training.checkpoint import newest_record, open_checkpoints, save_checkpoint
-from jaxfed.training.log import MetricsWriter, log, to_json
-from jaxfed.training.resume import describe_run, make_checkpoint, record_problem
-from jaxfed.training.rounds import Progress, keep_model
+from jaxfed.training.checkpoint import newest_record
+from jaxfed.training.log import log
+from jaxfed.training.resume import record_problem
+from jaxfed.training.rounds import Progress
 from jaxfed.training.run_dir import lock_folder, write_file
-from jaxfed.training.session import Session, round_seed
-from jaxfed.training.summary import summarize
 
 
-def fold_into_run(folder: str, files: Sequence[Path], out: Path, exponent: float = 0.5, least: int = 1) -> Folded:
+def fold_into_run(
+    folder: str, files: Sequence[Path], out: Path, exponent: float = 0.5, least: int = 1
+) -> FoldedMessages:
     """Folds message files into a run, and writes the result as a run of its own.
 
     Args:
@@ -51,39 +52,19 @@ def fold_into_run(folder: str, files: Sequence[Path], out: Path, exponent: float
     return folded
 
 
-def write_folded_run(folder: Path, out: Path, config, parts, folded: Folded, progress: Progress) -> None:
-    """Writes the run with its new state: configuration, rows, models, checkpoint and summary."""
+def write_folded_run(
+    folder: Path, out: Path, config: Config, parts: RunParts, folded: FoldedMessages, progress: Progress
+) -> None:
+    """Writes the run with its new state, and the list of the models that it knows."""
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, out=str(out)))
+    rows, ages = (folder / "metrics.jsonl").read_bytes(), sorted(folded.counted.values())
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(prefix=f"{out.name}.", dir=out.parent))  # of a name that nobody has, for its owner alone
+    made = Path(mkdtemp(prefix=f"{out.name}.", dir=out.parent))  # of a name that nobody has, for its owner alone
     try:
-        write_folder(folder, partial, out, config, parts, folded, progress)
-        partial.rename(out)
+        with lock_folder(made):
+            write_finished_run(made, config, parts, folded.state, progress, rows, folded=ages)
+            write_file(made / MODELS, pack_models(folded))
+        made.rename(out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
     log(f"{out}: {len(folded.counted)} messages, round {int(folded.state.round)}")
-
-
-def write_folder(folder: Path, partial: Path, out: Path, config, parts, folded: Folded, progress: Progress) -> None:
-    """Writes to `partial` what is to lie at `out`."""
-    config = with_absolute_paths(dataclasses.replace(config, run=dataclasses.replace(config.run, out=str(out))))
-    with lock_folder(partial):
-        rows = (folder / "metrics.jsonl").read_bytes()
-        (partial / "metrics.jsonl").write_bytes(rows)
-        write_file(partial / "config.toml", config_to_toml(config))
-        write_file(partial / MODELS, pack_models(folded))
-        progress = dataclasses.replace(progress, round=int(folded.state.round), best_round=int(folded.state.round))
-        progress.finished = True
-        best: Tree = keep_model(parts, folded.state)
-        session = Session(config, parts, folded.state, best, progress, round_seed(config, Processes()))
-        writer = MetricsWriter(partial, len(rows))
-        try:
-            summary = summarize(session, writer.log_row) | {"folded": sorted(folded.counted.values())}
-            progress.best_value = float(summary[config.evaluation.select])
-            progress.position = writer.position()
-        finally:
-            writer.close()
-        described = describe_run(config, parts.data.digest, parts.frozen)
-        with open_checkpoints(partial / "checkpoints", config.run.keep) as checkpoints:
-            save_checkpoint(checkpoints, progress.round, *make_checkpoint(session, described))
-            checkpoints.wait_until_finished()
-        write_file(partial / "summary.json", to_json(summary, 1) + "\n")

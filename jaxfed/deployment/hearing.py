@@ -15,14 +15,14 @@ from jaxfed.data.packing import pad_rows
 from jaxfed.deployment.envelope import (
     NODE,
     Envelope,
-    Kind,
+    EnvelopeKind,
     read_distinct,
     read_envelopes,
     read_refusal,
     refuse_envelope,
 )
 from jaxfed.deployment.node_states import take_rows_or_zeros
-from jaxfed.deployment.opened_server import EMPTY_ROWS, FederationServer, Heard, RoundRequest
+from jaxfed.deployment.opened_server import EMPTY_ROWS, FederationServer, HeardMessages, RoundRequest
 from jaxfed.deployment.party import DeployedPieces
 from jaxfed.training.rounds import make_run_keys
 
@@ -35,9 +35,9 @@ EMPTY = np.iinfo(np.int32).max
 
 def read_replies(
     server: FederationServer, request: RoundRequest, members: dict[int, np.ndarray], replies: dict[int, bytes]
-) -> Heard:
+) -> HeardMessages:
     """Reads what came back. What is wrong is refused with a line, and the rest goes on."""
-    heard = Heard({}, set())
+    heard = HeardMessages({}, set())
     for node, data in sorted(replies.items()):
         heard.answered.update(request.asked.get(node, EMPTY_ROWS).tolist())
         try:
@@ -55,19 +55,24 @@ def read_replies(
 
 
 def read_reply_envelope(
-    server: FederationServer, request: RoundRequest, clients: np.ndarray, node: int, each: Envelope, heard: Heard
+    server: FederationServer,
+    request: RoundRequest,
+    clients: np.ndarray,
+    node: int,
+    each: Envelope,
+    heard: HeardMessages,
 ) -> None:
     """Takes one envelope of a reply. Raises ValueError for one that is refused."""
     party = server.party
-    if each.kind == Kind.REFUSED:
+    if each.kind == EnvelopeKind.REFUSED:
         raise ValueError(read_refusal(each))
     refuse_envelope(each.client not in clients, "of a client that is not at this node")
-    if each.kind == Kind.WANTED:
+    if each.kind == EnvelopeKind.WANTED:
         now = request.number + bool(request.asked)  # what clients of this round hold must not change any more
         refuse_envelope(each.round != now, f"rows of round {each.round}")
         server.wanted.setdefault(each.round, {})[each.client] = read_distinct(each.payload, party.size)
         return
-    refuse_envelope(each.kind != Kind.MESSAGE, f"kind {each.kind.name} is none of a reply")
+    refuse_envelope(each.kind != EnvelopeKind.MESSAGE, f"kind {each.kind.name} is none of a reply")
     refuse_envelope(each.client not in request.asked.get(node, EMPTY_ROWS), "of a client that was not asked")
     refuse_envelope(each.client in heard.messages, "a second message of one client")
     refuse_envelope(each.round != request.number, f"of round {each.round}")
@@ -82,7 +87,7 @@ def read_reply_envelope(
     heard.messages[each.client] = message, rows
 
 
-def sum_and_move(server: FederationServer, request: RoundRequest, heard: Heard) -> tuple[State, dict[str, Any]]:
+def sum_and_move(server: FederationServer, request: RoundRequest, heard: HeardMessages) -> tuple[State, dict[str, Any]]:
     """Adds the messages in the order of the cohort's slots, and lets the server move the model."""
     party, state, programs = server.party, server.state, server.programs
     touched = list_touched_rows(server, request) if party.lazy else None
@@ -111,7 +116,7 @@ def list_touched_rows(server: FederationServer, request: RoundRequest) -> np.nda
     return pad_rows(distinct, max(LEAST_ROWS, 1 << (len(distinct) - 1).bit_length()), server.party.size)
 
 
-def choose_width(party: DeployedPieces, heard: Heard) -> int:
+def choose_width(party: DeployedPieces, heard: HeardMessages) -> int:
     """Rows to which messages are padded: of a few sizes, so that few programs are compiled."""
     if party.whole:
         return party.size
@@ -120,7 +125,12 @@ def choose_width(party: DeployedPieces, heard: Heard) -> int:
 
 
 def stack_messages(
-    party: DeployedPieces, request: RoundRequest, heard: Heard, slots: list[int], width: int, touched: np.ndarray | None
+    party: DeployedPieces,
+    request: RoundRequest,
+    heard: HeardMessages,
+    slots: list[int],
+    width: int,
+    touched: np.ndarray | None,
 ) -> tuple[Tree, tuple[np.ndarray, ...]]:
     """(the messages of some slots side by side, where they belong: see `open_block`)."""
     many = min(TOGETHER, party.sampler.slots)

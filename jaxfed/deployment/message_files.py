@@ -21,16 +21,16 @@ from jaxfed.core.tree import scale_tree
 from jaxfed.core.types import Tree
 from jaxfed.core.wire import ID
 from jaxfed.deployment.coordinator import digest_model
-from jaxfed.deployment.envelope import Envelope, Kind, read_distinct, read_envelopes, refuse_envelope
+from jaxfed.deployment.envelope import Envelope, EnvelopeKind, read_distinct, read_envelopes, refuse_envelope
 from jaxfed.deployment.hearing import read_reply_envelope, sum_and_move
 from jaxfed.deployment.node_data import find_facts
-from jaxfed.deployment.opened_server import FederationServer, Heard, RoundRequest, open_server
+from jaxfed.deployment.opened_server import FederationServer, HeardMessages, RoundRequest, open_server
 
 LARGEST = 1 << 28  # bytes of a message file
 MODELS = "models.json"  # in a run's folder: {digest: round} of the models that messages may be of
 
 
-class Folded(NamedTuple):
+class FoldedMessages(NamedTuple):
     """What became of message files.
 
     Args:
@@ -51,7 +51,7 @@ class Folded(NamedTuple):
 
 
 class KnownModels(NamedTuple):
-    """What a run knows of earlier models: see `Folded`."""
+    """What a run knows of earlier models: see `FoldedMessages`."""
 
     models: dict[str, int] = {}
     clients: dict[str, list[int]] = {}
@@ -95,7 +95,7 @@ def read_models(folder: Path) -> KnownModels:
         raise ValueError(f"{path} is damaged: restore it, or remove it (older messages are then refused)") from None
 
 
-def pack_models(folded: Folded) -> str:
+def pack_models(folded: FoldedMessages) -> str:
     """The text of such a list."""
     found = {
         digest: {"round": round, "clients": folded.clients.get(digest, [])} for digest, round in folded.models.items()
@@ -112,7 +112,7 @@ def read_message(path: Path) -> Envelope:
     if len(data) > LARGEST:
         raise ValueError(f"it has more than {LARGEST >> 20} MB")
     envelopes = read_envelopes(data)
-    if len(envelopes) != 1 or envelopes[0].kind != Kind.MESSAGE:
+    if len(envelopes) != 1 or envelopes[0].kind != EnvelopeKind.MESSAGE:
         raise ValueError("it is no message of one client")
     return envelopes[0]
 
@@ -125,7 +125,7 @@ def fold_messages(
     files: Sequence[Path],
     known: KnownModels,
     exponent: float = 0.5,
-) -> Folded:
+) -> FoldedMessages:
     """Folds messages into the newest model of a run, those of the oldest models first, a server step for each age.
 
     Args:
@@ -170,13 +170,13 @@ def fold_messages(
     begin, client_states = int(state.round), state.client_states
     now = jax.tree.map(jnp.copy, state._replace(client_states=()))  # a step consumes its state
     for round in sorted(groups):
-        now = add_one_age(server, now, round, begin - round, groups[round], exponent)
+        now = apply_one_age(server, now, round, begin - round, groups[round], exponent)
     now = now._replace(client_states=client_states)
     if counted:
         newest, _ = digest_model(server.party, now.shared.params, (), int(now.round))
         models |= {newest.hex(): int(now.round)}
     epsilon = parts.epsilon(begin + 1) if parts.account.mechanisms and counted else None
-    return Folded(now, counted, refused, models, clients, epsilon)
+    return FoldedMessages(now, counted, refused, models, clients, epsilon)
 
 
 def take_message(server: FederationServer, envelope: Envelope) -> tuple[Tree, np.ndarray]:
@@ -189,12 +189,12 @@ def take_message(server: FederationServer, envelope: Envelope) -> tuple[Tree, np
         rows = read_distinct(envelope.payload[:size], server.party.size)
         server.wanted[envelope.round] = {envelope.client: rows}  # in a file nobody has asked for rows before
     ids = np.array([envelope.client], np.int32)
-    request, heard = RoundRequest(envelope.round, ids, {0: ids}, envelope.digest, {}), Heard({}, set())
+    request, heard = RoundRequest(envelope.round, ids, {0: ids}, envelope.digest, {}), HeardMessages({}, set())
     read_reply_envelope(server, request, clients, 0, envelope, heard)
     return heard.messages[envelope.client]
 
 
-def add_one_age(
+def apply_one_age(
     server: FederationServer, state: State, round: int, age: int, messages: dict[int, Any], exponent: float
 ) -> State:
     """A server step from messages that are all of the model after one round, a cohort's worth at a time."""
@@ -208,7 +208,7 @@ def add_one_age(
         server.wanted[round] = {client: messages[client][1] for client in some}
         request = RoundRequest(round, ids, {0: np.array(some, np.int32)}, b"", {})
         server.state = state._replace(round=jnp.int32(round))  # whose public randomness the clients had
-        heard = Heard({client: messages[client] for client in some}, {*some})
+        heard = HeardMessages({client: messages[client] for client in some}, {*some})
         state, _ = sum_and_move(server, request, heard)
         after += 1
         state = jax.block_until_ready(state)._replace(round=jnp.int32(after))

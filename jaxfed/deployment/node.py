@@ -11,7 +11,7 @@ from jaxfed.core.wire import ID, open_shapes, pack_message, unpack_message
 from jaxfed.deployment.envelope import (
     NODE,
     Envelope,
-    Kind,
+    EnvelopeKind,
     RoundPlan,
     make_refusal,
     pack_envelopes,
@@ -26,7 +26,7 @@ from jaxfed.deployment.node_states import (
 )
 from jaxfed.deployment.opened_node import Node, make_client_keys, pack_clients
 from jaxfed.deployment.party import DeployedPieces, divide_tables
-from jaxfed.deployment.secure_node import SECURE, answer_step, check_cohort_of, open_session
+from jaxfed.deployment.secure_node import SECURE, answer_step, check_secure_cohort, open_session
 
 
 def make_reply(node: Node, request: bytes) -> bytes:
@@ -39,23 +39,23 @@ def make_reply(node: Node, request: bytes) -> bytes:
 
 def make_reply_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
     """The envelopes of a reply. Raises ValueError for a request that is not to be answered."""
-    if not asked or asked[0].kind not in (Kind.HELLO, Kind.PLAN, Kind.SECURE):
+    if not asked or asked[0].kind not in (EnvelopeKind.HELLO, EnvelopeKind.PLAN, EnvelopeKind.SECURE):
         raise ValueError("a request begins with a hello, a plan or a step of a secure sum")
     head = asked[0]
-    if head.kind == Kind.SECURE:
+    if head.kind == EnvelopeKind.SECURE:
         return [answer_step(node.party, node.folder / SECURE, head)]
     if head.digest != node.party.digest:
         raise ValueError("this node has another configuration, other facts or another version of jaxfed: copy them")
-    if head.kind == Kind.HELLO:
+    if head.kind == EnvelopeKind.HELLO:
         payload = node.ids.astype("<i4").tobytes()
-        return [Envelope(Kind.HELLO, 0, NODE, node.party.digest, int(node.secret is not None), payload)]
+        return [Envelope(EnvelopeKind.HELLO, 0, NODE, node.party.digest, int(node.secret is not None), payload)]
     plan = read_plan(head.payload)
     if strangers := {*plan.asked.tolist(), *plan.coming.tolist()} - {*node.ids.tolist()}:
         raise ValueError(f"client {min(strangers)} is not at this node")
     if node.party.roster:  # no message leaves by itself
-        if asked[-1].round != head.round or asked[-1].kind != Kind.SECURE:
+        if asked[-1].round != head.round or asked[-1].kind != EnvelopeKind.SECURE:
             raise ValueError("this node adds its messages by a secure sum alone, and the plan begins none")
-        check_cohort_of(node.party, asked[-1].payload, node.ids, plan.asked)
+        check_secure_cohort(node.party, asked[-1].payload, node.ids, plan.asked)
         answers = list_answers(node, head.round, plan, asked[1:-1]) if len(plan.asked) else []
         return open_session(node.party, node.folder / SECURE, asked[-1], answers)
     replies = list_answers(node, head.round, plan, asked[1:]) if len(plan.asked) else []
@@ -70,7 +70,7 @@ def list_wanted_rows(node: Node, plan: RoundPlan) -> list[Envelope]:
         for client, rows in zip(*list_lanes(cohort), strict=True):
             found[client] = rows[rows < node.party.size]
     return [
-        Envelope(Kind.WANTED, plan.next, client, bytes(32), len(rows), rows.astype("<i4").tobytes())
+        Envelope(EnvelopeKind.WANTED, plan.next, client, bytes(32), len(rows), rows.astype("<i4").tobytes())
         for client, rows in sorted(found.items())
     ]
 
@@ -106,7 +106,7 @@ def list_answers(node: Node, round: int, plan: RoundPlan, sent: list[Envelope]) 
         elif (known := saved[client]).message is None:
             replies.append(make_refusal("the update held NaN or infinity", round, client))
         else:
-            replies.append(Envelope(Kind.MESSAGE, round, client, digest, known.rows, known.message))
+            replies.append(Envelope(EnvelopeKind.MESSAGE, round, client, digest, known.rows, known.message))
     return replies
 
 
@@ -132,7 +132,7 @@ def read_download(node: Node, round: int, plan: RoundPlan, sent: list[Envelope])
     Raises ValueError where the server would not send this.
     """
     party = node.party
-    if not sent or sent[0].kind != Kind.COMMON or any(each.kind != Kind.ROWS for each in sent[1:]):
+    if not sent or sent[0].kind != EnvelopeKind.COMMON or any(each.kind != EnvelopeKind.ROWS for each in sent[1:]):
         raise ValueError("a plan that asks clients comes with a model")
     if any(each.round != round or each.digest != sent[0].digest for each in sent):
         raise ValueError("parts of several models or rounds")

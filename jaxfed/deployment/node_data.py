@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxfed.data.clients import Clients
 from jaxfed.data.interactions import Dataset, Interactions
-from jaxfed.data.population import Labels, Population, Times
+from jaxfed.data.population import Label, Labels, Population, Times
 from jaxfed.data.ragged import Ragged, make_negative_index
-from jaxfed.training.run_dir import write_file
+from jaxfed.training.run_dir import write_arrays, write_file
 
 PARTS = ("train", "valid", "test", "excluded")
 LABELLED = PARTS[:3]
@@ -36,7 +36,7 @@ class PublicFacts(NamedTuple):
 
     num_clients: int
     users_per_client: int
-    label: str
+    label: Label
     protocol: str
     kinds: tuple[tuple[int, int], ...]
     items: tuple[str, ...]
@@ -93,8 +93,7 @@ def write_node_data(path: Path, population: Population, clients: np.ndarray) -> 
         for known, values in (("labels", population.labels), ("times", population.times)):
             if values is not None and name in LABELLED:
                 arrays[f"{known}_{name}"] = Ragged(getattr(values, name), whole.start).some(users).values
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)
+    write_arrays(path, arrays)
 
 
 def write_user_data(path: Path, client: int, history: Sequence[int]) -> None:
@@ -107,8 +106,7 @@ def write_user_data(path: Path, client: int, history: Sequence[int]) -> None:
     arrays: dict[str, Any] = {"clients": np.array([client], np.int64), "users": one}
     arrays |= {"train": train, "excluded": np.sort(train), "valid": none, "test": none}
     arrays |= {f"{name}_counts": len(arrays[name]) * one for name in PARTS}
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)
+    write_arrays(path, arrays)
 
 
 def read_node_data(path: Path, facts: PublicFacts) -> Clients:
@@ -163,7 +161,7 @@ def make_node_population(arrays: dict[str, np.ndarray], facts: PublicFacts) -> P
         negative_index=make_negative_index(parts["excluded"], len(facts.items)),
         user_names=np.arange(int(users.sum())).astype(str),
         num_train=num_train,
-        labels=Labels(facts.label, *labels) if labels else None,  # type: ignore[arg-type]
+        labels=Labels(facts.label, *labels) if labels else None,
         times=Times(*times) if times else None,
     )
 

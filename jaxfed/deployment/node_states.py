@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import os
 import secrets
 import zipfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxfed.core.types import Tree
+from jaxfed.training.run_dir import OWNER_ALONE, write_arrays, write_whole
 
 SECRET = 32  # bytes
 Keys = Literal["own", "reproducible"]
@@ -70,12 +70,7 @@ def write_client(folder: Path, client: int, saved: SavedClient) -> None:
     arrays["facts"] = np.array([saved.counted, saved.answered, saved.rows, saved.message is not None], np.int64)
     arrays["digest"] = np.frombuffer(saved.digest, np.uint8)
     arrays["message"] = np.frombuffer(saved.message or b"", np.uint8)
-    path, partial = folder / f"{client}.npz", folder / f"{client}.partial"
-    with open(partial, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_arrays(folder / f"{client}.npz", arrays)
 
 
 def read_client(folder: Path, client: int, like: Tree) -> SavedClient | None:
@@ -109,12 +104,7 @@ def read_secret(folder: Path) -> bytes:
     """The secret of a node, which it makes for itself the first time and never sends."""
     path = folder / "secret"
     if not path.exists():
-        partial = folder / "secret.partial"
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(SECRET))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, secrets.token_bytes(SECRET), OWNER_ALONE)
     found = path.read_bytes()
     if len(found) != SECRET:
         raise ValueError(f"{path} is damaged: restore it, or remove it together with the states beside it")

@@ -56,7 +56,7 @@ class RoundRequest(NamedTuple):
     downloaded: dict[int, int]  # client -> bytes of the model that are sent for it
 
 
-class Heard(NamedTuple):
+class HeardMessages(NamedTuple):
     """What came back."""
 
     messages: dict[int, tuple[Tree, np.ndarray]]  # client -> its message, its rows

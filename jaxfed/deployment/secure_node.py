@@ -6,22 +6,22 @@ the same message again gives the same answer, and any other one is refused.
 """
 
 import hmac
-import os
 import zipfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_bytes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from jaxfed.deployment.envelope import NODE, Envelope, Kind, read_distinct
+from jaxfed.deployment.envelope import NODE, Envelope, EnvelopeKind, read_distinct
 from jaxfed.deployment.party import DeployedPieces
 from jaxfed.secagg.protocol import ROUNDS, Party
 from jaxfed.secagg.terms import SessionTerms
+from jaxfed.training.run_dir import OWNER_ALONE, write_arrays, write_whole
 
 NONCE = 16  # bytes: a server that begins a round anew begins another session
 SECURE = "secure"  # the folder of what follows, among the states of a node
@@ -51,7 +51,7 @@ def pack_begin(nonce: bytes, cohort: np.ndarray) -> bytes:
     return nonce + np.sort(cohort).astype("<i4").tobytes()
 
 
-def check_cohort_of(party: DeployedPieces, begun: bytes, own: np.ndarray, asked: np.ndarray) -> None:
+def check_secure_cohort(party: DeployedPieces, begun: bytes, own: np.ndarray, asked: np.ndarray) -> None:
     """Raises ValueError for a cohort that a node must not add its messages to: it would hide too little.
 
     A server that asked one client alone, of whom other nodes do not know, would read its message in the sum.
@@ -82,7 +82,7 @@ def make_identity(folder: Path) -> str:
     """The public key of a node in hexadecimal; the private one is made the first time, and stays in the folder."""
     path = folder / IDENTITY
     if not path.exists():
-        write_bytes(path, Ed25519PrivateKey.generate().private_bytes_raw())
+        write_whole(path, Ed25519PrivateKey.generate().private_bytes_raw(), OWNER_ALONE)
     return read_identity(folder).public_key().public_bytes_raw().hex()
 
 
@@ -96,27 +96,12 @@ def read_identity(folder: Path) -> Ed25519PrivateKey:
         ) from None
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file for its owner alone: whole, or not at all."""
-    partial = path.with_suffix(".partial")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def write_session(folder: Path, session: NodeSession) -> None:
     """Writes a session in the place of the one before."""
-    arrays = {f"step{n}": np.frombuffer(message, np.uint8) for n, message in enumerate(session.steps)}
+    arrays: dict[str, Any] = {f"step{n}": np.frombuffer(message, np.uint8) for n, message in enumerate(session.steps)}
     arrays |= {"id": np.frombuffer(session.id, np.uint8), "secret": np.frombuffer(session.secret, np.uint8)}
     arrays |= {"vector": session.vector, "facts": np.array([session.round, len(session.steps)], np.int64)}
-    partial = folder / "session.partial"
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / "session.npz")
+    write_arrays(folder / "session.npz", arrays, OWNER_ALONE)
 
 
 def read_session(folder: Path) -> NodeSession:
@@ -159,19 +144,19 @@ def open_session(party: DeployedPieces, folder: Path, asked: Envelope, answers: 
     asked: the step. answers: of the node's clients, messages among them. Raises ValueError for a step that is none.
     """
     if (
-        asked.kind != Kind.SECURE
+        asked.kind != EnvelopeKind.SECURE
         or asked.client
         or asked.digest != name_session(party.digest, asked.round, asked.payload)
     ):
         raise ValueError("this node adds its messages by a secure sum alone, and the plan begins none")
-    messages = [each for each in answers if each.kind == Kind.MESSAGE]
+    messages = [each for each in answers if each.kind == EnvelopeKind.MESSAGE]
     vector = sum_ring_messages(party, [each.payload for each in messages])
     write_session(folder, NodeSession(asked.digest, asked.round, token_bytes(32), vector, ()))
     clients = np.array([each.client for each in messages], "<i4")
     digest = messages[0].digest if messages else bytes(32)
-    ready = Envelope(Kind.READY, asked.round, NODE, digest, 0, clients.tobytes())
+    ready = Envelope(EnvelopeKind.READY, asked.round, NODE, digest, 0, clients.tobytes())
     step = answer_step(party, folder, asked._replace(payload=b""))
-    return [ready, step, *(each for each in answers if each.kind != Kind.MESSAGE)]
+    return [ready, step, *(each for each in answers if each.kind != EnvelopeKind.MESSAGE)]
 
 
 def answer_step(party: DeployedPieces, folder: Path, asked: Envelope) -> Envelope:
@@ -200,7 +185,7 @@ def answer_step(party: DeployedPieces, folder: Path, asked: Envelope) -> Envelop
         if number == MASK_STEP:
             mark_masked(folder, session.round)
         write_session(folder, session._replace(steps=(*session.steps, asked.payload)))
-    return Envelope(Kind.SECURE, asked.round, number, session.id, index, answer)
+    return Envelope(EnvelopeKind.SECURE, asked.round, number, session.id, index, answer)
 
 
 def mark_masked(folder: Path, round: int) -> None:
@@ -210,4 +195,4 @@ def mark_masked(folder: Path, round: int) -> None:
     last = int(path.read_text()) if path.exists() else -1
     if round <= last:
         raise ValueError(f"a vector of round {last} was masked already: there is one secure sum a round")
-    write_bytes(path, str(round).encode())
+    write_whole(path, str(round).encode(), OWNER_ALONE)

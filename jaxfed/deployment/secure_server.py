@@ -1,6 +1,7 @@
 """The server's side of the secure sum of a round: it hears masked vectors, and learns their sum."""
 
 from secrets import token_bytes
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,30 +11,33 @@ from jaxfed.core.wire import open_shapes, unpack_message
 from jaxfed.deployment.envelope import (
     NODE,
     Envelope,
-    Kind,
+    EnvelopeKind,
     pack_envelopes,
     read_distinct,
     read_envelopes,
     read_refusal,
     refuse_envelope,
 )
-from jaxfed.deployment.opened_server import EMPTY_ROWS, Exchange, FederationServer, Heard, RoundRequest
+from jaxfed.deployment.opened_server import EMPTY_ROWS, Exchange, FederationServer, HeardMessages, RoundRequest
 from jaxfed.deployment.party import DeployedPieces
 from jaxfed.deployment.secure_node import NONCE, find_terms, name_session, pack_begin
 from jaxfed.secagg.protocol import ROUNDS, Server
 
 
-class Answers:
-    """What nodes have said in a secure sum."""
+class SecureAnswers(NamedTuple):
+    """What nodes have said in a secure sum so far; both are filled as answers come."""
 
-    def __init__(self) -> None:
-        self.index: dict[int, int] = {}  # node -> its place in the roster
-        self.clients: dict[int, np.ndarray] = {}  # node -> whose messages its vector holds
+    places: dict[int, int]  # node -> its place in the roster
+    clients: dict[int, np.ndarray]  # node -> whose messages its vector holds
+
+    def node_at(self, place: int) -> int | None:
+        """The node at a place of the roster; None: nobody has said that it is there."""
+        return next((node for node, own in self.places.items() if own == place), None)
 
 
 def sum_securely(
     server: FederationServer, request: RoundRequest, requests: dict[int, bytes], exchange: Exchange
-) -> Heard:
+) -> HeardMessages:
     """The sum of a round's messages, as the message of one client, and messages of zeros of the others.
 
     Nodes that are lost on the way are lost for the round, and their masks are taken back. Where too few stay, or one
@@ -45,25 +49,27 @@ def sum_securely(
         requests: {node: what it is sent to begin with}, of all nodes: those whose clients are not asked bring zeros.
         exchange: See `run_server_round`.
     """
-    heard, cohort = Heard({}, set()), request.ids[request.ids < server.party.plan.num_clients]
+    heard, cohort = HeardMessages({}, set()), request.ids[request.ids < server.party.plan.num_clients]
     begun = pack_begin(token_bytes(NONCE), cohort)
     session = name_session(server.party.digest, request.number, begun)
-    begin = pack_envelopes([Envelope(Kind.SECURE, request.number, 0, session, 0, begun)])
-    said, sums = Answers(), Server(find_terms(server.party, session))
+    begin = pack_envelopes([Envelope(EnvelopeKind.SECURE, request.number, 0, session, 0, begun)])
+    answers, protocol = SecureAnswers({}, {}), Server(find_terms(server.party, session))
     asked = {node: data + begin for node, data in requests.items()}
     try:
         for number, step in enumerate(ROUNDS):
             replies = exchange(asked)
-            messages = read_steps(server, request, session, number, replies, said)
+            messages = read_steps(server, request, session, number, replies, answers)
             if number == 0:
-                for node in said.clients:
+                for node in answers.clients:
                     heard.answered.update(request.asked.get(node, EMPTY_ROWS).tolist())
-            inbox = getattr(sums, step)(messages)
+            inbox = getattr(protocol, step)(messages)
             if step == ROUNDS[-1]:
-                return spread_sum(server.party, inbox, said, sums.survivors, heard)
-            nodes = {index: node for node, index in said.index.items()}
+                return spread_sum(server.party, inbox, answers, protocol.survivors, heard)
+            nodes = {index: node for node, index in answers.places.items()}
             asked = {
-                nodes[index]: pack_envelopes([Envelope(Kind.SECURE, request.number, number + 1, session, 0, message)])
+                nodes[index]: pack_envelopes(
+                    [Envelope(EnvelopeKind.SECURE, request.number, number + 1, session, 0, message)]
+                )
                 for index, message in inbox.items()
             }
     except ValueError as error:
@@ -77,53 +83,59 @@ def read_steps(
     session: bytes,
     number: int,
     replies: dict[int, bytes],
-    said: Answers,
+    answers: SecureAnswers,
 ) -> dict[int, bytes]:
     """{place in the roster: message} of a step. What is malformed is left out, as if it had not come, with a line."""
     messages: dict[int, bytes] = {}
     for node, data in sorted(replies.items()):
         try:
             for each in read_envelopes(data):
-                read_step(server, request, session, number, node, each, said, messages)
+                read_step(server, request, session, number, node, each, answers, messages)
         except ValueError as error:
             server.say(f"round {request.number}: node {node}: {error}")
     if number == 0:  # who does not say whose messages it brings is not in the sum
-        return {place: message for place, message in messages.items() if find_node(said, place) in said.clients}
+        return {place: message for place, message in messages.items() if answers.node_at(place) in answers.clients}
     return messages
 
 
-def find_node(said: Answers, place: int) -> int:
-    """The node at a place of the roster; -1: none."""
-    return next((node for node, index in said.index.items() if index == place), -1)
-
-
-def read_step(server, request, session, number, node, each, said: Answers, messages: dict[int, bytes]) -> None:
+def read_step(
+    server: FederationServer,
+    request: RoundRequest,
+    session: bytes,
+    number: int,
+    node: int,
+    each: Envelope,
+    answers: SecureAnswers,
+    messages: dict[int, bytes],
+) -> None:
     """Takes one envelope of a node's reply. Raises ValueError for one that is refused."""
-    if each.kind == Kind.REFUSED:
+    if each.kind == EnvelopeKind.REFUSED:
         who = "" if each.client == NODE else f", client {each.client}"
         server.say(f"round {request.number}: node {node}{who}: {read_refusal(each)}")
         return
     refuse_envelope(each.round != request.number, f"of round {each.round}")
-    if each.kind == Kind.READY and number == 0:
+    if each.kind == EnvelopeKind.READY and number == 0:
         clients = read_distinct(each.payload, server.party.plan.num_clients)
         strangers = np.setdiff1d(clients, request.asked.get(node, EMPTY_ROWS))
         refuse_envelope(len(strangers) > 0, "of a client that was not asked")
         refuse_envelope(len(clients) > 0 and each.digest != request.digest, "of another model")
-        said.clients[node] = clients
+        answers.clients[node] = clients
         return
-    refuse_envelope(each.kind != Kind.SECURE, f"kind {each.kind.name} is none of a secure sum")
+    refuse_envelope(each.kind != EnvelopeKind.SECURE, f"kind {each.kind.name} is none of a secure sum")
     refuse_envelope((each.client, each.digest) != (number, session), "a step of another secure sum")
     if number == 0:
-        refuse_envelope(each.rows in said.index.values() or each.rows >= len(server.party.roster), "of no node")
-        said.index[node] = each.rows
-    refuse_envelope(said.index.get(node) != each.rows, "of another node")
+        refuse_envelope(each.rows in answers.places.values() or each.rows >= len(server.party.roster), "of no node")
+        answers.places[node] = each.rows
+    refuse_envelope(answers.places.get(node) != each.rows, "of another node")
     messages[each.rows] = each.payload
 
 
-def spread_sum(party: DeployedPieces, total: np.ndarray, said: Answers, survivors: list[int], heard: Heard) -> Heard:
+def spread_sum(
+    party: DeployedPieces, total: np.ndarray, answers: SecureAnswers, survivors: list[int], heard: HeardMessages
+) -> HeardMessages:
     """The sum as the message of the first client that is in it, and zeros of the others: they add up to it."""
-    nodes = [node for node, index in said.index.items() if index in survivors]
-    clients = sorted(int(client) for node in nodes for client in said.clients[node])
+    nodes = [node for node, index in answers.places.items() if index in survivors]
+    clients = sorted(int(client) for node in nodes for client in answers.clients[node])
     for place, client in enumerate(clients):
         heard.messages[client] = read_total(party, total if place == 0 else np.zeros_like(total))
     return heard

@@ -121,7 +121,7 @@ def make_app(
     serving = Serving(served)
 
     @contextlib.asynccontextmanager
-    async def run_beside(app: FastAPI) -> AsyncIterator[None]:
+    async def run_lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ThreadPoolExecutor(1) as executor:  # one batch at a time: it has all cores
             app.state.ask, task = make_batcher(executor)
             others = [asyncio.create_task(watch(serving))] if watch else []
@@ -129,10 +129,10 @@ def make_app(
             for each in (task, *others):
                 each.cancel()
 
-    app = FastAPI(title="jaxfed", version=__version__, lifespan=run_beside, redoc_url=None)
+    app = FastAPI(title="jaxfed", version=__version__, lifespan=run_lifespan, redoc_url=None)
     app.state.serving = serving
-    add_questions(app, serving)
-    add_pages(app, serving)
+    add_question_routes(app, serving)
+    add_page_routes(app, serving)
 
     @app.exception_handler(RefusedQuestionError)
     async def refuse(request: Request, error: RefusedQuestionError) -> JSONResponse:
@@ -159,7 +159,7 @@ def make_app(
     return app
 
 
-def add_questions(app: FastAPI, serving: Serving) -> None:
+def add_question_routes(app: FastAPI, serving: Serving) -> None:
     """Adds what answers questions."""
     refused: dict[int | str, Any] = {
         404: {"description": "there is no such user or item"},
@@ -195,7 +195,7 @@ def add_questions(app: FastAPI, serving: Serving) -> None:
         return await asyncio.to_thread(search_titles, serving.served, query)
 
 
-def add_pages(app: FastAPI, serving: Serving) -> None:
+def add_page_routes(app: FastAPI, serving: Serving) -> None:
     """Adds the page to try it out, and what operators read."""
 
     @app.get("/health")

@@ -14,7 +14,7 @@ MOST_WAITING = 1024  # questions; more are refused until these are answered
 Answer = tuple[np.ndarray, np.ndarray]  # numbers of the best items, their scores
 
 
-class Waiting(NamedTuple):
+class WaitingQuestion(NamedTuple):
     """A question that waits for its answer."""
 
     served: ServedExport  # whose numbers it is in: an export that was replaced still answers what was asked of it
@@ -32,12 +32,12 @@ def make_batcher(executor: Executor, most: int = MOST_WAITING) -> tuple[Callable
     Returns:
         `ask` raises RefusedQuestionError with the problem "busy" where too many wait.
     """
-    waiting: asyncio.Queue[Waiting] = asyncio.Queue(most)
+    waiting: asyncio.Queue[WaitingQuestion] = asyncio.Queue(most)
 
     async def ask(served: ServedExport, question: Question) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
-            waiting.put_nowait(Waiting(served, question, future))
+            waiting.put_nowait(WaitingQuestion(served, question, future))
         except asyncio.QueueFull:
             raise RefusedQuestionError("too many questions wait: ask again in a second", "busy") from None
         return await future

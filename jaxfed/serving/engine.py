@@ -20,7 +20,7 @@ SCORES = 1 << 25  # of a batch: what a large catalogue has in memory at once
 NEAREST = 3  # items of a history that say why an item is recommended
 
 
-class Users(NamedTuple):
+class ExportedUsers(NamedTuple):
     """The users of an export that has any; see `collect_users`."""
 
     numbers: dict[str, int]
@@ -46,7 +46,7 @@ class ServedExport(NamedTuple):
 
     export: Export
     digest: str  # SHA-256 of its manifest
-    users: Users | None
+    users: ExportedUsers | None
     vectors: np.ndarray | None  # float32 [N, d]: item vectors of length 1
     programs: dict[str, Callable[..., Any]]  # {"history", "user", "private": program}
     index: Any = None  # approximate, of the item vectors; None: they are all compared
@@ -85,13 +85,13 @@ def open_served(folder: str | Path) -> ServedExport:
     return served
 
 
-def read_exported_users(export: Export) -> Users:
+def read_exported_users(export: Export) -> ExportedUsers:
     """The users of an export."""
     arrays = read_users_file(export)
     private = {name.partition(":")[2]: jnp.asarray(x) for name, x in arrays.items() if name.startswith("private:")}
     numbers = {str(name): number for number, name in enumerate(arrays["ids"])}
     known = {name: arrays[name] for name in ("start", "history", "client", "user", "features")}
-    return Users(numbers, **known, times=arrays.get("times"), private=private)
+    return ExportedUsers(numbers, **known, times=arrays.get("times"), private=private)
 
 
 def normalize_item_vectors(export: Export) -> np.ndarray | None:
@@ -102,7 +102,7 @@ def normalize_item_vectors(export: Export) -> np.ndarray | None:
     return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
 
 
-def make_serving_programs(export: Export, users: Users | None) -> dict[str, Callable[..., Any]]:
+def make_serving_programs(export: Export, users: ExportedUsers | None) -> dict[str, Callable[..., Any]]:
     """{kind of a question: program from its arrays to the best items and their scores}."""
     functions = export.functions
     programs: dict[str, Callable[..., Any]] = {}
@@ -144,7 +144,7 @@ def warm_up(served: ServedExport) -> None:
             example = example._replace(private={path: np.zeros(parse_user_shape(x)) for path, x in shapes.items()})
         for size in batch_sizes(served.export):
             for width in WIDTHS:
-                answer_alike(served, [example._replace(excluded=[-1] * width)] * size)
+                answer_batch(served, [example._replace(excluded=[-1] * width)] * size)
 
 
 def parse_user_shape(described: str) -> tuple[int, ...]:
@@ -160,28 +160,28 @@ def answer_questions(served: ServedExport, questions: Sequence[Question]) -> lis
         places = [place for place, question in enumerate(questions) if question.kind == kind]
         for low in range(0, len(places), most):
             some = places[low : low + most]
-            items, scores = answer_alike(served, [questions[place] for place in some])
+            items, scores = answer_batch(served, [questions[place] for place in some])
             answers |= {place: (items[i], scores[i]) for i, place in enumerate(some)}
     return [answers[place] for place in range(len(questions))]
 
 
-def answer_alike(served: ServedExport, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
+def answer_batch(served: ServedExport, questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
     """(int32 [questions, most], float32 [questions, most]): the best items, of questions of a kind."""
-    kind, about = questions[0].kind, served.export.manifest
+    kind, manifest = questions[0].kind, served.export.manifest
     size = next_size(len(questions), batch_sizes(served.export))
-    away = [list(dict.fromkeys((*question.history, *question.excluded))) for question in questions]
+    excluded = [list(dict.fromkeys((*question.history, *question.excluded))) for question in questions]
     asked: dict[str, Any] = {
-        "excluded": pad_lists(away, size, next_size(max(map(len, away), default=1), WIDTHS)),
+        "excluded": pad_lists(excluded, size, next_size(max(map(len, excluded), default=1), WIDTHS)),
     }
-    inputs = about["functions"]["score_histories" if kind == "history" else "score_private"]["inputs"][-1]
+    inputs = manifest["functions"]["score_histories" if kind == "history" else "score_private"]["inputs"][-1]
     if "features" in inputs:
         asked["features"] = pad_lists(
             [question.features for question in questions], size, *parse_user_shape(inputs["features"])
         )
     if kind == "history":
-        asked["history"] = pad_lists([question.history for question in questions], size, about["history_length"])
+        asked["history"] = pad_lists([question.history for question in questions], size, manifest["history_length"])
         if "times" in inputs:
-            asked["times"] = pad_times(questions, size, about["history_length"])
+            asked["times"] = pad_times(questions, size, manifest["history_length"])
         found = served.programs[kind](asked)
     else:
         asked["user"] = np.zeros(size, np.int32)

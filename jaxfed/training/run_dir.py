@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, and files that are written whole or not at all."""
 
 import errno
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from jaxfed.config.config_files import config_differences, read_config
@@ -15,6 +17,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.config.settings import Config
 from jaxfed.core.excerpt import shorten
 
+OWNER_ALONE = 0o600  # of a file
 PRIVATE = 0o700  # of a run's folder: its checkpoints hold what clients keep to themselves
 SUMMARY: dict[str, Any] = {  # what every summary says, and others read
     **dict.fromkeys(("rounds", "best_round"), int),
@@ -80,16 +83,28 @@ def holds_run(folder: Path) -> bool:
 
 def write_file(path: Path, text: str) -> None:
     """Writes a file whole or not at all, a full disk and a power failure included."""
+    write_whole(path, text.encode())
+
+
+def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Writes bytes as `write_file` writes text. mode: of the file, less what the process masks."""
     partial = path.with_suffix(path.suffix + ".partial")
     try:
-        with open(partial, "w") as file:
-            file.write(text)
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_arrays(path: Path, arrays: dict[str, Any], mode: int = 0o666) -> None:
+    """Writes arrays as an .npz file, whole or not at all. mode: see `write_whole`."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_whole(path, buffer.getvalue(), mode)
 
 
 def set_summary_aside(folder: Path, rounds: int) -> None:

@@ -13,7 +13,7 @@ from jaxfed.config.build import load_data
 from jaxfed.data.clients import Clients
 from jaxfed.evaluation.split import EvalSplit
 from jaxfed.training.best_model import open_best_model
-from jaxfed.training.run_dir import read_summary
+from jaxfed.training.run_dir import read_summary, write_arrays
 from jaxfed.training.trained_model import TrainedModel
 
 UserFigures = dict[str, np.ndarray]  # of a run or a row, see `TrainedModel.evaluate_users`
@@ -50,7 +50,7 @@ def read_users_of(folder: Path, load: Callable[[Any], Clients], part: str) -> tu
         )
         arrays |= {MODEL: np.array(digest), HELD_OUT: np.array(held_out)}
         with suppress(PermissionError):  # a run of somebody else: its figures are computed each time
-            save_arrays(kept, arrays)
+            write_arrays(kept, arrays)
     users = {name: value for name, value in arrays.items() if name not in (MODEL, HELD_OUT)}
     return users, str(arrays[HELD_OUT])
 
@@ -64,14 +64,6 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
             return dict(found)
     except (ValueError, EOFError, zipfile.BadZipFile):
         return {}
-
-
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays to a file, whole or not at all."""
-    unfinished = path.with_suffix(".partial")
-    with open(unfinished, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    unfinished.replace(path)
 
 
 def held_out_digest(exam: EvalSplit, users: np.ndarray, items: np.ndarray) -> str:

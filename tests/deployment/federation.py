@@ -6,7 +6,7 @@ import numpy as np
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.deployment.coordinator import match_nodes, run_server_round
-from jaxfed.deployment.envelope import Kind, read_envelopes
+from jaxfed.deployment.envelope import EnvelopeKind, read_envelopes
 from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import find_facts, write_node_data
 from jaxfed.deployment.node_states import read_client
@@ -75,7 +75,7 @@ def direct_exchange(nodes, lost=lambda round, node: None):
         replies = {}
         for node, data in requests.items():
             head = read_envelopes(data)[0]
-            gone = lost(head.round, node) if head.kind == Kind.PLAN else None
+            gone = lost(head.round, node) if head.kind == EnvelopeKind.PLAN else None
             if gone != "request":
                 replies[node] = make_reply(nodes[node], data)
             if gone == "reply":

@@ -12,7 +12,7 @@ from jaxfed.deployment.envelope import (
     HEADER,
     NODE,
     Envelope,
-    Kind,
+    EnvelopeKind,
     RoundPlan,
     make_refusal,
     pack_envelopes,
@@ -25,7 +25,7 @@ from jaxfed.deployment.envelope import (
 
 ENVELOPES = st.builds(
     Envelope,
-    st.sampled_from(Kind),
+    st.sampled_from(EnvelopeKind),
     st.integers(0, (1 << 32) - 1),
     st.integers(0, (1 << 32) - 1),
     st.binary(min_size=32, max_size=32),
@@ -60,7 +60,7 @@ def changed(random, data):
 def test_no_changed_envelope_is_accepted():
     """20,000 of them. A cut between two envelopes leaves whole ones, which are those that were sent."""
     random = np.random.default_rng(0)
-    sent = [Envelope(Kind.MESSAGE, 3, client, random.bytes(32), 5, random.bytes(60)) for client in range(3)]
+    sent = [Envelope(EnvelopeKind.MESSAGE, 3, client, random.bytes(32), 5, random.bytes(60)) for client in range(3)]
     data, said = pack_envelopes(sent), set()
     for _ in range(20_000):
         other = changed(random, data)
@@ -80,7 +80,7 @@ def test_no_changed_envelope_is_accepted():
 def test_forged_checksums_do_not_crash():
     """Whoever makes the checksum anew is refused by what follows, or says something that is well formed."""
     random, said = np.random.default_rng(1), set()
-    head = HEADER.pack(b"JXFD", 1, Kind.PLAN, 3, 7, 5, 40, bytes(32))
+    head = HEADER.pack(b"JXFD", 1, EnvelopeKind.PLAN, 3, 7, 5, 40, bytes(32))
     for _ in range(5_000):
         body = changed(random, head + random.bytes(40))
         try:
@@ -121,7 +121,7 @@ def test_refusals_are_one_line():
     text = read_refusal(make_refusal("a\nb" + "c" * 10_000))
     assert text.startswith("a b")
     assert len(text) <= 500
-    ugly = Envelope(Kind.REFUSED, 0, NODE, bytes(32), 0, b"\x1b[31m\xff\n")
+    ugly = Envelope(EnvelopeKind.REFUSED, 0, NODE, bytes(32), 0, b"\x1b[31m\xff\n")
     assert "\x1b" not in read_refusal(ugly)
     assert "\n" not in read_refusal(ugly)
 

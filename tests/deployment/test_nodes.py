@@ -9,7 +9,7 @@ import pytest
 from jaxfed.config.build import load_data
 from jaxfed.config.schema import make_config
 from jaxfed.deployment.coordinator import match_nodes, run_server_round
-from jaxfed.deployment.envelope import Envelope, Kind, pack_envelopes, read_envelopes, read_refusal
+from jaxfed.deployment.envelope import Envelope, EnvelopeKind, pack_envelopes, read_envelopes, read_refusal
 from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import find_facts, read_facts, read_node_data, write_facts, write_node_data
 from jaxfed.deployment.node_states import read_client, read_secret
@@ -41,11 +41,11 @@ def recording_exchange(nodes, seen, change=lambda number, node, reply: reply):
 
 
 def messages_of(reply):
-    return [each for each in read_envelopes(reply) if each.kind == Kind.MESSAGE]
+    return [each for each in read_envelopes(reply) if each.kind == EnvelopeKind.MESSAGE]
 
 
 def refusals_of(reply):
-    return [read_refusal(each) for each in read_envelopes(reply) if each.kind == Kind.REFUSED]
+    return [read_refusal(each) for each in read_envelopes(reply) if each.kind == EnvelopeKind.REFUSED]
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_repeated_request_has_the_same_answer(after_two):
     assert messages_of(reply)
     assert make_reply(nodes[0], request) == reply
     assert {path: path.read_bytes() for path in nodes[0].folder.glob("*.npz")} == before
-    first = next(each for each in seen if each[0] == 0 and read_envelopes(each[1])[0].kind == Kind.PLAN)
+    first = next(each for each in seen if each[0] == 0 and read_envelopes(each[1])[0].kind == EnvelopeKind.PLAN)
     again = make_reply(nodes[0], first[1])
     assert not messages_of(again)
     assert all("stands after round" in line for line in refusals_of(again))
@@ -78,7 +78,7 @@ def test_no_second_answer_for_another_model(after_two):
     _server, nodes, _, seen, _ = after_two
     _, request, _ = next(each for each in seen[::-1] if each[0] == 0)
     envelopes = read_envelopes(request)
-    other = [each._replace(digest=bytes(32)) if each.kind == Kind.COMMON else each for each in envelopes]
+    other = [each._replace(digest=bytes(32)) if each.kind == EnvelopeKind.COMMON else each for each in envelopes]
     reply = make_reply(nodes[0], pack_envelopes(other))
     assert not messages_of(reply)
     assert all("was answered for another model" in line for line in refusals_of(reply))
@@ -93,7 +93,7 @@ def test_no_second_answer_for_another_model(after_two):
         (lambda each: each._replace(client=5000), "not at this node"),
         (lambda each: each._replace(payload=each.payload[:-1]), "bytes where"),
         (lambda each: each._replace(payload=b""), "bytes where"),
-        (lambda each: each._replace(kind=Kind.HELLO), "none of a reply"),
+        (lambda each: each._replace(kind=EnvelopeKind.HELLO), "none of a reply"),
     ],
 )
 def test_a_wrong_message_is_refused_and_the_rest_goes_on(change, said, tmp_path):
@@ -103,7 +103,7 @@ def test_a_wrong_message_is_refused_and_the_rest_goes_on(change, said, tmp_path)
 
     def forge(number, node, reply):
         envelopes = read_envelopes(reply)
-        if node != 2 or envelopes[0].kind != Kind.MESSAGE:
+        if node != 2 or envelopes[0].kind != EnvelopeKind.MESSAGE:
             return reply
         found.append(envelopes[0].client)
         return pack_envelopes([change(envelopes[0]), *envelopes[1:]])
@@ -123,7 +123,7 @@ def test_damage_on_the_way(tmp_path):
     random = np.random.default_rng(0)
 
     def flip(number, node, reply):
-        if read_envelopes(reply)[0].kind == Kind.HELLO or node == 4:
+        if read_envelopes(reply)[0].kind == EnvelopeKind.HELLO or node == 4:
             return reply
         data = bytearray(reply)
         data[random.integers(len(data))] ^= 1 << int(random.integers(8))
@@ -141,7 +141,9 @@ def test_a_message_that_comes_twice_counts_once(tmp_path):
     server, nodes, parts = open_federation(tmp_path, MF | EVERYONE, say=lines.append)
 
     def twice(number, node, reply):
-        return pack_envelopes([each for each in read_envelopes(reply) for _ in range(1 + (each.kind == Kind.MESSAGE))])
+        return pack_envelopes(
+            [each for each in read_envelopes(reply) for _ in range(1 + (each.kind == EnvelopeKind.MESSAGE))]
+        )
 
     (info,) = run_federation(server, nodes, 1, recording_exchange(nodes, [], twice))
     assert int(info["clients/reported"]) == 40
@@ -158,10 +160,10 @@ def test_rows_that_change_after_they_were_asked_for(tmp_path):
 
     def move(number, node, reply):
         envelopes = read_envelopes(reply)
-        if node != 2 or envelopes[0].kind != Kind.MESSAGE:
+        if node != 2 or envelopes[0].kind != EnvelopeKind.MESSAGE:
             return reply
         other = np.array([0, 1], "<i4").tobytes()
-        false = Envelope(Kind.WANTED, envelopes[0].round, envelopes[0].client, bytes(32), 2, other)
+        false = Envelope(EnvelopeKind.WANTED, envelopes[0].round, envelopes[0].client, bytes(32), 2, other)
         return pack_envelopes([envelopes[0], false, *envelopes[1:]])
 
     run_federation(server, nodes, 1, recording_exchange(nodes, [], move))
@@ -182,7 +184,7 @@ def test_a_node_with_another_configuration_is_left_out(tmp_path):
     assert lines == [
         "node 1 is left out: this node has another configuration, other facts or another version of jaxfed: copy them"
     ]
-    request = pack_envelopes([Envelope(Kind.PLAN, 0, 0, server.party.digest)])
+    request = pack_envelopes([Envelope(EnvelopeKind.PLAN, 0, 0, server.party.digest)])
     assert "another configuration" in refusals_of(make_reply(nodes[1], request))[0]
 
 
@@ -211,7 +213,7 @@ def test_mutated_requests_are_answered_by_a_line(after_two):
         chosen = str(random.choice([*fields]))
         changed = [*envelopes[:which], envelopes[which]._replace(**{chosen: fields[chosen]}), *envelopes[which + 1 :]]
         assert read_envelopes(make_reply(nodes[0], pack_envelopes(changed)))
-    for request in (b"", b"?", pack_envelopes([Envelope(Kind.MESSAGE, 0, 0, bytes(32))])):
+    for request in (b"", b"?", pack_envelopes([Envelope(EnvelopeKind.MESSAGE, 0, 0, bytes(32))])):
         assert refusals_of(make_reply(nodes[0], request))
 
 

@@ -16,7 +16,7 @@ from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.core.tree import tree_digest
 from jaxfed.deployment.collected_run import collect_run, lay_out_federation
-from jaxfed.deployment.envelope import Kind, read_envelopes
+from jaxfed.deployment.envelope import EnvelopeKind, read_envelopes
 from jaxfed.deployment.opened_node import open_node
 from jaxfed.deployment.server_run import Network, serve_rounds
 from jaxfed.training.best_model import open_best_model
@@ -79,7 +79,7 @@ def test_a_server_that_ended_goes_on(when, round, simulated, tmp_path):
 
         def through(requests):
             head = read_envelopes(next(iter(requests.values())))[0]
-            dies = head.kind == Kind.PLAN and head.round == round and not ended
+            dies = head.kind == EnvelopeKind.PLAN and head.round == round and not ended
             if dies and when == "before":
                 ended.append(round)
                 raise EndedError

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxfed.deployment.coordinator import make_requests
-from jaxfed.deployment.envelope import Envelope, Kind, pack_envelopes, read_envelopes, read_refusal
+from jaxfed.deployment.envelope import Envelope, EnvelopeKind, pack_envelopes, read_envelopes, read_refusal
 from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.opened_node import open_node
@@ -51,7 +51,7 @@ def secure_exchange(nodes, gone=lambda round, step, node: None, heard=None):
         replies = {}
         for node, data in requests.items():
             last = read_envelopes(data)[-1]
-            lost = gone(last.round, last.client, node) if last.kind == Kind.SECURE else None
+            lost = gone(last.round, last.client, node) if last.kind == EnvelopeKind.SECURE else None
             if lost != "request":
                 replies[node] = make_reply(nodes[node], data)
             if lost == "reply":
@@ -168,7 +168,7 @@ def test_nodes_are_opened_anew_for_each_request(tmp_path):
 def ask(node, *envelopes):
     """(the envelopes of a reply, the line of a refusal among them)."""
     found = read_envelopes(make_reply(node, pack_envelopes(envelopes)))
-    return found, next((read_refusal(each) for each in found if each.kind == Kind.REFUSED), "")
+    return found, next((read_refusal(each) for each in found if each.kind == EnvelopeKind.REFUSED), "")
 
 
 def begin(server, nodes, nonce, round=0, cohort=None):
@@ -179,7 +179,7 @@ def begin(server, nodes, nonce, round=0, cohort=None):
     requests, _ = make_requests(server, round, ids, asked, members)
     begun = pack_begin(nonce.ljust(NONCE), ids)
     session = name_session(server.party.digest, round, begun)
-    step = Envelope(Kind.SECURE, round, 0, session, 0, begun)
+    step = Envelope(EnvelopeKind.SECURE, round, 0, session, 0, begun)
     whole = {node: read_envelopes(data) for node, data in requests.items()}
     return session, {node: [*(some if len(asked[node]) else some[:1]), step] for node, some in whole.items()}
 
@@ -192,11 +192,13 @@ def run_to_mask(server, nodes, nonce):
     for number, step in enumerate(("advertise", "share")):
         messages = {}
         for node in nodes:
-            words = first[node] if number == 0 else [Envelope(Kind.SECURE, 0, 1, session, 0, inbox[places[node]])]
+            words = (
+                first[node] if number == 0 else [Envelope(EnvelopeKind.SECURE, 0, 1, session, 0, inbox[places[node]])]
+            )
             found, said = ask(nodes[node], *words)
             assert not said
-            messages |= {each.rows: each.payload for each in found if each.kind == Kind.SECURE}
-            places[node] = next(each.rows for each in found if each.kind == Kind.SECURE)
+            messages |= {each.rows: each.payload for each in found if each.kind == EnvelopeKind.SECURE}
+            places[node] = next(each.rows for each in found if each.kind == EnvelopeKind.SECURE)
         inbox = getattr(sums, step)(messages)
     return session, {node: inbox[places[node]] for node in nodes}
 
@@ -212,16 +214,16 @@ def test_one_vector_of_a_round_is_masked_once(federation):
     server, nodes = federation
     for number, nonce in enumerate((b"first", b"second")):
         session, inbox = run_to_mask(server, nodes, nonce)
-        found, said = ask(nodes[0], Envelope(Kind.SECURE, 0, 2, session, 0, inbox[0]))
+        found, said = ask(nodes[0], Envelope(EnvelopeKind.SECURE, 0, 2, session, 0, inbox[0]))
         assert ("masked already" in said) == bool(number)
-        assert (found[0].kind == Kind.SECURE) == (not number)
+        assert (found[0].kind == EnvelopeKind.SECURE) == (not number)
     assert (nodes[0].folder / SECURE / MASKED).read_text() == "0"
 
 
 def test_a_step_is_answered_once(federation):
     server, nodes = federation
     session, inbox = run_to_mask(server, nodes, b"nonce")
-    step = Envelope(Kind.SECURE, 0, 2, session, 0, inbox[0])
+    step = Envelope(EnvelopeKind.SECURE, 0, 2, session, 0, inbox[0])
     first, _ = ask(nodes[0], step)
     again, _ = ask(nodes[0], step)
     assert first == again
@@ -238,7 +240,7 @@ def test_no_message_leaves_without_a_secure_sum(federation):
     for last in ([], [others[0]], [others[1]], [step._replace(client=1)]):
         found, said = ask(nodes[0], *words, *last)
         assert said
-        assert [each.kind for each in found] == [Kind.REFUSED]
+        assert [each.kind for each in found] == [EnvelopeKind.REFUSED]
     assert "no secure sum" in ask(nodes[1], step._replace(client=1))[1]
 
 
@@ -253,7 +255,7 @@ def test_a_server_that_asks_one_client_alone_is_refused(federation):
     told = begin_of(server, nodes, [int(client) for client in nodes[node].ids[:1]] + [nobody] * 11)[node]
     found, said = ask(nodes[node], *told[:-1], honest[node][-1])  # it is told of the whole cohort, and asked for one
     assert "asks other clients" in said
-    assert [each.kind for each in found] == [Kind.REFUSED]
+    assert [each.kind for each in found] == [EnvelopeKind.REFUSED]
 
 
 def begin_of(server, nodes, cohort):
@@ -262,7 +264,7 @@ def begin_of(server, nodes, cohort):
     real = ids[ids < server.party.plan.num_clients]
     _, words = begin(server, nodes, b"nonce", cohort=ids)
     begun = pack_begin(b"nonce".ljust(NONCE), real)
-    step = Envelope(Kind.SECURE, 0, 0, name_session(server.party.digest, 0, begun), 0, begun)
+    step = Envelope(EnvelopeKind.SECURE, 0, 0, name_session(server.party.digest, 0, begun), 0, begun)
     return {node: [*some[:-1], step] for node, some in words.items()}
 
 
@@ -284,10 +286,10 @@ def test_what_a_node_says_wrongly_is_left_out(tmp_path):
         replies = honest(requests)
         if 0 in replies:
             found = read_envelopes(replies[0])
-            if found[0].kind == Kind.READY:
+            if found[0].kind == EnvelopeKind.READY:
                 strangers = np.arange(parts.data.num_clients, dtype="<i4").tobytes()
                 replies[0] = pack_envelopes([found[0]._replace(payload=strangers), *found[1:]])
-        if 1 in replies and read_envelopes(replies[1])[0].kind == Kind.READY:
+        if 1 in replies and read_envelopes(replies[1])[0].kind == EnvelopeKind.READY:
             replies[1] = replies[1][:-3]
         return replies
 
