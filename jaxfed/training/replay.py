@@ -18,8 +18,9 @@ from jaxfed.data.preparation import PopulationOptions
 from jaxfed.evaluation.prequential import TimeLine, make_timeline, rank_rows, summarize_ranks
 from jaxfed.training.live_model import LiveModel, rank_by_model, train_live_model
 
-MOST = 2_000  # windows
-FREE = {"clients", "protocol", "ratio", "deal", "malice"}  # options of [data] that are read, or that say nothing here
+MOST_WINDOWS = 2_000
+# options of [data] that are read, or that say nothing here
+LEFT_ALONE = {"clients", "protocol", "ratio", "deal", "malice"}
 
 
 class ReplayOptions(NamedTuple):
@@ -73,8 +74,8 @@ def list_windows(seconds: np.ndarray, options: ReplayOptions) -> list[tuple[int,
         days = f"{seconds[-1] / 86_400:,.1f}"
         raise ValueError(f"replay: all rows are in the first part, the data span {days} days: shorten --first")
     count = int((seconds[-1] - options.first) // options.window) + 1
-    if count > MOST:
-        raise ValueError(f"replay: {count:,} windows, there can be {MOST:,}: take a longer --window")
+    if count > MOST_WINDOWS:
+        raise ValueError(f"replay: {count:,} windows, there can be {MOST_WINDOWS:,}: take a longer --window")
     starts = options.first + options.window * np.arange(count + 1)
     rows = np.searchsorted(seconds, starts)
     return [(int(starts[n]), int(rows[n]), int(rows[n + 1])) for n in range(count) if rows[n] < rows[n + 1]]
@@ -83,7 +84,7 @@ def list_windows(seconds: np.ndarray, options: ReplayOptions) -> list[tuple[int,
 def check_replay(config: Config) -> None:
     """Raises ValueError for what of a configuration cannot be replayed."""
     for name, default in PopulationOptions()._asdict().items():
-        if name not in FREE and getattr(config.data, name) != default:
+        if name not in LEFT_ALONE and getattr(config.data, name) != default:
             raise ValueError(f"replay: data.{name} would look ahead, or is no part of a replay: leave it out")
     if config.data.clients != "user":
         raise ValueError("replay: each user is a client: leave data.clients out")

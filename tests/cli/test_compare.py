@@ -2,16 +2,15 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
-from jaxfed.cli import main
 from jaxfed.config.schema import make_config
 from jaxfed.evaluation.paired_tests import bootstrap_paired, correct_holm
 from jaxfed.training.opened_experiment import load_run
 from jaxfed.training.runs import shared_runner
+from tests.programs import run_program
 
 NDCG, SAMPLED = "test/full/ndcg@10", "test/sampled/hr@10"
 SMALL = {
@@ -43,20 +42,9 @@ def folder(tmp_path_factory):
     return out
 
 
-def called(monkeypatch, capsys, *words):
-    """(exit code, what was printed, what was said) of a command in this process."""
-    monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, words)])
-    code = 0
-    try:
-        main.main()
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-    return code, *capsys.readouterr()
-
-
 def compared(monkeypatch, capsys, *words):
     """The JSON of `jaxfed compare`."""
-    code, printed, said = called(monkeypatch, capsys, "compare", *words, "--json")
+    code, printed, said = run_program(monkeypatch, capsys, "compare", *words, "--json")
     assert code == 0, said
     return json.loads(printed)
 
@@ -85,12 +73,14 @@ def test_differences_are_those_of_the_users(folder, monkeypatch, capsys):
 
 
 def test_what_is_printed(folder, monkeypatch, capsys):
-    code, printed, _ = called(monkeypatch, capsys, "compare", folder / "base", folder / "wide")
+    code, printed, _ = run_program(monkeypatch, capsys, "compare", folder / "base", folder / "wide")
     assert code == 0
     for words in ("model.dim", "test full ndcg@10", "MB up", "epsilon", "95 % interval", "paired bootstrap over users"):
         assert words in printed
     assert "Holm" not in printed  # there is one run to compare
-    assert "Holm" in called(monkeypatch, capsys, "compare", *(folder / each for each in ("base", "wide", "seed")))[1]
+    assert (
+        "Holm" in run_program(monkeypatch, capsys, "compare", *(folder / each for each in ("base", "wide", "seed")))[1]
+    )
 
 
 def test_figures_of_users_are_kept_and_read_again(folder, tmp_path, monkeypatch, capsys):
@@ -133,7 +123,7 @@ def test_other_data_and_protocols_are_not_compared_user_by_user(folder, monkeypa
     assert {each["run"] for each in found["paired"]} == {str(folder / "wide")}
     assert found["notes"] == [f"{folder / name} is not compared with {folder / 'base'} user by user: {why}"]
     assert [each["leaky"] for each in found["runs"]] == [False, name == "leaky", False]
-    code, printed, _ = called(monkeypatch, capsys, "compare", folder / "base", folder / name)
+    code, printed, _ = run_program(monkeypatch, capsys, "compare", folder / "base", folder / name)
     assert code == 0
     assert why in printed
     assert ("leaky LEAKY" in printed.replace("\n", "")) == ("held-out items, or the model reads" in printed)
@@ -200,6 +190,6 @@ def test_what_cannot_be_compared_is_one_line(folder, tmp_path, monkeypatch, caps
         ([folder / "base", damaged], "line 2 is no row of figures"),
         ([folder / "base", folder / "wide", "--metric", "test/full/ndgc@10"], 'did you mean "test/full/ndcg@10"'),
     ):
-        code, printed, said = called(monkeypatch, capsys, "compare", *words)
+        code, printed, said = run_program(monkeypatch, capsys, "compare", *words)
         assert (code, printed, said.count("\n")) == (2, "", 1), said
         assert text in said

@@ -27,19 +27,10 @@ from jaxfed.config.schema import argument_types, config_to_table, make_config
 from jaxfed.privacy.releases import RELATIONS, SAMPLERS
 from jaxfed.training.runs import shared_runner
 from jaxfed.training.terminal_table import print_table
+from tests.programs import run_program as run
 
 ROOT = Path(__file__).parents[2]
 NAMES = [(section, name) for section in REGISTRY for name in REGISTRY[section]]
-
-
-def run(monkeypatch, capsys, *words):
-    """(exit code, what was printed, what was said) of a command in this process."""
-    monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, words)])
-    try:
-        main.main()
-    except SystemExit as stopped:
-        return stopped.code or 0, *capsys.readouterr()
-    return 0, *capsys.readouterr()
 
 
 # --- help ----------------------------------------

@@ -14,8 +14,8 @@ from jaxfed.data.loading import from_arrays
 from jaxfed.evaluation.prequential import make_timeline
 from jaxfed.training.live_model import make_score, rank_by_model, score_users, train_live_model
 from jaxfed.training.replay import ReplayOptions, order_by_time, replay_data
-from tests.cli.test_compare import called
 from tests.cli.test_report import Page
+from tests.programs import run_program
 
 DAY, BEGIN = 86_400, 1_600_000_000
 CONFIG = """
@@ -77,7 +77,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def replayed(monkeypatch, capsys, *words):
-    code, printed, said = called(monkeypatch, capsys, "replay", "c.toml", *words, "--json")
+    code, printed, said = run_program(monkeypatch, capsys, "replay", "c.toml", *words, "--json")
     assert code == 0, said
     return json.loads(printed)
 
@@ -108,7 +108,7 @@ def test_popularity_by_hand(folder, monkeypatch, capsys):
 
 
 def test_what_is_printed(folder, monkeypatch, capsys):
-    code, printed, said = called(monkeypatch, capsys, "replay", "c.toml", "--first", "1d", "--window", "2d")
+    code, printed, said = run_program(monkeypatch, capsys, "replay", "c.toml", "--first", "1d", "--window", "2d")
     assert code == 0, said
     for words in ("from day", "online hr@10", "popularity ndcg@10", "all, of users known before", "71.4%"):
         assert words in printed
@@ -125,15 +125,15 @@ def replay_of(rows, options, words=()):
 def test_a_page_over_time(folder, monkeypatch, capsys):
     """Curves of each method with their numbers, and the windows; what somebody else wrote is not overwritten."""
     words = ["replay", "c.toml", "--first", "1d", "--window", "1d", "-o", "new/r.html"]
-    assert called(monkeypatch, capsys, *words)[0] == 0
+    assert run_program(monkeypatch, capsys, *words)[0] == 0
     page = Page((folder / "new" / "r.html").read_text())
     said = [data for data, _ in page.text]
     for word in ("online", "once", "retrained", "popularity", "all, of users known before", "Replay of c.toml"):
         assert word in said
     assert len(page.every("figure")) == 4
-    assert called(monkeypatch, capsys, *words)[0] == 0  # its own
+    assert run_program(monkeypatch, capsys, *words)[0] == 0  # its own
     (folder / "new" / "r.html").write_text("mine")
-    code, printed, said = called(monkeypatch, capsys, *words)
+    code, printed, said = run_program(monkeypatch, capsys, *words)
     assert (code, printed) == (2, "")
     assert "--force" in said
 
@@ -302,7 +302,7 @@ def leaves_of(tree):
 def test_what_cannot_be_replayed_is_one_line(folder, monkeypatch, capsys, rows, words, text):
     if rows:
         (folder / "rows.csv").write_text(rows)
-    code, printed, said = called(monkeypatch, capsys, "replay", "c.toml", *words.split())
+    code, printed, said = run_program(monkeypatch, capsys, "replay", "c.toml", *words.split())
     assert (code, printed) == (2, "")
     assert text in said.splitlines()[-1]
 

@@ -11,7 +11,8 @@ import pytest
 
 from jaxfed.config.schema import make_config
 from jaxfed.training.runs import shared_runner
-from tests.cli.test_compare import RUNS, SMALL, called
+from tests.cli.test_compare import RUNS, SMALL
+from tests.programs import run_program
 from tests.small import child_environment
 
 HOSTILE = "a<script>alert(1)</script>&\"'><img src=x onerror=alert(2)>"
@@ -67,7 +68,7 @@ def folder(tmp_path_factory):
 
 def reported(monkeypatch, capsys, path, *words):
     """The page that `jaxfed report` writes."""
-    code, _, said = called(monkeypatch, capsys, "report", *words, "-o", path)
+    code, _, said = run_program(monkeypatch, capsys, "report", *words, "-o", path)
     assert code == 0, said
     return Page(path.read_text())
 
@@ -177,12 +178,12 @@ def test_the_same_runs_give_the_same_page(folder, tmp_path, monkeypatch, capsys)
 def test_files_of_others_are_not_overwritten(folder, tmp_path, monkeypatch, capsys):
     path = tmp_path / "r.html"
     path.write_text("mine, and it says jaxfed report\n")
-    code, printed, said = called(monkeypatch, capsys, "report", folder / "base", "-o", path)
+    code, printed, said = run_program(monkeypatch, capsys, "report", folder / "base", "-o", path)
     assert (code, printed, said.count("\n")) == (2, "", 1)
     assert "--force" in said
     assert path.read_text() == "mine, and it says jaxfed report\n"
     for words in (["--force"], []):  # and then it is its own
-        assert called(monkeypatch, capsys, "report", folder / "base", "-o", path, *words)[0] == 0
+        assert run_program(monkeypatch, capsys, "report", folder / "base", "-o", path, *words)[0] == 0
 
 
 def test_what_has_no_page_is_one_line(folder, tmp_path, monkeypatch, capsys):
@@ -206,7 +207,7 @@ def test_what_has_no_page_is_one_line(folder, tmp_path, monkeypatch, capsys):
         ([folder / "base", "-o", tmp_path], "is a folder"),
     ):
         words = [*words, *(["-o", tmp_path / "r.html"] if "-o" not in words else [])]
-        code, printed, said = called(monkeypatch, capsys, "report", *words)
+        code, printed, said = run_program(monkeypatch, capsys, "report", *words)
         assert (code, printed, said.count("\n")) == (2, "", 1), said
         assert text in said
         assert not (tmp_path / "r.html").exists()
@@ -226,7 +227,7 @@ def test_figures_as_files(folder, tmp_path, monkeypatch, capsys):
     reported(monkeypatch, capsys, tmp_path / "r.html", *words)
     assert {each.name: each.read_bytes() for each in out.iterdir()} == before
     (out / "stages.png").write_bytes(b"\x89PNG mine")
-    code, _, said = called(monkeypatch, capsys, "report", *words, "-o", tmp_path / "r.html")
+    code, _, said = run_program(monkeypatch, capsys, "report", *words, "-o", tmp_path / "r.html")
     assert code == 2
     assert "stages.png is there" in said
 
@@ -234,7 +235,7 @@ def test_figures_as_files(folder, tmp_path, monkeypatch, capsys):
 def test_without_matplotlib_a_line_says_what_to_install(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     words = ["report", folder / "base", "-o", tmp_path / "r.html", "--figures", tmp_path / "figures"]
-    code, printed, said = called(monkeypatch, capsys, *words)
+    code, printed, said = run_program(monkeypatch, capsys, *words)
     assert (code, printed, said.count("\n")) == (2, "", 1)
     assert 'pip install "jaxfed[plots]"' in said
     assert not (tmp_path / "figures").exists()
@@ -296,9 +297,9 @@ def test_what_is_no_sweep_is_one_line(sweep, folder, tmp_path, monkeypatch, caps
     for name, text in (("a", "{}"), ("b", "[]"), ("c", '[{"seed": 0}]'), ("d", '[{"seed": 0, "problem": "no"}]')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(text)
-        code, printed, said = called(monkeypatch, capsys, "report", tmp_path / name, "-o", tmp_path / "r.html")
+        code, printed, said = run_program(monkeypatch, capsys, "report", tmp_path / name, "-o", tmp_path / "r.html")
         assert (code, printed, said.count("\n")) == (2, "", 1)
         assert any(words in said for words in ("is damaged", "or damaged", "no run of this sweep worked"))
-    code, _, said = called(monkeypatch, capsys, "report", sweep, folder / "base", "-o", tmp_path / "r.html")
+    code, _, said = run_program(monkeypatch, capsys, "report", sweep, folder / "base", "-o", tmp_path / "r.html")
     assert code == 2
     assert "has a page of its own" in said

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxfed.cli import main
 from jaxfed.config.schema import make_config
 from jaxfed.data.packing import pack_cohort
 from jaxfed.deployment.device import train_on_device
@@ -23,6 +22,7 @@ from jaxfed.training.best_model import open_run
 from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 from tests.deployment.federation import MF, RING
+from tests.programs import run_program
 
 SGD = {"server": {"name": "sgd", "learning_rate": 1.0}}
 KINDS = {
@@ -270,14 +270,7 @@ def test_the_commands(made, tmp_path, monkeypatch, capsys):
     export_run(str(folder), Path("out"))
     Path("history").write_text("1\n5\n7\n\n9\n")
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["jaxfed", *words])
-        try:
-            main.main()
-        except SystemExit as stopped:
-            return stopped.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
+    run = partial(run_program, monkeypatch, capsys)
     code, out, _ = run("device", "out", "--history", "history", "-k", "3", "--save", "message")
     assert code == 0
     assert len(out.splitlines()) == 3

@@ -13,6 +13,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.training import runs, sweep, sweep_results
 from jaxfed.training.loop import train_run
 from jaxfed.training.records import HEADLINES, SWEEP_FACTS
+from tests.programs import run_program
 
 SMALL = """
 rounds = 4
@@ -41,13 +42,7 @@ def config(tmp_path_factory):
 
 def swept(monkeypatch, capsys, *words):
     """(exit code, what was printed, what was said) of `jaxfed sweep` in this process."""
-    monkeypatch.setattr(sys, "argv", ["jaxfed", "sweep", *map(str, words)])
-    code = 0
-    try:
-        main.main()
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-    return code, *capsys.readouterr()
+    return run_program(monkeypatch, capsys, "sweep", *words)
 
 
 def test_from_the_command_line_and_again(config, tmp_path, monkeypatch, capsys):
