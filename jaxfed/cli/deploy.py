@@ -100,7 +100,7 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
     parts = build_from_config(config, data)
     out.mkdir(0o700, parents=True, exist_ok=True)
     with lock_folder(out):
-        facts = lay_out_federation(out, config, parts, args.nodes)
+        facts = lay_out_federation(out, config, parts, args.nodes, args.keys)
         if args.keys == "reproducible" and parts.account.mechanisms:
             log("privacy: keys are reproducible, so server and nodes can compute each other's noise: see --keys own")
         log(f"{args.nodes} nodes hold {facts.num_clients:,} clients; {out}/server/server.log has every line")

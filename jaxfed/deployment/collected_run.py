@@ -24,18 +24,19 @@ from jaxfed.deployment.node_data import (
     write_facts,
     write_node_data,
 )
-from jaxfed.deployment.node_states import read_client
+from jaxfed.deployment.node_states import Keys, read_client
+from jaxfed.deployment.noise_shares import can_share_noise
 from jaxfed.deployment.party import config_digest, make_deployed_pieces
-from jaxfed.deployment.secure_node import SECURE, make_identity
+from jaxfed.deployment.roster import make_identity
 from jaxfed.training.checkpoint import open_checkpoints, restore_newest
 from jaxfed.training.log import log
 from jaxfed.training.rounds import Progress, initial_arrays
-from jaxfed.training.run_dir import write_file
-
-PRIVATE = 0o700
+from jaxfed.training.run_dir import PRIVATE, write_file
 
 
-def lay_out_federation(out: Path, config: Config, parts: RunParts, nodes: int) -> PublicFacts:
+def lay_out_federation(
+    out: Path, config: Config, parts: RunParts, nodes: int, keys: Keys = "reproducible"
+) -> PublicFacts:
     """Writes the folders of a server and of some nodes, each with what it may have: OUT/server, OUT/nodes/0, ...
 
     Args:
@@ -43,6 +44,7 @@ def lay_out_federation(out: Path, config: Config, parts: RunParts, nodes: int) -
         config: What to run.
         parts: What the simulator makes of it.
         nodes: How many; clients are dealt to them in turn.
+        keys: See `open_node`. With own ones nodes add the noise of a secure sum in shares.
 
     Raises:
         ValueError: there are fewer clients than nodes, or the configuration cannot be deployed.
@@ -62,12 +64,14 @@ def lay_out_federation(out: Path, config: Config, parts: RunParts, nodes: int) -
     hides = make_deployed_pieces(config, facts, nobody).wire.sees == "sum"  # raises for what cannot be deployed
     if hides and nodes < 2:
         raise ValueError("--nodes is 1: this channel hides messages in a sum, which takes two nodes at least")
-    for place in (out / "nodes" / str(node) / "states" / SECURE for node in range(nodes if hides else 0)):
+    places = [out / "nodes" / str(node) for node in range(nodes)]
+    for place in (out, out / "server", out / "nodes", *places):
         place.mkdir(PRIVATE, parents=True, exist_ok=True)
-        facts = facts._replace(keys=(*facts.keys, make_identity(place)))
+    if hides:
+        shares = keys == "own" and can_share_noise(parts.channel)
+        facts = facts._replace(keys=tuple(make_identity(place) for place in places), noise_shares=shares)
     text = config_to_toml(with_absolute_paths(config))
-    for place in (out / "server", *(out / "nodes" / str(node) for node in range(nodes))):
-        place.mkdir(PRIVATE, parents=True, exist_ok=True)
+    for place in (out / "server", *places):
         write_file(place / "config.toml", text)
         write_facts(place / "facts.json", facts)
     for node in range(nodes):

@@ -1,7 +1,6 @@
 """What the server asks of nodes in a round. How bytes travel is not its matter: `exchange` is Flower, or a function in
 tests."""
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxfed.deployment.envelope import (
     Envelope,
     EnvelopeKind,
     RoundPlan,
+    digest_model_bytes,
     pack_envelopes,
     pack_plan,
     read_distinct,
@@ -170,7 +170,7 @@ def digest_model(party: DeployedPieces, shared: Tree, links: Tree, number: int) 
     """(SHA-256 of a round and what is sent in it, that as bytes)."""
     tables, others = divide_tables((shared, links))
     whole = pack_all_rows([*tables, *others], party.size)
-    return hashlib.sha256(number.to_bytes(8, "little") + whole).digest(), whole
+    return digest_model_bytes(number, whole), whole
 
 
 def pack_all_rows(tree: Tree, size: int) -> bytes:

@@ -24,6 +24,8 @@ from jaxfed.export.functions import name_leaves
 from jaxfed.export.loader import Export
 from jaxfed.training.run_dir import PRIVATE, write_file
 
+TRAINED = "trained.json"
+
 
 class DeviceMessage(NamedTuple):
     """What a device would send, and of which model that is.
@@ -89,26 +91,39 @@ def train_on_device(
         raise ValueError("device: the history is empty: there is nothing to train on")
     folder.mkdir(PRIVATE, parents=True, exist_ok=True)
     client = read_device_number(folder, facts) if client is None else client
-    check_trained(folder, export, history)
+    check_trained(folder, export, history, client)
     write_user_data(folder / "data.npz", client, history)
     node = open_node(folder, config, facts, keys)
+    note_trained(folder, export, history, client)
     return ask_device(node, open_device_server(export, facts), client)
 
 
-def check_trained(folder: Path, export: Export, history: Sequence[int]) -> None:
-    """Notes what a device trains on. Raises ValueError where it has trained the same model on another history: two
-    updates of one model would tell what has come since."""
-    path, model = folder / "trained.json", export.manifest["files"]["weights.safetensors"]["sha256"]
-    now = {"model": model, "history": list(history)}
+def describe_training(export: Export, history: Sequence[int], client: int) -> dict[str, Any]:
+    """What a device trains on, as it is noted in its folder."""
+    model = export.manifest["files"]["weights.safetensors"]["sha256"]
+    return {"model": model, "client": client, "history": list(history)}
+
+
+def check_trained(folder: Path, export: Export, history: Sequence[int], client: int) -> None:
+    """Raises ValueError where a device has trained the same model on another history: two updates of one model would
+    tell what has come since."""
+    path, now = folder / TRAINED, describe_training(export, history, client)
     try:
         before = json.loads(path.read_text()) if path.exists() else now
-    except ValueError:
+        model, known = before["model"], before["client"]
+    except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is damaged: remove the folder {folder} to begin anew") from None
-    if before["model"] == model and before != now:
+    if known != client:
+        raise ValueError(f"device: the folder {folder} is that of client {known}: pass --client {known}")
+    if model == now["model"] and before != now:
         raise ValueError(
             "device: this model was trained on another history already: a new history waits for the next export"
         )
-    write_file(path, json.dumps(now))
+
+
+def note_trained(folder: Path, export: Export, history: Sequence[int], client: int) -> None:
+    """Notes what a device trains on, before it does: see `check_trained`."""
+    write_file(folder / TRAINED, json.dumps(describe_training(export, history, client)))
 
 
 def open_device_server(export: Export, facts: PublicFacts) -> FederationServer:

@@ -117,6 +117,11 @@ def read_envelopes(data: bytes) -> list[Envelope]:
     return found
 
 
+def digest_model_bytes(round: int, data: bytes) -> bytes:
+    """32 bytes that name the model of a round: SHA-256 of both. data: all that is sent of it, ids of rows left out."""
+    return hashlib.sha256(round.to_bytes(8, "little") + data).digest()
+
+
 def pack_plan(plan: RoundPlan) -> bytes:
     """The payload of a `PLAN`."""
     head = BEFORE.pack(*(int(word) for word in plan.key), plan.slots, plan.next, len(plan.asked), len(plan.coming))

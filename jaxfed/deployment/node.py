@@ -13,6 +13,7 @@ from jaxfed.deployment.envelope import (
     Envelope,
     EnvelopeKind,
     RoundPlan,
+    digest_model_bytes,
     make_refusal,
     pack_envelopes,
     read_envelopes,
@@ -26,7 +27,7 @@ from jaxfed.deployment.node_states import (
 )
 from jaxfed.deployment.opened_node import Node, make_client_keys, pack_clients
 from jaxfed.deployment.party import DeployedPieces, divide_tables
-from jaxfed.deployment.secure_node import SECURE, answer_step, check_secure_cohort, open_session
+from jaxfed.deployment.secure_node import answer_step, check_session_start, count_numbers, open_session
 
 
 def make_reply(node: Node, request: bytes) -> bytes:
@@ -43,7 +44,7 @@ def make_reply_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
         raise ValueError("a request begins with a hello, a plan or a step of a secure sum")
     head = asked[0]
     if head.kind == EnvelopeKind.SECURE:
-        return [answer_step(node.party, node.folder / SECURE, head)]
+        return [answer_step(node, head)]
     if head.digest != node.party.digest:
         raise ValueError("this node has another configuration, other facts or another version of jaxfed: copy them")
     if head.kind == EnvelopeKind.HELLO:
@@ -52,12 +53,12 @@ def make_reply_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
     plan = read_plan(head.payload)
     if strangers := {*plan.asked.tolist(), *plan.coming.tolist()} - {*node.ids.tolist()}:
         raise ValueError(f"client {min(strangers)} is not at this node")
+    if plan.slots != node.party.sampler.slots:
+        raise ValueError(f"a plan of {plan.slots} slots, the configuration has {node.party.sampler.slots}")
     if node.party.roster:  # no message leaves by itself
-        if asked[-1].round != head.round or asked[-1].kind != EnvelopeKind.SECURE:
-            raise ValueError("this node adds its messages by a secure sum alone, and the plan begins none")
-        check_secure_cohort(node.party, asked[-1].payload, node.ids, plan.asked)
+        check_session_start(node, plan, asked)
         answers = list_answers(node, head.round, plan, asked[1:-1]) if len(plan.asked) else []
-        return open_session(node.party, node.folder / SECURE, asked[-1], answers)
+        return open_session(node, asked[-1], answers)
     replies = list_answers(node, head.round, plan, asked[1:]) if len(plan.asked) else []
     return replies + list_wanted_rows(node, plan)
 
@@ -138,6 +139,8 @@ def read_download(node: Node, round: int, plan: RoundPlan, sent: list[Envelope])
         raise ValueError("parts of several models or rounds")
     like_tables, like_others = divide_tables((party.shared, party.links))
     if party.whole:
+        if digest_model_bytes(round, sent[0].payload) != sent[0].digest:
+            raise ValueError("a model with the digest of another")
         every = np.arange(party.size, dtype=np.int32)
         whole, _ = unpack_message(
             pack_ids(like_tables, every) + sent[0].payload, [*like_tables, *like_others], party.size, party.size
@@ -185,8 +188,8 @@ def run_node_block(node, round, plan, cohort, block, digest, others, tables, sav
     for lane in np.flatnonzero(lanes).tolist():
         client, rows = int(who[lane]), held[lane][held[lane] < party.size]
         one = jax.tree.map(lambda x, lane=lane: x[lane], (messages, after))
-        kept = put_held(saved[client].state, held[lane], one[1])
-        known = pack_client_message(party, one[0], rows) if finite[lane] else (0, None)
+        kept = put_held(saved[client].state, held[lane], one[1]) if finite[lane] else saved[client].state
+        known = pack_client_message(party, one[0], rows) if finite[lane] else replace_message(party)
         out[client] = SavedClient(saved[client].state, saved[client].counted, kept, round, digest, *known)
         write_client(node.folder, client, out[client])
     return out
@@ -199,6 +202,13 @@ def pack_client_message(party: DeployedPieces, message: Tree, rows: np.ndarray) 
     if party.whole:  # all rows: no ids are told
         return party.size, pack_message(message, np.arange(party.size, dtype=np.int32))[ID * party.size :]
     return len(rows), pack_message(message, rows)
+
+
+def replace_message(party: DeployedPieces) -> tuple[int, bytes | None]:
+    """(number of table rows, the bytes) in the place of a message that is not finite. In a secure sum they are zeros:
+    the server could send a model for which only who holds a certain item has no number, and must not hear who that is.
+    """
+    return (party.size, bytes(4 * count_numbers(party.message))) if party.roster else (0, None)
 
 
 def find_tables(tables: dict, client: int, rows: np.ndarray, party: DeployedPieces) -> list:

@@ -13,7 +13,7 @@ from jaxfed.data.clients import Clients
 from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.population import Label, Labels, Population, Times
 from jaxfed.data.ragged import Ragged, make_negative_index
-from jaxfed.training.run_dir import write_arrays, write_file
+from jaxfed.training.run_dir import OWNER_ALONE, write_arrays, write_file
 
 PARTS = ("train", "valid", "test", "excluded")
 LABELLED = PARTS[:3]
@@ -32,6 +32,7 @@ class PublicFacts(NamedTuple):
         items: str [N]: the ids of the items, in the order of the rows of tables.
         keys: The Ed25519 public keys of the nodes, in hexadecimal: those that take part in secure sums. Empty: there
             are no secure sums.
+        noise_shares: Whether the nodes add the noise of the link skellam in shares, and the server adds none.
     """
 
     num_clients: int
@@ -41,6 +42,7 @@ class PublicFacts(NamedTuple):
     kinds: tuple[tuple[int, int], ...]
     items: tuple[str, ...]
     keys: tuple[str, ...] = ()
+    noise_shares: bool = False
 
 
 def find_facts(population: Population, kinds: tuple[tuple[int, int], ...], items: np.ndarray) -> PublicFacts:
@@ -62,7 +64,8 @@ def read_facts(path: Path) -> PublicFacts:
         kinds = tuple((int(steps), int(size)) for steps, size in table["kinds"])
         items, keys = (tuple(str(word) for word in table[name]) for name in ("items", "keys"))
         facts = PublicFacts(**{**table, "kinds": kinds, "items": items, "keys": keys})
-        sound = facts.num_clients > 0 and facts.users_per_client > 0 and facts.items
+        sound = facts.num_clients > 0 and facts.users_per_client > 0 and bool(facts.items)
+        sound = sound and isinstance(facts.noise_shares, bool)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: no facts of a federation ({type(error).__name__}): copy the server's file") from None
     if not sound:
@@ -93,7 +96,7 @@ def write_node_data(path: Path, population: Population, clients: np.ndarray) -> 
         for known, values in (("labels", population.labels), ("times", population.times)):
             if values is not None and name in LABELLED:
                 arrays[f"{known}_{name}"] = Ragged(getattr(values, name), whole.start).some(users).values
-    write_arrays(path, arrays)
+    write_arrays(path, arrays, OWNER_ALONE)
 
 
 def write_user_data(path: Path, client: int, history: Sequence[int]) -> None:
@@ -106,7 +109,7 @@ def write_user_data(path: Path, client: int, history: Sequence[int]) -> None:
     arrays: dict[str, Any] = {"clients": np.array([client], np.int64), "users": one}
     arrays |= {"train": train, "excluded": np.sort(train), "valid": none, "test": none}
     arrays |= {f"{name}_counts": len(arrays[name]) * one for name in PARTS}
-    write_arrays(path, arrays)
+    write_arrays(path, arrays, OWNER_ALONE)
 
 
 def read_node_data(path: Path, facts: PublicFacts) -> Clients:

@@ -70,7 +70,7 @@ def write_client(folder: Path, client: int, saved: SavedClient) -> None:
     arrays["facts"] = np.array([saved.counted, saved.answered, saved.rows, saved.message is not None], np.int64)
     arrays["digest"] = np.frombuffer(saved.digest, np.uint8)
     arrays["message"] = np.frombuffer(saved.message or b"", np.uint8)
-    write_arrays(folder / f"{client}.npz", arrays)
+    write_arrays(folder / f"{client}.npz", arrays, OWNER_ALONE)
 
 
 def read_client(folder: Path, client: int, like: Tree) -> SavedClient | None:

@@ -28,6 +28,7 @@ from jaxfed.deployment.node_states import (
     read_secret,
 )
 from jaxfed.deployment.party import DeployedPieces, join_tables, make_deployed_pieces, spread_rows
+from jaxfed.deployment.roster import SECURE, find_place, read_identity
 from jaxfed.training.rounds import make_run_keys
 
 
@@ -43,6 +44,8 @@ class Node(NamedTuple):
         first_states: first_states(ids [k]) -> what these clients keep before their first round.
         like: Shapes of what one client keeps.
         folder: Where that lies.
+        secure: Where what it needs in secure sums lies.
+        rounds: Number of rounds of the federation.
         secret: What its clients' random keys come from. None: they are reproducible, from the seed, so that the server
             can compute them.
     """
@@ -55,6 +58,8 @@ class Node(NamedTuple):
     first_states: Any
     like: Tree
     folder: Path
+    secure: Path
+    rounds: int
     secret: bytes | None
 
 
@@ -62,7 +67,7 @@ def open_node(folder: Path, config: Config, facts: PublicFacts, keys: Keys = "ow
     """Opens a node.
 
     Args:
-        folder: It holds data.npz; states and the secret are kept there.
+        folder: It holds data.npz; states and the secret are kept there, and what secure sums need.
         config: What to run; the server has the same.
         facts: What everybody knows.
         keys: own: clients' noise, dropout and batches are drawn from a secret of the node. reproducible: from the seed
@@ -75,9 +80,13 @@ def open_node(folder: Path, config: Config, facts: PublicFacts, keys: Keys = "ow
         raise ValueError(f"keys: {keys!r}: choose own or reproducible")
     if keys == "reproducible" and config.privacy.seed == "secret":
         raise ValueError('keys: reproducible ones come from the seed: set privacy.seed to "run", or keys to own')
+    if keys == "reproducible" and facts.noise_shares:
+        raise ValueError("keys: the server could compute this node's share of the noise: set keys to own")
     clients = read_node_data(folder / "data.npz", facts)
     party = make_deployed_pieces(config, facts, clients)
-    states = folder / "states"
+    states, secure = folder / "states", folder / SECURE
+    if party.roster:
+        find_place(party.roster, read_identity(secure))
     states.mkdir(mode=0o700, exist_ok=True)
     secret = read_secret(states) if keys == "own" else None
     ids = np.flatnonzero(np.diff(clients.population.client_offsets))
@@ -92,7 +101,8 @@ def open_node(folder: Path, config: Config, facts: PublicFacts, keys: Keys = "ow
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), jax.eval_shape(first, jnp.zeros(1, jnp.int32))
     )
     shapes = choose_node_shapes(party, runtime, ids, facts)
-    return Node(party, config.seed, ids, shapes, jax.jit(partial(train_block, party)), first, like, states, secret)
+    program = jax.jit(partial(train_block, party))
+    return Node(party, config.seed, ids, shapes, program, first, like, states, secure, config.rounds, secret)
 
 
 def choose_node_shapes(party: DeployedPieces, runtime: Runtime, ids: np.ndarray, facts: PublicFacts) -> BlockShapes:

@@ -28,6 +28,9 @@ from jaxfed.core.wire import Wire, is_form, make_wire, open_shapes
 from jaxfed.data.batching import Batching
 from jaxfed.data.clients import Clients
 from jaxfed.deployment.node_data import PublicFacts, facts_digest
+from jaxfed.deployment.noise_shares import can_share_noise, find_share_variance, leave_noise_to_nodes
+from jaxfed.deployment.roster import find_threshold
+from jaxfed.secagg.terms import SessionTerms, terms_digest
 
 ONE_ROW = jnp.zeros(1, jnp.int32)
 
@@ -47,6 +50,7 @@ class DeployedPieces(NamedTuple):
         lazy: Whether the server moves only the rows of a round.
         roster: The public keys of the nodes, where their messages are added by a secure sum; (): they are not.
         digest: 32 bytes that are the same where the configuration is.
+        noise_shares: Whether the nodes add the noise of their sum, and the server adds none.
     """
 
     clients: Clients
@@ -66,6 +70,7 @@ class DeployedPieces(NamedTuple):
     lazy: bool
     digest: bytes
     roster: tuple[bytes, ...] = ()
+    noise_shares: bool = False
 
     @property
     def sees(self) -> str:
@@ -114,6 +119,10 @@ def make_deployed_pieces(config: Config, facts: PublicFacts, clients: Clients) -
     key = jax.random.key(0)
     shared = jax.eval_shape(lambda: method.work.init(model.init(key), key)[0])
     state = jax.eval_shape(channel.init, sent_shapes(plan, shared))[0]
+    if facts.noise_shares:
+        check_noise_shares(channel, facts)
+        channel = leave_noise_to_nodes(channel)
+        plan = plan._replace(channel=channel)
     wire, size = make_wire(channel, shared, None, method.work.update_shapes, method.own_download), num_rows(shared)
     whole, lazy = wire.sees != "update+rows", pieces.lazy
     lazy = lazy and not (channel.claims.needs_all_rows or method.needs_all_rows)
@@ -137,20 +146,33 @@ def make_deployed_pieces(config: Config, facts: PublicFacts, clients: Clients) -
         lazy=lazy and size > 0,
         digest=config_digest(config, facts),
         roster=read_roster(facts, wire, message),
+        noise_shares=facts.noise_shares,
     )
+
+
+def check_noise_shares(channel: Channel, facts: PublicFacts) -> None:
+    """Raises ValueError where nodes cannot add the noise in shares, so that nobody would."""
+    if not facts.keys or not can_share_noise(channel):
+        raise ValueError(
+            "deploy: the facts say that nodes add noise in shares, which takes the link skellam and the nodes' keys: "
+            "copy the server's file"
+        )
+    find_share_variance(channel, len(facts.keys))
 
 
 def read_roster(facts: PublicFacts, wire: Wire, message: Tree) -> tuple[bytes, ...]:
     """The public keys of the nodes, where a secure sum adds their messages; (): the channel hides nothing, or the
-    facts have no keys. Raises ValueError for messages that a secure sum cannot add."""
+    facts have no keys. Raises ValueError for messages that a secure sum cannot add, and keys that are none."""
     if wire.sees != "sum" or not facts.keys:
         return ()
     if any(is_form(node) or node.dtype != jnp.int32 for node in jax.tree.leaves(message, is_leaf=is_form)):
         raise ValueError("deploy: a secure sum adds integers: put the link ring last")
     try:
-        return tuple(bytes.fromhex(key) for key in facts.keys)
-    except ValueError:
-        raise ValueError("deploy: the facts' keys are no hexadecimal numbers: copy the server's file") from None
+        keys = tuple(bytes.fromhex(key) for key in facts.keys)
+        terms_digest(SessionTerms(bytes(32), keys, find_threshold(len(keys)), 1))
+    except ValueError as error:
+        raise ValueError(f"deploy: keys of the facts: {error}: copy the server's file") from None
+    return keys
 
 
 def shape_message(plan: Plan, shared: Broadcast, state: Tree, size: int, whole: bool) -> Tree:

@@ -20,7 +20,14 @@ from jaxfed.deployment.envelope import (
 )
 from jaxfed.deployment.opened_server import EMPTY_ROWS, Exchange, FederationServer, HeardMessages, RoundRequest
 from jaxfed.deployment.party import DeployedPieces
-from jaxfed.deployment.secure_node import NONCE, find_terms, name_session, pack_begin
+from jaxfed.deployment.secure_node import (
+    MASK_STEP,
+    NONCE,
+    SessionStart,
+    find_terms,
+    name_session,
+    pack_session_start,
+)
 from jaxfed.secagg.protocol import ROUNDS, Server
 
 
@@ -50,22 +57,22 @@ def sum_securely(
         exchange: See `run_server_round`.
     """
     heard, cohort = HeardMessages({}, set()), request.ids[request.ids < server.party.plan.num_clients]
-    begun = pack_begin(token_bytes(NONCE), cohort)
-    session = name_session(server.party.digest, request.number, begun)
-    begin = pack_envelopes([Envelope(EnvelopeKind.SECURE, request.number, 0, session, 0, begun)])
+    start = pack_session_start(SessionStart(token_bytes(NONCE), request.digest, cohort))
+    session = name_session(server.party.digest, request.number, start)
+    first = pack_envelopes([Envelope(EnvelopeKind.SECURE, request.number, 0, session, 0, start)])
     answers, protocol = SecureAnswers({}, {}), Server(find_terms(server.party, session))
-    asked = {node: data + begin for node, data in requests.items()}
+    asked = {node: data + first for node, data in requests.items()}
     try:
         for number, step in enumerate(ROUNDS):
             replies = exchange(asked)
-            messages = read_steps(server, request, session, number, replies, answers)
-            if number == 0:
-                for node in answers.clients:
-                    heard.answered.update(request.asked.get(node, EMPTY_ROWS).tolist())
+            messages, malformed = read_steps(server, request, session, number, replies, answers)
+            nodes = {place: node for node, place in answers.places.items()}
+            arrived = [nodes[place] for place in messages] if number == MASK_STEP else []
+            for node in [*malformed, *arrived]:  # other nodes that are not in the sum were lost: their clients dropped
+                heard.answered.update(request.asked.get(node, EMPTY_ROWS).tolist())
             inbox = getattr(protocol, step)(messages)
             if step == ROUNDS[-1]:
                 return spread_sum(server.party, inbox, answers, protocol.survivors, heard)
-            nodes = {index: node for node, index in answers.places.items()}
             asked = {
                 nodes[index]: pack_envelopes(
                     [Envelope(EnvelopeKind.SECURE, request.number, number + 1, session, 0, message)]
@@ -84,18 +91,21 @@ def read_steps(
     number: int,
     replies: dict[int, bytes],
     answers: SecureAnswers,
-) -> dict[int, bytes]:
-    """{place in the roster: message} of a step. What is malformed is left out, as if it had not come, with a line."""
+) -> tuple[dict[int, bytes], list[int]]:
+    """({place in the roster: message} of a step, the nodes that said something malformed). What is malformed is left
+    out, as if it had not come, with a line."""
     messages: dict[int, bytes] = {}
+    malformed = []
     for node, data in sorted(replies.items()):
         try:
             for each in read_envelopes(data):
                 read_step(server, request, session, number, node, each, answers, messages)
         except ValueError as error:
             server.say(f"round {request.number}: node {node}: {error}")
+            malformed.append(node)
     if number == 0:  # who does not say whose messages it brings is not in the sum
-        return {place: message for place, message in messages.items() if answers.node_at(place) in answers.clients}
-    return messages
+        messages = {place: message for place, message in messages.items() if answers.node_at(place) in answers.clients}
+    return messages, malformed
 
 
 def read_step(

@@ -1,0 +1,52 @@
+"""Noise that the nodes of a secure sum add in shares, so that not even the server sees a sum without it (distributed
+differential privacy: Kairouz, Liu and Steinke 2021; of Skellam noise: Agarwal, Kairouz and Liu 2021).
+
+Skellam numbers add up to Skellam numbers. Each share has the variance of the whole divided by the number of nodes that
+must stay to the end of a sum. So the noise is never less than the accountant counts on, and more where more nodes stay:
+up to 1.5 times the variance. Nodes that show their shares to the server take them out of it.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.channels.integer_noise import draw_skellam
+from jaxfed.core.channel import chain
+from jaxfed.core.link import Channel, list_links, list_mechanisms
+from jaxfed.deployment.node_states import draw_secret_key
+from jaxfed.deployment.roster import find_threshold
+
+SHARED = "skellam"
+LEAST_VARIANCE = 20.0  # of a share, in grid units: `draw_skellam` draws no less
+
+
+def can_share_noise(channel: Channel) -> bool:
+    """Whether the noise of a channel can be added in shares."""
+    return any(each.claims.name == SHARED for each in list_links(channel))
+
+
+def find_share_variance(channel: Channel, nodes: int) -> float:
+    """The variance of the share of one of so many nodes, in grid units. Raises ValueError where it is too small."""
+    total = sum((each.multiplier * each.l2) ** 2 for each in list_mechanisms(channel) if each.kind == SHARED)
+    share = total / find_threshold(nodes)
+    if share < LEAST_VARIANCE:
+        raise ValueError(
+            f"deploy: a node's share of the noise would have a variance of {share:.3g} grid units, {LEAST_VARIANCE:g} "
+            f"and more can be drawn: raise {SHARED}.fraction_bits by 1 or more"
+        )
+    return share
+
+
+def draw_noise_share(channel: Channel, nodes: int, length: int, secret: bytes, round: int) -> np.ndarray:
+    """uint32 [length]: what one of so many nodes adds to its vector in a round, modulo 2^32. secret: the node's."""
+    key = jax.random.wrap_key_data(jnp.asarray(draw_secret_key(secret, "noise", round)))
+    return np.asarray(draw_skellam(key, find_share_variance(channel, nodes), (length,))).astype(np.uint32)
+
+
+def leave_noise_to_nodes(channel: Channel) -> Channel:
+    """The channel of a server that finds the noise in the sum already. What it claims stays."""
+
+    def reads_noised_sums(each):
+        return each._replace(decode=lambda total, state, round: each.decode(total, state, round._replace(noised=True)))
+
+    return chain(*(reads_noised_sums(each) if each.claims.name == SHARED else each for each in list_links(channel)))
