@@ -21,6 +21,7 @@ from jaxfed.cli import (
     doctor,
     evaluate,
     export,
+    identity,
     init,
     interrupted,
     launch,
@@ -38,7 +39,7 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 DEFAULT_CONFIG = "ml100k_fedavg"
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
 COMMANDS += ["reproduce", "launch", "deploy", "doctor", "export", "serve", "device", "aggregate"]
-COMMANDS += ["compare", "report", "replay"]
+COMMANDS += ["compare", "report", "replay", "identity"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -65,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     reproduce.add_reproduce_options(command)
     launch.add_launch_options(command)
     deploy.add_deploy_options(command)
+    identity.add_identity_options(command)
     doctor.add_doctor_options(command)
     export.add_export_options(command)
     serve.add_serve_options(command)
@@ -125,6 +127,7 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         "serve": serve.serve_command,
         "device": device.device_command,
         "aggregate": device.aggregate_command,
+        "identity": identity.identity_command,
     }
     if args.command not in configured and rest:
         raise ValueError(f"unknown option {rest[0]}")

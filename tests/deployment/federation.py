@@ -49,16 +49,16 @@ def deal_clients(parts, number):
     return [np.arange(parts.data.num_clients)[node::number] for node in range(number)]
 
 
-def open_federation(folder, table, number=5, keys="reproducible", say=print, kinds=None, secure=False):
+def open_federation(folder, table, number=5, keys="reproducible", say=print, kinds=None, secure=False, shares=False):
     """(server, {node: Node}, the simulator's parts). kinds: see `PublicFacts`; None: those of the simulator. secure:
-    messages are added by a secure sum."""
+    messages are added by a secure sum. shares: whose noise nodes add in shares."""
     config, parts = make_parts(table)
     chosen = parts.shapes.kinds if kinds is None else kinds
-    facts = find_facts(parts.data.population, chosen, parts.data.source.items)
+    facts = find_facts(parts.data.population, chosen, parts.data.source.items)._replace(noise_shares=shares)
     nodes = {}
     for node in range(number if secure else 0):
         place = folder / str(node)
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         facts = facts._replace(keys=(*facts.keys, make_identity(place)))
     for node, clients in enumerate(deal_clients(parts, number)):
         place = folder / str(node)

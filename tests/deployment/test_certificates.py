@@ -5,6 +5,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from jaxfed.deployment.certificates import write_certificates
+from jaxfed.deployment.roster import IDENTITY, SECURE, read_identity
+from tests.programs import run_program
 
 
 def test_certificates_are_signed_and_keys_are_private(tmp_path):
@@ -29,3 +31,21 @@ def test_certificates_are_signed_and_keys_are_private(tmp_path):
     before = (folder / "ca.crt").read_bytes()
     write_certificates(folder, 2)
     assert (folder / "ca.crt").read_bytes() == before
+
+
+def test_a_node_makes_its_key_once_for_itself_alone(tmp_path, monkeypatch, capsys):
+    def ask(folder):
+        return run_program(monkeypatch, capsys, "identity", folder)
+
+    (code, first, _), (_, again, _) = ask(tmp_path), ask(tmp_path)
+    assert (code, first) == (0, again)
+    assert bytes.fromhex(first.strip()) == read_identity(tmp_path / SECURE).public_key().public_bytes_raw()
+    for path, mode in ((tmp_path / SECURE, 0o700), (tmp_path / SECURE / IDENTITY, 0o600)):
+        assert path.stat().st_mode & 0o777 == mode
+    (tmp_path / SECURE / IDENTITY).write_bytes(b"short")
+    code, _, said = ask(tmp_path)
+    assert code == 2
+    assert "restore it" in said
+    code, _, said = ask(tmp_path / "other")
+    assert code == 2
+    assert "is no folder" in said

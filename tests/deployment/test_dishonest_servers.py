@@ -1,13 +1,24 @@
-"""What a node of a secure sum refuses to answer, whatever the server says: nothing but sums of many clients leaves it."""
+"""What a node of a secure sum refuses, whatever the server says: nothing but sums of many clients leaves it."""
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from jaxfed.deployment.coordinator import make_requests
-from jaxfed.deployment.envelope import Envelope, EnvelopeKind, pack_envelopes, read_envelopes, read_refusal
+from jaxfed.deployment.envelope import (
+    Envelope,
+    EnvelopeKind,
+    digest_model_bytes,
+    pack_envelopes,
+    pack_plan,
+    read_envelopes,
+    read_plan,
+    read_refusal,
+)
 from jaxfed.deployment.node import make_reply
+from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.secure_node import (
     MASKED,
     NONCE,
@@ -15,6 +26,7 @@ from jaxfed.deployment.secure_node import (
     find_terms,
     name_session,
     pack_session_start,
+    read_session,
 )
 from jaxfed.sampling.cohort import sample_cohort
 from jaxfed.secagg.protocol import Server
@@ -131,3 +143,109 @@ def test_a_node_with_another_key_takes_no_part(federation):
     assert "not among those" in ask(nodes[0], *begin(server, nodes, b"nonce")[1][0])[1]
     (nodes[0].secure / "identity").write_bytes(b"short")
     assert "damaged" in ask(nodes[0], *begin(server, nodes, b"nonce")[1][0])[1]
+
+
+def test_the_same_start_twice_is_masked_once(federation):
+    """The second session has the first one's name, and other keys."""
+    server, nodes = federation
+    for number in range(2):
+        session, inbox = run_to_mask(server, nodes, b"same")
+        found, said = ask(nodes[0], Envelope(EnvelopeKind.SECURE, 0, 2, session, 0, inbox[0]))
+        assert ("masked already" in said) == bool(number)
+        assert len(found) == 1
+
+
+def test_a_step_that_the_protocol_refuses_ends_the_session(federation):
+    """Else a server could try until a message fits."""
+    server, nodes = federation
+    session, inbox = run_to_mask(server, nodes, b"nonce")
+    step = Envelope(EnvelopeKind.SECURE, 0, 2, session, 0, inbox[0])
+    assert ask(nodes[0], step._replace(payload=inbox[0][:-1]))[1]
+    assert "no secure sum" in ask(nodes[0], step)[1]
+    assert not (nodes[0].secure / MASKED).exists()
+
+
+def find_asked(words):
+    """A node of which the request asks clients."""
+    return next(node for node, some in words.items() if some[1].kind == EnvelopeKind.COMMON)
+
+
+def test_nodes_of_a_session_are_sent_one_model(federation):
+    server, nodes = federation
+    session, words = begin(server, nodes, b"nonce")
+    node = find_asked(words)
+    plan, model, step = words[node]
+    other = bytearray(model.payload)
+    other[0] ^= 1
+    assert "the digest of another" in ask(nodes[node], plan, model._replace(payload=bytes(other)), step)[1]
+    honest = digest_model_bytes(0, bytes(other))
+    moved = model._replace(payload=bytes(other), digest=honest)
+    assert "another model than the one" in ask(nodes[node], plan, moved, step)[1]
+    start = pack_session_start(SessionStart(step.payload[:NONCE], honest, sample_cohort(server.party.sampler, 5, 0)[0]))
+    named = Envelope(EnvelopeKind.SECURE, 0, 0, name_session(server.party.digest, 0, start), 0, start)
+    found, said = ask(nodes[node], plan, moved, named)  # a session of its own: others know that it is another one
+    assert not said
+    assert named.digest != session
+    assert [each.kind for each in found] == [EnvelopeKind.READY, EnvelopeKind.SECURE]
+
+
+def test_a_model_without_finite_updates_does_not_tell_who_holds_an_item(federation):
+    """Those who hold the item have no update. They are listed as all others, and their messages are zeros."""
+    server, nodes = federation
+    params = server.state.shared.params
+    signs = 3e38 * np.random.default_rng(0).choice([-1, 1], (8, 4))  # who learnt one has no number by another
+    broken = jax.tree.map(lambda x: x.at[:8].set(signs) if x.ndim > 1 else x, params)
+    server.state = server.state._replace(shared=server.state.shared._replace(params=broken))
+    _, words = begin(server, nodes, b"nonce")
+    unfinished = 0
+    for node, some in words.items():
+        found, _ = ask(nodes[node], *some)
+        assert [each.kind for each in found] == [EnvelopeKind.READY, EnvelopeKind.SECURE]
+        asked = read_plan(some[0].payload).asked
+        np.testing.assert_array_equal(np.frombuffer(found[0].payload, "<i4"), asked)
+        for client in asked.tolist():
+            saved = read_client(nodes[node].folder, client, nodes[node].like)
+            same = all(jax.tree.leaves(jax.tree.map(np.array_equal, saved.after, saved.state)))
+            assert not same or not any(saved.message)
+            unfinished += same
+    assert 0 < unfinished < 12
+
+
+def test_rounds_and_cohorts_are_those_of_the_configuration(federation):
+    """A server that masked a vector of the last number there is would end the federation for the node."""
+    server, nodes = federation
+    words = begin(server, nodes, b"nonce", round=server.rounds)[1]
+    node = find_asked(words)
+    assert "of a federation of 4 rounds" in ask(nodes[node], *words[node])[1]
+    plan, *others = begin(server, nodes, b"nonce")[1][node]
+    wide = plan._replace(payload=pack_plan(read_plan(plan.payload)._replace(slots=1 << 30)))
+    assert "1073741824 slots" in ask(nodes[node], wide, *others)[1]
+
+
+@pytest.mark.parametrize("counted", [-1, 0, 1])
+def test_no_client_answers_a_round_again(federation, counted):
+    """Whatever the server says of what it counted."""
+    server, nodes = federation
+    words = begin(server, nodes, b"nonce", round=1)[1]
+    node = find_asked(words)
+    assert not ask(nodes[node], *words[node])[1]
+    params = jax.tree.map(lambda x: x + 1, server.state.shared.params)
+    server.state = server.state._replace(shared=server.state.shared._replace(params=params))
+    server.counted[:] = counted
+    for round in (0, 1):
+        cohort = sample_cohort(server.party.sampler, server.seed, 1)[0]
+        again = begin(server, nodes, b"again", round=round, cohort=cohort)[1][node]
+        found, said = ask(nodes[node], *again)
+        assert said
+        assert found[0].kind == EnvelopeKind.READY
+        assert not found[0].payload
+        assert not read_session(nodes[node].secure).vector.any()
+
+
+def test_a_note_of_masked_rounds_that_is_damaged_masks_nothing(federation):
+    server, nodes = federation
+    session, inbox = run_to_mask(server, nodes, b"nonce")
+    (nodes[0].secure / MASKED).write_text("{")
+    found, said = ask(nodes[0], Envelope(EnvelopeKind.SECURE, 0, 2, session, 0, inbox[0]))
+    assert "damaged" in said
+    assert len(found) == 1

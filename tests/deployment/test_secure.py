@@ -175,3 +175,43 @@ def test_what_a_node_says_wrongly_is_left_out(tmp_path):
     want, _ = simulate(parts, 1, table["seed"], lambda round: {*lost[0].tolist(), *lost[1].tolist()})
     assert len(lines) == 2
     compare_with_simulator(server, nodes, parts, want, exact=True)
+
+
+@pytest.mark.parametrize(("number", "gone"), [(2, 0), (3, 0), (4, 0), (4, 1), (2, 1), (3, 1), (4, 2)])
+def test_few_nodes(number, gone, tmp_path):
+    """More than two thirds must stay: of two or three all, of four three. Else nobody has reported."""
+    table, lines = MF | RING, []
+    server, nodes, parts = open_federation(tmp_path, table, number=number, say=lines.append, secure=True)
+    there = {node: each for node, each in nodes.items() if node >= gone}
+
+    def lost(round, step, node):
+        return "request" if node not in there else None
+
+    run_federation(server, nodes, 1, secure_exchange(nodes, lost))
+    enough = 3 * (number - gone) > 2 * number
+    left = {client for node in there for client in nodes[node].ids.tolist()} if enough else set()
+    want, _ = simulate(parts, 1, table["seed"], lambda round: set(range(parts.data.num_clients)) - left)
+    compare_with_simulator(server, nodes, parts, want, exact=True)
+    assert bool(lines) != enough
+
+
+def test_figures_of_nodes_that_are_lost(tmp_path):
+    """Before their vector came, their clients have dropped out, as the simulator's; those of a node that said something
+    wrong are refused."""
+    table, lines = MF | RING, []
+    server, nodes, parts = open_federation(tmp_path, table, number=7, say=lines.append, secure=True)
+    honest = secure_exchange(nodes, lambda round, step, node: "reply" if node == 2 and step >= 1 else None)
+
+    def exchange(requests):
+        replies = honest(requests)
+        started = 4 in replies and read_envelopes(replies[4])[0].kind == EnvelopeKind.READY
+        return replies | ({4: replies[4][:-3]} if started else {})
+
+    (figures,) = run_federation(server, nodes, 1, exchange)
+    cohort, lost = {*np.asarray(figures["clients/ids"]).tolist()}, deal_clients(parts, 7)
+    dropped, refused = (len(cohort & {*lost[node].tolist()}) for node in (2, 4))
+    assert dropped
+    assert refused
+    assert int(figures["clients/dropped"]) == dropped
+    assert int(figures["clients/refused"]) == refused
+    assert int(figures["clients/reported"]) == len(cohort) - dropped - refused
