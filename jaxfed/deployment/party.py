@@ -14,7 +14,7 @@ from jaxfed.config.registry import CLOSED, REGISTRY
 from jaxfed.config.schema import config_to_table
 from jaxfed.config.sections import make_pieces
 from jaxfed.config.settings import Config
-from jaxfed.config.stages import Pieces, check_method, fit_batching, fit_model, make_runtime
+from jaxfed.config.stages import Pieces, Runtime, check_method, fit_batching, fit_model, make_runtime
 from jaxfed.core.channel import chain
 from jaxfed.core.channel_checks import message_shapes
 from jaxfed.core.link import Channel, broadcast_state, list_links
@@ -101,28 +101,12 @@ def make_deployed_pieces(config: Config, facts: PublicFacts, clients: Clients) -
     channel = chain(*pieces.method.links, pieces.channel)
     check_method(pieces.method, pieces, channel, runtime.processes)
     check_pieces(pieces, model, channel)
+    channel = share_noise(channel, facts) if facts.noise_shares else channel
     method = pieces.method._replace(links=(), server=pieces.method.make_server(pieces.method.server))
-    plan = Plan(
-        method=method,
-        channel=channel,
-        num_clients=facts.num_clients,
-        place=runtime.placement,
-        padded_shape=None,
-        client_memory_budget=1e9 * config.run.client_memory_gb,
-        chunk=0,
-        store_on_host=False,
-        download=None,
-        capacity=0,
-        history_length=0,
-        frozen_rows=0,
-    )
+    plan = make_plan_of_rounds(method, channel, facts, config, runtime)
     key = jax.random.key(0)
     shared = jax.eval_shape(lambda: method.work.init(model.init(key), key)[0])
     state = jax.eval_shape(channel.init, sent_shapes(plan, shared))[0]
-    if facts.noise_shares:
-        check_noise_shares(channel, facts)
-        channel = leave_noise_to_nodes(channel)
-        plan = plan._replace(channel=channel)
     wire, size = make_wire(channel, shared, None, method.work.update_shapes, method.own_download), num_rows(shared)
     whole, lazy = wire.sees != "update+rows", pieces.lazy
     lazy = lazy and not (channel.claims.needs_all_rows or method.needs_all_rows)
@@ -150,14 +134,34 @@ def make_deployed_pieces(config: Config, facts: PublicFacts, clients: Clients) -
     )
 
 
-def check_noise_shares(channel: Channel, facts: PublicFacts) -> None:
-    """Raises ValueError where nodes cannot add the noise in shares, so that nobody would."""
+def make_plan_of_rounds(method: Method, channel: Channel, facts: PublicFacts, config: Config, runtime: Runtime) -> Plan:
+    """What rounds are made of where clients are real: what is for the simulator alone is left out."""
+    return Plan(
+        method=method,
+        channel=channel,
+        num_clients=facts.num_clients,
+        place=runtime.placement,
+        padded_shape=None,
+        client_memory_budget=1e9 * config.run.client_memory_gb,
+        chunk=0,
+        store_on_host=False,
+        download=None,
+        capacity=0,
+        history_length=0,
+        frozen_rows=0,
+    )
+
+
+def share_noise(channel: Channel, facts: PublicFacts) -> Channel:
+    """The channel of a federation whose nodes add its noise in shares. Raises ValueError where they cannot, so that
+    nobody would."""
     if not facts.keys or not can_share_noise(channel):
         raise ValueError(
             "deploy: the facts say that nodes add noise in shares, which takes the link skellam and the nodes' keys: "
             "copy the server's file"
         )
-    find_share_variance(channel, len(facts.keys))
+    find_share_variance(channel, len(facts.keys))  # raises
+    return leave_noise_to_nodes(channel)
 
 
 def read_roster(facts: PublicFacts, wire: Wire, message: Tree) -> tuple[bytes, ...]:
