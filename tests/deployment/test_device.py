@@ -1,5 +1,6 @@
 """A device alone: the message that it writes is a client's of the simulator, and folding it in is a round."""
 
+import copy
 import json
 import shutil
 from functools import partial
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxfed.config.schema import make_config
 from jaxfed.data.packing import pack_cohort
-from jaxfed.deployment.device import train_on_device
+from jaxfed.deployment.device import TRAINED, train_on_device
 from jaxfed.deployment.folded_run import fold_into_run
 from jaxfed.deployment.message_files import MODELS, KnownModels, fold_messages, read_models
 from jaxfed.export.bundle import export_run
@@ -140,6 +141,42 @@ def test_a_message_is_made_once(made, tmp_path):
         train_on_device(export, tmp_path / "a", [1, 2, 3, 4, 5], client=2)
     chosen = train_on_device(export, tmp_path / "c", [1, 2, 3, 4])
     assert train_on_device(export, tmp_path / "c", [1, 2, 3, 4]).client == chosen.client
+
+
+def make_later(export, name):
+    """The export as one of the next round, and of another model."""
+    manifest = copy.deepcopy(export.manifest)
+    manifest["files"]["weights.safetensors"]["sha256"] = name
+    manifest["federation"]["round"] += 1
+    return export._replace(manifest=manifest, weights={path: x * 1.5 for path, x in export.weights.items()})
+
+
+def test_a_model_that_comes_again_is_not_trained_on_another_history(made, tmp_path):
+    """A, B, and A again: the round of A is over for the device."""
+    _, _, export = made("mf")
+    train_on_device(export, tmp_path / "a", [1, 2, 3], client=2)
+    train_on_device(make_later(export, "later"), tmp_path / "a", [1, 2, 3, 4], client=2)
+    for history in ([1, 2, 3], [1, 2, 3, 4, 5]):
+        with pytest.raises(ValueError, match="is over for this client|another history already"):
+            train_on_device(export, tmp_path / "a", history, client=2)
+
+
+def test_a_folder_is_of_one_device(made, tmp_path):
+    _, _, export = made("mf")
+    train_on_device(export, tmp_path / "a", [1, 2, 3], client=2)
+    with pytest.raises(ValueError, match="pass --client 2"):
+        train_on_device(make_later(export, "later"), tmp_path / "a", [1, 2, 3], client=3)
+
+
+def test_what_cannot_be_trained_is_not_noted(made, tmp_path):
+    """So that the device can train on the export that was meant."""
+    _, _, export = made("mf")
+    broken = make_later(export, "broken")
+    broken.manifest["configuration"]["server"] = {"edges": 2}
+    with pytest.raises(ValueError, match="server.edges"):
+        train_on_device(broken, tmp_path / "a", [1, 2, 3], client=2)
+    assert not (tmp_path / "a" / TRAINED).exists()
+    assert train_on_device(export, tmp_path / "a", [1, 2, 3], client=2).client == 2
 
 
 # --- bad input ----------------------------------------

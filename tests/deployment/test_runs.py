@@ -119,6 +119,22 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
         run_apart(tmp_path / "a", TABLE | {"rounds": 1, "seed": 9})
 
 
+@pytest.mark.parametrize("keys", KEYS)
+def test_what_nodes_keep_is_for_their_owner_alone(keys, tmp_path):
+    """Whatever the process masks: folders that hold others, and each file of a client, a key or data."""
+    mask = os.umask(0o022)
+    try:
+        run_apart(tmp_path / "deep" / "a", TABLE | {"rounds": 1}, number=2, keys=keys)
+    finally:
+        os.umask(mask)
+    nodes = tmp_path / "deep" / "a" / "nodes"
+    folders = [nodes, *nodes.glob("*"), *nodes.glob("*/*/")]
+    files = [*nodes.rglob("*.npz"), *nodes.rglob("secret"), *nodes.rglob("identity"), *nodes.rglob("masked.json")]
+    assert len(files) >= 2 * 4
+    assert {path.stat().st_mode & 0o777 for path in folders if path.is_dir()} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
 def test_too_few_nodes(tmp_path):
     config = make_config(TABLE)
     parts = build_from_config(config, load_data(config.data))
