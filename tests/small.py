@@ -65,7 +65,7 @@ def private_links():
 
 def child_environment(**more):
     """The environment of a program that a test starts: compiled as the suite is, on the devices that there are."""
-    flags = os.environ.get("XLA_FLAGS", "").replace(EIGHT, "")
+    flags = os.environ.get("XLA_FLAGS", "").replace(EIGHT, "").strip()
     return {**os.environ, "XLA_FLAGS": flags, **more}
 
 

@@ -129,6 +129,7 @@ def launch_programs(out: Path) -> Iterator[Callable[[str, Sequence[str]], subpro
     started, too."""
     started: list[subprocess.Popen] = []
     environment = make_environment(out)
+    tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []  # they end if this process is killed
 
     def start(name, words):
         program = shutil.which(words[0], path=environment["PATH"])
@@ -137,7 +138,7 @@ def launch_programs(out: Path) -> Iterator[Callable[[str, Sequence[str]], subpro
         with open(out / "flower" / f"{name}.log", "ab") as file:
             started.append(
                 subprocess.Popen(
-                    [program, *words[1:]],
+                    [*tied, program, *words[1:]],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=file,
@@ -237,6 +238,9 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
                 words += ["--port", str(find_free_port())]
                 words += ["--node-config", f'folder="{out}/nodes/{node}" keys="{args.keys}"']
                 processes.append(start(f"supernode{node}", words))
+                start(
+                    f"node{node}", [sys.executable, "-m", "jaxfed", "node", f"{out}/nodes/{node}", "--keys", args.keys]
+                )
             settings = f'folder="{server}" nodes={args.nodes} deadline={args.deadline} keys="{args.keys}"'
             submit = start("run", ["flwr", "run", str(out / "app"), "here", "--run-config", settings])
             follow_run(out, processes, submit, stopped)

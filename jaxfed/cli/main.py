@@ -21,10 +21,10 @@ from jaxfed.cli import (
     doctor,
     evaluate,
     export,
-    identity,
     init,
     interrupted,
     launch,
+    node,
     privacy,
     replay,
     report,
@@ -39,7 +39,7 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 DEFAULT_CONFIG = "ml100k_fedavg"
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
 COMMANDS += ["reproduce", "launch", "deploy", "doctor", "export", "serve", "device", "aggregate"]
-COMMANDS += ["compare", "report", "replay", "identity"]
+COMMANDS += ["compare", "report", "replay", "node", "identity"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     reproduce.add_reproduce_options(command)
     launch.add_launch_options(command)
     deploy.add_deploy_options(command)
-    identity.add_identity_options(command)
+    node.add_node_options(command)
     doctor.add_doctor_options(command)
     export.add_export_options(command)
     serve.add_serve_options(command)
@@ -127,7 +127,8 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         "serve": serve.serve_command,
         "device": device.device_command,
         "aggregate": device.aggregate_command,
-        "identity": identity.identity_command,
+        "node": node.node_command,
+        "identity": node.identity_command,
     }
     if args.command not in configured and rest:
         raise ValueError(f"unknown option {rest[0]}")

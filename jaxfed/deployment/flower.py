@@ -1,32 +1,23 @@
 """The apps that Flower starts: a ServerApp for the server, a ClientApp for a node. Both are thin.
 
-Flower starts a process of the ClientApp for each message, so that a node is opened anew for each: what it keeps lies on
-its disk, and its compiled programs do.
+Flower starts a process of the ClientApp for each message. What a node keeps lies on its disk, and so do its compiled
+programs. So that such a process starts quickly where another one keeps the node open (`node_process`), what imports JAX
+is imported by the server alone.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import jax
-from filelock import FileLock
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from jaxfed.config.config_files import read_config
-from jaxfed.config.schema import make_config
-from jaxfed.deployment.envelope import make_refusal, pack_envelopes
-from jaxfed.deployment.node import make_reply
-from jaxfed.deployment.node_data import read_facts
-from jaxfed.deployment.node_states import Keys
-from jaxfed.deployment.opened_node import open_node
-from jaxfed.deployment.server_run import Network, serve_rounds
-from jaxfed.training.run_dir import write_file
+from jaxfed.deployment.node_process import ask_node, keep_programs
 
+Exchange = Callable[[dict[int, bytes]], dict[int, bytes]]  # see `run_server_round`
 RECORD, BYTES, TYPE = "jaxfed", "bytes", "query"
 POLL = 0.2  # seconds between two looks for replies
 DEADLINE = 300.0  # seconds in which a node answers, where nobody says how many
@@ -47,35 +38,16 @@ def unwrap_bytes(content: RecordDict) -> bytes:
     return data if isinstance(data, bytes) else b"?"
 
 
-def keep_programs(folder: Path) -> None:
-    """Has JAX keep compiled programs in a folder: the next process finds them."""
-    jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
 @client_app.query()
 def run_answer(message: Message, context: Context) -> Message:
     """A node's reply to one request. Its configuration names the folder of the node, and whose keys it takes."""
-    begin = time.perf_counter()
     folder = Path(str(context.node_config["folder"]))
-    keys = cast(Keys, str(context.node_config.get("keys", "own")))
-    keep_programs(folder)
-    with FileLock(folder / ".lock"):
-        try:
-            config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
-            node = open_node(folder, config, facts, keys)
-            opened = time.perf_counter()
-            reply = make_reply(node, unwrap_bytes(message.content))
-        except ValueError as error:
-            opened, reply = time.perf_counter(), pack_envelopes([make_refusal(str(error))])
-        times = {"open": round(opened - begin, 3), "answer": round(time.perf_counter() - opened, 3), "up": len(reply)}
-        with open(folder / "requests.jsonl", "a") as file:
-            file.write(json.dumps(times) + "\n")
+    reply = ask_node(folder, str(context.node_config.get("keys", "own")), unwrap_bytes(message.content))
     return Message(wrap_bytes(reply), reply_to=message)
 
 
-def make_network(grid: Grid, deadline: float) -> Network:
-    """Nodes reached through Flower. deadline: seconds after which a node that has not answered is left out."""
+def make_exchange(grid: Grid, deadline: float) -> Exchange:
+    """How the server reaches nodes through Flower. deadline: seconds in which a node answers, or is left out."""
 
     def exchange(requests: dict[int, bytes]) -> dict[int, bytes]:
         messages = [
@@ -93,7 +65,7 @@ def make_network(grid: Grid, deadline: float) -> Network:
             time.sleep(POLL if waiting else 0)
         return replies
 
-    return Network(exchange, lambda: [*grid.get_node_ids()])
+    return exchange
 
 
 def make_log(path: Path) -> Callable[[str], None]:
@@ -110,14 +82,21 @@ def make_log(path: Path) -> Callable[[str], None]:
 @server_app.main()
 def run_server(grid: Grid, context: Context) -> None:
     """The server's run. Its configuration names the folder, the least number of nodes, and the deadline."""
+    from jaxfed.config.config_files import read_config
+    from jaxfed.config.schema import make_config
+    from jaxfed.deployment.node_data import read_facts
+    from jaxfed.deployment.server_run import Network, serve_rounds
+    from jaxfed.training.run_dir import write_file
+
     settings: dict[str, Any] = dict(context.run_config)
     folder = Path(str(settings["folder"]))
     say = make_log(folder / "server.log")
     keep_programs(folder)
     try:
         config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
-        network = make_network(grid, float(settings.get("deadline", DEADLINE)))
-        keys = cast(Keys, str(settings.get("keys", "own")))
+        exchange = make_exchange(grid, float(settings.get("deadline", DEADLINE)))
+        network = Network(exchange, lambda: [*grid.get_node_ids()])
+        keys: Any = str(settings.get("keys", "own"))
         serve_rounds(folder, config, facts, network, int(settings.get("nodes", 1)), say, keys=keys)
     except ValueError as error:
         say(str(error))

@@ -1,0 +1,143 @@
+"""A process that keeps a node open, and how the app of the node reaches it: by a socket in the node's folder.
+
+Flower starts a process of the app for each message. Where one such process is there, these need neither JAX nor the
+node's data; where none is, each opens the node for itself. So nothing heavy is imported here before it is needed.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock, Timeout
+
+from jaxfed.deployment.envelope import make_refusal, pack_envelopes
+
+SOCKET, LOCK, TIMES = ".socket", ".lock", "requests.jsonl"
+LOOK = 0.2  # seconds for which a lock is waited for before the socket is tried again
+LONGEST_PATH = 100  # bytes of a socket's path: systems take 104 or 108
+BACKLOG = 16  # requests that may wait
+
+
+def ask_node(folder: Path, keys: str, request: bytes) -> bytes:
+    """A node's reply to a request: of the process that keeps the node open, or else of this one.
+
+    Args:
+        folder: The node's.
+        keys: See `open_node`.
+        request: Envelopes.
+
+    Returns:
+        The reply. What is wrong is said in it.
+    """
+    while True:
+        try:
+            with Client(str(folder / SOCKET), "AF_UNIX") as connection:
+                connection.send_bytes(keys.encode())
+                connection.send_bytes(request)
+                return connection.recv_bytes()
+        except (OSError, EOFError):  # nobody is there, or has ended before it answered
+            pass
+        try:
+            with FileLock(folder / LOCK, timeout=LOOK):
+                return make_own_reply(folder, keys, request)
+        except Timeout:  # another process of the app, or one that is about to listen
+            continue
+
+
+def make_own_reply(folder: Path, keys: str, request: bytes) -> bytes:
+    """The reply of this process, which opens the node for it."""
+    from jaxfed.deployment.node import make_reply
+
+    begin = opened = time.perf_counter()
+    try:
+        node = open_node_folder(folder, keys)
+        opened = time.perf_counter()
+        reply = make_reply(node, request)
+    except ValueError as error:
+        reply = pack_envelopes([make_refusal(str(error))])
+    write_times(folder, opened - begin, time.perf_counter() - opened, reply)
+    return reply
+
+
+def write_times(folder: Path, opening: float, answering: float, reply: bytes) -> None:
+    """Adds to `TIMES` how long a reply took, in seconds, and its bytes."""
+    times = {"open": round(opening, 3), "answer": round(answering, 3), "up": len(reply)}
+    with open(folder / TIMES, "a") as file:
+        file.write(json.dumps(times) + "\n")
+
+
+def open_node_folder(folder: Path, keys: str) -> Any:
+    """A node by the configuration and the facts in its folder. Raises ValueError, see `open_node`."""
+    from jaxfed.config.config_files import read_config
+    from jaxfed.config.schema import make_config
+    from jaxfed.deployment.node_data import read_facts
+    from jaxfed.deployment.opened_node import open_node
+
+    keep_programs(folder)
+    config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
+    return open_node(folder, config, facts, cast(Any, keys))
+
+
+def keep_programs(folder: Path) -> None:
+    """Has JAX keep compiled programs in a folder: the next process finds them."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@contextmanager
+def listen(folder: Path) -> Iterator[Listener]:
+    """Yields what hears requests for a node, which only the owner of the folder can send. Raises ValueError where
+    another process does."""
+    path = folder / SOCKET
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ValueError(f"{path} is too long for a socket: move the node's folder, or do without `jaxfed node`")
+    try:
+        held = FileLock(folder / LOCK, blocking=False).acquire()
+    except Timeout:
+        raise ValueError(f"{folder}: another process keeps this node open, or answers for it just now") from None
+    with held:
+        path.unlink(missing_ok=True)  # of a process that was killed
+        mask = os.umask(0o077)
+        try:
+            listener = Listener(str(path), "AF_UNIX", BACKLOG)
+        finally:
+            os.umask(mask)
+        with listener:
+            yield listener
+
+
+def serve_node(folder: Path, keys: str, say: Callable[[str], None]) -> None:
+    """Opens a node and answers requests for it, one after the other, until the process is ended.
+
+    Args:
+        folder: The node's.
+        keys: See `open_node`.
+        say: Is told when the node is open.
+
+    Raises:
+        ValueError: the node cannot be opened, or another process keeps it open.
+    """
+    with listen(folder) as listener:
+        from jaxfed.deployment.node import make_reply
+
+        node = open_node_folder(folder, keys)
+        say(f"node {folder} is open: {len(node.ids):,} clients (Ctrl-C ends)")
+        while True:
+            try:
+                with listener.accept() as connection:
+                    asked, request = connection.recv_bytes().decode(), connection.recv_bytes()
+                    begin = time.perf_counter()
+                    reply = pack_envelopes([make_refusal(f"this node was opened with keys {keys}, not {asked}")])
+                    if asked == keys:
+                        reply = make_reply(node, request)
+                    write_times(folder, 0.0, time.perf_counter() - begin, reply)
+                    connection.send_bytes(reply)
+            except (OSError, EOFError):  # whoever asked is gone, and will ask again
+                continue

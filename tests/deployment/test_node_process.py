@@ -1,0 +1,111 @@
+"""A process that keeps a node open answers as a node that is opened for each request."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from jaxfed.config.build import build_from_config, load_data
+from jaxfed.config.schema import make_config
+from jaxfed.core.processes import Processes
+from jaxfed.deployment.collected_run import lay_out_federation
+from jaxfed.deployment.coordinator import make_requests
+from jaxfed.deployment.envelope import NODE, Envelope, EnvelopeKind, pack_envelopes, read_envelopes, read_refusal
+from jaxfed.deployment.node_process import LOCK, SOCKET, TIMES, ask_node, listen, open_node_folder
+from jaxfed.deployment.opened_server import open_server
+from jaxfed.sampling.cohort import sample_cohort
+from jaxfed.training.session import round_seed
+from tests.deployment.federation import MF, RING
+from tests.small import child_environment
+
+ROOT = Path(__file__).parents[2]
+BARE = {"channel": [{"name": "weighted_mean"}], "server": {"name": "sgd", "lazy": False}}
+
+
+def lay_out(folder, table=MF | BARE):
+    """(the folder of the first of two nodes, the server)."""
+    config = make_config(table)
+    facts = lay_out_federation(folder, config, build_from_config(config, load_data(config.data)), 2)
+    return folder / "nodes" / "0", open_server(config, facts, round_seed(config, Processes()), print)
+
+
+def make_round_request(server, node):
+    """A request of the first round for the clients of a node, which has all rows of the model."""
+    ids = sample_cohort(server.party.sampler, server.seed, 0)[0]
+    asked = {0: np.intersect1d(ids, node.ids).astype(np.int32)}
+    for client in asked[0].tolist():
+        server.wanted.setdefault(0, {})[client] = np.arange(server.party.size, dtype=np.int32)
+    return make_requests(server, 0, ids, asked, {0: node.ids})[0][0]
+
+
+def start_process(folder, *words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxfed", "node", str(folder), "--keys", "reproducible", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=child_environment(),
+    )
+
+
+@pytest.mark.long
+def test_a_process_answers_for_a_node_and_a_killed_one_is_not_missed(tmp_path):
+    """The same bytes as without it, which are the same for a request that comes again. It alone has the node; when it
+    is killed, whoever asks opens the node."""
+    folder, server = lay_out(tmp_path / "a")
+    hello = pack_envelopes([Envelope(EnvelopeKind.HELLO, 0, NODE, server.party.digest)])
+    request = make_round_request(server, open_node_folder(folder, "reproducible"))
+    with start_process(folder) as process:
+        said = []
+        assert any("is open: 20 clients" in line or said.append(line) for line in process.stderr), said
+        first = [ask_node(folder, "reproducible", each) for each in (hello, request)]
+        assert read_envelopes(first[1])[0].kind == EnvelopeKind.MESSAGE
+        (refused,) = read_envelopes(ask_node(folder, "own", hello))
+        assert read_refusal(refused) == "this node was opened with keys reproducible, not own"
+        (other,) = read_envelopes(ask_node(folder, "reproducible", b"no envelope"))
+        assert "malformed" in read_refusal(other)
+        with start_process(folder) as second:
+            assert "another process keeps this node open" in second.communicate(timeout=100)[1]
+        assert second.returncode == 2
+        with socket.socket(socket.AF_UNIX) as rude:  # it asks for nothing, and goes
+            rude.connect(str(folder / SOCKET))
+        assert ask_node(folder, "reproducible", hello) == first[0]
+        assert (folder / SOCKET).stat().st_mode & 0o077 == 0
+        process.send_signal(signal.SIGKILL)
+    opened = [json.loads(line)["open"] for line in (folder / TIMES).read_text().splitlines()]
+    assert opened == [0.0] * len(opened)
+    assert [ask_node(folder, "reproducible", each) for each in (hello, request)] == first
+    assert json.loads((folder / TIMES).read_text().splitlines()[-1])["open"] > 0
+    apart, _ = lay_out(tmp_path / "b")
+    assert [ask_node(apart, "reproducible", each) for each in (hello, request)] == first
+
+
+def test_a_node_that_cannot_be_opened_says_so_in_its_reply(tmp_path):
+    folder, server = lay_out(tmp_path / "a", MF | RING)
+    (folder / "secure" / "identity").write_bytes(b"other")
+    hello = pack_envelopes([Envelope(EnvelopeKind.HELLO, 0, NODE, server.party.digest)])
+    (refused,) = read_envelopes(ask_node(folder, "reproducible", hello))
+    assert "missing or damaged" in read_refusal(refused)
+
+
+def test_a_node_has_one_process(tmp_path):
+    with (
+        FileLock(tmp_path / LOCK),
+        pytest.raises(ValueError, match="another process keeps this node open"),
+        listen(tmp_path),
+    ):
+        pass
+    deep = tmp_path / ("x" * 100)
+    with pytest.raises(ValueError, match="too long for a socket"), listen(deep):
+        pass
+    (tmp_path / SOCKET).write_text("")  # of a process that was killed
+    with listen(tmp_path):
+        assert os.path.exists(tmp_path / SOCKET)
+    assert not os.path.exists(tmp_path / SOCKET)
