@@ -24,6 +24,7 @@ from jaxfed.serving.engine import (
     find_similar,
     number_items,
 )
+from jaxfed.serving.rate_limit import RateLimit, guard_rate
 from jaxfed.serving.requests import (
     RecommendBody,
     SimilarBody,
@@ -105,7 +106,10 @@ def guard_requests(app: Any, serving: Serving) -> Any:
 
 
 def make_app(
-    served: ServedExport, watch: Callable[[Serving], Any] | None = None, hosts: Sequence[str] = ("*",)
+    served: ServedExport,
+    watch: Callable[[Serving], Any] | None = None,
+    hosts: Sequence[str] = ("*",),
+    rate: float = 0,
 ) -> FastAPI:
     """Builds the server of an export.
 
@@ -114,6 +118,7 @@ def make_app(
         watch: watch(serving) -> a coroutine that runs beside the server, and may swap its export.
         hosts: The names by which the server may be asked: a page of another name, which a browser believes to be this
             machine, is answered by 400.
+        rate: Requests a second that one address may make, see `RateLimit`; 0: no limit.
 
     Returns:
         The app.
@@ -155,13 +160,16 @@ def make_app(
         return JSONResponse({"detail": "the body is nested too deeply"}, 422)
 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    if rate:
+        app.add_middleware(guard_rate, limit=RateLimit(rate))
     app.add_middleware(guard_requests, serving=serving)
     return app
 
 
 def add_question_routes(app: FastAPI, serving: Serving) -> None:
     """Adds what answers questions."""
-    refused: dict[int | str, Any] = {
+    limited: dict[int | str, Any] = {429: {"description": "one address asks too often: Retry-After says when to go on"}}
+    refused = limited | {
         404: {"description": "there is no such user or item"},
         413: {"description": "the body is too large"},
         503: {"description": "too many questions wait"},
@@ -189,7 +197,7 @@ def add_question_routes(app: FastAPI, serving: Serving) -> None:
         found = await asyncio.to_thread(find_similar, now, item, body.k)
         return {"items": list_items(now, *found), "model": now.digest[:12]}
 
-    @app.get("/items")
+    @app.get("/items", responses=limited)
     async def search(query: Annotated[str, Query(max_length=200)] = "") -> list[dict[str, str]]:
         """Items whose title or id holds some words."""
         return await asyncio.to_thread(search_titles, serving.served, query)
