@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("fastapi", "flatbuffers", "prometheus_client", "uvicorn")  # of the extra
+PACKAGES = ("fastapi", "fastapi_offline", "flatbuffers", "prometheus_client", "uvicorn")  # of the extra
 LOOK_EVERY = 1.0  # seconds between two looks at whether the export was replaced
 LOOPBACK = ("127.0.0.1", "::1")
 MOST_CONNECTIONS = 512  # at once; more are answered by 503

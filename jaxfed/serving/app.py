@@ -37,7 +37,8 @@ from jaxfed.serving.requests import (
 LARGEST_BODY = 1 << 20  # bytes
 STATUS = {"unknown": 404, "wrong": 422, "busy": 503}
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
-POLICY = b"default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+HTML, SCRIPT, STYLE = (f"text/{kind}; charset=utf-8" for kind in ("html", "javascript", "css"))
+POLICY = b"default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 SAFE = {b"content-security-policy": POLICY, b"x-content-type-options": b"nosniff"}
 
 
@@ -87,10 +88,7 @@ def guard_requests(app: Any, serving: Serving) -> Any:
                 if seen > LARGEST_BODY:
                     message = {**message, "status": 413}
                 status = message["status"]
-                message = {
-                    **message,
-                    "headers": [*message["headers"], *({} if scope["path"] == "/docs" else SAFE).items()],
-                }
+                message = {**message, "headers": [*message["headers"], *SAFE.items()]}
             await send(message)
 
         if not length.isdigit() or int(length) > LARGEST_BODY:
@@ -134,7 +132,7 @@ def make_app(
             for each in (task, *others):
                 each.cancel()
 
-    app = FastAPI(title="jaxfed", version=__version__, lifespan=run_lifespan, redoc_url=None)
+    app = FastAPI(title="jaxfed", version=__version__, lifespan=run_lifespan, docs_url=None, redoc_url=None)
     app.state.serving = serving
     add_question_routes(app, serving)
     add_page_routes(app, serving)
@@ -204,7 +202,7 @@ def add_question_routes(app: FastAPI, serving: Serving) -> None:
 
 
 def add_page_routes(app: FastAPI, serving: Serving) -> None:
-    """Adds the page to try it out, and what operators read."""
+    """Adds the page to try it out, the description of the requests, and what operators read."""
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -225,11 +223,16 @@ def add_page_routes(app: FastAPI, serving: Serving) -> None:
         """Counts for Prometheus."""
         return Response(generate_latest(serving.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def add_file(path: str, name: str, kind: str) -> None:
-        content = files("jaxfed.serving").joinpath("page", name).read_bytes()
+    def add_file(path: str, package: str, name: str, kind: str) -> None:
+        content = files(package).joinpath(name).read_bytes()
         app.add_api_route(path, lambda: Response(content, media_type=kind), include_in_schema=False)
 
-    add_file("/", "index.html", "text/html; charset=utf-8")
-    add_file("/page.js", "page.js", "text/javascript; charset=utf-8")
-    add_file("/icon.svg", "icon.svg", "image/svg+xml")
-    add_file("/page.css", "page.css", "text/css; charset=utf-8")
+    own = "jaxfed.serving"
+    add_file("/", own, "page/index.html", HTML)
+    add_file("/page.js", own, "page/page.js", SCRIPT)
+    add_file("/icon.svg", own, "page/icon.svg", "image/svg+xml")
+    add_file("/page.css", own, "page/page.css", STYLE)
+    add_file("/docs", own, "page/docs.html", HTML)
+    add_file("/docs.js", own, "page/docs.js", SCRIPT)
+    add_file("/swagger-ui.js", "fastapi_offline", "static/swagger-ui-bundle.js", SCRIPT)
+    add_file("/swagger-ui.css", "fastapi_offline", "static/swagger-ui.css", STYLE)
