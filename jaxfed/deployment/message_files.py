@@ -154,16 +154,18 @@ def fold_messages(
     refused: dict[str, str] = {}
     clients = {digest: list(known.clients.get(digest, [])) for digest in models}
     groups: dict[int, dict[int, Any]] = {}
+    taken: dict[int, Path] = {}  # {client: file}: a message is opened by its number, and one of each is paid for
     for path in sorted({*files}):
         try:
             envelope = read_message(path)
             digest = envelope.digest.hex()
             if digest not in models or models[digest] != envelope.round:
                 raise ValueError("it is of a model that this run does not know")
-            if envelope.client in clients[digest] or any(envelope.client in group for group in groups.values()):
-                raise ValueError(f"client {envelope.client} was counted already")
+            if envelope.client in taken or envelope.client in clients[digest]:
+                raise ValueError(explain_taken(envelope.client, taken.get(envelope.client)))
             groups.setdefault(envelope.round, {})[envelope.client] = take_message(server, envelope)
             clients[digest].append(envelope.client)
+            taken[envelope.client] = path
             counted[str(path)] = int(state.round) - envelope.round
         except (ValueError, OSError) as error:
             refused[str(path)] = " ".join(str(error).split())
@@ -177,6 +179,15 @@ def fold_messages(
         models |= {newest.hex(): int(now.round)}
     epsilon = parts.epsilon(begin + 1) if parts.account.mechanisms and counted else None
     return FoldedMessages(now, counted, refused, models, clients, epsilon)
+
+
+def explain_taken(client: int, other: Path | None) -> str:
+    """Why a second message of a client is refused. other: the file of the first; None: it was folded in before."""
+    where = f"as {other}" if other else "when this run was made"
+    return (
+        f"client {client} was counted already, {where}: one message of a client is taken. If these are two devices, "
+        "give each a number of its own (jaxfed device --client)"
+    )
 
 
 def take_message(server: FederationServer, envelope: Envelope) -> tuple[Tree, np.ndarray]:
