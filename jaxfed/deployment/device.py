@@ -69,7 +69,7 @@ def read_device_number(folder: Path, facts: PublicFacts, given: int | None = Non
         raise ValueError(f"{path} is damaged: remove the folder {folder} to begin anew")
     if given is not None and given != number:
         raise ValueError(
-            f"--client is {given}, and {folder} is of client {number}: leave --client out, or pass --state"
+            f"device: the folder {folder} is that of client {number}: pass --client {number}, or another --state"
         )
     return number
 
