@@ -159,10 +159,7 @@ def fold_messages(
         try:
             envelope = read_message(path)
             digest = envelope.digest.hex()
-            if digest not in models or models[digest] != envelope.round:
-                raise ValueError("it is of a model that this run does not know")
-            if envelope.client in taken or envelope.client in clients[digest]:
-                raise ValueError(explain_taken(envelope.client, taken.get(envelope.client)))
+            check_countable(envelope, KnownModels(models, clients), taken)
             groups.setdefault(envelope.round, {})[envelope.client] = take_message(server, envelope)
             clients[digest].append(envelope.client)
             taken[envelope.client] = path
@@ -181,13 +178,20 @@ def fold_messages(
     return FoldedMessages(now, counted, refused, models, clients, epsilon)
 
 
-def explain_taken(client: int, other: Path | None) -> str:
-    """Why a second message of a client is refused. other: the file of the first; None: it was folded in before."""
-    where = f"as {other}" if other else "when this run was made"
-    return (
-        f"client {client} was counted already, {where}: one message of a client is taken. If these are two devices, "
-        "give each a number of its own (jaxfed device --client)"
-    )
+def check_countable(envelope: Envelope, known: KnownModels, taken: dict[int, Path]) -> None:
+    """Raises ValueError for a message of an unknown model, and for the second one of a client.
+
+    taken: {client: file} of the messages that are folded in now.
+    """
+    digest, client = envelope.digest.hex(), envelope.client
+    if known.models.get(digest) != envelope.round:
+        raise ValueError("it is of a model that this run does not know")
+    if client in taken or client in known.clients[digest]:
+        where = f"as {taken[client]}" if client in taken else "when this run was made"
+        raise ValueError(
+            f"client {client} was counted already, {where}: one message of a client is taken. If these are two "
+            "devices, give each a number of its own (jaxfed device --client)"
+        )
 
 
 def take_message(server: FederationServer, envelope: Envelope) -> tuple[Tree, np.ndarray]:
