@@ -18,6 +18,13 @@ def add_device_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     device.add_argument("-k", type=int, default=10, help="how many items")
     device.add_argument("--save", metavar="MESSAGE", help="train, and write the message that the device would send")
     device.add_argument(
+        "--client",
+        type=int,
+        metavar="NUMBER",
+        help="the number of this device among the clients, from 0, which no other device has (the one that it has "
+        "already, or one drawn at random, which another may draw, too)",
+    )
+    device.add_argument(
         "--state",
         metavar="FOLDER",
         default="device",
@@ -57,9 +64,10 @@ def device_command(args: argparse.Namespace) -> None:
     for place, (item, score) in enumerate(zip(items[0], scores[0], strict=True), 1):
         print(printable(f"{place:>3}  {score:8.3f}  {item:>8}  {export.titles[export.item_numbers[item]]}".rstrip()))
     if args.save:
-        message = train_on_device(export, Path(args.state), numbers)
+        message = train_on_device(export, Path(args.state), numbers, args.client)
         Path(args.save).write_bytes(message.data)
-        log(f"{args.save}: {len(message.data):,} bytes, of the model of round {message.round}")
+        size, who = f"{len(message.data):,} bytes", f"client {message.client}"
+        log(f"{args.save}: {size}, of {who} and the model of round {message.round}")
 
 
 def aggregate_command(args: argparse.Namespace) -> None:

@@ -2,16 +2,18 @@
 
 import argparse
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("fastapi", "flatbuffers", "prometheus_client", "uvicorn")  # of the extra
+PACKAGES = ("fastapi", "fastapi_offline", "flatbuffers", "prometheus_client", "uvicorn")  # of the extra
 LOOK_EVERY = 1.0  # seconds between two looks at whether the export was replaced
 LOOPBACK = ("127.0.0.1", "::1")
 MOST_CONNECTIONS = 512  # at once; more are answered by 503
+DEFAULT_RATE = 100.0  # requests a second of one address, where others than this machine can ask
 PATIENCE = 10  # seconds in which requests may end when the server is stopped
 
 
@@ -23,6 +25,12 @@ def add_serve_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     serve.add_argument("export", metavar="OUT", help="the folder that jaxfed export wrote")
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen at (127.0.0.1: this machine alone)")
     serve.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    serve.add_argument(
+        "--rate",
+        type=float,
+        help="requests a second that one address may make, twice as many at once; more are answered by 429 "
+        f"({DEFAULT_RATE:g}; at an address of this machine alone: no limit); 0: no limit",
+    )
 
 
 def serve_command(args: argparse.Namespace) -> None:
@@ -34,9 +42,11 @@ def serve_command(args: argparse.Namespace) -> None:
 
     from jaxfed.serving.app import make_app
     from jaxfed.serving.engine import open_served
+    from jaxfed.serving.rate_limit import check_rate
     from jaxfed.training.log import log
 
     folder = Path(args.export)
+    check_rate(args.rate or 0)
     with open_socket(args.host, args.port) as listening:
         known = stamp_export(folder)  # before it is read: what is replaced meanwhile is seen later
         served = open_served(folder)
@@ -48,15 +58,22 @@ def serve_command(args: argparse.Namespace) -> None:
         local = host in LOOPBACK
         shown = f"[{host}]" if ":" in host else host
         log(f"serving {folder} at http://{shown}:{port}/ (Ctrl-C stops)")
-        app = make_app(served, watch, (*LOOPBACK, "[::1]", "localhost") if local else ("*",))
+        hosts = (*LOOPBACK, "[::1]", "localhost") if local else ("*",)
+        app = make_app(served, watch, hosts, choose_rate(args.rate, local))
         config = uvicorn.Config(
             app,
             log_level="warning",
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=PATIENCE,
             server_header=False,
+            forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),  # uvicorn trusts this machine without it
         )
         uvicorn.Server(config).run([listening])
+
+
+def choose_rate(given: float | None, local: bool) -> float:
+    """Requests a second that one address may make; 0: no limit. At a loopback address all who ask are this machine."""
+    return given if given is not None else 0 if local else DEFAULT_RATE
 
 
 def open_socket(host: str, port: int) -> socket.socket:

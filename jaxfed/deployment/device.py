@@ -50,17 +50,27 @@ def read_public_facts(export: Export) -> PublicFacts:
     return PublicFacts(**{name: known[name] for name in names}, kinds=(), items=tuple(export.items))
 
 
-def read_device_number(folder: Path, facts: PublicFacts) -> int:
-    """The number of a device among the clients, which it draws for itself the first time."""
+def read_device_number(folder: Path, facts: PublicFacts, given: int | None = None) -> int:
+    """The number of a device among the clients: the one that it is given, or draws for itself, the first time. It keeps
+    it, since its private part and the randomness that a server shares with it go by it.
+
+    Raises ValueError where there is no such client, or the device has another number already.
+    """
+    if given is not None and not 0 <= given < facts.num_clients:
+        raise ValueError(f"--client is {given}: this federation has clients 0 to {facts.num_clients - 1}")
     path = folder / "client"
     if not path.exists():
-        write_file(path, str(secrets.randbelow(facts.num_clients)))
+        write_file(path, str(secrets.randbelow(facts.num_clients) if given is None else given))
     try:
         number = int(path.read_text())
     except ValueError:
         number = -1
     if not 0 <= number < facts.num_clients:
         raise ValueError(f"{path} is damaged: remove the folder {folder} to begin anew")
+    if given is not None and given != number:
+        raise ValueError(
+            f"device: the folder {folder} is that of client {number}: pass --client {number}, or another --state"
+        )
     return number
 
 
@@ -75,14 +85,15 @@ def train_on_device(
         export: The export.
         folder: Of the device: its number, its secret and its private part lie there.
         history: The numbers of the items that the user met, earliest first.
-        client: The device's number among the clients. None: it draws one for itself, and keeps it.
+        client: The device's number among the clients. None: the one that it has; the first time it draws one.
         keys: See `open_node`.
 
     Returns:
         The message.
 
     Raises:
-        ValueError: the export's configuration cannot be deployed, or the history is empty.
+        ValueError: the export's configuration cannot be deployed, the history is empty, or the device has another
+            number.
     """
     config, facts = make_config(export.manifest["configuration"]), read_public_facts(export)
     if facts.label != "implicit":
@@ -90,40 +101,38 @@ def train_on_device(
     if not history:
         raise ValueError("device: the history is empty: there is nothing to train on")
     folder.mkdir(PRIVATE, parents=True, exist_ok=True)
-    client = read_device_number(folder, facts) if client is None else client
-    check_trained(folder, export, history, client)
+    client = read_device_number(folder, facts, client)
+    check_trained(folder, export, history)
     write_user_data(folder / "data.npz", client, history)
     node = open_node(folder, config, facts, keys)
-    note_trained(folder, export, history, client)
+    note_trained(folder, export, history)
     return ask_device(node, open_device_server(export, facts), client)
 
 
-def describe_training(export: Export, history: Sequence[int], client: int) -> dict[str, Any]:
+def describe_training(export: Export, history: Sequence[int]) -> dict[str, Any]:
     """What a device trains on, as it is noted in its folder."""
     model = export.manifest["files"]["weights.safetensors"]["sha256"]
-    return {"model": model, "client": client, "history": list(history)}
+    return {"model": model, "history": list(history)}
 
 
-def check_trained(folder: Path, export: Export, history: Sequence[int], client: int) -> None:
+def check_trained(folder: Path, export: Export, history: Sequence[int]) -> None:
     """Raises ValueError where a device has trained the same model on another history: two updates of one model would
     tell what has come since."""
-    path, now = folder / TRAINED, describe_training(export, history, client)
+    path, now = folder / TRAINED, describe_training(export, history)
     try:
         before = json.loads(path.read_text()) if path.exists() else now
-        model, known = before["model"], before["client"]
+        model = before["model"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is damaged: remove the folder {folder} to begin anew") from None
-    if known != client:
-        raise ValueError(f"device: the folder {folder} is that of client {known}: pass --client {known}")
     if model == now["model"] and before != now:
         raise ValueError(
             "device: this model was trained on another history already: a new history waits for the next export"
         )
 
 
-def note_trained(folder: Path, export: Export, history: Sequence[int], client: int) -> None:
+def note_trained(folder: Path, export: Export, history: Sequence[int]) -> None:
     """Notes what a device trains on, before it does: see `check_trained`."""
-    write_file(folder / TRAINED, json.dumps(describe_training(export, history, client)))
+    write_file(folder / TRAINED, json.dumps(describe_training(export, history)))
 
 
 def open_device_server(export: Export, facts: PublicFacts) -> FederationServer:

@@ -154,16 +154,15 @@ def fold_messages(
     refused: dict[str, str] = {}
     clients = {digest: list(known.clients.get(digest, [])) for digest in models}
     groups: dict[int, dict[int, Any]] = {}
+    taken: dict[int, Path] = {}  # {client: file}: a message is opened by its number, and one of each is paid for
     for path in sorted({*files}):
         try:
             envelope = read_message(path)
             digest = envelope.digest.hex()
-            if digest not in models or models[digest] != envelope.round:
-                raise ValueError("it is of a model that this run does not know")
-            if envelope.client in clients[digest] or any(envelope.client in group for group in groups.values()):
-                raise ValueError(f"client {envelope.client} was counted already")
+            check_countable(envelope, KnownModels(models, clients), taken)
             groups.setdefault(envelope.round, {})[envelope.client] = take_message(server, envelope)
             clients[digest].append(envelope.client)
+            taken[envelope.client] = path
             counted[str(path)] = int(state.round) - envelope.round
         except (ValueError, OSError) as error:
             refused[str(path)] = " ".join(str(error).split())
@@ -177,6 +176,22 @@ def fold_messages(
         models |= {newest.hex(): int(now.round)}
     epsilon = parts.epsilon(begin + 1) if parts.account.mechanisms and counted else None
     return FoldedMessages(now, counted, refused, models, clients, epsilon)
+
+
+def check_countable(envelope: Envelope, known: KnownModels, taken: dict[int, Path]) -> None:
+    """Raises ValueError for a message of an unknown model, and for the second one of a client.
+
+    taken: {client: file} of the messages that are folded in now.
+    """
+    digest, client = envelope.digest.hex(), envelope.client
+    if known.models.get(digest) != envelope.round:
+        raise ValueError("it is of a model that this run does not know")
+    if client in taken or client in known.clients[digest]:
+        where = f"as {taken[client]}" if client in taken else "when this run was made"
+        raise ValueError(
+            f"client {client} was counted already, {where}: one message of a client is taken. If these are two "
+            "devices, give each a number of its own (jaxfed device --client)"
+        )
 
 
 def take_message(server: FederationServer, envelope: Envelope) -> tuple[Tree, np.ndarray]:

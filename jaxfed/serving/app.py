@@ -24,6 +24,7 @@ from jaxfed.serving.engine import (
     find_similar,
     number_items,
 )
+from jaxfed.serving.rate_limit import RateLimit, guard_rate
 from jaxfed.serving.requests import (
     RecommendBody,
     SimilarBody,
@@ -36,7 +37,8 @@ from jaxfed.serving.requests import (
 LARGEST_BODY = 1 << 20  # bytes
 STATUS = {"unknown": 404, "wrong": 422, "busy": 503}
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0)
-POLICY = b"default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+HTML, SCRIPT, STYLE = (f"text/{kind}; charset=utf-8" for kind in ("html", "javascript", "css"))
+POLICY = b"default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 SAFE = {b"content-security-policy": POLICY, b"x-content-type-options": b"nosniff"}
 
 
@@ -86,10 +88,7 @@ def guard_requests(app: Any, serving: Serving) -> Any:
                 if seen > LARGEST_BODY:
                     message = {**message, "status": 413}
                 status = message["status"]
-                message = {
-                    **message,
-                    "headers": [*message["headers"], *({} if scope["path"] == "/docs" else SAFE).items()],
-                }
+                message = {**message, "headers": [*message["headers"], *SAFE.items()]}
             await send(message)
 
         if not length.isdigit() or int(length) > LARGEST_BODY:
@@ -105,7 +104,10 @@ def guard_requests(app: Any, serving: Serving) -> Any:
 
 
 def make_app(
-    served: ServedExport, watch: Callable[[Serving], Any] | None = None, hosts: Sequence[str] = ("*",)
+    served: ServedExport,
+    watch: Callable[[Serving], Any] | None = None,
+    hosts: Sequence[str] = ("*",),
+    rate: float = 0,
 ) -> FastAPI:
     """Builds the server of an export.
 
@@ -114,6 +116,7 @@ def make_app(
         watch: watch(serving) -> a coroutine that runs beside the server, and may swap its export.
         hosts: The names by which the server may be asked: a page of another name, which a browser believes to be this
             machine, is answered by 400.
+        rate: Requests a second that one address may make, see `RateLimit`; 0: no limit.
 
     Returns:
         The app.
@@ -129,7 +132,7 @@ def make_app(
             for each in (task, *others):
                 each.cancel()
 
-    app = FastAPI(title="jaxfed", version=__version__, lifespan=run_lifespan, redoc_url=None)
+    app = FastAPI(title="jaxfed", version=__version__, lifespan=run_lifespan, docs_url=None, redoc_url=None)
     app.state.serving = serving
     add_question_routes(app, serving)
     add_page_routes(app, serving)
@@ -155,13 +158,16 @@ def make_app(
         return JSONResponse({"detail": "the body is nested too deeply"}, 422)
 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    if rate:
+        app.add_middleware(guard_rate, limit=RateLimit(rate))
     app.add_middleware(guard_requests, serving=serving)
     return app
 
 
 def add_question_routes(app: FastAPI, serving: Serving) -> None:
     """Adds what answers questions."""
-    refused: dict[int | str, Any] = {
+    limited: dict[int | str, Any] = {429: {"description": "one address asks too often: Retry-After says when to go on"}}
+    refused = limited | {
         404: {"description": "there is no such user or item"},
         413: {"description": "the body is too large"},
         503: {"description": "too many questions wait"},
@@ -189,14 +195,14 @@ def add_question_routes(app: FastAPI, serving: Serving) -> None:
         found = await asyncio.to_thread(find_similar, now, item, body.k)
         return {"items": list_items(now, *found), "model": now.digest[:12]}
 
-    @app.get("/items")
+    @app.get("/items", responses=limited)
     async def search(query: Annotated[str, Query(max_length=200)] = "") -> list[dict[str, str]]:
         """Items whose title or id holds some words."""
         return await asyncio.to_thread(search_titles, serving.served, query)
 
 
 def add_page_routes(app: FastAPI, serving: Serving) -> None:
-    """Adds the page to try it out, and what operators read."""
+    """Adds the page to try it out, the description of the requests, and what operators read."""
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -217,11 +223,16 @@ def add_page_routes(app: FastAPI, serving: Serving) -> None:
         """Counts for Prometheus."""
         return Response(generate_latest(serving.registry), media_type=CONTENT_TYPE_LATEST)
 
-    def add_file(path: str, name: str, kind: str) -> None:
-        content = files("jaxfed.serving").joinpath("page", name).read_bytes()
+    def add_file(path: str, package: str, name: str, kind: str) -> None:
+        content = files(package).joinpath(name).read_bytes()
         app.add_api_route(path, lambda: Response(content, media_type=kind), include_in_schema=False)
 
-    add_file("/", "index.html", "text/html; charset=utf-8")
-    add_file("/page.js", "page.js", "text/javascript; charset=utf-8")
-    add_file("/icon.svg", "icon.svg", "image/svg+xml")
-    add_file("/page.css", "page.css", "text/css; charset=utf-8")
+    own = "jaxfed.serving"
+    add_file("/", own, "page/index.html", HTML)
+    add_file("/page.js", own, "page/page.js", SCRIPT)
+    add_file("/icon.svg", own, "page/icon.svg", "image/svg+xml")
+    add_file("/page.css", own, "page/page.css", STYLE)
+    add_file("/docs", own, "page/docs.html", HTML)
+    add_file("/docs.js", own, "page/docs.js", SCRIPT)
+    add_file("/swagger-ui.js", "fastapi_offline", "static/swagger-ui-bundle.js", SCRIPT)
+    add_file("/swagger-ui.css", "fastapi_offline", "static/swagger-ui.css", STYLE)

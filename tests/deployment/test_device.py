@@ -179,6 +179,19 @@ def test_what_cannot_be_trained_is_not_noted(made, tmp_path):
     assert train_on_device(export, tmp_path / "a", [1, 2, 3], client=2).client == 2
 
 
+def test_a_device_keeps_the_number_that_it_was_given(made, tmp_path):
+    _, _, export = made("mf")
+    given = train_on_device(export, tmp_path / "a", [1, 2, 3, 4], client=17)
+    assert given.client == 17
+    assert train_on_device(export, tmp_path / "a", [1, 2, 3, 4]) == given
+    with pytest.raises(ValueError, match="that of client 17"):
+        train_on_device(export, tmp_path / "a", [1, 2, 3, 4], client=16)
+    for number in (-1, export.manifest["federation"]["num_clients"]):
+        with pytest.raises(ValueError, match="has clients 0 to"):
+            train_on_device(export, tmp_path / "b", [1, 2, 3, 4], client=number)
+    assert not (tmp_path / "b" / "client").exists()
+
+
 # --- bad input ----------------------------------------
 
 
@@ -237,6 +250,30 @@ def test_what_is_wrong_is_refused_and_the_rest_goes_on(made, one_file, tmp_path)
     assert "no such file" in said.pop("none")
     assert "does not know" in said.pop(stranger.name)
     assert not said
+
+
+def test_of_two_devices_with_one_number_the_first_file_is_counted_and_the_second_named(made, tmp_path):
+    """And what the first one did is what it does alone; with numbers of their own both are counted."""
+    config, folder, export = made("mf")
+    run = open_run_once(folder)
+    messages = {
+        name: train_on_device(export, tmp_path / name, history, client)
+        for name, history, client in (("a", [1, 2, 3], 5), ("b", [4, 6, 7, 9], 5), ("c", [4, 6, 7, 9], 6))
+    }
+    files = {name: tmp_path / f"{name}.message" for name in messages}
+    for name, message in messages.items():
+        files[name].write_bytes(message.data)
+    both = fold(config, run, [files["b"], files["a"]])
+    assert list(both.counted) == [str(files["a"])]
+    why = both.refused[str(files["b"])]
+    assert all(word in why for word in ("client 5 was counted already", str(files["a"]), "--client"))
+    alone = fold(config, run, [files["a"]])
+    for one, other in zip(first_leaves(both.state), first_leaves(alone.state), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not fold(config, run, [files["a"], files["c"]]).refused
+    fold_into_run(str(folder), [files["a"]], tmp_path / "more")
+    later = fold_into_run(str(tmp_path / "more"), [files["b"]], tmp_path / "none")
+    assert "when this run was made" in later.refused[str(files["b"])]
 
 
 def test_messages_of_an_older_export_are_known_for_what_they_are(made, tmp_path):
@@ -308,10 +345,13 @@ def test_the_commands(made, tmp_path, monkeypatch, capsys):
     Path("history").write_text("1\n5\n7\n\n9\n")
 
     run = partial(run_program, monkeypatch, capsys)
-    code, out, _ = run("device", "out", "--history", "history", "-k", "3", "--save", "message")
+    code, out, said = run("device", "out", "--history", "history", "-k", "3", "--save", "message", "--client", 7)
     assert code == 0
+    assert "of client 7" in said
     assert len(out.splitlines()) == 3
     assert run("device", "out", "--history", "history", "--save", "message")[0] == 2  # nothing is overwritten
+    code, _, said = run("device", "out", "--history", "history", "--save", "other", "--client", 8)
+    assert (code, "that of client 7" in said, Path("other").exists()) == (2, True, False)
     Path("bad").write_text("no message")
     code, out, said = run("aggregate", str(folder), "message", "bad", "--out", "more")
     assert code == 0

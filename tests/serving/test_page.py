@@ -70,6 +70,25 @@ def test_an_unknown_user_is_said_to_be_one(address):
         page.wait('document.querySelectorAll("#table tbody tr").length === 10')
 
 
+def test_the_description_asks_this_server_and_no_other(address):
+    """A question is sent from it, too. What its policy refuses would be a problem of the page."""
+    with open_page(f"{address}docs") as page:
+        page.wait("document.querySelectorAll('.opblock').length >= 5")
+        page.run("document.querySelector('[id$=search_items_get] .opblock-summary-control').click()")
+        for name in (".try-out__btn", ".execute"):
+            page.wait(f"document.querySelector('{name}') !== null")
+            page.run(f"document.querySelector('{name}').click()")
+        page.wait("document.querySelector('.live-responses-table tr.response .response-col_status') !== null")
+        status = page.run(
+            "document.querySelector('.live-responses-table tr.response .response-col_status').textContent"
+        )
+        assert status.startswith("200")
+        asked = page.run("performance.getEntriesByType('resource').map((entry) => entry.name)")
+        assert {f"{address}openapi.json", f"{address}items", f"{address}swagger-ui.js"} <= set(asked)
+        assert all(name.startswith((address, "data:")) for name in asked)
+        assert not page.problems
+
+
 def test_every_control_has_a_name_for_screen_readers(address):
     """By the browser's own tree of accessibility."""
     with open_page(address) as page:
