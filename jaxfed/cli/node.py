@@ -26,10 +26,10 @@ def find_folder(text: str) -> Path:
 
 def node_command(args: argparse.Namespace) -> None:
     """jaxfed node"""
-    from jaxfed.deployment.node_process import serve_node
+    from jaxfed.deployment.node_process import answer_requests
     from jaxfed.training.log import log
 
-    serve_node(find_folder(args.folder), args.keys, log)
+    answer_requests(find_folder(args.folder), args.keys, log)
 
 
 def identity_command(args: argparse.Namespace) -> None:

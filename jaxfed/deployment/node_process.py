@@ -92,7 +92,7 @@ def keep_programs(folder: Path) -> None:
 
 
 @contextmanager
-def listen(folder: Path) -> Iterator[Listener]:
+def open_listener(folder: Path) -> Iterator[Listener]:
     """Yields what hears requests for a node, which only the owner of the folder can send. Raises ValueError where
     another process does."""
     path = folder / SOCKET
@@ -113,7 +113,7 @@ def listen(folder: Path) -> Iterator[Listener]:
             yield listener
 
 
-def serve_node(folder: Path, keys: str, say: Callable[[str], None]) -> None:
+def answer_requests(folder: Path, keys: str, say: Callable[[str], None]) -> None:
     """Opens a node and answers requests for it, one after the other, until the process is ended.
 
     Args:
@@ -124,7 +124,7 @@ def serve_node(folder: Path, keys: str, say: Callable[[str], None]) -> None:
     Raises:
         ValueError: the node cannot be opened, or another process keeps it open.
     """
-    with listen(folder) as listener:
+    with open_listener(folder) as listener:
         from jaxfed.deployment.node import make_reply
 
         node = open_node_folder(folder, keys)

@@ -18,7 +18,7 @@ from jaxfed.core.processes import Processes
 from jaxfed.deployment.collected_run import lay_out_federation
 from jaxfed.deployment.coordinator import make_requests
 from jaxfed.deployment.envelope import NODE, Envelope, EnvelopeKind, pack_envelopes, read_envelopes, read_refusal
-from jaxfed.deployment.node_process import LOCK, SOCKET, TIMES, ask_node, listen, open_node_folder
+from jaxfed.deployment.node_process import LOCK, SOCKET, TIMES, ask_node, open_listener, open_node_folder
 from jaxfed.deployment.opened_server import open_server
 from jaxfed.sampling.cohort import sample_cohort
 from jaxfed.training.session import round_seed
@@ -99,13 +99,13 @@ def test_a_node_has_one_process(tmp_path):
     with (
         FileLock(tmp_path / LOCK),
         pytest.raises(ValueError, match="another process keeps this node open"),
-        listen(tmp_path),
+        open_listener(tmp_path),
     ):
         pass
     deep = tmp_path / ("x" * 100)
-    with pytest.raises(ValueError, match="too long for a socket"), listen(deep):
+    with pytest.raises(ValueError, match="too long for a socket"), open_listener(deep):
         pass
     (tmp_path / SOCKET).write_text("")  # of a process that was killed
-    with listen(tmp_path):
+    with open_listener(tmp_path):
         assert os.path.exists(tmp_path / SOCKET)
     assert not os.path.exists(tmp_path / SOCKET)
