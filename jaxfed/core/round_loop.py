@@ -144,9 +144,10 @@ def run_planned_rounds(
         state, info = run(state, round_index)
         return state, jax.tree.map(lambda rows, x: rows.at[round_index].set(x), figures, info)
 
-    info = jax.eval_shape(run, state, jnp.int32(0))[1]
+    first = jnp.int32(0)  # of the type that the loop counts in: a Python number would have `run` traced again
+    info = jax.eval_shape(run, state, first)[1]
     figures = jax.tree.map(lambda x: jnp.zeros((len(planned.present), *x.shape), x.dtype), info)
-    return jax.lax.fori_loop(0, num_rounds, run_and_record, (state, figures))
+    return jax.lax.fori_loop(first, num_rounds, run_and_record, (state, figures))
 
 
 def make_round_loop(plan: Plan, frozen: Any, source: BlockSource, several_seeds: bool = False) -> Callable[..., Any]:

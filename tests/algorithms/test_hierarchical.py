@@ -17,6 +17,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.core.channel import chain
 from jaxfed.core.federate import federate
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
+from tests.laws.cover import parametrize_cover
 from tests.small import KEY, MARKED, USERS, WHO, bce, close, loss_model, on_rows, row_cohort, run, same, user
 
 SGD = optax.sgd(0.1)
@@ -24,6 +25,9 @@ PLAIN = train_locally(loss_model(bce, user), SGD)
 HALVES = np.arange(USERS) % 2
 THREE = np.arange(USERS) % 3
 TABLE = {"name": "synthetic", "users": 40, "items": 30, "mean_length": 9.0}
+
+
+MEANS = {"whole": (weighted_mean, False), "rows": (lambda: per_row_mean("examples"), True)}
 
 
 def edges(channel, edge=HALVES, every=1, method=PLAIN, **more):
@@ -42,9 +46,8 @@ LINKS = {
 }
 
 
-@pytest.mark.parametrize("link", LINKS)
-@pytest.mark.parametrize(
-    "cohort", [row_cohort(), on_rows(row_cohort(present=[i != 3 for i in range(8)]))], ids=["all", "some"]
+@parametrize_cover(
+    link=list(LINKS), cohort={"all": row_cohort(), "some": on_rows(row_cohort(present=[i != 3 for i in range(8)]))}
 )
 def test_one_edge_is_fedavg(link, cohort):
     got, info = run(edges(LINKS[link](), np.zeros(USERS, int)), cohort)
@@ -54,12 +57,10 @@ def test_one_edge_is_fedavg(link, cohort):
     assert float(info["train/loss"]) == pytest.approx(float(told["train/loss"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("edge", [HALVES, THREE], ids=["two", "three"])
-@pytest.mark.parametrize(
-    ("link", "per_row"), [(weighted_mean, False), (lambda: per_row_mean("examples"), True)], ids=["whole", "rows"]
-)
-def test_edges_that_meet_every_round_are_fedavg_by_examples(edge, link, per_row):
+@parametrize_cover(edge={"two": HALVES, "three": THREE}, means=MEANS)
+def test_edges_that_meet_every_round_are_fedavg_by_examples(edge, means):
     """Means of means are the mean, also when some are absent; on the cohort's rows as on all."""
+    link, per_row = means
     cohort = on_rows(row_cohort(present=[i != 3 for i in range(8)]))
     got, _ = run(edges(link(), edge, per_row=per_row), cohort)
     want, _ = run(flat(link()), cohort)
@@ -68,9 +69,7 @@ def test_edges_that_meet_every_round_are_fedavg_by_examples(edge, link, per_row)
     close(got.client_states, want.client_states, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("link", "per_row"), [(weighted_mean, False), (lambda: per_row_mean("examples"), True)], ids=["whole", "rows"]
-)
+@pytest.mark.parametrize(("link", "per_row"), MEANS.values(), ids=MEANS)
 def test_a_meeting_weighs_what_came_since_the_last_one(link, per_row):
     """Edges that meet in both of two rounds are FedAvg in both, though in the second most clients of one are away."""
     cohorts = [row_cohort(), row_cohort(present=[i in (0, 1, 2, 6) for i in range(8)])]

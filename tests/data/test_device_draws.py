@@ -30,12 +30,14 @@ from jaxfed.data.packing import lay_out_examples, list_cohort_rows, list_example
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training.rounds import count_rows, initial_arrays, make_run_keys, prepare_round
+from tests.laws.cover import parametrize_cover
 from tests.small import close
 
 DATA = synthetic_data(60, 50, mean_length=12)
 POPULATION = prepare_population(DATA)[1]
 ITEMS, CLIENTS = POPULATION.num_items, POPULATION.num_clients
 # of a client with 12 items: several steps; several passes; batches larger than what is left to draw; no negatives
+ROWS = {"the cohort's rows": True, "all rows": False}  # of a round: does it run on them?
 BATCHINGS = {
     "usual": Batching(8, 4),
     "three epochs": Batching(16, 2, epochs=3),
@@ -138,14 +140,17 @@ def read_steps(cohort, shapes, population=POPULATION):
     return found
 
 
-@pytest.mark.parametrize("name", BATCHINGS)
-@pytest.mark.parametrize(
-    ("lazy", "end"),
-    [(True, 0), (False, 0), (True, ITEMS + 14), (False, ITEMS + 14)],
-    ids=["the cohort's rows", "all rows", "the cohort's of a longer table", "all of a longer table"],
+@parametrize_cover(
+    name=list(BATCHINGS),
+    table={
+        "the cohort's rows": (True, 0),
+        "all rows": (False, 0),
+        "the cohort's of a longer table": (True, ITEMS + 14),
+        "all of a longer table": (False, ITEMS + 14),
+    },
 )
-def test_each_epoch_has_every_train_item_once_and_negatives_of_others(name, lazy, end):
-    batching = BATCHINGS[name]
+def test_each_epoch_has_every_train_item_once_and_negatives_of_others(name, table):
+    batching, (lazy, end) = BATCHINGS[name], table
     cohort, shapes = draw_round(batching, np.append(np.arange(CLIENTS), [CLIENTS] * 5), lazy=lazy, end=end)
     assert shapes.end == (end or ITEMS)
     found, lengths = read_steps(cohort, shapes), POPULATION.num_train

@@ -35,6 +35,7 @@ from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training.rounds import count_rows, initial_arrays, make_run_keys
 from tests.data.test_device_draws import key_of
 from tests.data.test_sequences import unpacked
+from tests.laws.cover import parametrize_cover
 from tests.small import close
 
 DATA = synthetic_data(60, 50, mean_length=12)
@@ -83,11 +84,13 @@ def test_the_inverse_of_a_bijection(size):
 # --- what a client's round holds --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BATCHINGS)
-@pytest.mark.parametrize("population", [POPULATION, COLD], ids=["all warm", "cold items"])
-@pytest.mark.parametrize(("lazy", "end"), [(True, 0), (False, 0), (True, ITEMS + 14)])
-def test_steps_have_the_latest_items_and_negatives_that_repeat_last_of_all(name, population, lazy, end):
-    batching = BATCHINGS[name]
+@parametrize_cover(
+    name=list(BATCHINGS),
+    population={"all warm": POPULATION, "cold items": COLD},
+    table={"the cohort's rows": (True, 0), "all rows": (False, 0), "of a longer table": (True, ITEMS + 14)},
+)
+def test_steps_have_the_latest_items_and_negatives_that_repeat_last_of_all(name, population, table):
+    batching, (lazy, end) = BATCHINGS[name], table
     cohort, shapes, _ = draw_round(
         batching, [*range(CLIENTS), *[CLIENTS] * 5], population=population, lazy=lazy, end=end
     )

@@ -12,6 +12,7 @@ from jaxfed.data.device_cohorts import bound_cohort_rows, bound_held_rows, make_
 from jaxfed.data.packing import pack_cohort
 from jaxfed.data.population import Times
 from jaxfed.data.sequences import DrawnSequences
+from tests.data.test_device_draws import ROWS
 from tests.data.test_sequences_of_organisations import (
     ITEMS,
     LENGTH,
@@ -20,6 +21,7 @@ from tests.data.test_sequences_of_organisations import (
     make_batching,
     unpacked,
 )
+from tests.laws.cover import parametrize_cover
 
 LEVEL = 1e-4  # of each test of chances; all seeds are fixed
 EVERY = np.arange(5)
@@ -35,7 +37,7 @@ def draw_round(batching, ids=EVERY, round=0, lazy=True, steps_per_block=0, popul
 
 
 @pytest.mark.parametrize("size", [1, 4, 64])
-@pytest.mark.parametrize("lazy", [True, False], ids=["the cohort's rows", "all rows"])
+@pytest.mark.parametrize("lazy", ROWS.values(), ids=ROWS)
 def test_an_epoch_reads_each_history_once_in_an_order_of_its_own(size, lazy):
     found = unpacked(draw_round(make_batching(size, epochs=3), [*EVERY, 5, 5], lazy=lazy)[0])
     assert found.keys() == {*EVERY.tolist()}
@@ -125,10 +127,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("lazy", [True, False], ids=["the cohort's rows", "all rows"])
-@pytest.mark.parametrize("population", [POPULATION, COLD], ids=["", "cold items"])
-@pytest.mark.parametrize("times", ["none", "known"])
+@parametrize_cover(
+    name=list(CASES),
+    lazy=ROWS,
+    population={"all warm": POPULATION, "cold items": COLD},
+    times=["none", "known"],
+)
 def test_the_arrays_are_those_of_the_host_from_the_same_draws(name, lazy, population, times, monkeypatch):
     """To the bit."""
     time = np.arange(len(population.train.values), dtype=np.int32) * 7 % 1000

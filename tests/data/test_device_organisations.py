@@ -6,7 +6,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -21,8 +20,10 @@ from jaxfed.data.device_organisations import draw_examples_of_users
 from jaxfed.data.packing import pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
+from tests.data.test_device_draws import ROWS
 from tests.data.test_device_pairs import check_same_arrays
 from tests.data.test_sequences_of_organisations import POPULATION as REGIONS
+from tests.laws.cover import parametrize_cover
 
 LEVEL = 1e-4  # of each test of chances; all seeds are fixed
 DATA = synthetic_data(60, 50, mean_length=12)
@@ -78,8 +79,7 @@ def read_examples(cohort, shapes, pairwise):
     return found
 
 
-@pytest.mark.parametrize("name", BATCHINGS)
-@pytest.mark.parametrize("lazy", [True, False], ids=["the cohort's rows", "all rows"])
+@parametrize_cover(name=list(BATCHINGS), lazy=ROWS)
 def test_each_epoch_has_every_train_item_of_every_user_with_negatives_of_its_own(name, lazy):
     batching, k = BATCHINGS[name], BATCHINGS[name].negatives
     cohort, shapes = draw_round(batching, [*range(CLIENTS), CLIENTS, CLIENTS], lazy=lazy)
@@ -244,9 +244,7 @@ def list_draws(found, batching, clients):
     )
 
 
-@pytest.mark.parametrize("name", BATCHINGS)
-@pytest.mark.parametrize("lazy", [True, False], ids=["the cohort's rows", "all rows"])
-@pytest.mark.parametrize("features", [(), ("user", "item")], ids=["", "features"])
+@parametrize_cover(name=list(BATCHINGS), lazy=ROWS, features={"": (), "features": ("user", "item")})
 def test_the_arrays_are_those_of_the_host_from_the_same_draws(name, lazy, features, monkeypatch):
     """To the bit, but for the order in which a client lists its rows."""
     batching, ids = BATCHINGS[name]._replace(features=features), np.array([*range(0, CLIENTS, 2), CLIENTS, CLIENTS])

@@ -23,7 +23,8 @@ from jaxfed.data.device_data import list_train_data, put_train_data
 from jaxfed.data.device_pairs import draw_pair_block
 from jaxfed.data.packing import pack_cohort
 from jaxfed.training.rounds import initial_arrays, make_run_keys
-from tests.data.test_device_draws import CLIENTS, DATA, ITEMS, POPULATION, TABLE
+from tests.data.test_device_draws import CLIENTS, DATA, ITEMS, POPULATION, ROWS, TABLE
+from tests.laws.cover import parametrize_cover
 from tests.small import close
 
 LEVEL = 1e-4  # of each test of chances; all seeds are fixed
@@ -80,8 +81,7 @@ def read_pairs(cohort, shapes):
 # --- what a client's round holds --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BATCHINGS)
-@pytest.mark.parametrize("lazy", [True, False], ids=["the cohort's rows", "all rows"])
+@parametrize_cover(name=list(BATCHINGS), lazy=ROWS)
 def test_each_epoch_has_every_train_item_with_negatives_of_others(name, lazy):
     batching = BATCHINGS[name]
     found = read_pairs(*draw_round(batching, [*range(CLIENTS), *[CLIENTS] * 5], lazy=lazy))
@@ -228,8 +228,7 @@ def check_same_arrays(host, cohort, lazy):
             assert a.dtype == b.dtype, "the same programs run both"
 
 
-@pytest.mark.parametrize("name", BATCHINGS)
-@pytest.mark.parametrize("lazy", [True, False], ids=["the cohort's rows", "all rows"])
+@parametrize_cover(name=list(BATCHINGS), lazy=ROWS)
 def test_the_arrays_are_those_of_the_host_from_the_same_draws(name, lazy, monkeypatch):
     """To the bit, but for the order in which a client lists its rows."""
     batching, ids = BATCHINGS[name], np.array([*range(0, CLIENTS, 2), CLIENTS, CLIENTS])

@@ -9,7 +9,14 @@ import pytest
 from jaxfed.config.build import load_data
 from jaxfed.config.schema import make_config
 from jaxfed.deployment.coordinator import match_nodes, run_server_round
-from jaxfed.deployment.envelope import Envelope, EnvelopeKind, pack_envelopes, read_envelopes, read_refusal
+from jaxfed.deployment.envelope import (
+    Envelope,
+    EnvelopeKind,
+    digest_model_bytes,
+    pack_envelopes,
+    read_envelopes,
+    read_refusal,
+)
 from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import find_facts, read_facts, read_node_data, write_facts, write_node_data
 from jaxfed.deployment.node_states import read_client, read_secret
@@ -78,10 +85,14 @@ def test_no_second_answer_for_another_model(after_two):
     _server, nodes, _, seen, _ = after_two
     _, request, _ = next(each for each in seen[::-1] if each[0] == 0)
     envelopes = read_envelopes(request)
-    other = [each._replace(digest=bytes(32)) if each.kind == EnvelopeKind.COMMON else each for each in envelopes]
-    reply = make_reply(nodes[0], pack_envelopes(other))
-    assert not messages_of(reply)
-    assert all("was answered for another model" in line for line in refusals_of(reply))
+    (common,) = (each for each in envelopes if each.kind == EnvelopeKind.COMMON)
+    data = common.payload[:-4] + np.float32(0.25).tobytes()
+    honest = common._replace(payload=data, digest=digest_model_bytes(common.round, data))
+    for model, why in ((honest, "was answered for another model"), (common._replace(digest=bytes(32)), "of another")):
+        reply = make_reply(nodes[0], pack_envelopes([model if each is common else each for each in envelopes]))
+        assert not messages_of(reply)
+        assert refusals_of(reply)
+        assert all(why in line for line in refusals_of(reply))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from jaxfed.config import round_stages
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.round_stages import build_loop
 from jaxfed.config.schema import make_config
+from jaxfed.core import round_loop
 from jaxfed.data.clients import make_clients
 from jaxfed.data.device_cohorts import make_drawer
 from jaxfed.data.device_rounds import choose_room, drop_finer_kinds, plan_device_round
@@ -183,11 +184,14 @@ def test_programs_end_where_the_host_is_asked():
     assert find_stop(90, 97, 20, (10, 25)) == 97
 
 
-def test_one_program_serves_any_number_of_rounds():
+def test_one_program_serves_any_number_of_rounds(monkeypatch):
+    """And its round is traced once, which takes seconds."""
+    traced, run = [], round_loop.run_planned_round
+    monkeypatch.setattr(round_loop, "run_planned_round", lambda *args: (traced.append(1), run(*args))[1])
     parts = make_parts()
     compile_loop(parts, initial_arrays(parts, 0)["state"], make_run_keys(0).rounds)
     run_both(parts, 7, periods=(3, 5))
-    assert parts.loop.program.func._cache_size() == 1
+    assert parts.loop.program.func._cache_size() == len(traced) == 1
 
 
 def test_clients_of_a_block_are_divided_among_devices():
