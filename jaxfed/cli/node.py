@@ -16,7 +16,7 @@ def add_node_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     identity.add_argument("folder", metavar="FOLDER", help="the node's; the private key stays there")
 
 
-def find_folder(text: str) -> Path:
+def locate_node_folder(text: str) -> Path:
     """The folder of a node. Raises ValueError where there is none."""
     folder = Path(text).absolute()
     if not folder.is_dir():
@@ -29,11 +29,11 @@ def node_command(args: argparse.Namespace) -> None:
     from jaxfed.deployment.node_process import answer_requests
     from jaxfed.training.log import log
 
-    answer_requests(find_folder(args.folder), args.keys, log)
+    answer_requests(locate_node_folder(args.folder), args.keys, log)
 
 
 def identity_command(args: argparse.Namespace) -> None:
     """jaxfed identity"""
-    from jaxfed.deployment.roster import make_identity
+    from jaxfed.deployment.roster import make_node_identity
 
-    print(make_identity(find_folder(args.folder)))
+    print(make_node_identity(locate_node_folder(args.folder)))

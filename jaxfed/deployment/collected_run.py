@@ -27,7 +27,7 @@ from jaxfed.deployment.node_data import (
 from jaxfed.deployment.node_states import Keys, read_client
 from jaxfed.deployment.noise_shares import can_share_noise
 from jaxfed.deployment.party import config_digest, make_deployed_pieces
-from jaxfed.deployment.roster import make_identity
+from jaxfed.deployment.roster import make_node_identity
 from jaxfed.training.checkpoint import open_checkpoints, restore_newest
 from jaxfed.training.log import log
 from jaxfed.training.rounds import Progress, initial_arrays
@@ -69,7 +69,7 @@ def lay_out_federation(
         place.mkdir(PRIVATE, parents=True, exist_ok=True)
     if hides:
         shares = keys == "own" and can_share_noise(parts.channel)
-        facts = facts._replace(keys=tuple(make_identity(place) for place in places), noise_shares=shares)
+        facts = facts._replace(keys=tuple(make_node_identity(place) for place in places), noise_shares=shares)
     text = config_to_toml(with_absolute_paths(config))
     for place in (out / "server", *places):
         write_file(place / "config.toml", text)

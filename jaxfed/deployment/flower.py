@@ -9,15 +9,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from jaxfed.deployment.node_process import ask_node, keep_programs
+from jaxfed.deployment.node_process import ask_node, keep_compiled_programs
 
-Exchange = Callable[[dict[int, bytes]], dict[int, bytes]]  # see `run_server_round`
+if TYPE_CHECKING:  # it imports JAX
+    from jaxfed.deployment.opened_server import Exchange
+
 RECORD, BYTES, TYPE = "jaxfed", "bytes", "query"
 POLL = 0.2  # seconds between two looks for replies
 DEADLINE = 300.0  # seconds in which a node answers, where nobody says how many
@@ -46,7 +48,7 @@ def run_answer(message: Message, context: Context) -> Message:
     return Message(wrap_bytes(reply), reply_to=message)
 
 
-def make_exchange(grid: Grid, deadline: float) -> Exchange:
+def make_flower_exchange(grid: Grid, deadline: float) -> "Exchange":
     """How the server reaches nodes through Flower. deadline: seconds in which a node answers, or is left out."""
 
     def exchange(requests: dict[int, bytes]) -> dict[int, bytes]:
@@ -91,10 +93,10 @@ def run_server(grid: Grid, context: Context) -> None:
     settings: dict[str, Any] = dict(context.run_config)
     folder = Path(str(settings["folder"]))
     say = make_log(folder / "server.log")
-    keep_programs(folder)
+    keep_compiled_programs(folder)
     try:
         config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
-        exchange = make_exchange(grid, float(settings.get("deadline", DEADLINE)))
+        exchange = make_flower_exchange(grid, float(settings.get("deadline", DEADLINE)))
         network = Network(exchange, lambda: [*grid.get_node_ids()])
         keys: Any = str(settings.get("keys", "own"))
         serve_rounds(folder, config, facts, network, int(settings.get("nodes", 1)), say, keys=keys)

@@ -27,7 +27,7 @@ from jaxfed.deployment.node_states import (
 )
 from jaxfed.deployment.opened_node import Node, make_client_keys, pack_clients
 from jaxfed.deployment.party import DeployedPieces, divide_tables
-from jaxfed.deployment.secure_node import answer_step, check_session_start, count_numbers, open_session
+from jaxfed.deployment.secure_node import answer_step, check_session_start, count_message_numbers, open_session
 
 
 def make_reply(node: Node, request: bytes) -> bytes:
@@ -189,7 +189,7 @@ def run_node_block(node, round, plan, cohort, block, digest, others, tables, sav
         client, rows = int(who[lane]), held[lane][held[lane] < party.size]
         one = jax.tree.map(lambda x, lane=lane: x[lane], (messages, after))
         kept = put_held(saved[client].state, held[lane], one[1]) if finite[lane] else saved[client].state
-        known = pack_client_message(party, one[0], rows) if finite[lane] else replace_message(party)
+        known = pack_client_message(party, one[0], rows) if finite[lane] else pack_missing_message(party)
         out[client] = SavedClient(saved[client].state, saved[client].counted, kept, round, digest, *known)
         write_client(node.folder, client, out[client])
     return out
@@ -204,11 +204,11 @@ def pack_client_message(party: DeployedPieces, message: Tree, rows: np.ndarray) 
     return len(rows), pack_message(message, rows)
 
 
-def replace_message(party: DeployedPieces) -> tuple[int, bytes | None]:
+def pack_missing_message(party: DeployedPieces) -> tuple[int, bytes | None]:
     """(number of table rows, the bytes) in the place of a message that is not finite. In a secure sum they are zeros:
     the server could send a model for which only who holds a certain item has no number, and must not hear who that is.
     """
-    return (party.size, bytes(4 * count_numbers(party.message))) if party.roster else (0, None)
+    return (party.size, bytes(4 * count_message_numbers(party.message))) if party.roster else (0, None)
 
 
 def find_tables(tables: dict, client: int, rows: np.ndarray, party: DeployedPieces) -> list:

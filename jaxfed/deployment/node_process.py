@@ -60,11 +60,11 @@ def make_own_reply(folder: Path, keys: str, request: bytes) -> bytes:
         reply = make_reply(node, request)
     except ValueError as error:
         reply = pack_envelopes([make_refusal(str(error))])
-    write_times(folder, opened - begin, time.perf_counter() - opened, reply)
+    write_reply_times(folder, opened - begin, time.perf_counter() - opened, reply)
     return reply
 
 
-def write_times(folder: Path, opening: float, answering: float, reply: bytes) -> None:
+def write_reply_times(folder: Path, opening: float, answering: float, reply: bytes) -> None:
     """Adds to `TIMES` how long a reply took, in seconds, and its bytes."""
     times = {"open": round(opening, 3), "answer": round(answering, 3), "up": len(reply)}
     with open(folder / TIMES, "a") as file:
@@ -78,12 +78,12 @@ def open_node_folder(folder: Path, keys: str) -> Any:
     from jaxfed.deployment.node_data import read_facts
     from jaxfed.deployment.opened_node import open_node
 
-    keep_programs(folder)
+    keep_compiled_programs(folder)
     config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
     return open_node(folder, config, facts, cast(Any, keys))
 
 
-def keep_programs(folder: Path) -> None:
+def keep_compiled_programs(folder: Path) -> None:
     """Has JAX keep compiled programs in a folder: the next process finds them."""
     import jax
 
@@ -132,12 +132,12 @@ def answer_requests(folder: Path, keys: str, say: Callable[[str], None]) -> None
         while True:
             try:
                 with listener.accept() as connection:
-                    asked, request = connection.recv_bytes().decode(), connection.recv_bytes()
+                    asked, request = connection.recv_bytes().decode(errors="replace"), connection.recv_bytes()
                     begin = time.perf_counter()
                     reply = pack_envelopes([make_refusal(f"this node was opened with keys {keys}, not {asked}")])
                     if asked == keys:
                         reply = make_reply(node, request)
-                    write_times(folder, 0.0, time.perf_counter() - begin, reply)
+                    write_reply_times(folder, 0.0, time.perf_counter() - begin, reply)
                     connection.send_bytes(reply)
             except (OSError, EOFError):  # whoever asked is gone, and will ask again
                 continue

@@ -21,7 +21,7 @@ LEAST_VARIANCE = 20.0  # of a share, in grid units: `draw_skellam` draws no less
 
 
 def can_share_noise(channel: Channel) -> bool:
-    """Whether the noise of a channel can be added in shares."""
+    """Whether nodes can add the noise of a channel in shares."""
     return any(each.claims.name == SHARED for each in list_links(channel))
 
 
@@ -37,14 +37,29 @@ def find_share_variance(channel: Channel, nodes: int) -> float:
     return share
 
 
-def draw_noise_share(channel: Channel, nodes: int, length: int, secret: bytes, round: int) -> np.ndarray:
-    """uint32 [length]: what one of so many nodes adds to its vector in a round, modulo 2^32. secret: the node's."""
-    key = jax.random.wrap_key_data(jnp.asarray(draw_secret_key(secret, "noise", round)))
+def draw_noise_share(channel: Channel, nodes: int, length: int, secret: bytes, session: bytes) -> np.ndarray:
+    """uint32 [length]: what one of so many nodes adds to its vector, modulo 2^32.
+
+    Args:
+        channel: The channel, whose noise it is.
+        nodes: Number of nodes of the federation.
+        length: Numbers of the vector.
+        secret: The node's.
+        session: Of the secure sum. Each has noise of its own: two sums with the same noise would differ by messages.
+    """
+    key = jax.random.wrap_key_data(jnp.asarray(draw_secret_key(secret, "noise", session.hex())))
     return np.asarray(draw_skellam(key, find_share_variance(channel, nodes), (length,))).astype(np.uint32)
 
 
-def leave_noise_to_nodes(channel: Channel) -> Channel:
-    """The channel of a server that finds the noise in the sum already. What it claims stays."""
+def leave_noise_to_nodes(channel: Channel, nodes: int) -> Channel:
+    """The channel of a server that finds the noise in the sum already, as so many nodes have added it. What it claims
+    stays. Raises ValueError where they cannot, so that nobody would."""
+    if not nodes or not can_share_noise(channel):
+        raise ValueError(
+            "deploy: the facts say that nodes add noise in shares, which takes the link skellam and the nodes' keys: "
+            "copy the server's file"
+        )
+    find_share_variance(channel, nodes)  # raises where shares are too small
 
     def reads_noised_sums(each):
         return each._replace(decode=lambda total, state, round: each.decode(total, state, round._replace(noised=True)))

@@ -28,7 +28,7 @@ from jaxfed.core.wire import Wire, is_form, make_wire, open_shapes
 from jaxfed.data.batching import Batching
 from jaxfed.data.clients import Clients
 from jaxfed.deployment.node_data import PublicFacts, facts_digest
-from jaxfed.deployment.noise_shares import can_share_noise, find_share_variance, leave_noise_to_nodes
+from jaxfed.deployment.noise_shares import leave_noise_to_nodes
 from jaxfed.deployment.roster import find_threshold
 from jaxfed.secagg.terms import SessionTerms, terms_digest
 
@@ -101,7 +101,7 @@ def make_deployed_pieces(config: Config, facts: PublicFacts, clients: Clients) -
     channel = chain(*pieces.method.links, pieces.channel)
     check_method(pieces.method, pieces, channel, runtime.processes)
     check_pieces(pieces, model, channel)
-    channel = share_noise(channel, facts) if facts.noise_shares else channel
+    channel = leave_noise_to_nodes(channel, len(facts.keys)) if facts.noise_shares else channel
     method = pieces.method._replace(links=(), server=pieces.method.make_server(pieces.method.server))
     plan = make_plan_of_rounds(method, channel, facts, config, runtime)
     key = jax.random.key(0)
@@ -150,18 +150,6 @@ def make_plan_of_rounds(method: Method, channel: Channel, facts: PublicFacts, co
         history_length=0,
         frozen_rows=0,
     )
-
-
-def share_noise(channel: Channel, facts: PublicFacts) -> Channel:
-    """The channel of a federation whose nodes add its noise in shares. Raises ValueError where they cannot, so that
-    nobody would."""
-    if not facts.keys or not can_share_noise(channel):
-        raise ValueError(
-            "deploy: the facts say that nodes add noise in shares, which takes the link skellam and the nodes' keys: "
-            "copy the server's file"
-        )
-    find_share_variance(channel, len(facts.keys))  # raises
-    return leave_noise_to_nodes(channel)
 
 
 def read_roster(facts: PublicFacts, wire: Wire, message: Tree) -> tuple[bytes, ...]:

@@ -15,17 +15,17 @@ def find_threshold(nodes: int) -> int:
     return 2 * nodes // 3 + 1
 
 
-def make_identity(folder: Path) -> str:
+def make_node_identity(folder: Path) -> str:
     """The public key of a node in hexadecimal; the private one is made the first time, and stays in `SECURE` of the
     node's folder."""
     (folder / SECURE).mkdir(PRIVATE, exist_ok=True)
     path = folder / SECURE / IDENTITY
     if not path.exists():
         write_whole(path, Ed25519PrivateKey.generate().private_bytes_raw(), OWNER_ALONE)
-    return read_identity(folder / SECURE).public_key().public_bytes_raw().hex()
+    return read_node_identity(folder / SECURE).public_key().public_bytes_raw().hex()
 
 
-def find_place(roster: tuple[bytes, ...], identity: Ed25519PrivateKey) -> int:
+def find_roster_place(roster: tuple[bytes, ...], identity: Ed25519PrivateKey) -> int:
     """The place of a node among the public keys of all. Raises ValueError where it has none."""
     own = identity.public_key().public_bytes_raw()
     if own not in roster:
@@ -33,7 +33,7 @@ def find_place(roster: tuple[bytes, ...], identity: Ed25519PrivateKey) -> int:
     return roster.index(own)
 
 
-def read_identity(folder: Path) -> Ed25519PrivateKey:
+def read_node_identity(folder: Path) -> Ed25519PrivateKey:
     """The private key of a node. Raises ValueError where it has none."""
     try:
         return Ed25519PrivateKey.from_private_bytes((folder / IDENTITY).read_bytes())

@@ -22,7 +22,7 @@ from jaxfed.deployment.envelope import NODE, Envelope, EnvelopeKind, RoundPlan, 
 from jaxfed.deployment.noise_shares import draw_noise_share
 from jaxfed.deployment.opened_node import Node
 from jaxfed.deployment.party import DeployedPieces
-from jaxfed.deployment.roster import find_place, find_threshold, read_identity
+from jaxfed.deployment.roster import find_roster_place, find_threshold, read_node_identity
 from jaxfed.secagg.protocol import ROUNDS, Party
 from jaxfed.secagg.terms import SessionTerms
 from jaxfed.training.run_dir import OWNER_ALONE, write_arrays, write_whole
@@ -105,14 +105,14 @@ def check_session_start(node: Node, plan: RoundPlan, asked: Sequence[Envelope]) 
         raise ValueError("this node was sent another model than the one of the secure sum")
 
 
-def count_numbers(message: Tree) -> int:
+def count_message_numbers(message: Tree) -> int:
     """How many numbers a message of these shapes has."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(message))
 
 
-def find_terms(party: DeployedPieces, session: bytes) -> SessionTerms:
+def make_session_terms(party: DeployedPieces, session: bytes) -> SessionTerms:
     """The terms of a session: of all nodes more than two thirds must stay to the end."""
-    return SessionTerms(session, party.roster, find_threshold(len(party.roster)), count_numbers(party.message))
+    return SessionTerms(session, party.roster, find_threshold(len(party.roster)), count_message_numbers(party.message))
 
 
 def write_session(folder: Path, session: NodeSession) -> None:
@@ -151,7 +151,7 @@ def make_random(secret: bytes) -> Callable[[int], bytes]:
 
 def sum_ring_messages(party: DeployedPieces, messages: list[bytes]) -> np.ndarray:
     """uint32 [length]: the sum of messages of whole tables, modulo 2^32."""
-    total = np.zeros(count_numbers(party.message), np.uint32)
+    total = np.zeros(count_message_numbers(party.message), np.uint32)
     for message in messages:
         total += np.frombuffer(message, "<u4")
     return total
@@ -166,7 +166,7 @@ def open_session(node: Node, asked: Envelope, answers: list[Envelope]) -> list[E
     vector = sum_ring_messages(node.party, [each.payload for each in messages])
     if node.party.noise_shares:
         assert node.secret
-        vector += draw_noise_share(node.party.channel, len(node.party.roster), len(vector), node.secret, asked.round)
+        vector += draw_noise_share(node.party.channel, len(node.party.roster), len(vector), node.secret, asked.digest)
     write_session(node.secure, NodeSession(asked.digest, asked.round, token_bytes(32), vector, ()))
     clients = np.array([each.client for each in messages], "<i4")
     digest = messages[0].digest if messages else bytes(DIGEST)
@@ -189,9 +189,11 @@ def answer_step(node: Node, asked: Envelope) -> Envelope:
         raise ValueError(f"step {number} of a secure sum out of order")
     if number < len(session.steps) and session.steps[number] != asked.payload:
         raise ValueError(f"step {number} of a secure sum a second time, with other words")
-    identity = read_identity(node.secure)
-    index = find_place(node.party.roster, identity)
-    member = Party(find_terms(node.party, session.id), index, identity, session.vector, make_random(session.secret))
+    identity = read_node_identity(node.secure)
+    index = find_roster_place(node.party.roster, identity)
+    member = Party(
+        make_session_terms(node.party, session.id), index, identity, session.vector, make_random(session.secret)
+    )
     for name, message in zip(ROUNDS, session.steps[:number], strict=False):
         getattr(member, name)(message)
     try:
@@ -201,12 +203,12 @@ def answer_step(node: Node, asked: Envelope) -> Envelope:
         raise
     if number == len(session.steps):
         if number == MASK_STEP:
-            mark_masked(node, session.round)
+            note_masked_round(node, session.round)
         write_session(node.secure, session._replace(steps=(*session.steps, asked.payload)))
     return Envelope(EnvelopeKind.SECURE, asked.round, number, session.id, index, answer)
 
 
-def mark_masked(node: Node, round: int) -> None:
+def note_masked_round(node: Node, round: int) -> None:
     """Notes that the vector of a round is masked and sent. Raises ValueError where one of it, or of a later one, was:
     two sums that differ by a node tell its vector."""
     path, digest = node.secure / MASKED, node.party.digest.hex()

@@ -24,7 +24,7 @@ from jaxfed.deployment.secure_node import (
     MASK_STEP,
     NONCE,
     SessionStart,
-    find_terms,
+    make_session_terms,
     name_session,
     pack_session_start,
 )
@@ -60,7 +60,7 @@ def sum_securely(
     start = pack_session_start(SessionStart(token_bytes(NONCE), request.digest, cohort))
     session = name_session(server.party.digest, request.number, start)
     first = pack_envelopes([Envelope(EnvelopeKind.SECURE, request.number, 0, session, 0, start)])
-    answers, protocol = SecureAnswers({}, {}), Server(find_terms(server.party, session))
+    answers, protocol = SecureAnswers({}, {}), Server(make_session_terms(server.party, session))
     asked = {node: data + first for node, data in requests.items()}
     try:
         for number, step in enumerate(ROUNDS):

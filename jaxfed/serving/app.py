@@ -24,7 +24,7 @@ from jaxfed.serving.engine import (
     find_similar,
     number_items,
 )
-from jaxfed.serving.rate_limit import RateLimit, guard_rate
+from jaxfed.serving.rate_limit import RateLimit, guard_request_rate
 from jaxfed.serving.requests import (
     RecommendBody,
     SimilarBody,
@@ -159,7 +159,7 @@ def make_app(
 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     if rate:
-        app.add_middleware(guard_rate, limit=RateLimit(rate))
+        app.add_middleware(guard_request_rate, limit=RateLimit(rate))
     app.add_middleware(guard_requests, serving=serving)
     return app
 

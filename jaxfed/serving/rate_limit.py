@@ -56,7 +56,7 @@ def check_rate(rate: float) -> None:
         raise ValueError(f"--rate is {rate:g}: it must be a number of requests a second, such as 100; 0: no limit")
 
 
-def mask_address(address: str) -> str:
+def find_bucket_address(address: str) -> str:
     """Whose bucket an address takes from: its own; all IPv6 addresses of a network (/64) share one, since a single
     machine has all of them."""
     try:
@@ -66,12 +66,12 @@ def mask_address(address: str) -> str:
     return str(parsed.ipv4_mapped or ipaddress.IPv6Address(parsed.packed[:8] + bytes(8)))
 
 
-def guard_rate(app: Any, limit: RateLimit, clock: Callable[[], int] = time.monotonic_ns) -> Any:
+def guard_request_rate(app: Any, limit: RateLimit, clock: Callable[[], int] = time.monotonic_ns) -> Any:
     """The app behind a door that answers 429 to an address that asks too often."""
 
     async def guarded(scope, receive, send):
         if scope["type"] == "http" and scope["path"] not in FREE_PATHS:
-            address = mask_address(scope["client"][0] if scope.get("client") else "")
+            address = find_bucket_address(scope["client"][0] if scope.get("client") else "")
             if wait := limit.take(address, clock()):
                 seconds = math.ceil(wait / SECOND)
                 reason = f"more than {limit.rate:g} requests a second from one address: ask again in {seconds} s"

@@ -12,7 +12,7 @@ from jaxfed.deployment.node_data import find_facts, write_node_data
 from jaxfed.deployment.node_states import read_client
 from jaxfed.deployment.opened_node import open_node
 from jaxfed.deployment.opened_server import open_server
-from jaxfed.deployment.roster import make_identity
+from jaxfed.deployment.roster import make_node_identity
 from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round
 
 DATA = {"name": "synthetic", "users": 40, "items": 60, "mean_length": 9.0, "seed": 3}
@@ -59,7 +59,7 @@ def open_federation(folder, table, number=5, keys="reproducible", say=print, kin
     for node in range(number if secure else 0):
         place = folder / str(node)
         place.mkdir(parents=True, exist_ok=True)
-        facts = facts._replace(keys=(*facts.keys, make_identity(place)))
+        facts = facts._replace(keys=(*facts.keys, make_node_identity(place)))
     for node, clients in enumerate(deal_clients(parts, number)):
         place = folder / str(node)
         place.mkdir(parents=True, exist_ok=True)

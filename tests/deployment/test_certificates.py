@@ -5,7 +5,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from jaxfed.deployment.certificates import write_certificates
-from jaxfed.deployment.roster import IDENTITY, SECURE, read_identity
+from jaxfed.deployment.roster import IDENTITY, SECURE, read_node_identity
 from tests.programs import run_program
 
 
@@ -39,7 +39,7 @@ def test_a_node_makes_its_key_once_for_itself_alone(tmp_path, monkeypatch, capsy
 
     (code, first, _), (_, again, _) = ask(tmp_path), ask(tmp_path)
     assert (code, first) == (0, again)
-    assert bytes.fromhex(first.strip()) == read_identity(tmp_path / SECURE).public_key().public_bytes_raw()
+    assert bytes.fromhex(first.strip()) == read_node_identity(tmp_path / SECURE).public_key().public_bytes_raw()
     for path, mode in ((tmp_path / SECURE, 0o700), (tmp_path / SECURE / IDENTITY, 0o600)):
         assert path.stat().st_mode & 0o777 == mode
     (tmp_path / SECURE / IDENTITY).write_bytes(b"short")

@@ -23,7 +23,7 @@ from jaxfed.deployment.secure_node import (
     MASKED,
     NONCE,
     SessionStart,
-    find_terms,
+    make_session_terms,
     name_session,
     pack_session_start,
     read_session,
@@ -55,7 +55,7 @@ def begin(server, nodes, nonce, round=0, cohort=None):
 def run_to_mask(server, nodes, nonce):
     """A session up to the inboxes of `mask`: (session, {node: inbox})."""
     session, first = begin(server, nodes, nonce)
-    sums, places = Server(find_terms(server.party, session)), {}
+    sums, places = Server(make_session_terms(server.party, session)), {}
     inbox = {}
     for number, step in enumerate(("advertise", "share")):
         messages = {}

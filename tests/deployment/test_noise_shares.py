@@ -1,6 +1,7 @@
 """Noise that nodes add in shares to a secure sum."""
 
 import copy
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,12 +12,15 @@ from jaxfed.config.schema import make_config
 from jaxfed.core.link import list_mechanisms
 from jaxfed.deployment import secure_node
 from jaxfed.deployment.collected_run import lay_out_federation
+from jaxfed.deployment.envelope import pack_envelopes
+from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import find_facts, read_facts
 from jaxfed.deployment.noise_shares import draw_noise_share, find_share_variance
 from jaxfed.deployment.opened_node import open_node
 from jaxfed.deployment.opened_server import open_server
 from jaxfed.deployment.roster import find_threshold
 from tests.deployment.federation import MF, RING, make_parts, open_federation, run_federation
+from tests.deployment.test_dishonest_servers import begin
 from tests.deployment.test_secure import SKELLAM, secure_exchange
 
 TABLE = MF | SKELLAM
@@ -29,11 +33,18 @@ def list_numbers(server):
     return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
 
 
+def record_share(found, channel, nodes, length, secret, session):
+    """`draw_noise_share`; (secret, share) is added to `found`."""
+    share = draw_noise_share(channel, nodes, length, secret, session)
+    found.append((secret, share.astype(np.int32)))
+    return share
+
+
 @pytest.mark.parametrize("lost", [(), (2, 4)])
 def test_the_noise_of_a_sum_is_that_of_the_nodes_that_stayed(lost, tmp_path, monkeypatch):
     """A round with shares and the same one without differ by the shares of those who stayed, and nothing else: the
     server adds no noise."""
-    moved = []
+    moved, added = [], []
     for shares in (True, False):
         with monkeypatch.context() as patched:
             folder = tmp_path / str(shares)
@@ -41,17 +52,15 @@ def test_the_noise_of_a_sum_is_that_of_the_nodes_that_stayed(lost, tmp_path, mon
                 (folder / f"{node}" / "states").mkdir(parents=True)
                 (folder / f"{node}" / "states" / "secret").write_bytes(bytes([node] * 32))
             server, nodes, _ = open_federation(folder, TABLE, 7, "own", secure=True, shares=True)
-            if not shares:
-                patched.setattr(secure_node, "draw_noise_share", lambda *known: np.uint32(0))
+            asked = []
+            draw = partial(record_share, asked) if shares else lambda *known: np.uint32(0)
+            patched.setattr(secure_node, "draw_noise_share", draw)
             exchange = secure_exchange(nodes, lambda round, step, node: "reply" if node in lost and step == 1 else None)
             run_federation(server, nodes, 1, exchange)
             moved.append(list_numbers(server))
-    channel = server.party.channel
-    drawn = [
-        draw_noise_share(channel, 7, len(moved[0]), bytes([node] * 32), 0).astype(np.int32)
-        for node in nodes
-        if node not in lost
-    ]
+            added = asked or added
+    drawn = [share for secret, share in added if secret[0] not in lost]
+    assert len(added) == len(nodes)
     assert np.abs(np.sum(drawn, 0)).max() > 1000
     found = (moved[1] - moved[0]) * COUNT * 2**FRACTION_BITS
     rounding = COUNT * 2**FRACTION_BITS * np.abs(moved[0]).max() * 2.0**-22  # a few operations in float32
@@ -65,8 +74,8 @@ def test_shares_of_as_many_nodes_as_must_stay_are_the_noise_of_the_accountant():
     (mechanism,) = list_mechanisms(parts.channel)
     length, asked = 1_000_000, (mechanism.multiplier * mechanism.l2) ** 2
     drawn = [
-        draw_noise_share(parts.channel, 7, length, secret, round).astype(np.int32).astype(np.float64)
-        for secret, round in [(b"a" * 32, 0), (b"a" * 32, 1), (b"b" * 32, 0), (b"c" * 32, 0), (b"d" * 32, 0)]
+        draw_noise_share(parts.channel, 7, length, secret * 32, session * 32).astype(np.int32).astype(np.float64)
+        for secret, session in [(b"a", b"0"), (b"a", b"1"), (b"b", b"0"), (b"c", b"0"), (b"d", b"0")]
     ]
     assert find_threshold(7) == len(drawn)
     assert np.sum(drawn, 0).var() == pytest.approx(asked, rel=5 / 700)
@@ -78,7 +87,7 @@ def test_shares_of_as_many_nodes_as_must_stay_are_the_noise_of_the_accountant():
 def test_a_share_is_skellam_noise():
     """As the noise of the simulator is, of its own variance: quantiles of both."""
     _, parts = make_parts(TABLE)
-    share = draw_noise_share(parts.channel, 4, 200_000, b"a" * 32, 0).astype(np.int32)
+    share = draw_noise_share(parts.channel, 4, 200_000, b"a" * 32, bytes(32)).astype(np.int32)
     other = draw_skellam(jax.random.key(1), find_share_variance(parts.channel, 4), (200_000,))
     at = np.linspace(0.01, 0.99, 50)
     largest = 5 * np.std(share) / np.sqrt(200_000) / 0.026  # the density of a normal at its 1st percentile
@@ -114,3 +123,17 @@ def test_shares_that_nobody_can_add_are_refused():
     _, few = make_parts(table)
     with pytest.raises(ValueError, match="raise skellam.fraction_bits"):
         find_share_variance(few.channel, 40)
+
+
+def test_no_two_secure_sums_have_the_same_noise(tmp_path, monkeypatch):
+    """Neither two of one round, nor those of two configurations in one folder: their difference would be bare."""
+    found = []
+    monkeypatch.setattr(secure_node, "draw_noise_share", partial(record_share, found))
+    for rate in (1.0, 0.5):
+        table = TABLE | {"server": {"name": "sgd", "lazy": False, "learning_rate": rate}}
+        server, nodes, _ = open_federation(tmp_path / "a", table, 4, "own", secure=True, shares=True)
+        for nonce in (b"first", b"second"):
+            for node, words in begin(server, nodes, nonce)[1].items():
+                make_reply(nodes[node], pack_envelopes(words))
+    shares = {share.tobytes() for _, share in found}
+    assert len(found) == len(shares) == 2 * 2 * 4

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from jaxfed.config.build import build_from_config, load_data
@@ -167,6 +169,26 @@ def flower_processes(folder):
         except OSError:
             continue
     return found
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="processes are tied by setpriv of util-linux")
+def test_programs_end_where_whoever_started_them_is_killed(tmp_path):
+    """`kill -9` leaves nobody to end them."""
+    (tmp_path / "flower").mkdir()
+    code = (
+        "import pathlib, sys, time; from jaxfed.cli.deploy import launch_programs\n"
+        "with launch_programs(pathlib.Path(sys.argv[1])) as start:\n"
+        "    print(start('sleep', ['sleep', '1000']).pid, flush=True); time.sleep(1000)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=child_environment()) as process:
+        started = psutil.Process(int(process.stdout.readline()))
+        deadline = time.monotonic() + 60
+        while started.name() != "sleep" and time.monotonic() < deadline:  # setpriv becomes the program
+            time.sleep(0.05)
+        assert started.name() == "sleep"
+        process.kill()
+    assert not psutil.wait_procs([started], timeout=60)[1]
 
 
 @pytest.mark.long

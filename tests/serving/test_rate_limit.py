@@ -15,7 +15,7 @@ from jaxfed.cli.serve import DEFAULT_RATE, choose_rate
 from jaxfed.export.bundle import export_run
 from jaxfed.serving.app import make_app
 from jaxfed.serving.engine import open_served
-from jaxfed.serving.rate_limit import SECOND, RateLimit, mask_address
+from jaxfed.serving.rate_limit import SECOND, RateLimit, find_bucket_address
 from tests.export.test_export import MODELS, make_run
 from tests.programs import run_program
 from tests.serving.test_serving import free_port, wait_for
@@ -99,7 +99,7 @@ def test_an_empty_bucket_is_not_forgotten_while_there_is_room():
     ],
 )
 def test_which_addresses_share_a_bucket(one, other, same):
-    assert (mask_address(one) == mask_address(other)) is same
+    assert (find_bucket_address(one) == find_bucket_address(other)) is same
 
 
 @pytest.fixture(scope="module")
