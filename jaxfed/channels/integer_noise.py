@@ -128,8 +128,9 @@ def integer_noise_link(
         stddev = multiplier * l2_gain(round.bound)
         leaves, structure = jax.tree.flatten(summed)
         keys = jax.random.split(round.key, len(leaves))
-        noisy = leaves if round.noised else [x + noise(k, stddev, x.shape) for x, k in zip(leaves, keys, strict=True)]
-        out = [x.astype(jnp.float32) / unit for x in noisy]
+        if not round.noise_in_sum:
+            leaves = [x + noise(k, stddev, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        out = [x.astype(jnp.float32) / unit for x in leaves]
         return jax.tree.unflatten(structure, out), state, {"noise/stddev": jnp.float32(stddev / unit)}
 
     return link(

@@ -1,21 +1,18 @@
 """jaxfed deploy: a server and several nodes in processes of their own on this machine, connected by Flower."""
 
 import argparse
-import contextlib
-import os
-import shutil
+import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
 from jaxfed.cli.launch import find_free_port
+from jaxfed.cli.started_programs import launch_programs
 from jaxfed.cli.summary import describe_best, print_summary
 
 EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --rounds 5"
@@ -42,8 +39,7 @@ default = "here"
 address = "127.0.0.1:{port}"
 {trust}
 """
-GRACE = 10  # seconds in which processes end by themselves
-QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+LAUNCH = "launch.json"  # the options by which a federation was started
 
 
 def add_deploy_options(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -61,7 +57,8 @@ def add_deploy_options(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--keys",
         choices=("reproducible", "own"),
         default="reproducible",
-        help="where clients' noise and batches come from: the seed, as in jaxfed train; or secrets of the nodes",
+        help="where clients' noise and batches come from: the seed, as in jaxfed train; or secrets of the nodes, which "
+        "then add the noise of skellam in shares",
     )
     deploy.add_argument(
         "--deadline",
@@ -84,7 +81,7 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
     from jaxfed.config.schema import expect_table
     from jaxfed.deployment.collected_run import collect_run, lay_out_federation
     from jaxfed.training.log import log
-    from jaxfed.training.run_dir import check_folder, lock_folder
+    from jaxfed.training.run_dir import check_folder, lock_folder, write_file
 
     if args.deadline <= 0:
         raise ValueError("--deadline must be above 0 seconds")
@@ -96,11 +93,13 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
         raise ValueError(f"{out} already holds a federation: pass --resume to go on with it, or another --out")
     if not (out / "server").exists():
         check_folder(out, config, args.resume)
+    check_launch(out, args)
     data = load_data(config.data)
     parts = build_from_config(config, data)
     out.mkdir(0o700, parents=True, exist_ok=True)
     with lock_folder(out):
         facts = lay_out_federation(out, config, parts, args.nodes, args.keys)
+        write_file(out / LAUNCH, json.dumps(list_launch_options(args)))
         if args.keys == "reproducible" and parts.account.mechanisms:
             log("privacy: keys are reproducible, so server and nodes can compute each other's noise: see --keys own")
         log(f"{args.nodes} nodes hold {facts.num_clients:,} clients; {out}/server/server.log has every line")
@@ -109,75 +108,32 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
     print_summary(summary, f"{config.run.out}: {describe_best(summary, config.evaluation.every)}")
 
 
+def list_launch_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What must stay the same where a federation goes on."""
+    return {"nodes": args.nodes, "keys": args.keys, "tls": args.tls}
+
+
+def check_launch(out: Path, args: argparse.Namespace) -> None:
+    """Raises ValueError where a federation was started with other nodes or keys than it would go on with."""
+    if not (out / LAUNCH).exists():
+        return
+    try:
+        known = json.loads((out / LAUNCH).read_text())
+    except ValueError:
+        raise ValueError(f"{out / LAUNCH} is damaged: pass another --out") from None
+    if known != list_launch_options(args):
+        raise ValueError(f"{out} was started with other options: go on with{describe_options(known)} --resume")
+
+
+def describe_options(known: dict[str, Any]) -> str:
+    """The options of a federation, as they are given."""
+    return f" --nodes {known['nodes']} --keys {known['keys']}{' --tls' if known['tls'] else ''}"
+
+
 def require_flower() -> None:
     """Raises ValueError where Flower is missing."""
     if find_spec("flwr") is None:
         raise ValueError("deploy needs Flower: pip install 'jaxfed[flower]'")
-
-
-def make_environment(out: Path) -> dict[str, str]:
-    """The environment of Flower's programs: they find each other, this package, and a home in the run's folder."""
-    programs, package = str(Path(sys.executable).parent), str(Path(__file__).parents[2])
-    path = os.pathsep.join([programs, os.environ.get("PATH", "")])
-    python = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, **QUIET, "PATH": path, "PYTHONPATH": python, "FLWR_HOME": str(out / "flower")}
-
-
-@contextlib.contextmanager
-def launch_programs(out: Path) -> Iterator[Callable[[str, Sequence[str]], subprocess.Popen]]:
-    """Yields start(name, words), whose output goes to OUT/flower/NAME.log; on leaving all have ended, and what they
-    started, too."""
-    started: list[subprocess.Popen] = []
-    environment = make_environment(out)
-    tied = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []  # they end if this process is killed
-
-    def start(name, words):
-        program = shutil.which(words[0], path=environment["PATH"])
-        if program is None:
-            raise ValueError(f"{words[0]} is missing: pip install 'jaxfed[flower]'")
-        with open(out / "flower" / f"{name}.log", "ab") as file:
-            started.append(
-                subprocess.Popen(
-                    [*tied, program, *words[1:]],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # a terminal's Ctrl-C comes to them from here
-                )
-            )
-        return started[-1]
-
-    try:
-        yield start
-    finally:
-        exit_processes(started)
-
-
-def list_descendants(started: Sequence[subprocess.Popen]) -> list[psutil.Process]:
-    """Some processes, and all that these have started: Flower gives some of them sessions of their own."""
-    found = []
-    for each in started:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found += [psutil.Process(each.pid), *psutil.Process(each.pid).children(recursive=True)]
-    return found
-
-
-def exit_processes(started: Sequence[subprocess.Popen]) -> None:
-    """Ends some processes and all that these have started, by force where they do not end by themselves."""
-    every = list_descendants(started)
-    for each in every:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.terminate()
-    end = time.monotonic() + GRACE
-    while time.monotonic() < end and psutil.wait_procs(every, timeout=0.1)[1]:
-        every += [each for each in list_descendants(started) if each not in every]
-    for each in every:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    psutil.wait_procs(every, timeout=GRACE)
-    for each in started:
-        each.wait()
 
 
 class TrustWords(NamedTuple):
@@ -231,6 +187,7 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
         with launch_programs(out) as start:
             link = ["flower-superlink", *trust.superlink, "--port", str(port)]
             processes = [start("superlink", [*link, "--disable-runtime-dependency-installation"])]
+            keepers: list[subprocess.Popen] = []
             wait_for_port(port, processes, stopped)
             for node in range(args.nodes):
                 register_node(out, start, node, args.tls)
@@ -238,17 +195,18 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
                 words += ["--port", str(find_free_port())]
                 words += ["--node-config", f'folder="{out}/nodes/{node}" keys="{args.keys}"']
                 processes.append(start(f"supernode{node}", words))
-                start(
-                    f"node{node}", [sys.executable, "-m", "jaxfed", "node", f"{out}/nodes/{node}", "--keys", args.keys]
-                )
+                words = [sys.executable, "-m", "jaxfed", "node", f"{out}/nodes/{node}", "--keys", args.keys]
+                keepers.append(start(f"node{node}", words))
             settings = f'folder="{server}" nodes={args.nodes} deadline={args.deadline} keys="{args.keys}"'
             submit = start("run", ["flwr", "run", str(out / "app"), "here", "--run-config", settings])
-            follow_run(out, processes, submit, stopped)
+            follow_run(out, processes, keepers, submit, stopped)
     finally:
         for each, handler in old.items():
             signal.signal(each, handler)
     if stopped:
-        print(f"jaxfed: stopped; go on with: jaxfed deploy {args.config} --out {out} --resume", file=sys.stderr)
+        options = describe_options(list_launch_options(args))
+        goes_on = f"jaxfed deploy {args.config} --out {out}{options} --resume"
+        print(f"jaxfed: stopped; go on with: {goes_on}", file=sys.stderr)
         sys.exit(128 + stopped[0])
 
 
@@ -266,9 +224,18 @@ def wait_for_port(port: int, processes: Sequence[subprocess.Popen], stopped: lis
         time.sleep(0.1)
 
 
-def follow_run(out: Path, processes: Sequence[Any], submit: subprocess.Popen, stopped: list[int]) -> None:
-    """Shows the server's lines until it has ended. Raises ValueError where it failed."""
-    server, said = out / "server", set[int]()
+def follow_run(
+    out: Path,
+    processes: Sequence[subprocess.Popen],
+    keepers: Sequence[subprocess.Popen],
+    submit: subprocess.Popen,
+    stopped: list[int],
+) -> None:
+    """Shows the server's lines until it has ended. Raises ValueError where it failed.
+
+    processes: the SuperLink and the SuperNodes. keepers: `jaxfed node` of each node.
+    """
+    server, said = out / "server", set[str]()
     lines = server / "server.log"
     shown = lines.stat().st_size if lines.exists() else 0
     while not stopped:
@@ -291,7 +258,11 @@ def follow_run(out: Path, processes: Sequence[Any], submit: subprocess.Popen, st
         gone = [node for node, each in enumerate(processes[1:]) if each.poll() is not None]
         if len(gone) == len(processes) - 1:
             raise ValueError(f"all SuperNodes ended: see {out}/flower/supernode0.log")
-        for node in sorted({*gone} - said):
-            sys.stderr.write(f"node {node} ended, and its clients drop out: see {out}/flower/supernode{node}.log\n")
-        said |= {*gone}
+        closed = [node for node, each in enumerate(keepers) if each.poll() is not None]
+        lines_of_ends = [f"node {n} ended, and its clients drop out: see {out}/flower/supernode{n}.log\n" for n in gone]
+        lines_of_ends += [f"node {n} is opened for each message now: see {out}/flower/node{n}.log\n" for n in closed]
+        for line in lines_of_ends:
+            if line not in said:
+                sys.stderr.write(line)
+        said |= {*lines_of_ends}
         time.sleep(0.2)

@@ -21,8 +21,8 @@ def add_device_options(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--client",
         type=int,
         metavar="NUMBER",
-        help="the number of this device among the clients, from 0, which no other device has (the one that it has "
-        "already, or one drawn at random, which another may draw, too)",
+        help="the number of this device among the clients, from 0; no other device may have it (the number in --state, "
+        "or a random one the first time, which another device may draw, too)",
     )
     device.add_argument(
         "--state",
@@ -49,6 +49,8 @@ def device_command(args: argparse.Namespace) -> None:
 
     if args.k < 1:
         raise ValueError(f"-k is {args.k}: it must be at least 1")
+    if args.client is not None and not args.save:
+        raise ValueError("--client is the number that a message is sent by: pass --save MESSAGE, too")
     export = load_export(args.export)
     try:
         lines = Path(args.history).read_text(encoding="utf-8").splitlines()

@@ -62,7 +62,7 @@ class RoundView(NamedTuple):
     clients: jax.Array  # int [M]: who was asked; the number of clients marks an empty slot
     present: jax.Array  # bool [M]: who reported
     bound: float = math.inf  # the largest norm that a message can have where it comes to the link
-    noised: bool = False  # whether the noise of the link is in the sum already, as clients added it in shares
+    noise_in_sum: bool = False  # whether the sum has the link's noise already, which nodes added: the link adds none
 
 
 class ClientView(NamedTuple):

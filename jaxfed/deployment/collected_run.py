@@ -25,7 +25,7 @@ from jaxfed.deployment.node_data import (
     write_node_data,
 )
 from jaxfed.deployment.node_states import Keys, read_client
-from jaxfed.deployment.noise_shares import can_share_noise
+from jaxfed.deployment.noise_shares import can_share_noise, find_share_variance
 from jaxfed.deployment.party import config_digest, make_deployed_pieces
 from jaxfed.deployment.roster import make_node_identity
 from jaxfed.training.checkpoint import open_checkpoints, restore_newest
@@ -44,7 +44,10 @@ def lay_out_federation(
         config: What to run.
         parts: What the simulator makes of it.
         nodes: How many; clients are dealt to them in turn.
-        keys: See `open_node`. With own ones nodes add the noise of a secure sum in shares.
+        keys: See `open_node`. With `own`, nodes add the noise of `skellam` in shares.
+
+    Returns:
+        The facts that all parties hold.
 
     Raises:
         ValueError: there are fewer clients than nodes, or the configuration cannot be deployed.
@@ -64,11 +67,13 @@ def lay_out_federation(
     hides = make_deployed_pieces(config, facts, nobody).wire.sees == "sum"  # raises for what cannot be deployed
     if hides and nodes < 2:
         raise ValueError("--nodes is 1: this channel hides messages in a sum, which takes two nodes at least")
+    shares = hides and keys == "own" and can_share_noise(parts.channel)
+    if shares:
+        find_share_variance(parts.channel, nodes)  # raises before anything is written
     places = [out / "nodes" / str(node) for node in range(nodes)]
     for place in (out, out / "server", out / "nodes", *places):
         place.mkdir(PRIVATE, parents=True, exist_ok=True)
     if hides:
-        shares = keys == "own" and can_share_noise(parts.channel)
         facts = facts._replace(keys=tuple(make_node_identity(place) for place in places), noise_shares=shares)
     text = config_to_toml(with_absolute_paths(config))
     for place in (out / "server", *places):

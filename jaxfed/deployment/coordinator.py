@@ -25,11 +25,10 @@ from jaxfed.deployment.envelope import (
     refuse_envelope,
 )
 from jaxfed.deployment.hearing import read_replies, sum_and_move
-from jaxfed.deployment.opened_server import EMPTY_ROWS, Exchange, FederationServer, RoundRequest
+from jaxfed.deployment.opened_server import EMPTY_ROWS, Exchange, FederationServer, RoundRequest, make_public_key
 from jaxfed.deployment.party import DeployedPieces, divide_tables
 from jaxfed.deployment.secure_server import sum_securely
 from jaxfed.sampling.cohort import sample_cohort
-from jaxfed.training.rounds import make_run_keys
 
 
 def run_server_round(server: FederationServer, members: dict[int, np.ndarray], exchange: Exchange) -> dict[str, Any]:
@@ -114,9 +113,8 @@ def find_coming(server: FederationServer, number: int, clients: np.ndarray) -> n
 
 def make_plan(server: FederationServer, number: int, clients: np.ndarray, next: int, coming: np.ndarray) -> Envelope:
     """What a node is told of a round."""
-    key = jax.random.fold_in(make_run_keys(server.seed).rounds, number)
-    slots = server.party.sampler.slots
-    plan = RoundPlan(np.asarray(jax.random.key_data(key)), slots, next, clients, server.counted[clients], coming)
+    key, slots = make_public_key(server, number), server.party.sampler.slots
+    plan = RoundPlan(key, slots, next, clients, server.counted[clients], coming)
     return Envelope(EnvelopeKind.PLAN, number, NODE, server.party.digest, 0, pack_plan(plan))
 
 

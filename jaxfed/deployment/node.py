@@ -29,6 +29,8 @@ from jaxfed.deployment.opened_node import Node, make_client_keys, pack_clients
 from jaxfed.deployment.party import DeployedPieces, divide_tables
 from jaxfed.deployment.secure_node import answer_step, check_session_start, count_message_numbers, open_session
 
+LARGEST_NUMBER = 1e6  # of a model in a secure sum
+
 
 def make_reply(node: Node, request: bytes) -> bytes:
     """A node's reply to a request of the server. What is wrong with a request is said in the reply, in one line."""
@@ -56,9 +58,9 @@ def make_reply_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
     if plan.slots != node.party.sampler.slots:
         raise ValueError(f"a plan of {plan.slots} slots, the configuration has {node.party.sampler.slots}")
     if node.party.roster:  # no message leaves by itself
-        check_session_start(node, plan, asked)
+        start = check_session_start(node, plan, asked)
         answers = list_answers(node, head.round, plan, asked[1:-1]) if len(plan.asked) else []
-        return open_session(node, asked[-1], answers)
+        return open_session(node, asked[-1], len(start.cohort), answers)
     replies = list_answers(node, head.round, plan, asked[1:]) if len(plan.asked) else []
     return replies + list_wanted_rows(node, plan)
 
@@ -145,6 +147,7 @@ def read_download(node: Node, round: int, plan: RoundPlan, sent: list[Envelope])
         whole, _ = unpack_message(
             pack_ids(like_tables, every) + sent[0].payload, [*like_tables, *like_others], party.size, party.size
         )
+        check_size_of_numbers(party, whole)
         return sent[0].digest, whole[len(like_tables) :], {NODE: (every, whole[: len(like_tables)])}
     others, _ = unpack_message(sent[0].payload, like_others, 0, party.size)
     tables = {}
@@ -154,6 +157,16 @@ def read_download(node: Node, round: int, plan: RoundPlan, sent: list[Envelope])
     if missing := {*plan.asked.tolist()} - tables.keys():
         raise ValueError(f"the rows of client {min(missing)} are missing")
     return sent[0].digest, others, tables
+
+
+def check_size_of_numbers(party: DeployedPieces, model: list) -> None:
+    """Raises ValueError for a model of a secure sum by which the updates of some clients might not be finite: these
+    clients would bring zeros, and the sum would hide the others less."""
+    floats = [np.asarray(x) for x in jax.tree.leaves(model) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if party.roster and not all((np.abs(x) <= LARGEST_NUMBER).all() for x in floats):
+        raise ValueError(
+            f"a model with a number that is not finite, or beyond {LARGEST_NUMBER:,.0f}: go back to an older checkpoint"
+        )
 
 
 def pack_ids(like: list, rows: np.ndarray) -> bytes:
@@ -206,8 +219,8 @@ def pack_client_message(party: DeployedPieces, message: Tree, rows: np.ndarray) 
 
 def pack_missing_message(party: DeployedPieces) -> tuple[int, bytes | None]:
     """(number of table rows, the bytes) in the place of a message that is not finite. In a secure sum they are zeros:
-    the server could send a model for which only who holds a certain item has no number, and must not hear who that is.
-    """
+    otherwise a server could send a model whose update is not finite only for holders of a certain item, and learn who
+    they are."""
     return (party.size, bytes(4 * count_message_numbers(party.message))) if party.roster else (0, None)
 
 

@@ -1,14 +1,16 @@
 """A process that keeps a node open, and how the app of the node reaches it: by a socket in the node's folder.
 
-Flower starts a process of the app for each message. Where one such process is there, these need neither JAX nor the
-node's data; where none is, each opens the node for itself. So nothing heavy is imported here before it is needed.
+Flower starts a process of the app for each message. Where `jaxfed node` keeps the node open, these processes only pass
+messages on, and need neither JAX nor the node's data. Where it does not run, each of them opens the node itself. So
+this module imports JAX only when it opens a node.
 """
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from jaxfed.deployment.envelope import make_refusal, pack_envelopes
 
-SOCKET, LOCK, TIMES = ".socket", ".lock", "requests.jsonl"
-LOOK = 0.2  # seconds for which a lock is waited for before the socket is tried again
+SOCKET, LOCK, REQUEST_LOG = ".socket", ".lock", "requests.jsonl"
+LOCK_WAIT = 0.2  # seconds to wait for the lock before the socket is tried again
 LONGEST_PATH = 100  # bytes of a socket's path: systems take 104 or 108
 BACKLOG = 16  # requests that may wait
 
@@ -43,7 +45,7 @@ def ask_node(folder: Path, keys: str, request: bytes) -> bytes:
         except (OSError, EOFError):  # nobody is there, or has ended before it answered
             pass
         try:
-            with FileLock(folder / LOCK, timeout=LOOK):
+            with FileLock(folder / LOCK, timeout=LOCK_WAIT):
                 return make_own_reply(folder, keys, request)
         except Timeout:  # another process of the app, or one that is about to listen
             continue
@@ -51,23 +53,31 @@ def ask_node(folder: Path, keys: str, request: bytes) -> bytes:
 
 def make_own_reply(folder: Path, keys: str, request: bytes) -> bytes:
     """The reply of this process, which opens the node for it."""
-    from jaxfed.deployment.node import make_reply
-
     begin = opened = time.perf_counter()
     try:
         node = open_node_folder(folder, keys)
         opened = time.perf_counter()
-        reply = make_reply(node, request)
-    except ValueError as error:
-        reply = pack_envelopes([make_refusal(str(error))])
+        reply = make_reply_or_refusal(node, request)
+    except (ValueError, OSError) as error:
+        reply = pack_envelopes([make_refusal(f"the node cannot be opened: {error}")])
     write_reply_times(folder, opened - begin, time.perf_counter() - opened, reply)
     return reply
 
 
+def make_reply_or_refusal(node: Any, request: bytes) -> bytes:
+    """A node's reply; a refusal where its disk is full, or a file of it cannot be written."""
+    from jaxfed.deployment.node import make_reply
+
+    try:
+        return make_reply(node, request)
+    except OSError as error:
+        return pack_envelopes([make_refusal(f"the node cannot keep what it computed: {error}")])
+
+
 def write_reply_times(folder: Path, opening: float, answering: float, reply: bytes) -> None:
-    """Adds to `TIMES` how long a reply took, in seconds, and its bytes."""
+    """Adds to `REQUEST_LOG` how long a reply took, in seconds, and its bytes. Where that fails, the reply counts."""
     times = {"open": round(opening, 3), "answer": round(answering, 3), "up": len(reply)}
-    with open(folder / TIMES, "a") as file:
+    with suppress(OSError), open(folder / REQUEST_LOG, "a") as file:
         file.write(json.dumps(times) + "\n")
 
 
@@ -93,16 +103,15 @@ def keep_compiled_programs(folder: Path) -> None:
 
 @contextmanager
 def open_listener(folder: Path) -> Iterator[Listener]:
-    """Yields what hears requests for a node, which only the owner of the folder can send. Raises ValueError where
-    another process does."""
+    """Yields a listener at the node's socket, which only the owner of the folder can reach. It waits for processes that
+    answer for the node just now.
+
+    Raises ValueError where another process keeps the node open, or the socket's path is too long.
+    """
     path = folder / SOCKET
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise ValueError(f"{path} is too long for a socket: move the node's folder, or do without `jaxfed node`")
-    try:
-        held = FileLock(folder / LOCK, blocking=False).acquire()
-    except Timeout:
-        raise ValueError(f"{folder}: another process keeps this node open, or answers for it just now") from None
-    with held:
+    with lock_node(folder):
         path.unlink(missing_ok=True)  # of a process that was killed
         mask = os.umask(0o077)
         try:
@@ -113,30 +122,46 @@ def open_listener(folder: Path) -> Iterator[Listener]:
             yield listener
 
 
+def lock_node(folder: Path) -> Any:
+    """The lock of a node, held, once nobody answers for it. Raises ValueError where another process keeps it open."""
+    while True:
+        try:
+            return FileLock(folder / LOCK).acquire(timeout=LOCK_WAIT)
+        except Timeout:
+            if is_kept_open(folder):
+                raise ValueError(f"{folder}: another `jaxfed node` keeps this node open: end that one first") from None
+
+
+def is_kept_open(folder: Path) -> bool:
+    """Whether a process listens at the node's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(folder / SOCKET)) == 0
+
+
 def answer_requests(folder: Path, keys: str, say: Callable[[str], None]) -> None:
     """Opens a node and answers requests for it, one after the other, until the process is ended.
 
     Args:
         folder: The node's.
         keys: See `open_node`.
-        say: Is told when the node is open.
+        say: Called with one line once the node is open.
 
     Raises:
         ValueError: the node cannot be opened, or another process keeps it open.
     """
     with open_listener(folder) as listener:
-        from jaxfed.deployment.node import make_reply
-
         node = open_node_folder(folder, keys)
         say(f"node {folder} is open: {len(node.ids):,} clients (Ctrl-C ends)")
         while True:
             try:
                 with listener.accept() as connection:
-                    asked, request = connection.recv_bytes().decode(errors="replace"), connection.recv_bytes()
-                    begin = time.perf_counter()
-                    reply = pack_envelopes([make_refusal(f"this node was opened with keys {keys}, not {asked}")])
-                    if asked == keys:
-                        reply = make_reply(node, request)
+                    requested_keys = connection.recv_bytes().decode(errors="replace")
+                    request, begin = connection.recv_bytes(), time.perf_counter()
+                    if requested_keys == keys:
+                        reply = make_reply_or_refusal(node, request)
+                    else:
+                        refusal = f"this node was opened with keys {keys}, not {requested_keys}"
+                        reply = pack_envelopes([make_refusal(refusal)])
                     write_reply_times(folder, 0.0, time.perf_counter() - begin, reply)
                     connection.send_bytes(reply)
             except (OSError, EOFError):  # whoever asked is gone, and will ask again

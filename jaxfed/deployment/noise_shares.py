@@ -16,23 +16,23 @@ from jaxfed.core.link import Channel, list_links, list_mechanisms
 from jaxfed.deployment.node_states import draw_secret_key
 from jaxfed.deployment.roster import find_threshold
 
-SHARED = "skellam"
+SKELLAM = "skellam"  # the link whose noise can be added in shares
 LEAST_VARIANCE = 20.0  # of a share, in grid units: `draw_skellam` draws no less
 
 
 def can_share_noise(channel: Channel) -> bool:
     """Whether nodes can add the noise of a channel in shares."""
-    return any(each.claims.name == SHARED for each in list_links(channel))
+    return any(each.claims.name == SKELLAM for each in list_links(channel))
 
 
 def find_share_variance(channel: Channel, nodes: int) -> float:
     """The variance of the share of one of so many nodes, in grid units. Raises ValueError where it is too small."""
-    total = sum((each.multiplier * each.l2) ** 2 for each in list_mechanisms(channel) if each.kind == SHARED)
+    total = sum((each.multiplier * each.l2) ** 2 for each in list_mechanisms(channel) if each.kind == SKELLAM)
     share = total / find_threshold(nodes)
     if share < LEAST_VARIANCE:
         raise ValueError(
-            f"deploy: a node's share of the noise would have a variance of {share:.3g} grid units, {LEAST_VARIANCE:g} "
-            f"and more can be drawn: raise {SHARED}.fraction_bits by 1 or more"
+            f"deploy: a node's share of the noise would have a variance of {share:.3g} grid units, and the least that "
+            f"can be drawn is {LEAST_VARIANCE:g}: raise {SKELLAM}.fraction_bits by 1 or more"
         )
     return share
 
@@ -46,6 +46,9 @@ def draw_noise_share(channel: Channel, nodes: int, length: int, secret: bytes, s
         length: Numbers of the vector.
         secret: The node's.
         session: Of the secure sum. Each has noise of its own: two sums with the same noise would differ by messages.
+
+    Raises:
+        ValueError: a share would be too small to be drawn.
     """
     key = jax.random.wrap_key_data(jnp.asarray(draw_secret_key(secret, "noise", session.hex())))
     return np.asarray(draw_skellam(key, find_share_variance(channel, nodes), (length,))).astype(np.uint32)
@@ -56,12 +59,15 @@ def leave_noise_to_nodes(channel: Channel, nodes: int) -> Channel:
     stays. Raises ValueError where they cannot, so that nobody would."""
     if not nodes or not can_share_noise(channel):
         raise ValueError(
-            "deploy: the facts say that nodes add noise in shares, which takes the link skellam and the nodes' keys: "
-            "copy the server's file"
+            "deploy: the facts say that nodes add noise in shares, which needs the link skellam and the nodes' keys: "
+            "set noise_shares of facts.json to false, or add them"
         )
     find_share_variance(channel, nodes)  # raises where shares are too small
 
-    def reads_noised_sums(each):
-        return each._replace(decode=lambda total, state, round: each.decode(total, state, round._replace(noised=True)))
+    def skip_own_noise(each):
+        def decode(total, state, round):
+            return each.decode(total, state, round._replace(noise_in_sum=True))
 
-    return chain(*(reads_noised_sums(each) if each.claims.name == SHARED else each for each in list_links(channel)))
+        return each._replace(decode=decode)
+
+    return chain(*(skip_own_noise(each) if each.claims.name == SKELLAM else each for each in list_links(channel)))

@@ -28,7 +28,7 @@ from jaxfed.deployment.node_states import (
     read_secret,
 )
 from jaxfed.deployment.party import DeployedPieces, join_tables, make_deployed_pieces, spread_rows
-from jaxfed.deployment.roster import SECURE, find_roster_place, read_node_identity
+from jaxfed.deployment.roster import SECURE, find_roster_index, read_node_identity
 from jaxfed.training.rounds import make_run_keys
 
 
@@ -86,7 +86,7 @@ def open_node(folder: Path, config: Config, facts: PublicFacts, keys: Keys = "ow
     party = make_deployed_pieces(config, facts, clients)
     states, secure = folder / "states", folder / SECURE
     if party.roster:
-        find_roster_place(party.roster, read_node_identity(secure))
+        find_roster_index(party.roster, read_node_identity(secure))
     states.mkdir(mode=0o700, exist_ok=True)
     secret = read_secret(states) if keys == "own" else None
     ids = np.flatnonzero(np.diff(clients.population.client_offsets))

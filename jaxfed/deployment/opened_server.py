@@ -91,6 +91,11 @@ def open_server(
     )
 
 
+def make_public_key(server: FederationServer, round: int) -> np.ndarray:
+    """uint32 [2]: public randomness of a round."""
+    return np.asarray(jax.random.key_data(jax.random.fold_in(make_run_keys(server.seed).rounds, round)))
+
+
 def choose_noise_key(channel: Channel, seed: int, secret: bytes | None) -> jax.Array:
     """The key of what the server draws for itself. Links that undo at the server what public randomness did at the
     client read the same key, so that these do not go with noise by a secret: raises ValueError."""

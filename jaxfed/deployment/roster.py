@@ -25,7 +25,7 @@ def make_node_identity(folder: Path) -> str:
     return read_node_identity(folder / SECURE).public_key().public_bytes_raw().hex()
 
 
-def find_roster_place(roster: tuple[bytes, ...], identity: Ed25519PrivateKey) -> int:
+def find_roster_index(roster: tuple[bytes, ...], identity: Ed25519PrivateKey) -> int:
     """The place of a node among the public keys of all. Raises ValueError where it has none."""
     own = identity.public_key().public_bytes_raw()
     if own not in roster:

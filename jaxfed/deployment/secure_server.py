@@ -18,7 +18,14 @@ from jaxfed.deployment.envelope import (
     read_refusal,
     refuse_envelope,
 )
-from jaxfed.deployment.opened_server import EMPTY_ROWS, Exchange, FederationServer, HeardMessages, RoundRequest
+from jaxfed.deployment.opened_server import (
+    EMPTY_ROWS,
+    Exchange,
+    FederationServer,
+    HeardMessages,
+    RoundRequest,
+    make_public_key,
+)
 from jaxfed.deployment.party import DeployedPieces
 from jaxfed.deployment.secure_node import (
     MASK_STEP,
@@ -34,12 +41,8 @@ from jaxfed.secagg.protocol import ROUNDS, Server
 class SecureAnswers(NamedTuple):
     """What nodes have said in a secure sum so far; both are filled as answers come."""
 
-    places: dict[int, int]  # node -> its place in the roster
+    roster_indices: dict[int, int]  # node -> its index in the roster
     clients: dict[int, np.ndarray]  # node -> whose messages its vector holds
-
-    def node_at(self, place: int) -> int | None:
-        """The node at a place of the roster; None: nobody has said that it is there."""
-        return next((node for node, own in self.places.items() if own == place), None)
 
 
 def sum_securely(
@@ -47,8 +50,9 @@ def sum_securely(
 ) -> HeardMessages:
     """The sum of a round's messages, as the message of one client, and messages of zeros of the others.
 
-    Nodes that are lost on the way are lost for the round, and their masks are taken back. Where too few stay, or one
-    said something wrong, nobody has reported, and a line says why.
+    Nodes that are lost on the way are lost for the round, and their masks are taken back. A reply that cannot be read
+    is left out, as if it had not come. Where too few stay, or a signed step of a node is wrong, nobody has reported,
+    and a line says why.
 
     Args:
         server: The server.
@@ -57,18 +61,19 @@ def sum_securely(
         exchange: See `run_server_round`.
     """
     heard, cohort = HeardMessages({}, set()), request.ids[request.ids < server.party.plan.num_clients]
-    start = pack_session_start(SessionStart(token_bytes(NONCE), request.digest, cohort))
+    key = make_public_key(server, request.number)
+    start = pack_session_start(SessionStart(token_bytes(NONCE), request.digest, key, cohort))
     session = name_session(server.party.digest, request.number, start)
     first = pack_envelopes([Envelope(EnvelopeKind.SECURE, request.number, 0, session, 0, start)])
-    answers, protocol = SecureAnswers({}, {}), Server(make_session_terms(server.party, session))
+    answers, protocol = SecureAnswers({}, {}), Server(make_session_terms(server.party, session, len(cohort)))
     asked = {node: data + first for node, data in requests.items()}
     try:
         for number, step in enumerate(ROUNDS):
             replies = exchange(asked)
             messages, malformed = read_steps(server, request, session, number, replies, answers)
-            nodes = {place: node for node, place in answers.places.items()}
-            arrived = [nodes[place] for place in messages] if number == MASK_STEP else []
-            for node in [*malformed, *arrived]:  # other nodes that are not in the sum were lost: their clients dropped
+            nodes = {index: node for node, index in answers.roster_indices.items()}
+            arrived = [nodes[index] for index in messages] if number == MASK_STEP else []
+            for node in [*malformed, *arrived]:  # any other node is lost: its clients count as dropped out
                 heard.answered.update(request.asked.get(node, EMPTY_ROWS).tolist())
             inbox = getattr(protocol, step)(messages)
             if step == ROUNDS[-1]:
@@ -92,59 +97,64 @@ def read_steps(
     replies: dict[int, bytes],
     answers: SecureAnswers,
 ) -> tuple[dict[int, bytes], list[int]]:
-    """({place in the roster: message} of a step, the nodes that said something malformed). What is malformed is left
-    out, as if it had not come, with a line."""
+    """({index in the roster: message} of a step, the nodes that said something malformed). A malformed reply is left
+    out whole, as if it had not come, and logged."""
     messages: dict[int, bytes] = {}
     malformed = []
     for node, data in sorted(replies.items()):
         try:
-            for each in read_envelopes(data):
-                read_step(server, request, session, number, node, each, answers, messages)
+            step, clients = read_reply(server, request, session, number, node, read_envelopes(data))
+            if step is None:
+                continue
+            taken = {index for other, index in answers.roster_indices.items() if other != node}
+            refuse_envelope(step.rows in taken or step.rows >= len(server.party.roster), "of another node")
+            refuse_envelope(number > 0 and answers.roster_indices.get(node) != step.rows, "of another node")
         except ValueError as error:
             server.say(f"round {request.number}: node {node}: {error}")
             malformed.append(node)
-    if number == 0:  # who does not say whose messages it brings is not in the sum
-        messages = {place: message for place, message in messages.items() if answers.node_at(place) in answers.clients}
+            continue
+        if number == 0:
+            if clients is None:  # who does not say whose messages it brings is not in the sum
+                continue
+            answers.roster_indices[node], answers.clients[node] = step.rows, clients
+        messages[step.rows] = step.payload
     return messages, malformed
 
 
-def read_step(
+def read_reply(
     server: FederationServer,
     request: RoundRequest,
     session: bytes,
     number: int,
     node: int,
-    each: Envelope,
-    answers: SecureAnswers,
-    messages: dict[int, bytes],
-) -> None:
-    """Takes one envelope of a node's reply. Raises ValueError for one that is refused."""
-    if each.kind == EnvelopeKind.REFUSED:
-        who = "" if each.client == NODE else f", client {each.client}"
-        server.say(f"round {request.number}: node {node}{who}: {read_refusal(each)}")
-        return
-    refuse_envelope(each.round != request.number, f"of round {each.round}")
-    if each.kind == EnvelopeKind.READY and number == 0:
-        clients = read_distinct(each.payload, server.party.plan.num_clients)
-        strangers = np.setdiff1d(clients, request.asked.get(node, EMPTY_ROWS))
-        refuse_envelope(len(strangers) > 0, "of a client that was not asked")
-        refuse_envelope(len(clients) > 0 and each.digest != request.digest, "of another model")
-        answers.clients[node] = clients
-        return
-    refuse_envelope(each.kind != EnvelopeKind.SECURE, f"kind {each.kind.name} is none of a secure sum")
-    refuse_envelope((each.client, each.digest) != (number, session), "a step of another secure sum")
-    if number == 0:
-        refuse_envelope(each.rows in answers.places.values() or each.rows >= len(server.party.roster), "of no node")
-        answers.places[node] = each.rows
-    refuse_envelope(answers.places.get(node) != each.rows, "of another node")
-    messages[each.rows] = each.payload
+    envelopes: list[Envelope],
+) -> tuple[Envelope | None, np.ndarray | None]:
+    """(a node's step, whose messages its vector holds); None for what it does not say. Raises ValueError for a reply
+    with anything that is refused."""
+    step, clients = None, None
+    for each in envelopes:
+        if each.kind == EnvelopeKind.REFUSED:
+            who = "" if each.client == NODE else f", client {each.client}"
+            server.say(f"round {request.number}: node {node}{who}: {read_refusal(each)}")
+            continue
+        refuse_envelope(each.round != request.number, f"of round {each.round}")
+        if each.kind == EnvelopeKind.READY and number == 0 and clients is None:
+            clients = read_distinct(each.payload, server.party.plan.num_clients)
+            strangers = np.setdiff1d(clients, request.asked.get(node, EMPTY_ROWS))
+            refuse_envelope(len(strangers) > 0, "of a client that was not asked")
+            refuse_envelope(len(clients) > 0 and each.digest != request.digest, "of another model")
+            continue
+        refuse_envelope(each.kind != EnvelopeKind.SECURE or step is not None, f"kind {each.kind.name} is not expected")
+        refuse_envelope((each.client, each.digest) != (number, session), "a step of another secure sum")
+        step = each
+    return step, clients
 
 
 def spread_sum(
     party: DeployedPieces, total: np.ndarray, answers: SecureAnswers, survivors: list[int], heard: HeardMessages
 ) -> HeardMessages:
     """The sum as the message of the first client that is in it, and zeros of the others: they add up to it."""
-    nodes = [node for node, index in answers.places.items() if index in survivors]
+    nodes = [node for node, index in answers.roster_indices.items() if index in survivors]
     clients = sorted(int(client) for node in nodes for client in answers.clients[node])
     for place, client in enumerate(clients):
         heard.messages[client] = read_total(party, total if place == 0 else np.zeros_like(total))

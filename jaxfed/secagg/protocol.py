@@ -6,7 +6,8 @@ sum, and one of its own; all peers hold Shamir shares of what the masks are made
 Each of the five `ROUNDS` is a method of `Party` and, by the same name, of `Server`; what passes between them is bytes.
 
 With at most 2 threshold - parties - 1 parties on the server's side, nothing shows of an honest party's vector but the
-sum over one list of survivors, `threshold` at least with the bad ones. Beyond the paper, adverts and the list of those
+sum over one list of survivors, `threshold` at least with the bad ones, and as many contributions as the terms ask for,
+by what honest parties say of their own. Beyond the paper, adverts and the list of those
 who shared keys go into all later signatures: parties that are told different ones do not agree. Seeds are committed to.
 Not promised: that the sum is right (parties may send anything, the server may say anything), or that there is one (any
 of them can make a session fail). Peers that deal or reveal false shares are found out, though not always which.
@@ -39,6 +40,7 @@ from jaxfed.secagg.terms import (
     SIGNATURE,
     KeyAdvert,
     SessionTerms,
+    check_contributions,
     check_survivors,
     check_threshold,
     mask_peers,
@@ -73,10 +75,17 @@ class Party:
     """A party in one session. A step takes the server's message and returns the party's, or raises ValueError.
 
     vector: uint32 [length]. identity: the private key of the roster's entry `id`. random(size): bytes nobody can guess.
+    contributions: how many are in the vector, which all are told.
     """
 
     def __init__(
-        self, terms: SessionTerms, id: int, identity: Ed25519PrivateKey, vector: np.ndarray, random=token_bytes
+        self,
+        terms: SessionTerms,
+        id: int,
+        identity: Ed25519PrivateKey,
+        vector: np.ndarray,
+        random: Callable[[int], bytes] = token_bytes,
+        contributions: int = 1,
     ):
         self.terms, self.context, self.id, self.identity, self.random = terms, terms_digest(terms), id, identity, random
         if identity.public_key().public_bytes_raw() not in terms.roster[id : id + 1]:
@@ -86,12 +95,15 @@ class Party:
         self.vector, self.turn = vector, ROUNDS[0]
         self.box, self.key, self.seed = (random_element(random) for _ in range(3))
         self.advert = KeyAdvert(
-            public_key(self.box), public_key(self.key), masks.commit_seed(self.seed, id, self.context)
+            public_key(self.box),
+            public_key(self.key),
+            masks.commit_seed(self.seed, id, self.context),
+            contributions.to_bytes(4, "little"),
         )
 
     @signed_step
     def advertise(self, message: bytes) -> bytes:
-        """Its public keys."""
+        """Its public keys, and how many contributions its vector holds."""
         return b"".join(self.advert)
 
     @signed_step
@@ -136,6 +148,7 @@ class Party:
         if not {self.id} <= self.survivors <= self.held.keys():
             raise ValueError(f"party {self.id} refuses the list of survivors: it is not on it, or strangers are")
         check_survivors(self.terms, self.survivors)
+        check_contributions(self.terms, self.adverts, self.survivors)
         for id, proof in signed.items():
             verify_signature(self.terms.roster[id], self.context, "mask", id, proof[:32], proof[32:])
         return pack_party_list(self.survivors)
@@ -190,6 +203,7 @@ class Server:
         refuse_parties([id for id, body in bodies.items() if len(body) != 4 * self.terms.length], "sent another length")
         self.survivors = list(bodies)
         check_survivors(self.terms, self.survivors)
+        check_contributions(self.terms, self.adverts, self.survivors)
         self.total = np.zeros(self.terms.length, np.uint32)
         for body in bodies.values():
             self.total += np.frombuffer(body, "<u4")

@@ -15,6 +15,8 @@ from jaxfed.secagg.messages import pack_parties
 
 SIGNATURE = 64  # bytes
 LONGEST = 1 << 30  # entries of a vector: 4 GiB
+MOST_CONTRIBUTIONS = 1 << 32  # of a party
+ADVERT = 32 * 3 + 4  # bytes
 
 
 class SessionTerms(NamedTuple):
@@ -25,6 +27,7 @@ class SessionTerms(NamedTuple):
     threshold: so many must stay to the end; 2 threshold > parties + bad ones (the paper: over 2/3 of the parties
         against a third). For two lists of survivors, 2 (threshold - bad) honest parties would have to sign one each.
     length: of the vectors.
+    least_contributions: survivors must bring so many together, by what each says of its vector in its advert.
     neighbours: with how many peers each party shares masks (even; after Bell et al., 2020), for less work. None: all,
         and only then does the promise hold whoever drops out, and may all but the threshold: see `check_survivors`.
     """
@@ -34,14 +37,15 @@ class SessionTerms(NamedTuple):
     threshold: int
     length: int
     neighbours: int | None = None
+    least_contributions: int = 0
 
 
 def terms_digest(terms: SessionTerms) -> bytes:
     """A digest of the terms. Raises ValueError where they are not sound."""
-    session, roster, *numbers, neighbours = terms
-    numbers += [] if neighbours is None else [neighbours]
+    session, roster, threshold, length, neighbours, least_contributions = terms
+    numbers = [threshold, length, least_contributions, *([] if neighbours is None else [neighbours])]
     if any(isinstance(each, bool) or not isinstance(each, Integral) for each in numbers):
-        raise ValueError("threshold, length and neighbours must be whole numbers")
+        raise ValueError("threshold, length, neighbours and contributions must be whole numbers")
     if not isinstance(roster, tuple) or not all(isinstance(each, bytes) for each in (session, *roster)):
         raise ValueError("the session must be bytes, and the roster a tuple of public keys, bytes each")
     return checked_terms_digest(terms)
@@ -50,7 +54,7 @@ def terms_digest(terms: SessionTerms) -> bytes:
 @lru_cache(maxsize=4)
 def checked_terms_digest(terms: SessionTerms) -> bytes:
     """The same of terms whose parts have the right types."""
-    session, roster, threshold, length, neighbours = terms
+    session, roster, threshold, length, neighbours, least_contributions = terms
     n = len(roster)
     if len(session) != 32 or any(len(key) != 32 for key in roster) or len(set(roster)) < n:
         raise ValueError("the session must be 32 bytes, and the roster different Ed25519 public keys of 32 bytes each")
@@ -63,8 +67,10 @@ def checked_terms_digest(terms: SessionTerms) -> bytes:
             f"{length} entries, {neighbours} neighbours: the vector must have 1 to {LONGEST} entries, and neighbours "
             f"must be None or an even number from 2, below {n}"
         )
-    numbers = struct.pack("<IIQI", n, threshold, length, neighbours or 0)
-    return hash_bytes(b"jaxfed secagg 1" + session + numbers + b"".join(roster))
+    if not 0 <= least_contributions < n * MOST_CONTRIBUTIONS:
+        raise ValueError(f"{least_contributions} contributions: {n} parties cannot bring so many")
+    numbers = struct.pack("<IIQIQ", n, threshold, length, neighbours or 0, least_contributions)
+    return hash_bytes(b"jaxfed secagg 2" + session + numbers + b"".join(roster))
 
 
 def mask_peers(terms: SessionTerms, id: int) -> frozenset[int]:
@@ -104,16 +110,27 @@ def open_signed(terms: SessionTerms, context: bytes, step: str, messages: Mappin
 
 
 class KeyAdvert(NamedTuple):
-    """32 bytes each: public keys for boxes and for masks, and what shows later that a seed is the party's own."""
+    """What a party says first. box, mask, seed: public keys for boxes and for masks, and what shows later that a seed
+    is the party's own, 32 bytes each. contributions: how many are in its vector, 4 bytes, the lowest first."""
 
     box: bytes
     mask: bytes
     seed: bytes
+    contributions: bytes
+
+
+def check_contributions(terms: SessionTerms, adverts: Mapping[int, KeyAdvert], survivors: Collection[int]) -> None:
+    """Raises ValueError where the vectors of these parties hold too few contributions for their sum to hide one."""
+    found = sum(int.from_bytes(adverts[id].contributions, "little") for id in survivors)
+    if found < terms.least_contributions:
+        raise ValueError(
+            f"the survivors bring {found} contributions, {terms.least_contributions} are needed: start a new session"
+        )
 
 
 def read_adverts(terms: SessionTerms, messages: Mapping[int, bytes]) -> tuple[dict[int, KeyAdvert], bytes]:
     """Adverts by party, and the context of all that follows: nothing that is said of other keys is of use then."""
     bodies = open_signed(terms, terms_digest(terms), "advertise", messages)
-    refuse_parties([id for id, body in bodies.items() if len(body) != 96], "advertised what is no keys")
-    adverts = {id: KeyAdvert(body[:32], body[32:64], body[64:]) for id, body in bodies.items()}
+    refuse_parties([id for id, body in bodies.items() if len(body) != ADVERT], "advertised what is no keys")
+    adverts = {id: KeyAdvert(body[:32], body[32:64], body[64:96], body[96:]) for id, body in bodies.items()}
     return adverts, hash_bytes(terms_digest(terms) + pack_parties(bodies))

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxfed.deployment import node as node_replies
+from jaxfed.deployment import secure_node
 from jaxfed.deployment.coordinator import make_requests
 from jaxfed.deployment.envelope import (
     Envelope,
@@ -19,18 +21,23 @@ from jaxfed.deployment.envelope import (
 )
 from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_states import read_client
+from jaxfed.deployment.opened_server import make_public_key
 from jaxfed.deployment.secure_node import (
     MASKED,
     NONCE,
     SessionStart,
+    find_least_cohort,
     make_session_terms,
     name_session,
     pack_session_start,
     read_session,
 )
 from jaxfed.sampling.cohort import sample_cohort
+from jaxfed.secagg.masks import hash_bytes
+from jaxfed.secagg.messages import pack_parties
 from jaxfed.secagg.protocol import Server
-from tests.deployment.federation import MF, RING, open_federation
+from jaxfed.secagg.terms import SIGNATURE
+from tests.deployment.federation import MF, RING, make_parts, open_federation
 
 
 def ask(node, *envelopes):
@@ -39,13 +46,13 @@ def ask(node, *envelopes):
     return found, next((read_refusal(each) for each in found if each.kind == EnvelopeKind.REFUSED), "")
 
 
-def begin(server, nodes, nonce, round=0, cohort=None):
+def start_round(server, nodes, nonce, round=0, cohort=None):
     """(session, {node: the envelopes by which it begins}) of a round: as an honest server asks, or of a cohort."""
     ids = sample_cohort(server.party.sampler, server.seed, round)[0] if cohort is None else np.array(cohort)
     members = {node: each.ids for node, each in nodes.items()}
     asked = {node: np.intersect1d(ids, clients).astype(np.int32) for node, clients in members.items()}
     requests, request = make_requests(server, round, ids, asked, members)
-    start = pack_session_start(SessionStart(nonce.ljust(NONCE), request.digest, ids))
+    start = pack_session_start(SessionStart(nonce.ljust(NONCE), request.digest, make_public_key(server, round), ids))
     session = name_session(server.party.digest, round, start)
     step = Envelope(EnvelopeKind.SECURE, round, 0, session, 0, start)
     whole = {node: read_envelopes(data) for node, data in requests.items()}
@@ -54,21 +61,34 @@ def begin(server, nodes, nonce, round=0, cohort=None):
 
 def run_to_mask(server, nodes, nonce):
     """A session up to the inboxes of `mask`: (session, {node: inbox})."""
-    session, first = begin(server, nodes, nonce)
-    sums, places = Server(make_session_terms(server.party, session)), {}
-    inbox = {}
+    session, first = start_round(server, nodes, nonce)
+    return session, send_shares(server, nodes, session, first)
+
+
+def send_shares(server, nodes, session, first):
+    """{node: inbox of `mask`} of a session that starts with these requests. Nodes are at their own index."""
+    sums, inbox = Server(make_session_terms(server.party, session, 12)), {}
     for number, step in enumerate(("advertise", "share")):
         messages = {}
         for node in nodes:
-            words = (
-                first[node] if number == 0 else [Envelope(EnvelopeKind.SECURE, 0, 1, session, 0, inbox[places[node]])]
-            )
-            found, said = ask(nodes[node], *words)
-            assert not said
+            words = first[node] if number == 0 else [Envelope(EnvelopeKind.SECURE, 0, 1, session, 0, inbox[node])]
+            found, _ = ask(nodes[node], *words)
             messages |= {each.rows: each.payload for each in found if each.kind == EnvelopeKind.SECURE}
-            places[node] = next(each.rows for each in found if each.kind == EnvelopeKind.SECURE)
+            assert list(messages) == [*range(node + 1)]
         inbox = getattr(sums, step)(messages)
-    return session, {node: inbox[places[node]] for node in nodes}
+    return inbox
+
+
+def unmask_anyway(nodes, session, inbox, lost=()):
+    """{node: the line of its refusal} of nodes that a server asks for help with a sum, whatever it should check."""
+    messages = {}
+    for node in inbox.keys() - set(lost):
+        found, said = ask(nodes[node], Envelope(EnvelopeKind.SECURE, 0, 2, session, 0, inbox[node]))
+        assert not said
+        messages[node] = found[0].payload
+    proofs = {node: hash_bytes(data[:-SIGNATURE]) + data[-SIGNATURE:] for node, data in sorted(messages.items())}
+    step = Envelope(EnvelopeKind.SECURE, 0, 3, session, 0, pack_parties(proofs))
+    return {node: ask(nodes[node], step)[1] for node in messages}
 
 
 @pytest.fixture
@@ -85,7 +105,24 @@ def test_one_vector_of_a_round_is_masked_once(federation):
         found, said = ask(nodes[0], Envelope(EnvelopeKind.SECURE, 0, 2, session, 0, inbox[0]))
         assert ("masked already" in said) == bool(number)
         assert (found[0].kind == EnvelopeKind.SECURE) == (not number)
-    assert json.loads((nodes[0].secure / MASKED).read_text()) == {nodes[0].party.digest.hex(): 0}
+    (noted,) = json.loads((nodes[0].secure / MASKED).read_text()).items()
+    assert (noted[0], noted[1][0]) == (nodes[0].party.digest.hex(), 0)
+
+
+def test_a_node_that_is_killed_before_it_sends_its_vector_sends_the_same_one(federation, monkeypatch):
+    """It has noted that the vector is masked, and not yet that the step is answered."""
+    server, nodes = federation
+    session, inbox = run_to_mask(server, nodes, b"nonce")
+    step = Envelope(EnvelopeKind.SECURE, 0, 2, session, 0, inbox[0])
+    with monkeypatch.context() as killed:
+        killed.setattr(secure_node, "write_session", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ask(nodes[0], step)
+    assert (nodes[0].secure / MASKED).exists()
+    (answer,), said = ask(nodes[0], step)
+    assert not said
+    assert ask(nodes[0], step) == ([answer], "")
+    assert not any(unmask_anyway(nodes, session, inbox).values())
 
 
 def test_a_step_is_answered_once(federation):
@@ -103,7 +140,7 @@ def test_a_step_is_answered_once(federation):
 
 def test_no_message_leaves_without_a_secure_sum(federation):
     server, nodes = federation
-    *words, step = begin(server, nodes, b"nonce")[1][0]
+    *words, step = start_round(server, nodes, b"nonce")[1][0]
     others = step._replace(payload=b"other".ljust(NONCE) + step.payload[NONCE:]), step._replace(round=1)
     for last in ([], [others[0]], [others[1]], [step._replace(client=1)]):
         found, said = ask(nodes[0], *words, *last)
@@ -117,22 +154,58 @@ def test_a_server_that_asks_one_client_alone_is_refused(federation):
     server, nodes = federation
     nobody = server.party.plan.num_clients
     alone = [5, *[nobody] * 11]
-    assert "hide too little" in ask(nodes[0], *begin_of(server, nodes, alone)[0])[1]
-    honest = begin(server, nodes, b"nonce")[1]
+    assert "hide too little" in ask(nodes[0], *start_round_of_cohort(server, nodes, alone)[0])[1]
+    honest = start_round(server, nodes, b"nonce")[1]
     node = next(node for node, words in honest.items() if len(words) > 2)
-    told = begin_of(server, nodes, [int(client) for client in nodes[node].ids[:1]] + [nobody] * 11)[node]
+    told = start_round_of_cohort(server, nodes, [int(nodes[node].ids[0]), *[nobody] * 11])[node]
     found, said = ask(nodes[node], *told[:-1], honest[node][-1])  # it is told of the whole cohort, and asked for one
     assert "asks other clients" in said
     assert [each.kind for each in found] == [EnvelopeKind.REFUSED]
 
 
-def begin_of(server, nodes, cohort):
+def test_a_cohort_that_is_lost_but_for_a_few_is_not_unmasked(federation):
+    """The server asks twelve clients, eight of one node, which it then loses: four would be left, of six at least."""
+    server, nodes = federation
+    cohort = [*nodes[4].ids, *nodes[3].ids[:3], nodes[0].ids[0]]
+    words = start_round_of_cohort(server, nodes, sorted(map(int, cohort)))
+    session = words[0][-1].digest
+    said = unmask_anyway(nodes, session, send_shares(server, nodes, session, words), lost=[4])
+    assert said.keys() == {0, 1, 2, 3}
+    assert all("bring 4 contributions, 6 are needed" in line for line in said.values())
+
+
+def test_a_sum_in_which_most_clients_are_refused_is_not_unmasked(federation):
+    """They have answered this round for another model, in a session that the server gave up. One node has not."""
+    server, nodes = federation
+    _, first = start_round(server, nodes, b"first")
+    for node in range(1, 5):
+        assert not ask(nodes[node], *first[node])[1]
+    params = jax.tree.map(lambda x: x + 1, server.state.shared.params)
+    server.state = server.state._replace(shared=server.state.shared._replace(params=params))
+    session, second = start_round(server, nodes, b"second")
+    own = len(read_plan(second[0][0].payload).asked)
+    assert 0 < own < 6
+    said = unmask_anyway(nodes, session, send_shares(server, nodes, session, second))
+    assert len(said) == 5
+    assert all(f"bring {own} contributions, 6 are needed" in line for line in said.values())
+
+
+@pytest.mark.parametrize(
+    ("cohort", "least"), [({"name": "cyclic", "size": 12}, 12), ({"name": "poisson", "size": 12}, 6), ({}, 12)]
+)
+def test_a_cohort_is_as_large_as_the_configuration_says(cohort, least):
+    _, parts = make_parts(MF | RING | {"cohort": MF["cohort"] | cohort})
+    assert find_least_cohort(parts.sampler) == least
+
+
+def start_round_of_cohort(server, nodes, cohort):
     """What nodes are told by which a session of another cohort begins."""
     ids = np.array(cohort)
     real = ids[ids < server.party.plan.num_clients]
-    _, words = begin(server, nodes, b"nonce", cohort=ids)
+    _, words = start_round(server, nodes, b"nonce", cohort=ids)
     model = next(each.digest for some in words.values() for each in some if each.kind == EnvelopeKind.COMMON)
-    start = pack_session_start(SessionStart(b"nonce".ljust(NONCE), model, real))
+    key = make_public_key(server, 0)
+    start = pack_session_start(SessionStart(b"nonce".ljust(NONCE), model, key, real))
     step = Envelope(EnvelopeKind.SECURE, 0, 0, name_session(server.party.digest, 0, start), 0, start)
     return {node: [*some[:-1], step] for node, some in words.items()}
 
@@ -140,9 +213,9 @@ def begin_of(server, nodes, cohort):
 def test_a_node_with_another_key_takes_no_part(federation):
     server, nodes = federation
     (nodes[0].secure / "identity").write_bytes(bytes(range(32)))
-    assert "not among those" in ask(nodes[0], *begin(server, nodes, b"nonce")[1][0])[1]
+    assert "not among those" in ask(nodes[0], *start_round(server, nodes, b"nonce")[1][0])[1]
     (nodes[0].secure / "identity").write_bytes(b"short")
-    assert "damaged" in ask(nodes[0], *begin(server, nodes, b"nonce")[1][0])[1]
+    assert "damaged" in ask(nodes[0], *start_round(server, nodes, b"nonce")[1][0])[1]
 
 
 def test_the_same_start_twice_is_masked_once(federation):
@@ -172,7 +245,7 @@ def find_asked(words):
 
 def test_nodes_of_a_session_are_sent_one_model(federation):
     server, nodes = federation
-    session, words = begin(server, nodes, b"nonce")
+    session, words = start_round(server, nodes, b"nonce")
     node = find_asked(words)
     plan, model, step = words[node]
     other = bytearray(model.payload)
@@ -181,7 +254,8 @@ def test_nodes_of_a_session_are_sent_one_model(federation):
     honest = digest_model_bytes(0, bytes(other))
     moved = model._replace(payload=bytes(other), digest=honest)
     assert "another model than the one" in ask(nodes[node], plan, moved, step)[1]
-    start = pack_session_start(SessionStart(step.payload[:NONCE], honest, sample_cohort(server.party.sampler, 5, 0)[0]))
+    cohort, key = sample_cohort(server.party.sampler, 5, 0)[0], make_public_key(server, 0)
+    start = pack_session_start(SessionStart(step.payload[:NONCE], honest, key, cohort))
     named = Envelope(EnvelopeKind.SECURE, 0, 0, name_session(server.party.digest, 0, start), 0, start)
     found, said = ask(nodes[node], plan, moved, named)  # a session of its own: others know that it is another one
     assert not said
@@ -189,14 +263,39 @@ def test_nodes_of_a_session_are_sent_one_model(federation):
     assert [each.kind for each in found] == [EnvelopeKind.READY, EnvelopeKind.SECURE]
 
 
-def test_a_model_without_finite_updates_does_not_tell_who_holds_an_item(federation):
-    """Those who hold the item have no update. They are listed as all others, and their messages are zeros."""
+def test_nodes_of_a_session_have_one_public_key(federation):
+    """Links that both ends draw from it would not add up."""
+    server, nodes = federation
+    _, words = start_round(server, nodes, b"nonce")
+    node = find_asked(words)
+    head, *others = words[node]
+    plan = read_plan(head.payload)
+    other = head._replace(payload=pack_plan(plan._replace(key=plan.key + 1)))
+    assert "other public randomness" in ask(nodes[node], other, *others)[1]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1.1e6])
+def test_a_model_that_might_have_no_finite_updates_is_refused(federation, number):
+    """Otherwise a server could choose whose messages are zeros, and the sum would hide the others less."""
     server, nodes = federation
     params = server.state.shared.params
-    signs = 3e38 * np.random.default_rng(0).choice([-1, 1], (8, 4))  # who learnt one has no number by another
+    broken = jax.tree.map(lambda x: x.at[0].set(number) if x.ndim > 1 else x, params)
+    server.state = server.state._replace(shared=server.state.shared._replace(params=broken))
+    _, words = start_round(server, nodes, b"nonce")
+    found, said = ask(nodes[find_asked(words)], *words[find_asked(words)])
+    assert ("not finite, or beyond 1,000,000" if np.isfinite(number) else "not finite") in said
+    assert [each.kind for each in found] == [EnvelopeKind.REFUSED]
+
+
+def test_a_model_without_finite_updates_does_not_tell_who_holds_an_item(federation, monkeypatch):
+    """Those who hold the item have no update. They are listed as all others, and their messages are zeros."""
+    server, nodes = federation
+    monkeypatch.setattr(node_replies, "LARGEST_NUMBER", np.inf)
+    params = server.state.shared.params
+    signs = 3e38 * np.random.default_rng(0).choice([-1, 1], (8, 4))  # whoever trains on one of these has no update
     broken = jax.tree.map(lambda x: x.at[:8].set(signs) if x.ndim > 1 else x, params)
     server.state = server.state._replace(shared=server.state.shared._replace(params=broken))
-    _, words = begin(server, nodes, b"nonce")
+    _, words = start_round(server, nodes, b"nonce")
     unfinished = 0
     for node, some in words.items():
         found, _ = ask(nodes[node], *some)
@@ -211,13 +310,13 @@ def test_a_model_without_finite_updates_does_not_tell_who_holds_an_item(federati
     assert 0 < unfinished < 12
 
 
-def test_rounds_and_cohorts_are_those_of_the_configuration(federation):
-    """A server that masked a vector of the last number there is would end the federation for the node."""
+def test_rounds_and_slots_beyond_the_configuration_are_refused(federation):
+    """If a node masked a vector for the largest round number, it would refuse every later round."""
     server, nodes = federation
-    words = begin(server, nodes, b"nonce", round=server.rounds)[1]
+    words = start_round(server, nodes, b"nonce", round=server.rounds)[1]
     node = find_asked(words)
     assert "of a federation of 4 rounds" in ask(nodes[node], *words[node])[1]
-    plan, *others = begin(server, nodes, b"nonce")[1][node]
+    plan, *others = start_round(server, nodes, b"nonce")[1][node]
     wide = plan._replace(payload=pack_plan(read_plan(plan.payload)._replace(slots=1 << 30)))
     assert "1073741824 slots" in ask(nodes[node], wide, *others)[1]
 
@@ -226,7 +325,7 @@ def test_rounds_and_cohorts_are_those_of_the_configuration(federation):
 def test_no_client_answers_a_round_again(federation, counted):
     """Whatever the server says of what it counted."""
     server, nodes = federation
-    words = begin(server, nodes, b"nonce", round=1)[1]
+    words = start_round(server, nodes, b"nonce", round=1)[1]
     node = find_asked(words)
     assert not ask(nodes[node], *words[node])[1]
     params = jax.tree.map(lambda x: x + 1, server.state.shared.params)
@@ -234,7 +333,7 @@ def test_no_client_answers_a_round_again(federation, counted):
     server.counted[:] = counted
     for round in (0, 1):
         cohort = sample_cohort(server.party.sampler, server.seed, 1)[0]
-        again = begin(server, nodes, b"again", round=round, cohort=cohort)[1][node]
+        again = start_round(server, nodes, b"again", round=round, cohort=cohort)[1][node]
         found, said = ask(nodes[node], *again)
         assert said
         assert found[0].kind == EnvelopeKind.READY
@@ -242,7 +341,7 @@ def test_no_client_answers_a_round_again(federation, counted):
         assert not read_session(nodes[node].secure).vector.any()
 
 
-def test_a_note_of_masked_rounds_that_is_damaged_masks_nothing(federation):
+def test_no_vector_is_masked_if_the_note_of_masked_rounds_is_damaged(federation):
     server, nodes = federation
     session, inbox = run_to_mask(server, nodes, b"nonce")
     (nodes[0].secure / MASKED).write_text("{")

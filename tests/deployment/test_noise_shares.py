@@ -20,7 +20,7 @@ from jaxfed.deployment.opened_node import open_node
 from jaxfed.deployment.opened_server import open_server
 from jaxfed.deployment.roster import find_threshold
 from tests.deployment.federation import MF, RING, make_parts, open_federation, run_federation
-from tests.deployment.test_dishonest_servers import begin
+from tests.deployment.test_dishonest_servers import start_round
 from tests.deployment.test_secure import SKELLAM, secure_exchange
 
 TABLE = MF | SKELLAM
@@ -133,7 +133,7 @@ def test_no_two_secure_sums_have_the_same_noise(tmp_path, monkeypatch):
         table = TABLE | {"server": {"name": "sgd", "lazy": False, "learning_rate": rate}}
         server, nodes, _ = open_federation(tmp_path / "a", table, 4, "own", secure=True, shares=True)
         for nonce in (b"first", b"second"):
-            for node, words in begin(server, nodes, nonce)[1].items():
+            for node, words in start_round(server, nodes, nonce)[1].items():
                 make_reply(nodes[node], pack_envelopes(words))
     shares = {share.tobytes() for _, share in found}
     assert len(found) == len(shares) == 2 * 2 * 4

@@ -176,7 +176,7 @@ def test_programs_end_where_whoever_started_them_is_killed(tmp_path):
     """`kill -9` leaves nobody to end them."""
     (tmp_path / "flower").mkdir()
     code = (
-        "import pathlib, sys, time; from jaxfed.cli.deploy import launch_programs\n"
+        "import pathlib, sys, time; from jaxfed.cli.started_programs import launch_programs\n"
         "with launch_programs(pathlib.Path(sys.argv[1])) as start:\n"
         "    print(start('sleep', ['sleep', '1000']).pid, flush=True); time.sleep(1000)"
     )
@@ -222,8 +222,11 @@ def test_stopped_all_processes_end_and_the_run_goes_on(tmp_path):
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT
-    assert told.splitlines()[-1].endswith("--resume")
+    assert told.splitlines()[-1].endswith("--nodes 2 --keys reproducible --resume")
     assert not flower_processes(out / "flower")
+    other = subprocess.run([*words, "--keys", "own", "--resume"], check=False, capture_output=True, text=True, **kind)
+    assert other.returncode == 2
+    assert "go on with --nodes 2 --keys reproducible --resume" in other.stderr
     subprocess.run([*words, "--resume"], check=True, timeout=400, **kind)
     subprocess.run(command("train", path, "--out", alone), check=True, timeout=400, **kind)
     summaries = [json.loads((each / "summary.json").read_text()) for each in (out, alone)]

@@ -71,7 +71,7 @@ MODELS = {f"{by}_{bias}": make(by, bias) for by in ("frozen", "constant") for bi
 TABLE = {
     "rounds": 3,
     "data": {"name": "synthetic", "users": 24, "items": 50, "mean_length": 8.0},
-    "work": {"batch_size": 8, "optimizer": {"name": "sgd", "learning_rate": 0.3}},
+    "work": {"batch_size": 32, "optimizer": {"name": "sgd", "learning_rate": 0.3}},
     "channel": [{"name": "mean"}],
     "cohort": {"name": "uniform", "size": 12, "dropout": 0.2},
     "evaluation": {"every": 1},

@@ -35,13 +35,14 @@ ROSTER = tuple(key.public_key().public_bytes_raw() for key in IDENTITIES)
 SESSION = b"one session, of thirty-two bytes"
 
 
-def made(n=5, threshold=4, length=3, neighbours=None, session=SESSION, seed=0, vectors=None):
+def made(n=5, threshold=4, length=3, neighbours=None, session=SESSION, seed=0, vectors=None, brings=None, **more_terms):
     """A session about to begin; its randomness is a function of the seed."""
-    terms = SessionTerms(session, ROSTER[:n], threshold, length, neighbours)
+    terms = SessionTerms(session, ROSTER[:n], threshold, length, neighbours, **more_terms)
     if vectors is None:
         vectors = np.random.default_rng(seed).integers(0, 1 << 32, (n, length), np.uint32)
     random = [np.random.default_rng((seed, i)).bytes for i in range(n)]
-    parties = {i: Party(terms, i, IDENTITIES[i], vectors[i], random[i]) for i in range(n)}
+    brings = brings or [1] * n
+    parties = {i: Party(terms, i, IDENTITIES[i], vectors[i], random[i], brings[i]) for i in range(n)}
     return SimpleNamespace(terms=terms, parties=parties, server=Server(terms), vectors=vectors)
 
 
@@ -194,6 +195,10 @@ def test_the_default_randomness_is_new_each_time():
         ({"threshold": 2.5}, "must be whole numbers"),
         ({"threshold": 4.0}, "must be whole numbers"),  # equal to 4, of which the terms are known
         ({"neighbours": True}, "must be whole numbers"),
+        ({"least_contributions": 0.5}, "must be whole numbers"),
+        ({"least_contributions": None}, "must be whole numbers"),
+        ({"least_contributions": -1}, "-1 contributions"),
+        ({"least_contributions": 5 << 32}, "cannot bring so many"),
         ({"length": 1 << 40}, "1099511627776 entries"),
         ({"length": 1 << 64}, "18446744073709551616 entries"),
         ({"session": "one session, of thirty-two bytes"}, "the session must be bytes"),
@@ -256,10 +261,37 @@ def test_a_share_of_another_length_is_refused_before_it_is_a_number():
 def test_all_terms_are_in_what_is_signed():
     terms = made().terms
     changes = {"session": b"z" * 32, "roster": ROSTER[1:6], "threshold": 5, "length": 4, "neighbours": 4}
-    assert (
-        len({terms_digest(terms), *(terms_digest(terms._replace(**{name: value})) for name, value in changes.items())})
-        == 6
+    changes |= {"least_contributions": 3}
+    digests = {terms_digest(terms), *(terms_digest(terms._replace(**{key: value})) for key, value in changes.items())}
+    assert len(digests) == 7 == len(terms) + 1
+
+
+# how many contributions are in a sum
+
+BRINGS = (4, 0, 3, 0, 5)
+
+
+def test_a_sum_of_too_few_contributions_is_not_unmasked():
+    """Five parties bring 12. Without the last they bring 7, and so the server says, and each of them."""
+    enough = made(brings=BRINGS, least_contributions=7)
+    np.testing.assert_array_equal(
+        run_session(enough.parties, enough.server, {4: "mask"}), enough.vectors[:4].sum(0, np.uint32)
     )
+    few = made(brings=BRINGS, least_contributions=8)
+    refused("bring 7 contributions, 8 are needed", run_session, few.parties, few.server, {4: "mask"})
+    one = until("consent", brings=BRINGS, least_contributions=8)  # a server that unmasks it all the same
+    proofs = {id: proof for id, proof in unpack_parties(one.sends[0]).items() if id < 4}
+    for id in range(4):
+        refused("bring 7 contributions, 8 are needed", one.parties[id].consent, pack_parties(proofs))
+
+
+def test_nobody_is_told_another_number_of_contributions():
+    """A server that adds to what a party says of its vector has no signature for it."""
+    one = until("share", brings=BRINGS, least_contributions=8)
+    adverts = unpack_parties(one.sends[0])
+    body = bytearray(adverts[1])
+    body[96] = 9
+    refused("signature of party 1", one.parties[0].share, pack_parties(adverts | {1: bytes(body)}))
 
 
 def test_vectors_and_identities_that_do_not_fit():
@@ -472,7 +504,7 @@ def test_a_public_key_that_hides_nothing(part):
     one = until("share")
     keys = bytearray(b"".join(one.parties[4].advert))
     keys[part] = bytes(32)
-    one.parties[4].advert = KeyAdvert(*(bytes(keys[i : i + 32]) for i in (0, 32, 64)))
+    one.parties[4].advert = KeyAdvert(*(bytes(keys[i : i + 32]) for i in (0, 32, 64)), bytes(keys[96:]))
     adverts = unpack_parties(one.sends[0]) | {4: signed(one.parties[4], "advertise", bytes(keys))}
 
     def rest():
