@@ -92,8 +92,9 @@ def make_eval_split(
     if part not in ("val", "test"):
         raise ValueError(f"no part {part!r}: choose val or test")
     cohort = sample_eval_cohort(population.num_clients, most, seed)
-    longest = longest_lengths(population, part, cohort, history)
-    if not longest[1]:
+    longest = longest_lengths(population, cohort, history)
+    held_out = count_users(population, cohort)[1][part]
+    if not held_out.any():
         name = {"val": "validation", "test": "test"}[part]
         raise ValueError(f"none of the {len(cohort):,} clients that are asked has a {name} item: ask more of them")
     users = min(longest[0], 64)
@@ -194,16 +195,23 @@ def user_feature_rows(population: Population, features: tuple[str, ...], users: 
     return np.zeros((*np.shape(users), 0), np.int32)
 
 
-def longest_lengths(population: Population, part: str, clients: np.ndarray, history: Past) -> tuple[int, int, int, int]:
-    """The most users of a client, held-out items of a user, items left out and history: lengths that all processes
-    know."""
+def count_users(population: Population, clients: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(the users of these clients, {part: how many items of each it has})."""
     count = population.client_offsets[clients + 1] - population.client_offsets[clients]
     users = concatenate_ranges(population.client_offsets[clients], count)
-    train, valid, test = (each.counts[users] for each in (population.train, population.valid, population.test))
-    targets, masked = (valid, train) if part == "val" else (test, train + valid)
-    past = {"": 0, "train": train.max(), "all": masked.max()}[history]
+    parts = {"train": population.train, "val": population.valid, "test": population.test}
+    return users, {name: part.counts[users] for name, part in parts.items()}
+
+
+def longest_lengths(population: Population, clients: np.ndarray, history: Past) -> tuple[int, int, int, int]:
+    """The most users of a client, held-out items of a user, items left out and history: lengths that all processes
+    know. They are those of both parts, so that one program evaluates both."""
+    users, counts = count_users(population, clients)
+    most_users = int(np.diff(population.client_offsets)[clients].max())
+    targets, masked = np.maximum(counts["val"], counts["test"]), counts["train"] + counts["val"]
+    past = {"": 0, "train": counts["train"].max(), "all": masked.max()}[history]
     of_other_domains = population.num_items - population.span(users)[1]
-    return int(count.max()), int(targets.max()), int((masked + of_other_domains).max()), int(past)
+    return most_users, int(targets.max()), int((masked + of_other_domains).max()), int(past)
 
 
 def iterate_users(of: EvalSplit) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:

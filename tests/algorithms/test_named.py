@@ -18,6 +18,7 @@ from jaxfed.core.link import link
 from jaxfed.core.state import server_model
 from jaxfed.core.tree import subtract
 from jaxfed.core.types import Block, Cohort, Mean
+from tests.laws.cover import parametrize_cover
 from tests.named import fedavg, fedopt, fedsgd, fedsgd_difference
 from tests.small import (
     DENSE,
@@ -89,8 +90,15 @@ def test_one_full_batch_step_of_fedavg_is_fedsgd():
     close(server_model(avg), server_model(sgd))
 
 
-@pytest.mark.parametrize("weigh", [mean, weighted_mean, per_row_mean, lambda: weighted_mean("activity", 0.5)])
-@pytest.mark.parametrize("server", [optax.sgd(1.0), optax.adam(0.05)], ids=["sgd", "adam"])
+@parametrize_cover(
+    weigh={
+        "mean": mean,
+        "examples": weighted_mean,
+        "per row": per_row_mean,
+        "activity": lambda: weighted_mean("activity", 0.5),
+    },
+    server={"sgd": optax.sgd(1.0), "adam": optax.adam(0.05)},
+)
 def test_the_reference_form_is_fedsgd_for_every_linear_channel(weigh, server):
     """With cohorts that change, so that rows come and go and are held by some clients only."""
 

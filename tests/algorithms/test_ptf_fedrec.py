@@ -21,6 +21,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import pack_message, unpack_message
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, prepare_round, scored_model
+from tests.laws.cover import main_cases
 from tests.small import KEY, close, same
 
 DATA = {"name": "synthetic", "users": 24, "items": 50, "mean_length": 7.0}
@@ -320,14 +321,20 @@ def test_it_is_evaluated_twice(rounds):
     close(it.model.score(*views["personal"](one.state.shared.params, mine), jnp.int32(0)), items @ user + bias)
 
 
-def test_other_models_and_stored_types():
-    for model in ({"name": "neumf", "dim": 4}, {"name": "pfedrec", "dim": 4}, {"table_dtype": "bfloat16"}):
-        chosen = model if "name" in model else TABLE["model"] | model
-        it = build_from_config(make_config(TABLE | {"model": chosen}), CONTENT)
-        one = Round(it, initial_arrays(it, 0)["state"], 0)
-        assert one.info["clients/refused"] == 0
-        assert np.isfinite(float(one.info["train/loss"]))
-        assert all(x.dtype == np.float32 for x in jax.tree.leaves(one.after.client_states.work.model))
+OTHERS = {
+    "neumf": {"name": "neumf", "dim": 4},
+    "pfedrec": {"name": "pfedrec", "dim": 4},
+    "bfloat16": TABLE["model"] | {"table_dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("name", main_cases([*OTHERS], "bfloat16"))
+def test_other_models_and_stored_types(name):
+    it = build_from_config(make_config(TABLE | {"model": OTHERS[name]}), CONTENT)
+    one = Round(it, initial_arrays(it, 0)["state"], 0)
+    assert one.info["clients/refused"] == 0
+    assert np.isfinite(float(one.info["train/loss"]))
+    assert all(x.dtype == np.float32 for x in jax.tree.leaves(one.after.client_states.work.model))
 
 
 def test_predictions_of_nobody_move_nothing(rounds):

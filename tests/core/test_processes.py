@@ -31,6 +31,7 @@ from jaxfed.data.ragged import NegativeIndex, Ragged
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.evaluation.split import make_eval_batches, make_eval_split
 from jaxfed.training.best_model import open_best_model
+from tests.laws.cover import main_cases, parametrize_cover
 from tests.small import SMALL, child_environment
 
 POPULATION = prepare_population(synthetic_data(60, 50, mean_length=10))[1]
@@ -107,6 +108,7 @@ def test_a_process_examines_its_own_clients_and_all_are_asked_once(population, s
     assert sorted(who[who < population.num_clients].tolist()) == list(range(population.num_clients))
 
 
+FULL = pytest.mark.full
 DRAWN = {
     "items": Batching(8, 3),
     "pairs": Batching(8, 3, pairwise=True),
@@ -114,8 +116,7 @@ DRAWN = {
 }
 
 
-@pytest.mark.parametrize("name", DRAWN)
-@pytest.mark.parametrize("population", [POPULATION, SILOS], ids=["users", "silos"])
+@parametrize_cover(population={"users": POPULATION, "silos": SILOS}, name=[*DRAWN])
 def test_a_process_draws_on_its_device_from_its_own_clients_data_alone(population, name):
     """And its clients train on what they would if there were one process."""
     size, batching = 2, DRAWN[name]
@@ -334,6 +335,7 @@ def test_one_killed_ends_all_and_the_run_resumes(config, undisturbed, tmp_path):
     assert summary(tmp_path / "one")["rounds"] == 12
 
 
+@pytest.mark.full
 @pytest.mark.long
 def test_stopped_all_leave_with_a_checkpoint(config, tmp_path):
     out = tmp_path / "s"
@@ -368,7 +370,7 @@ def port():
 WAITED = ["1 of 2 processes came to 127.0.0.1:", "the coordinator at 127.0.0.1:"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", main_cases([0, 1], 0))
 @pytest.mark.long
 def test_one_that_waits_in_vain_says_so(config, tmp_path, rank):
     words = "train", config, "--out", tmp_path / "w"
@@ -385,8 +387,8 @@ def test_one_that_waits_in_vain_says_so(config, tmp_path, rank):
     ("one", "other", "words"),
     [
         ([], ["--model.dim", "5"], "process 1 has another configuration than process 0 (dim = 5 instead of dim = 4)"),
-        (["--run.devices", "3"], ["--run.devices", "3"], "3 devices asked for: several processes use all 2"),
-        ([], ["--model.dmi", "5"], "process 1: unknown option --model.dmi"),
+        pytest.param(*[["--run.devices", "3"]] * 2, "3 devices asked for: several processes use all 2", marks=FULL),
+        pytest.param([], ["--model.dmi", "5"], "process 1: unknown option --model.dmi", marks=FULL),
     ],
 )
 @pytest.mark.long
@@ -404,6 +406,7 @@ def test_processes_refuse_together(config, tmp_path, one, other, words):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.full
 @pytest.mark.long
 def test_processes_with_other_data_refuse_together(config, tmp_path):
     """One path, and on each machine something else behind it."""

@@ -30,7 +30,7 @@ from jaxfed.data.packing import lay_out_examples, list_cohort_rows, list_example
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training.rounds import count_rows, initial_arrays, make_run_keys, prepare_round
-from tests.laws.cover import parametrize_cover
+from tests.laws.cover import main_cases, parametrize_cover
 from tests.small import close
 
 DATA = synthetic_data(60, 50, mean_length=12)
@@ -381,8 +381,7 @@ def make_parts(clients=None, **work):
     return build_from_config(make_config(table), clients)
 
 
-@pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "adam"}])
-@pytest.mark.parametrize("lazy", [True, False])
+@parametrize_cover(optimizer={"sgd": {"name": "sgd"}, "adam": {"name": "adam"}}, lazy={"rows": True, "all rows": False})
 def test_a_round_of_the_same_draws_is_that_of_the_host(optimizer, lazy):
     """With drop-outs, and items that a client draws again; up to the order of sums."""
     table = TABLE | {"work": TABLE["work"] | {"optimizer": optimizer}, "server": {"lazy": lazy}}
@@ -414,7 +413,7 @@ def program(monkeypatch, tmp_path):
 
     def call(out, rounds, *more):
         words = "--rounds", rounds, "--evaluation.every", 2, "--run.checkpoint-every", 2, "--work.draw-on", "device"
-        words = "train", "synthetic_1k", "--out", tmp_path / out, *words, "--cohort.size", 24, *more
+        words = "train", "synthetic_1k", "--out", tmp_path / out, *words, "--cohort.size", 24, *SMALL, *more
         monkeypatch.setattr(sys, "argv", ["jaxfed", *map(str, words)])
         monkeypatch.setattr(main, "set_up_process", lambda: None)
         main.main()
@@ -423,9 +422,11 @@ def program(monkeypatch, tmp_path):
     return call
 
 
-@pytest.mark.parametrize(
-    "more", [(), ("--data.clients", "silo", "--data.silos", 20, "--cohort.size", 8)], ids=["", "several users"]
-)
+SMALL = "--data.users", 200, "--data.items", 150, "--data.mean-length", 10, "--work.batch-size", 64
+SEVERAL_USERS = "--data.clients", "silo", "--data.silos", 20, "--cohort.size", 8
+
+
+@pytest.mark.parametrize("more", main_cases([(), SEVERAL_USERS], ()), ids=["", "several users"])
 def test_a_run_goes_on_where_it_was_and_is_that_of_one_device_on_eight(program, more):
     whole = program("whole", 4, *more)
     program("resumed", 2, *more)

@@ -49,9 +49,12 @@ def deal_clients(parts, number):
     return [np.arange(parts.data.num_clients)[node::number] for node in range(number)]
 
 
-def open_federation(folder, table, number=5, keys="reproducible", say=print, kinds=None, secure=False, shares=False):
+def open_federation(
+    folder, table, number=5, keys="reproducible", say=print, kinds=None, secure=False, shares=False, compile_once=True
+):
     """(server, {node: Node}, the simulator's parts). kinds: see `PublicFacts`; None: those of the simulator. secure:
-    messages are added by a secure sum. shares: whose noise nodes add in shares."""
+    messages are added by a secure sum. shares: whose noise nodes add in shares. compile_once: all nodes run the program
+    of the first, for time; a node makes the same from its own configuration."""
     config, parts = make_parts(table)
     chosen = parts.shapes.kinds if kinds is None else kinds
     facts = find_facts(parts.data.population, chosen, parts.data.source.items)._replace(noise_shares=shares)
@@ -65,6 +68,8 @@ def open_federation(folder, table, number=5, keys="reproducible", say=print, kin
         place.mkdir(parents=True, exist_ok=True)
         write_node_data(place / "data.npz", parts.data.population, clients)
         nodes[node] = open_node(place, config, facts, keys)
+        if compile_once:
+            nodes[node] = nodes[node]._replace(program=nodes[0].program)
     return open_server(config, facts, config.seed, say), nodes, parts
 
 

@@ -47,7 +47,7 @@ INTEGERS = {"ring": 3, "ring of silos": 3, "skellam": 3, "median": 1}
 def test_deployed_is_simulated(name, tmp_path):
     """Bit by bit where sums are of integers, and 1e-6 after a round where they are of floats."""
     table, lines = MF | CASES[name], []
-    server, nodes, parts = open_federation(tmp_path, table, say=lines.append)
+    server, nodes, parts = open_federation(tmp_path, table, say=lines.append, compile_once=name != "mf")
     lengths = parts.data.population.num_train
     assert lengths.max() > (1.2 if "silo" in name else 3) * lengths.min()
     rounds = INTEGERS.get(name, 1)

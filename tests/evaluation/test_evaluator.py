@@ -15,7 +15,7 @@ from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.evaluation.evaluator import flatten_metrics, make_evaluator
 from jaxfed.evaluation.metrics import ranking_metrics
-from jaxfed.evaluation.split import DRAWS, make_eval_split
+from jaxfed.evaluation.split import DRAWS, make_eval_batches, make_eval_split
 
 KEY = jax.random.key(0)
 
@@ -234,11 +234,21 @@ def test_memory_is_bounded_by_the_chunk_and_the_chunk_changes_nothing():
     run = make_evaluator(table_model(scores), link())
     want = flatten_metrics("val", run((), private, make_eval_split(population, "val"), KEY))
     for chunk in (1, 7):
-        each = population.num_items + population.train.counts.max() + 1
+        each = population.num_items + (population.train.counts + population.valid.counts).max() + 1
         small = make_eval_split(population, "val", budget=chunk * each)
         assert (small.clients, small.users) == (chunk, 1)
         got = flatten_metrics("val", run((), private, small, KEY))
         assert got == pytest.approx(want, rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("history", ["", "train", "all"])
+def test_both_parts_are_asked_by_one_program(history):
+    """Its shapes are those of the longer part; figures do not depend on them, as elsewhere each user is asked alone."""
+    population, *_ = setting("ratio-clean")  # of a test that is longer than the validation
+    parts = [make_eval_split(population, part, history=history) for part in ("val", "test")]
+    assert parts[0].targets.counts.max() < parts[1].targets.counts.max()
+    shapes = [jax.tree.map(np.shape, next(make_eval_batches(part))) for part in parts]
+    assert shapes[0] == shapes[1]
 
 
 def ring():

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 
-def pairs(case: dict[str, str]) -> set[tuple]:
-    """All pairs of (axis, value) in a case."""
-    return set(itertools.combinations(sorted(case.items()), 2))
+def pairs(case: dict[str, str], of: int = 2) -> set[tuple]:
+    """All pairs of (axis, value) in a case; of: so many of them together."""
+    return set(itertools.combinations(sorted(case.items()), of))
 
 
 def product(axes: dict[str, Sequence[str]]) -> list[dict[str, str]]:
@@ -17,13 +17,15 @@ def product(axes: dict[str, Sequence[str]]) -> list[dict[str, str]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def pairwise(axes: dict[str, Sequence[str]], allowed=lambda case: True) -> list[dict[str, str]]:
-    """Greedy: each next case is the one with most pairs that no case had yet."""
-    left_cases = [(case, pairs(case)) for case in product(axes) if allowed(case)]
-    open_pairs, chosen = set().union(*(met for _, met in left_cases)), []
+def pairwise(axes: dict[str, Sequence[str]], allowed=lambda case: True, of: int = 2) -> list[dict[str, str]]:
+    """Greedy: each next case is the one with most pairs that no case had yet. of: 1 covers each value alone; of cases
+    with as many new values, the one with most new pairs is next."""
+    left_cases = [(case, pairs(case, of), pairs(case)) for case in product(axes) if allowed(case)]
+    open_pairs, known_pairs, chosen = set().union(*(met for _, met, _ in left_cases)), set(), []
     while open_pairs:
-        best, met = max(left_cases, key=lambda one: len(one[1] & open_pairs))
+        best, met, met_pairs = max(left_cases, key=lambda one: (len(one[1] & open_pairs), len(one[2] - known_pairs)))
         open_pairs -= met
+        known_pairs |= met_pairs
         chosen.append(best)
     return chosen
 
@@ -34,9 +36,16 @@ def each_value(axes: dict[str, Sequence[str]]) -> list[dict[str, str]]:
     return [{axis: values[i % len(values)] for axis, values in axes.items()} for i in range(longest)]
 
 
+def main_cases(values: Sequence[Any], *main: Any) -> list:
+    """The values of a test's parameter. Those that are not `main` are marked `full`: others stand for them."""
+    assert set(main) <= set(values)
+    return [pytest.param(value, marks=[] if value in main else pytest.mark.full) for value in values]
+
+
 def parametrize_cover(**axes: dict[str, Any]) -> pytest.MarkDecorator:
-    """Every combination of the values of some axes, {its name in a test: value} each, or a list of names that are the
-    values. Those that are `full` are beyond a pairwise cover, and of two axes beyond one in which each value occurs."""
+    """Parametrizes a test by every combination of the axes' values. An axis is {name in the test's id: value}, or a
+    list of names that are the values. Combinations outside the cover are marked `full`. The cover is pairwise for three
+    or more axes; for two, each value occurs in it."""
     axes = {
         axis: values if isinstance(values, dict) else dict(zip(values, values, strict=True))
         for axis, values in axes.items()

@@ -73,7 +73,8 @@ def allowed(case):
     return not compares and (case["model"] not in CONTROLS or case["loss"] == "bce")
 
 
-# `make test` covers these links pair by pair; the later ones meet the laws beside their usual neighbours
+# `make test` covers each of these values, `make test-all` all pairs; the later links meet the laws beside their usual
+# neighbours
 FIRST = [
     name
     for name in CHANNELS
@@ -82,6 +83,7 @@ FIRST = [
 COVERED = AXES | {"channel": FIRST, "work": ["local_steps", "gradient"]}
 COVERED["model"] = [name for name in AXES["model"] if name not in SEQUENCES[1:]]  # one stands for what they share
 COVER = pairwise(COVERED, allowed)
+EACH_VALUE = pairwise(COVERED, allowed, of=1)
 
 
 def pytest_generate_tests(metafunc):
@@ -306,7 +308,13 @@ SHARED = [keeps_structure, compiles_once, ignores_the_absent, ignores_the_order_
 LAWS = [*SHARED, vmaps]
 
 
-@pytest.mark.parametrize("case", COVER, ids=name_of)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name_of(case), marks=[] if case in EACH_VALUE else pytest.mark.full)
+        for case in [*EACH_VALUE, *(each for each in COVER if each not in EACH_VALUE)]
+    ],
+)
 def test_law(case):
     for law in LAWS if case["laws"] == "all" else SHARED:
         law(case)
@@ -357,3 +365,5 @@ def test_laws_of_closed_forms(name, law):
 def test_the_cover_covers():
     every = set().union(*map(pairs, filter(allowed, product(COVERED))))
     assert set().union(*map(pairs, COVER)) == every  # so each law meets every value too: `laws` is an axis
+    values = [{(axis, value) for axis, value in case.items()} for case in EACH_VALUE]
+    assert set().union(*values) == {(axis, value) for axis, found in COVERED.items() for value in found}

@@ -21,6 +21,7 @@ from jaxfed.training.checkpoint import newest_record
 from jaxfed.training.loop import train_run
 from jaxfed.training.recommend import UserPlace, score_items
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, scored_model
+from tests.laws.cover import main_cases
 from tests.small import close, same
 
 ITEMS, WIDTH = 46, 7  # of 50 items, those that occur
@@ -122,7 +123,8 @@ WORKS = {
         pytest.param(work, bias, id=f"{work}-{'rows' if bias else 'dense'}", marks=[] if main else pytest.mark.full)
         for work in WORKS
         for bias in (False, True)
-        for main in [bias or work in ("by row", "gradient")]  # without a table: each way to take a gradient once
+        # each way to take a gradient with a table and without one, and what keeps a state at the clients
+        for main in [work in ("by row", "gradient") or (bias and work in ("scaffold", "apfl"))]
     ],
 )
 def test_it_is_as_a_constant_of_the_model(named, work, bias):
@@ -185,7 +187,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", main_cases([*SETTINGS], "split tables", "host", "edges", "ages"))
 def test_wherever_clients_run_and_whatever_they_are_sent(named, name):
     """Against the same as a constant; where the table of its row numbers must not change, against one device."""
     frozen = rounds_of(named("frozen_True", **SETTINGS[name]))

@@ -13,6 +13,7 @@ from jaxfed.models.baselines import counter, popularity
 from jaxfed.models.metamf import metamf
 from jaxfed.models.mf import mf
 from jaxfed.models.neural import NeuralFactorization, fedrap, neumf, pfedrec
+from tests.laws.cover import parametrize_cover
 from tests.small import BY_TEXT, SEQUENCES
 
 N, KEY = 30, jax.random.key(1)
@@ -107,9 +108,11 @@ def test_neumf_is_the_network_of_the_paper():
     np.testing.assert_allclose(model.score(shared, private, jnp.int32(0)), want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # on which users are scored in turn, and at once
-@pytest.mark.parametrize("hidden", [(5,), (6, 4), (7, 5, 3)])
-@pytest.mark.parametrize("table_dtype", ["float32", "bfloat16"])
+@parametrize_cover(
+    backend=["cpu", "gpu"],  # on which users are scored in turn, and at once
+    hidden={"5": (5,), "6,4": (6, 4), "7,5,3": (7, 5, 3)},
+    table_dtype=["float32", "bfloat16"],
+)
 def test_neumf_scores_a_catalogue_as_its_module_does(monkeypatch, backend, hidden, table_dtype):
     """Alone, and mapped over clients and their users, as evaluations do; to the rounding of sums in another order."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)

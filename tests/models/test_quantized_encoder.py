@@ -17,6 +17,7 @@ from jaxfed.models.normal_float import NormalFloatMatrix
 from jaxfed.models.quantized_encoder import QuantizedMatrix, quantize_encoder, quantize_matrix, restore_floats
 from jaxfed.models.text import text_encoder
 from jaxfed.models.trained_encoder import encode_texts
+from tests.laws.cover import parametrize_cover
 from tests.models.test_text_lora import ENCODER, ITEMS, make, texts
 from tests.small import KEY, close
 
@@ -93,8 +94,7 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("dtype", BY_TYPE)
-@pytest.mark.parametrize("name", ADAPTERS)
+@parametrize_cover(name=[*ADAPTERS], dtype=[*BY_TYPE])
 def test_every_adapter_on_a_base_of_codes(name, dtype):
     """Scores and gradients are those on the numbers that the codes mean; some rules add a residual to the base."""
     stored = BY_TYPE[dtype]

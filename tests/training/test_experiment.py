@@ -18,6 +18,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.models.model import LOSSES
 from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import Progress
+from tests.laws.cover import main_cases
 from tests.small import OF_ADAPTERS, same
 
 SGD = optax.sgd(0.3)
@@ -87,9 +88,12 @@ def algorithm_arguments(name, clients):
     return {each: value for each, value in known.items() if each in asked and asked[each].default is asked[each].empty}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in REGISTRY["algorithm"] if name not in ("custom", "closed_form", *OF_ADAPTERS)]
-)
+# a method of each kind of arguments; what is `full` is named by the same code
+WRITTEN = ("fedavg", "central", "fedprox", "scaffold", "qfedavg", "fedbuff", "layerdrop", "heterofl", "gpfedrec")
+NAMES = [name for name in REGISTRY["algorithm"] if name not in ("custom", "closed_form", *OF_ADAPTERS)]
+
+
+@pytest.mark.parametrize("name", main_cases(NAMES, *WRITTEN))
 def test_every_algorithm_writes_the_configuration_that_makes_it(clients, tmp_path, name):
     of_blocks = name == "layerdrop"
     model = (
@@ -135,7 +139,7 @@ def test_all_kinds_of_pieces_are_written_down(clients, tmp_path):
         channel,
         jf.sampling.poisson(8),
         seed=3,
-        batching=jf.Batching(batch_size=16, negatives=2, epochs=2),
+        batching=jf.Batching(batch_size=128, negatives=2, epochs=2),
         download=jf.channels.quantize(6),
         evaluation=jf.Evaluation(clients=20, select="val/sampled/hr@10"),
         privacy=jf.Privacy(delta=1e-4, accountant="rdp"),

@@ -25,6 +25,7 @@ from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training import looped_rounds
 from jaxfed.training.looped_rounds import compile_loop, find_stop, plan_rounds, run_looped_rounds
 from jaxfed.training.rounds import initial_arrays, make_run_keys, run_rounds
+from tests.laws.cover import main_cases
 
 TABLE = {
     "data": {"name": "synthetic", "users": 60, "items": 900, "mean_length": 12.0},
@@ -55,7 +56,7 @@ CASES = {
         ],
     },
     "coded": {"channel": [{"name": "quantize", "bits": 4}, {"name": "mean"}]},
-    "secret sums": {"channel": [{"name": "clip", "bound": 1.0}, {"name": "ring", "bound": 1.0}]},
+    "secure sums": {"channel": [{"name": "clip", "bound": 1.0}, {"name": "ring", "bound": 1.0}]},
     "memory of links": {"channel": [{"name": "top_k", "share": 0.1, "keep_error": True}, {"name": "mean"}]},
     "clients keep a control variate": {"algorithm": {"name": "scaffold"}},
     "clients keep a model": {"algorithm": {"name": "ditto"}},
@@ -124,12 +125,14 @@ def run_both(parts, rounds, seed=0, periods=()):
     return found
 
 
-# what other cases have too: all rows and secret sums where tables are divided, epochs and Adam with pairs, histories
-# and pairs by themselves
-ALONE = ("all rows", "secret sums", "several epochs of adam", "histories", "pairs of several users")
+# what other cases have too is `full`: all rows and secure sums are in "divided tables", several epochs and Adam in
+# "pairs", and what is left out of the links, states and downloads goes the way of those that are here
+MAIN = ("fedavg", "drop-outs", "everyone", "late clients", "private", "memory of links", "clients keep a model")
+MAIN = (*MAIN, "codes of the download", "pruned", "chunks", "divided tables", "histories with the same negatives")
+MAIN = (*MAIN, "pairs", "features and flipped labels", "labels", "histories of several users")
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.full] * (case in ALONE)) for case in CASES])
+@pytest.mark.parametrize("case", main_cases([*CASES], *MAIN))
 def test_rounds_of_a_program_are_those_one_by_one(case):
     """Up to rounding: a program of many rounds adds in another order."""
     looped, single = run_both(make_parts(**CASES[case]), 6)

@@ -22,6 +22,7 @@ from jaxfed.training.records import (
     ranking_columns,
 )
 from jaxfed.training.run_dir import SUMMARY
+from tests.laws.cover import main_cases
 from tests.small import TABLE, child_environment
 
 PRIVATE = [{"name": "mean", "count": 10}, {"name": "adaptive_clip", "count": 10}, {"name": "gaussian"}]
@@ -54,7 +55,9 @@ def read_rows(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", main_cases([*KINDS], "private", "ring", "edges", "buffered", "cold", "personal", "leaky")
+)
 def test_every_figure_of_a_run_is_listed(kind, tmp_path):
     changes, own = KINDS[kind]
     summary = train_run(make_config({**TABLE, "rounds": 2, **changes, "run": {"out": str(tmp_path / "a")}}))
@@ -75,6 +78,7 @@ def test_every_figure_of_labelled_rows_is_listed(label, own, tmp_path):
     assert own in summary
 
 
+@pytest.mark.full
 def test_every_figure_of_several_processes_is_listed(tmp_path):
     (tmp_path / "small.toml").write_text(tomli_w.dumps({**TABLE, "rounds": 2, "run": {"devices": 2}}))
     words = ["--processes", 2, "--", "train", tmp_path / "small.toml", "--out", tmp_path / "a"]

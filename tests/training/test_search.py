@@ -39,39 +39,40 @@ WORDS = ["--grid", f"{RATE}=0.1:20:log", "--grid", f"{DIM}=2:6"]
 
 
 def test_trials_are_in_their_ranges_and_go_on(config, tmp_path, monkeypatch, capsys):
-    """Three trials, then five: those of an undisturbed search, from the same seed; another seed has others."""
+    """Two trials, then three: those of an undisturbed search, from the same seed; another seed has others."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    code, printed, said = swept(monkeypatch, capsys, config, *WORDS, "--trials", 5, "--out", whole)
+    code, printed, said = swept(monkeypatch, capsys, config, *WORDS, "--trials", 3, "--out", whole)
     assert code == 0, said
     rows = read_rows(whole)
-    assert len({*choices(rows)}) == 5
+    assert len({*choices(rows)}) == 3
     assert all(0.1 <= row[RATE] <= 20 and row[DIM] in (2, 3, 4, 5, 6) for row in rows)
     for row in rows:
         made = read_config(Path(row["run"]) / "config.toml")
         assert (made["work"]["optimizer"]["learning_rate"], made["model"]["dim"]) == (row[RATE], row[DIM])
         summary = json.loads((Path(row["run"]) / "summary.json").read_text())
         assert row["selected"] == summary["val/full/ndcg@10"]
-    assert "5 runs" in printed
-    assert (whole / "results.md").read_text().count("\n") == 2 + 5
-    assert swept(monkeypatch, capsys, config, *WORDS, "--trials", 3, "--out", parts)[0] == 0
-    assert choices(read_rows(parts)) == choices(rows)[:3]
+    assert "3 runs" in printed
+    assert (whole / "results.md").read_text().count("\n") == 2 + 3
+    assert swept(monkeypatch, capsys, config, *WORDS, "--trials", 2, "--out", parts)[0] == 0
+    assert choices(read_rows(parts)) == choices(rows)[:2]
     kept = {f: f.stat().st_mtime_ns for f in parts.rglob("*/*") if f.is_file()}
-    code, _, said = swept(monkeypatch, capsys, config, *WORDS, "--trials", 5, "--out", parts)
-    assert said.count("is finished") == 3
+    code, _, said = swept(monkeypatch, capsys, config, *WORDS, "--trials", 3, "--out", parts)
+    assert said.count("is finished") == 2
     assert choices(read_rows(parts)) == choices(rows)
     assert kept.items() <= {f: f.stat().st_mtime_ns for f in parts.rglob("*/*") if f.is_file()}.items()
     (parts / "results.json").unlink()  # the table comes from the runs again
-    code, _, _ = swept(monkeypatch, capsys, config, *WORDS, "--trials", 5, "--out", parts)
+    code, _, _ = swept(monkeypatch, capsys, config, *WORDS, "--trials", 3, "--out", parts)
     assert code == 0
     assert choices(read_rows(parts)) == choices(rows)
-    other = ["--trials", 3, "--search-seed", 1, "--out", tmp_path / "other"]
+    other = ["--trials", 1, "--search-seed", 1, "--out", tmp_path / "other"]
     assert swept(monkeypatch, capsys, config, *WORDS, *other)[0] == 0
     assert not {*choices(read_rows(tmp_path / "other"))} & {*choices(rows)}
 
 
+@pytest.mark.full
 def test_a_trial_that_was_stopped_goes_on_as_the_same_trial(config, tmp_path, monkeypatch, capsys):
     """Stopped in its second trial: afterwards the trials are those of a search that nobody stopped."""
-    words = [config, *WORDS, "--trials", 4, "--out"]
+    words = [config, *WORDS, "--trials", 3, "--out"]
     assert swept(monkeypatch, capsys, *words, tmp_path / "whole")[0] == 0
     tell, calls = searching.run_sweep, []
 

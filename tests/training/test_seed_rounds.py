@@ -17,12 +17,16 @@ from jaxfed.training.rounds import initial_arrays, make_run_keys
 from jaxfed.training.run_dir import lock_folder
 from jaxfed.training.seed_rounds import merge_plans, run_seeds
 from tests.core.test_lowering import lowered
+from tests.laws.cover import main_cases
 from tests.training.test_looped_rounds import CASES, make_parts
 
 SEEDS = (3, 0, 11)
 
 
-@pytest.mark.parametrize("case", ["fedavg", "drop-outs", "late clients", "private", "clients keep a control variate"])
+ALONE = ("fedavg", "drop-outs", "late clients", "private", "clients keep a control variate")
+
+
+@pytest.mark.parametrize("case", main_cases(ALONE, "private", "clients keep a control variate"))
 def test_each_seed_is_its_run_alone(case):
     """Up to rounding. The cohorts of seeds fill different numbers of blocks, and some of these are empty."""
     parts = make_parts(**CASES[case])
@@ -65,6 +69,7 @@ def sweep(monkeypatch, tmp_path):
 
     def call(out, *more, together=True, rounds=8, seeds=SEEDS):
         words = "--rounds", rounds, "--evaluation.every", 2, "--cohort.size", 24, "--run.rounds-per-program", 5
+        words = *words, "--data.mean-length", 10, "--work.batch-size", 256  # few lengths, and so few programs
         words = *words, "--work.draw-on", "device", *["--together"] * together, *more
         command = ["jaxfed", "sweep", "synthetic_1k", "--seeds", *seeds, "--out", tmp_path / out, *words]
         monkeypatch.setattr(sys, "argv", [str(each) for each in command])
@@ -117,6 +122,7 @@ def test_seeds_that_are_stopped_together_go_on_together(sweep, monkeypatch):
     assert [each["params_sha256"] for each in sweep("stopped")] == [each["params_sha256"] for each in whole]
 
 
+@pytest.mark.full
 def test_seeds_of_which_one_is_finished_go_on_without_it(sweep, tmp_path):
     whole = sweep("whole")
     first = sweep("parts", seeds=SEEDS[:2])
@@ -126,6 +132,7 @@ def test_seeds_of_which_one_is_finished_go_on_without_it(sweep, tmp_path):
         check_same(one, other)
 
 
+@pytest.mark.full
 def test_seeds_go_on_beside_those_that_have_done_equally_many_rounds(sweep, monkeypatch):
     """The first seed dies alone after round 4; then the others begin together, beside nobody of round 4."""
     whole, saving, launching, sizes = sweep("whole", together=False), loop.make_checkpoint, loop.launch_seed_rounds, []
@@ -151,6 +158,7 @@ def test_seeds_go_on_beside_those_that_have_done_equally_many_rounds(sweep, monk
         check_same(one, other)
 
 
+@pytest.mark.full
 def test_runs_that_share_a_program_are_never_a_program_apart(sweep, monkeypatch):
     """A kill finds all of them at the same checkpoint, or at neighbouring ones."""
     saving, saved = loop.make_checkpoint, []
@@ -160,6 +168,7 @@ def test_runs_that_share_a_program_are_never_a_program_apart(sweep, monkeypatch)
     assert seeds == [*SEEDS] * 4
 
 
+@pytest.mark.full
 def test_a_run_that_had_ended_is_not_trained_on(sweep, monkeypatch, tmp_path):
     """Patience had ended one after the round at which the others were killed, before any summary was written."""
     options = "--evaluation.patience", 1, "--work.optimizer.learning-rate", 40.0, "--run.checkpoint-every", 2
@@ -215,6 +224,7 @@ def test_lines_of_the_log_say_whose_they_are(sweep, capsys):
         assert f"seed {seed}  round     4" in told
 
 
+@pytest.mark.full
 def test_a_seed_that_loses_patience_leaves_the_others(sweep):
     options = "--evaluation.patience", 1, "--work.optimizer.learning-rate", 40.0
     together = sweep("together", *options, rounds=20)
