@@ -30,7 +30,7 @@ if EIGHT not in os.environ.get("XLA_FLAGS", ""):  # a worker of pytest-xdist has
     os.environ["XLA_FLAGS"] = f"{known_flags(os.environ.get('XLA_FLAGS', ''))} {EIGHT}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lines of Python in a program: a tenth of the time
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # places in Python take a tenth of the time
 
 import jax
 import pytest

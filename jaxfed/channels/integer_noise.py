@@ -154,7 +154,7 @@ def skellam(slots: int, multiplier: float = 1.0, fraction_bits: int = 12) -> Cha
 
     Where rounding makes an update too long, it is rounded towards zero instead (in place of the retries of Kairouz et
     al. 2021), so that the bound on its norm always holds. The simulation adds the noise to the sum, all of it whoever
-    reports. In a deployment each client adds its share, and somebody adds the shares of those that do not report.
+    reports. In a deployment with own keys each node adds a share: those of the nodes that must stay are enough.
 
     Args:
         slots: The largest number of clients in a round.

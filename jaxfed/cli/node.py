@@ -7,7 +7,9 @@ from pathlib import Path
 
 def add_node_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     """The options of `node` and `identity`."""
-    node = command("node", "Keep a node open, so that rounds need not open it: beside Flower's SuperNode.")
+    node = command(
+        "node", "Keep a node's data and programs loaded, so that rounds start faster; beside Flower's SuperNode."
+    )
     node.add_argument("folder", metavar="FOLDER", help="the node's: config.toml, facts.json, data.npz")
     node.add_argument(
         "--keys", choices=("own", "reproducible"), default="own", help="as in the SuperNode's --node-config (own)"

@@ -28,8 +28,8 @@ def add_serve_options(command: Callable[..., argparse.ArgumentParser]) -> None:
     serve.add_argument(
         "--rate",
         type=float,
-        help="requests a second that one address may make, twice as many at once; more are answered by 429 "
-        f"({DEFAULT_RATE:g}; at an address of this machine alone: no limit); 0: no limit",
+        help="requests a second that one address may make, with bursts of twice as many; further ones are answered by "
+        f"429; 0: no limit ({DEFAULT_RATE:g}, or no limit where --host is a loopback address)",
     )
 
 

@@ -154,7 +154,9 @@ def fold_messages(
     refused: dict[str, str] = {}
     clients = {digest: list(known.clients.get(digest, [])) for digest in models}
     groups: dict[int, dict[int, Any]] = {}
-    taken: dict[int, Path] = {}  # {client: file}: a message is opened by its number, and one of each is paid for
+    taken: dict[
+        int, Path
+    ] = {}  # {client: file}: the number decides how a message is decoded, and epsilon counts one message of each client
     for path in sorted({*files}):
         try:
             envelope = read_message(path)

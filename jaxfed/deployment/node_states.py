@@ -31,7 +31,7 @@ class SavedClient(NamedTuple):
         answered: The round of the answer; -1: there is none.
         digest: 32 bytes: the model that the answer is of.
         rows: Number of table rows in the answer.
-        message: The answer. None: what it computed was not finite, and nothing is sent.
+        message: The answer. None: what it computed was not finite, and nothing is sent; in a secure sum it is zeros.
     """
 
     state: Tree

@@ -17,7 +17,7 @@ def find_threshold(nodes: int) -> int:
 
 def make_node_identity(folder: Path) -> str:
     """The public key of a node in hexadecimal; the private one is made the first time, and stays in `SECURE` of the
-    node's folder."""
+    node's folder. Raises ValueError where it is damaged."""
     (folder / SECURE).mkdir(PRIVATE, exist_ok=True)
     path = folder / SECURE / IDENTITY
     if not path.exists():

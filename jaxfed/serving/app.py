@@ -166,8 +166,9 @@ def make_app(
 
 def add_question_routes(app: FastAPI, serving: Serving) -> None:
     """Adds what answers questions."""
-    limited: dict[int | str, Any] = {429: {"description": "one address asks too often: Retry-After says when to go on"}}
-    refused = limited | {
+    too_often = "this address asks too often: Retry-After says in how many seconds to ask again"
+    rate_limited: dict[int | str, Any] = {429: {"description": too_often}}
+    refused = rate_limited | {
         404: {"description": "there is no such user or item"},
         413: {"description": "the body is too large"},
         503: {"description": "too many questions wait"},
@@ -195,7 +196,7 @@ def add_question_routes(app: FastAPI, serving: Serving) -> None:
         found = await asyncio.to_thread(find_similar, now, item, body.k)
         return {"items": list_items(now, *found), "model": now.digest[:12]}
 
-    @app.get("/items", responses=limited)
+    @app.get("/items", responses=rate_limited)
     async def search(query: Annotated[str, Query(max_length=200)] = "") -> list[dict[str, str]]:
         """Items whose title or id holds some words."""
         return await asyncio.to_thread(search_titles, serving.served, query)

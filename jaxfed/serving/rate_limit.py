@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-FREE_PATHS = ("/health", "/metrics")  # what operators read is never refused
+UNLIMITED_PATHS = ("/health", "/metrics")  # what operators read is never refused
 SECOND = 1_000_000_000  # nanoseconds
 BURST = 2  # seconds: a bucket holds the requests of so many
 MOST_ADDRESSES = 1 << 16  # whose buckets are kept: some 10 MB
@@ -20,6 +20,10 @@ class RateLimit:
 
     In any window of t seconds an address gets at most rate * t + burst requests. Times are whole nanoseconds, so this
     is exact. Where more than `most` buckets are not full, the one that was longest without a request is forgotten.
+
+    Args:
+        rate: Tokens that each bucket gets a second.
+        most: Number of buckets kept.
     """
 
     def __init__(self, rate: float, most: int = MOST_ADDRESSES) -> None:
@@ -51,7 +55,7 @@ class RateLimit:
 
 
 def check_rate(rate: float) -> None:
-    """Raises ValueError for a rate that is none."""
+    """Raises ValueError if the rate is negative, not a number, or too small or too large to count in nanoseconds."""
     if not 0 <= rate <= SECOND or 0 < rate < 1 / SECOND:
         raise ValueError(f"--rate is {rate:g}: it must be a number of requests a second, such as 100; 0: no limit")
 
@@ -67,10 +71,19 @@ def find_bucket_address(address: str) -> str:
 
 
 def guard_request_rate(app: Any, limit: RateLimit, clock: Callable[[], int] = time.monotonic_ns) -> Any:
-    """The app behind a door that answers 429 to an address that asks too often."""
+    """Wraps an ASGI app: answers 429 to an address that asks too often.
+
+    Args:
+        app: The app.
+        limit: The buckets of all addresses.
+        clock: Nanoseconds, never going back.
+
+    Returns:
+        The wrapped app.
+    """
 
     async def guarded(scope, receive, send):
-        if scope["type"] == "http" and scope["path"] not in FREE_PATHS:
+        if scope["type"] == "http" and scope["path"] not in UNLIMITED_PATHS:
             address = find_bucket_address(scope["client"][0] if scope.get("client") else "")
             if wait := limit.take(address, clock()):
                 seconds = math.ceil(wait / SECOND)

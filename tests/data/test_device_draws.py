@@ -36,8 +36,8 @@ from tests.small import close
 DATA = synthetic_data(60, 50, mean_length=12)
 POPULATION = prepare_population(DATA)[1]
 ITEMS, CLIENTS = POPULATION.num_items, POPULATION.num_clients
+ROWS = {"the cohort's rows": True, "all rows": False}  # whether a round holds only the cohort's rows
 # of a client with 12 items: several steps; several passes; batches larger than what is left to draw; no negatives
-ROWS = {"the cohort's rows": True, "all rows": False}  # of a round: does it run on them?
 BATCHINGS = {
     "usual": Batching(8, 4),
     "three epochs": Batching(16, 2, epochs=3),
