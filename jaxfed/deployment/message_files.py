@@ -154,9 +154,8 @@ def fold_messages(
     refused: dict[str, str] = {}
     clients = {digest: list(known.clients.get(digest, [])) for digest in models}
     groups: dict[int, dict[int, Any]] = {}
-    taken: dict[
-        int, Path
-    ] = {}  # {client: file}: the number decides how a message is decoded, and epsilon counts one message of each client
+    # the number decides how a message is decoded, and epsilon counts one message of each client
+    taken: dict[int, Path] = {}
     for path in sorted({*files}):
         try:
             envelope = read_message(path)

@@ -1,6 +1,10 @@
 """What comes from anybody is read, or refused in one line: it never crashes, and what was changed is never accepted."""
 
 import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from jaxfed.deployment.envelope import (
     read_plan,
     read_refusal,
 )
+from tests.small import child_environment
 
 ENVELOPES = st.builds(
     Envelope,
@@ -75,6 +80,19 @@ def test_no_changed_envelope_is_accepted():
         assert len(found) < len(sent)
     assert said
     assert not any("\n" in line for line in said)
+
+
+@pytest.mark.full
+def test_the_script_that_sends_changed_messages(tmp_path):
+    script, file = Path(__file__).parents[2] / "scripts" / "fuzz_messages.py", tmp_path / "figures.json"
+    command = [sys.executable, str(script), "--messages", "600", "--json", str(file)]
+    subprocess.run(command, check=True, capture_output=True, env=child_environment())
+    found = json.loads(file.read_text())
+    assert {*found} == {
+        f"{receiver}, {kind}" for receiver in ("node", "server", "aggregate") for kind in ("damaged", "forged")
+    }
+    assert all(sum(outcomes.values()) > 90 for outcomes in found.values())
+    assert not any("changed" in outcomes for name, outcomes in found.items() if "damaged" in name and outcomes)
 
 
 def test_forged_checksums_do_not_crash():
