@@ -9,6 +9,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 CACHE = Path(__file__).parent.parent / ".cache"
@@ -37,6 +38,19 @@ import pytest
 
 from jaxfed.config.build import load_data
 from jaxfed.config.schema import make_config
+
+MAIN_CASES = tomllib.loads((Path(__file__).parent / "main_cases.toml").read_text())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks as `full` what main_cases.toml leaves out."""
+    for item in items:
+        known = MAIN_CASES.get(item.path.relative_to(Path(__file__).parent).as_posix(), {})
+        kept = known.get(getattr(item, "originalname", item.name))
+        if kept is not None and (not kept or item.callspec.id not in kept):
+            item.add_marker(pytest.mark.full)
+
 
 gc.set_threshold(50_000, 10, 5)  # JAX makes many small objects
 TESTS = itertools.count()

@@ -102,3 +102,11 @@ def test_no_file_is_too_long():
 )
 def test_what_is_well_named(name, well):
     assert is_well_named(name) == well
+
+
+def test_what_make_test_leaves_out_is_there():
+    """A test that has another name now would be run whole."""
+    folder = Path(__file__).parent
+    for file, tests in tomllib.loads((folder / "main_cases.toml").read_text()).items():
+        text = (folder / file).read_text()
+        assert not [name for name in tests if f"def {name}(" not in text], file
