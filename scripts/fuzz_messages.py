@@ -176,6 +176,8 @@ def main() -> None:
                 found += fold_changed(made, files, [sent, *(each for each in every if each != sent)])
             results[f"aggregate, {kind}"] = found
     for name, outcomes in results.items():
+        if "forged" in name and "changed" in outcomes:
+            outcomes["well formed"] = outcomes.pop("changed")
         wrong = [what for what in outcomes if what.startswith("error") or (what == "changed" and "damaged" in name)]
         failed |= bool(wrong)
         print(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in sorted(outcomes.items())))
