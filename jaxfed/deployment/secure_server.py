@@ -103,7 +103,7 @@ def read_steps(
     malformed = []
     for node, data in sorted(replies.items()):
         try:
-            step, clients = read_reply(server, request, session, number, node, read_envelopes(data))
+            step, clients = read_step_reply(server, request, session, number, node, read_envelopes(data))
             if step is None:
                 continue
             taken = {index for other, index in answers.roster_indices.items() if other != node}
@@ -121,7 +121,7 @@ def read_steps(
     return messages, malformed
 
 
-def read_reply(
+def read_step_reply(
     server: FederationServer,
     request: RoundRequest,
     session: bytes,

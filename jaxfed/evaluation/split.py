@@ -92,9 +92,9 @@ def make_eval_split(
     if part not in ("val", "test"):
         raise ValueError(f"no part {part!r}: choose val or test")
     cohort = sample_eval_cohort(population.num_clients, most, seed)
-    longest = longest_lengths(population, cohort, history)
-    held_out = count_users(population, cohort)[1][part]
-    if not held_out.any():
+    asked_users, counts = count_user_items(population, cohort)
+    longest = longest_lengths(population, cohort, asked_users, counts, history)
+    if not counts[part].any():
         name = {"val": "validation", "test": "test"}[part]
         raise ValueError(f"none of the {len(cohort):,} clients that are asked has a {name} item: ask more of them")
     users = min(longest[0], 64)
@@ -195,7 +195,7 @@ def user_feature_rows(population: Population, features: tuple[str, ...], users: 
     return np.zeros((*np.shape(users), 0), np.int32)
 
 
-def count_users(population: Population, clients: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def count_user_items(population: Population, clients: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(the users of these clients, {part: how many items of each it has})."""
     count = population.client_offsets[clients + 1] - population.client_offsets[clients]
     users = concatenate_ranges(population.client_offsets[clients], count)
@@ -203,10 +203,11 @@ def count_users(population: Population, clients: np.ndarray) -> tuple[np.ndarray
     return users, {name: part.counts[users] for name, part in parts.items()}
 
 
-def longest_lengths(population: Population, clients: np.ndarray, history: Past) -> tuple[int, int, int, int]:
+def longest_lengths(
+    population: Population, clients: np.ndarray, users: np.ndarray, counts: dict[str, np.ndarray], history: Past
+) -> tuple[int, int, int, int]:
     """The most users of a client, held-out items of a user, items left out and history: lengths that all processes
-    know. They are those of both parts, so that one program evaluates both."""
-    users, counts = count_users(population, clients)
+    know. They are those of both parts, so that one program evaluates both. users, counts: see `count_user_items`."""
     most_users = int(np.diff(population.client_offsets)[clients].max())
     targets, masked = np.maximum(counts["val"], counts["test"]), counts["train"] + counts["val"]
     past = {"": 0, "train": counts["train"].max(), "all": masked.max()}[history]

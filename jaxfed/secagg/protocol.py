@@ -6,9 +6,9 @@ sum, and one of its own; all peers hold Shamir shares of what the masks are made
 Each of the five `ROUNDS` is a method of `Party` and, by the same name, of `Server`; what passes between them is bytes.
 
 With at most 2 threshold - parties - 1 parties on the server's side, nothing shows of an honest party's vector but the
-sum over one list of survivors, `threshold` at least with the bad ones, and as many contributions as the terms ask for,
-by what honest parties say of their own. Beyond the paper, adverts and the list of those
-who shared keys go into all later signatures: parties that are told different ones do not agree. Seeds are committed to.
+sum over one list of survivors, `threshold` at least with the bad ones, who say that they bring as many contributions as
+the terms ask for. Beyond the paper, adverts and the list of those who shared keys go into all later signatures: parties
+that are told different ones do not agree. Seeds are committed to.
 Not promised: that the sum is right (parties may send anything, the server may say anything), or that there is one (any
 of them can make a session fail). Peers that deal or reveal false shares are found out, though not always which.
 """

@@ -27,9 +27,9 @@ class SessionTerms(NamedTuple):
     threshold: so many must stay to the end; 2 threshold > parties + bad ones (the paper: over 2/3 of the parties
         against a third). For two lists of survivors, 2 (threshold - bad) honest parties would have to sign one each.
     length: of the vectors.
-    least_contributions: survivors must bring so many together, by what each says of its vector in its advert.
     neighbours: with how many peers each party shares masks (even; after Bell et al., 2020), for less work. None: all,
         and only then does the promise hold whoever drops out, and may all but the threshold: see `check_survivors`.
+    least_contributions: survivors must bring so many together, by what each says of its vector in its advert.
     """
 
     session: bytes
