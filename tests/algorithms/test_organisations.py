@@ -13,7 +13,6 @@ from jaxfed.data.packing import pack_cohort
 from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 from tests.data.test_sequences_of_organisations import DATA, ITEMS, POPULATION, REGION, unpacked
-from tests.laws.cover import main_cases
 from tests.small import close
 
 BY_REGION = jf.data.partition(DATA._replace(columns={"region": REGION}), by="region")
@@ -52,7 +51,7 @@ def users_of(client):
     return np.flatnonzero(np.isin(BY_USER.population.user_names, POPULATION.user_names[first:end]))
 
 
-@pytest.mark.parametrize("model", main_cases(["sasrec", "hstu"], "sasrec"))
+@pytest.mark.parametrize("model", ["sasrec", "hstu"])
 def test_organisations_send_the_gradients_of_their_users(model):
     """Weighted by targets: what the users would send as clients, whatever the size of a batch; one is absent."""
     chosen = {"model": TABLE["model"] | {"name": model}}
@@ -125,7 +124,7 @@ def test_users_are_tested_one_by_one():
     close(*figures)
 
 
-@pytest.mark.parametrize("name", main_cases(["gradient", "local_steps"], "local_steps"))
+@pytest.mark.parametrize("name", ["gradient", "local_steps"])
 def test_a_run_goes_on_as_if_it_had_not_stopped(name, tmp_path):
     def train(out, rounds):
         data = {"name": "synthetic", "users": 30, "items": 40, "clients": "silo", "silos": 4}

@@ -31,7 +31,7 @@ from jaxfed.data.ragged import NegativeIndex, Ragged
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.evaluation.split import make_eval_batches, make_eval_split
 from jaxfed.training.best_model import open_best_model
-from tests.laws.cover import main_cases, parametrize_cover
+from tests.laws.cover import parametrize_cover
 from tests.small import SMALL, child_environment
 
 POPULATION = prepare_population(synthetic_data(60, 50, mean_length=10))[1]
@@ -370,7 +370,7 @@ def port():
 WAITED = ["1 of 2 processes came to 127.0.0.1:", "the coordinator at 127.0.0.1:"]
 
 
-@pytest.mark.parametrize("rank", main_cases([0, 1], 0))
+@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.long
 def test_one_that_waits_in_vain_says_so(config, tmp_path, rank):
     words = "train", config, "--out", tmp_path / "w"

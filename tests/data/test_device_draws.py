@@ -30,7 +30,7 @@ from jaxfed.data.packing import lay_out_examples, list_cohort_rows, list_example
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training.rounds import count_rows, initial_arrays, make_run_keys, prepare_round
-from tests.laws.cover import main_cases, parametrize_cover
+from tests.laws.cover import parametrize_cover
 from tests.small import close
 
 DATA = synthetic_data(60, 50, mean_length=12)
@@ -426,7 +426,7 @@ SMALL = "--data.users", 200, "--data.items", 150, "--data.mean-length", 10, "--w
 SEVERAL_USERS = "--data.clients", "silo", "--data.silos", 20, "--cohort.size", 8
 
 
-@pytest.mark.parametrize("more", main_cases([(), SEVERAL_USERS], ()), ids=["", "several users"])
+@pytest.mark.parametrize("more", [(), SEVERAL_USERS], ids=["", "several users"])
 def test_a_run_goes_on_where_it_was_and_is_that_of_one_device_on_eight(program, more):
     whole = program("whole", 4, *more)
     program("resumed", 2, *more)

@@ -36,12 +36,6 @@ def each_value(axes: dict[str, Sequence[str]]) -> list[dict[str, str]]:
     return [{axis: values[i % len(values)] for axis, values in axes.items()} for i in range(longest)]
 
 
-def main_cases(values: Sequence[Any], *main: Any) -> list:
-    """The values of a test's parameter. Those that are not `main` are marked `full`: others stand for them."""
-    assert set(main) <= set(values)
-    return [pytest.param(value, marks=[] if value in main else pytest.mark.full) for value in values]
-
-
 def parametrize_cover(**axes: dict[str, Any]) -> pytest.MarkDecorator:
     """Parametrizes a test by every combination of the axes' values. An axis is {name in the test's id: value}, or a
     list of names that are the values. Combinations outside the cover are marked `full`. The cover is pairwise for three

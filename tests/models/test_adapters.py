@@ -14,7 +14,6 @@ from jaxfed.core.tree import count_bytes
 from jaxfed.models.adapters import BiasSettings, BottleneckSettings, add_biases, init_bottlenecks, make_bottleneck
 from jaxfed.models.bert import BertEncoder, BertSizes, encode_tokens
 from jaxfed.models.trained_encoder import encode_texts, measure_standardization
-from tests.laws.cover import main_cases
 from tests.small import KEY, same
 from tests.small_text import SIZES, make_adapted_model, make_encoder_and_tokens, pack_adapted_run
 
@@ -31,7 +30,7 @@ ADAPTERS = {  # settings, the numbers of one layer, the paths of what is trained
 RATES = {"bottleneck": 2.0, "bitfit": 2.0, "full": 0.3}  # with which the loss falls in six rounds
 
 
-@pytest.mark.parametrize("name", main_cases([*ADAPTERS], "bottleneck", "some biases"))
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_what_is_sent_is_the_adapter_and_the_projection(name):
     """And at the start the vectors are those of the base."""
     settings, numbers = ADAPTERS[name]

@@ -21,7 +21,6 @@ from jaxfed.training.checkpoint import newest_record
 from jaxfed.training.loop import train_run
 from jaxfed.training.recommend import UserPlace, score_items
 from jaxfed.training.rounds import evaluate_model, initial_arrays, make_run_keys, scored_model
-from tests.laws.cover import main_cases
 from tests.small import close, same
 
 ITEMS, WIDTH = 46, 7  # of 50 items, those that occur
@@ -187,7 +186,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", main_cases([*SETTINGS], "split tables", "host", "edges", "ages"))
+@pytest.mark.parametrize("name", SETTINGS)
 def test_wherever_clients_run_and_whatever_they_are_sent(named, name):
     """Against the same as a constant; where the table of its row numbers must not change, against one device."""
     frozen = rounds_of(named("frozen_True", **SETTINGS[name]))

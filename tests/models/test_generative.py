@@ -24,7 +24,6 @@ from jaxfed.models.lora import LoraSettings
 from jaxfed.models.transformer import MASKED_LOGIT
 from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import initial_arrays, make_run_keys, prepare_round
-from tests.laws.cover import main_cases
 from tests.small import KEY, close
 from tests.small_decoder import CONFIG, random_decoder_tensors, write_decoder
 
@@ -177,7 +176,7 @@ def test_items_without_a_title_have_no_pieces(files):
     assert (read < WORDS).any(1).tolist() == [True, False, True, False]
 
 
-@pytest.mark.parametrize("name", main_cases(["decoder_lora", "code_decoder"], "code_decoder"))
+@pytest.mark.parametrize("name", ["decoder_lora", "code_decoder"])
 def test_one_step_is_that_of_central_training(files, name, monkeypatch):
     """Clients whose texts have very different lengths, one of one item among them, weigh by items in both."""
     if name == "code_decoder":

@@ -18,7 +18,6 @@ from jaxfed.config.schema import make_config
 from jaxfed.models.model import LOSSES
 from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import Progress
-from tests.laws.cover import main_cases
 from tests.small import OF_ADAPTERS, same
 
 SGD = optax.sgd(0.3)
@@ -89,11 +88,10 @@ def algorithm_arguments(name, clients):
 
 
 # a method of each kind of arguments; what is `full` is named by the same code
-WRITTEN = ("fedavg", "central", "fedprox", "scaffold", "qfedavg", "fedbuff", "layerdrop", "heterofl", "gpfedrec")
 NAMES = [name for name in REGISTRY["algorithm"] if name not in ("custom", "closed_form", *OF_ADAPTERS)]
 
 
-@pytest.mark.parametrize("name", main_cases(NAMES, *WRITTEN))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_writes_the_configuration_that_makes_it(clients, tmp_path, name):
     of_blocks = name == "layerdrop"
     model = (

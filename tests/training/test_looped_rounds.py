@@ -25,7 +25,6 @@ from jaxfed.data.sources.synthetic import synthetic_data
 from jaxfed.training import looped_rounds
 from jaxfed.training.looped_rounds import compile_loop, find_stop, plan_rounds, run_looped_rounds
 from jaxfed.training.rounds import initial_arrays, make_run_keys, run_rounds
-from tests.laws.cover import main_cases
 
 TABLE = {
     "data": {"name": "synthetic", "users": 60, "items": 900, "mean_length": 12.0},
@@ -127,12 +126,9 @@ def run_both(parts, rounds, seed=0, periods=()):
 
 # what other cases have too is `full`: all rows and secure sums are in "divided tables", several epochs and Adam in
 # "pairs", and what is left out of the links, states and downloads goes the way of those that are here
-MAIN = ("fedavg", "drop-outs", "everyone", "late clients", "private", "memory of links", "clients keep a model")
-MAIN = (*MAIN, "codes of the download", "pruned", "chunks", "divided tables", "histories with the same negatives")
-MAIN = (*MAIN, "pairs", "features and flipped labels", "labels", "histories of several users")
 
 
-@pytest.mark.parametrize("case", main_cases([*CASES], *MAIN))
+@pytest.mark.parametrize("case", CASES)
 def test_rounds_of_a_program_are_those_one_by_one(case):
     """Up to rounding: a program of many rounds adds in another order."""
     looped, single = run_both(make_parts(**CASES[case]), 6)

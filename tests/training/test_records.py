@@ -22,7 +22,6 @@ from jaxfed.training.records import (
     ranking_columns,
 )
 from jaxfed.training.run_dir import SUMMARY
-from tests.laws.cover import main_cases
 from tests.small import TABLE, child_environment
 
 PRIVATE = [{"name": "mean", "count": 10}, {"name": "adaptive_clip", "count": 10}, {"name": "gaussian"}]
@@ -55,9 +54,7 @@ def read_rows(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    "kind", main_cases([*KINDS], "private", "ring", "edges", "buffered", "cold", "personal", "leaky")
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_figure_of_a_run_is_listed(kind, tmp_path):
     changes, own = KINDS[kind]
     summary = train_run(make_config({**TABLE, "rounds": 2, **changes, "run": {"out": str(tmp_path / "a")}}))

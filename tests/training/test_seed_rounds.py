@@ -17,7 +17,6 @@ from jaxfed.training.rounds import initial_arrays, make_run_keys
 from jaxfed.training.run_dir import lock_folder
 from jaxfed.training.seed_rounds import merge_plans, run_seeds
 from tests.core.test_lowering import lowered
-from tests.laws.cover import main_cases
 from tests.training.test_looped_rounds import CASES, make_parts
 
 SEEDS = (3, 0, 11)
@@ -26,7 +25,7 @@ SEEDS = (3, 0, 11)
 ALONE = ("fedavg", "drop-outs", "late clients", "private", "clients keep a control variate")
 
 
-@pytest.mark.parametrize("case", main_cases(ALONE, "private", "clients keep a control variate"))
+@pytest.mark.parametrize("case", ALONE)
 def test_each_seed_is_its_run_alone(case):
     """Up to rounding. The cohorts of seeds fill different numbers of blocks, and some of these are empty."""
     parts = make_parts(**CASES[case])
