@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.config.build import RunParts
@@ -104,7 +105,7 @@ def read_federation(out: Path, config: Config, first: State, facts: PublicFacts,
     counted = np.full(facts.num_clients, -1, np.int32)
     digest = config_digest(config, facts).hex()
     with open_checkpoints(out / "server" / "checkpoints") as checkpoints:
-        template = {"state": first._replace(client_states=()), "counted": counted}
+        template = {"state": first._replace(client_states=(), model_history=()), "counted": counted}
         found = restore_newest(checkpoints, template, log, lambda record: "" if record["digest"] == digest else "other")
     if found is None:
         raise ValueError(f"{out}/server has no checkpoint: no round was done")
@@ -115,7 +116,11 @@ def read_federation(out: Path, config: Config, first: State, facts: PublicFacts,
         folder = out / "nodes" / str(node) / "states"
         for path in folder.glob("*.npz"):
             put_client(store, int(path.stem), folder, like, int(saved["counted"][int(path.stem)]))
-    return saved["state"]._replace(client_states=jax.tree.map(jax.numpy.asarray, store)), Progress(**record["standing"])
+    state = saved["state"]._replace(client_states=jax.tree.map(jnp.asarray, store))
+    if jax.tree.leaves(first.model_history):  # the server of a federation keeps no older models
+        repeated = jax.tree.map(lambda old, now: jnp.broadcast_to(now, old.shape), first.model_history, state.shared)
+        state = state._replace(model_history=repeated)
+    return state, Progress(**record["standing"])
 
 
 def put_client(store: Tree, client: int, folder: Path, like: Tree, counted: int) -> None:

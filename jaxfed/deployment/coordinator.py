@@ -106,7 +106,7 @@ def match_nodes(
 
 def find_coming(server: FederationServer, number: int, clients: np.ndarray) -> np.ndarray:
     """Which of a node's clients are asked in the next round, and whose rows are needed then."""
-    if server.party.whole or number + 1 >= server.rounds:
+    if server.party.whole or server.party.buffered or number + 1 >= server.rounds:
         return np.zeros(0, np.int32)
     return np.intersect1d(sample_cohort(server.party.sampler, server.seed, number + 1)[0], clients).astype(np.int32)
 

@@ -17,7 +17,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from jaxfed.deployment.node_process import ask_node, keep_compiled_programs
 
-if TYPE_CHECKING:  # it imports JAX
+if TYPE_CHECKING:  # these import JAX
+    from jaxfed.deployment.arrivals import RequestQueue
     from jaxfed.deployment.opened_server import Exchange
 
 RECORD, BYTES, TYPE = "jaxfed", "bytes", "query"
@@ -70,6 +71,32 @@ def make_flower_exchange(grid: Grid, deadline: float) -> "Exchange":
     return exchange
 
 
+def make_flower_queue(grid: Grid, deadline: float) -> "RequestQueue":
+    """How single requests reach nodes through Flower. deadline: seconds in which a node answers, or is left out."""
+    from jaxfed.deployment.arrivals import RequestQueue
+
+    ends: dict[str, float] = {}  # of each request without a reply
+
+    def send(node: int, data: bytes) -> str | None:
+        [ticket] = grid.push_messages([Message(wrap_bytes(data), dst_node_id=node, message_type=TYPE, ttl=deadline)])
+        if ticket:
+            ends[ticket] = time.monotonic() + deadline
+        return ticket or None
+
+    def receive() -> list[tuple[Any, bytes | None]]:
+        found: dict[Any, bytes | None] = {}
+        for reply in grid.pull_messages([*ends]):
+            found[reply.metadata.reply_to_message_id] = unwrap_bytes(reply.content) if reply.has_content() else None
+        found |= {ticket: None for ticket, end in ends.items() if time.monotonic() > end and ticket not in found}
+        for ticket in found:
+            ends.pop(ticket, None)
+        if not found:
+            time.sleep(POLL)
+        return [*found.items()]
+
+    return RequestQueue(send, receive)
+
+
 def make_log(path: Path) -> Callable[[str], None]:
     """Lines go to a file, and to the terminal of whoever started the server."""
 
@@ -97,7 +124,8 @@ def run_server(grid: Grid, context: Context) -> None:
     try:
         config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
         exchange = make_flower_exchange(grid, float(settings.get("deadline", DEADLINE)))
-        network = Network(exchange, lambda: [*grid.get_node_ids()])
+        queue = make_flower_queue(grid, float(settings.get("deadline", DEADLINE)))
+        network = Network(exchange, lambda: [*grid.get_node_ids()], queue=queue)
         keys: Any = str(settings.get("keys", "own"))
         serve_rounds(folder, config, facts, network, int(settings.get("nodes", 1)), say, keys=keys)
     except ValueError as error:

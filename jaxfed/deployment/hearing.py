@@ -138,6 +138,7 @@ def stack_messages(
     at[: len(slots)] = slots
     ids = np.full(many, party.plan.num_clients, np.int32)
     ids[: len(slots)] = request.ids[slots]
+    ages = np.array([heard.ages.get(client, 0) for client in ids.tolist()], np.int32)
     rows = np.full((many, width), party.size, np.int32)
     parts = []
     for lane, client in enumerate(ids[: len(slots)].tolist()):
@@ -150,7 +151,7 @@ def stack_messages(
     if touched is not None:
         positions = np.searchsorted(touched, rows).astype(np.int32)
         positions[rows >= party.size] = len(touched)
-    return jax.tree.map(lambda *x: np.stack(x), *parts), (at, ids, rows, positions)
+    return jax.tree.map(lambda *x: np.stack(x), *parts), (at, ids, ages, rows, positions)
 
 
 def pad_message(message: Tree, width: int) -> Tree:

@@ -17,6 +17,7 @@ from jaxfed.core.state import State, initial_state
 from jaxfed.core.tables import take_rows
 from jaxfed.core.tree import zeros_like
 from jaxfed.core.types import Block, ClientState, Messages, Tree
+from jaxfed.deployment.late_messages import PUBLIC_LINKS, discount_update
 from jaxfed.deployment.node_data import PublicFacts, make_empty_population, wrap_population
 from jaxfed.deployment.node_states import draw_secret_key
 from jaxfed.deployment.party import DeployedPieces, make_deployed_pieces
@@ -24,7 +25,6 @@ from jaxfed.training.rounds import make_run_keys
 
 Exchange = Callable[[dict[int, bytes]], dict[int, bytes]]  # {node: request} -> {node: reply} of those who answered
 
-PUBLIC_LINKS = ("rotate", "low_rank")  # both ends draw from one key
 EMPTY_ROWS = np.zeros(0, np.int32)
 
 
@@ -61,6 +61,7 @@ class HeardMessages(NamedTuple):
 
     messages: dict[int, tuple[Tree, np.ndarray]]  # client -> its message, its rows
     answered: set[int]  # clients of which something came, sound or not
+    ages: dict[int, int] = {}  # client -> rounds since it was sent its model; who is not there was sent the present one
 
 
 def open_server(
@@ -118,21 +119,22 @@ def open_block(
 ) -> Messages:
     """The server's side of a block of messages: opened, and laid flat as the simulator does.
 
-    places: (slots [m], ids [m], rows [m, K], positions of these in the total [m, K]). total_rows: of the total.
+    places: (slots [m], ids [m], ages [m], rows [m, K], positions of these in the total [m, K]). total_rows: of the
+    total.
     """
-    slots, ids, rows, positions = places
+    slots, ids, ages, rows, positions = places
     nobody = jnp.full(party.sampler.slots, party.plan.num_clients, jnp.int32)
     public = PublicRound(public_key, nobody, party.size)
 
-    def one(message, id, rows):
-        sender = client_view(ClientInput(id, ClientState((), ()), rows, jnp.float32(0), ()), public)._replace(
-            link_state=None
-        )
+    def one(message, id, age, rows):
+        own = ClientInput(id, ClientState((), ()), rows, jnp.float32(0), (), age)
+        sender = client_view(own, public)._replace(link_state=None)
         if party.channel.decode_message:  # all of a cohort start from the present model
             sender = sender._replace(drift=zeros_like(take_rows(shared, rows).params))
-        return open_message(party.channel, message, take_rows(links, rows), sender)
+        opened, is_finite = open_message(party.channel, message, take_rows(links, rows), sender)
+        return discount_update(party.channel, opened, sender), is_finite
 
-    opened, is_finite = jax.vmap(one)(messages, ids, rows)
+    opened, is_finite = jax.vmap(one)(messages, ids, ages, rows)
     counts = is_finite & (slots < party.sampler.slots)
     block = Block(slots, positions, jnp.zeros(len(slots)), ())
     ends = total_rows, party.size, party.plan.num_clients

@@ -27,9 +27,11 @@ from jaxfed.core.types import Broadcast, Kept, Sampler, Tree
 from jaxfed.core.wire import Wire, is_form, make_wire, open_shapes
 from jaxfed.data.batching import Batching
 from jaxfed.data.clients import Clients
+from jaxfed.deployment.late_messages import find_buffered_plan
 from jaxfed.deployment.node_data import PublicFacts, facts_digest
 from jaxfed.deployment.noise_shares import leave_noise_to_nodes
 from jaxfed.deployment.roster import find_threshold
+from jaxfed.sampling.buffered_rounds import BufferedPlan
 from jaxfed.secagg.terms import SessionTerms, terms_digest
 
 ONE_ROW = jnp.zeros(1, jnp.int32)
@@ -51,6 +53,7 @@ class DeployedPieces(NamedTuple):
         roster: The public keys of the nodes, where their messages are added by a secure sum; (): they are not.
         digest: 32 bytes that are the same where the configuration is.
         noise_shares: Whether the nodes add the noise of their sum, and the server adds none.
+        buffered: What buffered rounds are played by; None: the cohort of a round is asked at once.
     """
 
     clients: Clients
@@ -71,6 +74,7 @@ class DeployedPieces(NamedTuple):
     digest: bytes
     roster: tuple[bytes, ...] = ()
     noise_shares: bool = False
+    buffered: BufferedPlan | None = None
 
     @property
     def sees(self) -> str:
@@ -131,6 +135,7 @@ def make_deployed_pieces(config: Config, facts: PublicFacts, clients: Clients) -
         digest=config_digest(config, facts),
         roster=read_roster(facts, wire, message),
         noise_shares=facts.noise_shares,
+        buffered=find_buffered_plan(config, facts, channel, state),
     )
 
 
@@ -209,8 +214,8 @@ def check_sections(config: Config, facts: PublicFacts) -> None:
         "download": bool(config.download),
         'work.draw_on = "device"': config.work.draw_on == "device",
         f'parametrization "{config.parametrization.name}"': config.parametrization.name != "identity",
-        f'cohort "{config.cohort.name}"': config.cohort.name in ("deadline", "buffered"),
-        f'clock "{config.clock.name}"': config.clock.name != "none",
+        f'cohort "{config.cohort.name}"': config.cohort.name == "deadline",
+        f'clock "{config.clock.name}"': config.clock.name != "none" and config.cohort.name != "buffered",
         "work.freeze": bool(config.work.freeze),
     }
     for section, parts in (("algorithm", (config.algorithm,)), ("channel", config.channel), ("work", (config.work,))):

@@ -13,6 +13,7 @@ import numpy as np
 from jaxfed.config.settings import Config
 from jaxfed.core.processes import Processes
 from jaxfed.core.tree import tree_digest
+from jaxfed.deployment.arrivals import RequestQueue, open_arrivals, run_buffered_round
 from jaxfed.deployment.coordinator import match_nodes, run_server_round
 from jaxfed.deployment.node_data import PublicFacts
 from jaxfed.deployment.node_states import Keys, read_secret
@@ -35,11 +36,13 @@ class Network(NamedTuple):
         exchange: Sends requests, and gives back the replies that came by the deadline.
         list_nodes: Who is there now.
         wait: Waits a moment for more nodes.
+        queue: How single requests reach nodes, for rounds that are buffered.
     """
 
     exchange: Exchange
     list_nodes: Callable[[], Iterable[int]]
     wait: Callable[[], None] = lambda: time.sleep(0.5)
+    queue: RequestQueue | None = None
 
 
 def serve_rounds(
@@ -61,7 +64,7 @@ def serve_rounds(
         network: How nodes are reached.
         least_nodes: Number of nodes that must be there before the first round.
         say: Is told what happens, a line each.
-        patience: Seconds to wait for so many nodes.
+        patience: Seconds to wait for so many nodes, and for one where all have gone.
         keys: own: the noise that the server adds comes from a secret that it makes and keeps. reproducible: from the
             seed, so that every node can compute it.
 
@@ -79,10 +82,11 @@ def serve_rounds(
         rows.truncate(progress.position)
         rows.seek(progress.position)
         members = gather_nodes(server, network, least_nodes, patience)
+        run_round = choose_rounds(server, network)
         while progress.round < server.rounds:
             begin, before = time.perf_counter(), (server.bytes_out, server.bytes_in)
-            members = gather_members(server, network, members)
-            info = run_server_round(server, members, network.exchange)
+            members = gather_members(server, network, members) or gather_nodes(server, network, 1, patience)
+            info = run_round(members)
             jax.block_until_ready(server.state)
             progress.seconds += time.perf_counter() - begin
             row = count_round(server, progress, info, before)
@@ -101,6 +105,15 @@ def serve_rounds(
     }
     write_file(folder / "summary.json", to_json(summary, 1) + "\n")
     return summary
+
+
+def choose_rounds(server: FederationServer, network: Network) -> Callable[[dict[int, np.ndarray]], dict[str, Any]]:
+    """run_round(members) -> figures: a cohort that is asked at once, or whoever comes in first."""
+    if not server.party.buffered:
+        return lambda members: run_server_round(server, members, network.exchange)
+    assert network.queue
+    arrivals = open_arrivals(server, network.queue)
+    return lambda members: run_buffered_round(server, arrivals, members)
 
 
 def gather_nodes(server: FederationServer, network: Network, least: int, patience: float) -> dict[int, np.ndarray]:

@@ -13,11 +13,11 @@ import numpy as np
 from jaxfed.core.recipe import named
 from jaxfed.core.streams import Stream, host_rng
 from jaxfed.core.types import Sampler
+from jaxfed.sampling.buffered_rounds import BufferedPlan, OpenRound, fill_round, make_buffered_plan, take_arrival
 from jaxfed.sampling.clock import HOUR, Clock
-from jaxfed.sampling.cohort import USUAL, check_cohort_size, check_dropout, draw_present
+from jaxfed.sampling.cohort import check_cohort_size, check_dropout, draw_present
 
 T = TypeVar("T")
-BUFFER = 32  # reports after which the server moves, where a configuration does not say how many
 FRUITLESS = 24 * 14  # hours without anybody awake, after which nobody ever will be
 
 
@@ -156,21 +156,6 @@ def deadline_cohort(
     return make_scheduled_sampler(play, slots, "deadline", size)
 
 
-class BufferedPlan(NamedTuple):
-    """What buffered rounds are played by; see `buffered`."""
-
-    num_clients: int
-    size: int
-    concurrency: int
-    max_age: int
-    dropout: float
-
-    @property
-    def slots(self) -> int:
-        """Slots of a cohort: as many again for those who are lost."""
-        return 2 * self.size
-
-
 class Trip(NamedTuple):
     """A client under way. Trips are ordered by when they end, and those that end together by when they began."""
 
@@ -182,12 +167,10 @@ class Trip(NamedTuple):
 
 
 def play_buffered_rounds(plan: BufferedPlan, clock: Clock, seed: int) -> Iterator[ScheduledRound]:
-    """The rounds of `buffered`, one after the other."""
-    random, order, version, time = host_rng(seed, Stream.ARRIVALS), itertools.count(), 0, 0.0
-    idle = np.ones(plan.num_clients, bool)
+    """The rounds of `buffered_cohort`, one after the other."""
+    random, order, time = host_rng(seed, Stream.ARRIVALS), itertools.count(), 0.0
+    open_round = OpenRound(np.ones(plan.num_clients, bool))
     under_way: list[Trip] = []
-    arrived: list[tuple[int, int]] = []  # client, age
-    lost: list[tuple[int, int]] = []
 
     def send_clients(now):
         """Sends clients out until enough are under way or nobody is ready."""
@@ -195,32 +178,22 @@ def play_buffered_rounds(plan: BufferedPlan, clock: Clock, seed: int) -> Iterato
             if under_way and under_way[0].arrival <= now:  # who comes now is heard first
                 break
             if under_way:
-                ready = find_ready_clients(clock, seed, now, idle)
+                ready = find_ready_clients(clock, seed, now, open_round.idle)
             else:
-                now, ready = wait_until_ready(clock, seed, now, idle)
+                now, ready = wait_until_ready(clock, seed, now, open_round.idle)
             if not len(ready):  # they sleep: those who are under way go on
                 break
             client = int(random.choice(ready))
-            seconds = clock.trip(seed, np.array([client]), np.array([version]))[0]
+            seconds = clock.trip(seed, np.array([client]), np.array([open_round.version]))[0]
             drops_out = random.random() < plan.dropout
-            heapq.heappush(under_way, Trip(now + float(seconds), next(order), client, version, drops_out))
-            idle[client] = False
+            heapq.heappush(under_way, Trip(now + float(seconds), next(order), client, open_round.version, drops_out))
+            open_round.idle[client] = False
 
     while True:
         send_clients(time)
         time, _, client, sent, drops_out = heapq.heappop(under_way)
-        if drops_out or version - sent > plan.max_age:
-            idle[client] = len(lost) == plan.size
-            lost += [] if idle[client] else [(client, min(version - sent, plan.max_age))]
-            continue
-        arrived.append((client, version - sent))
-        if len(arrived) == plan.size:
-            reported = arrived + lost
-            ids, ages = np.full(plan.slots, plan.num_clients), np.zeros(plan.slots, int)
-            ids[: len(reported)], ages[: len(reported)] = np.array(reported).T
-            idle[ids[: len(reported)]] = True
-            yield ScheduledRound(ids, np.arange(plan.slots) < plan.size, ages, time)
-            arrived, lost, version = [], [], version + 1
+        if take_arrival(plan, open_round, client, sent, drops_out) and len(open_round.arrived) == plan.size:
+            yield ScheduledRound(*fill_round(plan, open_round), time)
 
 
 @named("cohort", "buffered")
@@ -247,19 +220,10 @@ def buffered_cohort(
         max_age: Number of rounds after which an update is too old and is discarded.
         dropout: Probability that a client that was asked drops out.
     """
-    size = check_cohort_size(size, num_clients, max(1, min(BUFFER, num_clients // 6)))
-    concurrency = concurrency or max(1, min(USUAL, num_clients - 2 * size))
-    if 2 * size + concurrency > num_clients:
-        raise ValueError(
-            f"cohort: 2 size + concurrency is {2 * size + concurrency:,}, there are {num_clients:,} clients: lower one"
-        )
-    check_dropout(dropout)
-    if concurrency < 0 or max_age < 0:
-        raise ValueError("cohort.concurrency and cohort.max_age must not be negative")
-    plan = BufferedPlan(num_clients, size, concurrency, max_age, dropout)
+    plan = make_buffered_plan(num_clients, size, concurrency, max_age, dropout)
     times = require_clock(clock, "buffered")
 
     def play(seed):
         return play_buffered_rounds(plan, times, seed)
 
-    return make_scheduled_sampler(play, plan.slots, "buffered", size, max_age + 1)
+    return make_scheduled_sampler(play, plan.slots, "buffered", plan.size, max_age + 1)

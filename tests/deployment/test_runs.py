@@ -137,6 +137,20 @@ def test_what_nodes_keep_is_for_their_owner_alone(keys, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 
+def test_where_all_nodes_have_gone_the_server_waits_for_one(tmp_path):
+    """They are there for the first round, and again after a while: no round is counted in which nobody can answer."""
+    config = make_config(TABLE | {"rounds": 2})
+    parts = build_from_config(config, load_data(config.data))
+    facts = lay_out_federation(tmp_path, config, parts, 2)
+    nodes = {node: open_node(tmp_path / "nodes" / str(node), config, facts, "reproducible") for node in range(2)}
+    looks = iter([[0, 1], [0, 1], [], [], []])
+    network = Network(direct_exchange(nodes), lambda: next(looks, [0, 1]), lambda: time.sleep(0.01))
+    serve_rounds(tmp_path / "server", config, facts, network, 2, print)
+    rows = [json.loads(line) for line in (tmp_path / "server" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["clients/reported"] > 0 for row in rows] == [True, True]
+    assert next(looks, None) is None  # the empty ones were seen
+
+
 def test_too_few_nodes(tmp_path):
     config = make_config(TABLE)
     parts = build_from_config(config, load_data(config.data))
@@ -258,3 +272,21 @@ def test_a_node_that_is_killed_drops_its_clients_out(tmp_path):
     parts = build_from_config(config, load_data(config.data))
     want, _ = simulate(parts, 3, table["seed"], lambda round: [1] if round else [])
     assert summary["params_sha256"] == tree_digest(jax.tree.map(np.asarray, scored_model(parts, want)))
+
+
+@pytest.mark.full
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
+def test_flower_runs_buffered_rounds(tmp_path):
+    """Who comes in first is for the machine to say: every round has as many as it waits for, and nothing is left."""
+    pytest.importorskip("flwr")
+    cohort = {"name": "buffered", "size": 4, "concurrency": 8}
+    table = MF | {"algorithm": {"name": "fedbuff"}, "cohort": cohort, "clock": {"name": "lognormal"}, "rounds": 3}
+    path, out = write_table(tmp_path / "buffered.toml", table), tmp_path / "deployed"
+    kind = {"cwd": ROOT, "env": child_environment(), "check": True, "capture_output": True, "timeout": 400}
+    subprocess.run(command("deploy", path, "--nodes", 3, "--out", out), **kind)
+    rows = [json.loads(line) for line in (out / "server" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["clients/reported"] for row in rows] == [4, 4, 4]
+    assert not [row for row in rows if row["clients/refused"] or row["clients/dropped"]]
+    assert json.loads((out / "summary.json").read_text())["rounds"] == 3
+    assert not flower_processes(out / "flower")
