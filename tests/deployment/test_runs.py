@@ -208,14 +208,13 @@ def test_programs_end_where_whoever_started_them_is_killed(tmp_path):
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_flower_runs_what_the_simulator_does(tmp_path):
-    """A SuperLink and three SuperNodes on loopback, five silos: the same params_sha256. No
-    process is left."""
+    """A SuperLink and two SuperNodes on loopback, five silos: the same params_sha256. No process is left."""
     pytest.importorskip("flwr")
     table = MF | RING | SILOS | {"rounds": 2, "data": DATA | {"clients": "silo", "silos": 5}}
     path = write_table(tmp_path / "silos.toml", table)
     out, alone = tmp_path / "deployed", tmp_path / "simulated"
     kind = {"cwd": ROOT, "env": child_environment(), "check": True, "capture_output": True, "timeout": 400}
-    subprocess.run(command("deploy", path, "--nodes", 3, "--out", out), **kind)
+    subprocess.run(command("deploy", path, "--nodes", 2, "--out", out), **kind)
     subprocess.run(command("train", path, "--out", alone), **kind)
     summaries = [json.loads((each / "summary.json").read_text()) for each in (out, alone)]
     assert summaries[0]["params_sha256"] == summaries[1]["params_sha256"]
