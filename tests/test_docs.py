@@ -73,7 +73,7 @@ def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["2", "4"]
     assert 0 < float(lines[2].split()[0]) < 1
-    assert lines[2].split()[2] == "None"  # no noise, no epsilon
+    assert lines[3] == "None"  # no noise, no epsilon
     assert (tmp_path / "runs" / "mine" / "config.toml").is_file()
 
 

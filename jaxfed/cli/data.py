@@ -92,6 +92,7 @@ def data_words(name: str, overrides: list[str]) -> tuple[dict[str, Any], list[st
     from jaxfed.config.overrides import expand_option
     from jaxfed.config.plugins import import_entry_points
     from jaxfed.config.registry import REGISTRY
+    from jaxfed.config.schema import suggest
     from jaxfed.data.sources.tables import file_kind
 
     import_entry_points()  # they may have data
@@ -104,4 +105,6 @@ def data_words(name: str, overrides: list[str]) -> tuple[dict[str, Any], list[st
     if file_kind(name) or Path(name).expanduser().exists():
         return {}, [f"--data.path={name}", *own]
     names, ends = ", ".join(REGISTRY["data"]), ".csv, .tsv, .parquet or .inter (.gz may follow)"
-    raise ValueError(f'no data set "{shorten(name)}": give one of {names}, or a file that ends in {ends}')
+    near = suggest(name, REGISTRY["data"])
+    meant = near if "did you mean" in near else f": give one of {names}, or a file that ends in {ends}"
+    raise ValueError(f'no data set "{shorten(name)}"{meant}')

@@ -87,7 +87,8 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
         raise ValueError("--deadline must be above 0 seconds")
     table, name = read_config(args.config), locate_config(args.config).stem
     table["run"] = expect_table(table.get("run", {}), "run") | {"out": args.out or f"runs/{name}_deployed"}
-    config = override_config(table, overrides)
+    own = ("--out", "--resume", "--nodes", "--keys", "--deadline", "--tls")
+    config = override_config(table, overrides, own)
     out = Path(config.run.out).absolute()
     if (out / "server").exists() and not args.resume:
         raise ValueError(f"{out} already holds a federation: pass --resume to go on with it, or another --out")

@@ -80,6 +80,7 @@ def recommend_command(args: argparse.Namespace) -> None:
         title = "" if source.titles is None else f"  {source.titles[item]}"
         print(printable(f"{place:>3}  {score[item]:8.3f}  {source.items[item]:>8}{title}"))
     left = int((~np.isfinite(score)).sum())
-    log(f"{left:,} of {len(score):,} items were left out: this user had them, or they are of another catalogue")
+    others = "" if population.domains is None else ", or they are of another catalogue"
+    log(f"{left:,} of {len(score):,} items were left out: this user had them{others}")
     if len(offered) < args.k:
         log(f"-k is {args.k:,}: there are no more than {len(offered):,} other items")

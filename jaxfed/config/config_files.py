@@ -63,7 +63,8 @@ def locate_config(path: str | Path) -> Path:
 def suggest_names(word: str, words: Iterable[str]) -> str:
     """As `suggest`; where several names begin with the word, all of these."""
     begin = [each for each in words if word and each.startswith(word)]
-    return f"; there are {shorten_list(begin, 40)}" if len(begin) > 1 else suggest(word, words)
+    found = f"; there are {shorten_list(begin, 40)}" if len(begin) > 1 else suggest(word, words)
+    return found if begin or "did you mean" in found else "; begin with synthetic_1k or ml100k_fedavg"
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
 from itertools import pairwise
 from typing import Annotated, Any, get_type_hints
@@ -32,6 +33,10 @@ Args:
     seed: Random seed of the run.
     rounds: Number of training rounds.
 """
+
+
+KINDS_OF_NUMBERS = {"invalid literal for int": "whole number", "could not convert string to float": "number"}
+NO_NUMBER = rf"Error parsing --(\S+): ({'|'.join(KINDS_OF_NUMBERS)}).*'(.*)'$"  # what the parser says of other words
 
 
 def infer_loader(table: dict[str, Any], args: list[str]) -> list[str]:
@@ -89,6 +94,8 @@ def apply_names(table: dict[str, Any], args: list[str]) -> list[str]:
             raise ValueError(f"{place[1]}: the configuration has {len(parent)} links: the next is number {len(parent)}")
         if isinstance(parent, list) and int(last) == len(parent):
             parent.append({})  # one more
+        if place[1] in none:
+            raise ValueError(f"{place[1]} is a list, and what is in it has numbers: pass --{place[1]}.0.name {value}")
         if not isinstance(parent, list):
             expect_table(parent, place[1])
         old = expect_table(parent[int(last)] if isinstance(parent, list) else parent.get(last, {}), place[1])
@@ -167,8 +174,13 @@ def tuple_type(kinds: tuple[type, ...]) -> Any:
     return Annotated[tuple[()], tyro.conf.Suppress]
 
 
-def override_config(table: dict[str, Any], args: list[str]) -> Config:
-    """A configuration from a TOML table and command-line overrides. Raises ValueError with one line."""
+def override_config(
+    table: dict[str, Any], args: list[str], own: Sequence[str] = ("--out", "--resume", "--central", "--profile")
+) -> Config:
+    """A configuration from a TOML table and command-line overrides. Raises ValueError with one line.
+
+    own: the command's own options, for who misspells them.
+    """
     table, args = take_omissions(*take_imports(table, args))
     import_plugins(table)
     config = make_config(table if not args else (args := apply_names(table, args), table)[1])
@@ -188,7 +200,7 @@ def override_config(table: dict[str, Any], args: list[str]) -> Config:
     lists = [key for key, value in iterate_leaves(config_to_table(config)) if isinstance(value, list)]
     args = split_lists(args, [f"--{key.replace('_', '-')}" for key in lists])
     known = [f"--{key.replace('_', '-')}" for key, _ in iterate_leaves(config_to_table(config))]
-    known += ["--out", "--resume", "--central", "--profile"]  # the command's own, for who misspells them
+    known += own
     rates = ("learning-rate", "weight-decay", "per-example")
     groups = [f"--work.optimizer.{who}.{key}" for who in ("item", "user") for key in rates]
     positive = {re.sub(r"\.no-([^.]*)$", r".\1", word.split("=")[0].replace("_", "-")): word for word in args}
@@ -202,6 +214,7 @@ def override_config(table: dict[str, Any], args: list[str]) -> Config:
     except SystemExit:
         title, message, *_ = *re.split(r"\s*[-─]{20,}\s*", output.getvalue()), ""  # a box: sections between rules
         plain = " ".join((message or title).split()).split(" Got errors:")[0]  # which names the parser's own types
+        plain = re.sub(NO_NUMBER, lambda m: f'{m[1]} is "{m[3]}": it must be a {KINDS_OF_NUMBERS[m[2]]}', plain)
         raise ValueError(re.sub(r"no type matching \S+ could be instantiated from", "not a value:", plain)) from None
     return make_config(config_to_table(changed))
 

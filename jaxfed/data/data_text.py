@@ -5,14 +5,10 @@ from typing import Any
 import numpy as np
 
 from jaxfed.data.population import Population
-from jaxfed.data.sources.roles import OPTIONAL
+from jaxfed.data.sources.roles import EPOCHS, OPTIONAL, UNITS
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 TOP = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5)
-
-
-UNITS = (1, 1_000, 1_000_000, 1_000_000_000)  # of a second, in which times are counted
-EPOCHS = 100_000_000, 4_200_000_000  # seconds since 1970 that are taken for dates: of 1973 to 2103
 
 
 def describe_ratings(ratings: np.ndarray) -> str:

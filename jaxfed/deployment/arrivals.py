@@ -164,7 +164,8 @@ def end_round(server: FederationServer, arrivals: Arrivals, filled: FilledRound)
     server.wanted = {number: {client: rows_of(messages, client) for client in came}}
     request = RoundRequest(number, filled.ids, {0: np.array(came, np.int32)}, b"", {})
     state, info = sum_and_move(server, request, HeardMessages(messages, arrivals.answered, ages))
-    server.state, server.wanted = jax.block_until_ready(state), under_way
+    server.state = jax.block_until_ready(state)
+    server.wanted = {round: rows for round, rows in under_way.items() if rows}
     for client in filled.ids[np.asarray(info["clients/present"])].tolist():
         server.counted[client] = arrivals.heard[client][0].round
     age = float(filled.ages[filled.present].mean()) if filled.present.any() else float("nan")

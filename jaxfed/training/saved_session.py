@@ -103,7 +103,8 @@ def check_save_folder(folder: Path, saved_to: Path | None) -> None:
     """Raises ValueError where a folder holds something that this run did not save there."""
     strangers = [entry.name for entry in folder.iterdir() if entry.name != ".lock"]
     if strangers and saved_to != folder.absolute():
-        raise ValueError(f"{folder} is not empty ({strangers[0]}): save to another folder")
+        what = "already holds a run" if "metrics.jsonl" in strangers else f"is not empty ({strangers[0]})"
+        raise ValueError(f"{folder} {what}: save to another folder")
 
 
 def write_run_config(make_table: Callable[[Path], dict[str, Any]], folder: Path) -> Any:

@@ -502,7 +502,7 @@ def test_data_of_files_of_every_ending(tmp_path, monkeypatch, capsys):
     }
     assert len(told) == 1
     assert told.pop().startswith("30 users x ")
-    assert "no time (the order of its rows is taken for time)" in described(tmp_path / "LOG.CSV", "--time", "none")
+    assert "no time (rows keep the order of the file)" in described(tmp_path / "LOG.CSV", "--time", "none")
 
 
 ESCAPE = "\x1b]0;pwned\x07\x1b[2J\x9b31m\u202e"

@@ -149,7 +149,9 @@ def test_a_name_after_the_last_link_is_one_more():
     ("args", "words"),
     [
         (["--model.dmi", "3"], 'unknown option --model.dmi; did you mean "--model.dim"?'),
-        (["--model.dim", "x"], "Error parsing --model.dim: invalid literal"),
+        (["--model.dim", "eight"], 'model.dim is "eight": it must be a whole number'),
+        (["--work.optimizer.learning-rate", "fast"], 'work.optimizer.learning-rate is "fast": it must be a number'),
+        (["--channel.name", "ring"], "what is in it has numbers: pass --channel.0.name ring"),
         (["--model.name", "mff"], 'no model "mff"; did you mean "mf"?'),
         (["--parametrization.sparsity", "0.5"], "it is a key of parametrization pruned: pass --parametrization.name"),
         (["--model.lora-rank", "4"], "it is a key of model text_lora, decoder_lora: pass --model.name, too"),

@@ -58,8 +58,8 @@ def test_without_time_the_order_is_time_and_without_rating_a_row_counts_one(tmp_
     assert data.interactions.time.tolist() == [0, 1, 2]
     assert data.interactions.rating.tolist() == [1, 1, 1]
     assert data.notes == (
-        "columns: user is user_id, item is item_id, no rating (every row counts 1), no time (the order of its rows is "
-        "taken for time)",
+        "columns: user is user_id, item is item_id, no rating (every row counts 1), no time (rows keep the order of "
+        "the file)",
     )
 
 
@@ -250,7 +250,7 @@ def test_a_rating_or_time_that_is_none(tmp_path):
     data = read_interactions(path, "csv", rating="none", time="none")
     assert data.interactions.rating.tolist() == [1] * len(rows)
     assert data.interactions.time.tolist() == list(range(len(rows)))
-    assert "no rating (every row counts 1), no time (the order of its rows is taken for time)" in data.notes[0]
+    assert "no rating (every row counts 1), no time (rows keep the order of the file)" in data.notes[0]
 
 
 def test_a_rating_beyond_32_bits_is_refused(tmp_path):
@@ -498,3 +498,15 @@ def test_tables_in_memory_that_cannot_be():
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             from_arrow(table, **more)
+
+
+@pytest.mark.parametrize(("unit", "is_said"), [(1, True), (1000, True), (10_000, False)])
+def test_a_column_of_times_with_another_name_is_pointed_out(unit, is_said, tmp_path):
+    """Without a column of times there is another protocol: nobody should come to it without a word."""
+    path = write(
+        tmp_path / "a.csv", [("u", f"i{n}", 1_600_000_000 * unit + n) for n in range(4)], ("user", "item", "when")
+    )
+    notes = read_interactions(path, "csv").notes
+    assert ("the column 'when' is not read, and looks like times: pass --data.time when" in notes) == is_said
+    assert len(read_interactions(path, "csv", time="none").notes) == 1  # the user has said so
+    assert len(read_interactions(path, "csv", time="when").notes) == 1

@@ -141,7 +141,7 @@ def test_times_are_dates_where_they_can_be():
         times = np.array([1_500_034_049, 1_600_000_000]) * unit
         assert describe_times(times) == "times 2017-07-14 12:07:29 to 2020-09-13 12:26:40 (UTC)"
     assert describe_times(np.array([0, 874])) == "times 0 to 874"
-    none = ("columns: user is u, item is i, no time (the order of its rows is taken for time)",)
+    none = ("columns: user is u, item is i, no time (rows keep the order of the file)",)
     assert describe_times(np.array([0, 874]), none) == "no times, rows in their order"
     assert describe_ratings(np.ones(3)) == "no ratings (every row counts 1)"
     assert describe_ratings(np.array([1.0, 4.0])) == "ratings 1 to 4, mean 2.500"

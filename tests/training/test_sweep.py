@@ -113,8 +113,8 @@ def test_runs_together_are_those_alone(config, tmp_path, compiled):
     ("words", "text"),
     [
         ("--grid work.optimizer.learning-rte=1,2", "unknown option --work.optimizer.learning-rte; did you mean"),
-        ("--grid model.dim=8,x", "--model.dim: invalid literal"),
-        ("--grid model.dim=0.5", "--model.dim: invalid literal"),
+        ("--grid model.dim=8,x", 'model.dim is "x": it must be a whole number'),
+        ("--grid model.dim=0.5", 'model.dim is "0.5": it must be a whole number'),
         ("--grid server.name=sgd,adma", 'no server "adma"; did you mean'),
         ("--grid server.learning-rate=nan", "it must be a finite number"),
         ("--grid model.dim=", "a value is missing"),

@@ -19,7 +19,15 @@ from jaxfed.data.sources.columns import is_text_type, read_floats, read_ids, rea
 from jaxfed.data.sources.file_options import ColumnChoice, FileOptions
 from jaxfed.data.sources.negatives_file import read_negatives_file, read_negatives_table
 from jaxfed.data.sources.parts import check_part_options, check_same_ratings, read_part_column, roles_of_part
-from jaxfed.data.sources.roles import NONE, OPTIONAL, describe_columns, find_column, find_columns, option_name
+from jaxfed.data.sources.roles import (
+    NONE,
+    OPTIONAL,
+    describe_columns,
+    find_column,
+    find_columns,
+    find_unread_times,
+    option_name,
+)
 from jaxfed.data.sources.tables import Source, companions, read_source, table_source
 from jaxfed.data.sources.text import FileFormat
 from jaxfed.data.splits import PART, TEST, TRAIN, VALID
@@ -234,6 +242,11 @@ def read_interaction_rows(source: Source, columns: ColumnChoice, held_out: bool)
         times = read_times(source, found["time"], day, time_hint(source, found["time"], day), form)
     check_kept_column(source, keep)
     notes = [describe_columns(found | ({"time of day": day} if day else {}))]
+    if not found["time"] and roles[3] != NONE and (times_column := find_unread_times(source, {*found.values(), keep})):
+        notes.append(
+            f"the column {excerpt(times_column)} is not read, and looks like times: pass "
+            f"{option_name(source, 'time', times_column)}"
+        )
     if keep == "user" != found["user"] and keep in source.columns:
         notes.append(f"clients are users, as {found['user']} has them; the column called user is not read")
     kept = {keep: read_ids(source, keep).words} if keep in source.columns and keep != "user" else {}

@@ -26,7 +26,10 @@ NAMES = {
     "time": ("timestamp", "time", "datetime", "date", "ts", "unixreviewtime"),
     "title": ("title", "movietitle", "booktitle", "name", "itemname"),
 }
-OPTIONAL = {"rating": "every row counts 1", "time": "the order of its rows is taken for time"}  # where there is none
+UNITS = (1, 1_000, 1_000_000, 1_000_000_000)  # of a second, in which times are counted
+EPOCHS = 100_000_000, 4_200_000_000  # seconds since 1970 that are taken for dates: of 1973 to 2103
+LOOK = 1000  # rows by which a column is known
+OPTIONAL = {"rating": "every row counts 1", "time": "rows keep the order of the file"}  # where there is none
 NONE = "none"  # the word for it
 
 
@@ -92,3 +95,18 @@ def describe_columns(found: dict[str, str]) -> str:
     names = {role: f"{role} is {shorten(column, 40)}" for role, column in found.items() if column}
     rest = [f"no {role} ({why})" for role, why in OPTIONAL.items() if not found[role]]
     return f"columns: {', '.join([*names.values(), *rest])}"
+
+
+def find_unread_times(source: Source, read: set[str]) -> str:
+    """The first column that is not read and whose first values are all seconds, or parts of them, since 1970; "": there
+    is none."""
+    for column in source.columns:
+        values = [str(each) for each in source.table[column][:LOOK].to_pylist()] if column not in read else []
+        numbers = [int(each) for each in values if re.fullmatch(r"\d{9,19}", each)]
+        if (
+            values
+            and len(numbers) == len(values)
+            and any(EPOCHS[0] * unit <= min(numbers) and max(numbers) <= EPOCHS[1] * unit for unit in UNITS)
+        ):
+            return column
+    return ""
