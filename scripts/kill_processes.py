@@ -90,32 +90,45 @@ def count_rounds(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def wait_for_rounds(folder: Path, process: subprocess.Popen, rounds: int) -> None:
+    """Waits until so many rounds are written. Raises RuntimeError where the federation ends before or stands still."""
+    known, end = -1, time.monotonic() + LONGEST
+    while (now := count_rounds(folder)) < rounds:
+        if now > known:
+            known, end = now, time.monotonic() + LONGEST
+        if process.poll() is not None or time.monotonic() > end:
+            told = (folder / "deploy.log").read_text()[-2000:]
+            raise RuntimeError(f"round {now} of {rounds}: the federation ended or stood still: {told}")
+        time.sleep(0.02)
+
+
 def run_until_done(folder: Path, args: argparse.Namespace, kills: int) -> Disturbed:
     """A run that is killed so often, at moments between two of its rounds or within one."""
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(CONFIG)
     draw, done = random.Random(args.seed), Counter[str]()
     process = start_federation(folder, args)
-    # kills come after rounds that are spread over the run, and a moment later
-    after = sorted(draw.sample(range(1, args.rounds), kills))
-    for rounds in after:
-        end = time.monotonic() + LONGEST * 2
-        while count_rounds(folder) < rounds and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.02)
-        time.sleep(draw.uniform(0.0, 0.6))
-        kind = draw.choice(["federation", "server", "node"])
-        victim = find_victim(psutil.Process(process.pid), kind, draw) if process.poll() is None else None
-        if victim is None:
-            kind = "federation"
-        else:
-            with contextlib.suppress(psutil.NoSuchProcess):
+    try:
+        # kills come after rounds that are spread over the run, and a moment later
+        for rounds in sorted(draw.sample(range(1, args.rounds), kills)):
+            wait_for_rounds(folder, process, rounds)
+            time.sleep(draw.uniform(0.0, 0.6))
+            kind = draw.choice(["federation", "server", "node"])
+            victim = find_victim(psutil.Process(process.pid), kind, draw)
+            if victim is None:  # it has not begun yet: the whole federation is there
+                kind, victim = "federation", psutil.Process(process.pid)
+            if kind != "federation":
                 victim.send_signal(signal.SIGKILL)
-        done[kind] += 1
-        print(f"after round {rounds}: killed {kind}, {count_rounds(folder)} rounds written", flush=True)
-        if kind != "node":
-            end_federation(process)
-            process = start_federation(folder, args)
-    if process.wait(timeout=LONGEST * 10):
+            done[kind] += 1
+            print(f"after round {rounds}: killed {kind}, {count_rounds(folder)} rounds written", flush=True)
+            if kind != "node":
+                end_federation(process)
+                process = start_federation(folder, args)
+        wait_for_rounds(folder, process, args.rounds)
+        process.wait(timeout=LONGEST)
+    finally:
+        end_federation(process)
+    if process.returncode:
         raise RuntimeError(f"the federation failed: {(folder / 'deploy.log').read_text()[-2000:]}")
     rows = [json.loads(line) for line in (folder / "run" / "server" / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "run" / "server" / "summary.json").read_text())

@@ -144,7 +144,9 @@ def partition(data: Dataset, by: str = "user", split: SplitName = "leave-one-out
             "from_arrays, read or load"
         )
     if split not in PROTOCOLS:
-        raise ValueError(f"partition: no split {split!r}: choose one of {', '.join(PROTOCOLS)}")
+        names = {protocol: name for name, protocol in PROTOCOLS.items()}
+        meant = f"that is {names[split]!r} here" if split in names else f"choose one of {', '.join(PROTOCOLS)}"
+        raise ValueError(f"partition: no split {split!r}: {meant}")
     asked = {"clients": by, "protocol": PROTOCOLS[split], **options}
     recipe = find_recipe(data)
     clients = make_clients(data, **asked)

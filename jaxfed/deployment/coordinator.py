@@ -2,7 +2,7 @@
 tests."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -72,6 +72,11 @@ def count_exchange(server: FederationServer, requests: dict[int, bytes], exchang
     return replies
 
 
+def make_hello(party: DeployedPieces) -> bytes:
+    """What a node is asked first: who it is, and whether it has the same configuration."""
+    return pack_envelopes([Envelope(EnvelopeKind.HELLO, 0, NODE, party.digest)])
+
+
 def match_nodes(
     party: DeployedPieces,
     nodes: list[int],
@@ -81,7 +86,7 @@ def match_nodes(
 ) -> dict[int, np.ndarray]:
     """The clients of each node that has the same configuration, those that are `known` among them. A client that two
     nodes claim belongs to the first."""
-    hello = pack_envelopes([Envelope(EnvelopeKind.HELLO, 0, NODE, party.digest)])
+    hello = make_hello(party)
     members = dict(known)
     taken = np.zeros(party.plan.num_clients, bool)
     for clients in known.values():
@@ -94,6 +99,7 @@ def match_nodes(
             refuse_envelope(len(found) != 1 or found[0].kind != EnvelopeKind.HELLO, "this is no answer to a hello")
             refuse_envelope(found[0].digest != party.digest, "another configuration")
             clients = read_distinct(found[0].payload, party.plan.num_clients)
+            refuse_envelope(not len(clients), "a node without clients")
             if taken[clients].any():
                 raise ValueError(f"it claims client {clients[taken[clients]][0]}, whom another node holds")
         except ValueError as error:
@@ -140,24 +146,43 @@ def ask_missing_rows(
     return {node: np.array([c for c in ids if c in known], np.int32) for node, ids in asked.items()}
 
 
-def make_requests(
-    server: FederationServer, number: int, ids: np.ndarray, asked: dict[int, np.ndarray], members: dict[int, np.ndarray]
-) -> tuple[dict[int, bytes], RoundRequest]:
-    """What each node is sent: the plan, the model's parts for all, and the rows of each of its clients."""
+class PackedModel(NamedTuple):
+    """A model as it is sent."""
+
+    tables: list[Any]
+    whole: bytes  # all of it: what its digest is of
+    common: bytes  # what all clients are sent alike
+
+
+def pack_model(server: FederationServer) -> PackedModel:
+    """The model of now."""
     party = server.party
     sent = jax.device_get((server.state.shared, broadcast_state(party.channel, server.state.channel)))
     tables, others = divide_tables(sent)
-    digest, whole = digest_model(party, sent[0], sent[1], number)
-    common = Envelope(
-        EnvelopeKind.COMMON, number, NODE, digest, 0, whole if party.whole else pack_message(others, EMPTY_ROWS)
-    )
+    whole = pack_all_rows([*tables, *others], party.size)
+    return PackedModel(tables, whole, whole if party.whole else pack_message(others, EMPTY_ROWS))
+
+
+def make_requests(
+    server: FederationServer,
+    number: int,
+    ids: np.ndarray,
+    asked: dict[int, np.ndarray],
+    members: dict[int, np.ndarray],
+    model: PackedModel | None = None,
+) -> tuple[dict[int, bytes], RoundRequest]:
+    """What each node is sent: the plan, the model's parts for all, and the rows of each of its clients. model: what of
+    it is packed already; None: it is packed."""
+    party, model = server.party, model or pack_model(server)
+    digest = digest_model_bytes(number, model.whole)
+    common = Envelope(EnvelopeKind.COMMON, number, NODE, digest, 0, model.common)
     requests, downloaded = {}, {}
     for node, clients in asked.items():
         pieces = [make_plan(server, number, clients, number + 1, find_coming(server, number, members[node])), common]
         for client in clients.tolist():
             if not party.whole:
                 rows = server.wanted[number][client]
-                payload = pack_message(jax.tree.map(lambda x, rows=rows: x[rows], tables), rows)
+                payload = pack_message(jax.tree.map(lambda x, rows=rows: x[rows], model.tables), rows)
                 pieces.append(Envelope(EnvelopeKind.ROWS, number, client, digest, len(rows), payload))
             downloaded[client] = len(common.payload) + (0 if party.whole else len(pieces[-1].payload))
         requests[node] = pack_envelopes(pieces)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # these import JAX
 
 RECORD, BYTES, TYPE = "jaxfed", "bytes", "query"
 POLL = 0.2  # seconds between two looks for replies
+SLACK = 600.0  # seconds in which the server takes a reply that came by the deadline
 DEADLINE = 300.0  # seconds in which a node answers, where nobody says how many
 
 client_app = ClientApp()
@@ -78,7 +79,9 @@ def make_flower_queue(grid: Grid, deadline: float) -> "RequestQueue":
     ends: dict[str, float] = {}  # of each request without a reply
 
     def send(node: int, data: bytes) -> str | None:
-        [ticket] = grid.push_messages([Message(wrap_bytes(data), dst_node_id=node, message_type=TYPE, ttl=deadline)])
+        # Flower forgets the replies of messages that have expired, and the server looks when it has moved the model
+        message = Message(wrap_bytes(data), dst_node_id=node, message_type=TYPE, ttl=deadline + SLACK)
+        ticket = next(iter(grid.push_messages([message])), None)
         if ticket:
             ends[ticket] = time.monotonic() + deadline
         return ticket or None

@@ -69,6 +69,7 @@ def read_reply_envelope(
     refuse_envelope(each.client not in clients, "of a client that is not at this node")
     if each.kind == EnvelopeKind.WANTED:
         now = request.number + bool(request.asked)  # what clients of this round hold must not change any more
+        refuse_envelope(bool(party.buffered and request.asked), "rows that nobody asked for")
         refuse_envelope(each.round != now, f"rows of round {each.round}")
         server.wanted.setdefault(each.round, {})[each.client] = read_distinct(each.payload, party.size)
         return

@@ -26,10 +26,15 @@ def find_buffered_plan(config: Config, facts: PublicFacts, channel: Channel, sta
     broadcast = jax.eval_shape(lambda x: broadcast_state(channel, x), state)
     names = [each.claims.name for each in list_links(channel)]
     refused = {f"the link {name}": name in names for name in OF_ONE_ROUND}
+    after_means = names[min([names.index(name) for name in WEIGHTED if name in names], default=len(names)) :]
+    refused["the link staleness after a mean that weighs"] = "staleness" in after_means
+    refused["a link with noise (epsilon counts rounds whose cohorts are drawn at once)"] = bool(
+        channel.claims.mechanisms
+    )
     refused["a channel that hides messages in a sum"] = channel.claims.reveals != "message"
     refused["a channel that broadcasts something beside the model"] = bool(jax.tree.leaves(broadcast))
     if found := [name for name, holds in refused.items() if holds]:
-        raise ValueError(f"deploy: {found[0]} needs the messages of one round, and a buffer has those of several")
+        raise ValueError(f"deploy: {found[0]} does not go with cohort.buffered, whose messages are of several rounds")
     cohort: Any = config.cohort
     return make_buffered_plan(facts.num_clients, cohort.size, cohort.concurrency, cohort.max_age)
 

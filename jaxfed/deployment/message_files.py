@@ -63,6 +63,10 @@ def check_foldable(parts: RunParts) -> None:
         raise ValueError(
             f"aggregate: this run hides messages in a sum ({parts.wire.sees}), and a message in a file is bare"
         )
+    if parts.sampler.history_length:
+        raise ValueError(
+            "aggregate: clients of this run are sent models of several ages (cohort.buffered): take another"
+        )
     if [each for each in parts.account.mechanisms if each.kind != "local"]:
         raise ValueError(
             "aggregate: epsilon of this run counts the cohorts of its sampler, and its server's noise is that of their "

@@ -1,6 +1,7 @@
 """The run of a server: rounds with whoever is there, a checkpoint after each, and rows of figures."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -64,7 +65,7 @@ def serve_rounds(
         network: How nodes are reached.
         least_nodes: Number of nodes that must be there before the first round.
         say: Is told what happens, a line each.
-        patience: Seconds to wait for so many nodes, and for one where all have gone.
+        patience: Seconds to wait for so many nodes. Where all go later, the server waits until one comes.
         keys: own: the noise that the server adds comes from a secret that it makes and keeps. reproducible: from the
             seed, so that every node can compute it.
 
@@ -82,11 +83,10 @@ def serve_rounds(
         rows.truncate(progress.position)
         rows.seek(progress.position)
         members = gather_nodes(server, network, least_nodes, patience)
-        run_round = choose_rounds(server, network)
+        run_round = choose_rounds(server, network, members)
         while progress.round < server.rounds:
             begin, before = time.perf_counter(), (server.bytes_out, server.bytes_in)
-            members = gather_members(server, network, members) or gather_nodes(server, network, 1, patience)
-            info = run_round(members)
+            info = run_round()
             jax.block_until_ready(server.state)
             progress.seconds += time.perf_counter() - begin
             row = count_round(server, progress, info, before)
@@ -107,24 +107,40 @@ def serve_rounds(
     return summary
 
 
-def choose_rounds(server: FederationServer, network: Network) -> Callable[[dict[int, np.ndarray]], dict[str, Any]]:
-    """run_round(members) -> figures: a cohort that is asked at once, or whoever comes in first."""
-    if not server.party.buffered:
-        return lambda members: run_server_round(server, members, network.exchange)
-    assert network.queue
-    arrivals = open_arrivals(server, network.queue)
-    return lambda members: run_buffered_round(server, arrivals, members)
+def choose_rounds(
+    server: FederationServer, network: Network, members: dict[int, np.ndarray]
+) -> Callable[[], dict[str, Any]]:
+    """run_round() -> figures: a cohort that is asked at once, or whoever comes in first. members: nodes that are there,
+    and their clients."""
+    if server.party.buffered:
+        assert network.queue
+        arrivals = open_arrivals(server, network.queue, network.list_nodes, network.wait, members)
+        return lambda: run_buffered_round(server, arrivals)
+
+    def run_round():
+        nonlocal members
+        members = gather_members(server, network, members) or gather_nodes(server, network, 1, math.inf)
+        return run_server_round(server, members, network.exchange)
+
+    return run_round
 
 
 def gather_nodes(server: FederationServer, network: Network, least: int, patience: float) -> dict[int, np.ndarray]:
-    """Waits until as many nodes take part. Raises ValueError where too few come."""
+    """Waits until as many nodes take part. Those that do not answer are asked again, those that answer wrongly are not.
+    Raises ValueError where too few come."""
     members: dict[int, np.ndarray] = {}
-    end, refused = time.monotonic() + patience, set[int]()
+    end, answered = time.monotonic() + patience, set[int]()
+
+    def exchange(requests):
+        replies = network.exchange(requests)
+        answered.update(replies)
+        return replies
+
     while len(members) < least:
         there = {*network.list_nodes()}
-        if fresh := sorted(there - members.keys() - refused):
-            members = match_nodes(server.party, fresh, members, network.exchange, server.say)
-            refused |= {*fresh} - members.keys()
+        answered &= there
+        if fresh := sorted(there - members.keys() - answered):
+            members = match_nodes(server.party, fresh, members, exchange, server.say)
         if len(members) < least and time.monotonic() > end:
             raise ValueError(f"deploy: {len(members)} of {least} nodes took part within {patience:g} seconds")
         if len(members) < least:

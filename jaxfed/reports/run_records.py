@@ -82,7 +82,8 @@ def require_summaries(records: Sequence[RunRecord]) -> None:
     """Raises ValueError where a run has not ended."""
     for each in records:
         if not each.summary:
-            raise ValueError(f"{each.folder} is not finished: jaxfed train {each.folder}/config.toml --resume")
+            finish = f"jaxfed train {each.folder}/config.toml --resume"
+            raise ValueError(f"{each.folder} is not finished, or saved by a program without a summary: {finish}")
 
 
 def choose_metrics(records: Sequence[RunRecord], part: str, asked: Sequence[str] = ()) -> list[str]:

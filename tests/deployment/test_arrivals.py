@@ -13,7 +13,7 @@ from jaxfed.config.schema import make_config
 from jaxfed.deployment.arrivals import RequestQueue, open_arrivals, run_buffered_round
 from jaxfed.deployment.collected_run import read_federation
 from jaxfed.deployment.coordinator import match_nodes
-from jaxfed.deployment.envelope import EnvelopeKind, read_envelopes, read_plan
+from jaxfed.deployment.envelope import Envelope, EnvelopeKind, pack_envelopes, read_envelopes, read_plan
 from jaxfed.deployment.node import make_reply
 from jaxfed.deployment.node_data import find_facts
 from jaxfed.deployment.server_run import Network, serve_rounds
@@ -67,17 +67,24 @@ def ratings(tmp_path):
 
 def make_clocked_queue(nodes, clock, seed, spoil=lambda client, round, reply: reply):
     """Nodes answer by a simulated clock: rows are told at once, and a message comes when its client's trip is over.
-    spoil(client, round, reply) -> reply; None: nothing comes."""
+    spoil(client, round, reply) -> reply; None: nothing comes. A node that is not there never answers; -1 cannot be
+    reached."""
     now, tickets, under_way, asked = [0.0], itertools.count(), [], []
 
     def send(node, data):
-        head = read_envelopes(data)[0]
-        plan, ticket = read_plan(head.payload), next(tickets)
+        head, ticket = read_envelopes(data)[0], next(tickets)
+        if node not in nodes:
+            return None if node == -1 else ticket
         reply, seconds = make_reply(nodes[node], data), 0.0
+        if head.kind == EnvelopeKind.HELLO:
+            heapq.heappush(under_way, (now[0], ticket, reply))
+            return ticket
+        plan = read_plan(head.payload)
         if len(plan.asked):
             [client] = plan.asked.tolist()
             seconds = float(clock.trip(seed, np.array([client]), np.array([head.round]))[0])
-            reply = spoil(client, head.round, reply)
+            if (spoilt := spoil(client, head.round, reply)) != reply:
+                reply, seconds = spoilt, 0.0  # at once
             asked.append((client, head.round))
         heapq.heappush(under_way, (now[0] + seconds, ticket, reply))
         return ticket
@@ -94,15 +101,16 @@ def open_buffered(folder, table, say, **more):
     clock = lognormal_times(parts.data.num_clients, parts.data.population.num_train)
     line, asked = make_clocked_queue(nodes, clock, table["seed"], **more)
     members = match_nodes(server.party, [*nodes], {}, direct_exchange(nodes), say)
-    return server, nodes, parts, open_arrivals(server, line), members, asked
+    arrivals = open_arrivals(server, line, lambda: [*nodes], lambda: None, members)
+    return server, nodes, parts, arrivals, asked
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_messages_that_come_in_as_by_the_clock_are_rounds_of_the_simulator(name, ratings, tmp_path):
     """Models of several ages, private vectors at the nodes, and what clients keep of links."""
     table, lines = MF | ratings | BUFFERED | CASES[name], []
-    server, nodes, parts, arrivals, members, _ = open_buffered(tmp_path, table, lines.append)
-    found = [run_buffered_round(server, arrivals, members) for _ in range(6)]
+    server, nodes, parts, arrivals, _ = open_buffered(tmp_path, table, lines.append)
+    found = [run_buffered_round(server, arrivals) for _ in range(6)]
     want, figures = simulate(parts, 6, table["seed"])
     assert not lines
     played = [parts.sampler.draw(table["seed"], round)[0] for round in range(6)]
@@ -116,25 +124,25 @@ def test_messages_that_come_in_as_by_the_clock_are_rounds_of_the_simulator(name,
 
 def test_those_who_are_lost_stand_where_they_stood(ratings, tmp_path):
     """Client by client: some replies never come, some are refused, and every round goes on with three others."""
-    table, lines = MF | ratings | BUFFERED, []
+    table, lines = MF | ratings | BUFFERED | {"cohort": BUFFERED["cohort"] | {"max_age": 20}}, []
     gone = {1: None, 2: b"noise"}  # by the client's remainder
 
     def spoil(client, round, reply):
         return gone.get(client % 8, reply)
 
-    server, _, parts, arrivals, members, asked = open_buffered(tmp_path, table, lines.append, spoil=spoil)
-    found = [run_buffered_round(server, arrivals, members) for _ in range(8)]
+    server, _, parts, arrivals, asked = open_buffered(tmp_path, table, lines.append, spoil=spoil)
+    found = [run_buffered_round(server, arrivals) for _ in range(8)]
     ids = np.concatenate([row["clients/ids"] for row in found])
     lost = [int(row["clients/dropped"]) for row in found]
     refused = [int(row["clients/refused"]) for row in found]
-    assert sum(lost) == (ids % 8 == 1).sum() - (ids == parts.data.num_clients).sum() * (parts.data.num_clients % 8 == 1)
-    assert sum(lost) > 0
-    assert sum(refused) > 0
+    assert sum(lost) == (ids % 8 == 1).sum() > 0  # 40, an empty slot, leaves none
+    assert sum(refused) == (ids % 8 == 2).sum() > 0
     assert [int(row["clients/reported"]) + a + b for row, a, b in zip(found, lost, refused, strict=True)] == [
         int((row["clients/ids"] < parts.data.num_clients).sum()) for row in found
     ]
     assert all(server.counted[client] == -1 for client in range(40) if client % 8 in gone)
-    assert all(any("round" in line for line in lines) for _ in lines)
+    assert lines
+    assert all("cut" in line or "jaxfed" in line for line in lines), lines
     # the last round of each client that was counted is one in which it was asked
     assert all((client, server.counted[client]) in asked for client in range(40) if server.counted[client] >= 0)
 
@@ -143,7 +151,7 @@ def test_an_old_message_weighs_what_its_age_says(ratings, tmp_path):
     """By hand: an update of a model two rounds old moves the model by a third of what it would move its own."""
     small = {"cohort": {"name": "buffered", "size": 1, "concurrency": 2, "max_age": 4}}
     table = MF | ratings | BUFFERED | small | {"channel": [{"name": "mean"}], "server": {"name": "sgd"}}
-    server, nodes, _, _, members, _ = open_buffered(tmp_path, table, print)
+    server, nodes, _, clocked, _ = open_buffered(tmp_path, table, print)
     waiting, sent = [], []
 
     def send(node, data):
@@ -167,16 +175,16 @@ def test_an_old_message_weighs_what_its_age_says(ratings, tmp_path):
             return [(ticket, reply)]
         raise AssertionError("nobody is under way")
 
-    arrivals = open_arrivals(server, RequestQueue(send, receive))
+    arrivals = open_arrivals(server, RequestQueue(send, receive), lambda: [*nodes], lambda: None, clocked.members)
     states = [jax.device_get(server.state.shared)]
     for _ in range(3):
-        info = run_buffered_round(server, arrivals, members)
+        info = run_buffered_round(server, arrivals)
         states.append(jax.device_get(server.state.shared))
     assert info["clients/age"] == 2.0
     [client] = sent[0][0]
-    fresh, _, _, again, to, _ = open_buffered(tmp_path / "fresh", table, print)
+    fresh, _, _, again, _ = open_buffered(tmp_path / "fresh", table, print)
     again.open_round.idle[:] = np.arange(40) == client
-    run_buffered_round(fresh, again, to)
+    run_buffered_round(fresh, again)
     moved = jax.tree.map(lambda a, b: a - b, jax.device_get(fresh.state.shared), states[0])
     late = jax.tree.map(lambda a, b: a - b, states[3], states[2])
     for got, whole in zip(jax.tree.leaves(late), jax.tree.leaves(moved), strict=True):
@@ -225,6 +233,7 @@ def test_a_server_goes_on_after_a_pause(ratings, tmp_path):
         ({"channel": [{"name": "weighted_mean"}, {"name": "clip", "bound": 1.0}, {"name": "ring"}]}, "sum"),
         ({"algorithm": {"name": "fedasync"}, "channel": []}, "mixing"),
         ({"cohort": {"name": "buffered", "size": 20, "concurrency": 10}}, "2 size"),
+        ({"channel": [{"name": "weighted_mean"}, {"name": "staleness"}]}, "staleness after a mean"),
     ],
 )
 def test_what_does_not_go_with_several_ages_is_one_line(changes, words, ratings, tmp_path):
@@ -237,7 +246,82 @@ def test_what_does_not_go_with_several_ages_is_one_line(changes, words, ratings,
 def test_where_nobody_is_left_a_round_ends(ratings, tmp_path):
     """Two clients are at the only node that is there."""
     table, lines = MF | ratings | BUFFERED, []
-    server, _, _, arrivals, members, asked = open_buffered(tmp_path, table, lines.append)
-    info = run_buffered_round(server, arrivals, {0: members[0][:2]})
+    server, _, _, arrivals, asked = open_buffered(tmp_path, table, lines.append)
+    arrivals.list_nodes = lambda: [0]
+    arrivals.members[0] = two = arrivals.members[0][:2]
+    info = run_buffered_round(server, arrivals)
     assert int(info["clients/reported"]) == 2 == len(asked)
-    assert sorted(info["clients/ids"][:2].tolist()) == members[0][:2].tolist() == sorted(c for c, _ in asked)
+    assert sorted(info["clients/ids"][:2].tolist()) == two.tolist() == sorted(client for client, _ in asked)
+
+
+def test_nodes_that_refuse_at_once_use_up_no_rounds(ratings, tmp_path):
+    """Three of five do; no client is asked twice in a round."""
+    table, lines = MF | ratings | BUFFERED, []
+
+    def spoil(client, round, reply):
+        return reply if client % 5 < 2 else b"noise"  # clients are dealt to the five nodes in turn
+
+    server, _, _, arrivals, asked = open_buffered(tmp_path, table, lines.append, spoil=spoil)
+    found = [run_buffered_round(server, arrivals) for _ in range(6)]
+    assert [int(row["clients/reported"]) for row in found] == [3] * 6
+    assert len(asked) == len({*asked})
+    assert all(client % 5 < 2 for client in np.flatnonzero(server.counted >= 0))
+    assert lines
+
+
+def test_where_all_are_lost_the_server_waits_and_asks_again(ratings, tmp_path):
+    answers = []
+    table = MF | ratings | BUFFERED
+
+    def spoil(client, round, reply):
+        return reply if answers else None
+
+    server, _, _, arrivals, _ = open_buffered(tmp_path, table, print, spoil=spoil)
+    arrivals.wait = lambda: answers.append(True)
+    info = run_buffered_round(server, arrivals)
+    assert answers
+    assert int(info["clients/reported"]) == 3
+
+
+def test_a_node_that_never_says_who_it_is_holds_nobody_up(ratings, tmp_path):
+    """Node 9 is mute, node -1 cannot be reached, and the clients of node 4 come in the second round."""
+    table, lines = MF | ratings | BUFFERED, []
+    server, _, _, arrivals, asked = open_buffered(tmp_path, table, lines.append)
+    late = set(arrivals.members.pop(4).tolist())
+    arrivals.list_nodes = lambda: [*[0, 1, 2, 3, 9, -1], *([4] if int(server.state.round) else [])]
+    found = [run_buffered_round(server, arrivals) for _ in range(8)]
+    assert [int(row["clients/reported"]) for row in found] == [3] * 8
+    assert not late & {client for client, round in asked if not round}
+    assert late & {client for client, _ in asked}
+    assert [*arrivals.hellos.values()] == [9]
+
+
+def test_rows_that_nobody_asked_for_are_not_kept(ratings, tmp_path):
+    """A dishonest node adds them to each message: rows of its client in the next round."""
+    table, lines = MF | ratings | BUFFERED, []
+
+    def spoil(client, round, reply):
+        rows = np.arange(5, dtype="<i4").tobytes()
+        planted = Envelope(EnvelopeKind.WANTED, round + 1, client, bytes(32), 5, rows)
+        return pack_envelopes([*read_envelopes(reply), planted])
+
+    server, _, _, arrivals, _ = open_buffered(tmp_path, table, lines.append, spoil=spoil)
+    found = [run_buffered_round(server, arrivals) for _ in range(6)]
+    assert [int(row["clients/reported"]) for row in found] == [3] * 6
+    assert sum("rows that nobody asked for" in line for line in lines) >= 18
+    kept = [(round, client) for round, rows in server.wanted.items() for client in rows]
+    under_way = [(trip.round, trip.client) for trip in arrivals.trips.values() if trip.version is not None]
+    assert sorted(kept) == sorted(under_way)
+
+
+def test_a_message_that_is_too_old_counts_as_lost(ratings, tmp_path):
+    strict = {"cohort": BUFFERED["cohort"] | {"max_age": 0}}
+    table, lines = MF | ratings | BUFFERED | strict, []
+    server, nodes, parts, arrivals, _ = open_buffered(tmp_path, table, lines.append)
+    found = [run_buffered_round(server, arrivals) for _ in range(6)]
+    assert not lines
+    assert [int(row["clients/reported"]) for row in found] == [3] * 6
+    assert sum(int(row["clients/dropped"]) for row in found) > 0
+    assert not sum(int(row["clients/refused"]) for row in found)
+    want, _ = simulate(parts, 6, table["seed"])
+    compare_with_simulator(server, nodes, parts, want, exact=False)
