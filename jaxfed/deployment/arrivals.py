@@ -116,7 +116,7 @@ def run_buffered_round(server: FederationServer, arrivals: Arrivals) -> dict[str
         arrivals.inbox = arrivals.inbox or arrivals.queue.receive()
         if arrivals.inbox:
             take_reply(server, arrivals, *arrivals.inbox.pop(0))
-    return move_model(server, arrivals, fill_round(plan, open_round))
+    return apply_round(server, arrivals, fill_round(plan, open_round))
 
 
 def ask_nodes(server: FederationServer, arrivals: Arrivals) -> None:
@@ -158,7 +158,7 @@ def send_request(server: FederationServer, arrivals: Arrivals, trip: ClientTrip,
     """Sends a request of a trip; returns whether that worked. A client that cannot be reached is lost."""
     ticket = arrivals.queue.send(trip.node, request)
     if ticket is None:
-        take_message(server, arrivals, trip, None)
+        take_client(server, arrivals, trip, None)
         return False
     server.bytes_out += len(request)
     arrivals.trips[ticket] = trip
@@ -197,10 +197,10 @@ def take_reply(server: FederationServer, arrivals: Arrivals, ticket: Any, reply:
         return
     if reply is not None:
         arrivals.answered.add(trip.client)
-    take_message(server, arrivals, trip, heard.messages.get(trip.client))
+    take_client(server, arrivals, trip, heard.messages.get(trip.client))
 
 
-def take_message(server: FederationServer, arrivals: Arrivals, trip: ClientTrip, message: Any) -> None:
+def take_client(server: FederationServer, arrivals: Arrivals, trip: ClientTrip, message: Any) -> None:
     """Takes a client's message into the round; None, or one of a model that is too old: the client is lost."""
     server.wanted.get(trip.round, {}).pop(trip.client, None)
     sent = trip.round if trip.version is None else trip.version
@@ -213,7 +213,7 @@ def take_message(server: FederationServer, arrivals: Arrivals, trip: ClientTrip,
         arrivals.answered.discard(trip.client)
 
 
-def move_model(server: FederationServer, arrivals: Arrivals, filled: FilledRound) -> dict[str, Any]:
+def apply_round(server: FederationServer, arrivals: Arrivals, filled: FilledRound) -> dict[str, Any]:
     """Moves the model by the messages of a round, and notes whose were counted."""
     number, under_way = int(server.state.round), server.wanted
     messages = {client: message for client, (_, message) in arrivals.heard.items()}
