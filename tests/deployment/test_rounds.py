@@ -222,7 +222,7 @@ def test_what_cannot_be_deployed_is_refused_in_one_line(section, name):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"cohort": {"name": "buffered"}}, 'cohort "buffered"'),
+        ({"cohort": {"name": "deadline"}}, 'cohort "deadline"'),
         ({"cohort": {"name": "uniform", "size": 4, "dropout": 0.1}}, "set cohort.dropout to 0"),
         ({"cohort": {"name": "uniform", "holders": 3.0}}, "set cohort.size"),
         ({"server": {"name": "sgd", "edges": 2}}, "server.edges"),
