@@ -1,6 +1,6 @@
 """Kills the processes of `jaxfed deploy` at random moments, and compares the run with one that nobody disturbs.
 
-python scripts/kill_processes.py [--kills 20] [--rounds 60] [--nodes 3] [--seed 0] [--json FILE]
+python scripts/kill_processes.py [--kills 20] [--rounds 24] [--nodes 3] [--seed 0] [--json FILE]
 
 A kill is `kill -9` of the whole federation (it is then resumed), of the server's process alone (the same), or of the
 process that keeps one node open (messages to the node are then answered without it). Prints how many rounds are
@@ -139,7 +139,7 @@ def run_until_done(folder: Path, args: argparse.Namespace, kills: int) -> Distur
 def main() -> None:
     """Runs both, and prints how they compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("kills", 20), ("rounds", 60), ("nodes", 3), ("seed", 0)):
+    for name, value in (("kills", 20), ("rounds", 24), ("nodes", 3), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

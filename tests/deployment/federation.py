@@ -38,6 +38,17 @@ RING = {
 SILOS = {"data": {**DATA, "clients": "silo", "silos": 5}, "cohort": {"name": "everyone"}}
 
 
+def write_ratings(path, users, items, lengths):
+    """A file of ratings and times. lengths: (least, most + 1) rows of a user."""
+    random = np.random.default_rng(0)
+    rows = [
+        f"u{user},i{item},{random.integers(1, 6)},{1_600_000_000 + random.integers(1_000_000)}"
+        for user in range(users)
+        for item in random.choice(items, random.integers(*lengths), replace=False)
+    ]
+    path.write_text("user,item,rating,time\n" + "\n".join(rows) + "\n")
+
+
 def make_parts(table):
     """(the configuration, what the simulator makes of it)."""
     config = make_config(table)

@@ -25,6 +25,7 @@ from tests.deployment.federation import (
     direct_exchange,
     open_federation,
     simulate,
+    write_ratings,
 )
 
 BUFFERED = {
@@ -51,13 +52,7 @@ CASES = {
 def ratings(tmp_path):
     """Clients of very different lengths, each of which takes one batch of all its ratings: what it computes does not
     depend on the round in which it is asked."""
-    random, path = np.random.default_rng(0), tmp_path / "log.csv"
-    rows = [
-        f"u{user},i{item},{random.integers(1, 6)}"
-        for user in range(40)
-        for item in random.choice(60, random.integers(3, 25), replace=False)
-    ]
-    path.write_text("user,item,rating\n" + "\n".join(rows) + "\n")
+    write_ratings(path := tmp_path / "log.csv", users=40, items=60, lengths=(3, 25))
     return {
         "data": {"name": "csv", "path": str(path), "label": "rating"},
         "model": {"name": "mf", "dim": 4, "loss": "squared"},
@@ -99,9 +94,9 @@ def make_clocked_queue(nodes, clock, seed, spoil=lambda client, round, reply: re
 def open_buffered(folder, table, say, **more):
     server, nodes, parts = open_federation(folder, table, say=say)
     clock = lognormal_times(parts.data.num_clients, parts.data.population.num_train)
-    line, asked = make_clocked_queue(nodes, clock, table["seed"], **more)
+    queue, asked = make_clocked_queue(nodes, clock, table["seed"], **more)
     members = match_nodes(server.party, [*nodes], {}, direct_exchange(nodes), say)
-    arrivals = open_arrivals(server, line, lambda: [*nodes], lambda: None, members)
+    arrivals = open_arrivals(server, queue, lambda: [*nodes], lambda: None, members)
     return server, nodes, parts, arrivals, asked
 
 
@@ -200,15 +195,15 @@ def test_a_server_goes_on_after_a_pause(ratings, tmp_path):
     facts = find_facts(parts.data.population, parts.shapes.kinds, parts.data.source.items)
 
     def serve(last):
-        line, came = make_clocked_queue(nodes, clock, table["seed"])[0], itertools.count()
+        queue, came = make_clocked_queue(nodes, clock, table["seed"])[0], itertools.count()
 
         def receive():
-            [(ticket, reply)] = line.receive()
+            [(ticket, reply)] = queue.receive()
             if read_envelopes(reply)[0].kind == EnvelopeKind.MESSAGE and next(came) == last:
                 raise KeyboardInterrupt
             return [(ticket, reply)]
 
-        network = Network(direct_exchange(nodes), lambda: [*nodes], lambda: None, RequestQueue(line.send, receive))
+        network = Network(direct_exchange(nodes), lambda: [*nodes], lambda: None, RequestQueue(queue.send, receive))
         return serve_rounds(tmp_path / "server", make_config(table), facts, network, 5, lines.append)
 
     with pytest.raises(KeyboardInterrupt):

@@ -17,6 +17,7 @@ from tests.deployment.federation import (
     open_federation,
     run_federation,
     simulate,
+    write_ratings,
 )
 
 COUNTED = {"name": "mean", "count": 12}
@@ -75,13 +76,7 @@ OF_A_FILE = {
 
 @pytest.mark.parametrize("name", OF_A_FILE)
 def test_ratings_and_times_are_in_the_file_of_a_node(name, tmp_path):
-    random, path = np.random.default_rng(0), tmp_path / "log.csv"
-    rows = [
-        f"u{user},i{item},{random.integers(1, 6)},{1_600_000_000 + random.integers(1_000_000)}"
-        for user in range(30)
-        for item in random.choice(40, random.integers(4, 20), replace=False)
-    ]
-    path.write_text("user,item,rating,time\n" + "\n".join(rows) + "\n")
+    write_ratings(path := tmp_path / "log.csv", users=30, items=40, lengths=(4, 20))
     data = {"name": "csv", "path": str(path)} | ({"label": "rating"} if name == "ratings" else {})
     table, lines = MF | OF_A_FILE[name] | {"data": data}, []
     server, nodes, parts = open_federation(tmp_path, table, say=lines.append)

@@ -87,7 +87,6 @@ def algorithm_arguments(name, clients):
     return {each: value for each, value in known.items() if each in asked and asked[each].default is asked[each].empty}
 
 
-# a method of each kind of arguments; what is `full` is named by the same code
 NAMES = [name for name in REGISTRY["algorithm"] if name not in ("custom", "closed_form", *OF_ADAPTERS)]
 
 

@@ -124,10 +124,6 @@ def run_both(parts, rounds, seed=0, periods=()):
     return found
 
 
-# what other cases have too is `full`: all rows and secure sums are in "divided tables", several epochs and Adam in
-# "pairs", and what is left out of the links, states and downloads goes the way of those that are here
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_rounds_of_a_program_are_those_one_by_one(case):
     """Up to rounding: a program of many rounds adds in another order."""
