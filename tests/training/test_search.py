@@ -178,7 +178,7 @@ def test_ranges():
         (f"--grid {RATE}=0:1:log --trials 2", "a logarithmic range begins above zero"),
         (f"--grid {RATE}=0.1:1:lin --trials 2", "there can be :log, not :lin"),
         (f"--grid {RATE}=1:1e999 --trials 2", "the lower end must be below the upper one"),
-        (f"--grid {RATE}=0.1:x --trials 2", "could not convert string to float"),
+        (f"--grid {RATE}=0.1:x --trials 2", 'work.optimizer.learning-rate is "0.1:x": it must be a number'),
         (f"--grid {DIM}=0.5:2.5 --trials 2", 'model.dim is "0.5": it must be a whole number'),
         (f"--grid {DIM}=0:8 --trials 2", "model.dim is 0: it must be a whole number from 1"),
         ("--grid work.optimizer.learning-rte=0.1:1 --trials 2", "did you mean"),
