@@ -37,6 +37,7 @@ from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes
 from jaxfed.data.clients import Clients, make_clients
 from jaxfed.data.device_cohorts import CohortDrawer, make_drawer
+from jaxfed.data.draw_place import choose_draw_place
 from jaxfed.data.features import Features
 from jaxfed.data.interactions import Dataset, Interactions
 from jaxfed.data.population import Labels, Population, Times
@@ -172,6 +173,7 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
     method = add_discordance(method, model)._replace(links=(), parametrization=pieces.parametrization)
     batching = fit_batching(pieces.batching, model, method)
     shapes = choose_block_shapes(pieces, batching, channel.claims.needs_all_rows or method.needs_all_rows, runtime)
+    batching = choose_draw_place(data.population, batching, shapes)
     if method.is_central:
         rounds = make_central_rounds(pieces, model, method, runtime)
     else:

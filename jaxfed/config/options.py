@@ -97,6 +97,11 @@ FILE_TYPES = {bool, int, float, str}  # of the values that a configuration file 
 PROVIDED = ("keep", "num_users")  # have a default for programs; under a configuration the program gives them
 
 
+def list_batching_keys() -> list[str]:
+    """The keys of [work] that say how clients cut their data into batches."""
+    return [name for name in BESIDE["work"] if name in Batching._fields]
+
+
 def section_arguments(section: str, name: str) -> dict[str, Any]:
     """{argument: default} of what a section may hold for this name: numbers, words and tuples of them."""
     function = REGISTRY[section][name]

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from jaxfed.config.optimizer_names import name_optimizer
-from jaxfed.config.options import BESIDE, section_arguments
+from jaxfed.config.options import BESIDE, list_batching_keys, section_arguments
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.sections import list_client_facts, reads_rounds
 from jaxfed.config.stages import Pieces, make_runtime
@@ -166,7 +166,7 @@ def describe_config(pieces: Pieces, originals: Originals, seed: int, rounds: int
     given = run_facts | optimizers | {"model": pieces.model}
     rows = make_runtime(pieces.run, clients.num_items).table_rows
     sizes = {"num_items": rows, "num_users": clients.users_per_client, "real_items": clients.num_items}
-    work: dict[str, Any] = {key: getattr(pieces.batching, key) for key in ("batch_size", "negatives", "epochs")}
+    work: dict[str, Any] = {key: getattr(pieces.batching, key) for key in list_batching_keys()}
     table: dict[str, Any] = {
         "seed": seed,
         "rounds": rounds,

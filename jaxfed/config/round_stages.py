@@ -27,8 +27,8 @@ from jaxfed.core.types import Broadcast
 from jaxfed.core.wire import Wire, join_wires, make_wire
 from jaxfed.data.batching import Batching
 from jaxfed.data.blocks import BlockShapes
-from jaxfed.data.device_data import find_draw_problem
 from jaxfed.data.device_rounds import drop_finer_kinds, expect_room, make_block_source
+from jaxfed.data.draw_place import find_draw_problem
 from jaxfed.data.population import Population
 
 

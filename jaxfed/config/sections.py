@@ -13,7 +13,7 @@ from jaxfed.algorithms.group_rates import Layers, Rates, group_rates
 from jaxfed.algorithms.own_model import keep_own_copy
 from jaxfed.config.distilled_start import with_distilled
 from jaxfed.config.optax_functions import server_schedule
-from jaxfed.config.options import BESIDE, FROM_DATA, section_arguments
+from jaxfed.config.options import BESIDE, FROM_DATA, list_batching_keys, section_arguments
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, build_section, config_to_table
 from jaxfed.config.settings import Config, Section, replace_arguments
@@ -230,7 +230,7 @@ def make_pieces(config: Config, data: Clients, saved: SavedModel | None = None) 
         method=method,
         channel=channel,
         sampler=sampler,
-        batching=Batching(**{name: getattr(config.work, name) for name in BESIDE["work"] if name in Batching._fields}),
+        batching=Batching(**{name: getattr(config.work, name) for name in list_batching_keys()}),
         parametrization=parametrization,
         download=chain_links(config.download, "download") if config.download else None,
         evaluation=config.evaluation,

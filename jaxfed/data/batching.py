@@ -33,7 +33,9 @@ class Batching(NamedTuple):
             whole catalogue. The model says so.
         shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
         draw_on: Where shuffles and negatives are drawn: host, by NumPy, or device, with other random numbers. There, a
-            client with one user has a negative again in a round only after all others were drawn.
+            client with one user has a negative again in a round only after all others were drawn. auto: on a GPU or a
+            TPU that has room for what clients train on, where it can draw these batches; else on the host. The run
+            writes down which, and stays with it.
 
     Example:
         >>> import jaxfed as jf
@@ -49,7 +51,7 @@ class Batching(NamedTuple):
     features: tuple[str, ...] = ()
     sequence: SequenceFormat | None = None
     shared_negatives: bool = False
-    draw_on: Literal["host", "device"] = "host"
+    draw_on: Literal["host", "device", "auto"] = "host"
 
     @property
     def width(self) -> int:

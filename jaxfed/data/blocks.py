@@ -60,8 +60,8 @@ def check_batching(population: Population, batching: Batching) -> None:
     for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
         if (value := getattr(batching, key)) < least:
             raise ValueError(f"work.{key} is {value}: it must be at least {least}")
-    if batching.draw_on not in ("host", "device"):
-        raise ValueError(f'work.draw_on is "{batching.draw_on}": choose host or device')
+    if batching.draw_on not in ("host", "device", "auto"):
+        raise ValueError(f'work.draw_on is "{batching.draw_on}": choose host, device or auto')
     if batching.sequence:
         check_sequences(population, batching)
         return

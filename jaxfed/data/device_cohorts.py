@@ -18,7 +18,6 @@ from jaxfed.data.blocks import BlockPlan, BlockShapes, block_shape, find_kinds, 
 from jaxfed.data.device_data import (
     BlockFormat,
     DeviceTrainData,
-    check_device_draws,
     count_free_items,
     list_train_data,
     put_train_data,
@@ -35,6 +34,7 @@ from jaxfed.data.device_organisations import (
     draw_organisation_rows,
 )
 from jaxfed.data.device_pairs import draw_pair_block
+from jaxfed.data.draw_place import check_device_draws
 from jaxfed.data.population import Population
 
 

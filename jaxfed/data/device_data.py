@@ -1,4 +1,4 @@
-"""What clients train on, as arrays of a device, and which rounds can be drawn from them there."""
+"""What clients train on, as arrays of a device."""
 
 from typing import Any, NamedTuple
 
@@ -8,14 +8,10 @@ import numpy as np
 
 from jaxfed.core.tree import count_bytes
 from jaxfed.data.batching import Batching
-from jaxfed.data.blocks import BlockShapes
 from jaxfed.data.population import ALONE, Population, ProcessShare
 from jaxfed.data.ragged import Ragged
 from jaxfed.data.room import device_memory
 from jaxfed.data.sequences import list_warm_items
-
-LARGEST = 1 << 30  # no bijection is of as many numbers
-MOST_LAPS = 1 << 20  # as often does no client come to the same negative
 
 
 class DeviceTrainData(NamedTuple):
@@ -51,7 +47,9 @@ class DeviceTrainData(NamedTuple):
 
 
 def put_train_data(arrays: DeviceTrainData) -> DeviceTrainData:
-    """Puts arrays of the host on the device."""
+    """Puts arrays of the host on the device. Raises ValueError where it has no room for them."""
+    if problem := find_room_problem(arrays):
+        raise ValueError(f'work.draw_on = "device": {problem}: set it to "host"')
     return jax.tree.map(jnp.asarray, arrays)
 
 
@@ -83,19 +81,22 @@ def keep_own_rows(population: Population, share: ProcessShare) -> Population:
 
 
 def list_train_data(population: Population, batching: Batching, share: ProcessShare = ALONE) -> DeviceTrainData:
-    """What clients of this process train on, as arrays of the host. Raises ValueError where the device has no memory
-    for it."""
+    """What clients of this process train on, as arrays of the host."""
     population = keep_own_rows(population, share)
     arrays = list_histories(population, batching) if batching.sequence else list_examples(population, batching)
     # programs cannot read from an array without entries, as of a process without clients
-    arrays = jax.tree.map(lambda x: x if len(x) else np.zeros(1, x.dtype), arrays)
+    return jax.tree.map(lambda x: x if len(x) else np.zeros(1, x.dtype), arrays)
+
+
+def find_room_problem(arrays: DeviceTrainData) -> str:
+    """Why the device has no room for what clients train on; "": it has."""
     need, free = count_bytes(arrays), device_memory()
-    if need > free // 2:
-        raise ValueError(
-            f'work.draw_on = "device": what clients train on takes {need / 1e9:.2g} GB there, and may take half of its '
-            f'{free / 1e9:.2g} GB, as rounds need memory, too: set it to "host"'
-        )
-    return arrays
+    if need <= free // 2:
+        return ""
+    return (
+        f"what clients train on takes {need / 1e9:.2g} GB there, and may take half of its {free / 1e9:.2g} GB, as "
+        "rounds need memory, too"
+    )
 
 
 def list_examples(population: Population, batching: Batching) -> DeviceTrainData:
@@ -172,33 +173,6 @@ def list_histories(population: Population, batching: Batching) -> DeviceTrainDat
         place[warm] = np.arange(len(warm))
         data = data._replace(warm=warm, warm_place=place)
     return data
-
-
-def check_device_draws(population: Population, batching: Batching, shapes: BlockShapes) -> None:
-    """Raises ValueError where rounds cannot be drawn on the device."""
-    if problem := find_draw_problem(population, batching, shapes):
-        raise ValueError(f'work.draw_on = "device": {problem}: set it to "host"')
-
-
-def find_draw_problem(population: Population, batching: Batching, shapes: BlockShapes) -> str:
-    """Why rounds cannot be drawn on the device; "": they can."""
-    reasons = {
-        "sums for a closed form": batching.ordered,
-        "batches of domains of several processes": shapes.share.size > 1 and population.domains is not None,
-    }
-    if found := [reason for reason, holds in reasons.items() if holds]:
-        return f"{found[0]} are drawn on the host alone"
-    users = np.arange(len(population.user_names))
-    n, free = population.train.counts, np.maximum(count_free_items(population, users), 1)
-    if batching.sequence:  # negatives of a step, whatever its client has
-        n, free = np.ones(1, np.int64), np.array([len(list_warm_items(population))])
-    drawn = batching.epochs * batching.negatives * n
-    of_client = batching.epochs * (batching.negatives + 1) * int(population.num_train.max())
-    most = max(population.num_items, 0 if batching.sequence else of_client, int((drawn + batching.epochs * n).max()))
-    rows = max(len(population.train.values), len(population.excluded.values))
-    if most >= LARGEST or rows >= 2 * LARGEST or (drawn // free).max() >= MOST_LAPS:
-        return "the device counts in 32 bits, too few for these data"
-    return ""
 
 
 def count_free_items(population: Population, users: np.ndarray) -> np.ndarray:

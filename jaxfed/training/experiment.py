@@ -24,6 +24,7 @@ from jaxfed.data.clients import Clients
 from jaxfed.sampling.choices import MakeClock, MakeSampler
 from jaxfed.training.best_model import read_start
 from jaxfed.training.log import Logger
+from jaxfed.training.resume import set_draw_place
 from jaxfed.training.rounds import Progress, initial_arrays, make_run_keys, scored_model
 from jaxfed.training.saved_session import RunTables, restore_session, save_session
 from jaxfed.training.session import Hooks, Session, Settings, check_select, round_seed, train_until_evaluated
@@ -116,6 +117,7 @@ class Experiment:
     def _begin(self, parts: RunParts, settings: Settings) -> None:
         """Puts the experiment before its first round."""
         settings = settings._replace(seed=coerce_setting(int, settings.seed, "seed"))
+        self._pieces = self._pieces._replace(batching=self._pieces.batching._replace(draw_on=parts.batching.draw_on))
         arrays = initial_arrays(parts, settings.seed)
         check_select(parts, arrays["best"], settings.evaluation.select)
         seed = round_seed(settings, parts.processes)
@@ -154,10 +156,10 @@ class Experiment:
             raise ValueError(f"train: rounds is {rounds}: say after how many rounds to stop")
         if self._planned and rounds > self._planned:
             raise ValueError(f"train: a piece was made for {self._planned} rounds, not {rounds}: make it anew for more")
-        every = evaluate_every or settings.evaluation.every
         if rounds > session.progress.round:
             session.progress.finished = False
-        session.settings = settings._replace(rounds=rounds, evaluation=replace(settings.evaluation, every=every))
+        evaluation = replace(settings.evaluation, every=evaluate_every or settings.evaluation.every)
+        session.settings = settings._replace(rounds=rounds, evaluation=evaluation)
 
         def tell(row):
             self.rows.append(row)
@@ -182,9 +184,8 @@ class Experiment:
         return self._trained(*self._session.best) if self.best_round else self.latest
 
     def _trained(self, shared: Tree, private: Tree) -> TrainedModel:
-        settings = self._session.settings
-        key = make_run_keys(settings.seed).evaluation
-        return TrainedModel(self._session.parts, shared, private, settings.evaluation.select, key)
+        settings, parts = self._session.settings, self._session.parts
+        return TrainedModel(parts, shared, private, settings.evaluation.select, make_run_keys(settings.seed).evaluation)
 
     def evaluate(self, part: str = "test") -> dict[str, Any]:
         """Figures of the best model on the held-out items, part "val" or "test"; see `TrainedModel.evaluate`."""
@@ -261,10 +262,9 @@ class Experiment:
         if self._config is not None:
             rounds = self._planned or settings.rounds or self._config.rounds
             changed = replace(self._config, seed=settings.seed, rounds=rounds, evaluation=settings.evaluation)
-            return config_to_table(changed)
-        pieces = self._pieces._replace(evaluation=settings.evaluation)
+            return config_to_table(set_draw_place(changed, self._pieces.batching.draw_on))
+        pieces, rounds = self._pieces._replace(evaluation=settings.evaluation), self._planned or max(settings.rounds, 1)
         assert self._originals  # a program made the pieces
-        rounds = self._planned or max(settings.rounds, 1)
         return describe_config(pieces, self._originals, settings.seed, rounds, Path(folder))
 
     def _make_tables(self) -> RunTables:

@@ -19,7 +19,15 @@ from jaxfed.data.clients import Clients
 from jaxfed.training import checkpoint
 from jaxfed.training.best_model import build_run
 from jaxfed.training.log import Logger, MetricsWriter, NullWriter, RunLoggers, log, mute, progress_bar, to_json
-from jaxfed.training.resume import describe_run, finished_summary, keep_rounds, make_checkpoint, restore_run
+from jaxfed.training.resume import (
+    describe_run,
+    finished_summary,
+    keep_rounds,
+    make_checkpoint,
+    read_draw_place,
+    restore_run,
+    set_draw_place,
+)
 from jaxfed.training.rounds import (
     Progress,
     initial_arrays,
@@ -89,6 +97,7 @@ def train_run(
     if processes.rank:
         mute()
     agree_on(processes, "configuration", lambda: None, lambda _: config_to_toml(config))
+    config = set_draw_place(config, run_on_first(processes, "draws", lambda: read_draw_place(folder)))
     if resume and not extend:
         rounds = run_on_first(processes, "rounds", lambda: str(keep_rounds(folder, config).rounds))
         config = dataclasses.replace(config, rounds=int(rounds))
@@ -121,6 +130,7 @@ def open_run_folder(
 ) -> Iterator[OpenRun]:
     """A run in its folder, where it stands. parts, arrays: see `prepare_run`; the others as in `train_run`."""
     folder, processes = Path(config.run.out), parts.processes
+    config = set_draw_place(config, parts.batching.draw_on)
     with disk_full_errors(folder), ExitStack() as held:
         run_on_first(processes, "folder", lambda: enter_folder(folder, config, resume, held))
         checkpoints = held.enter_context(checkpoint.open_checkpoints(folder / "checkpoints", config.run.keep))

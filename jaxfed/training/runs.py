@@ -17,7 +17,7 @@ from jaxfed.config.schema import config_to_table
 from jaxfed.data.clients import Clients
 from jaxfed.training.best_model import build_run
 from jaxfed.training.loop import OpenRun, finish_run, open_run_folder, prepare_run, train_run, train_with_checkpoints
-from jaxfed.training.resume import finished_summary
+from jaxfed.training.resume import finished_summary, read_draw_place, set_draw_place
 from jaxfed.training.run_dir import disk_full_errors, read_summary
 
 
@@ -170,6 +170,7 @@ def read_or_open(
 ) -> dict[str, Any] | OpenRun:
     """The summary of a run that is finished; else the run, open until `held` is closed. Raises ValueError, see
     `train_run`."""
+    config = set_draw_place(config, read_draw_place(Path(config.run.out)))
     if done := finished_summary(Path(config.run.out), config, True):
         return json.loads(done)
     return held.enter_context(open_run_folder(config, *prepare_run(config, load(config.data), assemble), True))

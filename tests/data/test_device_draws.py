@@ -25,7 +25,8 @@ from jaxfed.data.bijections import BijectionKey, divide_integers, fold_in_number
 from jaxfed.data.blocks import make_block_shapes, plan_blocks
 from jaxfed.data.clients import Clients
 from jaxfed.data.device_cohorts import bound_held_rows, make_drawer
-from jaxfed.data.device_data import check_device_draws, find_negatives, list_train_data, put_train_data
+from jaxfed.data.device_data import find_negatives, list_train_data, put_train_data
+from jaxfed.data.draw_place import check_device_draws
 from jaxfed.data.packing import lay_out_examples, list_cohort_rows, list_example_widths, pack_cohort, split_blocks
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sources.synthetic import synthetic_data
@@ -479,7 +480,7 @@ def test_a_closed_form_and_an_unknown_place_are_refused():
     shapes = make_block_shapes(POPULATION, batching, 4, 1)
     with pytest.raises(ValueError, match="sums for a closed form"):
         make_drawer(POPULATION, batching, shapes)
-    with pytest.raises(ValueError, match="choose host or device"):
+    with pytest.raises(ValueError, match="choose host, device or auto"):
         make_block_shapes(POPULATION, Batching(draw_on="gpu"), 4, 1)
 
 
@@ -487,7 +488,7 @@ def test_data_that_do_not_fit_the_device_are_refused(monkeypatch):
     """The bytes are those of the arrays that are put there."""
     need = count_bytes(put_train_data(list_train_data(POPULATION, Batching())))
     monkeypatch.setattr(device_data, "device_memory", lambda: 2 * need)
-    list_train_data(POPULATION, Batching())
+    put_train_data(list_train_data(POPULATION, Batching()))
     monkeypatch.setattr(device_data, "device_memory", lambda: 2 * need - 1)
     with pytest.raises(ValueError, match='takes .* GB there, and may take half of its .*: set it to "host"'):
-        list_train_data(POPULATION, Batching())
+        put_train_data(list_train_data(POPULATION, Batching()))

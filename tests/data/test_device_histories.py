@@ -26,8 +26,9 @@ from jaxfed.data.device_cohorts import (
     make_drawer,
     make_round_key,
 )
-from jaxfed.data.device_data import check_device_draws, list_train_data, put_train_data
+from jaxfed.data.device_data import list_train_data, put_train_data
 from jaxfed.data.device_histories import draw_history_block, draw_history_rows
+from jaxfed.data.draw_place import check_device_draws
 from jaxfed.data.packing import pack_cohort
 from jaxfed.data.preparation import prepare_population
 from jaxfed.data.sequences import DrawnSequences, list_warm_items
