@@ -15,6 +15,7 @@ from jaxfed.config.sections import call_registered, make_pieces
 from jaxfed.config.settings import Config, Section
 from jaxfed.config.stages import (
     Pieces,
+    add_popularity,
     check_method,
     choose_block_shapes,
     fit_batching,
@@ -161,8 +162,10 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
     Raises:
         ValueError: pieces do not go together or do not fit into the machine: one line that says what to do.
     """
-    data, sampler, method = pieces.clients, pieces.sampler, pieces.method
-    runtime = make_runtime(pieces.run, data.num_items)
+    sampler, method = pieces.sampler, pieces.method
+    runtime = make_runtime(pieces.run, pieces.clients.num_items)
+    pieces = pieces._replace(clients=add_popularity(pieces.clients, pieces.batching, runtime))
+    data = pieces.clients
     model = fit_model(pieces.model, data.population, runtime.table_rows)
     if model.sequence and (note := describe_cut_histories(data.population, model.sequence.length)):
         LOGGER.info("data: %s", note)
@@ -180,6 +183,10 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
         rounds = make_algorithm(pieces, model, method, channel, batching, shapes, runtime)
     evaluation = make_evaluators(pieces, model, rounds.method, runtime)
     account, epsilon = make_account(pieces, channel)
+    if account.mechanisms and data.population.popularity:
+        raise ValueError(
+            "work.negative_sampling: popularity is counted without noise, which epsilon does not cover: take uniform"
+        )
     return RunParts(
         data=data,
         model=model,

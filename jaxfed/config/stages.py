@@ -22,6 +22,7 @@ from jaxfed.core.types import Sampler
 from jaxfed.data.batching import Batching, count_step_histories, measure_clients
 from jaxfed.data.blocks import BlockShapes, make_block_shapes
 from jaxfed.data.clients import Clients
+from jaxfed.data.popular_negatives import make_popularity_index
 from jaxfed.data.population import Population, ProcessShare
 from jaxfed.models.freezing import FROZEN_PARAMETERS
 
@@ -231,6 +232,22 @@ def fit_batching(batching: Batching, model: Model, method: Method) -> Batching:
     if model.sequence and not model.sequence.compares:
         chosen = chosen._replace(negatives=0)
     return chosen._replace(ordered=False)
+
+
+def add_popularity(clients: Clients, batching: Batching, runtime: Runtime) -> Clients:
+    """The clients with the popularity of items, where negatives are drawn by it. Raises ValueError where it is not
+    known."""
+    if batching.negative_sampling != "popularity":
+        return clients
+    if runtime.share.size > 1:
+        raise ValueError(
+            "work.negative_sampling: popularity is counted over all clients, and of several processes each knows its "
+            "own: take uniform, or one process"
+        )
+    population = clients.population
+    span = population.span(np.arange(len(population.user_names)))
+    index = make_popularity_index(population.train, population.excluded, population.num_items, span, population.domains)
+    return clients._replace(population=population._replace(popularity=index))
 
 
 def choose_block_shapes(pieces: Pieces, batching: Batching, needs_all_rows: bool, runtime: Runtime) -> BlockShapes:

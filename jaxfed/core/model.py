@@ -64,6 +64,7 @@ class SequenceFormat(NamedTuple):
         compares: Whether the loss compares with negatives. False: none are drawn, whatever `work.negatives` says.
         times: Which times the model reads. none: no batch has any. known: those of the items that it reads. request:
             also that of the interaction that is to be predicted, which leaks: results are marked LEAKY.
+        uniform_negatives: Whether the loss is right for uniform negatives alone.
 
     Example:
         >>> SequenceFormat(length=51).whole_catalogue
@@ -74,6 +75,7 @@ class SequenceFormat(NamedTuple):
     whole_catalogue: bool = False
     compares: bool = True
     times: TimesRead = "none"
+    uniform_negatives: bool = False
 
 
 class Model(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxfed.core.model import SequenceFormat
 from jaxfed.core.streams import Stream, philox_key
+from jaxfed.data.popular_negatives import find_popular_items, scale_random
 from jaxfed.data.population import Population
 from jaxfed.data.ragged import Ragged, concatenate_ranges, find_gaps, make_ragged, sort_pairs
 from jaxfed.data.sorting import sort_by_group
@@ -32,6 +33,9 @@ class Batching(NamedTuple):
         sequence: A step reads histories in place of examples, with so many `negatives` for all of it, drawn from the
             whole catalogue. The model says so.
         shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
+        negative_sampling: uniform: all items that are no positives of the user are equally likely. popularity: in
+            proportion to the train interactions of all clients with them. Clients then know these counts, whose
+            messages are not priced. Drawn on the host.
         draw_on: Where shuffles and negatives are drawn: host, by NumPy, or device, with other random numbers. There, a
             client with one user has a negative again in a round only after all others were drawn. auto: on a GPU or a
             TPU that has room for what clients train on, where it can draw these batches; else on the host. The run
@@ -51,6 +55,7 @@ class Batching(NamedTuple):
     features: tuple[str, ...] = ()
     sequence: SequenceFormat | None = None
     shared_negatives: bool = False
+    negative_sampling: Literal["uniform", "popularity"] = "uniform"
     draw_on: Literal["host", "device", "auto"] = "host"
 
     @property
@@ -148,8 +153,8 @@ class DrawnExamples(NamedTuple):
 def draw_examples(
     population: Population, batching: Batching, clients: np.ndarray, seed: int, round: int
 ) -> DrawnExamples:
-    """Shuffled (or ordered) positives of the clients, each with its negatives: uniform over the items that are not
-    excluded for its user."""
+    """Shuffled (or ordered) positives of the clients, each with its negatives among the items that are not excluded for
+    its user."""
     passes = np.repeat(clients, batching.epochs)
     epoch = np.tile(np.arange(batching.epochs), len(clients))
     first, count = population.client_offsets[passes], population.num_train[passes]
@@ -185,15 +190,20 @@ def draw_examples(
 
 
 def draw_negatives(population: Population, user: np.ndarray, random32: np.ndarray) -> np.ndarray:
-    """int32 [n, k]: items of each user's domain that are not excluded, uniform up to 2^-32, without rejection.
+    """int32 [n, k]: items of each user's domain that are not excluded, uniform or by popularity, up to 2^-32, without
+    rejection.
 
     user [n]; random32 [n, k]: 32 random bits each. The r-th item outside a sorted list a is r + #{j: a[j] - j <= r}.
     """
     excluded, items = population.excluded, population.num_items
+    if popularity := population.popularity:
+        rank = scale_random(random32, popularity.open[user][:, None])
+        place = find_popular_items(popularity, excluded, user, rank)
+        return place.astype(np.int32) if population.domains is None else population.domains.items[place]
     start = excluded.start[user]
     begin, size = population.span(user)
     num_negatives = size - (excluded.start[user + 1] - start)
-    r = (random32 * num_negatives.astype(np.uint64)[:, None] >> np.uint64(32)).astype(np.int64)
+    r = scale_random(random32, num_negatives[:, None])
     gaps, negatives = population.negative_index
     if negatives is not None:
         return negatives[(user * items - start)[:, None] + r]

@@ -62,6 +62,7 @@ def check_batching(population: Population, batching: Batching) -> None:
             raise ValueError(f"work.{key} is {value}: it must be at least {least}")
     if batching.draw_on not in ("host", "device", "auto"):
         raise ValueError(f'work.draw_on is "{batching.draw_on}": choose host, device or auto')
+    check_negative_sampling(population, batching)
     if batching.sequence:
         check_sequences(population, batching)
         return
@@ -76,6 +77,28 @@ def check_batching(population: Population, batching: Batching) -> None:
         raise ValueError(
             f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
             "set work.negatives = 0 or leave such users out"
+        )
+
+
+def check_negative_sampling(population: Population, batching: Batching) -> None:
+    """Raises ValueError where negatives cannot be drawn by popularity."""
+    if batching.negative_sampling not in ("uniform", "popularity"):
+        raise ValueError(f'work.negative_sampling is "{batching.negative_sampling}": choose uniform or popularity')
+    if batching.negative_sampling == "uniform":
+        return
+    sequence = batching.sequence
+    if not batching.negatives or (sequence and sequence.whole_catalogue):
+        raise ValueError("work.negative_sampling: no negatives are drawn here: leave it out")
+    if sequence and sequence.uniform_negatives:
+        raise ValueError(
+            "work.negative_sampling: this loss (sampled_softmax, gbce) is right for uniform negatives alone: take "
+            'model.loss = "bce" or "bpr", or uniform'
+        )
+    if population.popularity and not sequence and not population.popularity.open.all():
+        user = population.user_names[population.popularity.open.argmin()]
+        raise ValueError(
+            f"work.negative_sampling: user {user} has every item that anybody has: take uniform, or leave such "
+            "users out"
         )
 
 

@@ -39,6 +39,7 @@ def find_draw_problem(population: Population, batching: Batching, shapes: BlockS
     """Why rounds cannot be drawn on the device; "": they can."""
     reasons = {
         "sums for a closed form": batching.ordered,
+        "negatives by popularity": batching.negative_sampling == "popularity",
         "batches of domains of several processes": shapes.share.size > 1 and population.domains is not None,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:

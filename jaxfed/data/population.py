@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxfed.data.features import Features
+from jaxfed.data.popular_negatives import PopularityIndex
 from jaxfed.data.ragged import Domains, NegativeIndex, Ragged
 
 SAMPLED_TIMES = 1 << 12  # rows whose median time is taken for that of all
@@ -89,6 +90,7 @@ class Population(NamedTuple):
     negatives: Ragged | None = None  # what each user's held-out items are ranked among; None: what is drawn
     cold_items: np.ndarray | None = None  # int32: items that are nobody's negatives; None: there are none
     times: Times | None = None  # None: the source has none
+    popularity: PopularityIndex | None = None  # of train interactions; None: negatives are uniform
 
     @property
     def num_clients(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxfed.core.streams import Stream, host_rng
 from jaxfed.data.batching import Batching, client_random_numbers, count_step_histories
 from jaxfed.data.blocks import BlockPlan, BlockShapes
+from jaxfed.data.popular_negatives import scale_random
 from jaxfed.data.population import Population
 from jaxfed.data.ragged import concatenate_ranges, sort_pairs
 
@@ -33,8 +34,9 @@ class DrawnSequences(NamedTuple):
 def draw_sequences(
     population: Population, batching: Batching, clients: np.ndarray, seed: int, round: int
 ) -> DrawnSequences:
-    """The latest train items of each client's users, once an epoch, with negatives drawn uniformly (up to 2^-32) from
-    the catalogue but for its cold items: for each step, or for all clients of a round (`shared_negatives`).
+    """The latest train items of each client's users, once an epoch, with negatives drawn (up to 2^-32) from the
+    catalogue but for its cold items, uniformly or by popularity: for each step, or for all clients of a round
+    (`shared_negatives`).
 
     Users come in an order that is drawn for each epoch: by the numbers that are also the keys of their dropout.
     """
@@ -52,8 +54,12 @@ def draw_sequences(
         random32 = every[np.repeat(epoch, steps)]
     else:
         random32 = raw[concatenate_ranges(begin + users, steps * drawn)].reshape(steps.sum(), drawn) >> np.uint64(32)
-    warm = list_warm_items(population)
-    negative = warm[(random32 * np.uint64(len(warm)) >> np.uint64(32)).astype(np.int64)]
+    if popularity := population.popularity:
+        rank = scale_random(random32, popularity.mass[-1])
+        negative = (np.searchsorted(popularity.mass, rank, "right") - 1).astype(np.int32)
+    else:
+        warm = list_warm_items(population)
+        negative = warm[scale_random(random32, len(warm))]
 
     order = np.lexsort((keys, np.repeat(np.arange(len(passes)), users)))
     user = concatenate_ranges(population.client_offsets[passes], users)[order]

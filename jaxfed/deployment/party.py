@@ -213,6 +213,7 @@ def check_sections(config: Config, facts: PublicFacts) -> None:
         "server.edges": config.server.edges > 0,
         "download": bool(config.download),
         'work.draw_on = "device"': config.work.draw_on == "device",
+        'work.negative_sampling = "popularity"': config.work.negative_sampling == "popularity",
         f'parametrization "{config.parametrization.name}"': config.parametrization.name != "identity",
         f'cohort "{config.cohort.name}"': config.cohort.name == "deadline",
         f'clock "{config.clock.name}"': config.clock.name != "none" and config.cohort.name != "buffered",

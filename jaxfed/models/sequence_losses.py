@@ -56,19 +56,20 @@ def bpr_loss(one: Comparison) -> jax.Array:
 
 
 class SequenceLoss(NamedTuple):
-    """A loss of one target, and whether it is compared with all items of the catalogue."""
+    """A loss of one target."""
 
     value: Callable[[Comparison], jax.Array]
-    whole_catalogue: bool = False
+    whole_catalogue: bool = False  # it is compared with all items of the catalogue
+    uniform_negatives: bool = False  # it is an estimate that holds for uniform negatives alone
 
 
 def find_sequence_loss(name: str, calibration: float = 0.75) -> SequenceLoss:
     """One of the losses by its name. calibration: t of gbce. Raises ValueError."""
     losses = {
         "softmax": SequenceLoss(softmax_loss, whole_catalogue=True),
-        "sampled_softmax": SequenceLoss(softmax_loss),
+        "sampled_softmax": SequenceLoss(softmax_loss, uniform_negatives=True),
         "bce": SequenceLoss(bce_loss),
-        "gbce": SequenceLoss(lambda one: bce_loss(one, calibration)),
+        "gbce": SequenceLoss(lambda one: bce_loss(one, calibration), uniform_negatives=True),
         "bpr": SequenceLoss(bpr_loss),
     }
     if name not in losses:

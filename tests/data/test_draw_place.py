@@ -91,7 +91,8 @@ def test_the_configuration_of_a_program_says_how_batches_are_drawn(monkeypatch, 
         run.to_table(tmp_path)["work"].items()
         >= {"batch_size": 2, "negatives": 3, "epochs": 2, "shared_negatives": True, "draw_on": "device"}.items()
     )
-    assert {*list_batching_keys()} == {"batch_size", "negatives", "epochs", "shared_negatives", "draw_on"}
+    keys = {"batch_size", "negatives", "epochs", "shared_negatives", "negative_sampling", "draw_on"}
+    assert {*list_batching_keys()} == keys
 
 
 def test_a_saved_run_that_was_drawn_on_the_device_is_reproduced(tmp_path):
