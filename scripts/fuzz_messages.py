@@ -2,8 +2,9 @@
 
 python scripts/fuzz_messages.py [--messages 100000] [--seed 0] [--json FILE]
 
-Half of the messages are damaged on the way: some bytes are others, missing, twice or new. None of these may be
-accepted. The other half is forged: what is changed has a new checksum, as a dishonest peer can make it. These may be
+Half of the messages are damaged on the way: some bytes are others, missing, twice or new. None may be accepted with
+changed content; one that is cut exactly between two envelopes is accepted, since what is left is as it was sent. The
+other half is forged: what is changed has a new checksum, as a dishonest peer can make it. These may be
 well formed; they must be answered, and never end a process. Prints how many were refused, accepted as they were sent
 (a message may be cut between two envelopes), accepted though they were changed, and how many raised an error.
 """

@@ -2,8 +2,9 @@
 
 python scripts/kill_processes.py [--kills 20] [--rounds 24] [--nodes 3] [--seed 0] [--json FILE]
 
-A kill is `kill -9` of the whole federation (it is then resumed), of the server's process alone (the same), or of the
-process that keeps one node open (messages to the node are then answered without it). Prints how many rounds are
+A kill is `kill -9` of one of three: the whole federation; the server's process, after which the script ends the rest;
+or the process that keeps one node open. After the first two the federation is resumed. After the third, each message
+opens the node by itself. Prints how many rounds are
 missing or there twice, in how many rounds another number of messages was counted, and whether the parameters at the
 end are the same to the last bit.
 """

@@ -44,8 +44,8 @@ MAIN_CASES = tomllib.loads((Path(__file__).parent / "main_cases.toml").read_text
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Marks as `full` what main_cases.toml leaves out. A case that it names and that there is not is an error: else a
-    case with a new name would leave `make test` unsaid."""
+    """Marks as `full` what main_cases.toml leaves out. A case in it that does not exist is an error: otherwise a
+    renamed case would silently drop out of `make test`."""
     missing = {}
     for item in items:
         file, name = item.path.relative_to(Path(__file__).parent).as_posix(), getattr(item, "originalname", item.name)
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.full)
     missing = {key: cases for key, cases in missing.items() if cases}
     if missing and not any("::" in word for word in config.args):  # of a single case the others are not collected
-        raise pytest.UsageError(f"main_cases.toml names cases that there are not: {missing}")
+        raise pytest.UsageError(f"main_cases.toml lists cases that do not exist: {missing}: correct or remove them")
 
 
 gc.set_threshold(50_000, 10, 5)  # JAX makes many small objects
@@ -68,8 +68,8 @@ TESTS = itertools.count()
 
 @pytest.fixture(autouse=True)
 def _look_for_cycles_of_recent_tests_alone():
-    """Each checkpoint asks for it: among all objects of the suite it took a sixth of the time. A look at all of them
-    takes more than a second."""
+    """Freezes old objects, so that `gc.collect` looks at those of recent tests alone. Each checkpoint calls it; over
+    all objects of the suite that took a sixth of the time. Every 400 tests all objects are looked at."""
     test = next(TESTS)
     if test % 20 == 0:
         if test % 400 == 0:

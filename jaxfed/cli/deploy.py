@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxfed.cli.launch import find_free_port
-from jaxfed.cli.started_programs import launch_programs
+from jaxfed.cli.started_programs import launch_programs, watch_server
 from jaxfed.cli.summary import describe_best, print_summary
 
 EPILOG = "Any key of a configuration can be given as --section.key value, e.g. --rounds 5"
@@ -95,6 +95,7 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
     if not (out / "server").exists():
         check_folder(out, config, args.resume)
     check_launch(out, args)
+    check_deployed_config(out, config)
     data = load_data(config.data)
     parts = build_from_config(config, data)
     out.mkdir(0o700, parents=True, exist_ok=True)
@@ -124,6 +125,23 @@ def check_launch(out: Path, args: argparse.Namespace) -> None:
         raise ValueError(f"{out / LAUNCH} is damaged: pass another --out") from None
     if known != list_launch_options(args):
         raise ValueError(f"{out} was started with other options: go on with{describe_options(known)} --resume")
+
+
+def check_deployed_config(out: Path, config: Any) -> None:
+    """Raises ValueError where a federation would go on with another configuration than it was started with."""
+    from jaxfed.config.config_files import read_config
+    from jaxfed.config.schema import make_config
+    from jaxfed.training.run_dir import check_same_config
+
+    known = out / "server" / "config.toml"
+    if not known.exists():
+        return
+    old = make_config(read_config(known))
+    check_same_config(out, old, config)
+    if old.rounds != config.rounds:
+        raise ValueError(
+            f"{out} is a federation of {old.rounds} rounds, not {config.rounds}: pass {known} as CONFIG.toml"
+        )
 
 
 def describe_options(known: dict[str, Any]) -> str:
@@ -206,7 +224,7 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
             signal.signal(each, handler)
     if stopped:
         options = describe_options(list_launch_options(args))
-        goes_on = f"jaxfed deploy {args.config} --out {out}{options} --resume"
+        goes_on = f"jaxfed deploy {server}/config.toml --out {out}{options} --deadline {args.deadline:g} --resume"
         print(f"jaxfed: stopped; go on with: {goes_on}", file=sys.stderr)
         sys.exit(128 + stopped[0])
 
@@ -236,7 +254,7 @@ def follow_run(
 
     processes: the SuperLink and the SuperNodes. keepers: `jaxfed node` of each node.
     """
-    server, said = out / "server", set[str]()
+    server, said, watch = out / "server", set[str](), watch_server()
     lines = server / "server.log"
     shown = lines.stat().st_size if lines.exists() else 0
     while not stopped:
@@ -252,6 +270,8 @@ def follow_run(
             return
         if (server / "error.txt").exists():
             raise ValueError((server / "error.txt").read_text())
+        if watch():
+            raise ValueError(f"the server's process ended: see {out}/flower/superlink.log, then go on with --resume")
         if submit.poll() not in (None, 0):
             raise ValueError(f"Flower did not take the run: see {out}/flower/run.log")
         if processes[0].poll() is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+SERVER_LOOKS = 3.0  # seconds between two looks for the process of the ServerApp
 GRACE = 10  # seconds in which processes end by themselves
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 
@@ -78,3 +79,22 @@ def exit_processes(started: Sequence[subprocess.Popen]) -> None:
     psutil.wait_procs(every, timeout=GRACE)
     for each in started:
         each.wait()
+
+
+def watch_server() -> Callable[[], bool]:
+    """ended() -> whether the process of the ServerApp was there and is gone, looked for every few seconds."""
+    found: list[psutil.Process] = []
+    next_look = 0.0
+
+    def ended():
+        nonlocal next_look
+        if found:
+            return not found[0].is_running() or found[0].status() == psutil.STATUS_ZOMBIE
+        if time.monotonic() >= next_look:
+            next_look = time.monotonic() + SERVER_LOOKS
+            for each in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    found.extend([each] * any("flwr-serverapp" in word for word in each.cmdline()))
+        return False
+
+    return ended

@@ -129,7 +129,7 @@ class Run:
         shard_tables: Each device keeps a share of the rows of the server's tables.
         client_store: Where private parts and memories of clients are kept between rounds.
         area: Size of a block of clients, in local steps. 0: chosen automatically.
-        chunk: Number of blocks whose messages are in memory at once; lower it when memory runs out. 0: all.
+        chunk: Blocks whose messages are in memory at once. 0: as many as take 1 GB, or a quarter of the free memory.
         rounds_per_program: Rounds that run as one program, drawn on the device (work.draw_on). 1: the host starts each.
         profile: Rounds to trace by the JAX profiler into RUN/profile, after the first two or a first program. 0: none.
         imports: Modules to import before names are looked up, which add pieces of your own to the registry.

@@ -37,7 +37,7 @@ class Batching(NamedTuple):
             proportion to the train interactions of all clients with them. Clients then know these counts, whose
             messages are not priced. Drawn on the host.
         draw_on: Where shuffles and negatives are drawn: host, by NumPy, or device, with other random numbers. There, a
-            client with one user has a negative again in a round only after all others were drawn. auto: on a GPU or a
+            client with one user has a negative again in a round only after all others were drawn. auto: on a GPU or
             TPU that has room for what clients train on, where it can draw these batches; else on the host. The run
             writes down which, and stays with it.
 

@@ -1,5 +1,8 @@
-"""Buffered rounds over a network (FedBuff: Nguyen et al. 2022): so many clients are always under way, and the server
-moves whenever so many messages have come in, each of the model that its client was sent."""
+"""Buffered asynchronous rounds over a network (FedBuff, Nguyen et al. 2022).
+
+`concurrency` clients train at any time, and the server updates the model whenever `size` messages have arrived. Each
+message is an update of the model version that its client was sent.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,7 +19,7 @@ from jaxfed.deployment.hearing import read_replies, sum_and_move
 from jaxfed.deployment.opened_server import EMPTY_ROWS, FederationServer, HeardMessages, RoundRequest
 from jaxfed.sampling.buffered_rounds import BufferedPlan, FilledRound, OpenRound, fill_round, take_arrival
 
-REST = 20  # moments to wait before clients that are lost are asked again, where nobody else is left
+RETRY_WAITS = 20  # calls of `Network.wait` before clients that are lost are asked again, where nobody else is left
 
 
 class RequestQueue(NamedTuple):
@@ -32,13 +35,13 @@ class RequestQueue(NamedTuple):
     receive: Callable[[], list[tuple[Any, bytes | None]]]
 
 
-class ClientTrip(NamedTuple):
+class ClientInFlight(NamedTuple):
     """A client under way."""
 
     client: int
     node: int
     round: int  # when it was asked; its batches and keys are of that
-    version: int | None = None  # of the model that it was sent; None: it was only asked for its rows yet
+    version: int | None = None  # of the model that it was sent; None: so far it was only asked for its rows
     digest: bytes = b""  # of that model
 
 
@@ -53,12 +56,14 @@ class Arrivals:
     open_round: OpenRound
     random: np.random.Generator
     members: dict[int, np.ndarray]  # node -> the clients that it holds
-    greeted: dict[int, int] = field(default_factory=dict)  # node -> the version at which it was last asked who it is
+    hello_versions: dict[int, int] = field(
+        default_factory=dict
+    )  # node -> the version at which it was last asked who it is
     hellos: dict[Any, int] = field(default_factory=dict)  # ticket -> node
-    trips: dict[Any, ClientTrip] = field(default_factory=dict)  # by ticket
-    inbox: list[tuple[Any, bytes | None]] = field(default_factory=list)
-    heard: dict[int, tuple[ClientTrip, Any]] = field(default_factory=dict)  # client -> its trip, its message and rows
-    resting: list[int] = field(default_factory=list)  # clients that were lost in this round
+    in_flight: dict[Any, ClientInFlight] = field(default_factory=dict)  # by ticket
+    unread_replies: list[tuple[Any, bytes | None]] = field(default_factory=list)
+    heard: dict[int, tuple[ClientInFlight, Any]] = field(default_factory=dict)  # by client; its message and rows
+    lost_clients: list[int] = field(default_factory=list)  # clients that were lost in this round
     answered: set[int] = field(default_factory=set)  # clients of this round of which something came, sound or not
     downloaded: int = 0  # bytes of the model that were sent in this round
     model: tuple[int, PackedModel] | None = None  # (a version, what is sent of it)
@@ -71,7 +76,8 @@ def open_arrivals(
     wait: Callable[[], None],
     members: dict[int, np.ndarray],
 ) -> Arrivals:
-    """Nobody is under way. After a pause the clients that were are sent out anew, as the server draws them then.
+    """The state between two rounds with no client in flight. After a restart the server draws anew among all clients,
+    and replies to requests of before are ignored.
 
     Args:
         server: Between two rounds.
@@ -102,32 +108,32 @@ def run_buffered_round(server: FederationServer, arrivals: Arrivals) -> dict[str
     """
     plan, open_round = arrivals.plan, arrivals.open_round
     while len(open_round.arrived) < plan.size:
-        if not arrivals.inbox:  # who has come in is heard before others leave
+        if not arrivals.unread_replies:  # who has come in is heard before others leave
             ask_nodes(server, arrivals)
             send_clients(server, arrivals)
-        if not arrivals.inbox and not arrivals.trips and not arrivals.hellos:
+        if not arrivals.unread_replies and not arrivals.in_flight and not arrivals.hellos:
             if open_round.arrived:
                 break
-            for _ in range(REST):
+            for _ in range(RETRY_WAITS):
                 arrivals.wait()
-            open_round.idle[arrivals.resting] = True
-            arrivals.resting = []
+            open_round.idle[arrivals.lost_clients] = True
+            arrivals.lost_clients = []
             continue
-        arrivals.inbox = arrivals.inbox or arrivals.queue.receive()
-        if arrivals.inbox:
-            take_reply(server, arrivals, *arrivals.inbox.pop(0))
+        arrivals.unread_replies = arrivals.unread_replies or arrivals.queue.receive()
+        if arrivals.unread_replies:
+            take_reply(server, arrivals, *arrivals.unread_replies.pop(0))
     return apply_round(server, arrivals, fill_round(plan, open_round))
 
 
 def ask_nodes(server: FederationServer, arrivals: Arrivals) -> None:
     """Leaves out nodes that are gone, and asks those that have come who they are, once in a round."""
     there, version = {*arrivals.list_nodes()}, arrivals.open_round.version
-    for known in (arrivals.members, arrivals.greeted):
+    for known in (arrivals.members, arrivals.hello_versions):
         for node in known.keys() - there:
             del known[node]
     for node in sorted(there - arrivals.members.keys() - {*arrivals.hellos.values()}):
-        if arrivals.greeted.get(node, -1) < version:
-            arrivals.greeted[node] = version
+        if arrivals.hello_versions.get(node, -1) < version:
+            arrivals.hello_versions[node] = version
             ticket = arrivals.queue.send(node, make_hello(server.party))
             if ticket is not None:
                 arrivals.hellos[ticket] = node
@@ -139,42 +145,42 @@ def send_clients(server: FederationServer, arrivals: Arrivals) -> None:
     plan, open_round = arrivals.plan, arrivals.open_round
     node_of = {client: node for node, clients in arrivals.members.items() for client in clients.tolist()}
     there = np.isin(np.arange(plan.num_clients), [*node_of])
-    while len(arrivals.trips) < plan.concurrency:
+    while len(arrivals.in_flight) < plan.concurrency:
         ready = np.flatnonzero(open_round.idle & there)
         if not len(ready):
             return
         client = int(arrivals.random.choice(ready))
         arrivals.random.random()  # the simulator draws here whether it drops out: so both ask the same clients
         open_round.idle[client] = False
-        trip = ClientTrip(client, node_of[client], open_round.version)
+        sender = ClientInFlight(client, node_of[client], open_round.version)
         if server.party.whole:
-            send_model(server, arrivals, trip)
+            send_model(server, arrivals, sender)
         else:
-            asked = make_plan(server, trip.round, EMPTY_ROWS, trip.round, np.array([client], np.int32))
-            send_request(server, arrivals, trip, pack_envelopes([asked]))
+            asked = make_plan(server, sender.round, EMPTY_ROWS, sender.round, np.array([client], np.int32))
+            send_request(server, arrivals, sender, pack_envelopes([asked]))
 
 
-def send_request(server: FederationServer, arrivals: Arrivals, trip: ClientTrip, request: bytes) -> bool:
-    """Sends a request of a trip; returns whether that worked. A client that cannot be reached is lost."""
-    ticket = arrivals.queue.send(trip.node, request)
+def send_request(server: FederationServer, arrivals: Arrivals, sender: ClientInFlight, request: bytes) -> bool:
+    """Sends a client's request; returns whether that worked. A client that cannot be reached is lost."""
+    ticket = arrivals.queue.send(sender.node, request)
     if ticket is None:
-        take_client(server, arrivals, trip, None)
+        take_client(server, arrivals, sender, None)
         return False
     server.bytes_out += len(request)
-    arrivals.trips[ticket] = trip
+    arrivals.in_flight[ticket] = sender
     return True
 
 
-def send_model(server: FederationServer, arrivals: Arrivals, trip: ClientTrip) -> None:
+def send_model(server: FederationServer, arrivals: Arrivals, sender: ClientInFlight) -> None:
     """Sends a client the model of now."""
     version = arrivals.open_round.version
     if not arrivals.model or arrivals.model[0] != version:
         arrivals.model = version, pack_model(server)
-    client = np.array([trip.client], np.int32)
-    asked = {trip.node: client}
-    requests, request = make_requests(server, trip.round, client, asked, asked, arrivals.model[1])
-    if send_request(server, arrivals, trip._replace(version=version, digest=request.digest), requests[trip.node]):
-        arrivals.downloaded += request.downloaded[trip.client]
+    client = np.array([sender.client], np.int32)
+    asked = {sender.node: client}
+    requests, request = make_requests(server, sender.round, client, asked, asked, arrivals.model[1])
+    if send_request(server, arrivals, sender._replace(version=version, digest=request.digest), requests[sender.node]):
+        arrivals.downloaded += request.downloaded[sender.client]
 
 
 def take_reply(server: FederationServer, arrivals: Arrivals, ticket: Any, reply: bytes | None) -> None:
@@ -185,32 +191,32 @@ def take_reply(server: FederationServer, arrivals: Arrivals, ticket: Any, reply:
         replies = {} if reply is None else {node: reply}
         arrivals.members = match_nodes(server.party, [node], arrivals.members, lambda _: replies, server.say)
         return
-    if not (trip := arrivals.trips.pop(ticket, None)):
+    if not (sender := arrivals.in_flight.pop(ticket, None)):
         return
     server.bytes_in += len(reply or b"")
-    client = np.array([trip.client], np.int32)
-    asked = {} if trip.version is None else {trip.node: client}
-    request = RoundRequest(trip.round, client, asked, trip.digest, {})
-    heard = read_replies(server, request, {trip.node: client}, {} if reply is None else {trip.node: reply})
-    if trip.version is None and trip.client in server.wanted.get(trip.round, {}):
-        send_model(server, arrivals, trip)
+    client = np.array([sender.client], np.int32)
+    asked = {} if sender.version is None else {sender.node: client}
+    request = RoundRequest(sender.round, client, asked, sender.digest, {})
+    heard = read_replies(server, request, {sender.node: client}, {} if reply is None else {sender.node: reply})
+    if sender.version is None and sender.client in server.wanted.get(sender.round, {}):
+        send_model(server, arrivals, sender)
         return
     if reply is not None:
-        arrivals.answered.add(trip.client)
-    take_client(server, arrivals, trip, heard.messages.get(trip.client))
+        arrivals.answered.add(sender.client)
+    take_client(server, arrivals, sender, heard.messages.get(sender.client))
 
 
-def take_client(server: FederationServer, arrivals: Arrivals, trip: ClientTrip, message: Any) -> None:
+def take_client(server: FederationServer, arrivals: Arrivals, sender: ClientInFlight, message: Any) -> None:
     """Takes a client's message into the round; None, or one of a model that is too old: the client is lost."""
-    server.wanted.get(trip.round, {}).pop(trip.client, None)
-    sent = trip.round if trip.version is None else trip.version
-    if take_arrival(arrivals.plan, arrivals.open_round, trip.client, sent, message is None):
-        arrivals.heard[trip.client] = trip, message
+    server.wanted.get(sender.round, {}).pop(sender.client, None)
+    sent = sender.round if sender.version is None else sender.version
+    if take_arrival(arrivals.plan, arrivals.open_round, sender.client, sent, message is None):
+        arrivals.heard[sender.client] = sender, message
         return
-    arrivals.open_round.idle[trip.client] = False
-    arrivals.resting.append(trip.client)
+    arrivals.open_round.idle[sender.client] = False
+    arrivals.lost_clients.append(sender.client)
     if message is not None:  # it came too late: as one that drops out
-        arrivals.answered.discard(trip.client)
+        arrivals.answered.discard(sender.client)
 
 
 def apply_round(server: FederationServer, arrivals: Arrivals, filled: FilledRound) -> dict[str, Any]:
@@ -228,8 +234,8 @@ def apply_round(server: FederationServer, arrivals: Arrivals, filled: FilledRoun
         server.counted[client] = arrivals.heard[client][0].round
     age = float(filled.ages[filled.present].mean()) if filled.present.any() else float("nan")
     known = {"clients/ids": filled.ids, "clients/age": age, "bytes/model": arrivals.downloaded}
-    arrivals.open_round.idle[arrivals.resting] = True
-    arrivals.heard, arrivals.answered, arrivals.resting, arrivals.downloaded = {}, set(), [], 0
+    arrivals.open_round.idle[arrivals.lost_clients] = True
+    arrivals.heard, arrivals.answered, arrivals.lost_clients, arrivals.downloaded = {}, set(), [], 0
     return info | known
 
 

@@ -58,7 +58,7 @@ def lay_out_federation(
         raise ValueError(f"--nodes is {nodes}: there are {population.num_clients:,} clients, each at one node")
     unfit = {
         "data.cold": population.cold is not None,
-        "data.merge": population.owner is not None or population.domains is not None,
+        'data.clients = "device" or data.merge': population.owner is not None or population.domains is not None,
         "data.label_flip": population.label_flipped is not None,
     }
     if found := [key for key, holds in unfit.items() if holds]:

@@ -13,6 +13,7 @@ from jaxfed.core.types import Tree
 from jaxfed.core.wire import ID, open_shapes, pack_message
 from jaxfed.deployment.envelope import (
     NODE,
+    OTHER_CONFIG,
     Envelope,
     EnvelopeKind,
     RoundPlan,
@@ -97,7 +98,7 @@ def match_nodes(
             if len(found) == 1 and found[0].kind == EnvelopeKind.REFUSED:
                 raise ValueError(read_refusal(found[0]))
             refuse_envelope(len(found) != 1 or found[0].kind != EnvelopeKind.HELLO, "this is no answer to a hello")
-            refuse_envelope(found[0].digest != party.digest, "another configuration")
+            refuse_envelope(found[0].digest != party.digest, f"it has {OTHER_CONFIG}")
             clients = read_distinct(found[0].payload, party.plan.num_clients)
             refuse_envelope(not len(clients), "a node without clients")
             if taken[clients].any():

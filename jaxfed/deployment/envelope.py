@@ -15,6 +15,10 @@ import numpy as np
 MAGIC, VERSION = b"JXFD", 1
 HEADER = struct.Struct("<4sHHIIIQ32s")  # magic, version, kind, round, client, rows, bytes of the payload, digest
 CHECKSUM = 32
+OTHER_CONFIG = (
+    "another configuration, other facts or another version of jaxfed than the server: copy its config.toml and "
+    "facts.json, and install its version"
+)
 NODE = (1 << 32) - 1  # in place of a client: the envelope is for all of a node, or of it
 MOST_ENVELOPES = 1 << 20  # of one request or reply
 LONGEST_TEXT = 500  # characters of why something was refused
@@ -84,7 +88,7 @@ def pack_envelopes(envelopes: Sequence[Envelope]) -> bytes:
 def refuse_envelope(wrong: bool, what: str) -> None:
     """Raises ValueError where an envelope is wrong."""
     if wrong:
-        raise ValueError(f"an envelope is malformed ({what}): refuse it")
+        raise ValueError(f"refused: {what}")
 
 
 def read_envelopes(data: bytes) -> list[Envelope]:

@@ -131,7 +131,9 @@ def run_server(grid: Grid, context: Context) -> None:
         network = Network(exchange, lambda: [*grid.get_node_ids()], queue=queue)
         keys: Any = str(settings.get("keys", "own"))
         serve_rounds(folder, config, facts, network, int(settings.get("nodes", 1)), say, keys=keys)
-    except ValueError as error:
-        say(str(error))
-        write_file(folder / "error.txt", " ".join(str(error).split()))
+    except Exception as error:  # whoever waits for the run must be told of any end
+        text = " ".join(str(error).split())
+        text = text if isinstance(error, ValueError) else f"the server failed: {type(error).__name__}: {text}"
+        say(text)
+        write_file(folder / "error.txt", text)
         raise

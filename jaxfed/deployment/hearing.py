@@ -43,14 +43,14 @@ def read_replies(
         try:
             envelopes = read_envelopes(data)
         except ValueError as error:
-            server.say(f"round {request.number}: node {node}: {error}")
+            server.say(f"round {request.number + 1}: node {node}: {error}")
             continue
         for each in envelopes:
             try:
                 read_reply_envelope(server, request, members.get(node, EMPTY_ROWS), node, each, heard)
             except ValueError as error:
                 who = "" if each.client == NODE else f", client {each.client}"
-                server.say(f"round {request.number}: node {node}{who}: {error}")
+                server.say(f"round {request.number + 1}: node {node}{who}: {error}")
     return heard
 
 

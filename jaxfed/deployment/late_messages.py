@@ -34,7 +34,10 @@ def find_buffered_plan(config: Config, facts: PublicFacts, channel: Channel, sta
     refused["a channel that hides messages in a sum"] = channel.claims.reveals != "message"
     refused["a channel that broadcasts something beside the model"] = bool(jax.tree.leaves(broadcast))
     if found := [name for name, holds in refused.items() if holds]:
-        raise ValueError(f"deploy: {found[0]} does not go with cohort.buffered, whose messages are of several rounds")
+        raise ValueError(
+            f'deploy: {found[0]} does not work with cohort.name = "buffered", whose messages belong to several rounds: '
+            'leave it out, or set cohort.name to "uniform"'
+        )
     cohort: Any = config.cohort
     return make_buffered_plan(facts.num_clients, cohort.size, cohort.concurrency, cohort.max_age)
 

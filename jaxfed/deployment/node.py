@@ -10,6 +10,7 @@ from jaxfed.core.types import Cohort, Tree
 from jaxfed.core.wire import ID, open_shapes, pack_message, unpack_message
 from jaxfed.deployment.envelope import (
     NODE,
+    OTHER_CONFIG,
     Envelope,
     EnvelopeKind,
     RoundPlan,
@@ -48,7 +49,7 @@ def make_reply_envelopes(node: Node, asked: list[Envelope]) -> list[Envelope]:
     if head.kind == EnvelopeKind.SECURE:
         return [answer_step(node, head)]
     if head.digest != node.party.digest:
-        raise ValueError("this node has another configuration, other facts or another version of jaxfed: copy them")
+        raise ValueError(f"this node has {OTHER_CONFIG}")
     if head.kind == EnvelopeKind.HELLO:
         payload = node.ids.astype("<i4").tobytes()
         return [Envelope(EnvelopeKind.HELLO, 0, NODE, node.party.digest, int(node.secret is not None), payload)]
@@ -121,9 +122,13 @@ def recall_client(node: Node, client: int, counted: int, round: int, digest: byt
         return SavedClient(jax.tree.map(lambda x: np.asarray(x[0]), first))
     saved = saved.settle(counted)
     if max(saved.counted, saved.answered) > round or saved.counted == round:
-        raise ValueError(f"round {round} is over for this client: a second answer could undo the noise of the first")
+        raise ValueError(
+            f"round {round + 1} is over for this client: a second answer could undo the noise of the first"
+        )
     if saved.answered == round and saved.digest != digest:
-        raise ValueError(f"round {round} was answered for another model: a second answer could undo the noise of one")
+        raise ValueError(
+            f"round {round + 1} was answered for another model: a second answer could undo the noise of one"
+        )
     if saved.answered == round:
         return saved
     return SavedClient(saved.state, saved.counted)

@@ -85,7 +85,7 @@ def sum_securely(
                 for index, message in inbox.items()
             }
     except ValueError as error:
-        server.say(f"round {request.number}: the secure sum failed: {error}")
+        server.say(f"round {request.number + 1}: the secure sum failed: {error}")
     return heard
 
 
@@ -110,7 +110,7 @@ def read_steps(
             refuse_envelope(step.rows in taken or step.rows >= len(server.party.roster), "of another node")
             refuse_envelope(number > 0 and answers.roster_indices.get(node) != step.rows, "of another node")
         except ValueError as error:
-            server.say(f"round {request.number}: node {node}: {error}")
+            server.say(f"round {request.number + 1}: node {node}: {error}")
             malformed.append(node)
             continue
         if number == 0:
@@ -135,7 +135,7 @@ def read_step_reply(
     for each in envelopes:
         if each.kind == EnvelopeKind.REFUSED:
             who = "" if each.client == NODE else f", client {each.client}"
-            server.say(f"round {request.number}: node {node}{who}: {read_refusal(each)}")
+            server.say(f"round {request.number + 1}: node {node}{who}: {read_refusal(each)}")
             continue
         refuse_envelope(each.round != request.number, f"of round {each.round}")
         if each.kind == EnvelopeKind.READY and number == 0 and clients is None:

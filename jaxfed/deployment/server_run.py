@@ -36,7 +36,7 @@ class Network(NamedTuple):
     Args:
         exchange: Sends requests, and gives back the replies that came by the deadline.
         list_nodes: Who is there now.
-        wait: Waits a moment for more nodes.
+        wait: Sleeps for half a second while the server waits for nodes.
         queue: How single requests reach nodes, for rounds that are buffered.
     """
 
@@ -142,7 +142,10 @@ def gather_nodes(server: FederationServer, network: Network, least: int, patienc
         if fresh := sorted(there - members.keys() - answered):
             members = match_nodes(server.party, fresh, members, exchange, server.say)
         if len(members) < least and time.monotonic() > end:
-            raise ValueError(f"deploy: {len(members)} of {least} nodes took part within {patience:g} seconds")
+            raise ValueError(
+                f"deploy: {len(members)} of {least} nodes took part within {patience:g} seconds: "
+                "start the others first, or lower nodes"
+            )
         if len(members) < least:
             network.wait()
     return members

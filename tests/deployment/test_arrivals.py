@@ -305,7 +305,7 @@ def test_rows_that_nobody_asked_for_are_not_kept(ratings, tmp_path):
     assert [int(row["clients/reported"]) for row in found] == [3] * 6
     assert sum("rows that nobody asked for" in line for line in lines) >= 18
     kept = [(round, client) for round, rows in server.wanted.items() for client in rows]
-    under_way = [(trip.round, trip.client) for trip in arrivals.trips.values() if trip.version is not None]
+    under_way = [(trip.round, trip.client) for trip in arrivals.in_flight.values() if trip.version is not None]
     assert sorted(kept) == sorted(under_way)
 
 

@@ -356,7 +356,7 @@ def test_the_commands(made, tmp_path, monkeypatch, capsys):
     code, out, said = run("aggregate", str(folder), "message", "bad", "--out", "more")
     assert code == 0
     assert "counted, 0 rounds old" in out
-    assert "bad: an envelope is malformed" in said
+    assert "bad: refused: " in said
     summary = json.loads(Path("more/summary.json").read_text())
     assert summary["rounds"] == 4
     assert summary["folded"] == [0]

@@ -193,7 +193,8 @@ def test_a_node_with_another_configuration_is_left_out(tmp_path):
     members = match_nodes(server.party, [*nodes], {}, direct_exchange(nodes), server.say)
     assert sorted(members) == [0, 2, 3, 4]
     assert lines == [
-        "node 1 is left out: this node has another configuration, other facts or another version of jaxfed: copy them"
+        "node 1 is left out: this node has another configuration, other facts or another version of jaxfed than the "
+        "server: copy its config.toml and facts.json, and install its version"
     ]
     request = pack_envelopes([Envelope(EnvelopeKind.PLAN, 0, 0, server.party.digest)])
     assert "another configuration" in refusals_of(make_reply(nodes[1], request))[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
+from jaxfed.cli import deploy, started_programs
 from jaxfed.config.build import build_from_config, load_data
+from jaxfed.config.config_files import config_to_toml
 from jaxfed.config.schema import make_config
 from jaxfed.core.tree import tree_digest
 from jaxfed.deployment.collected_run import collect_run, lay_out_federation
@@ -24,6 +27,7 @@ from jaxfed.deployment.server_run import Network, serve_rounds
 from jaxfed.training.best_model import open_best_model
 from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import scored_model
+from jaxfed.training.run_dir import write_file
 from tests.deployment.federation import DATA, MF, RING, SILOS, direct_exchange, simulate
 from tests.small import child_environment
 
@@ -185,6 +189,37 @@ def flower_processes(folder):
     return found
 
 
+def test_a_server_whose_process_ends_is_noticed(monkeypatch):
+    monkeypatch.setattr(started_programs, "SERVER_LOOKS", 0.0)
+    ended = started_programs.watch_server()
+    assert not ended()  # it has not begun
+    with subprocess.Popen([sys.executable, "-c", "input()", "flwr-serverapp"], stdin=subprocess.PIPE) as process:
+        while b"flwr-serverapp" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            time.sleep(0.01)
+        assert not ended()
+        assert not ended()
+        process.kill()
+        process.wait()
+    assert ended()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rounds": 9}, r"is a federation of 4 rounds, not 9: pass .*config\.toml as CONFIG\.toml"),
+        ({"model": MF["model"] | {"dim": 7}}, "was run with another configuration"),
+    ],
+)
+def test_a_federation_goes_on_with_its_configuration_alone(tmp_path, change, said):
+    """Else the configuration would be written over before the server refuses it."""
+    (tmp_path / "server").mkdir()
+    deploy.check_deployed_config(tmp_path, make_config(TABLE))  # of no federation
+    write_file(tmp_path / "server" / "config.toml", config_to_toml(make_config(TABLE)))
+    deploy.check_deployed_config(tmp_path, make_config(TABLE))
+    with pytest.raises(ValueError, match=said):
+        deploy.check_deployed_config(tmp_path, make_config(TABLE | change))
+
+
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="processes are tied by setpriv of util-linux")
 def test_programs_end_where_whoever_started_them_is_killed(tmp_path):
     """`kill -9` leaves nobody to end them."""
@@ -229,19 +264,19 @@ def test_stopped_all_processes_end_and_the_run_goes_on(tmp_path):
     path = write_table(tmp_path / "silos.toml", table)
     out, alone = tmp_path / "deployed", tmp_path / "simulated"
     kind = {"cwd": ROOT, "env": child_environment()}
-    words = command("deploy", path, "--nodes", 2, "--out", out)
+    words = command("deploy", path, "--rounds", 4, "--nodes", 2, "--out", out)
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, **kind) as process:
         assert any(line.startswith("round 1:") for line in process.stderr)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT
-    assert told.splitlines()[-1].endswith("--nodes 2 --keys reproducible --resume")
+    again = shlex.split(told.splitlines()[-1].partition("go on with: jaxfed ")[2])
     assert not flower_processes(out / "flower")
     other = subprocess.run([*words, "--keys", "own", "--resume"], check=False, capture_output=True, text=True, **kind)
     assert other.returncode == 2
     assert "go on with --nodes 2 --keys reproducible --resume" in other.stderr
-    subprocess.run([*words, "--resume"], check=True, timeout=400, **kind)
-    subprocess.run(command("train", path, "--out", alone), check=True, timeout=400, **kind)
+    subprocess.run(command(*again), check=True, timeout=400, **kind)  # the words that were printed
+    subprocess.run(command("train", path, "--rounds", 4, "--out", alone), check=True, timeout=400, **kind)
     summaries = [json.loads((each / "summary.json").read_text()) for each in (out, alone)]
     assert summaries[0]["params_sha256"] == summaries[1]["params_sha256"]
     assert os.path.getsize(out / "metrics.jsonl")
