@@ -6,6 +6,10 @@
 set -euo pipefail
 folder=$(realpath -m "${1:?name a new folder}")
 [ ! -e "$folder" ] || { echo "$folder is there already: name a new folder" >&2; exit 2; }
+if [ -e /run/netns/jaxfed-server ] || ip link show jaxfed-bridge > /dev/null 2>&1; then
+    echo "another check is running, or was cut off: ip netns list; ip link" >&2
+    exit 2
+fi
 export FLWR_TELEMETRY_ENABLED=0 HOME="$folder/server" FLWR_HOME="$folder/server/.flwr"
 mkdir -p "$folder"/{server/.flwr,server/federation,node0/node,node1/node} /etc/netns
 
@@ -88,7 +92,12 @@ done
 cd "$folder/server"
 ip netns exec jaxfed-server flwr run "$folder/example/app" here \
     --run-config "folder=\"$folder/server/federation\" nodes=2 deadline=30.0"
-until grep -qs "^round 2:" federation/server.log; do sleep 0.5; done
+for _ in $(seq 600); do
+    grep -qs "^round 2:" federation/server.log && break
+    [ ! -e federation/error.txt ] || { cat federation/error.txt >&2; exit 1; }
+    sleep 0.5
+done
+grep -qs "^round 2:" federation/server.log || { tail superlink.log "$folder"/node*/*.log >&2; exit 1; }
 ip -n jaxfed-node1 link set eth0 down
 sleep 50
 ip -n jaxfed-node1 link set eth0 up

@@ -110,3 +110,11 @@ def test_what_make_test_leaves_out_is_there():
     for file, tests in tomllib.loads((folder / "main_cases.toml").read_text()).items():
         text = (folder / file).read_text()
         assert not [name for name in tests if f"def {name}(" not in text], file
+
+
+def test_main_cases_lists_tests_that_exist():
+    """Otherwise a renamed test would run all its slow cases in `make test`."""
+    here = Path(__file__).parent
+    for file, cases in tomllib.loads((here / "main_cases.toml").read_text()).items():
+        tree = ast.parse((here / file).read_text())
+        assert cases.keys() <= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, file

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from jaxfed.cli.launch import find_free_port
@@ -76,7 +77,7 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed deploy"""
     require_flower()
     from jaxfed.config.build import build_from_config, load_data
-    from jaxfed.config.config_files import locate_config, read_config
+    from jaxfed.config.config_files import locate_config, read_config, set_draw_place
     from jaxfed.config.overrides import override_config
     from jaxfed.config.schema import expect_table
     from jaxfed.deployment.collected_run import collect_run, lay_out_federation
@@ -88,7 +89,7 @@ def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
     table, name = read_config(args.config), locate_config(args.config).stem
     table["run"] = expect_table(table.get("run", {}), "run") | {"out": args.out or f"runs/{name}_deployed"}
     own = ("--out", "--resume", "--nodes", "--keys", "--deadline", "--tls")
-    config = override_config(table, overrides, own)
+    config = set_draw_place(override_config(table, overrides, own), "host")
     out = Path(config.run.out).absolute()
     if (out / "server").exists() and not args.resume:
         raise ValueError(f"{out} already holds a federation: pass --resume to go on with it, or another --out")
@@ -224,7 +225,8 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
             signal.signal(each, handler)
     if stopped:
         options = describe_options(list_launch_options(args))
-        goes_on = f"jaxfed deploy {server}/config.toml --out {out}{options} --deadline {args.deadline:g} --resume"
+        goes_on = f"jaxfed deploy {quote(f'{server}/config.toml')} --out {quote(str(out))}{options}"
+        goes_on += f" --deadline {args.deadline:g} --resume"
         print(f"jaxfed: stopped; go on with: {goes_on}", file=sys.stderr)
         sys.exit(128 + stopped[0])
 
@@ -258,6 +260,7 @@ def follow_run(
     lines = server / "server.log"
     shown = lines.stat().st_size if lines.exists() else 0
     while not stopped:
+        server_is_gone = watch()  # first, as what it leaves is looked for next
         done = (server / "summary.json").exists()
         if lines.exists() and lines.stat().st_size > shown:
             with open(lines, "rb") as file:
@@ -270,7 +273,7 @@ def follow_run(
             return
         if (server / "error.txt").exists():
             raise ValueError((server / "error.txt").read_text())
-        if watch():
+        if server_is_gone:
             raise ValueError(f"the server's process ended: see {out}/flower/superlink.log, then go on with --resume")
         if submit.poll() not in (None, 0):
             raise ValueError(f"Flower did not take the run: see {out}/flower/run.log")

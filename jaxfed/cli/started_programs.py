@@ -89,7 +89,10 @@ def watch_server() -> Callable[[], bool]:
     def ended():
         nonlocal next_look
         if found:
-            return not found[0].is_running() or found[0].status() == psutil.STATUS_ZOMBIE
+            try:
+                return not found[0].is_running() or found[0].status() == psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                return True
         if time.monotonic() >= next_look:
             next_look = time.monotonic() + SERVER_LOOKS
             for each in psutil.Process().children(recursive=True):

@@ -1,5 +1,6 @@
 """Configurations as files: where they are, how they are read and written, and in what two of them differ."""
 
+import dataclasses
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from jaxfed.config.schema import config_to_table, iterate_leaves, make_config, suggest
-from jaxfed.config.settings import Config
+from jaxfed.config.settings import Config, replace_arguments
 from jaxfed.core.excerpt import shorten, shorten_list
 from jaxfed.data.sources.tables import PATHS as DATA_PATHS
 from jaxfed.data.sources.tables import file_kind
@@ -127,11 +128,21 @@ def flatten_config(config: Config, paths: bool = True) -> dict[str, Any]:
     return {key: value for key, value in iterate_leaves(table) if not key.startswith("run.") and key != "rounds"}
 
 
+def set_draw_place(config: Config, place: str) -> Config:
+    """`config` with the place where its rounds are drawn, if it leaves that open."""
+    if config.work.draw_on != "auto":
+        return config
+    return dataclasses.replace(config, work=replace_arguments(config.work, draw_on=place))
+
+
 def config_differences(old: Config, new: Config, paths: bool = True) -> list[str]:
     """`key: old -> new` of all that differs between two configurations outside of [run], and but for `rounds`.
 
+    A place of draws that the new one leaves open ("auto") is that of the old one.
+
     paths: names of files count, too; false where what is in the files is compared instead.
     """
+    new = set_draw_place(new, old.work.draw_on)
     a, b = flatten_config(old, paths), flatten_config(new, paths)
     different = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
     return [f"{key}: {shorten(a.get(key, 'unset'))} -> {shorten(b.get(key, 'unset'))}" for key in different]

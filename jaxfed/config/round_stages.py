@@ -101,6 +101,10 @@ def choose_loop(pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes
         raise ValueError(f"run.rounds_per_program: {found[0]}, so the host starts each round: set it to 1")
     if problem := find_draw_problem(pieces.clients.population, batching, shapes):
         raise ValueError(f"run.rounds_per_program: {problem}, so the host starts each round: set it to 1")
+    if batching.draw_on != "device" and pieces.batching.draw_on == "auto":
+        raise ValueError(
+            'run.rounds_per_program: work.draw_on = "auto" chose the host here, which starts each round: set it to 1'
+        )
     if batching.draw_on != "device":
         raise ValueError(
             'run.rounds_per_program: the rounds of one program are drawn on the device: set work.draw_on = "device" too'

@@ -49,7 +49,7 @@ class DeviceTrainData(NamedTuple):
 def put_train_data(arrays: DeviceTrainData) -> DeviceTrainData:
     """Puts arrays of the host on the device. Raises ValueError where it has no room for them."""
     if problem := find_room_problem(arrays):
-        raise ValueError(f'work.draw_on = "device": {problem}: set it to "host"')
+        raise ValueError(f'work.draw_on = "device": {problem}: take a device with room, or "host" in a new run')
     return jax.tree.map(jnp.asarray, arrays)
 
 

@@ -33,6 +33,8 @@ def make_popularity_index(
         span: (the first place of each user's domain, how many items it has), int [U] each.
         domains: None: there is one catalogue.
     """
+    if len(train.values) >= 1 << 32:
+        raise ValueError("work.negative_sampling: interactions are numbered with 32 bits, too few for these data")
     order = np.arange(items) if domains is None else domains.items
     mass = np.append(0, np.cumsum(np.bincount(train.values, minlength=items)[order]))
     user = np.repeat(np.arange(len(excluded.counts)), excluded.counts)

@@ -70,13 +70,13 @@ def read_reply_envelope(
     if each.kind == EnvelopeKind.WANTED:
         now = request.number + bool(request.asked)  # what clients of this round hold must not change any more
         refuse_envelope(bool(party.buffered and request.asked), "rows that nobody asked for")
-        refuse_envelope(each.round != now, f"rows of round {each.round}")
+        refuse_envelope(each.round != now, f"rows of round {each.round + 1}")
         server.wanted.setdefault(each.round, {})[each.client] = read_distinct(each.payload, party.size)
         return
     refuse_envelope(each.kind != EnvelopeKind.MESSAGE, f"kind {each.kind.name} is none of a reply")
     refuse_envelope(each.client not in request.asked.get(node, EMPTY_ROWS), "of a client that was not asked")
     refuse_envelope(each.client in heard.messages, "a second message of one client")
-    refuse_envelope(each.round != request.number, f"of round {each.round}")
+    refuse_envelope(each.round != request.number, f"of round {each.round + 1}")
     refuse_envelope(each.digest != request.digest, "of another model")
     like, every = party.message, np.arange(party.size, dtype=np.int32)
     if party.whole and num_rows(open_shapes(like)):

@@ -212,7 +212,7 @@ def check_sections(config: Config, facts: PublicFacts) -> None:
         "start.run": bool(config.start.run),
         "server.edges": config.server.edges > 0,
         "download": bool(config.download),
-        'work.draw_on = "device"': config.work.draw_on == "device",
+        'work.draw_on other than "host"': config.work.draw_on != "host",
         'work.negative_sampling = "popularity"': config.work.negative_sampling == "popularity",
         f'parametrization "{config.parametrization.name}"': config.parametrization.name != "identity",
         f'cohort "{config.cohort.name}"': config.cohort.name == "deadline",

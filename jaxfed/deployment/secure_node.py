@@ -107,7 +107,7 @@ def check_session_start(node: Node, plan: RoundPlan, request: Sequence[Envelope]
     if first.digest != name_session(party.digest, first.round, first.payload):
         raise ValueError("the name of a secure sum is not that of what it starts with: start the round anew")
     if head.round >= node.rounds:
-        raise ValueError(f"round {head.round} of a federation of {node.rounds} rounds")
+        raise ValueError(f"round {head.round + 1} of a federation of {node.rounds} rounds")
     start = read_session_start(first.payload, party.plan.num_clients)
     if not np.array_equal(np.intersect1d(start.cohort, node.ids), np.sort(plan.asked)):
         raise ValueError("the plan asks other clients of this node than the cohort of the secure sum")
@@ -253,5 +253,5 @@ def note_masked_round(node: Node, round: int, masked: str) -> None:
     except (ValueError, TypeError, AttributeError):
         raise ValueError(f"{path} is damaged: restore it, or take the node out of the federation") from None
     if done:
-        raise ValueError(f"a vector of round {last} was masked already: there is one secure sum a round")
+        raise ValueError(f"a vector of round {int(last) + 1} was masked already: there is one secure sum a round")
     write_whole(path, json.dumps({**known, digest: [round, masked]}).encode(), OWNER_ALONE)

@@ -137,7 +137,7 @@ def read_step_reply(
             who = "" if each.client == NODE else f", client {each.client}"
             server.say(f"round {request.number + 1}: node {node}{who}: {read_refusal(each)}")
             continue
-        refuse_envelope(each.round != request.number, f"of round {each.round}")
+        refuse_envelope(each.round != request.number, f"of round {each.round + 1}")
         if each.kind == EnvelopeKind.READY and number == 0 and clients is None:
             clients = read_distinct(each.payload, server.party.plan.num_clients)
             strangers = np.setdiff1d(clients, request.asked.get(node, EMPTY_ROWS))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxfed.config.build import RunParts, build_parts, load_data
+from jaxfed.config.config_files import set_draw_place
 from jaxfed.config.program_pieces import coerce_setting, join_pieces
 from jaxfed.config.recipes import Originals, describe_config, planned_rounds
 from jaxfed.config.schema import config_to_table
@@ -24,7 +25,6 @@ from jaxfed.data.clients import Clients
 from jaxfed.sampling.choices import MakeClock, MakeSampler
 from jaxfed.training.best_model import read_start
 from jaxfed.training.log import Logger
-from jaxfed.training.resume import set_draw_place
 from jaxfed.training.rounds import Progress, initial_arrays, make_run_keys, scored_model
 from jaxfed.training.saved_session import RunTables, restore_session, save_session
 from jaxfed.training.session import Hooks, Session, Settings, check_select, round_seed, train_until_evaluated

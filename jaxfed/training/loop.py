@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxfed.config.build import RunParts, load_data
-from jaxfed.config.config_files import config_to_toml, with_absolute_paths
+from jaxfed.config.config_files import config_to_toml, set_draw_place, with_absolute_paths
 from jaxfed.config.schema import config_to_table
 from jaxfed.core.processes import Processes, agree_on, run_on_first, this_process
 from jaxfed.core.types import Tree
@@ -26,7 +26,6 @@ from jaxfed.training.resume import (
     make_checkpoint,
     read_draw_place,
     restore_run,
-    set_draw_place,
 )
 from jaxfed.training.rounds import (
     Progress,
@@ -109,7 +108,9 @@ def train_run(
     data = agree_on(processes, "data set", read, lambda data: data.digest)
     for note in data.source.notes:
         log(f"data: {note}")
-    parts, arrays = agree_on(processes, "experiment", lambda: prepare_run(config, data, assemble), lambda _: "")
+    parts, arrays = agree_on(
+        processes, "experiment", lambda: prepare_run(config, data, assemble), lambda made: made[0].batching.draw_on
+    )
     with open_run_folder(config, parts, arrays, resume, loggers) as run:
         train_with_checkpoints([run])
         return finish_run(run)
@@ -223,6 +224,8 @@ def prepare_run(
 ) -> tuple[RunParts, dict[str, Tree]]:
     """(the pieces of a run, its arrays before the first round). Raises ValueError where they do not fit."""
     parts = assemble(config, data)
+    if parts.drawer:
+        parts.drawer.train_data()  # before anything is written: the device may have no room for it
     for caution in privacy_cautions(config, parts.account, config.rounds):
         log(f"privacy: {caution}")
     arrays = initial_arrays(parts, config.seed)

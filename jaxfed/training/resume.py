@@ -13,7 +13,7 @@ import numpy as np
 from jaxfed.config.config_files import map_paths, read_config
 from jaxfed.config.schema import config_to_table, make_config
 from jaxfed.config.sections import reads_rounds
-from jaxfed.config.settings import Config, replace_arguments
+from jaxfed.config.settings import Config
 from jaxfed.core.tree import tree_digest, zeros_like
 from jaxfed.core.types import Tree
 from jaxfed.training import checkpoint
@@ -158,13 +158,6 @@ def keep_rounds(folder: Path, config: Config) -> Config:
             f"--rounds N for more of them, for example --rounds {max(config.rounds, rounds + 1)}"
         )
     return dataclasses.replace(config, rounds=rounds)
-
-
-def set_draw_place(config: Config, place: str) -> Config:
-    """`config` with the place where its rounds are drawn, if it leaves that open."""
-    if config.work.draw_on != "auto":
-        return config
-    return dataclasses.replace(config, work=replace_arguments(config.work, draw_on=place))
 
 
 def read_draw_place(folder: Path) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 import tomli_w
 
 from jaxfed.config.build import RunParts, load_data
+from jaxfed.config.config_files import set_draw_place
 from jaxfed.config.schema import config_to_table
 from jaxfed.data.clients import Clients
 from jaxfed.training.best_model import build_run
 from jaxfed.training.loop import OpenRun, finish_run, open_run_folder, prepare_run, train_run, train_with_checkpoints
-from jaxfed.training.resume import finished_summary, read_draw_place, set_draw_place
+from jaxfed.training.resume import finished_summary, read_draw_place
 from jaxfed.training.run_dir import disk_full_errors, read_summary
 
 

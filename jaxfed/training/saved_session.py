@@ -132,6 +132,11 @@ def check_same_run(folder: Path, saved: Any, tables: RunTables) -> None:
             own = make_config(tables.make_table(Path(elsewhere)))
         except ValueError as error:
             raise ValueError(f"{folder} was saved with a configuration, this run has none: {error}") from None
+    if saved.work.draw_on != own.work.draw_on:
+        raise ValueError(
+            f"{folder} was drawn on the {saved.work.draw_on}, this run on the {own.work.draw_on}: make it with "
+            f'Batching(draw_on="{saved.work.draw_on}")'
+        )
     check_same_config(folder, saved, own, paths=False)
 
 

@@ -490,5 +490,5 @@ def test_data_that_do_not_fit_the_device_are_refused(monkeypatch):
     monkeypatch.setattr(device_data, "device_memory", lambda: 2 * need)
     put_train_data(list_train_data(POPULATION, Batching()))
     monkeypatch.setattr(device_data, "device_memory", lambda: 2 * need - 1)
-    with pytest.raises(ValueError, match='takes .* GB there, and may take half of its .*: set it to "host"'):
+    with pytest.raises(ValueError, match="takes .* GB there, and may take half of its .*: take a device with room"):
         put_train_data(list_train_data(POPULATION, Batching()))

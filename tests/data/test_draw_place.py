@@ -1,12 +1,16 @@
 """`work.draw_on = "auto"`: which place is chosen, and that a run stays with it."""
 
+import sys
 from types import SimpleNamespace
 
 import jax
 import optax
 import pytest
+import tomli_w
 
 import jaxfed as jf
+from jaxfed.cli import main
+from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.config_files import read_config
 from jaxfed.config.options import list_batching_keys
 from jaxfed.config.schema import make_config
@@ -107,3 +111,53 @@ def test_a_saved_run_that_was_drawn_on_the_device_is_reproduced(tmp_path):
     table = read_config(tmp_path / "saved")
     again = train_run(make_config(table | {"run": table["run"] | {"out": str(tmp_path / "again")}}))
     assert again["params_sha256"] == run.params_sha256
+
+
+def test_a_sweep_is_begun_again(monkeypatch, tmp_path):
+    """Its runs have written down a place, and the sweep leaves it open still."""
+    path = tmp_path / "auto.toml"
+    path.write_text(tomli_w.dumps(TABLE | {"work": TABLE["work"] | {"draw_on": "auto"}, "rounds": 2}))
+    words = ["jaxfed", "sweep", str(path), "--seeds", "0", "1", "--out", str(tmp_path / "sweep")]
+    monkeypatch.setattr(sys, "argv", words)
+    with monkeypatch.context() as patched:
+        pretend_accelerator(patched)
+        main.main()
+    main.main()
+    places = [read_config(each.parent)["work"]["draw_on"] for each in (tmp_path / "sweep").glob("**/config.toml")]
+    assert places == ["device", "device"]
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(device_data, "device_memory", lambda: 10)
+    with pytest.raises(ValueError, match='take a device with room, or "host" in a new run'):
+        train(tmp_path / "run", "device", 2)
+    assert not (tmp_path / "run").exists()
+    assert train(tmp_path / "run", "host", 2)["rounds"] == 2
+
+
+def test_a_program_restores_where_the_run_was_drawn(monkeypatch, tmp_path):
+    def make(place):
+        clients = jf.data.partition(jf.data.load("synthetic", users=40, items=30, mean_length=6.0))
+        model = jf.models.mf(clients.num_items, dim=4)
+        batching = jf.Batching(16, 2, draw_on=place)
+        method = jf.algorithms.fedavg(model, optax.sgd(0.5))
+        return jf.Experiment(clients, model, method, cohort=jf.sampling.uniform(8), batching=batching)
+
+    with monkeypatch.context() as patched:
+        pretend_accelerator(patched)
+        run = make("auto")
+    run.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r'make it with Batching\(draw_on="device"\)'):
+        make("auto").restore(tmp_path / "saved")
+    make("device").restore(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("place", ["device", "auto"])
+def test_many_rounds_in_a_program_say_what_chose_the_host(place):
+    table = TABLE | {"work": TABLE["work"] | {"draw_on": place}, "run": {"rounds_per_program": 2}}
+    config = make_config(table)
+    if place == "device":
+        assert build_from_config(config, load_data(config.data)).loop
+        return
+    with pytest.raises(ValueError, match='"auto" chose the host here'):
+        build_from_config(config, load_data(config.data))

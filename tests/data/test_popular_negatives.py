@@ -8,6 +8,7 @@ import pytest
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
 from jaxfed.data.batching import Batching, draw_examples, draw_negatives
+from jaxfed.data.blocks import check_batching
 from jaxfed.data.popular_negatives import find_popular_items, make_popularity_index
 from jaxfed.data.ragged import make_domains, make_ragged
 from jaxfed.data.sequences import draw_sequences
@@ -18,9 +19,15 @@ TABLE = {
     "model": {"name": "mf", "dim": 4},
     "work": {"batch_size": 16, "negatives": 4, "negative_sampling": "popularity", "optimizer": {"name": "sgd"}},
     "channel": [{"name": "per_row_mean"}],
-    "cohort": {"name": "uniform", "size": 8},
+    "cohort": {"name": "uniform", "size": 4},
 }
-KINDS = {"users": {}, "organisations": {"data": DATA | {"silos": 5}}}
+KINDS = {
+    "users": {},
+    "organisations": {"data": DATA | {"clients": "silo", "silos": 5}},
+    "devices": {"data": DATA | {"clients": "device"}},
+    "cold items": {"data": DATA | {"cold_items": 0.2}},
+    "cold clients": {"data": DATA | {"cold": 0.2}},
+}
 
 
 def build(more=()):
@@ -33,7 +40,7 @@ def count_popularity(population):
     return np.bincount(population.train.values, minlength=population.num_items)
 
 
-@pytest.mark.parametrize("kind", ["users", "organisations"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_interaction_outside_a_users_list_is_one_chance(kind):
     """All numbers of interactions, user by user: each item comes as often as it was met, those on the list never."""
     population = build(KINDS[kind]).data.population
@@ -70,9 +77,7 @@ def test_shares_are_those_of_popularity():
         found = draw_negatives(population, np.array([user]), random32)[0]
         seen = np.bincount(found, minlength=len(weights))
         want = weights / weights.sum() * random32.size
-        assert not seen[(weights == 0) & (want == 0)][
-            population.excluded.of(user)[population.excluded.of(user) < 0]
-        ].any()
+        assert population.popularity is None or not seen[weights == 0].any()  # nor is any on the user's list
         likely = want > 0
         return np.square(seen - want)[likely] @ (1 / want[likely]), likely.sum() - 1
 
@@ -129,3 +134,10 @@ def test_where_it_cannot_be_it_is_refused_in_a_line(more, words):
     with pytest.raises(ValueError, match=words) as error:
         build(more)
     assert "\n" not in str(error.value)
+
+
+def test_a_user_who_has_all_that_anybody_has_is_named():
+    population = build().data.population
+    index = population.popularity._replace(open=np.where(np.arange(60) == 7, 0, population.popularity.open))
+    with pytest.raises(ValueError, match=f"user {population.user_names[7]} has every item that anybody has"):
+        check_batching(population._replace(popularity=index), Batching(16, 4, negative_sampling="popularity"))

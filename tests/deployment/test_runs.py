@@ -194,7 +194,7 @@ def test_a_server_whose_process_ends_is_noticed(monkeypatch):
     ended = started_programs.watch_server()
     assert not ended()  # it has not begun
     with subprocess.Popen([sys.executable, "-c", "input()", "flwr-serverapp"], stdin=subprocess.PIPE) as process:
-        while b"flwr-serverapp" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        while "flwr-serverapp" not in psutil.Process(process.pid).cmdline():
             time.sleep(0.01)
         assert not ended()
         assert not ended()
