@@ -179,7 +179,7 @@ def test_rows_that_change_after_they_were_asked_for(tmp_path):
 
     run_federation(server, nodes, 1, recording_exchange(nodes, [], move))
     assert len(lines) == 1
-    assert "rows of round 0" in lines[0]
+    assert "rows of round 1" in lines[0]
     want, _ = simulate(parts, 1, table["seed"])
     compare_with_simulator(server, nodes, parts, want, exact=False)
 
