@@ -39,24 +39,9 @@ for machine in server node0 node1; do
     address=$((address + 1))
 done
 
-cat > "$folder/config.toml" <<CONFIG
-rounds = 7
-[data]
-name = "synthetic"
-users = 40
-items = 60
-mean_length = 9.0
-[model]
-name = "mf"
-dim = 4
-[cohort]
-name = "uniform"
-size = 12
-[evaluation]
-every = 7
-CONFIG
 # facts, data and Flower's app, as `jaxfed deploy` writes them; its own run is of no use here
-jaxfed deploy "$folder/config.toml" --nodes 2 --out "$folder/example" > "$folder/example.log" 2>&1
+jaxfed deploy synthetic_1k --data.users 40 --data.items 60 --data.mean-length 9 --model.dim 4 --cohort.size 12 \
+    --rounds 7 --evaluation.every 7 --nodes 2 --out "$folder/example" > "$folder/example.log" 2>&1
 
 cd "$folder/server"
 openssl req -x509 -newkey rsa:3072 -nodes -days 365 -subj "/CN=our federation" -keyout ca.key -out ca.crt 2>/dev/null
