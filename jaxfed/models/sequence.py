@@ -151,9 +151,8 @@ def from_encoder(
     loss_of_history = partial(predict_targets, module, compare.value, temperature, share)
     init = partial(init_parameters, module, length + (share > 0), times != "none")
     fold_in = partial(encode_history, module, length, share > 0)
-    format = SequenceFormat(
-        length + 1, compare.whole_catalogue, times=times, uniform_negatives=compare.uniform_negatives
-    )
+    format = SequenceFormat(length + 1, compare.whole_catalogue, times=times)
+    format = format._replace(uniform_negatives=compare.uniform_negatives)
     score = partial(score_folded_in, temperature)
     return Model(init, lambda key: (), sum_over_histories(loss_of_history), score, fold_in=fold_in, sequence=format)
 
