@@ -70,8 +70,8 @@ for node in 0 1; do
     cp "$folder"/example/server/{config.toml,facts.json} "$folder/example/nodes/$node/data.npz" node
     ip netns exec jaxfed-server flwr supernode register key.pub here
     HOME="$PWD" ip netns exec "$at" jaxfed node "$PWD/node" > keeper.log 2>&1 &
-    HOME="$PWD" ip netns exec "$at" flower-supernode --superlink server.example:8000 --root-certificates ca.crt \
-        --auth-supernode-private-key key --node-config "folder=\"$PWD/node\" keys=\"own\"" > supernode.log 2>&1 &
+    HOME="$PWD" ip netns exec "$at" jaxfed connect "$PWD/node" --superlink server.example:8000 \
+        --root-certificates ca.crt --private-key key > supernode.log 2>&1 &
 done
 
 cd "$folder/server"

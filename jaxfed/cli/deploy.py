@@ -175,8 +175,7 @@ def trust_words(out: Path, args: argparse.Namespace) -> TrustWords:
     link = ["--ssl-ca-certfile", f"{keys}/ca.crt", "--ssl-certfile", f"{keys}/server.crt"]
     link += ["--ssl-keyfile", f"{keys}/server.key", "--enable-supernode-auth"]
     nodes = [
-        ["--root-certificates", f"{keys}/ca.crt", "--auth-supernode-private-key", f"{keys}/node{node}"]
-        for node in range(args.nodes)
+        ["--root-certificates", f"{keys}/ca.crt", "--private-key", f"{keys}/node{node}"] for node in range(args.nodes)
     ]
     return TrustWords(f'root-certificates = "{keys}/ca.crt"', link, nodes)
 
@@ -190,7 +189,7 @@ def register_node(out: Path, start: Callable[..., subprocess.Popen], node: int, 
 
 
 def run_processes(out: Path, args: argparse.Namespace) -> None:
-    """Starts Flower's SuperLink and SuperNodes, then the run, and waits for its end. Raises ValueError where it
+    """Starts Flower's SuperLink and the nodes, then the run, and waits for its end. Raises ValueError where it
     failed, SystemExit after a signal; in any case nothing goes on running."""
     for name in ("flower", "app"):
         (out / name).mkdir(0o700, exist_ok=True)
@@ -211,12 +210,10 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
             wait_for_port(port, processes, stopped)
             for node in range(args.nodes):
                 register_node(out, start, node, args.tls)
-                words = ["flower-supernode", *trust.supernodes[node], "--superlink", f"127.0.0.1:{port}"]
-                words += ["--port", str(find_free_port())]
-                words += ["--node-config", f'folder="{out}/nodes/{node}" keys="{args.keys}"']
-                processes.append(start(f"supernode{node}", words))
-                words = [sys.executable, "-m", "jaxfed", "node", f"{out}/nodes/{node}", "--keys", args.keys]
-                keepers.append(start(f"node{node}", words))
+                program, of_node = [sys.executable, "-m", "jaxfed"], [f"{out}/nodes/{node}", "--keys", args.keys]
+                words = ["connect", *of_node, "--superlink", f"127.0.0.1:{port}", *trust.supernodes[node]]
+                processes.append(start(f"supernode{node}", [*program, *words]))
+                keepers.append(start(f"node{node}", [*program, "node", *of_node]))
             settings = f'folder="{server}" nodes={args.nodes} deadline={args.deadline} keys="{args.keys}"'
             submit = start("run", ["flwr", "run", str(out / "app"), "here", "--run-config", settings])
             follow_run(out, processes, keepers, submit, stopped)
@@ -254,7 +251,7 @@ def follow_run(
 ) -> None:
     """Shows the server's lines until it has ended. Raises ValueError where it failed.
 
-    processes: the SuperLink and the SuperNodes. keepers: `jaxfed node` of each node.
+    processes: the SuperLink, and `jaxfed connect` of each node. keepers: `jaxfed node` of each node.
     """
     server, said, watch = out / "server", set[str](), watch_server()
     lines = server / "server.log"
@@ -281,7 +278,7 @@ def follow_run(
             raise ValueError(f"Flower's SuperLink ended: see {out}/flower/superlink.log")
         gone = [node for node, each in enumerate(processes[1:]) if each.poll() is not None]
         if len(gone) == len(processes) - 1:
-            raise ValueError(f"all SuperNodes ended: see {out}/flower/supernode0.log")
+            raise ValueError(f"all nodes ended: see {out}/flower/supernode0.log")
         closed = [node for node, each in enumerate(keepers) if each.poll() is not None]
         lines_of_ends = [f"node {n} ended, and its clients drop out: see {out}/flower/supernode{n}.log\n" for n in gone]
         lines_of_ends += [f"node {n} is opened for each message now: see {out}/flower/node{n}.log\n" for n in closed]

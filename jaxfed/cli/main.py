@@ -39,7 +39,7 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 DEFAULT_CONFIG = "ml100k_fedavg"
 COMMANDS = ["train", "sweep", "evaluate", "recommend", "data", "bench", "privacy", "init"]
 COMMANDS += ["reproduce", "launch", "deploy", "doctor", "export", "serve", "device", "aggregate"]
-COMMANDS += ["compare", "report", "replay", "node", "identity"]
+COMMANDS += ["compare", "report", "replay", "node", "connect", "identity"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -136,6 +136,9 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> None:
         sys.exit(launch.launch_processes(args))
     if args.command == "doctor":  # before JAX is imported: it may be what is wrong
         doctor.doctor_command(args)
+        return
+    if args.command == "connect":  # needs no JAX
+        node.connect_command(args)
         return
     set_up_process()
     if args.command in configured:

@@ -121,6 +121,14 @@ def read_envelopes(data: bytes) -> list[Envelope]:
     return found
 
 
+def peek_round(data: bytes) -> int | None:
+    """The round of the first envelope, which is not checked; None: it is of no round."""
+    if not isinstance(data, bytes) or len(data) < HEADER.size:
+        return None
+    kind, round = HEADER.unpack_from(data)[2:4]
+    return None if kind == EnvelopeKind.HELLO else round
+
+
 def digest_model_bytes(round: int, data: bytes) -> bytes:
     """32 bytes that name the model of a round: SHA-256 of both. data: all that is sent of it, ids of rows left out."""
     return hashlib.sha256(round.to_bytes(8, "little") + data).digest()

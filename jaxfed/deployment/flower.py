@@ -1,8 +1,8 @@
 """The apps that Flower starts: a ServerApp for the server, a ClientApp for a node. Both are thin.
 
-Flower starts a process of the ClientApp for each message. What a node keeps lies on its disk, and so do its compiled
-programs. So that such a process starts quickly where another one keeps the node open (`node_process`), what imports JAX
-is imported by the server alone.
+Nodes that connect by `jaxfed connect` need no ClientApp (`supernode`). Flower's own SuperNode starts a process of it
+for each message. What a node keeps lies on its disk, and so do its compiled programs. So that such a process starts
+quickly where another one keeps the node open (`node_process`), what imports JAX is imported by the server alone.
 """
 
 import sys
@@ -16,13 +16,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from jaxfed.deployment.node_process import ask_node, keep_compiled_programs
+from jaxfed.deployment.polling import SHORTEST_WAIT, wait_between_looks
 
 if TYPE_CHECKING:  # these import JAX
     from jaxfed.deployment.arrivals import RequestQueue
     from jaxfed.deployment.opened_server import Exchange
 
 RECORD, BYTES, TYPE = "jaxfed", "bytes", "query"
-POLL = 0.2  # seconds between two looks for replies
+LONGEST_WAIT = 0.5  # seconds between two looks for replies
 SLACK = 600.0  # seconds in which the server takes a reply that came by the deadline
 DEADLINE = 300.0  # seconds in which a node answers, where nobody says how many
 
@@ -60,13 +61,15 @@ def make_flower_exchange(grid: Grid, deadline: float) -> "Exchange":
         ]
         waiting = {name for name in grid.push_messages(messages) if name}
         replies: dict[int, bytes] = {}
-        end = time.monotonic() + deadline
+        begin = time.monotonic()
+        end = begin + deadline
         while waiting and time.monotonic() < end:
             for reply in grid.pull_messages(waiting):
                 waiting.discard(reply.metadata.reply_to_message_id)
                 if reply.has_content():  # else Flower says that the node failed or is gone: it drops out
                     replies[reply.metadata.src_node_id] = unwrap_bytes(reply.content)
-            time.sleep(POLL if waiting else 0)
+            if waiting:
+                wait_between_looks(time.monotonic() - begin, LONGEST_WAIT)
         return replies
 
     return exchange
@@ -77,6 +80,7 @@ def make_flower_queue(grid: Grid, deadline: float) -> "RequestQueue":
     from jaxfed.deployment.arrivals import RequestQueue
 
     ends: dict[str, float] = {}  # of each request without a reply
+    last_found = time.monotonic()
 
     def send(node: int, data: bytes) -> str | None:
         # Flower forgets the replies of messages that have expired, and the server looks when it has moved the model
@@ -87,14 +91,17 @@ def make_flower_queue(grid: Grid, deadline: float) -> "RequestQueue":
         return ticket or None
 
     def receive() -> list[tuple[Any, bytes | None]]:
+        nonlocal last_found
         found: dict[Any, bytes | None] = {}
         for reply in grid.pull_messages([*ends]):
             found[reply.metadata.reply_to_message_id] = unwrap_bytes(reply.content) if reply.has_content() else None
         found |= {ticket: None for ticket, end in ends.items() if time.monotonic() > end and ticket not in found}
         for ticket in found:
             ends.pop(ticket, None)
-        if not found:
-            time.sleep(POLL)
+        if found:
+            last_found = time.monotonic()
+        else:
+            wait_between_looks(time.monotonic() - last_found, LONGEST_WAIT)
         return [*found.items()]
 
     return RequestQueue(send, receive)
@@ -111,6 +118,14 @@ def make_log(path: Path) -> Callable[[str], None]:
     return say
 
 
+def look_sooner_for_parts() -> None:
+    """Flower waits a second where it finds a message whose parts are still on the way; from now on, less."""
+    from flwr.supercore.inflatable.inflatable_utils import pull_objects
+
+    defaults: Any = pull_objects.__kwdefaults__
+    defaults["initial_backoff"] = SHORTEST_WAIT
+
+
 @server_app.main()
 def run_server(grid: Grid, context: Context) -> None:
     """The server's run. Its configuration names the folder, the least number of nodes, and the deadline."""
@@ -124,6 +139,7 @@ def run_server(grid: Grid, context: Context) -> None:
     folder = Path(str(settings["folder"]))
     say = make_log(folder / "server.log")
     keep_compiled_programs(folder)
+    look_sooner_for_parts()
     try:
         config, facts = make_config(read_config(folder / "config.toml")), read_facts(folder / "facts.json")
         exchange = make_flower_exchange(grid, float(settings.get("deadline", DEADLINE)))

@@ -1,8 +1,8 @@
-"""A process that keeps a node open, and how the app of the node reaches it: by a socket in the node's folder.
+"""A process that keeps a node open, and how whoever has a request reaches it: by a socket in the node's folder.
 
-Flower starts a process of the app for each message. Where `jaxfed node` keeps the node open, these processes only pass
-messages on, and need neither JAX nor the node's data. Where it does not run, each of them opens the node itself. So
-this module imports JAX only when it opens a node.
+Requests come to `jaxfed connect`, or to processes that Flower's SuperNode starts for each message. Where `jaxfed node`
+keeps the node open, these only pass requests on, and need neither JAX nor the node's data. Where it does not run, they
+open the node themselves for each request. So this module imports JAX only when it opens a node.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
-from jaxfed.deployment.envelope import make_refusal, pack_envelopes
+from jaxfed.deployment.envelope import make_refusal, pack_envelopes, peek_round
 
 SOCKET, LOCK, REQUEST_LOG = ".socket", ".lock", "requests.jsonl"
 LOCK_WAIT = 0.2  # seconds to wait for the lock before the socket is tried again
@@ -60,7 +60,7 @@ def make_own_reply(folder: Path, keys: str, request: bytes) -> bytes:
         reply = make_reply_or_refusal(node, request)
     except (ValueError, OSError) as error:
         reply = pack_envelopes([make_refusal(f"the node cannot be opened: {error}")])
-    write_reply_times(folder, opened - begin, time.perf_counter() - opened, reply)
+    write_reply_times(folder, request, opened - begin, time.perf_counter() - opened, reply)
     return reply
 
 
@@ -74,9 +74,12 @@ def make_reply_or_refusal(node: Any, request: bytes) -> bytes:
         return pack_envelopes([make_refusal(f"the node cannot keep what it computed: {error}")])
 
 
-def write_reply_times(folder: Path, opening: float, answering: float, reply: bytes) -> None:
-    """Adds to `REQUEST_LOG` how long a reply took, in seconds, and its bytes. Where that fails, the reply counts."""
+def write_reply_times(folder: Path, request: bytes, opening: float, answering: float, reply: bytes) -> None:
+    """Adds to `REQUEST_LOG` how long a reply took, in seconds, its bytes, and the number of the round, as the server's
+    rows count them. Where that fails, the reply counts."""
+    number = peek_round(request)
     times = {"open": round(opening, 3), "answer": round(answering, 3), "up": len(reply)}
+    times |= {} if number is None else {"round": number + 1}
     with suppress(OSError), open(folder / REQUEST_LOG, "a") as file:
         file.write(json.dumps(times) + "\n")
 
@@ -162,7 +165,7 @@ def answer_requests(folder: Path, keys: str, say: Callable[[str], None]) -> None
                     else:
                         refusal = f"this node was opened with keys {keys}, not {requested_keys}"
                         reply = pack_envelopes([make_refusal(refusal)])
-                    write_reply_times(folder, 0.0, time.perf_counter() - begin, reply)
+                    write_reply_times(folder, request, 0.0, time.perf_counter() - begin, reply)
                     connection.send_bytes(reply)
             except (OSError, EOFError):  # whoever asked is gone, and will ask again
                 continue

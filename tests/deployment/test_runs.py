@@ -295,7 +295,7 @@ def test_a_node_that_is_killed_drops_its_clients_out(tmp_path):
         assert any(line.startswith("round 1:") for line in process.stderr)
         for pid in flower_processes(out / "flower"):
             line = Path(f"/proc/{pid}/cmdline").read_text()
-            if "flower-supernode" in line and f"{out}/nodes/1" in line:
+            if "\0connect\0" in line and f"{out}/nodes/1" in line:
                 os.kill(pid, signal.SIGKILL)
         _, told = process.communicate(timeout=400)
     assert process.returncode == 0
