@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the commands of docs/guides/deployment.md, "On several machines", in three network namespaces: a server and two
-# nodes with TLS and keys of their own. After two rounds a node's cable is cut for 50 seconds. Prints the server's log.
+# nodes with TLS and keys of their own. After two rounds a node's cable is cut for 50 seconds. Prints the server's log,
+# and fails where that node's clients do not drop out and come back.
 #
 # sudo env PATH="$PATH" scripts/check_machines.sh FOLDER     (Linux, iproute2, openssl, ssh-keygen; some six minutes)
 set -euo pipefail
@@ -16,6 +17,7 @@ mkdir -p "$folder"/{server/.flwr,server/federation,node0/node,node1/node} /etc/n
 clean_up() {
     for machine in server node0 node1; do
         ip netns pids "jaxfed-$machine" 2>/dev/null | xargs -r kill -9 || true
+        ip link del "jf-$machine" 2>/dev/null || true  # a namespace keeps its end until its last process is gone
         ip netns del "jaxfed-$machine" 2>/dev/null || true
         rm -rf "/etc/netns/jaxfed-$machine"
     done
@@ -41,7 +43,7 @@ done
 
 # facts, data and Flower's app, as `jaxfed deploy` writes them; its own run is of no use here
 jaxfed deploy synthetic_1k --data.users 40 --data.items 60 --data.mean-length 9 --model.dim 4 --cohort.size 12 \
-    --rounds 7 --evaluation.every 7 --nodes 2 --out "$folder/example" > "$folder/example.log" 2>&1
+    --rounds 100 --evaluation.every 100 --nodes 2 --out "$folder/example" > "$folder/example.log" 2>&1
 
 cd "$folder/server"
 openssl req -x509 -newkey rsa:3072 -nodes -days 365 -subj "/CN=our federation" -keyout ca.key -out ca.crt 2>/dev/null
@@ -92,3 +94,5 @@ for _ in $(seq 200); do
 done
 cat federation/server.log
 [ -e federation/summary.json ]
+grep -q " [1-9][0-9]* dropped out" federation/server.log
+tail -1 federation/server.log | grep -q " 0 dropped out"

@@ -2,6 +2,9 @@
 
 import inspect
 import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
 
 import chex
 import jax
@@ -19,6 +22,7 @@ from jaxfed.core.tables import Table
 from jaxfed.core.types import Block, Cohort, Mean
 from jaxfed.sampling.cohort import cyclic_cohort
 
+ROOT = Path(__file__).parents[1]
 EIGHT = "--xla_force_host_platform_device_count=8"  # of tests/conftest.py
 KEY = jax.random.key(0)
 BY_TEXT = ("text_lora", "decoder_lora", "code_decoder")  # models that read a pretrained one: see their own tests
@@ -67,6 +71,16 @@ def child_environment(**more):
     """The environment of a program that a test starts: compiled as the suite is, on the devices that there are."""
     flags = os.environ.get("XLA_FLAGS", "").replace(EIGHT, "").strip()
     return {**os.environ, "XLA_FLAGS": flags, **more}
+
+
+@contextmanager
+def start_program(words, **kind):
+    """A program in a process of its own, which is killed at the end: a failed assertion must not wait for it."""
+    with subprocess.Popen(words, text=True, cwd=ROOT, env=child_environment(), **kind) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 # --- runs: a configuration as a file, and as a table ----------------------------------------

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from threading import Thread, Timer
 
 import numpy as np
@@ -36,9 +35,8 @@ from jaxfed.deployment.opened_server import open_server
 from jaxfed.sampling.cohort import sample_cohort
 from jaxfed.training.session import round_seed
 from tests.deployment.federation import MF, RING
-from tests.small import child_environment
+from tests.small import start_program
 
-ROOT = Path(__file__).parents[2]
 BARE = {"channel": [{"name": "weighted_mean"}], "server": {"name": "sgd", "lazy": False}}
 
 
@@ -58,14 +56,9 @@ def make_round_request(server, opened):
     return make_requests(server, 0, ids, asked, {0: opened.ids})[0][0]
 
 
-def start_process(folder, *words):
-    return subprocess.Popen(
-        [sys.executable, "-m", "jaxfed", "node", str(folder), "--keys", "reproducible", *words],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=child_environment(),
-    )
+def start_process(folder):
+    words = [sys.executable, "-m", "jaxfed", "node", str(folder), "--keys", "reproducible"]
+    return start_program(words, stderr=subprocess.PIPE)
 
 
 @pytest.mark.long

@@ -29,7 +29,7 @@ from jaxfed.training.loop import train_run
 from jaxfed.training.rounds import scored_model
 from jaxfed.training.run_dir import write_file
 from tests.deployment.federation import DATA, MF, RING, SILOS, direct_exchange, simulate
-from tests.small import child_environment
+from tests.small import child_environment, start_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -230,7 +230,7 @@ def test_programs_end_where_whoever_started_them_is_killed(tmp_path):
         "    print(start('sleep', ['sleep', '1000']).pid, flush=True); time.sleep(1000)"
     )
     words = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=child_environment()) as process:
+    with start_program(words, stdout=subprocess.PIPE) as process:
         started = psutil.Process(int(process.stdout.readline()))
         deadline = time.monotonic() + 60
         while started.name() != "sleep" and time.monotonic() < deadline:  # setpriv becomes the program
@@ -265,7 +265,7 @@ def test_stopped_all_processes_end_and_the_run_goes_on(tmp_path):
     out, alone = tmp_path / "deployed", tmp_path / "simulated"
     kind = {"cwd": ROOT, "env": child_environment()}
     words = command("deploy", path, "--rounds", 4, "--nodes", 2, "--out", out)
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, **kind) as process:
+    with start_program(words, stderr=subprocess.PIPE) as process:
         assert any(line.startswith("round 1:") for line in process.stderr)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=120)
@@ -291,7 +291,7 @@ def test_a_node_that_is_killed_drops_its_clients_out(tmp_path):
     table = MF | RING | SILOS | {"rounds": 3}
     path, out = write_table(tmp_path / "silos.toml", table), tmp_path / "deployed"
     words = command("deploy", path, "--nodes", 4, "--deadline", 60, "--out", out)
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=child_environment()) as process:
+    with start_program(words, stderr=subprocess.PIPE) as process:
         assert any(line.startswith("round 1:") for line in process.stderr)
         for pid in flower_processes(out / "flower"):
             line = Path(f"/proc/{pid}/cmdline").read_text()
