@@ -204,6 +204,9 @@ CONVERTERS: dict[str, Converter] = {
     ),
     "dot_general": convert_dot,
     "dynamic_slice": convert_dynamic_slice,
+    "erfc": lambda graph, equation, inputs: graph.add(
+        "Sub", np.ones((), equation.outvars[0].aval.dtype), graph.add("Erf", inputs[0])
+    ),
     "gather": convert_gather,
     "ne": lambda graph, equation, inputs: graph.add("Not", graph.add("Equal", *inputs)),
     "rsqrt": lambda graph, equation, inputs: graph.add("Reciprocal", graph.add("Sqrt", inputs[0])),
