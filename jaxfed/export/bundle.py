@@ -79,9 +79,7 @@ def export_run(
         if index and vectors is not None:
             manifest["index"] = write_index(vectors, made / "items.usearch")
         if onnx:
-            from jaxfed.export.onnx_files import write_onnx  # needs an extra
-
-            manifest["onnx"] = write_onnx(run, made)
+            manifest["onnx"] = write_scorers(run, made)
         write_card(made / "README.md", manifest, summary)
         manifest["files"] = hash_files(made)
         (made / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -137,6 +135,13 @@ def write_weights(run: ExportedRun, out: Path) -> None:
 
     save_file(jax.tree.map(jax.numpy.asarray, run.shared.leaves), out / "weights.safetensors")
     (out / "weights.safetensors").chmod(0o644)  # it is written for its owner alone; the folder may be private
+
+
+def write_scorers(run: ExportedRun, out: Path) -> dict[str, Any]:
+    """Writes ONNX files; returns what the manifest says of them. See `write_onnx`, which needs an extra."""
+    from jaxfed.export.onnx_files import write_onnx
+
+    return write_onnx(run, out)
 
 
 def write_items(parts: RunParts, out: Path) -> None:

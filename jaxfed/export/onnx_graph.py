@@ -56,18 +56,18 @@ class GraphBuilder:
 
     def shape(self, sizes: Any) -> Any:
         """A shape as a value, int64."""
-        if all(map(is_number, sizes)):
+        if all(map(is_known_size, sizes)):
             return np.array(sizes, np.int64)
-        if odd := [size for size in sizes if not is_number(size) and str(size) != "b"]:
+        if odd := [size for size in sizes if not is_known_size(size) and str(size) != "b"]:
             raise NotBuiltError(f"a dimension of the length {odd[0]} is not built in ONNX")
-        parts = [np.array([size], np.int64) if is_number(size) else self.batch for size in sizes]
+        parts = [np.array([size], np.int64) if is_known_size(size) else self.batch for size in sizes]
         return self.add("Concat", *parts, axis=0)
 
     def reshape(self, value: Any, sizes: Any) -> str:
         """A value in another shape, of which one dimension at most is no number."""
-        if sum(not is_number(size) for size in sizes) > 1:
+        if sum(not is_known_size(size) for size in sizes) > 1:
             return self.add("Reshape", value, self.shape(sizes))
-        return self.add("Reshape", value, np.array([size if is_number(size) else -1 for size in sizes], np.int64))
+        return self.add("Reshape", value, np.array([size if is_known_size(size) else -1 for size in sizes], np.int64))
 
     def cast(self, value: Any, dtype: Any) -> str:
         """A value in another type."""
@@ -83,14 +83,14 @@ class GraphBuilder:
             self.nodes = outer
 
 
-def is_number(size: Any) -> bool:
+def is_known_size(size: Any) -> bool:
     """Whether a dimension has a length that is known."""
     return isinstance(size, int | np.integer)
 
 
 def describe_value(name: str, like: Any, shape: bool = True) -> ValueInfoProto:
     """The type of a value; without its shape where that is left open."""
-    sizes = [int(size) if is_number(size) else str(size) for size in like.shape] if shape else None
+    sizes = [int(size) if is_known_size(size) else str(size) for size in like.shape] if shape else None
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(like.dtype)), sizes)
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from onnx import helper
 
-from jaxfed.export.onnx_graph import GraphBuilder, NotBuiltError, describe_value, is_number, refuse_equation
+from jaxfed.export.onnx_graph import GraphBuilder, NotBuiltError, describe_value, is_known_size, refuse_equation
 from jaxfed.export.onnx_indexing import (
     convert_dynamic_slice,
     convert_gather,
@@ -63,14 +63,14 @@ def convert_equation(graph: GraphBuilder, equation: Any, inputs: list[Any]) -> A
     if name in CALLS:
         return convert_equations(graph, next(parameters[key] for key in INLINED if key in parameters), inputs)
     sizes = [size for each in equation.outvars for size in each.aval.shape]
-    if not any(isinstance(each, str) for each in inputs) and all(map(is_number, sizes)):
-        return defer_equation(equation, inputs)
+    if not any(isinstance(each, str) for each in inputs) and all(map(is_known_size, sizes)):
+        return hold_equation(equation, inputs)
     if name not in CONVERTERS:
         raise NotBuiltError(f"the primitive {name} is not built in ONNX")
     return CONVERTERS[name](graph, equation, inputs)
 
 
-def defer_equation(equation: Any, inputs: list[Any]) -> list[Callable[[], Any]]:
+def hold_equation(equation: Any, inputs: list[Any]) -> list[Callable[[], Any]]:
     """The values of an equation that depends on nothing asked: they are computed when one of them is read."""
 
     @cache
