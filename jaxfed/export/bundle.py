@@ -34,6 +34,7 @@ def export_run(
     *,
     users: bool = False,
     index: bool = False,
+    onnx: bool = False,
     platforms: Sequence[str] = PLATFORMS,
     replace: bool = False,
     load: Callable[[Any], Any] = load_data,
@@ -45,6 +46,7 @@ def export_run(
         out: Where to write.
         users: Whether the histories of all users, and what their clients keep, are exported, too.
         index: Whether an approximate index of item vectors is written, too, see `write_index`.
+        onnx: Whether the functions that score are written as ONNX, too, where they can be.
         platforms: What the functions are lowered for: cpu, cuda, tpu.
         replace: Whether an export that is there is replaced.
         load: Reads the data of a [data] section.
@@ -55,7 +57,7 @@ def export_run(
     Raises:
         ValueError: the folder holds no model, or one that cannot be exported; or `out` holds something else.
     """
-    check_packages(index)
+    check_packages(index, onnx)
     out = out.resolve()
     check_out(out, replace)
     run, config = open_exported_run(folder, load)
@@ -76,6 +78,8 @@ def export_run(
         manifest = describe_export(run, functions, platforms, config, summary) | {"users": len(kept.get("ids", ()))}
         if index and vectors is not None:
             manifest["index"] = write_index(vectors, made / "items.usearch")
+        if onnx:
+            manifest["onnx"] = write_scorers(run, made)
         write_card(made / "README.md", manifest, summary)
         manifest["files"] = hash_files(made)
         (made / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -85,11 +89,13 @@ def export_run(
     return manifest
 
 
-def check_packages(index: bool) -> None:
+def check_packages(index: bool, onnx: bool = False) -> None:
     """Raises ValueError where a package that exports need is not installed."""
     for name in ("flatbuffers", "safetensors"):
         if find_spec(name) is None:
             raise ValueError(f'exports need the package {name}: pip install "jaxfed[export]"')
+    if onnx and find_spec("onnx") is None:
+        raise ValueError('--onnx needs the package onnx: pip install "jaxfed[onnx]"')
     if index:
         check_index_package()
 
@@ -129,6 +135,13 @@ def write_weights(run: ExportedRun, out: Path) -> None:
 
     save_file(jax.tree.map(jax.numpy.asarray, run.shared.leaves), out / "weights.safetensors")
     (out / "weights.safetensors").chmod(0o644)  # it is written for its owner alone; the folder may be private
+
+
+def write_scorers(run: ExportedRun, out: Path) -> dict[str, Any]:
+    """Writes ONNX files; returns what the manifest says of them. See `write_onnx`, which needs an extra."""
+    from jaxfed.export.onnx_files import write_onnx
+
+    return write_onnx(run, out)
 
 
 def write_items(parts: RunParts, out: Path) -> None:

@@ -227,8 +227,8 @@ def encode_history(module: SequenceEncoder, length: int, mask: bool, shared: Tre
     shared, length = unwrap(shared), min(length, max(history.rows.shape[0], 1))  # more places would only be padding
     latest, count = take_latest(history, length), jnp.minimum(history.live.sum(), length)
     if mask:
-        latest, masked = jnp.append(latest, PAST_END).at[count].set(0), jnp.arange(length + 1) == count
-        vectors = module.apply(shared, latest, None, masked)
+        masked = jnp.arange(length + 1) == count
+        vectors = module.apply(shared, jnp.where(masked, 0, jnp.append(latest, PAST_END)), None, masked)
     else:
         vectors, count = module.apply(shared, latest, times=take_latest_times(history, length)), count - 1
     return {"private": {"user": vectors[jnp.maximum(count, 0)] * history.live.any()}}
