@@ -2,15 +2,16 @@
 
 python scripts/deployed_overhead.py RUN [--json FILE]
 
-A node's work is the sum of its answers in the round (`RUN/nodes/N/requests.jsonl`), a round's seconds are those of the
-server (`RUN/server/metrics.jsonl`). The allowance is three times the work of the slowest node, and 150 ms. Prints a
-line a round, how many are within the allowance, and the medians of the last half of the rounds, when most programs are
-compiled.
+A node's work is the sum of its answers in the round, and of what opening it took (`RUN/nodes/N/requests.jsonl`). A
+round's seconds are those of the server (`RUN/server/metrics.jsonl`). The allowance is three times the work of the
+slowest node, and 150 ms. Prints a line a round, how many are within the allowance, and the medians of the last half of
+the rounds, when most programs are compiled.
 """
 
 import argparse
 import json
 import statistics
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def list_rounds(run: Path) -> list[dict[str, float]]:
     for path in run.glob("nodes/*/requests.jsonl"):
         work: dict[int, float] = defaultdict(float)
         for row in read_rows(path):
-            work[row.get("round", 0)] += row["answer"]
+            work[row.get("round", 0)] += row["open"] + row["answer"]
         for number, seconds in work.items():
             slowest[number] = max(slowest[number], seconds)
     found, before = [], 0.0
@@ -47,6 +48,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run of jaxfed deploy")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if not (args.run / "server" / "metrics.jsonl").is_file():
+        sys.exit(f"{args.run} is no run of jaxfed deploy that has finished a round")
     rounds = list_rounds(args.run)
     print("round  seconds  slowest node  the rest  allowed")
     for each in rounds:

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
 from jaxfed.cli.launch import find_free_port
+from jaxfed.cli.node import require_flower
 from jaxfed.cli.started_programs import launch_programs, watch_server
 from jaxfed.cli.summary import describe_best, print_summary
 
@@ -75,7 +75,7 @@ def add_deploy_options(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def deploy_command(args: argparse.Namespace, overrides: list[str]) -> None:
     """jaxfed deploy"""
-    require_flower()
+    require_flower("deploy")
     from jaxfed.config.build import build_from_config, load_data
     from jaxfed.config.config_files import locate_config, read_config, set_draw_place
     from jaxfed.config.overrides import override_config
@@ -150,18 +150,12 @@ def describe_options(known: dict[str, Any]) -> str:
     return f" --nodes {known['nodes']} --keys {known['keys']}{' --tls' if known['tls'] else ''}"
 
 
-def require_flower() -> None:
-    """Raises ValueError where Flower is missing."""
-    if find_spec("flwr") is None:
-        raise ValueError("deploy needs Flower: pip install 'jaxfed[flower]'")
-
-
 class TrustWords(NamedTuple):
-    """The options by which Flower's programs trust each other."""
+    """The options by which the server and the nodes trust each other."""
 
     connection: str  # of the file that `flwr` reads
     superlink: list[str]
-    supernodes: list[list[str]]
+    nodes: list[list[str]]
 
 
 def trust_words(out: Path, args: argparse.Namespace) -> TrustWords:
@@ -211,8 +205,8 @@ def run_processes(out: Path, args: argparse.Namespace) -> None:
             for node in range(args.nodes):
                 register_node(out, start, node, args.tls)
                 program, of_node = [sys.executable, "-m", "jaxfed"], [f"{out}/nodes/{node}", "--keys", args.keys]
-                words = ["connect", *of_node, "--superlink", f"127.0.0.1:{port}", *trust.supernodes[node]]
-                processes.append(start(f"supernode{node}", [*program, *words]))
+                words = ["connect", *of_node, "--superlink", f"127.0.0.1:{port}", *trust.nodes[node]]
+                processes.append(start(f"connect{node}", [*program, *words]))
                 keepers.append(start(f"node{node}", [*program, "node", *of_node]))
             settings = f'folder="{server}" nodes={args.nodes} deadline={args.deadline} keys="{args.keys}"'
             submit = start("run", ["flwr", "run", str(out / "app"), "here", "--run-config", settings])
@@ -278,9 +272,9 @@ def follow_run(
             raise ValueError(f"Flower's SuperLink ended: see {out}/flower/superlink.log")
         gone = [node for node, each in enumerate(processes[1:]) if each.poll() is not None]
         if len(gone) == len(processes) - 1:
-            raise ValueError(f"all nodes ended: see {out}/flower/supernode0.log")
+            raise ValueError(f"all nodes ended: see {out}/flower/connect0.log")
         closed = [node for node, each in enumerate(keepers) if each.poll() is not None]
-        lines_of_ends = [f"node {n} ended, and its clients drop out: see {out}/flower/supernode{n}.log\n" for n in gone]
+        lines_of_ends = [f"node {n} ended, and its clients drop out: see {out}/flower/connect{n}.log\n" for n in gone]
         lines_of_ends += [f"node {n} is opened for each message now: see {out}/flower/node{n}.log\n" for n in closed]
         for line in lines_of_ends:
             if line not in said:

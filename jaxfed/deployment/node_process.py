@@ -47,7 +47,7 @@ def ask_node(folder: Path, keys: str, request: bytes) -> bytes:
         try:
             with FileLock(folder / LOCK, timeout=LOCK_WAIT):
                 return make_own_reply(folder, keys, request)
-        except Timeout:  # another process of the app, or one that is about to listen
+        except Timeout:  # another process that opens it, or one that is about to listen
             continue
 
 

@@ -7,7 +7,7 @@ SHORTEST_WAIT = 0.1  # seconds: a look costs a server some 10 ms
 
 
 def wait_between_looks(waited: float, longest: float) -> None:
-    """Sleeps for a twentieth of the time that has been waited so far, so that what comes is found at most so much late.
+    """Sleeps for a twentieth of the time that has been waited so far, but no less than `SHORTEST_WAIT`.
 
     Args:
         waited: Seconds since the wait began.

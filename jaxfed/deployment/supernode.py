@@ -7,11 +7,14 @@ No code that the server sent is loaded. The modules of Flower that this needs ar
 its version.
 """
 
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from ssl import SSLError, create_default_context
+from typing import Any, NamedTuple, NoReturn
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -19,14 +22,19 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Message
 from flwr.app.error import Error
 from flwr.common.constant import ErrorCode
+from flwr.supercore.address import parse_address
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
 from flwr.supercore.run import RunNotRunningException
-from flwr.supernode.fleet_http_connection import http_request_response
+from flwr.supernode import fleet_http_connection
 
+from jaxfed.core.excerpt import printable
+from jaxfed.deployment.envelope import EnvelopeKind, read_envelopes, read_refusal
 from jaxfed.deployment.flower import unwrap_bytes, wrap_bytes
 from jaxfed.deployment.polling import SHORTEST_WAIT, wait_between_looks
 
+FAILURES = (Exception, RunNotRunningException)  # the second is Flower's, and no Exception
+LONGEST_REFUSAL = 4096  # bytes of a reply that is read for refusals
 LONGEST_WAIT = 3.0  # seconds between two looks for messages, as in Flower's SuperNode
 
 
@@ -53,30 +61,101 @@ def answer_server(contact: ServerContact, answer: Callable[[bytes], bytes], say:
     Args:
         contact: Where the server is.
         answer: The node's reply to the bytes of a request.
-        say: Is told what happens, a line each.
+        say: Is told what happens, a line each, and nothing twice in a row.
 
     Raises:
-        ValueError: the key cannot be read.
+        ValueError: the server does not take the node, or what the contact names cannot be used.
     """
-    certificates = contact.root_certificates.read_bytes() if contact.root_certificates else None
-    keys = read_key_pair(contact.private_key) if contact.private_key else None
-    with http_request_response(contact.address, contact.insecure, certificates, keys) as connection:
-        node, receive, send, _, _, pull, push, confirm = connection
-        say(f"connected to {contact.address}; Flower calls this node {node} (Ctrl-C ends)")
-        last_message = time.monotonic()
+    last_line, last_message = "", time.monotonic()
+
+    def tell(text):
+        nonlocal last_line
+        line = printable(" ".join(text.split()))
+        if line != last_line:
+            last_line = line
+            with suppress(OSError):  # of a full disk, or a terminal that is gone
+                say(line)
+
+    tell(f"connecting to {contact.address}")
+    with open_connection(contact) as (node, receive, send, _, _, pull, push, confirm):
+        fetch = partial(fetch_message, pull, confirm)
+        tell(f"connected: Flower calls this node {node} (Ctrl-C ends)")
         while True:
             try:
-                if found := receive():
-                    message, begin = fetch_message(*found, pull, confirm), time.monotonic()
-                    reply = make_flower_reply(message, answer, say)
-                    send_reply(reply, time.monotonic() - begin, send, push)
-                    last_message = time.monotonic()
-                    continue
-            except RunNotRunningException:
-                say("the run has ended: its message is not answered")
-            except Exception as error:  # a part of the message is missing, or the reply was not taken: the next one
-                say(f"a message was lost: {type(error).__name__}: {error}")
-            wait_between_looks(time.monotonic() - last_message, LONGEST_WAIT)
+                found = receive()
+            except FAILURES as error:
+                tell(f"the server does not answer: {type(error).__name__}: {error}")
+                found = None
+            if found:
+                head, tree = found
+                reply, seconds = answer_message(head, tree, fetch, answer, tell)
+                try:
+                    send_reply(reply, seconds, send, push)
+                except FAILURES as error:  # the run has ended, or the reply is not taken: the next one
+                    tell(f"a reply was not sent: {type(error).__name__}: {error}")
+                last_message = time.monotonic()
+            else:
+                wait_between_looks(time.monotonic() - last_message, LONGEST_WAIT)
+    raise ValueError(f"the connection to {contact.address} has ended: start this again")
+
+
+def open_connection(contact: ServerContact) -> Any:
+    """Flower's connection, to be entered. Raises ValueError where the contact cannot be used."""
+    if not re.fullmatch(r".+:\d+", contact.address) or "/" in contact.address or parse_address(contact.address) is None:
+        raise ValueError(f"{contact.address!r} is no HOST:PORT of a server")
+    if contact.insecure and (contact.private_key or contact.root_certificates):
+        raise ValueError("a key or certificates are of no use without TLS: leave out --insecure, or these")
+    certificates = None if contact.root_certificates is None else str(contact.root_certificates)
+    try:
+        create_default_context(cafile=certificates)
+    except (SSLError, ValueError) as error:
+        raise ValueError(f"{certificates} holds no certificates that can be read (PEM): {error}") from error
+    keys = read_key_pair(contact.private_key) if contact.private_key else None
+    fleet_http_connection.flwr_exit = partial(refuse_start, contact.address)
+    return fleet_http_connection.http_request_response(contact.address, contact.insecure, certificates, keys)
+
+
+def refuse_start(address: str, code: int, message: str = "", **_: Any) -> NoReturn:
+    """In place of Flower's end of the program: raises ValueError."""
+    what = (
+        "is the key registered there? Has the server TLS (else --insecure), and a certificate that --root-certificates "
+        "signed? The key of a node that was killed is taken again after a minute"
+    )
+    raise ValueError(f"{address} does not take this node: {' '.join(message.split())} ({what})")
+
+
+def answer_message(
+    head: Message,
+    tree: Any,
+    fetch: Callable[[Message, Any], Message],
+    answer: Callable[[bytes], bytes],
+    say: Callable[[str], None],
+) -> tuple[Message, float]:
+    """(the reply to a message, seconds that it took). Where its parts are missing, or the node fails, the reply is an
+    error in Flower's form, so that the server need not wait; what failed is said here alone.
+
+    head: the message without its content. tree: the names of its parts.
+    """
+    begin = time.monotonic()
+    try:
+        begin, message = time.monotonic(), fetch(head, tree)
+        reply = answer(unwrap_bytes(message.content))
+        report_refusal(reply, say)
+        return Message(wrap_bytes(reply), reply_to=message), time.monotonic() - begin
+    except FAILURES as error:
+        say(f"a message was not answered: {type(error).__name__}: {error}")
+        told = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__)
+        return Message(told, reply_to=head), time.monotonic() - begin
+
+
+def report_refusal(reply: bytes, say: Callable[[str], None]) -> None:
+    """Says why the node refused a request, where it did: the server is told the same."""
+    if len(reply) > LONGEST_REFUSAL:
+        return
+    with suppress(ValueError):  # the server says what is wrong with a reply
+        for each in read_envelopes(reply):
+            if each.kind == EnvelopeKind.REFUSED:
+                say(f"refused: {read_refusal(each)}")
 
 
 def read_key_pair(path: Path) -> tuple[Any, Any]:
@@ -90,8 +169,8 @@ def read_key_pair(path: Path) -> tuple[Any, Any]:
     return private, private.public_key()
 
 
-def fetch_message(head: Message, tree: Any, pull: Callable[..., bytes], confirm: Callable[..., None]) -> Message:
-    """A message with its content. head: the message without. tree: names of its parts."""
+def fetch_message(pull: Callable[..., bytes], confirm: Callable[..., None], head: Message, tree: Any) -> Message:
+    """A message with its content."""
     run, name = head.metadata.run_id, head.metadata.message_id
     parts = [each.object_id for each in iterate_object_tree(tree)]
     contents = pull_objects(parts, partial(pull, run), initial_backoff=SHORTEST_WAIT)
@@ -99,16 +178,6 @@ def fetch_message(head: Message, tree: Any, pull: Callable[..., bytes], confirm:
     message: Any = inflate_object_from_contents(name, contents)
     message.metadata.__dict__["_message_id"] = name
     return message
-
-
-def make_flower_reply(message: Message, answer: Callable[[bytes], bytes], say: Callable[[str], None]) -> Message:
-    """The reply to a message; where the node fails, an error in Flower's form, so that the server need not wait."""
-    try:
-        return Message(wrap_bytes(answer(unwrap_bytes(message.content))), reply_to=message)
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        say(f"a message was not answered: {told}")
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told), reply_to=message)
 
 
 def send_reply(reply: Message, seconds: float, send: Callable[..., Any], push: Callable[..., None]) -> None:

@@ -243,7 +243,7 @@ def test_programs_end_where_whoever_started_them_is_killed(tmp_path):
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_flower_runs_what_the_simulator_does(tmp_path):
-    """A SuperLink and two SuperNodes on loopback, five silos: the same params_sha256. No process is left."""
+    """A SuperLink and two nodes on loopback, five silos: the same params_sha256. No process is left."""
     pytest.importorskip("flwr")
     table = MF | RING | SILOS | {"rounds": 2, "data": DATA | {"clients": "silo", "silos": 5}}
     path = write_table(tmp_path / "silos.toml", table)
@@ -285,8 +285,9 @@ def test_stopped_all_processes_end_and_the_run_goes_on(tmp_path):
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_a_node_that_is_killed_drops_its_clients_out(tmp_path):
-    """The second of four SuperNodes is killed after round 1: the others go on, as in the simulator without its silo in
-    rounds 2 and 3. A secure sum of three nodes could not lose any."""
+    """The connection of the second of four nodes is killed after round 1: the others go on, as in the simulator without
+    its silo from then on. Its vector of round 2 may be on the way already. A secure sum of three nodes could not lose
+    any."""
     pytest.importorskip("flwr")
     table = MF | RING | SILOS | {"rounds": 3}
     path, out = write_table(tmp_path / "silos.toml", table), tmp_path / "deployed"
@@ -301,10 +302,11 @@ def test_a_node_that_is_killed_drops_its_clients_out(tmp_path):
     assert process.returncode == 0
     assert "node 1 ended, and its clients drop out" in told
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["clients/dropped_total"] == 2
+    dropped = summary["clients/dropped_total"]
+    assert dropped in (1, 2)
     config = make_config(table)
     parts = build_from_config(config, load_data(config.data))
-    want, _ = simulate(parts, 3, table["seed"], lambda round: [1] if round else [])
+    want, _ = simulate(parts, 3, table["seed"], lambda round: [1] if round >= 3 - dropped else [])
     assert summary["params_sha256"] == tree_digest(jax.tree.map(np.asarray, scored_model(parts, want)))
 
 
