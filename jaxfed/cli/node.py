@@ -75,11 +75,11 @@ def connect_command(args: argparse.Namespace) -> None:
             raise ValueError(f"{file} is no file")
     contact = ServerContact(args.superlink, args.insecure, *named)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave_connection)
+        signal.signal(number, exit_on_signal)
     answer_server(contact, partial(ask_node, folder, args.keys), partial(print, file=sys.stderr, flush=True))
 
 
-def leave_connection(number: int, frame: Any) -> NoReturn:
+def exit_on_signal(number: int, frame: Any) -> NoReturn:
     """Ends the program so that Flower can tell the server that the node goes. Flower sends this signal itself where the
     server knows the node no longer."""
     said, code = "the node leaves", 128 + number

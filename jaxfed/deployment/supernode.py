@@ -140,7 +140,8 @@ def answer_message(
     try:
         begin, message = time.monotonic(), fetch(head, tree)
         reply = answer(unwrap_bytes(message.content))
-        report_refusal(reply, say)
+        for line in list_refusals(reply):
+            say(f"refused: {line}")
         return Message(wrap_bytes(reply), reply_to=message), time.monotonic() - begin
     except FAILURES as error:
         say(f"a message was not answered: {type(error).__name__}: {error}")
@@ -148,14 +149,14 @@ def answer_message(
         return Message(told, reply_to=head), time.monotonic() - begin
 
 
-def report_refusal(reply: bytes, say: Callable[[str], None]) -> None:
-    """Says why the node refused a request, where it did: the server is told the same."""
+def list_refusals(reply: bytes) -> list[str]:
+    """Why the node refused a request, a line each; none where it answered."""
     if len(reply) > LONGEST_REFUSAL:
-        return
-    with suppress(ValueError):  # the server says what is wrong with a reply
-        for each in read_envelopes(reply):
-            if each.kind == EnvelopeKind.REFUSED:
-                say(f"refused: {read_refusal(each)}")
+        return []
+    try:
+        return [read_refusal(each) for each in read_envelopes(reply) if each.kind == EnvelopeKind.REFUSED]
+    except ValueError:  # the server says what is wrong with a reply
+        return []
 
 
 def read_key_pair(path: Path) -> tuple[Any, Any]:

@@ -32,7 +32,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from jaxfed.cli.node import FLOWER_GIVES_UP, leave_connection
+from jaxfed.cli.node import FLOWER_GIVES_UP, exit_on_signal
 from jaxfed.deployment import polling, supernode
 from jaxfed.deployment.envelope import NODE as NODE_ENVELOPE
 from jaxfed.deployment.envelope import Envelope, EnvelopeKind, make_refusal, pack_envelopes, peek_round
@@ -257,10 +257,10 @@ def test_where_the_server_does_not_take_the_node_there_is_one_line(tmp_path):
 
 def test_signals_leave_the_connection_and_flowers_own_is_told_apart(capsys):
     def _should_giveup():  # as in Flower
-        leave_connection(signal.SIGINT, sys._getframe())
+        exit_on_signal(signal.SIGINT, sys._getframe())
 
     for stop, code, said in (
-        (lambda: leave_connection(signal.SIGTERM, sys._getframe()), 128 + signal.SIGTERM, "the node leaves"),
+        (lambda: exit_on_signal(signal.SIGTERM, sys._getframe()), 128 + signal.SIGTERM, "the node leaves"),
         (_should_giveup, 2, "the server no longer knows this node"),
     ):
         with pytest.raises(SystemExit) as ended:
