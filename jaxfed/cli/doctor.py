@@ -21,6 +21,7 @@ EXTRAS = {  # extra: (the package that tells whether it is there, what it brings
     "export": ("flatbuffers", "exports of models"),
     "flower": ("flwr", "rounds between machines"),
     "serve": ("fastapi", "recommendations over HTTP"),
+    "onnx": ("onnx", "ONNX files, jaxfed export --onnx"),
     "optuna": ("optuna", "searches, jaxfed sweep --trials"),
     "plots": ("matplotlib", "figures of sweeps and reports"),
     "text": ("safetensors", "reads pretrained text encoders"),
