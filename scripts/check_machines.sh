@@ -3,7 +3,7 @@
 # nodes with TLS and keys of their own. After two rounds a node's cable is cut for 50 seconds. Prints the server's log,
 # and fails where no client drops out, or some are missing at the end.
 #
-# sudo env PATH="$PATH" scripts/check_machines.sh FOLDER     (Linux, iproute2, openssl, ssh-keygen; some seven minutes)
+# sudo env PATH="$PATH" scripts/check_machines.sh FOLDER     (Linux, iproute2, openssl, ssh-keygen; up to ten minutes)
 set -euo pipefail
 folder=$(realpath -m "${1:?name a new folder}")
 [ ! -e "$folder" ] || { echo "$folder is there already: name a new folder" >&2; exit 2; }

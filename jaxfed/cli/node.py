@@ -50,7 +50,11 @@ def locate_node_folder(text: str) -> Path:
 
 def require_flower(command: str) -> None:
     """Raises ValueError where Flower is missing, or is another version."""
-    if find_spec("flwr") is None or find_spec("flwr.supernode.fleet_http_connection") is None:
+    try:
+        found = find_spec("flwr.supernode.fleet_http_connection")
+    except ModuleNotFoundError:  # a package around it is missing
+        found = None
+    if found is None:
         raise ValueError(f"{command} needs Flower 1.42: pip install 'jaxfed[flower]'")
 
 

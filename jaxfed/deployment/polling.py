@@ -3,7 +3,7 @@
 import time
 
 SHARE = 0.05  # of the time that it has been waited for so far
-SHORTEST_WAIT = 0.1  # seconds: a look costs a server some 10 ms
+SHORTEST_WAIT = 0.1  # seconds: a look is a request, and many looks keep a server busy
 
 
 def wait_between_looks(waited: float, longest: float) -> None:

@@ -138,7 +138,7 @@ def answer_message(
     """
     begin = time.monotonic()
     try:
-        begin, message = time.monotonic(), fetch(head, tree)
+        message = fetch(head, tree)
         reply = answer(unwrap_bytes(message.content))
         for line in list_refusals(reply):
             say(f"refused: {line}")

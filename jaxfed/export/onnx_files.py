@@ -11,7 +11,7 @@ from onnx import ModelProto, checker, helper
 from jaxfed.export.exported_run import ExportedRun
 from jaxfed.export.functions import Named, make_functions, name_leaves
 from jaxfed.export.lowering import list_inputs
-from jaxfed.export.onnx_graph import GraphBuilder, NotBuiltError, describe_value
+from jaxfed.export.onnx_graph import GraphBuilder, NoOnnxFormError, describe_value
 from jaxfed.export.onnx_primitives import convert_equations
 
 OPSET, IR_VERSION = 18, 8  # of onnx 1.13 (2022): what reads ONNX today reads these
@@ -31,10 +31,10 @@ def convert_function(function: Callable[[Named, Named], jax.Array], weights: Nam
         The model, which `onnx.checker` has checked. Its output is `scores`.
 
     Raises:
-        NotBuiltError: the function has a primitive that is not built, or weights that no file of ONNX can hold.
+        NoOnnxFormError: the function has a primitive that is not built, or weights that no file of ONNX can hold.
     """
     if sum(weight.nbytes for weight in weights.values()) > MOST_BYTES:
-        raise NotBuiltError("a file of ONNX holds less than 2 GB, and the weights have more")
+        raise NoOnnxFormError("a file of ONNX holds less than 2 GB, and the weights have more")
     shapes = {name: jax.ShapeDtypeStruct(weight.shape, weight.dtype) for name, weight in weights.items()}
     traced = jax.make_jaxpr(function)(shapes, asked)
     graph, names = GraphBuilder(weights), [*sorted(weights), *sorted(asked)]
@@ -70,7 +70,7 @@ def write_onnx(run: ExportedRun, out: Path) -> dict[str, Any]:
         own = {f"{PRIVATE}{path}": shape for path, shape in given[0].items()} if len(given) == 2 else {}
         try:
             model = convert_function(partial(call_scorer, functions[name]), run.shared.leaves, own | given[-1])
-        except NotBuiltError as error:
+        except NoOnnxFormError as error:
             described["refused"][name] = str(error)
             continue
         (out / f"{name}.onnx").write_bytes(model.SerializeToString())

@@ -10,7 +10,7 @@ from onnx import ValueInfoProto, helper, numpy_helper
 from jaxfed.export.functions import Named
 
 
-class NotBuiltError(ValueError):
+class NoOnnxFormError(ValueError):
     """A function uses what is not converted to ONNX, or does not fit into a file."""
 
 
@@ -59,7 +59,7 @@ class GraphBuilder:
         if all(map(is_known_size, sizes)):
             return np.array(sizes, np.int64)
         if odd := [size for size in sizes if not is_known_size(size) and str(size) != "b"]:
-            raise NotBuiltError(f"a dimension of the length {odd[0]} is not built in ONNX")
+            raise NoOnnxFormError(f"a dimension of the length {odd[0]} is not built in ONNX")
         parts = [np.array([size], np.int64) if is_known_size(size) else self.batch for size in sizes]
         return self.add("Concat", *parts, axis=0)
 
@@ -94,6 +94,6 @@ def describe_value(name: str, like: Any, shape: bool = True) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(like.dtype)), sizes)
 
 
-def refuse_equation(equation: Any, what: str) -> NotBuiltError:
+def refuse_equation(equation: Any, what: str) -> NoOnnxFormError:
     """The error of a primitive that is built, but not so."""
-    return NotBuiltError(f"the primitive {equation.primitive.name} is not built in ONNX {what}")
+    return NoOnnxFormError(f"the primitive {equation.primitive.name} is not built in ONNX {what}")

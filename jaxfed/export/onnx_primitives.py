@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from onnx import helper
 
-from jaxfed.export.onnx_graph import GraphBuilder, NotBuiltError, describe_value, is_known_size, refuse_equation
+from jaxfed.export.onnx_graph import GraphBuilder, NoOnnxFormError, describe_value, is_known_size, refuse_equation
 from jaxfed.export.onnx_indexing import (
     convert_dynamic_slice,
     convert_gather,
@@ -41,7 +41,7 @@ def convert_equations(graph: GraphBuilder, traced: Any, inputs: Sequence[Any]) -
         The values of its outputs.
 
     Raises:
-        NotBuiltError: a primitive is not built in ONNX.
+        NoOnnxFormError: a primitive is not built in ONNX.
     """
     jaxpr = getattr(traced, "jaxpr", traced)
     values = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -66,7 +66,7 @@ def convert_equation(graph: GraphBuilder, equation: Any, inputs: list[Any]) -> A
     if not any(isinstance(each, str) for each in inputs) and all(map(is_known_size, sizes)):
         return hold_equation(equation, inputs)
     if name not in CONVERTERS:
-        raise NotBuiltError(f"the primitive {name} is not built in ONNX")
+        raise NoOnnxFormError(f"the primitive {name} is not built in ONNX")
     return CONVERTERS[name](graph, equation, inputs)
 
 

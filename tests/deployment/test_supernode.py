@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 
@@ -32,6 +33,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from jaxfed.cli import node
 from jaxfed.cli.node import FLOWER_GIVES_UP, exit_on_signal
 from jaxfed.deployment import polling, supernode
 from jaxfed.deployment.envelope import NODE as NODE_ENVELOPE
@@ -283,8 +285,8 @@ def test_rounds_are_put_beside_their_slowest_node(tmp_path):
     hello = Envelope(EnvelopeKind.HELLO, 0, NODE_ENVELOPE, bytes(32))
     assert [peek_round(pack_envelopes([each])) for each in (hello, plan)] == [None, 1]
     assert peek_round(b"short") is None
-    for node, seconds in enumerate((0.5, 2.0)):
-        folder = tmp_path / "nodes" / str(node)
+    for number, seconds in enumerate((0.5, 2.0)):
+        folder = tmp_path / "nodes" / str(number)
         folder.mkdir(parents=True)
         write_reply_times(folder, pack_envelopes([hello]), 9.0, 9.0, b"")
         for part in (0.25, 0.75):
@@ -343,3 +345,10 @@ def test_wrong_words_are_refused(words, said):
     )
     assert found.returncode == 2
     assert said in found.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("found", [lambda name: None, lambda name: find_spec("nothing.of.this")])
+def test_another_flower_or_none_is_said_in_one_line(monkeypatch, found):
+    monkeypatch.setattr(node, "find_spec", found)
+    with pytest.raises(ValueError, match=r"connect needs Flower 1\.42: pip install"):
+        node.require_flower("connect")

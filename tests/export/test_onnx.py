@@ -18,7 +18,7 @@ from jaxfed.export import bundle, onnx_files
 from jaxfed.export.functions import make_functions, name_leaves
 from jaxfed.export.loader import load_export
 from jaxfed.export.onnx_files import IR_VERSION, OPSET, call_scorer, convert_function
-from jaxfed.export.onnx_graph import NotBuiltError
+from jaxfed.export.onnx_graph import NoOnnxFormError
 from jaxfed.training.loop import train_run
 from tests.small import SEQUENCES, TABLE
 
@@ -110,7 +110,7 @@ def test_users_are_scored_by_what_clients_keep_as_by_jax(name):
 @pytest.mark.parametrize("name", ["mf", "neumf", "ials"])
 def test_what_is_trained_from_a_history_is_refused_by_name(name):
     functions, weights, _ = make_scorers(name)
-    with pytest.raises(NotBuiltError, match="^the primitive (scatter|rem) is not built in ONNX$"):
+    with pytest.raises(NoOnnxFormError, match="^the primitive (scatter|rem) is not built in ONNX$"):
         convert_for_any(partial(call_scorer, functions["score_histories"]), weights, {"history": HISTORIES})
 
 
@@ -158,13 +158,13 @@ def test_primitives_are_those_of_jax(name):
     ],
 )
 def test_what_is_not_built_is_refused_by_name(function, says):
-    with pytest.raises(NotBuiltError, match=says):
+    with pytest.raises(NoOnnxFormError, match=says):
         convert_for_any(lambda weights, asked: function(asked["x"]), {}, {"x": ODD})
 
 
 def test_weights_that_no_file_can_hold_are_refused(monkeypatch):
     monkeypatch.setattr(onnx_files, "MOST_BYTES", 15)
-    with pytest.raises(NotBuiltError, match="less than 2 GB"):
+    with pytest.raises(NoOnnxFormError, match="less than 2 GB"):
         convert_for_any(lambda weights, asked: weights["w"] + asked["x"], {"w": np.zeros(2)}, {"x": ODD})
 
 
