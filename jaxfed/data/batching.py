@@ -35,12 +35,11 @@ class Batching(NamedTuple):
         shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
         negative_sampling: uniform: all items that are no positives of the user are equally likely. popularity: in
             proportion to the train interactions of all clients with them. Of histories both are drawn from all items,
-            those of the history among them. Clients then know these counts, whose messages are not priced. Drawn on
-            the host.
+            those of the history among them. Clients then know these counts, whose messages are not priced.
         draw_on: Where shuffles and negatives are drawn: host, by NumPy, or device, with other random numbers. There, a
-            client with one user has a negative again in a round only after all others were drawn. auto: on a GPU or
-            TPU that has room for what clients train on, where it can draw these batches; else on the host. The run
-            writes down which, and stays with it.
+            client with one user has a uniform negative again in a round only after all others were drawn. auto: on a
+            GPU or TPU that has room for what clients train on, where it can draw these batches; else on the host. The
+            run writes down which, and stays with it.
 
     Example:
         >>> import jaxfed as jf

@@ -52,11 +52,12 @@ class BlockDraws(NamedTuple):
 
 def choose_draws(population: Population, batching: Batching) -> BlockDraws:
     """What draws batches of these on the device."""
-    if batching.sequence and population.users_per_client > 1:
+    repeats = population.users_per_client > 1 or batching.negative_sampling == "popularity"
+    if batching.sequence and repeats:
         return BlockDraws(draw_organisation_histories, draw_organisation_history_rows)
     if batching.sequence:
         return BlockDraws(draw_history_block, draw_history_rows)
-    if population.users_per_client > 1:
+    if repeats:
         draw = partial(draw_block_with_features, draw_organisation_block)
         return BlockDraws(draw, draw_organisation_rows)
     draw = partial(draw_block_with_features, draw_pair_block if batching.pairwise else draw_block)
@@ -103,7 +104,8 @@ def number_marked_items(room: int, marked: jax.Array) -> tuple[jax.Array, jax.Ar
 
 def has_random_rows(population: Population, batching: Batching) -> bool:
     """Whether the number of rows that a client holds depends on what is drawn."""
-    return bool(batching.sequence) or population.users_per_client > 1
+    is_popular = batching.negative_sampling == "popularity"
+    return bool(batching.sequence) or is_popular or population.users_per_client > 1
 
 
 def bound_held_rows(population: Population, batching: Batching, clients: np.ndarray) -> np.ndarray:

@@ -14,6 +14,16 @@ from jaxfed.data.room import device_memory
 from jaxfed.data.sequences import list_warm_items
 
 
+class DevicePopularity(NamedTuple):
+    """A `PopularityIndex`, of which whatever is counted for a user begins at 0."""
+
+    mass: Any  # int32 [N + 1]: interactions with the items before each place
+    gaps: Any  # int32 [X]: interactions outside the user's list before each item on it
+    passed: Any  # int32 [X]: interactions with the items of the user's list up to each entry, itself among them
+    begin: Any  # int32 [U + 1]: interactions before the user's domain
+    open: Any  # int32 [U + 1]: interactions of the user's domain with items that are not on its list, at least 1
+
+
 class DeviceTrainData(NamedTuple):
     """The E train items of all U users of C clients, each user's end to end, on the host or the device. User U and
     client C are nobody: they have no items. Where each client has one user, both have the same number."""
@@ -32,7 +42,9 @@ class DeviceTrainData(NamedTuple):
     domain_items: Any = None  # int32 [N]: domain by domain
     domain_start: Any = None  # int32 [U + 1]: where the items of each user's domain begin
     domain_size: Any = None  # int32 [U + 1]
-    # of clients with several users; None: each has one
+    # of negatives by popularity; None: all items are equally likely
+    popularity: DevicePopularity | None = None
+    # of clients with several users, and of batches in which negatives repeat; None: each client is one user
     client_offsets: Any = None  # int32 [C + 2]: the first user of each client
     user_of_row: Any = None  # int32 [E]
     # of histories:
@@ -119,6 +131,7 @@ def list_examples(population: Population, batching: Batching) -> DeviceTrainData
         **list_features(population, batching),
         **list_domain_items(population),
         **list_users(population),
+        popularity=list_popularity(population),
     )
 
 
@@ -134,9 +147,20 @@ def list_domain_items(population: Population) -> dict[str, np.ndarray]:
     }
 
 
+def list_popularity(population: Population) -> DevicePopularity | None:
+    """What negatives by popularity are found by; None: they are uniform."""
+    if (index := population.popularity) is None:
+        return None
+    start, counts = population.excluded.start, population.excluded.counts
+    user = np.repeat(np.arange(len(counts)), counts)
+    gaps, passed = index.gaps - user * (index.mass[-1] + 1), index.skipped[1:] - index.skipped[start[user]]
+    begin, free = np.append(index.begin, 0), np.append(np.maximum(index.open, 1), 1)
+    return DevicePopularity(*(each.astype(np.int32) for each in (index.mass, gaps, passed, begin, free)))
+
+
 def list_users(population: Population) -> dict[str, np.ndarray]:
-    """Whose rows are whose, where clients have several users; see `DeviceTrainData`."""
-    if population.users_per_client == 1:
+    """Whose rows are whose, where clients have several users or negatives repeat; see `DeviceTrainData`."""
+    if population.users_per_client == 1 and not population.popularity:
         return {}
     users = np.arange(len(population.user_names), dtype=np.int32)
     return {
@@ -163,7 +187,8 @@ def append_empty_user(start: np.ndarray) -> np.ndarray:
 def list_histories(population: Population, batching: Batching) -> DeviceTrainData:
     """What clients of a model of sequences train on."""
     assert batching.sequence
-    data = DeviceTrainData(append_empty_user(population.train.start), population.train.values, **list_users(population))
+    start, items = append_empty_user(population.train.start), population.train.values
+    data = DeviceTrainData(start, items, **list_users(population), popularity=list_popularity(population))
     if batching.sequence.times != "none":
         assert population.times
         data = data._replace(times=population.times.train)
@@ -215,10 +240,37 @@ def find_negatives(
     begin = data.excluded_start[user]
     if data.negatives is not None:
         return data.negatives.at[user * items - begin + rank].get(mode="clip")
-    low, high = jnp.broadcast_to(begin, rank.shape), jnp.broadcast_to(data.excluded_start[user + 1], rank.shape)
-    for _ in range(int(excluded_items).bit_length()):
-        middle = low + (high - low) // 2
-        is_below = (low < high) & (data.gaps.at[middle].get(mode="clip") <= rank)
-        low, high = jnp.where(is_below, middle + 1, low), jnp.where(is_below, high, middle)
-    place = rank + low - begin
+    place = rank + find_first_above(data.gaps, begin, data.excluded_start[user + 1], rank, excluded_items) - begin
     return place if data.domain_items is None else data.domain_items[data.domain_start[user] + place]
+
+
+def find_first_above(values: jax.Array, low: jax.Array, high: jax.Array, bound: jax.Array, most: int) -> jax.Array:
+    """int32, of the shape of the bounds: the first entry of [low, high) whose value is above a bound, or high, by a
+    binary search. The values there are ascending; there are at most so many."""
+    low, high = jnp.broadcast_to(low, bound.shape), jnp.broadcast_to(high, bound.shape)
+    for _ in range(int(most).bit_length()):
+        middle = low + (high - low) // 2
+        is_below = (low < high) & (values.at[middle].get(mode="clip") <= bound)
+        low, high = jnp.where(is_below, middle + 1, low), jnp.where(is_below, high, middle)
+    return low
+
+
+def find_popular_negatives(data: DeviceTrainData, user: jax.Array, rank: jax.Array, excluded_items: int) -> jax.Array:
+    """int32: the items of some interactions outside each user's list; see `popular_negatives.find_popular_items`.
+
+    rank: numbers of interactions, from 0 to below `DevicePopularity.open` of the user. excluded_items: of one of the
+    users, at most.
+    """
+    assert data.popularity is not None
+    assert data.excluded_start is not None
+    mass, gaps, passed, before, _ = data.popularity
+    begin = data.excluded_start[user]
+    entry = find_first_above(gaps, begin, data.excluded_start[user + 1], rank, excluded_items)
+    jumped = jnp.where(entry > begin, passed.at[entry - 1].get(mode="clip"), 0)
+    place = find_popular_places(mass, before[user] + rank + jumped)
+    return place if data.domain_items is None else data.domain_items[place]
+
+
+def find_popular_places(mass: jax.Array, interaction: jax.Array) -> jax.Array:
+    """int32: the place of the item of each interaction; mass: see `DevicePopularity`."""
+    return find_first_above(mass, jnp.int32(0), jnp.int32(len(mass)), interaction, len(mass)) - 1

@@ -33,7 +33,8 @@ def add_features(data: DeviceTrainData, items: int, client: jax.Array, held: jax
         found["item_features"] = data.item_features[item]
     if data.user_features is not None:
         user, is_live = client[:, None], steps.live
-        if data.client_offsets is not None:
+        if "user" in steps.batch:
+            assert data.client_offsets is not None
             user, is_live = data.client_offsets[client][:, None, None] + steps.batch["user"], is_live[..., None]
         found["user_features"] = data.user_features[jnp.where(is_live, user, data.nobody)]
     return steps._replace(batch=steps.batch | found)

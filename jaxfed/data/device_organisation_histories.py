@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxfed.core.client_work import Batches
 from jaxfed.data.bijections import BijectionKey, draw_below, fold_in_number
-from jaxfed.data.device_data import BlockFormat, DeviceTrainData
+from jaxfed.data.device_data import BlockFormat, DeviceTrainData, find_popular_places
 from jaxfed.data.device_draws import number_steps, order_each_epoch
 from jaxfed.data.device_histories import SHARED, count_warm_items, mark_warm_items
 from jaxfed.data.device_organisations import list_client_rows, sort_entries
@@ -58,10 +58,14 @@ def draw_step_histories(
     of_step = epoch if batching.shared_negatives else jnp.arange(block_format.steps)
     of_round = fold_in_number(key, jnp.uint32(SHARED)) if batching.shared_negatives else own_key
     below = jax.tree.map(lambda word: jnp.asarray(word)[..., None], fold_in_number(of_round, 0))
-    warm = jnp.int32(count_warm_items(data, items))
-    negative = draw_below(warm, fold_in_number(below, of_step[..., None] * max(drawn, 1) + jnp.arange(drawn)))
+    words = fold_in_number(below, of_step[..., None] * max(drawn, 1) + jnp.arange(drawn))
+    if data.popularity is None:
+        negative = draw_below(jnp.int32(count_warm_items(data, items)), words)
+        negative = negative if data.warm is None else data.warm[negative]
+    else:
+        mass = data.popularity.mass
+        negative = find_popular_places(mass, draw_below(mass[-1], words))
     negative = jnp.broadcast_to(negative, (*is_live.shape, drawn))
-    negative = negative if data.warm is None else data.warm[negative]
     return StepHistories(user, number, item, jnp.where(is_live[..., None], negative, items), epoch, is_live)
 
 

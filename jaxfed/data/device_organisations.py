@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxfed.core.client_work import Batches
 from jaxfed.data.bijections import BijectionKey, draw_below, fold_in_number
-from jaxfed.data.device_data import BlockFormat, DeviceTrainData, count_items, find_negatives
+from jaxfed.data.device_data import BlockFormat, DeviceTrainData, count_items, find_negatives, find_popular_negatives
 from jaxfed.data.device_draws import number_steps, order_each_epoch
 
 
@@ -76,11 +76,15 @@ def draw_examples_of_users(
     row = first_row[..., None] + jnp.take_along_axis(order, at.reshape(len(n), -1), 1).reshape(at.shape)
     row = jnp.minimum(row, len(data.items) - 1)
     user, positive = data.user_of_row[row], data.items[row]
-    free = count_items(data, user, items)[1]
     # a random number of its own for each example of each epoch
     at = (epoch * n * each)[..., None] + place
-    rank = draw_below(free, fold_in_number(jax.tree.map(lambda word: word[..., None], fold_in_number(own_key, 0)), at))
-    negative = find_negatives(data, user, rank, items, block_format.excluded_items)
+    words = fold_in_number(jax.tree.map(lambda word: word[..., None], fold_in_number(own_key, 0)), at)
+    if data.popularity is None:
+        rank = draw_below(count_items(data, user, items)[1], words)
+        negative = find_negatives(data, user, rank, items, block_format.excluded_items)
+    else:
+        rank = draw_below(data.popularity.open[user], words)
+        negative = find_popular_negatives(data, user, rank, block_format.excluded_items)
     batch = {"weight": is_live.astype(jnp.float32), "user": jnp.where(is_live, user - first_user[..., None], 0)}
     if batching.pairwise:
         item = jnp.stack([positive, negative], -1)
@@ -109,8 +113,24 @@ def draw_organisation_block(
     slot = jnp.where(item < items, first, 0).reshape(*batch["weight"].shape, -1)
     names = ("item", "other") if batching.pairwise else ("item",)
     batch |= {name: slot[..., column] for column, name in enumerate(names)}
+    if block_format.users == 1:
+        batch = (
+            {name: x for name, x in batch.items() if name != "user"}
+            if batching.pairwise
+            else merge_repeated_rows(batch)
+        )
     steps = Batches(jnp.where(is_row, place, items), is_live, batch, (batching.epochs * examples).astype(jnp.float32))
     return held, (examples // batching.examples(1)).astype(jnp.float32), steps
+
+
+def merge_repeated_rows(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """`weight` and `label` [m, S, W] of the rows of steps, whose examples are of one user: what a row repeats is its
+    weight, the mean of the labels is its label. batch: of `draw_examples_of_users`, with the `item` of each example."""
+    lead = jnp.indices((*batch["item"].shape[:-1], 1), sparse=True)[:-1]
+    at = *lead, batch["item"]
+    weight = jnp.zeros_like(batch["weight"]).at[at].add(batch["weight"])
+    label = jnp.zeros_like(batch["label"]).at[at].add(batch["label"])
+    return {"weight": weight, "label": label / jnp.maximum(weight, 1)}
 
 
 def draw_organisation_rows(

@@ -39,7 +39,6 @@ def find_draw_problem(population: Population, batching: Batching, shapes: BlockS
     """Why rounds cannot be drawn on the device; "": they can."""
     reasons = {
         "sums for a closed form": batching.ordered,
-        "negatives by popularity": batching.negative_sampling == "popularity",
         "batches of domains of several processes": shapes.share.size > 1 and population.domains is not None,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
@@ -52,6 +51,8 @@ def find_draw_problem(population: Population, batching: Batching, shapes: BlockS
     of_client = batching.epochs * (batching.negatives + 1) * int(population.num_train.max())
     most = max(population.num_items, 0 if batching.sequence else of_client, int((drawn + batching.epochs * n).max()))
     rows = max(len(population.train.values), len(population.excluded.values))
+    if population.popularity:  # each interaction has a number
+        most = max(most, len(population.train.values))
     if most >= LARGEST or rows >= 2 * LARGEST or (drawn // free).max() >= MOST_LAPS:
         return "the device counts in 32 bits, too few for these data"
     return ""

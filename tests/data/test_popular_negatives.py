@@ -120,7 +120,6 @@ def test_negatives_of_histories_are_popular_ones(shared):
     ("more", "words"),
     [
         ({"work": TABLE["work"] | {"negatives": 0}}, "no negatives are drawn here"),
-        ({"work": TABLE["work"] | {"draw_on": "device"}}, "negatives by popularity are drawn on the host alone"),
         ({"work": TABLE["work"] | {"negative_sampling": "often"}}, "negative_sampling"),
         ({"model": {"name": "sasrec", "dim": 4, "length": 6, "loss": "softmax"}}, "no negatives are drawn here"),
         ({"model": {"name": "sasrec", "dim": 4, "length": 6, "loss": "gbce"}}, "right for uniform negatives alone"),

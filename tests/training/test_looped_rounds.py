@@ -81,6 +81,11 @@ CASES = {
         "model": {"name": "fm"},
         "work": {"optimizer": SLOW},
     },
+    "popular negatives": {"work": {"negative_sampling": "popularity", "negatives": 9, "epochs": 2}},
+    "histories with popular negatives": {
+        "model": HISTORIES | {"loss": "bce"},
+        "work": {"negative_sampling": "popularity", "negatives": 20, "optimizer": SLOW},
+    },
     "labels": {"data": {"label": "rating"}, "model": {"loss": "squared"}, "work": {"negatives": 0}},
     "several users": {"data": {"clients": "silo", "silos": 9}, "work": {"epochs": 2}},
     "pairs of several users": {"data": {"clients": "silo", "silos": 9}, "model": {"loss": "bpr"}},
