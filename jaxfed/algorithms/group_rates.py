@@ -138,7 +138,8 @@ def group_rates(
     def scale_by_examples(steps, state, params=None, *, examples, **more):
         return scale_both(steps, params, jnp.maximum(examples, 1)), state
 
-    if not weight_decay and item == user == SAME and not layers.patterns:
+    decays = isinstance(weight_decay, jax.Array) or weight_decay  # what is traced may be 0 or not
+    if not decays and all(each is None for each in (*item, *user)) and not layers.patterns:
         return optimizer(learning_rate=learning_rate, **options)
     steps = optimizer(learning_rate=1.0, **options)
     if not item.per_example and not user.per_example:

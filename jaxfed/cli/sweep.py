@@ -33,7 +33,10 @@ def add_sweep_options(command: Any) -> None:
     sweep.add_argument("--search-seed", type=int, default=0, metavar="SEED", help="of the proposals (0)")
     sweep.add_argument("--seeds", nargs="+", default=[], metavar="SEED", help="with each of these")
     sweep.add_argument(
-        "--together", action="store_true", help="all seeds of a combination as one program; see run.rounds_per_program"
+        "--together",
+        action="store_true",
+        help="all seeds as one program, and all combinations that differ in numbers of optimisers, such as rates; see "
+        "run.rounds_per_program",
     )
     sweep.add_argument("--central", action="store_true", help="all runs in one place, see `jaxfed train --help`")
     sweep.add_argument("--out", metavar="FOLDER", help="where the runs live (runs/sweep/CONFIG)")
@@ -91,12 +94,12 @@ def plan_grid(
     from jaxfed.config.overrides import override_config
     from jaxfed.training import sweep as sweeping
     from jaxfed.training.log import log
-    from jaxfed.training.runs import make_seeds_runner, shared_runner
+    from jaxfed.training.runs import make_joint_runner, shared_runner
 
     todo = sweeping.sweep_points(override_config, table, grid, args.seeds, overrides, out)
     again = partial(sweeping.make_point, override_config, table, overrides, out)
     before = sweeping.earlier_rows(out, todo, list(grid), again)
-    runner = make_seeds_runner([each.config for each in todo if each.config]) if args.together else shared_runner()
+    runner = make_joint_runner([each.config for each in todo if each.config]) if args.together else shared_runner()
     runs = ([row] for row in sweeping.run_sweep(todo, runner, log, before))
     return sweeping.kept_rows(before, todo, list(grid)), runs
 

@@ -28,7 +28,7 @@ from jaxfed.core.federate import Algorithm
 from jaxfed.core.link import Channel
 from jaxfed.core.method import Method
 from jaxfed.core.model import Model
-from jaxfed.core.parametrization import frozen_arguments
+from jaxfed.core.parametrization import Parametrization, frozen_arguments
 from jaxfed.core.placement import Placement
 from jaxfed.core.processes import Processes
 from jaxfed.core.types import Sampler, Tree
@@ -148,6 +148,11 @@ def build_from_config(
     return build_parts(make_pieces(config, data, saved), watch)
 
 
+def fit_method(method: Method, model: Model, parametrization: Parametrization | None) -> Method:
+    """A method as its rounds run: its links are in the channel, and it knows its parametrization."""
+    return add_discordance(method, model)._replace(links=(), parametrization=parametrization)
+
+
 def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda channel: channel) -> RunParts:
     """Builds everything from the pieces of a run, stage by stage: what it runs on, the model, the method and its
     channel, the blocks that cohorts are packed in, the algorithm, the evaluation, and the account of its privacy.
@@ -173,7 +178,8 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
     check_method(method, pieces, channel, runtime.processes)
     if method.is_central:
         check_central(pieces, channel, runtime.processes)
-    method = add_discordance(method, model)._replace(links=(), parametrization=pieces.parametrization)
+    fit = partial(fit_method, model=model, parametrization=pieces.parametrization)
+    method = fit(method)
     batching = fit_batching(pieces.batching, model, method)
     shapes = choose_block_shapes(pieces, batching, channel.claims.needs_all_rows or method.needs_all_rows, runtime)
     batching = choose_draw_place(data.population, batching, shapes)
@@ -183,10 +189,6 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
         rounds = make_algorithm(pieces, model, method, channel, batching, shapes, runtime)
     evaluation = make_evaluators(pieces, model, rounds.method, runtime)
     account, epsilon = make_account(pieces, channel)
-    if account.mechanisms and data.population.popularity:
-        raise ValueError(
-            "work.negative_sampling: popularity is counted without noise, which epsilon does not cover: take uniform"
-        )
     return RunParts(
         data=data,
         model=model,
@@ -206,5 +208,5 @@ def build_parts(pieces: Pieces, watch: Callable[[Channel], Channel] = lambda cha
         processes=runtime.processes,
         cold_evaluator=evaluation.cold_evaluator,
         drawer=make_drawer(data.population, batching, shapes) if batching.draw_on == "device" else None,
-        loop=choose_loop(pieces, rounds.algorithm, batching, shapes),
+        loop=choose_loop(pieces, rounds.algorithm, batching, shapes, fit),
     )

@@ -169,10 +169,15 @@ def make_evaluators(pieces: Pieces, model: Model, method: Method, runtime: Runti
 
 
 def make_account(pieces: Pieces, channel: Channel) -> tuple[PrivacyAccount, Callable[[int], float]]:
-    """(what the accountant needs of a run, rounds -> the epsilon spent)."""
+    """(what the accountant needs of a run, rounds -> the epsilon spent). Raises ValueError where epsilon does not cover
+    what clients know."""
     sampler, settings = pieces.sampler, pieces.privacy
     cap = sampler.slots if sampler.kind == "poisson" else 0
     sampling = Sampling(sampler.kind, pieces.clients.num_clients, sampler.size, cap)
     relation = settings.relation or None
     account = PrivacyAccount(list_mechanisms(channel), sampling, settings.delta, settings.accountant, relation)
+    if account.mechanisms and pieces.clients.population.popularity:
+        raise ValueError(
+            "work.negative_sampling: popularity is counted without noise, which epsilon does not cover: take uniform"
+        )
     return account, make_ledger(account.mechanisms, account.sampling, account.delta, account.relation)

@@ -1,6 +1,7 @@
 """The stages of `build_parts`: each takes its own settings and what came before, and makes its own checks."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,9 @@ class Edges(NamedTuple):
     seed: int = 0
 
 
+MethodWith = Callable[[dict[str, Any]], Method]  # from some numbers of optimisers, which may be traced
+
+
 class Pieces(NamedTuple):
     """What a run is made of, as a configuration names it or a program hands it over."""
 
@@ -62,6 +66,7 @@ class Pieces(NamedTuple):
     sampler: Sampler
     batching: Batching = Batching()
     parametrization: Parametrization | None = None  # what the server holds in place of the model's parameters
+    method_with: MethodWith | None = None  # None: the numbers of its optimisers are as they are
     download: Channel | None = None  # codes of what clients download
     evaluation: Evaluation = Evaluation()
     evaluation_channel: Channel | None = None  # what clients' figures go through; None: the server evaluates

@@ -21,7 +21,7 @@ from jaxfed.core.link import Channel, list_links
 from jaxfed.core.method import Method
 from jaxfed.core.parametrization import Parametrization, apply_parametrization
 from jaxfed.core.placement import Placement, make_placement, one_in_flight
-from jaxfed.core.round_loop import make_round_loop
+from jaxfed.core.round_loop import make_round_loops
 from jaxfed.core.server import (
     Accumulator,
     accumulate,
@@ -42,13 +42,13 @@ class Algorithm(NamedTuple):
         init: init(params, key) -> `State`. params: the model's shared parameters; theta, where the method has a
             `Parametrization`.
         step: step(state, cohort, key) -> (`State`, info): one round. It consumes (donates) its state.
-        make_loop: make_loop(source, several_seeds) -> what runs many rounds as one program, see `make_round_loop`.
-            None: there is none.
+        make_loops: make_loops(source, method_with) -> what runs many rounds as one program, and what does so for
+            several runs, see `make_round_loops`. None: there is none.
     """
 
     init: Callable[[Tree, Key], State]
     step: Callable[[State, Cohort, Key], tuple[State, dict[str, jax.Array]]]
-    make_loop: Callable[..., Callable[..., Any]] | None = None
+    make_loops: Callable[..., tuple[Callable[..., Any], Callable[..., Any]]] | None = None
 
 
 class FrozenParts(NamedTuple):
@@ -111,7 +111,7 @@ def federate(
         >>> algorithm = jf.federate(method, jf.channels.mean(), num_clients=5)
     """
     plan = Plan(
-        method=method._replace(server=method.make_server(method.server)),
+        method=method.with_server(),
         channel=with_method_links(method, channel),
         num_clients=num_clients,
         place=placement or make_placement(),
@@ -127,7 +127,7 @@ def federate(
     check_plan(plan)
     placed = put_frozen(plan.place, method.parametrization, frozen)
     step = partial(run_round, plan, make_programs(plan), placed)
-    return Algorithm(partial(initial_state, plan), step, partial(make_round_loop, plan, placed))
+    return Algorithm(partial(initial_state, plan), step, partial(make_round_loops, plan, placed))
 
 
 def with_method_links(method: Method, channel: Channel) -> Channel:

@@ -103,3 +103,7 @@ class Method(NamedTuple):
     init_client_state: Callable[[Tree, jax.Array], Tree] = keep_state
     submodels: Submodels | None = None
     recipe: Recipe | None = None
+
+    def with_server(self) -> "Method":
+        """The method whose server is what `make_server` makes of it."""
+        return self._replace(server=self.make_server(self.server))

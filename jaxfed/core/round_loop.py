@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfed.core.client import broadcast_model, run_client_block
+from jaxfed.core.method import Method
 from jaxfed.core.placement import one_in_flight
 from jaxfed.core.server import Accumulator, accumulate, init_accumulator, server_update
 from jaxfed.core.state import Plan, State, table_rows_of
@@ -150,18 +151,22 @@ def run_planned_rounds(
     return jax.lax.fori_loop(first, num_rounds, run_and_record, (state, figures))
 
 
-def make_round_loop(plan: Plan, frozen: Any, source: BlockSource, several_seeds: bool = False) -> Callable[..., Any]:
-    """What runs many rounds as one program.
+def make_round_loops(
+    plan: Plan, frozen: Any, source: BlockSource, method_with: Callable[[dict[str, Any]], Method] | None = None
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What runs many rounds as one program, and what runs those of several runs side by side.
 
     Args:
         plan, frozen: of the algorithm.
         source: draws the blocks.
-        several_seeds: The program runs the rounds of S seeds side by side: state, planned rounds, key and figures have
-            a leading axis [S], but for `blocks_per_kind`, which is what any of the seeds needs, the same for all.
+        method_with: the method with other numbers of its optimisers. None: there are no others.
 
     Returns:
-        program(room, state, data, planned, num_rounds, key), see `run_planned_rounds`: compiled for each room. It
-        consumes its state.
+        (program(room, state, data, planned, num_rounds, key), see `run_planned_rounds`: compiled for each room,
+        program(room, state, data, planned, num_rounds, key, numbers): the same for R runs. State, planned rounds, key
+        and figures have a leading axis [R], but for `blocks_per_kind`, which is what any of the runs needs, the same
+        for all; numbers: {name: float [R]}, what `method_with` is told of each run, empty: nothing. They are as weakly
+        typed as the Python numbers in whose place they are). Both consume their state.
 
     Raises:
         ValueError: rounds need the host.
@@ -169,18 +174,21 @@ def make_round_loop(plan: Plan, frozen: Any, source: BlockSource, several_seeds:
     check_loop(plan)
     plan = plan._replace(padded_shape=None)  # no part of the program adds blocks of several kinds
 
-    def run(room, state, data, planned, num_rounds, key, frozen):
+    def run(room, state, data, planned, num_rounds, key, frozen, plan=plan):
         return run_planned_rounds(plan, source, room, frozen, state, data, planned, num_rounds, key)
 
-    def run_seeds(room, state, data, planned, num_rounds, key, frozen):
-        by_seed = PlannedRound(ids=0, present=0, ages=0, blocks_per_kind=None, draw_inputs=0)
+    def run_jointly(room, state, data, planned, num_rounds, key, numbers, frozen):
+        by_run = PlannedRound(ids=0, present=0, ages=0, blocks_per_kind=None, draw_inputs=0)
 
-        def run_seed(state, planned, key):
-            return run(room, state, data, planned, num_rounds, key, frozen)
+        def run_one(state, planned, key, numbers):
+            own = plan._replace(method=method_with(numbers).with_server()) if method_with and numbers else plan
+            return run(room, state, data, planned, num_rounds, key, frozen, own)
 
-        return jax.vmap(run_seed, (0, by_seed, 0))(state, planned, key)
+        return jax.vmap(run_one, (0, by_run, 0, 0))(state, planned, key, numbers)
 
-    # frozen parts as an argument: constants would be compiled into the program
-    chosen = run_seeds if several_seeds else run
-    program = partial(jax.jit(chosen, static_argnums=0, donate_argnums=1), frozen=frozen)
-    return one_in_flight(program, plan.place.devices)
+    def compile_lazily(function):
+        # frozen parts as an argument: constants would be compiled into the program
+        program = partial(jax.jit(function, static_argnums=0, donate_argnums=1), frozen=frozen)
+        return one_in_flight(program, plan.place.devices)
+
+    return compile_lazily(run), compile_lazily(run_jointly)

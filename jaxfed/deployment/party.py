@@ -106,7 +106,7 @@ def make_deployed_pieces(config: Config, facts: PublicFacts, clients: Clients) -
     check_method(pieces.method, pieces, channel, runtime.processes)
     check_pieces(pieces, model, channel)
     channel = leave_noise_to_nodes(channel, len(facts.keys)) if facts.noise_shares else channel
-    method = pieces.method._replace(links=(), server=pieces.method.make_server(pieces.method.server))
+    method = pieces.method.with_server()._replace(links=())
     plan = make_plan_of_rounds(method, channel, facts, config, runtime)
     key = jax.random.key(0)
     shared = jax.eval_shape(lambda: method.work.init(model.init(key), key)[0])

@@ -18,6 +18,7 @@ from jaxfed.core.types import Tree
 from jaxfed.data.clients import Clients
 from jaxfed.training import checkpoint
 from jaxfed.training.best_model import build_run
+from jaxfed.training.joint_rounds import launch_joint_rounds
 from jaxfed.training.log import Logger, MetricsWriter, NullWriter, RunLoggers, log, mute, progress_bar, to_json
 from jaxfed.training.resume import (
     describe_run,
@@ -32,7 +33,6 @@ from jaxfed.training.rounds import (
     initial_arrays,
 )
 from jaxfed.training.run_dir import PRIVATE, check_folder, disk_full_errors, lock_folder, set_summary_aside, write_file
-from jaxfed.training.seed_rounds import launch_seed_rounds
 from jaxfed.training.session import Hooks, Session, check_select, compile_once, round_seed, train_by_programs
 from jaxfed.training.summary import LOWER_RATES, privacy_cautions, summarize
 from jaxfed.training.timing import time_stage
@@ -174,13 +174,13 @@ def finish_run(run: OpenRun) -> dict[str, Any]:
 
 
 def train_with_checkpoints(runs: Sequence[OpenRun]) -> None:
-    """The rounds that are left of a run, or of several of equal standing that differ in their seeds, with rows and
+    """The rounds that are left of a run, or of several of equal standing that share a program, with rows and
     checkpoints, until a signal comes. Raises SystemExit after one."""
     sessions, stopped = [run.session for run in runs], list[int]()
     settings, progress = sessions[0].settings, sessions[0].progress
     rounds_left: list[Any] = [None]
     if len(runs) > 1:
-        rounds_left = launch_seed_rounds(sessions, stopped)
+        rounds_left = launch_joint_rounds(sessions, stopped)
     else:
         compile_once(sessions[0])  # before signals wait for the end of a round
     with catch_signals(log, stopped), ExitStack() as held:

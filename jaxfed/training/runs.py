@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ import tomli_w
 
 from jaxfed.config.build import RunParts, load_data
 from jaxfed.config.config_files import set_draw_place
+from jaxfed.config.optimizer_numbers import find_different_numbers, list_optimizer_numbers, put_optimizer_numbers
 from jaxfed.config.schema import config_to_table
 from jaxfed.data.clients import Clients
 from jaxfed.training.best_model import build_run
+from jaxfed.training.joint_rounds import find_fixed_numbers
+from jaxfed.training.log import log
 from jaxfed.training.loop import OpenRun, finish_run, open_run_folder, prepare_run, train_run, train_with_checkpoints
 from jaxfed.training.resume import finished_summary, read_draw_place
 from jaxfed.training.run_dir import disk_full_errors, read_summary
@@ -89,29 +91,37 @@ def shared_runner(load: Callable[[Any], Clients] | None = None) -> Callable[[Any
     return lambda config: run_or_explain(lambda: train_run(config, True, read, build))
 
 
-def make_seeds_runner(configs: Sequence[Any]) -> Callable[[Any], tuple[dict[str, Any], str]]:
-    """As `shared_runner`, for these configurations: with the first of those that differ in nothing but seed and folder,
-    all of them run, their rounds as one program."""
+def describe_shared_program(config: Any) -> dict[str, Any]:
+    """The table of a configuration without what runs of one program may differ in: seed, folder, and how large the
+    numbers of optimisers are."""
+    same = dict.fromkeys(list_optimizer_numbers(config), 0.5)
+    return leave_out_seed_and_folder(put_optimizer_numbers(config, same))
+
+
+def make_joint_runner(configs: Sequence[Any]) -> Callable[[Any], tuple[dict[str, Any], str]]:
+    """As `shared_runner`, for these configurations: with the first of those that differ in nothing but seed, folder and
+    numbers of optimisers, all of them run, their rounds as one program."""
     read, build = make_cached_loader(), make_cached_builder()
     done: dict[str, tuple[dict[str, Any], str]] = {}
 
     def run(config: Any) -> tuple[dict[str, Any], str]:
         if config.run.out not in done:
-            same = [each for each in configs if leave_out_seed_and_folder(each) == leave_out_seed_and_folder(config)]
-            outcomes, problem = run_or_explain(partial(train_seed_runs, same, read, build))
+            same = [each for each in configs if describe_shared_program(each) == describe_shared_program(config)]
+            outcomes, problem = run_or_explain(partial(train_joint_runs, same, read, build))
             done.update(outcomes or {each.run.out: ({}, problem) for each in same})
         return done[config.run.out]
 
     return run
 
 
-def train_seed_runs(
+def train_joint_runs(
     configs: Sequence[Any], load: Callable[[Any], Clients], assemble: Callable[[Any, Clients], RunParts]
 ) -> dict[str, tuple[dict[str, Any], str]]:
-    """Trains runs that differ only in seed and folder, their rounds as one program.
+    """Trains runs that differ only in seed, folder and numbers of their optimisers, their rounds as one program.
 
-    Runs that are finished are read. Those that have done equally many rounds share a program. A run that cannot be
-    opened, or that comes to nothing, does not stop the others; an error in their program ends all that share it.
+    Runs that are finished are read. Those that have done equally many rounds share a program, if they have the same
+    `find_fixed_numbers`. A run that cannot be opened, or that comes to nothing, does not stop the others; an error in
+    their program ends all that share it.
 
     Args:
         configs: the configurations of the runs.
@@ -127,18 +137,45 @@ def train_seed_runs(
     run_options = configs[0].run
     if run_options.rounds_per_program < 2:
         raise ValueError(
-            "--together trains seeds in one program of many rounds: set run.rounds_per_program to 2 or more, such as 20"
+            "--together trains runs in one program of many rounds: set run.rounds_per_program to 2 or more, such as 20"
         )
     if run_options.profile:
-        raise ValueError("run.profile: rounds of several seeds are not traced: leave --together out")
+        raise ValueError("run.profile: rounds of several runs are not traced: leave --together out")
     outcomes: dict[str, tuple[Any, str]] = {}
     with ExitStack() as held:
+        build = with_one_drawer(assemble)
         for config in configs:
-            outcomes[config.run.out] = run_or_explain(partial(read_or_open, config, load, assemble, held))
+            outcomes[config.run.out] = run_or_explain(partial(read_or_open, config, load, build, held))
         runs: list[OpenRun] = [each for each, _ in outcomes.values() if isinstance(each, OpenRun)]
-        for _, together in groupby(sorted(runs, key=count_rounds), key=count_rounds):
-            outcomes |= train_and_finish([*together])
+        for together in divide_runs(runs):
+            outcomes |= train_and_finish(together)
     return outcomes
+
+
+def with_one_drawer(assemble: Callable[[Any, Clients], RunParts]) -> Callable[[Any, Clients], RunParts]:
+    """`assemble`, for runs that train on the same batches: these lie on the device once."""
+    kept: list[Any] = []
+
+    def build(config, data):
+        parts = assemble(config, data)
+        kept.append(parts.drawer)
+        return parts._replace(drawer=kept[0])
+
+    return build
+
+
+def divide_runs(runs: Sequence[OpenRun]) -> list[list[OpenRun]]:
+    """Those runs that share a program, see `train_joint_runs`."""
+    if not runs:
+        return []
+    numbers = find_different_numbers([run.session.settings for run in runs])
+    fixed = find_fixed_numbers(runs[0].session.parts, numbers)
+    if fixed:
+        log(f"{', '.join(fixed)}: another program for each value, since it decides what a program does")
+    groups: dict[tuple, list[OpenRun]] = {}
+    for index, run in enumerate(runs):
+        groups.setdefault((count_rounds(run), *(numbers[key][index] for key in fixed)), []).append(run)
+    return [groups[key] for key in sorted(groups)]
 
 
 def count_rounds(run: OpenRun) -> int:

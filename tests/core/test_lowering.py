@@ -105,7 +105,7 @@ def test_a_program_of_many_rounds_lowers(change):
     """With rows that cohorts list, and blocks of every kind and format."""
     made = experiment(USUAL | change).made
     shapes, population = made.shapes._replace(room=16), made.data.population
-    program = made.algorithm.make_loop(make_block_source(population, made.batching, shapes))
+    program, _ = made.algorithm.make_loops(make_block_source(population, made.batching, shapes))
     planned = plan_device_round(population, made.batching, shapes, *made.sampler.draw(0, 0), None, 0, 0)
     rounds = jax.tree.map(lambda x: jnp.stack([x, x, x]), planned)
     state = jax.eval_shape(lambda: initial_arrays(made, 0))["state"]

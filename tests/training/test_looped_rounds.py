@@ -353,4 +353,4 @@ def test_several_processes_run_no_program_of_many_rounds():
     parts, run = make_parts(), make_config(TABLE).run
     pieces, shapes = SimpleNamespace(run=run, clients=parts.data), parts.shapes._replace(share=ProcessShare(0, 2))
     with pytest.raises(ValueError, match="there are several processes.*set it to 1"):
-        round_stages.choose_loop(pieces, parts.algorithm, parts.batching, shapes)
+        round_stages.choose_loop(pieces, parts.algorithm, parts.batching, shapes, lambda method: method)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from jaxfed.cli import main
-from jaxfed.training import loop, seed_rounds
+from jaxfed.training import joint_rounds, loop
+from jaxfed.training.joint_rounds import JointRuns, merge_plans, run_joint_rounds
 from jaxfed.training.looped_rounds import plan_rounds, run_looped_rounds
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 from jaxfed.training.run_dir import lock_folder
-from jaxfed.training.seed_rounds import merge_plans, run_seeds
 from tests.core.test_lowering import lowered
 from tests.training.test_looped_rounds import CASES, make_parts
 
@@ -33,7 +33,7 @@ def test_each_seed_is_its_run_alone(case):
     keys = [make_run_keys(seed).rounds for seed in SEEDS]
     plans = [plan_rounds(parts, seed, 0, 4).rounds.blocks_per_kind for seed in SEEDS]
     assert any((plans[0] != other).any() for other in plans[1:])
-    programs = list(run_seeds(parts, states, SEEDS, range(6), keys, (4,)))
+    programs = list(run_joint_rounds(JointRuns(parts, SEEDS, keys, {}), states, range(6), (4,)))
     assert [[len(rounds) for rounds in each] for each in programs] == [[4] * 3, [2] * 3]
     for index, seed in enumerate(SEEDS):
         alone = list(run_looped_rounds(parts, initial_arrays(parts, seed)["state"], seed, range(6), keys[index], (4,)))
@@ -48,15 +48,17 @@ def test_each_seed_is_its_run_alone(case):
                 np.testing.assert_allclose(one.info[name], other.info[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_a_program_of_several_seeds_lowers():
+def test_a_program_of_several_runs_lowers():
     parts = make_parts()
     states = [jax.eval_shape(lambda: initial_arrays(parts, 0))["state"]] * 2
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), states[0])
     plan = plan_rounds(parts, 0, 0, 2)
     keys = jnp.stack([make_run_keys(seed).rounds for seed in (0, 1)])
-    planned, program = merge_plans([plan.rounds] * 2), parts.loop.seeds_program
+    planned, program = merge_plans([plan.rounds] * 2), parts.loop.joint_program
     both = jax.jit(lambda *args: program(plan.room, *args))
-    lowered(both, state, parts.drawer.train_data(), planned, jnp.int32(2), keys)
+    rates = {"work.optimizer.learning_rate": jnp.array([0.1, 0.5])}
+    for numbers in ({}, rates):
+        lowered(both, state, parts.drawer.train_data(), planned, jnp.int32(2), keys, numbers)
 
 
 # --- as a user runs it ------------------------------------------------------------------------------------
@@ -101,7 +103,7 @@ def test_a_sweep_over_seeds_together_is_that_of_runs_alone(sweep, capsys):
 
 def test_seeds_that_are_stopped_together_go_on_together(sweep, monkeypatch):
     """A signal in the middle: all stop after the same round, and come to the same bits as without it."""
-    whole, starting = sweep("whole"), loop.launch_seed_rounds
+    whole, starting = sweep("whole"), loop.launch_joint_rounds
 
     def stop_soon(sessions, stopped):
         for each in (left := starting(sessions, stopped)):
@@ -113,11 +115,11 @@ def test_seeds_that_are_stopped_together_go_on_together(sweep, monkeypatch):
                 stopped.append(signal.SIGINT)
             yield done
 
-    monkeypatch.setattr(loop, "launch_seed_rounds", lambda *args: list(stop_soon(*args)))
+    monkeypatch.setattr(loop, "launch_joint_rounds", lambda *args: list(stop_soon(*args)))
     with pytest.raises(SystemExit) as ended:
         sweep("stopped")
     assert ended.value.code == 128 + signal.SIGINT
-    monkeypatch.setattr(loop, "launch_seed_rounds", starting)
+    monkeypatch.setattr(loop, "launch_joint_rounds", starting)
     assert [each["params_sha256"] for each in sweep("stopped")] == [each["params_sha256"] for each in whole]
 
 
@@ -134,7 +136,7 @@ def test_seeds_of_which_one_is_finished_go_on_without_it(sweep, tmp_path):
 @pytest.mark.full
 def test_seeds_go_on_beside_those_that_have_done_equally_many_rounds(sweep, monkeypatch):
     """The first seed dies alone after round 4; then the others begin together, beside nobody of round 4."""
-    whole, saving, launching, sizes = sweep("whole", together=False), loop.make_checkpoint, loop.launch_seed_rounds, []
+    whole, saving, launching, sizes = sweep("whole", together=False), loop.make_checkpoint, loop.launch_joint_rounds, []
 
     def die(session, described):
         if session.progress.round > 4:
@@ -150,7 +152,7 @@ def test_seeds_go_on_beside_those_that_have_done_equally_many_rounds(sweep, monk
         patched.setattr(loop, "make_checkpoint", die)
         with pytest.raises(KeyboardInterrupt):
             sweep("parts", *every_two, together=False)
-    monkeypatch.setattr(loop, "launch_seed_rounds", launch)
+    monkeypatch.setattr(loop, "launch_joint_rounds", launch)
     found = sweep("parts", *every_two)
     assert sizes == [[(SEEDS[1], 0), (SEEDS[2], 0)]]
     for one, other in zip(found, whole, strict=True):
@@ -249,19 +251,19 @@ def test_seeds_share_a_program_only_where_rounds_do(sweep, capsys):
 
 def test_seconds_are_shared():
     """Whoever asks first waits for the program of all."""
-    progress = [seed_rounds.Progress() for _ in range(2)]
+    progress = [joint_rounds.Progress() for _ in range(2)]
 
     def programs():
         for number in range(2):
             yield [[f"{seed}{number}a", f"{seed}{number}b"] for seed in "xy"]
 
-    first, second = seed_rounds.divide_results(programs(), progress)
+    first, second = joint_rounds.divide_results(programs(), progress)
     assert [*first] == ["x0a", "x0b", "x1a", "x1b"]
     assert progress[0].seconds == pytest.approx(-progress[1].seconds)
     assert progress[1].seconds > 0
     assert [*second] == ["y0a", "y0b", "y1a", "y1b"]
-    progress = [seed_rounds.Progress() for _ in range(2)]
-    early, late = seed_rounds.divide_results(programs(), progress)
+    progress = [joint_rounds.Progress() for _ in range(2)]
+    early, late = joint_rounds.divide_results(programs(), progress)
     next(early)
     early.close()
     charged = progress[0].seconds

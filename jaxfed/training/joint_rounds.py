@@ -1,0 +1,192 @@
+"""The rounds of several runs, side by side in programs of many rounds. The runs differ in their seeds, and in numbers
+of their optimisers."""
+
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfed.config.build import RunParts
+from jaxfed.config.optimizer_numbers import find_different_numbers
+from jaxfed.core.round_loop import PlannedRound
+from jaxfed.core.state import State
+from jaxfed.core.types import Key
+from jaxfed.training.log import log
+from jaxfed.training.looped_rounds import list_results, list_stops, plan_rounds, run_programs
+from jaxfed.training.rounds import Progress, RoundResult, make_run_keys
+from jaxfed.training.session import Session
+
+TRACED_TOO_FAR = (  # Python code asks for a number that is not known yet
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+class JointRuns(NamedTuple):
+    """Runs whose rounds are those of one program."""
+
+    parts: RunParts  # of the first; those of the others differ from them in numbers of optimisers alone
+    seeds: list[int]
+    keys: list[Key]
+    numbers: dict[str, list[float]]  # of each run, by their dotted keys; empty: they are the same in all
+
+
+def launch_joint_rounds(
+    sessions: Sequence[Session], stopped: Sequence[int]
+) -> list[Generator[RoundResult, None, None]]:
+    """The rounds that are left of each of some runs that differ in their seeds, and in numbers of their optimisers of
+    which `find_fixed_numbers` names none, and have done equally many; see `train_by_programs`. stopped: signals that
+    came."""
+    settings, progress = sessions[0].settings, [each.progress for each in sessions]
+    runs = JointRuns(
+        sessions[0].parts,
+        [each.seed for each in sessions],
+        [make_run_keys(each.seed).rounds for each in sessions],
+        find_different_numbers([each.settings for each in sessions]),
+    )
+    states = [each.state for each in sessions]
+    log(f"compiling {describe_runs(runs)} as one program, which takes longest the first time")
+    begin = time.perf_counter()
+    compile_joint_program(runs, states)
+    seconds = time.perf_counter() - begin
+    for index, session in enumerate(sessions):
+        own = "".join(f"{key.split('.', 1)[1]}={values[index]:g}  " for key, values in runs.numbers.items())
+        session.compiled, session.label = True, f"seed {session.settings.seed}  {own}"
+        session.progress.compile_seconds += seconds / len(sessions)
+    todo = range(progress[0].round, settings.rounds)
+    periods = settings.evaluation.every, settings.run.checkpoint_every
+    return divide_results(run_joint_rounds(runs, states, todo, periods, stopped), progress)
+
+
+def describe_runs(runs: JointRuns) -> str:
+    """How many seeds a program has, or how many runs."""
+    return f"{len(runs.seeds)} runs" if runs.numbers else f"{len(runs.seeds)} seeds"
+
+
+def find_fixed_numbers(parts: RunParts, numbers: dict[str, list[float]]) -> list[str]:
+    """Those of some numbers by which it is decided what a program does, so that its runs must have the same: such as a
+    momentum, without which nothing is kept.
+
+    Args:
+        parts: of a run.
+        numbers: of the runs, by their dotted keys.
+    """
+    assert parts.loop
+    if (method_with := parts.loop.method_with) is None:
+        return [*numbers]
+
+    def is_fixed(key: str) -> bool:
+        try:
+            jax.eval_shape(lambda x: method_with({key: x}).with_server() and x, numbers[key][0])
+        except TRACED_TOO_FAR:
+            return True
+        return False
+
+    return [key for key in numbers if is_fixed(key)]
+
+
+def merge_plans(rounds: Sequence[PlannedRound]) -> PlannedRound:
+    """Planned rounds of each run as one program has them: [runs, R, ...], with as many blocks of a kind for all as any
+    run fills [R, kinds]."""
+    stacked = jax.tree.map(lambda *x: np.stack(x), *rounds)
+    return stacked._replace(blocks_per_kind=stacked.blocks_per_kind.max(0))
+
+
+def stack_inputs(runs: JointRuns, states: Sequence[State]) -> tuple[State, Key, dict[str, jax.Array]]:
+    """(states, keys, numbers) of all runs, with a leading axis."""
+    # `array` would make them strongly typed, and tables of fewer bits would lose their type
+    numbers = {key: jnp.stack([jnp.asarray(each) for each in values]) for key, values in runs.numbers.items()}
+    return jax.tree.map(lambda *x: jnp.stack(x), *states), jnp.stack(runs.keys), numbers
+
+
+def compile_joint_program(runs: JointRuns, states: Sequence[State]) -> None:
+    """Compiles the program of the rounds of several runs by running none of them."""
+    loop, drawer = runs.parts.loop, runs.parts.drawer
+    assert loop
+    assert drawer
+    empty, (state, key, numbers) = plan_rounds(runs.parts, 0, 0, 1), stack_inputs(runs, states)
+    planned = merge_plans([empty.rounds] * len(states))
+    arguments = empty.room, state, drawer.train_data(), planned, np.int32(0), key, numbers
+    jax.block_until_ready(loop.joint_program(*arguments))
+
+
+def run_joint_rounds(
+    runs: JointRuns,
+    states: Sequence[State],
+    rounds: range,
+    periods: Sequence[int],
+    stopped: Sequence[int] = (),
+) -> Generator[list[list[RoundResult]], None, None]:
+    """The rounds of each program, by run; see `run_looped_rounds`.
+
+    Args:
+        runs: what runs.
+        states: of each run.
+        rounds: of all.
+        periods: numbers of rounds; a program ends at each multiple of one.
+        stopped: signals that came; all runs are told the same of a program, so that they stop after the same round.
+
+    Yields:
+        [runs][rounds of a program].
+    """
+    loop, drawer = runs.parts.loop, runs.parts.drawer
+    assert loop
+    assert drawer
+    data, (state, key, numbers) = drawer.train_data(), stack_inputs(runs, states)
+
+    def plan(start, stop):
+        return [plan_rounds(runs.parts, seed, start, stop) for seed in runs.seeds]
+
+    def launch(plans):
+        nonlocal state
+        planned, room = merge_plans([each.rounds for each in plans]), max(each.room for each in plans)
+        num_rounds = np.int32(plans[0].stop - plans[0].start)
+        state, figures = loop.joint_program(room, state, data, planned, num_rounds, key, numbers)
+        return figures
+
+    for plans, figures, waited in run_programs(plan, launch, list_stops(rounds, loop.length, periods)):
+        halt, share = sum(stopped[:1]), {name: seconds / len(states) for name, seconds in waited.items()}
+        found = []
+        for index, each in enumerate(plans):
+            own_state, own = jax.tree.map(lambda x, index=index: x[index], (state, figures))
+            results = list_results(runs.parts, each._replace(stages=each.stages | share), own_state, own)
+            found.append([done._replace(ready=done.ready._replace(halt=halt)) for done in results])
+        yield found
+
+
+def divide_results(
+    programs: Generator[list[list[RoundResult]], None, None], progress: Sequence[Progress]
+) -> list[Generator[RoundResult, None, None]]:
+    """The rounds of each run, which may be asked for in any order, and left. Each run that is not left is charged an
+    equal share of the seconds of a program.
+
+    Args:
+        programs: see `run_joint_rounds`.
+        progress: of each run.
+    """
+    waiting: list[deque[RoundResult]] = [deque() for _ in progress]
+    running = set(range(len(progress)))
+
+    def take(index):
+        try:
+            while True:
+                if not waiting[index]:
+                    begin = time.perf_counter()
+                    if (found := next(programs, None)) is None:
+                        return
+                    seconds = time.perf_counter() - begin
+                    progress[index].seconds -= seconds  # the run itself counts all of it
+                    for other in running:
+                        progress[other].seconds += seconds / len(running)
+                        waiting[other].extend(found[other])
+                yield waiting[index].popleft()
+        finally:
+            running.discard(index)
+            waiting[index].clear()
+
+    return [take(index) for index in range(len(progress))]
