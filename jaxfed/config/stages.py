@@ -234,7 +234,7 @@ def fit_batching(batching: Batching, model: Model, method: Method) -> Batching:
     if method.reads_histories:
         return batching._replace(batch_size=1, negatives=0, epochs=1, ordered=True)
     chosen = batching._replace(pairwise=model.pairwise, features=model.features, sequence=model.sequence)
-    if model.sequence and not model.sequence.compares:
+    if model.sequence and (not model.sequence.compares or batching.negative_sampling == "in_batch"):
         chosen = chosen._replace(negatives=0)
     return chosen._replace(ordered=False)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxfed.core.model import SequenceFormat
 from jaxfed.core.streams import Stream, philox_key
+from jaxfed.data.batch_negatives import draw_batch_negatives, mark_listed_items
 from jaxfed.data.popular_negatives import find_popular_items, scale_random
 from jaxfed.data.population import Population
 from jaxfed.data.ragged import Ragged, concatenate_ranges, find_gaps, make_ragged, sort_pairs
@@ -35,7 +36,10 @@ class Batching(NamedTuple):
         shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
         negative_sampling: uniform: all items that are no positives of the user are equally likely. popularity: in
             proportion to the train interactions of all clients with them. Of histories both are drawn from all items,
-            those of the history among them. Clients then know these counts, whose messages are not priced.
+            those of the history among them. Clients then know these counts, whose messages are not priced. in_batch:
+            other positives of the same batch, so that a client holds no row for a negative; one that the user has
+            counts nothing. Of histories: all that the batch reads, whatever `negatives` is. For clients with several
+            users.
         draw_on: Where shuffles and negatives are drawn: host, by NumPy, or device, with other random numbers. There, a
             client with one user has a uniform negative again in a round only after all others were drawn. auto: on a
             GPU or TPU that has room for what clients train on, where it can draw these batches; else on the host. The
@@ -55,7 +59,7 @@ class Batching(NamedTuple):
     features: tuple[str, ...] = ()
     sequence: SequenceFormat | None = None
     shared_negatives: bool = False
-    negative_sampling: Literal["uniform", "popularity"] = "uniform"
+    negative_sampling: Literal["uniform", "popularity", "in_batch"] = "uniform"
     draw_on: Literal["host", "device", "auto"] = "host"
 
     @property
@@ -148,6 +152,7 @@ class DrawnExamples(NamedTuple):
     user: np.ndarray  # int64 [E]: which of the client's users
     item: np.ndarray  # int32 [E, 1]; [E, 2] where pairwise: a positive and a negative
     label: np.ndarray  # bool [E]: whether the (first) item is a positive; float [E] where rows are labelled
+    counts: np.ndarray | None = None  # bool [E]: whether each example is learned from; None: all are
 
 
 def draw_examples(
@@ -168,15 +173,19 @@ def draw_examples(
     row = row if batching.ordered else row[sort_pairs(owner, chance, len(passes), 1 << 24)[1]]
     one_user = population.users_per_client == 1
     user = first[owner] if one_user else np.searchsorted(population.train.start, row, "right") - 1
-    positive, negative = (
-        population.train.values[row][:, None],
-        draw_negatives(population, user, raw[:, 1:] >> np.uint64(32)),
-    )
+    positive, random32, each = population.train.values[row][:, None], raw[:, 1:] >> np.uint64(32), batching.examples(1)
+    learned = None
+    if batching.negative_sampling == "in_batch":
+        place = draw_batch_negatives(count, random32, each, batching.batch_size)
+        negative = positive[place, 0]
+        is_negative = ~mark_listed_items(population.excluded, user, negative, population.num_items)
+        learned = np.concatenate([np.ones((len(row), each - batching.negatives), bool), is_negative], 1).ravel()
+    else:
+        negative = draw_negatives(population, user, random32)
     pairs = np.stack([np.broadcast_to(positive, negative.shape), negative], -1)
     if label_flipped is not None:
         pairs[label_flipped] = pairs[label_flipped][..., ::-1]
     item = pairs.reshape(-1, 2) if batching.pairwise else np.concatenate([positive, negative], 1).reshape(-1, 1)
-    each = batching.examples(1)
     label = np.full((len(row), each), batching.pairwise)
     label[:, :1] = True
     if population.labels is not None:
@@ -186,7 +195,7 @@ def draw_examples(
     local = np.broadcast_to(0, len(item)) if one_user else np.repeat(user - first[owner], each)
     step = epoch * (batching.steps(count) // batching.epochs)
     client = np.repeat(np.arange(len(clients)), batching.epochs)
-    return DrawnExamples(client, first, step, count * each, local, item, label.ravel())
+    return DrawnExamples(client, first, step, count * each, local, item, label.ravel(), learned)
 
 
 def draw_negatives(population: Population, user: np.ndarray, random32: np.ndarray) -> np.ndarray:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxfed.core.pairs import count_pairs
+from jaxfed.data.batch_checks import check_batching
 from jaxfed.data.batching import Batching, ClientSizes, count_step_histories, measure_clients
-from jaxfed.data.population import ALONE, NO_TIMES, Population, ProcessShare
+from jaxfed.data.population import ALONE, Population, ProcessShare
 
 LEAST_STEPS = 64  # of a block, side by side and one after the other
 PAIR_STEPS = 1 << 13  # items of a block of histories whose clients send pairs of them
@@ -53,68 +54,6 @@ class BlockShapes(NamedTuple):
         """(clients, table rows) that the part of any block fits in."""
         clients, rows = zip(*((self.clients(s), self.clients(s) * self.rows(s, n)) for s, n in self.kinds), strict=True)
         return max(clients), max(rows)
-
-
-def check_batching(population: Population, batching: Batching) -> None:
-    """Raises ValueError where batches or negatives cannot be drawn."""
-    for key, least in (("batch_size", 1), ("epochs", 1), ("negatives", 0)):
-        if (value := getattr(batching, key)) < least:
-            raise ValueError(f"work.{key} is {value}: it must be at least {least}")
-    if batching.draw_on not in ("host", "device", "auto"):
-        raise ValueError(f'work.draw_on is "{batching.draw_on}": choose host, device or auto')
-    check_negative_sampling(population, batching)
-    if batching.sequence:
-        check_sequences(population, batching)
-        return
-    if population.labels is not None and (batching.negatives or batching.pairwise):
-        raise ValueError(
-            f'data.label = "{population.labels.kind}": rows have labels, none are drawn: set work.negatives to 0'
-        )
-    if batching.pairwise and batching.negatives < 1:
-        raise ValueError("a pairwise loss compares with negatives: set work.negatives to 1 or more")
-    full = population.excluded.counts >= population.span(np.arange(len(population.user_names)))[1]
-    if batching.negatives and full.any():
-        raise ValueError(
-            f"negatives asked for, but user {population.user_names[full.argmax()]} has every item: "
-            "set work.negatives = 0 or leave such users out"
-        )
-
-
-def check_negative_sampling(population: Population, batching: Batching) -> None:
-    """Raises ValueError where negatives cannot be drawn by popularity."""
-    if batching.negative_sampling not in ("uniform", "popularity"):
-        raise ValueError(f'work.negative_sampling is "{batching.negative_sampling}": choose uniform or popularity')
-    if batching.negative_sampling == "uniform":
-        return
-    sequence = batching.sequence
-    if not batching.negatives or (sequence and sequence.whole_catalogue):
-        raise ValueError("work.negative_sampling: no negatives are drawn here: leave it out")
-    if sequence and sequence.uniform_negatives:
-        raise ValueError(
-            "work.negative_sampling: this loss (sampled_softmax, gbce) is right for uniform negatives alone: take "
-            'model.loss = "bce" or "bpr", or uniform'
-        )
-    if population.popularity and not sequence and not population.popularity.open.all():
-        user = population.user_names[population.popularity.open.argmin()]
-        raise ValueError(
-            f"work.negative_sampling: user {user} has every item that anybody has: take uniform, or leave such "
-            "users out"
-        )
-
-
-def check_sequences(population: Population, batching: Batching) -> None:
-    """Raises ValueError where clients have no histories that a model of sequences learns from."""
-    assert batching.sequence
-    if population.domains or population.label_flipped is not None:
-        raise ValueError("a model of sequences compares with all items: leave data.merge and data.label_flip out")
-    if population.labels is not None:
-        raise ValueError(f'data.label = "{population.labels.kind}": a model of sequences counts rows, take mf or fm')
-    if batching.sequence.compares and not batching.negatives and not batching.sequence.whole_catalogue:
-        raise ValueError("this loss compares with negatives: set work.negatives, for example to 256")
-    if batching.sequence.times != "none" and population.times is None:
-        raise ValueError(NO_TIMES)
-    if population.train.counts.max() < 2:
-        raise ValueError("no user has two train items: there is no sequence to learn from")
 
 
 def make_block_shapes(

@@ -35,6 +35,9 @@ class DeviceTrainData(NamedTuple):
     excluded_start: Any = None  # int32 [U + 2]: of the items that are no negatives of each user
     gaps: Any = None  # int32 [X]: where these stand among the items of the user's domain, ascending, less their rank
     negatives: Any = None  # int32: all other items of each user, end to end; None: too many
+    excluded_items: Any = (
+        None  # int32 [X]: those that are no negatives, ascending; None: negatives are not of the batch
+    )
     label_flipped: Any = None  # bool [C + 1]; None: nobody's
     item_features: Any = None  # int32 [N + 1, F], at the end those of no item; None: no model asks
     user_features: Any = None  # int32 [U + 1, F]
@@ -127,6 +130,7 @@ def list_examples(population: Population, batching: Batching) -> DeviceTrainData
         excluded_start=append_empty_user(excluded.start),
         gaps=gaps,
         negatives=listed,
+        excluded_items=excluded.values if batching.negative_sampling == "in_batch" else None,
         label_flipped=None if flipped is None else np.append(flipped, False),
         **list_features(population, batching),
         **list_domain_items(population),
@@ -253,6 +257,15 @@ def find_first_above(values: jax.Array, low: jax.Array, high: jax.Array, bound: 
         is_below = (low < high) & (values.at[middle].get(mode="clip") <= bound)
         low, high = jnp.where(is_below, middle + 1, low), jnp.where(is_below, high, middle)
     return low
+
+
+def is_listed(data: DeviceTrainData, user: jax.Array, item: jax.Array, most: int) -> jax.Array:
+    """bool: whether each item is excluded for a user. most: such items of one of the users, at most."""
+    assert data.excluded_start is not None
+    assert data.excluded_items is not None
+    begin = data.excluded_start[user]
+    entry = find_first_above(data.excluded_items, begin, data.excluded_start[user + 1], item, most)
+    return (entry > begin) & (data.excluded_items.at[entry - 1].get(mode="clip") == item)
 
 
 def find_popular_negatives(data: DeviceTrainData, user: jax.Array, rank: jax.Array, excluded_items: int) -> jax.Array:

@@ -100,7 +100,9 @@ def lay_out_step_histories(
     slot = jnp.where(entry < items, slot, items)
     step_rows = jnp.full((*shape, rows), items, jnp.int32).at[(*lead, slot)].set(place, mode="drop")
     split = read[0] * read[1]
-    drawn = jnp.zeros((*shape, rows), jnp.float32).at[(*lead, slot[..., split:])].add(1, mode="drop")
+    of_batch = block_format.batching.negative_sampling == "in_batch"
+    negative = slot[..., :split] if of_batch else slot[..., split:]
+    drawn = jnp.zeros((*shape, rows), jnp.float32).at[(*lead, negative)].add(1, mode="drop")
     return step_rows, slot[..., :split].reshape(*shape, *read), drawn
 
 

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 
 from jaxfed.core.client_work import Batches
 from jaxfed.data.bijections import BijectionKey, draw_below, fold_in_number
-from jaxfed.data.device_data import BlockFormat, DeviceTrainData, count_items, find_negatives, find_popular_negatives
+from jaxfed.data.device_data import (
+    BlockFormat,
+    DeviceTrainData,
+    count_items,
+    find_negatives,
+    find_popular_negatives,
+    is_listed,
+)
 from jaxfed.data.device_draws import number_steps, order_each_epoch
 
 
@@ -50,6 +57,31 @@ def list_client_rows(item: jax.Array, items: int, end: int, rows: int) -> tuple[
     return held, place.reshape(item.shape)
 
 
+def draw_untouched_items(
+    block_format: BlockFormat, data: DeviceTrainData, user: jax.Array, words: BijectionKey
+) -> jax.Array:
+    """int32: an item that is not excluded for each user, uniform or by popularity. words: random, one for each."""
+    if data.popularity is None:
+        rank = draw_below(count_items(data, user, block_format.items)[1], words)
+        return find_negatives(data, user, rank, block_format.items, block_format.excluded_items)
+    rank = draw_below(data.popularity.open[user], words)
+    return find_popular_negatives(data, user, rank, block_format.excluded_items)
+
+
+def choose_other_group(
+    start: jax.Array, count: jax.Array, group: jax.Array, each: int, words: BijectionKey
+) -> jax.Array:
+    """int32 [m, S, B]: one of the groups of `each` examples of which a step has any, but the example's own, uniform;
+    its own where there is no other.
+
+    start, count int [m, S, 1]: the first example of each step in its epoch, and how many it has; group: of each
+    example. words: random.
+    """
+    first, last = start // each, (start + jnp.maximum(count, 1) - 1) // each
+    other = first + draw_below(jnp.maximum(last - first, 1), words)
+    return jnp.where(last > first, other + (other >= group), group)
+
+
 def draw_examples_of_users(
     block_format: BlockFormat, data: DeviceTrainData, client: jax.Array, key: BijectionKey
 ) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
@@ -72,26 +104,32 @@ def draw_examples_of_users(
     count = jnp.where(epoch < batching.epochs, jnp.clip(n * each - step * size, 0, size), 0)
     is_live = lane < count[..., None]
     place = jnp.where(is_live, (step * size)[..., None] + lane, 0)  # of each example, in its epoch
-    at = jnp.clip(epoch, 0, batching.epochs - 1)[..., None] * most + place // each
-    row = first_row[..., None] + jnp.take_along_axis(order, at.reshape(len(n), -1), 1).reshape(at.shape)
-    row = jnp.minimum(row, len(data.items) - 1)
+
+    def find_row(group):  # of the positive of each group of examples
+        at = jnp.clip(epoch, 0, batching.epochs - 1)[..., None] * most + group
+        row = first_row[..., None] + jnp.take_along_axis(order, at.reshape(len(n), -1), 1).reshape(at.shape)
+        return jnp.minimum(row, len(data.items) - 1)
+
+    row = find_row(place // each)
     user, positive = data.user_of_row[row], data.items[row]
     # a random number of its own for each example of each epoch
-    at = (epoch * n * each)[..., None] + place
-    words = fold_in_number(jax.tree.map(lambda word: word[..., None], fold_in_number(own_key, 0)), at)
-    if data.popularity is None:
-        rank = draw_below(count_items(data, user, items)[1], words)
-        negative = find_negatives(data, user, rank, items, block_format.excluded_items)
-    else:
-        rank = draw_below(data.popularity.open[user], words)
-        negative = find_popular_negatives(data, user, rank, block_format.excluded_items)
+    words = fold_in_number(
+        jax.tree.map(lambda word: word[..., None], fold_in_number(own_key, 0)), (epoch * n * each)[..., None] + place
+    )
     batch = {"weight": is_live.astype(jnp.float32), "user": jnp.where(is_live, user - first_user[..., None], 0)}
+    is_negative = jnp.bool_(True) if batching.pairwise else place % each > 0
+    if batching.negative_sampling == "in_batch":
+        other = choose_other_group((step * size)[..., None], count[..., None], place // each, each, words)
+        negative = data.items[find_row(other)]
+        is_known = is_listed(data, user, negative, block_format.excluded_items)
+        batch["weight"] = jnp.where(is_negative & is_known, 0, batch["weight"])
+    else:
+        negative = draw_untouched_items(block_format, data, user, words)
     if batching.pairwise:
         item = jnp.stack([positive, negative], -1)
     else:
-        is_positive = place % each == 0
-        item = jnp.where(is_positive, positive, negative)[..., None]
-        label = is_positive.astype(jnp.float32) if data.labels is None else data.labels[row]
+        item = jnp.where(is_negative, negative, positive)[..., None]
+        label = (~is_negative).astype(jnp.float32) if data.labels is None else data.labels[row]
         batch["label"] = jnp.where(is_live, label, 0)
     return jnp.where(is_live[..., None], item, items), count > 0, (n * each)[:, 0], batch
 

@@ -118,7 +118,7 @@ def batch_of_examples(
     shape, columns = (steps, batching.batch_size), drawn.item.shape[1]
     at, slots = concatenate_ranges(begin // columns, drawn.examples), slot.reshape(-1, columns)
     batch = {
-        "weight": fill_table(shape, at, np.ones(len(at)), 0, np.float32),
+        "weight": fill_table(shape, at, np.ones(len(at)) if drawn.counts is None else drawn.counts, 0, np.float32),
         "item": fill_table(shape, at, slots[:, 0]),
     }
     if population.users_per_client > 1:

@@ -160,6 +160,11 @@ def lay_out_sequences(
     items, several, (_, longest) = population.num_items, shapes.columns, shapes.kinds[-1]
     warm = list_warm_items(population)
     found = list_rows(drawn, len(where.order), items, warm)
+    if batching.negative_sampling == "in_batch":  # all that a step reads
+        of_read = np.repeat(drawn.step, drawn.length), found.read
+        counts = np.zeros((len(drawn.client), found.place.max(initial=0) + 1))
+        np.add.at(counts, of_read, 1)
+        found = found._replace(negative=counts[found.step, found.place])
     at = where.step[drawn.client] + drawn.place  # the place of each step among all
 
     held = np.full(all_rows, shapes.end, np.int32)

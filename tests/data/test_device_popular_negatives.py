@@ -124,7 +124,7 @@ def list_examples(parts, clients):
     """The draws of the device, as the host draws for these clients."""
     population, batching = parts.data.population, parts.batching
     item, is_live, _, batch = draw_longest(parts, draw_examples_of_users, clients)
-    epochs, live = batching.epochs, batch["weight"] > 0
+    epochs, live = batching.epochs, item[..., 0] < population.num_items
     of_epoch = is_live.sum(1) // epochs
     return DrawnExamples(
         np.repeat(np.arange(len(clients)), epochs),
@@ -134,6 +134,7 @@ def list_examples(parts, clients):
         batch["user"][live],
         item[live],
         np.ones(live.sum(), bool) if batching.pairwise else batch["label"][live] > 0,
+        batch["weight"][live] > 0,
     )
 
 

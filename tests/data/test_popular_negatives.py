@@ -7,8 +7,8 @@ import pytest
 
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.schema import make_config
+from jaxfed.data.batch_checks import check_batching
 from jaxfed.data.batching import Batching, draw_examples, draw_negatives
-from jaxfed.data.blocks import check_batching
 from jaxfed.data.popular_negatives import find_popular_items, make_popularity_index
 from jaxfed.data.ragged import make_domains, make_ragged
 from jaxfed.data.sequences import draw_sequences

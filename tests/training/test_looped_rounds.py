@@ -86,6 +86,15 @@ CASES = {
         "model": HISTORIES | {"loss": "bce"},
         "work": {"negative_sampling": "popularity", "negatives": 20, "optimizer": SLOW},
     },
+    "negatives of the batch": {
+        "data": {"clients": "silo", "silos": 9},
+        "work": {"negative_sampling": "in_batch", "epochs": 2},
+    },
+    "histories with negatives of the batch": {
+        "data": {"clients": "silo", "silos": 9},
+        "model": HISTORIES | {"loss": "bce"},
+        "work": {"negative_sampling": "in_batch", "batch_size": 3, "optimizer": SLOW},
+    },
     "labels": {"data": {"label": "rating"}, "model": {"loss": "squared"}, "work": {"negatives": 0}},
     "several users": {"data": {"clients": "silo", "silos": 9}, "work": {"epochs": 2}},
     "pairs of several users": {"data": {"clients": "silo", "silos": 9}, "model": {"loss": "bpr"}},
