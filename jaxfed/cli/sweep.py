@@ -35,8 +35,8 @@ def add_sweep_options(command: Any) -> None:
     sweep.add_argument(
         "--together",
         action="store_true",
-        help="all seeds as one program, and all combinations that differ in numbers of optimisers, such as rates; see "
-        "run.rounds_per_program",
+        help="all seeds, and all combinations that differ in hyper-parameters of the optimisers alone, as one program; "
+        'needs work.draw_on = "device" and run.rounds_per_program',
     )
     sweep.add_argument("--central", action="store_true", help="all runs in one place, see `jaxfed train --help`")
     sweep.add_argument("--out", metavar="FOLDER", help="where the runs live (runs/sweep/CONFIG)")

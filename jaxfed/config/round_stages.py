@@ -12,7 +12,7 @@ from jaxfed.algorithms.hierarchical import hierarchical, stack_copies, with_edge
 from jaxfed.algorithms.multi_device import with_merged_devices
 from jaxfed.config.memory import check_solve, choose_chunk, estimate_capacity, largest_block_bytes
 from jaxfed.config.mesh import make_rules
-from jaxfed.config.stages import MethodWith, Pieces, Runtime
+from jaxfed.config.stages import Pieces, RemakeMethod, Runtime
 from jaxfed.core.aggregate import SUM
 from jaxfed.core.download import check_download, make_download
 from jaxfed.core.federate import Algorithm, federate
@@ -80,17 +80,19 @@ class RoundLoop(NamedTuple):
 
     length: int  # rounds of a program at most
     shapes: BlockShapes  # of its blocks
-    program: Callable[..., Any]  # see `make_round_loop`
-    joint_program: Callable[..., Any]  # see `make_joint_loop`
-    method_with: MethodWith | None  # None: only seeds of its runs may differ
+    program: Callable[..., Any]  # of one run, see `make_round_loops`
+    joint_program: Callable[..., Any]  # of several
+    remake_method: RemakeMethod | None  # None: runs of the program differ in seeds alone
     room: int  # rows that a cohort is expected to hold; 0: rounds run on all rows
 
 
 def choose_loop(
     pieces: Pieces, algorithm: Algorithm, batching: Batching, shapes: BlockShapes, fit: Callable[[Method], Method]
 ) -> RoundLoop | None:
-    """What runs many rounds as one program; None: the host starts each. fit: makes a method of the pieces one whose
-    rounds run. Raises ValueError where the host must start each."""
+    """What runs many rounds as one program; None: the host starts each. Raises ValueError where it must.
+
+    fit: prepares a method for its rounds.
+    """
     length = pieces.run.rounds_per_program
     if length < 1:
         raise ValueError(f"run.rounds_per_program is {length}: it must be at least 1")
@@ -116,9 +118,9 @@ def choose_loop(
     # a program ends where the host is asked, so that a longer plan would be memory for nothing
     most = max(PLAN_BYTES // (BYTES_OF_SLOT * shapes.slots), 1)
     length = min(length, pieces.evaluation.every, pieces.run.checkpoint_every, most)
-    of_pieces = pieces.method_with
-    method_with = of_pieces and (lambda numbers: fit(of_pieces(numbers)))
-    return build_loop(algorithm, length, pieces.clients.population, batching, shapes, method_with)
+    of_pieces = pieces.remake_method
+    remake_method = of_pieces and (lambda hyperparameters: fit(of_pieces(hyperparameters)))
+    return build_loop(algorithm, length, pieces.clients.population, batching, shapes, remake_method)
 
 
 def build_loop(
@@ -127,13 +129,13 @@ def build_loop(
     population: Population,
     batching: Batching,
     shapes: BlockShapes,
-    method_with: MethodWith | None = None,
+    remake_method: RemakeMethod | None = None,
 ) -> RoundLoop:
     """What runs up to so many rounds of an algorithm as one program."""
     assert algorithm.make_loops
     shapes = drop_finer_kinds(shapes)
-    program, joint_program = algorithm.make_loops(make_block_source(population, batching, shapes), method_with)
-    return RoundLoop(length, shapes, program, joint_program, method_with, expect_room(population, batching, shapes))
+    program, joint_program = algorithm.make_loops(make_block_source(population, batching, shapes), remake_method)
+    return RoundLoop(length, shapes, program, joint_program, remake_method, expect_room(population, batching, shapes))
 
 
 class Rounds(NamedTuple):

@@ -12,8 +12,8 @@ import optax
 from jaxfed.algorithms.group_rates import Layers, Rates, group_rates
 from jaxfed.algorithms.own_model import keep_own_copy
 from jaxfed.config.distilled_start import with_distilled
+from jaxfed.config.hyperparameters import set_hyperparameters
 from jaxfed.config.optax_functions import server_schedule
-from jaxfed.config.optimizer_numbers import put_optimizer_numbers
 from jaxfed.config.options import BESIDE, FROM_DATA, list_batching_keys, section_arguments
 from jaxfed.config.registry import REGISTRY
 from jaxfed.config.schema import NAMED, build_section, config_to_table
@@ -226,14 +226,14 @@ def make_pieces(config: Config, data: Clients, saved: SavedModel | None = None) 
     if saved and config.start.private:
         method = with_private(method, model, saved, population.names)
 
-    def method_with(numbers):
-        return make_method(put_optimizer_numbers(config, numbers), model, **known)
+    def remake_method(hyperparameters):
+        return make_method(set_hyperparameters(config, hyperparameters), model, **known)
 
     return Pieces(
         clients=data,
         model=model,
         method=method,
-        method_with=None if saved and config.start.private else method_with,
+        remake_method=None if saved and config.start.private else remake_method,
         channel=channel,
         sampler=sampler,
         batching=Batching(**{name: getattr(config.work, name) for name in list_batching_keys()}),

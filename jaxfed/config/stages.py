@@ -53,7 +53,7 @@ class Edges(NamedTuple):
     seed: int = 0
 
 
-MethodWith = Callable[[dict[str, Any]], Method]  # from some numbers of optimisers, which may be traced
+RemakeMethod = Callable[[dict[str, Any]], Method]  # from hyper-parameters of optimisers by their keys
 
 
 class Pieces(NamedTuple):
@@ -66,7 +66,7 @@ class Pieces(NamedTuple):
     sampler: Sampler
     batching: Batching = Batching()
     parametrization: Parametrization | None = None  # what the server holds in place of the model's parameters
-    method_with: MethodWith | None = None  # None: the numbers of its optimisers are as they are
+    remake_method: RemakeMethod | None = None  # None: its hyper-parameters cannot be replaced
     download: Channel | None = None  # codes of what clients download
     evaluation: Evaluation = Evaluation()
     evaluation_channel: Channel | None = None  # what clients' figures go through; None: the server evaluates
@@ -230,10 +230,11 @@ def check_pruning(pieces: Pieces, channel: Channel) -> None:
 
 
 def fit_batching(batching: Batching, model: Model, method: Method) -> Batching:
-    """The batches that a method takes of a model's clients; histories are whole and without negatives."""
+    """The batches that a method takes of a model's clients; those of a closed form are whole histories."""
     if method.reads_histories:
         return batching._replace(batch_size=1, negatives=0, epochs=1, ordered=True)
     chosen = batching._replace(pairwise=model.pairwise, features=model.features, sequence=model.sequence)
+    # in_batch: the items that a step reads are its negatives, and none is drawn
     if model.sequence and (not model.sequence.compares or batching.negative_sampling == "in_batch"):
         chosen = chosen._replace(negatives=0)
     return chosen._replace(ordered=False)

@@ -42,7 +42,7 @@ class Algorithm(NamedTuple):
         init: init(params, key) -> `State`. params: the model's shared parameters; theta, where the method has a
             `Parametrization`.
         step: step(state, cohort, key) -> (`State`, info): one round. It consumes (donates) its state.
-        make_loops: make_loops(source, method_with) -> what runs many rounds as one program, and what does so for
+        make_loops: make_loops(source, remake_method) -> what runs many rounds as one program, and what does so for
             several runs, see `make_round_loops`. None: there is none.
     """
 

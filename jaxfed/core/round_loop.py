@@ -152,21 +152,22 @@ def run_planned_rounds(
 
 
 def make_round_loops(
-    plan: Plan, frozen: Any, source: BlockSource, method_with: Callable[[dict[str, Any]], Method] | None = None
+    plan: Plan, frozen: Any, source: BlockSource, remake_method: Callable[[dict[str, Any]], Method] | None = None
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """What runs many rounds as one program, and what runs those of several runs side by side.
 
     Args:
         plan, frozen: of the algorithm.
         source: draws the blocks.
-        method_with: the method with other numbers of its optimisers. None: there are no others.
+        remake_method: remake_method(hyperparameters) -> the method with other hyper-parameters of its optimisers.
+            None: they are always the same.
 
     Returns:
-        (program(room, state, data, planned, num_rounds, key), see `run_planned_rounds`: compiled for each room,
-        program(room, state, data, planned, num_rounds, key, numbers): the same for R runs. State, planned rounds, key
-        and figures have a leading axis [R], but for `blocks_per_kind`, which is what any of the runs needs, the same
-        for all; numbers: {name: float [R]}, what `method_with` is told of each run, empty: nothing. They are as weakly
-        typed as the Python numbers in whose place they are). Both consume their state.
+        (of one run, of S runs): program(room, state, data, planned, num_rounds, key), see `run_planned_rounds`, and
+        program(room, state, data, planned, num_rounds, key, hyperparameters). Both consume their state, and are
+        compiled for each room. Of S runs, states, planned rounds, keys and figures have a leading axis [S], but for
+        `blocks_per_kind`, which is what any of the runs needs, the same for all. hyperparameters: {name: float [S]},
+        what `remake_method` is told; empty: nothing. They have JAX's weak type, so that tables of 16 bits keep theirs.
 
     Raises:
         ValueError: rounds need the host.
@@ -177,14 +178,14 @@ def make_round_loops(
     def run(room, state, data, planned, num_rounds, key, frozen, plan=plan):
         return run_planned_rounds(plan, source, room, frozen, state, data, planned, num_rounds, key)
 
-    def run_jointly(room, state, data, planned, num_rounds, key, numbers, frozen):
+    def run_jointly(room, state, data, planned, num_rounds, key, hyperparameters, frozen):
         by_run = PlannedRound(ids=0, present=0, ages=0, blocks_per_kind=None, draw_inputs=0)
 
-        def run_one(state, planned, key, numbers):
-            own = plan._replace(method=method_with(numbers).with_server()) if method_with and numbers else plan
+        def run_one(state, planned, key, values):
+            own = plan._replace(method=remake_method(values).with_server()) if remake_method and values else plan
             return run(room, state, data, planned, num_rounds, key, frozen, own)
 
-        return jax.vmap(run_one, (0, by_run, 0, 0))(state, planned, key, numbers)
+        return jax.vmap(run_one, (0, by_run, 0, 0))(state, planned, key, hyperparameters)
 
     def compile_lazily(function):
         # frozen parts as an argument: constants would be compiled into the program

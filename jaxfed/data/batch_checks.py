@@ -60,16 +60,18 @@ def check_batch_negatives(population: Population, batching: Batching) -> None:
     """Raises ValueError where batches have no other positives, or not those that a user is offered."""
     if population.users_per_client == 1:
         raise ValueError(
-            "work.negative_sampling: a client with one user has no negatives in its batches: take uniform, or clients "
-            'with several users (data.clients = "silo")'
+            'work.negative_sampling = "in_batch": each client has one user, whose batches have its own items alone: '
+            'take clients with several users (data.clients = "silo" and data.silos), or uniform or popularity'
         )
     if population.domains is not None:
-        raise ValueError("work.negative_sampling: a batch may have items of several domains: take uniform")
-    least = 2 * batching.examples(1)  # of two positives
-    if not batching.sequence and batching.batch_size < least:
         raise ValueError(
-            f"work.negative_sampling: a batch of {batching.batch_size} has no other positive: set work.batch_size to "
-            f"{least} or more"
+            'work.negative_sampling = "in_batch": a batch may have items of several domains: take uniform or popularity'
+        )
+    least = 2 if batching.sequence else 2 * batching.examples(1)  # two histories, or the examples of two positives
+    if batching.batch_size < least:
+        raise ValueError(
+            f'work.negative_sampling = "in_batch": a batch of {batching.batch_size} has no other positive: set '
+            f"work.batch_size to {least} or more"
         )
 
 

@@ -27,7 +27,7 @@ def draw_batch_negatives(count: np.ndarray, random32: np.ndarray, each: int, siz
     return start + np.where(last > first, other, number)
 
 
-def mark_listed_items(lists: Ragged, user: np.ndarray, item: np.ndarray, items: int) -> np.ndarray:
+def mark_excluded_items(lists: Ragged, user: np.ndarray, item: np.ndarray, items: int) -> np.ndarray:
     """bool [n, k]: whether items [n, k] are on the sorted list of their user. user int [n]."""
     owner = np.repeat(np.arange(len(lists.counts)), lists.counts)
     wanted = (user * (items + 1))[:, None] + item

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxfed.core.model import SequenceFormat
 from jaxfed.core.streams import Stream, philox_key
-from jaxfed.data.batch_negatives import draw_batch_negatives, mark_listed_items
+from jaxfed.data.batch_negatives import draw_batch_negatives, mark_excluded_items
 from jaxfed.data.popular_negatives import find_popular_items, scale_random
 from jaxfed.data.population import Population
 from jaxfed.data.ragged import Ragged, concatenate_ranges, find_gaps, make_ragged, sort_pairs
@@ -34,12 +34,12 @@ class Batching(NamedTuple):
         sequence: A step reads histories in place of examples, with so many `negatives` for all of it, drawn from the
             whole catalogue. The model says so.
         shared_negatives: Of histories: the clients of a round have the same negatives, from public randomness.
-        negative_sampling: uniform: all items that are no positives of the user are equally likely. popularity: in
-            proportion to the train interactions of all clients with them. Of histories both are drawn from all items,
-            those of the history among them. Clients then know these counts, whose messages are not priced. in_batch:
-            other positives of the same batch, so that a client holds no row for a negative; one that the user has
-            counts nothing. Of histories: all that the batch reads, whatever `negatives` is. For clients with several
-            users.
+        negative_sampling: uniform: all items but the train items of the user, equally likely. popularity: the same, in
+            proportion to the train interactions of all clients with them. Clients must know these counts; their bytes
+            are not in the figures. Models of histories draw from all items, those of the history among them. in_batch
+            (clients with several users): other positives of the same batch, so that a client holds no row for a
+            negative; a train item of the user has weight 0. Models of histories: all items that a step reads, whatever
+            `negatives` says.
         draw_on: Where shuffles and negatives are drawn: host, by NumPy, or device, with other random numbers. There, a
             client with one user has a uniform negative again in a round only after all others were drawn. auto: on a
             GPU or TPU that has room for what clients train on, where it can draw these batches; else on the host. The
@@ -152,14 +152,14 @@ class DrawnExamples(NamedTuple):
     user: np.ndarray  # int64 [E]: which of the client's users
     item: np.ndarray  # int32 [E, 1]; [E, 2] where pairwise: a positive and a negative
     label: np.ndarray  # bool [E]: whether the (first) item is a positive; float [E] where rows are labelled
-    counts: np.ndarray | None = None  # bool [E]: whether each example is learned from; None: all are
+    is_learned: np.ndarray | None = None  # bool [E]: whether each example counts; None: all do
 
 
 def draw_examples(
     population: Population, batching: Batching, clients: np.ndarray, seed: int, round: int
 ) -> DrawnExamples:
-    """Shuffled (or ordered) positives of the clients, each with its negatives among the items that are not excluded for
-    its user."""
+    """Shuffled (or ordered) positives of the clients, each with its negatives: items that are not excluded for its
+    user, or other positives of the batch."""
     passes = np.repeat(clients, batching.epochs)
     epoch = np.tile(np.arange(batching.epochs), len(clients))
     first, count = population.client_offsets[passes], population.num_train[passes]
@@ -174,12 +174,12 @@ def draw_examples(
     one_user = population.users_per_client == 1
     user = first[owner] if one_user else np.searchsorted(population.train.start, row, "right") - 1
     positive, random32, each = population.train.values[row][:, None], raw[:, 1:] >> np.uint64(32), batching.examples(1)
-    learned = None
+    is_learned = None
     if batching.negative_sampling == "in_batch":
         place = draw_batch_negatives(count, random32, each, batching.batch_size)
         negative = positive[place, 0]
-        is_negative = ~mark_listed_items(population.excluded, user, negative, population.num_items)
-        learned = np.concatenate([np.ones((len(row), each - batching.negatives), bool), is_negative], 1).ravel()
+        is_negative = ~mark_excluded_items(population.excluded, user, negative, population.num_items)
+        is_learned = np.concatenate([np.ones((len(row), each - batching.negatives), bool), is_negative], 1).ravel()
     else:
         negative = draw_negatives(population, user, random32)
     pairs = np.stack([np.broadcast_to(positive, negative.shape), negative], -1)
@@ -195,7 +195,7 @@ def draw_examples(
     local = np.broadcast_to(0, len(item)) if one_user else np.repeat(user - first[owner], each)
     step = epoch * (batching.steps(count) // batching.epochs)
     client = np.repeat(np.arange(len(clients)), batching.epochs)
-    return DrawnExamples(client, first, step, count * each, local, item, label.ravel(), learned)
+    return DrawnExamples(client, first, step, count * each, local, item, label.ravel(), is_learned)
 
 
 def draw_negatives(population: Population, user: np.ndarray, random32: np.ndarray) -> np.ndarray:

@@ -52,12 +52,13 @@ class BlockDraws(NamedTuple):
 
 def choose_draws(population: Population, batching: Batching) -> BlockDraws:
     """What draws batches of these on the device."""
-    repeats = population.users_per_client > 1 or batching.negative_sampling == "popularity"
-    if batching.sequence and repeats:
+    # a permutation of items does not follow their popularity: negatives are drawn one by one, and repeat
+    with_repeats = population.users_per_client > 1 or batching.negative_sampling == "popularity"
+    if batching.sequence and with_repeats:
         return BlockDraws(draw_organisation_histories, draw_organisation_history_rows)
     if batching.sequence:
         return BlockDraws(draw_history_block, draw_history_rows)
-    if repeats:
+    if with_repeats:
         draw = partial(draw_block_with_features, draw_organisation_block)
         return BlockDraws(draw, draw_organisation_rows)
     draw = partial(draw_block_with_features, draw_pair_block if batching.pairwise else draw_block)

@@ -15,7 +15,7 @@ from jaxfed.data.sequences import list_warm_items
 
 
 class DevicePopularity(NamedTuple):
-    """A `PopularityIndex`, of which whatever is counted for a user begins at 0."""
+    """A `PopularityIndex` whose counts begin anew with each user, so that 32 bits are enough."""
 
     mass: Any  # int32 [N + 1]: interactions with the items before each place
     gaps: Any  # int32 [X]: interactions outside the user's list before each item on it
@@ -35,9 +35,7 @@ class DeviceTrainData(NamedTuple):
     excluded_start: Any = None  # int32 [U + 2]: of the items that are no negatives of each user
     gaps: Any = None  # int32 [X]: where these stand among the items of the user's domain, ascending, less their rank
     negatives: Any = None  # int32: all other items of each user, end to end; None: too many
-    excluded_items: Any = (
-        None  # int32 [X]: those that are no negatives, ascending; None: negatives are not of the batch
-    )
+    excluded_items: Any = None  # int32 [X]: those that are no negatives, ascending; None: not in_batch
     label_flipped: Any = None  # bool [C + 1]; None: nobody's
     item_features: Any = None  # int32 [N + 1, F], at the end those of no item; None: no model asks
     user_features: Any = None  # int32 [U + 1, F]
@@ -47,7 +45,7 @@ class DeviceTrainData(NamedTuple):
     domain_size: Any = None  # int32 [U + 1]
     # of negatives by popularity; None: all items are equally likely
     popularity: DevicePopularity | None = None
-    # of clients with several users, and of batches in which negatives repeat; None: each client is one user
+    # of clients with several users, and of negatives by popularity; None: neither
     client_offsets: Any = None  # int32 [C + 2]: the first user of each client
     user_of_row: Any = None  # int32 [E]
     # of histories:
@@ -259,7 +257,7 @@ def find_first_above(values: jax.Array, low: jax.Array, high: jax.Array, bound: 
     return low
 
 
-def is_listed(data: DeviceTrainData, user: jax.Array, item: jax.Array, most: int) -> jax.Array:
+def is_excluded(data: DeviceTrainData, user: jax.Array, item: jax.Array, most: int) -> jax.Array:
     """bool: whether each item is excluded for a user. most: such items of one of the users, at most."""
     assert data.excluded_start is not None
     assert data.excluded_items is not None

@@ -1,7 +1,8 @@
 """Steps of the histories of clients with several users, drawn where they train; what `sequences` draws on the host.
 
 A bijection of (seed, round, client, epoch) orders the users of a client, whose histories go into steps in that order.
-Negatives are drawn one by one for each step, as on the host, so that they may come again.
+Negatives are drawn one by one for each step, as on the host, so that they may come again; or they are what the step
+reads (`in_batch`). Clients with one user have these batches where negatives are drawn by popularity.
 """
 
 from typing import NamedTuple

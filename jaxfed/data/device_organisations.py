@@ -1,8 +1,10 @@
-"""Batches of clients with several users, drawn where they train; what `batching.draw_examples` draws on the host.
+"""Batches of clients with several users, drawn where they train; what `batching.draw_examples` draws on the host. Those
+of clients with one user, where negatives are drawn by popularity.
 
 A bijection of (seed, round, client, epoch) orders the train items of all users of a client. Each is followed by its
-negatives: items that are not excluded for its user, drawn one by one as on the host, so that they may come again. Users
-of a client have items in common, so the rows that it holds are found by sorting or marking them.
+negatives, which are drawn one by one as on the host, so that they may come again: items that are not excluded for its
+user, or other positives of the step. Users of a client have items in common, so the rows that it holds are found by
+sorting or marking them.
 """
 
 import jax
@@ -16,7 +18,7 @@ from jaxfed.data.device_data import (
     count_items,
     find_negatives,
     find_popular_negatives,
-    is_listed,
+    is_excluded,
 )
 from jaxfed.data.device_draws import number_steps, order_each_epoch
 
@@ -57,7 +59,7 @@ def list_client_rows(item: jax.Array, items: int, end: int, rows: int) -> tuple[
     return held, place.reshape(item.shape)
 
 
-def draw_untouched_items(
+def draw_negatives_of_users(
     block_format: BlockFormat, data: DeviceTrainData, user: jax.Array, words: BijectionKey
 ) -> jax.Array:
     """int32: an item that is not excluded for each user, uniform or by popularity. words: random, one for each."""
@@ -68,18 +70,18 @@ def draw_untouched_items(
     return find_popular_negatives(data, user, rank, block_format.excluded_items)
 
 
-def choose_other_group(
-    start: jax.Array, count: jax.Array, group: jax.Array, each: int, words: BijectionKey
+def choose_other_positive(
+    start: jax.Array, count: jax.Array, number: jax.Array, each: int, words: BijectionKey
 ) -> jax.Array:
-    """int32 [m, S, B]: one of the groups of `each` examples of which a step has any, but the example's own, uniform;
-    its own where there is no other.
+    """int32 [m, S, B]: one of the positives of which each step has an example, uniform, but not that of the example
+    itself; that one where there is no other. Positives are numbered in their epoch; each has `each` examples.
 
-    start, count int [m, S, 1]: the first example of each step in its epoch, and how many it has; group: of each
-    example. words: random.
+    start, count int [m, S, 1]: the first example of each step in its epoch, and how many it has; number: of each
+    example's positive. words: random.
     """
     first, last = start // each, (start + jnp.maximum(count, 1) - 1) // each
     other = first + draw_below(jnp.maximum(last - first, 1), words)
-    return jnp.where(last > first, other + (other >= group), group)
+    return jnp.where(last > first, other + (other >= number), number)
 
 
 def draw_examples_of_users(
@@ -105,8 +107,8 @@ def draw_examples_of_users(
     is_live = lane < count[..., None]
     place = jnp.where(is_live, (step * size)[..., None] + lane, 0)  # of each example, in its epoch
 
-    def find_row(group):  # of the positive of each group of examples
-        at = jnp.clip(epoch, 0, batching.epochs - 1)[..., None] * most + group
+    def find_row(number):  # of positives by their number in the epoch
+        at = jnp.clip(epoch, 0, batching.epochs - 1)[..., None] * most + number
         row = first_row[..., None] + jnp.take_along_axis(order, at.reshape(len(n), -1), 1).reshape(at.shape)
         return jnp.minimum(row, len(data.items) - 1)
 
@@ -119,12 +121,12 @@ def draw_examples_of_users(
     batch = {"weight": is_live.astype(jnp.float32), "user": jnp.where(is_live, user - first_user[..., None], 0)}
     is_negative = jnp.bool_(True) if batching.pairwise else place % each > 0
     if batching.negative_sampling == "in_batch":
-        other = choose_other_group((step * size)[..., None], count[..., None], place // each, each, words)
+        other = choose_other_positive((step * size)[..., None], count[..., None], place // each, each, words)
         negative = data.items[find_row(other)]
-        is_known = is_listed(data, user, negative, block_format.excluded_items)
-        batch["weight"] = jnp.where(is_negative & is_known, 0, batch["weight"])
+        is_positive_too = is_excluded(data, user, negative, block_format.excluded_items)
+        batch["weight"] = jnp.where(is_negative & is_positive_too, 0, batch["weight"])
     else:
-        negative = draw_untouched_items(block_format, data, user, words)
+        negative = draw_negatives_of_users(block_format, data, user, words)
     if batching.pairwise:
         item = jnp.stack([positive, negative], -1)
     else:

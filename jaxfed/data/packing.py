@@ -117,8 +117,9 @@ def batch_of_examples(
     """
     shape, columns = (steps, batching.batch_size), drawn.item.shape[1]
     at, slots = concatenate_ranges(begin // columns, drawn.examples), slot.reshape(-1, columns)
+    weight = np.ones(len(at)) if drawn.is_learned is None else drawn.is_learned
     batch = {
-        "weight": fill_table(shape, at, np.ones(len(at)) if drawn.counts is None else drawn.counts, 0, np.float32),
+        "weight": fill_table(shape, at, weight, 0, np.float32),
         "item": fill_table(shape, at, slots[:, 0]),
     }
     if population.users_per_client > 1:

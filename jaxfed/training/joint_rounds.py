@@ -1,5 +1,5 @@
-"""The rounds of several runs, side by side in programs of many rounds. The runs differ in their seeds, and in numbers
-of their optimisers."""
+"""The rounds of several runs, side by side in programs of many rounds. The runs differ in their seeds, and in
+hyper-parameters of their optimisers."""
 
 import time
 from collections import deque
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxfed.config.build import RunParts
-from jaxfed.config.optimizer_numbers import find_different_numbers
+from jaxfed.config.hyperparameters import find_different_hyperparameters
 from jaxfed.core.round_loop import PlannedRound
 from jaxfed.core.state import State
 from jaxfed.core.types import Key
@@ -20,7 +20,7 @@ from jaxfed.training.looped_rounds import list_results, list_stops, plan_rounds,
 from jaxfed.training.rounds import Progress, RoundResult, make_run_keys
 from jaxfed.training.session import Session
 
-TRACED_TOO_FAR = (  # Python code asks for a number that is not known yet
+BRANCHES = (  # Python code asks for a value that is not known yet
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -30,24 +30,28 @@ TRACED_TOO_FAR = (  # Python code asks for a number that is not known yet
 class JointRuns(NamedTuple):
     """Runs whose rounds are those of one program."""
 
-    parts: RunParts  # of the first; those of the others differ from them in numbers of optimisers alone
+    parts: RunParts  # of the first; those of the others differ from them in hyper-parameters of optimisers alone
     seeds: list[int]
     keys: list[Key]
-    numbers: dict[str, list[float]]  # of each run, by their dotted keys; empty: they are the same in all
+    hyperparameters: dict[str, list[float]]  # those that differ, of each run, by their dotted keys
 
 
 def launch_joint_rounds(
     sessions: Sequence[Session], stopped: Sequence[int]
 ) -> list[Generator[RoundResult, None, None]]:
-    """The rounds that are left of each of some runs that differ in their seeds, and in numbers of their optimisers of
-    which `find_fixed_numbers` names none, and have done equally many; see `train_by_programs`. stopped: signals that
-    came."""
+    """The rounds that are left of each of some runs, see `train_by_programs`.
+
+    Args:
+        sessions: The runs have done equally many rounds, and differ in their seeds and in hyper-parameters of their
+            optimisers, of which `find_fixed_hyperparameters` names none.
+        stopped: signals that came.
+    """
     settings, progress = sessions[0].settings, [each.progress for each in sessions]
     runs = JointRuns(
         sessions[0].parts,
         [each.seed for each in sessions],
         [make_run_keys(each.seed).rounds for each in sessions],
-        find_different_numbers([each.settings for each in sessions]),
+        find_different_hyperparameters([each.settings for each in sessions]),
     )
     states = [each.state for each in sessions]
     log(f"compiling {describe_runs(runs)} as one program, which takes longest the first time")
@@ -55,7 +59,7 @@ def launch_joint_rounds(
     compile_joint_program(runs, states)
     seconds = time.perf_counter() - begin
     for index, session in enumerate(sessions):
-        own = "".join(f"{key.split('.', 1)[1]}={values[index]:g}  " for key, values in runs.numbers.items())
+        own = "".join(f"{key.split('.', 1)[1]}={values[index]:g}  " for key, values in runs.hyperparameters.items())
         session.compiled, session.label = True, f"seed {session.settings.seed}  {own}"
         session.progress.compile_seconds += seconds / len(sessions)
     todo = range(progress[0].round, settings.rounds)
@@ -65,43 +69,43 @@ def launch_joint_rounds(
 
 def describe_runs(runs: JointRuns) -> str:
     """How many seeds a program has, or how many runs."""
-    return f"{len(runs.seeds)} runs" if runs.numbers else f"{len(runs.seeds)} seeds"
+    return f"{len(runs.seeds)} runs" if runs.hyperparameters else f"{len(runs.seeds)} seeds"
 
 
-def find_fixed_numbers(parts: RunParts, numbers: dict[str, list[float]]) -> list[str]:
-    """Those of some numbers by which it is decided what a program does, so that its runs must have the same: such as a
-    momentum, without which nothing is kept.
+def find_fixed_hyperparameters(parts: RunParts, values: dict[str, list[float]]) -> list[str]:
+    """The dotted keys of hyper-parameters that cannot be traced, since Python code branches on them, such as a momentum
+    that may be 0. Runs of one program must have the same values.
 
     Args:
         parts: of a run.
-        numbers: of the runs, by their dotted keys.
+        values: of the runs, by their dotted keys.
     """
     assert parts.loop
-    if (method_with := parts.loop.method_with) is None:
-        return [*numbers]
+    if (remake_method := parts.loop.remake_method) is None:
+        return [*values]
 
     def is_fixed(key: str) -> bool:
         try:
-            jax.eval_shape(lambda x: method_with({key: x}).with_server() and x, numbers[key][0])
-        except TRACED_TOO_FAR:
+            jax.eval_shape(lambda x: remake_method({key: x}).with_server() and x, values[key][0])
+        except BRANCHES:
             return True
         return False
 
-    return [key for key in numbers if is_fixed(key)]
+    return [key for key in values if is_fixed(key)]
 
 
 def merge_plans(rounds: Sequence[PlannedRound]) -> PlannedRound:
-    """Planned rounds of each run as one program has them: [runs, R, ...], with as many blocks of a kind for all as any
+    """Planned rounds of each run as one program has them: [S, R, ...], with as many blocks of a kind for all as any
     run fills [R, kinds]."""
     stacked = jax.tree.map(lambda *x: np.stack(x), *rounds)
     return stacked._replace(blocks_per_kind=stacked.blocks_per_kind.max(0))
 
 
 def stack_inputs(runs: JointRuns, states: Sequence[State]) -> tuple[State, Key, dict[str, jax.Array]]:
-    """(states, keys, numbers) of all runs, with a leading axis."""
+    """(states, keys, hyper-parameters) of all runs, with a leading axis."""
     # `array` would make them strongly typed, and tables of fewer bits would lose their type
-    numbers = {key: jnp.stack([jnp.asarray(each) for each in values]) for key, values in runs.numbers.items()}
-    return jax.tree.map(lambda *x: jnp.stack(x), *states), jnp.stack(runs.keys), numbers
+    found = {key: jnp.stack([jnp.asarray(each) for each in values]) for key, values in runs.hyperparameters.items()}
+    return jax.tree.map(lambda *x: jnp.stack(x), *states), jnp.stack(runs.keys), found
 
 
 def compile_joint_program(runs: JointRuns, states: Sequence[State]) -> None:
@@ -109,9 +113,9 @@ def compile_joint_program(runs: JointRuns, states: Sequence[State]) -> None:
     loop, drawer = runs.parts.loop, runs.parts.drawer
     assert loop
     assert drawer
-    empty, (state, key, numbers) = plan_rounds(runs.parts, 0, 0, 1), stack_inputs(runs, states)
+    empty, (state, key, hyperparameters) = plan_rounds(runs.parts, 0, 0, 1), stack_inputs(runs, states)
     planned = merge_plans([empty.rounds] * len(states))
-    arguments = empty.room, state, drawer.train_data(), planned, np.int32(0), key, numbers
+    arguments = empty.room, state, drawer.train_data(), planned, np.int32(0), key, hyperparameters
     jax.block_until_ready(loop.joint_program(*arguments))
 
 
@@ -137,7 +141,7 @@ def run_joint_rounds(
     loop, drawer = runs.parts.loop, runs.parts.drawer
     assert loop
     assert drawer
-    data, (state, key, numbers) = drawer.train_data(), stack_inputs(runs, states)
+    data, (state, key, hyperparameters) = drawer.train_data(), stack_inputs(runs, states)
 
     def plan(start, stop):
         return [plan_rounds(runs.parts, seed, start, stop) for seed in runs.seeds]
@@ -146,7 +150,7 @@ def run_joint_rounds(
         nonlocal state
         planned, room = merge_plans([each.rounds for each in plans]), max(each.room for each in plans)
         num_rounds = np.int32(plans[0].stop - plans[0].start)
-        state, figures = loop.joint_program(room, state, data, planned, num_rounds, key, numbers)
+        state, figures = loop.joint_program(room, state, data, planned, num_rounds, key, hyperparameters)
         return figures
 
     for plans, figures, waited in run_programs(plan, launch, list_stops(rounds, loop.length, periods)):

@@ -13,11 +13,11 @@ import tomli_w
 
 from jaxfed.config.build import RunParts, load_data
 from jaxfed.config.config_files import set_draw_place
-from jaxfed.config.optimizer_numbers import find_different_numbers, list_optimizer_numbers, put_optimizer_numbers
+from jaxfed.config.hyperparameters import find_different_hyperparameters, list_hyperparameters, set_hyperparameters
 from jaxfed.config.schema import config_to_table
 from jaxfed.data.clients import Clients
 from jaxfed.training.best_model import build_run
-from jaxfed.training.joint_rounds import find_fixed_numbers
+from jaxfed.training.joint_rounds import find_fixed_hyperparameters
 from jaxfed.training.log import log
 from jaxfed.training.loop import OpenRun, finish_run, open_run_folder, prepare_run, train_run, train_with_checkpoints
 from jaxfed.training.resume import finished_summary, read_draw_place
@@ -92,15 +92,16 @@ def shared_runner(load: Callable[[Any], Clients] | None = None) -> Callable[[Any
 
 
 def describe_shared_program(config: Any) -> dict[str, Any]:
-    """The table of a configuration without what runs of one program may differ in: seed, folder, and how large the
-    numbers of optimisers are."""
-    same = dict.fromkeys(list_optimizer_numbers(config), 0.5)
-    return leave_out_seed_and_folder(put_optimizer_numbers(config, same))
+    """The table of a configuration without what runs of one program may differ in: seed, folder, and the values of the
+    hyper-parameters of optimisers."""
+    same = dict.fromkeys(list_hyperparameters(config), 0.5)
+    return leave_out_seed_and_folder(set_hyperparameters(config, same))
 
 
 def make_joint_runner(configs: Sequence[Any]) -> Callable[[Any], tuple[dict[str, Any], str]]:
     """As `shared_runner`, for these configurations: with the first of those that differ in nothing but seed, folder and
-    numbers of optimisers, all of them run, their rounds as one program."""
+    hyper-parameters of optimisers, all of them run, their rounds as one program."""
+    check_together(configs)
     read, build = make_cached_loader(), make_cached_builder()
     done: dict[str, tuple[dict[str, Any], str]] = {}
 
@@ -114,14 +115,26 @@ def make_joint_runner(configs: Sequence[Any]) -> Callable[[Any], tuple[dict[str,
     return run
 
 
+def check_together(configs: Sequence[Any]) -> None:
+    """Raises ValueError where runs cannot train in one program of many rounds."""
+    for config in configs:
+        if config.run.rounds_per_program < 2 or config.work.draw_on == "host":
+            raise ValueError(
+                '--together trains runs in programs of many rounds: set work.draw_on = "device" and '
+                "run.rounds_per_program to 2 or more, such as 20"
+            )
+        if config.run.profile:
+            raise ValueError("run.profile: rounds of several runs are not traced: leave --together out")
+
+
 def train_joint_runs(
     configs: Sequence[Any], load: Callable[[Any], Clients], assemble: Callable[[Any, Clients], RunParts]
 ) -> dict[str, tuple[dict[str, Any], str]]:
-    """Trains runs that differ only in seed, folder and numbers of their optimisers, their rounds as one program.
+    """Trains runs that differ only in seed, folder and hyper-parameters of optimisers, their rounds as one program.
 
     Runs that are finished are read. Those that have done equally many rounds share a program, if they have the same
-    `find_fixed_numbers`. A run that cannot be opened, or that comes to nothing, does not stop the others; an error in
-    their program ends all that share it.
+    `find_fixed_hyperparameters`. A run that cannot be opened, or that comes to nothing, does not stop the others; an
+    error in their program ends all that share it.
 
     Args:
         configs: the configurations of the runs.
@@ -134,13 +147,6 @@ def train_joint_runs(
         ValueError: the options do not go together: one line that says what to do.
         SystemExit: see `train_run`.
     """
-    run_options = configs[0].run
-    if run_options.rounds_per_program < 2:
-        raise ValueError(
-            "--together trains runs in one program of many rounds: set run.rounds_per_program to 2 or more, such as 20"
-        )
-    if run_options.profile:
-        raise ValueError("run.profile: rounds of several runs are not traced: leave --together out")
     outcomes: dict[str, tuple[Any, str]] = {}
     with ExitStack() as held:
         build = with_one_drawer(assemble)
@@ -168,13 +174,13 @@ def divide_runs(runs: Sequence[OpenRun]) -> list[list[OpenRun]]:
     """Those runs that share a program, see `train_joint_runs`."""
     if not runs:
         return []
-    numbers = find_different_numbers([run.session.settings for run in runs])
-    fixed = find_fixed_numbers(runs[0].session.parts, numbers)
+    values = find_different_hyperparameters([run.session.settings for run in runs])
+    fixed = find_fixed_hyperparameters(runs[0].session.parts, values)
     if fixed:
-        log(f"{', '.join(fixed)}: another program for each value, since it decides what a program does")
+        log(f"a program for each value of {', '.join(fixed)}: they cannot differ within one")
     groups: dict[tuple, list[OpenRun]] = {}
     for index, run in enumerate(runs):
-        groups.setdefault((count_rounds(run), *(numbers[key][index] for key in fixed)), []).append(run)
+        groups.setdefault((count_rounds(run), *(values[key][index] for key in fixed)), []).append(run)
     return [groups[key] for key in sorted(groups)]
 
 

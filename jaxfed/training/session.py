@@ -171,7 +171,8 @@ def train_by_programs(
             if progress.finished or session.halt:
                 break
     if parts.loop:
-        log(f"{progress.round - first:,} rounds ran as {programs:,} programs: the host was asked after each")
+        each = "programs: the host was asked after each" if programs > 1 else "program"
+        log(f"{progress.round - first:,} rounds ran as {programs:,} {each}")
 
 
 def start_rounds(session: Session, stopped: Sequence[int]) -> Generator[RoundResult, None, None]:

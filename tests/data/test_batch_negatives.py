@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from jaxfed.data import packing
-from jaxfed.data.batch_negatives import draw_batch_negatives, mark_listed_items
+from jaxfed.data.batch_negatives import draw_batch_negatives, mark_excluded_items
 from jaxfed.data.batching import draw_examples
 from jaxfed.data.device_organisations import draw_examples_of_users
 from jaxfed.data.packing import pack_cohort
@@ -43,7 +43,7 @@ def group_examples(drawn, batching):
             item = drawn.item[at + place]
             positive, other = item if batching.pairwise else (drawn.item[first, 0], item[0])
             is_negative = batching.pairwise or place % each > 0
-            facts = place // each, positive, other, drawn.user[at + place], is_negative, drawn.counts[at + place]
+            facts = place // each, positive, other, drawn.user[at + place], is_negative, drawn.is_learned[at + place]
             examples.append(facts)
         yield client, [examples[i : i + batching.batch_size] for i in range(0, count, batching.batch_size)]
         at += count
@@ -92,7 +92,7 @@ def test_items_on_lists_by_hand():
     lists = make_ragged(np.array([1, 4, 0, 3]), np.array([0, 0, 2, 2]), 3)
     item = np.array([[0, 1, 4], [0, 1, 4], [0, 3, 4], [4, 1, 2]])
     want = [[False, True, True], [False] * 3, [True, True, False], [True, True, False]]
-    assert mark_listed_items(lists, np.array([0, 1, 2, 0]), item, 5).tolist() == want
+    assert mark_excluded_items(lists, np.array([0, 1, 2, 0]), item, 5).tolist() == want
 
 
 @pytest.mark.parametrize("place", ["host", "device"])
@@ -171,9 +171,13 @@ def test_histories_are_those_of_uniform_negatives():
 @pytest.mark.parametrize(
     ("tables", "words"),
     [
-        ({"data": DATA}, "a client with one user has no negatives in its batches"),
-        ({"data": DATA | {"clients": "device"}}, "a client with one user has no negatives in its batches"),
+        ({"data": DATA}, "each client has one user"),
+        ({"data": DATA | {"clients": "device"}}, "each client has one user"),
         ({"work": TABLE["work"] | {"negative_sampling": "in_batch", "batch_size": 9}}, "set work.batch_size to 10"),
+        (
+            {"work": TABLE["work"] | {"negative_sampling": "in_batch", "batch_size": 1}, "model": HISTORIES},
+            "set work.batch_size to 2",
+        ),
         ({"model": HISTORIES | {"loss": "sampled_softmax"}}, "right for uniform negatives alone"),
         ({"model": HISTORIES | {"loss": "softmax"}}, "no negatives are drawn here"),
         ({"model": {"name": "bert4rec", "dim": 4, "length": 6, "loss": "softmax"}}, "no negatives are drawn here"),

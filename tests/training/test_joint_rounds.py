@@ -246,7 +246,7 @@ def test_seeds_share_a_program_only_where_rounds_do(sweep, capsys):
     with pytest.raises(SystemExit) as ended:
         sweep("none", "--run.rounds-per-program", 1)
     assert ended.value.code == 2
-    assert "set run.rounds_per_program to 2 or more" in capsys.readouterr().err
+    assert "run.rounds_per_program to 2 or more" in capsys.readouterr().err
 
 
 def test_seconds_are_shared():

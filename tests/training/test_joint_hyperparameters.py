@@ -1,4 +1,4 @@
-"""Runs that differ in numbers of their optimisers as one program: each is the run that it would be alone."""
+"""Runs that differ in hyper-parameters of their optimisers as one program: each is the run that it would be alone."""
 
 import json
 import sys
@@ -13,11 +13,11 @@ import pytest
 from jaxfed.cli import main
 from jaxfed.config.build import build_from_config, load_data
 from jaxfed.config.config_files import read_config
-from jaxfed.config.optimizer_numbers import find_different_numbers, list_optimizer_numbers, put_optimizer_numbers
+from jaxfed.config.hyperparameters import find_different_hyperparameters, list_hyperparameters, set_hyperparameters
 from jaxfed.config.overrides import override_config
 from jaxfed.config.schema import make_config
 from jaxfed.training import loop, runs
-from jaxfed.training.joint_rounds import JointRuns, find_fixed_numbers, run_joint_rounds, stack_inputs
+from jaxfed.training.joint_rounds import JointRuns, find_fixed_hyperparameters, run_joint_rounds, stack_inputs
 from jaxfed.training.looped_rounds import run_looped_rounds
 from jaxfed.training.rounds import initial_arrays, make_run_keys
 from tests.training.test_looped_rounds import HISTORIES, TABLE
@@ -26,9 +26,9 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 RATES = {"name": "sgd", "learning_rate": 0.5}
 
 
-def optimize(**numbers):
+def optimize(**values):
     """Tables whose clients have such an optimiser."""
-    return {"work": TABLE["work"] | {"optimizer": RATES | numbers}}
+    return {"work": TABLE["work"] | {"optimizer": RATES | values}}
 
 
 def serve(**server):
@@ -70,15 +70,15 @@ def build(tables):
 def test_each_is_its_run_alone(case):
     """Up to rounding, with the same seed or another one, and their states have the same types."""
     configs, parts = zip(*map(build, CASES[case]), strict=True)
-    numbers, seeds = find_different_numbers(configs), [*range(len(parts) - 1), 0]
-    assert numbers
-    assert find_fixed_numbers(parts[0], numbers) == []
+    values, seeds = find_different_hyperparameters(configs), [*range(len(parts) - 1), 0]
+    assert values
+    assert find_fixed_hyperparameters(parts[0], values) == []
     keys = [make_run_keys(seed).rounds for seed in seeds]
 
     def start(index):
         return initial_arrays(parts[index], seeds[index])["state"]
 
-    joint = JointRuns(parts[0], seeds, keys, numbers)
+    joint = JointRuns(parts[0], seeds, keys, values)
     programs = list(run_joint_rounds(joint, [*map(start, range(len(parts)))], range(6), (4,)))
     rounding = 3e-2 if "16" in case else 1e-4
     for index, seed in enumerate(seeds):
@@ -92,7 +92,7 @@ def test_each_is_its_run_alone(case):
             np.testing.assert_allclose(one.info["train/loss"], other.info["train/loss"], rtol=rounding, atol=1e-6)
     ends = [program[-1].state.shared.params for program in programs[-1]]
     moved = zip(*map(jax.tree.leaves, ends[:2]), strict=True)
-    assert max(float(jnp.abs(a - b).max()) for a, b in moved) > 1e-3, "the numbers matter"
+    assert max(float(jnp.abs(a - b).max()) for a, b in moved) > 1e-3, "the values matter"
 
 
 FIXED = {
@@ -105,29 +105,29 @@ FIXED = {
 
 
 @pytest.mark.parametrize("case", FIXED)
-def test_numbers_that_decide_what_is_computed_are_found(case):
+def test_values_on_which_code_branches_are_found(case):
     tables, want = FIXED[case]
     configs, parts = zip(*map(build, tables), strict=True)
-    assert find_fixed_numbers(parts[0], find_different_numbers(configs)) == want
+    assert find_fixed_hyperparameters(parts[0], find_different_hyperparameters(configs)) == want
 
 
-def test_traced_numbers_are_as_weak_as_python_numbers():
+def test_traced_values_are_as_weak_as_python_numbers():
     """So tables of 16 bits stay what they are, whatever a program multiplies them by."""
     state, key = initial_arrays(build({})[1], 0)["state"], make_run_keys(0).rounds
     runs = JointRuns(None, [0, 0], [key, key], {"server.learning_rate": [0.5, 0.1]})
-    (numbers,) = stack_inputs(runs, [state, state])[2].values()
-    seen = jax.eval_shape(jax.vmap(lambda x: x * jnp.ones(3, jnp.bfloat16)), numbers)
+    (values,) = stack_inputs(runs, [state, state])[2].values()
+    seen = jax.eval_shape(jax.vmap(lambda x: x * jnp.ones(3, jnp.bfloat16)), values)
     assert (seen.dtype, seen.shape) == (jnp.bfloat16, (2, 3))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_numbers_are_put_where_they_were_read(path):
+def test_values_are_put_where_they_were_read(path):
     config = override_config(read_config(path), [])
-    numbers = list_optimizer_numbers(config)
-    assert put_optimizer_numbers(config, numbers) == config
-    for key in numbers:
-        changed = put_optimizer_numbers(config, {key: 0.123})
-        assert find_different_numbers([config, changed]) == {key: [numbers[key], 0.123]}
+    values = list_hyperparameters(config)
+    assert set_hyperparameters(config, values) == config
+    for key in values:
+        changed = set_hyperparameters(config, {key: 0.123})
+        assert find_different_hyperparameters([config, changed]) == {key: [values[key], 0.123]}
 
 
 # --- as a user runs it ------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_a_grid_of_rates_and_seeds_is_one_program(sweep, monkeypatch, capsys):
     together = sweep("together", *grid)
     told = "".join(capsys.readouterr())
     assert launched == [4, 4]
-    assert "work.optimizer.momentum: another program for each value" in told
+    assert "a program for each value of work.optimizer.momentum: they cannot differ within one" in told
     assert "compiling 4 runs as one program" in told
     assert "seed 1  optimizer.item.learning_rate=30  round     4" in told
     for one, other in zip(together, sweep("alone", *grid, together=False), strict=True):
