@@ -12,6 +12,7 @@ from jaxfed.core.model import ClosedForm, Model
 from jaxfed.core.pairs import PairSums, add_to_dense, to_dense
 from jaxfed.core.tables import Table, num_rows, unwrap
 from jaxfed.core.types import History, Key, Mean, Tree
+from jaxfed.models.large_inverse import LARGEST_OF_LAPACK, invert_large
 
 SHORT = 8  # a catalogue has so many times the items of a history from which only the rows of the history are read
 TILE = 1024  # rows and columns of a matrix that are mirrored at a time
@@ -148,9 +149,13 @@ def ridge_weights(sums: PairSums, l2: float) -> np.ndarray:
 
     X'X + l2 I is inverted in place by Cholesky's factors: nothing beside the result takes memory. Where noise on the
     sums has made it indefinite, it is inverted by elimination.
+
+    Raises ValueError where it is indefinite and too large for elimination.
     """
     matrix = to_dense(sums)
     np.einsum("ii->i", matrix)[:] += l2
+    if len(matrix) > LARGEST_OF_LAPACK:
+        return divide_by_diagonal(mirror_lower(invert_large(matrix)))
     upper = matrix.T  # as Fortran has it: LAPACK then works in place
     _, failed = scipy.linalg.lapack.spotrf(upper, lower=0, clean=0, overwrite_a=1)
     if failed:
@@ -160,6 +165,11 @@ def ridge_weights(sums: PairSums, l2: float) -> np.ndarray:
     else:
         scipy.linalg.lapack.spotri(upper, lower=0, overwrite_c=1)
         mirror_lower(matrix)
+    return divide_by_diagonal(matrix)
+
+
+def divide_by_diagonal(matrix: np.ndarray) -> np.ndarray:
+    """The weights of an inverse [N, N], or of minus an inverse, in its place."""
     matrix /= -np.diag(matrix).copy()
     np.fill_diagonal(matrix, 0)
     return matrix
